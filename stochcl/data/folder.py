@@ -1,0 +1,112 @@
+"""A folder of images, or one image file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from stochcl.data.files import read_regular, why
+from stochcl.data.names import printable, sort_key
+from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name
+from stochcl.errors import SourceError
+
+
+class FolderSource(ImageSource):
+    """The images in a folder and its folders.
+
+    Hidden files and folders are left out. Links to files and folders are followed; each folder is read once, so
+    links that form a loop end, and a link to a folder that is read under its own name is rejected.
+    """
+
+    kind: ClassVar[str] = "folder"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._root = path
+        listing = _Listing(path)
+        listing.run()
+        self.entries = sorted(listing.entries, key=lambda e: sort_key(e.name))
+        self.rejected = sorted(listing.rejected, key=lambda f: sort_key(f.name))
+        check_not_empty(path, self.entries, self.rejected, "folder")
+
+    def _read(self, i: int) -> bytes:
+        return read_regular(self._root / self.entries[i].name, MAX_FILE_BYTES)
+
+
+class FileSource(FolderSource):
+    """One image file: a source of one image, named as the file is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._root = path.parent
+        status = path.stat()
+        self.entries = [Entry(path.name, status.st_size, status.st_mtime_ns)]
+        self.rejected = []
+
+
+class _Listing:
+    """One walk over a folder; real folders first, then links to folders, so that own names win."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.entries: list[Entry] = []
+        self.rejected: list[Failure] = []
+        self._links: list[str] = []
+        self._seen: set[tuple[int, int]] = set()
+
+    def run(self) -> None:
+        self._walk("")
+        while self._links:
+            links, self._links = sorted(self._links, key=sort_key), []
+            for name in links:
+                self._walk(name, linked=True)
+
+    def _walk(self, top: str, *, linked: bool = False) -> None:
+        folders = [top]
+        while folders:
+            name = folders.pop()
+            try:
+                status = os.stat(self.root / name)
+                if (status.st_dev, status.st_ino) in self._seen:
+                    if linked:
+                        self.rejected.append(Failure(name, "it links to a folder that is read already"))
+                    continue
+                self._seen.add((status.st_dev, status.st_ino))
+                with os.scandir(self.root / name) as items:
+                    folders.extend(self._sort_out(items, f"{name}/" if name else ""))
+            except OSError as exc:
+                if not name:
+                    msg = f"{printable(str(self.root))}: this folder cannot be read: {why(exc)}."
+                    raise SourceError(msg) from exc
+                self.rejected.append(Failure(name, f"the folder cannot be read: {why(exc)}"))
+
+    def _sort_out(self, items: Iterator[os.DirEntry[str]], prefix: str) -> list[str]:
+        """Enter a folder's files into the lists; return its real folders."""
+        folders = []
+        for item in items:
+            if item.name.startswith(".") or (not prefix and item.name == "__MACOSX"):
+                continue
+            name = prefix + item.name
+            try:
+                if item.is_dir():
+                    (self._links if item.is_symlink() else folders).append(name)
+                elif is_image_name(item.name):
+                    self._enter(name, item)
+            except OSError as exc:
+                self.rejected.append(Failure(name, f"it cannot be looked at: {why(exc)}"))
+        return folders
+
+    def _enter(self, name: str, item: os.DirEntry[str]) -> None:
+        try:
+            status = item.stat()
+        except FileNotFoundError:
+            self.rejected.append(Failure(name, "it is a broken link" if item.is_symlink() else "it is gone"))
+            return
+        if stat.S_ISREG(status.st_mode):
+            self.entries.append(Entry(name, status.st_size, status.st_mtime_ns))
+        else:
+            self.rejected.append(Failure(name, "it is not a regular file"))

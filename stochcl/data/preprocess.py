@@ -1,0 +1,210 @@
+"""From the bytes of an image file to the square of pixels that an encoder sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from stochcl.data.modes import to_eight_bits
+from stochcl.data.quiet import quiet_pillow
+from stochcl.errors import ImageError
+
+Fit = Literal["crop", "pad", "stretch"]
+
+FITS: tuple[str, ...] = get_args(Fit)
+"""What may happen to an image that is not square."""
+
+MAX_PIXELS = 178_956_970
+"""Largest image that is decoded, in pixels: where Pillow, too, speaks of a decompression bomb."""
+
+MAX_FILE_BYTES = 512 * 1024**2
+"""Largest image file, or archive member, that is read."""
+
+MAX_SIZE = 4096
+"""Largest side of a preprocessed image, in pixels."""
+
+PAD_GREY = 128
+"""The grey of the borders that ``fit="pad"`` adds."""
+
+RESAMPLING = "bicubic"
+"""How images are resized; antialiased when they shrink."""
+
+# A reduction by whole factors (JPEG's own scaled decoding, then box averages) comes first and leaves at least
+# this many times the final size to the bicubic filter. Pillow calls 3 nearly indistinguishable from a fair
+# resampling; for JPEG, whose scaled decoding is itself band-limited, 2 is.
+_REDUCING_GAP = 3.0
+_DRAFT_GAP = 2.0
+
+_FORMATS = (
+    "JPEG MPO PNG GIF WEBP BMP DIB TIFF PPM JPEG2000 AVIF TGA QOI ICO PCX SGI JXL HEIF".split()
+)  # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How an image of any shape becomes ``size`` x ``size`` RGB pixels.
+
+    The image is turned upright as its EXIF orientation says, resized (bicubic, antialiased), and transparency
+    is laid on white.
+
+    Parameters
+    ----------
+    size : int
+        Side of the result, in pixels.
+    fit : {"crop", "pad", "stretch"}
+        ``crop`` resizes the short side to ``size`` and keeps the centre; ``pad`` resizes the long side and fills
+        up with grey (``PAD_GREY``); ``stretch`` resizes both sides and changes the aspect.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` or ``fit`` is not one of these.
+    """
+
+    size: int
+    fit: Fit = "crop"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= MAX_SIZE:
+            msg = f"an image is preprocessed to 1 to {MAX_SIZE} pixels a side, not {self.size}"
+            raise ValueError(msg)
+        if self.fit not in FITS:
+            msg = f"fit is one of {', '.join(FITS)}, not {self.fit!r}"
+            raise ValueError(msg)
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several.
+
+        Raises
+        ------
+        ImageError
+            If it is not an image, is damaged or truncated, or has more than ``MAX_PIXELS`` pixels. The message
+            is the reason alone; the caller knows the name.
+        """
+        if not data:
+            raise ImageError("the file is empty (0 bytes)")
+        try:
+            with quiet_pillow(), Image.open(BytesIO(data), formats=_formats()) as image:
+                return self._decode_opened(image)
+        except ImageError:
+            raise
+        except UnidentifiedImageError as exc:
+            raise ImageError("it is not an image in a format that is read here") from exc
+        except Image.DecompressionBombError as exc:
+            raise ImageError(f"it has more than {MAX_PIXELS:,} pixels") from exc
+        except MemoryError as exc:
+            raise ImageError("there is not enough memory to decode it") from exc
+        except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data
+            raise ImageError(f"the image is truncated or damaged ({_sentence(exc)})") from exc
+
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Bring a Pillow image to shape (size, size, 3), uint8.
+
+        Raises
+        ------
+        ImageError
+            If its pixels cannot be converted to 8 bits a channel.
+        """
+        image.load()
+        resized = self._resize(to_eight_bits(image))
+        turn = _TRANSPOSED.get(_orientation(image))
+        return np.array(_on_white(resized if turn is None else resized.transpose(turn)))
+
+    def _decode_opened(self, image: Image.Image) -> NDArray[np.uint8]:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded")
+        if width < 1 or height < 1:
+            raise ImageError(f"it has {width} x {height} pixels")
+        target = self._scaled(width, height, self.size * _DRAFT_GAP)
+        image.draft(None, target)
+        return self.apply(image)
+
+    def _scaled(self, width: int, height: int, size: float) -> tuple[int, int]:
+        """Return the size that the whole image takes when the result's side is ``size``."""
+        if self.fit == "stretch":
+            return max(1, round(size)), max(1, round(size))
+        factor = size / (min(width, height) if self.fit == "crop" else max(width, height))
+        return max(1, round(width * factor)), max(1, round(height * factor))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        # The result is square and the crop exactly central, so turning upright can wait until the image is small.
+        width, height = image.size
+        if self.fit == "pad":
+            return self._letterbox(image)
+        box = (0.0, 0.0, float(width), float(height))
+        if self.fit == "crop":
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            box = (left, top, left + side, top + side)
+        return _resample(image, (self.size, self.size), box)
+
+    def _letterbox(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        inner = self._scaled(width, height, self.size)
+        resized = _on_white(_resample(image, inner, (0.0, 0.0, float(width), float(height))))
+        canvas = Image.new("RGB", (self.size, self.size), (PAD_GREY,) * 3)
+        canvas.paste(resized, ((self.size - inner[0]) // 2, (self.size - inner[1]) // 2))
+        return canvas
+
+
+def identify(data: bytes) -> bool:
+    """Tell whether data begins like an image of a format that is read here."""
+    try:
+        with quiet_pillow(), Image.open(BytesIO(data), formats=_formats()):
+            return True
+    except Exception:  # noqa: BLE001, RUF100 - as in decode: any failure means no
+        return False
+
+
+def _resample(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
+) -> Image.Image:
+    if size == image.size and box == (0.0, 0.0, float(size[0]), float(size[1])):
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode not in ("LA", "RGBA"):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001, RUF100 - damaged metadata does not make the pixels unreadable
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _sentence(exc: BaseException) -> str:
+    text = " ".join(str(exc).split())
+    return text[:200] or type(exc).__name__
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
