@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from stochcl.data.array import ArraySource
+from stochcl.data.folder import FileSource, FolderSource
+from stochcl.data.labels import LabelTable, read_labels
+from stochcl.data.matrix import MatrixBatch, MatrixSource
 from stochcl.data.names import folder_label, held_out, printable
 from stochcl.data.opening import open_source
 from stochcl.data.preprocess import Preprocess
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource
+from stochcl.data.tar import TarSource
+from stochcl.data.zip import ZipSource
 
 __all__ = [
+    "ArraySource",
     "Entry",
     "Failure",
+    "FileSource",
+    "FolderSource",
     "ImageBatch",
     "ImageSource",
+    "LabelTable",
+    "MatrixBatch",
+    "MatrixSource",
     "Preprocess",
+    "TarSource",
+    "ZipSource",
     "folder_label",
     "held_out",
     "open_source",
     "printable",
+    "read_labels",
 ]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stochcl.data.preprocess import Preprocess
 from stochcl.data.source import Failure, ImageBatch, ImageSource
 from stochcl.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from stochcl.data.preprocess import Preprocess
 
 LOOK_AHEAD = 2
 """Batches that are decoded ahead of the one the consumer holds; memory is bounded by it."""

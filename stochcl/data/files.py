@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import threading
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stochcl.errors import ImageError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 # O_NONBLOCK: should a name turn into a pipe between listing and opening, opening must not wait for a writer.
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_OPEN_FLAGS = (
+    os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+)
 
 
 def why(exc: OSError) -> str:
@@ -106,19 +109,7 @@ class RandomFile:
                 self._file = self.path.open("rb", buffering=0)
             return self._file
 
-    def close(self) -> None:
-        """Close the file; a later read opens it again."""
-        with self._lock:
-            file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
     def __del__(self) -> None:
         file = getattr(self, "_file", None)
         if file is not None:
             file.close()
-
-
-def is_full_disk(exc: OSError) -> bool:
-    """Tell whether an OSError means that no space is left."""
-    return exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

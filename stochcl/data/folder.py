@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stochcl.data.files import read_regular, why
 from stochcl.data.names import printable, sort_key
@@ -14,12 +12,16 @@ from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name
 from stochcl.errors import SourceError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
 
 class FolderSource(ImageSource):
     """The images in a folder and its folders.
 
-    Hidden files and folders are left out. Links to files and folders are followed; each folder is read once, so
-    links that form a loop end, and a link to a folder that is read under its own name is rejected.
+    Hidden files and folders are left out. Links to files and folders are followed; each folder is read once,
+    so links that form a loop end, and a link to a folder that is read under its own name is rejected.
     """
 
     kind: ClassVar[str] = "folder"
@@ -70,7 +72,7 @@ class _Listing:
         while folders:
             name = folders.pop()
             try:
-                status = os.stat(self.root / name)
+                status = (self.root / name).stat()
                 if (status.st_dev, status.st_ino) in self._seen:
                     if linked:
                         self.rejected.append(Failure(name, "it links to a folder that is read already"))
@@ -80,13 +82,13 @@ class _Listing:
                     folders.extend(self._sort_out(items, f"{name}/" if name else ""))
             except OSError as exc:
                 if not name:
-                    msg = f"{printable(str(self.root))}: this folder cannot be read: {why(exc)}."
+                    msg = f"{printable(self.root)}: this folder cannot be read: {why(exc)}."
                     raise SourceError(msg) from exc
                 self.rejected.append(Failure(name, f"the folder cannot be read: {why(exc)}"))
 
     def _sort_out(self, items: Iterator[os.DirEntry[str]], prefix: str) -> list[str]:
         """Enter a folder's files into the lists; return its real folders."""
-        folders = []
+        folders: list[str] = []
         for item in items:
             if item.name.startswith(".") or (not prefix and item.name == "__MACOSX"):
                 continue

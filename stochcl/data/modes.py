@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from stochcl.errors import ImageError
 
-_WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_NEAREST_MODE = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # RGB for all others
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
     """Convert a loaded image to mode L, RGB, LA or RGBA, 8 bits a channel, without changing its size.
 
-    16-bit greyscale is scaled (65535 becomes 255), never clipped. 32-bit integers within 0..65535 are taken as
-    16-bit, floats within 0..1 or 0..255 as such; others are stretched from their own least to their greatest
-    value. A transparent colour becomes alpha. Colour profiles are ignored.
+    16-bit greyscale is scaled (65535 becomes 255), never clipped. 32-bit integers within 0..65535 are taken
+    as 16-bit, floats within 0..1 or 0..255 as such; others are stretched from their own least to their
+    greatest value. A transparent colour becomes alpha. Colour profiles are ignored.
 
     Raises
     ------
@@ -26,19 +28,16 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
         If a float image holds values that are not finite.
     """
     mode = image.mode
-    if mode in ("LA", "RGBA"):
+    transparent = mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
+    if transparent:
+        return image.convert("RGBA")
+    if mode in ("L", "RGB", "LA", "RGBA"):
         return image
-    if mode in _WITH_ALPHA:
-        return image.convert(_WITH_ALPHA[mode])
     if mode in ("I", "F") or mode.startswith("I;16"):
         return _from_numbers(image)
     if mode == "LAB":
         return _from_lab(image)
-    if image.info.get("transparency") is not None and mode in ("1", "L", "P", "RGB"):
-        return image.convert("RGBA")
-    if mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if mode == "1" else "RGB")
+    return image.convert(_NEAREST_MODE.get(mode, "RGB"))
 
 
 def _from_numbers(image: Image.Image) -> Image.Image:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from stochcl.data.source import Entry
@@ -93,7 +94,7 @@ def is_hidden(name: str) -> bool:
     >>> [is_hidden(n) for n in ("a/.b.png", "__MACOSX/a/b.png", "a/b.png")]
     [True, True, False]
     """
-    return name.startswith(".") or "/." in name or name.startswith("__MACOSX/")
+    return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
 def held_out(names: Iterable[str | Entry], per_class: int = 20) -> NDArray[np.bool_]:

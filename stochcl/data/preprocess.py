@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from stochcl.data.modes import to_eight_bits
 from stochcl.data.quiet import quiet_pillow
 from stochcl.errors import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -41,9 +43,26 @@ RESAMPLING = "bicubic"
 _REDUCING_GAP = 3.0
 _DRAFT_GAP = 2.0
 
-_FORMATS = (
-    "JPEG MPO PNG GIF WEBP BMP DIB TIFF PPM JPEG2000 AVIF TGA QOI ICO PCX SGI JXL HEIF".split()
-)  # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image
+_FORMATS = [
+    "JPEG",
+    "MPO",
+    "PNG",
+    "GIF",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "TGA",
+    "QOI",
+    "ICO",
+    "PCX",
+    "SGI",
+    "JXL",
+    "HEIF",
+]  # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED = {
@@ -69,8 +88,8 @@ class Preprocess:
     size : int
         Side of the result, in pixels.
     fit : {"crop", "pad", "stretch"}
-        ``crop`` resizes the short side to ``size`` and keeps the centre; ``pad`` resizes the long side and fills
-        up with grey (``PAD_GREY``); ``stretch`` resizes both sides and changes the aspect.
+        ``crop`` resizes the short side to ``size`` and keeps the centre; ``pad`` resizes the long side and
+        fills up with grey (``PAD_GREY``); ``stretch`` resizes both sides and changes the aspect.
 
     Raises
     ------
@@ -95,8 +114,8 @@ class Preprocess:
         Raises
         ------
         ImageError
-            If it is not an image, is damaged or truncated, or has more than ``MAX_PIXELS`` pixels. The message
-            is the reason alone; the caller knows the name.
+            If it is not an image, is damaged or truncated, or has more than ``MAX_PIXELS`` pixels. The
+            message is the reason alone; the caller knows the name.
         """
         if not data:
             raise ImageError("the file is empty (0 bytes)")
@@ -123,14 +142,18 @@ class Preprocess:
             If its pixels cannot be converted to 8 bits a channel.
         """
         image.load()
-        resized = self._resize(to_eight_bits(image))
+        # The crop is exactly central and the result square, so turning it upright can wait.
+        small = self._resize(to_eight_bits(image))
         turn = _TRANSPOSED.get(_orientation(image))
-        return np.array(_on_white(resized if turn is None else resized.transpose(turn)))
+        upright = _on_white(small if turn is None else small.transpose(turn))
+        return np.array(self._letterbox(upright) if self.fit == "pad" else upright)
 
     def _decode_opened(self, image: Image.Image) -> NDArray[np.uint8]:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageError(f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded")
+            raise ImageError(
+                f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded"
+            )
         if width < 1 or height < 1:
             raise ImageError(f"it has {width} x {height} pixels")
         target = self._scaled(width, height, self.size * _DRAFT_GAP)
@@ -145,23 +168,17 @@ class Preprocess:
         return max(1, round(width * factor)), max(1, round(height * factor))
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        # The result is square and the crop exactly central, so turning upright can wait until the image is small.
         width, height = image.size
-        if self.fit == "pad":
-            return self._letterbox(image)
-        box = (0.0, 0.0, float(width), float(height))
         if self.fit == "crop":
             side = min(width, height)
             left, top = (width - side) / 2, (height - side) / 2
-            box = (left, top, left + side, top + side)
-        return _resample(image, (self.size, self.size), box)
+            return _resample(image, (self.size, self.size), (left, top, left + side, top + side))
+        whole = (0.0, 0.0, float(width), float(height))
+        return _resample(image, self._scaled(width, height, self.size), whole)
 
     def _letterbox(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        inner = self._scaled(width, height, self.size)
-        resized = _on_white(_resample(image, inner, (0.0, 0.0, float(width), float(height))))
         canvas = Image.new("RGB", (self.size, self.size), (PAD_GREY,) * 3)
-        canvas.paste(resized, ((self.size - inner[0]) // 2, (self.size - inner[1]) // 2))
+        canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
         return canvas
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The comment makes the pattern ours alone: a filter that the user set with the plain pattern is not touched.
+_PILLOW = r"PIL\.(?#stochcl)"
 
 _lock = threading.Lock()
 _inside = 0
@@ -24,7 +29,7 @@ def quiet_pillow() -> Iterator[None]:
     with _lock:
         _inside += 1
         if _inside == 1:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.filterwarnings("ignore", module=_PILLOW)
             _filter = warnings.filters[0]
     try:
         yield

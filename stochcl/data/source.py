@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar
 
 from stochcl.data.names import printable
-from stochcl.data.preprocess import Preprocess
 from stochcl.errors import ImageError, SourceError, UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stochcl.data.preprocess import Preprocess
+
 IMAGE_EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .gif .webp .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .jpx"
-    " .avif .tga .qoi .jxl .heic .heif .mpo".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".gif",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".avif",
+        ".tga",
+        ".qoi",
+        ".jxl",
+        ".heic",
+        ".heif",
+        ".mpo",
+    ]
 )
 """Endings (lower case) of the files that are taken for images in a folder or archive; others are ignored."""
 
@@ -111,7 +140,7 @@ class ImageSource(ABC):
         try:
             return self._image(i, preprocess)
         except ImageError as exc:
-            raise ImageError(f"{printable(str(self.path))}: {printable(name)}: {exc}") from exc
+            raise ImageError(f"{printable(self.path)}: {printable(name)}: {exc}") from exc
 
     def batches(
         self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1, start: int = 0
@@ -166,7 +195,7 @@ def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Fai
     """Raise SourceError, with the first reason, where a source has no image that could be read."""
     if entries:
         return
-    shown = printable(str(path))
+    shown = printable(path)
     if rejected:
         first = rejected[0]
         msg = (

@@ -6,14 +6,16 @@ import bz2
 import struct
 import zipfile
 import zlib
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from stochcl.data.files import RandomFile, why
 from stochcl.data.names import is_hidden, member_name, printable, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name
 from stochcl.errors import ImageError, SourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Local file header (APPNOTE 4.3.7): signature, then fields that the central directory repeats, then the
 # lengths of the name and the extra field, which may differ from the central directory's.
@@ -90,10 +92,10 @@ def _central_directory(path: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     except OSError as exc:
-        raise SourceError(f"{printable(str(path))}: this zip cannot be read: {why(exc)}.") from exc
+        raise SourceError(f"{printable(path)}: this zip cannot be read: {why(exc)}.") from exc
     except Exception as exc:  # zipfile raises many kinds of error on damaged directories
         msg = (
-            f"{printable(str(path))}: this zip is truncated or damaged ({printable(str(exc))}); "
+            f"{printable(path)}: this zip is truncated or damaged ({printable(str(exc))}); "
             "copy it again or repack it."
         )
         raise SourceError(msg) from exc
@@ -111,7 +113,9 @@ def _check_member(info: zipfile.ZipInfo) -> None:
     if info.flag_bits & _ENCRYPTED:
         raise ValueError("it is encrypted")
     if info.compress_type not in _METHODS:
-        raise ValueError(f"its compression (zip method {info.compress_type}) is not read here; repack the zip")
+        raise ValueError(
+            f"its compression (zip method {info.compress_type}) is not read here; repack the zip"
+        )
     if max(info.file_size, info.compress_size) > MAX_FILE_BYTES:
         raise ValueError(f"it has {info.file_size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
 

@@ -1,0 +1,9 @@
+"""Write the images beside this script: `python examples/make_images.py` makes `examples/images` again."""
+
+from pathlib import Path
+
+from stochcl.data.examples import write_examples
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent / "images"
+    print(f"{write_examples(folder)} images in {folder}")

@@ -1,0 +1,173 @@
+"""Labels and targets from a CSV file: ``name,label`` and any further columns."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.data.files import why
+from stochcl.data.names import printable
+from stochcl.errors import LabelsError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+_SHOWN = 3  # names that a message lists
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """What a CSV says of each image.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    columns : tuple of str
+        The columns after ``name``; the first is the label unless another is asked for.
+    rows : dict of str to tuple of str
+        The values of each name, one a column.
+
+    Examples
+    --------
+    >>> table = LabelTable(Path("l.csv"), ("label", "age"), {"a.png": ("cat", "3"), "b.png": ("dog", "4.5")})
+    >>> table.match(["b.png", "a.png"])
+    ('dog', 'cat')
+    >>> table.numbers(["b.png"], "age").tolist()
+    [4.5]
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def match(self, names: Sequence[str], column: str | None = None) -> tuple[str, ...]:
+        """Return the label of each name, from ``column`` or the first one.
+
+        Raises
+        ------
+        LabelsError
+            If there is no such column, or a name has no row; the message counts them and names the first.
+        """
+        at = self._position(column)
+        missing = [name for name in names if name not in self.rows]
+        if missing:
+            msg = (
+                f"{printable(self.path)}: {len(missing):,} of {len(names):,} images have no row here: "
+                f"{_listed(missing)}. Names are paths relative to the source, such as those that "
+                f"this file gives: {_listed(list(self.rows))}."
+            )
+            raise LabelsError(msg)
+        return tuple(self.rows[name][at] for name in names)
+
+    def numbers(self, names: Sequence[str], column: str | None = None) -> NDArray[np.float64]:
+        """Return the targets of each name as numbers, shape (N,), float64.
+
+        Raises
+        ------
+        LabelsError
+            As :meth:`match`, and if a value is not a finite number.
+        """
+        texts = self.match(names, column)
+        values = np.array([_number(text) for text in texts], dtype=np.float64)
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            examples = [f"{names[i]} ({texts[i]!r})" for i in wrong[:_SHOWN]]
+            msg = (
+                f"{printable(self.path)}: column {printable(column or self.columns[0])} is not a finite "
+                f"number for {len(wrong):,} of {len(names):,} images: {_listed(examples, len(wrong))}."
+            )
+            raise LabelsError(msg)
+        return values
+
+    def _position(self, column: str | None) -> int:
+        if column is None:
+            return 0
+        if column in self.columns:
+            return self.columns.index(column)
+        msg = (
+            f"{printable(self.path)}: there is no column {printable(column)}; the columns are "
+            f"{printable(', '.join(self.columns))}."
+        )
+        raise LabelsError(msg)
+
+
+def read_labels(path: str | os.PathLike[str]) -> LabelTable:
+    """Read a UTF-8 CSV whose header is ``name,label[,more columns]``.
+
+    A name may come twice where both rows say the same.
+
+    Raises
+    ------
+    LabelsError
+        If the file cannot be read, is empty, is not UTF-8 or CSV, lacks the header, has rows of another
+        length, or says two things of one name. The message names the line.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            columns = _header(path, next(reader, None))
+            return LabelTable(path, columns, _rows(path, reader, len(columns)))
+    except OSError as exc:
+        raise LabelsError(f"{printable(path)}: the labels cannot be read: {why(exc)}.") from exc
+    except UnicodeDecodeError as exc:
+        msg = f"{printable(path)}: the labels are not UTF-8 text ({exc.reason}); save the file as UTF-8."
+        raise LabelsError(msg) from exc
+    except csv.Error as exc:
+        msg = f"{printable(path)}: line {reader.line_num} is not CSV ({exc})."
+        raise LabelsError(msg) from exc
+
+
+def _header(path: Path, header: list[str] | None) -> tuple[str, ...]:
+    if header is None:
+        raise LabelsError(f"{printable(path)}: the file is empty; its first line must be name,label.")
+    columns = [cell.strip() for cell in header]
+    if len(columns) < 2 or columns[0] != "name" or "" in columns or len(set(columns)) != len(columns):
+        msg = (
+            f"{printable(path)}: the first line must be name,label (and further columns, each with its own "
+            f"name), not {printable(','.join(header))[:200]}."
+        )
+        raise LabelsError(msg)
+    return tuple(columns[1:])
+
+
+def _rows(path: Path, reader: Iterator[list[str]], columns: int) -> dict[str, tuple[str, ...]]:
+    rows: dict[str, tuple[str, ...]] = {}
+    for cells in reader:
+        if not cells:  # an empty line
+            continue
+        line = reader.line_num  # type: ignore[attr-defined]
+        if len(cells) != columns + 1:
+            msg = f"{printable(path)}: line {line} has {len(cells)} cells where the header has {columns + 1}."
+            raise LabelsError(msg)
+        name, values = cells[0], tuple(cells[1:])
+        if rows.setdefault(name, values) != values:
+            msg = f"{printable(path)}: line {line} gives {printable(name)} other values than a line before."
+            raise LabelsError(msg)
+    if not rows:
+        raise LabelsError(f"{printable(path)}: there is no row under the header.")
+    return rows
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _listed(names: Sequence[str], total: int | None = None) -> str:
+    total = len(names) if total is None else total
+    shown = ", ".join(printable(name) for name in names[:_SHOWN])
+    return shown if total <= _SHOWN else f"{shown}, ... ({total - _SHOWN:,} more)"

@@ -1,0 +1,123 @@
+"""An embedding matrix, one row a vector, memory-mapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from stochcl.data.array import map_array, row_names
+from stochcl.data.names import printable
+from stochcl.data.source import Failure
+from stochcl.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MatrixBatch:
+    """Consecutive rows of a matrix, those that are finite and those that are not.
+
+    Parameters
+    ----------
+    rows : range
+        Rows of the matrix that the batch covers.
+    names : tuple of str
+        Names of the finite rows: their numbers, zero-padded.
+    vectors : ndarray of float32, shape (B, dim)
+        The finite rows, in the order of ``names``.
+    failures : tuple of Failure
+        The others.
+    source_bytes : int
+        Bytes of the finite rows as they are stored.
+    """
+
+    rows: range
+    names: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    failures: tuple[Failure, ...]
+    source_bytes: int
+
+
+class MatrixSource:
+    """Embeddings in a .npy file: two-dimensional float16, float32 or float64, memory-mapped, of any size.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    SourceError
+        If the file cannot be read or holds something else.
+    """
+
+    kind: ClassVar[str] = "matrix"
+    rejected: tuple[Failure, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array = map_array(path)
+        if self._array.ndim != 2:
+            raise SourceError(f"{printable(path)}: this array holds images, not embeddings.")
+        status = path.stat()
+        self.size = status.st_size
+        self.mtime_ns = status.st_mtime_ns
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._array.shape[1])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The rows' numbers, zero-padded."""
+        return row_names(range(len(self)), len(self))
+
+    def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
+        """Iterate over the rows in order, from row ``start`` on.
+
+        Rows that hold NaN or infinity, also those that overflow float32, are failures.
+
+        Raises
+        ------
+        UsageError
+            If a number is out of its range.
+        """
+        if batch_size < 1 or start < 0:
+            raise UsageError(f"batch_size={batch_size}, start={start}: these count rows")
+        total = len(self)
+        return (self._batch(range(a, min(a + batch_size, total))) for a in range(start, total, batch_size))
+
+    def _batch(self, rows: range) -> MatrixBatch:
+        with np.errstate(over="ignore", invalid="ignore"):
+            vectors = np.array(self._array[rows.start : rows.stop], dtype=np.float32, order="C")
+        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        names = row_names(rows, len(self))
+        failures: tuple[Failure, ...] = ()
+        if not finite.all():
+            failures = tuple(
+                Failure(name, "the row holds a value that is not a finite float32")
+                for name, good in zip(names, finite, strict=True)
+                if not good
+            )
+            names = tuple(name for name, good in zip(names, finite, strict=True) if good)
+            vectors = vectors[finite]
+        row_bytes = self._array.dtype.itemsize * self.dim
+        return MatrixBatch(rows, names, vectors, failures, row_bytes * len(names))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]

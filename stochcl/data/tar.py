@@ -1,0 +1,249 @@
+"""Images in a tar, plain or compressed."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import tempfile
+import zlib
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, ClassVar
+
+from stochcl.data.files import RandomFile, why
+from stochcl.data.names import is_hidden, member_name, printable, sort_key
+from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name
+from stochcl.errors import ImageError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+BLOCK = 512
+"""Unit of a tar: headers and data begin at its multiples."""
+
+EXPANSION_LIMIT = 100
+"""How many times its own size the images of a compressed tar may take; images hardly compress at all."""
+
+EXPANSION_FLOOR = 1024**3
+"""Bytes that the images of a compressed tar may take, however small it is."""
+
+_MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
+_CHUNK = 1 << 20
+
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+
+_DAMAGE = (
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+class TarSource(ImageSource):
+    """The images in a tar (also .tar.gz, .tar.bz2, .tar.xz).
+
+    A plain tar is indexed in one pass over its headers and read in place. A compressed one can only be read
+    from front to back, but images are wanted in the order of their names and more than once: so the one pass
+    that indexes it copies the images, as they come, to a temporary file that has no name and is gone with the
+    source. Memory stays bounded whatever the archive holds; the price is disk space of about the archive's
+    size, since images hardly compress. A source that is unpickled elsewhere makes its own copy.
+    """
+
+    kind: ClassVar[str] = "tar"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: RandomFile
+        self._index()
+
+    def _index(self) -> None:
+        try:
+            opener = compression(self.path)
+            spool = _Spool(self.path) if opener else None
+            found = _Index(self.path, spool)
+            with (opener or _open_plain)(self.path) as stream:
+                found.run(stream)
+        except _DAMAGE as exc:
+            raise SourceError(
+                f"{printable(self.path)}: this tar is truncated or damaged "
+                f"({printable(str(exc) or type(exc).__name__)}); copy it again or repack it."
+            ) from exc
+        except OSError as exc:  # gzip and bz2 report damage as OSError, too
+            raise SourceError(f"{printable(self.path)}: this tar cannot be read: {why(exc)}.") from exc
+        found.listed.sort(key=lambda pair: sort_key(pair[0].name))
+        self.entries = [entry for entry, _ in found.listed]
+        self._offsets = [offset for _, offset in found.listed]
+        self.rejected = sorted(found.rejected, key=lambda f: sort_key(f.name))
+        self._file = spool or RandomFile(self.path)
+        check_not_empty(self.path, self.entries, self.rejected, "tar")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if isinstance(self._file, _Spool):
+            del state["_file"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "_file" not in state:
+            self._index()
+
+    def _read(self, i: int) -> bytes:
+        size = self.entries[i].size
+        try:
+            data = self._file.read_at(self._offsets[i], size)
+        except OSError as exc:
+            raise ImageError(f"the tar cannot be read: {why(exc)}") from exc
+        if len(data) < size:
+            raise ImageError("the tar ends within this member")
+        return data
+
+
+def _open_plain(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def compression(path: Path) -> Callable[[Path], Any] | None:
+    """Return what opens a compressed file for reading, known by its first bytes; None where it is plain."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    return next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+
+
+def looks_like_tar(head: bytes) -> bool:
+    """Tell whether the first 512 bytes are a tar header: its magic, or for old tars its checksum.
+
+    Examples
+    --------
+    >>> [looks_like_tar(head) for head in (tarfile.TarInfo("a.png").tobuf(), bytes(512), b"GIF89a")]
+    [True, False, False]
+    """
+    try:
+        tarfile.TarInfo.frombuf(head[:BLOCK], "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
+
+
+class _Index:
+    """One pass over a tar's headers, copying the images to ``spool`` where there is one."""
+
+    def __init__(self, path: Path, spool: _Spool | None) -> None:
+        self.listed: list[tuple[Entry, int]] = []
+        self.rejected: list[Failure] = []
+        self._path = path
+        self._spool = spool
+        self._mtime_ns = path.stat().st_mtime_ns
+
+    def run(self, raw: IO[bytes]) -> None:
+        stream = _Bounded(raw)
+        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
+            while (member := archive.next()) is not None:
+                archive.members = []  # tarfile keeps every header that it has read
+                self._enter(member, stream)
+            # tarfile takes a damaged header, or the end of the file, for the end of the archive.
+            stream.seek(archive.offset)
+            if stream.read(BLOCK) != bytes(BLOCK):
+                raise tarfile.ReadError("it does not end with the mark that ends a tar")
+        if self._spool is not None:
+            stream.read(_CHUNK)  # the padding, and behind it the compression's own checksum
+            self._spool.finish()
+
+    def _enter(self, member: tarfile.TarInfo, stream: _Bounded) -> None:
+        if member.isdir() or not is_image_name(member.name):
+            return
+        try:
+            name = member_name(member.name)
+            if is_hidden(name):
+                return
+            _check_member(member)
+        except ValueError as exc:
+            self.rejected.append(Failure(member.name, str(exc)))
+            return
+        entry = Entry(name, member.size, self._mtime_ns)
+        offset = member.offset_data
+        if self._spool is not None:
+            stream.seek(offset)
+            offset = self._spool.copy(stream, member.size)
+        self.listed.append((entry, offset))
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    if member.issym() or member.islnk():
+        raise ValueError("it is a link, and links in a tar are not followed")
+    if not member.isreg() or member.issparse():
+        raise ValueError("it is not a regular file")
+    if member.size > MAX_FILE_BYTES:
+        raise ValueError(f"it has {member.size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
+
+
+class _Bounded:
+    """A stream for tarfile that refuses to read more at once than any honest header holds."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self.seek = raw.seek
+        self.tell = raw.tell
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        return self._raw.read(count)
+
+
+class _Spool(RandomFile):
+    """A temporary file without a name, written once and then read at any offset."""
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__(archive)
+        self._limit = max(EXPANSION_FLOOR, EXPANSION_LIMIT * archive.stat().st_size)
+        self._size = 0
+        with self._explained():
+            self._file = tempfile.TemporaryFile(prefix="stochcl-")  # noqa: SIM115 - lives as long as the source
+
+    def copy(self, stream: _Bounded, size: int) -> int:
+        """Copy the next ``size`` bytes of the stream; return the offset they have here."""
+        offset = self._size
+        self._size += size
+        if self._size > self._limit:
+            msg = (
+                f"{printable(self.path)}: the images in this compressed tar take more than {self._limit:,} "
+                "bytes, which is suspiciously more than its own size; give the folder or a plain tar."
+            )
+            raise SourceError(msg)
+        while size:
+            data = stream.read(min(size, _CHUNK))
+            if not data:
+                raise tarfile.ReadError("unexpected end of data")
+            with self._explained():
+                self._file.write(data)
+            size -= len(data)
+        return offset
+
+    def finish(self) -> None:
+        """Hand what is still buffered to the file, which is read past the buffer."""
+        with self._explained():
+            self._file.flush()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            msg = (
+                f"{printable(self.path)}: its images cannot be unpacked to a temporary file: {why(exc)}; "
+                "set TMPDIR to a folder with more space, or give the folder or a plain tar."
+            )
+            raise SourceError(msg) from exc
