@@ -1,0 +1,218 @@
+"""Tars, plain and compressed: what is listed, what is refused, and what damage does."""
+
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from stochcl.data import Preprocess, TarSource, open_source, tar
+from stochcl.errors import ImageError, SourceError
+
+SMALL = Preprocess(8)
+KINDS = {"tar": "w", "tar.gz": "w:gz", "tgz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}
+
+
+@pytest.fixture
+def tarred(tmp_path):
+    """Write a tar of (name or TarInfo, data) pairs and return its path."""
+
+    def write(members, ending="tar", fmt=tarfile.PAX_FORMAT, name="images"):
+        path = tmp_path / f"{name}.{ending}"
+        with tarfile.open(path, KINDS[ending], format=fmt) as archive:
+            for member, data in members:
+                info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        return path
+
+    return write
+
+
+def names(source):
+    return [entry.name for entry in source.entries]
+
+
+def shade(as_file, value):
+    return as_file(np.full((8, 8, 3), value, np.uint8))
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, b""
+
+
+@pytest.mark.parametrize("ending", KINDS)
+@pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_order_and_pixels(tarred, as_file, ending, fmt):
+    members = [("b/2.png", shade(as_file, 2)), ("notes.txt", b"x" * 1024), ("./a/1.PNG", shade(as_file, 1))]
+    path = tarred(members, ending, fmt)
+    source = open_source(path)
+    assert isinstance(source, TarSource)
+    assert source.kind == "tar"
+    assert names(source) == ["a/1.PNG", "b/2.png"]
+    assert [source.load(i, SMALL).max() for i in (0, 1)] == [1, 2]
+    assert source.entries[1].size == len(members[0][1])
+    assert source.entries[0].mtime_ns == path.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_members_of_every_length(tarred, as_file, ending):
+    image = shade(as_file, 5)
+    members = [(f"{n:04d}.png", image + bytes(n)) for n in range(0, 1100, 61)]
+    members.append(("9999.png", image + bytes(1024 - len(image))))
+    source = open_source(tarred(members, ending))
+    assert [source._read(i) for i in range(len(source))] == [data for _, data in members]
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_duplicates_are_kept_and_forks_left_out(tarred, as_file, ending):
+    members = [("a.png", shade(as_file, v)) for v in (7, 3)] + [("__MACOSX/._a.png", b"x"), ("._a.png", b"x")]
+    source = open_source(tarred(members, ending))
+    assert names(source) == ["a.png", "a.png"]
+    assert [source.load(i, SMALL).max() for i in (0, 1)] == [7, 3]
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_links_devices_and_names_that_climb_out_are_rejected(tarred, png, ending):
+    bad = {
+        "/etc/a.png": "absolute",
+        "../b.png": "climbs out",
+        "c/../../d.png": "climbs out",
+        "link.png": "is a link",
+        "hard.png": "is a link",
+        "pipe.png": "not a regular file",
+        "device.png": "not a regular file",
+    }
+    members = [(name, png) for name in list(bad)[:3]]
+    members += [
+        special("link.png", tarfile.SYMTYPE, "/etc/passwd"),
+        special("hard.png", tarfile.LNKTYPE, "ok.png"),
+    ]
+    members += [special("pipe.png", tarfile.FIFOTYPE), special("device.png", tarfile.CHRTYPE)]
+    source = open_source(tarred([*members, ("ok.png", png)], ending))
+    assert names(source) == ["ok.png"]
+    assert {f.name for f in source.rejected} == set(bad)
+    assert all(bad[f.name] in f.reason for f in source.rejected)
+
+
+@pytest.mark.parametrize("fmt", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_undecodable_non_ascii_and_very_long_names(tarred, png, fmt):
+    wanted = ["a\udcff.png", "d/" * 5000 + "e.png", "é.png"]
+    assert names(open_source(tarred([(name, png) for name in wanted], fmt=fmt))) == wanted
+
+
+def test_a_member_too_large_is_rejected(tarred, png, monkeypatch):
+    monkeypatch.setattr("stochcl.data.tar.MAX_FILE_BYTES", 1000)
+    for ending in ("tar", "tar.gz"):
+        source = open_source(tarred([("a.png", bytes(2000)), ("b.png", png)], ending))
+        assert names(source) == ["b.png"]
+        assert "2,000 bytes" in source.rejected[0].reason
+
+
+def test_a_compressed_bomb_is_not_unpacked(tarred, png, monkeypatch):
+    monkeypatch.setattr(tar, "EXPANSION_FLOOR", 100_000)
+    members = [(f"{i}.png", bytes(200_000)) for i in range(10)]
+    with pytest.raises(SourceError, match="suspiciously more"):
+        open_source(tarred(members, "tar.gz"))
+    assert len(open_source(tarred(members, "tar"))) == 10
+
+
+def test_a_header_that_claims_gigabytes(tarred, png, tmp_path):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
+    path = tmp_path / "long.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_every_truncation_is_a_source_error(tarred, png, ending):
+    path = tarred([("a.png", png), ("b.png", png)], ending)
+    data = path.read_bytes()
+    end = data.rstrip(b"\0")
+    lengths = range(0, len(data), 97) if ending == "tar" else range(len(data))
+    for length in lengths:
+        if ending == "tar" and length >= -(-len(end) // 512) * 512 + 512:
+            break  # the mark that ends a tar is there; the rest is padding
+        path.write_bytes(data[:length])
+        with pytest.raises(SourceError):
+            open_source(path)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_every_flipped_byte_is_an_error_or_harmless(tarred, png, ending):
+    path = tarred([("a.png", png), ("b.png", png)], ending)
+    data = path.read_bytes()
+    for at in range(0, len(data), 13 if ending == "tar" else 1):
+        damaged = bytearray(data)
+        damaged[at] ^= 0x41
+        path.write_bytes(damaged)
+        try:
+            source = open_source(path)
+        except SourceError:
+            continue
+        for batch in source.batches(SMALL):
+            assert len(batch.images) + len(batch.failures) == len(batch.rows)
+
+
+def test_a_damaged_header_does_not_end_the_archive(tarred, png):
+    path = tarred([("a.png", png), ("b.png", png), ("c.png", png)], fmt=tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"b.png")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        open_source(path)
+
+
+def test_a_tar_cut_short_after_listing(tarred, png):
+    path = tarred([("a.png", png)])
+    source = open_source(path)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(ImageError, match="ends within this member"):
+        source.load(0, SMALL)
+
+
+def test_no_member_is_an_image(tarred):
+    for members in ([], [("notes.txt", b"x")]):
+        for ending in ("tar", "tar.gz"):
+            with pytest.raises(SourceError, match="this tar holds no image"):
+                open_source(tarred(members, ending))
+
+
+def test_something_else_that_is_compressed(tmp_path):
+    import gzip
+
+    path = tmp_path / "table.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n1,2\n" * 99))
+    with pytest.raises(SourceError, match="this tar is truncated or damaged"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("where", ["write", "TemporaryFile"])
+def test_a_full_temporary_disk(tarred, png, monkeypatch, where):
+    path = tarred([("a.png", png)], "tar.gz")
+
+    class Full(io.BytesIO):
+        def write(self, _data):
+            raise OSError(28, "No space left on device")
+
+    def make(**_options):
+        if where == "write":
+            return Full()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", make)
+    with pytest.raises(SourceError, match=r"no space left on device; set TMPDIR"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_tars_pickle(tarred, as_file, ending):
+    source = open_source(tarred([("b.png", shade(as_file, 2)), ("a.png", shade(as_file, 1))], ending))
+    again = pickle.loads(pickle.dumps(source))
+    assert again.entries == source.entries
+    assert [again.load(i, SMALL).max() for i in (0, 1)] == [1, 2]
