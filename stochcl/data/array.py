@@ -88,20 +88,21 @@ def map_array(path: Path) -> NDArray[Any]:
     """
     shown = printable(path)
     try:
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:  # numpy would take a zip, or offer to load a pickle
+                msg = f"{shown}: this is not a NumPy array, or its beginning is damaged; {_WANTED}."
+                raise SourceError(msg)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except SourceError:
+        raise
     except OSError as exc:
         raise SourceError(f"{shown}: this .npy file cannot be read: {why(exc)}.") from exc
-    except ValueError as exc:
-        if "allow_pickle" in str(exc) or "Python objects" in str(exc):
+    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
+        if "Python objects" in str(exc):
             msg = f"{shown}: this array holds Python objects (a pickle), which are never loaded; {_WANTED}."
-            raise SourceError(msg) from exc
-        raise SourceError(
-            f"{shown}: this .npy file is truncated or damaged ({printable(str(exc))})."
-        ) from exc
-    except (
-        Exception
-    ) as exc:  # a damaged header is parsed as Python text, with every error that text can cause
-        raise SourceError(f"{shown}: this .npy file is damaged ({printable(str(exc))}).") from exc
+        else:
+            msg = f"{shown}: this .npy file is truncated or damaged ({printable(str(exc))})."
+        raise SourceError(msg) from exc
     _check(array, shown)
     return np.asarray(array)
 

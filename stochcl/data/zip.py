@@ -48,7 +48,7 @@ class ZipSource(ImageSource):
         self._file = RandomFile(path)
         rejected: list[Failure] = []
         listed: list[tuple[Entry, _Member]] = []
-        mtime_ns = path.stat().st_mtime_ns
+        status = path.stat()
         for info in _central_directory(path):
             stored = _stored_name(info)
             if info.is_dir() or not is_image_name(stored):
@@ -57,12 +57,12 @@ class ZipSource(ImageSource):
                 name = member_name(stored)
                 if is_hidden(name):
                     continue
-                _check_member(info)
+                _check_member(info, status.st_size)
             except ValueError as exc:
                 rejected.append(Failure(stored, str(exc)))
                 continue
             member = _Member(info.header_offset, info.compress_size, info.CRC, info.compress_type)
-            listed.append((Entry(name, info.file_size, mtime_ns), member))
+            listed.append((Entry(name, info.file_size, status.st_mtime_ns), member))
         listed.sort(key=lambda pair: sort_key(pair[0].name))
         self.entries = [entry for entry, _ in listed]
         self._members = [member for _, member in listed]
@@ -109,7 +109,7 @@ def _stored_name(info: zipfile.ZipInfo) -> str:
     return info.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")
 
 
-def _check_member(info: zipfile.ZipInfo) -> None:
+def _check_member(info: zipfile.ZipInfo, zip_bytes: int) -> None:
     if info.flag_bits & _ENCRYPTED:
         raise ValueError("it is encrypted")
     if info.compress_type not in _METHODS:
@@ -118,6 +118,8 @@ def _check_member(info: zipfile.ZipInfo) -> None:
         )
     if max(info.file_size, info.compress_size) > MAX_FILE_BYTES:
         raise ValueError(f"it has {info.file_size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
+    if not 0 <= info.header_offset <= zip_bytes - info.compress_size:
+        raise ValueError("the zip is damaged: this member lies beyond its end")
 
 
 def _unpacked(data: bytes, method: int, size: int) -> bytes:

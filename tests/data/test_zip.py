@@ -201,6 +201,14 @@ def test_a_zip_cut_short_after_listing(zipped, png):
         source.load(0, SMALL)
 
 
+def test_a_member_beyond_the_end_is_rejected(zipped, png):
+    path = zipped([("a.png", png), ("b.png", png)])
+    set_field(path, directory_entry(path) + 42, "<I", 0x7FFFFFFF)
+    source = open_source(path)
+    assert names(source) == ["b.png"]
+    assert "beyond its end" in source.rejected[0].reason
+
+
 def test_no_member_is_an_image(zipped):
     for members in ([], [("notes.txt", b"x")]):
         with pytest.raises(SourceError, match="this zip holds no image"):

@@ -1,0 +1,112 @@
+"""Labels and targets from a CSV: what is matched, and what is said of what does not match."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stochcl.data import read_labels
+from stochcl.errors import LabelsError
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "labels.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_columns_by_name(written):
+    table = read_labels(written("name,label,age\na/1.png,cat,3\na/2.png,dog,4.5\n"))
+    assert table.columns == ("label", "age")
+    assert len(table) == 2
+    assert table.match(["a/2.png", "a/1.png", "a/2.png"]) == ("dog", "cat", "dog")
+    assert table.match(["a/1.png"], "age") == ("3",)
+    numbers = table.numbers(["a/2.png", "a/1.png"], "age")
+    assert numbers.dtype == np.float64
+    assert numbers.tolist() == [4.5, 3.0]
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1),
+        st.text(st.characters(blacklist_categories=("Cs", "Cc"))),
+        min_size=1,
+    )
+)
+@settings(deadline=None)
+def test_what_csv_writes_is_read(tmp_path_factory, rows):
+    import csv
+
+    path = tmp_path_factory.mktemp("l") / "l.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "label"])
+        writer.writerows(rows.items())
+    assert read_labels(path).match(list(rows)) == tuple(rows.values())
+
+
+def test_spreadsheet_text_is_read(written):
+    table = read_labels(written('\ufeffname, label\r\n"a, b.png","big ""cat"""\r\n\r\nc.png,dog\r\n'))
+    assert table.columns == ("label",)
+    assert table.match(["a, b.png", "c.png"]) == ('big "cat"', "dog")
+
+
+def test_equal_rows_may_repeat_and_others_may_not(written):
+    assert len(read_labels(written("name,label\na,1\na,1\n"))) == 1
+    with pytest.raises(LabelsError, match="line 3 gives a other values"):
+        read_labels(written("name,label\na,1\na,2\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("name,label\n", "no row under the header"),
+        ("a.png,cat\nb.png,dog\n", r"must be name,label .* not a\.png,cat"),
+        ("name\na\n", "must be name,label"),
+        ("name,label,label\na,b,c\n", "must be name,label"),
+        ("name,label,\na,b,c\n", "must be name,label"),
+        ("name,label\na\n", "line 2 has 1 cells where the header has 2"),
+        ("name,label\na,b,c\n", "line 2 has 3 cells"),
+        ('name,label\n"a,b\n', "line 2 is not CSV"),
+        ("name,label\na," + "b" * 200_000 + "\n", "line 2 is not CSV"),
+        (b"name,label\na,\xff\n", "not UTF-8"),
+        ("name,label\na,b\n".encode("utf-16"), "not UTF-8"),
+    ],
+)
+def test_malformed_files(written, text, message):
+    with pytest.raises(LabelsError, match=message):
+        read_labels(written(text))
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(LabelsError, match="no such file"):
+        read_labels(tmp_path / "none.csv")
+    with pytest.raises(LabelsError, match="is a directory"):
+        read_labels(tmp_path)
+
+
+def test_names_without_a_row_are_counted_and_named(written):
+    table = read_labels(written("name,label\na,1\nb,2\n"))
+    with pytest.raises(LabelsError, match=r"5 of 6 images have no row here: v, w, x, \.\.\. \(2 more\)"):
+        table.match(["v", "w", "a", "x", "y", "z"])
+    with pytest.raises(LabelsError, match=r"1 of 1 images have no row here: \\udcff\."):
+        table.match(["\udcff"])
+
+
+def test_a_column_that_is_not_there(written):
+    table = read_labels(written("name,label,age\na,1,2\n"))
+    with pytest.raises(LabelsError, match="no column size; the columns are label, age"):
+        table.match(["a"], "size")
+
+
+def test_values_that_are_not_numbers_are_named(written):
+    table = read_labels(written("name,x\na,1\nb,nan\nc,big\nd,inf\ne,\n"))
+    with pytest.raises(
+        LabelsError, match=r"4 of 5 images: b \('nan'\), c \('big'\), d \('inf'\), .* \(1 more\)"
+    ):
+        table.numbers(list("abcde"))

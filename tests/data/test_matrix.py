@@ -1,0 +1,89 @@
+"""Embedding matrices: batches of finite float32 rows, whatever float they are stored in."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stochcl.data import Failure, MatrixSource, open_source
+from stochcl.errors import SourceError, UsageError
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def write(array):
+        path = tmp_path / "m.npy"
+        np.save(path, array)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_come_back_as_float32(saved, dtype, order):
+    array = np.array(np.random.default_rng(0).normal(size=(50, 7)), dtype=dtype, order=order)
+    path = saved(array)
+    source = open_source(path)
+    assert isinstance(source, MatrixSource)
+    assert (source.kind, len(source), source.dim) == ("matrix", 50, 7)
+    assert (source.size, source.mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
+    batches = list(source.batches(batch_size=16))
+    joined = np.concatenate([b.vectors for b in batches])
+    assert joined.dtype == np.float32
+    assert joined.dtype.isnative
+    assert np.array_equal(joined, array.astype(np.float32))
+    assert tuple(n for b in batches for n in b.names) == source.names == tuple(f"{i:07d}" for i in range(50))
+    assert [b.rows for b in batches] == [range(16), range(16, 32), range(32, 48), range(48, 50)]
+    assert sum(b.source_bytes for b in batches) == array.nbytes
+    assert all(b.vectors.flags.c_contiguous and b.vectors.flags.owndata for b in batches)
+
+
+@given(
+    rows=st.integers(1, 40),
+    batch_size=st.integers(1, 50),
+    start=st.integers(0, 45),
+    bad=st.dictionaries(st.integers(0, 39), st.sampled_from([np.nan, np.inf, -np.inf, 1e300])),
+)
+@settings(deadline=None, max_examples=50)
+def test_rows_that_are_not_finite_are_named(tmp_path_factory, rows, batch_size, start, bad):
+    array = np.ones((rows, 3))
+    for row, value in bad.items():
+        array[row % rows, row % 3] = value
+    path = tmp_path_factory.mktemp("m") / "m.npy"
+    np.save(path, array)
+    batches = list(open_source(path).batches(batch_size, start))
+    wrong = {row % rows for row in bad}
+    assert [n for b in batches for n in b.names] == [f"{i:07d}" for i in range(start, rows) if i not in wrong]
+    assert [f.name for b in batches for f in b.failures] == [f"{i:07d}" for i in sorted(wrong) if i >= start]
+    assert all(np.isfinite(b.vectors).all() and b.vectors.shape == (len(b.names), 3) for b in batches)
+    assert all(isinstance(f, Failure) and "finite" in f.reason for b in batches for f in b.failures)
+
+
+def test_a_matrix_is_mapped_not_read(saved):
+    source = open_source(saved(np.ones((10, 2), np.float32)))
+    base = source._array
+    while not isinstance(base, np.memmap):
+        base = base.base
+    assert not base.flags.writeable
+
+
+def test_matrices_pickle_and_remember_only_the_path(saved):
+    source = open_source(saved(np.ones((100_000, 4), np.float32)))
+    stored = pickle.dumps(source)
+    assert len(stored) < 1000
+    assert len(pickle.loads(stored)) == 100_000
+
+
+def test_numbers_out_of_range(saved):
+    source = open_source(saved(np.ones((3, 2), np.float32)))
+    for numbers in ({"batch_size": 0}, {"start": -1}):
+        with pytest.raises(UsageError, match="count rows"):
+            source.batches(**numbers)
+
+
+def test_images_are_not_embeddings(saved):
+    with pytest.raises(SourceError, match="holds images"):
+        MatrixSource(saved(np.zeros((1, 2, 2, 3), np.uint8)))
