@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stochcl.data.quiet import quiet_pillow
 from stochcl.data.source import Failure, ImageBatch, ImageSource
 from stochcl.errors import ImageError
 
@@ -93,13 +94,14 @@ def _fill(
 ) -> dict[int, str]:
     """Decode ``rows`` into ``images`` and return the reasons of those that could not be."""
     reasons: dict[int, str] = {}
-    for k, i in enumerate(rows):
-        if stop.is_set():  # nobody waits for the rest
-            break
-        try:
-            images[k] = source._image(i, preprocess)
-        except ImageError as exc:
-            reasons[i] = str(exc)
+    with quiet_pillow():
+        for k, i in enumerate(rows):
+            if stop.is_set():  # nobody waits for the rest
+                break
+            try:
+                images[k] = source._image(i, preprocess)
+            except ImageError as exc:
+                reasons[i] = str(exc)
     return reasons
 
 

@@ -55,14 +55,11 @@ _FORMATS = [
     "PPM",
     "JPEG2000",
     "AVIF",
-    "TGA",
     "QOI",
-    "ICO",
-    "PCX",
-    "SGI",
     "JXL",
     "HEIF",
-]  # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image
+]  # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image,
+# and none that is known by no magic number and so sees an image in any bytes (TGA)
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED = {

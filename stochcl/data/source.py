@@ -40,7 +40,6 @@ IMAGE_EXTENSIONS = frozenset(
         ".j2k",
         ".jpx",
         ".avif",
-        ".tga",
         ".qoi",
         ".jxl",
         ".heic",

@@ -268,7 +268,7 @@ def test_truncation_is_an_error_whatever_the_size(as_file):
 
 def one_of_each_kind():
     image = Image.linear_gradient("L").resize((16, 16)).convert("RGB")
-    for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA", "ICO"):
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000"):
         out = BytesIO()
         image.save(out, kind)
         yield kind, out.getvalue()
