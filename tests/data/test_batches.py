@@ -106,6 +106,23 @@ def test_closing_ends_the_threads():
     assert len(source.asked) < 100_000
 
 
+def test_closing_waits_for_one_image_a_thread():
+    gate = threading.Event()
+
+    class Slow(Counted):
+        def _image(self, i, preprocess):
+            if i >= 16:
+                gate.wait(10)
+            return super()._image(i, preprocess)
+
+    source = Slow(64)
+    batches = source.batches(SMALL, batch_size=16, workers=2)
+    next(batches)
+    threading.Timer(0.1, gate.set).start()  # when the batches have been closed
+    batches.close()
+    assert len(source.asked) <= 16 + 2
+
+
 def test_an_exception_of_the_consumer_ends_the_threads():
     batches = Counted(1000).batches(SMALL, batch_size=10, workers=3)
     next(batches)

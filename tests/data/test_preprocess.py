@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from stochcl.data.modes import to_eight_bits
 from stochcl.data.preprocess import MAX_PIXELS, PAD_GREY, Preprocess
 from stochcl.errors import ImageError
 
@@ -176,6 +177,12 @@ def test_big_endian_16_bit_is_scaled(as_file):
 def test_16_bit_ramp_is_scaled_not_clipped(as_file):
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(256, 0)
     assert np.array_equal(decoded(as_file(ramp), size=256)[0, :, 0], np.arange(256))
+
+
+def test_16_bit_values_are_rounded():
+    values = np.array([[0, 128, 129, 257, 0x80FF, 65406, 65407]], np.uint16)
+    grey = to_eight_bits(Image.fromarray(values))
+    assert np.asarray(grey).tolist() == [[0, 0, 1, 1, 128, 254, 255]]
 
 
 def test_wide_integers_are_stretched(as_file):

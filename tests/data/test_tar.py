@@ -1,5 +1,6 @@
 """Tars, plain and compressed: what is listed, what is refused, and what damage does."""
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -85,13 +86,18 @@ def test_links_devices_and_names_that_climb_out_are_rejected(tarred, png, ending
         "hard.png": "is a link",
         "pipe.png": "not a regular file",
         "device.png": "not a regular file",
+        "sparse.png": "not a regular file",
     }
     members = [(name, png) for name in list(bad)[:3]]
     members += [
         special("link.png", tarfile.SYMTYPE, "/etc/passwd"),
         special("hard.png", tarfile.LNKTYPE, "ok.png"),
     ]
-    members += [special("pipe.png", tarfile.FIFOTYPE), special("device.png", tarfile.CHRTYPE)]
+    members += [
+        special("pipe.png", tarfile.FIFOTYPE),
+        special("device.png", tarfile.CHRTYPE),
+        special("sparse.png", tarfile.GNUTYPE_SPARSE),
+    ]
     source = open_source(tarred([*members, ("ok.png", png)], ending))
     assert names(source) == ["ok.png"]
     assert {f.name for f in source.rejected} == set(bad)
@@ -126,6 +132,15 @@ def test_a_header_that_claims_gigabytes(tarred, png, tmp_path):
     path = tmp_path / "long.tar"
     path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
     with pytest.raises(SourceError, match="truncated or damaged"):
+        open_source(path)
+
+
+def test_a_compressed_header_that_unpacks_to_much(tmp_path):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 32 << 20
+    path = tmp_path / "long.tar.gz"
+    path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(info.size), 1))
+    with pytest.raises(SourceError, match="a header claims 33,554,432 bytes"):
         open_source(path)
 
 
@@ -184,8 +199,6 @@ def test_no_member_is_an_image(tarred):
 
 
 def test_something_else_that_is_compressed(tmp_path):
-    import gzip
-
     path = tmp_path / "table.csv.gz"
     path.write_bytes(gzip.compress(b"a,b\n1,2\n" * 99))
     with pytest.raises(SourceError, match="this tar is truncated or damaged"):
