@@ -1,0 +1,236 @@
+"""Codes: the one value that crosses every door of stochcl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+MAX_ALPHABET = 4096
+"""Largest number of values that one latent may take."""
+
+
+def bits_per_symbol(alphabet: int) -> int:
+    """Binary decisions that one symbol of this alphabet is written as, ``ceil(log2 alphabet)``.
+
+    Examples
+    --------
+    >>> [bits_per_symbol(k) for k in (2, 3, 4, 256)]
+    [1, 2, 2, 8]
+    """
+    if not 2 <= alphabet <= MAX_ALPHABET:
+        msg = f"an alphabet has 2 to {MAX_ALPHABET} symbols, not {alphabet}"
+        raise ValueError(msg)
+    return (alphabet - 1).bit_length()
+
+
+def symbol_dtype(alphabet: int) -> type[np.uint8] | type[np.uint16]:
+    """Return the dtype that symbols of this alphabet have: uint8 up to 256 values, else uint16."""
+    return np.uint8 if alphabet <= 256 else np.uint16
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Discrete latents of N images, packed, one row an image, with what belongs to each row.
+
+    Parameters
+    ----------
+    packed : ndarray of uint8, shape (N, ceil(latents * bits / 8))
+        The rows' binary decisions, most significant bit first within a byte. A symbol is
+        ``bits_per_symbol(alphabet)`` decisions, most significant first; unused bits at a row's end are 0.
+    latents : int
+        D, the number of latents in a row.
+    alphabet : int
+        K, the number of values a latent takes (2 for Bernoulli latents).
+    names : tuple of str, optional
+        One name a row: POSIX path relative to the source; bytes that are not UTF-8 as surrogate escapes.
+    labels : tuple of str, optional
+        One label a row; an empty string where a row has none.
+    uncertainty : ndarray of float32, shape (N,), optional
+        Posterior entropy of each row, in bits.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree.
+
+    Examples
+    --------
+    >>> codes = Codes.from_symbols([[1, 0, 1], [0, 0, 1]], names=["a.png", "b.png"])
+    >>> len(codes), codes.latents, codes.packed.tolist()
+    (2, 3, [[160], [32]])
+    >>> codes[1:].symbols().tolist()
+    [[0, 0, 1]]
+    """
+
+    packed: NDArray[np.uint8]
+    latents: int
+    alphabet: int = 2
+    names: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    uncertainty: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        width = -(-self.latents * bits_per_symbol(self.alphabet) // 8)
+        if self.packed.dtype != np.uint8 or self.packed.ndim != 2 or self.packed.shape[1] != width:
+            msg = (
+                f"{self.latents} latents of {self.alphabet} values pack into uint8 rows of {width} bytes, "
+                f"not {self.packed.dtype} of shape {self.packed.shape}"
+            )
+            raise ValueError(msg)
+        for field in ("names", "labels", "uncertainty"):
+            value = getattr(self, field)
+            if value is not None and len(value) != len(self.packed):
+                msg = f"{len(self.packed)} rows but {len(value)} {field}"
+                raise ValueError(msg)
+
+    @classmethod
+    def from_symbols(
+        cls,
+        symbols: ArrayLike,
+        *,
+        alphabet: int = 2,
+        names: Iterable[str] | None = None,
+        labels: Iterable[str] | None = None,
+        uncertainty: ArrayLike | None = None,
+    ) -> Codes:
+        """Pack integer symbols of shape (N, D).
+
+        Raises
+        ------
+        ValueError
+            If a symbol lies outside ``0 .. alphabet - 1`` or ``symbols`` is not two-dimensional.
+        """
+        array = np.asarray(symbols)
+        if array.ndim != 2:
+            msg = f"symbols have shape (N, D), not {array.shape}"
+            raise ValueError(msg)
+        if array.size and (array.min() < 0 or array.max() >= alphabet):
+            msg = f"symbols lie in 0..{alphabet - 1}; found {array.min()}..{array.max()}"
+            raise ValueError(msg)
+        decisions = symbols_to_decisions(array.astype(symbol_dtype(alphabet)), alphabet)
+        return cls(
+            packed=np.packbits(decisions, axis=1),
+            latents=array.shape[1],
+            alphabet=alphabet,
+            names=None if names is None else tuple(names),
+            labels=None if labels is None else tuple(labels),
+            uncertainty=None if uncertainty is None else np.asarray(uncertainty, dtype=np.float32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def decisions_per_row(self) -> int:
+        """Binary decisions in a row: latents times bits a symbol."""
+        return self.latents * bits_per_symbol(self.alphabet)
+
+    def decisions(self) -> NDArray[np.uint8]:
+        """Return the binary decisions, 0 or 1, shape (N, decisions_per_row), uint8."""
+        return np.unpackbits(self.packed, axis=1, count=self.decisions_per_row)
+
+    def symbols(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Return the symbols, shape (N, D), uint8 (uint16 for alphabets beyond 256)."""
+        return decisions_to_symbols(self.decisions(), self.alphabet)
+
+    @overload
+    def __getitem__(self, rows: int | np.integer) -> Codes: ...
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[np.generic]) -> Codes: ...
+    def __getitem__(self, rows: int | np.integer | slice | Sequence[int] | NDArray[np.generic]) -> Codes:
+        """Return the chosen rows, always as ``Codes``: one row for an integer."""
+        if isinstance(rows, int | np.integer):
+            index = np.arange(len(self))[[int(rows)]]  # numpy's own IndexError and negative indices
+        else:
+            index = np.arange(len(self))[rows]
+
+        def take(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if values is None else tuple(values[i] for i in index)
+
+        return replace(
+            self,
+            packed=self.packed[index],
+            names=take(self.names),
+            labels=take(self.labels),
+            uncertainty=None if self.uncertainty is None else self.uncertainty[index],
+        )
+
+    def prefix(self, latents: int) -> Codes:
+        """Keep the first ``latents`` latents of every row: a code in itself where the model is nested.
+
+        Raises
+        ------
+        ValueError
+            If ``latents`` is not in ``1 .. self.latents``.
+        """
+        if not 1 <= latents <= self.latents:
+            msg = f"a prefix has 1 to {self.latents} latents, not {latents}"
+            raise ValueError(msg)
+        kept = latents * bits_per_symbol(self.alphabet)
+        packed = self.packed[:, : -(-kept // 8)].copy()
+        if kept % 8:
+            packed[:, -1] &= np.uint8(0xFF << (8 - kept % 8) & 0xFF)
+        return replace(self, packed=packed, latents=latents)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Codes]) -> Codes:
+        """Join codes of the same shape, row after row; names, labels, uncertainty survive if all have them.
+
+        Raises
+        ------
+        ValueError
+            If ``parts`` is empty or their latents or alphabets differ.
+        """
+        if not parts:
+            msg = "nothing to concatenate"
+            raise ValueError(msg)
+        first = parts[0]
+        if any((p.latents, p.alphabet) != (first.latents, first.alphabet) for p in parts):
+            msg = "codes of different shapes cannot be joined"
+            raise ValueError(msg)
+
+        def join(field: str) -> tuple[str, ...] | None:
+            values = [getattr(p, field) for p in parts]
+            return None if any(v is None for v in values) else tuple(s for v in values for s in v)
+
+        uncertainties = [p.uncertainty for p in parts if p.uncertainty is not None]
+        return replace(
+            first,
+            packed=np.concatenate([p.packed for p in parts]),
+            names=join("names"),
+            labels=join("labels"),
+            uncertainty=np.concatenate(uncertainties) if len(uncertainties) == len(parts) else None,
+        )
+
+
+def symbols_to_decisions(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.uint8]:
+    """Write symbols, shape (N, D), as decisions, shape (N, D * bits), most significant first, uint8."""
+    bits = bits_per_symbol(alphabet)
+    if bits == 1:
+        return np.ascontiguousarray(symbols, dtype=np.uint8)
+    shifts = np.arange(bits - 1, -1, -1, dtype=symbols.dtype)
+    decisions = (symbols[:, :, None] >> shifts) & 1
+    return decisions.astype(np.uint8).reshape(len(symbols), -1)
+
+
+def decisions_to_symbols(
+    decisions: NDArray[np.uint8], alphabet: int
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Invert :func:`symbols_to_decisions`; patterns beyond the alphabet are the caller's to refuse."""
+    bits = bits_per_symbol(alphabet)
+    if bits == 1:
+        return decisions
+    dtype = symbol_dtype(alphabet)
+    grouped = decisions.reshape(len(decisions), -1, bits)
+    symbols = np.zeros(grouped.shape[:2], dtype=dtype)
+    for b in range(bits):
+        symbols <<= 1
+        symbols |= grouped[:, :, b]
+    return symbols

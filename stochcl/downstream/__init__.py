@@ -1,0 +1,1 @@
+"""What is learned from decoded codes: probes with scikit-learn."""
