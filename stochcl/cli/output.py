@@ -1,0 +1,96 @@
+"""How commands speak: results on standard output, text for people and progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+
+
+def show(result: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
+    """Print a result: as JSON on standard output, or as lines for people."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def say(line: str) -> None:
+    """Say something to a person, on standard error."""
+    click.echo(line, err=True)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people do.
+
+    Examples
+    --------
+    >>> [duration(s) for s in (7.4, 75, 5400)]
+    ['7 s', '1 min 15 s', '1 h 30 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+class Seconds(click.ParamType[float]):
+    """A time: seconds, or a number with s, m, h or d behind it."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: D102
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|d)?", value.strip())
+        if not match or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a time; write 90s, 90m or 1.5h.", param, ctx)
+        return float(match[1]) * _UNITS[match[2] or ""]
+
+
+@contextmanager
+def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None]]:
+    """Show a bar on standard error while the block runs, if that is a terminal, and nothing if not.
+
+    Yields
+    ------
+    callable
+        ``update(done, total, note="")``.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s" if rate else "", style="progress.data.speed")
+
+    columns = (
+        BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(unit, total=None, note="")
+
+        def update(done: float, total: float, note: str = "") -> None:
+            progress.update(task, completed=done, total=total, note=note)
+
+        yield update

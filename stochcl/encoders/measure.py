@@ -1,0 +1,99 @@
+"""What training reports about the encoder it has so far, on images that it does not train on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.encoders.inference import encode_images
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from stochcl.codes import Codes
+    from stochcl.encoders.model import Encoder
+
+DENOMINATOR = 4096
+"""Probabilities of the coder's tables are multiples of 1/4096."""
+
+
+def measure_ones(codes: Codes) -> NDArray[np.int32]:
+    """Return the probability of a one of each latent, in units of 1/4096, of 1..4095, shape (D, 1)."""
+    symbols = codes.symbols()
+    ones = (symbols.sum(axis=0, dtype=np.int64) + 0.5) / (len(symbols) + 1)
+    return np.clip(np.rint(ones * DENOMINATOR), 1, DENOMINATOR - 1).astype(np.int32)[:, None]
+
+
+def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
+    """Return -log2 p of codes under the quantised prior: bits per image in a file, before its overhead."""
+    p = ones[:, 0] / DENOMINATOR
+    mean = codes.symbols().mean(axis=0)
+    return float(-(mean * np.log2(p) + (1 - mean) * np.log2(1 - p)).sum())
+
+
+def knn_accuracy(
+    bank: NDArray[np.float32], bank_labels: NDArray[np.str_], query: NDArray[np.float32],
+    query_labels: NDArray[np.str_], neighbours: int = 20,
+) -> float:  # fmt: skip
+    """Return the accuracy of a vote of the nearest features by cosine, weighted by their similarity.
+
+    The live measure of Wu et al. (arXiv 1805.01978, section 3.4), with its temperature of 0.07.
+    """
+    classes, ids = np.unique(bank_labels, return_inverse=True)
+
+    def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    similarity = unit(query) @ unit(bank).T
+    k = min(neighbours, len(bank))
+    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    weight = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
+    votes = np.zeros((len(query), len(classes)))
+    np.add.at(votes, (np.arange(len(query))[:, None], ids[nearest]), weight)
+    return float((classes[votes.argmax(axis=1)] == query_labels).mean())
+
+
+class Monitor:
+    """Measures rate and kNN accuracy on fixed, seeded subsets.
+
+    Parameters
+    ----------
+    train, held : ndarray of uint8, shape (N, S, S, 3)
+        ``held`` may be empty: then the training images stand in for both, and no accuracy is measured.
+    train_labels, held_labels : sequence of str
+    seed : int
+        Which images are taken.
+    bank, queries : int
+        How many at most.
+    """
+
+    def __init__(
+        self, train: NDArray[np.uint8], held: NDArray[np.uint8], train_labels: tuple[str, ...],
+        held_labels: tuple[str, ...], *, seed: int, bank: int = 4000, queries: int = 2000,
+    ) -> None:  # fmt: skip
+        rng = np.random.default_rng(seed)
+        self._bank_rows = np.sort(rng.permutation(len(train))[:bank])
+        self._query_rows = np.sort(rng.permutation(len(held))[:queries])
+        self._bank, self._queries = train[self._bank_rows], held[self._query_rows]
+        self._bank_labels = np.array([train_labels[i] for i in self._bank_rows])
+        self._query_labels = np.array([held_labels[i] for i in self._query_rows])
+
+    def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
+        """Return ``rate`` (bits an image, of held-out hard codes) and, with labels, ``knn`` (a fraction)."""
+        was_training = encoder.training
+        encoder.eval()
+        bank = encode_images(encoder, self._bank, device)
+        ones = measure_ones(bank.codes)
+        if not len(self._queries):
+            encoder.train(was_training)
+            return {"rate": hard_rate(bank.codes, ones)}
+        queries = encode_images(encoder, self._queries, device)
+        encoder.train(was_training)
+        result = {"rate": hard_rate(queries.codes, ones)}
+        if len(set(self._query_labels.tolist())) > 1:
+            result["knn"] = knn_accuracy(
+                bank.features, self._bank_labels, queries.features, self._query_labels
+            )
+        return result

@@ -1,0 +1,165 @@
+"""The encoder: image to features to a posterior over latents, and the decoder from a code to features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from stochcl.encoders.posterior import POSTERIORS, Posterior
+from stochcl.encoders.resnet import ResNet
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_LATENTS = 4096
+"""Most latents of a Bernoulli encoder: the most binary decisions that a row of an archive may have."""
+
+
+def default_ladder(latents: int) -> tuple[int, ...]:
+    """Return the prefixes that a nested code is trained at: powers of two from 8, and the full width.
+
+    Examples
+    --------
+    >>> default_ladder(48)
+    (8, 16, 32, 48)
+    """
+    ladder = []
+    k = 8
+    while k < latents:
+        ladder.append(k)
+        k *= 2
+    return (*ladder, latents)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder is, apart from its weights.
+
+    Parameters
+    ----------
+    backbone, width, stem
+        The residual network, see :class:`~stochcl.encoders.resnet.ResNet`.
+    posterior : str
+        Family of the latents.
+    latents : int
+        D, the full width of a code.
+    ladder : tuple of int
+        Prefixes that are codes in themselves, ascending, the last of them ``latents``.
+    decoder : tuple of int
+        Widths of the vector decoder's hidden layers.
+    size : int
+        Side of the square that images are brought to, in pixels.
+    fit : str
+        What happens to an image that is not square: crop, pad or stretch.
+    mean, std : tuple of float
+        Of each colour channel over natural images, of values in 0..1 (those of ImageNet).
+    """
+
+    backbone: str = "resnet10"
+    width: int = 64
+    stem: str = "imagenet"
+    posterior: str = "bernoulli"
+    latents: int = 1024
+    ladder: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = (512,)
+    size: int = 64
+    fit: str = "crop"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not self.ladder:
+            object.__setattr__(self, "ladder", default_ladder(self.latents))
+        if not 1 <= self.latents <= MAX_LATENTS:
+            raise UsageError(f"an encoder has 1 to {MAX_LATENTS} latents, not {self.latents}.")
+        ascends = list(self.ladder) == sorted(set(self.ladder))
+        if not ascends or self.ladder[0] < 1 or self.ladder[-1] != self.latents:
+            raise UsageError(f"the ladder {self.ladder} must ascend to the full width, {self.latents}.")
+        if self.posterior not in POSTERIORS:
+            raise UsageError(f"there is no posterior {self.posterior!r}; there are {', '.join(POSTERIORS)}.")
+
+
+class Encoder(nn.Module):
+    """q(z|x) = head(normalise(backbone(x))), and a decoder from any prefix of z to the normalised features.
+
+    Attributes
+    ----------
+    prior : Parameter, float32, shape (D,)
+        Log-odds of a one, learned with the encoder: the factorised prior p(z).
+    ones : Tensor, int32, shape (D, 1)
+        Probability of a one, in units of 1/4096, among the codes of the training images: what the coder's
+        table is made of. Zero until :func:`stochcl.encoders.train.train` has measured it.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.backbone, width=config.width, stem=config.stem)
+        features = self.backbone.features
+        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.head = nn.Linear(features, config.latents)
+        # Standardised features give log-odds of deviation 3: bits that are mostly decided from the first step
+        # on. With the usual initialisation they are coin tosses (52 of 1,024 bits), and nothing is learned
+        # through them.
+        nn.init.normal_(self.head.weight, std=3 / features**0.5)
+        nn.init.zeros_(self.head.bias)
+        self.prior = nn.Parameter(torch.zeros(config.latents))
+        widths = (config.latents, *config.decoder, features)
+        self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.register_buffer("ones", torch.zeros(config.latents, 1, dtype=torch.int32))
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    @property
+    def feature_dim(self) -> int:
+        """V, the width of the features and of a decoded vector."""
+        return self.backbone.features
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bring pixels of 0..255, shape (B, 3, S, S), to zero mean and unit variance over natural images."""
+        return (images - self.mean) / self.std
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return standardised features, float32, shape (B, V), of normalised images, shape (B, 3, S, S)."""
+        return self.norm(self.backbone(images).float())
+
+    def posterior(self, features: Tensor) -> Posterior:
+        """Return q(z|x) from standardised features, shape (B, V)."""
+        return POSTERIORS[self.config.posterior](self.head(features).float())
+
+    def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
+        """Decode codes to standardised features, float32, shape (B, V).
+
+        Parameters
+        ----------
+        symbols : Tensor of float, shape (B, D)
+        latents : int, optional
+            Use this prefix only; the prior's mean stands for what is missing.
+        """
+        centre = torch.sigmoid(self.prior).detach()
+        x = (symbols - centre) * self.decoder_scale
+        if latents is not None and latents < self.config.latents:
+            x = x * (torch.arange(self.config.latents, device=x.device) < latents)
+        for layer in self.decoder[:-1]:
+            x = torch.relu(layer(x))
+        return self.decoder[-1](x).float()
+
+    @property
+    def decoder_scale(self) -> float:
+        """Factor that brings a centred bit to the range -1..1."""
+        return 2.0
+
+    def decoder_arrays(self) -> tuple:
+        """Return the decoder as numpy arrays: centre (D,), scale (D,), and (weight, bias) of each layer."""
+        centre = torch.sigmoid(self.prior).detach().float().cpu().numpy()
+        scale = torch.full((self.config.latents,), self.decoder_scale).numpy()
+        layers = [
+            (layer.weight.detach().float().cpu().numpy(), layer.bias.detach().float().cpu().numpy())
+            for layer in self.decoder
+        ]
+        return centre, scale, layers

@@ -1,0 +1,169 @@
+"""The model file: safetensors with the configuration and the training record beside the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from stochcl.atomic import replacing
+from stochcl.data import printable
+from stochcl.encoders.model import Encoder, EncoderConfig
+from stochcl.errors import ModelError, OutputError, StochclError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+KIND = "stochcl-encoder-0"
+"""What the metadata of a model file says that it is."""
+
+_MAX_BYTES = 4 << 30
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An encoder with what belongs to it.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        In evaluation mode, float32.
+    name : str
+        What it is called; the file's name without its ending.
+    sha256 : str
+        Hash over its tensors and configuration, without the training record, in hex.
+    record : dict
+        How it was trained: data, options, versions, hardware, time.
+    """
+
+    encoder: Encoder
+    name: str
+    sha256: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def _tensors(encoder: Encoder) -> dict[str, Tensor]:
+    """Return what is stored: weights as fp16, statistics and the prior as they are, no step counters."""
+    out = {}
+    for name, tensor in sorted(encoder.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            continue
+        weight = name.endswith(".weight") and tensor.ndim > 1
+        out[name] = tensor.detach().to("cpu", torch.float16 if weight else tensor.dtype).contiguous()
+    return out
+
+
+def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
+    """Hash tensors (names, types, shapes, bytes) and configuration, in hex; independent of the file's layout."""
+    digest = hashlib.sha256(_canonical(asdict(config)))
+    for name, tensor in sorted(tensors.items()):
+        head = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        digest.update(_canonical(head))
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+
+
+def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
+    """Write a model file, complete or not at all, and return the model's hash.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    tensors = _tensors(encoder)
+    metadata = {
+        "kind": KIND,
+        "config": json.dumps(asdict(encoder.config), sort_keys=True),
+        "record": json.dumps(record, sort_keys=True),
+    }
+    try:
+        with replacing(path) as file:
+            file.write(save(tensors, metadata))
+    except OSError as exc:
+        raise OutputError(f"{printable(path)}: the model cannot be written: {exc.strerror}.") from exc
+    return model_hash(tensors, encoder.config)
+
+
+def load_model(path: Path) -> ModelFile:
+    """Read a model file; nothing in it is executed.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, damaged, foreign, a pickle, or of a kind that this version does not know.
+    """
+    shown = printable(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as exc:
+        raise ModelError(f"{shown}: the model cannot be read: {exc.strerror}.") from exc
+    if head.startswith(_PICKLES):
+        msg = (
+            f"{shown}: this is a pickle (a PyTorch checkpoint?), which could run any program when it is loaded; "
+            "stochcl reads safetensors model files, as `stochcl train` writes them."
+        )
+        raise ModelError(msg)
+    if not 8 < size <= _MAX_BYTES:
+        raise ModelError(f"{shown}: this is not a stochcl model: it has {size:,} bytes.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != KIND:
+                msg = (
+                    f"{shown}: this is a safetensors file but not a stochcl model of a kind that this version "
+                    f"knows (it says {metadata.get('kind')!r}, not {KIND!r})."
+                )
+                raise ModelError(msg)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as exc:
+        msg = f"{shown}: this is not a stochcl model, or it is damaged ({exc}); fetch or train it again."
+        raise ModelError(msg) from exc
+    return _assemble(path, tensors, metadata)
+
+
+def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> ModelFile:
+    shown = printable(path)
+    try:
+        config = _config(json.loads(metadata["config"]))
+        record = json.loads(metadata.get("record", "{}"))
+        with torch.device("meta"):
+            expected = Encoder(config).state_dict()
+        expected = {k: v for k, v in expected.items() if not k.endswith("num_batches_tracked")}
+        if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in tensors.items()}:
+            raise ModelError(f"{shown}: the model's tensors are not those that its configuration asks for.")
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ModelError(f"{shown}: {name} holds numbers that are not finite; the model is damaged.")
+        encoder = Encoder(config)
+        encoder.load_state_dict(tensors, strict=False)
+    except ModelError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, StochclError) as exc:
+        raise ModelError(
+            f"{shown}: the model's configuration makes no sense ({exc}); it is damaged."
+        ) from exc
+    encoder.eval()
+    return ModelFile(encoder, path.stem, model_hash(tensors, config), record)
+
+
+def _config(stored: dict[str, Any]) -> EncoderConfig:
+    known = {f.name for f in fields(EncoderConfig)}
+    if unknown := sorted(set(stored) - known):
+        msg = f"this version of stochcl does not know {', '.join(unknown)}"
+        raise ValueError(msg)
+    return EncoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})

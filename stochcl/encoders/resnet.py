@@ -1,0 +1,135 @@
+"""Residual networks whose state-dict names are torchvision's, so that published weights load from a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut (He et al., arXiv 1512.03385, figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 (it strides, as in torchvision), 1 x 1 convolutions around a shortcut (figure 5 right)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, int, int, int]
+
+
+BACKBONES = {
+    "resnet10": _Shape(BasicBlock, (1, 1, 1, 1)),
+    "resnet18": _Shape(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": _Shape(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": _Shape(Bottleneck, (3, 4, 6, 3)),
+}
+"""Residual networks by name: the block and how many of it each of the four stages has."""
+
+STEMS = ("imagenet", "small")
+"""First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's); 3 x 3 by 1 for images of 32 to 64 pixels."""
+
+
+class ResNet(nn.Module):
+    """A residual network without its classifier: images to pooled features.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``BACKBONES``.
+    width : int
+        Channels of the first stage; 64 is torchvision's. Each of the three later stages doubles it.
+    stem : str
+        One of ``STEMS``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such backbone or stem.
+    """
+
+    def __init__(self, name: str, *, width: int = 64, stem: str = "imagenet") -> None:
+        super().__init__()
+        if name not in BACKBONES:
+            raise UsageError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}.")
+        if stem not in STEMS:
+            raise UsageError(f"there is no stem {stem!r}; there are {', '.join(STEMS)}.")
+        shape = BACKBONES[name]
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
+        else:
+            self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        inputs = width
+        for stage, depth in enumerate(shape.depths):
+            blocks = []
+            for i in range(depth):
+                block = shape.block(inputs, width << stage, stride=2 if stage and i == 0 else 1)
+                inputs = (width << stage) * shape.block.expansion
+                blocks.append(block)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.features = inputs
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x.mean(dim=(2, 3))

@@ -1,0 +1,338 @@
+"""Training: data, model, loss, loop, from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stochcl.encoders.augment import Augmentation
+from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
+from stochcl.encoders.inference import choose_device, encode_images
+from stochcl.encoders.keyed import keyed_uniform
+from stochcl.encoders.measure import Monitor, measure_ones
+from stochcl.encoders.model import Encoder, EncoderConfig
+from stochcl.encoders.objective import Losses, Projectors, RateController, stochastic_contrastive
+from stochcl.errors import TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from stochcl.encoders.imageset import ImageSet
+
+_FIRST_VIEW, _SECOND_VIEW, _LATENTS = range(3)  # streams of random numbers
+_MEASURED_IMAGES = 20_000  # training images whose codes make the coder's table
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the images; 0 writes the untrained network, to compare with.
+    max_time : float or None
+        Seconds after which training ends, whatever the epochs; the learning rate falls to zero by then.
+    batch_size : int
+        Images a step; each gives two views.
+    crop : int
+        Side of a view in pixels. Smaller than the encoder's size is faster, and right: objects look larger in
+        random crops than in whole images (Touvron et al., arXiv 1906.06423).
+    lr, decay : float
+        Peak learning rate and weight decay of AdamW.
+    temperature : float
+        Of the contrastive loss.
+    rate : float or None
+        Target in bits per image; None leaves ``beta`` as it is.
+    beta : float
+        Nats that a bit costs, to begin with.
+    seed : int
+        Of everything random.
+    precision : str
+        bf16 (autocast) or fp32.
+    device : str
+        auto, cpu, cuda...
+    """
+
+    epochs: int = 100
+    max_time: float | None = None
+    batch_size: int = 256
+    crop: int = 48
+    lr: float = 2e-3
+    decay: float = 1e-2
+    temperature: float = 0.2
+    rate: float | None = None
+    beta: float = 1e-4
+    seed: int = 0
+    precision: str = "bf16"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        positive = {
+            "batch_size": self.batch_size - 1,
+            "crop": self.crop,
+            "lr": self.lr,
+            "temperature": self.temperature,
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise UsageError(f"{name} is too small: {getattr(self, name)}.")
+        if self.epochs < 0 or (self.rate is not None and self.rate <= 0):
+            raise UsageError("epochs cannot be negative, and a rate is more than 0 bits per image.")
+        if self.precision not in ("bf16", "fp32"):
+            raise UsageError(f"there is no training precision {self.precision!r}; there are bf16 and fp32.")
+
+
+def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
+    """Sort named options, None for those left out, into what the encoder is and how it is trained.
+
+    Raises
+    ------
+    UsageError
+        If a name is in neither, or a value makes no sense.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    config_names = {f.name for f in fields(EncoderConfig)}
+    names = {f.name for f in fields(TrainOptions)}
+    if unknown := sorted(set(given) - config_names - names):
+        raise UsageError(f"there is no training option {', '.join(unknown)}.")
+    config = EncoderConfig(**{k: v for k, v in given.items() if k in config_names})
+    if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
+        given["crop"] = max(16, config.size * 3 // 4 // 8 * 8)
+    return config, TrainOptions(**{k: v for k, v in given.items() if k in names})
+
+
+@dataclass
+class Progress:
+    """Where a run stands; ``fraction`` is of the whole run, rates are in bits, times in seconds."""
+
+    fraction: float
+    step: int
+    epoch: float
+    elapsed: float
+    loss: float = math.nan
+    contrast: float = math.nan
+    contrast_codes: float = math.nan
+    reconstruction: float = math.nan
+    rate: float = math.nan
+    kl: float = math.nan
+    beta: float = math.nan
+    lr: float = 0.0
+    images_per_second: float = 0.0
+    held_rate: float = math.nan
+    knn: float = math.nan
+
+    def line(self) -> str:
+        """Return the figures that matter, with their units, on one line."""
+        text = (
+            f"step {self.step:,}, epoch {self.epoch:.1f}, loss {self.loss:.3f} nats, "
+            f"rate {self.rate:,.0f} bits/image, {self.images_per_second:,.0f} images/s"
+        )
+        return text if math.isnan(self.knn) else f"{text}, kNN {self.knn:.1%}"
+
+
+class Trainer:
+    """One run of training, which can stop after any step and go on from its checkpoint.
+
+    Parameters
+    ----------
+    config : EncoderConfig
+    options : TrainOptions
+    data : ImageSet
+    checkpoint : Path
+        Written every ``save_every`` seconds and on interruption; an existing one is continued.
+    log : Path or None
+        One JSON object a line is appended, every ``log_every`` steps.
+    report : callable
+        Told of the progress as often as it is logged.
+    """
+
+    log_every = 20
+    save_every = 300.0
+    measure_every = 600.0
+
+    def __init__(
+        self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
+        log: Path | None = None, report: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:  # fmt: skip
+        self.options, self.data = options, data
+        self.checkpoint_path, self.log_path, self.report = checkpoint, log, report
+        self.device = choose_device(options.device)
+        torch.manual_seed(options.seed)
+        self.encoder = Encoder(config).to(self.device, memory_format=torch.channels_last)
+        self.projectors = Projectors(self.encoder.feature_dim).to(self.device)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
+        self.controller = RateController(options.rate, options.beta)
+        self.augmentation = Augmentation(options.crop)
+        self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
+        self.batch = min(options.batch_size, len(data.train))
+        self.steps_per_epoch = len(data.train) // self.batch
+        self.step, self.before = 0, 0.0
+        if checkpoint.exists():
+            self._restore()
+        self.started = self.saved = self.measured = time.monotonic()
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        return {"encoder": self.encoder, "projectors": self.projectors}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Decay the weights of layers, not their biases, normalisations or the prior."""
+        parameters = [p for module in self._modules().values() for p in module.parameters()]
+        return [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.options.decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for a checkpoint to be continued; the length of a run may change."""
+        options = asdict(self.options)
+        for free in ("epochs", "max_time", "device"):
+            del options[free]
+        config = json.loads(json.dumps(asdict(self.encoder.config)))
+        return options | config | {"images": len(self.data.train)}
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.checkpoint_path, self._modules(), self.optimizer, self._identity())
+        self.step, self.before, self.controller.beta = state["step"], state["elapsed"], state["beta"]
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "beta": self.controller.beta,
+            "options": self._identity(),
+        }
+        save_checkpoint(self.checkpoint_path, self._modules(), self.optimizer, state)
+        self.saved = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds trained so far, those before an interruption included."""
+        return self.before + time.monotonic() - self.started
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is done, by steps or by time, whichever ends it first."""
+        total = self.options.epochs * self.steps_per_epoch
+        done = self.step / total if total else 1.0
+        if self.options.max_time:
+            done = max(done, self.elapsed / self.options.max_time)
+        return min(1.0, done)
+
+    def run(self) -> Encoder:
+        """Train to the end and return the encoder, in evaluation mode, its table measured.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite.
+        KeyboardInterrupt
+            Passed on, after the checkpoint has been written.
+        """
+        try:
+            for rows, keys in self._batches():
+                self._train_step(rows, keys)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        if self.step:
+            self.save()
+        else:
+            self._calibrate()
+        self.encoder.eval()
+        chosen = np.random.default_rng(self.options.seed).permutation(len(self.data.train))[:_MEASURED_IMAGES]
+        codes = encode_images(self.encoder, self.data.train[np.sort(chosen)], self.device).codes
+        self.encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
+        return self.encoder.cpu()
+
+    def _batches(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield rows of the training images, in an order that epoch and seed decide, and their random keys."""
+        n = len(self.data.train)
+        while self.fraction < 1:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            order = np.random.default_rng([self.options.seed, epoch]).permutation(n)
+            for i in range(first, self.steps_per_epoch):
+                rows = order[i * self.batch : (i + 1) * self.batch]
+                yield rows, torch.from_numpy(rows + n * epoch).to(self.device)
+                if self.fraction >= 1:
+                    return
+
+    def _train_step(self, rows: np.ndarray, keys: torch.Tensor) -> None:
+        start = time.monotonic()
+        lr = self._learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses = self._losses(rows, keys)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
+        self.optimizer.step()
+        self.step += 1
+        self.controller.update(float(losses.rate))
+        if self.step % self.log_every == 0 or self.step == 1:
+            self._log(losses, lr, len(rows) / (time.monotonic() - start))
+        if time.monotonic() - self.saved > self.save_every:
+            self.save()
+
+    def _losses(self, rows: np.ndarray, keys: torch.Tensor) -> Losses:
+        seed, model = self.options.seed, self.encoder
+        images = torch.from_numpy(self.data.train[rows]).to(self.device).permute(0, 3, 1, 2)
+        views = torch.cat([self.augmentation(images, keys, seed, s) for s in (_FIRST_VIEW, _SECOND_VIEW)])
+        noise = keyed_uniform(keys, seed, _LATENTS, 2 * model.config.latents)
+        rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
+        clean = images[: max(1, len(images) // 4)].float()
+        bf16 = self.options.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return stochastic_contrastive(
+                model, self.projectors, model.normalise(views),
+                model.normalise(clean).contiguous(memory_format=torch.channels_last),
+                torch.cat(noise.chunk(2, dim=1)),
+                latents=int(rung), beta=self.controller.beta, temperature=self.options.temperature,
+            )  # fmt: skip
+
+    def _learning_rate(self) -> float:
+        """Warm up over 200 steps (or the first epoch, where that is longer than nothing), then fall as a cosine."""
+        warm = min(1.0, (self.step + 1) / 200)
+        return self.options.lr * warm * 0.5 * (1 + math.cos(math.pi * self.fraction))
+
+    def _log(self, losses: Losses, lr: float, speed: float) -> None:
+        progress = Progress(
+            fraction=self.fraction, step=self.step, epoch=self.step / self.steps_per_epoch,
+            elapsed=self.elapsed, loss=float(losses.total.detach()), contrast=float(losses.contrast),
+            contrast_codes=float(losses.contrast_codes), reconstruction=float(losses.reconstruction),
+            rate=float(losses.rate), kl=float(losses.kl), beta=self.controller.beta, lr=lr,
+            images_per_second=speed,
+        )  # fmt: skip
+        if not math.isfinite(progress.loss):
+            raise TrainingError(f"the loss is not finite at step {self.step:,}; try a lower learning rate.")
+        if self.step == 1 or time.monotonic() - self.measured > self.measure_every:
+            found = self.monitor(self.encoder, self.device)
+            progress.held_rate, progress.knn = found["rate"], found.get("knn", math.nan)
+            self.measured = time.monotonic()
+        if self.log_path:
+            finite = {k: round(v, 6) for k, v in asdict(progress).items() if math.isfinite(v)}
+            with self.log_path.open("a") as file:
+                file.write(json.dumps(finite) + "\n")
+        self.report(progress)
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Give an untrained network the normalisation statistics that training would have given it."""
+        norms = [m for m in self.encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.momentum = None  # a plain average over the batches below
+            norm.reset_running_stats()
+        self.encoder.train()
+        for start in range(0, min(len(self.data.train), 16 * self.batch), self.batch):
+            part = self.data.train[start : start + self.batch]
+            if len(part) > 1:
+                pixels = torch.from_numpy(part).to(self.device).permute(0, 3, 1, 2).float()
+                self.encoder.features(self.encoder.normalise(pixels))
