@@ -95,9 +95,7 @@ def train(
         hold_out=hold_out,
         workers=workers,
     )
-    trainer = Trainer(
-        config, settings, data, checkpoint=checkpoint, log=Path(log) if log else None, report=report
-    )
+    trainer = Trainer(config, settings, data, checkpoint=checkpoint, log=Path(log) if log else None, report=report)
     encoder = trainer.run()
     found = trainer.monitor(encoder, torch.device("cpu"))
     record = {

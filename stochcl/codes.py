@@ -220,9 +220,7 @@ def symbols_to_decisions(symbols: NDArray[np.integer], alphabet: int) -> NDArray
     return decisions.astype(np.uint8).reshape(len(symbols), -1)
 
 
-def decisions_to_symbols(
-    decisions: NDArray[np.uint8], alphabet: int
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def decisions_to_symbols(decisions: NDArray[np.uint8], alphabet: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Invert :func:`symbols_to_decisions`; patterns beyond the alphabet are the caller's to refuse."""
     bits = bits_per_symbol(alphabet)
     if bits == 1:

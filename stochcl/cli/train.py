@@ -13,23 +13,15 @@ from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, show
 
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The model file to write."
-)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model file to write.")
 @click.option("--max-time", type=Seconds(), metavar="TIME", help="Train for this long, e.g. 90m; 2h.")
-@click.option(
-    "--epochs", type=click.IntRange(0), default=100, show_default=True, help="Passes over the images."
-)
+@click.option("--epochs", type=click.IntRange(0), default=100, show_default=True, help="Passes over the images.")
 @click.option("--hold-out", type=click.IntRange(0), default=0, metavar="N",
               help="Keep the last N images of each class of each source from training; the live rate and "
                    "kNN accuracy are measured on them.")  # fmt: skip
-@click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), metavar="BITS", help="Target, bits per image."
-)
+@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="BITS", help="Target, bits per image.")
 @click.option("--backbone", default="resnet10", show_default=True, help="resnet10, 18, 34 or 50.")
-@click.option(
-    "--width", type=click.IntRange(4), default=64, show_default=True, help="Channels of its first stage."
-)
+@click.option("--width", type=click.IntRange(4), default=64, show_default=True, help="Channels of its first stage.")
 @click.option("--stem", type=click.Choice(["imagenet", "small"]), default="imagenet", show_default=True,
               help="small: for images of 32 pixels.")  # fmt: skip
 @click.option("--size", type=click.IntRange(16, 1024), default=64, show_default=True, metavar="PIXELS",
@@ -38,9 +30,7 @@ from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, show
               help="Side of the views in training.  [default: 3/4 of the size]")  # fmt: skip
 @click.option("--fit", type=click.Choice(["crop", "pad", "stretch"]), default="crop", show_default=True,
               help="What happens to images that are not square.")  # fmt: skip
-@click.option(
-    "--latents", type=click.IntRange(1, 4096), default=1024, show_default=True, help="Bits of a code."
-)
+@click.option("--latents", type=click.IntRange(1, 4096), default=1024, show_default=True, help="Bits of a code.")
 @click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, help="Images a step.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
               help="Peak learning rate.")  # fmt: skip
@@ -48,12 +38,8 @@ from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, show
               help="Of the arithmetic.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
-@click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images."
-)
-@click.option(
-    "--log", type=click.Path(path_type=Path), help="Append figures to this file, one JSON object a line."
-)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images.")
+@click.option("--log", type=click.Path(path_type=Path), help="Append figures to this file, one JSON object a line.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted run.")
 @click.option("--force", is_flag=True, help="Replace an existing model file or checkpoint.")
 @JSON
@@ -73,9 +59,9 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
     if report.skipped:
         say(f"skipped {len(report.skipped):,} images that could not be read")
     knn = "" if report.knn is None else f", kNN accuracy {report.knn:.1%}"
+    work = f"{report.images:,} images, {report.steps:,} steps, {duration(report.seconds)}"
     lines = [
-        f"{output}: {report.latents:,} latents; {report.images:,} images, {report.steps:,} steps, "
-        f"{duration(report.seconds)}",
+        f"{output}: {report.latents:,} latents; {work}",
         f"  rate of held-out codes {report.rate:,.1f} bits per image{knn}",
         f"  hash {report.sha256}",
     ]

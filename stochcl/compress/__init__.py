@@ -1,1 +1,21 @@
 """From discrete latents to a file and back: integer entropy models, the coder, the container."""
+
+from __future__ import annotations
+
+from stochcl.compress.archive import Archive
+from stochcl.compress.decoder import VectorDecoder
+from stochcl.compress.header import Header
+from stochcl.compress.independent import IndependentModel
+from stochcl.compress.tables import Tables, find_tables, save_tables
+from stochcl.compress.writer import Writer
+
+__all__ = [
+    "Archive",
+    "Header",
+    "IndependentModel",
+    "Tables",
+    "VectorDecoder",
+    "Writer",
+    "find_tables",
+    "save_tables",
+]

@@ -105,9 +105,7 @@ def _fill(
     return reasons
 
 
-def _finish(
-    source: ImageSource, rows: range, images: NDArray[np.uint8], reasons: dict[int, str]
-) -> ImageBatch:
+def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons: dict[int, str]) -> ImageBatch:
     entries = source.entries[rows.start : rows.stop]
     if not reasons:
         readable = entries

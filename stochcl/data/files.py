@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # O_NONBLOCK: should a name turn into a pipe between listing and opening, opening must not wait for a writer.
-_OPEN_FLAGS = (
-    os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-)
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def why(exc: OSError) -> str:

@@ -148,9 +148,7 @@ class Preprocess:
     def _decode_opened(self, image: Image.Image) -> NDArray[np.uint8]:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageError(
-                f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded"
-            )
+            raise ImageError(f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded")
         if width < 1 or height < 1:
             raise ImageError(f"it has {width} x {height} pixels")
         target = self._scaled(width, height, self.size * _DRAFT_GAP)
@@ -188,9 +186,7 @@ def identify(data: bytes) -> bool:
         return False
 
 
-def _resample(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
-) -> Image.Image:
+def _resample(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
     if size == image.size and box == (0.0, 0.0, float(size[0]), float(size[1])):
         return image
     return image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)

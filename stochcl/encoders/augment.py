@@ -66,9 +66,7 @@ class Augmentation:
             Pixels of 0..255.
         """
         u = keyed_uniform(keys, seed, stream, _COLUMNS)
-        grid = functional.affine_grid(
-            self._crop(u), [len(images), 3, self.size, self.size], align_corners=False
-        )
+        grid = functional.affine_grid(self._crop(u), [len(images), 3, self.size, self.size], align_corners=False)
         views = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         matrix, offset = self._colour(u, views.mean(dim=(2, 3)))
         views = torch.baddbmm(offset[:, :, None], matrix, views.flatten(2)).view_as(views)

@@ -89,9 +89,7 @@ def read_images(
     images = images[: len(held)]
     if len(held) - held.sum() < 2:
         names = ", ".join(printable(source.path) for source in sources)
-        raise TrainingError(
-            f"{names}: training needs at least two readable images; add images or hold out fewer."
-        )
+        raise TrainingError(f"{names}: training needs at least two readable images; add images or hold out fewer.")
     return ImageSet(
         train=images if not held.any() else images[~held],
         held=images[held],

@@ -52,9 +52,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as exc:
-        raise UsageError(
-            f"there is no device {name!r} here ({str(exc).splitlines()[0]}); try --device cpu."
-        ) from exc
+        raise UsageError(f"there is no device {name!r} here ({str(exc).splitlines()[0]}); try --device cpu.") from exc
     return device
 
 

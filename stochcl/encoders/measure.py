@@ -93,7 +93,5 @@ class Monitor:
         encoder.train(was_training)
         result = {"rate": hard_rate(queries.codes, ones)}
         if len(set(self._query_labels.tolist())) > 1:
-            result["knn"] = knn_accuracy(
-                bank.features, self._bank_labels, queries.features, self._query_labels
-            )
+            result["knn"] = knn_accuracy(bank.features, self._bank_labels, queries.features, self._query_labels)
         return result

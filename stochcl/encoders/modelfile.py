@@ -154,9 +154,7 @@ def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, StochclError) as exc:
-        raise ModelError(
-            f"{shown}: the model's configuration makes no sense ({exc}); it is damaged."
-        ) from exc
+        raise ModelError(f"{shown}: the model's configuration makes no sense ({exc}); it is damaged.") from exc
     encoder.eval()
     return ModelFile(encoder, path.stem, model_hash(tensors, config), record)
 

@@ -106,7 +106,5 @@ def test_a_column_that_is_not_there(written):
 
 def test_values_that_are_not_numbers_are_named(written):
     table = read_labels(written("name,x\na,1\nb,nan\nc,big\nd,inf\ne,\n"))
-    with pytest.raises(
-        LabelsError, match=r"4 of 5 images: b \('nan'\), c \('big'\), d \('inf'\), .* \(1 more\)"
-    ):
+    with pytest.raises(LabelsError, match=r"4 of 5 images: b \('nan'\), c \('big'\), d \('inf'\), .* \(1 more\)"):
         table.numbers(list("abcde"))

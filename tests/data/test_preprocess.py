@@ -31,9 +31,7 @@ def png_header(width, height):
     """A PNG that declares a size and ends there."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
 
 # What comes out
@@ -88,9 +86,7 @@ def test_shrinking_is_antialiased(as_file):
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_scaled_jpeg_decoding_hardly_shows(pixels, as_file, fit):
     noise = np.random.default_rng(0).integers(-20, 20, (768, 1024, 3))
-    data = as_file(
-        np.clip(pixels(1024, 768).astype(int) + noise, 0, 255).astype(np.uint8), "JPEG", quality=90
-    )
+    data = as_file(np.clip(pixels(1024, 768).astype(int) + noise, 0, 255).astype(np.uint8), "JPEG", quality=90)
     with Image.open(BytesIO(data)) as whole:
         whole.load()
         full = Preprocess(64, fit).apply(whole)
@@ -112,9 +108,7 @@ def test_exif_orientation_is_applied(pixels, as_file, orientation, fit, kind):
     upright.getexif()[0x0112] = orientation
     upright = ImageOps.exif_transpose(upright)
     # The bicubic filter runs across and then down, and rounds between: a unit or two.
-    assert difference(decoded(data, fit=fit), Preprocess(SIZE, fit).apply(upright)) <= (
-        12 if kind == "JPEG" else 2
-    )
+    assert difference(decoded(data, fit=fit), Preprocess(SIZE, fit).apply(upright)) <= (12 if kind == "JPEG" else 2)
 
 
 def test_damaged_exif_does_not_matter(pixels, as_file):
@@ -155,9 +149,7 @@ def test_every_mode_is_read_right(as_file, image, kind, colour):
     assert np.abs(result - np.array(colour)).max() <= (3 if kind == "JPEG" else 1)
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"])
 def test_every_mode_of_pillow_converts(mode):
     result = Preprocess(4, "crop").apply(Image.new(mode, (9, 5)))
     assert result.shape == (4, 4, 3)
@@ -215,9 +207,7 @@ def test_transparent_palette_colour_is_white(as_file):
 
 def test_transparent_colours_are_white(as_file):
     assert (decoded(as_file(Image.new("L", (8, 8), 5), transparency=5), size=8) == 255).all()
-    assert (
-        decoded(as_file(Image.new("RGB", (8, 8), (5, 6, 7)), transparency=(5, 6, 7)), size=8) == 255
-    ).all()
+    assert (decoded(as_file(Image.new("RGB", (8, 8), (5, 6, 7)), transparency=(5, 6, 7)), size=8) == 255).all()
     grey16 = Image.fromarray(np.full((8, 8), 0x1234, np.uint16))
     grey16.info["transparency"] = 0x1234
     assert (Preprocess(8).apply(grey16) == 255).all()
@@ -310,9 +300,7 @@ def test_the_limit_holds_where_pillow_has_none(monkeypatch):
 
 
 def test_large_images_below_the_limit_do_not_warn(monkeypatch, pixels, as_file):
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 600
-    )  # 1,024 pixels: Pillow warns from 600, refuses from 1,200
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # 1,024 pixels: Pillow warns from 600, refuses from 1,200
     data = as_file(pixels(SIZE, SIZE))
     filters = list(warnings.filters)
     with ThreadPoolExecutor(4) as pool:

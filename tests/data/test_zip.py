@@ -135,9 +135,7 @@ def test_a_member_too_large_is_rejected_by_its_declared_size(zipped, png, monkey
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-@pytest.mark.parametrize(
-    ("declared", "reason"), [(100, "more than the 100"), (9_000_000, "of the 9,000,000")]
-)
+@pytest.mark.parametrize(("declared", "reason"), [(100, "more than the 100"), (9_000_000, "of the 9,000,000")])
 def test_a_member_that_lies_about_its_size(zipped, method, declared, reason):
     path = zipped([("a.png", bytes(5_000_000))], method=method)
     set_field(path, directory_entry(path) + 24, "<I", declared)

@@ -1,0 +1,388 @@
+"""Reading an archive: any row or range of it, from header, index, tables and the blocks it lies in."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from stochcl.codes import Codes, bits_per_symbol, symbol_dtype
+from stochcl.compress import framing
+from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit, unpack_texts
+from stochcl.compress.header import Header
+from stochcl.compress.independent import IndependentModel
+from stochcl.compress.index import Index, read_index
+from stochcl.compress.reader import ByteReader
+from stochcl.compress.segment import KIND, OWN, SegmentHead, read_block
+from stochcl.compress.tables import Tables, find_tables
+from stochcl.data import folder_label, printable
+from stochcl.errors import FormatError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+_CACHED_BLOCKS = 32
+
+
+class Archive:
+    """The codes in a file.
+
+    Rows are read when they are asked for: ``archive[i]`` decodes one block. Everything that is read is checked:
+    the index against its checksum, every block against the index, its payload and what it decodes to against
+    theirs. An archive may be used from several threads, after a fork, and pickled (by its path).
+
+    Parameters
+    ----------
+    source : path-like or binary file object
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the archive.
+
+    Raises
+    ------
+    SourceError
+        If there is no such file or it cannot be read.
+    FormatError
+        If it is not a complete archive, or is damaged.
+
+    Examples
+    --------
+    >>> archive = Archive("codes.bin")  # doctest: +SKIP
+    >>> archive.to_vectors().shape  # doctest: +SKIP
+    (10000, 512)
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | IO[bytes],
+        *,
+        tables: Iterable[Tables | str | os.PathLike[str]] = (),
+    ) -> None:
+        self._shown = printable(source) if isinstance(source, str | os.PathLike) else "the archive"
+        self._extra = tuple(tables)
+        try:
+            self._reader = ByteReader(source)
+        except FileNotFoundError as exc:
+            raise SourceError(f"{self._shown}: there is no such file.") from exc
+        except OSError as exc:
+            raise SourceError(f"{self._shown}: it cannot be read: {(exc.strerror or str(exc)).lower()}.") from exc
+        with self._named():
+            prologue = self._reader.read(0, min(PROLOGUE.size, self._reader.size))
+            self._header_size = PROLOGUE.size + Header.size_of(prologue)
+            text = self._reader.read(PROLOGUE.size, self._header_size - PROLOGUE.size)
+            self.header = Header.from_bytes(prologue, text)
+            self._width = self.header.latents * bits_per_symbol(self.header.alphabet)
+            self._index: Index = read_index(self._reader, self._header_size, self._width)
+        self._starts = np.cumsum([0] + [head.rows for _, head in self._index.segments])
+        self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _named(self) -> _Named:
+        return _Named(self._shown)
+
+    # What it holds
+
+    def __len__(self) -> int:
+        return self._index.rows
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Names and reasons of the images that could not be read when the archive was made."""
+        return list(self._index.skipped)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the images in their source."""
+        return self._index.source_bytes
+
+    @cached_property
+    def names(self) -> tuple[str, ...] | None:
+        """The rows' names, or None if they were left out."""
+        return self._texts("names")
+
+    @cached_property
+    def labels(self) -> tuple[str, ...] | None:
+        """The rows' labels: those stored, else the first folder of each name; None if there are neither."""
+        stored = self._texts("labels")
+        if stored is not None or self.names is None:
+            return stored
+        labels = tuple(folder_label(name) for name in self.names)
+        return labels if any(labels) else None
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The decoding tables; from the archive, the places given, the package or ``$STOCHCL_MODELS``."""
+        with self._named():
+            offset, size = self._index.tables
+            if size:
+                kind, length = CHUNK.unpack(self._reader.read(offset, CHUNK.size))
+                if kind != b"TABL" or length != size - CHUNK.size:
+                    raise FormatError("the tables are not where the index says")
+                check_limit(length, framing.MAX_TABLES, "the size of the tables")
+                tables = Tables.from_bytes(self._reader.read(offset + CHUNK.size, length))
+                if tables.sha256 != self.header.tables_sha256:
+                    raise FormatError("the embedded tables are not those that the header names")
+            else:
+                tables = find_tables(self.header.tables_sha256, self._extra)
+            if (tables.latents, tables.alphabet) != (self.header.model_latents, self.header.alphabet):
+                raise FormatError("the tables are for other latents than the header says")
+        return tables
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether codes can be decoded to vectors."""
+        return self.tables.decoder is not None
+
+    @property
+    def external_bytes(self) -> int:
+        """Bytes of the tables that the archive leans on outside itself."""
+        return 0 if self._index.tables[1] else len(self.tables.data)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._reader.size
+
+    def parts(self) -> dict[str, int]:
+        """Return the file's bytes by what they are for; they add up to its size."""
+        heads = [head for _, head in self._index.segments]
+        codes = sum(head.payload + head.entropy.size for head in heads)
+        tables = self._index.tables[1] + sum(head.table.size for head in heads)
+        names = sum(head.names.size + head.labels.size for head in heads)
+        index = self.size - self._header_size - codes - tables - names
+        return {"codes": codes, "tables": tables, "names": names, "index": index, "header": self._header_size}
+
+    # Rows
+
+    def __getitem__(self, rows: int | slice | ArrayLike) -> Codes:
+        """Return rows as codes, with their names and labels; an integer gives one row."""
+        if isinstance(rows, int | np.integer):
+            index = np.arange(len(self))[[int(rows)]]
+        elif isinstance(rows, slice):
+            index = np.arange(*rows.indices(len(self)))
+        else:
+            index = np.arange(len(self))[np.asarray(rows)]
+        packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
+        with self._named():
+            segments = np.searchsorted(self._starts, index, side="right") - 1
+            for segment in np.unique(segments).tolist():
+                chosen = np.flatnonzero(segments == segment)
+                local = index[chosen] - self._starts[segment]
+                blocks = local // self._index.segments[segment][1].rows_per_block
+                for block in np.unique(blocks).tolist():
+                    here = blocks == block
+                    first = block * self._index.segments[segment][1].rows_per_block
+                    packed[chosen[here]] = self._block(segment, block)[local[here] - first]
+        return self._codes(packed, index)
+
+    def iter_codes(self, rows: int = 8192) -> Iterator[Codes]:
+        """Yield all rows in order, so many at a time; memory does not grow with the archive."""
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+    def to_numpy(self, latents: int | None = None) -> NDArray[np.uint8 | np.uint16]:
+        """Return symbols, uint8 (uint16 beyond 256 values), shape (N, D), or the first ``latents`` of them.
+
+        Raises
+        ------
+        UsageError
+            If the archive has fewer latents.
+        """
+        k = self._check_latents(latents)
+        out = np.empty((len(self), k), symbol_dtype(self.header.alphabet))
+        start = 0
+        for codes in self.iter_codes():
+            out[start : start + len(codes)] = codes.prefix(k).symbols()
+            start += len(codes)
+        return out
+
+    def to_vectors(self, latents: int | None = None) -> NDArray[np.float32]:
+        """Return decoded vectors, float32, shape (N, V), from all or the first ``latents`` latents.
+
+        Raises
+        ------
+        UsageError
+            If the archive has fewer latents, or its model no vector decoder.
+        """
+        k = self._check_latents(latents)
+        decoder = self.tables.decoder
+        if decoder is None:
+            raise UsageError(f"{self._shown}: its model has no vector decoder; use the symbols.")
+        out = np.empty((len(self), decoder.dim), np.float32)
+        start = 0
+        for codes in self.iter_codes():
+            out[start : start + len(codes)] = decoder.decode(codes.prefix(k).symbols())
+            start += len(codes)
+        return out
+
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read and check everything: tables, names, labels, every block.
+
+        Raises
+        ------
+        FormatError
+            If anything is damaged.
+        """
+        with self._named():
+            self._index.check_layout(self._header_size)
+        _ = self.tables, self.names, self.labels
+        with self._named():
+            for i, (_, head) in enumerate(self._index.segments):
+                self._segment_head(i)
+                self._part(i, "entropy")
+                self._model(i)
+                for block in range(len(head.words)):
+                    self._read_block(i, block)
+                progress(int(self._starts[i + 1]), len(self))
+
+    def _check_latents(self, latents: int | None) -> int:
+        if latents is None:
+            return self.header.latents
+        if not 1 <= latents <= self.header.latents:
+            raise UsageError(f"{self._shown}: it has {self.header.latents} latents, not {latents}.")
+        return latents
+
+    def _codes(self, packed: NDArray[np.uint8], index: NDArray[np.integer]) -> Codes:
+        def take(texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if texts is None else tuple(texts[i] for i in index)
+
+        entropy = self._uncertainty
+        return Codes(
+            packed,
+            self.header.latents,
+            self.header.alphabet,
+            names=take(self.names),
+            labels=take(self.labels),
+            uncertainty=None if entropy is None else entropy[index],
+        )
+
+    # Segments and blocks
+
+    def _segment_head(self, segment: int) -> SegmentHead:
+        """Return a segment's head, after the file's own copy has been found equal to the index's."""
+        offset, head = self._index.segments[segment]
+        kind, length = CHUNK.unpack(self._reader.read(offset, CHUNK.size))
+        own = self._reader.read(offset + CHUNK.size, len(head.data))
+        if kind != KIND or length != head.size - CHUNK.size or own != head.data:
+            raise FormatError(f"the segment at byte {offset:,} is not what the index says")
+        return head
+
+    def _part(self, segment: int, which: str) -> bytes:
+        """Read and check one of the parts between a segment's head and its blocks."""
+        head = self._segment_head(segment)
+        offset = self._index.segments[segment][0] + CHUNK.size + len(head.data)
+        for name in ("table", "names", "labels", "entropy"):
+            part = getattr(head, name)
+            if name == which:
+                data = self._reader.read(offset, part.size)
+                check_crc(part.crc if part.size else 0, f"the {which} of segment {segment}", data)
+                return data
+            offset += part.size
+        raise KeyError(which)
+
+    def _model(self, segment: int) -> IndependentModel:
+        """Return the entropy model of a segment."""
+        if self._index.segments[segment][1].model != OWN:
+            return self.tables.entropy.prefix(self.header.latents)
+        model = IndependentModel.from_bytes(self._part(segment, "table"))
+        if (model.latents, model.alphabet) != (self.header.latents, self.header.alphabet):
+            raise FormatError(f"the table of segment {segment} is for other latents")
+        return model
+
+    def _block(self, segment: int, block: int) -> NDArray[np.uint8]:
+        key = segment, block
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        packed = self._read_block(segment, block)
+        with self._lock:
+            self._cache[key] = packed
+            while len(self._cache) > _CACHED_BLOCKS:
+                self._cache.popitem(last=False)
+        return packed
+
+    def _read_block(self, segment: int, block: int) -> NDArray[np.uint8]:
+        offset, head = self._index.segments[segment]
+        size = BLOCK.size + 4 * head.words[block]
+        data = self._reader.read(offset + int(head.block_offsets[block]), size)
+        try:
+            return read_block(data, head, block, self._models[segment])
+        except FormatError as exc:
+            first = int(self._starts[segment]) + block * head.rows_per_block
+            raise type(exc)(f"rows {first:,} to {first + head.rows_of(block) - 1:,}: {exc}") from exc
+
+    @cached_property
+    def _models(self) -> list[IndependentModel]:
+        """The entropy model of every segment; those without one of their own share the tables'."""
+        shared = (
+            self.tables.entropy.prefix(self.header.latents)
+            if any(head.model != OWN for _, head in self._index.segments)
+            else None
+        )
+        return [
+            shared if shared is not None and head.model != OWN else self._model(i)
+            for i, (_, head) in enumerate(self._index.segments)
+        ]
+
+    def _texts(self, which: str) -> tuple[str, ...] | None:
+        """Return names or labels of all rows, or None where a segment has none."""
+        heads = [head for _, head in self._index.segments]
+        if not heads or not all(getattr(head, which).size for head in heads):
+            return None
+        with self._named():
+            texts: list[str] = []
+            for i, head in enumerate(heads):
+                texts += unpack_texts(self._part(i, which), head.rows, f"the {which} of segment {i}")
+        return tuple(texts)
+
+    @cached_property
+    def _uncertainty(self) -> NDArray[np.float32] | None:
+        heads = [head for _, head in self._index.segments]
+        if not heads or not all(head.entropy.size for head in heads):
+            return None
+        with self._named():
+            parts = []
+            for i, head in enumerate(heads):
+                if head.entropy.size != 2 * head.rows:
+                    raise FormatError(f"the uncertainty of segment {i} is not two bytes a row")
+                parts.append(np.frombuffer(self._part(i, "entropy"), "<f2").astype(np.float32))
+        return np.concatenate(parts)
+
+    # Closing, pickling
+
+    def close(self) -> None:
+        """Close the file; what was read stays usable."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._reader.__getstate__()["path"], self._extra)
+
+
+class _Named:
+    """Puts the archive's name before the message of a FormatError."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
+            raise type(exc)(f"{self._shown}: {exc}.") from exc
+
+
+def _reopen(path: os.PathLike[str], extra: tuple[Any, ...]) -> Archive:
+    return Archive(path, tables=extra)

@@ -1,0 +1,152 @@
+"""The vector decoder: symbols to the features that they stand for, in numpy."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.compress.framing import check_limit
+from stochcl.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_HEAD = struct.Struct("<II")
+_MAX_LAYERS = 16
+_MAX_WIDTH = 1 << 16
+_CHUNK = 1024  # rows; the layers' activations of a chunk stay in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class VectorDecoder:
+    """A small perceptron from symbols to a float vector.
+
+    The input of latent i is ``(symbol - centre[i]) * scale[i]``; a latent that a code does not have counts as
+    its centre, the prior's mean. Between layers stands a ReLU. Weights are stored as float16 and evaluated in
+    float32, so vectors agree across machines to rounding; symbols, unlike them, agree exactly.
+
+    Parameters
+    ----------
+    centre, scale : ndarray of float32, shape (D,)
+    layers : tuple of (weight, bias)
+        float16 of shape (out, in) and (out,); the first ``in`` is D.
+
+    Raises
+    ------
+    FormatError
+        If shapes do not fit together or a number is not finite.
+    """
+
+    centre: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    layers: tuple[tuple[NDArray[np.float16], NDArray[np.float16]], ...]
+
+    kind = "mlp"
+
+    def __post_init__(self) -> None:
+        width = len(self.centre)
+        if self.centre.shape != self.scale.shape or not self.layers:
+            raise FormatError("a vector decoder needs a centre and a scale for each latent, and layers")
+        arrays: list[NDArray[np.floating]] = [self.centre, self.scale]
+        for weight, bias in self.layers:
+            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+                raise FormatError(f"a layer of a vector decoder has shape {weight.shape} after width {width}")
+            width = len(weight)
+            arrays += [weight, bias]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise FormatError("a vector decoder holds numbers that are not finite")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        centre: NDArray[np.floating],
+        scale: NDArray[np.floating],
+        layers: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
+    ) -> VectorDecoder:
+        """Round arrays of any float type to the types that are stored."""
+        rounded = tuple((w.astype(np.float16), b.astype(np.float16)) for w, b in layers)
+        return cls(centre.astype(np.float32), scale.astype(np.float32), rounded)
+
+    @property
+    def latents(self) -> int:
+        """D, the number of latents that it takes."""
+        return len(self.centre)
+
+    @property
+    def dim(self) -> int:
+        """V, the width of its vectors."""
+        return len(self.layers[-1][1])
+
+    def decode(self, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return vectors, float32, shape (N, V), of symbols, shape (N, k), k <= D: the first k latents.
+
+        Raises
+        ------
+        ValueError
+            If there are more latents than the decoder takes.
+        """
+        rows, k = symbols.shape
+        if k > self.latents:
+            msg = f"this decoder takes {self.latents} latents, not {k}"
+            raise ValueError(msg)
+        layers = [(w.astype(np.float32), b.astype(np.float32)) for w, b in self.layers]
+        layers[0] = (layers[0][0][:, :k], layers[0][1])
+        out = np.empty((rows, self.dim), np.float32)
+        for start in range(0, rows, _CHUNK):
+            x = (symbols[start : start + _CHUNK] - self.centre[:k]) * self.scale[:k]
+            for i, (weight, bias) in enumerate(layers):
+                if i:
+                    np.maximum(x, 0, out=x)
+                x = x @ weight.T
+                x += bias
+            out[start : start + _CHUNK] = x
+        return out
+
+    def to_bytes(self) -> bytes:
+        """Write latents, layers, their widths (uint32), centre, scale (float32), weights, biases (float16)."""
+        parts = [_HEAD.pack(self.latents, len(self.layers))]
+        parts += [struct.pack("<I", len(bias)) for _, bias in self.layers]
+        parts += [self.centre.astype("<f4").tobytes(), self.scale.astype("<f4").tobytes()]
+        for weight, bias in self.layers:
+            parts += [weight.astype("<f2").tobytes(), bias.astype("<f2").tobytes()]
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> VectorDecoder:
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises
+        ------
+        FormatError
+            If it is not that.
+        """
+        if len(data) < _HEAD.size:
+            raise FormatError("a vector decoder ends too early")
+        latents, count = _HEAD.unpack_from(data)
+        check_limit(count, _MAX_LAYERS, "the number of a vector decoder's layers")
+        if len(data) < _HEAD.size + 4 * count or not count:
+            raise FormatError("a vector decoder ends too early")
+        widths = [latents, *struct.unpack_from(f"<{count}I", data, _HEAD.size)]
+        check_limit(max(widths), _MAX_WIDTH, "the width of a vector decoder's layer")
+        needed = _HEAD.size + 4 * count + 8 * latents
+        needed += sum(2 * (i + 1) * o for i, o in pairwise(widths))
+        if len(data) != needed:
+            raise FormatError(f"a vector decoder has {len(data):,} bytes, not {needed:,}")
+        position = _HEAD.size + 4 * count
+
+        def take(dtype: str, *shape: int) -> NDArray[np.floating]:
+            nonlocal position
+            size = int(np.prod(shape, dtype=np.int64))
+            array = np.frombuffer(data, dtype, size, position)
+            position += array.nbytes
+            return array.reshape(shape)
+
+        centre, scale = take("<f4", latents), take("<f4", latents)
+        layers = [(take("<f2", o, i), take("<f2", o)) for i, o in pairwise(widths)]
+        return cls.from_arrays(centre, scale, layers)

@@ -1,0 +1,140 @@
+"""The header of an archive: what it holds and what made it, as canonical JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from stochcl.codes import MAX_ALPHABET, bits_per_symbol
+from stochcl.compress.framing import (
+    MAGIC,
+    MAX_HEADER,
+    PROLOGUE,
+    VERSION,
+    check_crc,
+    check_limit,
+    crc,
+)
+from stochcl.compress.independent import MAX_DECISIONS
+from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is true of a whole archive.
+
+    Parameters
+    ----------
+    model : str
+        What the encoder was called; for people, the hash decides.
+    model_sha256 : str
+        The encoder's hash, in hex.
+    model_latents : int
+        The encoder's full width.
+    latents : int
+        D, the width of these codes: a prefix of the encoder's.
+    alphabet : int
+        K, the number of values a latent takes.
+    precision : str
+        Of the encoder's arithmetic: fp32, bf16...
+    tables_sha256 : str
+        The name of the decoding tables, in hex.
+    feature_dim : int
+        Width of the features that the codes stand for; 0 where there are none.
+    input_bytes : int
+        Bytes of one raw input: pixels at the encoder's size, or a row of an embedding matrix.
+    source_kind : str
+        What was compressed: folder, zip, tar, array, matrix...
+    preprocess : dict
+        How images were prepared, plain JSON: size, fit...
+    """
+
+    model: str
+    model_sha256: str
+    model_latents: int
+    latents: int
+    alphabet: int
+    precision: str
+    tables_sha256: str
+    feature_dim: int = 0
+    input_bytes: int = 0
+    source_kind: str = ""
+    preprocess: dict[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+        head = PROLOGUE.pack(MAGIC, VERSION, 0, len(text), 0)[:-4]
+        return head + crc(head, text).to_bytes(4, "little") + text
+
+    @classmethod
+    def size_of(cls, prologue: bytes) -> int:
+        """Return how many bytes of header follow a prologue.
+
+        Raises
+        ------
+        BadMagic, UnsupportedVersion, Truncated, LimitExceeded
+            If it is not the prologue of an archive that this version reads.
+        """
+        if not prologue.startswith(MAGIC[: len(prologue)]) or not prologue:
+            msg = (
+                f"this is not an archive of codes: it begins with {prologue[:8].hex(' ') or 'nothing'}, not with "
+                f"{MAGIC.hex(' ')}"
+            )
+            raise BadMagic(msg)
+        if len(prologue) < PROLOGUE.size:
+            raise Truncated(f"the file has {len(prologue)} bytes, and an archive begins with {PROLOGUE.size}")
+        _, version, reserved, size, _ = PROLOGUE.unpack(prologue)
+        if version != VERSION:
+            msg = (
+                f"this archive has version {version} of the format, and this program reads version {VERSION}; "
+                "update stochcl"
+            )
+            raise UnsupportedVersion(msg)
+        if reserved:
+            raise FormatError(f"reserved bits of the prologue are {reserved:#06x}, not 0")
+        return check_limit(size, MAX_HEADER, "the size of the header")
+
+    @classmethod
+    def from_bytes(cls, prologue: bytes, text: bytes) -> Header:
+        """Read a header whose prologue has passed :meth:`size_of`.
+
+        Raises
+        ------
+        FormatError
+            If it is damaged or makes no sense.
+        """
+        check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            raise FormatError(f"the header is not JSON ({exc})") from exc
+        if not isinstance(values, dict):
+            raise FormatError("the header is not a JSON object")
+        kinds = {"str": str, "int": int, "dict[str, Any]": dict}
+        known: dict[str, Any] = {}
+        for f in fields(cls):  # names that are not known are a later version's remarks
+            value = values.get(f.name)
+            if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool):
+                raise FormatError(f"the header's {f.name} is {value!r:.60}, not of type {f.type}")
+            known[f.name] = value
+        header = cls(**known)
+        header.check()
+        return header
+
+    def check(self) -> None:
+        """Raise FormatError where numbers make no sense."""
+        if not 2 <= self.alphabet <= MAX_ALPHABET or not 1 <= self.latents <= self.model_latents:
+            msg = (
+                f"{self.latents} of {self.model_latents} latents with {self.alphabet} values make no sense in "
+                "the header"
+            )
+            raise FormatError(msg)
+        check_limit(self.model_latents * bits_per_symbol(self.alphabet), MAX_DECISIONS, "the width of a row")
+        for name in ("model_sha256", "tables_sha256"):
+            value = getattr(self, name)
+            if len(value) != 64 or set(value) - set("0123456789abcdef"):
+                raise FormatError(f"the header's {name} is not a SHA-256 in hex")
+        if self.feature_dim < 0 or self.input_bytes < 0:
+            raise FormatError("a size in the header is negative")

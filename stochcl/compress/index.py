@@ -1,0 +1,132 @@
+"""The index: the authority on where everything in an archive is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stochcl.compress import framing
+from stochcl.compress.framing import (
+    CHUNK,
+    END_MAGIC,
+    ENTRY,
+    INDEX,
+    TRAILER,
+    check_crc,
+    check_limit,
+    inflate_any,
+    unpack,
+)
+from stochcl.compress.segment import SegmentHead
+from stochcl.errors import FormatError, Truncated
+
+if TYPE_CHECKING:
+    from stochcl.compress.reader import ByteReader
+
+_MAX_SKIPPED = 1 << 28  # bytes of the list of skipped images, inflated
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where everything is.
+
+    Parameters
+    ----------
+    rows, source_bytes : int
+    tables : (int, int)
+        Offset and bytes of the tables' chunk; (0, 0) where they are not in the archive.
+    segments : tuple of (int, SegmentHead)
+        Offset and head of each, in the order of their rows.
+    skipped : tuple of (str, str)
+        Names and reasons of images that could not be read.
+    start : int
+        Where the index itself begins.
+    """
+
+    rows: int
+    source_bytes: int
+    tables: tuple[int, int]
+    segments: tuple[tuple[int, SegmentHead], ...]
+    skipped: tuple[tuple[str, str], ...]
+    start: int
+
+    def check_layout(self, header_size: int) -> None:
+        """Raise FormatError unless header, tables, segments and index follow each other without a gap."""
+        position = header_size
+        if self.tables[1]:
+            if self.tables[0] != position:
+                raise FormatError(f"the tables begin at byte {self.tables[0]:,}, not {position:,}")
+            position += self.tables[1]
+        for offset, head in self.segments:
+            if offset != position:
+                raise FormatError(f"a segment begins at byte {offset:,}, not {position:,}")
+            position += head.size
+        if position != self.start:
+            raise FormatError(f"the index begins at byte {self.start:,}, not {position:,}")
+
+
+def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
+    """Read the trailer and the index, and check that they can be true.
+
+    Raises
+    ------
+    FormatError
+        If they cannot; Truncated if the file does not end as an archive does.
+    """
+    if reader.size < header_size + CHUNK.size + INDEX.size + TRAILER.size:
+        raise Truncated("the file ends before its index")
+    trailer = reader.read(reader.size - TRAILER.size, TRAILER.size)
+    start, size, checksum, magic = TRAILER.unpack(trailer)
+    if magic != END_MAGIC:
+        raise Truncated("the file does not end as a complete archive does; it was cut short or not finished")
+    if TRAILER.pack(start, size, checksum, magic) != trailer:
+        raise FormatError("padding in the trailer is not zero")
+    if start < header_size or start + size != reader.size - TRAILER.size:
+        raise FormatError(f"the trailer puts the index at bytes {start:,} to {start + size:,}, which cannot be")
+    chunk = reader.read(start, size)
+    check_crc(checksum, "the index", chunk)
+    kind, length = CHUNK.unpack_from(chunk)
+    if kind != b"INDX" or length != size - CHUNK.size:
+        raise FormatError("the trailer does not point at an index")
+    index = _parse(chunk[CHUNK.size :], start, decisions_per_row)
+    index.check_layout(header_size)
+    return index
+
+
+def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
+    rows, source_bytes, tables_at, tables_size, count, skipped_size = unpack(INDEX, data, 0, "the index")
+    check_limit(rows, framing.MAX_ROWS, "the number of rows")
+    check_limit(count, framing.MAX_SEGMENTS, "the number of segments")
+    position = INDEX.size + skipped_size
+    if position > len(data):
+        raise Truncated("the list of skipped images ends too early")
+    skipped = _skipped(data[INDEX.size : position])
+    segments = []
+    for _ in range(count):
+        offset, size, head_size = unpack(ENTRY, data, position, "an entry of the index")
+        position += ENTRY.size
+        if position + head_size > len(data):
+            raise Truncated("an entry of the index ends too early")
+        head = SegmentHead.parse(data[position : position + head_size], decisions_per_row)
+        position += head_size
+        if size != head.size:
+            raise FormatError(f"a segment has {size:,} bytes in the index, and its parts {head.size:,}")
+        segments.append((offset, head))
+    if position != len(data):
+        raise FormatError(f"{len(data) - position:,} bytes follow the last entry of the index")
+    if sum(head.rows for _, head in segments) != rows:
+        raise FormatError(f"the segments do not have the {rows:,} rows that the index says")
+    return Index(rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start)
+
+
+def _skipped(data: bytes) -> tuple[tuple[str, str], ...]:
+    if not data:
+        return ()
+    try:
+        values = json.loads(inflate_any(data, _MAX_SKIPPED, "the list of skipped images"))
+        return tuple((str(name), str(reason)) for name, reason in values)
+    except (ValueError, TypeError, RecursionError) as exc:
+        if isinstance(exc, FormatError):
+            raise
+        raise FormatError(f"the list of skipped images makes no sense ({exc})") from exc

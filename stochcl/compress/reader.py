@@ -1,0 +1,90 @@
+"""Reading bytes at offsets: from a path or a file object, from any thread, after a fork, after pickling."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+from stochcl.errors import Truncated
+
+
+class ByteReader:
+    """Random access to the bytes of an archive.
+
+    A file with a path is read with ``pread``, which shares no position between threads or processes; a file
+    object is read under a lock.
+
+    Parameters
+    ----------
+    source : path-like or binary file object
+        A file object must seek; it stays the caller's to close.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
+        self.path: Path | None = None
+        self._file: IO[bytes] | None = None
+        self._descriptor = -1
+        if not isinstance(source, str | os.PathLike):
+            self._file = source
+            self._lock = threading.Lock()
+            self.size = source.seek(0, os.SEEK_END)
+            return
+        self.path = Path(source)
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(self.path, flags)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly ``size`` bytes from ``offset`` on.
+
+        Raises
+        ------
+        Truncated
+            If the file does not have them.
+        """
+        if offset < 0 or size < 0 or offset + size > self.size:
+            msg = f"bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
+            raise Truncated(msg)
+        if self._file is not None:
+            with self._lock:
+                self._file.seek(offset)
+                data = self._file.read(size)
+        elif self._descriptor < 0:
+            msg = "the archive is closed"
+            raise ValueError(msg)
+        else:
+            data = self._pread(offset, size)
+        if len(data) != size:
+            raise Truncated(f"the file ends after {offset + len(data):,} bytes, and {offset + size:,} are needed")
+        return data
+
+    def _pread(self, offset: int, size: int) -> bytes:
+        parts = []
+        while size:
+            data = os.pread(self._descriptor, min(size, 1 << 30), offset)
+            if not data:
+                break
+            parts.append(data)
+            offset += len(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.path is None:
+            msg = "an archive that was opened from a file object cannot be pickled; open it by its path"
+            raise TypeError(msg)
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,352 @@
+"""Writing an archive: to a partial file with a journal, which becomes the archive by rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from stochcl.atomic import sync_folder
+from stochcl.codes import Codes
+from stochcl.compress.framing import CHUNK, END_MAGIC, ENTRY, INDEX, SEGMENT, TRAILER, crc
+from stochcl.compress.journal import Journal, Record
+from stochcl.compress.segment import SegmentHead, write_segment
+from stochcl.data import printable
+from stochcl.errors import FormatError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from stochcl.compress.header import Header
+    from stochcl.compress.tables import Tables
+
+SEGMENT_ROWS = 16_384
+"""Rows of a segment: what an interruption loses at most, and what memory holds."""
+
+SEGMENT_BYTES = 64 << 20
+"""Most bytes of packed rows in a segment."""
+
+
+class Writer:
+    """Writes an archive row after row; use it in a ``with`` statement.
+
+    The bytes go to ``path`` + ``.partial``, a journal to ``path`` + ``.partial.journal``. When the block ends
+    well, the partial file is completed and renamed; so ``path`` is complete or not there. When it ends by an
+    exception, segments that are on disk stay for ``resume``; without any, nothing stays. The same rows give
+    the same bytes, whether the writing was interrupted or not.
+
+    Parameters
+    ----------
+    path : path-like
+        The archive.
+    header : Header
+    tables : Tables
+        Those that ``header.tables_sha256`` names.
+    embed_tables : bool
+        Whether the tables go into the archive, which must otherwise find them in the package.
+    names : bool
+        Whether to store the rows' names.
+    force : bool
+        Replace an existing archive or partial file.
+    resume : bool
+        Go on with an existing partial file; ``position`` says where. Without one, begin.
+    facts : dict
+        JSON values that must be the same for a partial file to be continued: source listing, options.
+    segment_rows : int
+        Rows of a segment.
+
+    Attributes
+    ----------
+    position : int
+        Where in the source to begin: 0, or after a resumption where the last segment ended.
+    skipped : list of (name, reason)
+        All images that could not be read.
+
+    Raises
+    ------
+    UsageError
+        If there is an output or a partial file already, or one that belongs to another run.
+    OutputError
+        If the disk is full, the folder missing, or writing not allowed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        header: Header,
+        tables: Tables,
+        *,
+        embed_tables: bool,
+        names: bool = True,
+        force: bool = False,
+        resume: bool = False,
+        facts: dict[str, Any] | None = None,
+        segment_rows: int = SEGMENT_ROWS,
+    ) -> None:
+        header.check()
+        if header.tables_sha256 != tables.sha256:
+            msg = "the header names other tables than those that are given"
+            raise ValueError(msg)
+        self.path, self.header = Path(path), header
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
+        self._model = tables.entropy.prefix(header.latents)
+        self._start_bytes = header.to_bytes()
+        self._tables_at = (0, 0)
+        if embed_tables:
+            self._tables_at = (len(self._start_bytes), CHUNK.size + len(tables.data))
+            self._start_bytes += CHUNK.pack(b"TABL", len(tables.data)) + tables.data
+        self._names = names
+        self._facts = {
+            "header": crc(self._start_bytes), "names": names, "segment_rows": segment_rows,
+        } | (facts or {})  # fmt: skip
+        row_bytes = max(1, -(-self._model.decisions_per_row // 8))
+        self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
+        self.position = 0
+        self.skipped: list[tuple[str, str]] = []
+        self._segments: list[tuple[int, SegmentHead]] = []
+        self._source_bytes = 0
+        self._pending: list[Codes] = []
+        self._places: list[tuple[int, int]] = []
+        self._new_skips: list[tuple[int, str, str]] = []
+        self._file: IO[bytes] | None = None
+        self._begin(force=force, resume=resume)
+
+    # The state of a run
+
+    def _begin(self, *, force: bool, resume: bool) -> None:
+        shown = printable(self.path)
+        if self.path.is_dir():
+            raise UsageError(f"{shown}: this is a folder; name the file to write.")
+        if self.path.exists() and not force:
+            raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
+        there = self.partial.exists()
+        if there and not (force or resume):
+            msg = (
+                f"{printable(self.partial)}: an interrupted run left this; pass --resume to go on with it, or "
+                "--force to start anew."
+            )
+            raise UsageError(msg)
+        try:
+            if resume and there:
+                self._resume()
+            else:
+                self._file = self.partial.open("w+b")
+                self._file.write(self._start_bytes)
+                self._file.flush()
+                self._journal.start(self._facts)
+        except OSError as exc:
+            self._abandon()
+            raise self._unwritable(exc) from exc
+
+    def _resume(self) -> None:
+        shown = printable(self.partial)
+        try:
+            facts, records = self._journal.read()
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            self._journal.close()
+            raise UsageError(f"{shown}: its journal cannot be read ({exc}); pass --force to start anew.") from exc
+        # Compared as JSON gives them back: tuples become lists.
+        asked = json.loads(json.dumps(self._facts))
+        if differing := sorted(k for k in facts.keys() | asked.keys() if facts.get(k) != asked.get(k)):
+            self._journal.close()
+            msg = (
+                f"{shown}: this was begun with another {' and '.join(differing)}; repeat the command that began it, "
+                "or pass --force to start anew."
+            )
+            raise UsageError(msg)
+        self._file = self.partial.open("r+b")
+        try:
+            self._replay(records)
+        except FormatError as exc:
+            self.close()
+            raise UsageError(f"{shown}: it is damaged ({exc}); pass --force to start anew.") from exc
+
+    def _replay(self, records: list[Record]) -> None:
+        """Take over the segments that the journal has, and cut off what follows them."""
+        file = self._opened()
+        if file.read(len(self._start_bytes)) != self._start_bytes:
+            raise FormatError("its beginning is not what this run would write")
+        end = len(self._start_bytes)
+        for record in records:
+            chunk = file.read(record.end - end)
+            if crc(chunk) != record.crc:
+                raise FormatError(f"the segment at byte {end:,} is not what the journal says")
+            self._segments.append((end, _head_of(chunk, self._model.decisions_per_row)))
+            self._source_bytes += record.source_bytes
+            self.skipped += record.skipped
+            self.position, end = record.position, record.end
+        file.truncate(end)
+        file.seek(end)
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            msg = "this writer is closed"
+            raise ValueError(msg)
+        return self._file
+
+    def _unwritable(self, exc: OSError) -> OutputError:
+        reason = (exc.strerror or str(exc)).lower()
+        kept = f" What was done is kept in {printable(self.partial)}: make room and pass --resume."
+        return OutputError(f"{printable(self.path)}: it cannot be written: {reason}.{kept if self._segments else ''}")
+
+    # Rows
+
+    @property
+    def rows(self) -> int:
+        """Rows written or waiting to be."""
+        return sum(head.rows for _, head in self._segments) + sum(len(codes) for codes in self._pending)
+
+    def add(
+        self,
+        codes: Codes,
+        *,
+        positions: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
+        """Append rows.
+
+        Parameters
+        ----------
+        codes : Codes
+            Of the header's width and alphabet.
+        positions : sequence of int, optional
+            Where each row stands in the source, ascending; by default one follows the other.
+        sizes : sequence of int, optional
+            Bytes of each row's image in the source.
+
+        Raises
+        ------
+        ValueError
+            If the codes are of another shape.
+        OutputError
+            If a segment cannot be written.
+        """
+        if (codes.latents, codes.alphabet) != (self.header.latents, self.header.alphabet):
+            msg = f"this archive has {self.header.latents} latents of {self.header.alphabet} values"
+            raise ValueError(msg)
+        if positions is None:
+            first = self._places[-1][0] + 1 if self._places else self.position
+            positions = range(first, first + len(codes))
+        self._pending.append(codes)
+        self._places += zip(positions, sizes or [0] * len(codes), strict=True)
+        while len(self._places) >= self._rows:
+            self._flush(self._rows)
+
+    def skip(self, name: str, reason: str, *, position: int = 0) -> None:
+        """Record an image that could not be read, at its position in the source."""
+        self._new_skips.append((position, name, reason))
+
+    def _flush(self, rows: int) -> None:
+        """Write the first rows that are waiting as a segment, and then say so in the journal."""
+        waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)
+        codes, rest = waiting[:rows], waiting[rows:]
+        places = self._places[:rows]
+        if not self._names or any(part.names is None for part in self._pending):
+            codes = Codes(codes.packed, codes.latents, codes.alphabet, None, codes.labels, codes.uncertainty)
+        head, chunk = write_segment(codes, self._model)
+        position = places[-1][0] + 1
+        skipped = [(name, reason) for at, name, reason in self._new_skips if at < position]
+        source_bytes = sum(size for _, size in places)
+        file = self._opened()
+        start = file.tell()
+        try:
+            file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            record = Record(start + len(chunk), crc(chunk), rows, position, source_bytes, skipped)
+            self._journal.append(record)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+        self._segments.append((start, head))
+        self._source_bytes += source_bytes
+        self.position = position
+        self.skipped += skipped
+        self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
+        self._pending = [rest] if len(rest) else []
+        self._places = self._places[rows:]
+
+    # The end
+
+    def finish(self) -> None:
+        """Write what is waiting, the index and the trailer, and give the archive its name.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        if self._places:
+            self._flush(len(self._places))
+        self.skipped += [(name, reason) for _, name, reason in self._new_skips]
+        self._new_skips = []
+        file = self._opened()
+        try:
+            start = file.tell()
+            chunk = self._index()
+            file.write(chunk)
+            file.write(TRAILER.pack(start, len(chunk), crc(chunk), END_MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            self._file = None
+            self.partial.replace(self.path)
+            sync_folder(self.path.parent)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+        self._journal.remove()
+
+    def _index(self) -> bytes:
+        skipped = zlib.compress(json.dumps(self.skipped).encode("ascii"), 9) if self.skipped else b""
+        rows = sum(head.rows for _, head in self._segments)
+        parts = [
+            INDEX.pack(rows, self._source_bytes, *self._tables_at, len(self._segments), len(skipped)),
+            skipped,
+        ]
+        for offset, head in self._segments:
+            parts += [ENTRY.pack(offset, head.size, len(head.data)), head.data]
+        payload = b"".join(parts)
+        return CHUNK.pack(b"INDX", len(payload)) + payload
+
+    def close(self) -> None:
+        """Leave the partial file and its journal as they are."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._journal.close()
+
+    def _abandon(self) -> None:
+        """Leave nothing behind, unless a segment is on disk."""
+        self.close()
+        if not self._segments:
+            self.partial.unlink(missing_ok=True)
+            self._journal.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._abandon()
+            return
+        try:
+            self.finish()
+        except BaseException:
+            self._abandon()
+            raise
+
+
+def _head_of(chunk: bytes, decisions_per_row: int) -> SegmentHead:
+    """Find the head at the beginning of a segment's chunk, whose length only the index says."""
+    fixed = SEGMENT.unpack_from(chunk, CHUNK.size)
+    blocks, end = fixed[2], CHUNK.size + SEGMENT.size
+    for _ in range(blocks):
+        while chunk[end] & 0x80:
+            end += 1
+        end += 1
+    return SegmentHead.parse(chunk[CHUNK.size : end], decisions_per_row)
