@@ -1,3 +1,97 @@
-"""stochcl: compress what a neural network knows about an image."""
+"""stochcl: compress what a neural network knows about an image.
+
+>>> import stochcl
+>>> codec = stochcl.load()                            # doctest: +SKIP
+>>> report = codec.compress("images/", "codes.bin")   # doctest: +SKIP
+>>> archive = stochcl.open("codes.bin")               # doctest: +SKIP
+>>> archive.to_vectors(), archive.labels              # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    import os
+    from typing import IO
+
+    from stochcl.api.codec import Codec
+    from stochcl.codes import Codes
+    from stochcl.compress import Archive, Writer
+
+__all__ = ["Archive", "Codec", "Codes", "Writer", "__version__", "load", "open", "writer"]
+
+
+def load(model: str | os.PathLike[str] = "general", *, device: str = "auto") -> Codec:
+    """Load an encoder, by the name of an embedded model or from a model file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model or device.
+    ModelError
+        If the model file is damaged, foreign or a pickle.
+    """
+    from stochcl.api.codec import Codec
+
+    return Codec(model, device=device)
+
+
+def open(  # noqa: A001 - stochcl.open, as gzip.open
+    path: str | os.PathLike[str] | IO[bytes],
+) -> Archive:
+    """Open an archive of codes for reading; torch is not imported.
+
+    Raises
+    ------
+    SourceError
+        If there is no such file.
+    FormatError
+        If it is not a complete archive, or is damaged.
+    """
+    from stochcl.compress import Archive
+
+    return Archive(path)
+
+
+def writer(path: str | os.PathLike[str], codec: Codec, *, latents: int | None = None, **options: Any) -> Writer:
+    """Open an archive for writing codes that ``codec.encode`` gives, batch by batch.
+
+    Parameters
+    ----------
+    path : path-like
+    codec : Codec
+    latents : int, optional
+        Width of the codes; the model's by default.
+    **options
+        ``names``, ``force``: see :class:`stochcl.compress.Writer`.
+
+    Examples
+    --------
+    >>> with stochcl.writer("codes.bin", codec) as out:    # doctest: +SKIP
+    ...     for batch in batches:
+    ...         out.add(codec.encode(batch))
+    """
+    from stochcl.compress import Writer
+
+    width = codec.latents if latents is None else latents
+    header = codec.header(latents=width, preprocess=codec.preprocess, source_kind="stream")
+    return Writer(path, header, codec.tables, embed_tables=not codec.has_packaged_tables, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """Import classes when they are asked for, so that ``import stochcl`` is instant."""
+    homes = {
+        "Archive": "stochcl.compress",
+        "Writer": "stochcl.compress",
+        "Codes": "stochcl.codes",
+        "Codec": "stochcl.api.codec",
+    }
+    if name in homes:
+        from importlib import import_module
+
+        return getattr(import_module(homes[name]), name)
+    msg = f"module 'stochcl' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stochcl import api
+from stochcl.api import training
 from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, show
 
 
@@ -55,7 +55,7 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
       stochcl compress photos/ -m photos.safetensors -o codes.bin
     """
     with progress_bar("images", rate=False) as bar:
-        report = api.train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
+        report = training.train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
     if report.skipped:
         say(f"skipped {len(report.skipped):,} images that could not be read")
     knn = "" if report.knn is None else f", kNN accuracy {report.knn:.1%}"

@@ -81,11 +81,16 @@ class IndependentModel:
     def fit(cls, codes: Codes) -> IndependentModel:
         """Return the table under which these codes cost least, to within the steps of its probabilities."""
         ones, visits = _counts(codes)
-        exact = (ones + 0.5) / (visits + 1) * DENOMINATOR
+        return cls.nearest((ones + 0.5) / (visits + 1), codes.alphabet)
+
+    @classmethod
+    def nearest(cls, probabilities: NDArray[np.floating], alphabet: int = 2) -> IndependentModel:
+        """Round probabilities of a one, shape (D, 2**bits - 1), to the steps that tables are made of."""
+        exact = np.asarray(probabilities, np.float64) * DENOMINATOR
         above = np.clip(np.searchsorted(_STEPS, exact), 1, len(_STEPS) - 1)
         lower, upper = _STEPS[above - 1].astype(np.float64), _STEPS[above].astype(np.float64)
         nearer = np.where(exact - lower <= upper - exact, lower, upper)
-        return cls(nearer.astype(np.uint16), codes.alphabet)
+        return cls(nearer.astype(np.uint16), alphabet)
 
     def ideal_bits(self, codes: Codes) -> float:
         """Return what these codes cost under the table, in bits altogether: the floor for a coder."""

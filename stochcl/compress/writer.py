@@ -240,6 +240,12 @@ class Writer:
         """Record an image that could not be read, at its position in the source."""
         self._new_skips.append((position, name, reason))
 
+    @property
+    def first_skip(self) -> tuple[str, str]:
+        """Name and reason of the first image that could not be read."""
+        name, reason = (self.skipped or [skip[1:] for skip in self._new_skips])[0]
+        return name, reason
+
     def _flush(self, rows: int) -> None:
         """Write the first rows that are waiting as a segment, and then say so in the journal."""
         waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)

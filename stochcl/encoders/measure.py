@@ -23,7 +23,8 @@ def measure_ones(codes: Codes) -> NDArray[np.int32]:
     """Return the probability of a one of each latent, in units of 1/4096, of 1..4095, shape (D, 1)."""
     symbols = codes.symbols()
     ones = (symbols.sum(axis=0, dtype=np.int64) + 0.5) / (len(symbols) + 1)
-    return np.clip(np.rint(ones * DENOMINATOR), 1, DENOMINATOR - 1).astype(np.int32)[:, None]
+    rounded: NDArray[np.int32] = np.clip(np.rint(ones * DENOMINATOR), 1, DENOMINATOR - 1).astype(np.int32)
+    return rounded[:, None]
 
 
 def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
@@ -44,7 +45,8 @@ def knn_accuracy(
     classes, ids = np.unique(bank_labels, return_inverse=True)
 
     def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        scaled: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        return scaled
 
     similarity = unit(query) @ unit(bank).T
     k = min(neighbours, len(bank))

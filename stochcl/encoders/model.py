@@ -14,7 +14,15 @@ from stochcl.encoders.resnet import ResNet
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    from stochcl.data.preprocess import Fit
+
+    DecoderArrays = tuple[
+        NDArray[np.float32], NDArray[np.float32], list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ]
 
 MAX_LATENTS = 4096
 """Most latents of a Bernoulli encoder: the most binary decisions that a row of an archive may have."""
@@ -68,7 +76,7 @@ class EncoderConfig:
     ladder: tuple[int, ...] = ()
     decoder: tuple[int, ...] = (512,)
     size: int = 64
-    fit: str = "crop"
+    fit: Fit = "crop"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -95,6 +103,10 @@ class Encoder(nn.Module):
         Probability of a one, in units of 1/4096, among the codes of the training images: what the coder's
         table is made of. Zero until :func:`stochcl.encoders.train.train` has measured it.
     """
+
+    ones: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -126,7 +138,8 @@ class Encoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return standardised features, float32, shape (B, V), of normalised images, shape (B, 3, S, S)."""
-        return self.norm(self.backbone(images).float())
+        features: Tensor = self.norm(self.backbone(images).float())
+        return features
 
     def posterior(self, features: Tensor) -> Posterior:
         """Return q(z|x) from standardised features, shape (B, V)."""
@@ -145,21 +158,21 @@ class Encoder(nn.Module):
         x = (symbols - centre) * self.decoder_scale
         if latents is not None and latents < self.config.latents:
             x = x * (torch.arange(self.config.latents, device=x.device) < latents)
-        for layer in self.decoder[:-1]:
-            x = torch.relu(layer(x))
-        return self.decoder[-1](x).float()
+        for i, layer in enumerate(self.decoder):
+            x = layer(torch.relu(x) if i else x)
+        return x.float()
 
     @property
     def decoder_scale(self) -> float:
         """Factor that brings a centred bit to the range -1..1."""
         return 2.0
 
-    def decoder_arrays(self) -> tuple:
+    def decoder_arrays(self) -> DecoderArrays:
         """Return the decoder as numpy arrays: centre (D,), scale (D,), and (weight, bias) of each layer."""
         centre = torch.sigmoid(self.prior).detach().float().cpu().numpy()
         scale = torch.full((self.config.latents,), self.decoder_scale).numpy()
-        layers = [
-            (layer.weight.detach().float().cpu().numpy(), layer.bias.detach().float().cpu().numpy())
-            for layer in self.decoder
-        ]
+        layers = []
+        for layer in self.decoder:
+            weight, bias = (tensor.float().cpu().numpy() for tensor in layer.state_dict().values())
+            layers.append((weight, bias))
         return centre, scale, layers

@@ -164,4 +164,5 @@ def _config(stored: dict[str, Any]) -> EncoderConfig:
     if unknown := sorted(set(stored) - known):
         msg = f"this version of stochcl does not know {', '.join(unknown)}"
         raise ValueError(msg)
-    return EncoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    return EncoderConfig(**values)

@@ -26,7 +26,8 @@ class Posterior(ABC):
     - Information is in bits, one value a latent, shape (B, D); the sum over a row is the image's.
     """
 
-    logits: Tensor
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
 
     @abstractmethod
     def sample(self, uniform: Tensor) -> Tensor:
@@ -59,9 +60,6 @@ class Bernoulli(Posterior):
     Samples are hard, and gradients pass straight through to the probabilities (Bengio et al., arXiv
     1308.3432): the forward pass sees just what a decoder will see.
     """
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
 
     def sample(self, uniform: Tensor) -> Tensor:  # noqa: D102
         probability = torch.sigmoid(self.logits)

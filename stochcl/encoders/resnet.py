@@ -30,7 +30,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+        out: Tensor = self.relu(self.bn2(self.conv2(x)) + shortcut)
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -54,7 +55,8 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+        out: Tensor = self.relu(self.bn3(self.conv3(x)) + shortcut)
+        return out
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
@@ -129,7 +131,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
         return x.mean(dim=(2, 3))

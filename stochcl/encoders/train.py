@@ -166,7 +166,8 @@ class Trainer:
         self.checkpoint_path, self.log_path, self.report = checkpoint, log, report
         self.device = choose_device(options.device)
         torch.manual_seed(options.seed)
-        self.encoder = Encoder(config).to(self.device, memory_format=torch.channels_last)
+        self.encoder = Encoder(config).to(self.device)
+        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.projectors = Projectors(self.encoder.feature_dim).to(self.device)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
         self.controller = RateController(options.rate, options.beta)
@@ -195,7 +196,7 @@ class Trainer:
         options = asdict(self.options)
         for free in ("epochs", "max_time", "device"):
             del options[free]
-        config = json.loads(json.dumps(asdict(self.encoder.config)))
+        config: dict[str, Any] = json.loads(json.dumps(asdict(self.encoder.config)))
         return options | config | {"images": len(self.data.train)}
 
     def _restore(self) -> None:
@@ -272,7 +273,7 @@ class Trainer:
             group["lr"] = lr
         losses = self._losses(rows, keys)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
         self.optimizer.step()
         self.step += 1

@@ -1,4 +1,4 @@
-"""The verbs that join the rooms: what the command line and Python users call."""
+"""Training a model file from sources of images."""
 
 from __future__ import annotations
 

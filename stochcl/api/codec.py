@@ -1,0 +1,180 @@
+"""The codec: an encoder and the tables that its codes are read with."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api.compression import CompressOptions, compress_source
+from stochcl.api.models import DEFAULT, find_model
+from stochcl.compress import Header, IndependentModel, Tables, VectorDecoder
+from stochcl.data import FileSource, Preprocess
+from stochcl.encoders.inference import choose_device, encode_images
+from stochcl.encoders.modelfile import load_model
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from stochcl.api.report import Report
+    from stochcl.codes import Codes
+    from stochcl.encoders.inference import Encoded
+
+_DENOMINATOR = 4096
+
+
+class Codec:
+    """An encoder, ready to compress images; :func:`stochcl.load` makes one.
+
+    Parameters
+    ----------
+    model : str or path-like
+        The name of an embedded model, or a model file.
+    device : str
+        auto, cpu, cuda...
+
+    Raises
+    ------
+    UsageError
+        If there is no such model or device.
+    ModelError
+        If the model file is damaged, foreign or a pickle.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] = DEFAULT, *, device: str = "auto") -> None:
+        self.device = choose_device(device)
+        self.model = load_model(find_model(model))
+        self._encoder = self.model.encoder.to(self.device)
+
+    @property
+    def latents(self) -> int:
+        """D, the width of a code."""
+        return self._encoder.config.latents
+
+    @property
+    def size(self) -> int:
+        """Side of the square that images are brought to, in pixels."""
+        return self._encoder.config.size
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What is done to an image before it is encoded, as the model file says."""
+        return Preprocess(self._encoder.config.size, self._encoder.config.fit)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The decoding tables, made from the model: a function of its tensors alone."""
+        entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR)
+        return Tables(
+            self._encoder.config.ladder, entropy, VectorDecoder.from_arrays(*self._encoder.decoder_arrays())
+        )
+
+    @cached_property
+    def has_packaged_tables(self) -> bool:
+        """Whether the package brings these tables along, so that archives need not hold them."""
+        return resources.files("stochcl").joinpath("tables", f"{self.tables.sha256}.tables").is_file()
+
+    def encode(self, images: NDArray[np.uint8] | Sequence[Any], *, latents: int | None = None) -> Codes:
+        """Encode images.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (N, H, W, 3), or sequence of path, Pillow image or array
+            Brought to the model's size as its preprocessing says.
+        latents : int, optional
+            Keep this prefix only.
+
+        Returns
+        -------
+        Codes
+            One row an image, with the posterior's entropy in bits as uncertainty.
+
+        Examples
+        --------
+        >>> import stochcl
+        >>> from sklearn.datasets import load_sample_images
+        >>> codec = stochcl.load()
+        >>> codec.encode(load_sample_images().images).symbols().shape
+        (2, 1024)
+        """
+        codes = self.encode_pixels(self._pixels(images)).codes
+        return codes if latents is None else codes.prefix(latents)
+
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
+        """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
+        return encode_images(self._encoder, pixels, self.device)
+
+    def _pixels(self, images: NDArray[np.uint8] | Sequence[Any]) -> NDArray[np.uint8]:
+        preprocess = self.preprocess
+        size = preprocess.size
+        if isinstance(images, np.ndarray) and images.shape[1:] == (size, size, 3) and images.dtype == np.uint8:
+            return images
+        out = np.empty((len(images), size, size, 3), np.uint8)
+        for i, image in enumerate(images):
+            out[i] = _prepare(image, preprocess)
+        return out
+
+    def header(self, *, latents: int, preprocess: Preprocess, source_kind: str) -> Header:
+        """Return the header of an archive of this model's codes."""
+        return Header(
+            model=self.model.name,
+            model_sha256=self.model.sha256,
+            model_latents=self.latents,
+            latents=latents,
+            alphabet=2,
+            precision="fp32",
+            tables_sha256=self.tables.sha256,
+            feature_dim=self._encoder.feature_dim,
+            input_bytes=preprocess.size**2 * 3,
+            source_kind=source_kind,
+            preprocess={"size": preprocess.size, "fit": preprocess.fit},
+        )
+
+    def compress(
+        self,
+        source: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        **options: Any,
+    ) -> Report:
+        """Compress a folder, an archive or an array of images to a file of codes.
+
+        Parameters
+        ----------
+        source : path-like
+            A folder (recursive), .zip, .tar, or .npy of uint8 images.
+        path : path-like
+            The archive to write; complete, or not there.
+        progress : callable
+            Told how many images of how many are done.
+        **options
+            Fields of :class:`~stochcl.api.compression.CompressOptions`: latents, rate, batch_size, workers,
+            fit, names, strict, force, resume.
+
+        Raises
+        ------
+        SourceError, ImageError, OutputError, UsageError
+        """
+        return compress_source(self, Path(source), Path(path), CompressOptions(**options), progress)
+
+
+def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Bring one image of any kind to the model's square."""
+    from PIL import Image as PillowImage
+
+    if isinstance(image, str | os.PathLike):
+        return FileSource(Path(image)).load(0, preprocess)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise UsageError(f"an image is uint8 of shape (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
+        image = PillowImage.fromarray(image)
+    return preprocess.apply(image)

@@ -1,0 +1,103 @@
+"""Finding models: by name in the package, by path, or in ``$STOCHCL_MODELS``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stochcl.data import printable
+from stochcl.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT = "general"
+"""The model that is used where none is named."""
+
+ENDING = ".safetensors"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What can be said of a model without loading it.
+
+    Parameters
+    ----------
+    name : str
+    path : Path
+    bytes : int
+        Of the model file.
+    config, record : dict
+        What it is, and how it was trained.
+    """
+
+    name: str
+    path: Path
+    bytes: int
+    config: dict[str, Any]
+    record: dict[str, Any]
+
+
+def embedded_models() -> tuple[Path, ...]:
+    """Return the model files that come with the package, by name."""
+    folder = Path(str(resources.files("stochcl").joinpath("models")))
+    return tuple(sorted(folder.glob(f"*{ENDING}")))
+
+
+def _folders() -> Iterator[Path]:
+    for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep):
+        if folder:
+            yield Path(folder)
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """Return the file of a model, given its name or its path.
+
+    Raises
+    ------
+    UsageError
+        If there is neither.
+    """
+    path = Path(model)
+    if path.is_file():
+        return path
+    if isinstance(model, str) and os.sep not in model:
+        embedded = {p.stem: p for p in embedded_models()}
+        if model in embedded:
+            return embedded[model]
+        for folder in _folders():
+            candidate = folder / f"{model.removesuffix(ENDING)}{ENDING}"
+            if candidate.is_file():
+                return candidate
+    names = ", ".join(p.stem for p in embedded_models()) or "none"
+    raise UsageError(
+        f"{printable(model)}: there is no model of this name and no such file; embedded models: {names}."
+    )
+
+
+def model_cards() -> list[ModelCard]:
+    """Describe the embedded models and those of ``$STOCHCL_MODELS``, without loading their weights.
+
+    Raises
+    ------
+    ModelError
+        If one of them is damaged.
+    """
+    paths = [*embedded_models(), *(p for folder in _folders() for p in sorted(folder.glob(f"*{ENDING}")))]
+    return [_card(path) for path in paths]
+
+
+def _card(path: Path) -> ModelCard:
+    """Read the JSON at the beginning of a safetensors file; numpy and torch are not needed for it."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            metadata = json.loads(file.read(min(length, 1 << 24)))["__metadata__"]
+        config, record = json.loads(metadata["config"]), json.loads(metadata["record"])
+        return ModelCard(path.stem, path, path.stat().st_size, config, record)
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"{printable(path)}: this is not a stochcl model, or it is damaged ({exc}).") from exc

@@ -1,0 +1,149 @@
+"""What is said of an archive: images, bytes by part, bits per image, the three reductions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stochcl.data import printable
+
+if TYPE_CHECKING:
+    from stochcl.compress import Archive
+
+_FLOAT = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one archive.
+
+    Parameters
+    ----------
+    path : str
+    images : int
+    skipped : tuple of (name, reason)
+        Images that could not be read.
+    bytes : int
+        Of the file.
+    parts : dict
+        The file's bytes by what they are for: codes, tables, names, index, header.
+    external_bytes : int
+        Decoding tables that the archive leans on outside itself.
+    source_bytes, pixel_bytes, feature_bytes : int
+        What the file is compared with: the images in their source, raw pixels at the encoder's input size,
+        float32 features.
+    model, model_sha256 : str
+    latents, model_latents : int
+        Width of these codes, and of the model's.
+    precision : str
+        Of the encoder's arithmetic.
+    seconds : float or None
+        What compressing took, if it has just been done.
+    encoded : int
+        Images encoded in that time; fewer than ``images`` after a resumption.
+    """
+
+    path: str
+    images: int
+    skipped: tuple[tuple[str, str], ...]
+    bytes: int
+    parts: dict[str, int]
+    external_bytes: int
+    source_bytes: int
+    pixel_bytes: int
+    feature_bytes: int
+    model: str
+    model_sha256: str
+    latents: int
+    model_latents: int
+    precision: str
+    seconds: float | None = None
+    encoded: int = 0
+
+    @classmethod
+    def of(cls, archive: Archive, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
+        """Take the figures from an open archive."""
+        header, images = archive.header, len(archive)
+        return cls(
+            path=path,
+            images=images,
+            skipped=tuple(archive.skipped),
+            bytes=archive.size,
+            parts=archive.parts(),
+            external_bytes=archive.external_bytes,
+            source_bytes=archive.source_bytes,
+            pixel_bytes=images * header.input_bytes,
+            feature_bytes=images * header.feature_dim * _FLOAT,
+            model=header.model,
+            model_sha256=header.model_sha256,
+            latents=header.latents,
+            model_latents=header.model_latents,
+            precision=header.precision,
+            seconds=seconds,
+            encoded=encoded,
+        )
+
+    @property
+    def bits_per_image(self) -> float:
+        """Bits of the whole file, by images."""
+        return self._per_image(self.bytes)
+
+    def _per_image(self, amount: int) -> float:
+        return amount * 8 / self.images if self.images else 0.0
+
+    @property
+    def reduction(self) -> dict[str, float]:
+        """How many times smaller the file is than source, pixels and features."""
+        compared = {"source": self.source_bytes, "pixels": self.pixel_bytes, "features": self.feature_bytes}
+        return {name: value / self.bytes for name, value in compared.items()}
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Images encoded a second, if compressing has just been done."""
+        return self.encoded / self.seconds if self.seconds else None
+
+    def to_json(self, command: str) -> dict[str, Any]:
+        """Return the figures as JSON types, under the keys that all commands share."""
+        speed = self.images_per_second
+        return {
+            "schema": f"stochcl.{command}/0",
+            "path": printable(self.path),
+            "images": self.images,
+            "skipped": [{"name": printable(name), "reason": reason} for name, reason in self.skipped],
+            "bytes": self.bytes,
+            "bits_per_image": round(self.bits_per_image, 3),
+            "parts": self.parts,
+            "external_bytes": self.external_bytes,
+            "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
+            "model": {"name": self.model, "sha256": self.model_sha256, "latents": self.model_latents},
+            "latents": self.latents,
+            "precision": self.precision,
+        } | ({} if speed is None else {"images_per_second": round(speed, 1)})
+
+    def lines(self) -> list[str]:
+        """Return the figures for people."""
+        width = f"{self.latents:,} latents"
+        if self.latents != self.model_latents:
+            width += f" of {self.model_latents:,}"
+        size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per image"
+        out = [
+            f"{printable(self.path)}: {self.images:,} images, {size}",
+            f"  model      {self.model} ({self.model_sha256[:12]}), {width}, {self.precision}",
+        ]
+        for name, part in self.parts.items():
+            out.append(f"  {name:<10} {part:>12,} bytes  {self._per_image(part):>10,.1f} bits per image")
+        if self.external_bytes:
+            out.append(
+                f"  outside    {self.external_bytes:>12,} bytes of decoding tables, which stochcl brings along"
+            )
+        said = {
+            "source": f"the source files ({self.source_bytes:,} bytes)",
+            "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",
+            "features": f"float32 features ({self.feature_bytes:,} bytes)",
+        }
+        out += [f"  {value:>7,.1f} times smaller than {said[name]}" for name, value in self.reduction.items()]
+        if self.skipped:
+            out.append(f"  skipped    {len(self.skipped):,} images that could not be read")
+        if self.images_per_second:
+            out.append(f"  speed      {self.images_per_second:,.0f} images per second")
+        return out
