@@ -1,16 +1,24 @@
-"""Verbs on archives that need neither encoder nor torch: open, info, verify, export."""
+"""Verbs on archives, which need neither encoder nor torch: info, verify, decompress, evaluate."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stochcl import downstream
 from stochcl.api.report import Report
 from stochcl.compress import Archive
-from stochcl.data import printable
+from stochcl.compress.export import export
+from stochcl.data import printable, read_labels
+from stochcl.errors import LabelsError, ModelMismatch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stochcl.downstream import Evaluation, Task
 
 
 def info(path: str | os.PathLike[str], *, tables: Iterable[str | os.PathLike[str]] = ()) -> Report:
@@ -45,3 +53,122 @@ def verify(
             "bytes": archive.size,
             "ok": True,
         }
+
+
+def decompress(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
+
+    Raises
+    ------
+    SourceError, FormatError, UsageError, OutputError, LabelsError
+    """
+    with Archive(path) as archive:
+        given = None if labels is None else [str(label) for label in _labels(archive, labels)]
+        done = export(archive, output, labels=given, force=force)
+    return {
+        "schema": "stochcl.decompress/0",
+        "path": printable(done.path),
+        "images": done.rows,
+        "bytes": done.bytes,
+        "holds": list(done.holds),
+    }
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    *,
+    test: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    column: str | None = None,
+    task: Task = "classification",
+    estimator: str = "auto",
+    given: str = "auto",
+    latents: int | None = None,
+    folds: int = 5,
+    test_size: float | None = None,
+    seed: int = 0,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Train a probe on an archive's decoded codes and score it.
+
+    Parameters
+    ----------
+    path : path-like
+        The archive; cross-validated, or split, or the training rows where ``test`` is given.
+    test : path-like, optional
+        An archive of the same model to score on.
+    labels : path-like, optional
+        A CSV file ``name,label...``; by default the first folder of each name.
+    column : str, optional
+        Which column of the CSV, if there are several.
+    task, estimator, folds, test_size, seed
+        See :func:`stochcl.downstream.evaluate`.
+    given : str
+        symbols, vectors, or auto: vectors where the model has a vector decoder.
+    latents : int, optional
+        Use this prefix of the codes.
+
+    Returns
+    -------
+    Evaluation, dict
+        The dict says what went in: archive, input, latents.
+
+    Raises
+    ------
+    SourceError, FormatError, LabelsError, UsageError, ModelMismatch
+    """
+    with Archive(path) as archive:
+        used = _input(archive, given)
+        x, y = _rows(archive, used, latents), _labels(archive, labels, column, task)
+        facts = {
+            "schema": "stochcl.evaluate/0",
+            "path": printable(path),
+            "images": len(archive),
+            "input": used,
+            "latents": latents or archive.header.latents,
+            "model": archive.header.model,
+        }
+        model = archive.header.model_sha256
+    if test is None:
+        return downstream.evaluate(
+            x, y, task=task, estimator=estimator, seed=seed, folds=folds, test_size=test_size
+        ), facts
+    with Archive(test) as archive:
+        if archive.header.model_sha256 != model:
+            raise ModelMismatch(f"{printable(test)}: this archive was made by another model than {printable(path)}.")
+        x_test, y_test = _rows(archive, used, latents), _labels(archive, labels, column, task)
+    return downstream.evaluate_split(x, y, x_test, y_test, task=task, estimator=estimator, seed=seed), facts
+
+
+def _input(archive: Archive, given: str) -> str:
+    if given == "auto":
+        return "vectors" if archive.has_decoder else "symbols"
+    return given
+
+
+def _rows(archive: Archive, used: str, latents: int | None) -> NDArray[Any]:
+    return archive.to_vectors(latents) if used == "vectors" else archive.to_numpy(latents)
+
+
+def _labels(
+    archive: Archive,
+    labels: str | os.PathLike[str] | None,
+    column: str | None = None,
+    task: Task = "classification",
+) -> Sequence[Any] | NDArray[np.float64]:
+    """Return a label for every row: from the CSV, or from the archive."""
+    if labels is not None:
+        if archive.names is None:
+            raise LabelsError("the archive was written with --no-names, so labels cannot be matched to its rows.")
+        table = read_labels(labels)
+        if task == "regression":
+            return table.numbers(archive.names, column)
+        return table.match(archive.names, column)
+    if archive.labels is None:
+        raise LabelsError("the archive has no labels (its images lie in no folders); give them with --labels.")
+    return archive.labels

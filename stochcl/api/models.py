@@ -41,6 +41,32 @@ class ModelCard:
     config: dict[str, Any]
     record: dict[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the card as JSON types."""
+        return {
+            "name": self.name,
+            "path": printable(self.path),
+            "bytes": self.bytes,
+            "config": self.config,
+            "record": self.record,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the card for people."""
+        config, record = self.config, self.record
+        rungs = ", ".join(str(rung) for rung in config.get("ladder", ()))
+        seen = f"{record.get('images', 0):,} images, {record.get('images_seen', 0):,} seen"
+        where = f"{record.get('seconds', 0) / 60:,.0f} minutes on {record.get('hardware')}"
+        out = [
+            f"{self.name}: {config.get('latents'):,} latents, {self.bytes:,} bytes",
+            f"  network: {config.get('backbone')} of width {config.get('width')}, {config.get('size')} pixels",
+            f"  codes: the first {rungs} latents",
+            f"  trained on: {', '.join(record.get('sources', ()))}; {seen}, {where}",
+        ]
+        for name, value in record.get("figures", {}).items():
+            out.append(f"  {name}: {value}")
+        return out
+
 
 def embedded_models() -> tuple[Path, ...]:
     """Return the model files that come with the package, by name."""

@@ -61,7 +61,7 @@ class Commands(click.Group):
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="stochcl")
 def main() -> None:
-    r"""Compress what a neural network knows about an image.
+    """Compress what a neural network knows about an image.
 
     \b
     stochcl compress images/ -o codes.bin     images to codes

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stochcl.data import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
@@ -28,6 +30,14 @@ def show(result: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
 def say(line: str) -> None:
     """Say something to a person, on standard error."""
     click.echo(line, err=True)
+
+
+def say_skipped(skipped: Sequence[tuple[str, str]], shown: int = 5) -> None:
+    """Name the images that could not be read, the first few, and count them."""
+    for name, reason in skipped[:shown]:
+        say(f"skipped {printable(name)}: {reason}")
+    if len(skipped) > shown:
+        say(f"skipped {len(skipped) - shown:,} more; `stochcl info --json` lists them all")
 
 
 def duration(seconds: float) -> str:

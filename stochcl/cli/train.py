@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from stochcl.api import training
-from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, show
+from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say_skipped, show
 
 
 @click.command()
@@ -44,7 +43,7 @@ from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, show
 @click.option("--force", is_flag=True, help="Replace an existing model file or checkpoint.")
 @JSON
 def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: Any) -> None:
-    r"""Train a stochastic contrastive encoder on your own images, without labels.
+    """Train a stochastic contrastive encoder on your own images, without labels.
 
     SOURCE is a folder, .zip or .tar of images, or a .npy array of them. A checkpoint stands beside the model
     file while training runs; after an interruption the same command with --resume goes on from it.
@@ -54,10 +53,11 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
       stochcl train photos/ -o photos.safetensors --max-time 2h
       stochcl compress photos/ -m photos.safetensors -o codes.bin
     """
+    from stochcl.api import training
+
     with progress_bar("images", rate=False) as bar:
         report = training.train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
-    if report.skipped:
-        say(f"skipped {len(report.skipped):,} images that could not be read")
+    say_skipped(report.skipped)
     knn = "" if report.knn is None else f", kNN accuracy {report.knn:.1%}"
     work = f"{report.images:,} images, {report.steps:,} steps, {duration(report.seconds)}"
     lines = [

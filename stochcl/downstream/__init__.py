@@ -1,1 +1,8 @@
 """What is learned from decoded codes: probes with scikit-learn."""
+
+from __future__ import annotations
+
+from stochcl.downstream.estimators import ESTIMATORS, TASKS, Task, make_estimator
+from stochcl.downstream.evaluation import Evaluation, evaluate, evaluate_split, wilson
+
+__all__ = ["ESTIMATORS", "TASKS", "Evaluation", "Task", "evaluate", "evaluate_split", "make_estimator", "wilson"]

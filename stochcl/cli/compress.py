@@ -1,0 +1,59 @@
+"""``stochcl compress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stochcl.cli.output import JSON, progress_bar, say_skipped, show
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file of codes to write.")
+@click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
+@click.option("--latents", type=click.IntRange(1), metavar="K", help="Keep the first K latents.  [default: all]")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="R",
+    help="Keep as many latents as take at most R bits per image on disk.",
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Images at a time; codes are the same.",
+)
+@click.option("--workers", type=click.IntRange(0), help="Threads that decode images.  [default: one a core]")
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "stretch"]),
+    help="What happens to images that are not square.  [default: as the model says]",
+)
+@click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Do not store names.")
+@click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, rather than skip it.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left.")
+@JSON
+def compress(source: Path, output: Path, *, model: str, device: str, as_json: bool, **options: Any) -> None:
+    """Compress images to a file of codes.
+
+    SOURCE is a folder of images (recursive), a .zip or .tar of them, or a .npy array of shape N x H x W x 3.
+    An image that cannot be read is named, counted and skipped.
+
+    \b
+    Example:
+      stochcl compress images/ -o codes.bin
+    """
+    from stochcl.api.codec import Codec
+
+    codec = Codec(model, device=device)
+    with progress_bar("images") as bar:
+        report = codec.compress(source, output, progress=bar, **options)
+    say_skipped(report.skipped)
+    show(report.to_json("compress"), report.lines(), as_json=as_json)

@@ -1,0 +1,33 @@
+"""``stochcl decompress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stochcl.api import archives
+from stochcl.cli.output import JSON, show
+
+
+@click.command()
+@click.argument("codes", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz, .npy, .csv or .parquet file."
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@JSON
+def decompress(codes: Path, output: Path, *, labels: Path | None, force: bool, as_json: bool) -> None:
+    """Decode codes to arrays: symbols, vectors, names and labels.
+
+    The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, or .parquet.
+
+    \b
+    Example:
+      stochcl decompress codes.bin -o codes.npz
+    """
+    result = archives.decompress(codes, output, labels=labels, force=force)
+    holds = ", ".join(result["holds"])
+    line = f"{result['path']}: {holds} of {result['images']:,} images, {result['bytes']:,} bytes"
+    show(result, [line], as_json=as_json)

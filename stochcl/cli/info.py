@@ -1,0 +1,24 @@
+"""``stochcl info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stochcl.api import archives
+from stochcl.cli.output import JSON, show
+
+
+@click.command()
+@click.argument("codes", type=click.Path(path_type=Path))
+@JSON
+def info(codes: Path, *, as_json: bool) -> None:
+    """Say what a file of codes holds and where its bytes go.
+
+    \b
+    Example:
+      stochcl info codes.bin
+    """
+    report = archives.info(codes)
+    show(report.to_json("info"), report.lines(), as_json=as_json)
