@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import RawIOBase
 
 
 @contextmanager
@@ -45,6 +46,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def write_all(file: RawIOBase, data: bytes) -> None:
+    """Write all of the data to an unbuffered file, which may take less at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -217,7 +217,7 @@ def symbols_to_decisions(symbols: NDArray[np.integer], alphabet: int) -> NDArray
         return np.ascontiguousarray(symbols, dtype=np.uint8)
     shifts = np.arange(bits - 1, -1, -1, dtype=symbols.dtype)
     decisions = (symbols[:, :, None] >> shifts) & 1
-    return decisions.astype(np.uint8).reshape(len(symbols), -1)
+    return decisions.astype(np.uint8).reshape(len(symbols), symbols.shape[1] * bits)
 
 
 def decisions_to_symbols(decisions: NDArray[np.uint8], alphabet: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -226,7 +226,7 @@ def decisions_to_symbols(decisions: NDArray[np.uint8], alphabet: int) -> NDArray
     if bits == 1:
         return decisions
     dtype = symbol_dtype(alphabet)
-    grouped = decisions.reshape(len(decisions), -1, bits)
+    grouped = decisions.reshape(len(decisions), decisions.shape[1] // bits, bits)
     symbols = np.zeros(grouped.shape[:2], dtype=dtype)
     for b in range(bits):
         symbols <<= 1

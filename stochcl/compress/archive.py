@@ -311,8 +311,9 @@ class Archive:
         offset, head = self._index.segments[segment]
         size = BLOCK.size + 4 * head.words[block]
         data = self._reader.read(offset + int(head.block_offsets[block]), size)
+        model = self._models[segment]
         try:
-            return read_block(data, head, block, self._models[segment])
+            return read_block(data, head, block, model)
         except FormatError as exc:
             first = int(self._starts[segment]) + block * head.rows_per_block
             raise type(exc)(f"rows {first:,} to {first + head.rows_of(block) - 1:,}: {exc}") from exc

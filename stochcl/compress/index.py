@@ -54,10 +54,9 @@ class Index:
     def check_layout(self, header_size: int) -> None:
         """Raise FormatError unless header, tables, segments and index follow each other without a gap."""
         position = header_size
-        if self.tables[1]:
-            if self.tables[0] != position:
-                raise FormatError(f"the tables begin at byte {self.tables[0]:,}, not {position:,}")
-            position += self.tables[1]
+        if self.tables[0] != (position if self.tables[1] else 0):
+            raise FormatError(f"the tables cannot begin at byte {self.tables[0]:,}")
+        position += self.tables[1]
         for offset, head in self.segments:
             if offset != position:
                 raise FormatError(f"a segment begins at byte {offset:,}, not {position:,}")

@@ -7,11 +7,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stochcl.atomic import write_all
 from stochcl.compress.framing import crc
 
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
-    from typing import IO
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def start(self, facts: dict[str, Any]) -> None:
         """Begin a new journal."""
-        self._file = self.path.open("wb")
+        self._file = self.path.open("wb", buffering=0)
         self._write({"facts": facts})
 
     def append(self, record: Record) -> None:
@@ -88,7 +89,7 @@ class Journal:
             Record(**(value | {"skipped": [(name, reason) for name, reason in value["skipped"]]}))
             for value in values[1:]
         ]
-        self._file = self.path.open("r+b")
+        self._file = self.path.open("r+b", buffering=0)
         self._file.truncate(end)
         self._file.seek(end)
         return values[0]["facts"], records
@@ -99,8 +100,7 @@ class Journal:
             raise ValueError(msg)
         # ASCII JSON keeps undecodable bytes of names: lone surrogates are written as escapes.
         text = json.dumps(value, sort_keys=True).encode("ascii")
-        self._file.write(b"%08x %s\n" % (crc(text), text))
-        self._file.flush()
+        write_all(self._file, b"%08x %s\n" % (crc(text), text))
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -6,9 +6,9 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from stochcl.atomic import sync_folder
+from stochcl.atomic import sync_folder, write_all
 from stochcl.codes import Codes
 from stochcl.compress.framing import CHUNK, END_MAGIC, ENTRY, INDEX, SEGMENT, TRAILER, crc
 from stochcl.compress.journal import Journal, Record
@@ -18,6 +18,7 @@ from stochcl.errors import FormatError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import FileIO
     from types import TracebackType
 
     from stochcl.compress.header import Header
@@ -112,7 +113,8 @@ class Writer:
         self._pending: list[Codes] = []
         self._places: list[tuple[int, int]] = []
         self._new_skips: list[tuple[int, str, str]] = []
-        self._file: IO[bytes] | None = None
+        # Unbuffered, so that closing after a failed write does not write again and fail again.
+        self._file: FileIO | None = None
         self._begin(force=force, resume=resume)
 
     # The state of a run
@@ -134,9 +136,8 @@ class Writer:
             if resume and there:
                 self._resume()
             else:
-                self._file = self.partial.open("w+b")
-                self._file.write(self._start_bytes)
-                self._file.flush()
+                self._file = self.partial.open("w+b", buffering=0)
+                write_all(self._file, self._start_bytes)
                 self._journal.start(self._facts)
         except OSError as exc:
             self._abandon()
@@ -158,7 +159,7 @@ class Writer:
                 "or pass --force to start anew."
             )
             raise UsageError(msg)
-        self._file = self.partial.open("r+b")
+        self._file = self.partial.open("r+b", buffering=0)
         try:
             self._replay(records)
         except FormatError as exc:
@@ -182,7 +183,7 @@ class Writer:
         file.truncate(end)
         file.seek(end)
 
-    def _opened(self) -> IO[bytes]:
+    def _opened(self) -> FileIO:
         if self._file is None:
             msg = "this writer is closed"
             raise ValueError(msg)
@@ -260,8 +261,7 @@ class Writer:
         file = self._opened()
         start = file.tell()
         try:
-            file.write(chunk)
-            file.flush()
+            write_all(file, chunk)
             os.fsync(file.fileno())
             record = Record(start + len(chunk), crc(chunk), rows, position, source_bytes, skipped)
             self._journal.append(record)
@@ -293,9 +293,7 @@ class Writer:
         try:
             start = file.tell()
             chunk = self._index()
-            file.write(chunk)
-            file.write(TRAILER.pack(start, len(chunk), crc(chunk), END_MAGIC))
-            file.flush()
+            write_all(file, chunk + TRAILER.pack(start, len(chunk), crc(chunk), END_MAGIC))
             os.fsync(file.fileno())
             file.close()
             self._file = None

@@ -1,0 +1,90 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stochcl.compress.framing import MAGIC, PROLOGUE, crc
+from stochcl.compress.header import Header
+from stochcl.errors import BadMagic, FormatError, LimitExceeded, Truncated, UnsupportedVersion
+from tests.compress.making import make_header, make_tables
+
+HEADER = make_header(make_tables(6))
+
+
+def parse(data: bytes) -> Header:
+    size = Header.size_of(data[: PROLOGUE.size])
+    return Header.from_bytes(data[: PROLOGUE.size], data[PROLOGUE.size : PROLOGUE.size + size])
+
+
+def with_values(**changes) -> bytes:
+    values = json.loads(HEADER.to_bytes()[PROLOGUE.size :]) | changes
+    text = json.dumps(values).encode()
+    head = PROLOGUE.pack(MAGIC, 0, 0, len(text), 0)[:-4]
+    return head + crc(head, text).to_bytes(4, "little") + text
+
+
+def test_a_header_comes_back():
+    assert parse(HEADER.to_bytes()) == HEADER
+
+
+def test_what_a_later_version_adds_is_passed_over():
+    assert parse(with_values(remark="from the future")) == HEADER
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latents": 0},
+        {"latents": 7},
+        {"latents": "6"},
+        {"latents": True},
+        {"alphabet": 1},
+        {"alphabet": 1 << 20},
+        {"model": 7},
+        {"model_sha256": "ab"},
+        {"tables_sha256": "X" * 64},
+        {"feature_dim": -1},
+        {"preprocess": []},
+        {"model_latents": 5000, "latents": 5},
+    ],
+)
+def test_values_that_make_no_sense_are_refused(changes):
+    with pytest.raises(FormatError):
+        parse(with_values(**changes))
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"null", b"[" * 100_000, b"\xff"])
+def test_what_is_not_a_json_object_is_refused(text):
+    head = PROLOGUE.pack(MAGIC, 0, 0, len(text), 0)[:-4]
+    with pytest.raises(FormatError):
+        parse(head + crc(head, text).to_bytes(4, "little") + text)
+
+
+def test_a_future_version_says_so():
+    data = HEADER.to_bytes()
+    with pytest.raises(UnsupportedVersion, match="version 7 of the format, and this program reads version 0"):
+        parse(data[:8] + b"\7\0" + data[10:])
+
+
+@given(st.binary(min_size=1, max_size=40).filter(lambda b: not MAGIC.startswith(b[:8])))
+def test_foreign_bytes_are_bad_magic(data):
+    with pytest.raises(BadMagic):
+        Header.size_of(data)
+
+
+def test_an_empty_file_is_bad_magic_and_a_cut_prologue_truncated():
+    with pytest.raises(BadMagic):
+        Header.size_of(b"")
+    with pytest.raises(Truncated):
+        Header.size_of(HEADER.to_bytes()[:12])
+
+
+def test_the_size_is_bounded():
+    with pytest.raises(LimitExceeded):
+        Header.size_of(PROLOGUE.pack(MAGIC, 0, 0, 1 << 30, 0))
+
+
+def test_equal_headers_have_equal_bytes():
+    assert dataclasses.replace(HEADER).to_bytes() == HEADER.to_bytes()
