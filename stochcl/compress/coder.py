@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 # So a pass is a few calls, each with one fixed model and many symbols: 4-11 ns a symbol, where a parameter
 # for each symbol costs 110 ns.
 
+_START = 1 << 24
+"""The coder's state before the first decision: the least in which every decision costs what it should.
+
+From a state of 0, the library's default, a zero leaves the state as it is: rows of zeros would cost nothing, and no
+bound on what a number of words can hold would be true. It costs no more: the first one would set 24 bits anyway.
+"""
+
 
 @lru_cache(maxsize=DENOMINATOR)
 def _model(numerator: int) -> Any:
@@ -54,7 +61,7 @@ def encode_block(codes: Codes, model: IndependentModel) -> NDArray[np.uint32]:
     """
     import constriction
 
-    coder = constriction.stream.stack.AnsCoder()
+    coder = constriction.stream.stack.AnsCoder(np.array([_START], np.uint32))
     bits = bits_per_symbol(codes.alphabet)
     decisions = codes.decisions()
     # A stack gives back last what it took first, so everything goes in backwards.
@@ -91,12 +98,12 @@ def decode_block(words: NDArray[np.uint32], rows: int, model: IndependentModel) 
     import constriction
 
     bits = bits_per_symbol(model.alphabet)
-    if len(words) and words[-1] == 0:
-        raise FormatError("the stream of a block ends in an empty word")
+    if not len(words) or words[-1] == 0:
+        raise FormatError("the stream of a block is empty or ends in an empty word")
     try:
         coder = constriction.stream.stack.AnsCoder(words)
         decoded = _decode_bits(coder, rows, model) if bits == 1 else _decode_trees(coder, rows, model, bits)
-        spent = coder.is_empty()
+        spent = coder.get_compressed().tolist() == [_START]
     except (ValueError, RuntimeError, AssertionError, OverflowError) as exc:
         raise FormatError(f"the stream of a block cannot be decoded ({exc})") from exc
     if not spent:

@@ -8,7 +8,7 @@ from stochcl.compress import IndependentModel
 from stochcl.compress.coder import decode_block, encode_block
 from stochcl.errors import FormatError
 from tests.compress.making import make_codes
-from tests.compress.pure_ans import decode_rows
+from tests.compress.pure_ans import decode_rows, encode_rows
 
 alphabets = st.sampled_from([2, 3, 16, 256, 300])
 
@@ -28,6 +28,7 @@ def test_the_written_down_algorithm_reads_what_the_library_wrote(alphabet, laten
     codes = make_codes(rows, latents, alphabet)
     model = IndependentModel.fit(make_codes(100, latents, alphabet, seed=77))
     words = encode_block(codes, model).tolist()
+    assert encode_rows(codes.symbols().tolist(), model.ones.tolist(), bits_per_symbol(alphabet)) == words
     symbols, spent = decode_rows(words, rows, model.ones.tolist(), bits_per_symbol(alphabet))
     assert spent
     assert symbols == codes.symbols().tolist()
@@ -37,13 +38,13 @@ def test_the_words_of_a_block_never_change():
     model = IndependentModel(np.array([[1000], [3000], [1000], [2048]], np.uint16))
     codes = make_codes(40, 4)
     assert encode_block(codes, model).tolist() == [
-        2134999040,
-        416824593,
-        3159253763,
-        585373461,
-        4042814809,
-        3755779952,
-        123584187,
+        1120436224,
+        1663862495,
+        1204816992,
+        695534719,
+        2413219241,
+        331644068,
+        1351973665,
     ]
 
 
@@ -63,12 +64,27 @@ def test_a_symbol_outside_the_alphabet_is_refused():
         decode_block(words, 1, narrow)
 
 
-def test_fewer_rows_than_were_coded_are_refused():
-    # More rows are not found out here, the stream gives zeros for ever: the checksum over rows finds them.
+@pytest.mark.parametrize("rows", [1, 9, 11, 1000])
+def test_another_number_of_rows_than_was_coded_is_refused(rows):
     model = IndependentModel(np.full((8, 1), 2048, np.uint16))
     words = encode_block(make_codes(10, 8), model)
     with pytest.raises(FormatError, match="does not end where its rows do"):
-        decode_block(words, 9, model)
+        decode_block(words, rows, model)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("numerator", [1, 2048, 4095])
+def test_even_what_is_all_the_same_costs_what_it_should(value, numerator):
+    model = IndependentModel(np.full((64, 1), numerator, np.uint16))
+    codes = Codes.from_symbols(np.full((3000, 64), value))
+    bits = 32 * len(encode_block(codes, model))
+    assert model.ideal_bits(codes) <= bits <= model.ideal_bits(codes) + 64
+
+
+@pytest.mark.parametrize("words", [[], [0], [5, 0]])
+def test_a_stream_that_is_empty_or_ends_in_an_empty_word_is_refused(words):
+    with pytest.raises(FormatError, match="empty"):
+        decode_block(np.array(words, np.uint32), 1, IndependentModel(np.full((8, 1), 2048, np.uint16)))
 
 
 @settings(deadline=None)

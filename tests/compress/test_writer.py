@@ -69,6 +69,15 @@ def test_a_table_of_its_own_is_embedded_exactly_when_it_repays_itself(tmp_path):
         b.verify()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_that_are_all_the_same_come_back(tmp_path, first):
+    symbols = np.zeros((16_384, 16), np.uint8)
+    symbols[0] = first  # coded last: what comes before it must not be for nothing
+    with Archive(write(tmp_path / "a", Codes.from_symbols(symbols), make_tables(16))) as archive:
+        archive.verify()
+        np.testing.assert_array_equal(archive.to_numpy(), symbols)
+
+
 def test_nothing_is_left_of_a_run_that_failed_before_its_first_segment(tmp_path):
     begin(tmp_path / "a", 5)
     assert partials(tmp_path) == []
