@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _CACHED_BLOCKS = 32
+_ROWS = 8192  # decoded at a time
 
 
 class Archive:
@@ -65,13 +66,8 @@ class Archive:
     ) -> None:
         self._shown = printable(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra = tuple(tables)
-        try:
-            self._reader = ByteReader(source)
-        except FileNotFoundError as exc:
-            raise SourceError(f"{self._shown}: there is no such file.") from exc
-        except OSError as exc:
-            raise SourceError(f"{self._shown}: it cannot be read: {(exc.strerror or str(exc)).lower()}.") from exc
         with self._named():
+            self._reader = ByteReader(source)
             prologue = self._reader.read(0, min(PROLOGUE.size, self._reader.size))
             self._header_size = PROLOGUE.size + Header.size_of(prologue)
             text = self._reader.read(PROLOGUE.size, self._header_size - PROLOGUE.size)
@@ -161,12 +157,11 @@ class Archive:
 
     def __getitem__(self, rows: int | slice | ArrayLike) -> Codes:
         """Return rows as codes, with their names and labels; an integer gives one row."""
-        if isinstance(rows, int | np.integer):
-            index = np.arange(len(self))[[int(rows)]]
-        elif isinstance(rows, slice):
-            index = np.arange(*rows.indices(len(self)))
-        else:
-            index = np.arange(len(self))[np.asarray(rows)]
+        index = _indices(rows, len(self))
+        return self._codes(self._packed(index), index)
+
+    def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Decode the rows of these numbers, each block once."""
         packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
         with self._named():
             segments = np.searchsorted(self._starts, index, side="right") - 1
@@ -178,9 +173,9 @@ class Archive:
                     here = blocks == block
                     first = block * self._index.segments[segment][1].rows_per_block
                     packed[chosen[here]] = self._block(segment, block)[local[here] - first]
-        return self._codes(packed, index)
+        return packed
 
-    def iter_codes(self, rows: int = 8192) -> Iterator[Codes]:
+    def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
         """Yield all rows in order, so many at a time; memory does not grow with the archive."""
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
@@ -195,10 +190,8 @@ class Archive:
         """
         k = self._check_latents(latents)
         out = np.empty((len(self), k), symbol_dtype(self.header.alphabet))
-        start = 0
-        for codes in self.iter_codes():
-            out[start : start + len(codes)] = codes.prefix(k).symbols()
-            start += len(codes)
+        for rows, symbols in self._symbols(k):
+            out[rows] = symbols
         return out
 
     def to_vectors(self, latents: int | None = None) -> NDArray[np.float32]:
@@ -214,11 +207,16 @@ class Archive:
         if decoder is None:
             raise UsageError(f"{self._shown}: its model has no vector decoder; use the symbols.")
         out = np.empty((len(self), decoder.dim), np.float32)
-        start = 0
-        for codes in self.iter_codes():
-            out[start : start + len(codes)] = decoder.decode(codes.prefix(k).symbols())
-            start += len(codes)
+        for rows, symbols in self._symbols(k):
+            out[rows] = decoder.decode(symbols)
         return out
+
+    def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
+        """Yield all rows' first latents, part by part, without their names."""
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(self)))
+            codes = Codes(self._packed(_indices(rows, len(self))), self.header.latents, self.header.alphabet)
+            yield rows, codes.prefix(latents).symbols()
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Read and check everything: tables, names, labels, every block.
@@ -230,11 +228,10 @@ class Archive:
         """
         with self._named():
             self._index.check_layout(self._header_size)
-        _ = self.tables, self.names, self.labels
+        _ = self.tables, self.names, self.labels, self._uncertainty
         with self._named():
             for i, (_, head) in enumerate(self._index.segments):
                 self._segment_head(i)
-                self._part(i, "entropy")
                 self._model(i)
                 for block in range(len(head.words)):
                     self._read_block(i, block)
@@ -280,7 +277,7 @@ class Archive:
             part = getattr(head, name)
             if name == which:
                 data = self._reader.read(offset, part.size)
-                check_crc(part.crc if part.size else 0, f"the {which} of segment {segment}", data)
+                check_crc(part.crc, f"the {which} of segment {segment}", data)
                 return data
             offset += part.size
         raise KeyError(which)
@@ -332,9 +329,9 @@ class Archive:
         ]
 
     def _texts(self, which: str) -> tuple[str, ...] | None:
-        """Return names or labels of all rows, or None where a segment has none."""
+        """Return names or labels of all rows, or None where there are none."""
         heads = [head for _, head in self._index.segments]
-        if not heads or not all(getattr(head, which).size for head in heads):
+        if not heads or not getattr(heads[0], which).size:
             return None
         with self._named():
             texts: list[str] = []
@@ -345,7 +342,7 @@ class Archive:
     @cached_property
     def _uncertainty(self) -> NDArray[np.float32] | None:
         heads = [head for _, head in self._index.segments]
-        if not heads or not all(head.entropy.size for head in heads):
+        if not heads or not heads[0].entropy.size:
             return None
         with self._named():
             parts = []
@@ -371,8 +368,24 @@ class Archive:
         return _reopen, (self._reader.__getstate__()["path"], self._extra)
 
 
+def _indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
+    """Return row numbers, none negative; their cost does not depend on how many rows there are."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(count))
+    index = np.asarray([rows] if isinstance(rows, int | np.integer) else rows)
+    if index.dtype == bool and index.shape == (count,):
+        return np.flatnonzero(index)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise IndexError("rows are chosen by an integer, a slice, a list of integers, or a mask of all rows")
+    index = index.astype(np.int64)
+    outside = index[(index < -count) | (index >= count)]
+    if len(outside):
+        raise IndexError(f"there is no row {outside[0]:,} in an archive of {count:,}")
+    return np.where(index < 0, index + count, index)
+
+
 class _Named:
-    """Puts the archive's name before the message of a FormatError."""
+    """Puts the archive's name before the message of a FormatError; makes a SourceError of a failing disk."""
 
     def __init__(self, shown: str) -> None:
         self._shown = shown
@@ -383,6 +396,10 @@ class _Named:
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
         if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
             raise type(exc)(f"{self._shown}: {exc}.") from exc
+        if isinstance(exc, FileNotFoundError):
+            raise SourceError(f"{self._shown}: there is no such file.") from exc
+        if isinstance(exc, OSError):
+            raise SourceError(f"{self._shown}: it cannot be read: {(exc.strerror or str(exc)).lower()}.") from exc
 
 
 def _reopen(path: os.PathLike[str], extra: tuple[Any, ...]) -> Archive:

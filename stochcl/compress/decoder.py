@@ -99,12 +99,14 @@ class VectorDecoder:
         layers[0] = (layers[0][0][:, :k], layers[0][1])
         out = np.empty((rows, self.dim), np.float32)
         for start in range(0, rows, _CHUNK):
-            x = (symbols[start : start + _CHUNK] - self.centre[:k]) * self.scale[:k]
-            for i, (weight, bias) in enumerate(layers):
-                if i:
-                    np.maximum(x, 0, out=x)
-                x = x @ weight.T
-                x += bias
+            # Weights of a foreign file may overflow; its vectors are then not finite, which is no one's warning.
+            with np.errstate(over="ignore", invalid="ignore"):
+                x = (symbols[start : start + _CHUNK] - self.centre[:k]) * self.scale[:k]
+                for i, (weight, bias) in enumerate(layers):
+                    if i:
+                        np.maximum(x, 0, out=x)
+                    x = x @ weight.T
+                    x += bias
             out[start : start + _CHUNK] = x
         return out
 

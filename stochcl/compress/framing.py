@@ -132,6 +132,11 @@ def pack_texts(texts: Sequence[str]) -> bytes:
     The layout is a varint, the length of what was deflated, then the deflated bytes: for every string the bytes
     that it shares with its predecessor, then for every string the bytes that it adds, both as varints, then the
     added bytes. Strings are UTF-8, with surrogate escapes for bytes that are not.
+
+    Raises
+    ------
+    LimitExceeded
+        If they are longer altogether than a file may hold.
     """
     shared, added, rest = [], [], bytearray()
     before = b""
@@ -142,6 +147,7 @@ def pack_texts(texts: Sequence[str]) -> bytes:
         added.append(len(data) - same)
         rest += data[same:]
         before = data
+    check_limit(sum(shared) + len(rest), MAX_TEXT, "the length of all texts")
     raw = pack_varints(shared) + pack_varints(added) + bytes(rest)
     return pack_varints([len(raw)]) + zlib.compress(raw, 9)
 
@@ -175,6 +181,7 @@ def unpack_texts(data: bytes, count: int, what: str) -> tuple[str, ...]:
     added, position = unpack_varints(raw, count, position)
     if position + sum(added) != len(raw):
         raise FormatError(f"{what} have {len(raw) - position:,} bytes, not {sum(added):,}")
+    check_limit(sum(shared) + sum(added), MAX_TEXT, f"the length of {what}")
     texts = []
     before = b""
     for same, more in zip(shared, added, strict=True):

@@ -64,7 +64,8 @@ class Header:
 
     def to_bytes(self) -> bytes:
         """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        check_limit(len(text), MAX_HEADER, "the size of the header")
         head = PROLOGUE.pack(MAGIC, VERSION, 0, len(text), 0)[:-4]
         return head + crc(head, text).to_bytes(4, "little") + text
 
@@ -107,7 +108,7 @@ class Header:
         """
         check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
         except (ValueError, RecursionError) as exc:
             raise FormatError(f"the header is not JSON ({exc})") from exc
         if not isinstance(values, dict):
@@ -138,3 +139,17 @@ class Header:
                 raise FormatError(f"the header's {name} is not a SHA-256 in hex")
         if self.feature_dim < 0 or self.input_bytes < 0:
             raise FormatError("a size in the header is negative")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of an object's pairs; what occurs twice could be read in two ways."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        msg = "a key occurs twice"
+        raise ValueError(msg)
+    return values
+
+
+def _no_number(constant: str) -> None:
+    msg = f"{constant} is not a number"
+    raise ValueError(msg)

@@ -114,6 +114,9 @@ def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
         segments.append((offset, head))
     if position != len(data):
         raise FormatError(f"{len(data) - position:,} bytes follow the last entry of the index")
+    for part in ("names", "labels", "entropy"):
+        if len({getattr(head, part).size > 0 for _, head in segments}) > 1:
+            raise FormatError(f"some segments have {part} and others have none")
     if sum(head.rows for _, head in segments) != rows:
         raise FormatError(f"the segments do not have the {rows:,} rows that the index says")
     return Index(rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start)
@@ -124,8 +127,12 @@ def _skipped(data: bytes) -> tuple[tuple[str, str], ...]:
         return ()
     try:
         values = json.loads(inflate_any(data, _MAX_SKIPPED, "the list of skipped images"))
-        return tuple((str(name), str(reason)) for name, reason in values)
-    except (ValueError, TypeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         if isinstance(exc, FormatError):
             raise
-        raise FormatError(f"the list of skipped images makes no sense ({exc})") from exc
+        raise FormatError(f"the list of skipped images is not JSON ({exc})") from exc
+    if not isinstance(values, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in values
+    ):
+        raise FormatError("the list of skipped images is not one of names and reasons")
+    return tuple((name, reason) for name, reason in values)

@@ -34,7 +34,10 @@ class ByteReader:
             self.size = source.seek(0, os.SEEK_END)
             return
         self.path = Path(source)
-        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        # O_NONBLOCK: opening a pipe must not wait for its other end; regular files do not know it.
+        flags = os.O_RDONLY
+        for flag in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"):
+            flags |= getattr(os, flag, 0)
         self._descriptor = os.open(self.path, flags)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -56,8 +59,7 @@ class ByteReader:
             raise Truncated(msg)
         if self._file is not None:
             with self._lock:
-                self._file.seek(offset)
-                data = self._file.read(size)
+                data = self._seek_and_read(self._file, offset, size)
         elif self._descriptor < 0:
             msg = "the archive is closed"
             raise ValueError(msg)
@@ -65,6 +67,17 @@ class ByteReader:
             data = self._pread(offset, size)
         if len(data) != size:
             raise Truncated(f"the file ends after {offset + len(data):,} bytes, and {offset + size:,} are needed")
+        return data
+
+    @staticmethod
+    def _seek_and_read(file: IO[bytes], offset: int, size: int) -> bytes:
+        file.seek(offset)
+        data = file.read(size)
+        while 0 < len(data) < size:  # an unbuffered file may give less at a time
+            more = file.read(size - len(data))
+            if not more:
+                break
+            data += more
         return data
 
     def _pread(self, offset: int, size: int) -> bytes:

@@ -127,6 +127,8 @@ class SegmentHead:
         head = cls(rows, per_block, tuple(words), model, *parts)
         if (model == OWN) != (head.table.size > 0):
             raise FormatError("a segment's table is there although it is not used, or is used but not there")
+        if any(part.crc and not part.size for part in parts):
+            raise FormatError("a segment's head has the checksum of a part that is not there")
         if head.data != data:
             raise FormatError("a segment's head is not written as it should be")
         for block, count in enumerate(words):  # near-constant codes are cheap, but not for nothing

@@ -143,7 +143,7 @@ class Tables:
 
     def _check(self, stored: bytes) -> None:
         (count,) = unpack(struct.Struct("<I"), stored, 0, "the self-test")
-        if len(stored) < 4 + 4 * count:
+        if len(stored) < 4 + 4 * count or len(stored) % 4:
             raise FormatError("the self-test of the tables ends too early")
         words = np.frombuffer(stored, "<u4", count, 4).astype(np.uint32)
         vectors = np.frombuffer(stored[4 + 4 * count :], "<f4")
@@ -169,6 +169,8 @@ def _sections(data: bytes, start: int, count: int) -> dict[str, bytes]:
         start += size
         name = kind.rstrip(b"\0").decode("ascii", "replace")
         check_crc(expected, f"the {name} section of the tables", content)
+        if name in sections:
+            raise FormatError(f"the tables have two sections called {name}")
         sections[name] = content
     if start != len(data):
         raise FormatError(f"{len(data) - start:,} bytes follow the tables' last section")

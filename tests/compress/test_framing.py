@@ -76,3 +76,20 @@ def test_the_structures_have_the_sizes_that_the_format_says():
         for name in ("PROLOGUE", "CHUNK", "SEGMENT", "BLOCK", "INDEX", "ENTRY", "TRAILER")
     }
     assert sizes == {"PROLOGUE": 20, "CHUNK": 12, "SEGMENT": 48, "BLOCK": 16, "INDEX": 40, "ENTRY": 20, "TRAILER": 32}
+
+
+def test_texts_are_bounded_altogether(monkeypatch):
+    """Ten bytes say `as the one before` for a name of a megabyte; so a short list could fill any memory."""
+    names = ["x" * 1000] * 50
+    data = pack_texts(names)
+    assert unpack_texts(data, 50, "names") == tuple(names)
+    monkeypatch.setattr(framing, "MAX_TEXT", 49_999)
+    with pytest.raises(LimitExceeded, match="the length of names is 50,000"):
+        unpack_texts(data, 50, "names")
+    with pytest.raises(LimitExceeded, match="the length of all texts is 50,000"):
+        pack_texts(names)
+
+
+def test_a_very_long_text_and_equal_and_empty_ones_come_back():
+    names = ["", "", "a/" + "x" * 70_000, "a/" + "x" * 70_000, "a/" + "x" * 69_999 + "y", "\udcff\udcfe/ä", ""]
+    assert unpack_texts(pack_texts(names), len(names), "names") == tuple(names)

@@ -20,7 +20,10 @@ def parse(data: bytes) -> Header:
 
 def with_values(**changes) -> bytes:
     values = json.loads(HEADER.to_bytes()[PROLOGUE.size :]) | changes
-    text = json.dumps(values).encode()
+    return sealed(json.dumps(values).encode())
+
+
+def sealed(text: bytes) -> bytes:
     head = PROLOGUE.pack(MAGIC, 0, 0, len(text), 0)[:-4]
     return head + crc(head, text).to_bytes(4, "little") + text
 
@@ -55,11 +58,38 @@ def test_values_that_make_no_sense_are_refused(changes):
         parse(with_values(**changes))
 
 
+@pytest.mark.parametrize("key", ["latents", "model", "remark"])
+def test_a_key_that_occurs_twice_is_refused(key):
+    """Two readers could take one or the other."""
+    text = HEADER.to_bytes()[PROLOGUE.size : -1] + f',"{key}":6,"{key}":6}}'.encode()
+    with pytest.raises(FormatError, match="a key occurs twice"):
+        parse(sealed(text))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_is_not_finite_is_refused(value):
+    text = HEADER.to_bytes()[PROLOGUE.size :].replace(b'"size":8', f'"size":{value}'.encode())
+    with pytest.raises(FormatError, match=f"{value} is not a number"):
+        parse(sealed(text))
+    with pytest.raises(ValueError, match="JSON compliant"):
+        dataclasses.replace(HEADER, preprocess={"size": float(value)}).to_bytes()
+
+
+def test_a_header_is_bounded_when_it_is_written():
+    with pytest.raises(LimitExceeded, match="the size of the header"):
+        dataclasses.replace(HEADER, preprocess={"remark": "x" * (1 << 20)}).to_bytes()
+
+
+def test_reserved_bits_are_zero():
+    data = HEADER.to_bytes()
+    with pytest.raises(FormatError, match="reserved bits of the prologue are 0x0100"):
+        parse(data[:10] + b"\0\1" + data[12:])
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"null", b"[" * 100_000, b"\xff"])
 def test_what_is_not_a_json_object_is_refused(text):
-    head = PROLOGUE.pack(MAGIC, 0, 0, len(text), 0)[:-4]
     with pytest.raises(FormatError):
-        parse(head + crc(head, text).to_bytes(4, "little") + text)
+        parse(sealed(text))
 
 
 def test_a_future_version_says_so():

@@ -1,0 +1,138 @@
+"""Damaged and forged archives: a FormatError, whatever was done to them, and nothing else."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stochcl.compress.archive
+import stochcl.compress.header
+import stochcl.compress.index
+import stochcl.compress.segment
+import stochcl.compress.tables
+from stochcl.compress import Archive, Writer, framing
+from stochcl.compress.segment import OWN
+from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
+from tests.compress.making import make_codes, make_header, make_names, make_tables, write
+
+
+def read_all(data: bytes, tables=()) -> None:
+    Archive(io.BytesIO(data), tables=tables).verify()
+
+
+@pytest.fixture(scope="module", params=["embedded", "outside", "own table"])
+def small(request, tmp_path_factory):
+    """A small archive with everything in it, and the tables it needs from outside."""
+    own = request.param == "own table"
+    tables = make_tables(9 if own else 3, decoder=not own)
+    rows = 90 if own else 12
+    codes = make_codes(rows, tables.latents, names=make_names(rows), labels=["x", "yy"] * (rows // 2))
+    codes = replace(codes, uncertainty=np.ones(rows, np.float32))
+    if own:
+        codes = replace(codes, packed=np.zeros_like(codes.packed))
+    path = tmp_path_factory.mktemp("small") / "a"
+    write(path, codes, tables, embed=request.param == "embedded", segment_rows=7 if rows == 12 else 80)
+    with Archive(path, tables=[tables]) as archive:
+        assert (archive._index.segments[0][1].model == OWN) == own
+    return path.read_bytes(), () if request.param == "embedded" else (tables,)
+
+
+def test_every_truncation_is_a_format_error(small):
+    data, tables = small
+    read_all(data, tables)
+    for end in range(len(data)):
+        with pytest.raises(FormatError):
+            read_all(data[:end], tables)
+
+
+def flips(data: bytes):
+    """Yield the data with every byte changed, one bit of it and all of them."""
+    for i in range(len(data)):
+        for change in (1 << i % 8, 0xFF):
+            damaged = bytearray(data)
+            damaged[i] ^= change
+            yield bytes(damaged)
+
+
+def test_every_flipped_byte_is_a_format_error(small):
+    data, tables = small
+    for damaged in flips(data):
+        with pytest.raises(FormatError):
+            read_all(damaged, tables)
+
+
+def test_without_checksums_flipped_bytes_are_a_format_error_or_other_content(small, monkeypatch):
+    """What an attacker writes has good checksums; it must meet a check and never an accident."""
+    data, tables = small
+    for room in ("archive", "header", "index", "segment", "tables"):
+        monkeypatch.setattr(getattr(stochcl.compress, room), "check_crc", lambda expected, what, *parts: None)
+    passed = 0
+    for damaged in flips(data):
+        try:
+            read_all(damaged, tables)
+        except FormatError:
+            continue
+        passed += 1
+    assert 0 < passed < len(data)
+
+
+def test_bytes_that_follow_are_a_format_error(small):
+    data, tables = small
+    for extra in (b"\0", data[-32:], data):
+        with pytest.raises(FormatError):
+            read_all(data + extra, tables)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2000), st.binary(max_size=200))
+def test_random_bytes_after_a_good_beginning_are_a_format_error(small, keep, tail):
+    data, tables = small
+    with pytest.raises(FormatError):
+        read_all(data[:keep] + tail + b"\xff", tables)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=300))
+def test_random_bytes_after_the_magic_are_a_format_error(tail):
+    with pytest.raises(FormatError):
+        read_all(framing.MAGIC + tail)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_an_index_with_a_good_checksum_but_other_numbers_is_a_format_error(small, data):
+    whole, tables = small
+    start, size, _, magic = framing.TRAILER.unpack(whole[-framing.TRAILER.size :])
+    index = bytearray(whole[start : start + size])
+    at = data.draw(st.integers(0, len(index) - 1))
+    index[at] ^= data.draw(st.integers(1, 255))
+    forged = whole[:start] + bytes(index) + framing.TRAILER.pack(start, size, framing.crc(bytes(index)), magic)
+    try:
+        read_all(forged, tables)
+    except FormatError:
+        return
+    # Nothing but the count of source bytes may be changed without being noticed.
+    assert framing.CHUNK.size + 8 <= at < framing.CHUNK.size + 16
+
+
+def test_the_kinds_of_damage_have_their_errors(small):
+    data, tables = small
+    with pytest.raises(BadMagic, match="not an archive of codes"):
+        read_all(b"PK\3\4" + data)
+    with pytest.raises(UnsupportedVersion):
+        read_all(data[:8] + b"\1" + data[9:])
+    with pytest.raises(Truncated, match="cut short or not finished"):
+        read_all(data[:-1], tables)
+
+
+def test_a_partial_file_is_truncated(tmp_path):
+    tables = make_tables(6)
+    with Writer(tmp_path / "a", make_header(tables), tables, embed_tables=True, segment_rows=4) as writer:
+        writer.add(make_codes(9, 6))
+        with pytest.raises(Truncated, match=r"a\.partial: .*"):
+            Archive(tmp_path / "a.partial")
+    with Archive(tmp_path / "a") as archive:
+        archive.verify()

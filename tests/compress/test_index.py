@@ -1,0 +1,162 @@
+"""Forged indices: every number in them is checked against the others, and against the file."""
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from stochcl.compress import Archive, framing
+from stochcl.compress.framing import CHUNK, ENTRY, INDEX, SEGMENT, TRAILER
+from stochcl.errors import FormatError, LimitExceeded, Truncated
+from tests.compress.making import make_codes, make_names, make_tables, write
+
+TABLES = make_tables(3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    codes = make_codes(12, 3, names=make_names(12), labels=["x"] * 12, uncertainty=np.ones(12))
+    return write(tmp_path_factory.mktemp("index") / "a", codes, TABLES, segment_rows=7).read_bytes()
+
+
+def forge(data: bytes, change) -> bytes:
+    """Let ``change`` edit the index's payload, and seal it again."""
+    start, size, _, magic = TRAILER.unpack(data[-TRAILER.size :])
+    payload = change(bytearray(data[start + CHUNK.size : start + size]))
+    chunk = CHUNK.pack(b"INDX", len(payload)) + payload
+    return data[:start] + chunk + TRAILER.pack(start, len(chunk), framing.crc(chunk), magic)
+
+
+def put(layout: str, at: int, *values):
+    """Return a change that puts values at an offset."""
+
+    def change(payload: bytearray) -> bytearray:
+        struct.pack_into(layout, payload, at, *values)
+        return payload
+
+    return change
+
+
+def opening(data: bytes) -> Archive:
+    return Archive(io.BytesIO(data))
+
+
+def test_an_index_that_nobody_changed_is_read(data):
+    opening(forge(data, bytes)).verify()
+
+
+HEAD = INDEX.size + ENTRY.size  # of the first segment
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (put("<Q", 0, 13), FormatError, "do not have the 13 rows"),
+        (put("<Q", 0, 1 << 41), LimitExceeded, "the number of rows"),
+        (put("<Q", 16, 1), FormatError, "tables cannot begin at byte 1"),
+        (put("<QQ", 16, 0, 0), FormatError, "a segment begins at byte"),
+        (put("<I", 32, 1), FormatError, "bytes follow the last entry"),
+        (put("<I", 32, 3), Truncated, "an entry of the index"),
+        (put("<I", 32, 1 << 25), LimitExceeded, "the number of segments"),
+        (put("<I", 36, 1 << 20), Truncated, "skipped images ends too early"),
+        (put("<Q", INDEX.size, 0), FormatError, "a segment begins at byte 0"),
+        (put("<Q", INDEX.size + 8, 7), FormatError, "a segment has 7 bytes in the index"),
+        (put("<I", INDEX.size + 16, 1 << 20), Truncated, "an entry of the index"),
+        (put("<I", INDEX.size + 16, 10), Truncated, "a segment's head ends too early"),
+        (put("<I", HEAD, 0), FormatError, "makes no sense"),
+        (put("<I", HEAD, (1 << 24) + 1), LimitExceeded, "the number of a segment's rows"),
+        (put("<I", HEAD + 4, 0), FormatError, "makes no sense"),
+        (put("<I", HEAD + 8, 2), FormatError, "makes no sense"),
+        (put("<B", HEAD + 12, 2), FormatError, "makes no sense"),
+        (put("<B", HEAD + 12, 1), FormatError, "is used but not there"),
+        (put("<B", HEAD + 13, 1), FormatError, "not written as it should be"),
+        (put("<I", HEAD + 24, 1), FormatError, "a segment has"),
+        (put("<II", HEAD + 24, 0, 0), FormatError, "a segment has"),
+        (put("<B", HEAD + SEGMENT.size, 0xFF), FormatError, "ends too early"),
+        (lambda payload: payload + b"\0", FormatError, "1 bytes follow the last entry"),
+        (lambda payload: payload[:-1], Truncated, "ends too early"),
+        (lambda payload: payload[:20], Truncated, "the index ends too early|before its index"),
+    ],
+)
+def test_numbers_that_cannot_be_true_are_refused(data, change, error, message):
+    with pytest.raises(error, match=message):
+        opening(forge(data, change))
+
+
+def test_what_the_index_says_is_what_the_segment_says(data):
+    """Another checksum of the first segment's names: consistent in itself, but two readings of one file."""
+    with pytest.raises(FormatError, match=r"segment at byte .* is not what the index says"):
+        opening(forge(data, put("<I", HEAD + 28, 1))).verify()
+
+
+def test_names_are_in_all_segments_or_in_none(data):
+    """A segment without names beside one with names would leave the names that are there unchecked."""
+    names = struct.unpack_from("<I", data, data.index(b"SEGM") + CHUNK.size + 24)[0]
+
+    def change(payload: bytearray) -> bytearray:
+        size = struct.unpack_from("<Q", payload, INDEX.size + 8)[0]
+        struct.pack_into("<Q", payload, INDEX.size + 8, size - names)
+        struct.pack_into("<II", payload, HEAD + 24, 0, 0)
+        return payload
+
+    with pytest.raises(FormatError, match="some segments have names and others have none"):
+        opening(forge(data, change))
+
+
+def test_a_part_that_is_not_there_has_no_checksum(tmp_path):
+    data = write(tmp_path / "a", make_codes(12, 3), TABLES).read_bytes()
+    with pytest.raises(FormatError, match="checksum of a part that is not there"):
+        opening(forge(data, put("<I", HEAD + 28, 7)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"not JSON", b"{}", b"[1]", b"null", b'{"ab": 1}', b'["ab"]', b'[["a", "b", "c"]]', b'[["a", 1]]',
+        b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_list_of_skipped_images_is_one_of_names_and_reasons(data, value):
+    packed = zlib.compress(value)
+
+    def change(payload: bytearray) -> bytes:
+        struct.pack_into("<I", payload, 36, len(packed))
+        return bytes(payload[: INDEX.size]) + packed + bytes(payload[INDEX.size :])
+
+    with pytest.raises(FormatError, match="skipped images"):
+        opening(forge(data, change))
+
+
+def test_skipped_images_of_any_name_are_read(data):
+    skipped = [["caf\udce9\n.png", "it is empty"], ["", ""]]
+    packed = zlib.compress(json.dumps(skipped).encode())
+
+    def change(payload: bytearray) -> bytes:
+        struct.pack_into("<I", payload, 36, len(packed))
+        return bytes(payload[: INDEX.size]) + packed + bytes(payload[INDEX.size :])
+
+    assert opening(forge(data, change)).skipped == [tuple(pair) for pair in skipped]
+
+
+@pytest.mark.parametrize(("layout", "at"), [("<Q", 0), ("<Q", 8)])
+@pytest.mark.parametrize("size", [0, 1, 1 << 62, (1 << 64) - 1])
+def test_a_trailer_that_points_outside_the_file_or_between_chunks_is_refused(data, layout, at, size):
+    trailer = put(layout, at, size)(bytearray(data[-TRAILER.size :]))
+    with pytest.raises(FormatError, match="the trailer puts the index at bytes"):
+        opening(data[: -TRAILER.size] + bytes(trailer))
+
+
+def test_padding_of_the_trailer_is_zero(data):
+    with pytest.raises(FormatError, match="padding in the trailer"):
+        opening(data[: -TRAILER.size] + bytes(put("<B", 20, 1)(bytearray(data[-TRAILER.size :]))))
+
+
+def test_a_trailer_that_points_at_something_else_is_refused(data):
+    start, size, _, magic = TRAILER.unpack(data[-TRAILER.size :])
+    start, size = start - 1, size + 1
+    checksum = framing.crc(data[start : start + size])
+    with pytest.raises(FormatError, match="does not point at an index"):
+        opening(data[: -TRAILER.size] + TRAILER.pack(start, size, checksum, magic))
