@@ -132,18 +132,17 @@ class IndependentModel:
 def _counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count ones and visits at every node of every latent's tree, each shape (D, 2**bits - 1)."""
     bits = bits_per_symbol(codes.alphabet)
-    ones = np.zeros((codes.latents, (1 << bits) - 1), np.int64)
-    visits = np.zeros_like(ones)
-    columns = np.arange(codes.latents)
+    leaves = np.zeros((codes.latents, 1 << bits), np.int64)
     for start in range(0, len(codes), 8192):  # the unpacked symbols of a part at a time
         symbols = codes[start : start + 8192].symbols()
         if bits == 1:
-            ones[:, 0] += symbols.sum(axis=0, dtype=np.int64)
-            visits[:, 0] += len(symbols)
-            continue
-        for level in range(bits):
-            node = (1 << level) - 1 + (symbols >> (bits - level)).astype(np.int64)
-            decision = (symbols >> (bits - level - 1)) & 1
-            np.add.at(visits, (columns, node), 1)
-            np.add.at(ones, (columns, node), decision)
+            ones = symbols.sum(axis=0, dtype=np.int64)
+            leaves += np.stack([len(symbols) - ones, ones], axis=1)
+        else:
+            places = symbols + (np.arange(codes.latents, dtype=np.int64) << bits)
+            leaves += np.bincount(places.reshape(-1), minlength=leaves.size).reshape(leaves.shape)
+    # The children of a level's nodes, as (latent, node, decision).
+    levels = [leaves.reshape(codes.latents, 1 << level, 2, -1).sum(axis=3) for level in range(bits)]
+    ones = np.concatenate([level[:, :, 1] for level in levels], axis=1)
+    visits = np.concatenate([level.sum(axis=2) for level in levels], axis=1)
     return ones, visits

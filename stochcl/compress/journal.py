@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,15 @@ class Journal:
             raise ValueError(msg)
         # ASCII JSON keeps undecodable bytes of names: lone surrogates are written as escapes.
         text = json.dumps(value, sort_keys=True).encode("ascii")
-        write_all(self._file, b"%08x %s\n" % (crc(text), text))
-        os.fsync(self._file.fileno())
+        end = self._file.tell()
+        try:
+            write_all(self._file, b"%08x %s\n" % (crc(text), text))
+            os.fsync(self._file.fileno())
+        except OSError:
+            with suppress(OSError):  # a line that is torn would end the journal for those after it
+                self._file.truncate(end)
+                self._file.seek(end)
+            raise
 
     def close(self) -> None:
         """Close the file; it stays."""

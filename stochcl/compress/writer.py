@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -101,9 +103,8 @@ class Writer:
             self._tables_at = (len(self._start_bytes), CHUNK.size + len(tables.data))
             self._start_bytes += CHUNK.pack(b"TABL", len(tables.data)) + tables.data
         self._names = names
-        self._facts = {
-            "header": crc(self._start_bytes), "names": names, "segment_rows": segment_rows,
-        } | (facts or {})  # fmt: skip
+        facts = {"header": crc(self._start_bytes), "names": names, "segment_rows": segment_rows} | (facts or {})
+        self._facts: dict[str, Any] = json.loads(json.dumps(facts))  # as the journal will give them back
         row_bytes = max(1, -(-self._model.decisions_per_row // 8))
         self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
         self.position = 0
@@ -111,6 +112,7 @@ class Writer:
         self._segments: list[tuple[int, SegmentHead]] = []
         self._source_bytes = 0
         self._pending: list[Codes] = []
+        self._has: tuple[bool, ...] | None = None  # names, labels, uncertainty: whether rows have them
         self._places: list[tuple[int, int]] = []
         self._new_skips: list[tuple[int, str, str]] = []
         # Unbuffered, so that closing after a failed write does not write again and fail again.
@@ -120,6 +122,24 @@ class Writer:
     # The state of a run
 
     def _begin(self, *, force: bool, resume: bool) -> None:
+        try:
+            there = self._look(force=force, resume=resume)
+            if resume and there:
+                self._resume()
+                return
+        except OSError as exc:
+            self.close()  # what an earlier run left is not ours to delete
+            raise self._unwritable(exc) from exc
+        try:
+            self._file = self.partial.open("w+b", buffering=0)
+            write_all(self._file, self._start_bytes)
+            self._journal.start(self._facts)
+        except OSError as exc:
+            self._abandon()
+            raise self._unwritable(exc) from exc
+
+    def _look(self, *, force: bool, resume: bool) -> bool:
+        """Refuse to replace what is there unasked; tell whether there is a partial file."""
         shown = printable(self.path)
         if self.path.is_dir():
             raise UsageError(f"{shown}: this is a folder; name the file to write.")
@@ -132,16 +152,7 @@ class Writer:
                 "--force to start anew."
             )
             raise UsageError(msg)
-        try:
-            if resume and there:
-                self._resume()
-            else:
-                self._file = self.partial.open("w+b", buffering=0)
-                write_all(self._file, self._start_bytes)
-                self._journal.start(self._facts)
-        except OSError as exc:
-            self._abandon()
-            raise self._unwritable(exc) from exc
+        return there
 
     def _resume(self) -> None:
         shown = printable(self.partial)
@@ -150,8 +161,7 @@ class Writer:
         except (OSError, ValueError, KeyError, TypeError) as exc:
             self._journal.close()
             raise UsageError(f"{shown}: its journal cannot be read ({exc}); pass --force to start anew.") from exc
-        # Compared as JSON gives them back: tuples become lists.
-        asked = json.loads(json.dumps(self._facts))
+        asked = self._facts
         if differing := sorted(k for k in facts.keys() | asked.keys() if facts.get(k) != asked.get(k)):
             self._journal.close()
             msg = (
@@ -169,19 +179,37 @@ class Writer:
     def _replay(self, records: list[Record]) -> None:
         """Take over the segments that the journal has, and cut off what follows them."""
         file = self._opened()
-        if file.read(len(self._start_bytes)) != self._start_bytes:
+        if self._read(file, len(self._start_bytes)) != self._start_bytes:
             raise FormatError("its beginning is not what this run would write")
         end = len(self._start_bytes)
         for record in records:
-            chunk = file.read(record.end - end)
+            chunk = self._read(file, record.end - end)
             if crc(chunk) != record.crc:
                 raise FormatError(f"the segment at byte {end:,} is not what the journal says")
             self._segments.append((end, _head_of(chunk, self._model.decisions_per_row)))
             self._source_bytes += record.source_bytes
             self.skipped += record.skipped
             self.position, end = record.position, record.end
+        if self._segments:
+            self._has = tuple(part.size > 0 for part in self._segments[-1][1].parts[1:])
         file.truncate(end)
-        file.seek(end)
+
+    @staticmethod
+    def _read(file: FileIO, size: int) -> bytes:
+        """Read so many bytes, or fewer where the file ends; one call may give less."""
+        parts = []
+        while size > 0 and (data := file.read(size)):
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    @property
+    def _end(self) -> int:
+        """Where the next chunk goes: what a failed write left there is written over."""
+        if not self._segments:
+            return len(self._start_bytes)
+        start, head = self._segments[-1]
+        return start + head.size
 
     def _opened(self) -> FileIO:
         if self._file is None:
@@ -222,7 +250,7 @@ class Writer:
         Raises
         ------
         ValueError
-            If the codes are of another shape.
+            If the codes are of another shape, or some rows have names, labels or uncertainty and others none.
         OutputError
             If a segment cannot be written.
         """
@@ -232,10 +260,24 @@ class Writer:
         if positions is None:
             first = self._places[-1][0] + 1 if self._places else self.position
             positions = range(first, first + len(codes))
-        self._pending.append(codes)
-        self._places += zip(positions, sizes or [0] * len(codes), strict=True)
-        while len(self._places) >= self._rows:
-            self._flush(self._rows)
+        if not len(codes):
+            return
+        if not self._names:
+            codes = replace(codes, names=None)
+        has = codes.names is not None, codes.labels is not None, codes.uncertainty is not None
+        if self._has not in (None, has):
+            msg = "rows with and without names, labels or uncertainty do not go into one archive"
+            raise ValueError(msg)
+        self._has = has
+        places = list(zip(map(int, positions), map(int, [0] * len(codes) if sizes is None else sizes), strict=True))
+        if len(places) != len(codes):
+            msg = f"{len(codes)} rows but {len(places)} positions"
+            raise ValueError(msg)
+        for start in range(0, len(codes), self._rows):
+            self._pending.append(codes[start : start + self._rows])
+            self._places += places[start : start + self._rows]
+            while len(self._places) >= self._rows:
+                self._flush(self._rows)
 
     def skip(self, name: str, reason: str, *, position: int = 0) -> None:
         """Record an image that could not be read, at its position in the source."""
@@ -252,15 +294,13 @@ class Writer:
         waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)
         codes, rest = waiting[:rows], waiting[rows:]
         places = self._places[:rows]
-        if not self._names or any(part.names is None for part in self._pending):
-            codes = Codes(codes.packed, codes.latents, codes.alphabet, None, codes.labels, codes.uncertainty)
         head, chunk = write_segment(codes, self._model)
         position = places[-1][0] + 1
         skipped = [(name, reason) for at, name, reason in self._new_skips if at < position]
         source_bytes = sum(size for _, size in places)
-        file = self._opened()
-        start = file.tell()
+        file, start = self._opened(), self._end
         try:
+            file.seek(start)
             write_all(file, chunk)
             os.fsync(file.fileno())
             record = Record(start + len(chunk), crc(chunk), rows, position, source_bytes, skipped)
@@ -289,11 +329,12 @@ class Writer:
             self._flush(len(self._places))
         self.skipped += [(name, reason) for _, name, reason in self._new_skips]
         self._new_skips = []
-        file = self._opened()
+        file, start = self._opened(), self._end
         try:
-            start = file.tell()
+            file.seek(start)
             chunk = self._index()
             write_all(file, chunk + TRAILER.pack(start, len(chunk), crc(chunk), END_MAGIC))
+            file.truncate()
             os.fsync(file.fileno())
             file.close()
             self._file = None
@@ -326,8 +367,9 @@ class Writer:
         """Leave nothing behind, unless a segment is on disk."""
         self.close()
         if not self._segments:
-            self.partial.unlink(missing_ok=True)
-            self._journal.remove()
+            with suppress(OSError):  # the error that led here is the one to tell
+                self.partial.unlink(missing_ok=True)
+                self._journal.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -337,6 +379,8 @@ class Writer:
     ) -> None:
         if kind is not None:
             self._abandon()
+            return
+        if self._file is None:  # finished or closed already
             return
         try:
             self.finish()

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stochcl.codes import Codes
+from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress import IndependentModel
 from stochcl.errors import FormatError
 from tests.compress.making import make_codes
@@ -15,6 +15,21 @@ def test_a_table_comes_back(alphabet, latents, rows):
     again = IndependentModel.from_bytes(model.to_bytes())
     assert again.alphabet == alphabet
     np.testing.assert_array_equal(again.ones, model.ones)
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 16, 300])
+def test_a_table_counts_every_node_of_the_tree(alphabet):
+    codes = make_codes(300, 3, alphabet)
+    bits = bits_per_symbol(alphabet)
+    ones, visits = np.zeros((2, 3, (1 << bits) - 1))
+    for row in codes.symbols().tolist():
+        for j, symbol in enumerate(row):
+            for level in range(bits):
+                node = (1 << level) - 1 + (symbol >> bits - level)
+                visits[j, node] += 1
+                ones[j, node] += symbol >> bits - level - 1 & 1
+    expected = IndependentModel.nearest((ones + 0.5) / (visits + 1), alphabet)
+    np.testing.assert_array_equal(IndependentModel.fit(codes).ones, expected.ones)
 
 
 def test_the_ideal_is_the_sum_of_the_symbols_information():

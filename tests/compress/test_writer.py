@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,18 @@ def test_a_failing_replacement_leaves_the_old_output(tmp_path):
     assert partials(tmp_path) == ["a"]
 
 
+def test_a_name_that_cannot_be_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for name, message in [
+        ("x" * 300, "file name too long"),
+        ("x" * 250, "file name too long"),  # fits, but not with .partial after it
+        ("file/a", "not a directory"),
+    ]:
+        with pytest.raises(OutputError, match=f"cannot be written: {message}"):
+            write(tmp_path / name, CODES, TABLES)
+        assert partials(tmp_path) == ["file"]
+
+
 def test_a_folder_as_output_is_refused(tmp_path):
     with pytest.raises(UsageError, match="this is a folder"):
         write(tmp_path, CODES, TABLES, force=True)
@@ -237,6 +250,148 @@ def test_a_device_that_fails_keeps_what_is_on_disk(tmp_path, monkeypatch, uninte
     monkeypatch.setattr(os, "fsync", real)
     go_on(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("call", ["open", "read"])
+def test_a_resumption_that_fails_keeps_what_was_there(tmp_path, monkeypatch, call, uninterrupted):
+    begin(tmp_path / "a", 30)
+    before = (tmp_path / "a.partial").read_bytes()
+
+    def fail(*args, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    target = {"open": (Path, "open"), "read": (Writer, "_read")}[call]
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, fail)
+        with pytest.raises((OutputError, UsageError), match=r"(?i)input/output error"):
+            go_on(tmp_path / "a")
+    assert (tmp_path / "a.partial").read_bytes() == before
+    go_on(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("which", range(1, 11))
+def test_who_makes_room_and_goes_on_loses_nothing(tmp_path, monkeypatch, which, uninterrupted):
+    """Whatever write fails halfway, it may be tried again: its rows are still waiting."""
+    import stochcl.compress.journal
+    import stochcl.compress.writer
+
+    calls = []
+
+    def write_half(file, data):
+        calls.append(len(data))
+        if len(calls) == which:
+            file.write(data[: len(data) // 2] + b"rest of what was there" * 100)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        file.write(data)
+
+    path = tmp_path / "a"
+    with Writer(path, make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer:
+        monkeypatch.setattr(stochcl.compress.journal, "write_all", write_half)
+        monkeypatch.setattr(stochcl.compress.writer, "write_all", write_half)
+        for i in range(40):
+            if i % 8 == 3:
+                writer.skip(f"broken{i}", "it is empty", position=i)
+                continue
+            with suppress(OutputError):
+                writer.add(CODES[i : i + 1], positions=[i], sizes=[i])
+        with suppress(OutputError):
+            writer.finish()
+        if not path.exists():
+            writer.finish()
+    assert path.read_bytes() == uninterrupted
+
+
+def test_finishing_twice_and_closing_inside_are_no_error(tmp_path):
+    with Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True) as writer:
+        writer.add(CODES)
+        writer.finish()
+    with Archive(tmp_path / "a") as archive:
+        assert len(archive) == 40
+    with Writer(tmp_path / "b", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer:
+        writer.add(CODES[:10])
+        writer.close()
+        with pytest.raises(ValueError, match="closed"):
+            writer.add(CODES[:10])
+    assert partials(tmp_path) == ["a", "b.partial", "b.partial.journal"]
+
+
+@pytest.mark.parametrize("field", ["names", "labels", "uncertainty"])
+def test_rows_with_and_without_do_not_mix(tmp_path, field):
+    for first, second in [(CODES, replace(CODES, **{field: None})), (replace(CODES, **{field: None}), CODES)]:
+        with (
+            suppress(Stop),
+            Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer,
+        ):
+            writer.add(first[:15])
+            writer.add(replace(CODES, names=None, labels=None, uncertainty=None)[:0])  # no rows, no matter
+            with pytest.raises(ValueError, match="with and without names, labels or uncertainty"):
+                writer.add(second[15:])
+            raise Stop
+        with (
+            suppress(Stop),
+            Writer(
+                tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10, resume=True
+            ) as writer,
+        ):
+            with pytest.raises(ValueError, match="with and without names, labels or uncertainty"):
+                writer.add(second[10:])
+            raise Stop
+        for name in partials(tmp_path):
+            (tmp_path / name).unlink()
+
+
+def test_positions_and_sizes_may_be_arrays(tmp_path):
+    with Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer:
+        writer.add(CODES, positions=np.arange(40) * 2, sizes=np.arange(40))
+        assert writer.position == 79
+    with Archive(tmp_path / "a") as archive:
+        assert archive.source_bytes == 780
+
+
+@pytest.mark.parametrize("options", [{"positions": range(39)}, {"sizes": [1]}, {"sizes": []}])
+def test_positions_and_sizes_are_one_a_row(tmp_path, options):
+    with (
+        Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True) as writer,
+        pytest.raises(ValueError, match=r"zip|positions"),
+    ):
+        writer.add(CODES, **options)
+
+
+def test_facts_that_are_not_json_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="JSON"):
+        begin(tmp_path / "a", 5, facts={"path": tmp_path})
+    assert partials(tmp_path) == []
+
+
+def test_facts_are_compared_as_json_has_them(tmp_path, uninterrupted):
+    begin(tmp_path / "a", 30, facts={"rungs": (1, 2), "by": {3: "x"}})
+    begin(tmp_path / "a", 30, facts={"rungs": [1, 2], "by": {"3": "x"}}, resume=True)
+    with pytest.raises(UsageError, match="begun with another rungs"):
+        begin(tmp_path / "a", 30, facts={"rungs": [1, 3], "by": {"3": "x"}}, resume=True)
+
+
+def test_tables_that_the_header_does_not_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="names other tables"):
+        Writer(tmp_path / "a", make_header(TABLES), make_tables(5), embed_tables=True)
+    assert partials(tmp_path) == []
+
+
+@pytest.mark.parametrize("some", range(1, 5))
+def test_a_process_that_is_killed_loses_at_most_a_segment(tmp_path, some, uninterrupted):
+    """What is on disk at any time is enough: copied after so many segments, it is continued elsewhere."""
+    (tmp_path / "there").mkdir()
+    with (
+        suppress(Stop),
+        Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer,
+    ):
+        add_from(writer, stop=8 * some + 4)
+        for name in partials(tmp_path):
+            if name.startswith("a."):
+                (tmp_path / "there" / name).write_bytes((tmp_path / name).read_bytes())
+        raise Stop
+    go_on(tmp_path / "there" / "a")
+    assert (tmp_path / "there" / "a").read_bytes() == uninterrupted
 
 
 FULL_DISK = """
