@@ -20,7 +20,7 @@ from stochcl.compress.decoder import VectorDecoder
 from stochcl.compress.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
 from stochcl.compress.independent import IndependentModel
 from stochcl.data import printable
-from stochcl.errors import FormatError, ModelMismatch, OutputError
+from stochcl.errors import FormatError, ModelMismatch, OutputError, UnsupportedVersion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -107,16 +107,22 @@ class Tables:
         """
         unpack(_HEAD, data, 0, "the head of the tables")
         magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
-        if magic != MAGIC or version != VERSION:
-            raise FormatError(f"these are not decoding tables of version {VERSION}")
+        if magic != MAGIC:
+            raise FormatError(f"these are not decoding tables: they begin with {magic.hex(' ')}")
+        if version != VERSION:
+            msg = f"these decoding tables have version {version}, and this program reads {VERSION}; update stochcl"
+            raise UnsupportedVersion(msg)
         check_limit(rungs, latents, "the number of a ladder's rungs")
         end = _HEAD.size + 4 * rungs
         layout = struct.Struct(f"<{rungs}II")
         *ladder, expected = unpack(layout, data, _HEAD.size, "the ladder")
         check_crc(expected, "the head of the tables", data[:end])
         sections = _sections(data, end + 4, count)
-        if "independent" not in sections or set(sections) - {"independent", "mlp", "self-test"}:
-            raise FormatError(f"tables of {', '.join(sections)} are not known to this version")
+        if unknown := set(sections) - {"independent", "mlp", "self-test"}:
+            msg = f"the decoding tables have sections that this program does not know ({printable(min(unknown))})"
+            raise UnsupportedVersion(f"{msg}; update stochcl")
+        if "independent" not in sections:
+            raise FormatError("the decoding tables have no entropy model")
         decoder = VectorDecoder.from_bytes(sections["mlp"]) if "mlp" in sections else None
         tables = cls(tuple(ladder), IndependentModel.from_bytes(sections["independent"]), decoder)
         if (tables.latents, tables.alphabet) != (latents, alphabet):
@@ -196,7 +202,9 @@ def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
         with replacing(path) as file:
             file.write(tables.data)
     except OSError as exc:
-        raise OutputError(f"{printable(path)}: the tables cannot be written: {exc.strerror}.") from exc
+        raise OutputError(
+            f"{printable(path)}: the tables cannot be written: {(exc.strerror or str(exc)).lower()}."
+        ) from exc
     return path
 
 
@@ -254,4 +262,4 @@ def _parse(data: bytes, sha256: str, where: str) -> Tables:
     try:
         return Tables.from_bytes(data)
     except FormatError as exc:
-        raise FormatError(f"{where}: {exc}") from exc
+        raise type(exc)(f"{where}: {exc}") from exc

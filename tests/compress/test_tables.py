@@ -1,9 +1,15 @@
+import hashlib
 import os
+import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import stochcl.compress.tables
 from stochcl.compress import Tables, find_tables, save_tables
-from stochcl.errors import FormatError, ModelMismatch, OutputError
+from stochcl.compress.framing import crc
+from stochcl.errors import FormatError, LimitExceeded, ModelMismatch, OutputError, Truncated, UnsupportedVersion
 from tests.compress.making import make_decoder, make_tables
 
 
@@ -30,12 +36,78 @@ def test_every_truncation_and_every_flipped_byte_is_a_format_error():
         Tables.from_bytes(data + b"\0")
 
 
+HEAD, SECTION = struct.Struct("<8sHHIII"), struct.Struct("<16sII")
+
+
+def take_apart(tables: Tables) -> tuple[list, list[tuple[bytes, bytes]]]:
+    """Return the fields of the head with the ladder, and the sections' kinds and contents."""
+    data = tables.data
+    head, at = list(HEAD.unpack_from(data)), HEAD.size
+    ladder = struct.unpack_from(f"<{head[5]}I", data, at)
+    at += 4 * head[5] + 4
+    sections = []
+    while at < len(data):
+        kind, size, _ = SECTION.unpack_from(data, at)
+        sections.append((kind.rstrip(b"\0"), data[at + SECTION.size : at + SECTION.size + size]))
+        at += SECTION.size + size
+    return [head, list(ladder)], sections
+
+
+def forge(head: list, ladder: list[int], sections: list[tuple[bytes, bytes]]) -> bytes:
+    """Put tables together again, all checksums right."""
+    begin = HEAD.pack(*head[:2], len(sections), *head[3:]) + struct.pack(f"<{len(ladder)}I", *ladder)
+    parts = [SECTION.pack(kind, len(content), crc(content)) + content for kind, content in sections]
+    return begin + struct.pack("<I", crc(begin)) + b"".join(parts)
+
+
+def test_tables_are_laid_out_as_the_format_says():
+    tables = make_tables(6, 3)
+    (head, ladder), sections = take_apart(tables)
+    assert head == [b"\x89SCT\r\n\x1a\n", 0, 3, 6, 3, 3]
+    assert ladder == [1, 3, 6]
+    assert [kind for kind, _ in sections] == [b"independent", b"mlp", b"self-test"]
+    assert forge(head, ladder, sections) == tables.data
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda h, r, s: s.append(s[0]), FormatError, "two sections called independent"),
+        (lambda h, r, s: s.append((b"later\x1b", b"")), UnsupportedVersion, r"know \(later\\x1b\); update"),
+        (lambda h, r, s: s.pop(0), FormatError, "no entropy model"),
+        (lambda h, r, s: s.pop(), Truncated, "the self-test ends too early"),
+        (lambda h, r, s: s.pop(1), FormatError, "self-test fails"),
+        (lambda h, r, s: s.append((b"self-test", s.pop()[1] + b"\0")), FormatError, "self-test .* too early"),
+        (lambda h, r, s: s.append((b"self-test", s.pop()[1] + b"\0" * 4)), FormatError, "self-test fails"),
+        (lambda h, r, s: s.append((b"self-test", s.pop()[1][:-4])), FormatError, "self-test fails"),
+        (lambda h, r, s: s.append((b"self-test", b"\xff" * 4 + s.pop()[1])), FormatError, "self-test"),
+        (lambda h, r, s: s.append((b"self-test", s.pop()[1][:-4] + b"\0\0\xc0\x7f")), FormatError, "self-test"),
+        (lambda h, r, s: r.pop(), FormatError, "ladder|head of the tables"),
+        (lambda h, r, s: r.__setitem__(0, 4), FormatError, r"ladder \(4, 3, 6\)"),
+        (lambda h, r, s: h.__setitem__(0, b"\x89SCL\r\n\x1a\n"), FormatError, "not decoding tables"),
+        (lambda h, r, s: h.__setitem__(1, 1), UnsupportedVersion, "have version 1, and this program reads 0"),
+        (lambda h, r, s: h.__setitem__(3, 7), FormatError, "disagree"),
+        (lambda h, r, s: h.__setitem__(4, 3), FormatError, "disagree"),
+        (lambda h, r, s: h.__setitem__(5, 7), LimitExceeded, "rungs"),
+    ],
+)
+def test_forged_tables_are_refused(change, error, message):
+    (head, ladder), sections = take_apart(make_tables(6))
+    change(head, ladder, sections)
+    with pytest.raises(error, match=message):
+        Tables.from_bytes(forge(head, ladder, sections))
+
+
+@given(st.binary(max_size=100), st.integers(0, 40))
+def test_foreign_bytes_are_a_format_error(data, keep):
+    with pytest.raises(FormatError):
+        Tables.from_bytes(make_tables(3).data[:keep] + data)
+
+
 def test_a_machine_that_decodes_otherwise_is_found_out(monkeypatch):
     data = make_tables(6).data
-    import stochcl.compress.tables as module
-
-    honest = module.encode_block
-    monkeypatch.setattr(module, "encode_block", lambda codes, model: honest(codes, model) ^ 1)
+    honest = stochcl.compress.tables.encode_block
+    monkeypatch.setattr(stochcl.compress.tables, "encode_block", lambda codes, model: honest(codes, model) ^ 1)
     with pytest.raises(FormatError, match="self-test"):
         Tables.from_bytes(data)
 
@@ -63,6 +135,53 @@ def test_tables_are_looked_for_in_order(tmp_path, monkeypatch):
     assert find_tables(tables.sha256).sha256 == tables.sha256
 
 
+def test_what_is_given_goes_before_the_package_and_that_before_the_environment(tmp_path, monkeypatch):
+    tables = make_tables(4)
+    asked = []
+    honest = stochcl.compress.tables._parse
+    monkeypatch.setattr(
+        stochcl.compress.tables, "_parse", lambda data, name, where: asked.append(where) or honest(data, name, where)
+    )
+    monkeypatch.setattr(stochcl.compress.tables.resources, "files", lambda package: tmp_path / package)
+    folders = {"given": tmp_path / "given", "package": tmp_path / "stochcl" / "tables", "environment": tmp_path / "e"}
+    paths = {}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        paths[name] = save_tables(tables, folder)
+    monkeypatch.setenv("STOCHCL_MODELS", str(folders["environment"]))
+    for name, path in paths.items():
+        assert find_tables(tables.sha256, [paths["given"]]).sha256 == tables.sha256
+        assert ("stochcl/tables" if name == "package" else str(path.parent)) in asked[-1]
+        path.unlink()
+    with pytest.raises(ModelMismatch):
+        find_tables(tables.sha256, [paths["given"]])
+
+
+def test_damaged_tables_of_the_package_say_so(tmp_path, monkeypatch):
+    tables = make_tables(4)
+    monkeypatch.setattr(stochcl.compress.tables.resources, "files", lambda package: tmp_path)
+    (tmp_path / "tables").mkdir()
+    save_tables(tables, tmp_path / "tables").write_bytes(b"x" + tables.data)
+    with pytest.raises(FormatError, match="these decoding tables are damaged; install stochcl again"):
+        find_tables(tables.sha256)
+
+
+def test_a_file_of_the_right_name_that_holds_no_tables_is_a_format_error(tmp_path, monkeypatch):
+    name = hashlib.sha256(b"of a later version").hexdigest()
+    (tmp_path / f"{name}.tables").write_bytes(b"of a later version")
+    monkeypatch.setenv("STOCHCL_MODELS", str(tmp_path))
+    with pytest.raises(FormatError, match=rf"{name}\.tables: "):
+        find_tables(name)
+
+
+def test_a_file_too_large_for_tables_is_not_read(tmp_path, monkeypatch):
+    tables = make_tables(4)
+    path = save_tables(tables, tmp_path)
+    monkeypatch.setattr(stochcl.compress.tables, "MAX_TABLES", len(tables.data) - 1)
+    with pytest.raises(ModelMismatch):
+        find_tables(tables.sha256, [path])
+
+
 def test_a_file_under_a_name_that_is_not_its_own_is_not_taken(tmp_path, monkeypatch):
     tables = make_tables(4)
     (tmp_path / f"{tables.sha256}.tables").write_bytes(make_tables(5).data)
@@ -72,5 +191,5 @@ def test_a_file_under_a_name_that_is_not_its_own_is_not_taken(tmp_path, monkeypa
 
 
 def test_tables_that_cannot_be_written_are_an_output_error(tmp_path):
-    with pytest.raises(OutputError, match="cannot be written: No such file"):
+    with pytest.raises(OutputError, match="cannot be written: no such file"):
         save_tables(make_tables(4), tmp_path / "missing")
