@@ -41,6 +41,7 @@ TRAILER = struct.Struct("<QQI4x8s")
 """Offset and bytes of the index chunk, CRC-32 of it, and the closing magic."""
 
 MAX_HEADER = 1 << 20
+MAX_INPUT = 1 << 48
 MAX_TABLES = 1 << 28
 MAX_SEGMENT_ROWS = 1 << 24
 MAX_BLOCK_DECISIONS = 1 << 26

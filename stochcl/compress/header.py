@@ -10,6 +10,7 @@ from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.compress.framing import (
     MAGIC,
     MAX_HEADER,
+    MAX_INPUT,
     PROLOGUE,
     VERSION,
     check_crc,
@@ -139,6 +140,7 @@ class Header:
                 raise FormatError(f"the header's {name} is not a SHA-256 in hex")
         if self.feature_dim < 0 or self.input_bytes < 0:
             raise FormatError("a size in the header is negative")
+        check_limit(max(self.feature_dim, self.input_bytes), MAX_INPUT, "a size in the header")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

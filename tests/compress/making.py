@@ -54,9 +54,11 @@ def make_header(tables: Tables, latents: int | None = None) -> Header:
     )
 
 
-def write(path, codes: Codes, tables: Tables, *, embed=True, step=None, **options):
+def write(path, codes: Codes, tables: Tables, *, embed=True, step=None, skipped=(), **options):
     """Write codes to an archive, so many rows at a time."""
     with Writer(path, make_header(tables, codes.latents), tables, embed_tables=embed, **options) as writer:
+        for name, reason in skipped:
+            writer.skip(name, reason)
         for start in range(0, len(codes), step or max(1, len(codes))):
             part = codes[start : start + (step or len(codes))]
             writer.add(part, sizes=[100] * len(part))

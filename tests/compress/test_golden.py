@@ -1,78 +1,99 @@
-"""Files that must be written, byte for byte, and read, for ever; once also without the coder's library."""
+"""Files that must be written, byte for byte, and read, for ever; also by a reader that knows docs/FORMAT.md alone."""
 
-import json
-import struct
+import dataclasses
+import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress import Archive, IndependentModel, framing
+from stochcl.compress import Archive
+from tests.compress.golden import archives
 from tests.compress.making import make_codes, make_names, make_tables, write
-from tests.compress.pure_ans import decode_rows, u32
+from tests.compress.pure_reader import Reader
 from tests.conftest import GOLDEN
 
-
-def archives():
-    """Return codes, tables and options of every golden archive by name."""
-    binary = make_codes(30, 20, names=make_names(30), labels=["x", "y", "z"] * 10)
-    return {
-        "binary.bin": (binary, make_tables(20), {"segment_rows": 16}),
-        "prefix.bin": (binary.prefix(7), make_tables(20), {"names": False}),
-        "five.bin": (make_codes(25, 6, 5), make_tables(6, 5, decoder=False), {}),
-        "own-table.bin": (Codes.from_symbols(np.zeros((2000, 6), int)), make_tables(6, decoder=False), {}),
-        "empty.bin": (binary[:0], make_tables(20), {}),
-    }
+ARCHIVES = archives()
+TABLES = GOLDEN / "binary.tables"
 
 
-@pytest.mark.parametrize("name", archives())
+@pytest.mark.parametrize("name", ARCHIVES)
 def test_archives_are_written_as_ever(name, golden, tmp_path):
-    codes, tables, options = archives()[name]
-    golden(name, write(tmp_path / name, codes, tables, **options).read_bytes())
-
-
-@pytest.mark.parametrize("name", archives())
-def test_archives_are_read_as_ever(name):
-    codes, _, _ = archives()[name]
-    with Archive(GOLDEN / name) as archive:
-        archive.verify()
-        np.testing.assert_array_equal(archive.to_numpy(), codes.symbols())
+    made = ARCHIVES[name]
+    path = write(tmp_path / name, made.codes, made.tables, skipped=made.skipped, **made.options)
+    golden(name, path.read_bytes())
 
 
 def test_tables_are_written_as_ever(golden):
-    golden("binary.tables", make_tables(20).data)
+    golden(TABLES.name, make_tables(20).data)
 
 
-@pytest.mark.parametrize("name", archives())
+def test_a_golden_file_that_is_missing_is_a_failure(golden, request):
+    if not request.config.getoption("--remake-golden"):
+        with pytest.raises(AssertionError, match="missing; it belongs into the repository"):
+            golden("no such file", b"")
+
+
+def test_there_are_no_other_golden_files():
+    assert {path.name for path in GOLDEN.iterdir()} == {*ARCHIVES, TABLES.name}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_are_read_as_ever(name):
+    made = ARCHIVES[name]
+    with Archive(GOLDEN / name, tables=[TABLES]) as archive:
+        archive.verify()
+        assert archive.skipped == list(made.skipped)
+        codes = archive[:]
+    np.testing.assert_array_equal(codes.packed, made.codes.packed)
+    assert (codes.uncertainty is None) == (made.codes.uncertainty is None or not len(codes))
+    if codes.uncertainty is not None:
+        np.testing.assert_array_equal(codes.uncertainty, made.codes.uncertainty)
+
+
+def agree(data: bytes, tables: bytes | None = None) -> None:
+    """Check that the written-down format gives what the program gives."""
+    pure = Reader(data, tables)
+    with Archive(io.BytesIO(data), tables=[] if tables is None else [make_tables(20)]) as archive:
+        archive.verify()
+        assert pure.header == dataclasses.asdict(archive.header)
+        assert (pure.rows, pure.source_bytes) == (len(archive), archive.source_bytes)
+        assert [tuple(pair) for pair in pure.skipped] == archive.skipped
+        assert pure.symbols == archive.to_numpy().tolist()
+        assert pure.names == (None if archive.names is None else list(archive.names))
+        if pure.labels is not None:  # without labels, the archive gives the names' folders
+            assert pure.labels == list(archive.labels)
+        uncertainty = archive[:].uncertainty
+        assert pure.uncertainty == (None if uncertainty is None else uncertainty.tolist())
+        assert tuple(pure.ladder) == archive.tables.ladder
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
 def test_the_written_down_format_is_enough_to_read_them(name):
-    """Follow docs/FORMAT.md through a file with nothing but struct, json and the pure ANS."""
-    data = (GOLDEN / name).read_bytes()
-    codes, tables, _ = archives()[name]
-    _, version, _, size, _ = struct.unpack_from("<8sHHII", data)
-    header = json.loads(data[20 : 20 + size])
-    assert version == 0
-    latents, bits = header["latents"], bits_per_symbol(header["alphabet"])
-    (index_at,) = struct.unpack_from("<Q", data, len(data) - 32)
-    rows, _, _, _, segments, skipped = struct.unpack_from("<QQQQII", data, index_at + 12)
-    entry = index_at + 12 + 40 + skipped
-    symbols = []
-    for _ in range(segments):
-        offset, _, head_size = struct.unpack_from("<QQI", data, entry)
-        entry += 20 + head_size
-        fields = struct.unpack_from("<IIIB3xIIIIIIII", data, offset + 12)
-        blocks, own, parts = fields[2], fields[3], fields[4::2]
-        at = offset + 12 + head_size
-        ones = tables.entropy.ones
-        if own:
-            ones = IndependentModel.from_bytes(data[at : at + parts[0]]).ones
-        at += sum(parts)
-        for _ in range(blocks):
-            count, words = struct.unpack_from("<II", data, at)
-            payload = u32(data[at + 16 : at + 16 + 4 * words])
-            block, spent = decode_rows(payload, count, ones[:latents].tolist(), bits)
-            assert spent
-            symbols += block
-            at += 16 + 4 * words
-    assert len(symbols) == rows
-    assert symbols == codes.symbols().tolist()
-    assert version == framing.VERSION
+    agree((GOLDEN / name).read_bytes(), TABLES.read_bytes())
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    alphabet=st.sampled_from([2, 3, 16, 300]),
+    latents=st.integers(1, 6),
+    rows=st.integers(0, 25),
+    segment=st.integers(1, 12),
+    named=st.booleans(),
+    labelled=st.booleans(),
+    sure=st.booleans(),
+)
+def test_the_written_down_format_is_enough_to_read_any(
+    tmp_path_factory, alphabet, latents, rows, segment, named, labelled, sure
+):
+    extra = {
+        "names": make_names(rows) if named else None,
+        "labels": ["a", "", "ä\udcff"] * 9 if labelled else None,
+        "uncertainty": np.arange(rows, dtype=np.float32) / 4 if sure else None,
+    }
+    if labelled:
+        extra["labels"] = extra["labels"][:rows]
+    codes = make_codes(rows, latents, alphabet, **extra)
+    path = tmp_path_factory.mktemp("any") / "a"
+    agree(write(path, codes, make_tables(latents, alphabet), segment_rows=segment).read_bytes())

@@ -49,6 +49,8 @@ def test_what_a_later_version_adds_is_passed_over():
         {"model_sha256": "ab"},
         {"tables_sha256": "X" * 64},
         {"feature_dim": -1},
+        {"feature_dim": (1 << 48) + 1},
+        {"input_bytes": 10**400},
         {"preprocess": []},
         {"model_latents": 5000, "latents": 5},
     ],
