@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from stochcl.data import printable
 from stochcl.errors import MissingExtraError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
 
     from stochcl.codes import Codes
@@ -77,7 +77,7 @@ def export(
         raise UsageError(
             f"{shown}: codes are decoded to {', '.join(_WRITERS)}; give the output one of these endings."
         )
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
     rows = _Rows(archive, labels)
     if writer is _npy:
@@ -122,7 +122,8 @@ def _npz(rows: _Rows, file: IO[bytes]) -> None:
     for name, texts in (("names", rows.names), ("labels", rows.labels)):
         if texts:
             arrays[name] = np.array([_unicode(text) for text in texts])
-    np.savez_compressed(file, allow_pickle=False, **arrays)
+    # Without allow_pickle, which older numpy takes for an array: strings and numbers are never pickled.
+    np.savez_compressed(file, **arrays)
 
 
 def _npy(rows: _Rows, file: IO[bytes]) -> None:

@@ -47,7 +47,7 @@ MAX_SEGMENT_ROWS = 1 << 24
 MAX_BLOCK_DECISIONS = 1 << 26
 MAX_ROWS = 1 << 40
 MAX_SEGMENTS = 1 << 24
-MAX_TEXT = 1 << 31
+MAX_TEXT = 1 << 28
 """Bounds on what a file may claim; beyond them it is refused before any memory is taken."""
 
 

@@ -422,7 +422,10 @@ def test_a_full_disk_loses_nothing_and_leaves_no_half_archive(tmp_path, where, u
         capture_output=True, text=True, check=False, cwd=Path.cwd(),
     )  # fmt: skip
     assert run.returncode == 7, run.stderr
-    assert "file too large" in run.stdout
+    assert run.stdout.startswith(f"{tmp_path / 'a'}: it cannot be written: file too large.")
+    assert run.stdout.count("\n") == 1
+    assert ("pass --resume" in run.stdout) == (where != 100)
+    assert not run.stderr
     assert not (tmp_path / "a").exists()
     assert (tmp_path / "a.partial").exists() == (where != 100)
     go_on(tmp_path / "a")

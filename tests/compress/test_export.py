@@ -1,0 +1,102 @@
+import csv
+import sys
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from stochcl.compress import Archive
+from stochcl.compress.export import export
+from stochcl.errors import MissingExtraError, OutputError, UsageError
+from tests.compress.making import make_codes, make_names, make_tables, write
+
+NAMES = [*make_names(20), 'a/"quoted", and\nbroken.png', "caf\udce9/1.png"]
+SHOWN = [*NAMES[:-1], "caf\\xe9/1.png"]
+
+
+@pytest.fixture(scope="module", params=[(2, True), (300, False)], ids=["binary", "without decoder"])
+def archive(request, tmp_path_factory):
+    alphabet, decoder = request.param
+    codes = make_codes(22, 6, alphabet, names=NAMES)
+    path = write(tmp_path_factory.mktemp("export") / "a", codes, make_tables(6, alphabet, decoder=decoder))
+    with Archive(path) as archive:
+        yield archive
+
+
+def test_npz_holds_everything(archive, tmp_path):
+    done = export(archive, tmp_path / "a.npz")
+    assert (done.rows, done.bytes) == (22, (tmp_path / "a.npz").stat().st_size)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == set(done.holds) == {"symbols", "names", "labels", *["vectors"] * archive.has_decoder}
+        np.testing.assert_array_equal(arrays["symbols"], archive.to_numpy())
+        assert arrays["symbols"].dtype == archive.to_numpy().dtype
+        assert arrays["names"].tolist() == SHOWN
+        assert arrays["labels"].tolist() == [name.split("/")[0] for name in SHOWN]
+        if archive.has_decoder:
+            np.testing.assert_array_equal(arrays["vectors"], archive.to_vectors())
+
+
+def test_npy_holds_vectors_or_symbols(archive, tmp_path):
+    done = export(archive, tmp_path / "a.NPY")
+    array = np.load(tmp_path / "a.NPY", allow_pickle=False)
+    assert done.holds == (("vectors",) if archive.has_decoder else ("symbols",))
+    np.testing.assert_array_equal(array, archive.to_vectors() if archive.has_decoder else archive.to_numpy())
+
+
+def test_csv_brings_every_number_back(archive, tmp_path):
+    export(archive, tmp_path / "a.csv", labels=["x"] * 22)
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:8] == ["name", "label", "s0", "s1", "s2", "s3", "s4", "s5"]
+    assert [row[0] for row in rows] == SHOWN
+    assert {row[1] for row in rows} == {"x"}
+    np.testing.assert_array_equal(np.array([row[2:8] for row in rows], int), archive.to_numpy())
+    if archive.has_decoder:
+        np.testing.assert_array_equal(np.array([row[8:] for row in rows], np.float32), archive.to_vectors())
+
+
+def test_parquet_has_typed_columns(archive, tmp_path):
+    done = export(archive, tmp_path / "a.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "a.parquet")
+    assert table.num_rows == done.rows == 22
+    assert table["name"].to_pylist() == SHOWN
+    symbols = archive.to_numpy()
+    assert table.schema.field("symbols").type.value_type == str(symbols.dtype)
+    assert table["symbols"].to_pylist() == symbols.tolist()
+    assert ("vector" in table.column_names) == archive.has_decoder
+    if archive.has_decoder:
+        np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), archive.to_vectors())
+
+
+@pytest.mark.parametrize("ending", ["npz", "npy", "csv", "parquet"])
+def test_an_archive_without_rows_or_names(tmp_path, ending):
+    with Archive(write(tmp_path / "a", make_codes(0, 6), make_tables(6))) as archive:
+        assert export(archive, tmp_path / f"a.{ending}").rows == 0
+    with Archive(write(tmp_path / "b", make_codes(3, 6), make_tables(6), names=False)) as archive:
+        assert "names" not in export(archive, tmp_path / f"b.{ending}").holds
+    if ending == "parquet":
+        assert pyarrow.parquet.read_table(tmp_path / "b.parquet")["name"].to_pylist() == [None] * 3
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_decoded(archive, tmp_path):
+    with pytest.raises(UsageError, match=r"a\.txt: codes are decoded to \.npz, \.npy, \.csv, \.parquet"):
+        export(archive, tmp_path / "a.txt")
+    (tmp_path / "a.npz").write_bytes(b"precious")
+    with pytest.raises(UsageError, match="exists already; pass --force"):
+        export(archive, tmp_path / "a.npz")
+    export(archive, tmp_path / "a.npz", force=True)
+    for path, message in [
+        (tmp_path / "missing" / "a.npz", "no such file or directory"),
+        (tmp_path / ("x" * 300 + ".npz"), "file name too long"),
+        (tmp_path / "a.npz" / "b.npz", "not a directory"),
+    ]:
+        with pytest.raises(OutputError, match=f"cannot be written: {message}"):
+            export(archive, path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(archive, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'stochcl\[arrow\]'"):
+        export(archive, tmp_path / "a.parquet")
+    assert list(tmp_path.iterdir()) == []
