@@ -14,10 +14,9 @@ from stochcl.codes import Codes, bits_per_symbol, symbol_dtype
 from stochcl.compress import framing
 from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit, unpack_texts
 from stochcl.compress.header import Header
-from stochcl.compress.independent import IndependentModel
 from stochcl.compress.index import Index, read_index
 from stochcl.compress.reader import ByteReader
-from stochcl.compress.segment import KIND, OWN, SegmentHead, read_block
+from stochcl.compress.segment import KIND, OWN, SegmentHead, read_block, unpack_table
 from stochcl.compress.tables import Tables, find_tables
 from stochcl.data import folder_label, printable
 from stochcl.errors import FormatError, SourceError, UsageError
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
+
+    from stochcl.compress.independent import IndependentModel
 
 _CACHED_BLOCKS = 32
 _ROWS = 8192  # decoded at a time
@@ -286,10 +287,7 @@ class Archive:
         """Return the entropy model of a segment."""
         if self._index.segments[segment][1].model != OWN:
             return self.tables.entropy.prefix(self.header.latents)
-        model = IndependentModel.from_bytes(self._part(segment, "table"))
-        if (model.latents, model.alphabet) != (self.header.latents, self.header.alphabet):
-            raise FormatError(f"the table of segment {segment} is for other latents")
-        return model
+        return unpack_table(self._part(segment, "table"), self.header.latents, self.header.alphabet)
 
     def _block(self, segment: int, block: int) -> NDArray[np.uint8]:
         key = segment, block

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -83,8 +83,12 @@ class VectorDecoder:
         """V, the width of its vectors."""
         return len(self.layers[-1][1])
 
-    def decode(self, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return vectors, float32, shape (N, V), of symbols, shape (N, k), k <= D: the first k latents.
+    def decode(
+        self, symbols: NDArray[np.integer], dtype: type[np.float32] | type[np.float64] = np.float32
+    ) -> NDArray[Any]:
+        """Return vectors, shape (N, V), of symbols, shape (N, k), k <= D: the first k latents.
+
+        They are evaluated in ``dtype``. Processors sum in different orders, so the last digits differ between them.
 
         Raises
         ------
@@ -95,13 +99,15 @@ class VectorDecoder:
         if k > self.latents:
             msg = f"this decoder takes {self.latents} latents, not {k}"
             raise ValueError(msg)
-        layers = [(w.astype(np.float32), b.astype(np.float32)) for w, b in self.layers]
+        layers = [(w.astype(dtype), b.astype(dtype)) for w, b in self.layers]
+        centre: NDArray[Any] = self.centre[:k].astype(dtype)
+        scale: NDArray[Any] = self.scale[:k].astype(dtype)
         layers[0] = (layers[0][0][:, :k], layers[0][1])
-        out = np.empty((rows, self.dim), np.float32)
+        out = np.empty((rows, self.dim), dtype)
         for start in range(0, rows, _CHUNK):
             # Weights of a foreign file may overflow; its vectors are then not finite, which is no one's warning.
             with np.errstate(over="ignore", invalid="ignore"):
-                x = (symbols[start : start + _CHUNK] - self.centre[:k]) * self.scale[:k]
+                x = (symbols[start : start + _CHUNK].astype(dtype) - centre) * scale
                 for i, (weight, bias) in enumerate(layers):
                     if i:
                         np.maximum(x, 0, out=x)

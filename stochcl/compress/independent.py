@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stochcl.codes import bits_per_symbol
-from stochcl.compress.framing import inflate
 from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
@@ -103,9 +101,11 @@ class IndependentModel:
         return IndependentModel(self.ones[:latents], self.alphabet)
 
     def to_bytes(self) -> bytes:
-        """Write latents and alphabet, uint32, then the numerators, uint16, deflated; little-endian."""
-        table = zlib.compress(self.ones.astype("<u2").tobytes(), 9)
-        return _HEAD.pack(self.latents, self.alphabet) + table
+        """Write latents and alphabet, uint32, then the numerators, uint16; little-endian.
+
+        Not deflated, as that gives other bytes with another zlib, and tables are named by the hash of theirs.
+        """
+        return _HEAD.pack(self.latents, self.alphabet) + self.ones.astype("<u2").tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> IndependentModel:
@@ -125,8 +125,11 @@ class IndependentModel:
         if latents * bits > MAX_DECISIONS:
             raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {latents * bits}")
         nodes = (1 << bits) - 1
-        raw = inflate(data[_HEAD.size :], latents * nodes * 2, "probabilities")
-        return cls(np.frombuffer(raw, "<u2").astype(np.uint16).reshape(latents, nodes), alphabet)
+        if len(data) != _HEAD.size + latents * nodes * 2:
+            raise FormatError(
+                f"a probability table has {len(data):,} bytes, not {_HEAD.size + latents * nodes * 2:,}"
+            )
+        return cls(np.frombuffer(data, "<u2", offset=_HEAD.size).astype(np.uint16).reshape(latents, nodes), alphabet)
 
 
 def _counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,10 +14,12 @@ from stochcl.compress.coder import decode_block, encode_block
 from stochcl.compress.framing import (
     BLOCK,
     CHUNK,
+    MAX_TABLE,
     SEGMENT,
     check_crc,
     check_limit,
     crc,
+    inflate_any,
     pack_texts,
     pack_varints,
     unpack,
@@ -137,6 +140,25 @@ class SegmentHead:
         return head
 
 
+def pack_table(model: IndependentModel) -> bytes:
+    """Write a segment's own table: the model's bytes, deflated."""
+    return zlib.compress(model.to_bytes(), 9)
+
+
+def unpack_table(data: bytes, latents: int, alphabet: int) -> IndependentModel:
+    """Read what :func:`pack_table` wrote.
+
+    Raises
+    ------
+    FormatError
+        If it is not that, or for codes of another shape.
+    """
+    model = IndependentModel.from_bytes(inflate_any(data, MAX_TABLE, "a segment's table"))
+    if (model.latents, model.alphabet) != (latents, alphabet):
+        raise FormatError("a segment's table is for other latents")
+    return model
+
+
 def write_segment(codes: Codes, model: IndependentModel) -> tuple[SegmentHead, bytes]:
     """Code rows with the cheaper of the model's table and their own.
 
@@ -153,7 +175,7 @@ def write_segment(codes: Codes, model: IndependentModel) -> tuple[SegmentHead, b
         The head, and the whole chunk.
     """
     own = IndependentModel.fit(codes)
-    table = own.to_bytes()
+    table = pack_table(own)
     bits = model.ideal_bits(codes)
     own_bits = own.ideal_bits(codes)
     if own_bits + 8 * len(table) < bits:

@@ -91,7 +91,7 @@ class Reader:
     def _independent(self, data, latents):
         check(struct.unpack_from("<II", data) == (latents, self.header["alphabet"]), "width of a model")
         nodes = (1 << self.bits) - 1
-        numerators = struct.unpack(f"<{latents * nodes}H", zlib.decompress(data[8:]))
+        numerators = struct.unpack(f"<{latents * nodes}H", data[8:])
         return [numerators[j * nodes : (j + 1) * nodes] for j in range(latents)]
 
     def _self_test(self, data):
@@ -116,7 +116,7 @@ class Reader:
             at += size
         table, names, labels, uncertainty = content
         check(bool(table) == own, "a segment's table")
-        ones = self._independent(table, self.latents) if own else self.ones[: self.latents]
+        ones = self._independent(zlib.decompress(table), self.latents) if own else self.ones[: self.latents]
         self.names += texts(names, rows) if names else []
         self.labels += texts(labels, rows) if labels else []
         self.uncertainty += struct.unpack(f"<{rows}e", uncertainty) if uncertainty else []

@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,16 @@ from hypothesis import strategies as st
 from stochcl.codes import Codes
 from stochcl.compress import IndependentModel
 from stochcl.compress.framing import BLOCK, CHUNK
-from stochcl.compress.segment import OWN, PREFIX, Part, SegmentHead, read_block, write_segment
+from stochcl.compress.segment import (
+    OWN,
+    PREFIX,
+    Part,
+    SegmentHead,
+    pack_table,
+    read_block,
+    unpack_table,
+    write_segment,
+)
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
 from tests.compress.making import make_codes, make_names
 
@@ -140,10 +151,10 @@ def test_a_segment_takes_the_cheaper_table(rows, latents, alphabet, p):
     given_model = IndependentModel.nearest(np.full((latents, (1 << (alphabet - 1).bit_length()) - 1), p), alphabet)
     own = IndependentModel.fit(codes)
     head, chunk = write_segment(codes, given_model)
-    repays = own.ideal_bits(codes) + 8 * len(own.to_bytes()) < given_model.ideal_bits(codes)
+    repays = own.ideal_bits(codes) + 8 * len(pack_table(own)) < given_model.ideal_bits(codes)
     assert head.model == (OWN if repays else PREFIX)
-    assert head.table.size == (len(own.to_bytes()) if repays else 0)
-    with_own = write_segment(codes, own)[0].payload + len(own.to_bytes())
+    assert head.table.size == (len(pack_table(own)) if repays else 0)
+    with_own = write_segment(codes, own)[0].payload + len(pack_table(own))
     assert head.payload + head.table.size <= with_own + 64 * len(head.words)
     assert 8 * sum(4 * words for words in head.words) <= given_model.ideal_bits(codes) + 64 * len(head.words)
     assert len(chunk) == head.size
@@ -160,3 +171,17 @@ def test_a_megabyte_of_payload_is_within_a_thousandth_of_the_ideal():
     assert ideal < payload <= 1.001 * ideal
     assert 8 * head.payload <= 1.004 * ideal  # with the blocks' heads
     assert max(head.words) * 32 < 1.05 * 65_536
+
+
+def test_a_table_of_a_segment_comes_back_or_is_refused():
+    model = IndependentModel.fit(make_codes(50, 6, 3))
+    data = pack_table(model)
+    np.testing.assert_array_equal(unpack_table(data, 6, 3).ones, model.ones)
+    for latents, alphabet in (5, 3), (6, 4):
+        with pytest.raises(FormatError, match="for other latents"):
+            unpack_table(data, latents, alphabet)
+    for end in range(len(data)):
+        with pytest.raises(FormatError):
+            unpack_table(data[:end], 6, 3)
+    with pytest.raises(LimitExceeded, match="the size of a segment's table"):
+        unpack_table(zlib.compress(bytes(1 << 23)), 6, 3)
