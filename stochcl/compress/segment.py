@@ -130,6 +130,8 @@ class SegmentHead:
         head = cls(rows, per_block, tuple(words), model, *parts)
         if (model == OWN) != (head.table.size > 0):
             raise FormatError("a segment's table is there although it is not used, or is used but not there")
+        if head.entropy.size not in (0, 2 * rows):
+            raise FormatError(f"the uncertainty of {rows} rows has {head.entropy.size} bytes, not two a row")
         if any(part.crc and not part.size for part in parts):
             raise FormatError("a segment's head has the checksum of a part that is not there")
         if head.data != data:

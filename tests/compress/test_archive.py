@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import stochcl.compress.archive
 from stochcl.compress import Archive
 from stochcl.errors import ChecksumMismatch, ModelMismatch, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
@@ -96,6 +97,15 @@ def test_one_row_reads_one_block(big, monkeypatch):
         monkeypatch.setattr(archive._reader, "read", lambda offset, size: read.append(size) or real(offset, size))
         archive[2345]
         assert sum(read) < 0.3 * archive.size
+
+
+def test_blocks_that_are_forgotten_are_read_again(big, monkeypatch):
+    path, codes = big
+    monkeypatch.setattr(stochcl.compress.archive, "_CACHED_BLOCKS", 2)
+    with Archive(path) as archive:
+        for row in (0, 2999, 1500, 0, 700, 2999, 0):
+            np.testing.assert_array_equal(archive[row].packed, codes[row].packed)
+        assert len(archive._cache) == 2
 
 
 def test_prefixes_are_those_of_the_symbols(big):

@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -73,6 +75,22 @@ def test_a_table_that_makes_no_sense_is_refused(ones):
 def test_a_row_has_at_most_4096_decisions():
     with pytest.raises(FormatError, match="4096"):
         IndependentModel(np.full((4097, 1), 2048, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("latents", "alphabet", "message"),
+    [
+        (0, 2, "makes no sense"),
+        (4097, 2, "makes no sense"),
+        (1, 1, "makes no sense"),
+        (1, 4097, "makes no sense"),
+        (2049, 4, "at most 4096"),
+        (2048, 4, "bytes, not"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_allocated(latents, alphabet, message):
+    with pytest.raises(FormatError, match=message):
+        IndependentModel.from_bytes(struct.pack("<II", latents, alphabet) + b"\1\0")
 
 
 @given(st.binary(max_size=64))

@@ -75,6 +75,7 @@ HEAD = INDEX.size + ENTRY.size  # of the first segment
         (put("<B", HEAD + 13, 1), FormatError, "not written as it should be"),
         (put("<I", HEAD + 24, 1), FormatError, "a segment has"),
         (put("<II", HEAD + 24, 0, 0), FormatError, "a segment has"),
+        (put("<I", HEAD + 40, 13), FormatError, "uncertainty of 7 rows has 13 bytes, not two a row"),
         (put("<B", HEAD + SEGMENT.size, 0xFF), FormatError, "ends too early"),
         (lambda payload: payload + b"\0", FormatError, "1 bytes follow the last entry"),
         (lambda payload: payload[:-1], Truncated, "ends too early"),
@@ -147,6 +148,13 @@ def test_a_trailer_that_points_outside_the_file_or_between_chunks_is_refused(dat
     trailer = put(layout, at, size)(bytearray(data[-TRAILER.size :]))
     with pytest.raises(FormatError, match="the trailer puts the index at bytes"):
         opening(data[: -TRAILER.size] + bytes(trailer))
+
+
+def test_a_gap_before_the_index_is_refused(data):
+    start, size, checksum, magic = TRAILER.unpack(data[-TRAILER.size :])
+    trailer = TRAILER.pack(start + 5, size, checksum, magic)
+    with pytest.raises(FormatError, match=r"the index begins at byte .*, not"):
+        opening(data[:start] + b"extra" + data[start : start + size] + trailer)
 
 
 def test_padding_of_the_trailer_is_zero(data):

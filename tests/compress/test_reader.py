@@ -64,6 +64,14 @@ def test_a_file_that_shrinks_is_truncated(path):
     reader.close()
 
 
+def test_a_file_object_that_shrinks_is_truncated():
+    file = Trickle(DATA)
+    reader = ByteReader(file)
+    file.truncate(100)
+    with pytest.raises(Truncated, match="ends after 100 bytes"):
+        reader.read(50, 100)
+
+
 def test_a_closed_reader_says_so(path):
     reader = ByteReader(path)
     reader.close()

@@ -32,8 +32,8 @@ def test_a_head_comes_back(data, rows, per_block):
     blocks = -(-rows // per_block)
     words = data.draw(st.lists(st.integers(1 << 10, 1 << 40), min_size=blocks, max_size=blocks))
     parts = [
-        data.draw(st.one_of(st.just(NOTHING), st.builds(Part, st.integers(1, 2**32 - 1), st.integers(0, 2**32 - 1))))
-        for _ in range(4)
+        data.draw(st.one_of(st.just(NOTHING), st.builds(Part, size, st.integers(0, 2**32 - 1))))
+        for size in [st.integers(1, 2**32 - 1)] * 3 + [st.just(2 * rows)]
     ]
     head = SegmentHead(rows, per_block, tuple(words), OWN if parts[0].size else PREFIX, *parts)
     assert SegmentHead.parse(head.data, 2) == head

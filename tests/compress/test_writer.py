@@ -152,6 +152,39 @@ def test_what_follows_the_journal_is_cut_off(tmp_path_factory, cut, extra):
     assert path.read_bytes() == whole
 
 
+def test_a_resumption_with_blocks_of_the_usual_size(tmp_path):
+    """Their numbers of words take two bytes each in a segment's head."""
+    tables, codes = make_tables(300), make_codes(1500, 300)
+    whole = write(tmp_path / "whole", codes, tables, segment_rows=600).read_bytes()
+    header = make_header(tables)
+    with suppress(Stop), Writer(tmp_path / "a", header, tables, embed_tables=True, segment_rows=600) as writer:
+        writer.add(codes[:1300], sizes=[100] * 1300)
+        assert writer.rows == 1300
+        raise Stop
+    with Writer(tmp_path / "a", header, tables, embed_tables=True, segment_rows=600, resume=True) as writer:
+        assert (writer.position, writer.rows) == (1200, 1200)
+        assert max(writer._segments[0][1].words) > 127
+        writer.add(codes[1200:], sizes=[100] * 300)
+    assert (tmp_path / "a").read_bytes() == whole
+
+
+def test_the_first_image_that_could_not_be_read_is_known(tmp_path):
+    with Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer:
+        writer.skip("one", "it is empty", position=0)
+        writer.skip("two", "it is cut short", position=5)
+        assert writer.first_skip == ("one", "it is empty")
+        writer.add(CODES[:10], positions=range(1, 11))
+        assert writer.first_skip == ("one", "it is empty")
+
+
+def test_a_partial_file_with_another_beginning_is_refused(tmp_path):
+    begin(tmp_path / "a", 30)
+    partial = tmp_path / "a.partial"
+    partial.write_bytes(b"x" + partial.read_bytes()[1:])
+    with pytest.raises(UsageError, match="its beginning is not what this run would write"):
+        go_on(tmp_path / "a")
+
+
 def test_a_damaged_partial_file_is_refused_and_kept(tmp_path):
     begin(tmp_path / "a", 30)
     partial = tmp_path / "a.partial"
@@ -349,7 +382,9 @@ def test_positions_and_sizes_may_be_arrays(tmp_path):
         assert archive.source_bytes == 780
 
 
-@pytest.mark.parametrize("options", [{"positions": range(39)}, {"sizes": [1]}, {"sizes": []}])
+@pytest.mark.parametrize(
+    "options", [{"positions": range(39)}, {"sizes": [1]}, {"sizes": []}, {"positions": range(39), "sizes": range(39)}]
+)
 def test_positions_and_sizes_are_one_a_row(tmp_path, options):
     with (
         Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True) as writer,
