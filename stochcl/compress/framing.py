@@ -100,7 +100,7 @@ def unpack_varints(data: bytes, count: int, start: int = 0) -> tuple[list[int], 
     Truncated
         If the data ends within them.
     FormatError
-        If one has more than 63 bits.
+        If one has more than 63 bits, or more bytes than it needs.
     """
     values = []
     position = start
@@ -113,6 +113,8 @@ def unpack_varints(data: bytes, count: int, start: int = 0) -> tuple[list[int], 
             position += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
+                if not byte and shift:
+                    raise FormatError("a number is written with more bytes than it needs")
                 break
             shift += 7
             if shift > 56:

@@ -24,6 +24,12 @@ def test_a_varint_that_ends_too_early_is_truncated(data):
         unpack_varints(data, 1)
 
 
+@pytest.mark.parametrize("data", [b"\x80\0", b"\xff\x80\0"])
+def test_a_varint_is_as_short_as_it_can_be(data):
+    with pytest.raises(FormatError, match="more bytes than it needs"):
+        unpack_varints(data, 1)
+
+
 def test_a_varint_beyond_63_bits_is_refused():
     with pytest.raises(FormatError):
         unpack_varints(b"\xff" * 9 + b"\x01", 1)

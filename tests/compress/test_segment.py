@@ -102,7 +102,7 @@ def test_every_truncation_of_a_head_is_a_format_error():
 def test_a_number_of_words_that_is_not_written_shortest_is_refused():
     head = SegmentHead(5, 5, (5,), PREFIX, *ABSENT)
     assert head.data.endswith(b"\x05")
-    with pytest.raises(FormatError, match="not written as it should be"):
+    with pytest.raises(FormatError, match="more bytes than it needs"):
         SegmentHead.parse(head.data[:-1] + b"\x85\0", 8)
 
 
