@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Task = Literal["classification", "regression"]
 
 _ROWS_AT_ONE = 500  # rows at which C is 1
+_NEIGHBOURS = 20
 
 TASKS: tuple[Task, ...] = ("classification", "regression")
 
@@ -48,7 +49,7 @@ def _svm(given: _Given) -> Any:
 def _knn(given: _Given) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
 
-    return KNeighborsClassifier(20, metric="hamming" if given.symbols else "cosine", algorithm="brute")
+    return KNeighborsClassifier(**_neighbours(given))
 
 
 def _boosting(given: _Given) -> Any:
@@ -69,7 +70,15 @@ def _ridge(_: _Given) -> Any:
 def _knn_regression(given: _Given) -> Any:
     from sklearn.neighbors import KNeighborsRegressor
 
-    return KNeighborsRegressor(20, metric="hamming" if given.symbols else "cosine", algorithm="brute")
+    return KNeighborsRegressor(**_neighbours(given))
+
+
+def _neighbours(given: _Given) -> dict[str, Any]:
+    return {
+        "n_neighbors": min(_NEIGHBOURS, given.rows),
+        "metric": "hamming" if given.symbols else "cosine",
+        "algorithm": "brute",
+    }
 
 
 def _boosting_regression(given: _Given) -> Any:
@@ -108,6 +117,8 @@ def make_estimator(
     UsageError
         If there is no such estimator, or it is of the other kind.
     """
+    if task not in TASKS:
+        raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
     known = ESTIMATORS[task]
     if name == "auto":
         name = next(iter(known))
@@ -116,18 +127,26 @@ def make_estimator(
     if "." not in name:
         there = ", ".join(known)
         raise UsageError(f"there is no {task} estimator {name!r}; there are {there}, or name a class by its path.")
-    return name, _imported(name, task)
+    return name, _imported(name, task, seed)
 
 
-def _imported(path: str, task: Task) -> Any:
-    from sklearn.base import is_classifier, is_regressor
+def _imported(path: str, task: Task, seed: int) -> Any:
+    """Make an estimator of a class with its defaults; it gets the seed if it takes one."""
+    from sklearn.base import BaseEstimator, is_classifier, is_regressor
 
     module, _, attribute = path.rpartition(".")
     try:
-        estimator = getattr(import_module(module), attribute)()
-    except (ImportError, AttributeError, TypeError, ValueError) as exc:
-        raise UsageError(f"{path}: no estimator can be made of it ({exc}); name a scikit-learn class.") from exc
-    fits = is_classifier(estimator) if task == "classification" else is_regressor(estimator)
-    if not fits:
-        raise UsageError(f"{path}: this is not an estimator for {task}.")
+        found = getattr(import_module(module), attribute)
+    except Exception as exc:  # importing a module can raise anything
+        raise UsageError(f"{path!r}: there is no such class ({exc}); name a scikit-learn class by its path.") from exc
+    if not (isinstance(found, type) and issubclass(found, BaseEstimator)):
+        raise UsageError(f"{path!r}: this is no scikit-learn estimator; name a class by its path.")
+    try:
+        estimator = found()
+    except TypeError as exc:
+        raise UsageError(f"{path!r}: it cannot be made without parameters ({exc}); take another.") from exc
+    if not (is_classifier(estimator) if task == "classification" else is_regressor(estimator)):
+        raise UsageError(f"{path!r}: this is not an estimator for {task}.")
+    if "random_state" in estimator.get_params(deep=False):
+        estimator.set_params(random_state=seed)
     return estimator

@@ -2,311 +2,244 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.downstream.estimators import TASKS, Task, make_estimator
+from stochcl.downstream import metrics
+from stochcl.downstream.estimators import Task, make_estimator
+from stochcl.downstream.result import Evaluation
+from stochcl.downstream.rows import Rows, labelled
+from stochcl.downstream.splits import make_splits
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-_Z = 1.959964  # 95 % of a normal distribution
+    Part = tuple[NDArray[np.floating], NDArray[Any], NDArray[np.floating], NDArray[Any]]
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a probe does.
-
-    Parameters
-    ----------
-    task, estimator : str
-    n_train, n_test : int
-        Rows trained and scored on (with cross-validation: rows a fold trains on, and all rows).
-    score : float
-        Accuracy, or R2: 1 minus the squared error by the variance.
-    interval : (float, float) or None
-        95 % confidence interval of an accuracy (Wilson, 1927).
-    baseline : float
-        The same score of guessing the majority class, or the mean.
-    balanced_accuracy : float or None
-        Mean over classes of their recall.
-    mae, rmse : float or None
-        Mean absolute and root mean square error of a regression, in the label's unit.
-    folds : tuple of float
-        The score of each fold; one for a held-out split.
-    classes : tuple of str
-    confusion : tuple of tuple of int
-        Rows: true class; columns: predicted.
-    seconds : float
-    notes : tuple of str
-        What a reader should know.
-    """
-
-    task: Task
-    estimator: str
-    n_train: int
-    n_test: int
-    score: float
-    interval: tuple[float, float] | None
-    baseline: float
-    balanced_accuracy: float | None = None
-    mae: float | None = None
-    rmse: float | None = None
-    folds: tuple[float, ...] = ()
-    classes: tuple[str, ...] = ()
-    confusion: tuple[tuple[int, ...], ...] = ()
-    seconds: float = 0.0
-    notes: tuple[str, ...] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON types, leaving out those that the task does not have."""
-        values = {name: value for name, value in vars(self).items() if value not in (None, ())}
-        for name in ("interval", "folds", "classes", "notes"):
-            if name in values:
-                values[name] = list(values[name])
-        if self.confusion:
-            values["confusion"] = [list(row) for row in self.confusion]
-        return values
-
-    def lines(self) -> list[str]:
-        """Return the figures for people."""
-        rows = f"{self.n_train:,} images to train on, {self.n_test:,} to score"
-        if self.task == "regression":
-            out = [
-                f"R2 {self.score:.3f} with {self.estimator} ({rows})",
-                f"  guessing the mean: R2 {self.baseline:.3f}",
-                f"  mean absolute error {self.mae:.4g}, root mean square error {self.rmse:.4g}, in the label's unit",
-            ]
-        else:
-            low, high = self.interval or (math.nan, math.nan)
-            balanced = f"mean over {len(self.classes)} classes {self.balanced_accuracy:.2%}"
-            out = [
-                f"accuracy {self.score:.2%} with {self.estimator} ({rows})",
-                f"  95 % interval {low:.2%} to {high:.2%}; {balanced}",
-                f"  guessing the largest class: {self.baseline:.2%}",
-            ]
-        return out + [f"  note: {note}" for note in self.notes]
+_MOST_CLASSES = 1000  # of which a confusion matrix is kept: a million counts
 
 
 def evaluate(
     x: ArrayLike,
-    y: Sequence[str] | ArrayLike,
+    y: Sequence[object] | ArrayLike,
     *,
     task: Task = "classification",
     estimator: str = "auto",
     seed: int = 0,
     folds: int = 5,
     test_size: float | None = None,
+    groups: Sequence[object] | ArrayLike | None = None,
+    names: Sequence[str] | None = None,
 ) -> Evaluation:
     """Score a probe by cross-validation, or on a random part of the rows that is held out.
 
     Parameters
     ----------
     x : array, shape (N, V)
-        Decoded vectors or symbols.
+        Decoded vectors (floats) or symbols (integers). Nearest neighbours go by cosine among vectors and by
+        Hamming distance among symbols.
     y : sequence, shape (N,)
-        Labels: strings, or numbers for regression. Rows with an empty label, or NaN, are left out.
+        Labels: texts, or numbers for regression. Rows with an empty label, NaN or None are left out and counted.
     task, estimator
         See :func:`~stochcl.downstream.estimators.make_estimator`.
     seed : int
         Of the split and of estimators that draw.
     folds : int
-        Of the cross-validation; fewer if a class has fewer rows.
+        Of the cross-validation; fewer, with a note, if a class has fewer rows.
     test_size : float, optional
         Hold out this fraction instead.
+    groups : sequence, shape (N,), optional
+        Rows of one group (a patient, a video) are never both trained and scored on.
+    names : sequence of str, shape (N,), optional
+        What to call rows in messages.
 
     Raises
     ------
     LabelsError
-        If labels do not match the rows, are not numbers, or leave nothing to learn.
+        If labels do not match the rows, are not numbers, leave nothing to learn, or a class has a single row.
     UsageError
-        If a number is out of range or there is no such estimator.
+        If a number is out of range, there is no such estimator, or it cannot be trained on these rows.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 1], [0, 1], [1, 1], [1, 0]] * 5, dtype=np.uint8)
+    >>> found = evaluate(codes, ["cat", "cat", "dog", "dog"] * 5)
+    >>> found.score, found.baseline
+    (1.0, 0.5)
     """
     if test_size is not None and not 0 < test_size < 1:
         raise UsageError(f"a held-out part is between 0 and 1 of the rows, not {test_size}.")
     if folds < 2:
         raise UsageError(f"cross-validation takes at least 2 folds, not {folds}.")
-    features, labels, notes = _prepare(x, y, task)
-    splits = list(_splits(labels, task, seed, folds, test_size, notes))
-    return _score(features, labels, splits, task, estimator, seed, notes)
+    started = time.monotonic()
+    rows = labelled(x, y, task, names)
+    _check_learnable(rows.y)
+    kept_groups = None if groups is None else _groups(groups, len(rows.kept))[rows.kept]
+    splits, notes = make_splits(rows.y, task, seed=seed, folds=folds, test_size=test_size, groups=kept_groups)
+    parts = ((rows.x[train], rows.y[train], rows.x[test], rows.y[test]) for train, test in splits)
+    probe = _Probe(task, estimator, seed, rows.symbols)
+    return probe.evaluation(parts, _left_out(rows) + notes, started)
 
 
 def evaluate_split(
     x_train: ArrayLike,
-    y_train: Sequence[str] | ArrayLike,
+    y_train: Sequence[object] | ArrayLike,
     x_test: ArrayLike,
-    y_test: Sequence[str] | ArrayLike,
+    y_test: Sequence[object] | ArrayLike,
     *,
     task: Task = "classification",
     estimator: str = "auto",
     seed: int = 0,
 ) -> Evaluation:
-    """Train a probe on some rows and score it on others, see :func:`evaluate`."""
-    train, train_labels, notes = _prepare(x_train, y_train, task)
-    test, test_labels, more = _prepare(x_test, y_test, task)
-    if train.shape[1] != test.shape[1]:
-        raise UsageError(f"training rows are {train.shape[1]} wide and test rows {test.shape[1]}.")
-    x, y = np.concatenate([train, test]), np.concatenate([train_labels, test_labels])
-    rows = np.arange(len(x))
-    notes += [note for note in more if note not in notes]
-    return _score(x, y, [(rows[: len(train)], rows[len(train) :])], task, estimator, seed, notes)
+    """Train a probe on some rows and score it on others.
 
+    A class that only the rows to score on have cannot be found: it counts as wrong, and is noted.
 
-def _prepare(x: ArrayLike, y: Sequence[str] | ArrayLike, task: Task) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
-    """Check rows and labels, and leave out rows without a label."""
-    if task not in TASKS:
-        raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
-    features = np.asarray(x)
-    if features.ndim != 2:
-        raise UsageError(f"codes have shape (N, V), not {features.shape}.")
-    labels = np.asarray(y)
-    if len(labels) != len(features):
-        raise LabelsError(f"there are {len(features):,} images and {len(labels):,} labels; give one for each.")
-    if features.dtype.kind == "f" and not np.isfinite(features).all():
-        raise UsageError("codes hold numbers that are not finite.")
-    if task == "regression":
-        try:
-            labels = np.array([math.nan if str(v).strip() == "" else float(v) for v in labels.tolist()])
-        except ValueError as exc:
-            raise LabelsError(f"regression needs numbers as labels ({exc}).") from exc
-        if np.isinf(labels).any():
-            raise LabelsError("a label is infinite.")
-        there = ~np.isnan(labels)
-    else:
-        labels = labels.astype(str)
-        there = labels != ""
-    notes = [] if there.all() else [f"{(~there).sum():,} images have no label and were left out"]
-    features, labels = features[there], labels[there]
-    if len(labels) < 2 or len(np.unique(labels)) < 2:
-        raise LabelsError(
-            f"the {len(labels):,} labels hold fewer than two different ones, so there is nothing to learn; "
-            "give others with --labels."
-        )
-    return features, labels, notes
-
-
-def _splits(
-    y: NDArray[Any], task: Task, seed: int, folds: int, test_size: float | None, notes: list[str]
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield training and test rows, stratified by class where there are classes."""
-    from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
-
-    smallest = np.unique(y, return_counts=True)[1].min() if task == "classification" else len(y)
-    if test_size is not None:
-        splitter: Any = ShuffleSplit(1, test_size=test_size, random_state=seed)
-        if task == "classification" and smallest >= 2:
-            splitter = StratifiedShuffleSplit(1, test_size=test_size, random_state=seed)
-    else:
-        used = max(2, min(folds, int(smallest)))
-        if used < folds:
-            notes.append(f"{used} folds instead of {folds}, because the smallest class has {smallest} images")
-        splitter = KFold(used, shuffle=True, random_state=seed)
-        if task == "classification" and smallest >= 2:
-            splitter = StratifiedKFold(used, shuffle=True, random_state=seed)
-    if task == "classification" and smallest < 2:
-        notes.append("a class has a single image, so folds are not stratified")
-    try:
-        yield from splitter.split(np.zeros(len(y)), y)
-    except ValueError as exc:
-        raise LabelsError(f"{len(y):,} labelled images cannot be split ({exc}).") from exc
-
-
-def _score(
-    x: NDArray[Any],
-    y: NDArray[Any],
-    splits: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
-    task: Task,
-    estimator: str,
-    seed: int,
-    notes: list[str],
-) -> Evaluation:
-    from sklearn.exceptions import ConvergenceWarning
-
+    Raises
+    ------
+    LabelsError, UsageError
+        As :func:`evaluate` does, and if the two are of different widths.
+    """
     started = time.monotonic()
-    x = x if x.dtype.kind == "f" else x.astype(np.float32)
-    symbols = bool(len(x)) and float(x.max()) == np.floor(x.max()) and bool((x[:1000] == np.floor(x[:1000])).all())
-    predicted, truth, guesses, scores = [], [], [], []
-    name = estimator
-    for train, test in splits:
-        name, probe = make_estimator(estimator, task, rows=len(train), seed=seed, symbols=symbols)
+    train, test = labelled(x_train, y_train, task), labelled(x_test, y_test, task)
+    if train.x.shape[1] != test.x.shape[1]:
+        raise UsageError(
+            f"training rows are {train.x.shape[1]:,} wide and test rows {test.x.shape[1]:,}; give codes of one width."
+        )
+    _check_learnable(train.y)
+    if not len(test.y):
+        raise LabelsError("none of the images to score on has a label; give labels with --labels.")
+    notes = _left_out(train, " to train on") + _left_out(test, " to score on")
+    if task == "classification" and (new := sorted(set(test.y.tolist()) - set(train.y.tolist()))):
+        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {_few(new)}")
+    probe = _Probe(task, estimator, seed, train.symbols and test.symbols)
+    return probe.evaluation([(train.x, train.y, test.x, test.y)], notes, started)
+
+
+class _Probe:
+    """One kind of probe, trained afresh on each part."""
+
+    def __init__(self, task: Task, estimator: str, seed: int, symbols: bool) -> None:
+        self.task = task
+        self.name = estimator
+        self.seed = seed
+        self.symbols = symbols
+        self.notes: list[str] = []
+
+    def evaluation(self, parts: Iterable[Part], notes: list[str], started: float) -> Evaluation:
+        """Train and score on every part, and sum up."""
+        score = metrics.accuracy if self.task == "classification" else metrics.r_squared
+        truths, answers, guesses, scores, trained = [], [], [], [], 0
+        for x_train, y_train, x_test, y_test in parts:
+            answer = self._answer(x_train, y_train, x_test)
+            truths.append(y_test)
+            answers.append(answer)
+            guesses.append(np.full(len(y_test), self._guess(y_train)))
+            scores.append(score(y_test, answer))
+            trained = trained or len(y_train)
+        truth, answer = np.concatenate(truths), np.concatenate(answers)
+        overall = score(truth, answer)
+        if np.isnan(overall):
+            raise LabelsError(
+                "the images to score on all have the same label, of which no R2 can be computed; score on more."
+            )
+        return Evaluation(
+            task=self.task,
+            estimator=self.name,
+            n_train=trained,
+            n_test=len(truth),
+            score=overall,
+            baseline=score(truth, np.concatenate(guesses)),
+            folds=tuple(scores),
+            **self._details(truth, answer),
+            seconds=round(time.monotonic() - started, 3),
+            notes=(*notes, *self.notes),
+        )
+
+    def _answer(self, x: NDArray[np.floating], y: NDArray[Any], x_test: NDArray[np.floating]) -> NDArray[Any]:
+        """Train on rows and answer for others; warnings become notes."""
+        if self.task == "classification" and len(np.unique(y)) < 2:
+            raise LabelsError("the images to train on are all of one class; split them in another way.")
+        self.name, probe = make_estimator(self.name, self.task, rows=len(x), seed=self.seed, symbols=self.symbols)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            probe.fit(x[train], y[train])
-            answer = probe.predict(x[test])
-        if any(issubclass(w.category, ConvergenceWarning) for w in caught):
-            note = f"{name} stopped before it had converged; its score is a lower bound"
-            notes += [] if note in notes else [note]
-        predicted.append(answer)
-        truth.append(y[test])
-        guesses.append(np.full(len(test), _guess(y[train], task)))
-        scores.append(_goodness(y[test], answer, task))
-    y_true, y_pred, y_guess = np.concatenate(truth), np.concatenate(predicted), np.concatenate(guesses)
-    common: dict[str, Any] = {
-        "task": task,
-        "estimator": name,
-        "n_train": len(splits[0][0]),
-        "n_test": len(y_true),
-        "score": _goodness(y_true, y_pred, task),
-        "baseline": _goodness(y_true, y_guess, task),
-        "folds": tuple(round(score, 6) for score in scores),
-        "seconds": round(time.monotonic() - started, 3),
-        "notes": tuple(notes),
-    }
-    if task == "regression":
-        error = y_pred - y_true
-        return Evaluation(
-            **common, interval=None, mae=float(np.abs(error).mean()), rmse=float(np.sqrt((error**2).mean()))
+            try:
+                answer = np.asarray(probe.fit(x, y).predict(x_test))
+            except (ValueError, TypeError, ArithmeticError) as exc:
+                raise UsageError(f"{self.name} cannot be trained on these codes: {_first_line(exc)}.") from exc
+        for warning in caught:
+            self._note(warning)
+        if answer.shape != (len(x_test),) or (answer.dtype.kind == "f" and not np.isfinite(answer).all()):
+            raise UsageError(f"{self.name} does not answer with one finite value for each image; take another.")
+        return answer
+
+    def _note(self, warning: warnings.WarningMessage) -> None:
+        from sklearn.exceptions import ConvergenceWarning
+
+        if issubclass(warning.category, ConvergenceWarning):
+            note = f"{self.name} stopped before it had converged; with more iterations its score may change"
+        else:
+            note = f"{self.name} warned: {_first_line(warning.message)}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _guess(self, y: NDArray[Any]) -> Any:
+        """Return what one would answer without looking: the largest class, or the mean."""
+        if self.task == "regression":
+            return y.mean()
+        classes, counts = np.unique(y, return_counts=True)
+        return classes[counts.argmax()]
+
+    def _details(self, truth: NDArray[Any], answer: NDArray[Any]) -> dict[str, Any]:
+        if self.task == "regression":
+            error = answer - truth
+            return {
+                "interval": metrics.bootstrap_r_squared(truth, answer, self.seed),
+                "mae": float(np.abs(error).mean()),
+                "rmse": float(np.sqrt((error**2).mean())),
+            }
+        classes = np.unique(np.concatenate([truth, answer]))
+        details = {
+            "interval": metrics.wilson(int((truth == answer).sum()), len(truth)),
+            "balanced_accuracy": metrics.balanced_accuracy(truth, answer),
+            "classes": tuple(classes.tolist()),
+        }
+        if len(classes) <= _MOST_CLASSES:
+            return details | {"confusion": metrics.confusion(truth, answer, classes)}
+        self.notes.append(f"the confusion matrix of {len(classes):,} classes was left out")
+        return details
+
+
+def _check_learnable(y: NDArray[Any]) -> None:
+    if len(np.unique(y)) < 2:
+        raise LabelsError(
+            f"the {len(y):,} labels hold fewer than two different ones, so there is nothing to learn; "
+            "give others with --labels."
         )
-    classes, confusion = _confusion(y_true, y_pred)
-    recall = [row[i] / sum(row) for i, row in enumerate(confusion) if sum(row)]
-    return Evaluation(
-        **common,
-        interval=wilson(int((y_true == y_pred).sum()), len(y_true)),
-        balanced_accuracy=float(np.mean(recall)),
-        classes=classes,
-        confusion=confusion,
-    )
 
 
-def _guess(y: NDArray[Any], task: Task) -> Any:
-    """Return what one would answer without looking: the largest class, or the mean."""
-    if task == "regression":
-        return y.mean()
-    classes, counts = np.unique(y, return_counts=True)
-    return classes[counts.argmax()]
+def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp]:
+    """Give each group a number, whatever it is called."""
+    values = np.asarray(groups, dtype=object)
+    if values.shape != (count,):
+        raise UsageError(f"there are {count:,} images, but groups have shape {values.shape}; give one for each.")
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values.tolist()], dtype=np.intp)
 
 
-def _goodness(truth: NDArray[Any], answer: NDArray[Any], task: Task) -> float:
-    if task == "classification":
-        return float((truth == answer).mean())
-    spread = ((truth - truth.mean()) ** 2).sum()
-    return float(1 - ((truth - answer) ** 2).sum() / spread) if spread else math.nan
+def _left_out(rows: Rows, which: str = "") -> list[str]:
+    return [f"{rows.left_out:,} images{which} have no label and were left out"] if rows.left_out else []
 
 
-def _confusion(truth: NDArray[Any], answer: NDArray[Any]) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    classes, codes = np.unique(np.concatenate([truth, answer]), return_inverse=True)
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (codes[: len(truth)], codes[len(truth) :]), 1)
-    return tuple(classes.tolist()), tuple(tuple(row) for row in counts.tolist())
+def _few(classes: list[str], shown: int = 3) -> str:
+    return ", ".join(repr(name) for name in classes[:shown]) + (", ..." if len(classes) > shown else "")
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion (Wilson, 1927).
-
-    Examples
-    --------
-    >>> [round(bound, 3) for bound in wilson(50, 100)]
-    [0.404, 0.596]
-    """
-    p, z = right / total, _Z**2 / total
-    centre = (p + z / 2) / (1 + z)
-    half = _Z * math.sqrt(p * (1 - p) / total + z / (4 * total)) / (1 + z)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _first_line(message: object) -> str:
+    return (str(message).strip() or type(message).__name__).splitlines()[0].rstrip(".:")
