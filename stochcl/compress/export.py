@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -12,16 +12,16 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.atomic import replacing
+from stochcl.codes import symbol_dtype
 from stochcl.data import printable
-from stochcl.errors import MissingExtraError, OutputError, UsageError
+from stochcl.errors import LabelsError, MissingExtraError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from stochcl.codes import Codes
+    from numpy.typing import NDArray
+
     from stochcl.compress.archive import Archive
-
-_ROWS = 4096  # rows decoded at a time
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,19 @@ class Exported:
 
 
 def export(
-    archive: Archive, path: str | os.PathLike[str], *, labels: Sequence[str] | None = None, force: bool = False
+    archive: Archive,
+    path: str | os.PathLike[str],
+    *,
+    symbols: bool = True,
+    vectors: bool = True,
+    labels: Sequence[str] | None = None,
+    force: bool = False,
+    chunk: int = 4096,
 ) -> Exported:
-    """Decode an archive to a file, whose ending says how.
+    r"""Decode an archive to a file, whose ending says how; memory does not grow with the archive.
+
+    Names and labels are written as Unicode: bytes that are not UTF-8 as ``\xNN``, so that any program reads
+    them. (Two names that differ only in such a byte and in the same four characters written out become equal.)
 
     Parameters
     ----------
@@ -53,22 +63,30 @@ def export(
     path : path-like
         - ``.npz``: arrays ``symbols`` (N, D), ``vectors`` (N, V) float32, ``names`` and ``labels`` as unicode;
           numpy reads it without pickle.
-        - ``.npy``: the vectors, or the symbols if the model has no vector decoder.
+        - ``.npy``: the vectors, or the symbols if the model has no vector decoder or ``vectors`` is false.
         - ``.csv``: name, label, then ``s0...`` symbols and ``v0...`` vectors, one row an image.
         - ``.parquet``: name, label, and a list column each of symbols and vectors.
+    symbols, vectors : bool
+        What to write; vectors only where the model has a vector decoder.
     labels : sequence of str, optional
-        In place of the archive's.
+        In place of the archive's, one for each row.
     force : bool
         Replace an existing file.
+    chunk : int
+        Rows decoded at a time. Vectors may differ by rounding where it is no multiple of 1,024.
 
     Raises
     ------
     UsageError
-        If the ending is none of these or the file exists.
+        If the ending is none of these, the file exists, or nothing is left to write.
+    LabelsError
+        If there are not as many labels as rows.
     MissingExtraError
         If pyarrow is needed and not installed.
     OutputError
         If it cannot be written; nothing is left then.
+    FormatError
+        If the archive is damaged; nothing is left then.
     """
     path = Path(path)
     shown = printable(path)
@@ -79,80 +97,147 @@ def export(
         )
     if os.path.lexists(path) and not force:
         raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
-    rows = _Rows(archive, labels)
-    if writer is _npy:
-        holds: tuple[str, ...] = ("vectors",) if rows.vectors else ("symbols",)
-    else:
-        there = {"symbols": True, "vectors": rows.vectors, "names": rows.names, "labels": rows.labels}
-        holds = tuple(name for name, present in there.items() if present)
+    if chunk < 1:
+        raise UsageError(f"at least 1 row is decoded at a time, not {chunk}.")
+    rows = _Rows(archive, symbols, vectors, labels, chunk)
+    if not (rows.symbols or rows.vectors):
+        raise UsageError(f"{shown}: without symbols nothing is left, for the model has no vector decoder.")
     try:
         with replacing(path) as file:
-            writer(rows, file)
+            holds = writer(rows, file)
         return Exported(str(path), len(archive), path.stat().st_size, holds)
     except OSError as exc:
         raise OutputError(f"{shown}: it cannot be written: {(exc.strerror or str(exc)).lower()}.") from exc
 
 
 class _Rows:
-    """The rows of an archive, decoded part by part."""
+    """The rows of an archive, decoded part by part, and what of them is wanted."""
 
-    def __init__(self, archive: Archive, labels: Sequence[str] | None) -> None:
+    def __init__(
+        self, archive: Archive, symbols: bool, vectors: bool, labels: Sequence[str] | None, chunk: int
+    ) -> None:
         self.archive = archive
         self.names = archive.names
         self.labels = archive.labels if labels is None else labels
-        self.vectors = archive.has_decoder
-
-    def parts(self) -> Iterator[tuple[slice, Codes, Any]]:
-        """Yield the rows, their codes, and their vectors or None."""
-        decoder = self.archive.tables.decoder
-        start = 0
-        for codes in self.archive.iter_codes(_ROWS):
-            yield (
-                slice(start, start + len(codes)),
-                codes,
-                None if decoder is None else decoder.decode(codes.symbols()),
+        if self.labels is not None and len(self.labels) != len(archive):
+            raise LabelsError(
+                f"there are {len(archive):,} images and {len(self.labels):,} labels; give one for each."
             )
-            start += len(codes)
+        self.symbols = symbols
+        self.decoder = archive.tables.decoder if vectors else None
+        self.vectors = self.decoder is not None
+        self.latents = archive.header.latents
+        self.dim = 0 if self.decoder is None else self.decoder.dim
+        self.chunk = chunk
+
+    def __len__(self) -> int:
+        return len(self.archive)
+
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """What of symbols, vectors, names and labels there is."""
+        there = {"symbols": self.symbols, "vectors": self.vectors, "names": self.names, "labels": self.labels}
+        return tuple(name for name, present in there.items() if present)
+
+    def symbol_parts(self) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+        for codes in self.archive.iter_codes(self.chunk):
+            yield codes.symbols()
+
+    def vector_parts(self) -> Iterator[NDArray[np.float32]]:
+        if self.decoder is not None:
+            for symbols in self.symbol_parts():
+                yield self.decoder.decode(symbols)
+
+    def parts(self) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16], NDArray[np.float32] | None]]:
+        """Yield which rows, their symbols, and their vectors where they are wanted."""
+        start = 0
+        for symbols in self.symbol_parts():
+            vectors = None if self.decoder is None else self.decoder.decode(symbols)
+            yield slice(start, start + len(symbols)), symbols, vectors
+            start += len(symbols)
 
 
-def _npz(rows: _Rows, file: IO[bytes]) -> None:
-    arrays: dict[str, Any] = {"symbols": rows.archive.to_numpy()}
+def _npz(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as arrays:
+        for name in rows.holds:
+            # numpy's own layout; zip64 from the start, because the size is not known when a member begins
+            with arrays.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if name == "symbols":
+                    _write_symbols(rows, member)
+                elif name == "vectors":
+                    _write_vectors(rows, member)
+                else:
+                    _write_texts(getattr(rows, name), rows.chunk, member)
+    return rows.holds
+
+
+def _npy(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
     if rows.vectors:
-        arrays["vectors"] = rows.archive.to_vectors()
-    for name, texts in (("names", rows.names), ("labels", rows.labels)):
-        if texts:
-            arrays[name] = np.array([_unicode(text) for text in texts])
-    # Without allow_pickle, which older numpy takes for an array: strings and numbers are never pickled.
-    np.savez_compressed(file, **arrays)
+        _write_vectors(rows, file)
+        return ("vectors",)
+    _write_symbols(rows, file)
+    return ("symbols",)
 
 
-def _npy(rows: _Rows, file: IO[bytes]) -> None:
-    array = rows.archive.to_vectors() if rows.vectors else rows.archive.to_numpy()
-    np.save(file, array, allow_pickle=False)
+def _write_symbols(rows: _Rows, file: IO[bytes]) -> None:
+    dtype = np.dtype(symbol_dtype(rows.archive.header.alphabet)).newbyteorder("<")
+    _write_array(file, (len(rows), rows.latents), dtype, rows.symbol_parts())
 
 
-def _csv(rows: _Rows, file: IO[bytes]) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    out = csv.writer(text)
-    decoder = rows.archive.tables.decoder
+def _write_vectors(rows: _Rows, file: IO[bytes]) -> None:
+    _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
+
+
+def _write_texts(texts: Sequence[str], chunk: int, file: IO[bytes]) -> None:
+    # numpy's texts all take the room of the longest; part by part only the file does, where zeros deflate well
+    width = max(1, max((len(_unicode(text)) for text in texts), default=0))
+    dtype = np.dtype(f"<U{width}")
+    parts = (
+        np.array([_unicode(text) for text in texts[start : start + chunk]], dtype)
+        for start in range(0, len(texts), chunk)
+    )
+    _write_array(file, (len(texts),), dtype, parts)
+
+
+def _write_array(
+    file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], parts: Iterable[NDArray[Any]]
+) -> None:
+    """Write an array as ``.npy``, row after row."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for part in parts:
+        file.write(np.ascontiguousarray(part, dtype).tobytes())
+
+
+class _Utf8:
+    """What ``csv`` writes text to; it needs no more than this, and nothing to flush or to close."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        return self.file.write(text.encode("utf-8"))
+
+
+def _csv(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
+    out = csv.writer(_Utf8(file))
     out.writerow(
         ["name", "label"]
-        + [f"s{i}" for i in range(rows.archive.header.latents)]
-        + [f"v{i}" for i in range(decoder.dim if decoder else 0)]
+        + [f"s{i}" for i in range(rows.latents if rows.symbols else 0)]
+        + [f"v{i}" for i in range(rows.dim)]
     )
-    for where, codes, vectors in rows.parts():
-        names = [_unicode(name) for name in rows.names[where]] if rows.names else [""] * len(codes)
-        labels = [_unicode(label) for label in rows.labels[where]] if rows.labels else [""] * len(codes)
-        symbols = codes.symbols().tolist()
-        for i, symbol_row in enumerate(symbols):
+    for where, symbols, vectors in rows.parts():
+        names = rows.names[where] if rows.names else [""] * len(symbols)
+        labels = rows.labels[where] if rows.labels else [""] * len(symbols)
+        for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+            whole = symbols[i].tolist() if rows.symbols else []
             # nine digits bring every float32 back
-            values = [] if vectors is None else [f"{value:.9g}" for value in vectors[i].tolist()]
-            out.writerow([names[i], labels[i], *symbol_row, *values])
-    text.flush()
-    text.detach()
+            real = [] if vectors is None else [f"{value:.9g}" for value in vectors[i].tolist()]
+            out.writerow([_unicode(name), _unicode(label), *whole, *real])
+    return rows.holds
 
 
-def _parquet(rows: _Rows, file: IO[bytes]) -> None:
+def _parquet(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -160,26 +245,24 @@ def _parquet(rows: _Rows, file: IO[bytes]) -> None:
         msg = "a .parquet file needs pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
         raise MissingExtraError(msg) from exc
     symbol = pa.uint8() if rows.archive.header.alphabet <= 256 else pa.uint16()
-    latents = rows.archive.header.latents
-    fields = [
-        pa.field("name", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("symbols", pa.list_(symbol, latents)),
-    ]
-    decoder = rows.archive.tables.decoder
-    if decoder is not None:
-        fields.append(pa.field("vector", pa.list_(pa.float32(), decoder.dim)))
+    fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
+    if rows.symbols:
+        fields.append(pa.field("symbols", pa.list_(symbol, rows.latents)))
+    if rows.vectors:
+        fields.append(pa.field("vector", pa.list_(pa.float32(), rows.dim)))
     schema = pa.schema(fields)
     with parquet.ParquetWriter(file, schema, compression="zstd") as out:
-        for where, codes, vectors in rows.parts():
+        for where, symbols, vectors in rows.parts():
             columns = [
-                pa.array([_unicode(t) for t in texts[where]] if texts else [None] * len(codes), pa.string())
+                pa.array([_unicode(t) for t in texts[where]] if texts else [None] * len(symbols), pa.string())
                 for texts in (rows.names, rows.labels)
             ]
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(codes.symbols().reshape(-1)), latents))
+            if rows.symbols:
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(symbols.reshape(-1)), rows.latents))
             if vectors is not None:
-                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]))
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), rows.dim))
             out.write_table(pa.Table.from_arrays(columns, schema=schema))
+    return rows.holds
 
 
 def _unicode(text: str) -> str:
@@ -190,10 +273,14 @@ def _unicode(text: str) -> str:
     >>> _unicode("caf\udce9")
     'caf\\xe9'
     """
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, from labels that a program made
+        data = text.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
 
 
-_WRITERS: dict[str, Callable[[_Rows, IO[bytes]], None]] = {
+_WRITERS: dict[str, Callable[[_Rows, IO[bytes]], tuple[str, ...]]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".csv": _csv,

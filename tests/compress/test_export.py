@@ -7,10 +7,11 @@ import pytest
 
 from stochcl.compress import Archive
 from stochcl.compress.export import export
-from stochcl.errors import MissingExtraError, OutputError, UsageError
+from stochcl.errors import FormatError, LabelsError, MissingExtraError, OutputError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
 
 NAMES = [*make_names(20), 'a/"quoted", and\nbroken.png', "caf\udce9/1.png"]
+ENDINGS = ["npz", "npy", "csv", "parquet"]
 SHOWN = [*NAMES[:-1], "caf\\xe9/1.png"]
 
 
@@ -68,7 +69,7 @@ def test_parquet_has_typed_columns(archive, tmp_path):
         np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), archive.to_vectors())
 
 
-@pytest.mark.parametrize("ending", ["npz", "npy", "csv", "parquet"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_an_archive_without_rows_or_names(tmp_path, ending):
     with Archive(write(tmp_path / "a", make_codes(0, 6), make_tables(6))) as archive:
         assert export(archive, tmp_path / f"a.{ending}").rows == 0
@@ -100,3 +101,98 @@ def test_parquet_without_pyarrow_says_what_to_install(archive, tmp_path, monkeyp
     with pytest.raises(MissingExtraError, match=r"pip install 'stochcl\[arrow\]'"):
         export(archive, tmp_path / "a.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_file_does_not_depend_on_how_many_rows_are_decoded_at_a_time(tmp_path, ending):
+    codes = make_codes(2500, 6, names=[f"{'n' * (i % 50)}{i}" for i in range(2500)])
+    with Archive(write(tmp_path / "a", codes, make_tables(6))) as archive:
+        whole, parts = tmp_path / f"whole.{ending}", tmp_path / f"parts.{ending}"
+        export(archive, whole)
+        done = export(archive, parts, chunk=1024)
+        if ending == "parquet":  # which keeps the parts as row groups
+            assert pyarrow.parquet.read_table(parts).equals(pyarrow.parquet.read_table(whole))
+            assert pyarrow.parquet.read_metadata(parts).num_row_groups == 3
+        else:
+            assert parts.read_bytes() == whole.read_bytes()
+        assert done.rows == 2500
+        with pytest.raises(UsageError, match="at least 1 row"):
+            export(archive, parts, force=True, chunk=0)
+
+
+def test_symbols_or_vectors_may_be_left_out(archive, tmp_path):
+    without = export(archive, tmp_path / "a.npz", vectors=False)
+    assert without.holds == ("symbols", "names", "labels")
+    assert export(archive, tmp_path / "a.npy", vectors=False).holds == ("symbols",)
+    export(archive, tmp_path / "a.csv", vectors=False)
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8").startswith("name,label,s0,s1,s2,s3,s4,s5\n")
+    export(archive, tmp_path / "a.parquet", vectors=False)
+    assert pyarrow.parquet.read_schema(tmp_path / "a.parquet").names == ["name", "label", "symbols"]
+    for ending in ENDINGS:
+        path = tmp_path / f"b.{ending}"
+        if not archive.has_decoder:
+            with pytest.raises(UsageError, match="without symbols nothing is left"):
+                export(archive, path, symbols=False)
+            assert not path.exists()
+        else:
+            assert set(export(archive, path, symbols=False).holds) <= {"vectors", "names", "labels"}
+    if archive.has_decoder:
+        assert (tmp_path / "b.csv").read_text(encoding="utf-8").startswith("name,label,v0,v1,v2\n")
+        assert pyarrow.parquet.read_schema(tmp_path / "b.parquet").names == ["name", "label", "vector"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_labels_in_place_of_the_archives(archive, tmp_path, ending):
+    with pytest.raises(LabelsError, match="22 images and 3 labels"):
+        export(archive, tmp_path / f"a.{ending}", labels=["x"] * 3)
+    assert list(tmp_path.iterdir()) == []
+    export(archive, tmp_path / f"a.{ending}", labels=["\udce9\ud800é"] * 22)
+    shown = "\\udce9\\ud800é"
+    if ending == "npz":
+        with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+            assert set(arrays["labels"].tolist()) == {shown}
+    if ending == "parquet":
+        assert set(pyarrow.parquet.read_table(tmp_path / "a.parquet")["label"].to_pylist()) == {shown}
+    if ending == "csv":
+        assert shown in (tmp_path / "a.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_equal_archives_give_equal_files(archive, tmp_path, ending):
+    export(archive, tmp_path / f"a.{ending}")
+    export(archive, tmp_path / f"b.{ending}")
+    assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
+
+
+@pytest.fixture
+def small_disk():
+    """Files of 4,096 bytes at most: what a full disk does, without one."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, small_disk, ending):
+    codes = make_codes(4000, 64, names=make_names(4000))
+    with Archive(write(tmp_path / "a", codes, make_tables(64))) as archive:
+        (tmp_path / f"a.{ending}").write_bytes(b"precious")
+        small_disk()
+        with pytest.raises(OutputError, match=rf"a\.{ending}: it cannot be written: .*file too large"):
+            export(archive, tmp_path / f"a.{ending}", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", f"a.{ending}"]
+    assert (tmp_path / f"a.{ending}").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_damaged_archive_leaves_nothing(tmp_path, ending):
+    path = write(tmp_path / "a", make_codes(4000, 64), make_tables(64))
+    with Archive(path) as archive:
+        size = archive.parts()
+    data = bytearray(path.read_bytes())
+    data[len(data) - size["index"] - 100] ^= 1  # in the last block, behind what has been written by then
+    path.write_bytes(data)
+    with Archive(path) as archive, pytest.raises(FormatError, match="rows"):
+        export(archive, tmp_path / f"b.{ending}", chunk=500)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
