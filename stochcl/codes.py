@@ -105,11 +105,15 @@ class Codes:
         Raises
         ------
         ValueError
-            If a symbol lies outside ``0 .. alphabet - 1`` or ``symbols`` is not two-dimensional.
+            If a symbol is no integer, lies outside ``0 .. alphabet - 1``, or ``symbols`` is not two-dimensional.
         """
+        bits_per_symbol(alphabet)
         array = np.asarray(symbols)
         if array.ndim != 2:
             msg = f"symbols have shape (N, D), not {array.shape}"
+            raise ValueError(msg)
+        if array.size and array.dtype.kind not in "iub":  # 0.9 would become 0 without a word
+            msg = f"symbols are integers, not {array.dtype}"
             raise ValueError(msg)
         if array.size and (array.min() < 0 or array.max() >= alphabet):
             msg = f"symbols lie in 0..{alphabet - 1}; found {array.min()}..{array.max()}"
@@ -145,11 +149,21 @@ class Codes:
     @overload
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[np.generic]) -> Codes: ...
     def __getitem__(self, rows: int | np.integer | slice | Sequence[int] | NDArray[np.generic]) -> Codes:
-        """Return the chosen rows, always as ``Codes``: one row for an integer."""
+        """Return the chosen rows, always as ``Codes``: one row for an integer.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row, or rows are chosen by anything but an integer, a slice, a list of integers,
+            or a mask of all rows.
+        """
         if isinstance(rows, int | np.integer):
             index = np.arange(len(self))[[int(rows)]]  # numpy's own IndexError and negative indices
         else:
             index = np.arange(len(self))[rows]
+        if index.ndim != 1:
+            msg = "rows are chosen by an integer, a slice, a list of integers, or a mask of all rows"
+            raise IndexError(msg)
 
         def take(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[i] for i in index)

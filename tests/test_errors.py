@@ -1,4 +1,7 @@
+"""The tree of exceptions is an interface: programs catch them, and commands return their exit codes."""
+
 import inspect
+import pickle
 
 import pytest
 
@@ -6,17 +9,46 @@ from stochcl import errors
 
 ALL = [value for _, value in inspect.getmembers(errors, inspect.isclass) if value.__module__ == errors.__name__]
 
+TREE = {
+    "StochclError": (Exception, 1),
+    "UsageError": (errors.StochclError, 2),
+    "MissingExtraError": (errors.UsageError, 2),
+    "SourceError": (errors.StochclError, 1),
+    "ImageError": (errors.StochclError, 1),
+    "LabelsError": (errors.StochclError, 1),
+    "ModelError": (errors.StochclError, 1),
+    "OutputError": (errors.StochclError, 1),
+    "TrainingError": (errors.StochclError, 1),
+    "FormatError": (errors.StochclError, 1),
+    "BadMagic": (errors.FormatError, 1),
+    "UnsupportedVersion": (errors.FormatError, 1),
+    "Truncated": (errors.FormatError, 1),
+    "ChecksumMismatch": (errors.FormatError, 1),
+    "LimitExceeded": (errors.FormatError, 1),
+    "ModelMismatch": (errors.FormatError, 1),
+}
+
+
+def test_the_tree_is_what_programs_were_told():
+    assert {error.__name__: (error.__base__, error.exit_code) for error in ALL} == TREE
+
 
 @pytest.mark.parametrize("error", ALL)
-def test_every_error_is_a_stochcl_error_with_an_exit_code(error):
-    assert issubclass(error, errors.StochclError)
-    assert error.exit_code == (2 if issubclass(error, errors.UsageError) else 1)
-    assert inspect.getdoc(error)
+def test_every_error_says_what_it_is_and_keeps_its_message(error):
+    assert "__doc__" in vars(error)
+    assert vars(error)["__doc__"]
+    raised = error("a.png: it is wrong.")
+    assert str(raised) == "a.png: it is wrong."
+    again = pickle.loads(pickle.dumps(raised))  # as workers of a pool send them
+    assert (type(again), str(again)) == (error, str(raised))
 
 
-def test_what_can_be_wrong_with_a_file_is_a_value_error():
-    kinds = {error.__name__ for error in ALL if issubclass(error, errors.FormatError)} - {"FormatError"}
-    assert kinds == {
-        "BadMagic", "UnsupportedVersion", "Truncated", "ChecksumMismatch", "LimitExceeded", "ModelMismatch",
-    }  # fmt: skip
-    assert issubclass(errors.FormatError, ValueError)
+def test_what_is_wrong_with_a_file_is_a_value_error():
+    for error in ALL:
+        assert issubclass(error, ValueError) == issubclass(error, errors.FormatError)
+
+
+def test_no_error_is_named_like_one_of_pythons():
+    import builtins
+
+    assert not {error.__name__ for error in ALL} & set(vars(builtins))
