@@ -83,7 +83,7 @@ def evaluate(
     kept_groups = None if groups is None else _groups(groups, len(rows.kept))[rows.kept]
     splits, notes = make_splits(rows.y, task, seed=seed, folds=folds, test_size=test_size, groups=kept_groups)
     parts = ((rows.x[train], rows.y[train], rows.x[test], rows.y[test]) for train, test in splits)
-    probe = _Probe(task, estimator, seed, rows.symbols)
+    probe = _Probe(task, estimator, seed, rows.symbols, rows.binary)
     return probe.evaluation(parts, _left_out(rows) + notes, started)
 
 
@@ -118,18 +118,19 @@ def evaluate_split(
     notes = _left_out(train, " to train on") + _left_out(test, " to score on")
     if task == "classification" and (new := sorted(set(test.y.tolist()) - set(train.y.tolist()))):
         notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {_few(new)}")
-    probe = _Probe(task, estimator, seed, train.symbols and test.symbols)
+    probe = _Probe(task, estimator, seed, train.symbols and test.symbols, train.binary and test.binary)
     return probe.evaluation([(train.x, train.y, test.x, test.y)], notes, started)
 
 
 class _Probe:
     """One kind of probe, trained afresh on each part."""
 
-    def __init__(self, task: Task, estimator: str, seed: int, symbols: bool) -> None:
+    def __init__(self, task: Task, estimator: str, seed: int, symbols: bool, binary: bool) -> None:
         self.task = task
         self.name = estimator
         self.seed = seed
         self.symbols = symbols
+        self.binary = binary
         self.notes: list[str] = []
 
     def evaluation(self, parts: Iterable[Part], notes: list[str], started: float) -> Evaluation:

@@ -37,6 +37,11 @@ class Rows:
     symbols: bool
 
     @property
+    def binary(self) -> bool:
+        """Whether the rows are symbols that are all 0 or 1."""
+        return self.symbols and bool(((self.x == 0) | (self.x == 1)).all())
+
+    @property
     def left_out(self) -> int:
         """How many rows had no label."""
         return int((~self.kept).sum())

@@ -28,6 +28,18 @@ def test_neighbours_of_symbols_go_by_hamming_distance(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_bits_have_the_same_neighbours_by_a_faster_way(task, rng):
+    x = rng.integers(0, 2, (300, 65)).astype(np.float32)
+    fast = make_estimator("knn", task, symbols=True, binary=True)[1].fit(x, np.arange(300) % 2)
+    slow = make_estimator("knn", task, symbols=True)[1].fit(x, np.arange(300) % 2)
+    assert fast.metric != slow.metric
+    test = rng.integers(0, 2, (50, 65)).astype(np.float32)
+    # in float64, for the last digit: fractions of 65 are no binary fractions
+    np.testing.assert_allclose(fast.kneighbors(test)[0], slow.kneighbors(test)[0] * 65, rtol=1e-6)
+    assert (fast.kneighbors(test)[0] % 1 == 0).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_there_are_never_more_neighbours_than_rows(task):
     assert make_estimator("knn", task, rows=7)[1].n_neighbors == 7
     assert make_estimator("knn", task, rows=700)[1].n_neighbors == 20

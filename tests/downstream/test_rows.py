@@ -92,3 +92,12 @@ def test_codes_that_are_no_finite_matrix_are_refused(x, message):
 def test_there_is_a_name_for_every_row():
     with pytest.raises(UsageError, match="4 images and 1 names"):
         labelled(X, list("abab"), "classification", names=["a"])
+
+
+def test_symbols_of_two_values_are_binary_and_floats_are_not():
+    bits = np.array([[0, 1], [1, 1], [0, 0], [1, 0]], np.uint8)
+    assert labelled(bits, list("abab"), "classification").binary
+    assert labelled(bits.astype(bool), list("abab"), "classification").binary
+    assert not labelled(bits.astype(np.float32), list("abab"), "classification").binary
+    assert not labelled(bits * 2, list("abab"), "classification").binary
+    assert not labelled(-bits.astype(int), list("abab"), "classification").binary
