@@ -167,7 +167,9 @@ class _Probe:
         """Train on rows and answer for others; warnings become notes."""
         if self.task == "classification" and len(np.unique(y)) < 2:
             raise LabelsError("the images to train on are all of one class; split them in another way.")
-        self.name, probe = make_estimator(self.name, self.task, rows=len(x), seed=self.seed, symbols=self.symbols)
+        self.name, probe = make_estimator(
+            self.name, self.task, rows=len(x), seed=self.seed, symbols=self.symbols, binary=self.binary
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:

@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stochcl.downstream import ESTIMATORS, evaluate, evaluate_split
+from stochcl.downstream.estimators import make_estimator
 from stochcl.errors import LabelsError, UsageError
 
 X, Y = load_digits(return_X_y=True)
@@ -225,3 +226,20 @@ def test_numbers_out_of_range_are_refused():
         evaluate(np.full((500, 2), np.nan), LABELS)
     with pytest.raises(UsageError, match="shape"):
         evaluate(X[0], LABELS)
+
+
+@pytest.mark.parametrize(
+    "codes", [BITS, BITS.astype(bool), X.astype(np.uint8), X], ids=["bits", "bool", "symbols", "floats"]
+)
+def test_a_probe_is_told_whether_its_rows_are_bits(codes, monkeypatch):
+    told = []
+
+    def spy(*args, **given):
+        told.append((given["symbols"], given["binary"]))
+        return make_estimator(*args, **given)
+
+    monkeypatch.setattr("stochcl.downstream.evaluation.make_estimator", spy)
+    evaluate(codes, LABELS, estimator="knn", folds=2)
+    evaluate_split(codes, LABELS, codes[:100], LABELS[:100], estimator="knn")
+    symbols = codes.dtype.kind in "bu"
+    assert told == [(symbols, symbols and bool((codes <= 1).all()))] * 3
