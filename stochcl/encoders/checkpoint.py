@@ -70,23 +70,39 @@ def load_checkpoint(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state: dict[str, Any] = json.loads(metadata["state"])
-        differing = sorted(k for k in options if state["options"].get(k) != options[k])
+        stored = dict(state["options"])
+        differing = sorted(k for k in options if stored.get(k) != options[k])
         if metadata["kind"] != KIND or differing:
             msg = (
                 f"{shown}: this checkpoint belongs to a run with another {' and '.join(differing) or 'format'}; "
                 "give the same options, or delete it to start anew."
             )
             raise TrainingError(msg)
+        slots = _slots(tensors, optimizer)
         for prefix, module in modules.items():
             module.load_state_dict(_below(tensors, prefix))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below(tensors, "optimizer").items():
-            i, _, key = name.partition(".")
-            slots.setdefault(int(i), {})[key] = tensor
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as exc:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as exc:
         raise TrainingError(f"{shown}: this checkpoint is damaged ({exc}); delete it to start anew.") from exc
     return state
+
+
+def _slots(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Return the optimizer's state by the parameters' positions; all of it, or the run would take another turn."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below(tensors, "optimizer").items():
+        i, _, key = name.partition(".")
+        slots.setdefault(int(i), {})[key] = tensor
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    if set(slots) != set(range(len(parameters))):
+        msg = f"it has optimizer states of {len(slots)} parameters, not of {len(parameters)}"
+        raise ValueError(msg)
+    for position, slot in slots.items():
+        shapes = {parameters[position].shape, torch.Size()}
+        if set(slot) != set(slots[0]) or not {v.shape for v in slot.values()} <= shapes:
+            msg = f"the optimizer's state of parameter {position} is not one"
+            raise ValueError(msg)
+    return slots
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

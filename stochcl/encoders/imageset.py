@@ -70,31 +70,33 @@ def read_images(
     """
     total = sum(len(source) for source in sources)
     _check_memory(total * preprocess.size**2 * 3, total)
+    # Images to train on fill this array from its beginning; taking them out of it at the end would need it twice.
     images = np.empty((total, preprocess.size, preprocess.size, 3), np.uint8)
-    labels: list[str] = []
-    kept_out: list[bool] = []
+    held = [images[:0].copy()]
+    labels: dict[bool, list[str]] = {False: [], True: []}
     skipped: list[Failure] = []
     done = 0
     for source in sources:
         mask = held_out(source.entries, hold_out) if hold_out else np.zeros(len(source), bool)
         skipped += source.rejected
         for batch in source.batches(preprocess, workers=workers):
-            images[len(labels) : len(labels) + len(batch.names)] = batch.images
-            labels += [folder_label(name) for name in batch.names]
-            kept_out += _of_readable(source, batch.rows, batch.failures, mask)
+            out = np.array(_of_readable(source, batch.rows, batch.failures, mask), bool)
+            begin = len(labels[False])
+            images[begin : begin + len(out) - out.sum()] = batch.images[~out]
+            held.append(batch.images[out])
+            for name, kept_out in zip(batch.names, out.tolist(), strict=True):
+                labels[kept_out].append(folder_label(name))
             skipped += batch.failures
             done += len(batch.rows)
             progress(done, total)
-    held = np.array(kept_out, bool)
-    images = images[: len(held)]
-    if len(held) - held.sum() < 2:
+    if len(labels[False]) < 2:
         names = ", ".join(printable(source.path) for source in sources)
         raise TrainingError(f"{names}: training needs at least two readable images; add images or hold out fewer.")
     return ImageSet(
-        train=images if not held.any() else images[~held],
-        held=images[held],
-        train_labels=tuple(label for label, out in zip(labels, held, strict=True) if not out),
-        held_labels=tuple(label for label, out in zip(labels, held, strict=True) if out),
+        train=images[: len(labels[False])],
+        held=np.concatenate(held),
+        train_labels=tuple(labels[False]),
+        held_labels=tuple(labels[True]),
         skipped=tuple(skipped),
     )
 

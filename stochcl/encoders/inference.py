@@ -50,9 +50,10 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as exc:
-        raise UsageError(f"there is no device {name!r} here ({str(exc).splitlines()[0]}); try --device cpu.") from exc
+        torch.zeros(1, device=device).cpu()  # the way back, too: "meta" holds no numbers
+    except (RuntimeError, AssertionError, ImportError) as exc:  # some devices are modules of their own
+        reason = str(exc).partition("\n")[0]
+        raise UsageError(f"there is no device {name!r} here ({reason}); try --device cpu.") from exc
     return device
 
 

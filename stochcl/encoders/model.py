@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from stochcl.data.preprocess import FITS, MAX_SIZE
 from stochcl.encoders.posterior import POSTERIORS, Posterior
-from stochcl.encoders.resnet import ResNet
+from stochcl.encoders.resnet import BACKBONES, STEMS, ResNet
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ def default_ladder(latents: int) -> tuple[int, ...]:
         ladder.append(k)
         k *= 2
     return (*ladder, latents)
+
+
+_NAMED = {"backbone": BACKBONES, "stem": STEMS, "posterior": POSTERIORS, "fit": FITS}
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,16 @@ class EncoderConfig:
         ascends = list(self.ladder) == sorted(set(self.ladder))
         if not ascends or self.ladder[0] < 1 or self.ladder[-1] != self.latents:
             raise UsageError(f"the ladder {self.ladder} must ascend to the full width, {self.latents}.")
-        if self.posterior not in POSTERIORS:
-            raise UsageError(f"there is no posterior {self.posterior!r}; there are {', '.join(POSTERIORS)}.")
+        for name, known in _NAMED.items():
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"there is no {name} {value!r}; there are {', '.join(known)}.")
+        if not isinstance(self.size, int) or not 1 <= self.size <= MAX_SIZE:
+            raise UsageError(f"images are brought to 1 to {MAX_SIZE} pixels a side, not {self.size}.")
+        if min((self.width, *self.decoder)) < 1:
+            raise UsageError(f"the layers of an encoder cannot have widths of {self.width} and {self.decoder}.")
+        colours = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, colours)) or min(self.std) <= 0:
+            raise UsageError(f"colours cannot have a mean of {self.mean} and a deviation of {self.std}.")
 
 
 class Encoder(nn.Module):

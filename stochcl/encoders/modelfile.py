@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from stochcl.atomic import replacing
 from stochcl.data import printable
+from stochcl.encoders.measure import DENOMINATOR
 from stochcl.encoders.model import Encoder, EncoderConfig
 from stochcl.errors import ModelError, OutputError, StochclError
 
@@ -56,9 +57,25 @@ def _tensors(encoder: Encoder) -> dict[str, Tensor]:
     for name, tensor in sorted(encoder.state_dict().items()):
         if name.endswith("num_batches_tracked"):
             continue
-        weight = name.endswith(".weight") and tensor.ndim > 1
-        out[name] = tensor.detach().to("cpu", torch.float16 if weight else tensor.dtype).contiguous()
+        out[name] = tensor.detach().to("cpu", _stored_type(name, tensor)).contiguous()
     return out
+
+
+def _stored_type(name: str, tensor: Tensor) -> torch.dtype:
+    return torch.float16 if name.endswith(".weight") and tensor.ndim > 1 else tensor.dtype
+
+
+def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
+    """Return what a stored tensor holds that no encoder has, if it does."""
+    if tensor.dtype != dtype:
+        return f"{tensor.dtype}, not {dtype}"
+    if not tensor.isfinite().all():
+        return "numbers that are not finite"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "negative variances"
+    if name == "ones" and not ((tensor >= 0) & (tensor < DENOMINATOR)).all():
+        return f"probabilities that are not in 0..{DENOMINATOR - 1}"
+    return None
 
 
 def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
@@ -82,8 +99,13 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
     ------
     OutputError
         If it cannot be written.
+    ModelError
+        If it could not be read again: a weight is not finite, or too large for fp16.
     """
     tensors = _tensors(encoder)
+    for name, tensor in tensors.items():
+        if wrong := _wrong(name, tensor, tensor.dtype):
+            raise ModelError(f"{printable(path)}: {name} holds {wrong}; the model is not written.")
     metadata = {
         "kind": KIND,
         "config": json.dumps(asdict(encoder.config), sort_keys=True),
@@ -140,15 +162,15 @@ def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     shown = printable(path)
     try:
         config = _config(json.loads(metadata["config"]))
-        record = json.loads(metadata.get("record", "{}"))
+        record = dict(json.loads(metadata.get("record", "{}")))
         with torch.device("meta"):
             expected = Encoder(config).state_dict()
         expected = {k: v for k, v in expected.items() if not k.endswith("num_batches_tracked")}
         if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in tensors.items()}:
             raise ModelError(f"{shown}: the model's tensors are not those that its configuration asks for.")
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise ModelError(f"{shown}: {name} holds numbers that are not finite; the model is damaged.")
+            if wrong := _wrong(name, tensor, _stored_type(name, expected[name])):
+                raise ModelError(f"{shown}: {name} holds {wrong}; the model is damaged.")
         encoder = Encoder(config)
         encoder.load_state_dict(tensors, strict=False)
     except ModelError:
@@ -161,6 +183,7 @@ def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
 
 def _config(stored: dict[str, Any]) -> EncoderConfig:
     known = {f.name for f in fields(EncoderConfig)}
+    stored = dict(stored)
     if unknown := sorted(set(stored) - known):
         msg = f"this version of stochcl does not know {', '.join(unknown)}"
         raise ValueError(msg)

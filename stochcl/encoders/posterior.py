@@ -64,7 +64,8 @@ class Bernoulli(Posterior):
     def sample(self, uniform: Tensor) -> Tensor:  # noqa: D102
         probability = torch.sigmoid(self.logits)
         hard = (uniform < probability).to(probability.dtype)
-        return hard + probability - probability.detach()
+        # In this order the sum is exactly hard: (1 + p) - p is off by a rounding for some p.
+        return hard + (probability - probability.detach())
 
     def mode(self) -> Tensor:  # noqa: D102
         return (self.logits > 0).to(torch.uint8)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from stochcl.data import printable
 from stochcl.encoders.augment import Augmentation
 from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
 from stochcl.encoders.inference import choose_device, encode_images
@@ -18,11 +22,12 @@ from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.measure import Monitor, measure_ones
 from stochcl.encoders.model import Encoder, EncoderConfig
 from stochcl.encoders.objective import Losses, Projectors, RateController, stochastic_contrastive
-from stochcl.errors import TrainingError, UsageError
+from stochcl.errors import OutputError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import FrameType
 
     from stochcl.encoders.imageset import ImageSet
 
@@ -82,10 +87,16 @@ class TrainOptions:
             "temperature": self.temperature,
         }
         for name, value in positive.items():
-            if value <= 0:
-                raise UsageError(f"{name} is too small: {getattr(self, name)}.")
-        if self.epochs < 0 or (self.rate is not None and self.rate <= 0):
+            if not 0 < value < math.inf:
+                raise UsageError(f"{name} cannot be {getattr(self, name)}.")
+        if self.epochs < 0 or (self.rate is not None and not 0 < self.rate < math.inf):
             raise UsageError("epochs cannot be negative, and a rate is more than 0 bits per image.")
+        if self.max_time is not None and not self.max_time > 0:
+            raise UsageError(f"training cannot end after {self.max_time} seconds.")
+        if not (0 <= self.decay < math.inf and 0 <= self.beta < math.inf):
+            raise UsageError(f"decay ({self.decay}) and beta ({self.beta}) are numbers from 0 on.")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"a seed is 0 to 2**63 - 1, not {self.seed}.")
         if self.precision not in ("bf16", "fp32"):
             raise UsageError(f"there is no training precision {self.precision!r}; there are bf16 and fp32.")
 
@@ -138,6 +149,32 @@ class Progress:
         return text if math.isnan(self.knn) else f"{text}, kNN {self.knn:.1%}"
 
 
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Put an interruption (Ctrl-C) off until it is asked for; a second one is not put off.
+
+    Raised in the middle of a step it would leave weights, statistics and counter of different steps, and the
+    checkpoint made of them would not go on as if nothing had happened.
+    """
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen:
+            signal.default_int_handler(number, frame)
+        seen.append(number)
+
+    # Only the main thread may, and a program with a handler of its own keeps it.
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Trainer:
     """One run of training, which can stop after any step and go on from its checkpoint.
 
@@ -175,7 +212,7 @@ class Trainer:
         self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
         self.batch = min(options.batch_size, len(data.train))
         self.steps_per_epoch = len(data.train) // self.batch
-        self.step, self.before = 0, 0.0
+        self.step, self.before, self.whole = 0, 0.0, True  # whole: not in the middle of a step
         if checkpoint.exists():
             self._restore()
         self.started = self.saved = self.measured = time.monotonic()
@@ -201,7 +238,14 @@ class Trainer:
 
     def _restore(self) -> None:
         state = load_checkpoint(self.checkpoint_path, self._modules(), self.optimizer, self._identity())
-        self.step, self.before, self.controller.beta = state["step"], state["elapsed"], state["beta"]
+        try:
+            self.step, self.before = int(state["step"]), float(state["elapsed"])
+            self.controller.beta = float(state["beta"])
+            if self.step < 1 or not math.isfinite(self.before + self.controller.beta):
+                raise ValueError(f"step {self.step}, {self.before} s, beta {self.controller.beta}")
+        except (KeyError, TypeError, ValueError) as exc:
+            msg = f"{printable(self.checkpoint_path)}: this checkpoint is damaged ({exc}); delete it to start anew."
+            raise TrainingError(msg) from exc
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -236,13 +280,18 @@ class Trainer:
         TrainingError
             If the loss is not finite.
         KeyboardInterrupt
-            Passed on, after the checkpoint has been written.
+            Passed on after the step has ended and the checkpoint has been written; a second one at once, and
+            then the checkpoint is an earlier one.
         """
         try:
-            for rows, keys in self._batches():
-                self._train_step(rows, keys)
+            with _interruptible() as interrupted:
+                for rows, keys in self._batches():
+                    self._train_step(rows, keys)
+                    if interrupted():
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
-            self.save()
+            if self.whole and self.step:
+                self.save()
             raise
         if self.step:
             self.save()
@@ -271,15 +320,20 @@ class Trainer:
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.whole = False
         losses = self._losses(rows, keys)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
+        # At every step, and before the weights change: neither a checkpoint nor a model may be made of what follows.
+        if not math.isfinite(float(losses.total.detach()) + float(norm)):
+            raise TrainingError(f"the loss is not finite at step {self.step + 1:,}; try a lower learning rate.")
         self.optimizer.step()
         self.step += 1
         self.controller.update(float(losses.rate))
+        self.whole = True
         if self.step % self.log_every == 0 or self.step == 1:
-            self._log(losses, lr, len(rows) / (time.monotonic() - start))
+            self._log(losses, lr, len(rows) / max(time.monotonic() - start, 1e-9))
         if time.monotonic() - self.saved > self.save_every:
             self.save()
 
@@ -312,16 +366,17 @@ class Trainer:
             rate=float(losses.rate), kl=float(losses.kl), beta=self.controller.beta, lr=lr,
             images_per_second=speed,
         )  # fmt: skip
-        if not math.isfinite(progress.loss):
-            raise TrainingError(f"the loss is not finite at step {self.step:,}; try a lower learning rate.")
         if self.step == 1 or time.monotonic() - self.measured > self.measure_every:
             found = self.monitor(self.encoder, self.device)
             progress.held_rate, progress.knn = found["rate"], found.get("knn", math.nan)
             self.measured = time.monotonic()
         if self.log_path:
             finite = {k: round(v, 6) for k, v in asdict(progress).items() if math.isfinite(v)}
-            with self.log_path.open("a") as file:
-                file.write(json.dumps(finite) + "\n")
+            try:
+                with self.log_path.open("a") as file:
+                    file.write(json.dumps(finite) + "\n")
+            except OSError as exc:
+                raise OutputError(f"{printable(self.log_path)}: the log cannot be written: {exc.strerror}.") from exc
         self.report(progress)
 
     @torch.no_grad()

@@ -1,0 +1,61 @@
+"""Networks, images and runs small enough that a test of them takes a moment."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from stochcl.encoders.imageset import ImageSet
+from stochcl.encoders.model import Encoder, EncoderConfig
+from stochcl.encoders.train import Trainer, TrainOptions
+
+
+def make_config(**changes) -> EncoderConfig:
+    tiny = {"width": 4, "stem": "small", "latents": 16, "decoder": (8,), "size": 16}
+    return EncoderConfig(**tiny | changes)
+
+
+def make_encoder(seed: int = 0, **changes) -> Encoder:
+    """An encoder in evaluation mode whose statistics, prior and table are not those that it begins with."""
+    torch.manual_seed(seed)
+    encoder = Encoder(make_config(**changes))
+    with torch.no_grad():
+        for name, tensor in encoder.state_dict().items():
+            if name.endswith(("running_mean", "bias")) or name == "prior":
+                tensor.normal_(0, 0.3)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+        encoder.ones.random_(1, 4096)
+    return encoder.eval()
+
+
+def make_images(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (rows, size, size, 3), np.uint8)
+
+
+def make_set(train: int, held: int = 0, size: int = 16, labels: tuple[str, ...] = ("a", "b")) -> ImageSet:
+    pixels = make_images(train + held, size)
+    names = tuple(labels[i % len(labels)] for i in range(train + held))
+    return ImageSet(pixels[:train], pixels[train:], names[:train], names[train:], ())
+
+
+@cache
+def digits(train: int = 1200, held: int = 400) -> ImageSet:
+    """Handwritten digits, 8 x 8 grey, enlarged to 16 x 16 RGB."""
+    data = load_digits()
+    pixels = np.kron(data.images * 15, np.ones((2, 2)))[..., None].repeat(3, 3).astype(np.uint8)
+    labels = tuple(map(str, data.target))
+    end = train + held
+    return ImageSet(pixels[:train], pixels[train:end], labels[:train], labels[train:end], ())
+
+
+def make_trainer(folder, data: ImageSet, config: EncoderConfig | None = None, log=None, report=None, **options):
+    given = {"epochs": 1, "batch_size": 8, "crop": 16, "precision": "fp32", "device": "cpu"} | options
+    extra = {} if report is None else {"report": report}
+    checkpoint = folder / "checkpoint"
+    return Trainer(config or make_config(), TrainOptions(**given), data, checkpoint=checkpoint, log=log, **extra)
+
+
+def weights(encoder: Encoder) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in encoder.state_dict().items()}

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from stochcl.encoders.resnet import BACKBONES, ResNet
+from stochcl.errors import UsageError
+
+
+def norm(name, width):
+    statistics = {f"{name}.{key}": (width,) for key in ("weight", "bias", "running_mean", "running_var")}
+    return statistics | {f"{name}.num_batches_tracked": ()}
+
+
+def basic(name, inputs, width, stride):
+    layout = {f"{name}.conv1.weight": (width, inputs, 3, 3)} | norm(f"{name}.bn1", width)
+    layout |= {f"{name}.conv2.weight": (width, width, 3, 3)} | norm(f"{name}.bn2", width)
+    if stride > 1:
+        layout |= {f"{name}.downsample.0.weight": (width, inputs, 1, 1)} | norm(f"{name}.downsample.1", width)
+    return layout
+
+
+def bottleneck(name, inputs, width, first):
+    layout = {f"{name}.conv1.weight": (width, inputs, 1, 1)} | norm(f"{name}.bn1", width)
+    layout |= {f"{name}.conv2.weight": (width, width, 3, 3)} | norm(f"{name}.bn2", width)
+    layout |= {f"{name}.conv3.weight": (4 * width, width, 1, 1)} | norm(f"{name}.bn3", 4 * width)
+    if first:
+        name = f"{name}.downsample"
+        layout |= {f"{name}.0.weight": (4 * width, inputs, 1, 1)} | norm(f"{name}.1", 4 * width)
+    return layout
+
+
+STEM = {"conv1.weight": (64, 3, 7, 7)} | norm("bn1", 64)
+RESNET18 = (
+    STEM
+    | basic("layer1.0", 64, 64, 1)
+    | basic("layer1.1", 64, 64, 1)
+    | basic("layer2.0", 64, 128, 2)
+    | basic("layer2.1", 128, 128, 1)
+    | basic("layer3.0", 128, 256, 2)
+    | basic("layer3.1", 256, 256, 1)
+    | basic("layer4.0", 256, 512, 2)
+    | basic("layer4.1", 512, 512, 1)
+)
+RESNET34 = (
+    RESNET18
+    | basic("layer1.2", 64, 64, 1)
+    | basic("layer2.2", 128, 128, 1)
+    | basic("layer2.3", 128, 128, 1)
+    | basic("layer3.2", 256, 256, 1)
+    | basic("layer3.3", 256, 256, 1)
+    | basic("layer3.4", 256, 256, 1)
+    | basic("layer3.5", 256, 256, 1)
+    | basic("layer4.2", 512, 512, 1)
+)
+RESNET50 = (
+    STEM
+    | bottleneck("layer1.0", 64, 64, first=True)
+    | bottleneck("layer1.1", 256, 64, first=False)
+    | bottleneck("layer1.2", 256, 64, first=False)
+    | bottleneck("layer2.0", 256, 128, first=True)
+    | bottleneck("layer2.1", 512, 128, first=False)
+    | bottleneck("layer2.2", 512, 128, first=False)
+    | bottleneck("layer2.3", 512, 128, first=False)
+    | bottleneck("layer3.0", 512, 256, first=True)
+    | bottleneck("layer3.1", 1024, 256, first=False)
+    | bottleneck("layer3.2", 1024, 256, first=False)
+    | bottleneck("layer3.3", 1024, 256, first=False)
+    | bottleneck("layer3.4", 1024, 256, first=False)
+    | bottleneck("layer3.5", 1024, 256, first=False)
+    | bottleneck("layer4.0", 1024, 512, first=True)
+    | bottleneck("layer4.1", 2048, 512, first=False)
+    | bottleneck("layer4.2", 2048, 512, first=False)
+)
+
+
+# Numbers of parameters as torchvision publishes them, less those of fc (513,000 and 2,049,000): they hold the
+# layouts above to something that is not written here.
+@pytest.mark.parametrize(
+    ("name", "layout", "parameters", "features"),
+    [
+        ("resnet18", RESNET18, 11_689_512 - 513_000, 512),
+        ("resnet34", RESNET34, 21_797_672 - 513_000, 512),
+        ("resnet50", RESNET50, 25_557_032 - 2_049_000, 2048),
+    ],
+)
+def test_names_and_shapes_are_torchvision_s(name, layout, parameters, features):
+    with torch.device("meta"):
+        network = ResNet(name)
+    assert {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} == layout
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network.features == features
+
+
+def test_the_bottleneck_strides_in_its_3_x_3_convolution():
+    with torch.device("meta"):
+        block = ResNet("resnet50").get_submodule("layer2.0")
+    assert [block.conv1.stride, block.conv2.stride, block.conv3.stride] == [(1, 1), (2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(("stem", "side", "kernel"), [("imagenet", 8, 7), ("small", 32, 3)])
+def test_stems_reduce_as_they_say(stem, side, kernel):
+    network = ResNet("resnet10", width=4, stem=stem)
+    assert network.conv1.kernel_size == (kernel, kernel)
+    x = network.maxpool(network.bn1(network.conv1(torch.zeros(1, 3, 32, 32))))
+    assert x.shape == (1, 4, side, side)
+
+
+@pytest.mark.parametrize(("name", "widths"), [("resnet10", 8), ("resnet18", 8), ("resnet34", 8), ("resnet50", 32)])
+@pytest.mark.parametrize("width", [4, 6])
+def test_features_are_as_wide_as_they_say(name, widths, width):
+    network = ResNet(name, width=width)
+    assert network.features == widths * width
+    assert network(torch.zeros(2, 3, 32, 48)).shape == (2, widths * width)
+
+
+def test_a_block_adds_its_shortcut():
+    block = ResNet("resnet18", width=4).get_submodule("layer1.1").eval()
+    torch.nn.init.zeros_(block.bn2.weight)
+    x = torch.rand(1, 4, 8, 8)
+    torch.testing.assert_close(block(x.clone()), x)
+
+
+def test_unknown_names_are_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=f"no backbone 'resnet99'; there are {', '.join(BACKBONES)}"):
+        ResNet("resnet99")
+    with pytest.raises(UsageError, match="no stem 'large'; there are imagenet, small"):
+        ResNet("resnet18", stem="large")
