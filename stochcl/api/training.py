@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -13,7 +14,6 @@ from stochcl.data import ImageSource, Preprocess, open_source, printable
 from stochcl.errors import OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from stochcl.encoders.train import Progress
@@ -81,21 +81,28 @@ def train(
     import torch
 
     from stochcl.encoders.imageset import read_images
+    from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import save_model
     from stochcl.encoders.train import Trainer, options_from
 
     started = time.monotonic()
     output = Path(output)
     checkpoint = output.with_name(output.name + ".checkpoint")
-    _check_output(output, checkpoint, resume=resume, force=force)
+    log = Path(log) if log else None
+    _check_output(output, checkpoint, log, resume=resume, force=force)
+    if not sources:
+        raise UsageError("training needs at least one source of images.")
     config, settings = options_from(options)
+    choose_device(settings.device)
     data = read_images(
         [_images(path) for path in sources],
         Preprocess(config.size, config.fit),
         hold_out=hold_out,
         workers=workers,
     )
-    trainer = Trainer(config, settings, data, checkpoint=checkpoint, log=Path(log) if log else None, report=report)
+    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
+        checkpoint.unlink(missing_ok=True)
+    trainer = Trainer(config, settings, data, checkpoint=checkpoint, log=log, report=report)
     encoder = trainer.run()
     found = trainer.monitor(encoder, torch.device("cpu"))
     record = {
@@ -126,16 +133,15 @@ def train(
     )
 
 
-def _check_output(output: Path, checkpoint: Path, *, resume: bool, force: bool) -> None:
+def _check_output(output: Path, checkpoint: Path, log: Path | None, *, resume: bool, force: bool) -> None:
     """Refuse to train for hours before an output that could not be written, or that somebody wants to keep."""
-    shown = printable(output)
-    if output.is_dir() or not output.parent.is_dir():
-        raise OutputError(f"{shown}: no model can be written there; name a file in a folder that exists.")
+    for path, what in [(output, "model")] + ([(log, "log")] if log else []):
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            msg = f"{printable(path)}: no {what} can be written there"
+            raise OutputError(f"{msg}; name a file in a folder that exists and is writable.")
     if output.exists() and not (force or resume):
-        raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
-    if force and not resume:
-        checkpoint.unlink(missing_ok=True)
-    if checkpoint.exists() and not resume:
+        raise UsageError(f"{printable(output)}: this file exists already; pass --force to replace it.")
+    if checkpoint.exists() and not (force or resume):
         msg = (
             f"{printable(checkpoint)}: this is the checkpoint of an interrupted run; pass --resume to go on from "
             "it, or --force to start anew."

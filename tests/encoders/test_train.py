@@ -1,6 +1,5 @@
 import json
 import math
-import signal
 from dataclasses import asdict
 
 import numpy as np
@@ -11,94 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from stochcl.encoders.augment import Augmentation
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.measure import measure_ones
-from stochcl.encoders.model import EncoderConfig
-from stochcl.encoders.train import Progress, TrainOptions, options_from
-from stochcl.errors import OutputError, TrainingError, UsageError
+from stochcl.encoders.train import Progress
+from stochcl.errors import OutputError, TrainingError
 from tests.encoders.making import digits, make_config, make_images, make_set, make_trainer, weights
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Return a new folder below the test's, by name."""
-
-    def make(name):
-        (tmp_path / name).mkdir()
-        return tmp_path / name
-
-    return make
-
-
-def interrupt_at(step, how):
-    """Return a report that interrupts the run when it is told of a step."""
-
-    def report(progress):
-        if progress.step == step:
-            how()
-
-    return report
-
-
-def ctrl_c():
-    signal.raise_signal(signal.SIGINT)
-
-
-def interruption():
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(("precision", "how"), [("fp32", ctrl_c), ("fp32", interruption), ("bf16", ctrl_c)])
-def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, monkeypatch):
-    monkeypatch.setattr("stochcl.encoders.train.Trainer.log_every", 10)
-    options = {"epochs": 5, "batch_size": 16, "precision": precision, "rate": 12.0}  # 20 steps; half within an epoch
-    data = make_set(68)
-    whole = make_trainer(folder("whole"), data, **options)
-    encoder = whole.run()
-    assert whole.step == 20
-    place = folder("parts")
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(place, data, report=interrupt_at(10, how), **options).run()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    second = make_trainer(place, data, **options)
-    assert second.step == 10
-    assert weights(second.run()) == weights(encoder)
-    assert second.step == 20
-    assert second.controller.beta == whole.controller.beta != 1e-4
-
-
-def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monkeypatch):
-    data, options = make_set(16), {"epochs": 3, "batch_size": 8}
-    expected = weights(make_trainer(folder("whole"), data, **options).run())
-    place = folder("parts")
-    trainer = make_trainer(place, data, **options)
-    step = trainer.optimizer.step
-
-    def interrupted(*args, **kwargs):
-        if trainer.step == 2:
-            ctrl_c()
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(trainer.optimizer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    second = make_trainer(place, data, **options)
-    assert second.step == 3
-    assert weights(second.run()) == expected
-
-
-def test_a_second_interruption_does_not_wait_and_saves_no_half_step(folder, monkeypatch):
-    place = folder("run")
-    trainer = make_trainer(place, make_set(16), epochs=3)
-
-    def twice():
-        ctrl_c()
-        ctrl_c()
-
-    monkeypatch.setattr(trainer.optimizer, "step", twice)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    assert list(place.iterdir()) == []
 
 
 def test_the_seed_decides_the_model(folder):
@@ -107,42 +23,6 @@ def test_the_seed_decides_the_model(folder):
     first, again, other = map(weights, runs)
     assert first == again
     assert all(first[k] != other[k] for k in first if k.endswith("weight") or k == "prior")
-
-
-def test_the_checkpoint_of_other_options_is_refused(folder):
-    place, data = folder("run"), make_set(32)
-    make_trainer(place, data).run()
-    for changes in ({"lr": 0.1}, {"seed": 3}, {"precision": "bf16"}, {"config": make_config(latents=8)}):
-        with pytest.raises(TrainingError, match="belongs to a run with another"):
-            make_trainer(place, data, **changes)
-    with pytest.raises(TrainingError, match="another images"):
-        make_trainer(place, make_set(33))
-    assert make_trainer(place, data, epochs=2, max_time=60).step == 4  # how long it takes is free to change
-
-
-def test_a_run_goes_on_where_more_epochs_are_asked_for(folder):
-    place, data = folder("run"), make_set(32)
-    make_trainer(place, data, epochs=1).run()
-    trainer = make_trainer(place, data, epochs=2)
-    trainer.run()
-    assert trainer.step == 8
-
-
-@pytest.mark.parametrize("changes", [{"step": -1}, {"step": "x"}, {"beta": None}, {"elapsed": math.nan}])
-def test_a_checkpoint_with_a_damaged_counter_is_refused(folder, changes, monkeypatch):
-    place, data = folder("run"), make_set(32)
-    trainer = make_trainer(place, data)
-    trainer.run()
-    monkeypatch.setattr("stochcl.encoders.train.save_checkpoint", save_with(changes))
-    trainer.save()
-    with pytest.raises(TrainingError, match="checkpoint: this checkpoint is damaged"):
-        make_trainer(place, data)
-
-
-def save_with(changes):
-    from stochcl.encoders.checkpoint import save_checkpoint
-
-    return lambda path, modules, optimizer, state: save_checkpoint(path, modules, optimizer, state | changes)
 
 
 def test_without_epochs_the_untrained_network_is_calibrated(folder):
@@ -168,7 +48,7 @@ def test_the_table_is_measured_on_the_codes_of_the_training_images(folder, epoch
 
 
 def test_training_learns_codes_of_digits(folder):
-    data, config = digits(), make_config(width=8, latents=64, decoder=(32,))
+    data, config = digits(600, 400), make_config(width=8, stem="imagenet", latents=64, decoder=(32,))
 
     def accuracy(encoder):
         train, held = (encode_images(encoder, part, CPU).codes.symbols() for part in (data.train, data.held))
@@ -176,26 +56,22 @@ def test_training_learns_codes_of_digits(folder):
         return probe.score(held, data.held_labels)
 
     untrained = make_trainer(folder("untrained"), data, config, epochs=0).run()
-    losses = []
-    place = folder("trained")
-    options = {"epochs": 14, "batch_size": 100, "lr": 5e-3}
-    make_trainer(place, data, config, report=lambda p: losses.append(p.loss), **options).run()
-    trained = make_trainer(place, data, config, **options).run()
-    assert losses[-1] < 0.75 * losses[0]
-    assert accuracy(trained) > accuracy(untrained) + 0.03
+    told = []
+    options = {"epochs": 10, "batch_size": 50, "lr": 1e-2, "report": told.append}
+    trained = make_trainer(folder("trained"), data, config, **options).run()
+    assert told[-1].loss < 0.95 * told[0].loss
+    assert told[-1].contrast < 0.95 * told[0].contrast
+    assert accuracy(trained) > accuracy(untrained) + 0.05
 
 
 def test_a_target_brings_the_rate_towards_it(folder):
-    data, config = digits(400, 0), make_config(latents=32)
-    options = {"epochs": 30, "batch_size": 50, "beta": 1e-2, "lr": 5e-3}
-    rates = {}
-    for target in (None, 8.0):
-        told = []
-        trainer = make_trainer(folder(f"{target}"), data, config, report=told.append, rate=target, **options)
-        trainer.run()
-        rates[target] = told[-1].rate
-    assert rates[8.0] < 0.7 * rates[None]
-    assert trainer.controller.beta > 1e-2
+    # Without the controller's work this run ends at 28 bits.
+    data, config, told = digits(400, 0), make_config(stem="imagenet", latents=32), []
+    options = {"rate": 8.0, "epochs": 20, "batch_size": 40, "beta": 1e-2, "lr": 0.1}
+    make_trainer(folder("run"), data, config, report=told.append, **options).run()
+    assert told[0].rate == pytest.approx(32, abs=0.1)
+    assert told[-1].rate < 14
+    assert told[-1].beta > 10 * told[0].beta
 
 
 def test_time_ends_a_run_and_the_rate_of_learning_with_it(folder, monkeypatch):
@@ -291,29 +167,6 @@ def test_a_set_smaller_than_a_batch_is_one_batch(folder):
     trainer = make_trainer(folder("run"), make_set(5), batch_size=256, epochs=2)
     trainer.run()
     assert (trainer.batch, trainer.step) == (5, 2)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"batch_size": 1}, {"crop": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"temperature": -1.0},
-        {"epochs": -1}, {"rate": 0.0}, {"rate": math.nan}, {"beta": -1.0}, {"decay": math.nan}, {"seed": -1},
-        {"seed": 1 << 63}, {"precision": "fp16"}, {"max_time": 0.0}, {"max_time": -5.0}, {"max_time": math.nan},
-    ],
-)  # fmt: skip
-def test_options_that_make_no_sense_are_refused(options):
-    with pytest.raises(UsageError):
-        TrainOptions(**options)
-
-
-def test_options_are_sorted_into_encoder_and_training():
-    config, options = options_from({"latents": 32, "size": 96, "lr": 0.1, "rate": None, "epochs": 0})
-    assert config == EncoderConfig(latents=32, size=96)
-    assert options == TrainOptions(lr=0.1, epochs=0, crop=72)
-    assert options_from({"crop": 40})[1].crop == 40
-    assert options_from({"size": 16})[1].crop == 16
-    with pytest.raises(UsageError, match="no training option colour, speed"):
-        options_from({"speed": 1, "colour": 2})
 
 
 def test_a_line_of_progress_has_its_figures_with_units():

@@ -1,0 +1,30 @@
+import math
+
+import pytest
+
+from stochcl.encoders.model import EncoderConfig
+from stochcl.encoders.train import TrainOptions, options_from
+from stochcl.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 1}, {"crop": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"temperature": -1.0},
+        {"epochs": -1}, {"rate": 0.0}, {"rate": math.nan}, {"beta": -1.0}, {"decay": math.nan}, {"seed": -1},
+        {"seed": 1 << 63}, {"precision": "fp16"}, {"max_time": 0.0}, {"max_time": -5.0}, {"max_time": math.nan},
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(UsageError):
+        TrainOptions(**options)
+
+
+def test_options_are_sorted_into_encoder_and_training():
+    config, options = options_from({"latents": 32, "size": 96, "lr": 0.1, "rate": None, "epochs": 0})
+    assert config == EncoderConfig(latents=32, size=96)
+    assert options == TrainOptions(lr=0.1, epochs=0, crop=72)
+    assert options_from({"crop": 40})[1].crop == 40
+    assert options_from({"size": 16})[1].crop == 16
+    with pytest.raises(UsageError, match="no training option colour, speed"):
+        options_from({"speed": 1, "colour": 2})

@@ -1,0 +1,114 @@
+import math
+import signal
+
+import pytest
+
+from stochcl.errors import TrainingError
+from tests.encoders.making import make_config, make_set, make_trainer, weights
+
+
+def interrupt_at(step, how):
+    """Return a report that interrupts the run when it is told of a step."""
+
+    def report(progress):
+        if progress.step == step:
+            how()
+
+    return report
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def interruption():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("precision", "how"), [("fp32", ctrl_c), ("fp32", interruption), ("bf16", ctrl_c)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, monkeypatch):
+    monkeypatch.setattr("stochcl.encoders.train.Trainer.log_every", 10)
+    options = {"epochs": 5, "batch_size": 16, "precision": precision, "rate": 12.0}  # 20 steps; half within an epoch
+    data = make_set(68)
+    whole = make_trainer(folder("whole"), data, **options)
+    encoder = whole.run()
+    assert whole.step == 20
+    place = folder("parts")
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(place, data, report=interrupt_at(10, how), **options).run()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    second = make_trainer(place, data, **options)
+    assert second.step == 10
+    assert weights(second.run()) == weights(encoder)
+    assert second.step == 20
+    assert second.controller.beta == whole.controller.beta != 1e-4
+
+
+def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monkeypatch):
+    data, options = make_set(16), {"epochs": 3, "batch_size": 8}
+    expected = weights(make_trainer(folder("whole"), data, **options).run())
+    place = folder("parts")
+    trainer = make_trainer(place, data, **options)
+    step = trainer.optimizer.step
+
+    def interrupted(*args, **kwargs):
+        if trainer.step == 2:
+            ctrl_c()
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.optimizer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    second = make_trainer(place, data, **options)
+    assert second.step == 3
+    assert weights(second.run()) == expected
+
+
+def test_a_second_interruption_does_not_wait_and_saves_no_half_step(folder, monkeypatch):
+    place = folder("run")
+    trainer = make_trainer(place, make_set(16), epochs=3)
+
+    def twice():
+        ctrl_c()
+        ctrl_c()
+
+    monkeypatch.setattr(trainer.optimizer, "step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert list(place.iterdir()) == []
+
+
+def test_the_checkpoint_of_other_options_is_refused(folder):
+    place, data = folder("run"), make_set(32)
+    make_trainer(place, data).run()
+    for changes in ({"lr": 0.1}, {"seed": 3}, {"precision": "bf16"}, {"config": make_config(latents=8)}):
+        with pytest.raises(TrainingError, match="belongs to a run with another"):
+            make_trainer(place, data, **changes)
+    with pytest.raises(TrainingError, match="another images"):
+        make_trainer(place, make_set(33))
+    assert make_trainer(place, data, epochs=2, max_time=60).step == 4  # how long it takes is free to change
+
+
+def test_a_run_goes_on_where_more_epochs_are_asked_for(folder):
+    place, data = folder("run"), make_set(32)
+    make_trainer(place, data, epochs=1).run()
+    trainer = make_trainer(place, data, epochs=2)
+    trainer.run()
+    assert trainer.step == 8
+
+
+@pytest.mark.parametrize("changes", [{"step": -1}, {"step": "x"}, {"beta": None}, {"elapsed": math.nan}])
+def test_a_checkpoint_with_a_damaged_counter_is_refused(folder, changes, monkeypatch):
+    place, data = folder("run"), make_set(32)
+    trainer = make_trainer(place, data)
+    trainer.run()
+    monkeypatch.setattr("stochcl.encoders.train.save_checkpoint", save_with(changes))
+    trainer.save()
+    with pytest.raises(TrainingError, match="checkpoint: this checkpoint is damaged"):
+        make_trainer(place, data)
+
+
+def save_with(changes):
+    from stochcl.encoders.checkpoint import save_checkpoint
+
+    return lambda path, modules, optimizer, state: save_checkpoint(path, modules, optimizer, state | changes)
