@@ -106,15 +106,13 @@ def _fill(
 
 
 def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons: dict[int, str]) -> ImageBatch:
-    entries = source.entries[rows.start : rows.stop]
-    if not reasons:
-        readable = entries
-    else:
-        kept = np.array([i not in reasons for i in rows])
-        images = images[kept]
-        readable = [entry for entry, keep in zip(entries, kept, strict=True) if keep]
+    positions = tuple(i for i in rows if i not in reasons)
+    if reasons:
+        images = images[np.array(positions, dtype=np.intp) - rows.start]
+    readable = [source.entries[i] for i in positions]
     return ImageBatch(
         rows=rows,
+        positions=positions,
         names=tuple(entry.name for entry in readable),
         images=images,
         failures=tuple(Failure(source.entries[i].name, reasons[i]) for i in sorted(reasons)),

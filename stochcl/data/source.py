@@ -85,6 +85,8 @@ class ImageBatch:
     ----------
     rows : range
         Positions in the source's entries that the batch covers.
+    positions : tuple of int
+        Those of the readable images. (Names do not tell them apart: an archive may hold one name twice.)
     names : tuple of str
         Names of the readable images.
     images : ndarray of uint8, shape (B, size, size, 3)
@@ -96,6 +98,7 @@ class ImageBatch:
     """
 
     rows: range
+    positions: tuple[int, ...]
     names: tuple[str, ...]
     images: NDArray[np.uint8]
     failures: tuple[Failure, ...]
