@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -13,13 +14,15 @@ import numpy as np
 from stochcl.api.compression import CompressOptions, compress_source
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header, IndependentModel, Tables, VectorDecoder
-from stochcl.data import FileSource, Preprocess
+from stochcl.data import Preprocess, printable
+from stochcl.data.files import read_regular
+from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.encoders.inference import choose_device, encode_images
 from stochcl.encoders.modelfile import load_model
-from stochcl.errors import UsageError
+from stochcl.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -87,7 +90,7 @@ class Codec:
 
         Parameters
         ----------
-        images : ndarray of uint8, shape (N, H, W, 3), or sequence of path, Pillow image or array
+        images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W, 1), or sequence of path, Pillow image or array
             Brought to the model's size as its preprocessing says.
         latents : int, optional
             Keep this prefix only.
@@ -97,6 +100,13 @@ class Codec:
         Codes
             One row an image, with the posterior's entropy in bits as uncertainty.
 
+        Raises
+        ------
+        UsageError
+            If it is a single image (put it into a list), an array of another shape or type, or too narrow a model.
+        ImageError
+            If an image cannot be read; the message says which.
+
         Examples
         --------
         >>> import stochcl
@@ -105,6 +115,8 @@ class Codec:
         >>> codec.encode(load_sample_images().images).symbols().shape
         (2, 1024)
         """
+        if latents is not None and not 1 <= latents <= self.latents:
+            raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
         codes = self.encode_pixels(self._pixels(images)).codes
         return codes if latents is None else codes.prefix(latents)
 
@@ -115,11 +127,22 @@ class Codec:
     def _pixels(self, images: NDArray[np.uint8] | Sequence[Any]) -> NDArray[np.uint8]:
         preprocess = self.preprocess
         size = preprocess.size
-        if isinstance(images, np.ndarray) and images.shape[1:] == (size, size, 3) and images.dtype == np.uint8:
-            return images
+        if isinstance(images, np.ndarray):
+            if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+                found = f"{images.dtype} of shape {images.shape}"
+                raise UsageError(
+                    f"an array of images is uint8 of shape (N, H, W, 3), not {found}; put a single image into a list."
+                )
+            if images.shape[1:] == (size, size, 3):
+                return images
+        elif not isinstance(images, Sequence) or isinstance(images, str | bytes):
+            raise UsageError(f"encode takes a list of images, not one {type(images).__name__}: put it into a list.")
         out = np.empty((len(images), size, size, 3), np.uint8)
         for i, image in enumerate(images):
-            out[i] = _prepare(image, preprocess)
+            try:
+                out[i] = _prepare(image, preprocess)
+            except (ImageError, UsageError) as exc:
+                raise type(exc)(f"image {i:,}: {exc}") from exc
         return out
 
     def header(self, *, latents: int, preprocess: Preprocess, source_kind: str) -> Header:
@@ -172,9 +195,15 @@ def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preproce
     from PIL import Image as PillowImage
 
     if isinstance(image, str | os.PathLike):
-        return FileSource(Path(image)).load(0, preprocess)
+        try:
+            return preprocess.decode(read_regular(image, MAX_FILE_BYTES))
+        except ImageError as exc:
+            raise ImageError(f"{printable(image)}: {exc}.") from exc
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
             raise UsageError(f"an image is uint8 of shape (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
-        image = PillowImage.fromarray(image)
-    return preprocess.apply(image)
+        image = PillowImage.fromarray(image[:, :, 0] if image.ndim == 3 and channels == 1 else image)
+    if not isinstance(image, PillowImage.Image):
+        raise UsageError(f"an image is a path, an array or a Pillow image, not {type(image).__name__}.")
+    return preprocess.convert(image)

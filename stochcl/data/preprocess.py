@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -15,6 +16,8 @@ from stochcl.data.quiet import quiet_pillow
 from stochcl.errors import ImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 Fit = Literal["crop", "pad", "stretch"]
@@ -116,19 +119,20 @@ class Preprocess:
         """
         if not data:
             raise ImageError("the file is empty (0 bytes)")
-        try:
-            with quiet_pillow(), Image.open(BytesIO(data), formats=_formats()) as image:
-                return self._decode_opened(image)
-        except ImageError:
-            raise
-        except UnidentifiedImageError as exc:
-            raise ImageError("it is not an image in a format that is read here") from exc
-        except Image.DecompressionBombError as exc:
-            raise ImageError(f"it has more than {MAX_PIXELS:,} pixels") from exc
-        except MemoryError as exc:
-            raise ImageError("there is not enough memory to decode it") from exc
-        except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data
-            raise ImageError(f"the image is truncated or damaged ({_sentence(exc)})") from exc
+        with _explained(), quiet_pillow(), Image.open(BytesIO(data), formats=_formats()) as image:
+            return self._decode_opened(image)
+
+    def convert(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Bring a Pillow image, whose file may not have been decoded yet, to shape (size, size, 3), uint8.
+
+        Raises
+        ------
+        ImageError
+            As :meth:`decode` does.
+        """
+        with _explained(), quiet_pillow():
+            _check_pixels(image)
+            return self.apply(image)
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Bring a Pillow image to shape (size, size, 3), uint8.
@@ -146,13 +150,8 @@ class Preprocess:
         return np.array(self._letterbox(upright) if self.fit == "pad" else upright)
 
     def _decode_opened(self, image: Image.Image) -> NDArray[np.uint8]:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded")
-        if width < 1 or height < 1:
-            raise ImageError(f"it has {width} x {height} pixels")
-        target = self._scaled(width, height, self.size * _DRAFT_GAP)
-        image.draft(None, target)
+        _check_pixels(image)
+        image.draft(None, self._scaled(*image.size, self.size * _DRAFT_GAP))
         return self.apply(image)
 
     def _scaled(self, width: int, height: int, size: float) -> tuple[int, int]:
@@ -175,6 +174,31 @@ class Preprocess:
         canvas = Image.new("RGB", (self.size, self.size), (PAD_GREY,) * 3)
         canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
         return canvas
+
+
+def _check_pixels(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded")
+    if width < 1 or height < 1:
+        raise ImageError(f"it has {width} x {height} pixels")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in an ImageError what Pillow found wrong."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as exc:
+        raise ImageError("it is not an image in a format that is read here") from exc
+    except Image.DecompressionBombError as exc:
+        raise ImageError(f"it has more than {MAX_PIXELS:,} pixels") from exc
+    except MemoryError as exc:
+        raise ImageError("there is not enough memory to decode it") from exc
+    except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data
+        raise ImageError(f"the image is truncated or damaged ({_sentence(exc)})") from exc
 
 
 def identify(data: bytes) -> bool:
