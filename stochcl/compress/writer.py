@@ -33,6 +33,17 @@ SEGMENT_BYTES = 64 << 20
 """Most bytes of packed rows in a segment."""
 
 
+_FACTS = {
+    "header": "model, --latents or --fit",
+    "names": "choice of --no-names",
+    "strict": "choice of --strict",
+    "device": "--device",
+    "source": "source (images were added, removed or changed)",
+    "segment_rows": "size of segments",
+}
+"""What the journal keeps of a run, as a person knows it."""
+
+
 class Writer:
     """Writes an archive row after row; use it in a ``with`` statement.
 
@@ -141,8 +152,9 @@ class Writer:
     def _look(self, *, force: bool, resume: bool) -> bool:
         """Refuse to replace what is there unasked; tell whether there is a partial file."""
         shown = printable(self.path)
-        if self.path.is_dir():
-            raise UsageError(f"{shown}: this is a folder; name the file to write.")
+        if self.path.exists() and not self.path.is_file():  # --force must not put a file in the place of /dev/null
+            what = "a folder" if self.path.is_dir() else "a device or pipe"
+            raise UsageError(f"{shown}: this is {what}; name the file to write.")
         if self.path.exists() and not force:
             raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
         there = self.partial.exists()
@@ -160,13 +172,16 @@ class Writer:
             facts, records = self._journal.read()
         except (OSError, ValueError, KeyError, TypeError) as exc:
             self._journal.close()
-            raise UsageError(f"{shown}: its journal cannot be read ({exc}); pass --force to start anew.") from exc
+            raise UsageError(
+                f"{shown}: its journal cannot be read ({exc}); pass --force in place of --resume."
+            ) from exc
         asked = self._facts
         if differing := sorted(k for k in facts.keys() | asked.keys() if facts.get(k) != asked.get(k)):
             self._journal.close()
+            said = " and another ".join(_FACTS.get(name, name) for name in differing)
             msg = (
-                f"{shown}: this was begun with another {' and '.join(differing)}; repeat the command that began it, "
-                "or pass --force to start anew."
+                f"{shown}: this was begun with another {said}; repeat the command that began it, or pass --force in "
+                "place of --resume to start anew."
             )
             raise UsageError(msg)
         self._file = self.partial.open("r+b", buffering=0)
@@ -174,7 +189,7 @@ class Writer:
             self._replay(records)
         except FormatError as exc:
             self.close()
-            raise UsageError(f"{shown}: it is damaged ({exc}); pass --force to start anew.") from exc
+            raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume.") from exc
 
     def _replay(self, records: list[Record]) -> None:
         """Take over the segments that the journal has, and cut off what follows them."""

@@ -200,7 +200,7 @@ def test_a_partial_file_of_another_run_is_refused(tmp_path):
     begin(tmp_path / "a", 30, facts={"source": "that"})
     with pytest.raises(UsageError, match="begun with another source"):
         begin(tmp_path / "a", 40, facts={"source": "this"}, resume=True)
-    with pytest.raises(UsageError, match="begun with another names"):
+    with pytest.raises(UsageError, match="begun with another choice of --no-names"):
         begin(tmp_path / "a", 40, facts={"source": "that"}, resume=True, names=False)
     assert partials(tmp_path) == ["a.partial", "a.partial.journal"]
 

@@ -1,0 +1,144 @@
+"""Compressing to a rate: everything at full width first, then the widest prefix that keeps to it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.api.encoding import encode_source, header_of, refused
+from stochcl.atomic import sync_folder
+from stochcl.compress import Archive, Writer
+from stochcl.data import Failure, printable
+from stochcl.data.files import why
+from stochcl.errors import FormatError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stochcl.api.codec import Codec
+    from stochcl.api.encoding import CompressOptions
+    from stochcl.data import ImageSource
+
+
+def full_width(path: Path) -> Path:
+    """Return where all latents are until the prefix that keeps to the rate has been written."""
+    return path.with_name(path.name + ".full")
+
+
+def compress_at_rate(
+    codec: Codec,
+    source: ImageSource,
+    path: Path,
+    options: CompressOptions,
+    rate: float,
+    progress: Callable[[int, int], None],
+) -> int:
+    """Write the widest prefix whose codes take ``rate`` bits per image; return how many images were encoded.
+
+    The archive at full width goes only when the prefix is complete: for another rate, or with more room on the
+    disk, ``resume`` goes on with it.
+    """
+    full, encoded = full_width(path), 0
+    if full.exists() and (options.resume or not options.force):
+        _check_kept(full, codec, source, options)
+    else:
+        encoded = encode_source(codec, source, full, options, codec.latents, progress)
+    kept = f"all latents are kept in {printable(full)}"
+    with Archive(full, tables=[codec.tables]) as archive:
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{path.name[:64]}.", dir=path.parent) as folder:
+                chosen = _widest(codec, archive, Path(folder), names=options.names, rate=rate)
+                if chosen is None:
+                    msg = f"{printable(path)}: not even one latent fits into {rate:g} bits per image"
+                    raise UsageError(f"{msg}; {kept}: ask for a higher --rate and pass --resume.")
+                chosen.replace(path)
+            sync_folder(path.parent)
+        except (OutputError, OSError) as exc:
+            cause = exc.__cause__ if isinstance(exc, OutputError) else exc
+            reason = why(cause) if isinstance(cause, OSError) else str(exc)
+            msg = f"{printable(path)}: it cannot be written: {reason}; {kept}: make room and pass --resume."
+            raise OutputError(msg) from exc
+    full.unlink()
+    return encoded
+
+
+def _check_kept(full: Path, codec: Codec, source: ImageSource, options: CompressOptions) -> None:
+    """Refuse a complete archive at full width that is not what this request would write."""
+    shown = printable(full)
+    if not options.resume:
+        msg = f"{shown}: an interrupted run left this; pass --resume to go on with it, or --force to start anew."
+        raise UsageError(msg)
+    try:
+        with Archive(full, tables=[codec.tables]) as archive:
+            skipped = archive.skipped
+            fits = archive.header == header_of(codec, source, options, codec.latents) and _holds(archive, source)
+            fits = fits and (archive.names is not None or not options.names)
+    except FormatError as exc:
+        raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start anew.") from exc
+    # The journal, which has the source's listing, is gone with the partial file; but no image is newer than this.
+    if not fits or any(entry.mtime_ns > full.stat().st_mtime_ns for entry in source.entries):
+        msg = (
+            f"{shown}: this was begun with another source, model or option; repeat the command that began it, or "
+            "pass --force in place of --resume to start anew."
+        )
+        raise UsageError(msg)
+    if options.strict and skipped:
+        raise refused(source, Failure(*skipped[0]))
+
+
+def _holds(archive: Archive, source: ImageSource) -> bool:
+    """Tell whether an archive's rows and skipped images are those of a source, as far as it says."""
+    if len(archive) + len(archive.skipped) != len(source) + len(source.rejected):
+        return False
+    there = [entry.name for entry in source.entries] + [failure.name for failure in source.rejected]
+    return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
+
+
+def _widest(codec: Codec, archive: Archive, folder: Path, *, names: bool, rate: float) -> Path | None:
+    """Write prefixes into a folder until one fits and no wider one does; return it, or None if none fits."""
+    fits, chosen = 0, None
+    latents = _estimate(codec, archive, rate)
+    too_wide = latents + 1
+    while fits + 1 < too_wide:
+        path = folder / f"{latents}.bin"
+        spent = _write_prefix(codec, archive, path, latents, names=names)
+        if spent <= rate:
+            fits, chosen = latents, path
+            latents = (fits + too_wide) // 2
+        else:
+            path.unlink()
+            too_wide = latents
+            step = max(1, int((spent - rate) / spent * latents))
+            latents = max(latents - step, (fits + too_wide) // 2 if fits else 1)
+    return chosen
+
+
+def _estimate(codec: Codec, archive: Archive, rate: float) -> int:
+    """Return the widest prefix that costs no more than ``rate`` bits per image under the tables."""
+    ones = np.zeros(codec.latents)
+    for codes in archive.iter_codes():
+        ones += codes.symbols().sum(axis=0)
+    p = codec.tables.entropy.ones[:, 0] / 4096
+    mean = ones / len(archive)
+    cost = np.cumsum(-(mean * np.log2(p) + (1 - mean) * np.log2(1 - p)))
+    return int(np.searchsorted(cost, rate, side="right"))
+
+
+def _write_prefix(codec: Codec, archive: Archive, path: Path, latents: int, *, names: bool) -> float:
+    """Write the first latents of an archive; return the bits per image that they take on disk."""
+    header = replace(archive.header, latents=latents)
+    embed = not codec.has_packaged_tables
+    with Writer(path, header, codec.tables, embed_tables=embed, names=names) as writer:
+        for name, reason in archive.skipped:
+            writer.skip(name, reason)
+        unsaid = archive.source_bytes
+        for codes in archive.iter_codes():
+            # Labels are those that names carry, and are not stored beside them.
+            writer.add(replace(codes.prefix(latents), labels=None), sizes=[unsaid] + [0] * (len(codes) - 1))
+            unsaid = 0
+    with Archive(path, tables=[codec.tables]) as written:
+        return written.parts()["codes"] * 8 / len(written)
