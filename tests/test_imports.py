@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "api": FOUNDATIONS | {"data", "encoders", "compress", "downstream"},
     "cli": FOUNDATIONS | {"data", "api"},
     "__init__": FOUNDATIONS | {"compress", "api"},
+    "__main__": {"cli"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 from importlib import import_module
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from stochcl import __version__
+from stochcl.cli.output import mute
 from stochcl.errors import StochclError
 
 COMMANDS = {
@@ -45,16 +46,19 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that stochcl raises becomes one sentence and its exit code."""
+        # A name may hold letters that the terminal's encoding lacks; better an escape than no result at all.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except StochclError as exc:
             click.echo(f"stochcl: {exc}", err=True)
             ctx.exit(exc.exit_code)
         except BrokenPipeError:  # the reader has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            mute()
             ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("stochcl: interrupted.", err=True)
+        except KeyboardInterrupt as exc:
+            click.echo(" ".join(["stochcl: interrupted.", *getattr(exc, "__notes__", ())]), err=True)
             ctx.exit(_INTERRUPTED)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stochcl.data import printable
+from stochcl.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +22,27 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 
 def show(result: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
     """Print a result: as JSON on standard output, or as lines for people."""
-    if as_json:
-        click.echo(json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False))
-    else:
-        for line in lines:
-            click.echo(line)
+    text = json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) if as_json else "\n".join(lines)
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        mute()
+        reason = (exc.strerror or str(exc)).lower()
+        raise OutputError(f"the result cannot be written to standard output: {reason}.") from exc
+
+
+def mute() -> None:
+    """Throw away what standard output and error still hold, which Python would try to write again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say(line: str) -> None:
