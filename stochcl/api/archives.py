@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stochcl import downstream
@@ -9,13 +10,12 @@ from stochcl.api.report import Report
 from stochcl.compress import Archive
 from stochcl.compress.export import export
 from stochcl.data import printable, read_labels
-from stochcl.errors import LabelsError, ModelMismatch
+from stochcl.errors import LabelsError, ModelMismatch, UsageError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.downstream import Evaluation, Task
@@ -69,7 +69,7 @@ def decompress(
     SourceError, FormatError, UsageError, OutputError, LabelsError
     """
     with Archive(path) as archive:
-        given = None if labels is None else [str(label) for label in _labels(archive, labels)]
+        given = None if labels is None else [str(label) for label in _labels(archive, path, labels)]
         done = export(archive, output, labels=given, force=force)
     return {
         "schema": "stochcl.decompress/0",
@@ -122,27 +122,42 @@ def evaluate(
     ------
     SourceError, FormatError, LabelsError, UsageError, ModelMismatch
     """
+    if column is not None and labels is None:
+        raise UsageError("--column says which column of a CSV file; give that file with --labels.")
+    if test is not None and test_size is not None:
+        raise UsageError("--test and --test-size both say what to score on; give one of them.")
     with Archive(path) as archive:
         used = _input(archive, given)
-        x, y = _rows(archive, used, latents), _labels(archive, labels, column, task)
+        x, y = _rows(archive, used, latents), _labels(archive, path, labels, column)
         facts = {
             "schema": "stochcl.evaluate/0",
             "path": printable(path),
             "images": len(archive),
             "input": used,
             "latents": latents or archive.header.latents,
-            "model": archive.header.model,
+            "model": printable(archive.header.model),
         }
-        model = archive.header.model_sha256
+        model, names = archive.header.model_sha256, archive.names
     if test is None:
-        return downstream.evaluate(
-            x, y, task=task, estimator=estimator, seed=seed, folds=folds, test_size=test_size
-        ), facts
+        with _naming(labels or path):
+            return downstream.evaluate(
+                x, y, task=task, estimator=estimator, seed=seed, folds=folds, test_size=test_size, names=names
+            ), facts
     with Archive(test) as archive:
         if archive.header.model_sha256 != model:
             raise ModelMismatch(f"{printable(test)}: this archive was made by another model than {printable(path)}.")
-        x_test, y_test = _rows(archive, used, latents), _labels(archive, labels, column, task)
-    return downstream.evaluate_split(x, y, x_test, y_test, task=task, estimator=estimator, seed=seed), facts
+        x_test, y_test = _rows(archive, used, latents), _labels(archive, test, labels, column)
+    with _naming(labels or path):
+        return downstream.evaluate_split(x, y, x_test, y_test, task=task, estimator=estimator, seed=seed), facts
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file that labels came from before what is wrong with them."""
+    try:
+        yield
+    except LabelsError as exc:
+        raise LabelsError(f"{printable(path)}: {exc}") from exc
 
 
 def _input(archive: Archive, given: str) -> str:
@@ -157,18 +172,16 @@ def _rows(archive: Archive, used: str, latents: int | None) -> NDArray[Any]:
 
 def _labels(
     archive: Archive,
+    path: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None,
     column: str | None = None,
-    task: Task = "classification",
-) -> Sequence[Any] | NDArray[np.float64]:
+) -> tuple[str, ...]:
     """Return a label for every row: from the CSV, or from the archive."""
-    if labels is not None:
-        if archive.names is None:
-            raise LabelsError("the archive was written with --no-names, so labels cannot be matched to its rows.")
-        table = read_labels(labels)
-        if task == "regression":
-            return table.numbers(archive.names, column)
-        return table.match(archive.names, column)
+    shown = printable(path)
+    if archive.names is None and (labels is not None or archive.labels is None):
+        raise LabelsError(f"{shown}: its rows have no names to find labels by (--no-names?); compress with names.")
+    if labels is not None and archive.names is not None:
+        return read_labels(labels).match(archive.names, column)
     if archive.labels is None:
-        raise LabelsError("the archive has no labels (its images lie in no folders); give them with --labels.")
+        raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
     return archive.labels

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl import downstream
 from stochcl.api.archives import evaluate
 from stochcl.api.codec import Codec
-from stochcl.data import ImageSource, folder_label, open_source
+from stochcl.data import ImageSource, folder_label, open_source, printable
 from stochcl.data.examples import write_examples
 from stochcl.errors import SourceError
 
@@ -75,7 +75,8 @@ def demonstrate(model: str, *, say: Callable[[str], None] = lambda line: None) -
         count = write_examples(images)
         say(f"made {count} example images: digits, and patches of two photographs, from scikit-learn")
         codec = Codec(model, device="cpu")
-        say(f"stochcl compress images/ -o codes.bin    (model {codec.model.name}, {codec.latents:,} latents)")
+        with_model = f"(model {printable(codec.model.name)}, {codec.latents:,} latents)"
+        say(f"stochcl compress images/ -o codes.bin    {with_model}")
         report = replace(codec.compress(images, path), path=path.name)
         say("stochcl evaluate codes.bin")
         codes, _ = evaluate(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.data import printable
+from stochcl.data.files import why
 from stochcl.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON types."""
         return {
-            "name": self.name,
+            "name": printable(self.name),
             "path": printable(self.path),
             "bytes": self.bytes,
             "config": self.config,
@@ -58,7 +60,7 @@ class ModelCard:
         seen = f"{record.get('images', 0):,} images, {record.get('images_seen', 0):,} seen"
         where = f"{record.get('seconds', 0) / 60:,.0f} minutes on {record.get('hardware')}"
         out = [
-            f"{self.name}: {config.get('latents'):,} latents, {self.bytes:,} bytes",
+            f"{printable(self.name)}: {config.get('latents'):,} latents, {self.bytes:,} bytes",
             f"  network: {config.get('backbone')} of width {config.get('width')}, {config.get('size')} pixels",
             f"  codes: the first {rungs} latents",
             f"  trained on: {', '.join(record.get('sources', ()))}; {seen}, {where}",
@@ -88,18 +90,20 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     UsageError
         If there is neither.
     """
-    path = Path(model)
-    if path.is_file():
-        return path
-    if isinstance(model, str) and os.sep not in model:
-        embedded = {p.stem: p for p in embedded_models()}
-        if model in embedded:
-            return embedded[model]
-        for folder in _folders():
-            candidate = folder / f"{model.removesuffix(ENDING)}{ENDING}"
-            if candidate.is_file():
-                return candidate
-    names = ", ".join(p.stem for p in embedded_models()) or "none"
+    bare = isinstance(model, str) and os.sep not in model
+    embedded = {p.stem: p for p in embedded_models()}
+    if bare and model in embedded:  # whatever lies in the current folder; ./general is that
+        return embedded[str(model)]
+    candidates = [Path(model)]
+    if bare:
+        candidates += [folder / f"{str(model).removesuffix(ENDING)}{ENDING}" for folder in _folders()]
+    for path in candidates:
+        with suppress(OSError):  # a name too long for any file
+            if path.is_file():
+                return path
+    if Path(model).is_dir():
+        raise UsageError(f"{printable(model)}: this is a folder; name the model file in it.")
+    names = ", ".join(embedded) or "none"
     raise UsageError(
         f"{printable(model)}: there is no model of this name and no such file; embedded models: {names}."
     )
@@ -123,7 +127,13 @@ def _card(path: Path) -> ModelCard:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             metadata = json.loads(file.read(min(length, 1 << 24)))["__metadata__"]
-        config, record = json.loads(metadata["config"]), json.loads(metadata["record"])
-        return ModelCard(path.stem, path, path.stat().st_size, config, record)
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ModelError(f"{printable(path)}: this is not a stochcl model, or it is damaged ({exc}).") from exc
+        card = ModelCard(
+            path.stem, path, path.stat().st_size, json.loads(metadata["config"]), json.loads(metadata["record"])
+        )
+        card.lines()  # whatever is not of its type shows now
+    except OSError as exc:
+        raise ModelError(f"{printable(path)}: the model cannot be read: {why(exc)}.") from exc
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        msg = f"{printable(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
+        raise ModelError(msg) from exc
+    return card

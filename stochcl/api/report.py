@@ -115,7 +115,7 @@ class Report:
             "parts": self.parts,
             "external_bytes": self.external_bytes,
             "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
-            "model": {"name": self.model, "sha256": self.model_sha256, "latents": self.model_latents},
+            "model": {"name": printable(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
             "latents": self.latents,
             "precision": self.precision,
         } | ({} if speed is None else {"images_per_second": round(speed, 1)})
@@ -128,7 +128,7 @@ class Report:
         size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per image"
         out = [
             f"{printable(self.path)}: {self.images:,} images, {size}",
-            f"  model      {self.model} ({self.model_sha256[:12]}), {width}, {self.precision}",
+            f"  model      {printable(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
         ]
         for name, part in self.parts.items():
             out.append(f"  {name:<10} {part:>12,} bytes  {self._per_image(part):>10,.1f} bits per image")
@@ -141,9 +141,21 @@ class Report:
             "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",
             "features": f"float32 features ({self.feature_bytes:,} bytes)",
         }
-        out += [f"  {value:>7,.1f} times smaller than {said[name]}" for name, value in self.reduction.items()]
+        out += [f"  {_times(value)} than {said[name]}" for name, value in self.reduction.items() if value]
         if self.skipped:
             out.append(f"  skipped    {len(self.skipped):,} images that could not be read")
         if self.images_per_second:
             out.append(f"  speed      {self.images_per_second:,.0f} images per second")
         return out
+
+
+def _times(reduction: float) -> str:
+    """Say how many times smaller, or larger, a file is.
+
+    Examples
+    --------
+    >>> _times(58.04), _times(0.25)
+    ('   58.0 times smaller', '    4.0 times larger')
+    """
+    smaller = reduction >= 1
+    return f"{reduction if smaller else 1 / reduction:>7,.1f} times {'smaller' if smaller else 'larger'}"

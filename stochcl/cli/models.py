@@ -19,4 +19,5 @@ def models(*, as_json: bool) -> None:
     """
     cards = model_cards()
     result = {"schema": "stochcl.models/0", "models": [card.to_json() for card in cards]}
-    show(result, [line for card in cards for line in card.lines()] or ["no models"], as_json=as_json)
+    lines = [line for card in cards for line in card.lines()]
+    show(result, lines or ["stochcl brings no models; train one with `stochcl train`"], as_json=as_json)

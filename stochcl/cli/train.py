@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say_skipped, show
+from stochcl.data import printable
 
 
 @click.command()
@@ -60,9 +61,10 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
     say_skipped(report.skipped)
     knn = "" if report.knn is None else f", kNN accuracy {report.knn:.1%}"
     work = f"{report.images:,} images, {report.steps:,} steps, {duration(report.seconds)}"
+    which = "held-out images" if report.held_out else "the training images"
     lines = [
-        f"{output}: {report.latents:,} latents; {work}",
-        f"  rate of held-out codes {report.rate:,.1f} bits per image{knn}",
+        f"{printable(output)}: {report.latents:,} latents; {work}",
+        f"  rate of {which} {report.rate:,.1f} bits per image{knn}",
         f"  hash {report.sha256}",
     ]
     show(report.to_json(), lines, as_json=as_json)
