@@ -102,6 +102,20 @@ def test_the_trained_prefix_matters():
     assert losses_of(latents=8)[2].total != losses_of(latents=4)[2].total
 
 
+def test_no_gradient_flows_to_the_target():
+    # It would draw the features towards what is easily reconstructed: a constant.
+    torch.manual_seed(0)
+    model = Encoder(make_config())
+    clean = torch.randn(3, 3, 16, 16, requires_grad=True)
+    views, noise = torch.randn(12, 3, 16, 16, requires_grad=True), torch.rand(12, 16)
+    projectors = Projectors(model.feature_dim, width=8)
+    stochastic_contrastive(
+        model, projectors, views, clean, noise, latents=8, beta=0.0, temperature=0.2
+    ).total.backward()
+    assert views.grad is not None
+    assert clean.grad is None
+
+
 def test_the_target_is_no_part_of_the_statistics():
     model, _, _ = losses_of()
     assert model.training
