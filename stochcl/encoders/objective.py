@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from stochcl.encoders.model import Encoder
 
 
+DECORRELATION = 0.02
+"""gamma: what the covariance term is multiplied by."""
+
+
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Return the normalised, temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709, equation 1).
 
@@ -36,6 +40,24 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
         similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
     partner = torch.arange(2 * n, device=z.device).roll(n)
     return functional.cross_entropy(similarity, partner)
+
+
+def decorrelation(features: Tensor) -> Tensor:
+    """Return the covariance term of VICReg (Bardes et al., arXiv 2105.04906, equation 3).
+
+    Parameters
+    ----------
+    features : Tensor of float, shape (B, V)
+        Standardised over the batch.
+
+    Returns
+    -------
+    Tensor
+        Sum of the squared correlations between different features, divided by V.
+    """
+    n, width = features.shape
+    correlation = features.T @ features / n
+    return (correlation.square().sum() - correlation.diagonal().square().sum()) / width
 
 
 class Projectors(nn.Module):
@@ -66,11 +88,12 @@ class Projectors(nn.Module):
 
 @dataclass(frozen=True)
 class Losses:
-    """One step's terms: contrastive ones and the total in nats, reconstruction a mean square, rates in bits."""
+    """One step's terms: contrastive ones and the total in nats, the next two mean squares, rates in bits."""
 
     total: Tensor
     contrast: Tensor
     contrast_codes: Tensor
+    decorrelation: Tensor
     reconstruction: Tensor
     rate: Tensor
     kl: Tensor
@@ -92,14 +115,17 @@ def stochastic_contrastive(
     With features f, code z ~ q(z|f), z_k its first k latents, g the decoder, h and h' projections, f* the
     features of the clean image (in evaluation mode, no gradient) and ' the other view,
 
-        L = NTXent(h f) + NTXent(h' g(z)) / 2 + NTXent(h' g(z_k)) / 2
+        L = NTXent(h f) + NTXent(h' g(z)) / 2 + NTXent(h' g(z_k)) / 2 + gamma * C(f)
             + |g(z) - f*|^2 / 2|f*|^2 + |g(z_k) - f*|^2 / 2|f*|^2 + beta * E_q[-log2 p(z)]
 
     The contrastive term on the decoded code is that of Ramapuram et al. (arXiv 2110.00552, section 3); the
     one on the features keeps the backbone learning while codes are still noise. z_k makes the code nested
     (Rippel et al., arXiv 1402.0915). Reconstructing the clean image's features, from the codes of its views
-    and from its own, makes the decoded vector worth what the features are worth. The rate is the posterior's
-    cross-entropy with the prior: what a file pays.
+    and from its own, makes the decoded vector worth what the features are worth. It trains latents and decoder
+    only: a backbone that could make features easy to reconstruct would put all of their variance into one
+    direction. C is the covariance term of VICReg, for the same reason: a squared error counts directions by their
+    variance, and a classifier does not. (Without these two, on ResNet-10 and Tiny-ImageNet: 82 % of the variance
+    in 8 of 512 directions.) The rate is the posterior's cross-entropy with the prior: what a file pays.
 
     Parameters
     ----------
@@ -133,21 +159,21 @@ def stochastic_contrastive(
     first, second = projectors.codes(short).chunk(2)
     contrast_codes = contrast_codes + nt_xent(first, second, temperature) / 2
 
-    own = model.posterior(target).sample(noise[: len(clean)])
     c, b = len(clean), len(views) // 2
-    guesses = torch.stack([
-        vectors[:c], vectors[b : b + c], model.decode(own),
-        short[:c], short[b : b + c], model.decode(own, latents),
-    ])  # fmt: skip
+    rows = torch.cat([features[:c], features[b : b + c], target]).detach()
+    symbols = model.posterior(rows).sample(torch.cat([noise[:c], noise[b : b + c], noise[:c]]))
+    guesses = torch.stack([model.decode(symbols), model.decode(symbols, latents)])
     # Relative to the target's own power: while the running statistics lag behind the first, large steps,
     # "standardised" features are anything but, and an absolute error drowns the other terms.
-    reconstruction = (guesses - target).square().mean() / target.square().mean().clamp(min=1e-6)
+    reconstruction = (guesses - target.repeat(3, 1)).square().mean() / target.square().mean().clamp(min=1e-6)
 
+    spread = decorrelation(features)
     rate = posterior.rate(model.prior).sum(1).mean()
     return Losses(
-        total=contrast + contrast_codes + reconstruction + beta * rate,
+        total=contrast + contrast_codes + DECORRELATION * spread + reconstruction + beta * rate,
         contrast=contrast.detach(),
         contrast_codes=contrast_codes.detach(),
+        decorrelation=spread.detach(),
         reconstruction=reconstruction.detach(),
         rate=rate.detach(),
         kl=posterior.kl(model.prior).sum(1).mean().detach(),

@@ -131,6 +131,7 @@ class Progress:
     loss: float = math.nan
     contrast: float = math.nan
     contrast_codes: float = math.nan
+    decorrelation: float = math.nan
     reconstruction: float = math.nan
     rate: float = math.nan
     kl: float = math.nan
@@ -362,9 +363,9 @@ class Trainer:
         progress = Progress(
             fraction=self.fraction, step=self.step, epoch=self.step / self.steps_per_epoch,
             elapsed=self.elapsed, loss=float(losses.total.detach()), contrast=float(losses.contrast),
-            contrast_codes=float(losses.contrast_codes), reconstruction=float(losses.reconstruction),
-            rate=float(losses.rate), kl=float(losses.kl), beta=self.controller.beta, lr=lr,
-            images_per_second=speed,
+            contrast_codes=float(losses.contrast_codes), decorrelation=float(losses.decorrelation),
+            reconstruction=float(losses.reconstruction), rate=float(losses.rate), kl=float(losses.kl),
+            beta=self.controller.beta, lr=lr, images_per_second=speed,
         )  # fmt: skip
         if self.step == 1 or time.monotonic() - self.measured > self.measure_every:
             found = self.monitor(self.encoder, self.device)

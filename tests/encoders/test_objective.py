@@ -3,8 +3,16 @@ import math
 import pytest
 import torch
 
+from stochcl.encoders import objective
 from stochcl.encoders.model import Encoder
-from stochcl.encoders.objective import Projectors, RateController, nt_xent, stochastic_contrastive
+from stochcl.encoders.objective import (
+    DECORRELATION,
+    Projectors,
+    RateController,
+    decorrelation,
+    nt_xent,
+    stochastic_contrastive,
+)
 from tests.encoders.making import make_config
 
 
@@ -58,6 +66,13 @@ def test_nt_xent_is_exact_under_autocast(views):
     torch.testing.assert_close(rounded, nt_xent(*views, 0.1), rtol=1e-6, atol=0)
 
 
+def test_decorrelation_counts_what_features_share():
+    x = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, -1.0]])
+    assert decorrelation(x[:, :2]) == 0
+    assert decorrelation(x) == pytest.approx(2 / 3)  # the first and the third are one, seen from both
+    assert decorrelation(x[:, [0, 0, 0]]) == pytest.approx(2)
+
+
 def losses_of(*, bf16=False, beta=1e-2, latents=8, seed=0):
     torch.manual_seed(seed)
     model = Encoder(make_config())
@@ -85,6 +100,7 @@ def test_gradient_flows_to_every_parameter(bf16):
 def test_the_total_is_the_sum_of_its_terms():
     _, _, losses = losses_of(beta=0.02)
     parts = losses.contrast + losses.contrast_codes + losses.reconstruction + 0.02 * losses.rate
+    parts = parts + DECORRELATION * losses.decorrelation
     torch.testing.assert_close(losses.total.detach(), parts)
     assert 0 < losses.kl < losses.rate
 
@@ -114,6 +130,16 @@ def test_no_gradient_flows_to_the_target():
     ).total.backward()
     assert views.grad is not None
     assert clean.grad is None
+
+
+def test_reconstruction_trains_latents_and_decoder_only(monkeypatch):
+    # A backbone that it could reach would make features easy to reconstruct, all variance in one direction.
+    monkeypatch.setattr(objective, "nt_xent", lambda a, b, temperature: 0 * (a.sum() + b.sum()))
+    monkeypatch.setattr(objective, "DECORRELATION", 0.0)
+    model, _, losses = losses_of(beta=0.0)
+    losses.total.backward()
+    assert not any(p.grad.any() for p in model.backbone.parameters())
+    assert all(p.grad.any() for p in (*model.head.parameters(), *model.decoder.parameters()))
 
 
 def test_the_target_is_no_part_of_the_statistics():
