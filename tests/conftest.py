@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.making import make_model, write_images
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -32,3 +34,41 @@ def golden(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20211001)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of images of three classes; look, do not touch."""
+    return write_images(tmp_path_factory.mktemp("images") / "photos")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, images):
+    """The file of a tiny real model, called ``tiny``."""
+    return make_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", images)
+
+
+@pytest.fixture(scope="session")
+def codec(model):
+    import stochcl
+
+    return stochcl.load(model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def codes(tmp_path_factory, images, codec):
+    """The images' archive; look, do not touch."""
+    path = tmp_path_factory.mktemp("codes") / "codes.bin"
+    codec.compress(images, path)
+    return path
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    """Make segments of so few rows, so that a short run has several."""
+    from stochcl.compress import Writer
+
+    def of(rows):
+        monkeypatch.setitem(Writer.__init__.__kwdefaults__, "segment_rows", rows)
+
+    return of

@@ -14,7 +14,7 @@ from stochcl.cli.output import mute
 from stochcl.errors import StochclError
 
 COMMANDS = {
-    "compress": "Compress images or embeddings to a file of codes.",
+    "compress": "Compress images to a file of codes.",
     "info": "Say what a file of codes holds and where its bytes go.",
     "verify": "Check every byte of a file of codes.",
     "decompress": "Decode codes to arrays: .npz, .npy, .csv or .parquet.",

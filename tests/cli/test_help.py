@@ -1,0 +1,59 @@
+"""What a newcomer sees first: help with an example, and usage errors that point to it."""
+
+import pytest
+
+from stochcl import __version__
+from stochcl.cli.main import COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_command_has_help_with_an_example(run, command, option):
+    result = run(command, option)
+    assert result.stderr == ""
+    assert f"Usage: stochcl {command}" in result.stdout.replace("Usage: main", "Usage: stochcl")
+    assert f"Example:\n    stochcl {command}" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_the_group_lists_every_command_in_the_order_of_a_user_s_day(run):
+    text = run("--help").stdout
+    places = [text.index(f"\n  {command} ") for command in COMMANDS]
+    assert places == sorted(places)
+    for line in COMMANDS.values():
+        assert line in text
+    assert "stochcl compress images/ -o codes.bin" in text
+
+
+def test_version(run):
+    assert run("--version").stdout == f"stochcl, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compres", "x"], "No such command 'compres'"),
+        (["compress"], "Missing argument 'SOURCE'"),
+        (["compress", "x"], "Missing option '-o'"),
+        (["info"], "Missing argument 'CODES'"),
+        (["compress", "x", "-o", "y", "--latents", "0"], "--latents"),
+        (["compress", "x", "-o", "y", "--rate", "0"], "--rate"),
+        (["compress", "x", "-o", "y", "--batch-size", "0"], "--batch-size"),
+        (["compress", "x", "-o", "y", "--workers", "-1"], "--workers"),
+        (["compress", "x", "-o", "y", "--fit", "squeeze"], "'crop', 'pad', 'stretch'"),
+        (["evaluate", "x", "--task", "ranking"], "'classification', 'regression'"),
+        (["evaluate", "x", "--test-size", "1"], "--test-size"),
+        (["evaluate", "x", "--folds", "1"], "--folds"),
+        (["train", "x", "-o", "y", "--max-time", "soon"], "'soon' is not a time; write 90s, 90m or 1.5h."),
+        (["train", "-o", "y"], "Missing argument 'SOURCE...'"),
+    ],
+)
+def test_a_wrong_request_is_a_usage_error(run, arguments, message):
+    result = run(*arguments, code=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_without_a_command_there_is_help(run):
+    result = run(code=2)
+    assert "Commands:" in result.output

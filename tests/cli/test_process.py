@@ -1,0 +1,91 @@
+"""The program as a process: its terminal, its pipes, its console script."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stochcl import __version__
+from tests.making import process, program
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs terminals and signals as Unix has them")
+
+
+def test_the_console_script_and_the_module_are_the_program():
+    script = Path(sys.executable).with_name("stochcl")
+    for command in ([script], [sys.executable, "-m", "stochcl"]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr, done.returncode) == (f"stochcl, version {__version__}\n", "", 0)
+
+
+def in_terminal(*arguments):
+    """Run the program with standard error on a terminal; return what it wrote there, and its results."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(
+        program(*arguments), stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL, env=environment
+    ) as child:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                data = os.read(ours, 1 << 16)
+            except OSError:  # Linux says so when the other end is closed
+                break
+            if not data:
+                break
+            shown += data
+        results = child.stdout.read()
+    os.close(ours)
+    return shown.decode(), results.decode(), child.returncode
+
+
+def test_a_terminal_shows_progress_with_images_per_second(images, model, tmp_path):
+    arguments = ["compress", images, "-m", model, "-o", tmp_path / "a.bin", "--batch-size", "2", "--workers", "1"]
+    shown, results, code = in_terminal(*arguments)
+    assert code == 0
+    assert re.search(r"\d images/s", shown)
+    assert re.search(r"100 %", shown)
+    assert "images/s" not in results
+    assert results.startswith(str(tmp_path / "a.bin"))
+
+
+def test_without_a_terminal_there_is_no_progress(images, model, tmp_path):
+    done = process("compress", images, "-m", model, "-o", tmp_path / "a.bin")
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith(f"{tmp_path / 'a.bin'}: 42 images")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_reader_that_has_seen_enough_is_no_error(codes, both):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run(
+            program("info", codes), stdout=theirs, stderr=theirs if both else subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(theirs)
+    assert not done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_results_that_cannot_be_printed_are_an_error_of_one_sentence(codes, options):
+    with Path("/dev/full").open("wb") as full:
+        done = process("info", codes, *options, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    said = "stochcl: the result cannot be written to standard output: no space left on device.\n"
+    assert (done.stderr, done.returncode) == (said, 1)
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(codes, tmp_path):
+    path = tmp_path / "süß日\udcff.bin"
+    path.write_bytes(codes.read_bytes())
+    done = process("info", path, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith(f"{tmp_path}/süß\\u65e5\\udcff.bin: 42 images")

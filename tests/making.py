@@ -1,0 +1,67 @@
+"""A tiny real model, images of a few classes, and ways to run the program, for the tests of cli and api."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+LATENTS = 32
+SIZE = 32
+
+CLASSES = ("cats", "dogs", "fische/süß")
+"""Folders of the made images; the label is the first of each path."""
+
+PER_CLASS = 14
+
+
+def make_pixels(seed: int, shade: int = 0, size: int = 40) -> np.ndarray:
+    """An image of soft noise, brighter in one colour: shape (size, size + 8, 3), uint8."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 160, (size // 8, size // 8 + 1, 3))
+    pixels = coarse.repeat(8, 0).repeat(8, 1)
+    pixels[..., shade % 3] += 80
+    return pixels.astype(np.uint8)
+
+
+def write_images(folder: Path, per_class: int = PER_CLASS) -> Path:
+    """Write images of every class below a folder, PNG and JPEG by turns."""
+    for k, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            ending = "jpg" if i % 2 else "png"
+            Image.fromarray(make_pixels(1000 * k + i, k)).save(folder / name / f"{i:02d}.{ending}")
+    return folder
+
+
+def make_model(path: Path, images: Path) -> Path:
+    """Write the file of an untrained network whose statistics and tables are measured on images."""
+    from stochcl.api.training import train
+
+    train([images], path, epochs=0, width=4, size=SIZE, latents=LATENTS, decoder=(8,), device="cpu")
+    return path
+
+
+def program(*arguments, before: str = "") -> list[str]:
+    """The command line of the program as a process of its own, after some lines of Python."""
+    code = f"{before}\nfrom stochcl.cli import main; main(prog_name='stochcl')"
+    return [sys.executable, "-c", code, *map(os.fspath, arguments)]
+
+
+def process(*arguments, before: str = "", **options) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own."""
+    command = program(*arguments, before=before)
+    given = {"capture_output": True, "text": True, "timeout": 120} | options
+    return subprocess.run(command, check=False, **given)
+
+
+def json_of(result) -> dict:
+    """What a command printed on standard output with --json."""
+    return json.loads(result.stdout)
+
+
+SMALL_SEGMENTS = "from stochcl.compress import Writer; Writer.__init__.__kwdefaults__['segment_rows'] = {rows}"
+"""Lines for ``before``: with segments this small, little work is lost and a short run leaves a partial file."""
