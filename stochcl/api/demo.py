@@ -69,12 +69,12 @@ def demonstrate(model: str, *, say: Callable[[str], None] = lambda line: None) -
     say : callable
         Told what is being done, a line at a time.
     """
+    codec = Codec(model, device="cpu")
     with tempfile.TemporaryDirectory(prefix="stochcl-demo-") as folder:
         images, path = Path(folder, "images"), Path(folder, "codes.bin")
         images.mkdir()
         count = write_examples(images)
         say(f"made {count} example images: digits, and patches of two photographs, from scikit-learn")
-        codec = Codec(model, device="cpu")
         with_model = f"(model {printable(codec.model.name)}, {codec.latents:,} latents)"
         say(f"stochcl compress images/ -o codes.bin    {with_model}")
         report = replace(codec.compress(images, path), path=path.name)
