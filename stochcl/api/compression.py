@@ -78,5 +78,8 @@ def _check_output(path: Path, source: Path, *, force: bool) -> None:
         return
     if same:
         raise UsageError(f"{shown}: the output would replace the source; give another name.")
-    if not force and stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+        raise UsageError(f"{shown}: this is {what}; name the file to write.")
+    if not force:
         raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")

@@ -101,8 +101,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         with suppress(OSError):  # a name too long for any file
             if path.is_file():
                 return path
-    if Path(model).is_dir():
-        raise UsageError(f"{printable(model)}: this is a folder; name the model file in it.")
+            if path.is_dir():
+                raise UsageError(f"{printable(path)}: this is a folder; name the model file in it.")
     names = ", ".join(embedded) or "none"
     raise UsageError(
         f"{printable(model)}: there is no model of this name and no such file; embedded models: {names}."

@@ -122,12 +122,12 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return the figures for people."""
-        width = f"{self.latents:,} latents"
+        width = counted(self.latents, "latent")
         if self.latents != self.model_latents:
             width += f" of {self.model_latents:,}"
         size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per image"
         out = [
-            f"{printable(self.path)}: {self.images:,} images, {size}",
+            f"{printable(self.path)}: {counted(self.images, 'image')}, {size}",
             f"  model      {printable(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
         ]
         for name, part in self.parts.items():
@@ -143,10 +143,21 @@ class Report:
         }
         out += [f"  {_times(value)} than {said[name]}" for name, value in self.reduction.items() if value]
         if self.skipped:
-            out.append(f"  skipped    {len(self.skipped):,} images that could not be read")
+            out.append(f"  skipped    {counted(len(self.skipped), 'image')} that could not be read")
         if self.images_per_second:
             out.append(f"  speed      {self.images_per_second:,.0f} images per second")
         return out
+
+
+def counted(count: int, what: str) -> str:
+    """Write how many of something there are.
+
+    Examples
+    --------
+    >>> counted(1, "image"), counted(12000, "image")
+    ('1 image', '12,000 images')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _times(reduction: float) -> str:

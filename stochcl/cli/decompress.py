@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stochcl.api import archives
+from stochcl.api.report import counted
 from stochcl.cli.output import JSON, show
 
 
@@ -29,5 +30,5 @@ def decompress(codes: Path, output: Path, *, labels: Path | None, force: bool, a
     """
     result = archives.decompress(codes, output, labels=labels, force=force)
     holds = ", ".join(result["holds"])
-    line = f"{result['path']}: {holds} of {result['images']:,} images, {result['bytes']:,} bytes"
+    line = f"{result['path']}: {holds} of {counted(result['images'], 'image')}, {result['bytes']:,} bytes"
     show(result, [line], as_json=as_json)

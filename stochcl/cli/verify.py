@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stochcl.api import archives
+from stochcl.api.report import counted
 from stochcl.cli.output import JSON, progress_bar, show
 
 
@@ -22,5 +23,6 @@ def verify(codes: Path, *, as_json: bool) -> None:
     """
     with progress_bar("images") as bar:
         result = archives.verify(codes, progress=bar)
-    lines = [f"{result['path']}: {result['images']:,} images, {result['bytes']:,} bytes, nothing damaged"]
+    images = counted(result["images"], "image")
+    lines = [f"{result['path']}: {images}, {result['bytes']:,} bytes, nothing damaged"]
     show(result, lines, as_json=as_json)

@@ -19,7 +19,7 @@ from stochcl.compress.reader import ByteReader
 from stochcl.compress.segment import KIND, OWN, SegmentHead, read_block, unpack_table
 from stochcl.compress.tables import Tables, find_tables
 from stochcl.data import folder_label, printable
-from stochcl.errors import FormatError, SourceError, UsageError
+from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -378,6 +378,13 @@ def _indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
     return np.where(index < 0, index + count, index)
 
 
+_ADVICE = {
+    BadMagic: "give a file that `stochcl compress` wrote",
+    Truncated: "copy it again from where it is whole, or compress again",
+    ChecksumMismatch: "copy it again from where it is whole, or compress again",
+}
+
+
 class _Named:
     """Puts the archive's name before the message of a FormatError; makes a SourceError of a failing disk."""
 
@@ -389,7 +396,8 @@ class _Named:
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
         if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
-            raise type(exc)(f"{self._shown}: {exc}.") from exc
+            advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
+            raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
         if isinstance(exc, FileNotFoundError):
             raise SourceError(f"{self._shown}: there is no such file.") from exc
         if isinstance(exc, OSError):

@@ -55,7 +55,7 @@ class ByteReader:
             If the file does not have them.
         """
         if offset < 0 or size < 0 or offset + size > self.size:
-            msg = f"bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
+            msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
             raise Truncated(msg)
         if self._file is not None:
             with self._lock:

@@ -192,7 +192,7 @@ def _explained() -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as exc:
-        raise ImageError("it is not an image in a format that is read here") from exc
+        raise ImageError("it is not an image in a format that is read here, or its beginning is damaged") from exc
     except Image.DecompressionBombError as exc:
         raise ImageError(f"it has more than {MAX_PIXELS:,} pixels") from exc
     except MemoryError as exc:

@@ -65,7 +65,8 @@ def test_the_report_says_what_was_made(images, output, checkpoint):
     model = load_model(output)
     assert (report.model, report.sha256, report.latents) == (str(output), model.sha256, 16)
     assert (report.images, report.held_out, report.steps) == (19, 4, 2)
-    assert report.skipped == (("cat/05.png", "it is not an image in a format that is read here"),)
+    reason = "it is not an image in a format that is read here, or its beginning is damaged"
+    assert report.skipped == (("cat/05.png", reason),)
     assert 0 < report.rate <= 20
     assert report.knn in (0, 0.25, 0.5, 0.75, 1)
     assert report.seconds > 0
