@@ -28,7 +28,7 @@ def test_folders_are_the_classes(run, codes):
     assert (found["images"], found["n_test"], found["latents"]) == (42, 42, 32)
     assert (found["input"], found["model"], found["estimator"]) == ("vectors", "tiny", "logistic")
     assert found["baseline"] == pytest.approx(1 / 3, abs=0.06)
-    assert found["score"] > 0.7  # the classes differ in colour, which even an untrained network sees
+    assert found["score"] > found["baseline"] + 0.1  # even an untrained network sees their colours
     assert sum(map(sum, found["confusion"])) == 42
 
 
@@ -103,7 +103,7 @@ def test_the_seed_decides_the_split(run, codes):
         (
             ["--estimator", "forest"],
             2,
-            "there is no classification estimator 'forest'; there are logistic, svm, knn,",
+            "there is no classification estimator 'forest'; there are logistic,",
         ),
         (["--estimator", "os.path"], 2, "'os.path': this is no scikit-learn estimator"),
         (["--estimator", "no.such.Thing"], 2, "'no.such.Thing': there is no such class"),
