@@ -1,0 +1,66 @@
+"""The figures of a report, worked out by hand."""
+
+import pytest
+
+from stochcl.api.report import Report, counted
+
+
+def report(**changes):
+    given = {
+        "path": "a.bin", "images": 4, "skipped": (), "bytes": 200, "external_bytes": 0, "source_bytes": 5000,
+        "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10},
+        "pixel_bytes": 1000, "feature_bytes": 100, "model": "m", "model_sha256": "ab" * 32, "latents": 8,
+        "model_latents": 16, "precision": "fp32",
+    }  # fmt: skip
+    return Report(**given | changes)
+
+
+def test_rates_and_reductions():
+    found = report()
+    assert found.bits_per_image == 400
+    assert found.reduction == {"source": 25, "pixels": 5, "features": 0.5}
+    assert found.images_per_second is None
+    assert report(seconds=2.0, encoded=3).images_per_second == 1.5
+
+
+def test_lines_for_people():
+    assert report(seconds=2.0, encoded=3000, skipped=(("b.png", "it is gone"),), external_bytes=1234).lines() == [
+        "a.bin: 4 images, 200 bytes, 400.0 bits per image",
+        "  model      m (abababababab), 8 latents of 16, fp32",
+        "  codes               100 bytes       200.0 bits per image",
+        "  tables               50 bytes       100.0 bits per image",
+        "  names                20 bytes        40.0 bits per image",
+        "  index                20 bytes        40.0 bits per image",
+        "  header               10 bytes        20.0 bits per image",
+        "  outside           1,234 bytes of decoding tables, which stochcl brings along",
+        "     25.0 times smaller than the source files (5,000 bytes)",
+        "      5.0 times smaller than raw pixels at the model's input size (1,000 bytes)",
+        "      2.0 times larger than float32 features (100 bytes)",
+        "  skipped    1 image that could not be read",
+        "  speed      1,500 images per second",
+    ]
+
+
+def test_what_is_unknown_is_not_compared():
+    lines = report(source_bytes=0, latents=16).lines()
+    assert not any("source files" in line for line in lines)
+    assert "  model      m (abababababab), 16 latents, fp32" in lines
+
+
+def test_json_for_programs():
+    found = report(skipped=(("caf\udce9.png", "it is gone"),), seconds=2.0, encoded=3).to_json("info")
+    assert found == {
+        "schema": "stochcl.info/0", "path": "a.bin", "images": 4, "bytes": 200, "bits_per_image": 400,
+        "skipped": [{"name": "caf\\udce9.png", "reason": "it is gone"}],
+        "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10}, "external_bytes": 0,
+        "reduction": {"source": 25, "pixels": 5, "features": 0.5},
+        "model": {"name": "m", "sha256": "ab" * 32, "latents": 16}, "latents": 8, "precision": "fp32",
+        "images_per_second": 1.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 images"), (1, "1 image"), (2, "2 images"), (4096, "4,096 images")]
+)
+def test_counted(count, text):
+    assert counted(count, "image") == text
