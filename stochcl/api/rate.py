@@ -19,6 +19,8 @@ from stochcl.errors import FormatError, OutputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from stochcl.api.codec import Codec
     from stochcl.api.encoding import CompressOptions
     from stochcl.data import ImageSource
@@ -99,33 +101,40 @@ def _holds(archive: Archive, source: ImageSource) -> bool:
 
 
 def _widest(codec: Codec, archive: Archive, folder: Path, *, names: bool, rate: float) -> Path | None:
-    """Write prefixes into a folder until one fits and no wider one does; return it, or None if none fits."""
-    fits, chosen = 0, None
+    """Write prefixes into a folder until one fits and the next wider one does not; return it, None if none fits."""
+    chosen: Path | None = None
+    fits, too_wide = 0, codec.latents + 1
     latents = _estimate(codec, archive, rate)
-    too_wide = latents + 1
     while fits + 1 < too_wide:
         path = folder / f"{latents}.bin"
         spent = _write_prefix(codec, archive, path, latents, names=names)
         if spent <= rate:
             fits, chosen = latents, path
-            latents = (fits + too_wide) // 2
+            latents += max(1, int(rate - spent))  # a latent takes about a bit, or less
         else:
             path.unlink()
             too_wide = latents
-            step = max(1, int((spent - rate) / spent * latents))
-            latents = max(latents - step, (fits + too_wide) // 2 if fits else 1)
+            latents -= max(1, int((spent - rate) / spent * latents))
+        if not fits < latents < too_wide:
+            latents = (fits + too_wide) // 2
     return chosen
 
 
 def _estimate(codec: Codec, archive: Archive, rate: float) -> int:
-    """Return the widest prefix that costs no more than ``rate`` bits per image under the tables."""
+    """Return the widest prefix that should cost no more than ``rate`` bits per image, at least one latent."""
     ones = np.zeros(codec.latents)
     for codes in archive.iter_codes():
         ones += codes.symbols().sum(axis=0)
-    p = codec.tables.entropy.ones[:, 0] / 4096
     mean = ones / len(archive)
-    cost = np.cumsum(-(mean * np.log2(p) + (1 - mean) * np.log2(1 - p)))
-    return int(np.searchsorted(cost, rate, side="right"))
+    # The writer takes the model's tables, or makes its own of a segment's frequencies where that is cheaper.
+    of_tables = _cost(mean, codec.tables.entropy.ones[:, 0] / 4096)
+    of_its_own = _cost(mean, np.clip(mean, 1 / 4096, 4095 / 4096))
+    return max(1, int(np.searchsorted(np.minimum(of_tables, of_its_own), rate, side="right")))
+
+
+def _cost(mean: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the bits per image of every prefix, given how often latents are one and how often that is expected."""
+    return np.cumsum(-(mean * np.log2(p) + (1 - mean) * np.log2(1 - p)))
 
 
 def _write_prefix(codec: Codec, archive: Archive, path: Path, latents: int, *, names: bool) -> float:

@@ -19,7 +19,7 @@ from stochcl.cli.output import JSON, progress_bar, say_skipped, show
     "--rate",
     type=click.FloatRange(0, min_open=True),
     metavar="R",
-    help="Keep as many latents as take at most R bits per image on disk.",
+    help="Keep as many latents as take at most R bits per image on disk; tables and names come on top.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
 @click.option(

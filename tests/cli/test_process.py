@@ -89,3 +89,11 @@ def test_names_that_the_terminal_cannot_show_are_escaped(codes, tmp_path):
     done = process("info", path, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
     assert (done.stderr, done.returncode) == ("", 0)
     assert done.stdout.startswith(f"{tmp_path}/süß\\u65e5\\udcff.bin: 42 images")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "decompress", "evaluate", "models"])
+def test_what_encodes_nothing_never_imports_torch(codes, tmp_path, command):
+    arguments = {"models": [], "decompress": [codes, "-o", tmp_path / "a.npz"]}.get(command, [codes])
+    said = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
+    done = process(command, *arguments, before=said)
+    assert (done.stderr, done.returncode) == ("False\n", 0)

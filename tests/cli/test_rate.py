@@ -81,3 +81,17 @@ def test_what_an_interrupted_rate_left_is_not_replaced_unasked(refused, compress
         assert message.startswith(f"{full}: ")
     compress(images, "--rate", "9", "--force")
     assert [p.name for p in tmp_path.iterdir()] == ["codes.bin"]
+
+
+def test_the_widest_prefix_of_images_that_the_tables_were_not_made_for(compress, tmp_path):
+    """Tables of the archive's own make codes smaller than those of the model say, and so leave room for more."""
+    shades = np.arange(900, dtype=np.uint8).repeat(3 * 32 * 32).reshape(900, 32, 32, 3)
+    np.save(tmp_path / "shades.npy", shades // 8 * 8)
+    full = compress(tmp_path / "shades.npy", name="full.bin")
+    with stochcl.open(full) as archive:
+        assert archive.parts()["tables"] > len(archive.tables.data) + 12  # there are own ones
+    rate = bits(full)[0] / 2
+    path = compress(tmp_path / "shades.npy", "--rate", str(rate))
+    spent, latents = bits(path)
+    wider = compress(tmp_path / "shades.npy", "--latents", str(latents + 1), name="wider.bin")
+    assert spent <= rate < bits(wider)[0]
