@@ -115,7 +115,8 @@ def main() -> None:
                 b, bits = through_a_file(codec, test, latents, Path(name))
                 if method == CODES:
                     probe(method, "vectors", bits, latents, vectors, train.labels, b.to_vectors(), test.labels)
-                probe(method, "symbols", bits, latents, symbols, train.labels, b.to_numpy(), test.labels)
+                if latents == codec.latents:
+                    probe(method, "symbols", bits, latents, symbols, train.labels, b.to_numpy(), test.labels)
 
     codec = Codec(options.model)
     train, test = encode(codec, options.train), encode(codec, options.test)
