@@ -1,5 +1,6 @@
 import csv
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet
@@ -164,22 +165,28 @@ def test_equal_archives_give_equal_files(archive, tmp_path, ending):
     assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """Files of 4,096 bytes at most: what a full disk does, without one."""
+    """Files of 4,096 bytes at most: what a full disk does, without one.
+
+    Only while the block runs: pytest's own output may be a file, too, and longer than that.
+    """
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, small_disk, ending):
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, ending):
     codes = make_codes(4000, 64, names=make_names(4000))
     with Archive(write(tmp_path / "a", codes, make_tables(64))) as archive:
         (tmp_path / f"a.{ending}").write_bytes(b"precious")
-        small_disk()
-        with pytest.raises(OutputError, match=rf"a\.{ending}: it cannot be written: .*file too large"):
+        message = rf"a\.{ending}: it cannot be written: .*file too large"
+        with small_disk(), pytest.raises(OutputError, match=message):
             export(archive, tmp_path / f"a.{ending}", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", f"a.{ending}"]
     assert (tmp_path / f"a.{ending}").read_bytes() == b"precious"
