@@ -139,7 +139,7 @@ def main() -> None:
         )  # fmt: skip
     result = {
         "schema": "stochcl.measure/0",
-        "command": shlex.join(["python", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv)]),
+        "command": shlex.join(["python", sys.argv[0], *(a if a.startswith("-") else Path(a).name for a in sys.argv[1:])]),
         "model": {"name": codec.model.name, "sha256": codec.model.sha256},
         "train": {"name": options.train.name, "images": len(train.labels)},
         "test": {"name": options.test.name, "images": len(test.labels)},
