@@ -137,9 +137,10 @@ def main() -> None:
             PIXELS, f"{side} x {side}", side * side * 24, None,
             pixels(options.train, side), train.labels, pixels(options.test, side), test.labels,
         )  # fmt: skip
+    words = [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]  # no folders of this machine
     result = {
         "schema": "stochcl.measure/0",
-        "command": shlex.join(["python", sys.argv[0], *(a if a.startswith("-") else Path(a).name for a in sys.argv[1:])]),
+        "command": shlex.join(["python", sys.argv[0], *words]),
         "model": {"name": codec.model.name, "sha256": codec.model.sha256},
         "train": {"name": options.train.name, "images": len(train.labels)},
         "test": {"name": options.test.name, "images": len(test.labels)},
