@@ -80,7 +80,7 @@ def read_images(
         mask = held_out(source.entries, hold_out) if hold_out else np.zeros(len(source), bool)
         skipped += source.rejected
         for batch in source.batches(preprocess, workers=workers):
-            out = np.array(_of_readable(source, batch.rows, batch.failures, mask), bool)
+            out = mask[list(batch.positions)]
             begin = len(labels[False])
             images[begin : begin + len(out) - out.sum()] = batch.images[~out]
             held.append(batch.images[out])
@@ -99,20 +99,6 @@ def read_images(
         held_labels=tuple(labels[True]),
         skipped=tuple(skipped),
     )
-
-
-def _of_readable(
-    source: ImageSource, rows: range, failures: tuple[Failure, ...], mask: NDArray[np.bool_]
-) -> list[bool]:
-    """Return the mask of a batch's readable images: failures are rows too, in order, known by name."""
-    out = []
-    failed = [failure.name for failure in failures]
-    for row in rows:
-        if failed and source.entries[row].name == failed[0]:
-            failed.pop(0)
-        else:
-            out.append(bool(mask[row]))
-    return out
 
 
 def _check_memory(needed: int, images: int) -> None:

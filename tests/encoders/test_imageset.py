@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -109,3 +112,20 @@ def test_holding_out_takes_no_second_copy_of_the_images(folder):
     data = read_images([folder({f"a/{i}.png": i for i in range(9)})], SQUARE, hold_out=2)
     assert data.train.base is not None  # a part of the array that was read into
     assert np.array_equal(data.train[:, 0, 0, 0], range(7))
+
+
+def test_names_that_a_zip_holds_twice_do_not_move_what_is_held_out(tmp_path):
+    # Of two equal names the second cannot be read; matched by name, the first would count as the unreadable one.
+    def png(value):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (value,) * 3).save(buffer, "png")
+        return buffer.getvalue()
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(3):
+            archive.writestr(f"a/{i}.png", png(i))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a/1.png", b"no image")
+    data = read_images([open_source(tmp_path / "a.zip")], SQUARE, hold_out=2)
+    # The rows held out are the last two, of which one cannot be read.
+    assert (greys(data.train), greys(data.held)) == ([0, 1], [2])
