@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -65,9 +66,16 @@ class ModelCard:
             f"  codes: the first {rungs} latents",
             f"  trained on: {', '.join(record.get('sources', ()))}; {seen}, {where}",
         ]
-        for name, value in record.get("figures", {}).items():
+        for name, value in sorted(record.get("figures", {}).items(), key=_natural):
             out.append(f"  {name}: {value}")
         return out
+
+
+def _natural(item: tuple[str, str]) -> list[tuple[int, str]]:
+    """Key by which numbers in texts sort as numbers: 8 latents before 16."""
+    return [
+        (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", item[0].replace(",", ""))
+    ]
 
 
 def embedded_models() -> tuple[Path, ...]:

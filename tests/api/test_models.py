@@ -93,3 +93,9 @@ def test_a_card_that_makes_no_sense_is_a_damaged_model(tmp_path, monkeypatch, me
     monkeypatch.setenv("STOCHCL_MODELS", str(tmp_path))
     with pytest.raises(ModelError, match=r"bad\.safetensors: this is not a stochcl model, or it is damaged"):
         models.model_cards()
+
+
+def test_figures_stand_in_the_order_of_their_numbers(tmp_path):
+    figures = {f"x, codes, {k} latents": str(k) for k in ("1,024", "128", "16", "8")}
+    lines = models.ModelCard("m", tmp_path / "m", 1, {}, {"figures": figures}).lines()
+    assert [line.rpartition(": ")[2] for line in lines[-4:]] == ["8", "16", "128", "1,024"]
