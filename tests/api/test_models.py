@@ -97,5 +97,5 @@ def test_a_card_that_makes_no_sense_is_a_damaged_model(tmp_path, monkeypatch, me
 
 def test_figures_stand_in_the_order_of_their_numbers(tmp_path):
     figures = {f"x, codes, {k} latents": str(k) for k in ("1,024", "128", "16", "8")}
-    lines = models.ModelCard("m", tmp_path / "m", 1, {}, {"figures": figures}).lines()
+    lines = models.ModelCard("m", tmp_path / "m", 1, {"latents": 8}, {"figures": figures}).lines()
     assert [line.rpartition(": ")[2] for line in lines[-4:]] == ["8", "16", "128", "1,024"]
