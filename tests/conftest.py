@@ -1,5 +1,6 @@
 """Options and fixtures that all rooms share."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,13 @@ import pytest
 from tests.making import make_model, write_images
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config):
+    # A shell without job control starts what runs in the background with interrupts ignored, and processes inherit
+    # that: the tests of interruption would wait for one that never comes.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
