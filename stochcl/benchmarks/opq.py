@@ -1,0 +1,95 @@
+"""Indices of an optimised product quantiser (Ge et al., 2013): what people keep of embeddings today."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.benchmarks import models
+from stochcl.benchmarks.codesets import CodeSet, split
+from stochcl.benchmarks.extras import need
+from stochcl.codes import Codes
+from stochcl.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CENTROIDS = 256
+_TRAINING = 12_000  # faiss asks for 39 rows a centroid
+_CLUSTERS = 50
+_RANK = 12
+
+
+def opq(rows: int, latents: int, seed: int) -> CodeSet:
+    """OPQ indices of seeded vectors: 50 clusters of low-rank Gaussian noise, 4 dimensions an index.
+
+    Parameters
+    ----------
+    rows : int
+    latents : int
+        Bits; an index of 256 values has 8, so there are ``latents // 8`` indices, at least one.
+    seed : int
+    """
+    need("faiss", "quantising vectors")
+    indices = max(1, latents // 8)
+    rng = np.random.default_rng([seed, 3])
+    dim = 4 * indices
+    centres = rng.normal(0, 1.0, (_CLUSTERS, dim))
+    loadings = rng.normal(0, 0.5, (_CLUSTERS, min(_RANK, dim), dim))
+    weights = rng.dirichlet(np.ones(_CLUSTERS))
+
+    def vectors(count: int) -> np.ndarray:
+        cluster = np.sort(rng.choice(_CLUSTERS, size=count, p=weights))
+        out = centres[cluster] + rng.normal(0, 0.2, (count, dim))
+        for k in np.unique(cluster):
+            mine = cluster == k
+            out[mine] += rng.normal(size=(mine.sum(), loadings.shape[1])) @ loadings[k]
+        return rng.permutation(out).astype(np.float32)
+
+    quantise = _train(vectors(_TRAINING), indices, seed)
+    fitting, coded = (Codes.from_symbols(quantise(vectors(rows)), alphabet=_CENTROIDS) for _ in range(2))
+    about = f"{indices} OPQ indices of seeded vectors of {dim} dimensions"
+    return CodeSet("opq", coded, models.fitted(fitting), about)
+
+
+def opq_of(name: str, features: np.ndarray, latents: int, seed: int) -> CodeSet:
+    """OPQ indices of somebody's features, shape (N, dim), float.
+
+    Raises
+    ------
+    SourceError
+        If there are too few rows to train a quantiser, or some are not finite.
+    """
+    need("faiss", "quantising vectors")
+    if len(features) < 2 * _CENTROIDS:
+        raise SourceError(f"{name}: a quantiser of {_CENTROIDS} values needs {2 * _CENTROIDS} rows or more.")
+    if not np.isfinite(features).all():
+        raise SourceError(f"{name}: some of its numbers are not finite; leave those rows out.")
+    indices = max(1, min(latents // 8, features.shape[1]))
+    quantise = _train(np.ascontiguousarray(features, np.float32), indices, seed)
+    codes = Codes.from_symbols(quantise(features), alphabet=_CENTROIDS)
+    return split(name, codes, f"{indices} OPQ indices of {features.shape[1]} features")
+
+
+def _train(vectors: np.ndarray, indices: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Train rotation and quantiser, seeded, and return the function from vectors to indices."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # sums in another order would give other indices on another machine
+    width = -(-vectors.shape[1] // indices) * indices
+    pq = faiss.ProductQuantizer(width, indices, 8)
+    pq.cp.seed = seed % (1 << 31)
+    pq.cp.min_points_per_centroid = 1
+    rotation = faiss.OPQMatrix(vectors.shape[1], indices, width)
+    rotation.pq = pq
+    rotation.niter = 10
+    rotation.max_train_points = _TRAINING
+    rotation.train(vectors)
+    pq.train(rotation.apply(vectors[:_TRAINING]))
+
+    def quantise(values: np.ndarray) -> np.ndarray:
+        codes: np.ndarray = pq.compute_codes(rotation.apply(np.ascontiguousarray(values, np.float32)))
+        return codes
+
+    return quantise
