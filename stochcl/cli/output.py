@@ -58,6 +58,34 @@ def say_skipped(skipped: Sequence[tuple[str, str]], shown: int = 5) -> None:
         say(f"skipped {len(skipped) - shown:,} more; `stochcl info --json` lists them all")
 
 
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines: texts of the first column to the left, all others, numbers, to the right.
+
+    Its width does not depend on the terminal, so that what is piped to a file is what was seen.
+
+    Examples
+    --------
+    >>> print("\\n".join(table("sizes", ["method", "bytes"], [["zlib", "1,024"], ["ours", "96"]])))
+    sizes
+      method  bytes
+      zlib    1,024
+      ours       96
+    <BLANKLINE>
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(box=None, padding=(0, 0, 0, 2), header_style="")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    console = Console(width=200, color_system=None, markup=False)
+    with console.capture() as capture:
+        console.print(made)
+    return [title, *(line.rstrip() for line in capture.get().splitlines()), ""]
+
+
 def duration(seconds: float) -> str:
     """Write a time as people do.
 

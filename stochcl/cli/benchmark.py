@@ -1,0 +1,72 @@
+"""``stochcl benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stochcl.benchmarks import codec as codec_benchmark
+from stochcl.benchmarks.results import make_folder, tables, write_results
+from stochcl.cli.output import JSON, progress_bar, say, show, table
+
+
+@click.group()
+def benchmark() -> None:
+    """Measure stochcl beside others, on this machine.
+
+    Results are printed, or given as JSON with --json, and written to a folder.
+
+    \b
+    Example:
+      stochcl benchmark codec -o results/
+    """
+
+
+@benchmark.command()
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The folder for codec.json and codec.csv.",
+)
+@click.option(
+    "--latents", type=click.IntRange(1), metavar="K",
+    help="Bits of a row; of a SOURCE the first K latents.  [default: 128, and the full width of CIFAR-10's codes]",
+)  # fmt: skip
+@click.option(
+    "--rows",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Rows; of a SOURCE at most.  [default: 10,000, or all]",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the built-in sets.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs whose median is the time.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(codec_benchmark.SETS), help="This built-in set; may be repeated."
+)
+@click.option("--refit", is_flag=True, help="Fit tables to half of an archive's rows, and code the others.")
+@JSON
+def codec(output: Path, *, as_json: bool, **options: Any) -> None:
+    """Set the codec beside general compressors and constriction's call with a parameter per symbol.
+
+    SOURCE is a file of codes, or a .npy or .npz file of symbols (integers) or features (floats, of which OPQ
+    indices are made). Without any, built-in sets are coded: skewed and correlated bits, OPQ indices of
+    made-up vectors, and the default model's codes of CIFAR-10's test images, where $STOCHCL_DATA names a folder
+    with cifar10-test.zip. Every method runs in a process of its own, on one core, and must give the codes back.
+
+    \b
+    Example:
+      stochcl benchmark codec -o results/
+      stochcl benchmark codec codes.bin -o results/ --latents 128
+    """
+    make_folder(output)
+    request = codec_benchmark.Request(**options)
+    with progress_bar("methods", rate=False) as bar:
+        result = codec_benchmark.benchmark_codec(request, output, progress=bar, say=say)
+    paths = write_results(result, output, "codec")
+    show(result, [line for part in tables(result) for line in table(*part)], as_json=as_json)
+    say(f"written to {paths[0]} and {paths[1].name}")
