@@ -1,0 +1,439 @@
+"""The autoregressive entropy model: each decision's probability from those before it, through integers only."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.codes import bits_per_symbol
+from stochcl.compress.independent import DENOMINATOR, MAX_DECISIONS
+from stochcl.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from stochcl.codes import Codes
+
+MAX_HIDDEN = 4096
+MAX_LEVELS = 256
+MAX_BIAS = 1 << 24
+
+_HEAD = struct.Struct("<IIII")  # latents, alphabet, hidden units, levels
+_HIDDEN_SHIFT = 14
+_SHIFT = 24
+_SIGN = 128  # what a decision weighs beside a hidden unit, whose values are 0..127
+_FULL = 127
+
+# A product of float32 matrices of integers is exact, in whatever order it is summed, while every partial sum stays
+# under 2**24. Decisions: 127 * 4096 < 2**19. Hidden units: 127 * 127 * 1024 < 2**24, so so many at a time.
+_EXACT_UNITS = 1024
+
+_COLUMNS = 256  # of the triangular matrix multiplied at a time when all decisions are known
+_ROWS = 1024  # at a time, so that memory does not grow with a block
+_CHUNK = 16  # decisions decoded between two products with all that is known
+
+
+def logistic_levels(step: float = 0.2, reach: float = 8.0) -> NDArray[np.uint16]:
+    """Return numerators of the probabilities whose log-odds are the multiples of ``step`` within +-``reach``.
+
+    A decision coded at the nearest of them costs less than ``step**2 / 96`` nats more than at its own probability.
+
+    Examples
+    --------
+    >>> logistic_levels(4.0).tolist()
+    [1, 74, 2048, 4022, 4095]
+    """
+    count = int(reach / step)
+    odds = np.arange(-count, count + 1) * step
+    return np.clip(np.rint(DENOMINATOR / (1 + np.exp(-odds))), 1, DENOMINATOR - 1).astype(np.uint16)
+
+
+@dataclass(frozen=True, eq=False)
+class AutoregressiveModel:
+    """A network of integers: linear, or with one masked hidden layer (as MADE, arXiv 1502.03509).
+
+    A row is T = D * bits decisions d in their order, which the network sees as the signs s = 2 d - 1. A right shift
+    rounds down. ::
+
+        u[h]  = hidden_bias[h] + sum(hidden_weights[h, i] * s[i] for i < degrees[h])
+        a[h]  = min(127, max(0, u[h] * hidden_multiplier[h] >> 14))
+        z[j]  = 128 * sum(direct[j, i] * s[i] for i < j) + sum(output[j, h] * a[h] for h with degrees[h] <= j)
+        level = min(n - 1, max(0, z[j] * multiplier[j] + (bias[j's latent, node] << 16) >> 24))
+
+    and decision j is 1 with probability levels[level] / 4096. All of it is exact on every machine.
+
+    Parameters
+    ----------
+    latents : int
+        D.
+    alphabet : int
+        K; bits = ceil(log2 K).
+    levels : ndarray of uint16, shape (n,), 2 <= n <= 256
+        Numerators, 1..4095.
+    degrees : ndarray of integers, shape (H,)
+        How many decisions a hidden unit sees, ascending, 1..T-1. H = 0 makes the model linear.
+    hidden_weights : ndarray of int8, shape (H, T)
+        0 where i >= degrees[h].
+    hidden_bias : ndarray of int32, shape (H,)
+        At most 2**24 either way.
+    hidden_multiplier : ndarray of uint16, shape (H,)
+    direct : ndarray of int8, shape (T, T)
+        0 where i >= j.
+    output : ndarray of int8, shape (T, H)
+        0 where degrees[h] > j.
+    multiplier : ndarray of uint16, shape (T,)
+    bias : ndarray of int32, shape (D, 2**bits - 1)
+        Of each node of a symbol's tree (see :class:`~stochcl.compress.IndependentModel`), in 1/256 of a level.
+
+    Raises
+    ------
+    FormatError
+        If shapes, types or ranges are others.
+    """
+
+    latents: int
+    alphabet: int
+    levels: NDArray[np.uint16]
+    degrees: NDArray[np.integer]
+    hidden_weights: NDArray[np.int8]
+    hidden_bias: NDArray[np.int32]
+    hidden_multiplier: NDArray[np.uint16]
+    direct: NDArray[np.int8]
+    output: NDArray[np.int8]
+    multiplier: NDArray[np.uint16]
+    bias: NDArray[np.int32]
+
+    kind = "autoregressive"
+
+    def __post_init__(self) -> None:
+        _check_width(self.latents, self.alphabet)
+        t, h = self.decisions_per_row, len(self.degrees)
+        if not 2 <= len(self.levels) <= MAX_LEVELS or h > MAX_HIDDEN:
+            raise FormatError(f"an autoregressive model cannot have {len(self.levels)} levels and {h} hidden units")
+        shapes = {
+            "levels": (np.uint16, (len(self.levels),)),
+            "hidden_weights": (np.int8, (h, t)),
+            "hidden_bias": (np.int32, (h,)),
+            "hidden_multiplier": (np.uint16, (h,)),
+            "direct": (np.int8, (t, t)),
+            "output": (np.int8, (t, h)),
+            "multiplier": (np.uint16, (t,)),
+            "bias": (np.int32, (self.latents, (1 << self.bits) - 1)),
+        }
+        for name, (dtype, shape) in shapes.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape:
+                msg = f"an autoregressive model's {name} is {np.dtype(dtype)} of shape {shape}"
+                raise FormatError(f"{msg}, not {array.dtype} of shape {array.shape}")
+        if self.levels.min() < 1 or self.levels.max() >= DENOMINATOR:
+            raise FormatError(f"probabilities are k/{DENOMINATOR} with k in 1..{DENOMINATOR - 1}")
+        degrees = self.degrees.astype(np.int64)
+        if self.degrees.ndim != 1 or (h and (degrees[0] < 1 or degrees[-1] >= t or (np.diff(degrees) < 0).any())):
+            raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
+        if h and np.abs(self.hidden_bias.astype(np.int64)).max() > MAX_BIAS:
+            raise FormatError("the bias of a hidden unit is too large")
+        # What a decision must not see cannot be written to a file, and would be seen when coding only.
+        seen = np.arange(t)
+        allowed = (
+            (self.hidden_weights, seen[None, :] < degrees[:, None]),
+            (self.direct, seen[None, :] < seen[:, None]),
+            (self.output, degrees[None, :] <= seen[:, None]),
+        )
+        if any((weights[~mask] != 0).any() for weights, mask in allowed):
+            raise FormatError("an autoregressive model looks at decisions that are not known yet")
+
+    @property
+    def bits(self) -> int:
+        """Decisions of one symbol."""
+        return bits_per_symbol(self.alphabet)
+
+    @property
+    def decisions_per_row(self) -> int:
+        """T, binary decisions in a row: latents times bits a symbol."""
+        return self.latents * self.bits
+
+    @cached_property
+    def floats(self) -> _Floats:
+        """The same numbers, as the floats whose products are exact."""
+        return _Floats(self)
+
+    def prefix(self, latents: int) -> AutoregressiveModel:
+        """Return the model of the first latents, which do not depend on those after them."""
+        if latents == self.latents:
+            return self
+        t = latents * self.bits
+        h = int(np.searchsorted(self.degrees, t))
+        return AutoregressiveModel(
+            latents=latents,
+            alphabet=self.alphabet,
+            levels=self.levels,
+            degrees=self.degrees[:h],
+            hidden_weights=self.hidden_weights[:h, :t],
+            hidden_bias=self.hidden_bias[:h],
+            hidden_multiplier=self.hidden_multiplier[:h],
+            direct=self.direct[:t, :t],
+            output=self.output[:t, :h],
+            multiplier=self.multiplier[:t],
+            bias=self.bias[:latents],
+        )
+
+    # Probabilities
+
+    def level_indices(self, decisions: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the index of every decision's level, uint8, shape (T, N), of decisions, shape (N, T)."""
+        f, t = self.floats, self.decisions_per_row
+        out = np.empty((t, len(decisions)), np.uint8)
+        for start in range(0, len(decisions), _ROWS):
+            part = np.ascontiguousarray(decisions[start : start + _ROWS].T)
+            signs = part.astype(np.float32) * 2 - 1
+            active = np.empty((len(self.degrees), signs.shape[1]), np.float32)
+            for low in range(0, len(active), _COLUMNS):
+                units = slice(low, min(low + _COLUMNS, len(active)))
+                seen = int(self.degrees[units.stop - 1])
+                active[units] = f.activate(_float(self.hidden_weights[units, :seen]) @ signs[:seen], units)
+            for low in range(0, t, _COLUMNS):
+                high = min(low + _COLUMNS, t)
+                z = _float(self.direct[low:high, :high]) @ signs[:high] * np.float64(_SIGN)
+                f.add_output(z, self.output[low:high], active, int(np.searchsorted(self.degrees, high)))
+                bias = self._bias(part, low, high)
+                out[low:high, start : start + _ROWS] = f.quantise(z, f.multiplier[low:high, None], bias)
+        return out
+
+    def _bias(self, decisions: NDArray[np.uint8], low: int, high: int) -> NDArray[np.float64]:
+        """Return the biases, in levels, of decisions low..high-1; shape (high - low, N) or (high - low, 1)."""
+        f, bits = self.floats, self.bits
+        if bits == 1:
+            return f.bias[low:high]
+        out = np.empty((high - low, decisions.shape[1]))
+        for j in range(low, high):
+            latent, level = divmod(j, bits)
+            prefix = np.zeros(decisions.shape[1], np.intp)
+            for row in decisions[j - level : j]:
+                prefix = prefix * 2 + row
+            out[j - low] = f.bias[latent, (1 << level) - 1 + prefix]
+        return out
+
+    def bits_by_decision(self, codes: Codes) -> NDArray[np.float64]:
+        """Return what these codes cost under the model, in bits, shape (T,): every decision summed over all rows."""
+        p = self.levels.astype(np.float64) / DENOMINATOR
+        cost = np.stack([-np.log2(1 - p), -np.log2(p)])
+        total = np.zeros(self.decisions_per_row)
+        for start in range(0, len(codes), _ROWS):
+            decisions = codes[start : start + _ROWS].decisions()
+            total += cost[decisions.T, self.level_indices(decisions)].sum(axis=1)
+        return total
+
+    def ideal_bits(self, codes: Codes) -> float:
+        """Return what these codes cost under the model, in bits altogether: the floor for a coder."""
+        return float(self.bits_by_decision(codes).sum())
+
+    @classmethod
+    def fit_linear(
+        cls,
+        codes: Codes,
+        *,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AutoregressiveModel:
+        """Return the linear model under which these codes cost little, fitted in numpy.
+
+        See :func:`stochcl.compress.linear.fit_linear`.
+        """
+        from stochcl.compress.linear import fit_linear
+
+        return fit_linear(codes, seed=seed, progress=progress)
+
+    # Bytes
+
+    def to_bytes(self) -> bytes:
+        """Write the model, little-endian, as docs/FORMAT.md says; weights that are 0 by their place are left out."""
+        t, h = self.decisions_per_row, len(self.degrees)
+        known = np.searchsorted(self.degrees, np.arange(t), side="right")
+        return b"".join(
+            [
+                _HEAD.pack(self.latents, self.alphabet, h, len(self.levels)),
+                self.levels.astype("<u2").tobytes(),
+                self.degrees.astype("<u2").tobytes(),
+                self.hidden_bias.astype("<i4").tobytes(),
+                self.hidden_multiplier.astype("<u2").tobytes(),
+                self.multiplier.astype("<u2").tobytes(),
+                self.bias.astype("<i4").tobytes(),
+                *(self.hidden_weights[i, :d].tobytes() for i, d in enumerate(self.degrees.tolist())),
+                *(self.direct[j, :j].tobytes() for j in range(t)),
+                *(self.output[j, :k].tobytes() for j, k in enumerate(known.tolist())),
+            ]
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> AutoregressiveModel:
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises
+        ------
+        FormatError
+            If it is not that.
+        """
+        if len(data) < _HEAD.size:
+            raise FormatError("an autoregressive model ends too early")
+        latents, alphabet, h, n = _HEAD.unpack_from(data)
+        _check_width(latents, alphabet)
+        if not 2 <= n <= MAX_LEVELS or h > MAX_HIDDEN:
+            raise FormatError(f"an autoregressive model cannot have {n:,} levels and {h:,} hidden units")
+        bits = bits_per_symbol(alphabet)
+        t, nodes = latents * bits, (1 << bits) - 1
+        fixed = _HEAD.size + 2 * n + 8 * h + 2 * t + 4 * latents * nodes
+        if len(data) < fixed:
+            raise FormatError("an autoregressive model ends too early")
+        at = _HEAD.size
+
+        def take(dtype: str, count: int) -> NDArray[Any]:
+            nonlocal at
+            array = np.frombuffer(data, dtype, count, at)
+            at += array.nbytes
+            return array.astype(array.dtype.newbyteorder("="))
+
+        levels, degrees = take("<u2", n), take("<u2", h)
+        if h and (degrees.min() < 1 or degrees.max() >= t or (np.diff(degrees.astype(np.int64)) < 0).any()):
+            raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
+        known = np.searchsorted(degrees, np.arange(t), side="right")
+        size = fixed + int(degrees.sum(dtype=np.int64)) + t * (t - 1) // 2 + int(known.sum())
+        if len(data) != size:
+            raise FormatError(f"an autoregressive model has {len(data):,} bytes, not {size:,}")
+        hidden_bias, hidden_multiplier = take("<i4", h), take("<u2", h)
+        multiplier, bias = take("<u2", t), take("<i4", latents * nodes).reshape(latents, nodes)
+        weights = []
+        for lengths, width in ((degrees, t), (np.arange(t), t), (known, h)):
+            full = np.zeros((len(lengths), width), np.int8)
+            for row, length in zip(full, lengths.tolist(), strict=True):
+                row[:length] = np.frombuffer(data, np.int8, length, at)
+                at += length
+            weights.append(full)
+        return cls(
+            latents=latents,
+            alphabet=alphabet,
+            levels=levels,
+            degrees=degrees,
+            hidden_weights=weights[0],
+            hidden_bias=hidden_bias,
+            hidden_multiplier=hidden_multiplier,
+            direct=weights[1],
+            output=weights[2],
+            multiplier=multiplier,
+            bias=bias,
+        )
+
+
+class _Floats:
+    """The steps of a model's arithmetic, in floats whose every value is an integer or an exact binary fraction."""
+
+    def __init__(self, model: AutoregressiveModel) -> None:
+        # Powers of two scale without rounding: what is shifted right by 24 below is multiplied by 2**-24 here.
+        self.hidden_bias = model.hidden_bias.astype(np.float64)[:, None]
+        self.hidden_multiplier = model.hidden_multiplier.astype(np.float64)[:, None] / (1 << _HIDDEN_SHIFT)
+        self.multiplier = model.multiplier.astype(np.float64) / (1 << _SHIFT)
+        self.bias = model.bias.astype(np.float64) / (1 << (_SHIFT - 16))
+        self.top = float(len(model.levels) - 1)
+
+    def activate(self, u: NDArray[np.float32], units: slice) -> NDArray[np.float32]:
+        """Return the hidden units' values, 0..127, from their sums without bias; shape (units, N)."""
+        scaled = (u + self.hidden_bias[units]) * self.hidden_multiplier[units]
+        return np.floor(np.clip(scaled, 0, _FULL)).astype(np.float32)
+
+    def add_output(
+        self, z: NDArray[np.float64], output: NDArray[np.int8], active: NDArray[np.float32], units: int, first: int = 0
+    ) -> None:
+        """Add to ``z``, shape (decisions, N), what hidden units first..units-1 say; output, shape (decisions, H)."""
+        for low in range(first, units, _EXACT_UNITS):
+            high = min(low + _EXACT_UNITS, units)
+            z += _float(output[:, low:high]) @ active[low:high]
+
+    def quantise(self, z: NDArray[np.float64], multiplier: Any, bias: Any) -> NDArray[np.uint8]:
+        """Return the index of the level; below 0 it is 0, so that rounding to 0 is rounding down."""
+        z = z * multiplier
+        z += bias
+        return np.clip(z, 0, self.top, out=z).astype(np.uint8)
+
+
+class Stepper:
+    """Walks through the decisions of many rows, one after the other: asks for each, is told, goes on.
+
+    ``for indices in stepper: ...; stepper.tell(decisions)``. The rows may belong to several blocks.
+
+    Parameters
+    ----------
+    model : AutoregressiveModel
+    rows : int
+
+    Attributes
+    ----------
+    decisions : ndarray of uint8, shape (T, rows)
+        What has been told.
+    """
+
+    def __init__(self, model: AutoregressiveModel, rows: int) -> None:
+        t = model.decisions_per_row
+        self.decisions = np.empty((t, rows), np.uint8)
+        self._model, self._floats = model, model.floats
+        self._signs = np.empty((t, rows), np.float32)
+        self._active = np.empty((len(model.degrees), rows), np.float32)
+        self._prefix = np.zeros(rows, np.intp)
+        self._done = 0
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the indices of the levels of each decision in turn, uint8, shape (rows,)."""
+        model, f, signs, active = self._model, self._floats, self._signs, self._active
+        t, bits = model.decisions_per_row, model.bits
+        # Units that are known before each decision.
+        known = np.searchsorted(model.degrees, np.arange(t + 1), side="right").tolist()
+        for low in range(0, t, _CHUNK):
+            high = min(low + _CHUNK, t)
+            units = known[low]
+            output = model.output[low:high]
+            # With all that is known, for the whole chunk; then, decision by decision, with what the chunk adds.
+            direct = _float(model.direct[low:high, :high])
+            z = direct[:, :low] @ signs[:low] * np.float64(_SIGN)
+            f.add_output(z, output, active, units)
+            coming = slice(units, known[high])
+            hidden = _float(model.hidden_weights[coming, :high])
+            sums = hidden[:, :low] @ signs[:low]
+            for j in range(low, high):
+                if known[j] > units:
+                    new = slice(units - coming.start, known[j] - coming.start)
+                    u = sums[new] + hidden[new, low:j] @ signs[low:j]
+                    active[units : known[j]] = f.activate(u, slice(units, known[j]))
+                    f.add_output(z[j - low :], output[j - low :], active, known[j], units)
+                    units = known[j]
+                row = z[j - low]
+                if j > low:
+                    row += direct[j - low, low:j] @ signs[low:j] * np.float64(_SIGN)
+                latent, level = divmod(j, bits)
+                bias = f.bias[latent, (1 << level) - 1 + self._prefix] if level else f.bias[latent, 0]
+                yield f.quantise(row, f.multiplier[j], bias)
+
+    def tell(self, decisions: NDArray[np.uint8]) -> None:
+        """Say what the decision just asked for is in every row, uint8, shape (rows,)."""
+        j = self._done
+        self.decisions[j] = decisions
+        np.multiply(decisions, np.float32(2), out=self._signs[j])
+        self._signs[j] -= 1
+        self._done = j + 1
+        if self._model.bits > 1:
+            self._prefix = self._prefix * 2 + decisions if (j + 1) % self._model.bits else np.zeros_like(self._prefix)
+
+
+def _float(weights: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return weights as floats; made when they are needed, for all of them would take four times the memory."""
+    return weights.astype(np.float32)
+
+
+def _check_width(latents: int, alphabet: int) -> None:
+    if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
+        raise FormatError(f"an autoregressive model of {latents:,} latents of {alphabet:,} values makes no sense")
+    if (width := latents * bits_per_symbol(alphabet)) > MAX_DECISIONS:
+        raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {width:,}")
