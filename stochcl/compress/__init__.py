@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stochcl.compress.archive import Archive
+from stochcl.compress.autoregressive import AutoregressiveModel
 from stochcl.compress.decoder import VectorDecoder
 from stochcl.compress.header import Header
 from stochcl.compress.independent import IndependentModel
@@ -11,6 +12,7 @@ from stochcl.compress.writer import Writer
 
 __all__ = [
     "Archive",
+    "AutoregressiveModel",
     "Header",
     "IndependentModel",
     "Tables",

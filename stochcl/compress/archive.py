@@ -15,8 +15,9 @@ from stochcl.compress import framing
 from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit, unpack_texts
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, read_index
+from stochcl.compress.model import FITTED, OWN, unpack_model
 from stochcl.compress.reader import ByteReader
-from stochcl.compress.segment import KIND, OWN, SegmentHead, read_block, unpack_table
+from stochcl.compress.segment import SegmentHead, read_blocks
 from stochcl.compress.tables import Tables, find_tables
 from stochcl.data import folder_label, printable
 from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated, UsageError
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from stochcl.compress.independent import IndependentModel
+    from stochcl.compress.coder import EntropyModel
+    from stochcl.compress.decoder import VectorDecoder
 
-_CACHED_BLOCKS = 32
+_CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
 _ROWS = 8192  # decoded at a time
+_LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
+_CACHED_TABLES = 8
+_MOST_BLOCKS = 256  # that are decoded together
 
 
 class Archive:
@@ -77,6 +82,8 @@ class Archive:
             self._index: Index = read_index(self._reader, self._header_size, self._width)
         self._starts = np.cumsum([0] + [head.rows for _, head in self._index.segments])
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._cached = 0  # bytes
+        self._own: OrderedDict[int, EntropyModel] = OrderedDict()  # tables of segments
         self._lock = threading.Lock()
 
     def _named(self) -> _Named:
@@ -135,6 +142,12 @@ class Archive:
         """Whether codes can be decoded to vectors."""
         return self.tables.decoder is not None
 
+    @cached_property
+    def decoder(self) -> VectorDecoder | None:
+        """What makes vectors of this archive's latents, if its model has that."""
+        decoder, selection = self.tables.decoder, self.header.selection
+        return decoder if decoder is None or selection is None else decoder.select(selection)
+
     @property
     def external_bytes(self) -> int:
         """Bytes of the tables that the archive leans on outside itself."""
@@ -149,7 +162,8 @@ class Archive:
         """Return the file's bytes by what they are for; they add up to its size."""
         heads = [head for _, head in self._index.segments]
         codes = sum(head.payload + head.entropy.size for head in heads)
-        tables = self._index.tables[1] + sum(head.table.size for head in heads)
+        tables = self._index.tables[1] + sum(size for _, size in self._index.fitted)
+        tables += sum(head.table.size for head in heads)
         names = sum(head.names.size + head.labels.size for head in heads)
         index = self.size - self._header_size - codes - tables - names
         return {"codes": codes, "tables": tables, "names": names, "index": index, "header": self._header_size}
@@ -166,14 +180,19 @@ class Archive:
         packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
         with self._named():
             segments = np.searchsorted(self._starts, index, side="right") - 1
+            wanted: list[tuple[int, int, NDArray[np.intp], NDArray[np.integer]]] = []
             for segment in np.unique(segments).tolist():
                 chosen = np.flatnonzero(segments == segment)
-                local = index[chosen] - self._starts[segment]
-                blocks = local // self._index.segments[segment][1].rows_per_block
+                blocks, rows = np.divmod(
+                    index[chosen] - self._starts[segment], self._index.segments[segment][1].rows_per_block
+                )
                 for block in np.unique(blocks).tolist():
                     here = blocks == block
-                    first = block * self._index.segments[segment][1].rows_per_block
-                    packed[chosen[here]] = self._block(segment, block)[local[here] - first]
+                    wanted.append((segment, block, chosen[here], rows[here]))
+            for group in self._groups([(segment, block) for segment, block, *_ in wanted]):
+                for (_, _, places, rows), decoded in zip(wanted, self._blocks(group), strict=False):
+                    packed[places] = decoded[rows]
+                del wanted[: len(group)]
         return packed
 
     def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
@@ -204,7 +223,7 @@ class Archive:
             If the archive has fewer latents, or its model no vector decoder.
         """
         k = self._check_latents(latents)
-        decoder = self.tables.decoder
+        decoder = self.decoder
         if decoder is None:
             raise UsageError(f"{self._shown}: its model has no vector decoder; use the symbols.")
         out = np.empty((len(self), decoder.dim), np.float32)
@@ -231,11 +250,14 @@ class Archive:
             self._index.check_layout(self._header_size)
         _ = self.tables, self.names, self.labels, self._uncertainty
         with self._named():
+            for offset, size, checksum in self._index.retired:
+                check_crc(checksum, f"an earlier index, at byte {offset:,},", self._reader.read(offset, size))
+            _ = self._fitted
             for i, (_, head) in enumerate(self._index.segments):
                 self._segment_head(i)
-                self._model(i)
-                for block in range(len(head.words)):
-                    self._read_block(i, block)
+                _ = self._part(i, "table")
+                for group in self._groups([(i, block) for block in range(len(head.words))]):
+                    self._decode(group)
                 progress(int(self._starts[i + 1]), len(self))
 
     def _check_latents(self, latents: int | None) -> int:
@@ -264,16 +286,15 @@ class Archive:
     def _segment_head(self, segment: int) -> SegmentHead:
         """Return a segment's head, after the file's own copy has been found equal to the index's."""
         offset, head = self._index.segments[segment]
-        kind, length = CHUNK.unpack(self._reader.read(offset, CHUNK.size))
-        own = self._reader.read(offset + CHUNK.size, len(head.data))
-        if kind != KIND or length != head.size - CHUNK.size or own != head.data:
+        start = head.start
+        if self._reader.read(offset, len(start)) != start:
             raise FormatError(f"the segment at byte {offset:,} is not what the index says")
         return head
 
     def _part(self, segment: int, which: str) -> bytes:
         """Read and check one of the parts between a segment's head and its blocks."""
         head = self._segment_head(segment)
-        offset = self._index.segments[segment][0] + CHUNK.size + len(head.data)
+        offset = self._index.segments[segment][0] + head.parts_at
         for name in ("table", "names", "labels", "entropy"):
             part = getattr(head, name)
             if name == which:
@@ -283,48 +304,100 @@ class Archive:
             offset += part.size
         raise KeyError(which)
 
-    def _model(self, segment: int) -> IndependentModel:
-        """Return the entropy model of a segment."""
-        if self._index.segments[segment][1].model != OWN:
-            return self.tables.entropy.prefix(self.header.latents)
-        return unpack_table(self._part(segment, "table"), self.header.latents, self.header.alphabet)
-
-    def _block(self, segment: int, block: int) -> NDArray[np.uint8]:
-        key = segment, block
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        packed = self._read_block(segment, block)
-        with self._lock:
-            self._cache[key] = packed
-            while len(self._cache) > _CACHED_BLOCKS:
-                self._cache.popitem(last=False)
-        return packed
-
-    def _read_block(self, segment: int, block: int) -> NDArray[np.uint8]:
-        offset, head = self._index.segments[segment]
-        size = BLOCK.size + 4 * head.words[block]
-        data = self._reader.read(offset + int(head.block_offsets[block]), size)
-        model = self._models[segment]
-        try:
-            return read_block(data, head, block, model)
-        except FormatError as exc:
-            first = int(self._starts[segment]) + block * head.rows_per_block
-            raise type(exc)(f"rows {first:,} to {first + head.rows_of(block) - 1:,}: {exc}") from exc
+    @cached_property
+    def _fitted(self) -> list[EntropyModel]:
+        """The models that were fitted to this archive."""
+        models = []
+        for offset, size in self._index.fitted:
+            chunk = self._reader.read(offset, size)
+            kind, length = CHUNK.unpack_from(chunk) if len(chunk) >= CHUNK.size + 4 else (b"", 0)
+            if kind != b"FITT" or length != size - CHUNK.size:
+                raise FormatError(f"the fitted model at byte {offset:,} is not what the index says")
+            data = chunk[CHUNK.size + 4 :]
+            check_crc(int.from_bytes(chunk[CHUNK.size : CHUNK.size + 4], "little"), "a fitted model", data)
+            models.append(unpack_model(data, self.header.latents, self.header.alphabet))
+        return models
 
     @cached_property
-    def _models(self) -> list[IndependentModel]:
-        """The entropy model of every segment; those without one of their own share the tables'."""
-        shared = (
-            self.tables.entropy.prefix(self.header.latents)
-            if any(head.model != OWN for _, head in self._index.segments)
-            else None
-        )
-        return [
-            shared if shared is not None and head.model != OWN else self._model(i)
-            for i, (_, head) in enumerate(self._index.segments)
-        ]
+    def _of_tables(self) -> dict[int, EntropyModel]:
+        """The tables' models, cut to the archive's latents, by how a segment names them."""
+        found = self.tables.candidates(self.header.latents, self.header.selection)
+        return {candidate.kind: candidate.model for candidate in found}
+
+    def _model(self, segment: int) -> EntropyModel:
+        """Return the entropy model of a segment."""
+        head = self._index.segments[segment][1]
+        if head.model == OWN:
+            with self._lock:
+                if segment in self._own:
+                    return self._own[segment]
+            model = unpack_model(self._part(segment, "table"), self.header.latents, self.header.alphabet)
+            with self._lock:
+                self._own[segment] = model
+                while len(self._own) > _CACHED_TABLES:
+                    self._own.popitem(last=False)
+            return model
+        if head.model == FITTED:
+            return self._fitted[head.number]
+        if head.model not in self._of_tables:
+            raise FormatError(f"segment {segment} is coded with a network that the tables do not have")
+        return self._of_tables[head.model]
+
+    def _groups(self, blocks: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        """Yield blocks, each a segment and its number there, in groups of one model and bounded size."""
+        group: list[tuple[int, int]] = []
+        size, before = 0, None
+        for segment, block in blocks:
+            head = self._index.segments[segment][1]
+            key = (head.model, head.number, segment if head.model == OWN else -1)
+            decisions = head.rows_of(block) * self._width
+            if group and (key != before or size + decisions > _LOCKSTEP or len(group) == _MOST_BLOCKS):
+                yield group
+                group, size = [], 0
+            group.append((segment, block))
+            size, before = size + decisions, key
+        if group:
+            yield group
+
+    def _blocks(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """Return decoded blocks; those that were decoded lately are still there."""
+        found: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        with self._lock:
+            for key in group:
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    found[key] = self._cache[key]
+        missing = [key for key in group if key not in found]
+        if missing:
+            decoded = dict(zip(missing, self._decode(missing), strict=True))
+            found |= decoded
+            with self._lock:
+                for key, packed in decoded.items():
+                    if key not in self._cache:
+                        self._cached += packed.nbytes
+                    self._cache[key] = packed
+                while self._cached > _CACHED_BYTES and len(self._cache) > 1:
+                    self._cached -= self._cache.popitem(last=False)[1].nbytes
+        return [found[key] for key in group]
+
+    def _decode(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """Read and decode blocks of one model together; if that fails, one by one, to say which is damaged."""
+        data, heads = [], []
+        for segment, block in group:
+            offset, head = self._index.segments[segment]
+            size = BLOCK.size + 4 * head.words[block]
+            data.append(self._reader.read(offset + int(head.block_offsets[block]), size))
+            heads.append((head, block))
+        model = self._model(group[0][0])
+        try:
+            return read_blocks(data, heads, model)
+        except FormatError as exc:
+            if len(group) > 1:
+                return [self._decode([key])[0] for key in group]
+            segment, block = group[0]
+            head = heads[0][0]
+            first = int(self._starts[segment]) + block * head.rows_per_block
+            raise type(exc)(f"rows {first:,} to {first + head.rows_of(block) - 1:,}: {exc}") from exc
 
     def _texts(self, which: str) -> tuple[str, ...] | None:
         """Return names or labels of all rows, or None where there are none."""

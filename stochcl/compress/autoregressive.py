@@ -219,14 +219,23 @@ class AutoregressiveModel:
             out[j - low] = f.bias[latent, (1 << level) - 1 + prefix]
         return out
 
+    def bits_of(self, decisions: NDArray[np.uint8], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return what decisions, shape (N, T), at levels, shape (T, N), cost in bits, shape (T,): all rows' sum."""
+        n = len(self.levels)
+        p = self.levels.astype(np.float64) / DENOMINATOR
+        cost = np.stack([-np.log2(1 - p), -np.log2(p)], axis=1).reshape(-1)
+        total = np.empty(len(indices))
+        for j, row in enumerate(indices):
+            counts = np.bincount(row.astype(np.uint16) * 2 + decisions[:, j], minlength=2 * n)
+            total[j] = counts @ cost
+        return total
+
     def bits_by_decision(self, codes: Codes) -> NDArray[np.float64]:
         """Return what these codes cost under the model, in bits, shape (T,): every decision summed over all rows."""
-        p = self.levels.astype(np.float64) / DENOMINATOR
-        cost = np.stack([-np.log2(1 - p), -np.log2(p)])
         total = np.zeros(self.decisions_per_row)
-        for start in range(0, len(codes), _ROWS):
-            decisions = codes[start : start + _ROWS].decisions()
-            total += cost[decisions.T, self.level_indices(decisions)].sum(axis=1)
+        for start in range(0, len(codes), 8 * _ROWS):
+            decisions = codes[start : start + 8 * _ROWS].decisions()
+            total += self.bits_of(decisions, self.level_indices(decisions))
         return total
 
     def ideal_bits(self, codes: Codes) -> float:
@@ -345,10 +354,11 @@ class _Floats:
         scaled = (u + self.hidden_bias[units]) * self.hidden_multiplier[units]
         return np.floor(np.clip(scaled, 0, _FULL)).astype(np.float32)
 
+    @staticmethod
     def add_output(
-        self, z: NDArray[np.float64], output: NDArray[np.int8], active: NDArray[np.float32], units: int, first: int = 0
+        z: NDArray[np.float64], output: NDArray[np.int8], active: NDArray[np.float32], units: int, first: int = 0
     ) -> None:
-        """Add to ``z``, shape (decisions, N), what hidden units first..units-1 say; output, shape (decisions, H)."""
+        """Add to ``z``, shape (decisions, N), what hidden units first..units-1 say to them."""
         for low in range(first, units, _EXACT_UNITS):
             high = min(low + _EXACT_UNITS, units)
             z += _float(output[:, low:high]) @ active[low:high]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,12 +89,12 @@ def _pop(coder: Any, numerators: NDArray[np.uint16]) -> NDArray[np.int32]:
     if len(numerators) < _SHORT * (len(bounds) - 1):
         return coder.decode(_family(), numerators / DENOMINATOR)
     symbols = np.empty(len(numerators), np.int32)
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         symbols[start:end] = coder.decode(_model(int(numerators[start])), end - start)
     return symbols
 
 
-def encode_block(codes: Codes, model: EntropyModel) -> NDArray[np.uint32]:
+def encode_block(codes: Codes, model: EntropyModel, indices: NDArray[np.uint8] | None = None) -> NDArray[np.uint32]:
     """Code all rows into one ANS stream.
 
     Parameters
@@ -101,6 +102,8 @@ def encode_block(codes: Codes, model: EntropyModel) -> NDArray[np.uint32]:
     codes : Codes
         At least one row, with the model's latents and alphabet.
     model : IndependentModel or AutoregressiveModel
+    indices : ndarray of uint8, shape (T, N), optional
+        An autoregressive model's levels of these rows, where they are known already.
 
     Returns
     -------
@@ -108,7 +111,10 @@ def encode_block(codes: Codes, model: EntropyModel) -> NDArray[np.uint32]:
     """
     coder = _coder(np.array([_START], np.uint32))
     if isinstance(model, AutoregressiveModel):
-        _encode_autoregressive(coder, codes.decisions(), model)
+        decisions = codes.decisions()
+        _encode_autoregressive(
+            coder, decisions, model, model.level_indices(decisions) if indices is None else indices
+        )
     elif bits_per_symbol(codes.alphabet) == 1:
         _encode_bits(coder, codes.decisions(), model)
     else:
@@ -183,7 +189,7 @@ def _decode_bits(coder: Any, rows: int, model: IndependentModel) -> NDArray[np.u
     order = np.argsort(numerators, kind="stable")
     bounds = _bounds(numerators[order])
     ordered = np.empty((rows, model.latents), np.uint8)
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         part = coder.decode(_model(int(numerators[order[start]])), rows * (end - start))
         ordered[:, start:end] = part.reshape(rows, -1)
     decisions = np.empty_like(ordered)
@@ -237,9 +243,10 @@ class _Levels:
         self.probabilities = self.numerators / DENOMINATOR
 
 
-def _encode_autoregressive(coder: Any, decisions: NDArray[np.uint8], model: AutoregressiveModel) -> None:
+def _encode_autoregressive(
+    coder: Any, decisions: NDArray[np.uint8], model: AutoregressiveModel, indices: NDArray[np.uint8]
+) -> None:
     levels = _Levels(model)
-    indices = model.level_indices(decisions)
     ranks = levels.ranks[indices]
     order = np.argsort(ranks, axis=1, kind="stable")
     ranks = np.take_along_axis(ranks, order, axis=1)
@@ -280,4 +287,4 @@ def _decode_autoregressive(
         decisions[order] = coded
         decisions ^= levels.turned[indices]
         stepper.tell(decisions)
-    return [np.ascontiguousarray(stepper.decisions[:, a:b].T) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [np.ascontiguousarray(stepper.decisions[:, a:b].T) for a, b in pairwise(edges)]

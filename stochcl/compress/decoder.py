@@ -83,6 +83,12 @@ class VectorDecoder:
         """V, the width of its vectors."""
         return len(self.layers[-1][1])
 
+    def select(self, latents: Sequence[int]) -> VectorDecoder:
+        """Return the decoder that takes only these latents; all others count as their centres."""
+        kept = list(latents)
+        (weight, bias), *rest = self.layers
+        return VectorDecoder(self.centre[kept], self.scale[kept], ((weight[:, kept], bias), *rest))
+
     def decode(
         self, symbols: NDArray[np.integer], dtype: type[np.float32] | type[np.float64] = np.float32
     ) -> NDArray[Any]:

@@ -17,22 +17,35 @@ MAGIC = b"\x89SCL\r\n\x1a\n"
 END_MAGIC = b"SCL\x89END\n"
 """Last eight bytes of a complete archive."""
 
-VERSION = 0
+VERSION = 1
 
 PROLOGUE = struct.Struct("<8sHHII")
 """Magic, version, reserved (0), bytes of the header, CRC-32 of the fields before it and the header."""
 
 CHUNK = struct.Struct("<4sQ")
-"""Kind and payload bytes of what follows the header: ``TABL``, ``SEGM`` or ``INDX``."""
+"""Kind and payload bytes of what follows the header: ``TABL``, ``FITT``, ``SEGM`` or ``INDX``."""
 
-SEGMENT = struct.Struct("<IIIB3xIIIIIIII")
-"""Rows, rows a block, blocks, kind of entropy model; then bytes and CRC-32 of table, names, labels, entropy."""
+HEAD = struct.Struct("<II")
+"""Before a segment's head: its bytes and CRC-32, so that a segment can be found sound without the index."""
+
+SEGMENT = struct.Struct("<IIIBxHIIIIIIII")
+"""Rows, rows a block, blocks, kind of entropy model, number of the fitted model; then bytes and CRC-32 of table,
+names, labels, entropy.
+"""
 
 BLOCK = struct.Struct("<IIII")
 """Rows, 32-bit words, CRC-32 of the words, CRC-32 of the packed rows."""
 
-INDEX = struct.Struct("<QQQQII")
-"""Rows, source bytes, offset and bytes of the tables chunk (0, 0 without), segments, bytes of the skipped."""
+INDEX = struct.Struct("<QQQQIIII")
+"""Rows, source bytes, offset and bytes of the tables chunk (0, 0 without), segments, bytes of the skipped, fitted
+models, retired parts.
+"""
+
+FITTED = struct.Struct("<QQ")
+"""Of one fitted model: offset and bytes of its chunk."""
+
+RETIRED = struct.Struct("<QQI")
+"""Of one part of the file that an append has left behind, an earlier index and trailer: offset, bytes, CRC-32."""
 
 ENTRY = struct.Struct("<QQI")
 """Of one segment: offset, bytes of its chunk, bytes of the head that follows."""
@@ -43,9 +56,11 @@ TRAILER = struct.Struct("<QQI4x8s")
 MAX_HEADER = 1 << 20
 MAX_INPUT = 1 << 48
 MAX_TABLES = 1 << 28
-MAX_TABLE = 1 << 22
+MAX_TABLE = 1 << 26
+MAX_FITTED = 1 << 16
+MAX_RETIRED = 1 << 20
 MAX_SEGMENT_ROWS = 1 << 24
-MAX_BLOCK_DECISIONS = 1 << 26
+MAX_BLOCK_DECISIONS = 1 << 22
 MAX_ROWS = 1 << 40
 MAX_SEGMENTS = 1 << 24
 MAX_TEXT = 1 << 28

@@ -49,6 +49,8 @@ class Header:
         What was compressed: folder, zip, tar, array, matrix...
     preprocess : dict
         How images were prepared, plain JSON: size, fit...
+    selection : tuple of int, optional
+        Which of the encoder's latents these are, ascending, where they are not its first ones.
     """
 
     model: str
@@ -62,10 +64,12 @@ class Header:
     input_bytes: int = 0
     source_kind: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
+    selection: tuple[int, ...] | None = None
 
     def to_bytes(self) -> bytes:
         """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        values = {name: value for name, value in asdict(self).items() if name != "selection" or value is not None}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
         check_limit(len(text), MAX_HEADER, "the size of the header")
         head = PROLOGUE.pack(MAGIC, VERSION, 0, len(text), 0)[:-4]
         return head + crc(head, text).to_bytes(4, "little") + text
@@ -118,6 +122,9 @@ class Header:
         known: dict[str, Any] = {}
         for f in fields(cls):  # names that are not known are a later version's remarks
             value = values.get(f.name)
+            if f.name == "selection":
+                known[f.name] = _selection(value)
+                continue
             if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool):
                 raise FormatError(f"the header's {f.name} is {value!r:.60}, not of type {f.type}")
             known[f.name] = value
@@ -140,7 +147,23 @@ class Header:
                 raise FormatError(f"the header's {name} is not a SHA-256 in hex")
         if self.feature_dim < 0 or self.input_bytes < 0:
             raise FormatError("a size in the header is negative")
+        if self.selection is not None:
+            chosen = list(self.selection)
+            if (
+                len(chosen) != self.latents
+                or chosen != sorted(set(chosen))
+                or not 0 <= chosen[0] <= chosen[-1] < (self.model_latents)
+            ):
+                raise FormatError(f"the header's selection is not {self.latents} latents of the model, ascending")
         check_limit(max(self.feature_dim, self.input_bytes), MAX_INPUT, "a size in the header")
+
+
+def _selection(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or any(not isinstance(i, int) or isinstance(i, bool) for i in value):
+        raise FormatError("the header's selection is not a list of integers")
+    return tuple(value)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

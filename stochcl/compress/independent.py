@@ -12,6 +12,8 @@ from stochcl.codes import bits_per_symbol
 from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
@@ -90,15 +92,24 @@ class IndependentModel:
         nearer = np.where(exact - lower <= upper - exact, lower, upper)
         return cls(nearer.astype(np.uint16), alphabet)
 
-    def ideal_bits(self, codes: Codes) -> float:
-        """Return what these codes cost under the table, in bits altogether: the floor for a coder."""
+    def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
+        """Return what these codes cost under the table, in bits, shape (D,): every latent summed over all rows."""
         ones, visits = _counts(codes)
         p = self.ones / DENOMINATOR
-        return float(-(ones * np.log2(p) + (visits - ones) * np.log2(1 - p)).sum())
+        bits: NDArray[np.float64] = -(ones * np.log2(p) + (visits - ones) * np.log2(1 - p)).sum(axis=1)
+        return bits
+
+    def ideal_bits(self, codes: Codes) -> float:
+        """Return what these codes cost under the table, in bits altogether: the floor for a coder."""
+        return float(self.bits_by_latent(codes).sum())
 
     def prefix(self, latents: int) -> IndependentModel:
         """Keep the first latents' probabilities."""
         return IndependentModel(self.ones[:latents], self.alphabet)
+
+    def select(self, latents: Sequence[int]) -> IndependentModel:
+        """Keep the probabilities of these latents."""
+        return IndependentModel(self.ones[list(latents)], self.alphabet)
 
     def to_bytes(self) -> bytes:
         """Write latents and alphabet, uint32, then the numerators, uint16; little-endian.

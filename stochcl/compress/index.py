@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stochcl.compress import framing
+from stochcl.compress import framing, model
 from stochcl.compress.framing import (
     CHUNK,
     END_MAGIC,
     ENTRY,
+    FITTED,
     INDEX,
+    RETIRED,
     TRAILER,
     check_crc,
     check_limit,
+    crc,
     inflate_any,
     unpack,
 )
@@ -42,6 +46,10 @@ class Index:
         Names and reasons of images that could not be read.
     start : int
         Where the index itself begins.
+    fitted : tuple of (int, int)
+        Offset and bytes of the chunk of each model that was fitted to this archive.
+    retired : tuple of (int, int, int)
+        Offset, bytes and CRC-32 of what an append has left behind: earlier indexes with their trailers.
     """
 
     rows: int
@@ -50,19 +58,39 @@ class Index:
     segments: tuple[tuple[int, SegmentHead], ...]
     skipped: tuple[tuple[str, str], ...]
     start: int
+    fitted: tuple[tuple[int, int], ...] = ()
+    retired: tuple[tuple[int, int, int], ...] = ()
 
     def check_layout(self, header_size: int) -> None:
-        """Raise FormatError unless header, tables, segments and index follow each other without a gap."""
+        """Raise FormatError unless all parts of the file follow each other without a gap, segments in order."""
         position = header_size
         if self.tables[0] != (position if self.tables[1] else 0):
             raise FormatError(f"the tables cannot begin at byte {self.tables[0]:,}")
         position += self.tables[1]
-        for offset, head in self.segments:
+        others = [(offset, size, "a fitted model") for offset, size in self.fitted]
+        others += [(offset, size, "a retired part") for offset, size, _ in self.retired]
+        others.sort(reverse=True)
+        for offset, size, what in [*((o, head.size, "a segment") for o, head in self.segments), (self.start, 0, "")]:
+            while others and others[-1][0] == position and others[-1][1]:
+                position += others.pop()[1]
             if offset != position:
-                raise FormatError(f"a segment begins at byte {offset:,}, not {position:,}")
-            position += head.size
-        if position != self.start:
-            raise FormatError(f"the index begins at byte {self.start:,}, not {position:,}")
+                raise FormatError(f"{what or 'the index'} begins at byte {offset:,}, not {position:,}")
+            position += size
+        if others:
+            raise FormatError(f"{others[-1][2]} cannot begin at byte {others[-1][0]:,}")
+
+    def to_bytes(self) -> bytes:
+        """Write the index and the trailer, which are the end of the file."""
+        skipped = zlib.compress(json.dumps(self.skipped).encode("ascii"), 9) if self.skipped else b""
+        counts = len(self.segments), len(skipped), len(self.fitted), len(self.retired)
+        parts = [INDEX.pack(self.rows, self.source_bytes, *self.tables, *counts), skipped]
+        parts += [FITTED.pack(*entry) for entry in self.fitted]
+        parts += [RETIRED.pack(*entry) for entry in self.retired]
+        for offset, head in self.segments:
+            parts += [ENTRY.pack(offset, head.size, len(head.data)), head.data]
+        payload = b"".join(parts)
+        chunk = CHUNK.pack(b"INDX", len(payload)) + payload
+        return chunk + TRAILER.pack(self.start, len(chunk), crc(chunk), END_MAGIC)
 
 
 def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
@@ -94,13 +122,23 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
 
 
 def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
-    rows, source_bytes, tables_at, tables_size, count, skipped_size = unpack(INDEX, data, 0, "the index")
+    rows, source_bytes, tables_at, tables_size, count, skipped_size, fitted_count, retired_count = unpack(
+        INDEX, data, 0, "the index"
+    )
     check_limit(rows, framing.MAX_ROWS, "the number of rows")
     check_limit(count, framing.MAX_SEGMENTS, "the number of segments")
+    check_limit(fitted_count, framing.MAX_FITTED, "the number of fitted models")
+    check_limit(retired_count, framing.MAX_RETIRED, "the number of retired parts")
     position = INDEX.size + skipped_size
     if position > len(data):
         raise Truncated("the list of skipped images ends too early")
     skipped = _skipped(data[INDEX.size : position])
+    ends = position + FITTED.size * fitted_count, position + FITTED.size * fitted_count + RETIRED.size * retired_count
+    if ends[1] > len(data):
+        raise Truncated("the index ends before its segments")
+    fitted = tuple((offset, size) for offset, size in FITTED.iter_unpack(data[position : ends[0]]))
+    retired = tuple((offset, size, c) for offset, size, c in RETIRED.iter_unpack(data[ends[0] : ends[1]]))
+    position = ends[1]
     segments = []
     for _ in range(count):
         offset, size, head_size = unpack(ENTRY, data, position, "an entry of the index")
@@ -111,6 +149,8 @@ def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
         position += head_size
         if size != head.size:
             raise FormatError(f"a segment has {size:,} bytes in the index, and its parts {head.size:,}")
+        if head.model == model.FITTED and head.number >= fitted_count:
+            raise FormatError(f"a segment uses the fitted model {head.number} of {fitted_count}")
         segments.append((offset, head))
     if position != len(data):
         raise FormatError(f"{len(data) - position:,} bytes follow the last entry of the index")
@@ -119,7 +159,7 @@ def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
             raise FormatError(f"some segments have {part} and others have none")
     if sum(head.rows for _, head in segments) != rows:
         raise FormatError(f"the segments do not have the {rows:,} rows that the index says")
-    return Index(rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start)
+    return Index(rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start, fitted, retired)
 
 
 def _skipped(data: bytes) -> tuple[tuple[str, str], ...]:

@@ -54,10 +54,10 @@ def fit_linear(
     odds = np.log(independent.ones / (DENOMINATOR - independent.ones.astype(np.float64)))
     below = np.tri(t, k=-1, dtype=np.float32)
     # Centred decisions leave the biases what they are where nothing depends on anything.
-    mean = np.zeros(t, np.float32)
+    mean: NDArray[np.float32] = np.zeros(t, np.float32)
     for start in range(0, len(codes), 4096):
         mean += codes[start : start + 4096].decisions().sum(axis=0, dtype=np.float32)
-    mean = mean / len(codes) * 2 - 1
+    mean = (mean / len(codes) * 2 - 1).astype(np.float32)
     weights, shift = np.zeros((t, t), np.float32), np.zeros(t, np.float32)
     moments = [(np.zeros_like(x), np.zeros_like(x)) for x in (weights, shift)]
     steps = int(np.clip(_PASSES * len(codes) / _BATCH, _LEAST, _MOST))
@@ -69,16 +69,27 @@ def fit_linear(
         error = (1 / (1 + np.exp(-logits)) - decisions) / len(part)
         gradients = (error.T @ signs + _PENALTY / len(codes) * weights) * below, error.sum(axis=0)
         rate = _RATE * min(1, (step + 1) / 20) * 0.5 * (1 + np.cos(np.pi * step / steps))
-        for x, g, (m, v) in zip((weights, shift), gradients, moments, strict=True):
-            m += 0.1 * (g - m)
-            v += 0.01 * (g * g - v)
-            x -= (rate * (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.99 ** (step + 1))) + 1e-8)).astype(
-                np.float32
-            )
+        for x, g, moment in zip((weights, shift), gradients, moments, strict=True):
+            _adam(x, g, moment, step, rate)
         progress(step + 1, steps)
     np.clip(weights, -_MAX_WEIGHT, _MAX_WEIGHT, out=weights)
     constant = shift - weights @ mean
     return _rounded(codes, weights, odds + constant.reshape(-1, bits)[:, _levels_of_nodes(bits)])
+
+
+def _adam(
+    x: NDArray[np.float32],
+    g: NDArray[np.floating],
+    moment: tuple[NDArray[np.float32], NDArray[np.float32]],
+    step: int,
+    rate: float,
+) -> None:
+    """Move ``x`` in place by one step of Adam, with decays of 0.9 and 0.99."""
+    mean, square = moment
+    mean += 0.1 * (g - mean)
+    square += 0.01 * (g * g - square)
+    corrected = np.sqrt(square / np.float32(1 - 0.99 ** (step + 1))) + np.float32(1e-8)
+    x -= np.float32(rate / (1 - 0.9 ** (step + 1))) * mean / corrected
 
 
 def _levels_of_nodes(bits: int) -> NDArray[np.intp]:

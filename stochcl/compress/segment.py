@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,31 +9,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stochcl.compress import framing
-from stochcl.compress.coder import decode_block, encode_block
+from stochcl.compress.coder import decode_blocks, encode_block
 from stochcl.compress.framing import (
     BLOCK,
     CHUNK,
-    MAX_TABLE,
+    HEAD,
     SEGMENT,
     check_crc,
     check_limit,
     crc,
-    inflate_any,
     pack_texts,
     pack_varints,
     unpack,
     unpack_varints,
 )
 from stochcl.compress.independent import IndependentModel
+from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model
 from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
+    from stochcl.compress.coder import EntropyModel
 
 KIND = b"SEGM"
-PREFIX, OWN = 0, 1  # entropy model: the tables' first latents, or a table in the segment
 
 _BLOCK_BITS = 1 << 16  # payload that a block aims at: streams cost 32 to 51 bits each, so 0.07 %
 _WORD_BITS = 32
@@ -60,9 +61,11 @@ class SegmentHead:
     words : tuple of int
         32-bit words of each block's stream.
     model : int
-        PREFIX or OWN.
+        INDEPENDENT, OWN, NETWORK or FITTED.
     table, names, labels, entropy : Part
         Of size 0 where there is none.
+    number : int
+        Of the archive's fitted models, the one that is used; else 0.
     """
 
     rows: int
@@ -73,12 +76,13 @@ class SegmentHead:
     names: Part
     labels: Part
     entropy: Part
+    number: int = 0
 
     @cached_property
     def data(self) -> bytes:
         """The head's bytes: fixed fields, then the words of each block as varints."""
         parts = [value for part in self.parts for value in (part.size, part.crc)]
-        fixed = SEGMENT.pack(self.rows, self.rows_per_block, len(self.words), self.model, *parts)
+        fixed = SEGMENT.pack(self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts)
         return fixed + pack_varints(self.words)
 
     @property
@@ -94,7 +98,17 @@ class SegmentHead:
     @property
     def size(self) -> int:
         """Bytes of the segment's chunk."""
-        return CHUNK.size + len(self.data) + sum(part.size for part in self.parts) + self.payload
+        return self.parts_at + sum(part.size for part in self.parts) + self.payload
+
+    @property
+    def parts_at(self) -> int:
+        """Where the parts begin, in bytes from the segment's chunk."""
+        return CHUNK.size + HEAD.size + len(self.data)
+
+    @property
+    def start(self) -> bytes:
+        """The chunk's bytes before its parts: kind, size, and the head with its own size and checksum."""
+        return CHUNK.pack(KIND, self.size - CHUNK.size) + HEAD.pack(len(self.data), crc(self.data)) + self.data
 
     @cached_property
     def block_offsets(self) -> NDArray[np.int64]:
@@ -116,10 +130,12 @@ class SegmentHead:
         FormatError
             If they cannot.
         """
-        rows, per_block, blocks, model, *sizes = unpack(SEGMENT, data, 0, "a segment's head")
+        rows, per_block, blocks, model, number, *sizes = unpack(SEGMENT, data, 0, "a segment's head")
         check_limit(rows, framing.MAX_SEGMENT_ROWS, "the number of a segment's rows")
-        if not rows or not per_block or blocks != -(-rows // per_block) or model not in (PREFIX, OWN):
+        if not rows or not per_block or blocks != -(-rows // per_block):
             raise FormatError(f"a segment of {rows} rows in {blocks} blocks of {per_block} makes no sense")
+        if model not in (INDEPENDENT, OWN, NETWORK, FITTED) or (number and model != FITTED):
+            raise FormatError(f"a segment cannot have the entropy model {model}, number {number}")
         check_limit(min(rows, per_block) * decisions_per_row, framing.MAX_BLOCK_DECISIONS, "the size of a block")
         if len(data) < SEGMENT.size + blocks:
             raise FormatError("a segment's head is shorter than its list of blocks")
@@ -127,7 +143,8 @@ class SegmentHead:
         if end != len(data):
             raise FormatError(f"a segment's head has {len(data)} bytes, not {end}")
         parts = [Part(size, checksum) for size, checksum in zip(sizes[::2], sizes[1::2], strict=True)]
-        head = cls(rows, per_block, tuple(words), model, *parts)
+        table, names, labels, entropy = parts
+        head = cls(rows, per_block, tuple(words), model, table, names, labels, entropy, number)
         if (model == OWN) != (head.table.size > 0):
             raise FormatError("a segment's table is there although it is not used, or is used but not there")
         if head.entropy.size not in (0, 2 * rows):
@@ -142,54 +159,64 @@ class SegmentHead:
         return head
 
 
-def pack_table(model: IndependentModel) -> bytes:
-    """Write a segment's own table: the model's bytes, deflated."""
-    return zlib.compress(model.to_bytes(), 9)
-
-
-def unpack_table(data: bytes, latents: int, alphabet: int) -> IndependentModel:
-    """Read what :func:`pack_table` wrote.
+def read_head(data: bytes, decisions_per_row: int) -> SegmentHead:
+    """Read the head from the beginning of a segment's chunk, without the index.
 
     Raises
     ------
     FormatError
-        If it is not that, or for codes of another shape.
+        If it is damaged or makes no sense.
     """
-    model = IndependentModel.from_bytes(inflate_any(data, MAX_TABLE, "a segment's table"))
-    if (model.latents, model.alphabet) != (latents, alphabet):
-        raise FormatError("a segment's table is for other latents")
-    return model
+    unpack(CHUNK, data, 0, "a segment")
+    kind, length = CHUNK.unpack_from(data)
+    if kind != KIND:
+        raise FormatError("a segment does not begin here")
+    size, checksum = unpack(HEAD, data, CHUNK.size, "a segment")
+    start = CHUNK.size + HEAD.size
+    head = data[start : start + size]
+    check_crc(checksum, "a segment's head", head)
+    parsed = SegmentHead.parse(head, decisions_per_row)
+    if parsed.size != length + CHUNK.size:
+        raise FormatError(f"a segment says that it has {length:,} bytes, and its parts {parsed.size - CHUNK.size:,}")
+    return parsed
 
 
-def write_segment(codes: Codes, model: IndependentModel) -> tuple[SegmentHead, bytes]:
-    """Code rows with the cheaper of the model's table and their own.
+def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[SegmentHead, bytes]:
+    """Code rows with the cheapest of the models that are paid for, or with a table of their own.
 
     Parameters
     ----------
     codes : Codes
         At least one row. Names, labels and uncertainty are written where they are there.
-    model : IndependentModel
-        The tables' model, cut to the codes' width.
+    candidates : sequence of Candidate
+        The models of the tables and of the archive, cut to the codes' width; the first is the one that the others
+        must beat.
 
     Returns
     -------
     SegmentHead, bytes
         The head, and the whole chunk.
     """
-    own = IndependentModel.fit(codes)
-    table = pack_table(own)
-    bits = model.ideal_bits(codes)
-    own_bits = own.ideal_bits(codes)
-    if own_bits + 8 * len(table) < bits:
-        model, bits, kind = own, own_bits, OWN
-    else:
-        table, kind = b"", PREFIX
+    best, (bits, indices) = candidates[0], candidates[0].cost(codes)
+    for candidate in candidates[1:]:
+        spent, levels = candidate.cost(codes)
+        if spent < bits:
+            best, bits, indices = candidate, spent, levels
+    own, table = IndependentModel.fit(codes), b""
+    if (own_bits := own.ideal_bits(codes)) < bits:
+        table = pack_model(own)
+        if own_bits + 8 * len(table) < bits:
+            best, bits, indices = Candidate(own, OWN), own_bits, None
+        else:
+            table = b""
     rows_per_block = _rows_per_block(bits / len(codes), codes.decisions_per_row)
     blocks, words = [], []
     for start in range(0, len(codes), rows_per_block):
-        part = codes[start : start + rows_per_block]
-        payload = encode_block(part, model).astype("<u4").tobytes()
-        words.append(len(payload) // 4)
+        rows = slice(start, start + rows_per_block)
+        part = codes[rows]
+        stream = encode_block(part, best.model, None if indices is None else indices[:, rows])
+        payload = stream.astype("<u4").tobytes()
+        words.append(len(stream))
         blocks.append(BLOCK.pack(len(part), words[-1], crc(payload), crc(part.packed.tobytes())) + payload)
     parts = [
         table,
@@ -197,10 +224,11 @@ def write_segment(codes: Codes, model: IndependentModel) -> tuple[SegmentHead, b
         pack_texts(codes.labels) if codes.labels is not None else b"",
         codes.uncertainty.astype("<f2").tobytes() if codes.uncertainty is not None else b"",
     ]
+    stated, names, labels, entropy = (Part(len(p), crc(p) if p else 0) for p in parts)
     head = SegmentHead(
-        len(codes), rows_per_block, tuple(words), kind, *(Part(len(p), crc(p) if p else 0) for p in parts)
+        len(codes), rows_per_block, tuple(words), best.kind, stated, names, labels, entropy, best.number
     )
-    return head, b"".join([CHUNK.pack(KIND, head.size - CHUNK.size), head.data, *parts, *blocks])
+    return head, b"".join([head.start, *parts, *blocks])
 
 
 def _rows_per_block(bits_per_row: float, decisions_per_row: int) -> int:
@@ -208,23 +236,37 @@ def _rows_per_block(bits_per_row: float, decisions_per_row: int) -> int:
     return max(1, min(rows, framing.MAX_BLOCK_DECISIONS // decisions_per_row, 1 << 20))
 
 
-def read_block(data: bytes, head: SegmentHead, block: int, model: IndependentModel) -> NDArray[np.uint8]:
-    """Decode one block, its own head included, to packed rows.
+def read_blocks(
+    data: Sequence[bytes], heads: Sequence[tuple[SegmentHead, int]], model: EntropyModel
+) -> list[NDArray[np.uint8]]:
+    """Decode blocks that one model codes, their own heads included, to packed rows.
+
+    Parameters
+    ----------
+    data : sequence of bytes
+    heads : sequence of (SegmentHead, int)
+        The segment of each block, and its number there.
+    model : IndependentModel or AutoregressiveModel
 
     Raises
     ------
     FormatError
-        If its head disagrees with the index, or a checksum does.
+        If the head of a block disagrees with the index, or a checksum does.
     """
-    rows, words, payload_crc, rows_crc = unpack(BLOCK, data, 0, "a block's head")
-    if (rows, words) != (head.rows_of(block), head.words[block]):
-        msg = (
-            f"a block says that it has {rows} rows in {words} words, and the index {head.rows_of(block)} rows "
-            f"in {head.words[block]} words"
-        )
-        raise FormatError(msg)
-    payload = data[BLOCK.size :]
-    check_crc(payload_crc, "a block", payload)
-    packed = decode_block(np.frombuffer(payload, "<u4").astype(np.uint32), rows, model)
-    check_crc(rows_crc, "what a block decodes to", packed.tobytes())
-    return packed
+    streams, expected = [], []
+    for block, (head, number) in zip(data, heads, strict=True):
+        rows, words, payload_crc, rows_crc = unpack(BLOCK, block, 0, "a block's head")
+        if (rows, words) != (head.rows_of(number), head.words[number]):
+            msg = (
+                f"a block says that it has {rows} rows in {words} words, and the index {head.rows_of(number)} rows "
+                f"in {head.words[number]} words"
+            )
+            raise FormatError(msg)
+        payload = block[BLOCK.size :]
+        check_crc(payload_crc, "a block", payload)
+        streams.append(np.frombuffer(payload, "<u4").astype(np.uint32))
+        expected.append(rows_crc)
+    decoded = decode_blocks(streams, [head.rows_of(number) for head, number in heads], model)
+    for packed, rows_crc in zip(decoded, expected, strict=True):
+        check_crc(rows_crc, "what a block decodes to", packed.tobytes())
+    return decoded

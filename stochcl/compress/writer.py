@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.atomic import sync_folder, write_all
-from stochcl.codes import Codes
-from stochcl.compress.framing import CHUNK, END_MAGIC, ENTRY, INDEX, SEGMENT, TRAILER, crc
+from stochcl.codes import Codes, bits_per_symbol
+from stochcl.compress.framing import CHUNK, crc
+from stochcl.compress.index import Index
 from stochcl.compress.journal import Journal, Record
-from stochcl.compress.segment import SegmentHead, write_segment
+from stochcl.compress.model import FITTED, Candidate, pack_model
+from stochcl.compress.segment import SegmentHead, read_head, write_segment
 from stochcl.data import printable
 from stochcl.errors import FormatError, OutputError, UsageError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from types import TracebackType
 
+    from stochcl.compress.coder import EntropyModel
     from stochcl.compress.header import Header
     from stochcl.compress.tables import Tables
 
@@ -61,6 +63,8 @@ class Writer:
         Those that ``header.tables_sha256`` names.
     embed_tables : bool
         Whether the tables go into the archive, which must otherwise find them in the package.
+    fitted : sequence of IndependentModel or AutoregressiveModel
+        Models of the archive's own latents that are to be stored in it, for all its segments to choose from.
     names : bool
         Whether to store the rows' names.
     force : bool
@@ -94,6 +98,7 @@ class Writer:
         tables: Tables,
         *,
         embed_tables: bool,
+        fitted: Sequence[EntropyModel] = (),
         names: bool = True,
         force: bool = False,
         resume: bool = False,
@@ -107,16 +112,21 @@ class Writer:
         self.path, self.header = Path(path), header
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
-        self._model = tables.entropy.prefix(header.latents)
+        self._candidates = tables.candidates(header.latents, header.selection)
         self._start_bytes = header.to_bytes()
         self._tables_at = (0, 0)
         if embed_tables:
             self._tables_at = (len(self._start_bytes), CHUNK.size + len(tables.data))
             self._start_bytes += CHUNK.pack(b"TABL", len(tables.data)) + tables.data
+        self._fitted_at: list[tuple[int, int]] = []
+        for number, model in enumerate(fitted):
+            self._start_bytes += self._place(pack_model(model))
+            self._candidates.append(Candidate(model, FITTED, number))
         self._names = names
         facts = {"header": crc(self._start_bytes), "names": names, "segment_rows": segment_rows} | (facts or {})
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))  # as the journal will give them back
-        row_bytes = max(1, -(-self._model.decisions_per_row // 8))
+        self._width = header.latents * bits_per_symbol(header.alphabet)
+        row_bytes = max(1, -(-self._width // 8))
         self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
         self.position = 0
         self.skipped: list[tuple[str, str]] = []
@@ -129,6 +139,12 @@ class Writer:
         # Unbuffered, so that closing after a failed write does not write again and fail again.
         self._file: FileIO | None = None
         self._begin(force=force, resume=resume)
+
+    def _place(self, model: bytes) -> bytes:
+        """Return the chunk of a fitted model, whose place is what has been begun so far."""
+        payload = crc(model).to_bytes(4, "little") + model
+        self._fitted_at.append((len(self._start_bytes), CHUNK.size + len(payload)))
+        return CHUNK.pack(b"FITT", len(payload)) + payload
 
     # The state of a run
 
@@ -201,7 +217,7 @@ class Writer:
             chunk = self._read(file, record.end - end)
             if crc(chunk) != record.crc:
                 raise FormatError(f"the segment at byte {end:,} is not what the journal says")
-            self._segments.append((end, _head_of(chunk, self._model.decisions_per_row)))
+            self._segments.append((end, read_head(chunk, self._width)))
             self._source_bytes += record.source_bytes
             self.skipped += record.skipped
             self.position, end = record.position, record.end
@@ -309,7 +325,7 @@ class Writer:
         waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)
         codes, rest = waiting[:rows], waiting[rows:]
         places = self._places[:rows]
-        head, chunk = write_segment(codes, self._model)
+        head, chunk = write_segment(codes, self._candidates)
         position = places[-1][0] + 1
         skipped = [(name, reason) for at, name, reason in self._new_skips if at < position]
         source_bytes = sum(size for _, size in places)
@@ -347,8 +363,7 @@ class Writer:
         file, start = self._opened(), self._end
         try:
             file.seek(start)
-            chunk = self._index()
-            write_all(file, chunk + TRAILER.pack(start, len(chunk), crc(chunk), END_MAGIC))
+            write_all(file, self._index(start).to_bytes())
             file.truncate()
             os.fsync(file.fileno())
             file.close()
@@ -359,17 +374,16 @@ class Writer:
             raise self._unwritable(exc) from exc
         self._journal.remove()
 
-    def _index(self) -> bytes:
-        skipped = zlib.compress(json.dumps(self.skipped).encode("ascii"), 9) if self.skipped else b""
-        rows = sum(head.rows for _, head in self._segments)
-        parts = [
-            INDEX.pack(rows, self._source_bytes, *self._tables_at, len(self._segments), len(skipped)),
-            skipped,
-        ]
-        for offset, head in self._segments:
-            parts += [ENTRY.pack(offset, head.size, len(head.data)), head.data]
-        payload = b"".join(parts)
-        return CHUNK.pack(b"INDX", len(payload)) + payload
+    def _index(self, start: int) -> Index:
+        return Index(
+            rows=sum(head.rows for _, head in self._segments),
+            source_bytes=self._source_bytes,
+            tables=self._tables_at,
+            segments=tuple(self._segments),
+            skipped=tuple(self.skipped),
+            start=start,
+            fitted=tuple(self._fitted_at),
+        )
 
     def close(self) -> None:
         """Leave the partial file and its journal as they are."""
@@ -402,14 +416,3 @@ class Writer:
         except BaseException:
             self._abandon()
             raise
-
-
-def _head_of(chunk: bytes, decisions_per_row: int) -> SegmentHead:
-    """Find the head at the beginning of a segment's chunk, whose length only the index says."""
-    fixed = SEGMENT.unpack_from(chunk, CHUNK.size)
-    blocks, end = fixed[2], CHUNK.size + SEGMENT.size
-    for _ in range(blocks):
-        while chunk[end] & 0x80:
-            end += 1
-        end += 1
-    return SegmentHead.parse(chunk[CHUNK.size : end], decisions_per_row)

@@ -101,7 +101,7 @@ def test_one_row_reads_one_block(big, monkeypatch):
 
 def test_blocks_that_are_forgotten_are_read_again(big, monkeypatch):
     path, codes = big
-    monkeypatch.setattr(stochcl.compress.archive, "_CACHED_BLOCKS", 2)
+    monkeypatch.setattr(stochcl.compress.archive, "_CACHED_BYTES", 2)
     with Archive(path) as archive:
         for row in (0, 2999, 1500, 0, 700, 2999, 0):
             np.testing.assert_array_equal(archive[row].packed, codes[row].packed)

@@ -14,7 +14,7 @@ import stochcl.compress.index
 import stochcl.compress.segment
 import stochcl.compress.tables
 from stochcl.compress import Archive, Writer, framing
-from stochcl.compress.segment import OWN
+from stochcl.compress.model import OWN
 from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 
