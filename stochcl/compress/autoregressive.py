@@ -400,16 +400,16 @@ class Stepper:
         model, f, signs, active = self._model, self._floats, self._signs, self._active
         t, bits = model.decisions_per_row, model.bits
         # Units that are known before each decision.
-        known = np.searchsorted(model.degrees, np.arange(t + 1), side="right").tolist()
+        known = np.searchsorted(model.degrees, np.arange(t), side="right").tolist()
+        units = 0
         for low in range(0, t, _CHUNK):
             high = min(low + _CHUNK, t)
-            units = known[low]
             output = model.output[low:high]
             # With all that is known, for the whole chunk; then, decision by decision, with what the chunk adds.
             direct = _float(model.direct[low:high, :high])
             z = direct[:, :low] @ signs[:low] * np.float64(_SIGN)
             f.add_output(z, output, active, units)
-            coming = slice(units, known[high])
+            coming = slice(units, known[high - 1])
             hidden = _float(model.hidden_weights[coming, :high])
             sums = hidden[:, :low] @ signs[:low]
             for j in range(low, high):
