@@ -33,8 +33,8 @@ SEGMENT = struct.Struct("<IIIBxHIIIIIIII")
 names, labels, entropy.
 """
 
-BLOCK = struct.Struct("<IIII")
-"""Rows, 32-bit words, CRC-32 of the words, CRC-32 of the packed rows."""
+BLOCK = struct.Struct("<III")
+"""Rows, 32-bit words, CRC-32 of the words; the CRC-32 of the packed rows is in the segment's head."""
 
 INDEX = struct.Struct("<QQQQIIII")
 """Rows, source bytes, offset and bytes of the tables chunk (0, 0 without), segments, bytes of the skipped, fitted
@@ -59,12 +59,17 @@ MAX_TABLES = 1 << 28
 MAX_TABLE = 1 << 26
 MAX_FITTED = 1 << 16
 MAX_RETIRED = 1 << 20
-MAX_SEGMENT_ROWS = 1 << 24
+MAX_SEGMENT_ROWS = 1 << 18
 MAX_BLOCK_DECISIONS = 1 << 22
 MAX_ROWS = 1 << 40
 MAX_SEGMENTS = 1 << 24
-MAX_TEXT = 1 << 28
-"""Bounds on what a file may claim; beyond them it is refused before any memory is taken."""
+MAX_TEXT = 1 << 24
+MAX_INFLATED_TEXT = 1 << 23
+"""Bounds on what a file may claim; beyond them it is refused before any memory is taken.
+
+A segment's rows and texts are bounded because kilobytes of a forged file inflate to all that is allowed: a text is
+an object of 50 bytes, however short it is.
+"""
 
 
 def crc(*parts: bytes | memoryview) -> int:
@@ -168,6 +173,7 @@ def pack_texts(texts: Sequence[str]) -> bytes:
         before = data
     check_limit(sum(shared) + len(rest), MAX_TEXT, "the length of all texts")
     raw = pack_varints(shared) + pack_varints(added) + bytes(rest)
+    check_limit(len(raw), MAX_INFLATED_TEXT, "the length of all texts, each without what it shares,")
     return pack_varints([len(raw)]) + zlib.compress(raw, 9)
 
 
@@ -194,7 +200,7 @@ def unpack_texts(data: bytes, count: int, what: str) -> tuple[str, ...]:
         If they are not that.
     """
     (length,), start = unpack_varints(data, 1)
-    check_limit(length, MAX_TEXT, f"the length of {what}")
+    check_limit(length, MAX_INFLATED_TEXT, f"the length of {what}, each without what it shares,")
     raw = inflate(data[start:], length, what)
     shared, position = unpack_varints(raw, count)
     added, position = unpack_varints(raw, count, position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -60,6 +61,9 @@ class SegmentHead:
         All blocks but the last have the same number of rows.
     words : tuple of int
         32-bit words of each block's stream.
+    crcs : tuple of int
+        CRC-32 of the packed rows of each block. They stand here and not in the blocks, so that blocks which
+        have changed places do not pass for each other: all else that blocks say of themselves may be equal.
     model : int
         INDEPENDENT, OWN, NETWORK or FITTED.
     table, names, labels, entropy : Part
@@ -71,6 +75,7 @@ class SegmentHead:
     rows: int
     rows_per_block: int
     words: tuple[int, ...]
+    crcs: tuple[int, ...]
     model: int
     table: Part
     names: Part
@@ -80,10 +85,10 @@ class SegmentHead:
 
     @cached_property
     def data(self) -> bytes:
-        """The head's bytes: fixed fields, then the words of each block as varints."""
+        """The head's bytes: fixed fields, the words of each block as varints, the checksums of their rows."""
         parts = [value for part in self.parts for value in (part.size, part.crc)]
         fixed = SEGMENT.pack(self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts)
-        return fixed + pack_varints(self.words)
+        return fixed + pack_varints(self.words) + struct.pack(f"<{len(self.crcs)}I", *self.crcs)
 
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
@@ -137,14 +142,15 @@ class SegmentHead:
         if model not in (INDEPENDENT, OWN, NETWORK, FITTED) or (number and model != FITTED):
             raise FormatError(f"a segment cannot have the entropy model {model}, number {number}")
         check_limit(min(rows, per_block) * decisions_per_row, framing.MAX_BLOCK_DECISIONS, "the size of a block")
-        if len(data) < SEGMENT.size + blocks:
+        if len(data) < SEGMENT.size + 5 * blocks:
             raise FormatError("a segment's head is shorter than its list of blocks")
         words, end = unpack_varints(data, blocks, SEGMENT.size)
-        if end != len(data):
-            raise FormatError(f"a segment's head has {len(data)} bytes, not {end}")
+        if end + 4 * blocks != len(data):
+            raise FormatError(f"a segment's head has {len(data)} bytes, not {end + 4 * blocks}")
+        crcs = struct.unpack_from(f"<{blocks}I", data, end)
         parts = [Part(size, checksum) for size, checksum in zip(sizes[::2], sizes[1::2], strict=True)]
         table, names, labels, entropy = parts
-        head = cls(rows, per_block, tuple(words), model, table, names, labels, entropy, number)
+        head = cls(rows, per_block, tuple(words), crcs, model, table, names, labels, entropy, number)
         if (model == OWN) != (head.table.size > 0):
             raise FormatError("a segment's table is there although it is not used, or is used but not there")
         if head.entropy.size not in (0, 2 * rows):
@@ -210,14 +216,15 @@ def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[Segmen
         else:
             table = b""
     rows_per_block = _rows_per_block(bits / len(codes), codes.decisions_per_row)
-    blocks, words = [], []
+    blocks, words, crcs = [], [], []
     for start in range(0, len(codes), rows_per_block):
         rows = slice(start, start + rows_per_block)
         part = codes[rows]
         stream = encode_block(part, best.model, None if indices is None else indices[:, rows])
         payload = stream.astype("<u4").tobytes()
         words.append(len(stream))
-        blocks.append(BLOCK.pack(len(part), words[-1], crc(payload), crc(part.packed.tobytes())) + payload)
+        crcs.append(crc(part.packed.tobytes()))
+        blocks.append(BLOCK.pack(len(part), words[-1], crc(payload)) + payload)
     parts = [
         table,
         pack_texts(codes.names) if codes.names is not None else b"",
@@ -226,7 +233,16 @@ def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[Segmen
     ]
     stated, names, labels, entropy = (Part(len(p), crc(p) if p else 0) for p in parts)
     head = SegmentHead(
-        len(codes), rows_per_block, tuple(words), best.kind, stated, names, labels, entropy, best.number
+        len(codes),
+        rows_per_block,
+        tuple(words),
+        tuple(crcs),
+        best.kind,
+        stated,
+        names,
+        labels,
+        entropy,
+        best.number,
     )
     return head, b"".join([head.start, *parts, *blocks])
 
@@ -253,9 +269,9 @@ def read_blocks(
     FormatError
         If the head of a block disagrees with the index, or a checksum does.
     """
-    streams, expected = [], []
+    streams = []
     for block, (head, number) in zip(data, heads, strict=True):
-        rows, words, payload_crc, rows_crc = unpack(BLOCK, block, 0, "a block's head")
+        rows, words, payload_crc = unpack(BLOCK, block, 0, "a block's head")
         if (rows, words) != (head.rows_of(number), head.words[number]):
             msg = (
                 f"a block says that it has {rows} rows in {words} words, and the index {head.rows_of(number)} rows "
@@ -265,8 +281,7 @@ def read_blocks(
         payload = block[BLOCK.size :]
         check_crc(payload_crc, "a block", payload)
         streams.append(np.frombuffer(payload, "<u4").astype(np.uint32))
-        expected.append(rows_crc)
     decoded = decode_blocks(streams, [head.rows_of(number) for head, number in heads], model)
-    for packed, rows_crc in zip(decoded, expected, strict=True):
-        check_crc(rows_crc, "what a block decodes to", packed.tobytes())
+    for packed, (head, number) in zip(decoded, heads, strict=True):
+        check_crc(head.crcs[number], "what a block decodes to", packed.tobytes())
     return decoded
