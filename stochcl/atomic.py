@@ -55,6 +55,24 @@ def write_all(file: RawIOBase, data: bytes) -> None:
         view = view[file.write(view) or 0 :]
 
 
+def lock(file: IO[bytes] | RawIOBase) -> bool:
+    """Take a file for this process alone, among those that ask; return whether nobody else has it.
+
+    The lock goes when the file is closed, or its process ends. Where there are no such locks, nobody has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have none
+        return True
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder durable, where the system can."""
     with suppress(OSError):  # Windows does not open folders; some network file systems do not sync them

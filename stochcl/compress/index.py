@@ -23,11 +23,12 @@ from stochcl.compress.framing import (
     unpack,
 )
 from stochcl.compress.segment import SegmentHead
-from stochcl.errors import FormatError, Truncated
+from stochcl.errors import AppendInterrupted, FormatError, Truncated
 
 if TYPE_CHECKING:
     from stochcl.compress.reader import ByteReader
 
+_CHUNKS = (b"TABL", b"FITT", b"SEGM", b"INDX")
 _MAX_SKIPPED = 1 << 28  # bytes of the list of skipped images, inflated
 
 
@@ -106,6 +107,12 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
     trailer = reader.read(reader.size - TRAILER.size, TRAILER.size)
     start, size, checksum, magic = TRAILER.unpack(trailer)
     if magic != END_MAGIC:
+        if (end := earlier_end(reader, header_size)) is not None:
+            msg = (
+                f"an append to it was interrupted; its first {end:,} of {reader.size:,} bytes are the archive as it "
+                "was before, and `stochcl verify --repair` cuts it back to that"
+            )
+            raise AppendInterrupted(msg)
         raise Truncated("the file does not end as a complete archive does; it was cut short or not finished")
     if TRAILER.pack(start, size, checksum, magic) != trailer:
         raise FormatError("padding in the trailer is not zero")
@@ -119,6 +126,30 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
     index = _parse(chunk[CHUNK.size :], start, decisions_per_row)
     index.check_layout(header_size)
     return index
+
+
+def earlier_end(reader: ByteReader, header_size: int) -> int | None:
+    """Return where the last archive that lies complete at the beginning of a file ends, or None if there is none.
+
+    Chunks are followed from the header on; of each only its kind and size are read, of an index all.
+    """
+    position, found = header_size, None
+    while position + CHUNK.size <= reader.size:
+        kind, length = CHUNK.unpack(reader.read(position, CHUNK.size))
+        size = CHUNK.size + length
+        if kind not in _CHUNKS or position + size > reader.size:
+            break
+        if kind != b"INDX":
+            position += size
+            continue
+        end = position + size + TRAILER.size
+        if end > reader.size:
+            break
+        chunk, trailer = reader.read(position, size), reader.read(end - TRAILER.size, TRAILER.size)
+        if trailer != TRAILER.pack(position, size, crc(chunk), END_MAGIC):
+            break
+        position = found = end
+    return found
 
 
 def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.atomic import sync_folder, write_all
-from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress.framing import CHUNK, crc
+from stochcl.compress.gathering import SEGMENT_ROWS, SegmentWriter
 from stochcl.compress.index import Index
 from stochcl.compress.journal import Journal, Record
 from stochcl.compress.model import FITTED, Candidate, pack_model
-from stochcl.compress.segment import SegmentHead, read_head, write_segment
+from stochcl.compress.segment import read_head
 from stochcl.data import printable
 from stochcl.errors import FormatError, OutputError, UsageError
 
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
     from stochcl.compress.header import Header
     from stochcl.compress.tables import Tables
 
-SEGMENT_ROWS = 16_384
-"""Rows of a segment: what an interruption loses at most, and what memory holds."""
-
-SEGMENT_BYTES = 64 << 20
-"""Most bytes of packed rows in a segment."""
-
-
 _FACTS = {
     "header": "model, --latents or --fit",
     "names": "choice of --no-names",
@@ -46,7 +38,7 @@ _FACTS = {
 """What the journal keeps of a run, as a person knows it."""
 
 
-class Writer:
+class Writer(SegmentWriter):
     """Writes an archive row after row; use it in a ``with`` statement.
 
     The bytes go to ``path`` + ``.partial``, a journal to ``path`` + ``.partial.journal``. When the block ends
@@ -109,35 +101,21 @@ class Writer:
         if header.tables_sha256 != tables.sha256:
             msg = "the header names other tables than those that are given"
             raise ValueError(msg)
-        self.path, self.header = Path(path), header
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
-        self._candidates = tables.candidates(header.latents, header.selection)
-        self._start_bytes = header.to_bytes()
-        self._tables_at = (0, 0)
+        self._start_bytes, self._tables_at = header.to_bytes(), (0, 0)
         if embed_tables:
             self._tables_at = (len(self._start_bytes), CHUNK.size + len(tables.data))
             self._start_bytes += CHUNK.pack(b"TABL", len(tables.data)) + tables.data
+        candidates = tables.candidates(header.latents, header.selection)
         self._fitted_at: list[tuple[int, int]] = []
         for number, model in enumerate(fitted):
             self._start_bytes += self._place(pack_model(model))
-            self._candidates.append(Candidate(model, FITTED, number))
-        self._names = names
+            candidates.append(Candidate(model, FITTED, number))
+        super().__init__(header, candidates, names=names, segment_rows=segment_rows, start=len(self._start_bytes))
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
         facts = {"header": crc(self._start_bytes), "names": names, "segment_rows": segment_rows} | (facts or {})
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))  # as the journal will give them back
-        self._width = header.latents * bits_per_symbol(header.alphabet)
-        row_bytes = max(1, -(-self._width // 8))
-        self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
-        self.position = 0
-        self.skipped: list[tuple[str, str]] = []
-        self._segments: list[tuple[int, SegmentHead]] = []
-        self._source_bytes = 0
-        self._pending: list[Codes] = []
-        self._has: tuple[bool, ...] | None = None  # names, labels, uncertainty: whether rows have them
-        self._places: list[tuple[int, int]] = []
-        self._new_skips: list[tuple[int, str, str]] = []
-        # Unbuffered, so that closing after a failed write does not write again and fail again.
-        self._file: FileIO | None = None
         self._begin(force=force, resume=resume)
 
     def _place(self, model: bytes) -> bytes:
@@ -234,117 +212,21 @@ class Writer:
             size -= len(data)
         return b"".join(parts)
 
-    @property
-    def _end(self) -> int:
-        """Where the next chunk goes: what a failed write left there is written over."""
-        if not self._segments:
-            return len(self._start_bytes)
-        start, head = self._segments[-1]
-        return start + head.size
-
-    def _opened(self) -> FileIO:
-        if self._file is None:
-            msg = "this writer is closed"
-            raise ValueError(msg)
-        return self._file
-
     def _unwritable(self, exc: OSError) -> OutputError:
         reason = (exc.strerror or str(exc)).lower()
         kept = f" What was done is kept in {printable(self.partial)}: make room and pass --resume."
         return OutputError(f"{printable(self.path)}: it cannot be written: {reason}.{kept if self._segments else ''}")
 
-    # Rows
-
-    @property
-    def rows(self) -> int:
-        """Rows written or waiting to be."""
-        return sum(head.rows for _, head in self._segments) + sum(len(codes) for codes in self._pending)
-
-    def add(
-        self,
-        codes: Codes,
-        *,
-        positions: Sequence[int] | None = None,
-        sizes: Sequence[int] | None = None,
-    ) -> None:
-        """Append rows.
-
-        Parameters
-        ----------
-        codes : Codes
-            Of the header's width and alphabet.
-        positions : sequence of int, optional
-            Where each row stands in the source, ascending; by default one follows the other.
-        sizes : sequence of int, optional
-            Bytes of each row's image in the source.
-
-        Raises
-        ------
-        ValueError
-            If the codes are of another shape, or some rows have names, labels or uncertainty and others none.
-        OutputError
-            If a segment cannot be written.
-        """
-        if (codes.latents, codes.alphabet) != (self.header.latents, self.header.alphabet):
-            msg = f"this archive has {self.header.latents} latents of {self.header.alphabet} values"
-            raise ValueError(msg)
-        if positions is None:
-            first = self._places[-1][0] + 1 if self._places else self.position
-            positions = range(first, first + len(codes))
-        if not len(codes):
-            return
-        if not self._names:
-            codes = replace(codes, names=None)
-        has = codes.names is not None, codes.labels is not None, codes.uncertainty is not None
-        if self._has not in (None, has):
-            msg = "rows with and without names, labels or uncertainty do not go into one archive"
-            raise ValueError(msg)
-        self._has = has
-        places = list(zip(map(int, positions), map(int, [0] * len(codes) if sizes is None else sizes), strict=True))
-        if len(places) != len(codes):
-            msg = f"{len(codes)} rows but {len(places)} positions"
-            raise ValueError(msg)
-        for start in range(0, len(codes), self._rows):
-            self._pending.append(codes[start : start + self._rows])
-            self._places += places[start : start + self._rows]
-            while len(self._places) >= self._rows:
-                self._flush(self._rows)
-
-    def skip(self, name: str, reason: str, *, position: int = 0) -> None:
-        """Record an image that could not be read, at its position in the source."""
-        self._new_skips.append((position, name, reason))
-
-    @property
-    def first_skip(self) -> tuple[str, str]:
-        """Name and reason of the first image that could not be read."""
-        name, reason = (self.skipped or [skip[1:] for skip in self._new_skips])[0]
-        return name, reason
-
-    def _flush(self, rows: int) -> None:
-        """Write the first rows that are waiting as a segment, and then say so in the journal."""
-        waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)
-        codes, rest = waiting[:rows], waiting[rows:]
-        places = self._places[:rows]
-        head, chunk = write_segment(codes, self._candidates)
-        position = places[-1][0] + 1
-        skipped = [(name, reason) for at, name, reason in self._new_skips if at < position]
-        source_bytes = sum(size for _, size in places)
-        file, start = self._opened(), self._end
+    def _store(self, start: int, chunk: bytes, record: Record) -> None:
+        """Write a segment, and then say so in the journal."""
+        file = self._opened()
         try:
             file.seek(start)
             write_all(file, chunk)
             os.fsync(file.fileno())
-            record = Record(start + len(chunk), crc(chunk), rows, position, source_bytes, skipped)
             self._journal.append(record)
         except OSError as exc:
             raise self._unwritable(exc) from exc
-        self._segments.append((start, head))
-        self._source_bytes += source_bytes
-        self.position = position
-        self.skipped += skipped
-        self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
-        self._pending = [rest] if len(rest) else []
-        self._places = self._places[rows:]
 
     # The end
 
@@ -356,10 +238,7 @@ class Writer:
         OutputError
             If it cannot be written.
         """
-        if self._places:
-            self._flush(len(self._places))
-        self.skipped += [(name, reason) for _, name, reason in self._new_skips]
-        self._new_skips = []
+        self._flush_all()
         file, start = self._opened(), self._end
         try:
             file.seek(start)
@@ -396,9 +275,14 @@ class Writer:
         """Leave nothing behind, unless a segment is on disk."""
         self.close()
         if not self._segments:
-            with suppress(OSError):  # the error that led here is the one to tell
-                self.partial.unlink(missing_ok=True)
-                self._journal.remove()
+            self.discard()
+
+    def discard(self) -> None:
+        """Close and delete the partial file and its journal: what is in them is of no use."""
+        self.close()
+        with suppress(OSError):  # an error that led here is the one to tell
+            self.partial.unlink(missing_ok=True)
+            self._journal.remove()
 
     def __enter__(self) -> Self:
         return self
