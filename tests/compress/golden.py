@@ -1,25 +1,57 @@
 """The golden archives: what they hold, and how they are made. ``pytest --remake-golden`` writes them anew."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stochcl.codes import Codes
-from stochcl.compress import Tables
-from tests.compress.making import make_codes, make_names, make_tables
+from stochcl.compress import Archive, IndependentModel, Tables
+from stochcl.compress.framing import crc
+from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN
+from stochcl.compress.segment import write_segment
+from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
 
 SKIPPED = (("broken/\udce9.png", "it is empty"), ("cat/0003.jpg", "it is cut short"))
 
 
 @dataclass(frozen=True)
 class Golden:
-    """What one golden archive holds, and the options that it is written with."""
+    """What one golden archive holds, the options that it is written with, and the models of its segments."""
 
     codes: Codes
     tables: Tables
     skipped: tuple[tuple[str, str], ...] = ()
+    models: tuple[int, ...] = (INDEPENDENT,)
     options: dict[str, Any] = field(default_factory=dict)
+    appended: int = 0
+    """Rows, the last ones, that were appended to an archive of the others."""
+
+    def write(self, path: Path) -> Path:
+        """Write the archive."""
+        before = self.codes[: len(self.codes) - self.appended]
+        write(path, before, self.tables, skipped=self.skipped, **self.options)
+        if self.appended:
+            append(path, self.codes[len(before) :], self.tables)
+        return path
+
+
+def append(path: Path, codes: Codes, tables: Tables) -> None:
+    """Append a segment as docs/FORMAT.md says: behind the old index and trailer, which are a retired part now."""
+    data = path.read_bytes()
+    with Archive(path) as archive:
+        old = archive._index
+    head, chunk = write_segment(codes, tables.candidates(codes.latents))
+    new = replace(
+        old,
+        rows=old.rows + len(codes),
+        source_bytes=old.source_bytes + 100 * len(codes),
+        segments=(*old.segments, (len(data), head)),
+        start=len(data) + len(chunk),
+        retired=(*old.retired, (old.start, len(data) - old.start, crc(data[old.start :]))),
+    )
+    path.write_bytes(data + chunk + new.to_bytes())
 
 
 def archives() -> dict[str, Golden]:
@@ -29,11 +61,39 @@ def archives() -> dict[str, Golden]:
         30, 20, names=names, labels=["x", "y", ""] * 10, uncertainty=np.arange(30, dtype=np.float32) / 8
     )
     constant = Codes.from_symbols(np.zeros((2000, 6), int))
+    chain, five = make_chain(60, 12, names=make_names(60)), make_chain(40, 6, 5)
+    linear = make_tables(12, network=make_network(12))
+    masked = make_tables(12, network=make_network(12, hidden=7))
+    masked_five = make_tables(6, 5, decoder=False, network=make_network(6, 5, 7))
+    both = Codes.concatenate([make_codes(400, 12, seed=5), make_chain(400, 12, seed=5)])
+    fitted = [IndependentModel.fit(both[:400]), make_network(12, hidden=3)]
+    chosen = (1, 2, 5, 8, 11)
+    selected = Codes.from_symbols(chain.symbols()[:, chosen], names=chain.names)
     return {
-        "binary.bin": Golden(everything, make_tables(20), SKIPPED, {"segment_rows": 16}),
-        "prefix.bin": Golden(everything.prefix(7), make_tables(20), (), {"names": False}),
+        "binary.bin": Golden(everything, make_tables(20), SKIPPED, (INDEPENDENT,) * 2, {"segment_rows": 16}),
+        "prefix.bin": Golden(everything.prefix(7), make_tables(20), options={"names": False}),
         "five.bin": Golden(make_codes(25, 6, 5), make_tables(6, 5, decoder=False)),
-        "own-table.bin": Golden(constant, make_tables(6, decoder=False)),
-        "outside.bin": Golden(make_codes(3000, 20, seed=3), make_tables(20), (), {"embed": False}),
-        "empty.bin": Golden(everything[:0], make_tables(20), SKIPPED),
+        "own-table.bin": Golden(constant, make_tables(6, decoder=False), models=(OWN,)),
+        "outside.bin": Golden(make_codes(3000, 20, seed=3), make_tables(20), options={"embed": False}),
+        "empty.bin": Golden(everything[:0], make_tables(20), SKIPPED, ()),
+        "linear.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 3, {"segment_rows": 25}),
+        "masked.bin": Golden(chain, masked, models=(NETWORK,)),
+        "masked-prefix.bin": Golden(chain.prefix(5), masked, models=(NETWORK,)),
+        "masked-five.bin": Golden(five, masked_five, models=(NETWORK,)),
+        "fitted.bin": Golden(
+            both, make_tables(12, decoder=False), (), (FITTED,) * 2, {"fitted": fitted, "segment_rows": 400}
+        ),
+        "selection.bin": Golden(selected, masked, options={"selection": chosen}),
+        "selection-fitted.bin": Golden(
+            selected, linear, (), (FITTED,), {"selection": chosen, "fitted": [make_network(5)]}
+        ),
+        "appended.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 2, appended=20),
+        "wide.bin": Golden(make_codes(330, 512, seed=7), make_tables(512, decoder=False)),
+        "blocks.bin": Golden(
+            make_chain(12_000, 16),
+            make_tables(16, network=make_network(16)),
+            (),
+            (NETWORK,),
+            {"segment_rows": 12_000},
+        ),
     }

@@ -2,20 +2,63 @@
 
 import numpy as np
 
-from stochcl.codes import Codes
-from stochcl.compress import Header, IndependentModel, Tables, VectorDecoder, Writer
+from stochcl.codes import Codes, bits_per_symbol
+from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tables, VectorDecoder, Writer
+
+LEVELS = np.array([1, 9, 74, 194, 488, 1000, 1500, 2048, 2596, 3096, 3608, 3902, 4022, 4087, 4095], np.uint16)
+
+
+def noise(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Numbers from 0 to 1 that look random."""
+    i = np.arange(rows, dtype=np.uint64)[:, None] + np.uint64(seed * 7919 + 1)
+    j = np.arange(columns, dtype=np.uint64)[None, :] + np.uint64(1)
+    mixed = (i * np.uint64(0x9E3779B97F4A7C15)) ^ (j * np.uint64(0xBF58476D1CE4E5B9))
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+    return (mixed >> np.uint64(11)).astype(np.float64) / 2**53
 
 
 def make_codes(rows: int, latents: int, alphabet: int = 2, seed: int = 0, **extra) -> Codes:
     """Codes whose latents have different, skewed distributions."""
-    i = np.arange(rows, dtype=np.uint64)[:, None] + np.uint64(seed * 7919 + 1)
-    j = np.arange(latents, dtype=np.uint64)[None, :] + np.uint64(1)
-    noise = (i * np.uint64(0x9E3779B97F4A7C15)) ^ (j * np.uint64(0xBF58476D1CE4E5B9))
-    noise = (noise ^ (noise >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-    unit = (noise >> np.uint64(11)).astype(np.float64) / 2**53
+    unit = noise(rows, latents, seed)
     power = 0.3 + 3 * (np.arange(latents) % 7) / 6
     return Codes.from_symbols(
         np.minimum(unit**power * alphabet, alphabet - 1).astype(int), alphabet=alphabet, **extra
+    )
+
+
+def make_chain(rows: int, latents: int, alphabet: int = 2, seed: int = 0, **extra) -> Codes:
+    """Codes whose latents are mostly what the one before them is: a network's, and no table's."""
+    unit = noise(rows, latents, seed)
+    symbols = np.minimum((noise(rows, latents, seed + 1) * alphabet).astype(int), alphabet - 1)
+    for j in range(1, latents):
+        symbols[:, j] = np.where(unit[:, j] < 0.9, symbols[:, j - 1], symbols[:, j])
+    return Codes.from_symbols(symbols, alphabet=alphabet, **extra)
+
+
+def make_network(latents: int, alphabet: int = 2, hidden: int = 0) -> AutoregressiveModel:
+    """A network that expects what :func:`make_chain` makes, with other small weights everywhere."""
+    bits = bits_per_symbol(alphabet)
+    t = latents * bits
+    j, i = np.indices((t, t))
+    direct = np.where(i == j - bits, 50, (37 * i + 11 * j) % 7 - 3) * (i < j)
+    hidden = hidden if t > 1 else 0
+    degrees = 1 + np.arange(hidden) * (t - 1) // max(1, hidden)
+    h, i = np.indices((hidden, t))
+    weights = ((29 * h + 17 * i) % 31 - 15) * (i < degrees[:, None])
+    output = ((13 * h + 7 * i) % 15 - 7).T * (degrees[None, :] <= np.arange(t)[:, None])
+    node, latent = np.indices(((1 << bits) - 1, latents))
+    return AutoregressiveModel(
+        latents=latents,
+        alphabet=alphabet,
+        levels=LEVELS,
+        degrees=degrees.astype(np.uint16),
+        hidden_weights=weights.astype(np.int8),
+        hidden_bias=((np.arange(hidden) * 5) % 11 - 5).astype(np.int32),
+        hidden_multiplier=np.full(hidden, 40_000, np.uint16),
+        direct=direct.astype(np.int8),
+        output=output.astype(np.int8),
+        multiplier=(9000 + np.arange(t) % 5 * 100).astype(np.uint16),
+        bias=(256 * 7 + 128 + (31 * node + 17 * latent).T % 101 - 50).astype(np.int32),
     )
 
 
@@ -32,13 +75,15 @@ def make_decoder(latents: int, dim: int = 3) -> VectorDecoder:
     return VectorDecoder.from_arrays(np.full(latents, 0.5), np.full(latents, 2.0), layers)
 
 
-def make_tables(latents: int, alphabet: int = 2, *, decoder: bool = True) -> Tables:
+def make_tables(
+    latents: int, alphabet: int = 2, *, decoder: bool = True, network: AutoregressiveModel | None = None
+) -> Tables:
     model = IndependentModel.fit(make_codes(500, latents, alphabet, seed=99))
     ladder = tuple(sorted({1, max(1, latents // 2), latents}))
-    return Tables(ladder, model, make_decoder(latents) if decoder else None)
+    return Tables(ladder, model, make_decoder(latents) if decoder else None, network)
 
 
-def make_header(tables: Tables, latents: int | None = None) -> Header:
+def make_header(tables: Tables, latents: int | None = None, selection: tuple[int, ...] | None = None) -> Header:
     return Header(
         model="test",
         model_sha256="ab" * 32,
@@ -51,12 +96,14 @@ def make_header(tables: Tables, latents: int | None = None) -> Header:
         input_bytes=192,
         source_kind="folder",
         preprocess={"size": 8, "fit": "crop"},
+        selection=selection,
     )
 
 
-def write(path, codes: Codes, tables: Tables, *, embed=True, step=None, skipped=(), **options):
+def write(path, codes: Codes, tables: Tables, *, embed=True, step=None, skipped=(), selection=None, **options):
     """Write codes to an archive, so many rows at a time."""
-    with Writer(path, make_header(tables, codes.latents), tables, embed_tables=embed, **options) as writer:
+    header = make_header(tables, codes.latents, selection)
+    with Writer(path, header, tables, embed_tables=embed, **options) as writer:
         for name, reason in skipped:
             writer.skip(name, reason)
         for start in range(0, len(codes), step or max(1, len(codes))):

@@ -2,17 +2,21 @@
 
 import dataclasses
 import io
+import re
+import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stochcl.compress import Archive
-from tests.compress.golden import archives
-from tests.compress.making import make_codes, make_names, make_tables, write
-from tests.compress.pure_reader import Reader
+from stochcl.codes import Codes
+from stochcl.compress import Archive, Header, IndependentModel, Tables
+from tests import independent_reader
+from tests.compress.golden import SKIPPED, archives
+from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, noise, write
 from tests.conftest import GOLDEN
 
 ARCHIVES = archives()
@@ -29,8 +33,7 @@ def usual_zlib() -> bool:
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_archives_are_written_as_ever(name, golden, tmp_path):
     made = ARCHIVES[name]
-    path = write(tmp_path / name, made.codes, made.tables, skipped=made.skipped, **made.options)
-    golden(name, path.read_bytes())
+    golden(name, made.write(tmp_path / name).read_bytes())
 
 
 def test_tables_are_written_as_ever(golden):
@@ -43,8 +46,9 @@ def test_a_golden_file_that_is_missing_is_a_failure(golden, request):
             golden("no such file", b"")
 
 
-def test_there_are_no_other_golden_files():
+def test_there_are_no_other_golden_files_and_they_are_small():
     assert {path.name for path in GOLDEN.iterdir()} == {*ARCHIVES, TABLES.name}
+    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 100_000
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -53,6 +57,7 @@ def test_archives_are_read_as_ever(name):
     with Archive(GOLDEN / name, tables=[TABLES]) as archive:
         archive.verify()
         assert archive.skipped == list(made.skipped)
+        assert tuple(head.model for _, head in archive._index.segments) == made.models
         codes = archive[:]
     np.testing.assert_array_equal(codes.packed, made.codes.packed)
     assert (codes.uncertainty is None) == (made.codes.uncertainty is None or not len(codes))
@@ -60,48 +65,120 @@ def test_archives_are_read_as_ever(name):
         np.testing.assert_array_equal(codes.uncertainty, made.codes.uncertainty)
 
 
-def agree(data: bytes, tables: bytes | None = None) -> None:
+def test_among_them_are_a_fitted_model_of_each_kind_several_blocks_and_a_retired_part():
+    heads = {}
+    for name in ARCHIVES:
+        with Archive(GOLDEN / name, tables=[TABLES]) as archive:
+            heads[name] = [head for _, head in archive._index.segments]
+            assert len(archive._index.retired) == (name == "appended.bin")
+    assert [head.number for head in heads["fitted.bin"]] == [0, 1]
+    assert all(len(heads[name][0].words) > 1 for name in ("wide.bin", "blocks.bin"))
+
+
+def test_an_appended_archive_that_is_cut_back_is_the_earlier_one(tmp_path):
+    made = ARCHIVES["appended.bin"]
+    before = dataclasses.replace(made, codes=made.codes[:40], appended=0).write(tmp_path / "a").read_bytes()
+    assert (GOLDEN / "appended.bin").read_bytes()[: len(before)] == before
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_the_written_down_format_is_enough_to_read_them(name):
+    made = ARCHIVES[name]
+    pure = agree((GOLDEN / name).read_bytes(), made.tables)
+    np.testing.assert_array_equal(pure.symbols, made.codes.symbols())
+
+
+def agree(data: bytes, tables: Tables) -> independent_reader.Archive:
     """Check that the written-down format gives what the program gives."""
-    pure = Reader(data, tables)
-    with Archive(io.BytesIO(data), tables=[] if tables is None else [make_tables(20)]) as archive:
+    pure = independent_reader.Archive(data, tables.data)
+    with Archive(io.BytesIO(data), tables=[tables]) as archive:
         archive.verify()
-        assert pure.header == dataclasses.asdict(archive.header)
-        assert (pure.rows, pure.source_bytes) == (len(archive), archive.source_bytes)
-        assert [tuple(pair) for pair in pure.skipped] == archive.skipped
-        assert pure.symbols == archive.to_numpy().tolist()
+        header = dataclasses.asdict(archive.header)
+        assert Header(**pure.header | {"selection": header["selection"]}) == archive.header
+        assert pure.header.get("selection") == (None if header["selection"] is None else list(header["selection"]))
+        assert (len(pure.symbols), pure.source_bytes) == (len(archive), archive.source_bytes)
+        assert [tuple(pair) for pair in pure.skipped] == list(archive.skipped)
+        np.testing.assert_array_equal(pure.symbols, archive.to_numpy())
         assert pure.names == (None if archive.names is None else list(archive.names))
         if pure.labels is not None:  # without labels, the archive gives the names' folders
             assert pure.labels == list(archive.labels)
         uncertainty = archive[:].uncertainty
         assert pure.uncertainty == (None if uncertainty is None else uncertainty.tolist())
-        assert tuple(pure.ladder) == archive.tables.ladder
+        assert tuple(pure.tables.rungs) == archive.tables.ladder
+        if pure.tables.layers and len(archive):
+            np.testing.assert_allclose(pure.vectors(), archive.to_vectors(), rtol=1e-3, atol=1e-4)
+    return pure
 
 
-@pytest.mark.parametrize("name", ARCHIVES)
-def test_the_written_down_format_is_enough_to_read_them(name):
-    agree((GOLDEN / name).read_bytes(), TABLES.read_bytes())
-
-
-@settings(deadline=None, max_examples=25)
-@given(
-    alphabet=st.sampled_from([2, 3, 16, 300]),
-    latents=st.integers(1, 6),
-    rows=st.integers(0, 25),
-    segment=st.integers(1, 12),
-    named=st.booleans(),
-    labelled=st.booleans(),
-    sure=st.booleans(),
-)
-def test_the_written_down_format_is_enough_to_read_any(
-    tmp_path_factory, alphabet, latents, rows, segment, named, labelled, sure
-):
+@st.composite
+def written(draw):
+    """Codes, tables and options of archives of every kind of model and shape."""
+    alphabet = draw(st.sampled_from([2, 2, 3, 5, 16, 300, 4096]))
+    latents, rows = draw(st.integers(1, 6)), draw(st.integers(0, 25))
+    symbols = draw(st.sampled_from(["skewed", "chain", "constant", "uniform"]))
     extra = {
-        "names": make_names(rows) if named else None,
-        "labels": ["a", "", "ä\udcff"] * 9 if labelled else None,
-        "uncertainty": np.arange(rows, dtype=np.float32) / 4 if sure else None,
+        "names": make_names(rows) if draw(st.booleans()) else None,
+        "labels": (["a", "", "ä\udcff"] * 9)[:rows] if draw(st.booleans()) else None,
+        "uncertainty": np.arange(rows, dtype=np.float32) / 4 if draw(st.booleans()) else None,
     }
-    if labelled:
-        extra["labels"] = extra["labels"][:rows]
-    codes = make_codes(rows, latents, alphabet, **extra)
-    path = tmp_path_factory.mktemp("any") / "a"
-    agree(write(path, codes, make_tables(latents, alphabet), segment_rows=segment).read_bytes())
+    if symbols == "constant":
+        values = np.full((rows, latents), draw(st.integers(0, alphabet - 1)))
+        codes = Codes.from_symbols(values, alphabet=alphabet, **extra)
+    elif symbols == "uniform":
+        values = (noise(rows, latents) * alphabet).astype(int)
+        codes = Codes.from_symbols(values, alphabet=alphabet, **extra)
+    else:
+        codes = (make_codes if symbols == "skewed" else make_chain)(rows, latents, alphabet, **extra)
+    width = latents + draw(st.integers(0, 2))
+    network = make_network(width, alphabet, draw(st.integers(0, 5))) if draw(st.booleans()) else None
+    tables = make_tables(width, alphabet, decoder=draw(st.booleans()), network=network)
+    chosen = sorted(draw(st.permutations(range(width)))[:latents]) if draw(st.booleans()) else None
+    kinds = draw(st.lists(st.sampled_from(["independent", "linear", "masked"]), max_size=2))
+    own = {
+        "independent": IndependentModel.fit(make_codes(50, latents, alphabet, seed=3)),
+        "linear": make_network(latents, alphabet),
+        "masked": make_network(latents, alphabet, 4),
+    }
+    options = {
+        "segment_rows": draw(st.integers(1, 12)),
+        "embed": draw(st.booleans()),
+        "names": draw(st.booleans()),
+        "selection": None if chosen is None else tuple(chosen),
+        "fitted": [own[kind] for kind in kinds],
+        "skipped": SKIPPED[: draw(st.integers(0, 2))],
+    }
+    return codes, tables, options
+
+
+@settings(deadline=None, max_examples=60)
+@given(written())
+def test_the_written_down_format_is_enough_to_read_any(tmp_path_factory, archive):
+    codes, tables, options = archive
+    path = write(tmp_path_factory.mktemp("any") / "a", codes, tables, **options)
+    pure = agree(path.read_bytes(), tables)
+    np.testing.assert_array_equal(pure.symbols, codes.symbols())
+    if len(codes):
+        assert pure.names == (list(codes.names) if codes.names and options["names"] else None)
+        assert pure.labels == (None if codes.labels is None else list(codes.labels))
+
+
+def small() -> bytes:
+    return (GOLDEN / "selection-fitted.bin").read_bytes()
+
+
+def test_the_independent_reader_refuses_every_flipped_byte():
+    """Its own word for what the checksums of the page are for."""
+    data = small()
+    independent_reader.Archive(data)
+    for i in range(len(data)):
+        damaged = bytearray(data)
+        damaged[i] ^= 1 << i % 8
+        with pytest.raises((ValueError, LookupError, zlib.error, struct.error)):
+            independent_reader.Archive(bytes(damaged))
+
+
+def test_the_independent_reader_is_independent():
+    source = Path(independent_reader.__file__).read_text("utf-8")
+    imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
+    assert imported == {"json", "struct", "zlib", "hashlib", "itertools", "numpy"}
+    assert source.count("\n") < 300
