@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from stochcl.data.preprocess import FITS, MAX_SIZE
+from stochcl.encoders.entropy import MAX_HIDDEN, EntropyNetwork, array_shapes
 from stochcl.encoders.posterior import POSTERIORS, Posterior
 from stochcl.encoders.resnet import BACKBONES, STEMS, ResNet
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -46,7 +47,10 @@ def default_ladder(latents: int) -> tuple[int, ...]:
     return (*ladder, latents)
 
 
-_NAMED = {"backbone": BACKBONES, "stem": STEMS, "posterior": POSTERIORS, "fit": FITS}
+ENTROPY = ("independent", "autoregressive")
+"""Kinds of entropy model that an encoder can bring along."""
+
+_NAMED = {"backbone": BACKBONES, "stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY}
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ class EncoderConfig:
         What happens to an image that is not square: crop, pad or stretch.
     mean, std : tuple of float
         Of each colour channel over natural images, of values in 0..1 (those of ImageNet).
+    entropy : str
+        Kind of the entropy model: independent symbols, or autoregressive (an entropy network beside them).
+    entropy_hidden : int
+        Hidden units of the entropy network; 0 where it is linear, or where there is none.
     """
 
     backbone: str = "resnet10"
@@ -84,6 +92,8 @@ class EncoderConfig:
     fit: Fit = "crop"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    entropy: str = "independent"
+    entropy_hidden: int = 0
 
     def __post_init__(self) -> None:
         if not self.ladder:
@@ -100,6 +110,10 @@ class EncoderConfig:
             raise UsageError(f"images are brought to 1 to {MAX_SIZE} pixels a side, not {self.size}.")
         if min((self.width, *self.decoder)) < 1:
             raise UsageError(f"the layers of an encoder cannot have widths of {self.width} and {self.decoder}.")
+        most = MAX_HIDDEN if self.entropy == "autoregressive" else 0
+        if not isinstance(self.entropy_hidden, int) or not 0 <= self.entropy_hidden <= most:
+            msg = f"an entropy model of {self.entropy} symbols has 0 to {most} hidden units"
+            raise UsageError(f"{msg}, not {self.entropy_hidden}.")
         colours = (*self.mean, *self.std)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, colours)) or min(self.std) <= 0:
             raise UsageError(f"colours cannot have a mean of {self.mean} and a deviation of {self.std}.")
@@ -137,6 +151,10 @@ class Encoder(nn.Module):
         widths = (config.latents, *config.decoder, features)
         self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.register_buffer("ones", torch.zeros(config.latents, 1, dtype=torch.int32))
+        self.entropy: nn.Module | None = None
+        if config.entropy == "autoregressive":
+            shapes = array_shapes(config.latents, config.entropy_hidden)
+            self.entropy = _buffers({n: torch.zeros(shape, dtype=d) for n, (d, shape) in shapes.items()})
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -180,6 +198,24 @@ class Encoder(nn.Module):
         """Factor that brings a centred bit to the range -1..1."""
         return 2.0
 
+    def set_entropy(self, network: EntropyNetwork | None) -> None:
+        """Take an entropy network along, or none; the configuration says so from then on."""
+        if network is None:
+            self.entropy = None
+            self.config = replace(self.config, entropy="independent", entropy_hidden=0)
+            return
+        self.config = replace(self.config, entropy="autoregressive", entropy_hidden=network.hidden)
+        shapes = array_shapes(self.config.latents, network.hidden)
+        arrays = {n: torch.from_numpy(a.astype(np.int64)).to(shapes[n][0]) for n, a in network.arrays().items()}
+        self.entropy = _buffers(arrays).to(self.ones.device)
+
+    def entropy_network(self) -> EntropyNetwork | None:
+        """Return the entropy network that the encoder holds, if it does."""
+        if self.entropy is None:
+            return None
+        arrays = {name: buffer.cpu().numpy() for name, buffer in self.entropy.named_buffers()}
+        return EntropyNetwork.from_arrays(arrays, latents=self.config.latents, alphabet=2)
+
     def decoder_arrays(self) -> DecoderArrays:
         """Return the decoder as numpy arrays: centre (D,), scale (D,), and (weight, bias) of each layer."""
         centre = torch.sigmoid(self.prior).detach().float().cpu().numpy()
@@ -189,3 +225,10 @@ class Encoder(nn.Module):
             weight, bias = (tensor.float().cpu().numpy() for tensor in layer.state_dict().values())
             layers.append((weight, bias))
         return centre, scale, layers
+
+
+def _buffers(tensors: dict[str, Tensor]) -> nn.Module:
+    module = nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    return module

@@ -80,12 +80,24 @@ def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
 
 def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
     """Hash tensors (names, types, shapes, bytes) and configuration, in hex; independent of the file's layout."""
-    digest = hashlib.sha256(_canonical(asdict(config)))
+    digest = hashlib.sha256(_canonical(_stored_config(config)))
     for name, tensor in sorted(tensors.items()):
         head = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
         digest.update(_canonical(head))
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _stored_config(config: EncoderConfig) -> dict[str, Any]:
+    """Return the configuration as a file and the hash hold it.
+
+    The entropy model is left out where symbols are independent: models from before there was another kind keep
+    their hash, which archives name them by.
+    """
+    stored = asdict(config)
+    if config.entropy == "independent":
+        del stored["entropy"], stored["entropy_hidden"]
+    return stored
 
 
 def _canonical(value: object) -> bytes:
@@ -108,7 +120,7 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
             raise ModelError(f"{printable(path)}: {name} holds {wrong}; the model is not written.")
     metadata = {
         "kind": KIND,
-        "config": json.dumps(asdict(encoder.config), sort_keys=True),
+        "config": json.dumps(_stored_config(encoder.config), sort_keys=True),
         "record": json.dumps(record, sort_keys=True),
     }
     try:
@@ -173,6 +185,7 @@ def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
                 raise ModelError(f"{shown}: {name} holds {wrong}; the model is damaged.")
         encoder = Encoder(config)
         encoder.load_state_dict(tensors, strict=False)
+        encoder.entropy_network()  # refuses arrays that no coder could be made of
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, StochclError) as exc:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from stochcl.codes import Codes
 from stochcl.data import printable
 from stochcl.encoders.augment import Augmentation
 from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
+from stochcl.encoders.entropy import MAX_HIDDEN, MIN_CODES, fit_entropy, smaller_images
 from stochcl.encoders.inference import choose_device, encode_images
 from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.measure import Monitor, measure_ones
-from stochcl.encoders.model import Encoder, EncoderConfig
+from stochcl.encoders.model import ENTROPY, Encoder, EncoderConfig
 from stochcl.encoders.objective import Losses, Projectors, RateController, stochastic_contrastive
 from stochcl.errors import OutputError, TrainingError, UsageError
 
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from stochcl.encoders.imageset import ImageSet
 
 _FIRST_VIEW, _SECOND_VIEW, _LATENTS = range(3)  # streams of random numbers
-_MEASURED_IMAGES = 20_000  # training images whose codes make the coder's table
+_MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}  # training images whose codes make the tables
+_ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
+_NOT_OF_THE_STEPS = ("epochs", "max_time", "device", "entropy", "entropy_hidden")  # may change when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class TrainOptions:
         bf16 (autocast) or fp32.
     device : str
         auto, cpu, cuda...
+    entropy : str
+        autoregressive (a network is fitted to the codes at the end, in a tenth of ``max_time`` at most, and kept
+        where it saves anything) or independent.
+    entropy_hidden : int or None
+        Hidden units of that network; None lets the number of codes decide.
     """
 
     epochs: int = 100
@@ -78,6 +87,8 @@ class TrainOptions:
     seed: int = 0
     precision: str = "bf16"
     device: str = "auto"
+    entropy: str = "autoregressive"
+    entropy_hidden: int | None = None
 
     def __post_init__(self) -> None:
         positive = {
@@ -99,6 +110,10 @@ class TrainOptions:
             raise UsageError(f"a seed is 0 to 2**63 - 1, not {self.seed}.")
         if self.precision not in ("bf16", "fp32"):
             raise UsageError(f"there is no training precision {self.precision!r}; there are bf16 and fp32.")
+        if self.entropy not in ENTROPY:
+            raise UsageError(f"there is no entropy {self.entropy!r}; there are {', '.join(ENTROPY)}.")
+        if self.entropy_hidden is not None and not 0 <= self.entropy_hidden <= MAX_HIDDEN:
+            raise UsageError(f"an entropy network has 0 to {MAX_HIDDEN} hidden units, not {self.entropy_hidden}.")
 
 
 def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
@@ -110,8 +125,10 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
         If a name is in neither, or a value makes no sense.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    config_names = {f.name for f in fields(EncoderConfig)}
     names = {f.name for f in fields(TrainOptions)}
+    config_names = {
+        f.name for f in fields(EncoderConfig)
+    } - names  # what is asked of the entropy network is no fact yet
     if unknown := sorted(set(given) - config_names - names):
         raise UsageError(f"there is no training option {', '.join(unknown)}.")
     config = EncoderConfig(**{k: v for k, v in given.items() if k in config_names})
@@ -213,6 +230,7 @@ class Trainer:
         self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
         self.batch = min(options.batch_size, len(data.train))
         self.steps_per_epoch = len(data.train) // self.batch
+        self.entropy_record: dict[str, Any] = {}
         self.step, self.before, self.whole = 0, 0.0, True  # whole: not in the middle of a step
         if checkpoint.exists():
             self._restore()
@@ -232,9 +250,10 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be continued; the length of a run may change."""
         options = asdict(self.options)
-        for free in ("epochs", "max_time", "device"):
-            del options[free]
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.encoder.config)))
+        for free in _NOT_OF_THE_STEPS:
+            options.pop(free)
+            config.pop(free, None)
         return options | config | {"images": len(self.data.train)}
 
     def _restore(self) -> None:
@@ -299,10 +318,26 @@ class Trainer:
         else:
             self._calibrate()
         self.encoder.eval()
-        chosen = np.random.default_rng(self.options.seed).permutation(len(self.data.train))[:_MEASURED_IMAGES]
-        codes = encode_images(self.encoder, self.data.train[np.sort(chosen)], self.device).codes
-        self.encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
+        self._fit_tables()
         return self.encoder.cpu()
+
+    def _fit_tables(self) -> None:
+        """Measure the table of independent symbols, and fit the entropy network, on codes of training images."""
+        options, n = self.options, len(self.data.train)
+        chosen = np.random.default_rng(options.seed).permutation(n)[: _MEASURED_IMAGES[options.entropy]]
+        images = self.data.train[np.sort(chosen)]
+        codes = encode_images(self.encoder, images, self.device).codes
+        self.encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
+        if options.entropy == "autoregressive" and len(codes) >= MIN_CODES:
+            smaller = encode_images(self.encoder, smaller_images(images, options.seed), self.device).codes
+            codes = Codes(np.concatenate([codes.packed, smaller.packed]), codes.latents, codes.alphabet)
+            fitted = fit_entropy(
+                codes, self.encoder.config.ladder, hidden=options.entropy_hidden,
+                max_time=options.max_time and options.max_time * _ENTROPY_TIME, seed=options.seed,
+                precision=options.precision,
+            )  # fmt: skip
+            self.encoder.set_entropy(fitted.network)
+            self.entropy_record = fitted.record
 
     def _batches(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield rows of the training images, in an order that epoch and seed decide, and their random keys."""
