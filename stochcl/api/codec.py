@@ -13,7 +13,7 @@ import numpy as np
 
 from stochcl.api.compression import CompressOptions, compress_source
 from stochcl.api.models import DEFAULT, find_model
-from stochcl.compress import Header, IndependentModel, Tables, VectorDecoder
+from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tables, VectorDecoder
 from stochcl.data import Preprocess, printable
 from stochcl.data.files import read_regular
 from stochcl.data.preprocess import MAX_FILE_BYTES
@@ -76,8 +76,14 @@ class Codec:
     def tables(self) -> Tables:
         """The decoding tables, made from the model: a function of its tensors alone."""
         entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR)
+        network = self._encoder.entropy_network()
         return Tables(
-            self._encoder.config.ladder, entropy, VectorDecoder.from_arrays(*self._encoder.decoder_arrays())
+            self._encoder.config.ladder,
+            entropy,
+            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
+            autoregressive=None
+            if network is None
+            else AutoregressiveModel(latents=network.latents, alphabet=network.alphabet, **network.arrays()),
         )
 
     @cached_property
