@@ -31,6 +31,11 @@ from stochcl.data import printable
 @click.option("--fit", type=click.Choice(["crop", "pad", "stretch"]), default="crop", show_default=True,
               help="What happens to images that are not square.")  # fmt: skip
 @click.option("--latents", type=click.IntRange(1, 4096), default=1024, show_default=True, help="Bits of a code.")
+@click.option("--entropy", type=click.Choice(["autoregressive", "independent"]), default="autoregressive",
+              show_default=True, help="autoregressive: fit a network that says what bits tell about later ones; "
+                                      "files become smaller.")  # fmt: skip
+@click.option("--entropy-hidden", type=click.IntRange(0, 4096), metavar="UNITS",
+              help="Hidden units of that network.  [default: by the number of images]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, help="Images a step.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
               help="Peak learning rate.")  # fmt: skip
