@@ -48,10 +48,11 @@ class Codes:
         D, the number of latents in a row.
     alphabet : int
         K, the number of values a latent takes (2 for Bernoulli latents).
-    names : tuple of str, optional
-        One name a row: POSIX path relative to the source; bytes that are not UTF-8 as surrogate escapes.
-    labels : tuple of str, optional
-        One label a row; an empty string where a row has none.
+    names : sequence of str, optional
+        One name a row: POSIX path relative to the source; bytes that are not UTF-8 as surrogate escapes. A tuple,
+        or of rows from an archive a view that reads them when they are looked at.
+    labels : sequence of str, optional
+        One label a row; an empty string where a row has none. As ``names``.
     uncertainty : ndarray of float32, shape (N,), optional
         Posterior entropy of each row, in bits.
 
@@ -72,8 +73,8 @@ class Codes:
     packed: NDArray[np.uint8]
     latents: int
     alphabet: int = 2
-    names: tuple[str, ...] | None = None
-    labels: tuple[str, ...] | None = None
+    names: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
     uncertainty: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
@@ -165,7 +166,7 @@ class Codes:
             msg = "rows are chosen by an integer, a slice, a list of integers, or a mask of all rows"
             raise IndexError(msg)
 
-        def take(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        def take(values: Sequence[str] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[i] for i in index)
 
         return replace(

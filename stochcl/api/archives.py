@@ -55,6 +55,58 @@ def verify(
         }
 
 
+def salvage(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Write what is intact of a damaged archive to another, see :func:`stochcl.compress.salvage.salvage`.
+
+    Raises
+    ------
+    SourceError, FormatError, UsageError, OutputError
+    """
+    from stochcl.compress.salvage import salvage as write
+
+    done = write(path, output, force=force, progress=progress)
+    return {
+        "schema": "stochcl.verify/0",
+        "path": printable(path),
+        "salvaged": printable(done.path),
+        "segments": done.segments,
+        "images": done.rows,
+        "recoded_images": done.recoded,
+        "unchecked_images": done.unchecked,
+        "bytes": done.bytes,
+        "lost_images": done.rows_lost,
+        "lost_bytes": [list(place) for place in done.lost],
+        "tables": done.tables,
+        "ok": done.complete,
+    }
+
+
+def repair(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Undo an interrupted append, see :func:`stochcl.compress.repair.repair`.
+
+    Raises
+    ------
+    SourceError, FormatError, UsageError, OutputError
+    """
+    from stochcl.compress.repair import repair as cut_back
+
+    done = cut_back(path)
+    return {
+        "schema": "stochcl.verify/0",
+        "path": printable(done.path),
+        "images": done.rows,
+        "bytes": done.bytes,
+        "cut_bytes": done.cut,
+        "ok": True,
+    }
+
+
 def decompress(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -184,4 +236,4 @@ def _labels(
         return read_labels(labels).match(archive.names, column)
     if archive.labels is None:
         raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
-    return archive.labels
+    return tuple(archive.labels)

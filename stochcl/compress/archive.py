@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -12,18 +10,21 @@ import numpy as np
 
 from stochcl.codes import Codes, bits_per_symbol, symbol_dtype
 from stochcl.compress import framing
-from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit, unpack_texts
+from stochcl.compress.cache import Cache
+from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, read_index
 from stochcl.compress.model import FITTED, OWN, unpack_model
+from stochcl.compress.parts import check_head, read_part, read_texts
 from stochcl.compress.reader import ByteReader
-from stochcl.compress.segment import SegmentHead, read_blocks
+from stochcl.compress.segment import read_blocks
 from stochcl.compress.tables import Tables, find_tables
+from stochcl.compress.texts import Store, Texts
 from stochcl.data import folder_label, printable
 from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -80,11 +81,13 @@ class Archive:
             self.header = Header.from_bytes(prologue, text)
             self._width = self.header.latents * bits_per_symbol(self.header.alphabet)
             self._index: Index = read_index(self._reader, self._header_size, self._width)
-        self._starts = np.cumsum([0] + [head.rows for _, head in self._index.segments])
-        self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
-        self._cached = 0  # bytes
-        self._own: OrderedDict[int, EntropyModel] = OrderedDict()  # tables of segments
-        self._lock = threading.Lock()
+        heads = [head for _, head in self._index.segments]
+        self._starts = np.cumsum([0] + [head.rows for head in heads])
+        self._first_blocks = np.cumsum([0] + [len(head.words) for head in heads])
+        self._rows_per_block = np.array([head.rows_per_block for head in heads], np.int64)
+        self._cache: Cache[NDArray[np.uint8]] = Cache(_CACHED_BYTES)  # decoded blocks
+        self._entropies: Cache[NDArray[np.float32]] = Cache(_CACHED_BYTES // 16)  # uncertainty of segments
+        self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # tables of segments
 
     def _named(self) -> _Named:
         return _Named(self._shown)
@@ -104,19 +107,21 @@ class Archive:
         """Bytes of the images in their source."""
         return self._index.source_bytes
 
-    @cached_property
-    def names(self) -> tuple[str, ...] | None:
-        """The rows' names, or None if they were left out."""
-        return self._texts("names")
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The rows' names, or None if they were left out; read when they are looked at."""
+        return self._texts("names", range(len(self)))
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """The rows' labels: those stored, else the first folder of each name; None if there are neither."""
+        return self._texts("labels", range(len(self))) if self._has_labels else None
 
     @cached_property
-    def labels(self) -> tuple[str, ...] | None:
-        """The rows' labels: those stored, else the first folder of each name; None if there are neither."""
-        stored = self._texts("labels")
-        if stored is not None or self.names is None:
-            return stored
-        labels = tuple(folder_label(name) for name in self.names)
-        return labels if any(labels) else None
+    def _has_labels(self) -> bool:
+        """Whether labels are stored, or any name has a folder: usually the first one that is looked at."""
+        labels = self._texts("labels", range(len(self)))
+        return labels is not None and (self._stored("labels") or any(labels))
 
     @cached_property
     def tables(self) -> Tables:
@@ -180,19 +185,17 @@ class Archive:
         packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
         with self._named():
             segments = np.searchsorted(self._starts, index, side="right") - 1
-            wanted: list[tuple[int, int, NDArray[np.intp], NDArray[np.integer]]] = []
-            for segment in np.unique(segments).tolist():
-                chosen = np.flatnonzero(segments == segment)
-                blocks, rows = np.divmod(
-                    index[chosen] - self._starts[segment], self._index.segments[segment][1].rows_per_block
-                )
-                for block in np.unique(blocks).tolist():
-                    here = blocks == block
-                    wanted.append((segment, block, chosen[here], rows[here]))
-            for group in self._groups([(segment, block) for segment, block, *_ in wanted]):
-                for (_, _, places, rows), decoded in zip(wanted, self._blocks(group), strict=False):
-                    packed[places] = decoded[rows]
-                del wanted[: len(group)]
+            blocks, rows = np.divmod(index - self._starts[segments], self._rows_per_block[segments])
+            numbers = self._first_blocks[segments] + blocks
+            order = np.argsort(numbers, kind="stable")
+            firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+            places = np.split(order, firsts[1:]) if len(order) else []
+            wanted = [(int(segments[where[0]]), int(blocks[where[0]])) for where in places]
+            done = 0
+            for group in self._groups(wanted):
+                for decoded in self._blocks(group):
+                    packed[places[done]] = decoded[rows[places[done]]]
+                    done += 1
         return packed
 
     def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
@@ -248,14 +251,18 @@ class Archive:
         """
         with self._named():
             self._index.check_layout(self._header_size)
-        _ = self.tables, self.names, self.labels, self._uncertainty
+        _ = self.tables
         with self._named():
             for offset, size, checksum in self._index.retired:
                 check_crc(checksum, f"an earlier index, at byte {offset:,},", self._reader.read(offset, size))
             _ = self._fitted
             for i, (_, head) in enumerate(self._index.segments):
-                self._segment_head(i)
-                _ = self._part(i, "table")
+                check_head(self._reader, self._index, i)
+                for part in ("names", "labels"):
+                    if self._stored(part):
+                        read_texts(self._reader, self._index, i, part)
+                for part in ("table", "entropy"):
+                    read_part(self._reader, self._index, i, part)
                 for group in self._groups([(i, block) for block in range(len(head.words))]):
                     self._decode(group)
                 progress(int(self._starts[i + 1]), len(self))
@@ -268,41 +275,16 @@ class Archive:
         return latents
 
     def _codes(self, packed: NDArray[np.uint8], index: NDArray[np.integer]) -> Codes:
-        def take(texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
-            return None if texts is None else tuple(texts[i] for i in index)
-
-        entropy = self._uncertainty
         return Codes(
             packed,
             self.header.latents,
             self.header.alphabet,
-            names=take(self.names),
-            labels=take(self.labels),
-            uncertainty=None if entropy is None else entropy[index],
+            names=self._texts("names", index),
+            labels=self._texts("labels", index),
+            uncertainty=self._uncertainty(index),
         )
 
     # Segments and blocks
-
-    def _segment_head(self, segment: int) -> SegmentHead:
-        """Return a segment's head, after the file's own copy has been found equal to the index's."""
-        offset, head = self._index.segments[segment]
-        start = head.start
-        if self._reader.read(offset, len(start)) != start:
-            raise FormatError(f"the segment at byte {offset:,} is not what the index says")
-        return head
-
-    def _part(self, segment: int, which: str) -> bytes:
-        """Read and check one of the parts between a segment's head and its blocks."""
-        head = self._segment_head(segment)
-        offset = self._index.segments[segment][0] + head.parts_at
-        for name in ("table", "names", "labels", "entropy"):
-            part = getattr(head, name)
-            if name == which:
-                data = self._reader.read(offset, part.size)
-                check_crc(part.crc, f"the {which} of segment {segment}", data)
-                return data
-            offset += part.size
-        raise KeyError(which)
 
     @cached_property
     def _fitted(self) -> list[EntropyModel]:
@@ -328,15 +310,12 @@ class Archive:
         """Return the entropy model of a segment."""
         head = self._index.segments[segment][1]
         if head.model == OWN:
-            with self._lock:
-                if segment in self._own:
-                    return self._own[segment]
-            model = unpack_model(self._part(segment, "table"), self.header.latents, self.header.alphabet)
-            with self._lock:
-                self._own[segment] = model
-                while len(self._own) > _CACHED_TABLES:
-                    self._own.popitem(last=False)
-            return model
+            own = self._own.get(segment)
+            if own is None:
+                table = read_part(self._reader, self._index, segment, "table")
+                own = unpack_model(table, self.header.latents, self.header.alphabet)
+                self._own.put(segment, own, 1)
+            return own
         if head.model == FITTED:
             return self._fitted[head.number]
         if head.model not in self._of_tables:
@@ -361,24 +340,13 @@ class Archive:
 
     def _blocks(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
         """Return decoded blocks; those that were decoded lately are still there."""
-        found: dict[tuple[int, int], NDArray[np.uint8]] = {}
-        with self._lock:
-            for key in group:
-                if key in self._cache:
-                    self._cache.move_to_end(key)
-                    found[key] = self._cache[key]
-        missing = [key for key in group if key not in found]
+        found = {key: self._cache.get(key) for key in group}
+        missing = [key for key, packed in found.items() if packed is None]
         if missing:
-            decoded = dict(zip(missing, self._decode(missing), strict=True))
-            found |= decoded
-            with self._lock:
-                for key, packed in decoded.items():
-                    if key not in self._cache:
-                        self._cached += packed.nbytes
-                    self._cache[key] = packed
-                while self._cached > _CACHED_BYTES and len(self._cache) > 1:
-                    self._cached -= self._cache.popitem(last=False)[1].nbytes
-        return [found[key] for key in group]
+            for key, decoded in zip(missing, self._decode(missing), strict=True):
+                found[key] = decoded
+                self._cache.put(key, decoded, decoded.nbytes)
+        return [packed for key in group if (packed := found[key]) is not None]
 
     def _decode(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
         """Read and decode blocks of one model together; if that fails, one by one, to say which is damaged."""
@@ -399,31 +367,56 @@ class Archive:
             first = int(self._starts[segment]) + block * head.rows_per_block
             raise type(exc)(f"rows {first:,} to {first + head.rows_of(block) - 1:,}: {exc}") from exc
 
-    def _texts(self, which: str) -> tuple[str, ...] | None:
-        """Return names or labels of all rows, or None where there are none."""
-        heads = [head for _, head in self._index.segments]
-        if not heads or not getattr(heads[0], which).size:
-            return None
-        with self._named():
-            texts: list[str] = []
-            for i, head in enumerate(heads):
-                texts += unpack_texts(self._part(i, which), head.rows, f"the {which} of segment {i}")
-        return tuple(texts)
-
     @cached_property
-    def _uncertainty(self) -> NDArray[np.float32] | None:
-        heads = [head for _, head in self._index.segments]
-        if not heads or not heads[0].entropy.size:
+    def _stores(self) -> dict[str, Store]:
+        """What reads names and labels; where no labels are stored they are the first folders of the names."""
+        stores = {which: self._store(which) for which in ("names", "labels") if self._stored(which)}
+        if "names" in stores and "labels" not in stores:
+            stores["labels"] = stores["names"].changed(folder_label)
+        return stores
+
+    def _stored(self, which: str) -> bool:
+        """Whether a part is in the file; it is in all segments or in none."""
+        return any(getattr(head, which).size for _, head in self._index.segments[:1])
+
+    def _store(self, which: str) -> Store:
+        # With a reader of its own and no archive: so there is something to look at when the archive is closed.
+        reader, index, named = self._reader.again(), self._index, self._named()
+
+        def read(segment: int) -> Sequence[str]:
+            with named:
+                return read_texts(reader, index, segment, which)
+
+        return Store(self._starts, read)
+
+    def _texts(self, which: str, rows: range | NDArray[np.integer]) -> Texts | None:
+        """Return names or labels of rows, or None where there are none."""
+        store = self._stores.get(which)
+        return None if store is None else Texts(store, rows)
+
+    def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
+        """Return the uncertainty of rows, from the segments that they are in; None where there is none."""
+        if not self._stored("entropy"):
             return None
-        with self._named():
-            parts = [self._part(i, "entropy") for i in range(len(heads))]
-        return np.frombuffer(b"".join(parts), "<f2").astype(np.float32)
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        found = np.empty(len(rows), np.float32)
+        for segment in np.unique(numbers).tolist():
+            values = self._entropies.get(segment)
+            if values is None:
+                with self._named():
+                    data = read_part(self._reader, self._index, segment, "entropy")
+                values = np.frombuffer(data, "<f2").astype(np.float32)
+                self._entropies.put(segment, values, values.nbytes)
+            places = numbers == segment
+            found[places] = values[rows[places] - self._starts[segment]]
+        return found
 
     # Closing, pickling
 
     def close(self) -> None:
-        """Close the file; what was read stays usable."""
+        """Close the file. Codes that were read stay whole: their names can be looked at as long as they are there."""
         self._reader.close()
+        self.__dict__.pop("_stores", None)  # they have a descriptor of their own
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ class ByteReader:
     """Random access to the bytes of an archive.
 
     A file with a path is read with ``pread``, which shares no position between threads or processes; a file
-    object is read under a lock.
+    object is read under a lock, and not after a fork if it is open in the parent too.
 
     Parameters
     ----------
@@ -31,6 +31,7 @@ class ByteReader:
         if not isinstance(source, str | os.PathLike):
             self._file = source
             self._lock = threading.Lock()
+            self._process = os.getpid()
             self.size = source.seek(0, os.SEEK_END)
             return
         self.path = Path(source)
@@ -58,6 +59,8 @@ class ByteReader:
             msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
             raise Truncated(msg)
         if self._file is not None:
+            if os.getpid() != self._process:
+                self._after_fork(self._file)
             with self._lock:
                 data = self._seek_and_read(self._file, offset, size)
         elif self._descriptor < 0:
@@ -68,6 +71,28 @@ class ByteReader:
         if len(data) != size:
             raise Truncated(f"the file ends after {offset + len(data):,} bytes, and {offset + size:,} are needed")
         return data
+
+    def _after_fork(self, file: IO[bytes]) -> None:
+        """Go on in a child with a file that lies in memory; another has one position for both processes."""
+        try:
+            file.fileno()
+        except (AttributeError, OSError):
+            self._lock, self._process = threading.Lock(), os.getpid()
+            return
+        msg = "an archive that was opened from a file object cannot be read after a fork; open it by its path"
+        raise RuntimeError(msg)
+
+    def again(self) -> ByteReader:
+        """Return another reader of the same file, which is closed apart from this one."""
+        other = ByteReader.__new__(ByteReader)
+        other.__dict__.update(self.__dict__)
+        if self._file is None:
+            if self._descriptor < 0:
+                msg = "the archive is closed"
+                raise ValueError(msg)
+            other._descriptor = -1  # should dup fail, there is nothing to close
+            other._descriptor = os.dup(self._descriptor)
+        return other
 
     @staticmethod
     def _seek_and_read(file: IO[bytes], offset: int, size: int) -> bytes:

@@ -105,7 +105,7 @@ def test_blocks_that_are_forgotten_are_read_again(big, monkeypatch):
     with Archive(path) as archive:
         for row in (0, 2999, 1500, 0, 700, 2999, 0):
             np.testing.assert_array_equal(archive[row].packed, codes[row].packed)
-        assert len(archive._cache) == 2
+        assert len(archive._cache) == 1
 
 
 def test_prefixes_are_those_of_the_symbols(big):
@@ -151,7 +151,8 @@ def test_labels_are_the_first_folders_unless_they_are_stored(tmp_path):
         path = write(tmp_path / "a", make_codes(2, 4, names=names, labels=labels), tables, force=True)
         with Archive(path) as archive:
             assert archive.labels == expected
-            assert archive[1].labels == (None if expected is None else expected[1:])
+            # to know that no row has a folder, all names would have to be read for one row
+            assert archive[1].labels == (("",) if expected is None else expected[1:])
 
 
 def test_tables_are_found_outside(tmp_path, monkeypatch):
