@@ -267,8 +267,8 @@ def _decode_autoregressive(
     levels = _Levels(model)
     total = sum(rows)
     edges = np.cumsum([0, *rows])
-    # One sort for all blocks: the block is the high byte of the key.
-    block = np.repeat(np.arange(len(rows), dtype=np.uint16), rows) << 8
+    # One sort for all blocks: the block is what stands above the low byte of the key. Keys of 16 bits sort faster.
+    block = np.repeat(np.arange(len(rows), dtype=np.uint16 if len(rows) <= 256 else np.uint32), rows) << 8
     stepper = Stepper(model, total)
     coded = np.empty(total, np.uint8)
     decisions = np.empty(total, np.uint8)
