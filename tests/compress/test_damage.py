@@ -123,7 +123,7 @@ def test_the_kinds_of_damage_have_their_errors(small):
     with pytest.raises(BadMagic, match="not an archive of codes"):
         read_all(b"PK\3\4" + data)
     with pytest.raises(UnsupportedVersion):
-        read_all(data[:8] + b"\1" + data[9:])
+        read_all(data[:8] + b"\2" + data[9:])
     with pytest.raises(Truncated, match="cut short or not finished"):
         read_all(data[:-1], tables)
 

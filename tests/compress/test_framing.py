@@ -79,9 +79,14 @@ def test_checksums_are_those_of_zlib():
 def test_the_structures_have_the_sizes_that_the_format_says():
     sizes = {
         name: getattr(framing, name).size
-        for name in ("PROLOGUE", "CHUNK", "SEGMENT", "BLOCK", "INDEX", "ENTRY", "TRAILER")
-    }
-    assert sizes == {"PROLOGUE": 20, "CHUNK": 12, "SEGMENT": 48, "BLOCK": 16, "INDEX": 40, "ENTRY": 20, "TRAILER": 32}
+        for name in (
+            "PROLOGUE", "CHUNK", "HEAD", "SEGMENT", "BLOCK", "INDEX", "FITTED", "RETIRED", "ENTRY", "TRAILER"
+        )
+    }  # fmt: skip
+    assert sizes == {
+        "PROLOGUE": 20, "CHUNK": 12, "HEAD": 8, "SEGMENT": 48, "BLOCK": 12, "INDEX": 48, "FITTED": 16, "RETIRED": 20,
+        "ENTRY": 20, "TRAILER": 32,
+    }  # fmt: skip
 
 
 def test_texts_are_bounded_altogether(monkeypatch):
@@ -93,6 +98,17 @@ def test_texts_are_bounded_altogether(monkeypatch):
     with pytest.raises(LimitExceeded, match="the length of names is 50,000"):
         unpack_texts(data, 50, "names")
     with pytest.raises(LimitExceeded, match="the length of all texts is 50,000"):
+        pack_texts(names)
+
+
+def test_texts_are_bounded_without_what_they_share(monkeypatch):
+    """A text is an object, however short: a million empty ones deflate to two kilobytes."""
+    names = ["ab"] * 100
+    data = pack_texts(names)
+    monkeypatch.setattr(framing, "MAX_INFLATED_TEXT", 201)
+    with pytest.raises(LimitExceeded, match="each without what it shares, is 202"):
+        unpack_texts(data, 100, "names")
+    with pytest.raises(LimitExceeded, match="each without what it shares, is 202"):
         pack_texts(names)
 
 

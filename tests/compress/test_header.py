@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stochcl.compress.framing import MAGIC, PROLOGUE, crc
+from stochcl.compress.framing import MAGIC, PROLOGUE, VERSION, crc
 from stochcl.compress.header import Header
 from stochcl.errors import BadMagic, FormatError, LimitExceeded, Truncated, UnsupportedVersion
 from tests.compress.making import make_header, make_tables
@@ -24,12 +24,32 @@ def with_values(**changes) -> bytes:
 
 
 def sealed(text: bytes) -> bytes:
-    head = PROLOGUE.pack(MAGIC, 0, 0, len(text), 0)[:-4]
+    head = PROLOGUE.pack(MAGIC, VERSION, 0, len(text), 0)[:-4]
     return head + crc(head, text).to_bytes(4, "little") + text
 
 
 def test_a_header_comes_back():
     assert parse(HEADER.to_bytes()) == HEADER
+
+
+def test_a_selection_comes_back_and_is_left_out_where_there_is_none():
+    chosen = dataclasses.replace(HEADER, latents=3, selection=(0, 2, 5))
+    assert parse(chosen.to_bytes()) == chosen
+    assert b"selection" not in HEADER.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "selection", [[], [0, 1], [0, 1, 2, 3], [2, 1, 3], [1, 1, 2], [-1, 1, 2], [1, 2, 6], [0, 1, True], "012", {}]
+)
+def test_a_selection_that_is_not_one_is_refused(selection):
+    with pytest.raises(FormatError, match="selection"):
+        parse(with_values(latents=3, selection=selection))
+
+
+def test_the_version_for_trying_out_is_refused():
+    data = HEADER.to_bytes()
+    with pytest.raises(UnsupportedVersion, match="version 0 of the format, and this program reads version 1"):
+        parse(data[:8] + bytes(2) + data[10:])
 
 
 def test_what_a_later_version_adds_is_passed_over():
@@ -96,7 +116,7 @@ def test_what_is_not_a_json_object_is_refused(text):
 
 def test_a_future_version_says_so():
     data = HEADER.to_bytes()
-    with pytest.raises(UnsupportedVersion, match="version 7 of the format, and this program reads version 0"):
+    with pytest.raises(UnsupportedVersion, match="version 7 of the format, and this program reads version 1"):
         parse(data[:8] + b"\7\0" + data[10:])
 
 
@@ -115,7 +135,7 @@ def test_an_empty_file_is_bad_magic_and_a_cut_prologue_truncated():
 
 def test_the_size_is_bounded():
     with pytest.raises(LimitExceeded):
-        Header.size_of(PROLOGUE.pack(MAGIC, 0, 0, 1 << 30, 0))
+        Header.size_of(PROLOGUE.pack(MAGIC, VERSION, 0, 1 << 30, 0))
 
 
 def test_equal_headers_have_equal_bytes():

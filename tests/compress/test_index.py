@@ -67,16 +67,24 @@ HEAD = INDEX.size + ENTRY.size  # of the first segment
         (put("<I", INDEX.size + 16, 1 << 20), Truncated, "an entry of the index"),
         (put("<I", INDEX.size + 16, 10), Truncated, "a segment's head ends too early"),
         (put("<I", HEAD, 0), FormatError, "makes no sense"),
-        (put("<I", HEAD, (1 << 24) + 1), LimitExceeded, "the number of a segment's rows"),
+        (put("<I", HEAD, (1 << 18) + 1), LimitExceeded, "the number of a segment's rows"),
         (put("<I", HEAD + 4, 0), FormatError, "makes no sense"),
         (put("<I", HEAD + 8, 2), FormatError, "makes no sense"),
-        (put("<B", HEAD + 12, 2), FormatError, "makes no sense"),
+        (put("<B", HEAD + 12, 4), FormatError, "cannot have the entropy model 4, number 0"),
+        (put("<H", HEAD + 14, 1), FormatError, "cannot have the entropy model 0, number 1"),
+        (put("<B", HEAD + 12, 3), FormatError, "uses the fitted model 0 of 0"),
+        (put("<I", 40, 1), FormatError, "fitted model cannot begin at byte|begins at byte|ends too early"),
+        (put("<I", 40, 1 << 16), Truncated, "the index ends before its segments"),
+        (put("<I", 40, (1 << 16) + 1), LimitExceeded, "the number of fitted models"),
+        (put("<I", 44, 1 << 20), Truncated, "the index ends before its segments"),
+        (put("<I", 44, (1 << 20) + 1), LimitExceeded, "the number of retired parts"),
         (put("<B", HEAD + 12, 1), FormatError, "is used but not there"),
         (put("<B", HEAD + 13, 1), FormatError, "not written as it should be"),
         (put("<I", HEAD + 24, 1), FormatError, "a segment has"),
         (put("<II", HEAD + 24, 0, 0), FormatError, "a segment has"),
         (put("<I", HEAD + 40, 13), FormatError, "uncertainty of 7 rows has 13 bytes, not two a row"),
-        (put("<B", HEAD + SEGMENT.size, 0xFF), FormatError, "ends too early"),
+        (put("<5B", HEAD + SEGMENT.size, *[0xFF] * 5), FormatError, "ends too early"),
+        (put("<B", HEAD + SEGMENT.size, 0xFF), FormatError, "a segment's head has 53 bytes, not 57"),
         (lambda payload: payload + b"\0", FormatError, "1 bytes follow the last entry"),
         (lambda payload: payload[:-1], Truncated, "ends too early"),
         (lambda payload: payload[:20], Truncated, "the index ends too early|before its index"),
@@ -95,7 +103,7 @@ def test_what_the_index_says_is_what_the_segment_says(data):
 
 def test_names_are_in_all_segments_or_in_none(data):
     """A segment without names beside one with names would leave the names that are there unchecked."""
-    names = struct.unpack_from("<I", data, data.index(b"SEGM") + CHUNK.size + 24)[0]
+    names = struct.unpack_from("<I", data, data.index(b"SEGM") + CHUNK.size + framing.HEAD.size + 24)[0]
 
     def change(payload: bytearray) -> bytearray:
         size = struct.unpack_from("<Q", payload, INDEX.size + 8)[0]

@@ -1,4 +1,7 @@
+import struct
 import zlib
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,26 +10,30 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import IndependentModel
-from stochcl.compress.framing import BLOCK, CHUNK
-from stochcl.compress.segment import (
-    OWN,
-    PREFIX,
-    Part,
-    SegmentHead,
-    pack_table,
-    read_block,
-    unpack_table,
-    write_segment,
-)
+from stochcl.compress.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, MAX_TABLE, SEGMENT, crc
+from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
+from stochcl.compress.segment import Part, SegmentHead, read_blocks, read_head, write_segment
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
-from tests.compress.making import make_codes, make_names
+from tests.compress.making import make_chain, make_codes, make_names, make_network
 
 NOTHING = Part(0, 0)
 ABSENT = (NOTHING,) * 4
 EVEN = IndependentModel(np.full((8, 1), 2048, np.uint16))
 
 
-@given(st.data(), st.integers(1, 1 << 24), st.integers(1, 1 << 24))
+def make_head(rows, per_block, words, model=INDEPENDENT, parts=ABSENT, number=0):
+    return SegmentHead(rows, per_block, words, tuple(range(len(words))), model, *parts, number)
+
+
+def segment_of(codes, *models):
+    return write_segment(codes, [Candidate(model) for model in models])
+
+
+def read_block(data, head, number, model):
+    return read_blocks([data], [(head, number)], model)[0]
+
+
+@given(st.data(), st.integers(1, MAX_SEGMENT_ROWS), st.integers(1, MAX_SEGMENT_ROWS))
 def test_a_head_comes_back(data, rows, per_block):
     per_block = max(per_block, -(-rows // 50))
     blocks = -(-rows // per_block)
@@ -35,16 +42,18 @@ def test_a_head_comes_back(data, rows, per_block):
         data.draw(st.one_of(st.just(NOTHING), st.builds(Part, size, st.integers(0, 2**32 - 1))))
         for size in [st.integers(1, 2**32 - 1)] * 3 + [st.just(2 * rows)]
     ]
-    head = SegmentHead(rows, per_block, tuple(words), OWN if parts[0].size else PREFIX, *parts)
+    crcs = data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=blocks, max_size=blocks))
+    model = OWN if parts[0].size else data.draw(st.sampled_from([INDEPENDENT, NETWORK, FITTED]))
+    number = data.draw(st.integers(0, 2**16 - 1)) if model == FITTED else 0
+    head = SegmentHead(rows, per_block, tuple(words), tuple(crcs), model, *parts, number)
     assert SegmentHead.parse(head.data, 2) == head
-    assert head.size == head.payload + sum(part.size for part in parts) + len(head.data) + CHUNK.size
+    assert head.parts_at == CHUNK.size + HEAD.size + len(head.data) == len(head.start)
+    assert head.size == head.payload + sum(part.size for part in parts) + head.parts_at
     assert sum(head.rows_of(block) for block in range(blocks)) == rows
 
 
 def test_blocks_are_where_the_head_says():
-    head, chunk = write_segment(
-        make_codes(2000, 100, names=make_names(2000)), IndependentModel.fit(make_codes(9, 100))
-    )
+    head, chunk = segment_of(make_codes(2000, 100, names=make_names(2000)), IndependentModel.fit(make_codes(9, 100)))
     assert len(head.words) > 2
     assert len(chunk) == head.size
     for block, offset in enumerate(head.block_offsets.tolist()):
@@ -53,16 +62,16 @@ def test_blocks_are_where_the_head_says():
 
 
 def test_few_words_cannot_claim_many_rows():
-    head = SegmentHead(1 << 20, 1 << 20, (3,), PREFIX, *ABSENT)
-    with pytest.raises(FormatError, match="3 words cannot hold the 1,048,576 rows of a block"):
-        SegmentHead.parse(head.data, 64)
+    head = make_head(1 << 18, 1 << 18, (3,))
+    with pytest.raises(FormatError, match="3 words cannot hold the 262,144 rows of a block"):
+        SegmentHead.parse(head.data, 16)
 
 
 def test_a_block_is_bounded():
-    head = SegmentHead(1 << 20, 1 << 20, (1 << 30,), PREFIX, *ABSENT)
-    SegmentHead.parse(head.data, 64)
+    head = make_head(1 << 18, 1 << 18, (1 << 30,))
+    SegmentHead.parse(head.data, 16)
     with pytest.raises(LimitExceeded, match="the size of a block"):
-        SegmentHead.parse(head.data, 65)
+        SegmentHead.parse(head.data, 17)
 
 
 @pytest.mark.parametrize("alphabet", [2, 7])
@@ -72,9 +81,9 @@ def test_the_writer_keeps_to_the_bounds_that_the_reader_has(value, alphabet):
     fitted = IndependentModel.fit(codes)
     even = IndependentModel.nearest(np.full(fitted.ones.shape, 0.5), alphabet)
     for model in (fitted, even):
-        head, chunk = write_segment(codes, model)
+        head, chunk = segment_of(codes, model)
         assert SegmentHead.parse(head.data, codes.decisions_per_row) == head
-        used = model if head.model == PREFIX else fitted
+        used = model if head.model == INDEPENDENT else fitted
         start = int(head.block_offsets[0])
         packed = read_block(chunk[start : start + BLOCK.size + 4 * head.words[0]], head, 0, used)
         np.testing.assert_array_equal(packed, codes.packed[: len(packed)])
@@ -82,7 +91,7 @@ def test_the_writer_keeps_to_the_bounds_that_the_reader_has(value, alphabet):
 
 @pytest.mark.parametrize("per_block", [0, 1 << 31])
 def test_rows_a_block_are_at_least_one(per_block):
-    head = SegmentHead(5, per_block, (9,), PREFIX, *ABSENT)
+    head = make_head(5, per_block, (9,))
     if per_block:
         assert SegmentHead.parse(head.data, 8).rows_of(0) == 5
     else:
@@ -91,7 +100,7 @@ def test_rows_a_block_are_at_least_one(per_block):
 
 
 def test_every_truncation_of_a_head_is_a_format_error():
-    head = SegmentHead(500, 100, (300, 200, 1, 2, 3), PREFIX, *ABSENT)
+    head = make_head(500, 100, (300, 200, 1, 2, 3))
     for end in range(len(head.data)):
         with pytest.raises(FormatError):
             SegmentHead.parse(head.data[:end], 8)
@@ -100,18 +109,18 @@ def test_every_truncation_of_a_head_is_a_format_error():
 
 
 def test_a_number_of_words_that_is_not_written_shortest_is_refused():
-    head = SegmentHead(5, 5, (5,), PREFIX, *ABSENT)
-    assert head.data.endswith(b"\x05")
+    head = make_head(5, 5, (5,))
+    assert head.data.endswith(b"\x05" + bytes(4))
     with pytest.raises(FormatError, match="more bytes than it needs"):
-        SegmentHead.parse(head.data[:-1] + b"\x85\0", 8)
+        SegmentHead.parse(head.data[:-5] + b"\x85\0" + bytes(4), 8)
 
 
 @pytest.fixture(scope="module")
 def block():
     """One block's bytes and the head of its segment."""
     codes = make_codes(20, 8)
-    head, chunk = write_segment(codes, EVEN)
-    assert head.model == PREFIX
+    head, chunk = segment_of(codes, EVEN)
+    assert head.model == INDEPENDENT
     return chunk[int(head.block_offsets[0]) :], head, codes
 
 
@@ -137,10 +146,9 @@ def test_what_decodes_to_other_rows_is_found_out(block):
     other = IndependentModel(np.array([[2048]] * 7 + [[2049]], np.uint16))
     with pytest.raises(ChecksumMismatch):
         read_block(data, head, 0, other)
-    forged = bytearray(data)
-    forged[12] ^= 1  # the checksum over the rows
+    forged = replace(head, crcs=(head.crcs[0] ^ 1,))
     with pytest.raises(ChecksumMismatch, match="what a block decodes to is damaged"):
-        read_block(bytes(forged), head, 0, EVEN)
+        read_block(data, forged, 0, EVEN)
 
 
 @settings(deadline=None, max_examples=60)
@@ -150,11 +158,11 @@ def test_a_segment_takes_the_cheaper_table(rows, latents, alphabet, p):
     codes = make_codes(rows, latents, alphabet)
     given_model = IndependentModel.nearest(np.full((latents, (1 << (alphabet - 1).bit_length()) - 1), p), alphabet)
     own = IndependentModel.fit(codes)
-    head, chunk = write_segment(codes, given_model)
-    repays = own.ideal_bits(codes) + 8 * len(pack_table(own)) < given_model.ideal_bits(codes)
-    assert head.model == (OWN if repays else PREFIX)
-    assert head.table.size == (len(pack_table(own)) if repays else 0)
-    with_own = write_segment(codes, own)[0].payload + len(pack_table(own))
+    head, chunk = segment_of(codes, given_model)
+    repays = own.ideal_bits(codes) + 8 * len(pack_model(own)) < given_model.ideal_bits(codes)
+    assert head.model == (OWN if repays else INDEPENDENT)
+    assert head.table.size == (len(pack_model(own)) if repays else 0)
+    with_own = segment_of(codes, own)[0].payload + len(pack_model(own))
     assert head.payload + head.table.size <= with_own + 64 * len(head.words)
     assert 8 * sum(4 * words for words in head.words) <= given_model.ideal_bits(codes) + 64 * len(head.words)
     assert len(chunk) == head.size
@@ -163,8 +171,8 @@ def test_a_segment_takes_the_cheaper_table(rows, latents, alphabet, p):
 def test_a_megabyte_of_payload_is_within_a_thousandth_of_the_ideal():
     codes = make_codes(5500, 2048)
     model = IndependentModel.fit(make_codes(1000, 2048, seed=5))
-    head, _ = write_segment(codes, model)
-    used = model if head.model == PREFIX else IndependentModel.fit(codes)
+    head, _ = segment_of(codes, model)
+    used = model if head.model == INDEPENDENT else IndependentModel.fit(codes)
     ideal = used.ideal_bits(codes)
     payload = 32 * sum(head.words)
     assert payload >= 8_000_000
@@ -173,15 +181,113 @@ def test_a_megabyte_of_payload_is_within_a_thousandth_of_the_ideal():
     assert max(head.words) * 32 < 1.05 * 65_536
 
 
-def test_a_table_of_a_segment_comes_back_or_is_refused():
-    model = IndependentModel.fit(make_codes(50, 6, 3))
-    data = pack_table(model)
-    np.testing.assert_array_equal(unpack_table(data, 6, 3).ones, model.ones)
+@pytest.mark.parametrize("make", [make_network, lambda *shape: make_network(*shape, 4), None])
+def test_a_model_comes_back_or_is_refused(make):
+    model = make(6, 3) if make else IndependentModel.fit(make_codes(50, 6, 3))
+    data = pack_model(model)
+    assert unpack_model(data, 6, 3).to_bytes() == model.to_bytes()
     for latents, alphabet in (5, 3), (6, 4):
         with pytest.raises(FormatError, match="for other latents"):
-            unpack_table(data, latents, alphabet)
+            unpack_model(data, latents, alphabet)
     for end in range(len(data)):
         with pytest.raises(FormatError):
-            unpack_table(data[:end], 6, 3)
-    with pytest.raises(LimitExceeded, match="the size of a segment's table"):
-        unpack_table(zlib.compress(bytes(1 << 23)), 6, 3)
+            unpack_model(data[:end], 6, 3)
+    for raw in zlib.compress(zlib.decompress(data)[:-1]), zlib.compress(zlib.decompress(data) + b"\0"):
+        with pytest.raises(FormatError):
+            unpack_model(raw, 6, 3)
+
+
+def test_a_model_of_a_kind_that_is_not_known_or_too_large_is_refused():
+    with pytest.raises(FormatError, match="no kind of entropy model called 'later'"):
+        unpack_model(zlib.compress(b"later".ljust(16, b"\0")), 6, 3)
+    with pytest.raises(FormatError, match="no kind"):
+        unpack_model(zlib.compress(b"independent"), 6, 3)
+    with pytest.raises(LimitExceeded, match="the size of an entropy model"):
+        unpack_model(zlib.compress(bytes(MAX_TABLE + 1), 1), 6, 3)
+
+
+@pytest.mark.parametrize(("model", "number"), [(4, 0), (255, 0), (INDEPENDENT, 1), (NETWORK, 1), (OWN, 1)])
+def test_an_entropy_model_that_cannot_be_is_refused(model, number):
+    head = make_head(5, 5, (9,), model, number=number)
+    with pytest.raises(FormatError, match=f"cannot have the entropy model {model}, number {number}"):
+        SegmentHead.parse(head.data, 8)
+
+
+def test_a_segment_takes_the_cheapest_of_all_models():
+    network, codes = make_network(12), make_chain(300, 12)
+    poor, good = IndependentModel.nearest(np.full((12, 1), 0.99)), IndependentModel.fit(codes)
+    candidates = [Candidate(poor), Candidate(good, FITTED, 0), Candidate(network, NETWORK)]
+    for count, expected in (2, FITTED), (3, NETWORK):
+        head, chunk = write_segment(codes, candidates[:count])
+        assert (head.model, head.number) == (expected, 0)
+        assert 32 * sum(head.words) <= candidates[count - 1].model.ideal_bits(codes) + 64 * len(head.words)
+    decoded = read_block(chunk[int(head.block_offsets[0]) :], head, 0, network)
+    np.testing.assert_array_equal(decoded, codes.packed)
+    assert write_segment(codes, [*candidates[:1], Candidate(network, FITTED, 7), *candidates[1:]])[0].number == 7
+
+
+def test_no_network_makes_a_segment_dearer_than_independent_symbols():
+    """The guarantee: what a bad network would cost is never paid."""
+    codes = make_codes(200, 12)
+    independent = IndependentModel.fit(codes)
+    alone, _ = segment_of(codes, independent)
+    head, _ = write_segment(codes, [Candidate(independent), Candidate(make_network(12), NETWORK)])
+    assert head == alone
+
+
+def test_blocks_that_one_model_codes_are_read_together():
+    codes, network = make_chain(12_000, 20), make_network(20)
+    head, chunk = write_segment(codes, [Candidate(network, NETWORK)])
+    assert len(head.words) > 1
+    offsets = [*head.block_offsets.tolist(), head.size]
+    data = [chunk[a:b] for a, b in pairwise(offsets)]
+    blocks = [(head, number) for number in range(len(data))]
+    np.testing.assert_array_equal(np.concatenate(read_blocks(data, blocks, network)), codes.packed)
+    with pytest.raises(FormatError):
+        read_blocks(data[::-1], blocks, network)
+
+
+def test_blocks_of_one_size_that_changed_places_are_found_out():
+    """Each is sound in itself, and even its number of words may be the other's."""
+    halves = [segment_of(make_codes(10, 8, seed=seed), EVEN) for seed in (0, 1)]
+    first, second = (chunk[int(head.block_offsets[0]) :] for head, chunk in halves)
+    assert len(first) == len(second)
+    (one, _), (other, _) = halves
+    head = replace(one, rows=20, rows_per_block=10, words=one.words + other.words, crcs=one.crcs + other.crcs)
+    read_blocks([first, second], [(head, 0), (head, 1)], EVEN)
+    with pytest.raises(ChecksumMismatch, match="what a block decodes to"):
+        read_blocks([second, first], [(head, 0), (head, 1)], EVEN)
+
+
+def test_the_head_is_found_without_the_index():
+    codes = make_codes(50, 8, names=make_names(50))
+    head, chunk = segment_of(codes, EVEN)
+    assert read_head(chunk, 8) == head
+    for end in range(head.parts_at):
+        with pytest.raises(FormatError):
+            read_head(chunk[:end], 8)
+    for i in range(head.parts_at):
+        damaged = bytearray(chunk)
+        damaged[i] ^= 0x10
+        with pytest.raises(FormatError):
+            read_head(bytes(damaged), 8)
+
+
+@pytest.mark.parametrize("layout", [(0, "<4s", b"INDX"), (4, "<Q", 77)])
+def test_a_chunk_that_is_no_segment_or_of_another_size_is_refused(layout):
+    _, chunk = segment_of(make_codes(50, 8), EVEN)
+    at, form, value = layout
+    data = bytearray(chunk)
+    struct.pack_into(form, data, at, value)
+    with pytest.raises(FormatError, match=r"does not begin here|says that it has 77 bytes"):
+        read_head(bytes(data), 8)
+
+
+def test_the_reserved_byte_of_a_head_is_zero():
+    head = make_head(5, 5, (9,))
+    data = bytearray(head.data)
+    data[13] = 1
+    with pytest.raises(FormatError, match="not written as it should be"):
+        SegmentHead.parse(bytes(data), 8)
+    assert SEGMENT.size == 48
+    assert head.start[CHUNK.size :][: HEAD.size] == HEAD.pack(len(head.data), crc(head.data))

@@ -64,7 +64,7 @@ def forge(head: list, ladder: list[int], sections: list[tuple[bytes, bytes]]) ->
 def test_tables_are_laid_out_as_the_format_says():
     tables = make_tables(6, 3)
     (head, ladder), sections = take_apart(tables)
-    assert head == [b"\x89SCT\r\n\x1a\n", 0, 3, 6, 3, 3]
+    assert head == [b"\x89SCT\r\n\x1a\n", 1, 3, 6, 3, 3]
     assert ladder == [1, 3, 6]
     assert [kind for kind, _ in sections] == [b"independent", b"mlp", b"self-test"]
     assert forge(head, ladder, sections) == tables.data
@@ -86,7 +86,7 @@ def test_tables_are_laid_out_as_the_format_says():
         (lambda h, r, s: r.pop(), FormatError, "ladder|head of the tables"),
         (lambda h, r, s: r.__setitem__(0, 4), FormatError, r"ladder \(4, 3, 6\)"),
         (lambda h, r, s: h.__setitem__(0, b"\x89SCL\r\n\x1a\n"), FormatError, "not decoding tables"),
-        (lambda h, r, s: h.__setitem__(1, 1), UnsupportedVersion, "have version 1, and this program reads 0"),
+        (lambda h, r, s: h.__setitem__(1, 2), UnsupportedVersion, "have version 2, and this program reads 1"),
         (lambda h, r, s: h.__setitem__(3, 7), FormatError, "disagree"),
         (lambda h, r, s: h.__setitem__(4, 3), FormatError, "disagree"),
         (lambda h, r, s: h.__setitem__(5, 7), LimitExceeded, "rungs"),
