@@ -18,10 +18,24 @@ if TYPE_CHECKING:
     from typing import IO
 
     from stochcl.api.codec import Codec
+    from stochcl.api.editing import append, merge, split, transcode
     from stochcl.codes import Codes
     from stochcl.compress import Archive, Writer
 
-__all__ = ["Archive", "Codec", "Codes", "Writer", "__version__", "load", "open", "writer"]
+__all__ = [
+    "Archive",
+    "Codec",
+    "Codes",
+    "Writer",
+    "__version__",
+    "append",
+    "load",
+    "merge",
+    "open",
+    "split",
+    "transcode",
+    "writer",
+]
 
 
 def load(model: str | os.PathLike[str] = "general", *, device: str = "auto") -> Codec:
@@ -82,12 +96,16 @@ def writer(path: str | os.PathLike[str], codec: Codec, *, latents: int | None = 
 
 
 def __getattr__(name: str) -> Any:
-    """Import classes when they are asked for, so that ``import stochcl`` is instant."""
+    """Import these when they are asked for, so that ``import stochcl`` is instant."""
     homes = {
         "Archive": "stochcl.compress",
         "Writer": "stochcl.compress",
         "Codes": "stochcl.codes",
         "Codec": "stochcl.api.codec",
+        "append": "stochcl.api.editing",
+        "merge": "stochcl.api.editing",
+        "split": "stochcl.api.editing",
+        "transcode": "stochcl.api.editing",
     }
     if name in homes:
         from importlib import import_module

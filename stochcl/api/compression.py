@@ -28,8 +28,8 @@ def compress_source(
 ) -> Report:
     """Compress what is at ``source`` to ``path``, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec.latents)
-    images = _open(source, codec.model.name)
-    _check_output(path, source, force=options.force)
+    images = open_images(source, codec.model.name)
+    check_output(path, source, force=options.force)
     started = time.monotonic()
     try:
         if options.rate is None:
@@ -51,7 +51,8 @@ def _kept(path: Path) -> Path | None:
     return next((p for p in (full, *partial) if p.exists()), None)
 
 
-def _open(path: Path, model: str) -> ImageSource:
+def open_images(path: Path, model: str) -> ImageSource:
+    """Open a source of images; raise UsageError for embeddings, which a model of this name does not take."""
     source = open_source(path)
     if isinstance(source, ImageSource):
         return source
@@ -63,7 +64,7 @@ def _open(path: Path, model: str) -> ImageSource:
     )
 
 
-def _check_output(path: Path, source: Path, *, force: bool) -> None:
+def check_output(path: Path, source: Path, *, force: bool) -> None:
     """Refuse, before an image is read, an output that cannot be written or that somebody wants to keep."""
     shown = printable(path)
     try:

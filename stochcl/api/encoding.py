@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from stochcl.compress import Writer
+from stochcl.compress.transcoding import pick
 from stochcl.data import printable
 from stochcl.data.preprocess import FITS
 from stochcl.errors import ImageError, SourceError, UsageError
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stochcl.api.codec import Codec
+    from stochcl.codes import Codes
     from stochcl.compress import Header
-    from stochcl.data import Failure, ImageBatch, ImageSource
+    from stochcl.compress.gathering import SegmentWriter
+    from stochcl.data import Failure, ImageSource
     from stochcl.data.preprocess import Fit, Preprocess
 
 
@@ -95,7 +98,6 @@ def encode_source(
     facts = {"source": _listing(source), "strict": options.strict, "device": codec.device.type}
     if options.strict and source.rejected:
         raise refused(source, source.rejected[0])
-    encoded = 0
     with Writer(
         path,
         header_of(codec, source, options, latents),
@@ -109,31 +111,47 @@ def encode_source(
         if not writer.position:
             for failure in source.rejected:
                 writer.skip(failure.name, failure.reason)
-        workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
-        progress(writer.position, len(source))
-        for batch in source.batches(
-            _preprocess(codec, options), batch_size=options.batch_size, workers=workers, start=writer.position
-        ):
-            if options.strict and batch.failures:
-                raise refused(source, batch.failures[0])
-            _add(writer, source, batch, codec, latents)
-            encoded += len(batch.names)
-            progress(batch.rows.stop, len(source))
+        encoded = encode_rows(codec, source, writer, _preprocess(codec, options), options, progress)
         if not writer.rows:
-            raise _none_readable(source, writer)
+            raise none_readable(source, writer)
     return encoded
 
 
-def _add(writer: Writer, source: ImageSource, batch: ImageBatch, codec: Codec, latents: int) -> None:
-    """Encode one batch and hand it to the writer, with the place in the source of every row."""
-    failed = sorted(set(batch.rows).difference(batch.positions))
-    for row, failure in zip(failed, batch.failures, strict=True):
-        writer.skip(failure.name, failure.reason, position=row)
-    if not batch.positions:
-        return
-    codes = codec.encode_pixels(batch.images).codes.prefix(latents)
-    codes = replace(codes, names=batch.names, uncertainty=None)
-    writer.add(codes, positions=batch.positions, sizes=[source.entries[row].size for row in batch.positions])
+def encode_rows(
+    codec: Codec,
+    source: ImageSource,
+    writer: SegmentWriter,
+    preprocess: Preprocess,
+    options: CompressOptions,
+    progress: Callable[[int, int], None],
+    *,
+    beside: Callable[[Codes], Codes] = lambda codes: replace(codes, uncertainty=None),
+) -> int:
+    """Encode the images of a source, from the writer's position on, for it; return how many were encoded.
+
+    ``beside`` gets the rows with their names, and says what else is stored beside them.
+    """
+    encoded = 0
+    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    progress(writer.position, len(source))
+    for batch in source.batches(preprocess, batch_size=options.batch_size, workers=workers, start=writer.position):
+        if options.strict and batch.failures:
+            raise refused(source, batch.failures[0])
+        failed = sorted(set(batch.rows).difference(batch.positions))
+        for row, failure in zip(failed, batch.failures, strict=True):
+            writer.skip(failure.name, failure.reason, position=row)
+        if batch.positions:
+            codes = _latents_of(codec.encode_pixels(batch.images).codes, writer.header)
+            sizes = [source.entries[row].size for row in batch.positions]
+            writer.add(beside(replace(codes, names=batch.names)), positions=batch.positions, sizes=sizes)
+        encoded += len(batch.names)
+        progress(batch.rows.stop, len(source))
+    return encoded
+
+
+def _latents_of(codes: Codes, header: Header) -> Codes:
+    """Keep the latents that an archive has."""
+    return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
 
 
 def _listing(source: ImageSource) -> str:
@@ -156,7 +174,8 @@ def refused(source: ImageSource, failure: Failure) -> ImageError:
     )
 
 
-def _none_readable(source: ImageSource, writer: Writer) -> SourceError:
+def none_readable(source: ImageSource, writer: SegmentWriter) -> SourceError:
+    """Return the error for a source of which no image can be read."""
     name, reason = writer.first_skip
     return SourceError(
         f"{printable(source.path)}: none of its images can be read; the first is {printable(name)}: {reason}."

@@ -18,6 +18,8 @@ from stochcl.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stochcl.compress import Tables
+
 DEFAULT = "general"
 """The model that is used where none is named."""
 
@@ -115,6 +117,29 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     raise UsageError(
         f"{printable(model)}: there is no model of this name and no such file; embedded models: {names}."
     )
+
+
+def given_tables(model: str | os.PathLike[str] | None) -> tuple[Tables | Path, ...]:
+    """Return where to look for decoding tables, given a .tables file, a model's name or file, or nothing.
+
+    Only a model needs torch, which its tables are made with.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file or model.
+    ModelError
+        If the model is damaged.
+    """
+    if model is None:
+        return ()
+    if Path(model).suffix == ".tables":
+        if not Path(model).is_file():
+            raise UsageError(f"{printable(model)}: there is no such file.")
+        return (Path(model),)
+    from stochcl.api.codec import Codec
+
+    return (Codec(model, device="cpu").tables,)
 
 
 def model_cards() -> list[ModelCard]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from stochcl.api.encoding import encode_source, header_of, refused
 from stochcl.atomic import sync_folder
-from stochcl.compress import Archive, Writer
+from stochcl.compress import Archive
+from stochcl.compress.transcoding import Transcoding, widest
 from stochcl.data import Failure, printable
 from stochcl.data.files import why
 from stochcl.errors import FormatError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
     from stochcl.api.encoding import CompressOptions
@@ -53,7 +49,8 @@ def compress_at_rate(
     with Archive(full, tables=[codec.tables]) as archive:
         try:
             with tempfile.TemporaryDirectory(prefix=f".{path.name[:64]}.", dir=path.parent) as folder:
-                chosen = _widest(codec, archive, Path(folder), names=options.names, rate=rate)
+                job = Transcoding(archive, embed=not codec.has_packaged_tables, names=options.names)
+                chosen = write_widest(job, Path(folder), rate)
                 if chosen is None:
                     msg = f"{printable(path)}: not even one latent fits into {rate:g} bits per image"
                     raise UsageError(f"{msg}; {kept}: ask for a higher --rate and pass --resume.")
@@ -100,54 +97,15 @@ def _holds(archive: Archive, source: ImageSource) -> bool:
     return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
 
 
-def _widest(codec: Codec, archive: Archive, folder: Path, *, names: bool, rate: float) -> Path | None:
+def write_widest(job: Transcoding, folder: Path, rate: float) -> Path | None:
     """Write prefixes into a folder until one fits and the next wider one does not; return it, None if none fits."""
-    chosen: Path | None = None
-    fits, too_wide = 0, codec.latents + 1
-    latents = _estimate(codec, archive, rate)
-    while fits + 1 < too_wide:
+
+    def write(latents: int) -> float:
         path = folder / f"{latents}.bin"
-        spent = _write_prefix(codec, archive, path, latents, names=names)
-        if spent <= rate:
-            fits, chosen = latents, path
-            latents += max(1, int(rate - spent))  # a latent takes about a bit, or less
-        else:
+        spent = job.write(path, latents)
+        if spent > rate:
             path.unlink()
-            too_wide = latents
-            latents -= max(1, int((spent - rate) / spent * latents))
-        if not fits < latents < too_wide:
-            latents = (fits + too_wide) // 2
-    return chosen
+        return spent
 
-
-def _estimate(codec: Codec, archive: Archive, rate: float) -> int:
-    """Return the widest prefix that should cost no more than ``rate`` bits per image, at least one latent."""
-    ones = np.zeros(codec.latents)
-    for codes in archive.iter_codes():
-        ones += codes.symbols().sum(axis=0)
-    mean = ones / len(archive)
-    # The writer takes the model's tables, or makes its own of a segment's frequencies where that is cheaper.
-    of_tables = _cost(mean, codec.tables.entropy.ones[:, 0] / 4096)
-    of_its_own = _cost(mean, np.clip(mean, 1 / 4096, 4095 / 4096))
-    return max(1, int(np.searchsorted(np.minimum(of_tables, of_its_own), rate, side="right")))
-
-
-def _cost(mean: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the bits per image of every prefix, given how often latents are one and how often that is expected."""
-    return np.cumsum(-(mean * np.log2(p) + (1 - mean) * np.log2(1 - p)))
-
-
-def _write_prefix(codec: Codec, archive: Archive, path: Path, latents: int, *, names: bool) -> float:
-    """Write the first latents of an archive; return the bits per image that they take on disk."""
-    header = replace(archive.header, latents=latents)
-    embed = not codec.has_packaged_tables
-    with Writer(path, header, codec.tables, embed_tables=embed, names=names) as writer:
-        for name, reason in archive.skipped:
-            writer.skip(name, reason)
-        unsaid = archive.source_bytes
-        for codes in archive.iter_codes():
-            # Labels are those that names carry, and are not stored beside them.
-            writer.add(replace(codes.prefix(latents), labels=None), sizes=[unsaid] + [0] * (len(codes) - 1))
-            unsaid = 0
-    with Archive(path, tables=[codec.tables]) as written:
-        return written.parts()["codes"] * 8 / len(written)
+    latents = widest(job.costs(), write, rate)
+    return None if latents is None else folder / f"{latents}.bin"

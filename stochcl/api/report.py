@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stochcl.data import printable
@@ -147,6 +147,46 @@ class Report:
         if self.images_per_second:
             out.append(f"  speed      {self.images_per_second:,.0f} images per second")
         return out
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What has become of an archive.
+
+    Parameters
+    ----------
+    report : Report
+        The figures of what was written.
+    before : tuple of (int, int)
+        Images and bytes that there were.
+    facts : dict
+        What else there is to say, as JSON types.
+    notes : tuple of str
+        And for people.
+    """
+
+    report: Report
+    before: tuple[int, int]
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self, command: str) -> dict[str, Any]:
+        """Return the figures as JSON types, with those from before."""
+        images, size = self.before
+        before = {"images": images, "bytes": size, "bits_per_image": round(_bits(images, size), 3)}
+        return self.report.to_json(command) | {"before": before} | self.facts
+
+    def lines(self) -> list[str]:
+        """Return the figures for people."""
+        images, size = self.before
+        before = f"  before     {size:>12,} bytes  {_bits(images, size):>10,.1f} bits per image"
+        if images != self.report.images:
+            before += f", {counted(images, 'image')}"
+        return [*self.report.lines(), before, *(f"  {note}" for note in self.notes)]
+
+
+def _bits(images: int, size: int) -> float:
+    return size * 8 / images if images else 0.0
 
 
 def counted(count: int, what: str) -> str:

@@ -10,6 +10,7 @@ from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress.framing import crc
 from stochcl.compress.journal import Record
 from stochcl.compress.segment import SegmentHead, write_segment
+from stochcl.errors import LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,8 +149,7 @@ class SegmentWriter(ABC):
         if not self._names:
             segment = segment.having(names=b"")
         self._check_has(segment.has)
-        if self._places:
-            self._flush(len(self._places))
+        self._flush_rows()
         self._take(segment.head, segment.chunk, self.position + segment.head.rows, source_bytes)
 
     def _check_has(self, has: tuple[bool, ...]) -> None:
@@ -173,7 +173,13 @@ class SegmentWriter(ABC):
         waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)
         codes, rest = waiting[:rows], waiting[rows:]
         places = self._places[:rows]
-        head, chunk = write_segment(codes, self._candidates)
+        try:
+            head, chunk = write_segment(codes, self._candidates)
+        except LimitExceeded:
+            if rows == 1:
+                raise
+            self._flush(rows // 2)  # names so long that a segment cannot have so many
+            return
         self._take(head, chunk, places[-1][0] + 1, sum(size for _, size in places))
         self._pending = [rest] if len(rest) else []
         self._places = self._places[rows:]
@@ -190,9 +196,13 @@ class SegmentWriter(ABC):
         self.skipped += skipped
         self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
 
+    def _flush_rows(self) -> None:
+        """Write all rows that are waiting."""
+        while self._places:
+            self._flush(len(self._places))
+
     def _flush_all(self) -> None:
         """Write what is waiting, and count all images that could not be read."""
-        if self._places:
-            self._flush(len(self._places))
+        self._flush_rows()
         self.skipped += [(name, reason) for _, name, reason in self._new_skips]
         self._new_skips = []

@@ -76,7 +76,7 @@ def read_segment(reader: ByteReader, offset: int, head: SegmentHead) -> RawSegme
     blocks = reader.read(offset + head.size - head.payload, head.payload)
     at = 0
     for number, words in enumerate(head.words):
-        rows, stated, payload_crc, _ = unpack(BLOCK, blocks, at, "a block's head")
+        rows, stated, payload_crc = unpack(BLOCK, blocks, at, "a block's head")
         if (rows, stated) != (head.rows_of(number), words):
             raise FormatError(f"a block of the segment at byte {offset:,} is not what the index says")
         end = at + BLOCK.size + 4 * words

@@ -10,6 +10,7 @@ from stochcl.data.names import folder_label, held_out, printable
 from stochcl.data.opening import open_source
 from stochcl.data.preprocess import Preprocess
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource
+from stochcl.data.subset import SubsetSource, missing_from
 from stochcl.data.tar import TarSource
 from stochcl.data.zip import ZipSource
 
@@ -25,10 +26,12 @@ __all__ = [
     "MatrixBatch",
     "MatrixSource",
     "Preprocess",
+    "SubsetSource",
     "TarSource",
     "ZipSource",
     "folder_label",
     "held_out",
+    "missing_from",
     "open_source",
     "printable",
     "read_labels",

@@ -1,0 +1,280 @@
+"""Verbs that change archives: append, merge, split, transcode. Only the first needs an encoder, and so torch."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stochcl.api.compression import check_output, open_images
+from stochcl.api.encoding import CompressOptions, encode_rows, none_readable, refused
+from stochcl.api.report import Edit, Report, counted
+from stochcl.api.transcoding import transcode
+from stochcl.compress import Archive, moving
+from stochcl.compress.appending import Appender
+from stochcl.data import Preprocess, missing_from, printable, read_labels
+from stochcl.data.files import why
+from stochcl.errors import ModelMismatch, OutputError, UsageError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Sequence
+
+    from stochcl.api.codec import Codec
+    from stochcl.codes import Codes
+    from stochcl.compress import Tables
+    from stochcl.data import LabelTable, SubsetSource
+
+    PathLike = str | os.PathLike[str]
+    Progress = Callable[[int, int], None]
+
+__all__ = ["append", "merge", "split", "transcode"]
+
+
+def _silent(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+# Append
+
+
+def append(
+    path: PathLike,
+    source: PathLike,
+    codec: Codec,
+    *,
+    labels: PathLike | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    strict: bool = False,
+    progress: Progress = _silent,
+) -> Edit:
+    """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
+
+    An error leaves the archive as it was. An interruption keeps what is complete of the new: to add the rest,
+    append again.
+
+    Parameters
+    ----------
+    path : path-like
+        The archive, which must have names.
+    source : path-like
+        A folder, .zip, .tar, or .npy of uint8 images.
+    codec : Codec
+        Of the archive's model.
+    labels : path-like, optional
+        A CSV file with labels of the new images, where the archive has labels stored.
+    batch_size, workers, strict
+        As for compressing.
+    progress : callable
+        Told how many images of how many are done.
+
+    Raises
+    ------
+    SourceError, ImageError, FormatError, LabelsError, OutputError
+    ModelMismatch, UsageError
+        If the archive is another model's, or its images were prepared otherwise, or it has no names.
+    """
+    path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict)
+    options.check(codec.latents)
+    with Archive(path) as archive:
+        _check_appendable(archive, path, codec, labels=labels is not None)
+    images = open_images(Path(source), codec.model.name)
+    table = None if labels is None else read_labels(labels)
+    started = time.monotonic()
+    with Appender(path, tables=[codec.tables]) as out:
+        before = len(out.archive), out.archive.size
+        new = missing_from(images, out.archive.names or ())
+        there = len(images) - len(new)
+        if strict and new.rejected:
+            raise refused(new, new.rejected[0])
+        if table is not None:
+            table.match([entry.name for entry in new.entries])
+        encoded = _append_to(out, new, codec, options, table, progress)
+    with Archive(path, tables=[codec.tables]) as archive:
+        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+    notes = (f"added      {counted(encoded, 'image')}; {counted(there, 'image')} had been there already",)
+    return Edit(report, before, {"added": encoded, "there": there}, notes)
+
+
+def _append_to(
+    out: Appender,
+    new: SubsetSource,
+    codec: Codec,
+    options: CompressOptions,
+    table: LabelTable | None,
+    progress: Progress,
+) -> int:
+    uncertain = out.has is not None and out.has[2]
+
+    def beside(codes: Codes) -> Codes:
+        labels = None if table is None else table.match(codes.names or ())
+        return replace(codes, labels=labels, uncertainty=codes.uncertainty if uncertain else None)
+
+    stated = out.header.preprocess
+    preprocess = Preprocess(stated["size"], stated["fit"])
+    known = {name for name, _ in out.archive.skipped}
+    for failure in new.rejected:
+        out.skip(failure.name, failure.reason)
+    try:
+        encoded = encode_rows(codec, new, out, preprocess, options, progress, beside=beside)
+    except KeyboardInterrupt as exc:
+        out.keep()
+        if out.added:
+            exc.add_note(f"{counted(out.added, 'image')} were added; repeat the command to add the rest.")
+        raise
+    if not encoded and any(entry.name not in known for entry in new.entries):
+        raise none_readable(new, out)
+    return encoded
+
+
+def _check_appendable(archive: Archive, path: Path, codec: Codec, *, labels: bool) -> None:
+    """Refuse to append codes that the header of an archive would not be true of."""
+    header, shown = archive.header, printable(path)
+    if header.model_sha256 != codec.model.sha256:
+        raise ModelMismatch(
+            f"{shown}: it was made by the model {printable(header.model)} ({header.model_sha256[:12]}), not by "
+            f"{printable(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
+        )
+    own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
+    if header.precision != own.precision:
+        raise UsageError(f"{shown}: its precision is {printable(header.precision)}, and this one {own.precision}.")
+    size = own.preprocess["size"]
+    if header.preprocess.get("size") != size or header.preprocess.get("fit") not in ("crop", "pad", "stretch"):
+        raise UsageError(f"{shown}: its images were not prepared as this model does, as squares of {size} pixels.")
+    if not len(archive):
+        return
+    if archive.names is None:
+        raise UsageError(
+            f"{shown}: its rows have no names (--no-names?), so that it cannot be told which images are there "
+            "already; compress the new ones to a file of their own, and join the two with `stochcl merge`."
+        )
+    stored = moving.has_part(archive, "labels")
+    if stored and not labels:
+        raise UsageError(f"{shown}: it has labels stored; give those of the new images with --labels.")
+    if labels and not stored:
+        raise UsageError(
+            f"{shown}: it has no labels stored; `stochcl transcode --labels` stores those of its images."
+        )
+
+
+# Merge and split
+
+
+def merge(
+    paths: Sequence[PathLike],
+    output: PathLike,
+    *,
+    tables: Iterable[Tables | PathLike] = (),
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress = _silent,
+) -> Edit:
+    """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
+
+    Parameters
+    ----------
+    paths : sequence of path-like
+    output : path-like
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the archives.
+    force, resume : bool
+        Replace an existing output; go on with what an interrupted run left.
+    progress : callable
+        Told how many images of how many are done.
+
+    Raises
+    ------
+    SourceError, FormatError, OutputError
+    ModelMismatch, UsageError
+        If the archives do not go together; the message names the first that does not.
+    """
+    if not paths:
+        raise UsageError("there is nothing to merge: name the files of codes to join.")
+    output, tables = Path(output), tuple(tables)
+    for path in paths:
+        check_output(output, Path(path), force=force)
+    with ExitStack() as stack:
+        archives = [stack.enter_context(Archive(path, tables=tables)) for path in paths]
+        moving.check_alike(archives, [printable(path) for path in paths])
+        before = sum(len(archive) for archive in archives), sum(archive.size for archive in archives)
+        moving.merge(archives, output, force=force, resume=resume, progress=progress)
+    with Archive(output, tables=tables) as archive:
+        return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
+
+
+def split(
+    path: PathLike,
+    folder: PathLike,
+    *,
+    rows: int | None = None,
+    parts: int | None = None,
+    tables: Iterable[Tables | PathLike] = (),
+    force: bool = False,
+    progress: Progress = _silent,
+) -> list[Report]:
+    """Cut an archive into several, in order; only segments that a cut goes through are coded again.
+
+    The first part has the list of skipped images; the bytes of the source are shared out by images.
+
+    Parameters
+    ----------
+    path : path-like
+    folder : path-like
+        Where the parts go, made if it is not there; they are called as the archive is, with a number.
+    rows, parts : int, optional
+        Images of each part, or how many parts, as equal as can be; give one of the two.
+    tables : iterable of Tables or path-like
+    force : bool
+        Replace parts that are there already.
+    progress : callable
+        Told how many images of how many are done.
+
+    Raises
+    ------
+    SourceError, FormatError, OutputError, UsageError
+    """
+    path, folder, tables = Path(path), Path(folder), tuple(tables)
+    if (rows is None) == (parts is None):
+        raise UsageError("give either --rows, the images of each part, or --parts, how many there shall be.")
+    with Archive(path, tables=tables) as archive:
+        bounds = _bounds(archive, path, rows, parts)
+        digits = max(4, len(str(len(bounds) - 1)))
+        outputs = [folder / f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, len(bounds))]
+        _make_folder(folder)
+        if not force and (there := sorted(folder.glob(f"{_escaped(path.stem)}-[0-9]*"))):
+            raise UsageError(f"{printable(there[0])}: this file exists already; pass --force to replace such parts.")
+        moving.split(archive, outputs, bounds, force=force, progress=progress)
+    reports = []
+    for output in outputs:
+        with Archive(output, tables=tables) as archive:
+            reports.append(Report.of(archive, str(output)))
+    return reports
+
+
+def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -> list[int]:
+    total, shown = len(archive), printable(path)
+    if not total:
+        raise UsageError(f"{shown}: it holds no images; there is nothing to split.")
+    if rows is not None:
+        if rows < 1:
+            raise UsageError(f"--rows counts images, and {rows} of them make no part.")
+        return [*range(0, total, rows), total]
+    if parts is None or not 1 <= parts <= total:
+        raise UsageError(f"{shown}: it holds {counted(total, 'image')}, which do not make {parts} parts.")
+    return [total * i // parts for i in range(parts + 1)]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise UsageError(f"{printable(folder)}: this is a file; name the folder that the parts go to.") from exc
+    except OSError as exc:
+        raise OutputError(f"{printable(folder)}: the folder cannot be made: {why(exc)}.") from exc
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
