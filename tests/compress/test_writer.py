@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
-from stochcl.compress.model import INDEPENDENT as PREFIX, OWN
+from stochcl.compress.model import INDEPENDENT as PREFIX
+from stochcl.compress.model import OWN
 from stochcl.errors import OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 
