@@ -17,7 +17,7 @@ from stochcl.compress.index import Index, read_index
 from stochcl.compress.model import FITTED, OWN, unpack_model
 from stochcl.compress.parts import check_head, read_part, read_texts
 from stochcl.compress.reader import ByteReader
-from stochcl.compress.segment import read_blocks
+from stochcl.compress.segment import read_blocks, values_per_row
 from stochcl.compress.tables import Tables, find_tables
 from stochcl.compress.texts import Store, Texts
 from stochcl.data import folder_label, printable
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
 _ROWS = 8192  # decoded at a time
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
+_VALUES = 1 << 23  # with the values of a network's hidden units, which take four
 _CACHED_TABLES = 8
 _MOST_BLOCKS = 256  # that are decoded together
 
@@ -350,13 +351,15 @@ class Archive:
 
     def _decode(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
         """Read and decode blocks of one model together; if that fails, one by one, to say which is damaged."""
-        data, heads = [], []
-        for segment, block in group:
-            offset, head = self._index.segments[segment]
-            size = BLOCK.size + 4 * head.words[block]
-            data.append(self._reader.read(offset + int(head.block_offsets[block]), size))
-            heads.append((head, block))
         model = self._model(group[0][0])
+        heads = [(self._index.segments[segment][1], block) for segment, block in group]
+        most = max(1, _VALUES // (values_per_row(model) * max(head.rows_of(block) for head, block in heads)))
+        if len(group) > most:
+            return [packed for i in range(0, len(group), most) for packed in self._decode(group[i : i + most])]
+        data = []
+        for (segment, block), (head, _) in zip(group, heads, strict=True):
+            offset = self._index.segments[segment][0] + int(head.block_offsets[block])
+            data.append(self._reader.read(offset, BLOCK.size + 4 * head.words[block]))
         try:
             return read_blocks(data, heads, model)
         except FormatError as exc:

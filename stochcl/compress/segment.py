@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stochcl.codes import bits_per_symbol
 from stochcl.compress import framing
+from stochcl.compress.autoregressive import AutoregressiveModel
 from stochcl.compress.coder import decode_blocks, encode_block
 from stochcl.compress.framing import (
     BLOCK,
@@ -215,7 +217,7 @@ def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[Segmen
             best, bits, indices = Candidate(own, OWN), own_bits, None
         else:
             table = b""
-    rows_per_block = _rows_per_block(bits / len(codes), codes.decisions_per_row)
+    rows_per_block = _rows_per_block(bits / len(codes), best.model)
     blocks, words, crcs = [], [], []
     for start in range(0, len(codes), rows_per_block):
         rows = slice(start, start + rows_per_block)
@@ -247,9 +249,16 @@ def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[Segmen
     return head, b"".join([head.start, *parts, *blocks])
 
 
-def _rows_per_block(bits_per_row: float, decisions_per_row: int) -> int:
+def _rows_per_block(bits_per_row: float, model: EntropyModel) -> int:
     rows = round(_BLOCK_BITS / max(bits_per_row, 1e-3))
-    return max(1, min(rows, framing.MAX_BLOCK_DECISIONS // decisions_per_row, 1 << 20))
+    most = framing.MAX_BLOCK_DECISIONS // (model.latents * bits_per_symbol(model.alphabet))
+    return max(1, min(rows, most, framing.MAX_BLOCK_VALUES // values_per_row(model), 1 << 20))
+
+
+def values_per_row(model: EntropyModel) -> int:
+    """Return how many numbers decoding keeps for each row: its decisions, and what a network's units make of them."""
+    decisions = model.latents * bits_per_symbol(model.alphabet)
+    return decisions + (len(model.degrees) if isinstance(model, AutoregressiveModel) else 0)
 
 
 def read_blocks(
@@ -269,8 +278,10 @@ def read_blocks(
     FormatError
         If the head of a block disagrees with the index, or a checksum does.
     """
-    streams = []
+    streams, values = [], values_per_row(model)
     for block, (head, number) in zip(data, heads, strict=True):
+        # A few words can claim many rows, and each takes memory for all units of a network.
+        check_limit(head.rows_of(number) * values, framing.MAX_BLOCK_VALUES, "the size of a block, with its network,")
         rows, words, payload_crc = unpack(BLOCK, block, 0, "a block's head")
         if (rows, words) != (head.rows_of(number), head.words[number]):
             msg = (

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes
-from stochcl.compress import IndependentModel
+from stochcl.compress import IndependentModel, framing
 from stochcl.compress.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, MAX_TABLE, SEGMENT, crc
 from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
 from stochcl.compress.segment import Part, SegmentHead, read_blocks, read_head, write_segment
@@ -245,6 +245,18 @@ def test_blocks_that_one_model_codes_are_read_together():
     np.testing.assert_array_equal(np.concatenate(read_blocks(data, blocks, network)), codes.packed)
     with pytest.raises(FormatError):
         read_blocks(data[::-1], blocks, network)
+
+
+def test_a_wide_network_has_smaller_blocks(monkeypatch):
+    """Every row takes memory for all units of a network, and words that say nothing can claim many rows."""
+    codes, network = make_chain(500, 12), make_network(12, hidden=88)
+    candidates = [Candidate(IndependentModel.fit(codes)), Candidate(network, NETWORK)]
+    whole, chunk = write_segment(codes, candidates)
+    assert (whole.model, len(whole.words)) == (NETWORK, 1)
+    monkeypatch.setattr(framing, "MAX_BLOCK_VALUES", 100 * 200)
+    assert write_segment(codes, candidates)[0].rows_per_block == 200
+    with pytest.raises(LimitExceeded, match="the size of a block, with its network"):
+        read_block(chunk[int(whole.block_offsets[0]) :], whole, 0, network)
 
 
 def test_blocks_of_one_size_that_changed_places_are_found_out():
