@@ -39,6 +39,9 @@ _HALF = DENOMINATOR // 2
 _SHORT = 6
 """Runs of equal probabilities shorter than this on average are faster coded in one call, a parameter a symbol."""
 
+_FEW = 96
+"""With so few rows a block they are that short, or too few to be worth looking for."""
+
 
 @lru_cache(maxsize=DENOMINATOR)
 def _model(numerator: int) -> Any:
@@ -64,7 +67,7 @@ def _coder(words: NDArray[np.uint32]) -> Any:
 
 def _bounds(values: NDArray[np.integer]) -> list[int]:
     """Return where runs of equal values begin, and where the last ends."""
-    return [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    return [0, *((values[1:] != values[:-1]).nonzero()[0] + 1).tolist(), len(values)]
 
 
 def _fold(numerators: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
@@ -266,25 +269,30 @@ def _decode_autoregressive(
 ) -> list[NDArray[np.uint8]]:
     levels = _Levels(model)
     total = sum(rows)
-    edges = np.cumsum([0, *rows])
+    places = list(pairwise(np.cumsum([0, *rows]).tolist()))
+    family = _family()
     # One sort for all blocks: the block is what stands above the low byte of the key. Keys of 16 bits sort faster.
-    block = np.repeat(np.arange(len(rows), dtype=np.uint16 if len(rows) <= 256 else np.uint32), rows) << 8
+    dtype = np.uint16 if len(rows) <= 256 else np.uint32
+    block = np.repeat(np.arange(0, len(rows) << 8, 1 << 8, dtype), rows)
+    ranks = levels.ranks.astype(dtype)
+    few = total <= _FEW * len(rows)
     stepper = Stepper(model, total)
     coded = np.empty(total, np.uint8)
     decisions = np.empty(total, np.uint8)
     for indices in stepper:
-        keys = block | levels.ranks[indices]
-        order = np.argsort(keys, kind="stable")
+        keys = ranks[indices]
+        keys |= block
+        order = keys.argsort(kind="stable")
         keys = keys[order]
-        bounds = _bounds(keys)
-        if total < _SHORT * (len(bounds) - 1):
+        bounds = [] if few else _bounds(keys)
+        if few or total < _SHORT * (len(bounds) - 1):
             p = levels.probabilities[keys & 0xFF]
-            for i, coder in enumerate(coders):
-                coded[edges[i] : edges[i + 1]] = coder.decode(_family(), p[edges[i] : edges[i + 1]])
+            for coder, (start, end) in zip(coders, places, strict=True):
+                coded[start:end] = coder.decode(family, p[start:end])
         else:
             for start, end, key in zip(bounds[:-1], bounds[1:], keys[bounds[:-1]].tolist(), strict=True):
                 coded[start:end] = coders[key >> 8].decode(levels.models[key & 0xFF], end - start)
         decisions[order] = coded
         decisions ^= levels.turned[indices]
         stepper.tell(decisions)
-    return [np.ascontiguousarray(stepper.decisions[:, a:b].T) for a, b in pairwise(edges)]
+    return [np.ascontiguousarray(stepper.decisions[:, a:b].T) for a, b in places]
