@@ -24,15 +24,13 @@ class Bytes:  # that are taken from the front: more than there are is an error, 
     def __init__(self, data, at=0):
         self.data, self.at = data, at
 
-    def take(self, count, crc=None):
+    def take(self, count=None, crc=None):
+        count = len(self.data) - self.at if count is None else count
         must(0 <= self.at <= len(self.data) - count, f"{count} bytes at {self.at} of {len(self.data)}")
         self.at += count
         taken = self.data[self.at - count : self.at]
         must(crc is None or zlib.crc32(taken) == crc, f"checksum of the bytes before {self.at}")
         return taken
-
-    def rest(self, crc=None):
-        return self.take(len(self.data) - self.at, crc)
 
     def number(self, kind="I"):
         return self.numbers(kind)[0]
@@ -66,7 +64,7 @@ def texts(data, rows):
     if not data:
         return None
     size = (deflated := Bytes(data)).varint()
-    source = Bytes(inflate(deflated.rest(), 1 << 23))
+    source = Bytes(inflate(deflated.take(), 1 << 23))
     must(len(source.data) == size, "texts of another length")
     shared, added = ([source.varint() for _ in range(rows)] for _ in range(2))
     must(sum(shared) + sum(added) <= 1 << 24, "texts that are too long")
@@ -82,8 +80,8 @@ class Stream:  # decisions out of the words of a block
     def __init__(self, words):
         self.words = words.tolist()
         must(self.words and self.words[-1], "a stream without words, or with a last word of 0")
-        high = self.words.pop()
-        self.state = high << 32 | self.words.pop() if self.words else high
+        self.state = self.words.pop()
+        self.state = self.state << 32 | self.words.pop() if self.words else self.state
 
     def take(self, numerators):
         coded = np.minimum(numerators, 4096 - numerators).ravel()
@@ -121,6 +119,7 @@ class Model:  # what the two kinds of entropy model share; their `run` goes thro
 
 class Independent(Model):
     def parse(self, source):
+        self.degrees = np.zeros(0)
         self.numerators = source.array("<u2", self.latents * self.nodes).reshape(-1, self.nodes)
         return self.numerators
 
@@ -143,7 +142,6 @@ class Network(Model):
         return self.levels
 
     def run(self, symbols, take, latents):
-        must(list(latents) == list(range(len(latents))), "a network of latents that are not the first")
         signs = np.zeros((len(symbols), len(latents) * self.bits), np.int64)
         units = np.zeros((len(symbols), len(self.degrees)), np.int64)
         for j in range(signs.shape[1]):
@@ -169,9 +167,9 @@ class Tables:  # the models 0 and, if there is one, 2; `vectors`, if there is a 
     def __init__(self, data, shape):
         source, sections = Bytes(data), {}
         must(source.take(8) == b"\x89SCT\r\n\x1a\n", "not tables")
-        version, count, *found, rungs = source.numbers("HHIII")
-        must(version == 1 and tuple(found) == shape, "tables of another version or shape")
-        self.latents, self.alphabet, self.rungs = *shape, source.array("<u4", rungs)
+        version, count, self.latents, self.alphabet, rungs = source.numbers("HHIII")
+        must((version, self.latents, self.alphabet) == (1, *shape), "tables of another version or shape")
+        self.rungs = source.array("<u4", rungs)
         must(zlib.crc32(data[: source.at]) == source.number(), "checksum of the tables' beginning")
         for _ in range(count):
             kind, size, crc = source.numbers("16sII")
@@ -230,8 +228,8 @@ class Archive:
         tables = self.chunk(b"TABL", *embedded).data if embedded[1] else tables
         must(sha256(tables).hexdigest() == self.header["tables_sha256"], "other tables")
         self.tables = Tables(tables, (self.header["model_latents"], self.header["alphabet"]))
-        self.fitted = [self.chunk(b"FITT", *index.numbers("QQ")) for _ in range(fitted)]
-        self.fitted = [self.own_model(part.rest(part.number())) for part in self.fitted]
+        chunks = [self.chunk(b"FITT", *index.numbers("QQ")) for _ in range(fitted)]
+        self.fitted = [self.own_model(part.take(crc=part.number())) for part in chunks]
         for _ in range(retired):
             offset, size, crc = index.numbers("QQI")
             self.chunk(b"INDX", offset, size, crc, trailer=32)
@@ -265,7 +263,7 @@ class Archive:
         found = Bytes(Bytes(self.data, offset).take(size, crc))
         must(found.numbers("4sQ") == (kind, size - 12 - trailer), f"a chunk of the kind {kind}")
         self.parts.append((offset, offset + size))
-        return Bytes(found.rest())
+        return Bytes(found.take())
 
     def own_model(self, data):
         return named_model(inflate(data, 1 << 26), (len(self.latents), self.header["alphabet"]))
@@ -278,19 +276,21 @@ class Archive:
         must(most and blocks == -(-rows // most) and kind <= 3 and reserved == 0, "a head that makes no sense")
         counts, crcs = [head.varint() for _ in range(blocks)], head.array("<u4", blocks)
         head.end()
-        table, names, labels, uncertainty = (part.take(*sizes[k : k + 2]) for k in (0, 2, 4, 6))
+        table, names, labels, values = (part.take(*sizes[k : k + 2]) for k in (0, 2, 4, 6))
         must((kind == 1) == (table != b"") and (kind == 3 or number == 0), "a segment's model")
+        must(kind != 2 or "selection" not in self.header, "the tables' network, for latents that were selected")
         latents = np.arange(len(self.latents)) if kind % 2 else self.latents
         model = self.own_model(table) if table else self.fitted[number] if kind == 3 else self.tables.models[kind]
         shares = [min(most, rows - start) for start in range(0, rows, most)]
         symbols = [self.block(part, model, latents, *block) for block in zip(shares, counts, crcs, strict=True)]
         part.end()
-        values = Bytes(uncertainty).array("<f2", rows) if uncertainty else None
+        values = Bytes(values).array("<f2", rows) if values else None
         return np.concatenate(symbols), texts(names, rows), texts(labels, rows), values
 
     def block(self, part, model, latents, rows, words, rows_crc):
         decisions = rows * len(latents) * model.bits
-        must(decisions <= 1 << 22 and decisions * 35 <= 3200000 * (words + 2), "a block of too many rows")
+        units = rows * np.count_nonzero(model.degrees < len(latents) * model.bits)
+        must(decisions <= 1 << 22 and decisions + units <= 1 << 23 and decisions <= 32 * (words + 2) / 35e-5, "rows")
         *found, crc = part.numbers("III")
         must(found == [rows, words], "a block that is not what its segment's head says")
         symbols = model.decode(Bytes(part.take(4 * words, crc)).array("<u4", words), rows, latents)
