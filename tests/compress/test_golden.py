@@ -10,22 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from stochcl.codes import Codes
-from stochcl.compress import Archive, Header, IndependentModel, Tables
+from stochcl.compress import Archive, Header, Tables
 from tests import independent_reader
-from tests.compress.golden import SKIPPED, archives
-from tests.compress.making import (
-    make_chain,
-    make_codes,
-    make_names,
-    make_network,
-    make_tables,
-    noise,
-    usual_zlib,
-    write,
-)
+from tests.compress.golden import archives
+from tests.compress.making import make_tables, usual_zlib, write
+from tests.compress.strategies import archives_of
 from tests.conftest import GOLDEN
 
 ARCHIVES = archives()
@@ -113,48 +103,8 @@ def agree(data: bytes, tables: Tables) -> independent_reader.Archive:
     return pure
 
 
-@st.composite
-def written(draw):
-    """Codes, tables and options of archives of every kind of model and shape."""
-    alphabet = draw(st.sampled_from([2, 2, 3, 5, 16, 300, 4096]))
-    latents, rows = draw(st.integers(1, 6)), draw(st.integers(0, 25))
-    symbols = draw(st.sampled_from(["skewed", "chain", "constant", "uniform"]))
-    extra = {
-        "names": make_names(rows) if draw(st.booleans()) else None,
-        "labels": (["a", "", "ä\udcff"] * 9)[:rows] if draw(st.booleans()) else None,
-        "uncertainty": np.arange(rows, dtype=np.float32) / 4 if draw(st.booleans()) else None,
-    }
-    if symbols == "constant":
-        values = np.full((rows, latents), draw(st.integers(0, alphabet - 1)))
-        codes = Codes.from_symbols(values, alphabet=alphabet, **extra)
-    elif symbols == "uniform":
-        values = (noise(rows, latents) * alphabet).astype(int)
-        codes = Codes.from_symbols(values, alphabet=alphabet, **extra)
-    else:
-        codes = (make_codes if symbols == "skewed" else make_chain)(rows, latents, alphabet, **extra)
-    width = latents + draw(st.integers(0, 2))
-    network = make_network(width, alphabet, draw(st.integers(0, 5))) if draw(st.booleans()) else None
-    tables = make_tables(width, alphabet, decoder=draw(st.booleans()), network=network)
-    chosen = sorted(draw(st.permutations(range(width)))[:latents]) if draw(st.booleans()) else None
-    kinds = draw(st.lists(st.sampled_from(["independent", "linear", "masked"]), max_size=2))
-    own = {
-        "independent": IndependentModel.fit(make_codes(50, latents, alphabet, seed=3)),
-        "linear": make_network(latents, alphabet),
-        "masked": make_network(latents, alphabet, 4),
-    }
-    options = {
-        "segment_rows": draw(st.integers(1, 12)),
-        "embed": draw(st.booleans()),
-        "names": draw(st.booleans()),
-        "selection": None if chosen is None else tuple(chosen),
-        "fitted": [own[kind] for kind in kinds],
-        "skipped": SKIPPED[: draw(st.integers(0, 2))],
-    }
-    return codes, tables, options
-
-
 @settings(deadline=None, max_examples=60)
-@given(written())
+@given(archives_of())
 def test_the_written_down_format_is_enough_to_read_any(tmp_path_factory, archive):
     codes, tables, options = archive
     path = write(tmp_path_factory.mktemp("any") / "a", codes, tables, **options)
