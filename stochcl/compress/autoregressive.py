@@ -36,7 +36,7 @@ _EXACT_UNITS = 1024
 
 _COLUMNS = 256  # of the triangular matrix multiplied at a time when all decisions are known
 _ROWS = 1024  # at a time, so that memory does not grow with a block
-_CHUNK = 16  # decisions decoded between two products with all that is known
+_CHUNK = 32  # decisions decoded between two products with all that is known
 
 
 def logistic_levels(step: float = 0.2, reach: float = 8.0) -> NDArray[np.uint16]:
@@ -138,14 +138,17 @@ class AutoregressiveModel:
             raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
         if h and np.abs(self.hidden_bias.astype(np.int64)).max() > MAX_BIAS:
             raise FormatError("the bias of a hidden unit is too large")
+        self._check_masks()
+
+    def _check_masks(self) -> None:
         # What a decision must not see cannot be written to a file, and would be seen when coding only.
-        seen = np.arange(t)
-        allowed = (
-            (self.hidden_weights, seen[None, :] < degrees[:, None]),
-            (self.direct, seen[None, :] < seen[:, None]),
-            (self.output, degrees[None, :] <= seen[:, None]),
-        )
-        if any((weights[~mask] != 0).any() for weights, mask in allowed):
+        # (Small integers, and one mask after the other: tables are read for a single row, too.)
+        degrees, seen = self.degrees.astype(np.int16), np.arange(self.decisions_per_row, dtype=np.int16)
+        if (
+            self.hidden_weights.any(where=seen[None, :] >= degrees[:, None])
+            or self.direct.any(where=seen[None, :] >= seen[:, None])
+            or self.output.any(where=degrees[None, :] > seen[:, None])
+        ):
             raise FormatError("an autoregressive model looks at decisions that are not known yet")
 
     @property
@@ -316,11 +319,11 @@ class AutoregressiveModel:
             raise FormatError(f"an autoregressive model has {len(data):,} bytes, not {size:,}")
         hidden_bias, hidden_multiplier = take("<i4", h), take("<u2", h)
         multiplier, bias = take("<u2", t), take("<i4", latents * nodes).reshape(latents, nodes)
-        weights = []
+        weights, packed = [], np.frombuffer(data, np.int8)
         for lengths, width in ((degrees, t), (np.arange(t), t), (known, h)):
             full = np.zeros((len(lengths), width), np.int8)
             for row, length in zip(full, lengths.tolist(), strict=True):
-                row[:length] = np.frombuffer(data, np.int8, length, at)
+                row[:length] = packed[at : at + length]
                 at += length
             weights.append(full)
         return cls(
@@ -342,8 +345,8 @@ class _Floats:
     """The steps of a model's arithmetic, in floats whose every value is an integer or an exact binary fraction."""
 
     def __init__(self, model: AutoregressiveModel) -> None:
-        # Powers of two scale without rounding: what is shifted right by 24 is multiplied by 2**-24 here, and z is kept
-        # in units of _SIGN, which leaves the decisions' part as it comes.
+        # Powers of two scale without rounding: what is shifted right by 24 is multiplied by 2**-24 here, and z is
+        # kept in units of _SIGN, which leaves the decisions' part as it comes.
         self.hidden_bias = model.hidden_bias.astype(np.float64)[:, None]
         self.hidden_multiplier = model.hidden_multiplier.astype(np.float64)[:, None] / (1 << _HIDDEN_SHIFT)
         self.multiplier = model.multiplier.astype(np.float64) * _SIGN / (1 << _SHIFT)

@@ -254,6 +254,9 @@ def _encode_autoregressive(
     order = np.argsort(ranks, axis=1, kind="stable")
     ranks = np.take_along_axis(ranks, order, axis=1)
     coded = np.take_along_axis(decisions.T ^ levels.turned[indices], order, axis=1).astype(np.int32)
+    if ranks.shape[1] <= _FEW:  # all passes in one call
+        coder.encode_reverse(coded.reshape(-1), _family(), levels.probabilities[ranks.reshape(-1)])
+        return
     for j in reversed(range(len(ranks))):
         bounds = _bounds(ranks[j])
         if ranks.shape[1] < _SHORT * (len(bounds) - 1):
@@ -272,9 +275,9 @@ def _decode_autoregressive(
     places = list(pairwise(np.cumsum([0, *rows]).tolist()))
     family = _family()
     # One sort for all blocks: the block is what stands above the low byte of the key. Keys of 16 bits sort faster.
-    dtype = np.uint16 if len(rows) <= 256 else np.uint32
-    block = np.repeat(np.arange(0, len(rows) << 8, 1 << 8, dtype), rows)
-    ranks = levels.ranks.astype(dtype)
+    dtype: type[np.uint16] | type[np.uint32] = np.uint16 if len(rows) <= 256 else np.uint32
+    block: NDArray[np.uint16 | np.uint32] = np.repeat((np.arange(len(rows)) << 8).astype(dtype), rows)
+    ranks: NDArray[np.uint16 | np.uint32] = levels.ranks.astype(dtype)
     few = total <= _FEW * len(rows)
     stepper = Stepper(model, total)
     coded = np.empty(total, np.uint8)
