@@ -36,6 +36,7 @@ _ROWS = 8192  # decoded at a time
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
 _VALUES = 1 << 23  # with the values of a network's hidden units, which take four
 _CACHED_TABLES = 8
+_WINDOW = 64  # blocks among which rows are shuffled
 _MOST_BLOCKS = 256  # that are decoded together
 
 
@@ -44,7 +45,9 @@ class Archive:
 
     Rows are read when they are asked for: ``archive[i]`` decodes one block. Everything that is read is checked:
     the index against its checksum, every block against the index, its payload and what it decodes to against
-    theirs. An archive may be used from several threads, after a fork, and pickled (by its path).
+    theirs. An archive may be used from several threads, after a fork, and pickled (by its path). Blocks that were
+    decoded lately are kept, up to 64 MB: so a smaller archive may be read in any order, and
+    :meth:`iter_shuffled` is for a larger one.
 
     Parameters
     ----------
@@ -203,6 +206,48 @@ class Archive:
         """Yield all rows in order, so many at a time; memory does not grow with the archive."""
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
+
+    def iter_shuffled(self, seed: int, rows: int = _ROWS, *, blocks: int = _WINDOW) -> Iterator[Codes]:
+        """Yield all rows once, in an order that the seed says, so many at a time; every block is decoded once.
+
+        Blocks are visited in random order, and rows are shuffled among so many blocks at a time: an archive of no
+        more blocks is shuffled evenly, of a larger one rows come together that stood in the same random blocks.
+        Memory does not grow with the archive. Take another seed for every epoch.
+
+        Parameters
+        ----------
+        seed : int
+        rows : int
+            How many at a time; the last may be fewer.
+        blocks : int
+            Of about 64 kbit each, whose rows are shuffled among each other.
+
+        Examples
+        --------
+        >>> for codes in archive.iter_shuffled(seed=epoch, rows=256):  # doctest: +SKIP
+        ...     fit(codes.symbols(), codes.labels)
+        """
+        if rows < 1 or blocks < 1:
+            raise UsageError("rows are shuffled at least one at a time, and among those of at least one block.")
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(int(self._first_blocks[-1]))
+        packed, index = self._packed(np.arange(0)), np.arange(0)
+        for start in range(0, len(order), blocks):
+            window = rng.permutation(self._rows_of_blocks(order[start : start + blocks]))
+            packed, index = np.concatenate([packed, self._packed(window)]), np.concatenate([index, window])
+            whole = len(index) - len(index) % rows if start + blocks < len(order) else len(index)
+            for first in range(0, whole, rows):
+                part = slice(first, min(first + rows, whole))
+                yield self._codes(packed[part], index[part])
+            packed, index = packed[whole:], index[whole:]
+
+    def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return the numbers of the rows of some blocks, which are counted through all segments."""
+        segments = np.searchsorted(self._first_blocks, numbers, side="right") - 1
+        size = self._rows_per_block[segments]
+        first = self._starts[segments] + (numbers - self._first_blocks[segments]) * size
+        end = np.minimum(first + size, self._starts[segments + 1])
+        return np.concatenate([np.arange(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True)])
 
     def to_numpy(self, latents: int | None = None) -> NDArray[np.uint8 | np.uint16]:
         """Return symbols, uint8 (uint16 beyond 256 values), shape (N, D), or the first ``latents`` of them.

@@ -12,6 +12,25 @@ from typing import IO, Any
 from stochcl.errors import Truncated
 
 
+class _Guard:
+    """The lock under which all readers of one file object move its position."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    def lock(self, file: IO[bytes]) -> threading.Lock:
+        """Return the lock; after a fork a new one, for the old may be held by a thread that is not there."""
+        if os.getpid() != self._process:
+            try:
+                file.fileno()
+            except (AttributeError, OSError):  # it lies in memory, of which the child has a copy
+                self._lock, self._process = threading.Lock(), os.getpid()
+            else:
+                msg = "an archive that was opened from a file object has one position in parent and child; open it "
+                raise RuntimeError(msg + "by its path to read it after a fork")
+        return self._lock
+
+
 class ByteReader:
     """Random access to the bytes of an archive.
 
@@ -30,8 +49,7 @@ class ByteReader:
         self._descriptor = -1
         if not isinstance(source, str | os.PathLike):
             self._file = source
-            self._lock = threading.Lock()
-            self._process = os.getpid()
+            self._guard = _Guard()
             self.size = source.seek(0, os.SEEK_END)
             return
         self.path = Path(source)
@@ -59,9 +77,7 @@ class ByteReader:
             msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
             raise Truncated(msg)
         if self._file is not None:
-            if os.getpid() != self._process:
-                self._after_fork(self._file)
-            with self._lock:
+            with self._guard.lock(self._file):
                 data = self._seek_and_read(self._file, offset, size)
         elif self._descriptor < 0:
             msg = "the archive is closed"
@@ -71,16 +87,6 @@ class ByteReader:
         if len(data) != size:
             raise Truncated(f"the file ends after {offset + len(data):,} bytes, and {offset + size:,} are needed")
         return data
-
-    def _after_fork(self, file: IO[bytes]) -> None:
-        """Go on in a child with a file that lies in memory; another has one position for both processes."""
-        try:
-            file.fileno()
-        except (AttributeError, OSError):
-            self._lock, self._process = threading.Lock(), os.getpid()
-            return
-        msg = "an archive that was opened from a file object cannot be read after a fork; open it by its path"
-        raise RuntimeError(msg)
 
     def again(self) -> ByteReader:
         """Return another reader of the same file, which is closed apart from this one."""

@@ -1,6 +1,7 @@
 import io
 import multiprocessing
 import pickle
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stochcl.compress.archive
-from stochcl.compress import Archive
+from stochcl.compress import Archive, IndependentModel, Tables
+from stochcl.compress.framing import BLOCK
+from stochcl.compress.model import INDEPENDENT, NETWORK, OWN
 from stochcl.errors import ChecksumMismatch, ModelMismatch, SourceError, UsageError
-from tests.compress.making import make_codes, make_names, make_tables, write
+from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
 
 texts = st.binary(min_size=1, max_size=300).map(lambda b: b.replace(b"\0", b"x").decode("utf-8", "surrogateescape"))
 
@@ -97,6 +100,99 @@ def test_one_row_reads_one_block(big, monkeypatch):
         monkeypatch.setattr(archive._reader, "read", lambda offset, size: read.append(size) or real(offset, size))
         archive[2345]
         assert sum(read) < 0.3 * archive.size
+
+
+class Counting(io.BytesIO):
+    """A file that counts the bytes which are read from it."""
+
+    count = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+@pytest.mark.parametrize("kind", ["independent", "network", "own table"])
+def test_one_row_takes_header_tables_index_and_one_block(tmp_path, kind):
+    """Not a byte of another block, of names, labels, or of a segment that it is not in."""
+    extra = {"names": make_names(60_000)}
+    if kind == "network":
+        codes, network = make_chain(60_000, 24, **extra), make_network(24, hidden=10)
+        tables = Tables((24,), IndependentModel.fit(codes[:500]), None, network)
+    else:
+        codes = make_codes(60_000, 24, **extra)
+        fitted = codes if kind == "independent" else make_chain(9, 24)
+        tables = Tables((24,), IndependentModel.fit(fitted))
+    path = write(tmp_path / "a", codes, tables, segment_rows=20_000)
+    file = Counting(path.read_bytes())
+    archive = Archive(file)
+    head = archive._index.segments[1][1]
+    assert len(head.words) > 1
+    assert head.model == {"independent": INDEPENDENT, "network": NETWORK, "own table": OWN}[kind]
+    row = 20_000 + head.rows_per_block + 5
+    np.testing.assert_array_equal(archive[row].packed, codes[row].packed)
+    parts = archive.parts()
+    block = 4 * head.words[1] + BLOCK.size
+    own = len(head.start) + head.table.size if kind == "own table" else 0
+    # what an archive has beside its codes, tables and names, and the prologue a second time
+    assert file.count <= parts["header"] + archive._index.tables[1] + parts["index"] + block + own + 64
+    assert file.count < 0.2 * archive.size
+    before = file.count
+    assert archive[row].names == (codes.names[row],)
+    assert file.count - before <= head.names.size + len(head.start)
+
+
+def test_opening_takes_memory_for_blocks_and_not_for_rows(tmp_path):
+    codes = make_codes(200_000, 8, names=make_names(200_000))
+    path = write(tmp_path / "a", codes, make_tables(8))
+    tracemalloc.start()
+    try:
+        with Archive(path) as archive:
+            archive[123_456]
+            blocks = sum(len(head.words) for _, head in archive._index.segments)
+            largest = max(head.rows_per_block for _, head in archive._index.segments)
+            taken, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 300_000 + 300 * blocks + largest
+    assert most < 1_000_000 + 100 * largest
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(7, 1), (100, 2), (3000, 64), (5000, 3), (1, 64)])
+def test_shuffled_rows_come_once_each(big, rows, blocks):
+    path, codes = big
+    with Archive(path) as archive:
+        parts = list(archive.iter_shuffled(5, rows, blocks=blocks))
+        again = list(archive.iter_shuffled(5, rows, blocks=blocks))
+        other = next(archive.iter_shuffled(6, rows, blocks=blocks))
+    assert all(len(part) == rows for part in parts[:-1])
+    names = [name for part in parts for name in part.names]
+    assert sorted(names) == sorted(codes.names)
+    assert names == [name for part in again for name in part.names]
+    assert names != list(codes.names)
+    assert other.names != parts[0].names
+    place = {name: i for i, name in enumerate(codes.names)}
+    for part in parts[:: max(1, len(parts) // 20)]:
+        np.testing.assert_array_equal(part.packed, codes.packed[[place[name] for name in part.names]])
+
+
+def test_shuffling_decodes_every_block_once(big, monkeypatch):
+    path, _ = big
+    monkeypatch.setattr(stochcl.compress.archive, "_CACHED_BYTES", 1)
+    with Archive(path) as archive:
+        decoded, real = [], archive._decode
+        monkeypatch.setattr(archive, "_decode", lambda group: decoded.extend(group) or real(group))
+        for _ in archive.iter_shuffled(0, 10, blocks=2):
+            pass
+        assert len(decoded) == len(set(decoded)) == archive._first_blocks[-1]
+        with pytest.raises(UsageError):
+            next(archive.iter_shuffled(0, 0))
+
+
+def test_an_empty_archive_is_shuffled_too(tmp_path):
+    with Archive(write(tmp_path / "a", make_codes(0, 5), make_tables(5))) as archive:
+        assert list(archive.iter_shuffled(0)) == []
 
 
 def test_blocks_that_are_forgotten_are_read_again(big, monkeypatch):
