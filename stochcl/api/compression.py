@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from stochcl.api.encoding import CompressOptions, encode_source
@@ -15,7 +16,7 @@ from stochcl.data.files import why
 from stochcl.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from stochcl.api.codec import Codec
@@ -31,17 +32,24 @@ def compress_source(
     images = open_images(source, codec.model.name)
     check_output(path, source, force=options.force)
     started = time.monotonic()
-    try:
+    with saying_what_is_kept(path):
         if options.rate is None:
             encoded = encode_source(codec, images, path, options, options.latents or codec.latents, progress)
         else:
             encoded = compress_at_rate(codec, images, path, options, options.rate, progress)
+    with Archive(path, tables=[codec.tables]) as archive:
+        return Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+
+
+@contextmanager
+def saying_what_is_kept(path: Path) -> Iterator[None]:
+    """Let an interruption say what there is to go on with."""
+    try:
+        yield
     except KeyboardInterrupt as exc:
         if kept := _kept(path):
             exc.add_note(f"What was done is kept in {printable(kept)}: pass --resume to go on with it.")
         raise
-    with Archive(path, tables=[codec.tables]) as archive:
-        return Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
 
 
 def _kept(path: Path) -> Path | None:

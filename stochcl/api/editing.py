@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stochcl.api.compression import check_output, open_images
+from stochcl.api.compression import check_output, open_images, saying_what_is_kept
 from stochcl.api.encoding import CompressOptions, encode_rows, none_readable, refused
+from stochcl.api.rate import unwritable
 from stochcl.api.report import Edit, Report, counted
 from stochcl.api.transcoding import transcode
 from stochcl.compress import Archive, moving
@@ -200,7 +201,8 @@ def merge(
         archives = [stack.enter_context(Archive(path, tables=tables)) for path in paths]
         moving.check_alike(archives, [printable(path) for path in paths])
         before = sum(len(archive) for archive in archives), sum(archive.size for archive in archives)
-        moving.merge(archives, output, force=force, resume=resume, progress=progress)
+        with saying_what_is_kept(output):
+            moving.merge(archives, output, force=force, resume=resume, progress=progress)
     with Archive(output, tables=tables) as archive:
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
 
@@ -246,7 +248,11 @@ def split(
         _make_folder(folder)
         if not force and (there := sorted(folder.glob(f"{_escaped(path.stem)}-[0-9]*"))):
             raise UsageError(f"{printable(there[0])}: this file exists already; pass --force to replace such parts.")
-        moving.split(archive, outputs, bounds, force=force, progress=progress)
+        for output, first, last in zip(outputs, bounds[:-1], bounds[1:], strict=True):
+            try:
+                moving.split(archive, output, first, last, force=force, progress=progress)
+            except OutputError as exc:
+                raise unwritable(output, exc, "; the parts before it are complete" if first else "") from exc
     reports = []
     for output in outputs:
         with Archive(output, tables=tables) as archive:

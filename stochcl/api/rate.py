@@ -57,12 +57,16 @@ def compress_at_rate(
                 chosen.replace(path)
             sync_folder(path.parent)
         except (OutputError, OSError) as exc:
-            cause = exc.__cause__ if isinstance(exc, OutputError) else exc
-            reason = why(cause) if isinstance(cause, OSError) else str(exc)
-            msg = f"{printable(path)}: it cannot be written: {reason}; {kept}: make room and pass --resume."
-            raise OutputError(msg) from exc
+            raise unwritable(path, exc, f"; {kept}: make room and pass --resume") from exc
     full.unlink()
     return encoded
+
+
+def unwritable(path: Path, exc: OutputError | OSError, more: str = "") -> OutputError:
+    """Return the error for an output whose writer failed elsewhere, or says that it can be resumed, and cannot."""
+    cause = exc.__cause__ if isinstance(exc, OutputError) else exc
+    reason = why(cause) if isinstance(cause, OSError) else str(exc)
+    return OutputError(f"{printable(path)}: it cannot be written: {reason}{more}.")
 
 
 def _check_kept(full: Path, codec: Codec, source: ImageSource, options: CompressOptions) -> None:

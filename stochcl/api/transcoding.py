@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochcl.api.compression import check_output
-from stochcl.api.rate import write_widest
+from stochcl.api.compression import check_output, saying_what_is_kept
+from stochcl.api.rate import unwritable, write_widest
 from stochcl.api.report import Edit, Report, counted
 from stochcl.atomic import sync_folder
 from stochcl.compress import Archive, find_tables, moving, save_tables
@@ -18,7 +18,7 @@ from stochcl.compress.raw import stored_names
 from stochcl.compress.refit import fit_models, sample
 from stochcl.compress.transcoding import Transcoding
 from stochcl.data import printable, read_labels
-from stochcl.data.files import read_regular, why
+from stochcl.data.files import read_regular
 from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def transcode(
         if refit or select is not None:
             job = replace(job, models=_fitted(job, width if rate is None else job.width, progress))
         if rate is None:
-            job.write(output, width, force=force, resume=resume, progress=progress)
+            with saying_what_is_kept(output):
+                job.write(output, width, force=force, resume=resume, progress=progress)
         else:
             _write_at_rate(job, output, rate)
         notes = _keep_tables(archive, output) if external_tables else ()
@@ -181,18 +182,15 @@ def _fitted(job: Transcoding, width: int, progress: Progress) -> list[Any]:
 
 def _write_at_rate(job: Transcoding, output: Path, rate: float) -> None:
     """Write the widest prefix that keeps to a rate."""
-    shown = printable(output)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name[:64]}.", dir=output.parent) as folder:
             chosen = write_widest(job, Path(folder), rate)
             if chosen is None:
-                raise UsageError(f"{shown}: not even one latent fits into {rate:g} bits per image.")
+                raise UsageError(f"{printable(output)}: not even one latent fits into {rate:g} bits per image.")
             chosen.replace(output)
         sync_folder(output.parent)
     except (OutputError, OSError) as exc:
-        cause = exc.__cause__ if isinstance(exc, OutputError) else exc
-        reason = why(cause) if isinstance(cause, OSError) else str(exc)
-        raise OutputError(f"{shown}: it cannot be written: {reason}.") from exc
+        raise unwritable(output, exc) from exc
 
 
 def _keep_tables(archive: Archive, output: Path) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from stochcl.errors import FormatError, ModelMismatch, UsageError
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from stochcl.compress.archive import Archive
     from stochcl.compress.coder import EntropyModel
@@ -41,12 +40,13 @@ _PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}
 
 
 @contextmanager
-def rewriting(*args: Any, **options: Any) -> Iterator[Writer]:
-    """Open a Writer whose rows come from archives: where these are damaged, what was written is of no use."""
+def rewriting(*args: Any, useless: type[BaseException] = FormatError, **options: Any) -> Iterator[Writer]:
+    """Open a Writer whose rows come from archives: where these are damaged, nothing is kept of what was written."""
     with Writer(*args, **options) as writer:
         try:
             yield writer
-        except FormatError:
+            writer.finish()
+        except useless:
             writer.discard()
             raise
 
@@ -140,36 +140,34 @@ def merge(
 
 def split(
     archive: Archive,
-    paths: Sequence[Path],
-    bounds: Sequence[int],
+    path: str | os.PathLike[str],
+    first: int,
+    last: int,
     *,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write rows ``bounds[i]`` to ``bounds[i + 1]`` of an archive to ``paths[i]``.
+    """Write some rows of an archive as one of their own.
 
-    Segments that a bound goes through are coded again. The first part has the list of skipped images.
+    Segments that lie in them only in part are coded again. The list of skipped images goes with the first row.
 
     Raises
     ------
     FormatError
         If it is damaged.
     OutputError, UsageError
-        As :class:`Writer` does.
+        As :class:`Writer` does. Of what was written nothing is kept.
     """
-    for i, path in enumerate(paths):
-        first, last = bounds[i], bounds[i + 1]
-        models, (mapping,) = _fitted_of([archive], first, last)
-        with rewriting(
-            path, archive.header, archive.tables, embed_tables=is_embedded(archive), fitted=models, force=force
-        ) as writer:
-            if i == 0:
-                for name, reason in archive.skipped:
-                    writer.skip(name, reason)
-            move_rows(
-                writer, archive, first, last, numbers=mapping, progress=lambda rows: progress(rows, len(archive)),
-                said=first,
-            )  # fmt: skip
+    models, (mapping,) = _fitted_of([archive], first, last)
+    with rewriting(
+        path, archive.header, archive.tables, embed_tables=is_embedded(archive), fitted=models, force=force,
+        useless=BaseException,
+    ) as writer:  # fmt: skip
+        for name, reason in () if first else archive.skipped:
+            writer.skip(name, reason)
+        move_rows(
+            writer, archive, first, last, numbers=mapping, progress=lambda rows: progress(first + rows, len(archive))
+        )
 
 
 def _fitted_of(
@@ -215,7 +213,6 @@ def move_rows(
     numbers: dict[int, int] | None = None,
     change: Callable[[RawSegment], RawSegment] = lambda segment: segment,
     progress: Callable[[int], None] = lambda done: None,
-    said: int = 0,
 ) -> None:
     """Give a writer rows of an archive: whole segments as they are, others to be coded again.
 
@@ -233,7 +230,7 @@ def move_rows(
     change : callable
         What is done to a whole segment, to its names, say.
     progress : callable
-        Told how many rows are done, those before ``at`` and ``said`` included.
+        Told how many rows are done, those before ``at`` included.
     """
     last = len(archive) if last is None else last
     bytes_of, rows = archive.source_bytes, max(1, len(archive))
@@ -253,4 +250,4 @@ def move_rows(
                 shares = [bytes_of * row // rows for row in range(start, start + len(codes) + 1)]
                 writer.add(codes, sizes=[b - a for a, b in pairwise(shares)])
                 start += len(codes)
-        progress(said + at + stop - first)
+        progress(at + stop - first)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stochcl.codes import Codes
 from stochcl.compress import Archive, AutoregressiveModel, IndependentModel, Writer
 from stochcl.compress.model import FITTED
-from stochcl.compress.moving import check_alike, merge, split
+from stochcl.compress.moving import check_alike, merge
+from stochcl.compress.moving import split as write_part
 from stochcl.compress.raw import read_segment, stored_codes
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
@@ -31,6 +32,11 @@ def joined(paths, out, **options):
     check_alike(archives, [path.name for path in paths])
     merge(archives, out, **options)
     return out
+
+
+def split(archive, outs, bounds):
+    for out, (first, last) in zip(outs, pairwise(bounds), strict=True):
+        write_part(archive, out, first, last)
 
 
 def everything(path):
