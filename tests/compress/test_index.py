@@ -10,6 +10,8 @@ import pytest
 
 from stochcl.compress import Archive, framing
 from stochcl.compress.framing import CHUNK, ENTRY, INDEX, SEGMENT, TRAILER
+from stochcl.compress.index import Index
+from stochcl.compress.segment import Part, SegmentHead
 from stochcl.errors import FormatError, LimitExceeded, Truncated
 from tests.compress.making import make_codes, make_names, make_tables, write
 
@@ -119,6 +121,49 @@ def test_a_part_that_is_not_there_has_no_checksum(tmp_path):
     data = write(tmp_path / "a", make_codes(12, 3), TABLES).read_bytes()
     with pytest.raises(FormatError, match="checksum of a part that is not there"):
         opening(forge(data, put("<I", HEAD + 28, 7)))
+
+
+def layout(**changes) -> Index:
+    """An index of two segments with a fitted model before each and a retired part between them."""
+    head = SegmentHead(5, 5, (9,), (0,), 0, *(Part(0, 0),) * 4)
+    values = {
+        "rows": 10,
+        "source_bytes": 0,
+        "tables": (100, 20),
+        "segments": ((130, head), (130 + head.size + 70 + 6, head)),
+        "skipped": (),
+        "start": 130 + 2 * head.size + 70 + 6,
+        "fitted": ((130 + head.size + 70, 6), (120, 10)),
+        "retired": ((130 + head.size, 70, 0),),
+    }
+    return Index(**values | changes)
+
+
+def test_fitted_models_and_retired_parts_stand_anywhere_but_without_a_gap():
+    index = layout()
+    index.check_layout(100)
+    for changes in (
+        {"fitted": index.fitted[:1]},
+        {"fitted": index.fitted[::-1][:1]},
+        {"fitted": (*index.fitted, index.fitted[0])},
+        {"fitted": (*index.fitted, (index.start, 0))},
+        {"fitted": (index.fitted[0], (120, 0), (120, 10))},
+        {"fitted": (index.fitted[0], (119, 11))},
+        {"fitted": (index.fitted[0], (120, 11))},
+        {"fitted": (index.fitted[0], (1 << 60, 10))},
+        {"fitted": (index.fitted[0], (120, (1 << 64) - 1))},
+        {"retired": ()},
+        {"retired": index.retired * 2},
+        {"retired": ((index.retired[0][0], 69, 0),)},
+        {"retired": ((index.retired[0][0] + 1, 70, 0),)},
+        {"retired": (*index.retired, (index.start, 5, 0))},
+        {"segments": index.segments[::-1]},
+        {"start": index.start + 1},
+        {"tables": (0, 0)},
+        {"tables": (100, 21)},
+    ):
+        with pytest.raises(FormatError, match="begin"):
+            layout(**changes).check_layout(100)
 
 
 @pytest.mark.parametrize(

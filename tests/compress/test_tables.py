@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import os
 import struct
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stochcl.compress.tables
-from stochcl.compress import IndependentModel, Tables, VectorDecoder, find_tables, save_tables
+from stochcl.compress import AutoregressiveModel, IndependentModel, Tables, VectorDecoder, find_tables, save_tables
 from stochcl.compress.framing import crc
+from stochcl.compress.model import INDEPENDENT, NETWORK
 from stochcl.errors import FormatError, LimitExceeded, ModelMismatch, OutputError, Truncated, UnsupportedVersion
-from tests.compress.making import make_codes, make_decoder, make_tables
+from tests.compress.making import make_codes, make_decoder, make_network, make_tables
 
 
 @pytest.mark.parametrize(("alphabet", "decoder"), [(2, True), (5, False), (300, True)])
@@ -23,8 +25,54 @@ def test_tables_come_back_under_the_same_name(alphabet, decoder):
     assert (again.decoder is None) == (not decoder)
 
 
-def test_every_truncation_and_every_flipped_byte_is_a_format_error():
-    data = make_tables(3).data
+@pytest.mark.parametrize(("alphabet", "hidden"), [(2, 0), (2, 5), (5, 4)])
+def test_a_network_comes_back_with_them(alphabet, hidden):
+    tables = make_tables(6, alphabet, network=make_network(6, alphabet, hidden))
+    again = Tables.from_bytes(tables.data)
+    assert again.sha256 == tables.sha256
+    assert again.autoregressive.to_bytes() == tables.autoregressive.to_bytes()
+    kinds = [(INDEPENDENT, IndependentModel), (NETWORK, AutoregressiveModel)]
+    for latents in 6, 4:
+        found = again.candidates(latents)
+        assert [(candidate.kind, type(candidate.model)) for candidate in found] == kinds
+        assert {candidate.model.latents for candidate in found} == {latents}
+    (only,) = again.candidates(2, (1, 5))
+    assert only.kind == INDEPENDENT
+    np.testing.assert_array_equal(only.model.ones, tables.entropy.ones[[1, 5]])
+
+
+@pytest.mark.parametrize(("latents", "alphabet"), [(5, 3), (6, 4)])
+def test_a_network_of_another_shape_is_refused(latents, alphabet):
+    with pytest.raises(FormatError, match="the network codes"):
+        make_tables(6, 3, network=make_network(latents, alphabet))
+
+
+def another_network() -> bytes:
+    network = make_network(6, hidden=3)
+    return dataclasses.replace(network, bias=network.bias + 256).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.__setitem__(1, (b"autoregressive", another_network())), "self-test fails"),
+        (lambda s: s.__setitem__(1, (b"autoregressive", make_network(7).to_bytes())), "the network codes"),
+        (lambda s: s.__setitem__(1, (b"autoregressive", s[1][1][:-1])), "bytes, not"),
+        (lambda s: s.pop(1), "self-test"),
+        (lambda s: s.__setitem__(3, (b"self-test", s[3][1][:20])), "self-test"),
+    ],
+)
+def test_forged_networks_are_refused(change, message):
+    (head, ladder), sections = take_apart(make_tables(6, network=make_network(6, hidden=3)))
+    assert [kind for kind, _ in sections] == [b"independent", b"autoregressive", b"mlp", b"self-test"]
+    change(sections)
+    with pytest.raises(FormatError, match=message):
+        Tables.from_bytes(forge(head, ladder, sections))
+
+
+@pytest.mark.parametrize("network", [None, make_network(3, hidden=2)])
+def test_every_truncation_and_every_flipped_byte_is_a_format_error(network):
+    data = make_tables(3, network=network).data
     for end in range(len(data)):
         with pytest.raises(FormatError):
             Tables.from_bytes(data[:end])
