@@ -11,28 +11,37 @@ from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncat
 # Any bytes but NUL, as names of files have them.
 texts = st.binary(max_size=60).map(lambda b: b.replace(b"\0", b"x").decode("utf-8", "surrogateescape"))
 
+MANY = bytes(100)
+"""A hundred varints, which are read all at once."""
+
 
 @given(st.lists(st.integers(0, 2**62)))
 def test_varints_come_back(values):
     data = pack_varints(values)
     assert unpack_varints(data, len(values)) == (values, len(data))
+    many, data = values * framing._MANY, b"before" + data * framing._MANY
+    assert unpack_varints(data + b"after", len(many), 6) == (many, len(data))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"\xff" * 3])
 def test_a_varint_that_ends_too_early_is_truncated(data):
     with pytest.raises(Truncated):
         unpack_varints(data, 1)
+    with pytest.raises(Truncated):
+        unpack_varints(MANY + data, 101)
 
 
 @pytest.mark.parametrize("data", [b"\x80\0", b"\xff\x80\0"])
 def test_a_varint_is_as_short_as_it_can_be(data):
-    with pytest.raises(FormatError, match="more bytes than it needs"):
-        unpack_varints(data, 1)
+    for before, after in ((b"", b""), (MANY, b""), (b"", MANY)):
+        with pytest.raises(FormatError, match="more bytes than it needs"):
+            unpack_varints(before + data + after, len(before + after) + 1)
 
 
 def test_a_varint_beyond_63_bits_is_refused():
-    with pytest.raises(FormatError):
-        unpack_varints(b"\xff" * 9 + b"\x01", 1)
+    for before, after in ((b"", b""), (MANY, b""), (b"", MANY)):
+        with pytest.raises(FormatError, match="more than 63 bits"):
+            unpack_varints(before + b"\xff" * 9 + b"\x01" + after, len(before + after) + 1)
 
 
 @given(st.lists(texts))
