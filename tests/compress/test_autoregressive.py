@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress import AutoregressiveModel, IndependentModel, autoregressive
+from stochcl.compress import AutoregressiveModel, IndependentModel, autoregressive, linear
 from stochcl.compress.autoregressive import MAX_BIAS, Stepper, logistic_levels
 from stochcl.compress.coder import decode_block, encode_block
 from stochcl.errors import FormatError
@@ -172,6 +172,19 @@ def test_the_sizes_of_parts_change_nothing(model, rows, chunk, columns, together
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ("_CHUNK", chunk), ("_COLUMNS", columns), ("_ROWS", together), ("_EXACT_UNITS", units):
             patch.setattr(autoregressive, name, value)
+        np.testing.assert_array_equal(model.level_indices(decisions), expected)
+        np.testing.assert_array_equal(stepped(model, decisions), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+@settings(deadline=None, max_examples=40)
+@given(networks(), st.integers(1, 9))
+def test_the_type_of_the_products_changes_nothing(dtype, model, rows):
+    """Single precision is exact here; so double precision and integers give the same."""
+    decisions = rows_for(model, rows).decisions()
+    expected = model.level_indices(decisions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoregressive, "_float", lambda weights: weights.astype(dtype))
         np.testing.assert_array_equal(model.level_indices(decisions), expected)
         np.testing.assert_array_equal(stepped(model, decisions), expected)
 
@@ -403,6 +416,23 @@ def fitted(codes: Codes) -> tuple[float, float]:
 def test_fitting_finds_what_depends_on_what(alphabet):
     network, independent = fitted(make_chain(6000, 12, alphabet))
     assert network < 0.75 * independent
+
+
+@pytest.mark.parametrize("alphabet", [2, 5])
+def test_integers_cost_next_to_nothing_more_than_the_floats_they_were(alphabet, monkeypatch):
+    codes, floats = make_chain(4000, 24, alphabet), []
+    honest = linear._rounded
+    monkeypatch.setattr(linear, "_rounded", lambda *given: floats.append(given) or honest(*given))
+    model = AutoregressiveModel.fit_linear(codes)
+    ((_, weights, odds),) = floats
+    decisions, bits = codes.decisions(), bits_per_symbol(alphabet)
+    logits = (decisions * 2.0 - 1) @ weights.astype(np.float64).T
+    for j in range(model.decisions_per_row):
+        latent, level = divmod(j, bits)
+        before = decisions[:, j - level : j] @ (1 << np.arange(level)[::-1])
+        logits[:, j] += odds[latent, (1 << level) - 1 + before.astype(int)]
+    exact = np.log2(1 + np.exp(np.where(decisions, -logits, logits))).sum()
+    assert model.ideal_bits(codes) < 1.01 * exact
 
 
 @pytest.mark.parametrize("alphabet", [2, 5])
