@@ -88,9 +88,12 @@ class SegmentHead:
     @cached_property
     def data(self) -> bytes:
         """The head's bytes: fixed fields, the words of each block as varints, the checksums of their rows."""
+        return self._fixed + pack_varints(self.words) + struct.pack(f"<{len(self.crcs)}I", *self.crcs)
+
+    @property
+    def _fixed(self) -> bytes:
         parts = [value for part in self.parts for value in (part.size, part.crc)]
-        fixed = SEGMENT.pack(self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts)
-        return fixed + pack_varints(self.words) + struct.pack(f"<{len(self.crcs)}I", *self.crcs)
+        return SEGMENT.pack(self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts)
 
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
@@ -159,11 +162,13 @@ class SegmentHead:
             raise FormatError(f"the uncertainty of {rows} rows has {head.entropy.size} bytes, not two a row")
         if any(part.crc and not part.size for part in parts):
             raise FormatError("a segment's head has the checksum of a part that is not there")
-        if head.data != data:
+        if head._fixed != data[: SEGMENT.size]:  # varints have one form only
             raise FormatError("a segment's head is not written as it should be")
-        for block, count in enumerate(words):  # near-constant codes are cheap, but not for nothing
-            if head.rows_of(block) * decisions_per_row * _CHEAPEST > (count + 2) * _WORD_BITS:
-                raise FormatError(f"{count} words cannot hold the {head.rows_of(block):,} rows of a block")
+        head.__dict__["data"] = data  # what it would be written as again
+        # Near-constant codes are cheap, but not for nothing.
+        for count, held in ((min(words[:-1], default=1 << 62), per_block), (words[-1], head.rows_of(blocks - 1))):
+            if held * decisions_per_row * _CHEAPEST > (count + 2) * _WORD_BITS:
+                raise FormatError(f"{count} words cannot hold the {held:,} rows of a block")
         return head
 
 
