@@ -58,8 +58,8 @@ def main() -> None:
     images = images_of(options.sources, options.hold_out)
     parts = [codes_of(part).packed for part in (images, smaller_images(images, options.seed))]
     fitted = fit_entropy(
-        Codes(np.concatenate(parts), config.latents), config.ladder, hidden=options.hidden, passes=options.passes,
-        max_time=options.max_time, seed=options.seed, progress=report,
+        Codes(np.concatenate(parts), config.latents), config.ladder, versions=len(parts), hidden=options.hidden,
+        passes=options.passes, max_time=options.max_time, seed=options.seed, progress=report,
     )  # fmt: skip
     record = fitted.record | {"from": loaded.sha256}
     encoder.set_entropy(fitted.network)

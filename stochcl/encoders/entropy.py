@@ -400,6 +400,7 @@ def fit_entropy(
     codes: Codes,
     ladder: tuple[int, ...],
     *,
+    versions: int = 1,
     hidden: int | None = None,
     passes: int = 20,
     max_time: float | None = None,
@@ -412,9 +413,12 @@ def fit_entropy(
     Parameters
     ----------
     codes : Codes
-        Of training images; every 20th of them, in a seeded order, is not fitted to but chooses among the passes.
+        Of training images; every 20th image, in a seeded order, is not fitted to but chooses among the passes.
     ladder : tuple of int
         Prefixes to report.
+    versions : int
+        How often each image is there: the codes are so many stacked parts, each of all images in one order. An
+        image is held out in all its versions, for one tells what another's code is like.
     hidden : int, optional
         H, as :func:`hidden_units` says by default; 0 is a linear network.
     passes : int
@@ -432,9 +436,11 @@ def fit_entropy(
         return Fitted(None, {"codes": len(codes), "reason": "too few codes"})
     started = time.monotonic()
     hidden = hidden_units(len(codes)) if hidden is None else hidden
-    order = np.random.default_rng(seed).permutation(len(codes))
-    held_size = min(_MOST_HELD, int(len(codes) * _HELD))
-    held, fitted = codes[np.sort(order[:held_size])], codes[np.sort(order[held_size:])]
+    images = len(codes) // versions
+    order = np.random.default_rng(seed).permutation(images)
+    out = np.isin(np.arange(images), order[: int(min(_MOST_HELD / versions, images * _HELD))])
+    out = np.tile(out, versions)
+    held, fitted = codes[out], codes[~out]
     network = _Network(fitted, hidden, seed)
     independent = independent_bits(network.bias.detach().numpy(), held)
     best = _descend(network, fitted, held, passes, max_time, seed, precision, progress)

@@ -326,13 +326,14 @@ class Trainer:
         options, n = self.options, len(self.data.train)
         chosen = np.random.default_rng(options.seed).permutation(n)[: _MEASURED_IMAGES[options.entropy]]
         images = self.data.train[np.sort(chosen)]
-        codes = encode_images(self.encoder, images, self.device).codes
+        codes, versions = encode_images(self.encoder, images, self.device).codes, 1
         self.encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
         if options.entropy == "autoregressive" and len(codes) >= MIN_CODES:
             smaller = encode_images(self.encoder, smaller_images(images, options.seed), self.device).codes
             codes = Codes(np.concatenate([codes.packed, smaller.packed]), codes.latents, codes.alphabet)
+            versions = 2
             fitted = fit_entropy(
-                codes, self.encoder.config.ladder, hidden=options.entropy_hidden,
+                codes, self.encoder.config.ladder, versions=versions, hidden=options.entropy_hidden,
                 max_time=options.max_time and options.max_time * _ENTROPY_TIME, seed=options.seed,
                 precision=options.precision,
             )  # fmt: skip

@@ -160,6 +160,25 @@ def test_few_codes_or_independent_ones_get_no_network(rng):
     assert fit_entropy(Codes.from_symbols(rng.integers(0, 2, (2000, 1))), (1,)).network is None
 
 
+def test_an_image_is_held_out_in_all_its_versions(monkeypatch):
+    kept = {}
+    descend = entropy._descend
+
+    def note(network, fitted_codes, held, *rest):
+        kept.update(fitted=fitted_codes.symbols(), held=held.symbols())
+        return descend(network, fitted_codes, held, *rest)
+
+    monkeypatch.setattr(entropy, "_descend", note)
+    numbers = (np.arange(600)[:, None] >> np.arange(10)) & 1  # every image's code is its number
+    fitted(Codes.from_symbols(np.concatenate([numbers, numbers])), versions=2, passes=1)
+    parts = {
+        name: [sum(bit << i for i, bit in enumerate(row)) for row in rows.tolist()] for name, rows in kept.items()
+    }
+    assert not set(parts["fitted"]) & set(parts["held"])
+    assert sorted(parts["held"]) == sorted(list(set(parts["held"])) * 2)
+    assert sorted(parts["fitted"] + parts["held"]) == sorted([*range(600)] * 2)
+
+
 def test_time_ends_a_fit(codes):
     told = []
     fitted(codes, passes=10_000, max_time=0.5, progress=lambda fraction, line: told.append((fraction, line)))
