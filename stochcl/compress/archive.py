@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from itertools import pairwise
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -192,8 +193,9 @@ class Archive:
             blocks, rows = np.divmod(index - self._starts[segments], self._rows_per_block[segments])
             numbers = self._first_blocks[segments] + blocks
             order = np.argsort(numbers, kind="stable")
-            firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-            places = np.split(order, firsts[1:]) if len(order) else []
+            numbers = numbers[order]
+            ends = [*((numbers[1:] != numbers[:-1]).nonzero()[0] + 1).tolist(), len(order)] if len(order) else []
+            places = [order[a:b] for a, b in pairwise([0, *ends])]
             wanted = [(int(segments[where[0]]), int(blocks[where[0]])) for where in places]
             done = 0
             for group in self._groups(wanted):
