@@ -17,6 +17,9 @@ from tests.compress.making import make_chain, make_codes, make_names, make_netwo
 
 ROWS = 3000
 
+# Python 3.12 warns of any fork beside threads, which numerical libraries have, too.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 
 @pytest.fixture(scope="module", params=["independent", "network"])
 def made(request, tmp_path_factory):
@@ -108,7 +111,6 @@ def forked(run):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_while_a_thread_reads_inherits_no_lock(made):
     """The child has only the thread that forked: a lock that another one held would be held for ever."""
     path, codes = made
