@@ -129,7 +129,7 @@ class Writer(SegmentWriter):
     def _begin(self, *, force: bool, resume: bool) -> None:
         try:
             there = self._look(force=force, resume=resume)
-            if resume and there:
+            if resume and there and not self._only_begun():
                 self._resume()
                 return
         except OSError as exc:
@@ -159,6 +159,12 @@ class Writer(SegmentWriter):
             )
             raise UsageError(msg)
         return there
+
+    def _only_begun(self) -> bool:
+        """Tell whether a run ended before it had written down what it was about: it has no segment to go on with."""
+        if self.partial.stat().st_size > len(self._start_bytes):
+            return False
+        return not self._journal.path.exists() or b"\n" not in self._journal.path.read_bytes()
 
     def _resume(self) -> None:
         shown = printable(self.partial)

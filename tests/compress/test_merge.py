@@ -272,3 +272,25 @@ def test_checksums_of_parts_are_looked_at(tmp_path):
         other = replace(head, names=replace(head.names, crc=head.names.crc ^ 1))
         with pytest.raises((ChecksumMismatch, FormatError)):
             read_segment(archive._reader, offset, other)
+
+
+@pytest.mark.parametrize("journal", [None, b"", b"12345678 {"])
+def test_a_run_that_ended_before_it_had_begun_is_begun(tmp_path, journal):
+    path = write(tmp_path / "a.bin", CODES, TABLES)
+    whole = joined([path], tmp_path / "whole.bin").read_bytes()
+    out = tmp_path / "out.bin"
+    (tmp_path / "out.bin.partial").write_bytes(whole[:30])
+    if journal is not None:
+        (tmp_path / "out.bin.partial.journal").write_bytes(journal)
+    assert joined([path], out, resume=True).read_bytes() == whole
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_journal_that_was_lost_is_not_begun_anew_over_what_is_there(tmp_path):
+    path = write(tmp_path / "a.bin", CODES, TABLES)
+    whole = joined([path], tmp_path / "whole.bin").read_bytes()
+    partial = tmp_path / "out.bin.partial"
+    partial.write_bytes(whole)
+    with pytest.raises(UsageError, match="its journal cannot be read"):
+        joined([path], tmp_path / "out.bin", resume=True)
+    assert partial.read_bytes() == whole
