@@ -114,6 +114,7 @@ def train(
         "seconds": round(trainer.elapsed),
         "options": asdict(settings),
         "measured": {name: round(value, 4) for name, value in found.items()},
+        "entropy": trainer.entropy_record,
         "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "hardware": f"{trainer.device.type}, {torch.get_num_threads()} threads, {platform.machine()}",
     }
