@@ -15,7 +15,7 @@ from stochcl.compress.cache import Cache
 from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, read_index
-from stochcl.compress.model import FITTED, OWN, unpack_model
+from stochcl.compress.model import FITTED, OWN, size_in_memory, unpack_model
 from stochcl.compress.parts import check_head, read_part, read_texts
 from stochcl.compress.reader import ByteReader
 from stochcl.compress.segment import read_blocks, values_per_row
@@ -36,7 +36,7 @@ _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits 
 _ROWS = 8192  # decoded at a time
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
 _VALUES = 1 << 23  # with the values of a network's hidden units, which take four
-_CACHED_TABLES = 8
+_CACHED_TABLES = 16 << 20  # bytes of models that the archive holds for itself
 _WINDOW = 64  # blocks among which rows are shuffled
 _MOST_BLOCKS = 256  # that are decoded together
 
@@ -92,7 +92,7 @@ class Archive:
         self._rows_per_block = np.array([head.rows_per_block for head in heads], np.int64)
         self._cache: Cache[NDArray[np.uint8]] = Cache(_CACHED_BYTES)  # decoded blocks
         self._entropies: Cache[NDArray[np.float32]] = Cache(_CACHED_BYTES // 16)  # uncertainty of segments
-        self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # tables of segments
+        self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # of segments, and fitted ones
 
     def _named(self) -> _Named:
         return _Named(self._shown)
@@ -105,7 +105,8 @@ class Archive:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Names and reasons of the images that could not be read when the archive was made."""
-        return list(self._index.skipped)
+        with self._named():
+            return list(self._index.skipped)
 
     @property
     def source_bytes(self) -> int:
@@ -303,7 +304,10 @@ class Archive:
         with self._named():
             for offset, size, checksum in self._index.retired:
                 check_crc(checksum, f"an earlier index, at byte {offset:,},", self._reader.read(offset, size))
-            _ = self._fitted
+            for _ in self._fitted:
+                pass
+            for _ in self._index.skipped:
+                pass
             for i, (_, head) in enumerate(self._index.segments):
                 check_head(self._reader, self._index, i)
                 for part in ("names", "labels"):
@@ -334,19 +338,25 @@ class Archive:
 
     # Segments and blocks
 
-    @cached_property
-    def _fitted(self) -> list[EntropyModel]:
-        """The models that were fitted to this archive."""
-        models = []
-        for offset, size in self._index.fitted:
+    @property
+    def _fitted(self) -> Iterator[EntropyModel]:
+        """The models that were fitted to this archive, one after the other."""
+        return (self._fitted_model(number) for number in range(len(self._index.fitted)))
+
+    def _fitted_model(self, number: int) -> EntropyModel:
+        """Return a fitted model; a file of kilobytes may have thousands, so only those used last are kept."""
+        found = self._own.get(("fitted", number))
+        if found is None:
+            offset, size = self._index.fitted[number]
             chunk = self._reader.read(offset, size)
             kind, length = CHUNK.unpack_from(chunk) if len(chunk) >= CHUNK.size + 4 else (b"", 0)
             if kind != b"FITT" or length != size - CHUNK.size:
                 raise FormatError(f"the fitted model at byte {offset:,} is not what the index says")
             data = chunk[CHUNK.size + 4 :]
             check_crc(int.from_bytes(chunk[CHUNK.size : CHUNK.size + 4], "little"), "a fitted model", data)
-            models.append(unpack_model(data, self.header.latents, self.header.alphabet))
-        return models
+            found = unpack_model(data, self.header.latents, self.header.alphabet)
+            self._own.put(("fitted", number), found, size_in_memory(found))
+        return found
 
     @cached_property
     def _of_tables(self) -> dict[int, EntropyModel]:
@@ -362,10 +372,10 @@ class Archive:
             if own is None:
                 table = read_part(self._reader, self._index, segment, "table")
                 own = unpack_model(table, self.header.latents, self.header.alphabet)
-                self._own.put(segment, own, 1)
+                self._own.put(segment, own, size_in_memory(own))
             return own
         if head.model == FITTED:
-            return self._fitted[head.number]
+            return self._fitted_model(head.number)
         if head.model not in self._of_tables:
             raise FormatError(f"segment {segment} is coded with a network that the tables do not have")
         return self._of_tables[head.model]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stochcl.compress import framing, model
 from stochcl.compress.framing import (
@@ -19,17 +21,22 @@ from stochcl.compress.framing import (
     check_crc,
     check_limit,
     crc,
-    inflate_any,
+    inflate_pieces,
     unpack,
 )
 from stochcl.compress.segment import SegmentHead
 from stochcl.errors import AppendInterrupted, FormatError, Truncated
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stochcl.compress.reader import ByteReader
 
 _CHUNKS = (b"TABL", b"FITT", b"SEGM", b"INDX")
-_MAX_SKIPPED = 1 << 28  # bytes of the list of skipped images, inflated
+_MAX_SKIPPED = 1 << 25  # bytes of the list of skipped images, inflated
+_MAX_PAIR = 1 << 20  # of one of them
+_FEW = 1024  # bytes, deflated, of a list that is read when the archive is opened
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Index:
         Offset and bytes of the tables' chunk; (0, 0) where they are not in the archive.
     segments : tuple of (int, SegmentHead)
         Offset and head of each, in the order of their rows.
-    skipped : tuple of (str, str)
+    skipped : sequence of (str, str)
         Names and reasons of images that could not be read.
     start : int
         Where the index itself begins.
@@ -57,7 +64,7 @@ class Index:
     source_bytes: int
     tables: tuple[int, int]
     segments: tuple[tuple[int, SegmentHead], ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: Sequence[tuple[str, str]]
     start: int
     fitted: tuple[tuple[int, int], ...] = ()
     retired: tuple[tuple[int, int, int], ...] = ()
@@ -82,7 +89,7 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """Write the index and the trailer, which are the end of the file."""
-        skipped = zlib.compress(json.dumps(self.skipped).encode("ascii"), 9) if self.skipped else b""
+        skipped = _deflated(self.skipped)
         counts = len(self.segments), len(skipped), len(self.fitted), len(self.retired)
         parts = [INDEX.pack(self.rows, self.source_bytes, *self.tables, *counts), skipped]
         parts += [FITTED.pack(*entry) for entry in self.fitted]
@@ -193,17 +200,106 @@ def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
     return Index(rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start, fitted, retired)
 
 
-def _skipped(data: bytes) -> tuple[tuple[str, str], ...]:
+class Skipped(Sequence[tuple[str, str]]):
+    """A long list of skipped images: inflated and read a piece at a time, whenever it is gone through.
+
+    Deflated it may have a thousandth of its bytes, and as objects it takes twenty times as many, so that a small
+    file could take gigabytes when it is opened.
+
+    Parameters
+    ----------
+    data : bytes
+        Deflated.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield names and reasons.
+
+        Raises
+        ------
+        FormatError
+            If they are not JSON, deflated.
+        """
+        text, at, first, ended = "", 0, True, False
+        pieces = inflate_pieces(self.data, _MAX_SKIPPED, _PIECE, "the list of skipped images")
+        while not ended:
+            piece = next(pieces, None)
+            ended = piece is None
+            try:
+                text, at, many = text[at:] + (piece or b"").decode("ascii"), 0, True
+                while match := (_OPENING if first else _COMMA).match(text, at):
+                    pairs, end = _pairs(text, match.end(), many=many)
+                    if pairs:
+                        yield from pairs
+                        at, first = end, False
+                    elif not many:
+                        break
+                    else:
+                        many = False
+            except (ValueError, RecursionError) as exc:
+                if isinstance(exc, FormatError):
+                    raise
+                raise FormatError(f"the list of skipped images is not JSON ({exc})") from exc
+            if len(text) - at > _MAX_PAIR + _PIECE:
+                raise FormatError("the list of skipped images is not JSON")
+        if not (_EMPTY if first else _CLOSING).fullmatch(text, at):
+            raise FormatError("the list of skipped images is not JSON: it does not end as a list does")
+
+
+_DECODER = json.JSONDecoder()
+_SPACE = r"[ \t\n\r]*"
+_OPENING, _COMMA = re.compile(rf"{_SPACE}\[{_SPACE}(?=[^\] \t\n\r])"), re.compile(rf"{_SPACE},{_SPACE}(?=[^ \t\n\r])")
+_CLOSING, _EMPTY = re.compile(rf"{_SPACE}\]{_SPACE}"), re.compile(rf"{_SPACE}\[{_SPACE}\]{_SPACE}")
+
+
+def _pairs(text: str, start: int, *, many: bool) -> tuple[list[tuple[str, str]], int]:
+    """Read one pair from here on, or as many as there are, at twenty times the speed, and return where they end.
+
+    None, if the first does not end within the text, or what looks like the end of the last is within a name.
+    """
+    try:
+        if many:
+            end = text.rfind("],", start) + 1
+            return _checked(json.loads(f"[{text[start:end]}]")) if end > start else [], end
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        return [], start
+    return _checked([value]), end
+
+
+def _checked(values: list[Any]) -> list[tuple[str, str]]:
+    for value in values:
+        if type(value) is not list or len(value) != 2 or type(value[0]) is not str or type(value[1]) is not str:
+            raise FormatError("the list of skipped images is not one of names and reasons")
+    return [(name, reason) for name, reason in values]
+
+
+def _deflated(skipped: Sequence[tuple[str, str]]) -> bytes:
+    """Write a list of skipped images; those beyond what a list may have are counted in its last entry."""
+    if isinstance(skipped, Skipped):
+        return skipped.data
+    if not skipped:
+        return b""
+    texts, size = [json.dumps(pair) for pair in skipped], 2
+    for number, text in enumerate(texts):
+        size += len(text) + 2
+        if size > _MAX_SKIPPED - 100:
+            texts[number:] = [json.dumps(("...", f"{len(texts) - number:,} more could not be read"))]
+            break
+    return zlib.compress(f"[{', '.join(texts)}]".encode("ascii"), 9)
+
+
+def _skipped(data: bytes) -> Sequence[tuple[str, str]]:
     if not data:
         return ()
-    try:
-        values = json.loads(inflate_any(data, _MAX_SKIPPED, "the list of skipped images"))
-    except (ValueError, RecursionError) as exc:
-        if isinstance(exc, FormatError):
-            raise
-        raise FormatError(f"the list of skipped images is not JSON ({exc})") from exc
-    if not isinstance(values, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in values
-    ):
-        raise FormatError("the list of skipped images is not one of names and reasons")
-    return tuple((name, reason) for name, reason in values)
+    skipped = Skipped(data)
+    return tuple(skipped) if len(data) <= _FEW else skipped

@@ -7,13 +7,15 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stochcl.compress.autoregressive import AutoregressiveModel
+import numpy as np
+
+from stochcl.codes import bits_per_symbol
+from stochcl.compress.autoregressive import MAX_HIDDEN, MAX_LEVELS, AutoregressiveModel
 from stochcl.compress.framing import MAX_TABLE, inflate_any
 from stochcl.compress.independent import IndependentModel
 from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
@@ -62,6 +64,18 @@ def pack_model(model: EntropyModel) -> bytes:
     return zlib.compress(_NAME.pack(model.kind.encode()) + model.to_bytes(), 9)
 
 
+def _most_bytes(latents: int, alphabet: int) -> int:
+    """Return how long a model of such codes can be, so that no other is inflated: a network with all its units."""
+    bits = bits_per_symbol(alphabet)
+    t, nodes = latents * bits, latents * ((1 << bits) - 1)
+    return 256 + 2 * MAX_LEVELS + MAX_HIDDEN * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
+
+
+def size_in_memory(model: EntropyModel) -> int:
+    """Return the bytes that a model's numbers take."""
+    return sum(array.nbytes for array in vars(model).values() if isinstance(array, np.ndarray))
+
+
 def unpack_model(data: bytes, latents: int, alphabet: int) -> EntropyModel:
     """Read what :func:`pack_model` wrote.
 
@@ -70,7 +84,7 @@ def unpack_model(data: bytes, latents: int, alphabet: int) -> EntropyModel:
     FormatError
         If it is not that, or for codes of another shape.
     """
-    raw = inflate_any(data, MAX_TABLE, "an entropy model")
+    raw = inflate_any(data, min(MAX_TABLE, _most_bytes(latents, alphabet)), "an entropy model")
     name = raw[: _NAME.size].rstrip(b"\0").decode("ascii", "replace")
     if len(raw) < _NAME.size or name not in _KINDS:
         raise FormatError(f"there is no kind of entropy model called {name[:16]!r}")

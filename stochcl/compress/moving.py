@@ -182,7 +182,7 @@ def _fitted_of(
         mapping = {}
         for number in used:
             with archive._named():
-                model = archive._fitted[number]
+                model = archive._fitted_model(number)
             key = model.kind, model.to_bytes()
             if key not in known:
                 known[key] = len(models)
