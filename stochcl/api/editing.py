@@ -97,7 +97,7 @@ def append(
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
     notes = (f"added      {counted(encoded, 'image')}; {counted(there, 'image')} had been there already",)
-    return Edit(report, before, {"added": encoded, "there": there}, notes)
+    return Edit(report, before, {"added": encoded, "there": there}, notes, tuple(out.skipped))
 
 
 def _append_to(

@@ -163,12 +163,15 @@ class Edit:
         What else there is to say, as JSON types.
     notes : tuple of str
         And for people.
+    skipped : tuple of (name, reason)
+        Images that could not be read this time.
     """
 
     report: Report
     before: tuple[int, int]
     facts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def to_json(self, command: str) -> dict[str, Any]:
         """Return the figures as JSON types, with those from before."""

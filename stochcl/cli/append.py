@@ -40,5 +40,5 @@ def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool,
     codec = Codec(model, device=device)
     with progress_bar("images") as bar:
         edit = editing.append(codes, source, codec, progress=bar, **options)
-    say_skipped(edit.report.skipped)
+    say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)

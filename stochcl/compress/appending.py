@@ -69,6 +69,8 @@ class Appender(SegmentWriter):
         file = self._open()
         try:
             self.archive = archive = Archive(self.path, tables=tables)
+            if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                raise OutputError(f"{self._shown}: it was replaced by another file just now; try again.")
             self._old = old = archive._index
             candidates = archive.tables.candidates(archive.header.latents, archive.header.selection)
             with archive._named():

@@ -29,10 +29,10 @@ _BLOCK = 1 << 16  # bits of a block
 
 def sample(archive: Archive) -> Codes:
     """Return up to 65,536 rows, runs of them from everywhere, without names."""
-    rows = np.arange(len(archive))
-    if len(rows) > _SAMPLE:
-        starts = np.linspace(0, len(rows) - _RUN, _SAMPLE // _RUN).astype(np.int64)
-        rows = (starts[:, None] + np.arange(_RUN)).reshape(-1)
+    starts, run = np.zeros(1, np.int64), len(archive)
+    if len(archive) > _SAMPLE:
+        starts, run = np.linspace(0, len(archive) - _RUN, _SAMPLE // _RUN).astype(np.int64), _RUN
+    rows = (starts[:, None] + np.arange(run)).reshape(-1)
     header = archive.header
     return Codes(archive._packed(rows), header.latents, header.alphabet)
 

@@ -106,6 +106,7 @@ def test_bad_images_are_skipped_and_tried_again(codec, photos, some):
     edit = stochcl.append(some, photos, codec)
     assert edit.report.images == 27
     assert [name for name, _ in edit.report.skipped] == ["lost.png", "dogs/00.png"]
+    assert edit.skipped == edit.report.skipped
     before = some.read_bytes()
     assert stochcl.append(some, photos, codec).facts["added"] == 0  # still bad: nothing to add, and no error
     assert some.read_bytes() == before
@@ -113,6 +114,8 @@ def test_bad_images_are_skipped_and_tried_again(codec, photos, some):
     edit = stochcl.append(some, photos, codec)
     assert edit.facts["added"] == 1
     assert [name for name, _ in edit.report.skipped] == ["lost.png"]
+    dogs = stochcl.append(some, photos / "dogs", codec)  # other names, other images
+    assert (dogs.facts["added"], dogs.skipped, len(dogs.report.skipped)) == (9, (), 1)
 
 
 def test_strict_adds_nothing(codec, photos, some, small_appends):

@@ -285,6 +285,23 @@ def test_two_at_once_are_refused(path):
     assert len(Archive(path)) == 41
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file is not replaced there")
+def test_a_file_that_is_replaced_meanwhile_is_left_alone(path, tmp_path, monkeypatch):
+    import stochcl.compress.appending as appending
+
+    other = write(tmp_path / "other.bin", CODES[:5], TABLES)
+    left = other.read_bytes()
+
+    def replaced(file):
+        other.replace(path)
+        return True
+
+    monkeypatch.setattr(appending, "lock", replaced)
+    with pytest.raises(OutputError, match="it was replaced by another file just now; try again"):
+        append(path)
+    assert path.read_bytes() == left
+
+
 def test_a_reader_that_was_there_before_sees_what_it_saw(path):
     with Archive(path) as archive:
         append(path)
