@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stochcl.benchmarks import methods, models
 from stochcl.benchmarks.extras import need
 from stochcl.benchmarks.layouts import layouts
 from stochcl.benchmarks.methods import Blocks, Method
-from stochcl.compress import Header, Tables
+from stochcl.codes import bits_per_symbol
+from stochcl.compress import Header, IndependentModel, Tables
+from stochcl.compress.refit import choose
 from stochcl.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stochcl.benchmarks.codesets import CodeSet
+    from stochcl.compress.coder import EntropyModel
 
 _NO_MODEL = "0" * 64
 
@@ -71,11 +76,20 @@ def entries_of(code_set: CodeSet, leave_out: Callable[[str], None]) -> list[Entr
 
 
 def _archive(code_set: CodeSet, shape: tuple[int, int, int]) -> Entry:
-    """Return the row of the whole file: tables inside it, unless they come with the package."""
+    """Return the row of the whole file: tables inside it, unless they come with the package.
+
+    Codes without a model of theirs get tables that know nothing, and the fitted models that are worth their bytes
+    in the file, as ``stochcl transcode --refit`` would give it.
+    """
     header, tables = code_set.header, code_set.tables
+    fitted: tuple[EntropyModel, ...] = ()
     if header is None or tables is None:
-        tables = Tables((shape[1],), code_set.models[models.INDEPENDENT].model)
-        header = Header("benchmark", _NO_MODEL, shape[1], shape[1], shape[2], "none", tables.sha256)
+        _, latents, alphabet = shape
+        nodes = (1 << bits_per_symbol(alphabet)) - 1
+        tables = Tables((latents,), IndependentModel(np.full((latents, nodes), 2048, np.uint16), alphabet))
+        header = Header("benchmark", _NO_MODEL, latents, latents, alphabet, "none", tables.sha256)
+        fits = [entropy.model for entropy in code_set.models.values()]
+        fitted = tuple(choose([code_set.codes], tables.candidates(latents), fits))
     packaged = resources.files("stochcl").joinpath("tables", f"{tables.sha256}.tables").is_file()
-    method = methods.WholeArchive("archive", *shape, header, tables, embed_tables=not packaged)
+    method = methods.WholeArchive("archive", *shape, header, tables, embed_tables=not packaged, fitted=fitted)
     return Entry(method, len(tables.data) if packaged else 0)

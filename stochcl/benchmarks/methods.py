@@ -21,6 +21,8 @@ from stochcl.compress import Archive, Header, IndependentModel, Tables, Writer, 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stochcl.compress.coder import EntropyModel
+
 _BLOCK_BITS = 1 << 16  # what a block of an archive holds, too
 _PARAMETERS = 1 << 20  # probabilities given to one call of constriction: 8 MB
 
@@ -114,18 +116,23 @@ class WholeArchive(Method):
     header : Header
     tables : Tables
     embed_tables : bool
+    fitted : tuple of IndependentModel or AutoregressiveModel
+        Models that the file holds for itself.
     """
 
     header: Header
     tables: Tables
     embed_tables: bool
+    fitted: tuple[EntropyModel, ...] = ()
 
     ours = True
 
     def encode(self, codes: Codes) -> bytes:  # noqa: D102
         with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
             path = Path(folder, "codes.bin")
-            with Writer(path, self.header, self.tables, embed_tables=self.embed_tables, names=False) as out:
+            with Writer(
+                path, self.header, self.tables, embed_tables=self.embed_tables, fitted=self.fitted, names=False
+            ) as out:
                 out.add(codes)
             return path.read_bytes()
 
