@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stochcl.compress import Tables
     from stochcl.downstream import Evaluation, Task
 
+    Where = Iterable[Tables | str | os.PathLike[str]]
 
-def info(path: str | os.PathLike[str], *, tables: Iterable[str | os.PathLike[str]] = ()) -> Report:
+
+def info(path: str | os.PathLike[str], *, tables: Where = ()) -> Report:
     """Return the figures of an archive.
 
     Raises
@@ -33,7 +36,10 @@ def info(path: str | os.PathLike[str], *, tables: Iterable[str | os.PathLike[str
 
 
 def verify(
-    path: str | os.PathLike[str], *, progress: Callable[[int, int], None] = lambda done, total: None
+    path: str | os.PathLike[str],
+    *,
+    tables: Where = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Check every byte of an archive and return how many images and bytes were found right.
 
@@ -44,7 +50,7 @@ def verify(
     FormatError
         If anything is damaged.
     """
-    with Archive(path) as archive:
+    with Archive(path, tables=tables) as archive:
         archive.verify(progress)
         return {
             "schema": "stochcl.verify/0",
@@ -59,6 +65,7 @@ def salvage(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
+    tables: Where = (),
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def salvage(
     """
     from stochcl.compress.salvage import salvage as write
 
-    done = write(path, output, force=force, progress=progress)
+    done = write(path, output, tables=tables, force=force, progress=progress)
     return {
         "schema": "stochcl.verify/0",
         "path": printable(path),
@@ -112,6 +119,7 @@ def decompress(
     output: str | os.PathLike[str],
     *,
     labels: str | os.PathLike[str] | None = None,
+    tables: Where = (),
     force: bool = False,
 ) -> dict[str, Any]:
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
@@ -120,7 +128,7 @@ def decompress(
     ------
     SourceError, FormatError, UsageError, OutputError, LabelsError
     """
-    with Archive(path) as archive:
+    with Archive(path, tables=tables) as archive:
         given = None if labels is None else [str(label) for label in _labels(archive, path, labels)]
         done = export(archive, output, labels=given, force=force)
     return {
@@ -145,6 +153,7 @@ def evaluate(
     folds: int = 5,
     test_size: float | None = None,
     seed: int = 0,
+    tables: Where = (),
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Train a probe on an archive's decoded codes and score it.
 
@@ -164,6 +173,8 @@ def evaluate(
         symbols, vectors, or auto: vectors where the model has a vector decoder.
     latents : int, optional
         Use this prefix of the codes.
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the archives.
 
     Returns
     -------
@@ -178,7 +189,7 @@ def evaluate(
         raise UsageError("--column says which column of a CSV file; give that file with --labels.")
     if test is not None and test_size is not None:
         raise UsageError("--test and --test-size both say what to score on; give one of them.")
-    with Archive(path) as archive:
+    with Archive(path, tables=tables) as archive:
         used = _input(archive, given)
         x, y = _rows(archive, used, latents), _labels(archive, path, labels, column)
         facts = {
@@ -195,7 +206,7 @@ def evaluate(
             return downstream.evaluate(
                 x, y, task=task, estimator=estimator, seed=seed, folds=folds, test_size=test_size, names=names
             ), facts
-    with Archive(test) as archive:
+    with Archive(test, tables=tables) as archive:
         if archive.header.model_sha256 != model:
             raise ModelMismatch(f"{printable(test)}: this archive was made by another model than {printable(path)}.")
         x_test, y_test = _rows(archive, used, latents), _labels(archive, test, labels, column)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import stat
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stochcl.api.encoding import CompressOptions, encode_source
 from stochcl.api.rate import compress_at_rate, full_width
-from stochcl.api.report import Report
-from stochcl.compress import Archive
+from stochcl.api.report import Report, said_of_tables
+from stochcl.compress import Archive, keep_tables
 from stochcl.data import ImageSource, open_source, printable
 from stochcl.data.files import why
 from stochcl.errors import OutputError, UsageError
@@ -38,7 +39,10 @@ def compress_source(
         else:
             encoded = compress_at_rate(codec, images, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
-        return Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+    if not options.external_tables:
+        return report
+    return replace(report, notes=said_of_tables(keep_tables(codec.tables, path.parent)))
 
 
 @contextmanager

@@ -47,6 +47,9 @@ class CompressOptions:
         crop, pad or stretch images that are not square; by default as the model says.
     names : bool
         Whether to store names.
+    self_contained, external_tables : bool
+        Put the decoding tables into the file even if they come with the package, or leave them out even if not. In
+        the latter case they are written beside it.
     strict : bool
         Whether to stop at an image that cannot be read, rather than to skip it.
     force, resume : bool
@@ -59,9 +62,15 @@ class CompressOptions:
     workers: int | None = None
     fit: Fit | None = None
     names: bool = True
+    self_contained: bool = False
+    external_tables: bool = False
     strict: bool = False
     force: bool = False
     resume: bool = False
+
+    def embeds(self, codec: Codec) -> bool:
+        """Whether the decoding tables go into the file."""
+        return self.self_contained or not (self.external_tables or codec.has_packaged_tables)
 
     def check(self, latents: int) -> None:
         """Raise UsageError where options contradict each other or the model's width."""
@@ -73,6 +82,8 @@ class CompressOptions:
             raise UsageError(f"a rate is more than 0 bits per image, and finite, not {self.rate}.")
         if self.batch_size < 1 or (self.workers is not None and self.workers < 0):
             raise UsageError(f"--batch-size {self.batch_size} and --workers {self.workers} count images and threads.")
+        if self.self_contained and self.external_tables:
+            raise UsageError("--self-contained and --external-tables contradict each other; give one of them.")
         if self.fit is not None and self.fit not in FITS:
             raise UsageError(f"--fit is {', '.join(FITS)}, not {self.fit!r}.")
 
@@ -102,7 +113,7 @@ def encode_source(
         path,
         header_of(codec, source, options, latents),
         codec.tables,
-        embed_tables=not codec.has_packaged_tables,
+        embed_tables=options.embeds(codec),
         names=options.names,
         force=options.force,
         resume=options.resume,

@@ -49,7 +49,7 @@ def compress_at_rate(
     with Archive(full, tables=[codec.tables]) as archive:
         try:
             with tempfile.TemporaryDirectory(prefix=f".{path.name[:64]}.", dir=path.parent) as folder:
-                job = Transcoding(archive, embed=not codec.has_packaged_tables, names=options.names)
+                job = Transcoding(archive, embed=options.embeds(codec), names=options.names)
                 chosen = write_widest(job, Path(folder), rate)
                 if chosen is None:
                     msg = f"{printable(path)}: not even one latent fits into {rate:g} bits per image"

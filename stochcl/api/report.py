@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 from stochcl.data import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stochcl.compress import Archive
 
 _FLOAT = 4  # bytes of a float32
+
+
+def said_of_tables(kept: Path | None) -> tuple[str, ...]:
+    """Return the line that says where tables were written that an archive leans on."""
+    if kept is None:
+        return ()
+    return (f"tables     are in {printable(kept)}; read the codes with -m, or name that folder in $STOCHCL_MODELS",)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Report:
         What compressing took, if it has just been done.
     encoded : int
         Images encoded in that time; fewer than ``images`` after a resumption.
+    notes : tuple of str
+        Lines that are to be said beside the figures.
     """
 
     path: str
@@ -59,6 +70,7 @@ class Report:
     precision: str
     seconds: float | None = None
     encoded: int = 0
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, archive: Archive, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -133,9 +145,7 @@ class Report:
         for name, part in self.parts.items():
             out.append(f"  {name:<10} {part:>12,} bytes  {self._per_image(part):>10,.1f} bits per image")
         if self.external_bytes:
-            out.append(
-                f"  outside    {self.external_bytes:>12,} bytes of decoding tables, which stochcl brings along"
-            )
+            out.append(f"  outside    {self.external_bytes:>12,} bytes of decoding tables that it leans on")
         said = {
             "source": f"the source files ({self.source_bytes:,} bytes)",
             "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",
@@ -146,7 +156,7 @@ class Report:
             out.append(f"  skipped    {counted(len(self.skipped), 'image')} that could not be read")
         if self.images_per_second:
             out.append(f"  speed      {self.images_per_second:,.0f} images per second")
-        return out
+        return out + [f"  {note}" for note in self.notes]
 
 
 @dataclass(frozen=True)

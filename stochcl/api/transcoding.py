@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.api.compression import check_output, saying_what_is_kept
 from stochcl.api.rate import unwritable, write_widest
-from stochcl.api.report import Edit, Report, counted
+from stochcl.api.report import Edit, Report, counted, said_of_tables
 from stochcl.atomic import sync_folder
-from stochcl.compress import Archive, find_tables, moving, save_tables
+from stochcl.compress import Archive, keep_tables, moving
 from stochcl.compress.raw import stored_names
 from stochcl.compress.refit import fit_models, sample
 from stochcl.compress.transcoding import Transcoding
 from stochcl.data import printable, read_labels
 from stochcl.data.files import read_regular
-from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
+from stochcl.errors import ImageError, LabelsError, OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
     import os
@@ -106,7 +106,7 @@ def transcode(
                 job.write(output, width, force=force, resume=resume, progress=progress)
         else:
             _write_at_rate(job, output, rate)
-        notes = _keep_tables(archive, output) if external_tables else ()
+        notes = said_of_tables(keep_tables(archive.tables, output.parent)) if external_tables else ()
         with Archive(output, tables=[archive.tables]) as written:
             report, fitted = Report.of(written, str(output)), len(written._index.fitted)
     if refit or select is not None:
@@ -191,14 +191,3 @@ def _write_at_rate(job: Transcoding, output: Path, rate: float) -> None:
         sync_folder(output.parent)
     except (OutputError, OSError) as exc:
         raise unwritable(output, exc) from exc
-
-
-def _keep_tables(archive: Archive, output: Path) -> tuple[str, ...]:
-    """Write decoding tables beside an archive that leaves them out, where nothing else would have them."""
-    try:
-        find_tables(archive.header.tables_sha256)
-    except ModelMismatch:
-        kept = save_tables(archive.tables, output.parent)
-    else:
-        return ()
-    return (f"tables     are in {printable(kept)}; name its folder in $STOCHCL_MODELS to read the codes",)

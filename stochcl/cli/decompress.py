@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from stochcl.api import archives
+from stochcl.api.models import given_tables
 from stochcl.api.report import counted
-from stochcl.cli.output import JSON, show
+from stochcl.cli.output import JSON, TABLES, show
 
 
 @click.command()
@@ -18,8 +19,11 @@ from stochcl.cli.output import JSON, show
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@TABLES
 @JSON
-def decompress(codes: Path, output: Path, *, labels: Path | None, force: bool, as_json: bool) -> None:
+def decompress(
+    codes: Path, output: Path, *, labels: Path | None, force: bool, model: str | None, as_json: bool
+) -> None:
     """Decode codes to arrays: symbols, vectors, names and labels.
 
     The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, or .parquet.
@@ -28,7 +32,7 @@ def decompress(codes: Path, output: Path, *, labels: Path | None, force: bool, a
     Example:
       stochcl decompress codes.bin -o codes.npz
     """
-    result = archives.decompress(codes, output, labels=labels, force=force)
+    result = archives.decompress(codes, output, labels=labels, tables=given_tables(model), force=force)
     holds = ", ".join(result["holds"])
     line = f"{result['path']}: {holds} of {counted(result['images'], 'image')}, {result['bytes']:,} bytes"
     show(result, [line], as_json=as_json)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from stochcl.api import archives
-from stochcl.cli.output import JSON, show
+from stochcl.api.models import given_tables
+from stochcl.cli.output import JSON, TABLES, show
 
 
 @click.command()
@@ -39,8 +40,9 @@ from stochcl.cli.output import JSON, show
     "--test-size", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out this fraction instead."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits and estimators.")
+@TABLES
 @JSON
-def evaluate(codes: Path, *, as_json: bool, **options: Any) -> None:
+def evaluate(codes: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Train a classifier or regressor on codes and score it on images that it has not seen.
 
     Labels are the images' first folders, or come from a CSV file. Scores are of a cross-validation, of a part
@@ -51,6 +53,6 @@ def evaluate(codes: Path, *, as_json: bool, **options: Any) -> None:
       stochcl evaluate codes.bin
       stochcl evaluate train.bin --test test.bin --estimator svm
     """
-    result, facts = archives.evaluate(codes, **options)
+    result, facts = archives.evaluate(codes, tables=given_tables(model), **options)
     head = f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}"
     show(facts | result.to_json(), [head, *result.lines()], as_json=as_json)

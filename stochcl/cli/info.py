@@ -7,18 +7,20 @@ from pathlib import Path
 import click
 
 from stochcl.api import archives
-from stochcl.cli.output import JSON, show
+from stochcl.api.models import given_tables
+from stochcl.cli.output import JSON, TABLES, show
 
 
 @click.command()
 @click.argument("codes", type=click.Path(path_type=Path))
+@TABLES
 @JSON
-def info(codes: Path, *, as_json: bool) -> None:
+def info(codes: Path, *, model: str | None, as_json: bool) -> None:
     """Say what a file of codes holds and where its bytes go.
 
     \b
     Example:
       stochcl info codes.bin
     """
-    report = archives.info(codes)
+    report = archives.info(codes, tables=given_tables(model))
     show(report.to_json("info"), report.lines(), as_json=as_json)

@@ -17,6 +17,9 @@ from stochcl.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+TABLES = click.option(
+    "-m", "--model", help="A model or .tables file that has the decoding tables, if nothing else does."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 

@@ -9,7 +9,7 @@ import click
 
 from stochcl.api import editing
 from stochcl.api.models import given_tables
-from stochcl.cli.output import JSON, progress_bar, show
+from stochcl.cli.output import JSON, TABLES, progress_bar, show
 
 _FILE = click.Path(path_type=Path)
 
@@ -30,7 +30,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--external-tables", is_flag=True, help="Leave the decoding tables out of the file.")
 @click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Do not keep names.")
 @click.option("--labels", type=_FILE, help="Store the labels of this CSV file name,label.")
-@click.option("-m", "--model", help="A model or .tables file that has the decoding tables, if nothing else does.")
+@TABLES
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run left.")
 @JSON

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from stochcl.api import archives
+from stochcl.api.models import given_tables
 from stochcl.api.report import counted
-from stochcl.cli.output import JSON, progress_bar, say, show
+from stochcl.cli.output import JSON, TABLES, progress_bar, say, show
 
 _SHOWN = 5  # places that are damaged
 _TABLES = {
@@ -24,10 +25,18 @@ _TABLES = {
 @click.option("--salvage", type=click.Path(path_type=Path), metavar="OUT", help="Write all that is intact to OUT.")
 @click.option("--repair", is_flag=True, help="Undo an append that was interrupted: cut the file back, in place.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@TABLES
 @JSON
 @click.pass_context
 def verify(
-    ctx: click.Context, codes: Path, *, salvage: Path | None, repair: bool, force: bool, as_json: bool
+    ctx: click.Context,
+    codes: Path,
+    *,
+    salvage: Path | None,
+    repair: bool,
+    force: bool,
+    model: str | None,
+    as_json: bool,
 ) -> None:
     """Check every byte of a file of codes, and that it decodes to what was written.
 
@@ -44,7 +53,7 @@ def verify(
     if force and salvage is None:
         raise click.UsageError("--force says to replace what --salvage writes; give both or neither.")
     if salvage is not None:
-        _salvage(ctx, codes, salvage, force=force, as_json=as_json)
+        _salvage(ctx, codes, salvage, model=model, force=force, as_json=as_json)
         return
     if repair:
         result = archives.repair(codes)
@@ -53,15 +62,15 @@ def verify(
         ]
     else:
         with progress_bar("images") as bar:
-            result = archives.verify(codes, progress=bar)
+            result = archives.verify(codes, tables=given_tables(model), progress=bar)
         images = counted(result["images"], "image")
         lines = [f"{result['path']}: {images}, {result['bytes']:,} bytes, nothing damaged"]
     show(result, lines, as_json=as_json)
 
 
-def _salvage(ctx: click.Context, codes: Path, output: Path, *, force: bool, as_json: bool) -> None:
+def _salvage(ctx: click.Context, codes: Path, output: Path, *, model: str | None, force: bool, as_json: bool) -> None:
     with progress_bar("bytes") as bar:
-        result = archives.salvage(codes, output, force=force, progress=bar)
+        result = archives.salvage(codes, output, tables=given_tables(model), force=force, progress=bar)
     for line in _losses(result):
         say(line)
     saved = f"{counted(result['images'], 'image')} in {counted(result['segments'], 'segment')}"

@@ -7,7 +7,7 @@ from stochcl.compress.autoregressive import AutoregressiveModel
 from stochcl.compress.decoder import VectorDecoder
 from stochcl.compress.header import Header
 from stochcl.compress.independent import IndependentModel
-from stochcl.compress.tables import Tables, find_tables, save_tables
+from stochcl.compress.tables import Tables, find_tables, keep_tables, save_tables
 from stochcl.compress.writer import Writer
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "VectorDecoder",
     "Writer",
     "find_tables",
+    "keep_tables",
     "save_tables",
 ]

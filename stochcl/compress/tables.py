@@ -251,6 +251,21 @@ def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+def keep_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path | None:
+    """Write tables into a folder, unless they will be found without; return the path, if they were written.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    try:
+        find_tables(tables.sha256)
+    except ModelMismatch:
+        return save_tables(tables, folder)
+    return None
+
+
 def find_tables(sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = ()) -> Tables:
     """Return the tables of this name.
 

@@ -32,7 +32,7 @@ def test_lines_for_people():
         "  names                20 bytes        40.0 bits per image",
         "  index                20 bytes        40.0 bits per image",
         "  header               10 bytes        20.0 bits per image",
-        "  outside           1,234 bytes of decoding tables, which stochcl brings along",
+        "  outside           1,234 bytes of decoding tables that it leans on",
         "     25.0 times smaller than the source files (5,000 bytes)",
         "      5.0 times smaller than raw pixels at the model's input size (1,000 bytes)",
         "      2.0 times larger than float32 features (100 bytes)",
