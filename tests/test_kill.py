@@ -1,4 +1,4 @@
-"""A handful of killed writers; ``python -m tests.crash`` kills hundreds."""
+"""A handful of killed writers; ``python -m tests.kill`` kills hundreds."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import pytest
 
 from stochcl.compress.journal import Journal, Record
 from tests.compress.making import make_names
-from tests.crash import OLD, ROWS, Broken, look_at_output, make_jobs
+from tests.kill import OLD, ROWS, Broken, look_at_output, make_jobs
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +22,7 @@ def test_what_is_killed_leaves_the_old_or_the_new_and_what_was_done(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "tests.crash",
+        "tests.kill",
         "--times",
         "16",
         "--seed",
