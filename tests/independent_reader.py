@@ -219,8 +219,8 @@ class Archive:
     def __init__(self, data, tables=None):
         self.data, self.parts = data, []
         begin = self.read_header(Bytes(data))
-        offset, size, crc, reserved, closing = Bytes(data, len(data) - 32).numbers("QQI4s8s")
-        must((reserved, closing, offset + size + 32) == (bytes(4), b"SCL\x89END\n", len(data)), "the trailer")
+        offset, size, crc, header_crc, closing = Bytes(data, len(data) - 32).numbers("QQI4s8s")
+        must((header_crc, closing, offset + size + 32) == (data[16:20], b"SCL\x89END\n", len(data)), "the trailer")
         index = self.chunk(b"INDX", offset, size, crc)
         rows, self.source_bytes, *embedded, segments, skipped, fitted, retired = index.numbers("QQQQIIII")
         self.skipped = json.loads(inflate(index.take(skipped), 1 << 28)) if skipped else []

@@ -182,6 +182,7 @@ class Appender(SegmentWriter):
             segments=(*old.segments, *self._segments),
             skipped=tuple(skipped),
             start=start,
+            header_crc=old.header_crc,
             fitted=old.fitted,
             retired=(*old.retired, (old.start, len(self._old_end), crc(self._old_end))),
         ).to_bytes()

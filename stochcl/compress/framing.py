@@ -52,8 +52,8 @@ RETIRED = struct.Struct("<QQI")
 ENTRY = struct.Struct("<QQI")
 """Of one segment: offset, bytes of its chunk, bytes of the head that follows."""
 
-TRAILER = struct.Struct("<QQI4x8s")
-"""Offset and bytes of the index chunk, CRC-32 of it, and the closing magic."""
+TRAILER = struct.Struct("<QQII8s")
+"""Offset and bytes of the index chunk, CRC-32 of it, CRC-32 of the header as in the prologue, closing magic."""
 
 MAX_HEADER = 1 << 20
 MAX_INPUT = 1 << 48

@@ -16,6 +16,7 @@ from stochcl.compress.framing import (
     ENTRY,
     FITTED,
     INDEX,
+    PROLOGUE,
     RETIRED,
     TRAILER,
     check_crc,
@@ -25,7 +26,7 @@ from stochcl.compress.framing import (
     unpack,
 )
 from stochcl.compress.segment import SegmentHead
-from stochcl.errors import AppendInterrupted, FormatError, Truncated
+from stochcl.errors import AppendInterrupted, ChecksumMismatch, FormatError, Truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,9 @@ class Index:
         Names and reasons of images that could not be read.
     start : int
         Where the index itself begins.
+    header_crc : int
+        CRC-32 of the header, which the trailer repeats: the end of another archive, which may fit in all else, is
+        so told from this one's.
     fitted : tuple of (int, int)
         Offset and bytes of the chunk of each model that was fitted to this archive.
     retired : tuple of (int, int, int)
@@ -66,6 +70,7 @@ class Index:
     segments: tuple[tuple[int, SegmentHead], ...]
     skipped: Sequence[tuple[str, str]]
     start: int
+    header_crc: int
     fitted: tuple[tuple[int, int], ...] = ()
     retired: tuple[tuple[int, int, int], ...] = ()
 
@@ -98,7 +103,12 @@ class Index:
             parts += [ENTRY.pack(offset, head.size, len(head.data)), head.data]
         payload = b"".join(parts)
         chunk = CHUNK.pack(b"INDX", len(payload)) + payload
-        return chunk + TRAILER.pack(self.start, len(chunk), crc(chunk), END_MAGIC)
+        return chunk + TRAILER.pack(self.start, len(chunk), crc(chunk), self.header_crc, END_MAGIC)
+
+
+def header_crc(reader: ByteReader) -> int:
+    """Return the CRC-32 of an archive's header, as its prologue has it; the trailer repeats it."""
+    return int.from_bytes(reader.read(PROLOGUE.size - 4, 4), "little")
 
 
 def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
@@ -112,7 +122,7 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
     if reader.size < header_size + CHUNK.size + INDEX.size + TRAILER.size:
         raise Truncated("the file ends before its index")
     trailer = reader.read(reader.size - TRAILER.size, TRAILER.size)
-    start, size, checksum, magic = TRAILER.unpack(trailer)
+    start, size, checksum, of_header, magic = TRAILER.unpack(trailer)
     if magic != END_MAGIC:
         if (end := earlier_end(reader, header_size)) is not None:
             msg = (
@@ -121,8 +131,9 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
             )
             raise AppendInterrupted(msg)
         raise Truncated("the file does not end as a complete archive does; it was cut short or not finished")
-    if TRAILER.pack(start, size, checksum, magic) != trailer:
-        raise FormatError("padding in the trailer is not zero")
+    if of_header != header_crc(reader):
+        msg = f"its end is another archive's: that has a header with the checksum {of_header:08x}"
+        raise ChecksumMismatch(f"{msg}, and this one {header_crc(reader):08x}")
     if start < header_size or start + size != reader.size - TRAILER.size:
         raise FormatError(f"the trailer puts the index at bytes {start:,} to {start + size:,}, which cannot be")
     chunk = reader.read(start, size)
@@ -130,7 +141,7 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
     kind, length = CHUNK.unpack_from(chunk)
     if kind != b"INDX" or length != size - CHUNK.size:
         raise FormatError("the trailer does not point at an index")
-    index = _parse(chunk[CHUNK.size :], start, decisions_per_row)
+    index = _parse(chunk[CHUNK.size :], start, of_header, decisions_per_row)
     index.check_layout(header_size)
     return index
 
@@ -153,13 +164,13 @@ def earlier_end(reader: ByteReader, header_size: int) -> int | None:
         if end > reader.size:
             break
         chunk, trailer = reader.read(position, size), reader.read(end - TRAILER.size, TRAILER.size)
-        if trailer != TRAILER.pack(position, size, crc(chunk), END_MAGIC):
+        if trailer != TRAILER.pack(position, size, crc(chunk), header_crc(reader), END_MAGIC):
             break
         position = found = end
     return found
 
 
-def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
+def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int) -> Index:
     rows, source_bytes, tables_at, tables_size, count, skipped_size, fitted_count, retired_count = unpack(
         INDEX, data, 0, "the index"
     )
@@ -197,7 +208,9 @@ def _parse(data: bytes, start: int, decisions_per_row: int) -> Index:
             raise FormatError(f"some segments have {part} and others have none")
     if sum(head.rows for _, head in segments) != rows:
         raise FormatError(f"the segments do not have the {rows:,} rows that the index says")
-    return Index(rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start, fitted, retired)
+    return Index(
+        rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start, of_header, fitted, retired
+    )
 
 
 class Skipped(Sequence[tuple[str, str]]):

@@ -261,6 +261,7 @@ class _New:
             segments=tuple(self.segments),
             skipped=old.skipped if old is not None else (),
             start=self._at,
+            header_crc=int.from_bytes(self._old.header_bytes[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
             fitted=tuple(self._fitted),
         )
         self._put(index.to_bytes())

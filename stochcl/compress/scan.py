@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.compress import framing
 from stochcl.compress.framing import CHUNK, END_MAGIC, HEAD, SEGMENT, TRAILER, crc
+from stochcl.compress.index import header_crc
 from stochcl.compress.segment import SegmentHead, read_head
 from stochcl.errors import FormatError
 
@@ -110,7 +111,9 @@ class Scanner:
         trailer = self._reader.read(at + size, TRAILER.size)
         if trailer[-len(END_MAGIC) :] != END_MAGIC:
             return None
-        sound = trailer == TRAILER.pack(at, size, crc(self._reader.read(at, size)), END_MAGIC)
+        sound = trailer == TRAILER.pack(
+            at, size, crc(self._reader.read(at, size)), header_crc(self._reader), END_MAGIC
+        )
         return size + TRAILER.size if sound else None
 
     def _size(self, at: int, kind: bytes) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.atomic import sync_folder, write_all
-from stochcl.compress.framing import CHUNK, crc
+from stochcl.compress.framing import CHUNK, PROLOGUE, crc
 from stochcl.compress.gathering import SEGMENT_ROWS, SegmentWriter
 from stochcl.compress.index import Index
 from stochcl.compress.journal import Journal, Record
@@ -267,6 +267,7 @@ class Writer(SegmentWriter):
             segments=tuple(self._segments),
             skipped=tuple(self.skipped),
             start=start,
+            header_crc=int.from_bytes(self._start_bytes[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
             fitted=tuple(self._fitted_at),
         )
 

@@ -134,11 +134,13 @@ def test_random_bytes_after_the_magic_are_a_format_error(tail):
 @given(st.data())
 def test_an_index_with_a_good_checksum_but_other_numbers_is_a_format_error(small, data):
     whole, tables = small
-    start, size, _, magic = framing.TRAILER.unpack(whole[-framing.TRAILER.size :])
+    start, size, _, header, magic = framing.TRAILER.unpack(whole[-framing.TRAILER.size :])
     index = bytearray(whole[start : start + size])
     at = data.draw(st.integers(0, len(index) - 1))
     index[at] ^= data.draw(st.integers(1, 255))
-    forged = whole[:start] + bytes(index) + framing.TRAILER.pack(start, size, framing.crc(bytes(index)), magic)
+    forged = (
+        whole[:start] + bytes(index) + framing.TRAILER.pack(start, size, framing.crc(bytes(index)), header, magic)
+    )
     try:
         read_all(forged, tables)
     except FormatError:

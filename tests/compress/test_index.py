@@ -12,7 +12,7 @@ from stochcl.compress import Archive, framing
 from stochcl.compress.framing import CHUNK, ENTRY, INDEX, SEGMENT, TRAILER
 from stochcl.compress.index import Index
 from stochcl.compress.segment import Part, SegmentHead
-from stochcl.errors import FormatError, LimitExceeded, Truncated
+from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
 from tests.compress.making import make_codes, make_names, make_tables, write
 
 TABLES = make_tables(3)
@@ -26,10 +26,10 @@ def data(tmp_path_factory):
 
 def forge(data: bytes, change) -> bytes:
     """Let ``change`` edit the index's payload, and seal it again."""
-    start, size, _, magic = TRAILER.unpack(data[-TRAILER.size :])
+    start, size, _, header, magic = TRAILER.unpack(data[-TRAILER.size :])
     payload = change(bytearray(data[start + CHUNK.size : start + size]))
     chunk = CHUNK.pack(b"INDX", len(payload)) + payload
-    return data[:start] + chunk + TRAILER.pack(start, len(chunk), framing.crc(chunk), magic)
+    return data[:start] + chunk + TRAILER.pack(start, len(chunk), framing.crc(chunk), header, magic)
 
 
 def put(layout: str, at: int, *values):
@@ -133,6 +133,7 @@ def layout(**changes) -> Index:
         "segments": ((130, head), (130 + head.size + 70 + 6, head)),
         "skipped": (),
         "start": 130 + 2 * head.size + 70 + 6,
+        "header_crc": 0,
         "fitted": ((130 + head.size + 70, 6), (120, 10)),
         "retired": ((130 + head.size, 70, 0),),
     }
@@ -204,20 +205,26 @@ def test_a_trailer_that_points_outside_the_file_or_between_chunks_is_refused(dat
 
 
 def test_a_gap_before_the_index_is_refused(data):
-    start, size, checksum, magic = TRAILER.unpack(data[-TRAILER.size :])
-    trailer = TRAILER.pack(start + 5, size, checksum, magic)
+    start, size, checksum, header, magic = TRAILER.unpack(data[-TRAILER.size :])
+    trailer = TRAILER.pack(start + 5, size, checksum, header, magic)
     with pytest.raises(FormatError, match=r"the index begins at byte .*, not"):
         opening(data[:start] + b"extra" + data[start : start + size] + trailer)
 
 
-def test_padding_of_the_trailer_is_zero(data):
-    with pytest.raises(FormatError, match="padding in the trailer"):
-        opening(data[: -TRAILER.size] + bytes(put("<B", 20, 1)(bytearray(data[-TRAILER.size :]))))
+def test_the_end_of_another_archive_is_refused(data, tmp_path):
+    codes = make_codes(0, 3)
+    tables = make_tables(3)
+    empty = write(tmp_path / "empty", codes, tables).read_bytes()
+    other = write(tmp_path / "other", codes.prefix(2), tables).read_bytes()
+    start = TRAILER.unpack(empty[-TRAILER.size :])[0]
+    assert start == TRAILER.unpack(other[-TRAILER.size :])[0]  # all fits but the header
+    with pytest.raises(ChecksumMismatch, match="its end is another archive's"):
+        opening(other[:start] + empty[start:])
 
 
 def test_a_trailer_that_points_at_something_else_is_refused(data):
-    start, size, _, magic = TRAILER.unpack(data[-TRAILER.size :])
+    start, size, _, header, magic = TRAILER.unpack(data[-TRAILER.size :])
     start, size = start - 1, size + 1
     checksum = framing.crc(data[start : start + size])
     with pytest.raises(FormatError, match="does not point at an index"):
-        opening(data[: -TRAILER.size] + TRAILER.pack(start, size, checksum, magic))
+        opening(data[: -TRAILER.size] + TRAILER.pack(start, size, checksum, header, magic))

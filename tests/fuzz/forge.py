@@ -153,7 +153,10 @@ class Forger:
                 part = self("retired part", value)
                 out += part
                 retired.append((begin, len(part), zlib.crc32(part)))
-        return bytes(out) + self.index(p, at, fitted, retired, entries, len(out))
+        header_crc = self(
+            "header's crc in the trailer", int.from_bytes(out[PROLOGUE.size - 4 : PROLOGUE.size], "little")
+        )
+        return bytes(out) + self.index(p, at, fitted, retired, entries, len(out), header_crc)
 
     def _order(self, chunks: list) -> list:
         if self.rng.random() < 0.03 and chunks:
@@ -247,7 +250,14 @@ class Forger:
         return head, self._chunk(b"SEGM", payload + b"".join(parts) + b"".join(blocks))
 
     def index(
-        self, p: Parsed, tables: tuple[int, int], fitted: list, retired: list, entries: list, start: int
+        self,
+        p: Parsed,
+        tables: tuple[int, int],
+        fitted: list,
+        retired: list,
+        entries: list,
+        start: int,
+        header_crc: int,
     ) -> bytes:
         skipped = self.deflated("skipped", self._json("skipped", p.skipped)) if p.skipped else b""
         skipped = self("list of skipped", skipped)
@@ -267,7 +277,7 @@ class Forger:
             payload += ENTRY.pack(*fixed) + head
         chunk = self._chunk(b"INDX", self("index", payload))
         fixed = self("index's offset", start, big), self("index's bytes", len(chunk), big)
-        return chunk + TRAILER.pack(*fixed, zlib.crc32(chunk), END_MAGIC)
+        return chunk + TRAILER.pack(*fixed, zlib.crc32(chunk), header_crc, END_MAGIC)
 
     def tables(self, data: bytes) -> bytes:
         """Tables with their checksums; their self-test is another matter."""
