@@ -153,9 +153,8 @@ class Forger:
                 part = self("retired part", value)
                 out += part
                 retired.append((begin, len(part), zlib.crc32(part)))
-        header_crc = self(
-            "header's crc in the trailer", int.from_bytes(out[PROLOGUE.size - 4 : PROLOGUE.size], "little")
-        )
+        crc = int.from_bytes(out[PROLOGUE.size - 4 : PROLOGUE.size], "little")
+        header_crc = self("header's crc in the trailer", crc, 1 << 32)
         return bytes(out) + self.index(p, at, fitted, retired, entries, len(out), header_crc)
 
     def _order(self, chunks: list) -> list:
