@@ -28,7 +28,7 @@ def archives_of(draw, most_rows=25, most_latents=6):
     extra = {
         "names": make_names(rows) if named else None,
         "labels": [("a", "", "ä\udcff")[i % 3] for i in range(rows)] if labelled else None,
-        "uncertainty": np.arange(rows, dtype=np.float32) / 4 if sure else None,
+        "uncertainty": np.arange(rows, dtype=np.float32) % 512 / 4 if sure else None,
     }
     kind = draw(st.sampled_from(["skewed", "chain", "constant", "uniform"]))
     codes = codes_of(kind, rows, latents, alphabet, **extra)
