@@ -139,7 +139,10 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
 
 @dataclass
 class Progress:
-    """Where a run stands; ``fraction`` is of the whole run, rates are in bits, times in seconds."""
+    """Where a run stands; ``fraction`` is of the whole run, rates are in bits, times in seconds.
+
+    After the last step, ``fitting`` says how the entropy network's fit stands, and ``fraction`` is of that.
+    """
 
     fraction: float
     step: int
@@ -157,9 +160,12 @@ class Progress:
     images_per_second: float = 0.0
     held_rate: float = math.nan
     knn: float = math.nan
+    fitting: str = ""
 
     def line(self) -> str:
         """Return the figures that matter, with their units, on one line."""
+        if self.fitting:
+            return self.fitting
         text = (
             f"step {self.step:,}, epoch {self.epoch:.1f}, loss {self.loss:.3f} nats, "
             f"rate {self.rate:,.0f} bits/image, {self.images_per_second:,.0f} images/s"
@@ -335,10 +341,14 @@ class Trainer:
             fitted = fit_entropy(
                 codes, self.encoder.config.ladder, versions=versions, hidden=options.entropy_hidden,
                 max_time=options.max_time and options.max_time * _ENTROPY_TIME, seed=options.seed,
-                precision=options.precision,
+                precision=options.precision, progress=self._tell_fitting,
             )  # fmt: skip
             self.encoder.set_entropy(fitted.network)
             self.entropy_record = fitted.record
+
+    def _tell_fitting(self, fraction: float, line: str) -> None:
+        epoch = self.step / self.steps_per_epoch
+        self.report(Progress(fraction, self.step, epoch, self.elapsed, fitting=line))
 
     def _batches(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield rows of the training images, in an order that epoch and seed decide, and their random keys."""
@@ -408,7 +418,9 @@ class Trainer:
             progress.held_rate, progress.knn = found["rate"], found.get("knn", math.nan)
             self.measured = time.monotonic()
         if self.log_path:
-            finite = {k: round(v, 6) for k, v in asdict(progress).items() if math.isfinite(v)}
+            finite = {
+                k: round(v, 6) for k, v in asdict(progress).items() if not isinstance(v, str) and math.isfinite(v)
+            }
             try:
                 with self.log_path.open("a") as file:
                     file.write(json.dumps(finite) + "\n")

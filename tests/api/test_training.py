@@ -231,3 +231,21 @@ def test_what_is_not_a_source_of_images_is_said(output, tmp_path, untrainable):
         training.train([tmp_path / "matrix.npy"], output, **TINY)
     with pytest.raises(UsageError, match="at least one source"):
         training.train([], output, **TINY)
+
+
+def test_the_entropy_network_is_fitted_in_sight_and_its_saving_kept_in_the_record(images, output, monkeypatch):
+    for module in ("train", "entropy"):
+        monkeypatch.setattr(f"stochcl.encoders.{module}.MIN_CODES", 20)
+    said = []
+    training.train([images], output, report=lambda progress: said.append(progress.line()), **TINY)
+    assert any(line.startswith("entropy network: ") and line.endswith(" bits/image") for line in said)
+    record = load_model(output).record["entropy"]
+    assert record["independent_bits"].keys() == record["autoregressive_bits"].keys() == {"8", "16"}
+    assert 0 < record["independent_bits"]["16"] <= 17
+
+
+def test_a_run_of_few_images_has_no_entropy_network(images, output):
+    training.train([images], output, **TINY)
+    model = load_model(output)
+    assert model.record["entropy"] == {}
+    assert model.encoder.config.entropy == "independent"
