@@ -16,7 +16,7 @@ from stochcl.errors import OutputError, SourceError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stochcl.encoders.train import Progress
+    from stochcl.encoders.train import Fitting, Progress
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def train(
     log: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[Progress | Fitting], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport:
     """Train an encoder and write its model file.

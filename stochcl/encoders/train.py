@@ -137,12 +137,21 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     return config, TrainOptions(**{k: v for k, v in given.items() if k in names})
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """Where the fit of the entropy network stands, after the last step; ``fraction`` is of that."""
+
+    fraction: float
+    text: str
+
+    def line(self) -> str:
+        """Return what there is to say, on one line."""
+        return self.text
+
+
 @dataclass
 class Progress:
-    """Where a run stands; ``fraction`` is of the whole run, rates are in bits, times in seconds.
-
-    After the last step, ``fitting`` says how the entropy network's fit stands, and ``fraction`` is of that.
-    """
+    """Where a run stands; ``fraction`` is of the whole run, rates are in bits, times in seconds."""
 
     fraction: float
     step: int
@@ -160,12 +169,9 @@ class Progress:
     images_per_second: float = 0.0
     held_rate: float = math.nan
     knn: float = math.nan
-    fitting: str = ""
 
     def line(self) -> str:
         """Return the figures that matter, with their units, on one line."""
-        if self.fitting:
-            return self.fitting
         text = (
             f"step {self.step:,}, epoch {self.epoch:.1f}, loss {self.loss:.3f} nats, "
             f"rate {self.rate:,.0f} bits/image, {self.images_per_second:,.0f} images/s"
@@ -221,7 +227,7 @@ class Trainer:
 
     def __init__(
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
-        log: Path | None = None, report: Callable[[Progress], None] = lambda progress: None,
+        log: Path | None = None, report: Callable[[Progress | Fitting], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
         self.checkpoint_path, self.log_path, self.report = checkpoint, log, report
@@ -341,14 +347,10 @@ class Trainer:
             fitted = fit_entropy(
                 codes, self.encoder.config.ladder, versions=versions, hidden=options.entropy_hidden,
                 max_time=options.max_time and options.max_time * _ENTROPY_TIME, seed=options.seed,
-                precision=options.precision, progress=self._tell_fitting,
+                precision=options.precision, progress=lambda fraction, line: self.report(Fitting(fraction, line)),
             )  # fmt: skip
             self.encoder.set_entropy(fitted.network)
             self.entropy_record = fitted.record
-
-    def _tell_fitting(self, fraction: float, line: str) -> None:
-        epoch = self.step / self.steps_per_epoch
-        self.report(Progress(fraction, self.step, epoch, self.elapsed, fitting=line))
 
     def _batches(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield rows of the training images, in an order that epoch and seed decide, and their random keys."""
