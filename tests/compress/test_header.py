@@ -140,3 +140,9 @@ def test_the_size_is_bounded():
 
 def test_equal_headers_have_equal_bytes():
     assert dataclasses.replace(HEADER).to_bytes() == HEADER.to_bytes()
+
+
+@pytest.mark.parametrize(("version", "advice"), [(0, "compress again"), (2, "update stochcl")])
+def test_another_version_comes_with_what_to_do(version, advice):
+    with pytest.raises(UnsupportedVersion, match=f"version {version} of the format.*{advice}"):
+        Header.size_of(PROLOGUE.pack(MAGIC, version, 0, 0, 0))
