@@ -93,9 +93,7 @@ class Header:
             raise Truncated(f"the file has {len(prologue)} bytes, and an archive begins with {PROLOGUE.size}")
         _, version, reserved, size, _ = PROLOGUE.unpack(prologue)
         if version != VERSION:
-            advice = (
-                "update stochcl" if version > VERSION else "it is from before version 1: compress again"
-            )
+            advice = "update stochcl" if version > VERSION else "it is from before version 1: compress again"
             msg = f"this archive has version {version} of the format, and this program reads {VERSION}; {advice}"
             raise UnsupportedVersion(msg)
         if reserved:

@@ -48,7 +48,7 @@ def test_a_selection_that_is_not_one_is_refused(selection):
 
 def test_the_version_for_trying_out_is_refused():
     data = HEADER.to_bytes()
-    with pytest.raises(UnsupportedVersion, match="version 0 of the format, and this program reads version 1"):
+    with pytest.raises(UnsupportedVersion, match="version 0 .* this program reads 1; it is from before"):
         parse(data[:8] + bytes(2) + data[10:])
 
 
@@ -116,7 +116,7 @@ def test_what_is_not_a_json_object_is_refused(text):
 
 def test_a_future_version_says_so():
     data = HEADER.to_bytes()
-    with pytest.raises(UnsupportedVersion, match="version 7 of the format, and this program reads version 1"):
+    with pytest.raises(UnsupportedVersion, match="version 7 .* this program reads 1; update stochcl"):
         parse(data[:8] + b"\7\0" + data[10:])
 
 
@@ -140,9 +140,3 @@ def test_the_size_is_bounded():
 
 def test_equal_headers_have_equal_bytes():
     assert dataclasses.replace(HEADER).to_bytes() == HEADER.to_bytes()
-
-
-@pytest.mark.parametrize(("version", "advice"), [(0, "compress again"), (2, "update stochcl")])
-def test_another_version_comes_with_what_to_do(version, advice):
-    with pytest.raises(UnsupportedVersion, match=f"version {version} of the format.*{advice}"):
-        Header.size_of(PROLOGUE.pack(MAGIC, version, 0, 0, 0))
