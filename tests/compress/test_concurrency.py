@@ -176,6 +176,8 @@ class Rows:
         return row, codes.packed[0], codes.names[0], codes.labels[0]
 
 
+# On a single core torch warns of more workers than one; it is their number that is tested.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader(made, method):
     data = pytest.importorskip("torch.utils.data")
