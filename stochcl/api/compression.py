@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stochcl.api.encoding import CompressOptions, encode_source
 from stochcl.api.rate import compress_at_rate, full_width
 from stochcl.api.report import Report, said_of_tables
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from stochcl.api.codec import Codec
 
 __all__ = ["CompressOptions", "compress_source"]
+
+_FEW = 100  # images whose mean says little, and a file's own parts much
+_MUCH = 1.3  # times the bits of images like the model's training images
 
 
 def compress_source(
@@ -40,9 +45,30 @@ def compress_source(
             encoded = compress_at_rate(codec, images, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
-    if not options.external_tables:
-        return report
-    return replace(report, notes=said_of_tables(keep_tables(codec.tables, path.parent)))
+        warnings = _of_another_kind(codec, archive)
+    notes = said_of_tables(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
+    return replace(report, notes=notes, warnings=warnings)
+
+
+def _of_another_kind(codec: Codec, archive: Archive) -> tuple[str, ...]:
+    """Return a warning where the model's network predicts codes worse than those of its training images."""
+    recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits")
+    if not recorded or len(archive) < _FEW:
+        return ()
+    rungs = sorted((int(latents), float(bits)) for latents, bits in recorded.items())
+    places = [0, *(rung for rung, _ in rungs)], [0.0, *(bits for _, bits in rungs)]
+    expected = float(np.interp(archive.header.latents, *places))
+    spent = archive.parts()["codes"] * 8 / len(archive)
+    advice = "`stochcl transcode --refit` may make the file smaller, and a model of your own (`stochcl train`) knows them better"
+    if spent > _MUCH * expected:
+        said = (
+            f"these codes take {spent:,.0f} bits per image, and those of the model's training images {expected:,.0f}"
+        )
+    elif archive.own_table_rows > len(archive) / 2:
+        said = "the model predicts these codes worse than a plain table of their frequencies does"
+    else:
+        return ()
+    return (f"warning: {said}: the images may be of a kind that it was not trained on; {advice}",)
 
 
 @contextmanager

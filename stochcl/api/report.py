@@ -52,6 +52,8 @@ class Report:
         Images encoded in that time; fewer than ``images`` after a resumption.
     notes : tuple of str
         Lines that are to be said beside the figures.
+    warnings : tuple of str
+        What somebody who compressed these images should know.
     """
 
     path: str
@@ -71,6 +73,7 @@ class Report:
     seconds: float | None = None
     encoded: int = 0
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, archive: Archive, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stochcl.cli.output import JSON, progress_bar, say_skipped, show
+from stochcl.cli.output import JSON, progress_bar, say, say_skipped, show
 
 
 @click.command()
@@ -58,4 +58,6 @@ def compress(source: Path, output: Path, *, model: str, device: str, as_json: bo
     with progress_bar("images") as bar:
         report = codec.compress(source, output, progress=bar, **options)
     say_skipped(report.skipped)
+    for warning in report.warnings:
+        say(warning)
     show(report.to_json("compress"), report.lines(), as_json=as_json)

@@ -165,6 +165,11 @@ class Archive:
         return 0 if self._index.tables[1] else len(self.tables.data)
 
     @property
+    def own_table_rows(self) -> int:
+        """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+        return sum(head.rows for _, head in self._index.segments if head.model == OWN)
+
+    @property
     def size(self) -> int:
         """Bytes of the file."""
         return self._reader.size

@@ -1,8 +1,10 @@
 """`stochcl compress`: every kind of source, and options that must not change the codes."""
 
+import json
 import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from PIL import Image
 
 import stochcl
 from tests.making import LATENTS, make_pixels
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
 
 
 def names_below(folder):
@@ -150,3 +154,30 @@ def test_an_existing_output_is_replaced_when_asked_only(refused, compress, image
 def test_resume_without_anything_to_resume_begins(compress, images, codes):
     assert compress(images, "--resume").read_bytes() == codes.read_bytes()
     assert not codes.with_name("codes.bin.partial").exists()
+
+
+def test_images_of_a_kind_that_the_model_does_not_know_bring_a_warning(run, tmp_path, rng):
+    np.save(tmp_path / "noise.npy", rng.integers(0, 256, (120, 64, 64, 3), np.uint8))
+    result = run("compress", tmp_path / "noise.npy", "-o", tmp_path / "a.bin", "--device", "cpu", "--json")
+    assert result.stderr.startswith("warning: ")
+    assert "a kind that it was not trained on; `stochcl transcode --refit`" in result.stderr
+    json.loads(result.stdout)
+
+
+def test_images_like_the_training_images_bring_none(run, tmp_path):
+    result = run("compress", EXAMPLES, "-o", tmp_path / "a.bin", "--device", "cpu")
+    assert "warning" not in result.stderr
+
+
+def test_codes_that_take_far_more_bits_than_those_of_the_training_images_bring_a_warning(run, tmp_path, monkeypatch):
+    from stochcl.api.codec import Codec
+
+    begin = Codec.__init__
+
+    def trained_on_easier_images(codec, *args, **kwargs):
+        begin(codec, *args, **kwargs)
+        codec.model.record["entropy"] = {"autoregressive_bits": {"8": 1.0, "1024": 20.0}}
+
+    monkeypatch.setattr(Codec, "__init__", trained_on_easier_images)
+    result = run("compress", EXAMPLES, "-o", tmp_path / "a.bin", "--latents", "516", "--device", "cpu")
+    assert "bits per image, and those of the model's training images 10" in result.stderr
