@@ -59,7 +59,7 @@ def _of_another_kind(codec: Codec, archive: Archive) -> tuple[str, ...]:
     places = [0, *(rung for rung, _ in rungs)], [0.0, *(bits for _, bits in rungs)]
     expected = float(np.interp(archive.header.latents, *places))
     spent = archive.parts()["codes"] * 8 / len(archive)
-    advice = "`stochcl transcode --refit` may make the file smaller, and a model of your own (`stochcl train`) knows them better"
+    advice = "`stochcl transcode --refit` may make the file smaller, and `stochcl train` a model that knows them"
     if spent > _MUCH * expected:
         said = (
             f"these codes take {spent:,.0f} bits per image, and those of the model's training images {expected:,.0f}"
