@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stochcl.benchmarks import layouts, models
+from stochcl.benchmarks import codesets, layouts, models
 from stochcl.benchmarks.codesets import CodeSet
 from stochcl.benchmarks.entries import entries_of
 from stochcl.benchmarks.methods import PerSymbol, symbol_probabilities
@@ -58,6 +58,14 @@ def test_blocks_hold_all_rows_where_there_are_many_blocks(rng):
     data = entry.method.encode(codes)
     assert (entry.method.decode(data).packed == codes.packed).all()
     assert len(data) * 8 <= 1.001 * entry.method.model.ideal_bits(codes) + 64
+
+
+@pytest.mark.parametrize(("make", "fitted"), [(codesets.correlated, 1), (codesets.skewed, 0)])
+def test_the_file_of_codes_without_a_model_holds_the_models_that_pay(make, fitted):
+    made = make(4000, 32, 0)
+    (entry,) = [entry for entry in entries_of(made, print) if entry.method.name == "archive"]
+    assert len(entry.method.fitted) == fitted  # none for independent bits: a table of the segment itself does as well
+    assert len(entry.method.encode(made.codes)) < 0.95 * made.codes.packed.nbytes
 
 
 def test_a_stream_is_the_same_whatever_the_size_of_calls(rng, monkeypatch):

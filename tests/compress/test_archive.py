@@ -190,6 +190,22 @@ def test_shuffling_decodes_every_block_once(big, monkeypatch):
             next(archive.iter_shuffled(0, 0))
 
 
+def test_blocks_are_shuffled_and_rows_within_a_window_too(big):
+    path, codes = big
+    place = {name: i for i, name in enumerate(codes.names)}
+    with Archive(path) as archive:
+        first = [int(archive._rows_of_blocks(np.array([block]))[0]) for block in range(archive._first_blocks[-1])]
+        rows = np.array([place[name] for part in archive.iter_shuffled(0, 1000, blocks=1) for name in part.names])
+    assert len(first) > 3
+    blocks = np.searchsorted(first, rows, side="right") - 1
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+    assert len(starts) == len(first)  # a window of one block: one block after the other,
+    assert list(blocks[starts]) != sorted(blocks[starts])  # not in the order of the file,
+    for block in range(len(first)):  # and no block's rows in theirs
+        inside = rows[blocks == block]
+        assert list(inside) != sorted(inside)
+
+
 def test_an_empty_archive_is_shuffled_too(tmp_path):
     with Archive(write(tmp_path / "a", make_codes(0, 5), make_tables(5))) as archive:
         assert list(archive.iter_shuffled(0)) == []
