@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from stochcl.data.preprocess import FITS, MAX_SIZE
+from stochcl.encoders.backbones import BACKBONES, STEMS, ResNet
 from stochcl.encoders.entropy import MAX_HIDDEN, EntropyNetwork, array_shapes
 from stochcl.encoders.posterior import POSTERIORS, Posterior
-from stochcl.encoders.resnet import BACKBONES, STEMS, ResNet
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class EncoderConfig:
     Parameters
     ----------
     backbone, width, stem
-        The residual network, see :class:`~stochcl.encoders.resnet.ResNet`.
+        The residual network, see :class:`~stochcl.encoders.backbones.ResNet`.
     posterior : str
         Family of the latents.
     latents : int

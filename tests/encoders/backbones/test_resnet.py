@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.resnet import BACKBONES, ResNet
+from stochcl.encoders.backbones import BACKBONES, ResNet
 from stochcl.errors import UsageError
 
 
