@@ -99,9 +99,17 @@ class MatrixSource:
         total = len(self)
         return (self._batch(range(a, min(a + batch_size, total))) for a in range(start, total, batch_size))
 
-    def _batch(self, rows: range) -> MatrixBatch:
+    def take(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Read chosen rows, finite or not, shape (n, dim), float32.
+
+        The file is mapped anew each time: pages of a mapping count as this process's memory for as long as it
+        lasts, which of a large file would look like all of it.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
-            vectors = np.array(self._array[rows.start : rows.stop], dtype=np.float32, order="C")
+            return np.array(map_array(self.path)[rows], dtype=np.float32, order="C")
+
+    def _batch(self, rows: range) -> MatrixBatch:
+        vectors = self.take(slice(rows.start, rows.stop))
         finite = np.asarray(np.isfinite(vectors).all(axis=1))
         names = row_names(rows, len(self))
         failures: tuple[Failure, ...] = ()

@@ -1,0 +1,105 @@
+"""A sample of a matrix that training can hold in memory, and rows that it never sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.data.matrix import MatrixSource
+from stochcl.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+MOST_ROWS = 200_000
+"""Rows that a head is trained on at most: more do not make it better, and need not fit into memory."""
+
+MOST_HELD = 10_000
+"""Rows that are held out at most; of a small matrix a tenth."""
+
+_ROUNDS = 8  # draws from a stratum whose rows are not finite
+_READ_ROWS = 4096
+
+
+def sample_rows(
+    source: MatrixSource | NDArray[np.floating], most: int = MOST_ROWS, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Take finite rows of a matrix, evenly spread over it, for training and for measuring.
+
+    The matrix is cut into as many runs of consecutive rows as rows are wanted, and one row is drawn of each: a
+    matrix that is sorted in some way is represented as a whole, and a mapped file is read from its beginning to
+    its end, a few rows at a time. The same seed gives the same rows.
+
+    Parameters
+    ----------
+    source : MatrixSource or ndarray of float, shape (N, W)
+    most : int
+        Rows that are taken at most, held out or not; a matrix with no more is taken whole.
+    seed : int
+
+    Returns
+    -------
+    train : ndarray of float32, shape (n, W)
+        In the order of the matrix.
+    held : ndarray of float32, shape (m, W)
+        Others: a tenth of those taken, at most ``MOST_HELD``; none where that is less than one.
+
+    Raises
+    ------
+    SourceError
+        If no row that was drawn is finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> train, held = sample_rows(np.ones((500, 3), np.float32), most=100)
+    >>> train.shape, held.shape
+    ((90, 3), (10, 3))
+    """
+    rng = np.random.default_rng([seed, len(source)])
+    take = source.take if isinstance(source, MatrixSource) else _taker(source)
+    rows = _finite_rows(take, len(source), min(most, len(source)), rng)
+    if not len(rows):
+        raise SourceError("no row of this matrix holds finite numbers only; there is nothing to train on.")
+    held = np.zeros(len(rows), bool)
+    held[rng.permutation(len(rows))[: min(len(rows) // 10, MOST_HELD)]] = True
+    return rows[~held], rows[held]
+
+
+def _taker(matrix: NDArray[np.floating]) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+    def take(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(matrix[rows], dtype=np.float32)
+
+    return take
+
+
+def _finite_rows(
+    take: Callable[[NDArray[np.int64]], NDArray[np.float32]], total: int, wanted: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw a row of each stratum, again where it is not finite, and return the finite ones in order."""
+    edges = np.arange(wanted + 1) * total // wanted
+    strata = np.arange(wanted)
+    found: dict[str, list[NDArray]] = {"strata": [], "rows": []}
+    for _ in range(_ROUNDS if wanted < total else 1):
+        drawn = rng.integers(edges[strata], edges[strata + 1])
+        missed = []
+        for start in range(0, len(drawn), _READ_ROWS):
+            part = slice(start, start + _READ_ROWS)
+            rows = take(drawn[part])
+            finite = np.isfinite(rows).all(axis=1)
+            found["strata"].append(strata[part][finite])
+            found["rows"].append(rows[finite])
+            missed.append(strata[part][~finite])
+        strata = np.concatenate(missed)
+        if not len(strata):
+            break
+    if len(found["rows"]) == 1:
+        return found["rows"][0]
+    order = np.argsort(np.concatenate(found["strata"]))
+    rows = np.concatenate(found["rows"])
+    found.clear()
+    return rows if (order[1:] > order[:-1]).all() else rows[order]
