@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from stochcl.encoders.backbones.making import Features, check_backbone, feature_width, make_backbone
 from stochcl.encoders.backbones.resnet import BACKBONES, STEMS, ResNet
+from stochcl.encoders.backbones.timm import TimmBackbone
 
-__all__ = ["BACKBONES", "STEMS", "ResNet"]
+__all__ = [
+    "BACKBONES",
+    "STEMS",
+    "Features",
+    "ResNet",
+    "TimmBackbone",
+    "check_backbone",
+    "feature_width",
+    "make_backbone",
+]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional
 
 from stochcl.encoders.backbones import BACKBONES, ResNet
 from stochcl.errors import UsageError
@@ -124,3 +125,63 @@ def test_unknown_names_are_refused_with_those_there_are():
         ResNet("resnet99")
     with pytest.raises(UsageError, match="no stem 'large'; there are imagenet, small"):
         ResNet("resnet18", stem="large")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_outputs_are_torchvision_s(name):
+    models = pytest.importorskip(
+        "torchvision.models", reason="torchvision is not installed: outputs are not compared"
+    )
+    torch.manual_seed(0)
+    theirs, ours = getattr(models, name)().eval(), ResNet(name).eval()
+    theirs.fc = torch.nn.Identity()
+    for tensor in theirs.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5) if tensor.ndim == 1 else tensor.normal_(0, 0.02)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 96, 96)
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+def stages(state):
+    """Blocks of each stage by the names of a state dict."""
+    return [sorted({int(k.split(".")[1]) for k in state if k.startswith(f"layer{i}.")}) for i in range(1, 5)]
+
+
+def by_the_paper(state, x):
+    """He et al. (arXiv 1512.03385), table 1, from a state dict alone, as torchvision's version 1.5 strides."""
+
+    def norm(x, name):
+        mean, var, weight, bias = (
+            state[f"{name}.{key}"].view(-1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    def conv(x, name, stride=1):
+        weight = state[f"{name}.weight"]
+        return functional.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
+
+    x = functional.max_pool2d(norm(conv(x, "conv1", 2), "bn1").relu(), 3, 2, 1)
+    for stage, blocks in enumerate(stages(state), 1):
+        for block in blocks:
+            at, stride = f"layer{stage}.{block}", 2 if stage > 1 and not block else 1
+            last = 3 if f"{at}.conv3.weight" in state else 2
+            inner = x
+            for i in range(1, last + 1):
+                inner = norm(conv(inner, f"{at}.conv{i}", stride if i == last - 1 else 1), f"{at}.bn{i}")
+                inner = inner.relu() if i < last else inner
+            if f"{at}.downsample.0.weight" in state:
+                x = norm(conv(x, f"{at}.downsample.0", stride), f"{at}.downsample.1")
+            x = (x + inner).relu()
+    return x.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_outputs_are_those_of_the_paper_s_network(name):
+    torch.manual_seed(0)
+    network = ResNet(name, width=4).double().eval()
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.uniform_(0.5, 1.5)
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(network(images), by_the_paper(network.state_dict(), images))

@@ -1,0 +1,217 @@
+"""Starting a backbone from weights in a file: published ones under torchvision's names, or a stochcl model's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from stochcl.data import printable
+from stochcl.data.files import why
+from stochcl.encoders.backbones.making import Features
+from stochcl.encoders.backbones.resnet import ResNet
+from stochcl.encoders.backbones.timm import TimmBackbone
+from stochcl.encoders.pickles import convert_command, is_pickle
+from stochcl.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from stochcl.encoders.model import Encoder
+
+_STEM = ("conv1.", "bn1.")  # of a residual network
+_SHOWN = 4  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """What was loaded into a backbone.
+
+    Parameters
+    ----------
+    path, sha256 : str
+        The file, and the SHA-256 of its bytes in hex.
+    tensors, parameters : int
+        How many were loaded, statistics included, and how many numbers they hold.
+    fresh : tuple of str
+        Tensors of the backbone that stayed as they were: those of a stem of another kind.
+    unused : tuple of str
+        Tensors of the file that the backbone has no place for.
+    """
+
+    path: str
+    sha256: str
+    tensors: int
+    parameters: int
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return the report for people."""
+        text = f"{self.path}: {self.tensors:,} tensors loaded ({self.parameters:,} numbers)"
+        if self.fresh:
+            text += f"; the stem stays fresh, its kernel has another size ({_listed(self.fresh)})"
+        return f"{text}; not used: {_listed(self.unused)}" if self.unused else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        return asdict(self) | {"fresh": list(self.fresh), "unused": list(self.unused)}
+
+
+def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
+    """Load weights into the backbone of an encoder, in place.
+
+    The file holds the names of the backbone's own state dict (for a residual network those are torchvision's),
+    all behind one prefix or none: ``module.``, ``backbone.``, ``encoder.``... A stochcl model file is such a file,
+    and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
+    the normalisation behind them: it was learned for other channels.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    path : Path
+        A safetensors file of any float type.
+
+    Returns
+    -------
+    Initialisation
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read, is a pickle, or is of another network; the message names the first tensor
+        that is missing, has another shape, or has no place.
+    UsageError
+        If the encoder has no backbone that weights could be loaded into.
+    """
+    network = _network(encoder)
+    tensors = _read(path)
+    expected = network.state_dict()
+    prefix = _prefix(path, tensors, expected)
+    given = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    fresh = _other_stem(network, expected, {name: tensors[full] for name, full in given.items()})
+    wanted = {name: tensor for name, tensor in expected.items() if name not in fresh}
+    _check_layout(path, network, wanted, {name: tensors[full] for name, full in given.items()})
+    used = {name: tensors[given[name]] for name in wanted if name in given}
+    network.load_state_dict(used, strict=False)
+    unused = set(tensors) - {given[name] for name in used}
+    if _is_ours(path):
+        unused -= _load_statistics(encoder, tensors)
+    return Initialisation(
+        path=printable(path),
+        sha256=_file_hash(path),
+        tensors=len(used),
+        parameters=sum(tensor.numel() for tensor in used.values()),
+        fresh=fresh,
+        unused=tuple(sorted(unused)),
+    )
+
+
+def _network(encoder: Encoder) -> nn.Module:
+    """Return the module whose state-dict names a file of weights has."""
+    backbone = encoder.backbone
+    if isinstance(backbone, Features):
+        raise UsageError("an encoder of vectors has no backbone to load weights into; omit --init.")
+    return backbone.network if isinstance(backbone, TimmBackbone) else backbone
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    shown = printable(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        if is_pickle(head):
+            msg = (
+                f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it "
+                f"comes from, convert it with `{convert_command(path)}`."
+            )
+            raise ModelError(msg)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as exc:
+        raise ModelError(f"{shown}: the weights cannot be read: {why(exc)}.") from exc
+    except (SafetensorError, ValueError) as exc:
+        raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
+
+
+def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Return what stands before the backbone's names in the file: the prefix that most of them have."""
+    found: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in expected:
+                found["".join(f"{part}." for part in parts[:i])] += 1
+    if not found:
+        first = next(iter(expected))
+        msg = (
+            f"{printable(path)}: no tensor of this file has a name that the backbone knows, such as {first}; "
+            f"it holds {_listed(tuple(tensors))}."
+        )
+        raise ModelError(msg)
+    most = max(found.values())
+    best = sorted(prefix for prefix, count in found.items() if count == most)
+    if len(best) > 1:
+        names = " and ".join(repr(printable(prefix)) for prefix in best)
+        raise ModelError(f"{printable(path)}: this file holds several networks, below {names}; keep one of them.")
+    return best[0]
+
+
+def _other_stem(network: nn.Module, expected: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[str, ...]:
+    """Return the names of a residual network's stem, if the file's has another kernel and is the same otherwise."""
+    stem = given.get("conv1.weight")
+    if not isinstance(network, ResNet) or stem is None or stem.ndim != 4:
+        return ()
+    ours = expected["conv1.weight"].shape
+    if stem.shape[:2] != ours[:2] or stem.shape == ours or stem.shape[2] not in (3, 7):
+        return ()
+    return tuple(name for name in expected if name.startswith(_STEM))
+
+
+def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Refuse weights of another network, naming the first tensor that is not as the backbone has it."""
+    shown, but = printable(path), "these weights are of another network"
+    for name, tensor in wanted.items():
+        if name not in given:
+            if name.endswith("num_batches_tracked"):  # files from before there was such a counter, and stochcl's own
+                continue
+            raise ModelError(f"{shown}: {but}: the backbone's {name} {list(tensor.shape)} is not in the file.")
+        if given[name].shape != tensor.shape:
+            msg = f"{name} is {list(given[name].shape)} in the file and {list(tensor.shape)} in the backbone"
+            raise ModelError(f"{shown}: {but}: {msg}.")
+        if given[name].is_floating_point() != tensor.is_floating_point() or not given[name].isfinite().all():
+            raise ModelError(f"{shown}: {name} holds {given[name].dtype} or numbers that are not finite.")
+    children = tuple(f"{name}." for name, _ in network.named_children())
+    stem = _STEM if isinstance(network, ResNet) else ()
+    for name in given:
+        if name not in wanted and name.startswith(children) and not name.startswith(stem):
+            raise ModelError(f"{shown}: {but}: the file's {printable(name)} has no place in the backbone.")
+
+
+def _is_ours(path: Path) -> bool:
+    with safe_open(path, framework="pt") as file:
+        kind: str = (file.metadata() or {}).get("kind", "")
+    return kind.startswith("stochcl-encoder")
+
+
+def _load_statistics(encoder: Encoder, tensors: dict[str, Tensor]) -> set[str]:
+    """Load the statistics of a stochcl model's features, and return their names in the file."""
+    state = encoder.norm.state_dict()
+    names = {f"norm.{name}" for name in ("running_mean", "running_var")} & set(tensors)
+    encoder.norm.load_state_dict(state | {name.removeprefix("norm."): tensors[name] for name in names})
+    return names
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(printable(name) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN:,} more)"
