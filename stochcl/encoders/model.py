@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stochcl.data.preprocess import FITS, MAX_SIZE
-from stochcl.encoders.backbones import BACKBONES, STEMS, ResNet
+from stochcl.encoders.backbones import STEMS, check_backbone, make_backbone
 from stochcl.encoders.entropy import MAX_HIDDEN, EntropyNetwork, array_shapes
 from stochcl.encoders.posterior import POSTERIORS, Posterior
 from stochcl.errors import UsageError
@@ -50,7 +50,7 @@ def default_ladder(latents: int) -> tuple[int, ...]:
 ENTROPY = ("independent", "autoregressive")
 """Kinds of entropy model that an encoder can bring along."""
 
-_NAMED = {"backbone": BACKBONES, "stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY}
+_NAMED = {"stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EncoderConfig:
     Parameters
     ----------
     backbone, width, stem
-        The residual network, see :class:`~stochcl.encoders.backbones.ResNet`.
+        The network, see :func:`~stochcl.encoders.backbones.make_backbone`.
     posterior : str
         Family of the latents.
     latents : int
@@ -103,6 +103,7 @@ class EncoderConfig:
         ascends = list(self.ladder) == sorted(set(self.ladder))
         if not ascends or self.ladder[0] < 1 or self.ladder[-1] != self.latents:
             raise UsageError(f"the ladder {self.ladder} must ascend to the full width, {self.latents}.")
+        check_backbone(self.backbone)
         for name, known in _NAMED.items():
             if (value := getattr(self, name)) not in known:
                 raise UsageError(f"there is no {name} {value!r}; there are {', '.join(known)}.")
@@ -138,7 +139,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.backbone, width=config.width, stem=config.stem)
+        self.backbone = make_backbone(config.backbone, width=config.width, stem=config.stem)
         features = self.backbone.features
         self.norm = nn.BatchNorm1d(features, affine=False)
         self.head = nn.Linear(features, config.latents)

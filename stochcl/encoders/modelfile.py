@@ -15,7 +15,8 @@ from stochcl.atomic import replacing
 from stochcl.data import printable
 from stochcl.encoders.measure import DENOMINATOR
 from stochcl.encoders.model import Encoder, EncoderConfig
-from stochcl.errors import ModelError, OutputError, StochclError
+from stochcl.encoders.pickles import is_pickle
+from stochcl.errors import MissingExtraError, ModelError, OutputError, StochclError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,6 @@ KIND = "stochcl-encoder-0"
 """What the metadata of a model file says that it is."""
 
 _MAX_BYTES = 4 << 30
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def load_model(path: Path) -> ModelFile:
             head = file.read(16)
     except OSError as exc:
         raise ModelError(f"{shown}: the model cannot be read: {exc.strerror}.") from exc
-    if head.startswith(_PICKLES):
+    if is_pickle(head):
         msg = (
             f"{shown}: this is a pickle (a PyTorch checkpoint?), which could run any program when it is loaded; "
             "stochcl reads safetensors model files, as `stochcl train` writes them."
@@ -186,7 +186,7 @@ def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
         encoder = Encoder(config)
         encoder.load_state_dict(tensors, strict=False)
         encoder.entropy_network()  # refuses arrays that no coder could be made of
-    except ModelError:
+    except (ModelError, MissingExtraError):
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, StochclError) as exc:
         raise ModelError(f"{shown}: the model's configuration makes no sense ({exc}); it is damaged.") from exc

@@ -66,7 +66,8 @@ def check_backbone(name: str) -> None:
     ------
     UsageError
     """
-    if name in BACKBONES or feature_width(name) or (name.startswith(PREFIX) and len(name) > len(PREFIX)):
+    text = isinstance(name, str)  # a model file may hold anything
+    if text and (name in BACKBONES or feature_width(name) or (name.startswith(PREFIX) and len(name) > len(PREFIX))):
         return
     raise UsageError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and features:W.")
 

@@ -5,10 +5,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stochcl.encoders.backbones import TimmBackbone, make_backbone
+from stochcl.encoders.backbones.published import init_backbone
+from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.errors import MissingExtraError, UsageError
+from tests.encoders.making import make_encoder
 
 
 class Network(nn.Module):
@@ -68,6 +72,26 @@ def test_a_name_that_timm_does_not_know_is_refused(timm):
 def test_a_model_that_does_not_say_its_width_is_refused(timm):
     with pytest.raises(UsageError, match="'mute' does not say how wide its features are"):
         make_backbone("timm:mute")
+
+
+def test_a_model_on_one_is_written_and_read(timm, tmp_path, monkeypatch):
+    made = make_encoder(backbone="timm:tiny")
+    save_model(made, tmp_path / "m.safetensors", {})
+    read = load_model(tmp_path / "m.safetensors").encoder
+    assert read.feature_dim == 12
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(read.features(images), made.features(images), atol=1e-2, rtol=1e-2)
+
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match="need the timm package"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_weights_of_timm_are_loaded_under_its_own_names(timm, tmp_path):
+    save_file({"conv_stem.weight": torch.rand(12, 3, 3, 3), "classifier.bias": torch.zeros(3)}, tmp_path / "w")
+    made = make_encoder(backbone="timm:tiny")
+    assert init_backbone(made, tmp_path / "w").unused == ("classifier.bias",)
+    assert torch.equal(made.backbone.network.conv_stem.weight, load_file(tmp_path / "w")["conv_stem.weight"])
 
 
 def test_without_timm_it_is_said_what_to_install(monkeypatch):
