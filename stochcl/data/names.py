@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -97,7 +97,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
-def held_out(names: Iterable[str | Entry], per_class: int = 20) -> NDArray[np.bool_]:
+def held_out(
+    names: Iterable[str | Entry], per_class: int = 20, label: Callable[[str], str] = folder_label
+) -> NDArray[np.bool_]:
     """Mark the images of one source that are never trained on: the last ``per_class`` of each class.
 
     This is the one function that makes the held-out split; everything that trains or scores asks it.
@@ -105,9 +107,11 @@ def held_out(names: Iterable[str | Entry], per_class: int = 20) -> NDArray[np.bo
     Parameters
     ----------
     names : iterable of str or Entry
-        The images of one source, in the source's order. The class is :func:`folder_label`.
+        The images of one source, in the source's order.
     per_class : int
         How many are held out of each class; a class with no more than that is held out whole.
+    label : callable
+        The class that an image of this name is of.
 
     Returns
     -------
@@ -119,7 +123,7 @@ def held_out(names: Iterable[str | Entry], per_class: int = 20) -> NDArray[np.bo
     >>> held_out(["a/0", "a/1", "a/2", "b/0", "b/1"], per_class=1).tolist()
     [False, False, True, False, True]
     """
-    labels = [folder_label(n if isinstance(n, str) else n.name) for n in names]
+    labels = [label(n if isinstance(n, str) else n.name) for n in names]
     mask = np.zeros(len(labels), dtype=np.bool_)
     seen: dict[str, int] = {}
     for i in range(len(labels) - 1, -1, -1):

@@ -26,7 +26,8 @@ class ImageSet:
     train, held : ndarray of uint8, shape (N, S, S, 3)
         Images to train on, and those held out, which are only ever measured on.
     train_labels, held_labels : tuple of str
-        First folders of their names. Training never sees them; the live kNN accuracy does.
+        First folders of their names, or what else labels them. Training without labels never sees them; the live
+        kNN accuracy does.
     skipped : tuple of Failure
         Images that could not be read.
     """
@@ -45,6 +46,7 @@ def read_images(
     hold_out: int = 0,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    label: Callable[[str], str] = folder_label,
 ) -> ImageSet:
     """Decode sources into memory.
 
@@ -60,6 +62,8 @@ def read_images(
         Decoding threads.
     progress : callable
         Told, now and then, how many images of how many have been read.
+    label : callable
+        The label of an image of this name.
 
     Raises
     ------
@@ -77,7 +81,7 @@ def read_images(
     skipped: list[Failure] = []
     done = 0
     for source in sources:
-        mask = held_out(source.entries, hold_out) if hold_out else np.zeros(len(source), bool)
+        mask = held_out(source.entries, hold_out, label) if hold_out else np.zeros(len(source), bool)
         skipped += source.rejected
         for batch in source.batches(preprocess, workers=workers):
             out = mask[list(batch.positions)]
@@ -85,7 +89,7 @@ def read_images(
             images[begin : begin + len(out) - out.sum()] = batch.images[~out]
             held.append(batch.images[out])
             for name, kept_out in zip(batch.names, out.tolist(), strict=True):
-                labels[kept_out].append(folder_label(name))
+                labels[kept_out].append(label(name))
             skipped += batch.failures
             done += len(batch.rows)
             progress(done, total)

@@ -96,3 +96,8 @@ def test_held_out_takes_entries_as_well():
 def test_entries_pickle():
     entry = Entry("a/\udcff.png", 3, 4)
     assert pickle.loads(pickle.dumps(entry)) == entry
+
+
+def test_classes_may_come_from_elsewhere_than_the_folders():
+    labels = {"a/0": "x", "a/1": "y", "a/2": "y", "b/0": "x"}
+    assert held_out(labels, per_class=1, label=labels.get).tolist() == [False, False, True, True]

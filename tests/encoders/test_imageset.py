@@ -129,3 +129,11 @@ def test_names_that_a_zip_holds_twice_do_not_move_what_is_held_out(tmp_path):
     data = read_images([open_source(tmp_path / "a.zip")], SQUARE, hold_out=2)
     # The rows held out are the last two, of which one cannot be read.
     assert (greys(data.train), greys(data.held)) == ([0, 1], [2])
+
+
+def test_labels_may_come_from_elsewhere_than_the_folders(folder):
+    source = folder({"a/0.png": 0, "a/1.png": 1, "b/0.png": 10, "b/1.png": 11})
+    label = {"a/0.png": "x", "a/1.png": "y", "b/0.png": "y", "b/1.png": "y"}.__getitem__
+    data = read_images([source], SQUARE, hold_out=1, label=label)
+    assert (greys(data.train), data.train_labels) == ([1, 10], ("y", "y"))
+    assert (greys(data.held), data.held_labels) == ([0, 11], ("x", "y"))
