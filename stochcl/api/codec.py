@@ -80,7 +80,7 @@ class Codec:
         return Tables(
             self._encoder.config.ladder,
             entropy,
-            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
+            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()[:3]),
             autoregressive=None
             if network is None
             else AutoregressiveModel(latents=network.latents, alphabet=network.alphabet, **network.arrays()),

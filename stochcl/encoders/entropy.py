@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
+from stochcl.encoders.masked import MaskedNetwork
+from stochcl.encoders.tree import node_counts, places, quantised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,13 +37,11 @@ DEFAULT_HIDDEN = 1024
 """Hidden units of a network for many codes; see :func:`hidden_units`."""
 
 _STEP = 0.2
-_STRIDE = 8  # hidden units begin at multiples of this many decisions: a decoder computes them group by group
 _BATCH, _LEAST_BATCH, _STEPS = 512, 32, 40  # rows a step, and steps that a pass should have
 # Chosen by the bits of held-out codes of training images after three passes (1,024 latents): 297.5 with these, 299.3
 # with twice the first weights, 314.8 with rates of 1e-3 and 1e-2 besides.
 _LR, _HIDDEN_LR = 4e-3, 8e-3
 _DECAY = 0.03
-_FIRST = 0.5  # deviation of a hidden unit's sum before training
 _HELD, _MOST_HELD = 0.05, 4000  # of the codes: the choice between passes, and what is reported
 _WORTH = 0.99  # of the bits of independent symbols: a network that costs more is not kept
 _ROWS = 2048  # of codes at a time where nothing is learned
@@ -158,7 +157,7 @@ class EntropyNetwork:
             u = (signs @ self.hidden_weights.T.astype(np.float64)).astype(np.int64) + self.hidden_bias
             active = np.clip((u * self.hidden_multiplier.astype(np.int64)) >> _HIDDEN_SHIFT, 0, _TOP)
             total += active.astype(np.float64) @ self.output.T.astype(np.float64)
-        latent, node = _nodes(codes)
+        latent, node = places(codes)
         bias = self.bias[latent, node].astype(np.int64) << _BIAS_SHIFT
         index = (total.astype(np.int64) * self.multiplier.astype(np.int64) + bias) >> _INDEX_SHIFT
         found: NDArray[np.uint16] = self.levels[np.clip(index, 0, len(self.levels) - 1)]
@@ -201,82 +200,12 @@ def array_shapes(latents: int, hidden: int, alphabet: int = 2) -> dict[str, tupl
     }
 
 
-def _nodes(codes: Codes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return latent, shape (T,), and node of the symbol's tree, shape (N, T), of every decision."""
-    bits = bits_per_symbol(codes.alphabet)
-    latent = np.repeat(np.arange(codes.latents), bits)
-    if bits == 1:
-        return latent, np.zeros((1, codes.latents), np.intp)
-    symbols = codes.symbols().astype(np.intp)
-    nodes = [(1 << level) - 1 + (symbols >> (bits - level)) for level in range(bits)]
-    return latent, np.stack(nodes, axis=2).reshape(len(codes), -1)
-
-
-class _Network(nn.Module):
-    """The same network with real weights: logit_j = bias_j + direct_j s + output_j clamp(u, 0, 1)."""
-
-    def __init__(self, codes: Codes, hidden: int, seed: int) -> None:
-        super().__init__()
-        t = codes.decisions_per_row
-        generator = torch.Generator().manual_seed(seed)
-        self.degrees = _degrees(t, hidden)
-        degrees, places = torch.from_numpy(self.degrees).long(), torch.arange(t)
-        self.bias = nn.Parameter(torch.from_numpy(_node_log_odds(codes)))
-        self.direct = nn.Parameter(torch.zeros(t, t))
-        start = _FIRST * torch.randn(hidden, t, generator=generator) / degrees[:, None].sqrt()
-        self.hidden = nn.Parameter(start)
-        self.hidden_bias = nn.Parameter(torch.full((hidden,), 0.5))
-        self.output = nn.Parameter(torch.zeros(t, hidden))
-        self.masks: dict[str, Tensor] = {
-            "direct": torch.ones(t, t).tril(-1),
-            "hidden": (places < degrees[:, None]).float(),
-            "output": (degrees <= places[:, None]).float(),
-        }
-        self.apply_masks()
-
-    @torch.no_grad()
-    def apply_masks(self) -> None:
-        """Take away what a decision may not see."""
-        for name, mask in self.masks.items():
-            getattr(self, name).mul_(mask)
-
-    def masked(self, name: str) -> Tensor:
-        """Return a weight whose masked part stays zero in what it computes and in its gradient."""
-        weight: Tensor = getattr(self, name) * self.masks[name]
-        return weight
-
-    def forward(self, decisions: Tensor, latent: Tensor, node: Tensor) -> Tensor:
-        """Return log-odds, shape (B, T), of decisions, float32, shape (B, T)."""
-        signs = 2 * decisions - 1
-        logits = functional.linear(signs, self.masked("direct"))
-        if len(self.degrees):
-            u = functional.linear(signs, self.masked("hidden"), self.hidden_bias)
-            logits = logits + functional.linear(functional.hardtanh(u, 0, 1), self.masked("output"))
-        return logits.float() + self.bias[latent, node]
-
-
-def _degrees(decisions: int, hidden: int) -> NDArray[np.int32]:
-    """Return how many decisions each hidden unit sees: spread evenly over the multiples of the stride."""
-    stride = min(_STRIDE, decisions - 1)
-    groups = max(1, (decisions - 1) // stride)
-    return ((np.arange(hidden) * groups // max(1, hidden) + 1) * stride).astype(np.int32)
-
-
-def _node_log_odds(codes: Codes) -> NDArray[np.float32]:
-    """Return the log-odds of a one at every node of every latent's tree, shape (D, 2**bits - 1)."""
-    bits = bits_per_symbol(codes.alphabet)
-    ones = np.zeros((codes.latents, (1 << bits) - 1))
-    visits = np.zeros_like(ones)
-    for start in range(0, len(codes), _ROWS):
-        part = codes[start : start + _ROWS]
-        latent, node = _nodes(part)
-        decisions = part.decisions()
-        places = np.broadcast_to(latent * ones.shape[1] + node, decisions.shape).reshape(-1)
-        flat = decisions.reshape(-1)
-        ones += np.bincount(places, flat, ones.size).reshape(ones.shape)
-        visits += np.bincount(places, minlength=ones.size).reshape(ones.shape)
+def _network(codes: Codes, hidden: int, seed: int) -> MaskedNetwork:
+    """Return a network with real weights that begins as independent symbols."""
+    ones, visits = node_counts(codes)
     p = (ones + 0.5) / (visits + 1)
-    return np.log(p / (1 - p)).astype(np.float32)
+    bias = torch.from_numpy(np.log(p / (1 - p)).astype(np.float32))
+    return MaskedNetwork(bias, codes.decisions_per_row, hidden, seed)
 
 
 def independent_bits(log_odds: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:
@@ -290,9 +219,9 @@ def independent_bits(log_odds: NDArray[np.float32], codes: Codes) -> NDArray[np.
     total = np.zeros(codes.decisions_per_row)
     for start in range(0, len(codes), _ROWS):
         part = codes[start : start + _ROWS]
-        latent, node = _nodes(part)
+        latent, node = places(part)
         odds = np.asarray(log_odds, np.float64)[latent, node]
-        p = np.clip(np.rint(4096 / (1 + np.exp(-odds))), 1, 4095) / 4096
+        p = quantised(1 / (1 + np.exp(-odds))) / 4096
         total -= np.log2(np.where(part.decisions() == 1, p, 1 - p)).sum(axis=0)
     return total / len(codes)
 
@@ -308,7 +237,7 @@ def _multipliers(largest: Tensor, unit: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def quantise(network: _Network, codes: Codes) -> EntropyNetwork:
+def quantise(network: MaskedNetwork, latents: int, alphabet: int) -> EntropyNetwork:
     """Round a network to integers: a scale for every hidden unit and for every decision."""
     direct, hidden, output = (network.masked(n).double() for n in ("direct", "hidden", "output"))
     unit = 2.0**-_HIDDEN_SHIFT / _UNIT
@@ -320,11 +249,11 @@ def quantise(network: _Network, codes: Codes) -> EntropyNetwork:
     bias = 256 * (network.bias.double() / _STEP + (LEVELS - 1) / 2 + 0.5)
 
     def integers(values: Tensor, dtype: type, most: int) -> NDArray[Any]:
-        return values.round().clamp(-most, most).numpy().astype(dtype)
+        return values.round().clamp(-most, most).cpu().numpy().astype(dtype)
 
     return EntropyNetwork(
-        latents=codes.latents,
-        alphabet=codes.alphabet,
+        latents=latents,
+        alphabet=alphabet,
         levels=_levels(),
         degrees=network.degrees,
         hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, _TOP),
@@ -441,11 +370,11 @@ def fit_entropy(
     out = np.isin(np.arange(images), order[: int(min(_MOST_HELD / versions, images * _HELD))])
     out = np.tile(out, versions)
     held, fitted = codes[out], codes[~out]
-    network = _Network(fitted, hidden, seed)
+    network = _network(fitted, hidden, seed)
     independent = independent_bits(network.bias.detach().numpy(), held)
     best = _descend(network, fitted, held, passes, max_time, seed, precision, progress)
     real = float_bits(network, held)
-    integers = quantise(network, codes)
+    integers = quantise(network, codes.latents, codes.alphabet)
     coded = integers.decision_bits(held)
     bits = bits_per_symbol(codes.alphabet)
 
@@ -461,7 +390,7 @@ def fit_entropy(
 
 
 def _descend(
-    network: _Network, codes: Codes, held: Codes, passes: int, max_time: float | None, seed: int, precision: str,
+    network: MaskedNetwork, codes: Codes, held: Codes, passes: int, max_time: float | None, seed: int, precision: str,
     progress: Callable[[float, str], None],
 ) -> int:  # fmt: skip
     """Minimise the bits of ``codes``; leave the weights of the pass that codes ``held`` in fewest, return which."""
@@ -505,17 +434,17 @@ def _descend(
     return best
 
 
-def _cost(network: _Network, codes: Codes, precision: str = "fp32") -> Tensor:
+def _cost(network: MaskedNetwork, codes: Codes, precision: str = "fp32") -> Tensor:
     """Return what every decision costs, in nats, shape (B, T)."""
     decisions = torch.from_numpy(codes.decisions()).float()
-    latent, node = map(torch.from_numpy, _nodes(codes))
+    latent, node = map(torch.from_numpy, places(codes))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         logits = network(decisions, latent, node)
     return functional.binary_cross_entropy_with_logits(logits, decisions, reduction="none")
 
 
 @torch.no_grad()
-def float_bits(network: _Network, codes: Codes) -> NDArray[np.float64]:
+def float_bits(network: MaskedNetwork, codes: Codes) -> NDArray[np.float64]:
     """Return what each decision of a row costs under the real network, in bits, shape (T,)."""
     total = torch.zeros(codes.decisions_per_row, dtype=torch.float64)
     for start in range(0, len(codes), _ROWS):

@@ -1,4 +1,4 @@
-"""Running an encoder over images: codes, features, uncertainty."""
+"""Running an encoder over images or vectors: codes, features, uncertainty."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stochcl.codes import Codes
+from stochcl.codes import Codes, symbol_dtype
+from stochcl.encoders.posteriors.base import BIT
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
+    from stochcl.encoders.configuration import EncoderConfig
     from stochcl.encoders.model import Encoder
 
 # The network always sees batches of one shape, the last one padded: kernels are chosen by shape, and another
 # order of summation flips bits whose posterior is near one half. So codes do not depend on --batch-size, on
 # which images were skipped, or on where a run was interrupted.
 _CHUNK = {"cpu": 64, "cuda": 512, "mps": 128}
+_ROWS = 1024  # of vectors
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What an encoder says about B images.
+    """What an encoder says about B images or vectors.
 
     Parameters
     ----------
@@ -58,40 +62,60 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 @torch.inference_mode()
-def encode_images(encoder: Encoder, images: NDArray[np.uint8], device: torch.device) -> Encoded:
-    """Encode pixels.
+def encode(encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device) -> Encoded:
+    """Encode images or vectors, whichever the encoder takes.
 
     Parameters
     ----------
     encoder : Encoder
         In evaluation mode, on ``device``.
-    images : ndarray of uint8, shape (B, S, S, 3)
-        Preprocessed to the encoder's size.
+    inputs : ndarray
+        Images, uint8 of shape (B, S, S, 3), preprocessed to the encoder's size; or vectors, float16, float32 or
+        float64 of shape (B, W).
     device : torch.device
 
     Raises
     ------
     UsageError
-        If the images have another shape.
+        If the inputs have another shape or type.
     """
-    size = encoder.config.size
-    if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
-        msg = f"this encoder takes uint8 images of shape (B, {size}, {size}, 3), not {images.dtype} {images.shape}."
-        raise UsageError(msg)
-    chunk = _CHUNK.get(device.type, 64)
-    symbols = np.empty((len(images), encoder.config.latents), np.uint8)
-    entropy = np.empty(len(images), np.float32)
-    features = np.empty((len(images), encoder.feature_dim), np.float32)
-    padded = np.zeros((chunk, size, size, 3), np.uint8)
-    for start in range(0, len(images), chunk):
-        part = images[start : start + chunk]
+    check_inputs(encoder.config, inputs)
+    chunk = _CHUNK.get(device.type, 64) if encoder.config.columns is None else _ROWS
+    dtype = np.uint8 if encoder.config.columns is None else np.float32
+    symbols = np.empty((len(inputs), encoder.config.latents), symbol_dtype(encoder.config.alphabet))
+    entropy = np.empty(len(inputs), np.float32)
+    features = np.empty((len(inputs), encoder.feature_dim), np.float32)
+    padded = np.zeros((chunk, *inputs.shape[1:]), dtype)
+    for start in range(0, len(inputs), chunk):
+        part = inputs[start : start + chunk]
         rows = slice(start, start + len(part))
         padded[: len(part)] = part
-        pixels = torch.from_numpy(padded).to(device).permute(0, 3, 1, 2).float()
-        latent = encoder.features(encoder.normalise(pixels).contiguous(memory_format=torch.channels_last))
+        latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
         posterior = encoder.posterior(latent)
         symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
-        entropy[rows] = posterior.entropy().sum(1)[: len(part)].cpu().numpy()
+        entropy[rows] = posterior.entropy().sum(1)[: len(part)].cpu().numpy() / BIT
         features[rows] = latent[: len(part)].float().cpu().numpy()
-    codes = Codes.from_symbols(symbols, alphabet=2, uncertainty=entropy)
+    codes = Codes.from_symbols(symbols, alphabet=encoder.config.alphabet, uncertainty=entropy)
     return Encoded(codes, features)
+
+
+encode_images = encode
+"""The name that :func:`encode` has where there are images only."""
+
+
+def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:
+    """Raise UsageError where an encoder of this configuration does not take such inputs."""
+    size, columns = config.size, config.columns
+    found = f"{inputs.dtype} {inputs.shape}"
+    if columns is None:
+        if inputs.ndim != 4 or inputs.shape[1:] != (size, size, 3) or inputs.dtype != np.uint8:
+            raise UsageError(f"this encoder takes uint8 images of shape (B, {size}, {size}, 3), not {found}.")
+    elif inputs.ndim != 2 or inputs.shape[1] != columns or inputs.dtype.kind != "f":
+        raise UsageError(f"this encoder takes float vectors of shape (B, {columns}), not {found}.")
+
+
+def _prepared(encoder: Encoder, inputs: Tensor) -> Tensor:
+    if encoder.config.columns is not None:
+        return inputs
+    pixels = inputs.permute(0, 3, 1, 2).float()
+    return encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)

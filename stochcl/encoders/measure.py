@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stochcl.encoders.inference import encode_images
+from stochcl.encoders.tree import DENOMINATOR, node_counts, quantised
 
 if TYPE_CHECKING:
     import torch
@@ -15,23 +16,30 @@ if TYPE_CHECKING:
     from stochcl.codes import Codes
     from stochcl.encoders.model import Encoder
 
-DENOMINATOR = 4096
-"""Probabilities of the coder's tables are multiples of 1/4096."""
+__all__ = ["DENOMINATOR", "Monitor", "hard_rate", "knn_accuracy", "measure_ones"]
 
 
 def measure_ones(codes: Codes) -> NDArray[np.int32]:
-    """Return the probability of a one of each latent, in units of 1/4096, of 1..4095, shape (D, 1)."""
-    symbols = codes.symbols()
-    ones = (symbols.sum(axis=0, dtype=np.int64) + 0.5) / (len(symbols) + 1)
-    rounded: NDArray[np.int32] = np.clip(np.rint(ones * DENOMINATOR), 1, DENOMINATOR - 1).astype(np.int32)
-    return rounded[:, None]
+    """Return the probability of a one at every node of every latent's tree, in units of 1/4096, of 1..4095.
+
+    The shape is (D, 2**bits - 1); of nodes that no code visits it is 1/2.
+    """
+    ones, visits = node_counts(codes)
+    return quantised((ones + 0.5) / (visits + 1))
 
 
 def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
-    """Return -log2 p of codes under the quantised prior: bits per image in a file, before its overhead."""
-    p = ones[:, 0] / DENOMINATOR
-    mean = codes.symbols().mean(axis=0)
-    return float(-(mean * np.log2(p) + (1 - mean) * np.log2(1 - p)).sum())
+    """Return -log2 p of codes under the quantised prior: bits per image in a file, before its overhead.
+
+    Parameters
+    ----------
+    codes : Codes
+    ones : ndarray of int32, shape (D, 2**bits - 1)
+        As :func:`measure_ones` gives them, of the same or of other codes.
+    """
+    p = ones / DENOMINATOR
+    taken, visits = node_counts(codes)
+    return float(-(taken * np.log2(p) + (visits - taken) * np.log2(1 - p)).sum() / len(codes))
 
 
 def knn_accuracy(

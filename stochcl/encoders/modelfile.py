@@ -27,6 +27,7 @@ KIND = "stochcl-encoder-0"
 """What the metadata of a model file says that it is."""
 
 _MAX_BYTES = 4 << 30
+_LATER = ("alphabet", "head", "embedding")  # fields that the first models had not
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def _tensors(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def _stored_type(name: str, tensor: Tensor) -> torch.dtype:
-    return torch.float16 if name.endswith(".weight") and tensor.ndim > 1 else tensor.dtype
+    halved = name == "codebooks" or (name.endswith(".weight") and tensor.ndim > 1)
+    return torch.float16 if halved else tensor.dtype
 
 
 def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
@@ -91,13 +93,14 @@ def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
 def _stored_config(config: EncoderConfig) -> dict[str, Any]:
     """Return the configuration as a file and the hash hold it.
 
-    The entropy model is left out where symbols are independent: models from before there was another kind keep
+    What came later than the first models is left out where it has its default value: models from before keep
     their hash, which archives name them by.
     """
     stored = asdict(config)
     if config.entropy == "independent":
         del stored["entropy"], stored["entropy_hidden"]
-    return stored
+    defaults = {f.name: f.default for f in fields(config) if f.name in _LATER}
+    return {name: value for name, value in stored.items() if name not in _LATER or value != defaults[name]}
 
 
 def _canonical(value: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,7 @@ def stochastic_contrastive(
         First views of all images, then second views, normalised.
     clean : Tensor of float, shape (C, 3, S', S'), C <= B
         The first C images themselves, normalised.
-    noise : Tensor of float, shape (2B, D)
+    noise : Tensor of float, shape (2B, the posterior's noise)
         Uniform in [0, 1).
     latents : int
         k, the prefix that is trained beside the full width.
@@ -177,7 +178,7 @@ def stochastic_contrastive(
         decorrelation=spread.detach(),
         reconstruction=reconstruction.detach(),
         rate=rate.detach(),
-        kl=posterior.kl(model.prior).sum(1).mean().detach(),
+        kl=posterior.kl(model.prior).sum(1).mean().detach() / math.log(2),
     )
 
 

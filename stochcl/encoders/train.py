@@ -24,6 +24,7 @@ from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.measure import Monitor, measure_ones
 from stochcl.encoders.model import ENTROPY, Encoder, EncoderConfig
 from stochcl.encoders.objective import Losses, Projectors, RateController, stochastic_contrastive
+from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import OutputError, TrainingError, UsageError
 
 if TYPE_CHECKING:
@@ -390,7 +391,7 @@ class Trainer:
         seed, model = self.options.seed, self.encoder
         images = torch.from_numpy(self.data.train[rows]).to(self.device).permute(0, 3, 1, 2)
         views = torch.cat([self.augmentation(images, keys, seed, s) for s in (_FIRST_VIEW, _SECOND_VIEW)])
-        noise = keyed_uniform(keys, seed, _LATENTS, 2 * model.config.latents)
+        noise = keyed_uniform(keys, seed, _LATENTS, 2 * POSTERIORS[model.config.posterior].noise(model.config))
         rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
         clean = images[: max(1, len(images) // 4)].float()
         bf16 = self.options.precision == "bf16"

@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from stochcl.encoders.inference import choose_device, encode_images
-from stochcl.encoders.posterior import Bernoulli
+from stochcl.encoders.posteriors import Bernoulli
 from stochcl.errors import UsageError
 from tests.encoders.making import make_encoder, make_images
 
@@ -50,7 +52,7 @@ def test_codes_are_modes_with_their_entropy(encoder, images, whole):
     agree = whole.codes.symbols() == posterior.mode().numpy()
     assert agree[posterior.logits.abs().numpy() > 1e-3].all()
     np.testing.assert_allclose(whole.features, features.numpy(), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(whole.codes.uncertainty, posterior.entropy().sum(1).numpy(), rtol=1e-3)
+    np.testing.assert_allclose(whole.codes.uncertainty, posterior.entropy().sum(1).numpy() / math.log(2), rtol=1e-3)
 
 
 def test_no_images_are_no_codes(encoder):

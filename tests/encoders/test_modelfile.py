@@ -107,10 +107,12 @@ def test_the_hash_is_of_every_tensor_and_all_of_the_configuration(path):
     other = {"backbone": "resnet18", "width": 5, "stem": "imagenet", "latents": 8, "ladder": (4, 8), "decoder": (9,)}
     other |= {"size": 17, "fit": "pad", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     changes = [{k: v} for k, v in other.items() if k != "latents"] + [{"latents": 9}]
-    changes += [{"entropy": "autoregressive"}, {"entropy": "autoregressive", "entropy_hidden": 3}]
+    changes += [{"entropy": "autoregressive"}, {"entropy": "autoregressive", "entropy_hidden": 3}, {"head": (7,)}]
+    changes += [{"posterior": "gaussian", "alphabet": 4}, {"posterior": "gaussian", "alphabet": 5}]
+    changes += [{"posterior": "categorical", "embedding": 1}, {"posterior": "categorical", "embedding": 2}]
     hashes |= {model_hash(tensors, make_config(**{"latents": 8} | c)) for c in changes}
     assert len(hashes) == 1 + len(tensors) + 3 + len(changes)
-    assert set(other) | {"posterior", "entropy", "entropy_hidden"} == set(asdict(config))
+    assert set(asdict(config)) == set(other).union(*changes)
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(path):
