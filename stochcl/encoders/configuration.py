@@ -28,7 +28,13 @@ MAX_CODEBOOK_NUMBERS = 1 << 25
 ENTROPY = ("independent", "autoregressive")
 """Kinds of entropy model that an encoder can bring along."""
 
-_NAMED = {"stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY}
+CLASSIFIES = ("vectors", "features")
+"""What a classifier can read."""
+
+MAX_CLASSES = 100_000
+"""Most classes of a classifier."""
+
+_NAMED = {"stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES}
 _EMBEDDING = 8
 
 
@@ -84,6 +90,10 @@ class EncoderConfig:
     embedding : int
         e, the numbers that stand for a categorical symbol in the decoder; 0 lets the alphabet decide (8 at most), and
         is right for the other families.
+    classes : tuple of str
+        What the classifier of a fine-tuned encoder tells apart, in the order of its rows; none where there is none.
+    classifies : str
+        What that classifier reads: the vectors that codes decode to, or the features before the latents.
 
     Raises
     ------
@@ -107,6 +117,8 @@ class EncoderConfig:
     alphabet: int = 2
     head: tuple[int, ...] = ()
     embedding: int = 0
+    classes: tuple[str, ...] = ()
+    classifies: str = "vectors"
 
     def __post_init__(self) -> None:
         if not self.ladder:
@@ -120,6 +132,7 @@ class EncoderConfig:
         self._check_code()
         self._check_layers()
         self._check_images()
+        self._check_classes()
 
     @property
     def columns(self) -> int | None:
@@ -171,3 +184,12 @@ class EncoderConfig:
         colours = (*self.mean, *self.std)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, colours)) or min(self.std) <= 0:
             raise UsageError(f"colours cannot have a mean of {self.mean} and a deviation of {self.std}.")
+
+    def _check_classes(self) -> None:
+        named = all(isinstance(name, str) and name for name in self.classes)
+        if not named or len(set(self.classes)) < len(self.classes):
+            raise UsageError("the classes of a classifier are texts, none of them empty, and all different.")
+        if len(self.classes) == 1 or len(self.classes) > MAX_CLASSES:
+            raise UsageError(f"a classifier has 2 to {MAX_CLASSES:,} classes, not {len(self.classes):,}.")
+        if not self.classes and self.classifies != "vectors":
+            raise UsageError(f"an encoder without classes does not classify {self.classifies}.")

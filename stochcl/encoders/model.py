@@ -16,6 +16,7 @@ from stochcl.encoders.entropy import EntropyNetwork, array_shapes
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised, first_level
 from stochcl.encoders.tree import nodes_per_symbol
+from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,6 +83,8 @@ class Encoder(nn.Module):
         the training images: what the coder's table is made of. Zero until it has been measured.
     codebooks : Parameter, float32, shape (D, K, e), or None
         What stands for a categorical symbol in the decoder.
+    classifier : Linear, from V to the number of classes, or None
+        What fine-tuning trains: it reads decoded vectors, or the features, as the configuration says.
     """
 
     ones: Tensor
@@ -101,6 +104,7 @@ class Encoder(nn.Module):
         self.codebooks: nn.Parameter | None = None
         if config.embedding:
             self.codebooks = nn.Parameter(torch.randn(config.latents, config.alphabet, config.embedding))
+        self.classifier = nn.Linear(features, len(config.classes)) if config.classes else None
         nodes = nodes_per_symbol(config.alphabet)
         self.register_buffer("ones", torch.zeros(config.latents, nodes, dtype=torch.int32))
         self.entropy: nn.Module | None = None
@@ -161,6 +165,26 @@ class Encoder(nn.Module):
         for i, layer in enumerate(self.decoder):
             x = layer(torch.relu(x) if i else x)
         return x.float()
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """Return the classifier's scores, log-odds, float32, shape (B, C), of what it reads, shape (B, V).
+
+        Raises
+        ------
+        UsageError
+            If the encoder has none.
+        """
+        if self.classifier is None:
+            raise UsageError("this encoder has no classifier; `stochcl finetune` makes one that has.")
+        scores: Tensor = self.classifier(vectors).float()
+        return scores
+
+    def set_classes(self, classes: tuple[str, ...], classifies: str = "vectors") -> None:
+        """Take a fresh classifier of these classes, which gives all of them the same score, in place of any other."""
+        self.config = replace(self.config, classes=classes, classifies=classifies)
+        self.classifier = nn.Linear(self.feature_dim, len(classes)).to(self.ones.device)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
 
     @property
     def decoder_scale(self) -> float:

@@ -27,7 +27,7 @@ KIND = "stochcl-encoder-0"
 """What the metadata of a model file says that it is."""
 
 _MAX_BYTES = 4 << 30
-_LATER = ("alphabet", "head", "embedding")  # fields that the first models had not
+_LATER = ("alphabet", "head", "embedding", "classes", "classifies")  # fields that the first models had not
 
 
 @dataclass(frozen=True)
