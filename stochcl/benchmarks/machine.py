@@ -18,7 +18,7 @@ ONE_THREAD = dict.fromkeys(
 )
 """Variables that keep numerical libraries to one thread; they are read when a library is first loaded."""
 
-_DISTRIBUTIONS = ("numpy", "constriction", "zstandard", "brotli", "faiss-cpu", "torch")
+_DISTRIBUTIONS = ("numpy", "constriction", "zstandard", "brotli", "faiss-cpu", "scikit-learn", "torch")
 
 
 def hardware() -> dict[str, Any]:

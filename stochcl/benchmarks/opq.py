@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from stochcl.benchmarks import models
+from stochcl.benchmarks.baselines.products import CENTROIDS, train_product
 from stochcl.benchmarks.codesets import CodeSet, split
 from stochcl.benchmarks.extras import need
 from stochcl.codes import Codes
 from stochcl.errors import SourceError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_CENTROIDS = 256
 _TRAINING = 12_000  # faiss asks for 39 rows a centroid
 _CLUSTERS = 50
 _RANK = 12
@@ -47,8 +42,8 @@ def opq(rows: int, latents: int, seed: int) -> CodeSet:
             out[mine] += rng.normal(size=(mine.sum(), loadings.shape[1])) @ loadings[k]
         return rng.permutation(out).astype(np.float32)
 
-    quantise = _train(vectors(_TRAINING), indices, seed)
-    fitting, coded = (Codes.from_symbols(quantise(vectors(rows)), alphabet=_CENTROIDS) for _ in range(2))
+    quantise = train_product(vectors(_TRAINING), indices, seed).quantise
+    fitting, coded = (Codes.from_symbols(quantise(vectors(rows)), alphabet=CENTROIDS) for _ in range(2))
     about = f"{indices} OPQ indices of seeded vectors of {dim} dimensions"
     return CodeSet("opq", coded, models.fitted(fitting), about)
 
@@ -62,34 +57,11 @@ def opq_of(name: str, features: np.ndarray, latents: int, seed: int) -> CodeSet:
         If there are too few rows to train a quantiser, or some are not finite.
     """
     need("faiss", "quantising vectors")
-    if len(features) < 2 * _CENTROIDS:
-        raise SourceError(f"{name}: a quantiser of {_CENTROIDS} values needs {2 * _CENTROIDS} rows or more.")
+    if len(features) < 2 * CENTROIDS:
+        raise SourceError(f"{name}: a quantiser of {CENTROIDS} values needs {2 * CENTROIDS} rows or more.")
     if not np.isfinite(features).all():
         raise SourceError(f"{name}: some of its numbers are not finite; leave those rows out.")
     indices = max(1, min(latents // 8, features.shape[1]))
-    quantise = _train(np.ascontiguousarray(features, np.float32), indices, seed)
-    codes = Codes.from_symbols(quantise(features), alphabet=_CENTROIDS)
+    quantise = train_product(np.ascontiguousarray(features, np.float32), indices, seed).quantise
+    codes = Codes.from_symbols(quantise(features), alphabet=CENTROIDS)
     return split(name, codes, f"{indices} OPQ indices of {features.shape[1]} features")
-
-
-def _train(vectors: np.ndarray, indices: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Train rotation and quantiser, seeded, and return the function from vectors to indices."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)  # sums in another order would give other indices on another machine
-    width = -(-vectors.shape[1] // indices) * indices
-    pq = faiss.ProductQuantizer(width, indices, 8)
-    pq.cp.seed = seed % (1 << 31)
-    pq.cp.min_points_per_centroid = 1
-    rotation = faiss.OPQMatrix(vectors.shape[1], indices, width)
-    rotation.pq = pq
-    rotation.niter = 10
-    rotation.max_train_points = _TRAINING
-    rotation.train(vectors)
-    pq.train(rotation.apply(vectors[:_TRAINING]))
-
-    def quantise(values: np.ndarray) -> np.ndarray:
-        codes: np.ndarray = pq.compute_codes(rotation.apply(np.ascontiguousarray(values, np.float32)))
-        return codes
-
-    return quantise

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from stochcl.benchmarks import codec as codec_benchmark
+from stochcl.benchmarks import embeddings as embeddings_benchmark
+from stochcl.benchmarks.pricing import CODINGS
 from stochcl.benchmarks.results import make_folder, tables, write_results
 from stochcl.cli.output import JSON, progress_bar, say, show, table
 
@@ -21,6 +23,7 @@ def benchmark() -> None:
     \b
     Example:
       stochcl benchmark codec -o results/
+      stochcl benchmark embeddings train.npy --test test.npy -o results/
     """
 
 
@@ -69,4 +72,78 @@ def codec(output: Path, *, as_json: bool, **options: Any) -> None:
         result = codec_benchmark.benchmark_codec(request, output, progress=bar, say=say)
     paths = write_results(result, output, "codec")
     show(result, [line for part in tables(result) for line in table(*part)], as_json=as_json)
+    say(f"written to {paths[0]} and {paths[1].name}")
+
+
+@benchmark.command()
+@click.argument("train", metavar="TRAIN", type=click.Path(path_type=Path))
+@click.option(
+    "--test",
+    required=True,
+    metavar="TEST",
+    type=click.Path(path_type=Path),
+    help="The matrix that is compressed and measured on.",
+)
+@click.option("--labels", metavar="FILE", type=click.Path(path_type=Path), help="Of TRAIN: .npy of integers or text.")
+@click.option("--test-labels", metavar="FILE", type=click.Path(path_type=Path), help="Of TEST.")
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A model file trained on TRAIN; may be repeated.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The folder for embeddings.json and embeddings.csv.",
+)
+@click.option(
+    "--bits",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(32, 64, 128, 256),
+    show_default=True,
+    help="Bits of a row; may be repeated.",
+)
+@click.option(
+    "--only",
+    "methods",
+    multiple=True,
+    type=click.Choice(embeddings_benchmark.METHODS),
+    help="This method of others; may be repeated.  [default: all]",
+)
+@click.option(
+    "--coding",
+    "codings",
+    multiple=True,
+    type=click.Choice(CODINGS),
+    default=CODINGS[:3],
+    show_default=True,
+    help="How others' codes are stored; network takes long.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is random.")
+@JSON
+def embeddings(output: Path, *, as_json: bool, **options: Any) -> None:
+    """Set models for embeddings beside sign bits, ITQ, PQ, OPQ, residual and scalar quantisation, and floats.
+
+    TRAIN and TEST are matrices, .npy, a row a vector. Everything is fitted to TRAIN; of TEST, the bits in a file are
+    counted, and from the decoded vectors come the accuracy of a linear classifier (where there are labels), the
+    squared error, and how many of the ten nearest rows are found, the query as it is or decoded as well.
+
+    \b
+    Example:
+      stochcl benchmark embeddings train.npy --test test.npy -m head.safetensors -o results/
+    """
+    make_folder(output)
+    options["methods"] = options["methods"] or embeddings_benchmark.METHODS
+    request = embeddings_benchmark.Request(**options)
+    with progress_bar("methods", rate=False) as bar:
+        result = embeddings_benchmark.benchmark_embeddings(request, progress=bar, say=say)
+    paths = write_results(result, output, "embeddings")
+    title, columns = embeddings_benchmark.title(result), embeddings_benchmark.COLUMNS
+    show(result, table(title, columns, embeddings_benchmark.lines(result)), as_json=as_json)
     say(f"written to {paths[0]} and {paths[1].name}")
