@@ -17,14 +17,14 @@ from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tabl
 from stochcl.data import Preprocess, printable
 from stochcl.data.files import read_regular
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.encoders.inference import choose_device, encode_images
+from stochcl.encoders.inference import check_inputs, choose_device, encode
 from stochcl.encoders.modelfile import load_model
 from stochcl.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
     from stochcl.api.report import Report
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from stochcl.encoders.inference import Encoded
 
 _DENOMINATOR = 4096
+_FLOAT = 4  # bytes
 
 
 class Codec:
-    """An encoder, ready to compress images; :func:`stochcl.load` makes one.
+    """An encoder, ready to compress images, or vectors; :func:`stochcl.load` makes one.
 
     Parameters
     ----------
@@ -63,6 +64,16 @@ class Codec:
         return self._encoder.config.latents
 
     @property
+    def alphabet(self) -> int:
+        """K, the number of values of a latent."""
+        return self._encoder.config.alphabet
+
+    @property
+    def columns(self) -> int | None:
+        """W, the width of the vectors that the model takes; None where it takes images."""
+        return self._encoder.config.columns
+
+    @property
     def size(self) -> int:
         """Side of the square that images are brought to, in pixels."""
         return self._encoder.config.size
@@ -75,12 +86,12 @@ class Codec:
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables, made from the model: a function of its tensors alone."""
-        entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR)
+        entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR, self.alphabet)
         network = self._encoder.entropy_network()
         return Tables(
             self._encoder.config.ladder,
             entropy,
-            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()[:3]),
+            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
             autoregressive=None
             if network is None
             else AutoregressiveModel(latents=network.latents, alphabet=network.alphabet, **network.arrays()),
@@ -91,13 +102,16 @@ class Codec:
         """Whether the package brings these tables along, so that archives need not hold them."""
         return resources.files("stochcl").joinpath("tables", f"{self.tables.sha256}.tables").is_file()
 
-    def encode(self, images: NDArray[np.uint8] | Sequence[Any], *, latents: int | None = None) -> Codes:
-        """Encode images.
+    def encode(
+        self, images: NDArray[np.uint8] | NDArray[np.floating] | Sequence[Any], *, latents: int | None = None
+    ) -> Codes:
+        """Encode images, or vectors if the model is one of vectors.
 
         Parameters
         ----------
         images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W, 1), or sequence of path, Pillow image or array
-            Brought to the model's size as its preprocessing says.
+            Brought to the model's size as its preprocessing says. For a model of vectors of W numbers: an ndarray of
+            float, shape (N, W), or a sequence of such rows.
         latents : int, optional
             Keep this prefix only.
 
@@ -109,7 +123,8 @@ class Codec:
         Raises
         ------
         UsageError
-            If it is a single image (put it into a list), an array of another shape or type, or too narrow a model.
+            If it is a single image (put it into a list), an array of another shape or type, a vector that is not
+            finite, or too narrow a model.
         ImageError
             If an image cannot be read; the message says which.
 
@@ -123,14 +138,32 @@ class Codec:
         """
         if latents is not None and not 1 <= latents <= self.latents:
             raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
-        codes = self.encode_pixels(self._pixels(images)).codes
-        return codes if latents is None else codes.prefix(latents)
+        encoded = self.encode_vectors(images) if self.columns else self.encode_pixels(self._pixels(images))
+        return encoded.codes if latents is None else encoded.codes.prefix(latents)
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
-        return encode_images(self._encoder, pixels, self.device)
+        return encode(self._encoder, pixels, self.device)
 
-    def _pixels(self, images: NDArray[np.uint8] | Sequence[Any]) -> NDArray[np.uint8]:
+    def encode_vectors(self, vectors: ArrayLike) -> Encoded:
+        """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
+
+        Raises
+        ------
+        UsageError
+            If they are of another shape or type, or one is not finite as float32.
+        """
+        array = np.asarray(vectors)
+        check_inputs(self._encoder.config, array)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+        finite = np.isfinite(array).all(axis=1)
+        if not finite.all():
+            row = int(finite.argmin())
+            raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
+        return encode(self._encoder, array, self.device)
+
+    def _pixels(self, images: NDArray[Any] | Sequence[Any]) -> NDArray[np.uint8]:
         preprocess = self.preprocess
         size = preprocess.size
         if isinstance(images, np.ndarray):
@@ -151,20 +184,25 @@ class Codec:
                 raise type(exc)(f"image {i:,}: {exc}") from exc
         return out
 
-    def header(self, *, latents: int, preprocess: Preprocess, source_kind: str) -> Header:
-        """Return the header of an archive of this model's codes."""
+    def header(self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None) -> Header:
+        """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
+        preprocess = preprocess or self.preprocess
+        if self.columns is None:
+            size, prepared = preprocess.size**2 * 3, {"size": preprocess.size, "fit": preprocess.fit}
+        else:
+            size, prepared = self.columns * _FLOAT, {}
         return Header(
             model=self.model.name,
             model_sha256=self.model.sha256,
             model_latents=self.latents,
             latents=latents,
-            alphabet=2,
+            alphabet=self.alphabet,
             precision="fp32",
             tables_sha256=self.tables.sha256,
             feature_dim=self._encoder.feature_dim,
-            input_bytes=preprocess.size**2 * 3,
+            input_bytes=size,
             source_kind=source_kind,
-            preprocess={"size": preprocess.size, "fit": preprocess.fit},
+            preprocess=prepared,
         )
 
     def compress(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.compress.codebooks import MAX_WIDTH, Codebooks
 from stochcl.compress.framing import check_limit
 from stochcl.errors import FormatError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct("<II")
 _MAX_LAYERS = 16
-_MAX_WIDTH = 1 << 16
 _CHUNK = 1024  # rows; the layers' activations of a chunk stay in the cache
 
 
@@ -28,14 +28,17 @@ class VectorDecoder:
     """A small perceptron from symbols to a float vector.
 
     The input of latent i is ``(symbol - centre[i]) * scale[i]``; a latent that a code does not have counts as
-    its centre, the prior's mean. Between layers stands a ReLU. Weights are stored as float16 and evaluated in
-    float32, so vectors agree across machines to rounding; symbols, unlike them, agree exactly.
+    its centre, the prior's mean. With codebooks, where symbols are not numbers, each latent has e inputs, and its
+    symbol's embedding stands for the symbol. Between layers stands a ReLU. Weights are stored as float16 and
+    evaluated in float32, so vectors agree across machines to rounding; symbols, unlike them, agree exactly.
 
     Parameters
     ----------
-    centre, scale : ndarray of float32, shape (D,)
+    centre, scale : ndarray of float32, shape (D,), or (D * e,) with codebooks
     layers : tuple of (weight, bias)
-        float16 of shape (out, in) and (out,); the first ``in`` is D.
+        float16 of shape (out, in) and (out,); the first ``in`` is as long as ``centre``.
+    codebooks : Codebooks, optional
+        The embeddings of a categorical code's symbols.
 
     Raises
     ------
@@ -46,6 +49,7 @@ class VectorDecoder:
     centre: NDArray[np.float32]
     scale: NDArray[np.float32]
     layers: tuple[tuple[NDArray[np.float16], NDArray[np.float16]], ...]
+    codebooks: Codebooks | None = None
 
     kind = "mlp"
 
@@ -53,6 +57,9 @@ class VectorDecoder:
         width = len(self.centre)
         if self.centre.shape != self.scale.shape or not self.layers:
             raise FormatError("a vector decoder needs a centre and a scale for each latent, and layers")
+        if self.codebooks is not None and self.codebooks.latents * self.codebooks.width != width:
+            books = f"{self.codebooks.latents} codebooks of {self.codebooks.width} numbers a symbol"
+            raise FormatError(f"a vector decoder with {width} inputs does not fit {books}")
         arrays: list[NDArray[np.floating]] = [self.centre, self.scale]
         for weight, bias in self.layers:
             if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
@@ -68,15 +75,28 @@ class VectorDecoder:
         centre: NDArray[np.floating],
         scale: NDArray[np.floating],
         layers: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
+        codebooks: NDArray[np.floating] | None = None,
     ) -> VectorDecoder:
-        """Round arrays of any float type to the types that are stored."""
-        rounded = tuple((w.astype(np.float16), b.astype(np.float16)) for w, b in layers)
-        return cls(centre.astype(np.float32), scale.astype(np.float32), rounded)
+        """Round arrays of any float type to the types that are stored.
+
+        Raises
+        ------
+        FormatError
+            If shapes do not fit together, or a number is not finite or too large for float16.
+        """
+        with np.errstate(over="ignore"):  # what overflows is not finite, and refused
+            rounded = tuple((w.astype(np.float16), b.astype(np.float16)) for w, b in layers)
+            books = None if codebooks is None else Codebooks(codebooks.astype(np.float16))
+        return cls(centre.astype(np.float32), scale.astype(np.float32), rounded, books)
 
     @property
     def latents(self) -> int:
         """D, the number of latents that it takes."""
-        return len(self.centre)
+        return len(self.centre) if self.codebooks is None else self.codebooks.latents
+
+    @property
+    def _inputs_per_latent(self) -> int:
+        return 1 if self.codebooks is None else self.codebooks.width
 
     @property
     def dim(self) -> int:
@@ -85,9 +105,11 @@ class VectorDecoder:
 
     def select(self, latents: Sequence[int]) -> VectorDecoder:
         """Return the decoder that takes only these latents; all others count as their centres."""
-        kept = list(latents)
+        e = self._inputs_per_latent
+        kept = (np.asarray(latents, np.intp)[:, None] * e + np.arange(e)).reshape(-1)
         (weight, bias), *rest = self.layers
-        return VectorDecoder(self.centre[kept], self.scale[kept], ((weight[:, kept], bias), *rest))
+        books = None if self.codebooks is None else self.codebooks.select(latents)
+        return VectorDecoder(self.centre[kept], self.scale[kept], ((weight[:, kept], bias), *rest), books)
 
     def decode(
         self, symbols: NDArray[np.integer], dtype: type[np.float32] | type[np.float64] = np.float32
@@ -106,14 +128,17 @@ class VectorDecoder:
             msg = f"this decoder takes {self.latents} latents, not {k}"
             raise ValueError(msg)
         layers = [(w.astype(dtype), b.astype(dtype)) for w, b in self.layers]
-        centre: NDArray[Any] = self.centre[:k].astype(dtype)
-        scale: NDArray[Any] = self.scale[:k].astype(dtype)
-        layers[0] = (layers[0][0][:, :k], layers[0][1])
+        inputs = k * self._inputs_per_latent
+        centre: NDArray[Any] = self.centre[:inputs].astype(dtype)
+        scale: NDArray[Any] = self.scale[:inputs].astype(dtype)
+        layers[0] = (layers[0][0][:, :inputs], layers[0][1])
         out = np.empty((rows, self.dim), dtype)
         for start in range(0, rows, _CHUNK):
             # Weights of a foreign file may overflow; its vectors are then not finite, which is no one's warning.
             with np.errstate(over="ignore", invalid="ignore"):
-                x = (symbols[start : start + _CHUNK].astype(dtype) - centre) * scale
+                part = symbols[start : start + _CHUNK]
+                values = part if self.codebooks is None else self.codebooks.look_up(part)
+                x = (values.astype(dtype) - centre) * scale
                 for i, (weight, bias) in enumerate(layers):
                     if i:
                         np.maximum(x, 0, out=x)
@@ -123,8 +148,11 @@ class VectorDecoder:
         return out
 
     def to_bytes(self) -> bytes:
-        """Write latents, layers, their widths (uint32), centre, scale (float32), weights, biases (float16)."""
-        parts = [_HEAD.pack(self.latents, len(self.layers))]
+        """Write inputs, layers, their widths (uint32), centre, scale (float32), weights, biases (float16).
+
+        Codebooks are not among them: they have a section of their own.
+        """
+        parts = [_HEAD.pack(len(self.centre), len(self.layers))]
         parts += [struct.pack("<I", len(bias)) for _, bias in self.layers]
         parts += [self.centre.astype("<f4").tobytes(), self.scale.astype("<f4").tobytes()]
         for weight, bias in self.layers:
@@ -132,8 +160,8 @@ class VectorDecoder:
         return b"".join(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> VectorDecoder:
-        """Read what :meth:`to_bytes` wrote.
+    def from_bytes(cls, data: bytes, codebooks: Codebooks | None = None) -> VectorDecoder:
+        """Read what :meth:`to_bytes` wrote, beside the codebooks that it was written with.
 
         Raises
         ------
@@ -142,13 +170,13 @@ class VectorDecoder:
         """
         if len(data) < _HEAD.size:
             raise FormatError("a vector decoder ends too early")
-        latents, count = _HEAD.unpack_from(data)
+        inputs, count = _HEAD.unpack_from(data)
         check_limit(count, _MAX_LAYERS, "the number of a vector decoder's layers")
         if len(data) < _HEAD.size + 4 * count or not count:
             raise FormatError("a vector decoder ends too early")
-        widths = [latents, *struct.unpack_from(f"<{count}I", data, _HEAD.size)]
-        check_limit(max(widths), _MAX_WIDTH, "the width of a vector decoder's layer")
-        needed = _HEAD.size + 4 * count + 8 * latents
+        widths = [inputs, *struct.unpack_from(f"<{count}I", data, _HEAD.size)]
+        check_limit(max(widths), MAX_WIDTH, "the width of a vector decoder's layer")
+        needed = _HEAD.size + 4 * count + 8 * inputs
         needed += sum(2 * (i + 1) * o for i, o in pairwise(widths))
         if len(data) != needed:
             raise FormatError(f"a vector decoder has {len(data):,} bytes, not {needed:,}")
@@ -161,6 +189,8 @@ class VectorDecoder:
             position += array.nbytes
             return array.reshape(shape)
 
-        centre, scale = take("<f4", latents), take("<f4", latents)
-        layers = [(take("<f2", o, i), take("<f2", o)) for i, o in pairwise(widths)]
-        return cls.from_arrays(centre, scale, layers)
+        centre, scale = take("<f4", inputs).astype(np.float32), take("<f4", inputs).astype(np.float32)
+        layers = (
+            (take("<f2", o, i).astype(np.float16), take("<f2", o).astype(np.float16)) for i, o in pairwise(widths)
+        )
+        return cls(centre, scale, tuple(layers), codebooks)

@@ -16,6 +16,7 @@ import numpy as np
 from stochcl.atomic import replacing
 from stochcl.codes import Codes
 from stochcl.compress.autoregressive import AutoregressiveModel
+from stochcl.compress.codebooks import Codebooks
 from stochcl.compress.coder import decode_block, encode_block
 from stochcl.compress.decoder import VectorDecoder
 from stochcl.compress.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
@@ -72,6 +73,9 @@ class Tables:
         if self.decoder is not None and self.decoder.latents != self.latents:
             msg = f"the vector decoder takes {self.decoder.latents} latents, the entropy model {self.latents}"
             raise FormatError(msg)
+        books = None if self.decoder is None else self.decoder.codebooks
+        if books is not None and books.alphabet != self.alphabet:
+            raise FormatError(f"the codebooks are of {books.alphabet} symbols, the entropy model of {self.alphabet}")
         network = self.autoregressive
         if network is not None and (network.latents, network.alphabet) != (self.latents, self.alphabet):
             raise FormatError(
@@ -108,6 +112,8 @@ class Tables:
         if self.autoregressive is not None:
             sections.append((self.autoregressive.kind, self.autoregressive.to_bytes()))
         if self.decoder is not None:
+            if self.decoder.codebooks is not None:
+                sections.append((self.decoder.codebooks.kind, self.decoder.codebooks.to_bytes()))
             sections.append((self.decoder.kind, self.decoder.to_bytes()))
         sections.append(("self-test", self._self_test()))
         head = _HEAD.pack(MAGIC, VERSION, len(sections), self.latents, self.alphabet, len(self.ladder))
@@ -144,12 +150,15 @@ class Tables:
         *ladder, expected = unpack(layout, data, _HEAD.size, "the ladder")
         check_crc(expected, "the head of the tables", data[:end])
         sections = _sections(data, end + 4, count)
-        if unknown := set(sections) - {"independent", "autoregressive", "mlp", "self-test"}:
+        if unknown := set(sections) - {"independent", "autoregressive", "codebooks", "mlp", "self-test"}:
             msg = f"the decoding tables have sections that this program does not know ({printable(min(unknown))})"
             raise UnsupportedVersion(f"{msg}; update stochcl")
         if "independent" not in sections:
             raise FormatError("the decoding tables have no entropy model")
-        decoder = VectorDecoder.from_bytes(sections["mlp"]) if "mlp" in sections else None
+        if "codebooks" in sections and "mlp" not in sections:
+            raise FormatError("the decoding tables have codebooks, and no vector decoder that takes them")
+        books = Codebooks.from_bytes(sections["codebooks"]) if "codebooks" in sections else None
+        decoder = VectorDecoder.from_bytes(sections["mlp"], books) if "mlp" in sections else None
         network = sections.get("autoregressive")
         tables = cls(
             tuple(ladder),
