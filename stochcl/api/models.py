@@ -64,13 +64,21 @@ class ModelCard:
         where = f"{record.get('seconds', 0) / 60:,.0f} minutes on {record.get('hardware')}"
         out = [
             f"{printable(self.name)}: {config.get('latents'):,} latents, {self.bytes:,} bytes",
-            f"  network: {config.get('backbone')} of width {config.get('width')}, {config.get('size')} pixels",
+            f"  network: {_network(config)}",
             f"  codes: the first {rungs} latents",
             f"  trained on: {', '.join(record.get('sources', ()))}; {seen}, {where}",
         ]
         for name, value in sorted(record.get("figures", {}).items(), key=_natural):
             out.append(f"  {name}: {value}")
         return out
+
+
+def _network(config: dict[str, Any]) -> str:
+    backbone = str(config.get("backbone"))
+    if backbone.startswith("features:"):
+        return f"for vectors of {backbone.removeprefix('features:')} numbers"
+    width = "" if backbone.startswith("timm:") else f" of width {config.get('width')}"
+    return f"{backbone}{width}, {config.get('size')} pixels"
 
 
 def _natural(item: tuple[str, str]) -> list[tuple[int, str]]:
@@ -142,16 +150,23 @@ def given_tables(model: str | os.PathLike[str] | None) -> tuple[Tables | Path, .
     return (Codec(model, device="cpu").tables,)
 
 
-def model_cards() -> list[ModelCard]:
+def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
     """Describe the embedded models and those of ``$STOCHCL_MODELS``, without loading their weights.
 
-    Raises
-    ------
-    ModelError
-        If one of them is damaged.
+    Returns
+    -------
+    list of ModelCard
+    list of (Path, ModelError)
+        Files that are damaged, or something else, with what is wrong with each.
     """
     paths = [*embedded_models(), *(p for folder in _folders() for p in sorted(folder.glob(f"*{ENDING}")))]
-    return [_card(path) for path in paths]
+    cards, damaged = [], []
+    for path in paths:
+        try:
+            cards.append(_card(path))
+        except ModelError as exc:
+            damaged.append((path, exc))
+    return cards, damaged
 
 
 def _card(path: Path) -> ModelCard:

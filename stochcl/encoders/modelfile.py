@@ -82,7 +82,7 @@ def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
 
 def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
     """Hash tensors (names, types, shapes, bytes) and configuration, in hex; independent of the file's layout."""
-    digest = hashlib.sha256(_canonical(_stored_config(config)))
+    digest = hashlib.sha256(_canonical(stored_config(config)))
     for name, tensor in sorted(tensors.items()):
         head = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
         digest.update(_canonical(head))
@@ -90,7 +90,7 @@ def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
     return digest.hexdigest()
 
 
-def _stored_config(config: EncoderConfig) -> dict[str, Any]:
+def stored_config(config: EncoderConfig) -> dict[str, Any]:
     """Return the configuration as a file and the hash hold it.
 
     What came later than the first models is left out where it has its default value: models from before keep
@@ -123,7 +123,7 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
             raise ModelError(f"{printable(path)}: {name} holds {wrong}; the model is not written.")
     metadata = {
         "kind": KIND,
-        "config": json.dumps(_stored_config(encoder.config), sort_keys=True),
+        "config": json.dumps(stored_config(encoder.config), sort_keys=True),
         "record": json.dumps(record, sort_keys=True),
     }
     try:

@@ -59,7 +59,8 @@ def test_what_is_not_there_is_answered_with_what_is(package):
 
 def test_cards_say_what_models_are_without_loading_them(package, model, tmp_path, monkeypatch):
     monkeypatch.setenv("STOCHCL_MODELS", str(model.parent))
-    general, mine = models.model_cards()
+    (general, mine), damaged = models.model_cards()
+    assert damaged == []
     assert (general.name, mine.name) == ("general", "tiny")
     assert general.bytes == model.stat().st_size
     assert general.config["latents"] == mine.config["latents"] == 32
@@ -87,12 +88,27 @@ def test_figures_are_shown_where_the_record_has_them(tmp_path):
     [{}, {"config": "[]", "record": "{}"}, {"config": "{}", "record": "{}"}, {"config": "{", "record": "{}"},
      {"config": '{"latents": "many"}', "record": "{}"}, {"config": '{"latents": 8, "ladder": 8}', "record": "{}"}],
 )  # fmt: skip
-def test_a_card_that_makes_no_sense_is_a_damaged_model(tmp_path, monkeypatch, metadata):
+def test_a_card_that_makes_no_sense_is_a_damaged_model(package, tmp_path, monkeypatch, metadata):
     text = json.dumps({"__metadata__": metadata}).encode()
     (tmp_path / "bad.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     monkeypatch.setenv("STOCHCL_MODELS", str(tmp_path))
-    with pytest.raises(ModelError, match=r"bad\.safetensors: this is not a stochcl model, or it is damaged"):
-        models.model_cards()
+    cards, [(path, error)] = models.model_cards()
+    assert [card.name for card in cards] == ["general"]
+    assert path == tmp_path / "bad.safetensors"
+    assert isinstance(error, ModelError)
+    assert str(error).startswith(f"{path}: this is not a stochcl model, or it is damaged")
+
+
+@pytest.mark.parametrize(
+    ("config", "network"),
+    [
+        ({"backbone": "features:512", "width": 64, "size": 64}, "for vectors of 512 numbers"),
+        ({"backbone": "timm:vit_small", "width": 64, "size": 224}, "timm:vit_small, 224 pixels"),
+    ],
+)
+def test_cards_say_of_a_network_what_means_something(tmp_path, config, network):
+    lines = models.ModelCard("m", tmp_path / "m", 1, {"latents": 8} | config, {}).lines()
+    assert lines[1] == f"  network: {network}"
 
 
 def test_figures_stand_in_the_order_of_their_numbers(tmp_path):

@@ -29,7 +29,7 @@ def commands(images, model, codes, out):
         "decompress": (["decompress", codes, "-o", out / "a.npz"], {"schema", "path", "images", "bytes", "holds"}),
         "evaluate": (["evaluate", codes], evaluation),
         "train": (["train", images, "-o", out / "new.safetensors", *tiny], train),
-        "models": (["models"], {"schema", "models"}),
+        "models": (["models"], {"schema", "models", "damaged"}),
         "demo": (["demo", "-m", model], REPORT | {"images_per_second", "accuracy", "pixel_bits_per_image"}),
     }
 
