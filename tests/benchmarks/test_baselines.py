@@ -137,7 +137,7 @@ def test_a_quantiser_of_a_given_step_errs_by_half_of_it():
     fitted = PrincipalScalar.at_step(TRAIN, 0.5)
     vectors = fitted.vectors(fitted.codes(TRAIN))
     assert np.sqrt(np.square(TRAIN - vectors).mean()) == pytest.approx(0.5 / 12**0.5, rel=0.05)
-    far = fitted.codes(TEST * 100).symbols().max(axis=0)  # clipped to what training rows had
+    far = fitted.codes(np.concatenate([TEST, -TEST]) * 100).symbols().max(axis=0)  # clipped to what training rows had
     assert (far == fitted.codes(TRAIN).symbols().max(axis=0)).all()
 
 
