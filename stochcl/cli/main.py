@@ -24,6 +24,7 @@ COMMANDS = {
     "decompress": "Decode codes to arrays: .npz, .npy, .csv or .parquet.",
     "evaluate": "Train a classifier or regressor on codes and score it.",
     "train": "Train an encoder on your own images.",
+    "finetune": "Train a model on labels, and keep its classifier.",
     "benchmark": "Set the codec beside other compressors, on this machine.",
     "models": "List the models that come with stochcl, with their figures.",
     "demo": "Run the whole story on example images, in under a minute.",

@@ -1,0 +1,64 @@
+"""The entropy models that an encoder brings along, fitted to the codes of its training images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stochcl.codes import Codes
+from stochcl.encoders.entropy import MIN_CODES, fit_entropy, smaller_images
+from stochcl.encoders.inference import encode_images
+from stochcl.encoders.measure import measure_ones
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from stochcl.encoders.model import Encoder
+
+_MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}
+
+
+def fit_tables(
+    encoder: Encoder, images: NDArray[np.uint8], device: torch.device, *, entropy: str = "autoregressive",
+    hidden: int | None = None, max_time: float | None = None, seed: int = 0, precision: str = "bf16",
+    progress: Callable[[float, str], None] = lambda fraction, line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the table of independent symbols, and fit the entropy network, on codes of training images.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        In evaluation mode, on ``device``; it takes both along.
+    images : ndarray of uint8, shape (N, S, S, 3)
+        Training images; a seeded choice of 20,000, or 100,000 for a network.
+    device : torch.device
+    entropy : str
+        autoregressive, or independent for no network.
+    hidden, max_time, precision, progress
+        See :func:`~stochcl.encoders.entropy.fit_entropy`.
+    seed : int
+
+    Returns
+    -------
+    dict
+        The network's record; empty where there is none.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(images))[: _MEASURED_IMAGES[entropy]]
+    images = images[np.sort(chosen)]
+    codes = encode_images(encoder, images, device).codes
+    encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
+    if entropy == "independent" or len(codes) < MIN_CODES:
+        encoder.set_entropy(None)
+        return {}
+    smaller = encode_images(encoder, smaller_images(images, seed), device).codes
+    both = Codes(np.concatenate([codes.packed, smaller.packed]), codes.latents, codes.alphabet)
+    fitted = fit_entropy(
+        both, encoder.config.ladder, versions=2, hidden=hidden, max_time=max_time, seed=seed, precision=precision,
+        progress=progress,
+    )  # fmt: skip
+    encoder.set_entropy(fitted.network)
+    return fitted.record

@@ -1,0 +1,1 @@
+"""Fine-tuning: an encoder trained on labels, through its stochastic layer, and the classifier on its codes."""
