@@ -22,7 +22,7 @@ from stochcl.encoders.finetuning.objective import (
     deterministic_classification,
     mixup,
     soft_targets,
-)  # fmt: skip
+)
 from stochcl.encoders.finetuning.scoring import class_indices, class_scores, top1
 from stochcl.encoders.finetuning.strong import StrongAugmentation
 from stochcl.encoders.inference import choose_device

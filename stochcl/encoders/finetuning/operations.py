@@ -115,10 +115,10 @@ def _moved(images: Tensor, rows: list[Tensor]) -> Tensor:
 
 
 def rotate(images: Tensor, amount: Tensor) -> Tensor:
-    """Turn about the middle."""
+    """Turn about the middle, anticlockwise where the amount is positive."""
     angle = torch.deg2rad(_TURNED * amount)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
-    return _moved(images, [cos, sin, zero, -sin, cos, zero])
+    return _moved(images, [cos, -sin, zero, sin, cos, zero])
 
 
 def shear_x(images: Tensor, amount: Tensor) -> Tensor:
