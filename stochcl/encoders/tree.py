@@ -24,6 +24,7 @@ DENOMINATOR = 4096
 """Probabilities of the coder's tables are multiples of 1/4096."""
 
 _ROWS = 2048  # of codes at a time
+_REACHED = 1e-18  # a probability whose square, by which its gradient is divided, float32 still holds
 
 
 def nodes_per_symbol(alphabet: int) -> int:
@@ -73,7 +74,7 @@ def quantised(probabilities: NDArray[np.floating]) -> NDArray[np.int32]:
 def node_probabilities(probabilities: Tensor) -> Tensor:
     """Return the probability of a one at every node, shape (..., 2**bits - 1), of symbols' own, shape (..., K).
 
-    It is 1/2 at a node that no symbol reaches.
+    It is 1/2 at a node that is hardly ever reached.
     """
     bits = bits_per_symbol(probabilities.shape[-1])
     leaves = functional.pad(probabilities, (0, (1 << bits) - probabilities.shape[-1]))
@@ -81,7 +82,7 @@ def node_probabilities(probabilities: Tensor) -> Tensor:
     for level in range(bits):
         children = leaves.reshape(*leaves.shape[:-1], 1 << level, 2, -1).sum(-1)
         total = children.sum(-1)
-        reached = total > 0
+        reached = total > _REACHED
         levels.append(torch.where(reached, children[..., 1] / torch.where(reached, total, 1), 0.5))
     return torch.cat(levels, dim=-1)
 

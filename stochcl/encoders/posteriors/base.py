@@ -101,6 +101,13 @@ class Posterior(ABC):
         """Return the symbols that a file holds, shape (B, D), uint8, or int32 where K > 256."""
 
     @abstractmethod
+    def tempered(self, temperature: float) -> Posterior:
+        """Return a posterior of the same mode, less sure of it where the temperature is above 1.
+
+        Log-odds and logits are divided by it, the deviation of a Gaussian latent is multiplied by it.
+        """
+
+    @abstractmethod
     def embed(self, symbols: Tensor) -> Tensor:
         """Return symbols, integers of shape (B, D), in decoder form, float32."""
 

@@ -45,6 +45,9 @@ class Bernoulli(Posterior):
     def mode(self) -> Tensor:  # noqa: D102
         return (self.parameters > 0).to(torch.uint8)
 
+    def tempered(self, temperature: float) -> Bernoulli:  # noqa: D102
+        return Bernoulli(self.parameters / temperature, self.config)
+
     def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
         return symbols.float()
 

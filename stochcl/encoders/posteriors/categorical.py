@@ -47,6 +47,9 @@ class Categorical(Posterior):
     def mode(self) -> Tensor:  # noqa: D102
         return self.logits.argmax(dim=2).to(symbol_type(self.config.alphabet))
 
+    def tempered(self, temperature: float) -> Categorical:  # noqa: D102
+        return Categorical(self.parameters / temperature, self.config)
+
     def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
         return functional.one_hot(symbols.long(), self.config.alphabet).float()
 
@@ -58,7 +61,7 @@ class Categorical(Posterior):
 
         With a straight-through draw, a decision's gradient is that of its probability, over all symbols.
         """
-        return (draw @ symbol_bits(self.config.alphabet, draw.device)).reshape(len(draw), -1)
+        return (draw @ symbol_bits(self.config.alphabet, draw.device).to(draw.dtype)).reshape(len(draw), -1)
 
     def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
         return self.log_q.gather(2, symbols.long()[:, :, None])[:, :, 0]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.model import EncoderConfig
 
 _MOST = 5.0  # of a log deviation, either way: 1/148 to 148 steps
-_FAR = 1e8  # deviations: beyond the outermost edges
+_FAR = 1e12  # deviations: beyond the outermost edges
 
 
 class Gaussian(Posterior):
@@ -71,6 +71,10 @@ class Gaussian(Posterior):
     def mode(self) -> Tensor:  # noqa: D102
         return self.symbols(self.mean).to(symbol_type(self.config.alphabet))
 
+    def tempered(self, temperature: float) -> Gaussian:  # noqa: D102
+        log_deviation = self.parameters[:, self.config.latents :] + math.log(temperature)
+        return Gaussian(torch.cat([self.mean, log_deviation], dim=1), self.config)
+
     def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
         return symbols.float() + self.offset
 
@@ -88,7 +92,7 @@ class Gaussian(Posterior):
         # Both from the tail that is nearer: far above the mean, the distribution functions are all 1.
         above = lower + upper > 0
         lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
-        below, up_to = torch.special.log_ndtr(lower), torch.special.log_ndtr(upper)
+        below, up_to = _log_distribution(lower), _log_distribution(upper)
         log_q: Tensor = up_to + (-(below - up_to).clamp(max=-1e-6).expm1()).log()
         return log_q
 
@@ -118,3 +122,13 @@ class Gaussian(Posterior):
 
     def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
         return (self.log_q.exp() * (self.log_q - LogisticPrior(prior, self.config).log_prob())).sum(2)
+
+
+def _log_distribution(x: Tensor) -> Tensor:
+    """Return log of the standard normal's distribution function.
+
+    The gradient of torch's own, log_ndtr, is rounding noise beyond a few hundred deviations.
+    """
+    negative, positive = x.clamp(max=0), x.clamp(min=0)
+    left = torch.special.erfcx(negative * -(0.5**0.5)).log() - math.log(2) - negative.square() / 2
+    return torch.where(x < 0, left, (-torch.erfc(positive * 0.5**0.5) / 2).log1p())
