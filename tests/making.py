@@ -65,3 +65,22 @@ def json_of(result) -> dict:
 
 SMALL_SEGMENTS = "from stochcl.compress import Writer; Writer.__init__.__kwdefaults__['segment_rows'] = {rows}"
 """Lines for ``before``: with segments this small, little work is lost and a short run leaves a partial file."""
+
+
+def make_head(path: Path, vectors: np.ndarray, **changes) -> Path:
+    """Write the file of an untrained model of vectors, whose statistics and tables are those of some."""
+    import torch
+
+    from stochcl.encoders.inference import encode
+    from stochcl.encoders.measure import measure_ones
+    from stochcl.encoders.model import Encoder, EncoderConfig
+    from stochcl.encoders.modelfile import save_model
+
+    given = {"backbone": f"features:{vectors.shape[1]}", "latents": LATENTS, "decoder": (8,)} | changes
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderConfig(**given)).eval()
+    encoder.norm.fit(vectors)
+    ones = measure_ones(encode(encoder, vectors, torch.device("cpu")).codes)
+    encoder.ones.copy_(torch.from_numpy(ones))
+    save_model(encoder, path, {})
+    return path

@@ -145,6 +145,10 @@ class Codec:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
         return encode(self._encoder, pixels, self.device)
 
+    def encode_prepared(self, inputs: NDArray[np.uint8] | NDArray[np.float32]) -> Encoded:
+        """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
+        return encode(self._encoder, inputs, self.device)
+
     def encode_vectors(self, vectors: ArrayLike) -> Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
 
@@ -213,12 +217,13 @@ class Codec:
         progress: Callable[[int, int], None] = lambda done, total: None,
         **options: Any,
     ) -> Report:
-        """Compress a folder, an archive or an array of images to a file of codes.
+        """Compress a folder, an archive or an array of images, or a matrix of embeddings, to a file of codes.
 
         Parameters
         ----------
         source : path-like
-            A folder (recursive), .zip, .tar, or .npy of uint8 images.
+            A folder (recursive), .zip, .tar, or .npy of uint8 images. For a model of vectors of W numbers, a .npy
+            matrix of W float columns, of any size: it is read in parts.
         path : path-like
             The archive to write; complete, or not there.
         progress : callable

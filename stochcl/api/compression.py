@@ -14,7 +14,7 @@ from stochcl.api.encoding import CompressOptions, encode_source
 from stochcl.api.rate import compress_at_rate, full_width
 from stochcl.api.report import Report, said_of_tables
 from stochcl.compress import Archive, keep_tables
-from stochcl.data import ImageSource, open_source, printable
+from stochcl.data import ImageSource, MatrixSource, open_source, printable
 from stochcl.data.files import why
 from stochcl.errors import OutputError, UsageError
 
@@ -34,8 +34,8 @@ def compress_source(
     codec: Codec, source: Path, path: Path, options: CompressOptions, progress: Callable[[int, int], None]
 ) -> Report:
     """Compress what is at ``source`` to ``path``, see :meth:`stochcl.api.codec.Codec.compress`."""
-    options.check(codec.latents)
-    images = open_images(source, codec.model.name)
+    options.check(codec.latents, codec.columns)
+    images = open_inputs(source, codec)
     check_output(path, source, force=options.force)
     started = time.monotonic()
     with saying_what_is_kept(path):
@@ -89,17 +89,38 @@ def _kept(path: Path) -> Path | None:
     return next((p for p in (full, *partial) if p.exists()), None)
 
 
-def open_images(path: Path, model: str) -> ImageSource:
-    """Open a source of images; raise UsageError for embeddings, which a model of this name does not take."""
-    source = open_source(path)
-    if isinstance(source, ImageSource):
-        return source
+def open_inputs(path: Path, codec: Codec) -> ImageSource | MatrixSource:
+    """Open a source of what a model takes, images or rows of so many numbers.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be read.
+    UsageError
+        If it holds the other; the message says what model it takes.
+    """
+    source, model, columns = open_source(path), printable(codec.model.name), codec.columns
     shown = printable(path)
-    raise UsageError(
-        f"{shown}: these are embeddings ({len(source):,} x {source.dim}), and the model {printable(model)} takes "
-        f"images; they need a model of their own, as `stochcl train {shown} -o model.safetensors` will make in a "
-        "later version (this one trains on images only), to be given with -m."
-    )
+    training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
+    if isinstance(source, ImageSource):
+        if columns is None:
+            return source
+        raise UsageError(
+            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give a model of "
+            "images with -m, or none for the default one."
+        )
+    found = f"{shown}: these are embeddings ({len(source):,} x {source.dim:,})"
+    if columns is None:
+        raise UsageError(
+            f"{found}, and the model {model} takes images; embeddings need a model of their own, as {training} makes "
+            "it, to be given with -m."
+        )
+    if columns != source.dim:
+        raise UsageError(
+            f"{found}, and the model {model} takes rows of {columns:,} numbers; give the one that was trained on "
+            f"such rows with -m, or train one with {training}."
+        )
+    return source
 
 
 def check_output(path: Path, source: Path, *, force: bool) -> None:

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stochcl.api.compression import check_output, open_images, saying_what_is_kept
+from stochcl.api.compression import check_output, open_inputs, saying_what_is_kept
 from stochcl.api.encoding import CompressOptions, encode_rows, none_readable, refused
 from stochcl.api.rate import unwritable
 from stochcl.api.report import Edit, Report, counted
 from stochcl.api.transcoding import transcode
 from stochcl.compress import Archive, moving
 from stochcl.compress.appending import Appender
-from stochcl.data import Preprocess, missing_from, printable, read_labels
+from stochcl.data import MatrixSource, Preprocess, missing_from, printable, read_labels
 from stochcl.data.files import why
 from stochcl.errors import ModelMismatch, OutputError, UsageError
 
@@ -54,6 +54,9 @@ def append(
 ) -> Edit:
     """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
 
+    Of a matrix, rows are named by their numbers: what is added are those by which it has grown. Another matrix is
+    compressed to a file of its own, and joined by :func:`merge`.
+
     An error leaves the archive as it was. An interruption keeps what is complete of the new: to add the rest,
     append again.
 
@@ -62,7 +65,7 @@ def append(
     path : path-like
         The archive, which must have names.
     source : path-like
-        A folder, .zip, .tar, or .npy of uint8 images.
+        A folder, .zip, .tar, or .npy of uint8 images; or the .npy matrix that the archive was made of, grown.
     codec : Codec
         Of the archive's model.
     labels : path-like, optional
@@ -82,27 +85,31 @@ def append(
     options.check(codec.latents)
     with Archive(path) as archive:
         _check_appendable(archive, path, codec, labels=labels is not None)
-    images = open_images(Path(source), codec.model.name)
+    images = open_inputs(Path(source), codec)
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
     with Appender(path, tables=[codec.tables]) as out:
         before = len(out.archive), out.archive.size
-        new = missing_from(images, out.archive.names or ())
+        names = out.archive.names or ()
+        if isinstance(images, MatrixSource):
+            _check_grown(images, names, path)
+        new = missing_from(images, names)
         there = len(images) - len(new)
         if strict and new.rejected:
             raise refused(new, new.rejected[0])
         if table is not None:
-            table.match([entry.name for entry in new.entries])
+            table.match(_names(new))
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
-    notes = (f"added      {counted(encoded, 'image')}; {counted(there, 'image')} had been there already",)
+    unit = report.unit
+    notes = (f"added      {counted(encoded, unit)}; {counted(there, unit)} had been there already",)
     return Edit(report, before, {"added": encoded, "there": there}, notes, tuple(out.skipped))
 
 
 def _append_to(
     out: Appender,
-    new: SubsetSource,
+    new: SubsetSource | MatrixSource,
     codec: Codec,
     options: CompressOptions,
     table: LabelTable | None,
@@ -115,7 +122,7 @@ def _append_to(
         return replace(codes, labels=labels, uncertainty=codes.uncertainty if uncertain else None)
 
     stated = out.header.preprocess
-    preprocess = Preprocess(stated["size"], stated["fit"])
+    preprocess = codec.preprocess if codec.columns else Preprocess(stated["size"], stated["fit"])
     known = {name for name, _ in out.archive.skipped}
     for failure in new.rejected:
         out.skip(failure.name, failure.reason)
@@ -126,9 +133,24 @@ def _append_to(
         if out.added:
             exc.add_note(f"{counted(out.added, 'image')} were added; repeat the command to add the rest.")
         raise
-    if not encoded and any(entry.name not in known for entry in new.entries):
+    if not encoded and any(name not in known for name in _names(new)):
         raise none_readable(new, out)
     return encoded
+
+
+def _names(source: SubsetSource | MatrixSource) -> Sequence[str]:
+    return source.names if isinstance(source, MatrixSource) else [entry.name for entry in source.entries]
+
+
+def _check_grown(matrix: MatrixSource, names: Sequence[str], path: Path) -> None:
+    """Refuse a matrix with fewer rows than an archive has: it is not the one that the archive was made of."""
+    numbers = [int(name) for name in names if name.isdecimal()]
+    if numbers and max(numbers) >= matrix.total:
+        raise UsageError(
+            f"{printable(matrix.path)}: it has {matrix.total:,} rows, and {printable(path)} has row "
+            f"{max(numbers):,}; append adds the rows by which a matrix has grown. Compress another matrix to a file "
+            "of its own, and join the two with `stochcl merge`."
+        )
 
 
 def _check_appendable(archive: Archive, path: Path, codec: Codec, *, labels: bool) -> None:
@@ -142,8 +164,8 @@ def _check_appendable(archive: Archive, path: Path, codec: Codec, *, labels: boo
     own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
     if header.precision != own.precision:
         raise UsageError(f"{shown}: its precision is {printable(header.precision)}, and this one {own.precision}.")
-    size = own.preprocess["size"]
-    if header.preprocess.get("size") != size or header.preprocess.get("fit") not in ("crop", "pad", "stretch"):
+    size, fit = own.preprocess.get("size"), header.preprocess.get("fit")
+    if codec.columns is None and (header.preprocess.get("size") != size or fit not in ("crop", "pad", "stretch")):
         raise UsageError(f"{shown}: its images were not prepared as this model does, as squares of {size} pixels.")
     if not len(archive):
         return

@@ -1,4 +1,4 @@
-"""Encoding a source to an archive of so many latents: images decoded ahead, encoded, coded, and resumed."""
+"""Encoding a source to an archive of so many latents: images decoded ahead, or rows read; encoded, coded, resumed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 
 from stochcl.compress import Writer
 from stochcl.compress.transcoding import pick
-from stochcl.data import printable
+from stochcl.data import MatrixSource, printable
 from stochcl.data.preprocess import FITS
 from stochcl.errors import ImageError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
     from stochcl.codes import Codes
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
     from stochcl.compress.gathering import SegmentWriter
     from stochcl.data import Failure, ImageSource
     from stochcl.data.preprocess import Fit, Preprocess
+
+    Source = ImageSource | MatrixSource
+
+_MATRIX_ROWS = 4096  # read at a time
+_MATRIX_BYTES = 32 << 20  # or fewer, where rows are as long as this
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,8 @@ class CompressOptions:
         Bits per image that the codes may take on disk, in place of ``latents``: the widest prefix that does.
         Names, tables and the index come on top.
     batch_size : int
-        Images that are decoded, encoded and handed on at a time; codes do not depend on it.
+        Images that are decoded, encoded and handed on at a time; codes do not depend on it. Rows of a matrix are
+        taken by the thousands.
     workers : int, optional
         Threads that decode images; by default one a core, eight at most.
     fit : str, optional
@@ -72,8 +81,8 @@ class CompressOptions:
         """Whether the decoding tables go into the file."""
         return self.self_contained or not (self.external_tables or codec.has_packaged_tables)
 
-    def check(self, latents: int) -> None:
-        """Raise UsageError where options contradict each other or the model's width."""
+    def check(self, latents: int, columns: int | None = None) -> None:
+        """Raise UsageError where options contradict each other, the model's width, or that it takes vectors."""
         if self.latents is not None and self.rate is not None:
             raise UsageError("--latents and --rate both say how wide the codes are; give one of them.")
         if self.latents is not None and not 1 <= self.latents <= latents:
@@ -86,9 +95,11 @@ class CompressOptions:
             raise UsageError("--self-contained and --external-tables contradict each other; give one of them.")
         if self.fit is not None and self.fit not in FITS:
             raise UsageError(f"--fit is {', '.join(FITS)}, not {self.fit!r}.")
+        if self.fit is not None and columns is not None:
+            raise UsageError("--fit says what happens to images, and this model takes vectors; leave it out.")
 
 
-def header_of(codec: Codec, source: ImageSource, options: CompressOptions, latents: int) -> Header:
+def header_of(codec: Codec, source: Source, options: CompressOptions, latents: int) -> Header:
     """Return the header of an archive of so many latents of a source."""
     return codec.header(latents=latents, preprocess=_preprocess(codec, options), source_kind=source.kind)
 
@@ -99,7 +110,7 @@ def _preprocess(codec: Codec, options: CompressOptions) -> Preprocess:
 
 def encode_source(
     codec: Codec,
-    source: ImageSource,
+    source: Source,
     path: Path,
     options: CompressOptions,
     latents: int,
@@ -130,7 +141,7 @@ def encode_source(
 
 def encode_rows(
     codec: Codec,
-    source: ImageSource,
+    source: Source,
     writer: SegmentWriter,
     preprocess: Preprocess,
     options: CompressOptions,
@@ -143,21 +154,45 @@ def encode_rows(
     ``beside`` gets the rows with their names, and says what else is stored beside them.
     """
     encoded = 0
-    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
     progress(writer.position, len(source))
-    for batch in source.batches(preprocess, batch_size=options.batch_size, workers=workers, start=writer.position):
-        if options.strict and batch.failures:
-            raise refused(source, batch.failures[0])
-        failed = sorted(set(batch.rows).difference(batch.positions))
-        for row, failure in zip(failed, batch.failures, strict=True):
+    for part in _read(source, preprocess, options, writer.position):
+        if options.strict and part.failures:
+            raise refused(source, part.failures[0])
+        failed = sorted(set(part.rows).difference(part.positions))
+        for row, failure in zip(failed, part.failures, strict=True):
             writer.skip(failure.name, failure.reason, position=row)
-        if batch.positions:
-            codes = _latents_of(codec.encode_pixels(batch.images).codes, writer.header)
-            sizes = [source.entries[row].size for row in batch.positions]
-            writer.add(beside(replace(codes, names=batch.names)), positions=batch.positions, sizes=sizes)
-        encoded += len(batch.names)
-        progress(batch.rows.stop, len(source))
+        if part.positions:
+            codes = _latents_of(codec.encode_prepared(part.inputs).codes, writer.header)
+            writer.add(beside(replace(codes, names=part.names)), positions=part.positions, sizes=part.sizes)
+        encoded += len(part.names)
+        progress(part.rows.stop, len(source))
     return encoded
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Consecutive inputs of a source, as its batches have them, whichever kind they are of."""
+
+    rows: range
+    positions: tuple[int, ...]
+    names: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    sizes: list[int]
+    inputs: NDArray[np.uint8] | NDArray[np.float32]
+
+
+def _read(source: Source, preprocess: Preprocess, options: CompressOptions, start: int) -> Iterator[_Part]:
+    """Read a source from a position on."""
+    if isinstance(source, MatrixSource):
+        size = max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim)))
+        for rows in source.batches(size, start):
+            sizes = [source.row_bytes] * len(rows.names)
+            yield _Part(rows.rows, rows.positions, rows.names, rows.failures, sizes, rows.vectors)
+        return
+    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    for batch in source.batches(preprocess, batch_size=options.batch_size, workers=workers, start=start):
+        sizes = [source.entries[row].size for row in batch.positions]
+        yield _Part(batch.rows, batch.positions, batch.names, batch.failures, sizes, batch.images)
 
 
 def _latents_of(codes: Codes, header: Header) -> Codes:
@@ -165,9 +200,13 @@ def _latents_of(codes: Codes, header: Header) -> Codes:
     return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
 
 
-def _listing(source: ImageSource) -> str:
+def _listing(source: Source) -> str:
     """Return a digest of what the source holds: names, sizes and times, and what was rejected."""
     digest = hashlib.sha256(source.kind.encode())
+    if isinstance(source, MatrixSource):
+        facts = [len(source), source.dim, source.size, source.mtime_ns]
+        digest.update(json.dumps(facts).encode())
+        return digest.hexdigest()
     lines = chain(
         ([entry.name, entry.size, entry.mtime_ns] for entry in source.entries),
         ([failure.name, failure.reason] for failure in source.rejected),
@@ -177,17 +216,19 @@ def _listing(source: ImageSource) -> str:
     return digest.hexdigest()
 
 
-def refused(source: ImageSource, failure: Failure) -> ImageError:
+def refused(source: Source, failure: Failure) -> ImageError:
     """Return the error with which --strict stops at an image."""
+    what = "rows" if isinstance(source, MatrixSource) else "images"
     return ImageError(
-        f"{printable(source.path)}: {printable(failure.name)}: {failure.reason}; --strict stops at images that "
+        f"{printable(source.path)}: {printable(failure.name)}: {failure.reason}; --strict stops at {what} that "
         "cannot be read."
     )
 
 
-def none_readable(source: ImageSource, writer: SegmentWriter) -> SourceError:
+def none_readable(source: Source, writer: SegmentWriter) -> SourceError:
     """Return the error for a source of which no image can be read."""
     name, reason = writer.first_skip
+    what = "rows" if isinstance(source, MatrixSource) else "images"
     return SourceError(
-        f"{printable(source.path)}: none of its images can be read; the first is {printable(name)}: {reason}."
+        f"{printable(source.path)}: none of its {what} can be read; the first is {printable(name)}: {reason}."
     )

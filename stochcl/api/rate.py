@@ -10,7 +10,7 @@ from stochcl.api.encoding import encode_source, header_of, refused
 from stochcl.atomic import sync_folder
 from stochcl.compress import Archive
 from stochcl.compress.transcoding import Transcoding, widest
-from stochcl.data import Failure, printable
+from stochcl.data import Failure, MatrixSource, printable
 from stochcl.data.files import why
 from stochcl.errors import FormatError, OutputError, UsageError
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stochcl.api.codec import Codec
-    from stochcl.api.encoding import CompressOptions
-    from stochcl.data import ImageSource
+    from stochcl.api.encoding import CompressOptions, Source
 
 
 def full_width(path: Path) -> Path:
@@ -29,7 +28,7 @@ def full_width(path: Path) -> Path:
 
 def compress_at_rate(
     codec: Codec,
-    source: ImageSource,
+    source: Source,
     path: Path,
     options: CompressOptions,
     rate: float,
@@ -69,7 +68,7 @@ def unwritable(path: Path, exc: OutputError | OSError, more: str = "") -> Output
     return OutputError(f"{printable(path)}: it cannot be written: {reason}{more}.")
 
 
-def _check_kept(full: Path, codec: Codec, source: ImageSource, options: CompressOptions) -> None:
+def _check_kept(full: Path, codec: Codec, source: Source, options: CompressOptions) -> None:
     """Refuse a complete archive at full width that is not what this request would write."""
     shown = printable(full)
     if not options.resume:
@@ -83,7 +82,8 @@ def _check_kept(full: Path, codec: Codec, source: ImageSource, options: Compress
     except FormatError as exc:
         raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start anew.") from exc
     # The journal, which has the source's listing, is gone with the partial file; but no image is newer than this.
-    if not fits or any(entry.mtime_ns > full.stat().st_mtime_ns for entry in source.entries):
+    times = [source.mtime_ns] if isinstance(source, MatrixSource) else [entry.mtime_ns for entry in source.entries]
+    if not fits or max(times, default=0) > full.stat().st_mtime_ns:
         msg = (
             f"{shown}: this was begun with another source, model or option; repeat the command that began it, or "
             "pass --force in place of --resume to start anew."
@@ -93,10 +93,12 @@ def _check_kept(full: Path, codec: Codec, source: ImageSource, options: Compress
         raise refused(source, Failure(*skipped[0]))
 
 
-def _holds(archive: Archive, source: ImageSource) -> bool:
+def _holds(archive: Archive, source: Source) -> bool:
     """Tell whether an archive's rows and skipped images are those of a source, as far as it says."""
     if len(archive) + len(archive.skipped) != len(source) + len(source.rejected):
         return False
+    if isinstance(source, MatrixSource):  # its names are numbers, which the count says as well
+        return True
     there = [entry.name for entry in source.entries] + [failure.name for failure in source.rejected]
     return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
 

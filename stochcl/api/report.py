@@ -54,6 +54,8 @@ class Report:
         Lines that are to be said beside the figures.
     warnings : tuple of str
         What somebody who compressed these images should know.
+    vectors : bool
+        Whether rows of a matrix were compressed rather than images.
     """
 
     path: str
@@ -74,6 +76,7 @@ class Report:
     encoded: int = 0
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    vectors: bool = False
 
     @classmethod
     def of(cls, archive: Archive, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -96,7 +99,13 @@ class Report:
             precision=header.precision,
             seconds=seconds,
             encoded=encoded,
+            vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
         )
+
+    @property
+    def unit(self) -> str:
+        """What a row stands for."""
+        return "row" if self.vectors else "image"
 
     @property
     def bits_per_image(self) -> float:
@@ -140,13 +149,14 @@ class Report:
         width = counted(self.latents, "latent")
         if self.latents != self.model_latents:
             width += f" of {self.model_latents:,}"
-        size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per image"
+        unit = self.unit
+        size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per {unit}"
         out = [
-            f"{printable(self.path)}: {counted(self.images, 'image')}, {size}",
+            f"{printable(self.path)}: {counted(self.images, unit)}, {size}",
             f"  model      {printable(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
         ]
         for name, part in self.parts.items():
-            out.append(f"  {name:<10} {part:>12,} bytes  {self._per_image(part):>10,.1f} bits per image")
+            out.append(f"  {name:<10} {part:>12,} bytes  {self._per_image(part):>10,.1f} bits per {unit}")
         if self.external_bytes:
             out.append(f"  outside    {self.external_bytes:>12,} bytes of decoding tables that it leans on")
         said = {
@@ -154,11 +164,17 @@ class Report:
             "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",
             "features": f"float32 features ({self.feature_bytes:,} bytes)",
         }
-        out += [f"  {_times(value)} than {said[name]}" for name, value in self.reduction.items() if value]
+        if self.vectors:  # which are their own features, and have no pixels
+            said = {
+                "source": f"the rows as they are stored ({self.source_bytes:,} bytes)",
+                "features": f"float32 rows ({self.feature_bytes:,} bytes)",
+            }
+        reduction = {name: value for name, value in self.reduction.items() if name in said}
+        out += [f"  {_times(value)} than {said[name]}" for name, value in reduction.items() if value]
         if self.skipped:
-            out.append(f"  skipped    {counted(len(self.skipped), 'image')} that could not be read")
+            out.append(f"  skipped    {counted(len(self.skipped), unit)} that could not be read")
         if self.images_per_second:
-            out.append(f"  speed      {self.images_per_second:,.0f} images per second")
+            out.append(f"  speed      {self.images_per_second:,.0f} {unit}s per second")
         return out + [f"  {note}" for note in self.notes]
 
 
@@ -195,9 +211,10 @@ class Edit:
     def lines(self) -> list[str]:
         """Return the figures for people."""
         images, size = self.before
-        before = f"  before     {size:>12,} bytes  {_bits(images, size):>10,.1f} bits per image"
+        unit = self.report.unit
+        before = f"  before     {size:>12,} bytes  {_bits(images, size):>10,.1f} bits per {unit}"
         if images != self.report.images:
-            before += f", {counted(images, 'image')}"
+            before += f", {counted(images, unit)}"
         return [*self.report.lines(), before, *(f"  {note}" for note in self.notes)]
 
 

@@ -28,7 +28,8 @@ def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool,
     """Add the images of a source that a file of codes does not have yet.
 
     Images are told apart by their names, and added in place. An error leaves the file as it was; after an
-    interruption it has what was finished, and the same command adds the rest.
+    interruption it has what was finished, and the same command adds the rest. Of a matrix, the rows by which it has
+    grown are added.
 
     \b
     Example:

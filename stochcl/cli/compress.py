@@ -43,14 +43,16 @@ from stochcl.cli.output import JSON, progress_bar, say, say_skipped, show
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run left.")
 @JSON
 def compress(source: Path, output: Path, *, model: str, device: str, as_json: bool, **options: Any) -> None:
-    """Compress images to a file of codes.
+    """Compress images, or a matrix of embeddings, to a file of codes.
 
     SOURCE is a folder of images (recursive), a .zip or .tar of them, or a .npy array of shape N x H x W x 3.
-    An image that cannot be read is named, counted and skipped.
+    An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a
+    model that was trained on such rows; it may be larger than memory, and its rows are named by their numbers.
 
     \b
     Example:
       stochcl compress images/ -o codes.bin
+      stochcl compress vectors.npy -m head.safetensors -o codes.bin
     """
     from stochcl.api.codec import Codec
 

@@ -15,6 +15,7 @@ from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def is_images(array: NDArray[Any]) -> bool:
     return array.ndim == 4
 
 
-def row_names(rows: range, total: int) -> tuple[str, ...]:
+def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
     """Name rows by their number, padded so that the bytewise order is the order of the rows.
 
     Examples

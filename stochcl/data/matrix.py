@@ -14,7 +14,7 @@ from stochcl.data.source import Failure
 from stochcl.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,9 +27,11 @@ class MatrixBatch:
     Parameters
     ----------
     rows : range
-        Rows of the matrix that the batch covers.
+        Positions in the source that the batch covers.
+    positions : tuple of int
+        Those of the finite rows.
     names : tuple of str
-        Names of the finite rows: their numbers, zero-padded.
+        Names of the finite rows: their numbers in the file, zero-padded.
     vectors : ndarray of float32, shape (B, dim)
         The finite rows, in the order of ``names``.
     failures : tuple of Failure
@@ -39,6 +41,7 @@ class MatrixBatch:
     """
 
     rows: range
+    positions: tuple[int, ...]
     names: tuple[str, ...]
     vectors: NDArray[np.float32]
     failures: tuple[Failure, ...]
@@ -52,6 +55,8 @@ class MatrixSource:
     ----------
     path : Path
         The file.
+    rows : ndarray of int64, optional
+        Take these rows of it, ascending; all by default.
 
     Raises
     ------
@@ -62,8 +67,8 @@ class MatrixSource:
     kind: ClassVar[str] = "matrix"
     rejected: tuple[Failure, ...] = ()
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, rows: NDArray[np.int64] | None = None) -> None:
+        self.path, self._rows = path, rows
         self._array = map_array(path)
         if self._array.ndim != 2:
             raise SourceError(f"{printable(path)}: this array holds images, not embeddings.")
@@ -72,6 +77,11 @@ class MatrixSource:
         self.mtime_ns = status.st_mtime_ns
 
     def __len__(self) -> int:
+        return self.total if self._rows is None else len(self._rows)
+
+    @property
+    def total(self) -> int:
+        """Rows of the file."""
         return len(self._array)
 
     @property
@@ -79,13 +89,29 @@ class MatrixSource:
         """Length of a vector."""
         return int(self._array.shape[1])
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as it is stored."""
+        return self._array.dtype.itemsize * self.dim
+
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The rows' numbers, zero-padded."""
-        return row_names(range(len(self)), len(self))
+        """The rows' numbers in the file, zero-padded."""
+        return row_names(self._numbers(0, len(self)), self.total)
+
+    def _numbers(self, start: int, stop: int) -> Sequence[int]:
+        return range(start, stop) if self._rows is None else self._rows[start:stop].tolist()
+
+    def without(self, names: Iterable[str]) -> MatrixSource:
+        """Return the rows that are not among these names, the numbers of rows; other names count for nothing."""
+        left = np.ones(self.total, bool)
+        for name in names:
+            if name.isdecimal() and int(name) < self.total:
+                left[int(name)] = False
+        return MatrixSource(self.path, np.flatnonzero(left))
 
     def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
-        """Iterate over the rows in order, from row ``start`` on.
+        """Iterate over the rows in order, from position ``start`` on.
 
         Rows that hold NaN or infinity, also those that overflow float32, are failures.
 
@@ -100,7 +126,7 @@ class MatrixSource:
         return (self._batch(range(a, min(a + batch_size, total))) for a in range(start, total, batch_size))
 
     def take(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Read chosen rows, finite or not, shape (n, dim), float32.
+        """Read chosen rows of the file, finite or not, shape (n, dim), float32.
 
         The file is mapped anew each time: pages of a mapping count as this process's memory for as long as it
         lasts, which of a large file would look like all of it.
@@ -109,9 +135,11 @@ class MatrixSource:
             return np.array(map_array(self.path)[rows], dtype=np.float32, order="C")
 
     def _batch(self, rows: range) -> MatrixBatch:
-        vectors = self.take(slice(rows.start, rows.stop))
+        chosen = slice(rows.start, rows.stop) if self._rows is None else self._rows[rows.start : rows.stop]
+        vectors = self.take(chosen)
         finite = np.asarray(np.isfinite(vectors).all(axis=1))
-        names = row_names(rows, len(self))
+        names = row_names(self._numbers(rows.start, rows.stop), self.total)
+        positions = tuple(rows)
         failures: tuple[Failure, ...] = ()
         if not finite.all():
             failures = tuple(
@@ -120,12 +148,12 @@ class MatrixSource:
                 if not good
             )
             names = tuple(name for name, good in zip(names, finite, strict=True) if good)
+            positions = tuple(row for row, good in zip(rows, finite, strict=True) if good)
             vectors = vectors[finite]
-        row_bytes = self._array.dtype.itemsize * self.dim
-        return MatrixBatch(rows, names, vectors, failures, row_bytes * len(names))
+        return MatrixBatch(rows, positions, names, vectors, failures, self.row_bytes * len(names))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
+from stochcl.data.matrix import MatrixSource
 from stochcl.data.source import ImageSource
 
 if TYPE_CHECKING:
@@ -41,8 +42,14 @@ class SubsetSource(ImageSource):
         return self._source._read(self._rows[i])
 
 
-def missing_from(source: ImageSource, names: Iterable[str]) -> SubsetSource:
-    """Return the images whose names are not among these; of a name that comes more often, those beyond its count."""
+@overload
+def missing_from(source: ImageSource, names: Iterable[str]) -> SubsetSource: ...
+@overload
+def missing_from(source: MatrixSource, names: Iterable[str]) -> MatrixSource: ...
+def missing_from(source: ImageSource | MatrixSource, names: Iterable[str]) -> SubsetSource | MatrixSource:
+    """Return what has another name than these; of a name that images have more often, those beyond its count."""
+    if isinstance(source, MatrixSource):
+        return source.without(names)
     there = Counter(names)
     rows = []
     for row, entry in enumerate(source.entries):

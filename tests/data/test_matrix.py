@@ -77,6 +77,28 @@ def test_matrices_pickle_and_remember_only_the_path(saved):
     assert len(pickle.loads(stored)) == 100_000
 
 
+def test_positions_are_those_of_finite_rows(saved):
+    array = np.ones((9, 2), np.float32)
+    array[[0, 5]] = np.nan
+    batches = list(open_source(saved(array)).batches(4))
+    assert [b.positions for b in batches] == [(1, 2, 3), (4, 6, 7), (8,)]
+
+
+def test_rows_without_some_names(saved):
+    array = np.arange(40, dtype=np.float32).reshape(20, 2)
+    array[12] = np.inf
+    source = open_source(saved(array)).without([f"{row:07d}" for row in range(10)] + ["0000015", "999", "a.png"])
+    left = [10, 11, 13, 14, 16, 17, 18, 19]
+    assert (len(source), source.total) == (9, 20)
+    for again in (source, pickle.loads(pickle.dumps(source))):
+        batches = list(again.batches(4, start=1))
+        assert [b.rows for b in batches] == [range(1, 5), range(5, 9)]
+        assert [b.positions for b in batches] == [(1, 3, 4), (5, 6, 7, 8)]
+        assert np.array_equal(np.concatenate([b.vectors for b in batches]), array[left[1:]])
+        assert [f.name for b in batches for f in b.failures] == ["0000012"]
+    assert source.names == tuple(f"{row:07d}" for row in sorted([*left, 12]))
+
+
 def test_numbers_out_of_range(saved):
     source = open_source(saved(np.ones((3, 2), np.float32)))
     for numbers in ({"batch_size": 0}, {"start": -1}):
