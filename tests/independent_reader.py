@@ -176,11 +176,22 @@ class Tables:  # the models 0 and, if there is one, 2; `vectors`, if there is a 
             must(sections.setdefault(kind, content := source.take(size, crc)) is content, "a section twice")
         source.end()
         test = Bytes(sections.pop(b"self-test".ljust(16, b"\0")))
-        decoder = sections.pop(b"mlp".ljust(16, b"\0"), None)
+        decoder, books = (sections.pop(kind.ljust(16, b"\0"), None) for kind in (b"mlp", b"codebooks"))
+        self.books = books and self.codebooks(Bytes(books))
+        must(decoder or not books, "codebooks without a decoder")
         self.layers = decoder and self.mlp(Bytes(decoder))
         models = [named_model(kind + content, shape) for kind, content in sections.items()]
         self.models = {0 if isinstance(model, Independent) else 2: model for model in models}
         self.test(test)
+
+    def codebooks(self, source):
+        latents, alphabet, width = source.numbers("III")
+        must((latents, alphabet) == (self.latents, self.alphabet), "codebooks of another shape")
+        must(0 < latents * width <= 1 << 16, "the width of embeddings")
+        books = source.array("<f2", latents * alphabet * width).reshape(latents, alphabet, width)
+        source.end()
+        must(np.isfinite(books).all(), "a number that is not finite")
+        return [books]
 
     def mlp(self, source):
         latents, count = source.numbers("II")
@@ -189,13 +200,20 @@ class Tables:  # the models 0 and, if there is one, 2; `vectors`, if there is a 
         for width, out in pairwise(widths):
             layers.append([source.array("<f2", out * width).reshape(out, width), source.array("<f2", out)])
         source.end()
+        must(latents == self.latents * self.width(), "the decoder's inputs")
         must(all(np.isfinite(part).all() for layer in layers for part in layer), "a number that is not finite")
         return layers
 
+    def width(self):
+        return self.books[0].shape[2] if self.books else 1
+
     def vectors(self, symbols, latents):
         (centre, scale), *layers = self.layers
-        values = np.zeros((len(symbols), self.latents), np.float32)
-        values[:, latents] = (symbols - centre[latents]) * scale[latents]
+        values = np.zeros((len(symbols), self.latents, self.width()), np.float32)
+        numbers = self.books[0][latents, symbols] if self.books else symbols[:, :, None]
+        centre, scale = (part.reshape(self.latents, -1) for part in (centre, scale))
+        values[:, latents] = (numbers - centre[latents]) * scale[latents]
+        values = values.reshape(len(symbols), -1)
         for number, (weights, biases) in enumerate(layers):
             values = (np.maximum(values, 0) if number else values) @ weights.T + biases
         return values

@@ -45,7 +45,7 @@ import stochcl.compress.segment as segment, tests.fuzz.judge as judge
 calls, decode = itertools.count(), segment.decode_blocks
 def sometimes(do):
     def replaced(*arguments):
-        if next(calls) == 700:
+        if next(calls) == 500:
             do()
         return decode(*arguments)
     segment.decode_blocks = replaced

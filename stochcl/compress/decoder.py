@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("<II")
 _MAX_LAYERS = 16
 _CHUNK = 1024  # rows; the layers' activations of a chunk stay in the cache
+_MOST_VALUES = 1 << 22  # of a layer's activations, however wide a foreign file makes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +134,12 @@ class VectorDecoder:
         scale: NDArray[Any] = self.scale[:inputs].astype(dtype)
         layers[0] = (layers[0][0][:, :inputs], layers[0][1])
         out = np.empty((rows, self.dim), dtype)
-        for start in range(0, rows, _CHUNK):
+        widest = max(inputs, *(len(bias) for _, bias in layers))
+        chunk = max(1, min(_CHUNK, _MOST_VALUES // widest))
+        for start in range(0, rows, chunk):
             # Weights of a foreign file may overflow; its vectors are then not finite, which is no one's warning.
             with np.errstate(over="ignore", invalid="ignore"):
-                part = symbols[start : start + _CHUNK]
+                part = symbols[start : start + chunk]
                 values = part if self.codebooks is None else self.codebooks.look_up(part)
                 x = (values.astype(dtype) - centre) * scale
                 for i, (weight, bias) in enumerate(layers):
@@ -144,7 +147,7 @@ class VectorDecoder:
                         np.maximum(x, 0, out=x)
                     x = x @ weight.T
                     x += bias
-            out[start : start + _CHUNK] = x
+            out[start : start + chunk] = x
         return out
 
     def to_bytes(self) -> bytes:

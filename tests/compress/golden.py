@@ -73,6 +73,8 @@ def archives() -> dict[str, Golden]:
         "binary.bin": Golden(everything, make_tables(20), SKIPPED, (INDEPENDENT,) * 2, {"segment_rows": 16}),
         "prefix.bin": Golden(everything.prefix(7), make_tables(20), options={"names": False}),
         "five.bin": Golden(make_codes(25, 6, 5), make_tables(6, 5, decoder=False)),
+        "categorical.bin": Golden(five, make_tables(6, 5, network=make_network(6, 5, 7), width=2), models=(NETWORK,)),
+        "categorical-prefix.bin": Golden(five.prefix(4), make_tables(6, 5, width=2)),
         "own-table.bin": Golden(constant, make_tables(6, decoder=False), models=(OWN,)),
         "outside.bin": Golden(make_codes(3000, 20, seed=3), make_tables(20), options={"embed": False}),
         "empty.bin": Golden(everything[:0], make_tables(20), SKIPPED, ()),

@@ -68,21 +68,30 @@ def make_names(rows: int) -> list[str]:
     return [f"{'cat' if i % 2 else 'dog'}/{i:04d}.jpg" for i in range(rows)]
 
 
-def make_decoder(latents: int, dim: int = 3) -> VectorDecoder:
-    """A decoder of two layers whose weights are small fractions."""
-    grid = np.arange(4 * latents, dtype=np.float32).reshape(4, latents)
+def make_decoder(latents: int, dim: int = 3, books: tuple[int, int] | None = None) -> VectorDecoder:
+    """A decoder of two layers whose weights are small fractions; with codebooks for K symbols of e numbers."""
+    alphabet, width = books or (0, 1)
+    inputs = latents * width
+    grid = np.arange(4 * inputs, dtype=np.float32).reshape(4, inputs)
     first = ((grid * 37 % 19) - 9) / 32
     second = ((np.arange(4 * dim, dtype=np.float32).reshape(dim, 4) * 11 % 7) - 3) / 8
     layers = [(first, np.full(4, 0.25)), (second, np.linspace(-1, 1, dim))]
-    return VectorDecoder.from_arrays(np.full(latents, 0.5), np.full(latents, 2.0), layers)
+    if books is None:
+        return VectorDecoder.from_arrays(np.full(latents, 0.5), np.full(latents, 2.0), layers)
+    numbers = np.arange(inputs * alphabet, dtype=np.float32).reshape(latents, alphabet, width)
+    embeddings = ((numbers * 29 % 23) - 11) / 16
+    return VectorDecoder.from_arrays(np.full(inputs, 0.125), np.full(inputs, 1.5), layers, embeddings)
 
 
 def make_tables(
-    latents: int, alphabet: int = 2, *, decoder: bool = True, network: AutoregressiveModel | None = None
-) -> Tables:
+    latents: int, alphabet: int = 2, *, decoder: bool = True, network: AutoregressiveModel | None = None,
+    width: int = 0,
+) -> Tables:  # fmt: skip
+    """Tables of so many latents; the decoder has codebooks of so wide embeddings, or none."""
     model = IndependentModel.fit(make_codes(500, latents, alphabet, seed=99))
     ladder = tuple(sorted({1, max(1, latents // 2), latents}))
-    return Tables(ladder, model, make_decoder(latents) if decoder else None, network)
+    books = (alphabet, width) if width else None
+    return Tables(ladder, model, make_decoder(latents, books=books) if decoder else None, network)
 
 
 def make_header(tables: Tables, latents: int | None = None, selection: tuple[int, ...] | None = None) -> Header:

@@ -34,7 +34,8 @@ def archives_of(draw, most_rows=25, most_latents=6):
     codes = codes_of(kind, rows, latents, alphabet, **extra)
     width = latents + draw(st.integers(0, 2))
     network = make_network(width, alphabet, draw(st.integers(0, 5))) if draw(st.booleans()) else None
-    tables = make_tables(width, alphabet, decoder=draw(st.booleans()), network=network)
+    decoder, embedding = draw(st.booleans()), draw(st.integers(0, 3))
+    tables = make_tables(width, alphabet, decoder=decoder, network=network, width=embedding)
     chosen = sorted(draw(st.permutations(range(width)))[:latents]) if draw(st.booleans()) else None
     own = {
         "independent": lambda: IndependentModel.fit(make_codes(50, latents, alphabet, seed=3)),

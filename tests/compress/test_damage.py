@@ -24,9 +24,15 @@ def read_all(data: bytes, tables=()) -> None:
     Archive(io.BytesIO(data), tables=tables).verify()
 
 
-@pytest.fixture(scope="module", params=["embedded", "outside", "own table", "network", "fitted", "appended"])
+@pytest.fixture(
+    scope="module", params=["embedded", "outside", "own table", "network", "fitted", "appended", "categorical"]
+)
 def small(request, tmp_path_factory):
     """A small archive with everything in it, and the tables it needs from outside."""
+    if request.param == "categorical":
+        path = tmp_path_factory.mktemp("small") / "a"
+        write(path, make_codes(12, 3, 5, names=make_names(12)), make_tables(3, 5, width=2), segment_rows=7)
+        return path.read_bytes(), ()
     if request.param in ("network", "fitted", "appended"):
         return with_network(tmp_path_factory.mktemp("small") / "a", request.param)
     own = request.param == "own table"

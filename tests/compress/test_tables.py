@@ -70,9 +70,9 @@ def test_forged_networks_are_refused(change, message):
         Tables.from_bytes(forge(head, ladder, sections))
 
 
-@pytest.mark.parametrize("network", [None, make_network(3, hidden=2)])
-def test_every_truncation_and_every_flipped_byte_is_a_format_error(network):
-    data = make_tables(3, network=network).data
+@pytest.mark.parametrize(("network", "width"), [(None, 0), (make_network(3, hidden=2), 0), (None, 2)])
+def test_every_truncation_and_every_flipped_byte_is_a_format_error(network, width):
+    data = make_tables(3, network=network, width=width).data
     for end in range(len(data)):
         with pytest.raises(FormatError):
             Tables.from_bytes(data[:end])
@@ -83,6 +83,61 @@ def test_every_truncation_and_every_flipped_byte_is_a_format_error(network):
             Tables.from_bytes(bytes(damaged))
     with pytest.raises(FormatError):
         Tables.from_bytes(data + b"\0")
+
+
+@pytest.mark.parametrize("alphabet", [2, 5, 300])
+def test_codebooks_come_back_with_them(alphabet):
+    tables = make_tables(6, alphabet, width=3)
+    again = Tables.from_bytes(tables.data)
+    assert again.sha256 == tables.sha256
+    symbols = make_codes(20, 6, alphabet).symbols()
+    np.testing.assert_array_equal(again.decoder.decode(symbols), tables.decoder.decode(symbols))
+    assert again.decoder.codebooks.embeddings.shape == (6, alphabet, 3)
+
+
+def with_shape(content: bytes, *shape: int) -> bytes:
+    return struct.pack("<III", *shape) + content[12:]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda s: s.pop(2), FormatError, "codebooks, and no vector decoder"),
+        (lambda s: s.pop(1), FormatError, "the vector decoder takes 12 latents"),
+        (lambda s: s.__setitem__(1, (b"codebooks", b"\1\0")), FormatError, "end too early"),
+        (lambda s: s.__setitem__(1, (b"codebooks", s[1][1][:-2])), FormatError, "bytes, not"),
+        (lambda s: s.__setitem__(1, (b"codebooks", s[1][1] + b"\0\0")), FormatError, "bytes, not"),
+        (lambda s: s.__setitem__(1, (b"codebooks", s[1][1][:-2] + b"\0\x7e")), FormatError, "not finite"),
+        (lambda s: s.__setitem__(1, (b"codebooks", s[1][1][:12] + b"\0\x50" * 60)), FormatError, "self-test fails"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 6, 2, 5))), FormatError, "does not fit"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 12, 5, 1))), FormatError, "12 latents"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 6, 0, 2))), FormatError, "make no sense"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 6, 1, 2))), FormatError, "make no sense"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 6, 5, 0))), FormatError, "make no sense"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 0, 5, 2))), FormatError, "make no sense"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 4097, 5, 2))), LimitExceeded, "codebooks"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 6, 4097, 2))), LimitExceeded, "symbols"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 6, 5, 11_000))), LimitExceeded, "width"),
+        (lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], 1, 4096, 65_536))), FormatError, "bytes, not"),
+        (
+            lambda s: s.__setitem__(1, (b"codebooks", with_shape(s[1][1], *[2**32 - 1] * 3))),
+            LimitExceeded,
+            "codebooks",
+        ),
+    ],
+)
+def test_forged_codebooks_are_refused(change, error, message):
+    (head, ladder), sections = take_apart(make_tables(6, 5, width=2))
+    assert [kind for kind, _ in sections] == [b"independent", b"codebooks", b"mlp", b"self-test"]
+    change(sections)
+    with pytest.raises(error, match=message):
+        Tables.from_bytes(forge(head, ladder, sections))
+
+
+def test_codebooks_of_another_alphabet_are_refused():
+    decoder = make_tables(6, 5, width=2).decoder
+    with pytest.raises(FormatError, match="codebooks are of 5 symbols, the entropy model of 4"):
+        Tables((6,), make_tables(6, 4).entropy, decoder)
 
 
 HEAD, SECTION = struct.Struct("<8sHHIII"), struct.Struct("<16sII")

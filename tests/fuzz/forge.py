@@ -294,6 +294,8 @@ class Forger:
                 content = self.model(kind + content)[16:]
             elif kind.startswith(b"mlp"):
                 content = self("decoder's shape", content[:8]) + self("decoder", content[8:])
+            elif kind.startswith(b"codebooks"):
+                content = self("codebooks' shape", content[:12]) + self("codebooks", content[12:])
             else:
                 content = self("self-test", content)
             out += self("section's name", kind)[:16].ljust(16, b"\0")
