@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
 from stochcl.api.classifying import read_labelled, score
-from stochcl.api.labelling import classes_of, labeller
+from stochcl.api.labelling import classes_of, labeller, labels_of
 from stochcl.api.models import find_model
 from stochcl.api.training import _check_output, _images
 from stochcl.data import printable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stochcl.api.classifying import Scores
     from stochcl.encoders.backbones.published import Initialisation
     from stochcl.encoders.finetuning.finetuner import Finetuner
+    from stochcl.encoders.finetuning.options import FinetuneOptions
     from stochcl.encoders.modelfile import ModelFile
 
 
@@ -123,9 +124,9 @@ def finetune(
     ------
     SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
     """
-    from stochcl.encoders.finetuning.finetuner import Finetuner
-    from stochcl.encoders.finetuning.options import FinetuneOptions
-    from stochcl.encoders.finetuning.presets import load_preset
+    from stochcl.encoders.backbones.published import init_backbone
+    from stochcl.encoders.finetuning.finetuner import Finetuner, starting_point
+    from stochcl.encoders.finetuning.scoring import class_indices
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import load_model, save_model
 
@@ -136,27 +137,23 @@ def finetune(
     _check_output(output, checkpoint, log, resume=resume, force=force)
     if not sources:
         raise UsageError("fine-tuning needs at least one source of images.")
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = FinetuneOptions(**(load_preset(preset) if preset else {}) | given)
+    settings = _settings(preset, options)
     choose_device(settings.device)
     base = load_model(find_model(model))
     if base.encoder.config.columns is not None:
         raise UsageError(f"{printable(model)}: this model takes vectors, and fine-tuning trains on images.")
-    begun = None
-    if init is not None:
-        from stochcl.encoders.backbones.published import init_backbone
-
-        begun = init_backbone(base.encoder, Path(init))
+    begin = starting_point(base.encoder, settings)
+    begun = None if init is None else init_backbone(begin, Path(init))
     opened = [_images(path) for path in sources]
     label = labeller(opened, labels)
-    if test is not None:  # what would be wrong with it is said before hours of training
-        labeller([_images(test)], test_labels or labels)
+    unseen = [] if test is None else labels_of(_images(test), test_labels or labels)
     data = read_labelled(base.encoder.config, opened, label, hold_out=hold_out, workers=workers)
     classes = classes_of(data)
+    class_indices(unseen, classes)  # what is wrong with test images is said before hours of training
     if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
         checkpoint.unlink(missing_ok=True)
     tuner = Finetuner(
-        base.encoder, base.sha256 + (begun.sha256 if begun else ""), settings, data, classes, checkpoint=checkpoint,
+        begin, base.sha256 + (begun.sha256 if begun else ""), settings, data, classes, checkpoint=checkpoint,
         log=log, report=report,
     )  # fmt: skip
     encoder = tuner.run()
@@ -179,6 +176,17 @@ def finetune(
         if test is None
         else score(output, test, labels=test_labels or labels, workers=workers, device=settings.device),
     )
+
+
+def _settings(preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
+    """Return the options of a recipe, with those that are given before them."""
+    from stochcl.encoders.finetuning.options import FinetuneOptions
+    from stochcl.encoders.finetuning.presets import load_preset
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(set(given) - {f.name for f in fields(FinetuneOptions)}):
+        raise UsageError(f"fine-tuning has no option {', '.join(unknown)}.")
+    return FinetuneOptions(**(load_preset(preset) if preset else {}) | given)
 
 
 def _record(

@@ -45,6 +45,12 @@ def labeller(sources: Sequence[ImageSource], labels: str | os.PathLike[str] | No
     return label
 
 
+def labels_of(source: ImageSource, labels: str | os.PathLike[str] | None = None) -> list[str]:
+    """Return the label of each image of a source, see :func:`labeller`."""
+    label = labeller([source], labels)
+    return [label(entry.name) for entry in source.entries]
+
+
 def classes_of(data: ImageSet) -> tuple[str, ...]:
     """Return the classes of images to train on, in the order of their names.
 

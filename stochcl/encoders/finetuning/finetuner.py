@@ -70,15 +70,23 @@ class Progress:
         return text if math.isnan(self.held_top1) else f"{text}, held-out top-1 {self.held_top1:.1%}"
 
 
+def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
+    """Return the encoder that fine-tuning begins with: the base, or one like it with fresh weights."""
+    if not options.from_scratch:
+        return base
+    torch.manual_seed(options.seed)
+    return Encoder(base.config)
+
+
 class Finetuner:
     """One run of fine-tuning, which can stop after any step and go on from its checkpoint.
 
     Parameters
     ----------
     base : Encoder
-        What to begin with; it is left as it is.
+        What to begin with, see :func:`starting_point`; it is left as it is.
     base_sha256 : str
-        The hash of its model, which a checkpoint must agree with.
+        What tells its weights from others, which a checkpoint must agree with.
     options : FinetuneOptions
     data : ImageSet
         Every image with a label.
@@ -104,8 +112,7 @@ class Finetuner:
         self.options, self.data, self.base_sha256 = options, data, base_sha256
         self.checkpoint_path, self.log_path, self.report = checkpoint, log, report
         self.device = choose_device(options.device)
-        torch.manual_seed(options.seed)
-        self.encoder = Encoder(base.config) if options.from_scratch else deepcopy(base)
+        self.encoder = deepcopy(base)
         self.encoder.set_entropy(None)  # of codes that will be others
         self.encoder.set_classes(classes, "features" if options.deterministic else "vectors")
         self.encoder.to(self.device)

@@ -1,0 +1,230 @@
+"""Runs of fine-tuning: they learn, stop anywhere and go on to the same weights."""
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+
+from stochcl.encoders.finetuning import finetuner
+from stochcl.encoders.finetuning.finetuner import Finetuner, starting_point
+from stochcl.encoders.finetuning.options import FinetuneOptions
+from stochcl.encoders.finetuning.scoring import class_indices, class_scores, top1
+from stochcl.errors import TrainingError, UsageError
+from tests.encoders.making import digits, make_config, make_encoder, make_set, weights
+
+CPU = torch.device("cpu")
+SEED_BASE = "0" * 64
+
+
+@pytest.fixture
+def tuner(tmp_path):
+    def make(data, name="run", base=None, log=None, report=None, sha256=SEED_BASE, **options):
+        given = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "lr": 0.05} | options
+        classes = tuple(sorted(set(data.train_labels)))
+        extra = {} if report is None else {"report": report}
+        settings = FinetuneOptions(**given)
+        begin = starting_point(make_encoder() if base is None else base, settings)
+        return Finetuner(
+            begin, sha256, settings, data, classes, checkpoint=tmp_path / f"{name}.checkpoint", log=log, **extra,
+        )  # fmt: skip
+
+    return make
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def interruption():
+    raise KeyboardInterrupt
+
+
+def stop_at(step, how):
+    def report(progress):
+        if getattr(progress, "step", None) == step:
+            how()
+
+    return report
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({}, ctrl_c), ({"precision": "bf16"}, interruption), ({"average": 0.0}, ctrl_c),
+        ({"deterministic": True}, ctrl_c), ({"from_scratch": True}, ctrl_c),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_interrupted_run_goes_on_to_the_same_weights(tuner, monkeypatch, options, how):
+    monkeypatch.setattr(Finetuner, "log_every", 10)
+    options = {
+        "epochs": 5,
+        "batch_size": 16,
+        "nested": 0.3,
+        "beta": 0.001,
+    } | options  # 20 steps; half within an epoch
+    data = make_set(68)
+    whole = tuner(data, "whole", **options)
+    encoder = whole.run()
+    assert whole.step == 20
+    with pytest.raises(KeyboardInterrupt):
+        tuner(data, "parts", report=stop_at(10, how), **options).run()
+    second = tuner(data, "parts", **options)
+    assert second.step == 10
+    assert weights(second.run()) == weights(encoder)
+    assert second.step == 20
+
+
+def test_runs_are_reproducible_and_seeds_differ(tuner):
+    data = make_set(32)
+    first, again, other = (weights(tuner(data, f"{i}", seed=s).run()) for i, s in enumerate([0, 0, 1]))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lr": 0.1}, "lr"), ({"seed": 3}, "seed"), ({"sha256": "1" * 64}, "model"), ({"deterministic": True}, "det"),
+        ({"mixup": 0.0}, "mixup"),
+    ],
+)  # fmt: skip
+def test_another_run_s_checkpoint_is_refused(tuner, changes, named):
+    data = make_set(16)
+    tuner(data).run()
+    with pytest.raises(TrainingError, match=f"belongs to a run with another .*{named}"):
+        tuner(data, **changes)
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tuner):
+    data = make_set(16)
+    assert tuner(data).run() is not None
+    longer = tuner(data, epochs=3)
+    assert longer.step == 2
+    longer.run()
+    assert longer.step == 6
+
+
+def test_a_damaged_checkpoint_is_refused(tuner, tmp_path):
+    data = make_set(16)
+    tuner(data).run()
+    path = tmp_path / "run.checkpoint"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(TrainingError, match=r"run\.checkpoint: this checkpoint is damaged"):
+        tuner(data)
+
+
+def test_the_time_may_end_it(tuner, monkeypatch):
+    clock = iter(range(100_000))
+    monkeypatch.setattr(finetuner.time, "monotonic", lambda: next(clock) / 10)
+    run = tuner(make_set(16), epochs=10_000, max_time=9.0)
+    run.run()
+    assert 0 < run.step < 60
+    assert run.fraction == 1
+
+
+def test_the_learning_rate_rises_and_falls(tuner):
+    told = []
+    run = tuner(make_set(80), epochs=10, warmup=1, report=told.append, batch_size=8)
+    run.log_every = 1
+    run.run()
+    rates = [p.lr for p in told]
+    assert len(rates) == 100
+    assert rates.index(max(rates)) == 10
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(rates) == pytest.approx(0.05, rel=0.05)
+    assert rates[-1] < 1e-4
+
+
+def test_only_weights_of_layers_decay(tuner):
+    run = tuner(make_set(16))
+    (decaying, others) = run.optimizer.param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (5e-4, 0.0)
+    assert {p.ndim for p in decaying["params"]} == {2, 4}
+    named = {id(p): name for name, p in run.encoder.named_parameters()}
+    assert "prior" in {named[id(p)] for p in others["params"]}
+    assert len(decaying["params"]) + len(others["params"]) == len(named)
+
+
+def test_a_twin_trains_what_features_need_and_nothing_else(tuner):
+    base = make_encoder()
+    encoder = tuner(make_set(16), base=base, deterministic=True, average=0.0).run()
+    assert encoder.config.classifies == "features"
+    before = base.state_dict()
+    for name, tensor in encoder.state_dict().items():
+        same = name in before and torch.equal(tensor, before[name])
+        trained = name.startswith(("backbone.", "classifier.", "norm.")) or name == "ones"
+        assert same != trained, name
+
+
+def test_the_model_that_it_begins_with_is_left_alone(tuner):
+    base = make_encoder()
+    before = weights(base)
+    tuned = tuner(make_set(16), base=base).run()
+    assert weights(base) == before
+    assert base.config == make_config()
+    assert not tuned.training
+
+
+def test_from_scratch_is_of_the_seed_and_not_of_the_model(tuner):
+    data = make_set(16)
+    runs = [
+        weights(tuner(data, f"{i}", base=make_encoder(seed), from_scratch=True).run())
+        for i, seed in enumerate([0, 5])
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_a_loss_that_is_not_finite_ends_it_before_the_weights_change(tuner, tmp_path):
+    base = make_encoder()
+    with torch.no_grad():
+        base.head.weight[0, 0] = math.nan
+    with pytest.raises(TrainingError, match="not finite at step 1; try a lower learning rate"):
+        tuner(make_set(16), base=base).run()
+    assert not (tmp_path / "run.checkpoint").exists()
+
+
+def test_an_unknown_device_is_refused(tuner):
+    with pytest.raises(UsageError, match="no device 'abacus'"):
+        tuner(make_set(16), device="abacus")
+
+
+def test_progress_is_logged_and_told(tuner, tmp_path, monkeypatch):
+    monkeypatch.setattr(Finetuner, "log_every", 1)
+    monkeypatch.setattr(Finetuner, "measure_every", -1.0)
+    told = []
+    tuner(make_set(16, held=8), log=tmp_path / "log.jsonl", report=told.append).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[-1]["fraction"] == 1
+    assert 0 <= lines[0]["held_top1"] <= 1
+    assert told[0].line().startswith("step 1, epoch 0.5, loss ")
+    assert "held-out top-1 " in told[0].line()
+
+
+PLAIN = {"flip": False, "operations": 0, "cutout": 0.0, "mixup": 0.0, "padding": 0.0625, "average": 0.95}
+
+
+@pytest.mark.parametrize(
+    "options", [{"epochs": 6}, {"epochs": 3, "deterministic": True}, {"epochs": 4, "from_scratch": True}], ids=str
+)
+def test_digits_are_learned_through_32_latents(tuner, options):
+    data = digits()
+    base = make_encoder(width=8, latents=32, decoder=(32,))
+    run = tuner(data, base=base, batch_size=32, lr=0.1, warmup=1, **PLAIN | options)
+    encoder = run.run()
+    labels = class_indices(data.held_labels, encoder.config.classes)
+    found = top1(class_scores(encoder, data.held, CPU), labels)
+    assert found == run.held_top1()
+    assert found > 0.9
+
+
+def test_tables_are_refitted_to_the_new_codes(tuner):
+    from stochcl.encoders.inference import encode_images
+    from stochcl.encoders.measure import measure_ones
+
+    data = make_set(40)
+    encoder = tuner(data, entropy="independent").run()
+    assert encoder.ones.numpy().tolist() == measure_ones(encode_images(encoder, data.train, CPU).codes).tolist()
