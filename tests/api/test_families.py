@@ -1,0 +1,143 @@
+"""Codes of every family, of images and of vectors, from an encoder through codes.bin to vectors and an evaluation."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+import stochcl
+from stochcl.api.archives import evaluate
+from stochcl.api.training import train
+from stochcl.data import open_source
+from stochcl.encoders.entropy import fit_entropy
+from stochcl.encoders.inference import encode
+from stochcl.encoders.measure import measure_ones
+from stochcl.encoders.modelfile import load_model, save_model
+from stochcl.encoders.posteriors import POSTERIORS
+from tests.making import CLASSES, PER_CLASS, SIZE, make_head
+
+CPU = torch.device("cpu")
+FAMILIES = {
+    "bernoulli": {"posterior": "bernoulli", "latents": 24},
+    "categorical": {"posterior": "categorical", "latents": 10, "alphabet": 5, "embedding": 3, "head": (16,)},
+    "wide categorical": {"posterior": "categorical", "latents": 4, "alphabet": 300, "embedding": 2},
+    "gaussian": {"posterior": "gaussian", "latents": 10, "alphabet": 12},
+}
+WIDTH, ROWS = 12, 90
+
+
+def make_vectors() -> np.ndarray:
+    """Vectors of three classes whose columns have other means, and all of them another scale, than features have."""
+    rng = np.random.default_rng(3)
+    centres = rng.normal(0, 1, (3, WIDTH))
+    rows = np.tile(centres, (ROWS // 3, 1)) + rng.normal(0, 0.4, (ROWS, WIDTH))
+    return (40 * rows + rng.normal(0, 90, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param] | {"decoder": (8,)}
+
+
+@pytest.fixture(scope="module")
+def head(family, tmp_path_factory):
+    """A model of vectors."""
+    return stochcl.load(make_head(tmp_path_factory.mktemp("head") / "head.safetensors", make_vectors(), **family))
+
+
+@pytest.fixture(scope="module")
+def model(family, images, tmp_path_factory):
+    """A model of images that has seen a few steps of training."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    train([images], path, epochs=2, batch_size=16, width=4, size=SIZE, device="cpu", seed=1, **family)
+    return stochcl.load(path, device="cpu")
+
+
+def check(codec, given: np.ndarray, expected: np.ndarray, path, latents: int | None = None) -> None:
+    """Check symbols, uncertainty and vectors of an archive against what torch makes of the same rows."""
+    encoder = codec.model.encoder
+    with torch.no_grad():
+        features = torch.from_numpy(encode(encoder, given, CPU).features)
+        posterior = encoder.posterior(features)
+        mode = posterior.mode()
+        vectors = encoder.restore(encoder.decode(posterior.embed(mode), latents)).numpy()
+    with stochcl.open(path) as archive:
+        archive.verify()
+        assert archive.header.alphabet == encoder.config.alphabet
+        np.testing.assert_array_equal(archive.to_numpy(), mode.numpy()[:, :latents])
+        np.testing.assert_array_equal(archive.to_numpy(), expected[:, :latents])
+        found = archive.to_vectors()
+    # float16 weights, summed in another order
+    np.testing.assert_allclose(found, vectors, rtol=0, atol=4e-3 * vectors.std())
+    assert vectors.std() > 0
+
+
+@pytest.mark.parametrize("latents", [None, 3])
+def test_vectors_go_through_a_file_and_come_back_in_their_own_units(head, tmp_path, latents):
+    vectors = make_vectors()
+    np.save(tmp_path / "vectors.npy", vectors)
+    head.compress(tmp_path / "vectors.npy", tmp_path / "codes.bin", latents=latents)
+    codes = head.encode(vectors)
+    check(head, vectors, codes.symbols(), tmp_path / "codes.bin", latents)
+    assert len(np.unique(codes.symbols())) > 1
+    assert ((codes.uncertainty >= 0) & (codes.uncertainty <= codes.decisions_per_row)).all()
+    with stochcl.open(tmp_path / "codes.bin") as archive:  # untrained, a decoder gives about the mean of the vectors
+        assert abs(archive.to_vectors().mean(axis=0) - vectors.mean(axis=0)).max() < vectors.std()
+
+
+def test_an_archive_of_vectors_is_evaluated(head, tmp_path):
+    np.save(tmp_path / "vectors.npy", make_vectors())
+    head.compress(tmp_path / "vectors.npy", tmp_path / "codes.bin")
+    with stochcl.open(tmp_path / "codes.bin") as archive, (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["name", "label"], *((name, f"c{i % 3}") for i, name in enumerate(archive.names))]
+        )
+    for given in ("vectors", "symbols"):
+        result, facts = evaluate(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", given=given, folds=3)
+        assert facts["images"] == ROWS
+        assert 0 <= result.score <= 1
+    assert evaluate(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", folds=3)[0].score > 0.5
+
+
+def test_images_are_trained_on_compressed_and_evaluated(model, images, tmp_path):
+    report = model.compress(images, tmp_path / "codes.bin")
+    assert report.images == PER_CLASS * len(CLASSES)
+    (batch,) = open_source(images).batches(model.preprocess, batch_size=100)
+    check(model, batch.images, model.encode_pixels(batch.images).codes.symbols(), tmp_path / "codes.bin")
+    result, facts = evaluate(tmp_path / "codes.bin", folds=3)
+    assert facts["input"] == "vectors"
+    assert 0 <= result.score <= 1
+
+
+def test_a_model_keeps_its_table_and_its_network_through_its_file(head, tmp_path):
+    encoder = load_model(save(head.model.encoder, tmp_path / "a.safetensors")).encoder
+    rng = np.random.default_rng(0)
+    vectors = (make_vectors()[rng.integers(0, ROWS, 1500)] + rng.normal(0, 5, (1500, WIDTH))).astype(np.float32)
+    codes = encode(encoder, vectors, CPU).codes
+    encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
+    fitted = fit_entropy(codes, encoder.config.ladder, passes=4, hidden=4)
+    encoder.set_entropy(fitted.network)
+    again = stochcl.load(save(encoder, tmp_path / "b.safetensors"), device="cpu")
+    tables = again.tables
+    assert tables.alphabet == encoder.config.alphabet
+    cost = tables.entropy.ideal_bits(codes) / len(codes)
+    assert cost < codes.decisions_per_row
+    if fitted.network is not None:
+        assert tables.autoregressive is not None
+        found = fitted.network.decision_bits(codes).sum()
+        decisions = codes.decisions()
+        coded = tables.autoregressive.bits_of(decisions, tables.autoregressive.level_indices(decisions)).sum()
+        assert coded / len(codes) == pytest.approx(found, rel=1e-3)
+    np.save(tmp_path / "vectors.npy", vectors)
+    again.compress(tmp_path / "vectors.npy", tmp_path / "codes.bin")
+    check(again, vectors, codes.symbols(), tmp_path / "codes.bin")
+
+
+def save(encoder, path):
+    save_model(encoder, path, {})
+    return path
+
+
+def test_all_families_are_tested():
+    assert {options["posterior"] for options in FAMILIES.values()} == set(POSTERIORS)
