@@ -176,8 +176,9 @@ def _card(path: Path) -> ModelCard:
             length = int.from_bytes(file.read(8), "little")
             metadata = json.loads(file.read(min(length, 1 << 24)))["__metadata__"]
         card = ModelCard(
-            path.stem, path, path.stat().st_size, json.loads(metadata["config"]), json.loads(metadata["record"])
-        )
+            path.stem, path, path.stat().st_size, json.loads(metadata["config"]),
+            json.loads(metadata["record"], parse_constant=lambda name: None),  # NaN is no JSON, and no figure
+        )  # fmt: skip
         card.lines()  # whatever is not of its type shows now
     except OSError as exc:
         raise ModelError(f"{printable(path)}: the model cannot be read: {why(exc)}.") from exc

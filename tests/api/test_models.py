@@ -115,3 +115,12 @@ def test_figures_stand_in_the_order_of_their_numbers(tmp_path):
     figures = {f"x, codes, {k} latents": str(k) for k in ("1,024", "128", "16", "8")}
     lines = models.ModelCard("m", tmp_path / "m", 1, {"latents": 8}, {"figures": figures}).lines()
     assert [line.rpartition(": ")[2] for line in lines[-4:]] == ["8", "16", "128", "1,024"]
+
+
+def test_a_figure_that_is_no_number_is_none(tmp_path, monkeypatch):
+    metadata = {"config": '{"latents": 8}', "record": '{"knn": NaN, "rate": 3.5}'}
+    text = json.dumps({"__metadata__": metadata}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    monkeypatch.setenv("STOCHCL_MODELS", str(tmp_path))
+    cards, _ = models.model_cards()
+    assert cards[-1].to_json()["record"] == {"knn": None, "rate": 3.5}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import time
@@ -96,7 +97,8 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(run, model, images, tmp_path):
     assert child.returncode == 130
     assert said[0] == ""
     assert "Traceback" not in said[1]
-    assert said[1].startswith("stochcl: interrupted.")
+    kept = rf"is kept in {re.escape(str(out))}\.checkpoint; pass --resume to go on"
+    assert re.fullmatch(rf"stochcl: interrupted\. Step [\d,]+ {kept}\.\n", said[1])
     assert (tmp_path / "tuned.safetensors.checkpoint").exists()
     found = json.loads(run(*long, "--resume", "--max-time", "1s", "--json").stdout)
     assert found["steps"] >= json.loads(log.read_text().splitlines()[0])["step"]

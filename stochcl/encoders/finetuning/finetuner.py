@@ -206,9 +206,12 @@ class Finetuner:
                     self._train_step(rows, keys)
                     if interrupted():
                         raise KeyboardInterrupt
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             if self.whole and self.step:
                 self.save()
+                exc.add_note(
+                    f"Step {self.step:,} is kept in {printable(self.checkpoint_path)}; pass --resume to go on."
+                )
             raise
         self.save()
         self.result.eval()
@@ -279,6 +282,7 @@ class Finetuner:
         labels = torch.from_numpy(self.labels[rows]).to(self.device)
         targets = soft_targets(labels, len(model.config.classes), options.smoothing)
         views, targets = mixup(views, targets, options.mixup, [options.seed, self.step, _MIXING])
+        views = views.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
             if options.deterministic:
                 return deterministic_classification(model, views, targets)
