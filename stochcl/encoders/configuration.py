@@ -90,6 +90,9 @@ class EncoderConfig:
     embedding : int
         e, the numbers that stand for a categorical symbol in the decoder; 0 lets the alphabet decide (8 at most), and
         is right for the other families.
+    temperature : float
+        What the posterior's logits are divided by where its uncertainty is asked for: fitted to how often symbols
+        change.
     classes : tuple of str
         What the classifier of a fine-tuned encoder tells apart, in the order of its rows; none where there is none.
     classifies : str
@@ -117,6 +120,7 @@ class EncoderConfig:
     alphabet: int = 2
     head: tuple[int, ...] = ()
     embedding: int = 0
+    temperature: float = 1.0
     classes: tuple[str, ...] = ()
     classifies: str = "vectors"
 
@@ -163,6 +167,8 @@ class EncoderConfig:
                 f"embeddings of {self.embedding} numbers for {self.latents} latents are not 1 to "
                 f"{MAX_DECODER_INPUTS:,} numbers together."
             )
+        if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
+            raise UsageError(f"a posterior's temperature is more than 0, not {self.temperature}.")
         if self.decoder_inputs * self.alphabet > MAX_CODEBOOK_NUMBERS and self.embedding:
             raise UsageError(
                 f"codebooks of {self.latents} x {self.alphabet} x {self.embedding} numbers are more than "

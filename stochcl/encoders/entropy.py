@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field, fields
@@ -42,6 +43,7 @@ _BATCH, _LEAST_BATCH, _STEPS = 512, 32, 40  # rows a step, and steps that a pass
 # with twice the first weights, 314.8 with rates of 1e-3 and 1e-2 besides.
 _LR, _HIDDEN_LR = 4e-3, 8e-3
 _DECAY = 0.03
+_AGAIN = 0.3  # of these rates, where a network is gone on with
 _HELD, _MOST_HELD = 0.05, 4000  # of the codes: the choice between passes, and what is reported
 _WORTH = 0.99  # of the bits of independent symbols: a network that costs more is not kept
 _ROWS = 2048  # of codes at a time where nothing is learned
@@ -335,6 +337,7 @@ def fit_entropy(
     max_time: float | None = None,
     seed: int = 0,
     precision: str = "bf16",
+    initial: MaskedNetwork | None = None,
     progress: Callable[[float, str], None] = lambda fraction, line: None,
 ) -> Fitted:
     """Fit an entropy network to codes, by the bits that they cost.
@@ -358,6 +361,8 @@ def fit_entropy(
         Of everything random.
     precision : str
         bf16 (autocast) or fp32.
+    initial : MaskedNetwork, optional
+        What to go on from, in place of ``hidden``; it stays as it is.
     progress : callable
         Told the fraction that is done, and a line about it, after every pass.
     """
@@ -372,7 +377,10 @@ def fit_entropy(
     held, fitted = codes[out], codes[~out]
     network = _network(fitted, hidden, seed)
     independent = independent_bits(network.bias.detach().numpy(), held)
-    best = _descend(network, fitted, held, passes, max_time, seed, precision, progress)
+    if initial is not None:
+        network, hidden = copy.deepcopy(initial), len(initial.degrees)
+    scale = 1.0 if initial is None else _AGAIN
+    best = _descend(network, fitted, held, passes, max_time, seed, precision, progress, scale)
     real = float_bits(network, held)
     integers = quantise(network, codes.latents, codes.alphabet)
     coded = integers.decision_bits(held)
@@ -391,7 +399,7 @@ def fit_entropy(
 
 def _descend(
     network: MaskedNetwork, codes: Codes, held: Codes, passes: int, max_time: float | None, seed: int, precision: str,
-    progress: Callable[[float, str], None],
+    progress: Callable[[float, str], None], scale: float = 1.0,
 ) -> int:  # fmt: skip
     """Minimise the bits of ``codes``; leave the weights of the pass that codes ``held`` in fewest, return which."""
     hidden = {"hidden", "hidden_bias", "output"}
@@ -417,7 +425,9 @@ def _descend(
             if fraction >= 1:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * fraction))
+                group["lr"] = (
+                    scale * group["peak"] * min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * fraction))
+                )
             optimizer.zero_grad(set_to_none=True)
             loss = _cost(network, part, precision).sum() / len(part)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -93,7 +93,9 @@ def encode(encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], d
         latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
         posterior = encoder.posterior(latent)
         symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
-        entropy[rows] = posterior.entropy().sum(1)[: len(part)].cpu().numpy() / BIT
+        entropy[rows] = (
+            posterior.tempered(encoder.config.temperature).entropy().sum(1)[: len(part)].cpu().numpy() / BIT
+        )
         features[rows] = latent[: len(part)].float().cpu().numpy()
     codes = Codes.from_symbols(symbols, alphabet=encoder.config.alphabet, uncertainty=entropy)
     return Encoded(codes, features)

@@ -27,7 +27,14 @@ KIND = "stochcl-encoder-0"
 """What the metadata of a model file says that it is."""
 
 _MAX_BYTES = 4 << 30
-_LATER = ("alphabet", "head", "embedding", "classes", "classifies")  # fields that the first models had not
+_LATER = (
+    "alphabet",
+    "head",
+    "embedding",
+    "temperature",
+    "classes",
+    "classifies",
+)  # fields that the first models had not
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
         return "numbers that are not finite"
     if name.endswith("running_var") and (tensor < 0).any():
         return "negative variances"
+    if name == "norm.scale" and not (tensor > 0).all():
+        return "a scale that is not positive"
     if name == "ones" and not ((tensor >= 0) & (tensor < DENOMINATOR)).all():
         return f"probabilities that are not in 0..{DENOMINATOR - 1}"
     return None

@@ -180,32 +180,3 @@ def stochastic_contrastive(
         rate=rate.detach(),
         kl=posterior.kl(model.prior).sum(1).mean().detach() / math.log(2),
     )
-
-
-class RateController:
-    """Finds the beta at which codes cost the bits that were asked for.
-
-    beta moves by a bounded factor a step, in proportion to how far the measured rate is off, and stays between
-    two bounds: it starts feasible and cannot wind up, as dual ascent from zero does. Without a target it is
-    constant.
-
-    Parameters
-    ----------
-    target : float or None
-        Bits per image.
-    beta : float
-        Where to start, in nats a bit.
-    """
-
-    LOWEST, HIGHEST, GAIN = 1e-6, 0.3, 0.03
-
-    def __init__(self, target: float | None, beta: float = 1e-4) -> None:
-        self.target = target
-        self.beta = beta
-
-    def update(self, rate: float) -> None:
-        """Take the rate of one step, in bits per image, into account."""
-        if self.target is None:
-            return
-        off = max(-1.0, min(1.0, rate / self.target - 1))
-        self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.GAIN * off)))

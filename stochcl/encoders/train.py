@@ -23,8 +23,9 @@ from stochcl.encoders.inference import choose_device, encode_images
 from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.measure import Monitor, measure_ones
 from stochcl.encoders.model import ENTROPY, Encoder, EncoderConfig
-from stochcl.encoders.objective import Losses, Projectors, RateController, stochastic_contrastive
+from stochcl.encoders.objective import Losses, Projectors, stochastic_contrastive
 from stochcl.encoders.posteriors import POSTERIORS
+from stochcl.encoders.rate import RateController
 from stochcl.errors import OutputError, TrainingError, UsageError
 
 if TYPE_CHECKING:

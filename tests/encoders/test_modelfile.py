@@ -108,6 +108,7 @@ def test_the_hash_is_of_every_tensor_and_all_of_the_configuration(path):
     other |= {"size": 17, "fit": "pad", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     changes = [{k: v} for k, v in other.items() if k != "latents"] + [{"latents": 9}]
     changes += [{"entropy": "autoregressive"}, {"entropy": "autoregressive", "entropy_hidden": 3}, {"head": (7,)}]
+    changes += [{"temperature": 2.5}]
     changes += [{"posterior": "gaussian", "alphabet": 4}, {"posterior": "gaussian", "alphabet": 5}]
     changes += [{"posterior": "categorical", "embedding": 1}, {"posterior": "categorical", "embedding": 2}]
     changes += [{"classes": ("a", "b")}, {"classes": ("b", "a")}, {"classes": ("a", "b"), "classifies": "features"}]

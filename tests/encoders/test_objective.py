@@ -8,11 +8,11 @@ from stochcl.encoders.model import Encoder
 from stochcl.encoders.objective import (
     DECORRELATION,
     Projectors,
-    RateController,
     decorrelation,
     nt_xent,
     stochastic_contrastive,
 )
+from stochcl.encoders.rate import RateController
 from tests.encoders.making import make_config
 
 

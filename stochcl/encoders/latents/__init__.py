@@ -1,0 +1,6 @@
+"""The latent stage: head, prior and decoder trained on features that stand still, to the rate that was asked for."""
+
+from stochcl.encoders.latents.fit import FittedLatents, LatentProgress, LatentStage
+from stochcl.encoders.latents.options import LatentOptions
+
+__all__ = ["FittedLatents", "LatentOptions", "LatentProgress", "LatentStage"]
