@@ -70,6 +70,18 @@ class Scores:
             )
         return out + [f"    first {k:,} latents: {top1:.2f} %" for k, top1 in self.codes_top1_by_latents.items()]
 
+    def figures(self) -> dict[str, str]:
+        """Return the scores as a model's record keeps them."""
+        name = self.source.partition(".")[0]
+        out = {
+            f"{name}, top-1": f"{self.test_top1:.2f}%",
+            f"{name}, top-1, mirrored": f"{self.test_top1_mirrored:.2f}%",
+        }
+        if self.codes_top1 is not None:
+            bits = f"{self.codes_bits_per_image:,.1f} bits per image"
+            out[f"{name}, top-1 from codes"] = f"{self.codes_top1:.2f}% at {bits}"
+        return out
+
 
 def score(
     model: str | os.PathLike[str],

@@ -158,8 +158,13 @@ def finetune(
     )  # fmt: skip
     encoder = tuner.run()
     held = 100 * tuner.held_top1() if len(data.held) else None
-    sha256 = save_model(encoder.cpu(), output, _record(base, begun, tuner, sources, held))
+    record = _record(base, begun, tuner, sources, held)
+    sha256 = save_model(encoder.cpu(), output, record)
     checkpoint.unlink(missing_ok=True)
+    scores = None
+    if test is not None:  # of what was written; the record is no part of the hash
+        scores = score(output, test, labels=test_labels or labels, workers=workers, device=settings.device)
+        save_model(encoder, output, record | {"figures": scores.figures()})
     return FinetuneReport(
         model=str(output),
         sha256=sha256,
@@ -172,9 +177,7 @@ def finetune(
         seconds=time.monotonic() - started,
         initialised=None if begun is None else begun.line(),
         held_top1=held,
-        test=None
-        if test is None
-        else score(output, test, labels=test_labels or labels, workers=workers, device=settings.device),
+        test=scores,
     )
 
 

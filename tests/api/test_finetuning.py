@@ -111,12 +111,14 @@ def test_whoever_has_the_file_of_codes_classifies_alike(tuned, unseen, tmp_path)
 
 
 def test_the_result_is_a_model_whose_tables_fit_its_codes(tuned, base, photos):
-    path, _ = tuned
+    path, report = tuned
     model = load_model(path)
     assert model.encoder.config.classes == CLASSES
     assert model.record["finetuned_from"] == {"name": "base", "sha256": load_model(base).sha256}
     assert (model.record["images"], model.record["steps"], model.record["options"]["epochs"]) == (42, 80, 16)
     assert model.record["versions"]["torch"] == torch.__version__
+    assert model.record["figures"] == report.test.figures()
+    assert model.record["figures"]["test, top-1"] == f"{report.test.test_top1:.2f}%"
     assert (model.encoder.ones != load_model(base).encoder.ones).any()
     assert not path.with_name(path.name + ".checkpoint").exists()
 
