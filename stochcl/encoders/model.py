@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,6 +39,11 @@ class DecoderArrays(NamedTuple):
     codebooks: NDArray[np.float32] | None = None
 
 
+_ROWS = 8192  # of vectors at a time
+_LEAST_SCALE, _MOST_SCALE = 1e-4, 5e3
+_FARTHEST = 200  # deviations: float16 rounds a number of that many to a tenth of one
+
+
 class Standardise(nn.Module):
     """Brings vectors to zero mean in every column and to unit variance on average, by one scale for all columns.
 
@@ -59,11 +65,30 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: NDArray[np.floating]) -> None:
-        """Take the statistics of vectors, shape (N, W), finite; those that are all alike keep a scale of 1."""
+        """Take the statistics of vectors, shape (N, W), finite, N at least 1; where all are alike the scale is 1.
+
+        Raises
+        ------
+        UsageError
+            If decoding tables, whose numbers have half precision, could not give such vectors back.
+        """
         centre = vectors.mean(axis=0, dtype=np.float64)
-        power = np.square(vectors - centre, dtype=np.float64).mean()
+        parts = (vectors[i : i + _ROWS] - centre for i in range(0, len(vectors), _ROWS))
+        power = sum(float(np.square(part).sum()) for part in parts) / vectors.size
+        scale, farthest = (power**0.5 or 1.0), float(abs(centre).max())
+        if not _LEAST_SCALE <= scale <= _MOST_SCALE:
+            raise UsageError(
+                f"the vectors' numbers have a deviation of {scale:.3g}, and decoding tables hold {_LEAST_SCALE:g} to "
+                f"{_MOST_SCALE:,g}; multiply the matrix by {1 / scale:.3g} first."
+            )
+        if farthest > _FARTHEST * scale:
+            raise UsageError(
+                f"a column of the vectors has a mean of {farthest:.3g}, and the columns a deviation of {scale:.3g}: "
+                "the half precision of decoding tables cannot tell such numbers apart; subtract the columns' means "
+                "first."
+            )
         self.centre.copy_(torch.from_numpy(centre))
-        self.scale.fill_(float(np.sqrt(power)) if power > 0 else 1.0)
+        self.scale.fill_(scale)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return standardised vectors, float, shape (B, W)."""
@@ -231,18 +256,25 @@ class Encoder(nn.Module):
 
 
 def _head(features: int, config: EncoderConfig) -> nn.Module:
-    """Return a linear layer from features to the posterior's parameters, or a perceptron that ends with one."""
+    """Return a linear layer from features to the posterior's parameters, or a perceptron that ends with one.
+
+    What a ReLU gives has a mean, which rows of weights that add up to zero do not see: otherwise some of the
+    posterior's latents would begin with a value that no input changes. The mean has 1/pi of the power.
+    """
     family = POSTERIORS[config.posterior]
-    layers: list[nn.Module] = []
-    width = features
-    for hidden in config.head:
-        layers += [nn.Linear(width, hidden), nn.ReLU()]
-        nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")  # type: ignore[arg-type]
-        nn.init.zeros_(layers[-2].bias)  # type: ignore[arg-type]
-        width = hidden
-    last = nn.Linear(width, family.width(config))
+    *hidden, last = (nn.Linear(i, o) for i, o in pairwise((features, *config.head, family.width(config))))
+    for layer in hidden:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
     family.initialise(last, config)
-    return nn.Sequential(*layers, last) if layers else last
+    if not hidden:
+        return last
+    with torch.no_grad():
+        for layer in (*hidden[1:], last):
+            if layer.in_features > 1:
+                layer.weight -= layer.weight.mean(dim=1, keepdim=True)
+                layer.weight *= (1 - 1 / math.pi) ** -0.5
+    return nn.Sequential(*(module for layer in hidden for module in (layer, nn.ReLU())), last)
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

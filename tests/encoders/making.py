@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from stochcl.encoders.imageset import ImageSet
 from stochcl.encoders.model import Encoder, EncoderConfig
-from stochcl.encoders.train import Trainer, TrainOptions
+from stochcl.encoders.training import Trainer, TrainOptions
 
 
 def make_config(**changes) -> EncoderConfig:
@@ -22,9 +22,9 @@ def make_encoder(seed: int = 0, **changes) -> Encoder:
     encoder = Encoder(make_config(**changes))
     with torch.no_grad():
         for name, tensor in encoder.state_dict().items():
-            if name.endswith(("running_mean", "bias")) or name == "prior":
+            if name.endswith(("running_mean", "bias", "centre")) or name == "prior":
                 tensor.normal_(0, 0.3)
-            elif name.endswith("running_var"):
+            elif name.endswith(("running_var", "norm.scale")):
                 tensor.uniform_(0.5, 1.5)
         encoder.ones.random_(1, 4096)
     return encoder.eval()
