@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "compress": FOUNDATIONS | {"data"},
     "downstream": FOUNDATIONS | {"compress"},
     "api": FOUNDATIONS | {"data", "encoders", "compress", "downstream"},
+    "sklearn": FOUNDATIONS | {"data", "api"},
     "benchmarks": FOUNDATIONS | {"data", "encoders", "compress", "downstream", "api"},
     "cli": FOUNDATIONS | {"data", "api", "benchmarks"},
     "__init__": FOUNDATIONS | {"compress", "api"},
