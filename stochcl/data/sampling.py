@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 200_000
 """Rows that a head is trained on at most: more do not make it better, and need not fit into memory."""
 
+MOST_BYTES = 1 << 30
+"""Bytes that they take at most, as float32: of rows of more than 1,342 numbers it is fewer."""
+
 MOST_HELD = 10_000
 """Rows that are held out at most; of a small matrix a tenth."""
 
@@ -37,7 +40,8 @@ def sample_rows(
     ----------
     source : MatrixSource or ndarray of float, shape (N, W)
     most : int
-        Rows that are taken at most, held out or not; a matrix with no more is taken whole.
+        Rows that are taken at most, held out or not, and never more than ``MOST_BYTES`` hold; a matrix with no more
+        is taken whole.
     seed : int
 
     Returns
@@ -60,8 +64,12 @@ def sample_rows(
     ((90, 3), (10, 3))
     """
     rng = np.random.default_rng([seed, len(source)])
-    take = source.take if isinstance(source, MatrixSource) else _taker(source)
-    rows = _finite_rows(take, len(source), min(most, len(source)), rng)
+    if isinstance(source, MatrixSource):
+        take, width = source.take, source.dim
+    else:
+        take, width = _taker(source), source.shape[1]
+    wanted = max(1, min(most, len(source), MOST_BYTES // (4 * width)))
+    rows = _finite_rows(take, len(source), wanted, rng)
     if not len(rows):
         raise SourceError("no row of this matrix holds finite numbers only; there is nothing to train on.")
     held = np.zeros(len(rows), bool)

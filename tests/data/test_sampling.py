@@ -54,6 +54,12 @@ def test_a_small_matrix_is_taken_whole(saved):
     assert (len(train), held.shape) == (9, (0, 2))
 
 
+def test_long_rows_are_taken_in_smaller_numbers(saved, monkeypatch):
+    monkeypatch.setattr("stochcl.data.sampling.MOST_BYTES", 8 * 300)
+    train, held = sample_rows(saved(numbered(5000)))
+    assert (len(train), len(held)) == (270, 30)
+
+
 def test_rows_that_are_not_finite_are_left_out_and_replaced_where_there_are_others(saved):
     matrix = numbered(20_000, np.float64)
     matrix[::2, 1] = [np.nan, np.inf, -np.inf, 1e300] * 2500
