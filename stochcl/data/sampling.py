@@ -64,6 +64,7 @@ def sample_rows(
     ((90, 3), (10, 3))
     """
     rng = np.random.default_rng([seed, len(source)])
+    take: Callable[[NDArray[np.int64]], NDArray[np.float32]]
     if isinstance(source, MatrixSource):
         take, width = source.take, source.dim
     else:
