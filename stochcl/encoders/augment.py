@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # Rec. 601 luma, and the rotation of hue in YIQ, where it leaves the luma alone.
 _RGB_TO_YIQ = [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
-_COLUMNS = 12  # random numbers that one view uses
+_COLUMNS = 13  # random numbers that one view uses
+_BLUR = (0.1, 2.0)  # deviations of SimCLR's Gaussian blur, in pixels
+_BLUR_SIDE = 10  # its kernel is one such part of a view wide
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Augmentation:
         Largest aspect ratio of a crop; the smallest is its inverse.
     strength : float
         Of the colour distortion: brightness, contrast and saturation change by up to 0.8 of it, hue by 0.2.
-    jitter, grey : float
-        Probability of the colour distortion, and of greyscale.
+    jitter, grey, blur : float
+        Probability of the colour distortion, of greyscale, and of a Gaussian blur (kornia's), which images of 64
+        pixels and fewer are better without (SimCLR, appendix B.9).
+    flip : bool
+        Whether every second view is mirrored.
     """
 
     size: int
@@ -47,6 +52,8 @@ class Augmentation:
     strength: float = 0.5
     jitter: float = 0.8
     grey: float = 0.2
+    blur: float = 0.0
+    flip: bool = True
 
     def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int) -> Tensor:
         """Draw one view of each image.
@@ -70,7 +77,10 @@ class Augmentation:
         views = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         matrix, offset = self._colour(u, views.mean(dim=(2, 3)))
         views = torch.baddbmm(offset[:, :, None], matrix, views.flatten(2)).view_as(views)
-        return views.clamp_(0, 255).contiguous(memory_format=torch.channels_last)
+        views = views.clamp_(0, 255)
+        if self.blur:
+            views = self._blurred(views, u)
+        return views.contiguous(memory_format=torch.channels_last)
 
     def _crop(self, u: Tensor) -> Tensor:
         """Return the affine map of each view, shape (B, 2, 3): from its corners to the crop's."""
@@ -78,11 +88,22 @@ class Augmentation:
         ratio = torch.exp((2 * u[:, 1] - 1) * math.log(self.ratio))
         width = torch.sqrt(area * ratio).clamp(max=1)
         height = torch.sqrt(area / ratio).clamp(max=1)
-        flip = torch.where(u[:, 4] < 0.5, -1.0, 1.0)
+        flip = torch.where((u[:, 4] < 0.5) & self.flip, -1.0, 1.0)
         zero = torch.zeros_like(width)
         x = (2 * u[:, 2] - 1) * (1 - width)
         y = (2 * u[:, 3] - 1) * (1 - height)
         return torch.stack([width * flip, zero, x, zero, height, y], dim=1).view(-1, 2, 3)
+
+    def _blurred(self, views: Tensor, u: Tensor) -> Tensor:
+        """Blur some views, each by its own deviation."""
+        from kornia.filters import gaussian_blur2d  # only some runs need it
+
+        rows = (u[:, 11] < self.blur).nonzero()[:, 0]
+        if not len(rows):
+            return views
+        side = self.size // _BLUR_SIDE | 1
+        deviation = (_BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12, None]).expand(-1, 2)
+        return views.index_copy(0, rows, gaussian_blur2d(views[rows], (side, side), deviation))
 
     def _colour(self, u: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Compose the colour changes: matrices (B, 3, 3) and offsets (B, 3), from mean colours (B, 3)."""

@@ -48,7 +48,7 @@ def untrainable(monkeypatch):
         pytest.fail("the request was not checked first")
 
     monkeypatch.setattr("stochcl.encoders.imageset.read_images", fail)
-    monkeypatch.setattr("stochcl.encoders.train.Trainer", fail)
+    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer", fail)
 
 
 def interrupt(images, output, **options):
@@ -234,7 +234,7 @@ def test_what_is_not_a_source_of_images_is_said(output, tmp_path, untrainable):
 
 
 def test_the_entropy_network_is_fitted_in_sight_and_its_saving_kept_in_the_record(images, output, monkeypatch):
-    for module in ("train", "entropy"):
+    for module in ("codetables", "entropy"):
         monkeypatch.setattr(f"stochcl.encoders.{module}.MIN_CODES", 20)
     said = []
     training.train([images], output, report=lambda progress: said.append(progress.line()), **TINY)

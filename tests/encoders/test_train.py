@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from stochcl.encoders.augment import Augmentation
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.measure import measure_ones
-from stochcl.encoders.train import Progress
+from stochcl.encoders.training import Progress
 from stochcl.errors import OutputError, TrainingError
 from tests.encoders.making import digits, make_config, make_images, make_set, make_trainer, weights
 
@@ -76,8 +76,8 @@ def test_a_target_brings_the_rate_towards_it(folder):
 
 def test_time_ends_a_run_and_the_rate_of_learning_with_it(folder, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr("stochcl.encoders.train.time.monotonic", lambda: next(clock) / 10)
-    monkeypatch.setattr("stochcl.encoders.train.Trainer.log_every", 1)
+    monkeypatch.setattr("stochcl.encoders.training.trainer.time.monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 1)
     told = []
     trainer = make_trainer(folder("run"), make_set(16), epochs=1000, max_time=20, report=told.append)
     trainer.run()

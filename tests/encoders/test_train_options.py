@@ -3,7 +3,7 @@ import math
 import pytest
 
 from stochcl.encoders.model import EncoderConfig
-from stochcl.encoders.train import TrainOptions, options_from
+from stochcl.encoders.training import TrainOptions, options_from
 from stochcl.errors import UsageError
 
 

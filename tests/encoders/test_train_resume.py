@@ -27,7 +27,7 @@ def interruption():
 
 @pytest.mark.parametrize(("precision", "how"), [("fp32", ctrl_c), ("fp32", interruption), ("bf16", ctrl_c)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, monkeypatch):
-    monkeypatch.setattr("stochcl.encoders.train.Trainer.log_every", 10)
+    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 10)
     options = {"epochs": 5, "batch_size": 16, "precision": precision, "rate": 12.0}  # 20 steps; half within an epoch
     data = make_set(68)
     whole = make_trainer(folder("whole"), data, **options)
@@ -105,7 +105,7 @@ def test_a_checkpoint_with_a_damaged_counter_is_refused(folder, changes, monkeyp
     place, data = folder("run"), make_set(32)
     trainer = make_trainer(place, data)
     trainer.run()
-    monkeypatch.setattr("stochcl.encoders.train.save_checkpoint", save_with(changes))
+    monkeypatch.setattr("stochcl.encoders.training.trainer.save_checkpoint", save_with(changes))
     trainer.save()
     with pytest.raises(TrainingError, match="checkpoint: this checkpoint is damaged"):
         make_trainer(place, data)

@@ -1,0 +1,130 @@
+"""Logs of a run: figures by step, for a person, for a program, for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import asdict, fields
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stochcl.data import printable
+from stochcl.encoders.training.progress import Progress
+from stochcl.errors import MissingExtraError, OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Log(Protocol):
+    """Something that figures are written to."""
+
+    def write(self, progress: Progress) -> None:
+        """Write the figures of a step."""
+
+    def close(self) -> None:
+        """End."""
+
+
+def make_log(path: Path) -> Log:
+    """Return the log of a file: CSV where its name ends so, JSON lines otherwise."""
+    return CsvLog(path) if path.suffix.lower() == ".csv" else JsonLog(path)
+
+
+class JsonLog:
+    """One JSON object a line, appended.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, progress: Progress) -> None:
+        """Append the figures that there are."""
+        _append(self._path, json.dumps(_finite(progress)) + "\n")
+
+    def close(self) -> None:
+        """Do nothing: every line is written as it comes."""
+
+
+class CsvLog:
+    """A table with a column for every field of :class:`Progress`, appended to.
+
+    Cells of what was not measured are empty.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, progress: Progress) -> None:
+        """Append a row, and before the first the names of the columns."""
+        text = StringIO()
+        table = csv.DictWriter(text, [f.name for f in fields(Progress)], lineterminator="\n")
+        try:
+            new = not self._path.exists() or self._path.stat().st_size == 0
+        except OSError:
+            new = True
+        if new:
+            table.writeheader()
+        table.writerow(_finite(progress))
+        _append(self._path, text.getvalue())
+
+    def close(self) -> None:
+        """Do nothing: every row is written as it comes."""
+
+
+class TensorBoardLog:
+    """Scalars for TensorBoard.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Raises
+    ------
+    MissingExtraError
+        If TensorBoard is not installed.
+    OutputError
+        If the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as exc:
+            msg = "logs for TensorBoard need its package; install it with: pip install 'stochcl[tensorboard]'."
+            raise MissingExtraError(msg) from exc
+        try:
+            self._writer: Any = SummaryWriter(str(folder))
+        except OSError as exc:
+            raise OutputError(f"{printable(folder)}: the log cannot be written: {exc.strerror}.") from exc
+
+    def write(self, progress: Progress) -> None:
+        """Add every figure that there is, at its step."""
+        for name, value in _finite(progress).items():
+            if name != "step":
+                self._writer.add_scalar(name, value, progress.step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+
+def _finite(progress: Progress) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in asdict(progress).items() if math.isfinite(value)}
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as exc:
+        raise OutputError(f"{printable(path)}: the log cannot be written: {exc.strerror}.") from exc

@@ -1,0 +1,152 @@
+"""How to train."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stochcl.encoders.entropy import MAX_HIDDEN
+from stochcl.encoders.model import ENTROPY, EncoderConfig
+from stochcl.encoders.objectives import OBJECTIVES
+from stochcl.encoders.posteriors import ESTIMATORS
+from stochcl.errors import UsageError
+
+PRECISIONS = ("bf16", "fp32")
+
+_NAMED = {
+    "objective": tuple(OBJECTIVES),
+    "estimator": ESTIMATORS,
+    "precision": PRECISIONS,
+    "entropy": ENTROPY,
+}
+_POSITIVE = ("crop", "lr", "temperature")
+_FROM_ZERO = ("epochs", "decay", "beta", "warmup", "strength")
+_FRACTIONS = ("grey", "blur")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the images; 0 writes the untrained network, to compare with.
+    max_time : float or None
+        Seconds after which training ends, whatever the epochs; the learning rate falls to zero by then.
+    batch_size : int
+        Images a step, of all processes together; each gives two views.
+    crop : int
+        Side of a view in pixels. Smaller than the encoder's size is faster, and right: objects look larger in
+        random crops than in whole images (Touvron et al., arXiv 1906.06423).
+    area, flip, strength, grey, blur
+        Of the views, see :class:`~stochcl.encoders.augment.Augmentation`; ``area`` is the smallest part of an image
+        that a view shows.
+    lr, decay : float
+        Peak learning rate and weight decay of AdamW.
+    warmup : int
+        Steps in which the learning rate rises.
+    objective : str
+        What says that two views belong together: nt-xent, byol, vicreg or reconstruct.
+    temperature : float
+        Of the contrastive objective.
+    estimator : str
+        How gradients pass the draw of a code: straight-through or relaxed.
+    rate : float or None
+        Target in bits per image; None leaves ``beta`` as it is.
+    beta : float
+        Nats that a bit costs, to begin with.
+    average : float
+        Decay of a moving average of the encoder's weights, which is then what is written; 0 keeps none.
+    seed : int
+        Of everything random.
+    precision : str
+        bf16 (autocast) or fp32.
+    device : str
+        auto, cpu, cuda...
+    devices : int
+        How many of these train together, each in a process of its own; torchrun says so itself.
+    entropy : str
+        autoregressive (a network is fitted to the codes at the end, in a tenth of ``max_time`` at most, and kept
+        where it saves anything) or independent.
+    entropy_hidden : int or None
+        Hidden units of that network; None lets the number of codes decide.
+    """
+
+    epochs: int = 100
+    max_time: float | None = None
+    batch_size: int = 256
+    crop: int = 48
+    area: float = 0.2
+    flip: bool = True
+    strength: float = 0.5
+    grey: float = 0.2
+    blur: float = 0.0
+    lr: float = 2e-3
+    decay: float = 1e-2
+    warmup: int = 200
+    objective: str = "nt-xent"
+    temperature: float = 0.2
+    estimator: str = "straight-through"
+    rate: float | None = None
+    beta: float = 1e-4
+    average: float = 0.0
+    seed: int = 0
+    precision: str = "bf16"
+    device: str = "auto"
+    devices: int = 1
+    entropy: str = "autoregressive"
+    entropy_hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in _NAMED.items():
+            if (value := getattr(self, name)) not in known:
+                what = "training precision" if name == "precision" else name
+                raise UsageError(f"there is no {what} {value!r}; there are {', '.join(known)}.")
+        for name in _POSITIVE:
+            self._check(name, 0 < getattr(self, name) < math.inf, "more than 0")
+        for name in _FROM_ZERO:
+            self._check(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in _FRACTIONS:
+            self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        self._check("area", 0 < self.area <= 1, "more than 0 and at most 1")
+        self._check("average", 0 <= self.average < 1, "0 or more, and less than 1")
+        self._check("batch_size", self.batch_size >= 2, "2 or more")
+        self._check("devices", self.devices >= 1, "1 or more")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UsageError(f"a rate is more than 0 bits per image, not {self.rate}.")
+        if self.max_time is not None and not self.max_time > 0:
+            raise UsageError(f"training cannot end after {self.max_time} seconds.")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"a seed is 0 to 2**63 - 1, not {self.seed}.")
+        if self.entropy_hidden is not None and not 0 <= self.entropy_hidden <= MAX_HIDDEN:
+            raise UsageError(f"an entropy network has 0 to {MAX_HIDDEN} hidden units, not {self.entropy_hidden}.")
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise UsageError(f"{name.replace('_', '-')} is {expected}, not {getattr(self, name)}.")
+
+
+def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
+    """Sort named options, None for those left out, into what the encoder is and how it is trained.
+
+    Raises
+    ------
+    UsageError
+        If a name is in neither, or a value makes no sense.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    names = {f.name for f in fields(TrainOptions)}
+    if unknown := sorted(set(given) - config_names() - names):
+        raise UsageError(f"there is no training option {', '.join(unknown)}.")
+    config = EncoderConfig(**{k: v for k, v in given.items() if k in config_names()})
+    if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
+        given["crop"] = max(16, config.size * 3 // 4 // 8 * 8)
+    return config, TrainOptions(**{k: v for k, v in given.items() if k in names})
+
+
+def config_names() -> set[str]:
+    """Return the fields of an encoder's configuration that may be asked for."""
+    # What is asked of the entropy network is no fact yet.
+    return {f.name for f in fields(EncoderConfig)} - {f.name for f in fields(TrainOptions)}

@@ -1,0 +1,105 @@
+"""Where training runs: device, precision, and how many processes, through Lightning Fabric."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from torch import distributed
+
+from stochcl.encoders.distributed import rank
+from stochcl.encoders.inference import choose_device
+from stochcl.encoders.normalisation import normalise_across_processes
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from lightning_fabric import Fabric
+    from torch import Tensor, nn
+
+    from stochcl.encoders.training.options import TrainOptions
+
+_PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
+_ACCELERATORS = ("cpu", "cuda", "mps")
+
+
+class Runtime:
+    """The device and the processes of a run.
+
+    Under torchrun, its processes train together; with ``devices`` greater than 1, and without it, Fabric starts the
+    same program as often as that.
+
+    Parameters
+    ----------
+    options : TrainOptions
+
+    Raises
+    ------
+    UsageError
+        If there is no such device.
+    """
+
+    def __init__(self, options: TrainOptions) -> None:
+        chosen = choose_device(options.device)
+        if chosen.type not in _ACCELERATORS:
+            raise UsageError(f"training runs on {', '.join(_ACCELERATORS)}, not on {chosen.type}.")
+        local, nodes = _started_by_torchrun() or (options.devices, 1)
+        self._opened = not distributed.is_initialized()
+        self.fabric = _fabric(
+            accelerator=chosen.type, num_nodes=nodes, precision=_PRECISIONS[options.precision],
+            devices=[chosen.index] if local * nodes == 1 and chosen.index is not None else local,
+            strategy=_data_parallel(chosen.type) if local * nodes > 1 else "auto",
+        )  # fmt: skip
+        self.fabric.launch()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.fabric.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return rank() == 0
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Return a module that, called, runs in the precision chosen and averages gradients over processes."""
+        if self.fabric.world_size > 1:
+            normalise_across_processes(module)
+        prepared: nn.Module = self.fabric.setup_module(module)
+        return prepared
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients, averaged over processes."""
+        self.fabric.backward(loss)
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        self.fabric.barrier()
+
+    def close(self) -> None:
+        """Take leave of the other processes; each goes on, or ends, as it likes."""
+        if self._opened and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _started_by_torchrun() -> tuple[int, int] | None:
+    """Return processes on this machine, and machines, if torchrun started this one."""
+    try:
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return None
+    return local, max(1, world // max(1, local))
+
+
+def _fabric(**options: Any) -> Fabric:
+    from lightning_fabric import Fabric  # seconds, and only training needs it
+
+    return Fabric(**options)
+
+
+def _data_parallel(device: str) -> Any:
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    # Statistics are the same in all processes anyway: they are reduced as they are made.
+    return DDPStrategy(process_group_backend="nccl" if device == "cuda" else "gloo", broadcast_buffers=False)
