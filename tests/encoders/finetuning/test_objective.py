@@ -105,7 +105,7 @@ def test_gradients_go_through_the_draw_to_the_backbone(batch):
 def test_the_prior_follows_the_codes_and_does_not_draw_them(batch):
     encoder = classifying()
     views, targets, noise = batch
-    losses = classification(encoder, views, targets, noise, latents=4, nested=0.0, beta=0.0)
+    losses = classification(encoder, views, targets, noise, latents=4, nested=0.0, beta=0.5)
     grads = torch.autograd.grad(losses.total, [encoder.prior, encoder.head.bias])
     q = encoder.head(encoder.features(views)).sigmoid().mean(0)
     torch.testing.assert_close(grads[0], (encoder.prior.sigmoid() - q).detach())
