@@ -110,7 +110,7 @@ def benchmark_embeddings(
     Raises
     ------
     SourceError, UsageError, ModelError
-        If a file cannot be read or does not fit.
+        If a file cannot be read or does not fit, a model's too.
     BenchmarkError
         If a file of codes gives back others.
     """
@@ -124,6 +124,8 @@ def benchmark_embeddings(
         try:
             rows += job()
         except (MissingExtraError, UsageError) as exc:
+            if job.func is _of_model:  # a file that somebody named
+                raise
             left_out.append(f"{name} was left out: {exc}")
             say(left_out[-1])
     return {
@@ -140,7 +142,7 @@ def benchmark_embeddings(
     }
 
 
-def _jobs(request: Request, data: Data) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
+def _jobs(request: Request, data: Data) -> Iterator[tuple[str, partial[list[dict[str, Any]]]]]:
     width = data.train.shape[1]
     for path in request.models:
         yield printable(path.stem), partial(_of_model, path, request, data)

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+import stochcl
 from stochcl.benchmarks import embeddings, matrices, pricing, probing
 from stochcl.benchmarks.embeddings import Request, benchmark_embeddings
 from stochcl.codes import Codes
+from stochcl.compress import Archive
 from stochcl.errors import SourceError, UsageError
+from tests.making import make_head
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +163,36 @@ def test_requests_that_make_no_sense(digits):
     ):
         with pytest.raises(UsageError, match=message):
             request_of(digits, **changes).check()
+
+
+def test_our_models_stand_beside_the_others(digits, tmp_path):
+    model = make_head(tmp_path / "head.safetensors", np.load(digits / "train.npy"), latents=32)
+    request = request_of(digits, bits=(8, 1000), models=(model,), methods=("itq",), codings=("packed",))
+    result = benchmark_embeddings(request)
+    rows = [row for row in result["rows"] if row["ours"]]
+    assert [(row["method"], row["bits"], row["coding"]) for row in rows] == [
+        ("head", None, "32 latents"),
+        ("head", 8, rows[1]["coding"]),
+    ]  # at a thousand bits it is as wide as it is anyway
+    assert [note.partition(":")[0] for note in result["left_out"]] == ["itq, 1000 bits was left out"]
+    codec = stochcl.load(model, device="cpu")
+    test = np.load(digits / "test.npy")
+    whole, narrow = rows
+    kept = int(narrow["coding"].split()[0])
+    for row, latents in ((whole, 32), (narrow, kept)):
+        options = {"latents": latents, "names": False, "external_tables": True, "force": True}
+        codec.compress(digits / "test.npy", tmp_path / "codes.bin", **options)
+        assert row["bytes"] == (tmp_path / "codes.bin").stat().st_size
+        assert row["side_bytes"] == len(codec.tables.data)
+        with Archive(tmp_path / "codes.bin", tables=[codec.tables]) as archive:
+            decoded = codec.tables.decoder.decode(archive.to_numpy())
+        mean = np.load(digits / "train.npy").mean(axis=0)
+        assert row["relative_error"] == pytest.approx(probing.relative_error(test, decoded, mean), rel=1e-4)
+        assert 0.1 < row["accuracy"] < 1
+    assert f"--model {model.name}" in result["command"]
+
+
+def test_a_model_of_other_rows_is_refused(digits, tmp_path):
+    model = make_head(tmp_path / "head.safetensors", np.ones((20, 5), np.float32))
+    with pytest.raises(UsageError, match="takes rows of 5 numbers"):
+        benchmark_embeddings(request_of(digits, models=(model,), methods=("itq",)))
