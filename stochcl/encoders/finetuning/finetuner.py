@@ -277,6 +277,8 @@ class Finetuner:
 
     def _losses(self, rows: np.ndarray, keys: torch.Tensor) -> Losses:
         options, model = self.options, self.encoder
+        # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
+        torch.manual_seed((options.seed * 1_000_003 + self.step) % (1 << 63))
         images = torch.from_numpy(self.data.train[rows]).to(self.device).permute(0, 3, 1, 2)
         views = model.normalise(self.augmentation(images, keys, options.seed, _VIEW, model.mean))
         labels = torch.from_numpy(self.labels[rows]).to(self.device)

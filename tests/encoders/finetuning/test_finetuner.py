@@ -4,6 +4,7 @@ import json
 import math
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,6 +147,35 @@ def test_only_weights_of_layers_decay(tuner):
     named = {id(p): name for name, p in run.encoder.named_parameters()}
     assert "prior" in {named[id(p)] for p in others["params"]}
     assert len(decaying["params"]) + len(others["params"]) == len(named)
+
+
+def test_a_prior_of_any_shape_does_not_decay(tuner):
+    run = tuner(make_set(16), base=make_encoder(posterior="categorical", alphabet=4))
+    assert any(p is run.encoder.prior for p in run.optimizer.param_groups[1]["params"])
+    assert run.encoder.prior.ndim == 2
+
+
+def test_every_epoch_draws_anew(tuner, monkeypatch):
+    seen = []
+    run = tuner(make_set(20), epochs=3)
+    losses = run._losses
+    monkeypatch.setattr(run, "_losses", lambda rows, keys: seen.append((rows, keys.numpy())) or losses(rows, keys))
+    run.run()
+    rows, keys = (np.concatenate(part) for part in zip(*seen, strict=True))
+    assert len(keys) == len(set(keys.tolist())) == 48
+    assert (keys % 20 == rows).all()
+    assert not np.array_equal(rows[:16], rows[16:32])
+
+
+def test_gradients_are_bounded_and_the_prior_s_is_not_among_them(tuner, monkeypatch):
+    base = make_encoder()
+    monkeypatch.setattr(finetuner, "_LARGEST_GRADIENT", 1e-9)
+    encoder = tuner(make_set(16), base=base, decay=0.0, average=0.0).run()
+    moved = {n: float((p - dict(base.named_parameters()).get(n, p)).detach().abs().max())
+             for n, p in encoder.named_parameters()}  # fmt: skip
+    assert moved.pop("prior") > 1e-3
+    assert max(moved.values()) < 1e-7
+    assert float(encoder.classifier.weight.detach().abs().max()) < 1e-7
 
 
 def test_a_twin_trains_what_features_need_and_nothing_else(tuner):
