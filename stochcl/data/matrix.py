@@ -130,9 +130,17 @@ class MatrixSource:
 
         The file is mapped anew each time: pages of a mapping count as this process's memory for as long as it
         lasts, which of a large file would look like all of it.
+
+        Raises
+        ------
+        SourceError
+            If the file is gone, or another than it was.
         """
+        array = map_array(self.path)
+        if (array.shape, array.dtype) != (self._array.shape, self._array.dtype):
+            raise SourceError(f"{printable(self.path)}: this file was changed while it was read; begin anew.")
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.array(map_array(self.path)[rows], dtype=np.float32, order="C")
+            return np.array(array[rows], dtype=np.float32, order="C")
 
     def _batch(self, rows: range) -> MatrixBatch:
         chosen = slice(rows.start, rows.stop) if self._rows is None else self._rows[rows.start : rows.stop]

@@ -99,6 +99,18 @@ def test_rows_without_some_names(saved):
     assert source.names == tuple(f"{row:07d}" for row in sorted([*left, 12]))
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused(saved):
+    source = open_source(saved(np.ones((30, 2), np.float32)))
+    batches = source.batches(8)
+    next(batches)
+    saved(np.ones((29, 2), np.float32))
+    with pytest.raises(SourceError, match="changed while it was read"):
+        next(batches)
+    source.path.unlink()
+    with pytest.raises(SourceError, match="cannot be read"):
+        next(source.batches(8))
+
+
 def test_numbers_out_of_range(saved):
     source = open_source(saved(np.ones((3, 2), np.float32)))
     for numbers in ({"batch_size": 0}, {"start": -1}):
