@@ -16,7 +16,7 @@ from stochcl.errors import OutputError, SourceError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stochcl.encoders.train import Fitting, Progress
+    from stochcl.encoders.training import Fitting, Progress
 
 
 @dataclass(frozen=True)
@@ -44,35 +44,50 @@ def train(
     sources: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
-    hold_out: int = 0,
+    preset: str | None = None,
+    hold_out: int | None = None,
     workers: int = 1,
+    init: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
+    tensorboard: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
     report: Callable[[Progress | Fitting], None] = lambda progress: None,
     **options: Any,
-) -> TrainReport:
+) -> TrainReport | None:
     """Train an encoder and write its model file.
 
     Parameters
     ----------
     sources : sequence of path-like
-        Folders, archives or arrays of images.
+        Folders, archives or arrays of images; none where the preset has a source of its own.
     output : path-like
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
-    hold_out : int
-        Images of each class of each source that are kept from training, and measured on.
+    preset : str, optional
+        Options to begin with, by the name of a preset or from a .toml file; those that are given here override it.
+    hold_out : int, optional
+        Images of each class of each source that are kept from training, and measured on; none by default.
     workers : int
         Decoding threads.
+    init : path-like, optional
+        Published weights of the backbone, see :func:`stochcl.encoders.backbones.published.init_backbone`.
     log : path-like, optional
-        A file that figures are appended to, one JSON object a line.
+        A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise. By
+        default ``output`` + ``.csv``, written anew unless a run is resumed.
+    tensorboard : path-like, optional
+        A folder for TensorBoard's events.
     resume, force : bool
         Go on from the checkpoint; replace an existing model file or checkpoint.
     report : callable
         Told of the progress.
     **options
         Fields of :class:`stochcl.encoders.model.EncoderConfig` and
-        :class:`stochcl.encoders.train.TrainOptions`.
+        :class:`stochcl.encoders.training.TrainOptions`; those that are None are left to preset and defaults.
+
+    Returns
+    -------
+    TrainReport or None
+        None in every process but the first, where several train together.
 
     Raises
     ------
@@ -80,43 +95,61 @@ def train(
     """
     import torch
 
+    from stochcl.encoders.backbones.published import init_backbone
     from stochcl.encoders.imageset import read_images
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import save_model
-    from stochcl.encoders.train import Trainer, options_from
+    from stochcl.encoders.training import Trainer, options_from
+    from stochcl.encoders.training.logs import TensorBoardLog
+    from stochcl.encoders.training.presets import load_preset
+    from stochcl.encoders.training.runtime import Runtime
 
     started = time.monotonic()
     output = Path(output)
     checkpoint = output.with_name(output.name + ".checkpoint")
+    table = output.with_name(output.name + ".csv")
     log = Path(log) if log else None
     _check_output(output, checkpoint, log, resume=resume, force=force)
-    if not sources:
-        raise UsageError("training needs at least one source of images.")
-    config, settings = options_from(options)
+    given = {"hold_out": hold_out} | options
+    given = (load_preset(preset) if preset else {}) | {k: v for k, v in given.items() if v is not None}
+    own, hold_out = given.pop("source", None), given.pop("hold_out", 0)
+    config, settings = options_from(given)
     choose_device(settings.device)
-    data = read_images(
-        [_images(path) for path in sources],
-        Preprocess(config.size, config.fit),
-        hold_out=hold_out,
-        workers=workers,
-    )
-    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
+    opened = [_images(path) for path in sources] if sources else _own_source(own)
+    runtime = Runtime(settings)
+    logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []
+    data = read_images(opened, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers)
+    if runtime.first and not resume:  # only now, when nothing in the request is wrong: somebody trained for it
         checkpoint.unlink(missing_ok=True)
-    trainer = Trainer(config, settings, data, checkpoint=checkpoint, log=log, report=report)
+        if log is None:
+            table.unlink(missing_ok=True)
+    runtime.wait()
+    begun = []
+    trainer = Trainer(
+        config, settings, data, checkpoint=checkpoint, log=log or table, logs=logs, report=report, runtime=runtime,
+        initialise=lambda encoder: begun.append(init_backbone(encoder, Path(init))) if init else None,
+    )  # fmt: skip
     encoder = trainer.run()
+    if not runtime.first:
+        return None
     found = trainer.monitor(encoder, torch.device("cpu"))
     record = {
-        "sources": [printable(Path(path).name) for path in sources],
+        "sources": [printable(source.path.name) for source in opened],
         "images": len(data.train),
         "held_out": len(data.held),
         "steps": trainer.step,
         "images_seen": trainer.step * trainer.batch,
         "seconds": round(trainer.elapsed),
+        "preset": preset,
+        "init": begun[0].to_json() if begun else None,
         "options": asdict(settings),
         "measured": {name: round(value, 4) for name, value in found.items()},
         "entropy": trainer.entropy_record,
         "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": f"{trainer.device.type}, {torch.get_num_threads()} threads, {platform.machine()}",
+        "hardware": (
+            f"{trainer.device.type}, {trainer.processes} processes of {torch.get_num_threads()} threads, "
+            f"{platform.machine()}"
+        ),
     }
     sha256 = save_model(encoder, output, record)
     checkpoint.unlink(missing_ok=True)
@@ -132,6 +165,31 @@ def train(
         rate=found["rate"],
         knn=found.get("knn"),
     )
+
+
+def presets() -> dict[str, str]:
+    """Return the presets that come with the package: their names, and the files' text."""
+    from stochcl.encoders.training.presets import preset_names, preset_text
+
+    return {name: preset_text(name) for name in preset_names()}
+
+
+def preset_text(name: str) -> str:
+    """Return the text of a preset, by its name or from a .toml file.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or the file cannot be read.
+    """
+    from stochcl.encoders.training import presets
+
+    return presets.preset_text(name)
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is to print: it trains alone, or is the first of those that torchrun started."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def _check_output(output: Path, checkpoint: Path, log: Path | None, *, resume: bool, force: bool) -> None:
@@ -150,6 +208,15 @@ def _check_output(output: Path, checkpoint: Path, log: Path | None, *, resume: b
         raise UsageError(msg)
     if resume and not checkpoint.exists():
         raise UsageError(f"{printable(checkpoint)}: there is no such checkpoint to resume; omit --resume.")
+
+
+def _own_source(name: str | None) -> list[ImageSource]:
+    if name is None:
+        msg = "training needs at least one source of images; `--preset digits` brings its own."
+        raise UsageError(msg)
+    from stochcl.data.digits import DigitsSource
+
+    return [DigitsSource()]
 
 
 def _images(path: str | os.PathLike[str]) -> ImageSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +11,112 @@ import click
 from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say_skipped, show
 from stochcl.data import printable
 
+_PATH = click.Path(path_type=Path)
+
+
+class Widths(click.ParamType[tuple[int, ...]]):
+    """Widths of layers: whole numbers with commas between."""
+
+    name = "widths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:  # noqa: D102
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} are not widths of layers; write 512 or 512,512.", param, ctx)
+
+
+def _list_presets(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from stochcl.api.training import presets
+
+        for name, text in presets().items():
+            click.echo(f"{name}\n  {text.partition(chr(10))[0].removeprefix('# ')}")
+        ctx.exit()
+
+
+def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
+    if name:
+        from stochcl.api.training import preset_text
+
+        click.echo(preset_text(name), nl=False)
+        ctx.exit()
+
+
+def _silence(done: float, total: float, note: str = "") -> None:
+    """Show nothing: another process does."""
+
 
 @click.command()
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model file to write.")
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=_PATH)
+@click.option("-o", "--output", required=True, type=_PATH, help="The model file to write.")
+@click.option("--preset", metavar="NAME", help="Options to begin with: a name, or a .toml file of them.")
+@click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets,
+              help="List the presets and exit.")  # fmt: skip
+@click.option("--show-preset", metavar="NAME", is_eager=True, expose_value=False, callback=_show_preset,
+              help="Print the file of a preset and exit.")  # fmt: skip
 @click.option("--max-time", type=Seconds(), metavar="TIME", help="Train for this long, e.g. 90m; 2h.")
-@click.option("--epochs", type=click.IntRange(0), default=100, show_default=True, help="Passes over the images.")
-@click.option("--hold-out", type=click.IntRange(0), default=0, metavar="N",
+@click.option("--epochs", type=click.IntRange(0), help="Passes over the images.  [default: 100]")
+@click.option("--hold-out", type=click.IntRange(0), metavar="N",
               help="Keep the last N images of each class of each source from training; the live rate and "
-                   "kNN accuracy are measured on them.")  # fmt: skip
+                   "kNN accuracy are measured on them.  [default: 0]")  # fmt: skip
 @click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="BITS", help="Target, bits per image.")
-@click.option("--backbone", default="resnet10", show_default=True, help="resnet10, 18, 34 or 50.")
-@click.option("--width", type=click.IntRange(4), default=64, show_default=True, help="Channels of its first stage.")
-@click.option("--stem", type=click.Choice(["imagenet", "small"]), default="imagenet", show_default=True,
-              help="small: for images of 32 pixels.")  # fmt: skip
-@click.option("--size", type=click.IntRange(16, 1024), default=64, show_default=True, metavar="PIXELS",
-              help="Side that images are brought to.")  # fmt: skip
+@click.option("--beta", type=click.FloatRange(0), metavar="NATS",
+              help="What a bit costs in the loss; with --rate, to begin with.  [default: 0.0001]")  # fmt: skip
+@click.option("--objective", type=click.Choice(["nt-xent", "byol", "vicreg", "reconstruct"]),
+              help="What says that two views belong together.  [default: nt-xent]")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of nt-xent.  [default: 0.2]")
+@click.option("--posterior", type=click.Choice(["bernoulli", "categorical", "gaussian"]),
+              help="Family of the latents.  [default: bernoulli]")  # fmt: skip
+@click.option("--latents", type=click.IntRange(1, 4096), help="How many; bits of a bernoulli code.  [default: 1024]")
+@click.option("--alphabet", type=click.IntRange(2), metavar="K", help="Values of a latent.  [default: 2]")
+@click.option("--estimator", type=click.Choice(["straight-through", "relaxed"]),
+              help="How gradients pass the draw.  [default: straight-through]")  # fmt: skip
+@click.option("--embedding", type=click.IntRange(1), metavar="NUMBERS",
+              help="What stands for a categorical symbol in the decoder.  [default: 8, or the alphabet]")  # fmt: skip
+@click.option("--head", type=Widths(), metavar="WIDTHS", help="Hidden layers between features and latents.")
+@click.option("--decoder", type=Widths(), metavar="WIDTHS", help="Hidden layers of the decoder.  [default: 512]")
+@click.option("--backbone", help="resnet10, 18, 34 or 50, or timm:NAME.  [default: resnet10]")
+@click.option("--width", type=click.IntRange(4), help="Channels of a resnet's first stage.  [default: 64]")
+@click.option("--stem", type=click.Choice(["imagenet", "small"]),
+              help="small: for images of 32 pixels.  [default: imagenet]")  # fmt: skip
+@click.option("--init", type=_PATH, metavar="WEIGHTS", help="Begin with published weights: a safetensors file.")
+@click.option("--size", type=click.IntRange(16, 1024), metavar="PIXELS",
+              help="Side that images are brought to.  [default: 64]")  # fmt: skip
+@click.option("--fit", type=click.Choice(["crop", "pad", "stretch"]),
+              help="What happens to images that are not square.  [default: crop]")  # fmt: skip
 @click.option("--crop", type=click.IntRange(16, 1024), metavar="PIXELS",
               help="Side of the views in training.  [default: 3/4 of the size]")  # fmt: skip
-@click.option("--fit", type=click.Choice(["crop", "pad", "stretch"]), default="crop", show_default=True,
-              help="What happens to images that are not square.")  # fmt: skip
-@click.option("--latents", type=click.IntRange(1, 4096), default=1024, show_default=True, help="Bits of a code.")
-@click.option("--entropy", type=click.Choice(["autoregressive", "independent"]), default="autoregressive",
-              show_default=True, help="autoregressive: fit a network that says what bits tell about later ones; "
-                                      "files become smaller.")  # fmt: skip
+@click.option("--area", type=click.FloatRange(0, 1, min_open=True),
+              help="Smallest part of an image that a view shows.  [default: 0.2]")  # fmt: skip
+@click.option("--flip/--no-flip", default=None, help="Mirror every second view.  [default: flip]")
+@click.option("--strength", type=click.FloatRange(0), help="Of the changes of colour.  [default: 0.5]")
+@click.option("--grey", type=click.FloatRange(0, 1), help="Part of the views without colour.  [default: 0.2]")
+@click.option("--blur", type=click.FloatRange(0, 1), help="Part of the views that is blurred.  [default: 0]")
+@click.option("--entropy", type=click.Choice(["autoregressive", "independent"]),
+              help="autoregressive: fit a network that says what bits tell about later ones; files become "
+                   "smaller.  [default: autoregressive]")  # fmt: skip
 @click.option("--entropy-hidden", type=click.IntRange(0, 4096), metavar="UNITS",
               help="Hidden units of that network.  [default: by the number of images]")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, help="Images a step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
-              help="Peak learning rate.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True,
-              help="Of the arithmetic.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
+@click.option("--batch-size", type=click.IntRange(2), help="Images a step, of all processes.  [default: 256]")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: 0.002]")
+@click.option("--warmup", type=click.IntRange(0), metavar="STEPS", help="Until it is reached.  [default: 200]")
+@click.option("--decay", type=click.FloatRange(0), help="Weight decay.  [default: 0.01]")
+@click.option("--average", type=click.FloatRange(0, 1, max_open=True),
+              help="Decay of a moving average of the weights, which is then written; 0 for none.  "
+                   "[default: 0]")  # fmt: skip
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the arithmetic.  [default: bf16]")
+@click.option("--device", help="cpu, cuda, ...  [default: auto]")
+@click.option("--devices", type=click.IntRange(1), metavar="N",
+              help="Train on so many, a process each; torchrun says so itself.  [default: 1]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="Of everything random.  [default: 0]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images.")
-@click.option("--log", type=click.Path(path_type=Path), help="Append figures to this file, one JSON object a line.")
+@click.option("--log", type=_PATH,
+              help="Append figures to this file: a table if it ends in .csv, else one JSON object a line.  "
+                   "[default: OUTPUT.csv]")  # fmt: skip
+@click.option("--tensorboard", type=_PATH, metavar="DIR", help="Write figures for TensorBoard there, too.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted run.")
 @click.option("--force", is_flag=True, help="Replace an existing model file or checkpoint.")
 @JSON
@@ -58,11 +130,16 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
     Example:
       stochcl train photos/ -o photos.safetensors --max-time 2h
       stochcl compress photos/ -m photos.safetensors -o codes.bin
+      stochcl train --preset digits -o digits.safetensors
+      torchrun --nproc-per-node 8 -m stochcl train photos/ -o photos.safetensors
     """
     from stochcl.api import training
 
-    with progress_bar("images", rate=False) as bar:
+    first = training.is_first_process()
+    with progress_bar("images", rate=False) if first else nullcontext(_silence) as bar:
         report = training.train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
+    if report is None:
+        return
     say_skipped(report.skipped)
     knn = "" if report.knn is None else f", kNN accuracy {report.knn:.1%}"
     work = f"{report.images:,} images, {report.steps:,} steps, {duration(report.seconds)}"

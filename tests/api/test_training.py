@@ -48,7 +48,7 @@ def untrainable(monkeypatch):
         pytest.fail("the request was not checked first")
 
     monkeypatch.setattr("stochcl.encoders.imageset.read_images", fail)
-    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer", fail)
+    monkeypatch.setattr("stochcl.encoders.training.Trainer", fail)
 
 
 def interrupt(images, output, **options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +96,12 @@ def _started_by_torchrun() -> tuple[int, int] | None:
 def _fabric(**options: Any) -> Fabric:
     from lightning_fabric import Fabric  # seconds, and only training needs it
 
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # every process would introduce itself
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     return Fabric(**options)
 
 
 def _data_parallel(device: str) -> Any:
     from lightning_fabric.strategies.ddp import DDPStrategy
 
-    # Statistics are the same in all processes anyway: they are reduced as they are made.
-    return DDPStrategy(process_group_backend="nccl" if device == "cuda" else "gloo", broadcast_buffers=False)
+    return DDPStrategy(process_group_backend="nccl" if device == "cuda" else "gloo")

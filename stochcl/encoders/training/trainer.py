@@ -69,6 +69,8 @@ class Trainer:
         Told of the progress as often as it is logged.
     runtime : Runtime, optional
         Where it runs; by default where the options say.
+    initialise : callable, optional
+        What gives the fresh encoder other weights to begin with.
     """
 
     log_every = 20
@@ -79,16 +81,19 @@ class Trainer:
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
         log: Path | None = None, logs: Sequence[Log] = (),
         report: Callable[[Progress | Fitting], None] = lambda progress: None, runtime: Runtime | None = None,
+        initialise: Callable[[Encoder], object] = lambda encoder: None,
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
         self.runtime = runtime or Runtime(options)
         self.checkpoint_path, self.report = checkpoint, report
         self.logs = [*([make_log(log)] if log else []), *logs] if self.runtime.first else []
-        self.device = self.runtime.device
+        self.device, self.processes = self.runtime.device, processes()
         self.batch = _batch(options.batch_size, len(data.train))
         self.steps_per_epoch = len(data.train) // self.batch
         torch.manual_seed(options.seed)
-        self.encoder = Encoder(config).to(self.device)
+        self.encoder = Encoder(config)
+        initialise(self.encoder)
+        self.encoder.to(self.device)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Averaged(self.encoder, options.average) if options.average else None
         self.loss = StochasticContrastive(
