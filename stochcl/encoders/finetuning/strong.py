@@ -29,11 +29,13 @@ class StrongAugmentation:
     Parameters
     ----------
     size : int
-        Side of a view in pixels.
+        Side of a view in pixels. Where it is smaller than the image's and ``area`` is 1, a view is a piece of the
+        image at its own scale: seen smaller in training, objects would be too large at test (Touvron et al., arXiv
+        1906.06423).
     padding : float
         How far a window reaches beyond the image, as a part of its side.
     area : float
-        Smallest part of the image's area that a window covers; 1 takes no smaller windows.
+        Smallest part of the image's area that a window covers, which is then brought to the view's size.
     flip : bool
         Mirror every second image.
     operations : int
@@ -84,11 +86,13 @@ class StrongAugmentation:
 
     def _window(self, u: Tensor, side: int) -> Tensor:
         """Return the affine map of each view, shape (B, 2, 3): from its corners to the window's."""
-        scale = torch.sqrt(self.area + (1 - self.area) * u[:, 0])
+        whole = min(1.0, self.size / side) if self.area == 1 else 1.0
+        scale = whole * torch.sqrt(self.area + (1 - self.area) * u[:, 0])
         reach = side * ((1 - scale) / 2 + self.padding)
         shift = [(2 * u[:, i] - 1) * reach for i in (1, 2)]
-        if self.area == 1:  # by whole pixels: by parts of one, images would be blurred
-            shift = [pixels.round() for pixels in shift]
+        if self.area == 1:  # by whole pixels, from where pixels fall on pixels: by parts of one they would be blurred
+            odd = (side - self.size) % 2 / 2 if self.size < side else 0.0
+            shift = [(pixels - odd).round() + odd for pixels in shift]
         x, y = (2 * pixels / side for pixels in shift)
         sign = torch.where(u[:, 3] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(scale)
         zero = torch.zeros_like(scale)

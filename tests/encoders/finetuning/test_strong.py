@@ -64,6 +64,16 @@ def test_smaller_windows_have_the_areas_asked_for():
     assert found[:, :2].max() <= 120
 
 
+@pytest.mark.parametrize("size", [8, 11])
+def test_smaller_views_are_pieces_of_the_image_at_its_own_scale(size):
+    found = views(400, size=size, padding=0.0, **PLAIN)
+    torch.testing.assert_close(found, found.round(), atol=1e-3, rtol=0)
+    steps = found[:, 1, :, 1:] - found[:, 1, :, :-1]
+    torch.testing.assert_close(steps, torch.full_like(steps, 8.0), atol=2e-3, rtol=0)
+    first = (found[:, 0, 0, 0] / 8).round().int()
+    assert sorted(set(first.tolist())) == list(range(16 - size + 1))
+
+
 def test_views_may_be_smaller_than_images():
     assert views(3, size=8).shape == (3, 3, 8, 8)
     assert views(3, size=8).is_contiguous(memory_format=torch.channels_last)
