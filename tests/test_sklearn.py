@@ -24,7 +24,7 @@ def small(**changes):
     return EmbeddingCoder(**{"latents": 8, "steps": 4, "entropy": "independent"} | changes)
 
 
-@parametrize_with_checks([small(), small(output="vectors"), small(posterior="categorical", alphabet=4)])
+@parametrize_with_checks([small(), small(output="vectors")])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -61,6 +61,17 @@ def test_more_latents_keep_more(fitted, digits):
         assert len(narrow.get_feature_names_out()) == kept
         errors.append(np.square(x - narrow.inverse_transform(whole[:, :kept])).sum())
     assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("posterior", ["categorical", "gaussian"])
+def test_symbols_of_more_values(digits, posterior):
+    coder = small(posterior=posterior, alphabet=5, random_state=0)
+    symbols = coder.fit_transform(digits[0][:200])
+    assert symbols.shape == (200, 8)
+    assert 1 < symbols.max() < 5
+    assert coder.inverse_transform(symbols).shape == (200, 64)
+    with pytest.raises(ValueError, match="integers of 0 to 4"):
+        coder.inverse_transform(symbols + 5)
 
 
 def test_a_saved_model_gives_the_same_codes_to_the_program(fitted, digits, tmp_path):
@@ -140,6 +151,7 @@ def test_a_mapped_matrix_is_taken_as_it_is(fitted, digits, tmp_path):
         ({"steps": 0}, "steps is more than 0"),
         ({"rate": -1.0}, "rate is more than 0"),
         ({"posterior": "dirichlet"}, "no posterior 'dirichlet'"),
+        ({"objective": "guess"}, "no objective 'guess'"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused_by_fit(digits, changes, message):
