@@ -67,7 +67,7 @@ SMALL_SEGMENTS = "from stochcl.compress import Writer; Writer.__init__.__kwdefau
 """Lines for ``before``: with segments this small, little work is lost and a short run leaves a partial file."""
 
 
-def make_head(path: Path, vectors: np.ndarray, **changes) -> Path:
+def make_head(path: Path, vectors: np.ndarray, *, record: dict | None = None, **changes) -> Path:
     """Write the file of an untrained model of vectors, whose statistics and tables are those of some."""
     import torch
 
@@ -82,5 +82,5 @@ def make_head(path: Path, vectors: np.ndarray, **changes) -> Path:
     encoder.norm.fit(vectors)
     ones = measure_ones(encode(encoder, vectors, torch.device("cpu")).codes)
     encoder.ones.copy_(torch.from_numpy(ones))
-    save_model(encoder, path, {})
+    save_model(encoder, path, record or {})
     return path

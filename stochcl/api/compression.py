@@ -58,17 +58,16 @@ def _of_another_kind(codec: Codec, archive: Archive) -> tuple[str, ...]:
     rungs = sorted((int(latents), float(bits)) for latents, bits in recorded.items())
     places = [0, *(rung for rung, _ in rungs)], [0.0, *(bits for _, bits in rungs)]
     expected = float(np.interp(archive.header.latents, *places))
-    spent = archive.parts()["codes"] * 8 / len(archive)
+    spent, unit = archive.parts()["codes"] * 8 / len(archive), "row" if codec.columns else "image"
     advice = "`stochcl transcode --refit` may make the file smaller, and `stochcl train` a model that knows them"
     if spent > _MUCH * expected:
-        said = (
-            f"these codes take {spent:,.0f} bits per image, and those of the model's training images {expected:,.0f}"
-        )
+        known = f"those of the model's training {unit}s {expected:,.0f}"
+        said = f"these codes take {spent:,.0f} bits per {unit}, and {known}"
     elif archive.own_table_rows > len(archive) / 2:
         said = "the model predicts these codes worse than a plain table of their frequencies does"
     else:
         return ()
-    return (f"warning: {said}: the images may be of a kind that it was not trained on; {advice}",)
+    return (f"warning: {said}: the {unit}s may be of a kind that it was not trained on; {advice}",)
 
 
 @contextmanager
