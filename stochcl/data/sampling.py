@@ -10,9 +10,11 @@ from stochcl.data.matrix import MatrixSource
 from stochcl.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    _Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 MOST_ROWS = 200_000
 """Rows that a head is trained on at most: more do not make it better, and need not fit into memory."""
@@ -64,21 +66,30 @@ def sample_rows(
     ((90, 3), (10, 3))
     """
     rng = np.random.default_rng([seed, len(source)])
-    take: Callable[[NDArray[np.int64]], NDArray[np.float32]]
+    take: _Take
     if isinstance(source, MatrixSource):
         take, width = source.take, source.dim
     else:
         take, width = _taker(source), source.shape[1]
     wanted = max(1, min(most, len(source), MOST_BYTES // (4 * width)))
-    rows = _finite_rows(take, len(source), wanted, rng)
-    if not len(rows):
+    kept = np.zeros(wanted, bool)
+    kept[rng.permutation(wanted)[: min(wanted // 10, MOST_HELD)]] = True
+    masks = (~kept, kept)
+    parts = [np.empty((int(mask.sum()), width), np.float32) for mask in masks]  # where the rows go at once
+    places = [np.cumsum(mask) - 1 for mask in masks]
+    found = np.zeros(wanted, bool)
+    for strata, rows in _finite_rows(take, len(source), wanted, rng):
+        found[strata] = True
+        for part, mask, place in zip(parts, masks, places, strict=True):
+            mine = mask[strata]
+            part[place[strata[mine]]] = rows[mine]
+    if not found.any():
         raise SourceError("no row of this matrix holds finite numbers only; there is nothing to train on.")
-    held = np.zeros(len(rows), bool)
-    held[rng.permutation(len(rows))[: min(len(rows) // 10, MOST_HELD)]] = True
-    return rows[~held], rows[held]
+    train, held = (part if found.all() else part[found[mask]] for part, mask in zip(parts, masks, strict=True))
+    return train, held
 
 
-def _taker(matrix: NDArray[np.floating]) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+def _taker(matrix: NDArray[np.floating]) -> _Take:
     def take(rows: NDArray[np.int64]) -> NDArray[np.float32]:
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(matrix[rows], dtype=np.float32)
@@ -87,12 +98,11 @@ def _taker(matrix: NDArray[np.floating]) -> Callable[[NDArray[np.int64]], NDArra
 
 
 def _finite_rows(
-    take: Callable[[NDArray[np.int64]], NDArray[np.float32]], total: int, wanted: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Draw a row of each stratum, again where it is not finite, and return the finite ones in order."""
+    take: _Take, total: int, wanted: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Draw a row of each stratum, again where it is not finite; yield strata and their rows, some at a time."""
     edges = np.arange(wanted + 1) * total // wanted
     strata = np.arange(wanted)
-    found: dict[str, list[NDArray]] = {"strata": [], "rows": []}
     for _ in range(_ROUNDS if wanted < total else 1):
         drawn = rng.integers(edges[strata], edges[strata + 1])
         missed = []
@@ -100,15 +110,8 @@ def _finite_rows(
             part = slice(start, start + _READ_ROWS)
             rows = take(drawn[part])
             finite = np.isfinite(rows).all(axis=1)
-            found["strata"].append(strata[part][finite])
-            found["rows"].append(rows[finite])
+            yield strata[part][finite], rows[finite]
             missed.append(strata[part][~finite])
         strata = np.concatenate(missed)
         if not len(strata):
-            break
-    if len(found["rows"]) == 1:
-        return found["rows"][0]
-    order = np.argsort(np.concatenate(found["strata"]))
-    rows = np.concatenate(found["rows"])
-    found.clear()
-    return rows if (order[1:] > order[:-1]).all() else rows[order]
+            return
