@@ -39,7 +39,7 @@ def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool,
     from stochcl.api.codec import Codec
 
     codec = Codec(model, device=device)
-    with progress_bar("images") as bar:
+    with progress_bar("rows" if codec.columns else "images") as bar:
         edit = editing.append(codes, source, codec, progress=bar, **options)
     say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)

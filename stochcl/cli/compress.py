@@ -57,7 +57,7 @@ def compress(source: Path, output: Path, *, model: str, device: str, as_json: bo
     from stochcl.api.codec import Codec
 
     codec = Codec(model, device=device)
-    with progress_bar("images") as bar:
+    with progress_bar("rows" if codec.columns else "images") as bar:
         report = codec.compress(source, output, progress=bar, **options)
     say_skipped(report.skipped)
     for warning in report.warnings:
