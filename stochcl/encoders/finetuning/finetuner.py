@@ -29,7 +29,9 @@ from stochcl.encoders.inference import choose_device
 from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.model import Encoder
 from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.encoders.train import Fitting, _interruptible
+from stochcl.encoders.training.interruption import interruptible
+from stochcl.encoders.training.progress import Fitting
+from stochcl.encoders.training.schedule import Schedule
 from stochcl.errors import OutputError, TrainingError
 
 if TYPE_CHECKING:
@@ -128,6 +130,9 @@ class Finetuner:
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, nesterov=True)
         self.batch = min(options.batch_size, len(data.train))
         self.steps_per_epoch = len(data.train) // self.batch
+        total = options.epochs * self.steps_per_epoch
+        rising = min(options.warmup * self.steps_per_epoch, _WARMED_AT_MOST * total)
+        self.schedule = Schedule(total, options.max_time, round(rising) + 1)
         self.entropy_record: dict[str, Any] = {}
         self.step, self.before, self.whole = 0, 0.0, True  # whole: not in the middle of a step
         if checkpoint.exists():
@@ -184,10 +189,7 @@ class Finetuner:
     @property
     def fraction(self) -> float:
         """How much of the run is done, by steps or by time, whichever ends it first."""
-        done = self.step / (self.options.epochs * self.steps_per_epoch)
-        if self.options.max_time:
-            done = max(done, self.elapsed / self.options.max_time)
-        return min(1.0, done)
+        return self.schedule.fraction(self.step, self.elapsed)
 
     def run(self) -> Encoder:
         """Train to the end and return the encoder, in evaluation mode, on its device.
@@ -201,7 +203,7 @@ class Finetuner:
             then the checkpoint is an earlier one.
         """
         try:
-            with _interruptible() as interrupted:
+            with interruptible() as interrupted:
                 for rows, keys in self._batches():
                     self._train_step(rows, keys)
                     if interrupted():
@@ -252,7 +254,7 @@ class Finetuner:
 
     def _train_step(self, rows: np.ndarray, keys: torch.Tensor) -> None:
         start = time.monotonic()
-        lr = self._learning_rate()
+        lr = self.options.lr * self.schedule.learning_rate(self.step, self.fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.whole = False
@@ -294,13 +296,6 @@ class Finetuner:
             return classification(
                 model, views, targets, noise, latents=int(rung), nested=options.nested, beta=options.beta
             )
-
-    def _learning_rate(self) -> float:
-        """Warm up, then fall as a cosine (Loshchilov and Hutter, arXiv 1608.03983)."""
-        total = self.options.epochs * self.steps_per_epoch
-        rising = min(self.options.warmup * self.steps_per_epoch, _WARMED_AT_MOST * total)
-        warm = min(1.0, (self.step + 1) / (rising + 1))
-        return self.options.lr * warm * 0.5 * (1 + math.cos(math.pi * self.fraction))
 
     def _log(self, losses: Losses, lr: float, speed: float) -> None:
         progress = Progress(
