@@ -112,7 +112,7 @@ def finetune(
     workers : int
         Decoding threads.
     log : path-like, optional
-        A file that figures are appended to, one JSON object a line.
+        A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise.
     resume, force : bool
         Go on from the checkpoint; replace an existing model file or checkpoint.
     report : callable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from copy import deepcopy
@@ -30,9 +29,10 @@ from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.model import Encoder
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.training.interruption import interruptible
+from stochcl.encoders.training.logs import make_log
 from stochcl.encoders.training.progress import Fitting
 from stochcl.encoders.training.schedule import Schedule
-from stochcl.errors import OutputError, TrainingError
+from stochcl.errors import TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,7 +97,8 @@ class Finetuner:
     checkpoint : Path
         Written every ``save_every`` seconds and on interruption; an existing one is continued.
     log : Path or None
-        One JSON object a line is appended, every ``log_every`` steps.
+        Figures are appended every ``log_every`` steps: a table if its name ends in .csv, one JSON object a line
+        otherwise.
     report : callable
         Told of the progress as often as it is logged.
     """
@@ -112,7 +113,8 @@ class Finetuner:
         report: Callable[[Progress | Fitting], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         self.options, self.data, self.base_sha256 = options, data, base_sha256
-        self.checkpoint_path, self.log_path, self.report = checkpoint, log, report
+        self.checkpoint_path, self.report = checkpoint, report
+        self.log = make_log(log) if log else None
         self.device = choose_device(options.device)
         self.encoder = deepcopy(base)
         self.encoder.set_entropy(None)  # of codes that will be others
@@ -306,11 +308,6 @@ class Finetuner:
         if len(self.data.held) and time.monotonic() - self.measured > self.measure_every:
             progress.held_top1 = self.held_top1()
             self.measured = time.monotonic()
-        if self.log_path:
-            finite = {k: round(v, 6) for k, v in asdict(progress).items() if math.isfinite(v)}
-            try:
-                with self.log_path.open("a") as file:
-                    file.write(json.dumps(finite) + "\n")
-            except OSError as exc:
-                raise OutputError(f"{printable(self.log_path)}: the log cannot be written: {exc.strerror}.") from exc
+        if self.log:
+            self.log.write(progress)
         self.report(progress)

@@ -10,17 +10,18 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stochcl.data import printable
-from stochcl.encoders.training.progress import Progress
 from stochcl.errors import MissingExtraError, OutputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from _typeshed import DataclassInstance
+
 
 class Log(Protocol):
     """Something that figures are written to."""
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: DataclassInstance) -> None:
         """Write the figures of a step."""
 
     def close(self) -> None:
@@ -43,7 +44,7 @@ class JsonLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: DataclassInstance) -> None:
         """Append the figures that there are."""
         _append(self._path, json.dumps(_finite(progress)) + "\n")
 
@@ -52,7 +53,7 @@ class JsonLog:
 
 
 class CsvLog:
-    """A table with a column for every field of :class:`Progress`, appended to.
+    """A table with a column for every field of the progress that it is told of, appended to.
 
     Cells of what was not measured are empty.
 
@@ -64,10 +65,10 @@ class CsvLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: DataclassInstance) -> None:
         """Append a row, and before the first the names of the columns."""
         text = StringIO()
-        table = csv.DictWriter(text, [f.name for f in fields(Progress)], lineterminator="\n")
+        table = csv.DictWriter(text, [f.name for f in fields(progress)], lineterminator="\n")
         try:
             new = not self._path.exists() or self._path.stat().st_size == 0
         except OSError:
@@ -107,18 +108,19 @@ class TensorBoardLog:
         except OSError as exc:
             raise OutputError(f"{printable(folder)}: the log cannot be written: {exc.strerror}.") from exc
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: DataclassInstance) -> None:
         """Add every figure that there is, at its step."""
-        for name, value in _finite(progress).items():
-            if name != "step":
-                self._writer.add_scalar(name, value, progress.step)
+        figures = _finite(progress)
+        step = figures.pop("step")
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is still in memory."""
         self._writer.close()
 
 
-def _finite(progress: Progress) -> dict[str, float]:
+def _finite(progress: DataclassInstance) -> dict[str, float]:
     return {name: round(value, 6) for name, value in asdict(progress).items() if math.isfinite(value)}
 
 

@@ -1,5 +1,6 @@
 """Runs of fine-tuning: they learn, stop anywhere and go on to the same weights."""
 
+import csv
 import json
 import math
 import signal
@@ -232,6 +233,15 @@ def test_progress_is_logged_and_told(tuner, tmp_path, monkeypatch):
     assert 0 <= lines[0]["held_top1"] <= 1
     assert told[0].line().startswith("step 1, epoch 0.5, loss ")
     assert "held-out top-1 " in told[0].line()
+
+
+def test_the_log_may_be_a_table(tuner, tmp_path):
+    tuner(make_set(16), log=tmp_path / "log.csv").run()
+    with (tmp_path / "log.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["step"] == "1"
+    assert float(row["loss"]) > 0
+    assert row["held_top1"] == ""
 
 
 PLAIN = {"flip": False, "operations": 0, "cutout": 0.0, "mixup": 0.0, "padding": 0.0625, "average": 0.95}
