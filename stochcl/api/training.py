@@ -33,6 +33,7 @@ class TrainReport:
     latents: int
     rate: float
     knn: float | None
+    initialised: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -98,6 +99,7 @@ def train(
     from stochcl.encoders.backbones.published import init_backbone
     from stochcl.encoders.imageset import read_images
     from stochcl.encoders.inference import choose_device
+    from stochcl.encoders.model import Encoder
     from stochcl.encoders.modelfile import save_model
     from stochcl.encoders.training import Trainer, options_from
     from stochcl.encoders.training.logs import TensorBoardLog
@@ -115,6 +117,8 @@ def train(
     own, hold_out = given.pop("source", None), given.pop("hold_out", 0)
     config, settings = options_from(given)
     choose_device(settings.device)
+    # Weights that do not fit are refused before images are read, hence twice.
+    begun = init_backbone(Encoder(config), Path(init)) if init else None
     opened = [_images(path) for path in sources] if sources else _own_source(own)
     runtime = Runtime(settings)
     logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []
@@ -124,10 +128,9 @@ def train(
         if log is None:
             table.unlink(missing_ok=True)
     runtime.wait()
-    begun = []
     trainer = Trainer(
         config, settings, data, checkpoint=checkpoint, log=log or table, logs=logs, report=report, runtime=runtime,
-        initialise=lambda encoder: begun.append(init_backbone(encoder, Path(init))) if init else None,
+        initialise=lambda encoder: init_backbone(encoder, Path(init)) if init else None,
     )  # fmt: skip
     encoder = trainer.run()
     if not runtime.first:
@@ -141,7 +144,7 @@ def train(
         "images_seen": trainer.step * trainer.batch,
         "seconds": round(trainer.elapsed),
         "preset": preset,
-        "init": begun[0].to_json() if begun else None,
+        "init": begun.to_json() if begun else None,
         "options": asdict(settings),
         "measured": {name: round(value, 4) for name, value in found.items()},
         "entropy": trainer.entropy_record,
@@ -164,6 +167,7 @@ def train(
         latents=config.latents,
         rate=found["rate"],
         knn=found.get("knn"),
+        initialised=begun.line() if begun else None,
     )
 
 

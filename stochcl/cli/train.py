@@ -147,6 +147,7 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
     lines = [
         f"{printable(output)}: {report.latents:,} latents; {work}",
         f"  rate of {which} {report.rate:,.1f} bits per image{knn}",
+        *([f"  begun from {report.initialised}"] if report.initialised else []),
         f"  hash {report.sha256}",
     ]
     show(report.to_json(), lines, as_json=as_json)
