@@ -46,6 +46,12 @@ def test_the_default_model_is_in_it(names):
     assert MODEL in names
 
 
+def test_the_recipes_are_in_it(names):
+    folder = ROOT / "stochcl" / "encoders" / "presets"
+    assert {f"stochcl/encoders/presets/{path.name}" for path in folder.glob("*.toml")} <= set(names)
+    assert "stochcl/encoders/presets/cifar10-finetune.toml" in names
+
+
 def test_the_tables_of_the_default_model_are_in_it(names, wheel):
     import stochcl
 

@@ -20,7 +20,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--labels", type=_PATH, metavar="CSV", help="Labels as name,label, in place of the first folders.")
 @click.option("--test", type=_PATH, metavar="SOURCE", help="Score the result on these images, and on their codes.")
 @click.option("--test-labels", type=_PATH, metavar="CSV", help="Labels of the test images.  [default: --labels]")
-@click.option("--preset", metavar="NAME", help="A recipe: cifar10-finetune, or a .toml file of options.")
+@click.option(
+    "--preset", metavar="NAME", help="A recipe: cifar10-finetune, imagenet-finetune, or a .toml file of options."
+)
 @click.option("--deterministic", is_flag=True, default=None,
               help="The twin to compare with: features straight to the classifier, no stochastic layer.")  # fmt: skip
 @click.option("--from-scratch", is_flag=True, default=None, help="Begin with fresh weights, not the model's.")

@@ -33,7 +33,7 @@ def test_the_recipe_for_cifar10_is_what_it_says():
 
 
 def test_every_recipe_of_the_package_is_one():
-    assert "cifar10-finetune" in preset_names()
+    assert preset_names() == ("cifar10-finetune", "imagenet-finetune")
     for name in preset_names():
         FinetuneOptions(**load_preset(name))
 
