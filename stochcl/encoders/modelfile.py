@@ -185,8 +185,9 @@ def load_model(path: Path) -> ModelFile:
 def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> ModelFile:
     shown = printable(path)
     try:
-        config = _config(json.loads(metadata["config"]))
-        record = dict(json.loads(metadata.get("record", "{}")))
+        config = _config(shown, json.loads(metadata["config"]))
+        # NaN is no JSON, and no figure.
+        record = dict(json.loads(metadata.get("record", "{}"), parse_constant=lambda name: None))
         with torch.device("meta"):
             expected = Encoder(config).state_dict()
         expected = {k: v for k, v in expected.items() if not k.endswith("num_batches_tracked")}
@@ -206,11 +207,12 @@ def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     return ModelFile(encoder, path.stem, model_hash(tensors, config), record)
 
 
-def _config(stored: dict[str, Any]) -> EncoderConfig:
+def _config(shown: str, stored: dict[str, Any]) -> EncoderConfig:
     known = {f.name for f in fields(EncoderConfig)}
     stored = dict(stored)
     if unknown := sorted(set(stored) - known):
-        msg = f"this version of stochcl does not know {', '.join(unknown)}"
-        raise ValueError(msg)
+        names = printable(", ".join(unknown))
+        msg = f"{shown}: this version of stochcl does not know {names}, which the model's configuration has"
+        raise ModelError(f"{msg}; a later version made it: update stochcl.")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
     return EncoderConfig(**values)

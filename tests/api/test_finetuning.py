@@ -93,6 +93,18 @@ def test_the_accuracy_from_a_file_is_that_of_hard_codes(tuned):
     assert list(report.test.codes_top1_by_latents) == [8, 16, 32]
 
 
+@pytest.mark.parametrize(
+    "family", [{"posterior": "categorical", "alphabet": 5, "latents": 12}, {"posterior": "gaussian", "alphabet": 16}]
+)
+def test_latents_of_other_families_survive_a_file_too(photos, unseen, out, tmp_path, family):
+    torch.manual_seed(0)
+    config = EncoderConfig(**{"width": 4, "stem": "small", "latents": 24, "decoder": (16,), "size": 16} | family)
+    save_model(Encoder(config), tmp_path / "base.safetensors", {})
+    options = FAST | {"epochs": 8, "batch_size": 8, "average": 0.5, "mixup": 0.0, "operations": 0}
+    report = finetuning.finetune(tmp_path / "base.safetensors", [photos], out, test=unseen, **options)
+    assert report.test.codes_top1 == report.test.test_top1 > 50
+
+
 def test_whoever_has_the_file_of_codes_classifies_alike(tuned, unseen, tmp_path):
     """With nothing but numpy, two tensors of the model file and the archive."""
     from safetensors.numpy import load_file

@@ -109,6 +109,27 @@ def test_info_of_a_model_for_vectors(run, tmp_path):
     }
 
 
+def test_info_of_a_record_with_a_figure_that_is_no_number(run, tmp_path):
+    save_model(
+        Encoder(EncoderConfig(backbone="features:4", latents=8)), tmp_path / "v.safetensors", {"knn": float("nan")}
+    )
+    assert json.loads(run("models", "info", tmp_path / "v.safetensors", "--json").stdout)["record"] == {"knn": None}
+
+
+def test_info_of_a_later_version_s_model_says_so(refused, tmp_path, monkeypatch):
+    from stochcl.encoders import modelfile
+
+    path = tmp_path / "v.safetensors"
+    later = modelfile.stored_config(EncoderConfig(backbone="features:4", latents=8)) | {"wings": 2}
+    monkeypatch.setattr(modelfile, "stored_config", lambda config: later)
+    save_model(Encoder(EncoderConfig(backbone="features:4", latents=8)), path, {})
+    said = refused("models", "info", path)
+    assert said.startswith(
+        f"{path}: this version of stochcl does not know wings, which the model's configuration has"
+    )
+    assert said.endswith("; a later version made it: update stochcl.")
+
+
 @pytest.mark.parametrize(
     ("content", "code", "message"),
     [
