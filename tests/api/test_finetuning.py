@@ -60,6 +60,7 @@ def out(tmp_path):
 def tuned(tmp_path_factory, base, photos, unseen):
     path = tmp_path_factory.mktemp("tuned") / "classifier.safetensors"
     options = FAST | {"epochs": 16, "batch_size": 8, "average": 0.5, "mixup": 0.0, "operations": 0, "lr": 0.1}
+    options |= {"nested": 0.0}  # so that narrower codes are worse, and one width is told from another
     return path, finetuning.finetune(base, [photos], path, test=unseen, hold_out=2, **options)
 
 
@@ -91,6 +92,7 @@ def test_the_accuracy_from_a_file_is_that_of_hard_codes(tuned):
     assert report.test.codes_top1 == report.test.test_top1
     assert report.test.codes_top1_by_latents[32] == report.test.codes_top1
     assert list(report.test.codes_top1_by_latents) == [8, 16, 32]
+    assert len(set(report.test.codes_top1_by_latents.values())) > 1
 
 
 @pytest.mark.parametrize(
@@ -287,6 +289,21 @@ def test_an_interrupted_run_is_resumed_and_says_the_same(base, photos, out, tmp_
         finetuning.finetune(base, [photos], out, **FAST | {"epochs": 3})
     resumed = finetuning.finetune(base, [photos], out, resume=True, **FAST | {"epochs": 3})
     assert resumed.sha256 == whole.sha256
+
+
+def test_a_run_is_not_resumed_with_other_weights_to_begin_with(base, photos, out, tmp_path):
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        save_file(ResNet("resnet10", width=4, stem="small").state_dict(), tmp_path / name)
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetuning.finetune(base, [photos], out, init=tmp_path / "a", report=stop, **FAST)
+    with pytest.raises(TrainingError, match="a run with another model"):
+        finetuning.finetune(base, [photos], out, init=tmp_path / "b", resume=True, **FAST)
+    finetuning.finetune(base, [photos], out, init=tmp_path / "a", resume=True, **FAST)
 
 
 def test_a_recipe_stands_behind_options(base, photos, out, tmp_path):

@@ -13,6 +13,7 @@ from stochcl.encoders.finetuning import finetuner
 from stochcl.encoders.finetuning.finetuner import Finetuner, starting_point
 from stochcl.encoders.finetuning.options import FinetuneOptions
 from stochcl.encoders.finetuning.scoring import class_indices, class_scores, top1
+from stochcl.encoders.model import Encoder
 from stochcl.errors import TrainingError, UsageError
 from tests.encoders.making import digits, make_config, make_encoder, make_set, weights
 
@@ -259,6 +260,14 @@ def test_digits_are_learned_through_32_latents(tuner, options):
     found = top1(class_scores(encoder, data.held, CPU), labels)
     assert found == run.held_top1()
     assert found > 0.9
+
+
+def test_the_network_of_other_codes_is_not_taken_along(tuner):
+    base = Encoder(make_config(entropy="autoregressive"))
+    assert base.entropy is not None
+    run = tuner(make_set(16), base=base)
+    assert run.encoder.entropy is None
+    assert run.run().config.entropy == "independent"  # too few codes for one of its own
 
 
 def test_tables_are_refitted_to_the_new_codes(tuner):
