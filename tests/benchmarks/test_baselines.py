@@ -8,6 +8,7 @@ from stochcl.benchmarks.baselines.products import Product
 from stochcl.benchmarks.baselines.scalar import PrincipalScalar
 from stochcl.benchmarks.baselines.signs import Itq, RandomSigns
 from stochcl.benchmarks.probing import relative_error
+from stochcl.codes import Codes
 from stochcl.errors import MissingExtraError, SourceError, UsageError
 
 WIDTH, BITS = 24, 16
@@ -75,7 +76,7 @@ def test_decoding_uses_what_is_counted_and_nothing_else(fitted):
     assert not erased.any() or not kept
 
 
-@pytest.mark.parametrize("name", ["random-signs", "itq", "pq", "opq", "rq"])
+@pytest.mark.parametrize("name", ["random-signs", "itq", "pq", "opq", "rq", "rq-4bit"])
 def test_another_seed_gives_other_codes(name):
     kind, bits = EVERY[name]
     other = kind.fit(TRAIN, bits, 1).codes(TEST)
@@ -125,6 +126,15 @@ def test_columns_that_do_not_split_evenly_are_filled_up():
     assert fitted.vectors(fitted.codes(TEST[:, :22])).shape == (300, 22)
 
 
+def test_small_indices_are_unpacked_in_their_order():
+    fitted = BASELINES["rq-4bit"].fit(TRAIN, 20, 0)  # five indices: half a byte is left over
+    codes = fitted.codes(TEST)
+    assert (codes.latents, codes.alphabet, codes.decisions_per_row) == (5, 16, 20)
+    right = relative_error(TEST, fitted.vectors(codes), TRAIN.mean(axis=0))
+    swapped = Codes.from_symbols(codes.symbols()[:, [1, 0, 3, 2, 4]], alphabet=16)
+    assert right < 0.5 < relative_error(TEST, fitted.vectors(swapped), TRAIN.mean(axis=0))
+
+
 def test_a_step_makes_the_entropy_that_was_asked_for():
     for bits in (10, 60):
         fitted = PrincipalScalar.fit(TRAIN, bits, 0)
@@ -149,6 +159,7 @@ def test_a_quantiser_of_a_given_step_errs_by_half_of_it():
         ("pq", 12, "8 bits an index and up to 24 indices, not 12"),
         ("opq", 200, "up to 24 indices, not 200"),
         ("rq", 0, "up to 512 indices, not 0"),
+        ("rq-4bit", 6, "4 bits an index and up to 512 indices, not 6"),
         ("pca-scalar", 10_000, "at the finest step"),
         ("float16", 5, "384 bits a row, not 5"),
         ("int8", 5, "192 bits a row, not 5"),
@@ -180,7 +191,7 @@ def test_numbers_beyond_float16_are_refused_where_they_would_be_stored():
         RandomSigns.fit(TRAIN * 1e5, BITS, 0)
 
 
-@pytest.mark.parametrize("name", ["pq", "opq", "rq"])
+@pytest.mark.parametrize("name", ["pq", "opq", "rq", "rq-4bit"])
 def test_without_faiss_one_sentence_says_what_to_install(name, monkeypatch):
     monkeypatch.setattr("stochcl.benchmarks.extras.find_spec", lambda module: None)
     with pytest.raises(MissingExtraError, match=r"faiss-cpu; install it with: pip install 'stochcl\[bench\]'\."):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stochcl.benchmarks.baselines.base import Baseline
 from stochcl.benchmarks.baselines.floats import Float16, Float32, Int8
-from stochcl.benchmarks.baselines.products import OptimisedProduct, Product, Residual
+from stochcl.benchmarks.baselines.products import OptimisedProduct, Product, Residual, SmallResidual
 from stochcl.benchmarks.baselines.scalar import PrincipalScalar
 from stochcl.benchmarks.baselines.signs import Itq, PrincipalSigns, RandomSigns
 
@@ -17,6 +17,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "pq": Product,
     "opq": OptimisedProduct,
     "rq": Residual,
+    "rq-4bit": SmallResidual,
     "pca-scalar": PrincipalScalar,
 }
 """Those that are made for a number of bits."""

@@ -25,6 +25,7 @@ _ROTATION_ROWS = 16_384
 _ROTATION_STEPS = 25
 _RESIDUAL_ROWS = 32_768
 _RESIDUAL_STEPS = 10
+_MOST_BOOKS = 512
 _BITS = 8
 
 
@@ -94,10 +95,11 @@ def _shuffled(train: NDArray[np.float32], seed: int, most: int = _ROWS) -> NDArr
     return np.ascontiguousarray(train[order], np.float32)
 
 
-def _indices(bits: int, width: int, most: int) -> int:
-    need_bits(bits, bits % _BITS == 0 and 1 <= bits // _BITS <= most, f"{width:,} columns have codes of 8 bits an "
-              f"index and up to {most:,} indices")  # fmt: skip
-    return bits // _BITS
+def _indices(bits: int, width: int, most: int, each: int = _BITS) -> int:
+    """Return how many indices of so many bits each a code has."""
+    possible = bits % each == 0 and 1 <= bits // each <= most
+    need_bits(bits, possible, f"{width:,} columns have codes of {each} bits an index and up to {most:,} indices")
+    return bits // each
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +166,7 @@ class Residual(Baseline):
     Parameters
     ----------
     quantise : callable
-    codebooks : ndarray of float16, shape (M, 256, V)
+    codebooks : ndarray of float16, shape (M, K, V)
     """
 
     quantise: Any
@@ -172,6 +174,7 @@ class Residual(Baseline):
 
     name: ClassVar[str] = "RQ"
     module: ClassVar[str | None] = "faiss"
+    index_bits: ClassVar[int] = _BITS
 
     @classmethod
     def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
@@ -180,7 +183,7 @@ class Residual(Baseline):
 
         faiss.omp_set_num_threads(1)
         rows, width = _shuffled(train, seed, _RESIDUAL_ROWS), train.shape[1]
-        rq = faiss.ResidualQuantizer(width, _indices(bits, width, 512), _BITS)
+        rq = faiss.ResidualQuantizer(width, _indices(bits, width, _MOST_BOOKS, cls.index_bits), cls.index_bits)
         rq.cp.seed = seed % (1 << 31)
         rq.cp.min_points_per_centroid = 1
         # Half an hour against minutes, for a hundredth of the error: no k-means over growing dimensions, few steps,
@@ -189,16 +192,19 @@ class Residual(Baseline):
         rq.cp.niter = _RESIDUAL_STEPS
         rq.use_beam_LUT = 1
         rq.train(rows)
-        codebooks = faiss.vector_to_array(rq.codebooks).reshape(-1, CENTROIDS, width)
+        codebooks = faiss.vector_to_array(rq.codebooks).reshape(rq.M, 1 << cls.index_bits, width)
 
         def quantise(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-            codes: NDArray[np.uint8] = rq.compute_codes(np.ascontiguousarray(values, np.float32))
-            return codes
+            packed: NDArray[np.uint8] = rq.compute_codes(np.ascontiguousarray(values, np.float32))
+            if cls.index_bits == _BITS:
+                return packed
+            halves = np.stack([packed & 15, packed >> 4], axis=2)  # the first index is in the lower half of a byte
+            return halves.reshape(len(packed), -1)[:, : rq.M]
 
         return cls(quantise, half(codebooks))
 
     def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
-        return Codes.from_symbols(self.quantise(vectors), alphabet=CENTROIDS)
+        return Codes.from_symbols(self.quantise(vectors), alphabet=self.codebooks.shape[1])
 
     def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
         symbols = codes.symbols()
@@ -210,3 +216,10 @@ class Residual(Baseline):
     @property
     def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
         return (self.codebooks,)
+
+
+class SmallResidual(Residual):
+    """Residual quantisation with codebooks of 16 vectors: twice as many indices, an eighth of the side bytes."""
+
+    name: ClassVar[str] = "RQ 4-bit"
+    index_bits: ClassVar[int] = 4
