@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,6 @@ from stochcl.data import printable
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from stochcl.api.classifying import Scores
@@ -135,6 +135,8 @@ def finetune(
     checkpoint = output.with_name(output.name + ".checkpoint")
     log = Path(log) if log else None
     _check_output(output, checkpoint, log, resume=resume, force=force)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError("fine-tuning runs in one process; start it without torchrun, on one device.")
     if not sources:
         raise UsageError("fine-tuning needs at least one source of images.")
     settings = _settings(preset, options)

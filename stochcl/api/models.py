@@ -68,6 +68,8 @@ class ModelCard:
             f"  codes: the first {rungs} latents",
             f"  trained on: {', '.join(record.get('sources', ()))}; {seen}, {where}",
         ]
+        if classes := config.get("classes"):
+            out.insert(3, f"  classifier: {len(classes):,} classes")
         for name, value in sorted(record.get("figures", {}).items(), key=_natural):
             out.append(f"  {name}: {value}")
         return out

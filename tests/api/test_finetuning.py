@@ -236,6 +236,13 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     assert out.read_bytes() == b"precious"
 
 
+@pytest.mark.usefixtures("untrainable")
+def test_several_processes_are_refused(base, photos, out, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="runs in one process; start it without torchrun"):
+        finetuning.finetune(base, [photos], out, **FAST)
+
+
 def test_scoring_a_model_without_a_classifier_is_refused(base, unseen):
     with pytest.raises(UsageError, match=r"base\.safetensors: this model has no classifier"):
         score(base, unseen, device="cpu")

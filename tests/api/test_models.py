@@ -124,3 +124,9 @@ def test_a_figure_that_is_no_number_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("STOCHCL_MODELS", str(tmp_path))
     cards, _ = models.model_cards()
     assert cards[-1].to_json()["record"] == {"knn": None, "rate": 3.5}
+
+
+def test_a_card_says_that_there_is_a_classifier(tmp_path):
+    lines = models.ModelCard("m", tmp_path / "m", 1, {"latents": 8, "classes": ["a", "b", "c"]}, {}).lines()
+    assert lines[3] == "  classifier: 3 classes"
+    assert not any("classifier" in line for line in models.ModelCard("m", tmp_path, 1, {"latents": 8}, {}).lines())
