@@ -102,7 +102,7 @@ def score(
     SourceError, ModelError
     """
     from stochcl.api.codec import Codec
-    from stochcl.encoders.finetuning.scoring import class_indices, class_scores, mirrored_scores, top1
+    from stochcl.encoders.finetuning.scoring import class_indices, class_scores, top1, with_mirrored
 
     codec = Codec(model, device=device)
     encoder = codec.model.encoder
@@ -114,7 +114,7 @@ def score(
     data = read_labelled(config, [images], label, workers=workers)
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, codec.device)
-    mirrored = mirrored_scores(encoder, data.train, codec.device)
+    mirrored = with_mirrored(encoder, data.train, codec.device, plain)
     stored = _score_file(codec, source, label, workers) if config.classifies == "vectors" else _Stored(None, None, {})
     return Scores(
         source=printable(Path(source).name),

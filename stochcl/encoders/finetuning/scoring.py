@@ -53,10 +53,12 @@ def _form(encoder: Encoder, symbols: torch.Tensor) -> torch.Tensor:
     return family(nothing, encoder.config).embed(symbols)
 
 
-def mirrored_scores(encoder: Encoder, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
-    """Return mean class probabilities of images and of their mirror images, shape (N, C)."""
-    mirrored = np.ascontiguousarray(images[:, :, ::-1])
-    found = [torch.from_numpy(class_scores(encoder, pixels, device)).softmax(1) for pixels in (images, mirrored)]
+def with_mirrored(
+    encoder: Encoder, images: NDArray[np.uint8], device: torch.device, scores: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return mean class probabilities of images, of which these are the scores, and of their mirror images, (N, C)."""
+    mirrored = class_scores(encoder, np.ascontiguousarray(images[:, :, ::-1]), device)
+    found = [torch.from_numpy(part).softmax(1) for part in (scores, mirrored)]
     mean: NDArray[np.float32] = ((found[0] + found[1]) / 2).numpy()
     return mean
 
