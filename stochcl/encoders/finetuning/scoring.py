@@ -56,7 +56,7 @@ def _form(encoder: Encoder, symbols: torch.Tensor) -> torch.Tensor:
 def with_mirrored(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, scores: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return mean class probabilities of images, of which these are the scores, and of their mirror images, (N, C)."""
+    """Return mean class probabilities, shape (N, C), of images that have these scores and of their mirror images."""
     mirrored = class_scores(encoder, np.ascontiguousarray(images[:, :, ::-1]), device)
     found = [torch.from_numpy(part).softmax(1) for part in (scores, mirrored)]
     mean: NDArray[np.float32] = ((found[0] + found[1]) / 2).numpy()
