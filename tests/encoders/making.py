@@ -50,9 +50,9 @@ def digits(train: int = 1200, held: int = 400) -> ImageSet:
     return ImageSet(pixels[:train], pixels[train:end], labels[:train], labels[train:end], ())
 
 
-def make_trainer(folder, data: ImageSet, config: EncoderConfig | None = None, log=None, report=None, **options):
+def make_trainer(folder, data: ImageSet, config: EncoderConfig | None = None, log=None, **options):
+    extra = {name: options.pop(name) for name in ("report", "initialise", "logs") if name in options}
     given = {"epochs": 1, "batch_size": 8, "crop": 16, "precision": "fp32", "device": "cpu"} | options
-    extra = {} if report is None else {"report": report}
     checkpoint = folder / "checkpoint"
     return Trainer(config or make_config(), TrainOptions(**given), data, checkpoint=checkpoint, log=log, **extra)
 

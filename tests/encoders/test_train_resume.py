@@ -2,7 +2,9 @@ import math
 import signal
 
 import pytest
+import torch
 
+from stochcl.encoders.objectives import OBJECTIVES
 from stochcl.errors import TrainingError
 from tests.encoders.making import make_config, make_set, make_trainer, weights
 
@@ -42,6 +44,47 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, 
     assert weights(second.run()) == weights(encoder)
     assert second.step == 20
     assert second.controller.beta == whole.controller.beta != 1e-4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_twenty_steps_are_ten_and_ten_whatever_the_objective(folder, objective, monkeypatch):
+    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 10)
+    options = {"epochs": 5, "batch_size": 16, "objective": objective, "average": 0.9, "estimator": "relaxed"}
+    data = make_set(68)
+    whole = make_trainer(folder("whole"), data, **options)
+    encoder = whole.run()
+    assert whole.step == 20
+    assert encoder is whole.average.network
+    place = folder("parts")
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(place, data, report=interrupt_at(10, ctrl_c), **options).run()
+    second = make_trainer(place, data, **options)
+    assert second.step == 10
+    assert weights(second.run()) == weights(encoder)
+    for mine, theirs in zip(second.loss.state_dict().values(), whole.loss.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_what_a_network_draws_itself_is_drawn_alike_after_an_interruption(folder, monkeypatch):
+    class Dropping(torch.nn.Module):
+        def __init__(self, backbone):
+            super().__init__()
+            self.backbone, self.features = backbone, backbone.features
+
+        def forward(self, images):
+            return torch.nn.functional.dropout(self.backbone(images), 0.5, self.training)
+
+    def begin(encoder):
+        encoder.backbone = Dropping(encoder.backbone)
+
+    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 2)
+    data, options = make_set(16), {"epochs": 2, "batch_size": 8, "initialise": begin}
+    whole = make_trainer(folder("whole"), data, **options).run()
+    place = folder("parts")
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(place, data, report=interrupt_at(2, ctrl_c), **options).run()
+    torch.rand(3)
+    assert weights(make_trainer(place, data, **options).run()) == weights(whole)
 
 
 def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monkeypatch):
@@ -84,7 +127,14 @@ def test_a_second_interruption_does_not_wait_and_saves_no_half_step(folder, monk
 def test_the_checkpoint_of_other_options_is_refused(folder):
     place, data = folder("run"), make_set(32)
     make_trainer(place, data).run()
-    for changes in ({"lr": 0.1}, {"seed": 3}, {"precision": "bf16"}, {"config": make_config(latents=8)}):
+    for changes in (
+        {"lr": 0.1},
+        {"seed": 3},
+        {"precision": "bf16"},
+        {"objective": "byol"},
+        {"average": 0.5},
+        {"config": make_config(latents=8)},
+    ):
         with pytest.raises(TrainingError, match="belongs to a run with another"):
             make_trainer(place, data, **changes)
     with pytest.raises(TrainingError, match="another images"):
