@@ -64,7 +64,7 @@ class ModelInfo:
         config = self.config
         images = {"size": config.size, "fit": config.fit, "mean": list(config.mean), "std": list(config.std)}
         return {
-            "schema": "stochcl.models.info/0",
+            "schema": "stochcl.model-info/0",
             "name": printable(self.name),
             "path": printable(self.path),
             "bytes": self.bytes,

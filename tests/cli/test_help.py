@@ -45,7 +45,10 @@ def test_version(run):
         (["evaluate", "x", "--test-size", "1"], "--test-size"),
         (["evaluate", "x", "--folds", "1"], "--folds"),
         (["train", "x", "-o", "y", "--max-time", "soon"], "'soon' is not a time; write 90s, 90m or 1.5h."),
-        (["train", "-o", "y"], "Missing argument 'SOURCE...'"),
+        (["train", "-o", "y"], "training needs at least one source of images; `--preset digits` brings its own."),
+        (["finetune", "general", "-o", "y"], "Missing argument 'SOURCE...'"),
+        (["finetune", "general", "x", "-o", "y", "--cutout", "2"], "--cutout"),
+        (["models", "info"], "Missing argument 'MODEL'"),
     ],
 )
 def test_a_wrong_request_is_a_usage_error(run, arguments, message):

@@ -70,7 +70,7 @@ def test_info_says_what_a_model_file_holds(run, model, codec):
 
 def test_info_in_json(run, model, codec):
     found = json.loads(run("models", "info", model, "--json").stdout)
-    assert found["schema"] == "stochcl.models.info/0"
+    assert found["schema"] == "stochcl.model-info/0"
     assert (found["sha256"], found["tables"]["sha256"]) == (codec.model.sha256, codec.tables.sha256)
     assert found["code"] == {
         "posterior": "bernoulli", "latents": 32, "alphabet": 2, "bits": 32, "ladder": [8, 16, 32], "vector": 32,
