@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from stochcl.errors import UsageError
 
 _POSITIVE = ("lr",)
-_FRACTIONS = ("momentum", "smoothing", "average", "padding", "strength", "cutout")
+_FRACTIONS = ("smoothing", "average", "padding", "strength", "cutout")
 _FROM_ZERO = ("decay", "warmup", "mixup", "nested", "beta")
 
 
@@ -91,6 +91,7 @@ class FinetuneOptions:
             self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         for name in _FROM_ZERO:
             self._check(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        self._check("momentum", 0 < self.momentum < 1, "more than 0 and less than 1")
         self._check("average", self.average < 1, "less than 1")
         self._check("area", 0 < self.area <= 1, "more than 0 and at most 1")
         self._check("epochs", self.epochs >= 1, "1 or more")
