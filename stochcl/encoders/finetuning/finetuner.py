@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from stochcl.data import printable
+from stochcl.encoders.averaging import Averaged
 from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
 from stochcl.encoders.codetables import fit_tables
-from stochcl.encoders.finetuning.averaging import Averaged
 from stochcl.encoders.finetuning.objective import (
     Losses,
     classification,

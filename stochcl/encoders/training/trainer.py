@@ -13,10 +13,10 @@ import torch
 
 from stochcl.data import printable
 from stochcl.encoders.augment import Augmentation
+from stochcl.encoders.averaging import Averaged
 from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
 from stochcl.encoders.codetables import fit_tables
 from stochcl.encoders.distributed import anywhere, averaged, from_first, processes, rank
-from stochcl.encoders.finetuning.averaging import Averaged
 from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.measure import Monitor
 from stochcl.encoders.model import Encoder, EncoderConfig

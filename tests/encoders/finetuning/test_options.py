@@ -11,7 +11,8 @@ from stochcl.errors import UsageError
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"epochs": 0}, {"batch_size": 1}, {"lr": 0}, {"lr": math.inf}, {"momentum": 1.0}, {"momentum": 0.0}, {"decay": -1},
+        {"epochs": 0}, {"batch_size": 1}, {"lr": 0}, {"lr": math.inf}, {"momentum": 1.0},
+        {"momentum": 0.0}, {"decay": -1},
         {"warmup": -1}, {"smoothing": 1.5}, {"mixup": -0.1}, {"average": 1.0}, {"crop": 4}, {"padding": -1},
         {"area": 0}, {"area": 1.1}, {"operations": 15}, {"strength": 2}, {"cutout": 1.5}, {"nested": -1},
         {"beta": math.nan}, {"max_time": 0}, {"seed": -1}, {"precision": "fp64"},
