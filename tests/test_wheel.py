@@ -77,6 +77,12 @@ def test_every_module_and_the_mark_of_types_are_in_it(names):
     assert "stochcl/py.typed" in names
 
 
+def test_every_recipe_of_training_and_fine_tuning_is_in_it(names):
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "stochcl").rglob("*.toml")}
+    assert "stochcl/encoders/presets/digits.toml" in recipes
+    assert recipes <= set(names)
+
+
 def test_nothing_else_is_in_it(names):
     strange = [
         name

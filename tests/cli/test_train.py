@@ -1,6 +1,10 @@
 """`stochcl train`, then everything else with the model that it wrote."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,9 +70,87 @@ def test_images_that_cannot_be_read_are_named(run, images, tmp_path):
     assert result.stderr == "skipped 2.png: the file is empty (0 bytes)\n"
 
 
+def test_a_preset_brings_its_own_images_and_is_overridden_by_options(run, tmp_path):
+    out = tmp_path / "digits.safetensors"
+    options = [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "600",
+        "--size",
+        "16",
+        "--crop",
+        "16",
+        "--width",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    found = json.loads(run("train", "--preset", "digits", "-o", out, *options, "--latents", "24", "--json").stdout)
+    assert (found["images"], found["held_out"], found["latents"], found["steps"]) == (1497, 300, 24, 2)
+    assert found["knn"] is not None
+    table = (tmp_path / "digits.safetensors.csv").read_text().splitlines()
+    assert table[0].startswith("fraction,step,epoch,")
+    assert len(table) == 2
+    assert json.loads(run("models", "info", out, "--json").stdout)["record"]["preset"] == "digits"
+
+
+def test_sources_take_the_place_of_a_preset_s(train):
+    assert (
+        json.loads(train("--preset", "digits", "--epochs", "0", "--hold-out", "0", "--json").stdout)["images"] == 42
+    )
+
+
+def test_presets_can_be_read(run):
+    listed = run("train", "--list-presets").stdout
+    assert "digits\n  The 1,797 handwritten digits" in listed
+    assert "finetune" not in listed
+    shown = run("train", "--show-preset", "digits").stdout
+    assert shown == (Path(stochcl.__file__).parent / "encoders/presets/digits.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "latents"),
+    [
+        (["--posterior", "categorical", "--alphabet", "4", "--embedding", "3", "--estimator", "relaxed"], 16),
+        (["--posterior", "gaussian", "--alphabet", "8", "--objective", "vicreg", "--head", "8,8"], 16),
+        (["--objective", "byol", "--average", "0.9", "--decoder", "", "--blur", "0.5", "--no-flip"], 16),
+    ],
+)
+def test_every_part_can_be_chosen_and_compresses(run, train, images, tmp_path, options, latents):
+    train("--epochs", "1", *options)
+    run("compress", images, "-m", tmp_path / "new.safetensors", "-o", tmp_path / "codes.bin")
+    with stochcl.open(tmp_path / "codes.bin") as archive:
+        assert (len(archive), archive.header.latents) == (42, latents)
+
+
+def test_widths_of_layers_are_numbers(run, tmp_path):
+    said = run("train", tmp_path, "-o", tmp_path / "m.safetensors", "--decoder", "wide", code=2).stderr
+    assert "'wide' are not widths of layers; write 512 or 512,512." in said
+
+
+def test_torchrun_trains_one_model_and_says_so_once(train, images, tmp_path):
+    out = tmp_path / "together.safetensors"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = [*TINY, "--epochs", "2", "--json", "--average", "0.5"]
+    together = subprocess.run(
+        [*torchrun, "-m", "stochcl", "train", images, "-o", out, *options],
+        capture_output=True, text=True, check=False, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert together.returncode == 0, together.stderr
+    assert "Warning" not in together.stderr
+    found, alone = json.loads(together.stdout), json.loads(train(*options[len(TINY) :]).stdout)
+    assert found["steps"] == alone["steps"] == 4
+    assert found["rate"] == pytest.approx(alone["rate"], abs=0.5)
+    assert sorted(p.name for p in tmp_path.iterdir() if "together" in p.name) == [out.name, f"{out.name}.csv"]
+    assert len((tmp_path / f"{out.name}.csv").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
+        (["--preset", "fast"], 2, "there is no preset 'fast'"),
+        (["--posterior", "gaussian"], 2, "a gaussian latent has 3 to"),
         (["--resume"], 2, "there is no such checkpoint to resume; omit --resume."),
         (["--backbone", "vgg"], 2, "vgg"),
         (["--device", "abacus"], 2, "there is no device 'abacus' here"),

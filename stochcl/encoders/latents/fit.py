@@ -17,7 +17,7 @@ from stochcl.encoders.latents.calibration import calibrate
 from stochcl.encoders.latents.loss import LatentLosses, latent_loss
 from stochcl.encoders.latents.metric import Metric, PrincipalDecoder
 from stochcl.encoders.measure import hard_rate, measure_ones
-from stochcl.encoders.objective import nt_xent
+from stochcl.encoders.objectives import nt_xent
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.posteriors.base import BIT
 from stochcl.encoders.priors import AutoregressivePrior

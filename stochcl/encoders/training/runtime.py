@@ -38,6 +38,11 @@ class Runtime:
     ------
     UsageError
         If there is no such device.
+
+    Attributes
+    ----------
+    first : bool
+        Whether this process writes and prints.
     """
 
     def __init__(self, options: TrainOptions) -> None:
@@ -52,16 +57,12 @@ class Runtime:
             strategy=_data_parallel(chosen.type) if local * nodes > 1 else "auto",
         )  # fmt: skip
         self.fabric.launch()
+        self.first = rank() == 0  # also after the processes have parted
 
     @property
     def device(self) -> torch.device:
         """The device of this process."""
         return self.fabric.device
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes and prints."""
-        return rank() == 0
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """Return a module that, called, runs in the precision chosen and averages gradients over processes."""

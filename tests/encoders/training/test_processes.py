@@ -23,9 +23,10 @@ def found(tmp_path_factory):
     """What one process finds, and what two find together; both run at the same time."""
     places = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worker = ["-m", "tests.encoders.training.worker"]
     running = [
         subprocess.Popen(
-            [sys.executable, *(launcher if place is places[1] else []), "-m", "tests.encoders.training.worker", place],
+            [sys.executable, *(launcher if place is places[1] else []), *worker, place],
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
         )
         for place in places
