@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
+    from stochcl.encoders.fitting import Fitting
     from stochcl.encoders.latents import LatentProgress
     from stochcl.encoders.model import Encoder
 
@@ -34,7 +35,7 @@ def train_head(
     *,
     latents: int,
     config: dict[str, Any] | None = None,
-    report: Callable[[LatentProgress], None] = lambda progress: None,
+    report: Callable[[LatentProgress | Fitting], None] = lambda progress: None,
     **options: Any,
 ) -> tuple[Encoder, dict[str, Any]]:
     """Train a model of vectors, and return it with its training record.

@@ -50,15 +50,44 @@ def fit_tables(
     chosen = np.random.default_rng(seed).permutation(len(images))[: _MEASURED_IMAGES[entropy]]
     images = images[np.sort(chosen)]
     codes = encode_images(encoder, images, device).codes
+    networked = entropy == "autoregressive" and len(codes) >= MIN_CODES
+    more = encode_images(encoder, smaller_images(images, seed), device).codes if networked else None
+    return fit_code_tables(
+        encoder, codes, more, entropy=entropy, hidden=hidden, max_time=max_time, seed=seed, precision=precision,
+        progress=progress,
+    )  # fmt: skip
+
+
+def fit_code_tables(
+    encoder: Encoder, codes: Codes, more: Codes | None = None, *, entropy: str = "autoregressive", **options: Any
+) -> dict[str, Any]:
+    """Measure the table of independent symbols, and fit the entropy network, on given codes.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        It takes both along.
+    codes : Codes
+        Of training inputs.
+    more : Codes, optional
+        Of the same inputs in another guise, which the network is to foresee too, and the table need not.
+    entropy : str
+        autoregressive, or independent for no network.
+    **options
+        See :func:`~stochcl.encoders.entropy.fit_entropy`.
+
+    Returns
+    -------
+    dict
+        The network's record; empty where there is none.
+    """
     encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
     if entropy == "independent" or len(codes) < MIN_CODES:
         encoder.set_entropy(None)
         return {}
-    smaller = encode_images(encoder, smaller_images(images, seed), device).codes
-    both = Codes(np.concatenate([codes.packed, smaller.packed]), codes.latents, codes.alphabet)
-    fitted = fit_entropy(
-        both, encoder.config.ladder, versions=2, hidden=hidden, max_time=max_time, seed=seed, precision=precision,
-        progress=progress,
-    )  # fmt: skip
+    versions = 1
+    if more is not None:
+        codes, versions = Codes(np.concatenate([codes.packed, more.packed]), codes.latents, codes.alphabet), 2
+    fitted = fit_entropy(codes, encoder.config.ladder, versions=versions, **options)
     encoder.set_entropy(fitted.network)
     return fitted.record

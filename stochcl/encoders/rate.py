@@ -19,14 +19,22 @@ class RateController:
         Bits per image.
     beta : float
         Where to start, in nats a bit.
+    gain : float
+        Of a step: how far beta moves, relative to itself, where the rate is twice the target.
     """
 
-    LOWEST, HIGHEST, GAIN = 1e-6, 0.3, 0.03
+    LOWEST, HIGHEST, GAIN = 1e-6, 3.0, 0.03
 
-    def __init__(self, target: float | None, beta: float = 1e-4) -> None:
+    def __init__(self, target: float | None, beta: float = 1e-4, gain: float = GAIN) -> None:
         self.target = target
         self.beta = beta
+        self.gain = gain
         self.hard_ratio = 1.0
+
+    def jump(self, rate: float, target: float, factor: float) -> None:
+        """Make bits dearer, or cheaper, by a factor: whichever takes the rate to the target."""
+        beta = self.beta * factor if rate > target else self.beta / factor
+        self.beta = max(self.LOWEST, min(self.HIGHEST, beta))
 
     def measured(self, hard: float, sampled: float) -> None:
         """Take the rate of hard codes beside that of sampled ones, in bits, as the ratio from now on."""
@@ -38,4 +46,4 @@ class RateController:
         if self.target is None:
             return
         off = max(-1.0, min(1.0, rate * self.hard_ratio / self.target - 1))
-        self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.GAIN * off)))
+        self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.gain * off)))

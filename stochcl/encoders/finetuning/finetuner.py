@@ -24,13 +24,13 @@ from stochcl.encoders.finetuning.objective import (
 )
 from stochcl.encoders.finetuning.scoring import class_indices, class_scores, top1
 from stochcl.encoders.finetuning.strong import StrongAugmentation
+from stochcl.encoders.fitting import Fitting
 from stochcl.encoders.inference import choose_device
 from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.model import Encoder
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.training.interruption import interruptible
 from stochcl.encoders.training.logs import make_log
-from stochcl.encoders.training.progress import Fitting
 from stochcl.encoders.training.schedule import Schedule
 from stochcl.errors import TrainingError
 

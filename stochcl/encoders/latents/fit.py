@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from stochcl.codes import Codes
-from stochcl.encoders.entropy import MIN_CODES, fit_entropy, hidden_units
+from stochcl.encoders.codetables import fit_code_tables
+from stochcl.encoders.entropy import MIN_CODES, hidden_units
+from stochcl.encoders.fitting import Fitting
 from stochcl.encoders.latents.calibration import calibrate
 from stochcl.encoders.latents.loss import LatentLosses, latent_loss
 from stochcl.encoders.latents.metric import Metric, PrincipalDecoder
-from stochcl.encoders.measure import hard_rate, measure_ones
-from stochcl.encoders.objectives import nt_xent
+from stochcl.encoders.measure import hard_rate
+from stochcl.encoders.objectives import OBJECTIVES, Objective, nt_xent
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.posteriors.base import BIT
 from stochcl.encoders.priors import AutoregressivePrior
@@ -37,13 +39,18 @@ WHITENING = {"reconstruct": 0.0}
 """Power of the variance by which errors are divided, where it is not :data:`_WHITENING`."""
 
 _WHITENING = 0.125
+_TRAVEL, _FIRST_BETA = 12.0, 2e-3  # by what factor, its logarithm, beta may move in a run; where it starts
+_PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with what latents' means are
 _WARM, _BETA_WARM = 100, 300  # steps until the learning rate, and the price of a bit, are what they are to be
 _HARD_EVERY = 50  # steps between two measurements of what hard codes cost
 _HARD_ROWS = 2000
 _FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
-_ROUNDS, _NEAR = 4, 0.015  # corrections of the rate, until it is that near
-_ROUND = 0.15  # of the steps, for a correction
+_ROUNDS, _NEAR = 8, 0.01  # corrections of the rate, until it is that near
+_ROUND, _APPROACH = 0.1, 100  # of the steps, and at least so many, for a correction
+_SMALL, _FACTOR = 0.2, 3.0  # of the learning rate, and by what factor bits become dearer or cheaper, in a correction
+_LARGEST_GRADIENT = 5.0
+_DESCENT, _FITTING = 0.6, 0.15  # of the time that the stage may take: the descent, a fit of the entropy network
 _ROWS = 4096
 _MOST_CODES = 100_000  # for the tables
 _LOG_EVERY = 50
@@ -102,7 +109,7 @@ class LatentStage:
     def __init__(
         self, encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
         more: NDArray[np.floating] | None = None, views: NDArray[np.floating] | None = None,
-        report: Callable[[LatentProgress], None] = lambda progress: None,
+        report: Callable[[LatentProgress | Fitting], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         if len(features) < 2:
             raise TrainingError("the latents of fewer than two inputs cannot be trained.")
@@ -115,15 +122,19 @@ class LatentStage:
         self.targets = self.metric.coordinates(features)
         self.agree = make_agreement(options, self.metric)
         self.prior = self._make_prior()
-        self.controller = RateController(options.rate, options.beta)
+        # A short run has to find its beta in fewer steps.
+        gain = min(0.1, max(RateController.GAIN, _TRAVEL / options.steps))
+        start = options.beta if options.rate is None else max(_FIRST_BETA, options.beta)
+        self.controller = RateController(options.rate, start, gain)
         self.batch = min(options.batch_size, len(features))
         self.started = time.monotonic()
-        self.step, self.hard = 0, math.nan
+        self.step, self.first, self.hard = 0, 0, math.nan  # first: steps of the first descent
 
     def _make_prior(self) -> AutoregressivePrior | None:
         """Return an autoregressive prior where a rate is asked for, and codes are coded with such a one."""
         config, options = self.encoder.config, self.options
-        if options.rate is None or options.entropy != "autoregressive" or config.latents < 2:
+        networked = options.entropy == "autoregressive" and len(self.features) >= MIN_CODES and config.latents > 1
+        if options.rate is None or not networked:
             return None
         hidden = hidden_units(len(self.features)) if options.prior_hidden is None else options.prior_hidden
         return AutoregressivePrior(config, hidden, options.seed)
@@ -136,9 +147,11 @@ class LatentStage:
         for parameter in frozen:
             parameter.requires_grad_(False)
         with PrincipalDecoder(encoder, self.metric):
-            self._descend(options.steps, options.lr)
+            self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
+            self._descend(options.steps)
+            self.first = self.step
             rounds = self._meet_rate()
-            self._settle(max(1, round(options.steps * _SETTLING)))
+            self._settle(max(1, round(self.first * _SETTLING)))
         for parameter in frozen:
             parameter.requires_grad_(True)
         fitted, rate = self._fit_tables(passes=20)
@@ -151,25 +164,14 @@ class LatentStage:
         }  # fmt: skip
         return FittedLatents(rate, record)
 
-    def _descend(self, steps: int, peak: float) -> None:
+    def _descend(self, steps: int) -> None:
         """Train head, prior and decoder for so many steps, the learning rate falling from its peak to zero."""
-        encoder, options = self.encoder, self.options
-        trained = [encoder.head, encoder.decoder]
-        optimizer = torch.optim.AdamW(self._groups(), lr=peak, betas=(0.9, 0.98))
-        first, started = self.step, time.monotonic()
-        rungs = encoder.config.ladder[:-1] if options.nested else ()
-        while (fraction := self._fraction(self.step - first, steps, started)) < 1:
-            warm = min(1.0, (self.step - first + 1) / _WARM)
-            for group in optimizer.param_groups:
-                group["lr"] = peak * group["scale"] * warm * 0.5 * (1 + math.cos(math.pi * fraction))
-            losses = self._losses(rungs)
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_([p for m in trained for p in m.parameters()], 5.0)
-            if not math.isfinite(float(losses.total.detach()) + float(norm)):
-                raise TrainingError(f"the loss is not finite at step {self.step + 1:,}; try a lower learning rate.")
-            optimizer.step()
-            self.step += 1
+        started = time.monotonic()
+        while (fraction := self._fraction(steps, started)) < 1:
+            warm = min(1.0, (self.step + 1) / min(_WARM, max(1, steps // 10)))
+            losses = self._train_step(self.options.lr * warm * 0.5 * (1 + math.cos(math.pi * fraction)))
+            if isinstance(self.agree, Objective):
+                self.agree.step(fraction)
             self.controller.update(float(losses.rate))
             if self.step % _HARD_EVERY == 0:
                 self.hard = self._hard_rate()
@@ -177,25 +179,64 @@ class LatentStage:
             if self.step % _LOG_EVERY == 0:
                 self._log(losses, fraction)
 
+    def _train_step(self, lr: float) -> LatentLosses:
+        """Descend by one step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        losses = self._losses(self.encoder.config.ladder[:-1] if self.options.nested else ())
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        layers = [p for m in (self.encoder.head, self.encoder.decoder) for p in m.parameters()]
+        norm = torch.nn.utils.clip_grad_norm_(layers, _LARGEST_GRADIENT)
+        if not math.isfinite(float(losses.total.detach()) + float(norm)):
+            raise TrainingError(f"the loss is not finite at step {self.step + 1:,}; try a lower learning rate.")
+        self.optimizer.step()
+        self.step += 1
+        return losses
+
+    def _meet_rate(self) -> int:
+        """Let codes cost what was asked for under the coder's own model; return how many tries it took."""
+        target, rounds = self.options.rate, 0
+        while target is not None:
+            _, rate = self._fit_tables(passes=3)
+            if abs(rate / target - 1) < _NEAR or rounds == _ROUNDS:
+                break
+            rounds += 1
+            # The prior that is trained knows codes less well than the coder's own model does, by this factor.
+            self._approach(target * self._hard_rate() / rate)
+        return rounds
+
+    def _approach(self, target: float) -> None:
+        """Train on, with bits dearer or cheaper, until hard codes cost this under the prior that is trained."""
+        controller, least = self.controller, self.step + max(_APPROACH, round(self.first * _ROUND))
+        begin = self._hard_rate()
+        side, beta = math.copysign(1, begin - target), controller.beta
+        controller.jump(begin, target, _FACTOR)
+        while self.step < least and side * (self._hard_rate() - target) > 0:
+            if self.step % _HARD_EVERY == 0:
+                controller.jump(begin, target, _FACTOR)
+            self._train_step(self.options.lr * _SMALL)
+        controller.beta = beta
+
     def _groups(self) -> list[dict[str, Any]]:
-        """Decay weights of layers, not biases, priors or codebooks; priors learn at twice the rate."""
+        """Decay weights of layers, not biases, priors or codebooks; priors learn at higher rates."""
         encoder, decay = self.encoder, self.options.decay
         layers = [p for m in (encoder.head, encoder.decoder) for p in m.parameters()]
-        rest = [encoder.prior] + ([encoder.codebooks] if encoder.codebooks is not None else [])
+        rest = [encoder.codebooks] if encoder.codebooks is not None else []
         prior = list(self.prior.parameters()) if self.prior else []
-        heads = list(self.agree.parameters()) if isinstance(self.agree, torch.nn.Module) else []
+        heads = list(self.agree.parameters()) if isinstance(self.agree, Objective) else []
         return [
             {"params": [p for p in layers + heads if p.ndim > 1], "weight_decay": decay, "scale": 1.0},
             {"params": [p for p in layers + heads if p.ndim <= 1] + rest, "weight_decay": 0.0, "scale": 1.0},
             {"params": prior, "weight_decay": decay / 10, "scale": 2.0},
+            {"params": [encoder.prior], "weight_decay": 0.0, "scale": _PRIOR_SCALE},
         ]
 
-    def _fraction(self, done: int, steps: int, started: float) -> float:
-        """How much of a descent is done, by its steps or by the time that it may take."""
-        fraction = done / steps
+    def _fraction(self, steps: int, started: float) -> float:
+        """How much of the descent is done, by its steps or by the time that it may take."""
+        fraction = self.step / steps
         if self.options.max_time:
-            share = 0.6 * steps / self.options.steps * self.options.max_time
-            fraction = max(fraction, (time.monotonic() - started) / share)
+            fraction = max(fraction, (time.monotonic() - started) / (_DESCENT * self.options.max_time))
         return fraction
 
     def _losses(self, rungs: Sequence[int]) -> LatentLosses:
@@ -210,7 +251,7 @@ class LatentStage:
             len(rows), POSTERIORS[encoder.config.posterior].noise(encoder.config), generator=generator
         )
         latents = int(rng.choice(rungs)) if len(rungs) else None
-        beta = self.controller.beta * min(1.0, (self.step + 1) / _BETA_WARM)
+        beta = self.controller.beta * min(1.0, (self.step + 1) / min(_BETA_WARM, max(1, options.steps // 5)))
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
             return latent_loss(
                 encoder, self.prior, self.agree, self.metric, views, targets, uniform, latents=latents, beta=beta,
@@ -251,19 +292,6 @@ class LatentStage:
         features = torch.from_numpy(np.asarray(self.held[:_FEW_ROWS], np.float32))
         return float(self.encoder.posterior(features).kl(self.encoder.prior).sum(1).mean()) / BIT
 
-    def _meet_rate(self) -> int:
-        """Correct the target by what the coder's own model makes of it, until that is near; return how often."""
-        target, rounds = self.options.rate, 0
-        while target is not None:
-            _, rate = self._fit_tables(passes=3)
-            off = rate / target - 1
-            if abs(off) < _NEAR or rounds == _ROUNDS:
-                break
-            rounds += 1
-            self.controller.target = (self.controller.target or target) * target / rate
-            self._descend(max(1, round(self.options.steps * _ROUND)), self.options.lr / 2)
-        return rounds
-
     def _settle(self, steps: int) -> None:
         """Train the decoder alone, on the codes that a file will hold."""
         encoder, options = self.encoder, self.options
@@ -271,6 +299,7 @@ class LatentStage:
         layers = [*encoder.decoder.parameters(), *([] if encoder.codebooks is None else [encoder.codebooks])]
         optimizer = torch.optim.AdamW(layers, lr=options.lr, betas=(0.9, 0.98), weight_decay=options.decay)
         rungs = encoder.config.ladder[:-1] if options.nested else ()
+        weight = self.metric.weight / self.metric.power**0.5
         for step in range(steps):
             rng = np.random.default_rng([options.seed, self.step, step])
             rows = rng.integers(len(symbols), size=self.batch)
@@ -284,9 +313,7 @@ class LatentStage:
                 guess = encoder.decode(draw, width)
                 loss = loss + self.metric.error(guess, targets)
                 if self.agree is not None:
-                    loss = loss + options.agreement * self.agree(
-                        guess * self.metric.weight, targets * self.metric.weight
-                    )
+                    loss = loss + options.agreement * self.agree(guess * weight, targets * weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -299,25 +326,17 @@ class LatentStage:
     def _fit_tables(self, passes: int) -> tuple[dict[str, Any], float]:
         """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""
         encoder, options = self.encoder, self.options
-        codes, versions = self._codes(self.features[:_MOST_CODES]), 1
-        encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
-        held = self._codes(self.held)
-        rate = hard_rate(held, encoder.ones.numpy())
-        if options.entropy != "autoregressive" or len(codes) < MIN_CODES:
-            encoder.set_entropy(None)
-            return {}, rate
-        if self.more is not None:
-            other = self._codes(self.more[:_MOST_CODES])
-            codes, versions = Codes(np.concatenate([codes.packed, other.packed]), codes.latents, codes.alphabet), 2
-        fitted = fit_entropy(
-            codes, encoder.config.ladder, versions=versions, hidden=options.prior_hidden, passes=passes,
-            max_time=options.max_time and 0.15 * options.max_time, seed=options.seed, precision=options.precision,
-            initial=self.prior.network if self.prior else None,
+        more = None if self.more is None else self._codes(self.more[:_MOST_CODES])
+        record = fit_code_tables(
+            encoder, self._codes(self.features[:_MOST_CODES]), more, entropy=options.entropy,
+            hidden=options.prior_hidden, passes=passes, max_time=options.max_time and _FITTING * options.max_time,
+            seed=options.seed, precision=options.precision, initial=self.prior.network if self.prior else None,
+            progress=lambda fraction, line: self.report(Fitting(fraction, line)),
         )  # fmt: skip
-        encoder.set_entropy(fitted.network)
-        if fitted.network is not None:
-            rate = float(fitted.network.decision_bits(held).sum())
-        return fitted.record, rate
+        held, network = self._codes(self.held), encoder.entropy_network()
+        if network is None:
+            return record, hard_rate(held, encoder.ones.numpy())
+        return record, float(network.decision_bits(held).sum())
 
     def _log(self, losses: LatentLosses, fraction: float) -> None:
         progress = LatentProgress(
@@ -329,7 +348,14 @@ class LatentStage:
 
 
 def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return what compares weighted decoded coordinates with those of the features, or None."""
+    """Return what compares weighted decoded coordinates with those of the features, or None.
+
+    The contrastive objective compares them as they are: heads would only stand between the code and what is asked of
+    it. The others need heads.
+    """
     if options.objective == "reconstruct":
         return None
-    return partial(nt_xent, temperature=options.temperature)
+    if options.objective == "nt-xent":
+        return partial(nt_xent, temperature=options.temperature)
+    agreement: Objective = OBJECTIVES[options.objective](metric.axes.shape[1])
+    return agreement

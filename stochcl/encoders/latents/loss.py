@@ -73,8 +73,8 @@ def latent_loss(
     total = reconstruction
     agreed = targets.new_zeros(())
     if agree is not None and agreement:
-        weighted = targets * metric.weight
-        agreed = sum((agree(guess * metric.weight, weighted) for guess in guesses), agreed)
+        weight = metric.weight / metric.power**0.5
+        agreed = sum((agree(guess * weight, targets * weight) for guess in guesses), agreed)
         total = total + agreement * agreed
     if prior is None:
         rate = posterior.rate(encoder.prior).sum(1).mean()

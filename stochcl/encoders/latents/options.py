@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from stochcl.encoders.objectives import OBJECTIVES
 from stochcl.encoders.posteriors import ESTIMATORS
 from stochcl.errors import UsageError
 
@@ -79,5 +80,7 @@ class LatentOptions:
                 raise UsageError(f"{name} is 0 or more, not {getattr(self, name)}.")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"a rate is more than 0 bits per image, not {self.rate}.")
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}.")
         if self.estimator not in ESTIMATORS:
             raise UsageError(f"there is no estimator {self.estimator!r}; there are {', '.join(ESTIMATORS)}.")

@@ -38,15 +38,3 @@ class Progress:
             f"rate {self.rate:,.0f} bits/image, {self.images_per_second:,.0f} images/s"
         )
         return text if math.isnan(self.knn) else f"{text}, kNN {self.knn:.1%}"
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """Where the fit of the entropy network stands, after the last step; ``fraction`` is of that."""
-
-    fraction: float
-    text: str
-
-    def line(self) -> str:
-        """Return what there is to say, on one line."""
-        return self.text

@@ -17,6 +17,7 @@ from stochcl.encoders.averaging import Averaged
 from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
 from stochcl.encoders.codetables import fit_tables
 from stochcl.encoders.distributed import anywhere, averaged, from_first, processes, rank
+from stochcl.encoders.fitting import Fitting
 from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.measure import Monitor
 from stochcl.encoders.model import Encoder, EncoderConfig
@@ -25,7 +26,7 @@ from stochcl.encoders.rate import RateController
 from stochcl.encoders.training.interruption import interruptible
 from stochcl.encoders.training.logs import Log, make_log
 from stochcl.encoders.training.loss import Losses, StochasticContrastive
-from stochcl.encoders.training.progress import Fitting, Progress
+from stochcl.encoders.training.progress import Progress
 from stochcl.encoders.training.runtime import Runtime
 from stochcl.encoders.training.schedule import Schedule
 from stochcl.errors import TrainingError, UsageError
