@@ -106,6 +106,29 @@ def test_the_log_holds_the_figures_one_json_object_a_line(folder):
     assert [line["epoch"] for line in lines[1:]] == [0.03125, 0.625, 1.25, 1.875]
 
 
+def test_live_figures_come_the_sooner_the_less_they_cost_and_every_ten_minutes_at_least(folder, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("stochcl.encoders.training.trainer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 1)
+    for cost, expected in [(0.0, 15.0), (3.0, 100.0), (60.0, 600.0)]:
+        told, trainer = [], None
+
+        def report(progress, told=told):
+            now[0] += 5
+            told.append((now[0], not math.isnan(progress.held_rate)))
+
+        trainer = make_trainer(folder(str(cost)), make_set(400, 4), batch_size=2, report=report)
+
+        def measure(encoder, device, cost=cost):
+            now[0] += cost
+            return {"rate": 1.0}
+
+        monkeypatch.setattr(trainer, "monitor", measure)
+        trainer.run()
+        times = [at for at, measured in told if measured]
+        assert times[1] - times[0] - cost == pytest.approx(expected, abs=6)
+
+
 @pytest.mark.parametrize(("held", "labels"), [(16, ("",)), (0, ("a", "b"))])
 def test_without_labels_of_held_out_images_no_accuracy_is_told(folder, held, labels):
     told = []

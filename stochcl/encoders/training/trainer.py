@@ -42,6 +42,7 @@ _FIRST_VIEW, _SECOND_VIEW, _LATENTS = range(3)  # streams of random numbers
 _ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
 _CLEAN = 4  # one image of so many is seen as it is, too
 _LARGEST_GRADIENT = 5.0
+_MEASURING, _SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
 # May change when a run is resumed:
 _NOT_OF_THE_STEPS = ("epochs", "max_time", "device", "devices", "entropy", "entropy_hidden")
 
@@ -76,7 +77,7 @@ class Trainer:
 
     log_every = 20
     save_every = 300.0
-    measure_every = 600.0
+    measure_every = 600.0  # seconds at most; sooner where measuring takes little of the time
 
     def __init__(
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
@@ -114,6 +115,7 @@ class Trainer:
             self._restore()
         self._loss = self.runtime.prepare(self.loss)
         self.started = self.saved = self.measured = time.monotonic()
+        self.measure_after = _SOONEST
         self.fraction = self._fraction()
 
     def _modules(self) -> dict[str, torch.nn.Module]:
@@ -284,10 +286,12 @@ class Trainer:
         )  # fmt: skip
         if not self.runtime.first:
             return
-        if self.step == 1 or time.monotonic() - self.measured > self.measure_every:
+        if self.step == 1 or time.monotonic() - self.measured > min(self.measure_every, self.measure_after):
+            start = time.monotonic()
             found = self.monitor(self.result, self.device)
             progress.held_rate, progress.knn = found["rate"], found.get("knn", math.nan)
             self.measured = time.monotonic()
+            self.measure_after = max(_SOONEST, (self.measured - start) / _MEASURING)
         for log in self.logs:
             log.write(progress)
         self.report(progress)
