@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from stochcl.encoders.distributed import rank
 from stochcl.encoders.objectives import OBJECTIVES
 from stochcl.encoders.training.options import TrainOptions
+from stochcl.encoders.training.progress import Progress
 from stochcl.encoders.training.runtime import Runtime
 from stochcl.encoders.training.trainer import Trainer
 from tests.encoders.making import make_config, make_set
@@ -25,6 +26,9 @@ class Noting(Trainer):
         super()._train_step(rows, keys)
         if self.step == 1:
             self.gradients = {n: p.grad.clone() for n, p in self.loss.named_parameters() if p.grad is not None}
+
+    def _finish(self):
+        """Do nothing: one process does that."""
 
 
 class Lasting(Runtime):
@@ -46,7 +50,7 @@ def steps_of(objective: str, folder: Path, runtime: Runtime, options: TrainOptio
     found = {f"gradient.{n}": g for n, g in trainer.gradients.items()}
     found |= {f"weight.{n}": w for n, w in trainer.encoder.state_dict().items()}
     figures = ("loss", "contrast", "contrast_codes", "decorrelation", "reconstruction", "rate", "kl", "beta")
-    found["figures"] = torch.tensor([[getattr(p, f) for f in figures] for p in told if hasattr(p, "step")])
+    found["figures"] = torch.tensor([[getattr(p, f) for f in figures] for p in told if isinstance(p, Progress)])
     return {f"{objective}.{n}": t.contiguous() for n, t in found.items()}
 
 
