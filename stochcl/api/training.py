@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
+from stochcl.api.matrices import matrix_among, train_matrix
 from stochcl.data import ImageSource, Preprocess, open_source, printable
 from stochcl.errors import OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from stochcl.data import MatrixSource
+    from stochcl.encoders.latents import LatentProgress
     from stochcl.encoders.training import Fitting, Progress
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training run made; ``rate`` in bits per image, of held-out images where some are held out."""
+    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out."""
 
     model: str
     sha256: str
@@ -34,6 +37,7 @@ class TrainReport:
     rate: float
     knn: float | None
     initialised: str | None = None
+    unit: str = "image"
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -53,7 +57,7 @@ def train(
     tensorboard: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
-    report: Callable[[Progress | Fitting], None] = lambda progress: None,
+    report: Callable[[Progress | Fitting | LatentProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:
     """Train an encoder and write its model file.
@@ -61,7 +65,8 @@ def train(
     Parameters
     ----------
     sources : sequence of path-like
-        Folders, archives or arrays of images; none where the preset has a source of its own.
+        Folders, archives or arrays of images; none where the preset has a source of its own. Or one .npy matrix of
+        embeddings, for a model of vectors: see :func:`stochcl.api.matrices.train_matrix`.
     output : path-like
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
     preset : str, optional
@@ -108,6 +113,9 @@ def train(
 
     started = time.monotonic()
     output = Path(output)
+    if (matrix := matrix_among(sources)) is not None:
+        images = {"preset": preset, "hold_out": hold_out, "init": init, "log": log, "tensorboard": tensorboard}
+        return _on_matrix(matrix, output, resume=resume, force=force, report=report, **images, **options)
     checkpoint = output.with_name(output.name + ".checkpoint")
     table = output.with_name(output.name + ".csv")
     log = Path(log) if log else None
@@ -168,6 +176,34 @@ def train(
         rate=found["rate"],
         knn=found.get("knn"),
         initialised=begun.line() if begun else None,
+    )
+
+
+def _on_matrix(
+    matrix: MatrixSource, output: Path, *, resume: bool, force: bool, report: Callable[[Any], None], **options: Any
+) -> TrainReport | None:
+    """Train a model of vectors."""
+    if resume:
+        raise UsageError("training on a matrix takes minutes and keeps no checkpoint to resume; omit --resume.")
+    if options.get("device") in ("auto", "cpu"):  # a head is so small that it is trained on the processor
+        del options["device"]
+    _check_output(output, output.with_name(output.name + ".checkpoint"), None, resume=False, force=force)
+    if not is_first_process():
+        return None
+    record, sha256 = train_matrix(matrix, output, report=report, **options)
+    stage = record["latents"]
+    return TrainReport(
+        model=str(output),
+        sha256=sha256,
+        images=record["rows"],
+        held_out=record["held_out"],
+        skipped=(),
+        steps=stage["steps"],
+        seconds=record["seconds"],
+        latents=record["width"],
+        rate=stage["rate"],
+        knn=None,
+        unit="row",
     )
 
 

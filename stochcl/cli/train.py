@@ -121,15 +121,17 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--force", is_flag=True, help="Replace an existing model file or checkpoint.")
 @JSON
 def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: Any) -> None:
-    """Train a stochastic contrastive encoder on your own images, without labels.
+    """Train a stochastic contrastive encoder on your own images or embeddings, without labels.
 
     SOURCE is a folder, .zip or .tar of images, or a .npy array of them. A checkpoint stands beside the model
-    file while training runs; after an interruption the same command with --resume goes on from it.
+    file while training runs; after an interruption the same command with --resume goes on from it. A .npy matrix
+    of floats, one row a vector and of any size, makes a model of such vectors.
 
     \b
     Example:
       stochcl train photos/ -o photos.safetensors --max-time 2h
       stochcl compress photos/ -m photos.safetensors -o codes.bin
+      stochcl train vectors.npy -o head.safetensors --latents 256 --rate 64
       stochcl train --preset digits -o digits.safetensors
       torchrun --nproc-per-node 8 -m stochcl train photos/ -o photos.safetensors
     """
@@ -142,11 +144,12 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
         return
     say_skipped(report.skipped)
     knn = "" if report.knn is None else f", kNN accuracy {report.knn:.1%}"
-    work = f"{report.images:,} images, {report.steps:,} steps, {duration(report.seconds)}"
-    which = "held-out images" if report.held_out else "the training images"
+    unit = report.unit
+    work = f"{report.images:,} {unit}s, {report.steps:,} steps, {duration(report.seconds)}"
+    which = f"held-out {unit}s" if report.held_out else f"the training {unit}s"
     lines = [
         f"{printable(output)}: {report.latents:,} latents; {work}",
-        f"  rate of {which} {report.rate:,.1f} bits per image{knn}",
+        f"  rate of {which} {report.rate:,.1f} bits per {unit}{knn}",
         *([f"  begun from {report.initialised}"] if report.initialised else []),
         f"  hash {report.sha256}",
     ]

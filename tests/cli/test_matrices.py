@@ -101,3 +101,16 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(run, vectors, tmp_path, small
     assert json_of(run(*command, "-o", tmp_path / "a.bin", "--resume", "--json"))["images"] == 298
     run(*command, "-o", tmp_path / "b.bin")
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+
+
+def test_training_on_a_matrix_makes_a_model_of_it(run, vectors, tmp_path):
+    folder, _ = vectors
+    head = tmp_path / "head.safetensors"
+    options = ["--latents", "16", "--epochs", "2", "--entropy", "independent"]
+    result = run("train", folder / "vectors.npy", "-o", head, *options)
+    assert "head.safetensors: 16 latents; 268 rows" in result.stdout
+    assert "rate of held-out rows" in result.stdout
+    assert "bits per row" in result.stdout
+    run("compress", folder / "vectors.npy", "-m", head, "-o", tmp_path / "codes.bin", "--device", "cpu")
+    found = json_of(run("info", tmp_path / "codes.bin", "--json"))
+    assert (found["images"], found["latents"]) == (298, 16)
