@@ -9,8 +9,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-MOMENTUM = 0.99
-"""tau at the beginning. The paper's 0.996 is for 300 epochs of ImageNet, a hundred thousand steps and more."""
+MOMENTUM = 0.95
+"""tau at the beginning: the copy is about twenty steps behind.
+
+The paper's 0.996 is for a hundred thousand steps and more. In 165 steps on 1,497 digits, a linear probe of the codes
+scored 76.9 % with 0.99 and 86.6 % with 0.95 (one run of each).
+"""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -21,7 +25,7 @@ def momentum(fraction: float, base: float = MOMENTUM) -> float:
     Examples
     --------
     >>> [round(momentum(fraction), 4) for fraction in (0, 0.5, 1)]
-    [0.99, 0.995, 1.0]
+    [0.95, 0.975, 1.0]
     """
     return 1 - (1 - base) * (math.cos(math.pi * min(1.0, fraction)) + 1) / 2
 
