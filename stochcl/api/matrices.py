@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from stochcl.encoders.fitting import Fitting
     from stochcl.encoders.latents import LatentProgress
 
 LATENTS = 256
@@ -58,7 +59,7 @@ def train_matrix(
     source: MatrixSource,
     output: Path,
     *,
-    report: Callable[[LatentProgress], None],
+    report: Callable[[LatentProgress | Fitting], None],
     **options: Any,
 ) -> tuple[dict[str, Any], str]:
     """Train a model of vectors on a sample of a matrix's rows and write its file; return its record and hash.
