@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.model import Encoder
 
 _NAME = "head.safetensors"
+_LOOKED_AT = 4000  # rows whose codes are looked at for signs of collapse
 
 
 def train_head(
@@ -64,6 +65,7 @@ def train_head(
     """
     import torch
 
+    from stochcl.encoders.health import code_health
     from stochcl.encoders.inference import encode
     from stochcl.encoders.latents import LatentOptions, LatentStage
     from stochcl.encoders.model import Encoder, EncoderConfig, Standardise
@@ -82,7 +84,9 @@ def train_head(
             encoder.norm.fit(train)
         features, kept = (encode(encoder, rows, torch.device("cpu")).features for rows in (train, held))
         fitted = LatentStage(encoder, features, kept, settings, report=report).run()
+    looked_at = (held if len(held) else train)[:_LOOKED_AT]
     record = {
+        "health": code_health(encode(encoder, looked_at, torch.device("cpu")).codes, encoder.config.posterior),
         "rows": len(train),
         "held_out": len(held),
         "seconds": round(time.monotonic() - started),

@@ -37,6 +37,7 @@ class TrainReport:
     rate: float
     knn: float | None
     initialised: str | None = None
+    warnings: tuple[str, ...] = ()
     unit: str = "image"
 
     def to_json(self) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def train(
     import torch
 
     from stochcl.encoders.backbones.published import init_backbone
+    from stochcl.encoders.health import said_of_health
     from stochcl.encoders.imageset import read_images
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.model import Encoder
@@ -144,6 +146,9 @@ def train(
     if not runtime.first:
         return None
     found = trainer.monitor(encoder, torch.device("cpu"))
+    if trainer.latents is not None:  # what the coder's own model makes of hard codes, which a table alone does not
+        found["rate"] = trainer.latents.rate
+    health = trainer.monitor.health(encoder, torch.device("cpu"))
     record = {
         "sources": [printable(source.path.name) for source in opened],
         "images": len(data.train),
@@ -156,6 +161,8 @@ def train(
         "options": asdict(settings),
         "measured": {name: round(value, 4) for name, value in found.items()},
         "entropy": trainer.entropy_record,
+        "latents": trainer.latents.record if trainer.latents else {},
+        "health": health,
         "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "hardware": (
             f"{trainer.device.type}, {trainer.processes} processes of {torch.get_num_threads()} threads, "
@@ -176,6 +183,7 @@ def train(
         rate=found["rate"],
         knn=found.get("knn"),
         initialised=begun.line() if begun else None,
+        warnings=said_of_health(health),
     )
 
 
@@ -183,6 +191,8 @@ def _on_matrix(
     matrix: MatrixSource, output: Path, *, resume: bool, force: bool, report: Callable[[Any], None], **options: Any
 ) -> TrainReport | None:
     """Train a model of vectors."""
+    from stochcl.encoders.health import said_of_health
+
     if resume:
         raise UsageError("training on a matrix takes minutes and keeps no checkpoint to resume; omit --resume.")
     if options.get("device") in ("auto", "cpu"):  # a head is so small that it is trained on the processor
@@ -204,6 +214,7 @@ def _on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
+        warnings=said_of_health(record["health"]),
     )
 
 

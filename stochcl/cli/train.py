@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say_skipped, show
+from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, say_skipped, show
 from stochcl.data import printable
 
 _PATH = click.Path(path_type=Path)
@@ -101,6 +101,9 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--entropy-hidden", type=click.IntRange(0, 4096), metavar="UNITS",
               help="Hidden units of that network.  [default: by the number of images]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step, of all processes.  [default: 256]")
+@click.option("--latent-steps", type=click.IntRange(0), metavar="STEPS",
+              help="Steps of the last stage, which trains latents and decoder on finished features, to --rate; 0 "
+                   "leaves it out.  [default: by the number of images]")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: 0.002]")
 @click.option("--warmup", type=click.IntRange(0), metavar="STEPS", help="Until it is reached.  [default: 200]")
 @click.option("--decay", type=click.FloatRange(0), help="Weight decay.  [default: 0.01]")
@@ -143,6 +146,8 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
     if report is None:
         return
     say_skipped(report.skipped)
+    for warning in report.warnings:
+        say(warning)
     knn = "" if report.knn is None else f", kNN accuracy {report.knn:.1%}"
     unit = report.unit
     work = f"{report.images:,} {unit}s, {report.steps:,} steps, {duration(report.seconds)}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.encoders.health import code_health
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.tree import DENOMINATOR, node_counts, quantised
 
@@ -89,6 +90,11 @@ class Monitor:
         self._bank, self._queries = train[self._bank_rows], held[self._query_rows]
         self._bank_labels = np.array([train_labels[i] for i in self._bank_rows])
         self._query_labels = np.array([held_labels[i] for i in self._query_rows])
+
+    def health(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
+        """Return :func:`~stochcl.encoders.health.code_health` of the held-out images' codes."""
+        images = self._queries if len(self._queries) else self._bank
+        return code_health(encode_images(encoder, images, device).codes, encoder.config.posterior)
 
     def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
         """Return ``rate`` (bits an image, of held-out hard codes) and, with labels, ``knn`` (a fraction)."""

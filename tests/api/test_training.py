@@ -13,6 +13,7 @@ from stochcl.encoders.modelfile import load_model
 from stochcl.errors import OutputError, SourceError, TrainingError, UsageError
 
 TINY = {
+    "latent_steps": 0,
     "width": 4, "stem": "small", "latents": 16, "decoder": (8,), "size": 16, "crop": 16, "batch_size": 8,
     "epochs": 1, "precision": "fp32", "device": "cpu",
 }  # fmt: skip

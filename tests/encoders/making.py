@@ -52,7 +52,8 @@ def digits(train: int = 1200, held: int = 400) -> ImageSet:
 
 def make_trainer(folder, data: ImageSet, config: EncoderConfig | None = None, log=None, **options):
     extra = {name: options.pop(name) for name in ("report", "initialise", "logs") if name in options}
-    given = {"epochs": 1, "batch_size": 8, "crop": 16, "precision": "fp32", "device": "cpu"} | options
+    given = {"epochs": 1, "batch_size": 8, "crop": 16, "precision": "fp32", "device": "cpu", "latent_steps": 0}
+    given |= options
     checkpoint = folder / "checkpoint"
     return Trainer(config or make_config(), TrainOptions(**given), data, checkpoint=checkpoint, log=log, **extra)
 

@@ -59,6 +59,9 @@ class TrainOptions:
         Nats that a bit costs, to begin with.
     average : float
         Decay of a moving average of the encoder's weights, which is then what is written; 0 keeps none.
+    latent_steps : int or None
+        Steps in which head, prior and decoder are trained once more when the features are finished, to the rate that
+        is asked for; 0 leaves them as they are, None lets the number of images decide.
     seed : int
         Of everything random.
     precision : str
@@ -92,6 +95,7 @@ class TrainOptions:
     rate: float | None = None
     beta: float = 1e-4
     average: float = 0.0
+    latent_steps: int | None = None
     seed: int = 0
     precision: str = "bf16"
     device: str = "auto"
@@ -114,6 +118,8 @@ class TrainOptions:
         self._check("average", 0 <= self.average < 1, "0 or more, and less than 1")
         self._check("batch_size", self.batch_size >= 2, "2 or more")
         self._check("devices", self.devices >= 1, "1 or more")
+        if self.latent_steps is not None and self.latent_steps < 0:
+            raise UsageError(f"latent-steps is 0 or more, not {self.latent_steps}.")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"a rate is more than 0 bits per image, not {self.rate}.")
         if self.max_time is not None and not self.max_time > 0:
@@ -140,10 +146,25 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     names = {f.name for f in fields(TrainOptions)}
     if unknown := sorted(set(given) - config_names() - names):
         raise UsageError(f"there is no training option {', '.join(unknown)}.")
+    if "latents" not in given and given.get("rate") and given.get("posterior", "bernoulli") == "bernoulli":
+        given["latents"] = latents_for(float(given["rate"]))
     config = EncoderConfig(**{k: v for k, v in given.items() if k in config_names()})
     if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
         given["crop"] = max(16, config.size * 3 // 4 // 8 * 8)
     return config, TrainOptions(**{k: v for k, v in given.items() if k in names})
+
+
+def latents_for(rate: float) -> int:
+    """Return how many bits a code should have that is to cost this much: twice as many, a power of two.
+
+    With room beyond the rate, which bits are worth it is learned; with much more, they take long to be silenced.
+
+    Examples
+    --------
+    >>> [latents_for(rate) for rate in (10, 32, 100)]
+    [32, 64, 256]
+    """
+    return 1 << max(4, min(12, math.ceil(math.log2(2 * rate)))) if 0 < rate < math.inf else 16
 
 
 def config_names() -> set[str]:

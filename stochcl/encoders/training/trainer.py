@@ -23,6 +23,7 @@ from stochcl.encoders.measure import Monitor
 from stochcl.encoders.model import Encoder, EncoderConfig
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.rate import RateController
+from stochcl.encoders.training.finish import latent_steps, train_latents
 from stochcl.encoders.training.interruption import interruptible
 from stochcl.encoders.training.logs import Log, make_log
 from stochcl.encoders.training.loss import Losses, StochasticContrastive
@@ -36,15 +37,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stochcl.encoders.imageset import ImageSet
+    from stochcl.encoders.latents import FittedLatents, LatentProgress
     from stochcl.encoders.training.options import TrainOptions
 
 _FIRST_VIEW, _SECOND_VIEW, _LATENTS = range(3)  # streams of random numbers
-_ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
+_ENTROPY_TIME = 0.1  # of the time of a run, for the entropy network of one without a latent stage
+_IMAGES_TIME = 0.75  # of the time of a run, for the steps on images where a latent stage follows
 _CLEAN = 4  # one image of so many is seen as it is, too
 _LARGEST_GRADIENT = 5.0
 _MEASURING, _SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
 # May change when a run is resumed:
-_NOT_OF_THE_STEPS = ("epochs", "max_time", "device", "devices", "entropy", "entropy_hidden")
+_NOT_OF_THE_STEPS = ("epochs", "max_time", "device", "devices", "entropy", "entropy_hidden", "latent_steps")
 
 
 class Trainer:
@@ -82,7 +85,8 @@ class Trainer:
     def __init__(
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
         log: Path | None = None, logs: Sequence[Log] = (),
-        report: Callable[[Progress | Fitting], None] = lambda progress: None, runtime: Runtime | None = None,
+        report: Callable[[Progress | Fitting | LatentProgress], None] = lambda progress: None,
+        runtime: Runtime | None = None,
         initialise: Callable[[Encoder], object] = lambda encoder: None,
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
@@ -102,14 +106,18 @@ class Trainer:
             self.encoder, options.objective, temperature=options.temperature, estimator=options.estimator
         ).to(self.device)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
-        self.controller = RateController(options.rate, options.beta)
-        self.schedule = Schedule(options.epochs * self.steps_per_epoch, options.max_time, options.warmup)
+        # Where a latent stage follows, it meets the rate; the features are better off without that pressure.
+        self.latent_steps = latent_steps(options, len(data.train))
+        self.controller = RateController(None if self.latent_steps else options.rate, options.beta)
+        most = options.max_time and options.max_time * (_IMAGES_TIME if self.latent_steps else 1)
+        self.schedule = Schedule(options.epochs * self.steps_per_epoch, most, options.warmup)
         self.augmentation = Augmentation(
             options.crop, (options.area, 1.0), flip=options.flip, strength=options.strength, grey=options.grey,
             blur=options.blur,
         )  # fmt: skip
         self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
         self.entropy_record: dict[str, Any] = {}
+        self.latents: FittedLatents | None = None
         self.step, self.before, self.whole = 0, 0.0, True  # whole: not in the middle of a step
         if checkpoint.exists():
             self._restore()
@@ -207,8 +215,15 @@ class Trainer:
         return self.result.cpu()
 
     def _finish(self) -> None:
-        """Do what follows the last step: measure tables, and fit the entropy network, on codes of training images."""
+        """Do what follows the last step: train latents on finished features, and fit the tables of their codes."""
         options = self.options
+        if self.step and self.latent_steps:
+            self.latents = train_latents(
+                self.result, self.data, self.augmentation, options, self.device, report=self.report,
+                max_time=options.max_time and options.max_time * (1 - _IMAGES_TIME),
+            )  # fmt: skip
+            self.entropy_record = self.latents.record["entropy"]
+            return
         self.entropy_record = fit_tables(
             self.result, self.data.train, self.device, entropy=options.entropy, hidden=options.entropy_hidden,
             max_time=options.max_time and options.max_time * _ENTROPY_TIME, seed=options.seed,
