@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from stochcl.codes import bits_per_symbol
 from stochcl.encoders.posteriors.base import BIT, Posterior, inside, straight_through, symbol_type
 from stochcl.encoders.priors import LogisticPrior, first_level
-from stochcl.encoders.tree import node_probabilities, symbol_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.model import EncoderConfig
 
 _MOST = 5.0  # of a log deviation, either way: 1/148 to 148 steps
+_TINY = 1e-6  # a probability that is not divided by
 _FAR = 1e12  # deviations: beyond the outermost edges
 
 
@@ -102,14 +103,23 @@ class Gaussian(Posterior):
         That is, of each bit given those before it in its symbol: with it, the gradient of what bits cost is that of
         the expected cost of a decision, but not of where in the tree it is taken.
         """
-        bits = symbol_bits(self.config.alphabet, draw.device)
+        k = self.config.alphabet
+        count = bits_per_symbol(k)
         symbols = self.symbols(draw)
-        hard = bits[symbols]
-        count = bits.shape[1]
-        level = torch.arange(count, device=draw.device)
-        nodes = (1 << level) - 1 + (symbols[:, :, None] >> (count - level))
-        soft = node_probabilities(self.log_q.exp()).gather(2, nodes)
-        return straight_through(hard, soft).reshape(len(draw), -1)
+        # A node is an interval of symbols, and each bit halves it: one value of the distribution function a bit,
+        # where the probabilities of all symbols (log_q) would be K.
+        begin, lower, upper = torch.zeros_like(symbols), torch.zeros_like(self.mean), torch.ones_like(self.mean)
+        hard, soft = [], []
+        for level in range(count - 1, -1, -1):
+            middle = begin + (1 << level)
+            edge = (middle + self.offset - 0.5 - self.mean) / self.deviation
+            below = torch.where(middle < k, torch.special.ndtr(edge), 1.0)
+            one = symbols >= middle
+            soft.append((upper - below) / (upper - lower).clamp(min=_TINY))
+            hard.append(one.to(draw.dtype))
+            begin = torch.where(one, middle, begin)
+            lower, upper = torch.where(one, below, lower), torch.where(one, upper, below)
+        return straight_through(torch.stack(hard, dim=2), torch.stack(soft, dim=2)).flatten(1)
 
     def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
         return self.log_q.gather(2, symbols.long()[:, :, None])[:, :, 0]
