@@ -50,3 +50,16 @@ def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
     rows = _mix(keys.to(torch.int64) * golden + start)
     columns = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * golden
     return _shift(_mix(rows[:, None] + columns), 40).to(torch.float32) * 2.0**-24
+
+
+def as_words(uniform: Tensor) -> Tensor:
+    """Return what :func:`keyed_uniform` drew as whole numbers, int32, which no mixed precision rounds.
+
+    What wraps a network to train it in bfloat16 rounds the floats that go into it: to 8 bits, some of them to 1.
+    """
+    return (uniform * 2.0**24).to(torch.int32)
+
+
+def from_words(words: Tensor) -> Tensor:
+    """Invert :func:`as_words`; float32 in [0, 1)."""
+    return words.to(torch.float32) * 2.0**-24

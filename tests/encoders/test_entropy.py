@@ -12,7 +12,7 @@ import torch
 import stochcl
 from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress import AutoregressiveModel
-from stochcl.encoders import entropy, train
+from stochcl.encoders import codetables, entropy
 from stochcl.encoders.entropy import EntropyNetwork, fit_entropy, hidden_units, independent_bits, smaller_images
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.errors import ModelError, UsageError
@@ -300,7 +300,7 @@ def test_configurations_of_no_network_are_refused(options):
 
 
 def test_training_fits_a_network_where_there_are_enough_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "MIN_CODES", 500)
+    monkeypatch.setattr(codetables, "MIN_CODES", 500)
     trainer = make_trainer(tmp_path, digits(600, 0), batch_size=100)
     encoder = trainer.run()
     record = trainer.entropy_record

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.keyed import keyed_uniform
+from stochcl.encoders.keyed import as_words, from_words, keyed_uniform
 
 KEYS = torch.arange(4096)
 
@@ -63,3 +63,10 @@ def test_columns_and_neighbouring_keys_are_independent():
         assert abs(np.corrcoef(u[lag:].ravel(), u[:-lag].ravel())[0, 1]) < 5 / u.size**0.5
         assert abs(np.corrcoef(u[:-1, lag % 32 :].ravel(), u[1:, : 32 - lag % 32].ravel())[0, 1]) < 5 / 4096**0.5
     assert len(np.unique(u)) > 0.99 * u.size
+
+
+def test_words_are_the_numbers_and_cannot_be_rounded():
+    uniform = keyed_uniform(torch.arange(500), 3, 1, 40)
+    words = as_words(uniform)
+    assert words.dtype == torch.int32
+    assert torch.equal(from_words(words), uniform)

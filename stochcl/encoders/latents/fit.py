@@ -46,7 +46,8 @@ _HARD_EVERY = 50  # steps between two measurements of what hard codes cost
 _HARD_ROWS = 2000
 _FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
-_ROUNDS, _NEAR = 8, 0.01  # corrections of the rate, until it is that near
+_PASSES = 20  # over the codes, to fit the coder's network
+_ROUNDS, _NEAR = 6, 0.015  # corrections of the rate, until it is that near
 _ROUND, _APPROACH = 0.1, 100  # of the steps, and at least so many, for a correction
 _SMALL, _FACTOR = 0.2, 3.0  # of the learning rate, and by what factor bits become dearer or cheaper, in a correction
 _LARGEST_GRADIENT = 5.0
@@ -150,11 +151,10 @@ class LatentStage:
             self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
             self._descend(options.steps)
             self.first = self.step
-            rounds = self._meet_rate()
+            rounds, fitted, rate = self._meet_rate()
             self._settle(max(1, round(self.first * _SETTLING)))
         for parameter in frozen:
             parameter.requires_grad_(True)
-        fitted, rate = self._fit_tables(passes=20)
         found = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
         encoder.config = found.applied(encoder.config)
         record = {
@@ -194,17 +194,19 @@ class LatentStage:
         self.step += 1
         return losses
 
-    def _meet_rate(self) -> int:
-        """Let codes cost what was asked for under the coder's own model; return how many tries it took."""
+    def _meet_rate(self) -> tuple[int, dict[str, Any], float]:
+        """Let codes cost what was asked for under the coder's own model, fitted to them.
+
+        Return how many corrections it took, that model's record, and the rate in bits.
+        """
         target, rounds = self.options.rate, 0
-        while target is not None:
-            _, rate = self._fit_tables(passes=3)
-            if abs(rate / target - 1) < _NEAR or rounds == _ROUNDS:
-                break
-            rounds += 1
+        record, rate = self._fit_tables()
+        while target is not None and abs(rate / target - 1) > _NEAR and rounds < _ROUNDS:
             # The prior that is trained knows codes less well than the coder's own model does, by this factor.
             self._approach(target * self._hard_rate() / rate)
-        return rounds
+            record, rate = self._fit_tables()
+            rounds += 1
+        return rounds, record, rate
 
     def _approach(self, target: float) -> None:
         """Train on, with bits dearer or cheaper, until hard codes cost this under the prior that is trained."""
@@ -323,13 +325,13 @@ class LatentStage:
         empty = family(torch.zeros(0, family.width(config)), config)
         return empty.embed(torch.from_numpy(symbols.astype(np.int64)))
 
-    def _fit_tables(self, passes: int) -> tuple[dict[str, Any], float]:
+    def _fit_tables(self) -> tuple[dict[str, Any], float]:
         """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""
         encoder, options = self.encoder, self.options
         more = None if self.more is None else self._codes(self.more[:_MOST_CODES])
         record = fit_code_tables(
             encoder, self._codes(self.features[:_MOST_CODES]), more, entropy=options.entropy,
-            hidden=options.prior_hidden, passes=passes, max_time=options.max_time and _FITTING * options.max_time,
+            hidden=options.prior_hidden, passes=_PASSES, max_time=options.max_time and _FITTING * options.max_time,
             seed=options.seed, precision=options.precision, initial=self.prior.network if self.prior else None,
             progress=lambda fraction, line: self.report(Fitting(fraction, line)),
         )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stochcl.encoders.keyed import from_words
 from stochcl.encoders.objectives import OBJECTIVES, Objective, decorrelation
 from stochcl.encoders.objectives.following import Follower, momentum
 from stochcl.encoders.objectives.reconstruct import relative_error
@@ -83,14 +84,17 @@ class StochasticContrastive(nn.Module):
             First views of all images, then second views, normalised.
         clean : Tensor of float, shape (C, 3, S', S'), C <= B
             The first C images themselves, normalised.
-        noise : Tensor of float, shape (2B, the posterior's noise)
-            Uniform in [0, 1).
+        noise : Tensor of int32, shape (2B, the posterior's noise)
+            Uniform, as words: see :func:`~stochcl.encoders.keyed.as_words`. Or float32 in [0, 1), where nothing
+            rounds what goes in.
         latents : int
             k, the prefix that is trained beside the full width.
         beta : float
             Nats that a bit of rate costs.
         """
         model = self.encoder
+        if not noise.is_floating_point():
+            noise = from_words(noise)
         model.eval()
         with torch.no_grad():
             target = model.features(clean)
@@ -117,7 +121,8 @@ class StochasticContrastive(nn.Module):
 
         spread = decorrelation(features)
         rate = posterior.rate(model.prior).sum(1).mean()
-        kl = posterior.kl(model.prior).sum(1).mean() / BIT
+        with torch.no_grad():  # looked at only
+            kl = posterior.kl(model.prior).sum(1).mean() / BIT
         total = contrast + contrast_codes + DECORRELATION * spread + reconstruction + beta * rate
         terms = (contrast, contrast_codes, spread, reconstruction, rate, kl)
         return Losses(total, *(term.detach() for term in terms))

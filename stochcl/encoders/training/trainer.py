@@ -18,7 +18,7 @@ from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
 from stochcl.encoders.codetables import fit_tables
 from stochcl.encoders.distributed import anywhere, averaged, from_first, processes, rank
 from stochcl.encoders.fitting import Fitting
-from stochcl.encoders.keyed import keyed_uniform
+from stochcl.encoders.keyed import as_words, keyed_uniform
 from stochcl.encoders.measure import Monitor
 from stochcl.encoders.model import Encoder, EncoderConfig
 from stochcl.encoders.posteriors import POSTERIORS
@@ -287,7 +287,7 @@ class Trainer:
         clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes()))].float()
         losses: Losses = self._loss(
             model.normalise(views), model.normalise(clean).contiguous(memory_format=torch.channels_last),
-            torch.cat(noise.chunk(2, dim=1)), latents=int(rung), beta=self.controller.beta,
+            as_words(torch.cat(noise.chunk(2, dim=1))), latents=int(rung), beta=self.controller.beta,
         )  # fmt: skip
         return losses
 
