@@ -52,8 +52,9 @@ class EmbeddingCoder(
 
     Parameters
     ----------
-    latents : int
-        D, the number of latents of a code.
+    latents : int, optional
+        D, the number of latents of a code. What is None of it, of posterior and of alphabet is chosen by the rate, as
+        ``stochcl train`` does.
     rate : float, optional
         Bits that a row's code is to take in a file; without it, codes keep what helps to give the vector back.
     output : str
@@ -63,9 +64,9 @@ class EmbeddingCoder(
         Latents that :meth:`transform` keeps, the first so many; all by default.
     objective : str
         ``nt-xent`` keeps what tells one row from another, for classifiers; ``reconstruct`` keeps distances.
-    posterior : str
+    posterior : str, optional
         Family of the latents: bernoulli, categorical or gaussian.
-    alphabet : int
+    alphabet : int, optional
         Values of a latent; 2 for bernoulli.
     steps : int
         Of training.
@@ -78,6 +79,8 @@ class EmbeddingCoder(
 
     Attributes
     ----------
+    latents_, alphabet_ : int
+        Of the code.
     model_ : bytes
         The model's file.
     rate_ : float
@@ -100,14 +103,14 @@ class EmbeddingCoder(
 
     def __init__(
         self,
-        latents: int = 256,
+        latents: int | None = None,
         *,
         rate: float | None = None,
         output: str = "symbols",
         kept: int | None = None,
         objective: str = "nt-xent",
-        posterior: str = "bernoulli",
-        alphabet: int = 2,
+        posterior: str | None = None,
+        alphabet: int | None = None,
         steps: int = 3000,
         max_time: float | None = None,
         entropy: str = "autoregressive",
@@ -135,17 +138,20 @@ class EmbeddingCoder(
         UsageError
             If a parameter makes no sense.
         """
-        from stochcl.api.heads import to_bytes, train_head
+        from stochcl.api.heads import code_shape, to_bytes, train_head
 
         self._check()
         rows: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2)
+        shape = code_shape(self.latents, self.rate, self.posterior, self.alphabet)
+        self.latents_, self.alphabet_ = shape["latents"], shape["alphabet"]
+        self._check()
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         train, held = sample_rows(rows, seed=seed)
         encoder, self.record_ = train_head(
             train,
             held,
-            latents=self.latents,
-            config={"posterior": self.posterior, "alphabet": self.alphabet},
+            latents=shape.pop("latents"),
+            config=shape,
             rate=self.rate,
             objective=self.objective,
             steps=self.steps,
@@ -161,8 +167,9 @@ class EmbeddingCoder(
         """Refuse what training would not notice, before it."""
         if self.output not in OUTPUTS:
             raise UsageError(f"output is {' or '.join(OUTPUTS)}, not {self.output!r}.")
-        if self.kept is not None and not 1 <= self.kept <= self.latents:
-            raise UsageError(f"kept is 1 to {self.latents:,} latents, not {self.kept}.")
+        most = int(getattr(self, "latents_", self.latents or 4096))
+        if self.kept is not None and not 1 <= self.kept <= most:
+            raise UsageError(f"kept is 1 to {most:,} latents, not {self.kept}.")
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Encode rows.
@@ -199,8 +206,8 @@ class EmbeddingCoder(
         symbols = check_array(X, dtype=None)
         self._check_width(symbols.shape[1])
         values = symbols.astype(np.int64)
-        if (values != symbols).any() or values.min() < 0 or values.max() >= self.alphabet:
-            msg = f"symbols are integers of 0 to {self.alphabet - 1}, as transform returns them"
+        if (values != symbols).any() or values.min() < 0 or values.max() >= self.alphabet_:
+            msg = f"symbols are integers of 0 to {self.alphabet_ - 1}, as transform returns them"
             raise ValueError(msg)
         decoder = self.codec().tables.decoder
         if decoder is None:
@@ -237,7 +244,7 @@ class EmbeddingCoder(
     def _n_features_out(self) -> int:
         if self.output == "vectors":
             return int(self.n_features_in_)
-        return self.latents if self.kept is None else self.kept
+        return self.latents_ if self.kept is None else self.kept
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

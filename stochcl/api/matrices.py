@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.fitting import Fitting
     from stochcl.encoders.latents import LatentProgress
 
-LATENTS = 256
-"""Latents of a model of vectors, where nothing is said."""
-
 _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "ladder"})
 
 
@@ -73,7 +70,8 @@ def train_matrix(
     report : callable
         Told of the progress.
     **options
-        ``latents`` (256 by default) and other fields of :class:`~stochcl.encoders.model.EncoderConfig`; fields of
+        ``latents``, ``posterior``, ``alphabet``: what is None of them, :func:`~stochcl.api.heads.code_shape` chooses.
+        Other fields of :class:`~stochcl.encoders.model.EncoderConfig`, and of
         :class:`~stochcl.encoders.latents.LatentOptions`; ``epochs`` in place of ``steps``. Those that are None are
         left to their defaults.
 
@@ -83,13 +81,15 @@ def train_matrix(
     UsageError
         If an option is one of training on images, or makes no sense.
     """
-    from stochcl.api.heads import codec_of
+    from stochcl.api.heads import code_shape, codec_of
     from stochcl.encoders.latents import LatentOptions
 
     started = time.monotonic()
     given = {name: value for name, value in options.items() if value is not None}
-    latents, epochs = given.pop("latents", LATENTS), given.pop("epochs", None)
+    latents, epochs = given.pop("latents", None), given.pop("epochs", None)
     config = {name: given.pop(name) for name in _CONFIG & set(given)}
+    config |= code_shape(latents, given.get("rate"), config.get("posterior"), config.get("alphabet"))
+    latents = config.pop("latents")
     known = {field.name for field in fields(LatentOptions)}
     if foreign := sorted(set(given) - known):
         name = foreign[0].replace("_", "-")
