@@ -130,10 +130,10 @@ def nested(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One nested code, and a code of its own for each of its rungs."""
     data = matrix(options)
     encoder = head(data, options, latents=RUNGS[-1])
-    rows = [data.row(encoder, k, latents=k, trained_for="the ladder") for k in RUNGS]
+    rows = [data.row(encoder, k, rung=k, trained_for="the ladder") for k in RUNGS]
     for k in RUNGS:
         encoder = head(data, options, latents=k, nested=False)
-        rows += [data.row(encoder, latents=k, trained_for="this rung alone")]
+        rows += [data.row(encoder, rung=k, trained_for="this rung alone")]
     return rows
 
 
@@ -155,7 +155,9 @@ def matrix(options: argparse.Namespace) -> Data:
     paths = (options.train, options.labels, options.test, options.test_labels)
     if None in paths:
         sys.exit("this section needs --train, --labels, --test and --test-labels.")
-    return Data(*(np.load(path) for path in paths))
+    train, labels, test, test_labels = (np.load(path) for path in paths)
+    rows = slice(options.rows)
+    return Data(train[rows], labels[rows], test, test_labels)
 
 
 def fit(data: Data, options: argparse.Namespace, **given: Any) -> tuple[Encoder, dict[str, Any]]:
@@ -190,6 +192,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     for name in ("train", "labels", "test", "test-labels"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--rows", type=int, help="The first so many rows of TRAIN only.")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -199,6 +202,7 @@ def main() -> None:
         result = json.loads(options.output.read_text()) if options.output.exists() else {}
         result[section] = {
             "command": f"python tools/measure_latents.py {section} --steps {options.steps} --seed {options.seed}",
+            "rows_trained_on": options.rows or "all",
             "versions": {"stochcl": stochcl.__version__, "torch": torch.__version__},
             "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
             "seconds": round(time.monotonic() - started),
