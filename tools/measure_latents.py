@@ -156,7 +156,7 @@ def matrix(options: argparse.Namespace) -> Data:
     if None in paths:
         sys.exit("this section needs --train, --labels, --test and --test-labels.")
     train, labels, test, test_labels = (np.load(path) for path in paths)
-    rows = slice(options.rows)
+    rows = np.random.default_rng(options.seed).permutation(len(train))[: options.rows]
     return Data(train[rows], labels[rows], test, test_labels)
 
 
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     for name in ("train", "labels", "test", "test-labels"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--rows", type=int, help="The first so many rows of TRAIN only.")
+    parser.add_argument("--rows", type=int, help="So many rows of TRAIN only, drawn by the seed.")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -108,6 +108,7 @@ def train(
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.model import Encoder
     from stochcl.encoders.modelfile import save_model
+    from stochcl.encoders.rate import said_of_rate
     from stochcl.encoders.training import Trainer, options_from
     from stochcl.encoders.training.logs import TensorBoardLog
     from stochcl.encoders.training.presets import load_preset
@@ -183,7 +184,7 @@ def train(
         rate=found["rate"],
         knn=found.get("knn"),
         initialised=begun.line() if begun else None,
-        warnings=said_of_health(health),
+        warnings=said_of_rate(found["rate"], settings.rate) + said_of_health(health),
     )
 
 
@@ -192,6 +193,7 @@ def _on_matrix(
 ) -> TrainReport | None:
     """Train a model of vectors."""
     from stochcl.encoders.health import said_of_health
+    from stochcl.encoders.rate import said_of_rate
 
     if resume:
         raise UsageError("training on a matrix takes minutes and keeps no checkpoint to resume; omit --resume.")
@@ -214,7 +216,7 @@ def _on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
-        warnings=said_of_health(record["health"]),
+        warnings=said_of_rate(stage["rate"], stage["options"]["rate"], "row") + said_of_health(record["health"]),
     )
 
 

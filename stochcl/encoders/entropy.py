@@ -362,7 +362,7 @@ def fit_entropy(
     precision : str
         bf16 (autocast) or fp32.
     initial : MaskedNetwork, optional
-        What to go on from, in place of ``hidden``; it stays as it is.
+        What to go on from, in place of ``hidden``; it is given the weights that are found.
     progress : callable
         Told the fraction that is done, and a line about it, after every pass.
     """
@@ -381,6 +381,8 @@ def fit_entropy(
         network, hidden = copy.deepcopy(initial), len(initial.degrees)
     scale = 1.0 if initial is None else _AGAIN
     best = _descend(network, fitted, held, passes, max_time, seed, precision, progress, scale)
+    if initial is not None:
+        initial.load_state_dict(network.state_dict())
     real = float_bits(network, held)
     integers = quantise(network, codes.latents, codes.alphabet)
     coded = integers.decision_bits(held)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_MISSED = 0.05  # by how much, relative to the target, before it is said
+
 
 class RateController:
     """Finds the beta at which codes cost the bits that were asked for.
@@ -47,3 +49,19 @@ class RateController:
             return
         off = max(-1.0, min(1.0, rate * self.hard_ratio / self.target - 1))
         self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.gain * off)))
+
+
+def said_of_rate(rate: float, target: float | None, unit: str = "image") -> tuple[str, ...]:
+    """Return a warning, as a sentence, where hard codes miss the rate that was asked for; none without a target.
+
+    Examples
+    --------
+    >>> said_of_rate(63, 64), said_of_rate(63, None)
+    ((), ())
+    """
+    if target is None or abs(rate / target - 1) <= _MISSED:
+        return ()
+    return (
+        f"warning: the codes take {rate:,.1f} bits per {unit}, and {target:,g} were asked for; more steps or more "
+        f"{unit}s to train on bring a rate closer, and fewer latents can take less, more latents more",
+    )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.rate import RateController
+from stochcl.encoders.rate import RateController, said_of_rate
 
 
 def test_target_is_meant_for_hard_codes():
@@ -67,3 +67,13 @@ def test_without_a_target_beta_is_constant():
     for rate in (0.0, 1e6, 3.0):
         controller.update(rate)
     assert controller.beta == 0.007
+
+
+@pytest.mark.parametrize("rate", [60, 68, 19.8])
+def test_a_missed_rate_is_said(rate):
+    (sentence,) = said_of_rate(rate, 64, "row")
+    assert f"{rate:,.1f} bits per row, and 64 were asked for" in sentence
+
+
+def test_a_rate_that_is_met_or_was_not_asked_for_is_no_news():
+    assert said_of_rate(61, 64) == said_of_rate(67, 64) == said_of_rate(19.8, None) == ()

@@ -48,8 +48,8 @@ _FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
 _PASSES = 20  # over the codes, to fit the coder's network
 _ROUNDS, _NEAR = 6, 0.015  # corrections of the rate, until it is that near
-_ROUND, _APPROACH = 0.1, 100  # of the steps, and at least so many, for a correction
-_SMALL, _FACTOR = 0.2, 3.0  # of the learning rate, and by what factor bits become dearer or cheaper, in a correction
+_ROUND, _APPROACH = 0.15, 100  # of the steps, and at least so many, for a correction
+_SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and by what factor bits become dearer or cheaper, in a correction
 _LARGEST_GRADIENT = 5.0
 _DESCENT, _FITTING = 0.6, 0.15  # of the time that the stage may take: the descent, a fit of the entropy network
 _ROWS = 4096
@@ -202,7 +202,7 @@ class LatentStage:
         target, rounds = self.options.rate, 0
         record, rate = self._fit_tables()
         while target is not None and abs(rate / target - 1) > _NEAR and rounds < _ROUNDS:
-            # The prior that is trained knows codes less well than the coder's own model does, by this factor.
+            # The prior was given what the coder's own model learned, but for the rounding to integers.
             self._approach(target * self._hard_rate() / rate)
             record, rate = self._fit_tables()
             rounds += 1
