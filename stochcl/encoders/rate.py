@@ -61,7 +61,6 @@ def said_of_rate(rate: float, target: float | None, unit: str = "image") -> tupl
     """
     if target is None or abs(rate / target - 1) <= _MISSED:
         return ()
-    return (
-        f"warning: the codes take {rate:,.1f} bits per {unit}, and {target:,g} were asked for; more steps or more "
-        f"{unit}s to train on bring a rate closer, and fewer latents can take less, more latents more",
-    )
+    missed = f"the codes take {rate:,.1f} bits per {unit}, and {target:,g} were asked for"
+    advice = f"more steps or more {unit}s to train on bring the rate closer; --latents and --alphabet bound it"
+    return (f"warning: {missed}; {advice}",)
