@@ -72,7 +72,7 @@ def train_matrix(
     **options
         ``latents``, ``posterior``, ``alphabet``: what is None of them, :func:`~stochcl.api.heads.code_shape` chooses.
         Other fields of :class:`~stochcl.encoders.model.EncoderConfig`, and of
-        :class:`~stochcl.encoders.latents.LatentOptions`; ``epochs`` in place of ``steps``. Those that are None are
+        :class:`~stochcl.encoders.latents.LatentOptions`; ``latent_steps`` or ``epochs`` in place of ``steps``. Those that are None are
         left to their defaults.
 
     Raises
@@ -90,14 +90,16 @@ def train_matrix(
     config = {name: given.pop(name) for name in _CONFIG & set(given)}
     config |= code_shape(latents, given.get("rate"), config.get("posterior"), config.get("alphabet"))
     latents = config.pop("latents")
-    known = {field.name for field in fields(LatentOptions)}
+    known = {field.name for field in fields(LatentOptions)} | {"latent_steps"}
     if foreign := sorted(set(given) - known):
         name = foreign[0].replace("_", "-")
         raise UsageError(
             f"--{name} belongs to training on images, and {printable(source.path)} is a matrix; omit it."
         )
     train, held = sample_rows(source, seed=given.get("seed", 0))
-    if epochs is not None:
+    if "latent_steps" in given:
+        given["steps"] = max(1, given.pop("latent_steps"))
+    elif epochs is not None:
         batch = min(given.get("batch_size", LatentOptions.batch_size), len(train))
         given["steps"] = max(1, math.ceil(epochs * len(train) / batch))
     encoder, record = train_head(train, held, latents=latents, config=config, report=report, **given)

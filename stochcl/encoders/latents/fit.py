@@ -214,11 +214,12 @@ class LatentStage:
         begin = self._hard_rate()
         side, beta = math.copysign(1, begin - target), controller.beta
         controller.jump(begin, target, _FACTOR)
-        while self.step < least and side * (self._hard_rate() - target) > 0:
+        while (apart := side * (self._hard_rate() - target) > 0) and self.step < least:
             if self.step % _HARD_EVERY == 0:
                 controller.jump(begin, target, _FACTOR)
             self._train_step(self.options.lr * _SMALL)
-        controller.beta = beta
+        if not apart:  # else the next try goes on from here
+            controller.beta = beta
 
     def _groups(self) -> list[dict[str, Any]]:
         """Decay weights of layers, not biases, priors or codebooks; priors learn at higher rates."""
