@@ -72,8 +72,8 @@ def train_matrix(
     **options
         ``latents``, ``posterior``, ``alphabet``: what is None of them, :func:`~stochcl.api.heads.code_shape` chooses.
         Other fields of :class:`~stochcl.encoders.model.EncoderConfig`, and of
-        :class:`~stochcl.encoders.latents.LatentOptions`; ``latent_steps`` or ``epochs`` in place of ``steps``. Those that are None are
-        left to their defaults.
+        :class:`~stochcl.encoders.latents.LatentOptions`; ``latent_steps`` or ``epochs`` in place of ``steps``. Those
+        that are None are left to their defaults.
 
     Raises
     ------

@@ -103,7 +103,7 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step, of all processes.  [default: 256]")
 @click.option("--latent-steps", type=click.IntRange(0), metavar="STEPS",
               help="Steps of the last stage, which trains latents and decoder on finished features, to --rate; 0 "
-                   "leaves it out.  [default: by the number of images; 3000 of a matrix, which needs no other]")  # fmt: skip
+                   "leaves it out.  [default: by the number of images; 3000 on a matrix]")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: 0.002]")
 @click.option("--warmup", type=click.IntRange(0), metavar="STEPS", help="Until it is reached.  [default: 200]")
 @click.option("--decay", type=click.FloatRange(0), help="Weight decay.  [default: 0.01]")
