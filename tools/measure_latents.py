@@ -108,7 +108,7 @@ def digits(options: argparse.Namespace) -> list[dict[str, Any]]:
         for family, shape in FAMILIES.items():
             for objective in (*OBJECTIVES, None):
                 out = Path(folder, f"{family}-{objective}.safetensors")
-                given = shape | ({"objective": objective} if objective else {"epochs": 0})
+                given = shape | ({"objective": objective, "epochs": options.epochs} if objective else {"epochs": 0})
                 training.train([], out, preset="digits", seed=options.seed, **given)
                 facts = {"posterior": family, "objective": objective or "untrained"}
                 rows.append(data.row(load_model(out).encoder, **facts))
@@ -194,6 +194,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--rows", type=int, help="So many rows of TRAIN only, drawn by the seed.")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=12, help="Of networks on digits.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     for section in options.sections:
@@ -203,6 +204,7 @@ def main() -> None:
         result[section] = {
             "command": f"python tools/measure_latents.py {section} --steps {options.steps} --seed {options.seed}",
             "rows_trained_on": options.rows or "all",
+            "epochs": options.epochs,
             "versions": {"stochcl": stochcl.__version__, "torch": torch.__version__},
             "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
             "seconds": round(time.monotonic() - started),
