@@ -43,7 +43,7 @@ class TrainReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
         skipped = [{"name": printable(name), "reason": reason} for name, reason in self.skipped]
-        return {"schema": "stochcl.train/0"} | asdict(self) | {"skipped": skipped}
+        return {"schema": "stochcl.train/0"} | asdict(self) | {"skipped": skipped, "warnings": list(self.warnings)}
 
 
 def train(
