@@ -79,7 +79,7 @@ def test_the_report_is_json(images, output):
     report = training.train([images], output, **TINY)
     assert report.knn is None
     found = json.loads(json.dumps(report.to_json()))
-    assert found == {"schema": "stochcl.train/0"} | asdict(report) | {
+    assert found == {"schema": "stochcl.train/0"} | asdict(report) | {"warnings": []} | {
         "skipped": [{"name": "cat/05.png", "reason": report.skipped[0][1]}]
     }
 
