@@ -38,7 +38,7 @@ class Schedule:
         --------
         >>> schedule = Schedule(steps=1000, max_time=None, warmup=200)
         >>> [round(schedule.learning_rate(step, step / 1000), 2) for step in (0, 99, 500, 1000)]
-        [0.0, 0.49, 0.5, 0.0]
+        [0.01, 0.49, 0.5, 0.0]
         """
         warm = min(1.0, (step + 1) / max(1, self.warmup))
         return warm * 0.5 * (1 + math.cos(math.pi * fraction))
