@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
         found |= steps_of(name, folder, runtime, options)
     if rank() == 0:
         save_file(found, folder / "found.safetensors")
-    # Together, and in order: a process that just ends takes its threads of the group down with it, sometimes by abort.
+    # Together, and in order: a process that just ends takes threads of the group down with it, sometimes by abort.
     runtime.wait()
     Runtime.close(runtime)
 
