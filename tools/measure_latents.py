@@ -6,7 +6,7 @@
 SECTION is one of
 
 - digits: three families by three objectives, networks trained on the digits that scikit-learn carries;
-- features: the same on a matrix of features that stand still;
+- features: the same on a matrix of features that stand still, trained to the rate that untrained codes take;
 - nested: one nested code beside codes trained for each of its rungs alone, with the same steps;
 - rates: models of the matrix, of bits, trained to rates, and the rate of its TEST rows.
 
@@ -116,13 +116,14 @@ def digits(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def features(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train heads on frozen features; every family, every objective."""
+    """Train heads on frozen features, every family, every objective, to the rate that its untrained code takes."""
     data, rows = matrix(options), []
     for family, shape in FAMILIES.items():
-        for objective in OBJECTIVES:
-            encoder = head(data, options, rate=48.0, objective=objective, **shape)
-            rows.append(data.row(encoder, posterior=family, objective=objective))
         rows.append(data.row(untrained(data, options, **shape), posterior=family, objective="untrained"))
+        rate = rows[-1]["bits_per_input"]
+        for objective in OBJECTIVES:
+            encoder = head(data, options, rate=rate, objective=objective, **shape)
+            rows.append(data.row(encoder, posterior=family, objective=objective))
     return rows
 
 

@@ -97,7 +97,7 @@ def train_head(
 
     from stochcl.encoders.health import code_health
     from stochcl.encoders.inference import encode
-    from stochcl.encoders.latents import LatentOptions, LatentStage
+    from stochcl.encoders.latents import LatentOptions, LatentStage, start_from_quantiser
     from stochcl.encoders.model import Encoder, EncoderConfig, Standardise
 
     if len(train) < 2:
@@ -113,13 +113,20 @@ def train_head(
         if isinstance(encoder.norm, Standardise):
             encoder.norm.fit(train)
         features, kept = (encode(encoder, rows, torch.device("cpu")).features for rows in (train, held))
-        fitted = LatentStage(encoder, features, kept, settings, report=report).run()
+        stage = LatentStage(encoder, features, kept, settings, report=report)
+        started_from = "a random head"
+        if encoder.config.posterior == "categorical" and start_from_quantiser(
+            encoder, features, stage.metric, seed=settings.seed
+        ):
+            started_from = "a product quantiser"
+        fitted = stage.run()
     looked_at = (held if len(held) else train)[:_LOOKED_AT]
     record = {
         "health": code_health(encode(encoder, looked_at, torch.device("cpu")).codes, encoder.config.posterior),
         "rows": len(train),
         "held_out": len(held),
         "seconds": round(time.monotonic() - started),
+        "start": started_from,
         "latents": fitted.record,
         "entropy": fitted.record.get("entropy", {}),
         "versions": {"stochcl": __version__, "torch": str(torch.__version__), "python": platform.python_version()},

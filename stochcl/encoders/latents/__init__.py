@@ -2,5 +2,6 @@
 
 from stochcl.encoders.latents.fit import FittedLatents, LatentProgress, LatentStage
 from stochcl.encoders.latents.options import LatentOptions
+from stochcl.encoders.latents.quantiser import start_from_quantiser
 
-__all__ = ["FittedLatents", "LatentOptions", "LatentProgress", "LatentStage"]
+__all__ = ["FittedLatents", "LatentOptions", "LatentProgress", "LatentStage", "start_from_quantiser"]

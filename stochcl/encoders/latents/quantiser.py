@@ -1,0 +1,120 @@
+"""Where categorical latents begin: at a product quantiser of the features, in place of a random head."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from stochcl.encoders.latents.metric import Metric
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from stochcl.encoders.model import Encoder
+
+_ROWS_A_CENTRE, _MOST_ROWS = 100, 30_000  # to find centres among
+_PASSES = 20
+_SURE = 4.0  # by what factor the start is surer of its symbols than the mixture
+
+
+@torch.no_grad()
+def start_from_quantiser(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> bool:
+    r"""Set head and codebooks of a categorical encoder to a product quantiser of its features, in place.
+
+    The features' principal axes, weighted as errors are, are dealt to the D groups so that the products of their
+    variances are alike (eigenvalue allocation: Ge et al., Optimized Product Quantization, TPAMI 2014, section 3.2.2);
+    K centres c are found in each by k-means. A symbol's logit is that of a mixture of Gaussians around the centres,
+    of the variance v that they leave,
+
+        (x . c - |c|^2 / 2) / v  =  -|x - c|^2 / (2 v) + what all symbols have in common,
+
+    which is linear in the features, so that a linear head says it exactly. From a random start, groups of 256 symbols
+    fall far behind: most symbols win nowhere, and a symbol that does not win learns nothing.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Of categorical latents.
+    features : ndarray of float, shape (N, V)
+        Standardised features of training inputs.
+    metric : Metric
+        Their axes, and what errors along them weigh.
+    seed : int
+
+    Returns
+    -------
+    bool
+        Whether it was done: a head with hidden layers, fewer axes than groups, or fewer rows than symbols leave the
+        encoder as it was.
+    """
+    config = encoder.config
+    head = encoder.head
+    if not isinstance(head, nn.Linear) or metric.axes.shape[1] < config.latents or len(features) < config.alphabet:
+        return False
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(features))[: min(_MOST_ROWS, _ROWS_A_CENTRE * config.alphabet)])
+    rows = (metric.coordinates(features[chosen]) * metric.weight).numpy()
+    weight, bias = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
+    for group, axes in enumerate(deal(rows.var(axis=0), config.latents)):
+        centres, left = _centres(rows[:, axes], config.alphabet, seed + group)
+        logits = slice(group * config.alphabet, (group + 1) * config.alphabet)
+        # x = weight * axes^T (f - mean): what is linear in x is linear in f.
+        scale = _SURE / left
+        across = torch.from_numpy(centres).float() * metric.weight[axes] * scale
+        weight[logits] = across @ metric.axes[:, axes].T
+        bias[logits] = -weight[logits] @ metric.mean - torch.from_numpy((centres**2).sum(1) / 2 * scale).float()
+        _set_codebook(cast("nn.Parameter", encoder.codebooks)[group], centres)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return True
+
+
+def deal(variances: NDArray[np.floating], groups: int) -> list[list[int]]:
+    """Deal axes, the widest first, each to the group with room whose product of variances is least so far.
+
+    Groups come back with the one that holds the most variance first: a prefix of a code is to be a good code.
+
+    Examples
+    --------
+    >>> deal(np.array([9.0, 4.0, 2.0, 1.5]), 2)
+    [[0, 3], [1, 2]]
+    """
+    room = math.ceil(len(variances) / groups)
+    logs = np.log(np.maximum(variances, 1e-12))
+    logs -= logs.min()  # so that an axis adds to a product
+    dealt: list[list[int]] = [[] for _ in range(groups)]
+    totals = np.zeros(groups)
+    for axis in np.argsort(-variances, kind="stable").tolist():
+        order = (g for g in np.lexsort((np.arange(groups), totals)) if len(dealt[g]) < room)
+        group = next(order)
+        dealt[group].append(axis)
+        totals[group] += logs[axis]
+    return sorted(dealt, key=lambda axes: (-float(variances[axes].sum()), axes))
+
+
+def _centres(rows: NDArray[np.float32], count: int, seed: int) -> tuple[NDArray[np.float64], float]:
+    """Return centres, shape (count, d), and the variance that they leave along an axis."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    means = KMeans(count, init="random", n_init=1, max_iter=_PASSES, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than centres
+        means.fit(rows)
+    return means.cluster_centers_.astype(np.float64), max(1e-6, float(means.inertia_) / rows.size)
+
+
+def _set_codebook(codebook: Tensor, centres: NDArray[np.float64]) -> None:
+    """Write centres along their widest directions, of unit variance together, shape (K, e); what is over is as drawn."""
+    centred = centres - centres.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    kept = min(codebook.shape[1], len(axes))
+    written = centred @ axes[:kept].T
+    spread = float(written.std()) or 1.0
+    codebook[:, :kept] = torch.from_numpy(written / spread).to(codebook)

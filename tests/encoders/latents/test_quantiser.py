@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from stochcl.encoders.latents import start_from_quantiser
+from stochcl.encoders.latents.metric import Metric
+from stochcl.encoders.latents.quantiser import deal
+from tests.encoders.latents.making import make_encoder, make_features, make_stage
+from tests.encoders.latents.test_stage import decoded_error
+
+
+def started(**config):
+    encoder = make_encoder(posterior="categorical", **({"latents": 4, "alphabet": 8} | config))
+    features = encoder.features(torch.from_numpy(make_features()[0])).detach().numpy()
+    metric = Metric.of(features, 0.125)
+    return encoder, features, metric, start_from_quantiser(encoder, features, metric, seed=0)
+
+
+def test_symbols_are_those_of_the_nearest_centres():
+    encoder, features, metric, done = started()
+    assert done
+    rows = (metric.coordinates(features) * metric.weight).numpy()
+    symbols = encoder.posterior(torch.from_numpy(features)).mode().numpy()
+    for group, axes in enumerate(deal(rows.var(axis=0), 4)):
+        means = np.stack([rows[symbols[:, group] == k][:, axes].mean(axis=0) for k in range(8)])
+        nearest = np.square(rows[:, None, axes] - means).sum(2).argmin(1)
+        assert (
+            nearest == symbols[:, group]
+        ).mean() > 0.95  # of centres that k-means has found, but for its last pass
+
+
+def test_every_symbol_is_used_and_most_are_sure():
+    encoder, features, _, _ = started()
+    posterior = encoder.posterior(torch.from_numpy(features))
+    assert all(len(np.unique(column)) == 8 for column in posterior.mode().numpy().T)
+    assert 0.5 < float(posterior.log_q.exp().amax(2).mean().detach()) < 0.999
+
+
+def test_codebooks_say_all_that_symbols_say():
+    encoder, features, _, _ = started(latents=2)
+    symbols = encoder.posterior(torch.from_numpy(features)).mode().long().numpy()
+    books = encoder.codebooks.detach().numpy()
+    centres = np.concatenate([books[g][symbols[:, g]] for g in range(2)], axis=1)
+    cells = np.concatenate([np.eye(8)[symbols[:, g]] for g in range(2)], axis=1)
+
+    def left(columns):
+        design = np.column_stack([columns, np.ones(len(columns))])
+        return np.square(features - design @ np.linalg.lstsq(design, features, rcond=None)[0]).sum()
+
+    assert left(cells) < 0.3 * np.square(features - features.mean(0)).sum()
+    assert left(centres) < 1.02 * left(cells)
+
+
+def test_training_goes_on_from_it_to_a_smaller_error():
+    stage = make_stage(make_encoder(posterior="categorical", latents=4, alphabet=8), steps=60)
+    stage.run()
+    other = make_stage(make_encoder(posterior="categorical", latents=4, alphabet=8), steps=60)
+    assert start_from_quantiser(other.encoder, other.features, other.metric, seed=0)
+    other.run()
+    assert decoded_error(other) < 0.9 * decoded_error(stage)
+
+
+@pytest.mark.parametrize("config", [{"head": (8,)}, {"latents": 64}, {"alphabet": 2048}])
+def test_where_it_does_not_fit_nothing_changes(config):
+    before = make_encoder(posterior="categorical", **({"latents": 4, "alphabet": 8} | config)).state_dict()
+    encoder, _, _, done = started(**config)
+    assert not done
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.head.state_dict(prefix="head.").items())
+
+
+def test_rows_that_are_all_alike_do_no_harm():
+    encoder = make_encoder(posterior="categorical", latents=2, alphabet=4)
+    features = np.zeros((50, 12), np.float32)
+    features[:25] = 1
+    metric = Metric.of(features, 0.125)
+    start_from_quantiser(encoder, features, metric, seed=0)
+    assert all(bool(tensor.isfinite().all()) for tensor in encoder.state_dict().values())
+
+
+@given(npst.arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e3)), st.integers(1, 8))
+def test_axes_are_dealt_once_and_evenly(variances, groups):
+    dealt = deal(variances, groups)
+    assert sorted(axis for axes in dealt for axis in axes) == list(range(len(variances)))
+    assert max(map(len, dealt)) <= -(-len(variances) // groups)
+    held = [variances[axes].sum() for axes in dealt]
+    assert held == sorted(held, reverse=True)
