@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from stochcl.downstream.estimators import ESTIMATORS, TASKS, Task, make_estimator
-from stochcl.downstream.evaluation import evaluate, evaluate_split
+from stochcl.downstream.evaluation import evaluate, evaluate_split, fit
 from stochcl.downstream.metrics import wilson
 from stochcl.downstream.result import Evaluation
+from stochcl.downstream.saving import Fitted, SavedProbe, load
 
-__all__ = ["ESTIMATORS", "TASKS", "Evaluation", "Task", "evaluate", "evaluate_split", "make_estimator", "wilson"]
+if TYPE_CHECKING:
+    from stochcl.downstream.hamming import HammingKNeighborsClassifier, HammingKNeighborsRegressor
+    from stochcl.downstream.selection import LatentSelector
+
+__all__ = [
+    "ESTIMATORS",
+    "TASKS",
+    "Evaluation",
+    "Fitted",
+    "HammingKNeighborsClassifier",
+    "HammingKNeighborsRegressor",
+    "LatentSelector",
+    "SavedProbe",
+    "Task",
+    "evaluate",
+    "evaluate_split",
+    "fit",
+    "load",
+    "make_estimator",
+    "wilson",
+]
+
+_LAZY = {  # their base classes are scikit-learn's, which takes a second to import
+    "HammingKNeighborsClassifier": "hamming",
+    "HammingKNeighborsRegressor": "hamming",
+    "LatentSelector": "selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import these when they are asked for."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.downstream import metrics
+from stochcl.downstream.duplicates import find_duplicates
 from stochcl.downstream.estimators import Task, make_estimator
 from stochcl.downstream.result import Evaluation
 from stochcl.downstream.rows import Rows, labelled
+from stochcl.downstream.saving import Fitted
 from stochcl.downstream.splits import make_splits
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from stochcl.downstream.duplicates import Duplicates
 
     Part = tuple[NDArray[np.floating], NDArray[Any], NDArray[np.floating], NDArray[Any]]
 
@@ -36,6 +41,7 @@ def evaluate(
     test_size: float | None = None,
     groups: Sequence[object] | ArrayLike | None = None,
     names: Sequence[str] | None = None,
+    symbols: NDArray[np.integer] | None = None,
 ) -> Evaluation:
     """Score a probe by cross-validation, or on a random part of the rows that is held out.
 
@@ -58,6 +64,8 @@ def evaluate(
         Rows of one group (a patient, a video) are never both trained and scored on.
     names : sequence of str, shape (N,), optional
         What to call rows in messages.
+    symbols : ndarray of int, shape (N, D), optional
+        Codes, by which near duplicates across the split are counted.
 
     Raises
     ------
@@ -79,12 +87,13 @@ def evaluate(
         raise UsageError(f"cross-validation takes at least 2 folds, not {folds}.")
     started = time.monotonic()
     rows = labelled(x, y, task, names)
-    _check_learnable(rows.y)
+    rows.check_learnable()
     kept_groups = None if groups is None else _groups(groups, len(rows.kept))[rows.kept]
     splits, notes = make_splits(rows.y, task, seed=seed, folds=folds, test_size=test_size, groups=kept_groups)
     parts = ((rows.x[train], rows.y[train], rows.x[test], rows.y[test]) for train, test in splits)
     probe = _Probe(task, estimator, seed, rows.symbols, rows.binary)
-    return probe.evaluation(parts, _left_out(rows) + notes, started)
+    found = None if symbols is None else find_duplicates(symbols[rows.kept], splits, seed)
+    return probe.evaluation(parts, _left_out(rows) + notes, started, found)
 
 
 def evaluate_split(
@@ -96,10 +105,12 @@ def evaluate_split(
     task: Task = "classification",
     estimator: str = "auto",
     seed: int = 0,
+    symbols: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
 ) -> Evaluation:
     """Train a probe on some rows and score it on others.
 
-    A class that only the rows to score on have cannot be found: it counts as wrong, and is noted.
+    A class that only the rows to score on have cannot be found: it counts as wrong, and is noted. ``symbols`` are
+    the codes of both, as :func:`evaluate` takes them.
 
     Raises
     ------
@@ -112,14 +123,56 @@ def evaluate_split(
         raise UsageError(
             f"training rows are {train.x.shape[1]:,} wide and test rows {test.x.shape[1]:,}; give codes of one width."
         )
-    _check_learnable(train.y)
+    train.check_learnable()
     if not len(test.y):
         raise LabelsError("none of the images to score on has a label; give labels with --labels.")
     notes = _left_out(train, " to train on") + _left_out(test, " to score on")
     if task == "classification" and (new := sorted(set(test.y.tolist()) - set(train.y.tolist()))):
         notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {_few(new)}")
     probe = _Probe(task, estimator, seed, train.symbols and test.symbols, train.binary and test.binary)
-    return probe.evaluation([(train.x, train.y, test.x, test.y)], notes, started)
+    found = None
+    if symbols is not None:
+        both = np.concatenate([symbols[0][train.kept], symbols[1][test.kept]])
+        found = find_duplicates(both, [tuple(np.split(np.arange(len(both)), [len(train.y)]))], seed)
+    return probe.evaluation([(train.x, train.y, test.x, test.y)], notes, started, found)
+
+
+def fit(
+    x: ArrayLike,
+    y: Sequence[object] | ArrayLike,
+    *,
+    target: str = "label",
+    task: Task = "classification",
+    estimator: str = "auto",
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> Fitted:
+    """Train a probe on all rows that have a label, to be saved.
+
+    Parameters
+    ----------
+    target : str
+        What it answers.
+    x, y, task, estimator, seed, names
+        As :func:`evaluate` takes them.
+
+    Raises
+    ------
+    LabelsError, UsageError
+        As :func:`evaluate`.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 1], [0, 1], [1, 1], [1, 0]], dtype=np.uint8)
+    >>> found = fit(codes, ["cat", "cat", "dog", "dog"])
+    >>> found.classes, found.predict(codes).tolist()
+    (('cat', 'dog'), ['cat', 'cat', 'dog', 'dog'])
+    """
+    rows = labelled(x, y, task, names)
+    rows.check_learnable()
+    probe = _Probe(task, estimator, seed, rows.symbols, rows.binary)
+    fitted = probe.fitted(rows.x, rows.y)
+    return Fitted(target, task, probe.name, fitted, len(rows.y))
 
 
 class _Probe:
@@ -133,7 +186,9 @@ class _Probe:
         self.binary = binary
         self.notes: list[str] = []
 
-    def evaluation(self, parts: Iterable[Part], notes: list[str], started: float) -> Evaluation:
+    def evaluation(
+        self, parts: Iterable[Part], notes: list[str], started: float, duplicates: Duplicates | None
+    ) -> Evaluation:
         """Train and score on every part, and sum up."""
         score = metrics.accuracy if self.task == "classification" else metrics.r_squared
         truths, answers, guesses, scores, trained = [], [], [], [], 0
@@ -158,29 +213,42 @@ class _Probe:
             score=overall,
             baseline=score(truth, np.concatenate(guesses)),
             folds=tuple(scores),
-            **self._details(truth, answer),
+            **self._details(truth, answer, np.concatenate(guesses)),
+            duplicates=duplicates,
             seconds=round(time.monotonic() - started, 3),
             notes=(*notes, *self.notes),
         )
 
     def _answer(self, x: NDArray[np.floating], y: NDArray[Any], x_test: NDArray[np.floating]) -> NDArray[Any]:
         """Train on rows and answer for others; warnings become notes."""
+        probe = self.fitted(x, y)
+        with self._noting():
+            answer = np.asarray(probe.predict(x_test))
+        if answer.shape != (len(x_test),) or (answer.dtype.kind == "f" and not np.isfinite(answer).all()):
+            raise UsageError(f"{self.name} does not answer with one finite value for each image; take another.")
+        return answer
+
+    def fitted(self, x: NDArray[np.floating], y: NDArray[Any]) -> Any:
+        """Return an estimator trained on rows; warnings become notes."""
         if self.task == "classification" and len(np.unique(y)) < 2:
             raise LabelsError("the images to train on are all of one class; split them in another way.")
         self.name, probe = make_estimator(
             self.name, self.task, rows=len(x), seed=self.seed, symbols=self.symbols, binary=self.binary
         )
+        with self._noting():
+            return probe.fit(x, y)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Make one sentence of what an estimator raises, and notes of its warnings."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                answer = np.asarray(probe.fit(x, y).predict(x_test))
+                yield
             except (ValueError, TypeError, ArithmeticError) as exc:
                 raise UsageError(f"{self.name} cannot be trained on these codes: {_first_line(exc)}.") from exc
         for warning in caught:
             self._note(warning)
-        if answer.shape != (len(x_test),) or (answer.dtype.kind == "f" and not np.isfinite(answer).all()):
-            raise UsageError(f"{self.name} does not answer with one finite value for each image; take another.")
-        return answer
 
     def _note(self, warning: warnings.WarningMessage) -> None:
         from sklearn.exceptions import ConvergenceWarning
@@ -199,32 +267,26 @@ class _Probe:
         classes, counts = np.unique(y, return_counts=True)
         return classes[counts.argmax()]
 
-    def _details(self, truth: NDArray[Any], answer: NDArray[Any]) -> dict[str, Any]:
+    def _details(self, truth: NDArray[Any], answer: NDArray[Any], guess: NDArray[Any]) -> dict[str, Any]:
         if self.task == "regression":
-            error = answer - truth
             return {
                 "interval": metrics.bootstrap_r_squared(truth, answer, self.seed),
-                "mae": float(np.abs(error).mean()),
-                "rmse": float(np.sqrt((error**2).mean())),
+                "mae": metrics.mean_absolute_error(truth, answer),
+                "rmse": metrics.root_mean_square_error(truth, answer),
+                "baseline_mae": metrics.mean_absolute_error(truth, guess),
+                "baseline_rmse": metrics.root_mean_square_error(truth, guess),
             }
         classes = np.unique(np.concatenate([truth, answer]))
         details = {
             "interval": metrics.wilson(int((truth == answer).sum()), len(truth)),
             "balanced_accuracy": metrics.balanced_accuracy(truth, answer),
+            "baseline_balanced_accuracy": metrics.balanced_accuracy(truth, guess),
             "classes": tuple(classes.tolist()),
         }
         if len(classes) <= _MOST_CLASSES:
             return details | {"confusion": metrics.confusion(truth, answer, classes)}
         self.notes.append(f"the confusion matrix of {len(classes):,} classes was left out")
         return details
-
-
-def _check_learnable(y: NDArray[Any]) -> None:
-    if len(np.unique(y)) < 2:
-        raise LabelsError(
-            f"the {len(y):,} labels hold fewer than two different ones, so there is nothing to learn; "
-            "give others with --labels."
-        )
 
 
 def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp]:

@@ -31,6 +31,16 @@ def r_squared(truth: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
     return float(1 - ((truth - answer) ** 2).sum() / spread) if spread > 0 else math.nan
 
 
+def mean_absolute_error(truth: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
+    """Return the mean of the errors' sizes, in the label's unit."""
+    return float(np.abs(answer - truth).mean())
+
+
+def root_mean_square_error(truth: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
+    """Return the root of the mean of the squared errors, in the label's unit."""
+    return float(np.sqrt(((answer - truth) ** 2).mean()))
+
+
 def wilson(right: int, total: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a proportion (Wilson, 1927).
 

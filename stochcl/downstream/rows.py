@@ -41,6 +41,19 @@ class Rows:
         """Whether the rows are symbols that are all 0 or 1."""
         return self.symbols and bool(((self.x == 0) | (self.x == 1)).all())
 
+    def check_learnable(self) -> None:
+        """Refuse labels that are all the same.
+
+        Raises
+        ------
+        LabelsError
+        """
+        if len(np.unique(self.y)) < 2:
+            raise LabelsError(
+                f"the {len(self.y):,} labels hold fewer than two different ones, so there is nothing to learn; "
+                "give others with --labels."
+            )
+
     @property
     def left_out(self) -> int:
         """How many rows had no label."""

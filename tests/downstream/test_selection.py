@@ -1,0 +1,85 @@
+"""The selector keeps scikit-learn's conventions, and does not pay twice for one thing."""
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from stochcl.downstream import LatentSelector
+
+
+@parametrize_with_checks([LatentSelector()])
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def bits():
+    x, y = load_digits(return_X_y=True)
+    return (x > 7).astype(np.uint8), y
+
+
+def test_a_copy_is_chosen_last_and_the_order_is_nested(bits):
+    x, y = bits
+    x = x[:, x.std(axis=0) > 0.1]
+    doubled = np.concatenate([x, x], axis=1)
+    order = LatentSelector(20, ridge=1e-4).fit(doubled, y).order_
+    assert len(set((order % x.shape[1]).tolist())) == 20
+    np.testing.assert_array_equal(LatentSelector(5, ridge=1e-4).fit(doubled, y).order_, order[:5])
+
+
+def test_the_gains_are_those_of_least_squares(rng):
+    x = rng.normal(size=(500, 4))
+    y = x @ [1.0, 0, -2, 0] + rng.normal(size=500)
+    found = LatentSelector(2, ridge=1e-9).fit(x, y)
+    assert found.order_.tolist() == [2, 0]
+    design = np.c_[np.ones(500), x[:, [2, 0]]]
+    error = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    assert found.gains_.sum() == pytest.approx(1 - error.var() / y.var(), rel=1e-6)
+
+
+def test_chosen_pixels_beat_random_ones(bits):
+    x, y = bits
+    probe = LogisticRegression(max_iter=300)
+    chosen = LatentSelector(10).fit(x[:900], y[:900]).transform(x)
+    scores = [probe.fit(chosen[:900], y[:900]).score(chosen[900:], y[900:])]
+    for seed in range(3):
+        some = x[:, np.random.default_rng(seed).permutation(64)[:10]]
+        scores.append(probe.fit(some[:900], y[:900]).score(some[900:], y[900:]))
+    assert scores[0] > max(scores[1:]) + 0.05
+
+
+def test_several_targets_at_once(rng):
+    x = rng.normal(size=(200, 6))
+    assert set(LatentSelector(2).fit(x, x[:, [1, 4]]).order_.tolist()) == {1, 4}
+
+
+def test_pipeline_grid_search_clone_pickle_joblib(bits, tmp_path):
+    x, y = bits[0][:400], bits[1][:400].astype(str)
+    pipe = make_pipeline(LatentSelector(), LogisticRegression(max_iter=300))
+    search = GridSearchCV(pipe, {"latentselector__latents": [2, 20]}, cv=2).fit(x, y)
+    assert search.best_params_ == {"latentselector__latents": 20}
+    found = search.best_estimator_[0]
+    joblib.dump(found, tmp_path / "s")
+    for copy in (pickle.loads(pickle.dumps(found)), joblib.load(tmp_path / "s"), clone(found).fit(x, y)):
+        np.testing.assert_array_equal(copy.transform(x), found.transform(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latents": 0}, "1 to the 64 that there are, not 0"),
+        ({"latents": 65}, "not 65"),
+        ({"ridge": 0}, "ridge is more"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused_by_fit(bits, changes, message):
+    with pytest.raises(ValueError, match=message):
+        LatentSelector(**changes).fit(*bits)
