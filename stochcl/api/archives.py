@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stochcl import downstream
+from stochcl.api.evaluating import evaluate
 from stochcl.api.report import Report
+from stochcl.api.targets import labels_of
 from stochcl.compress import Archive
 from stochcl.compress.export import export
-from stochcl.data import printable, read_labels
-from stochcl.errors import LabelsError, ModelMismatch, UsageError
+from stochcl.data import printable
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterable
 
     from stochcl.compress import Tables
-    from stochcl.downstream import Evaluation, Task
 
     Where = Iterable[Tables | str | os.PathLike[str]]
+
+__all__ = ["decompress", "evaluate", "info", "repair", "salvage", "verify"]
 
 
 def info(path: str | os.PathLike[str], *, tables: Where = ()) -> Report:
@@ -129,7 +127,7 @@ def decompress(
     SourceError, FormatError, UsageError, OutputError, LabelsError
     """
     with Archive(path, tables=tables) as archive:
-        given = None if labels is None else [str(label) for label in _labels(archive, path, labels)]
+        given = None if labels is None else [str(label) for label in labels_of(archive, path, labels)]
         done = export(archive, output, labels=given, force=force)
     return {
         "schema": "stochcl.decompress/0",
@@ -138,113 +136,3 @@ def decompress(
         "bytes": done.bytes,
         "holds": list(done.holds),
     }
-
-
-def evaluate(
-    path: str | os.PathLike[str],
-    *,
-    test: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    column: str | None = None,
-    task: Task = "classification",
-    estimator: str = "auto",
-    given: str = "auto",
-    latents: int | None = None,
-    folds: int = 5,
-    test_size: float | None = None,
-    seed: int = 0,
-    tables: Where = (),
-) -> tuple[Evaluation, dict[str, Any]]:
-    """Train a probe on an archive's decoded codes and score it.
-
-    Parameters
-    ----------
-    path : path-like
-        The archive; cross-validated, or split, or the training rows where ``test`` is given.
-    test : path-like, optional
-        An archive of the same model to score on.
-    labels : path-like, optional
-        A CSV file ``name,label...``; by default the first folder of each name.
-    column : str, optional
-        Which column of the CSV, if there are several.
-    task, estimator, folds, test_size, seed
-        See :func:`stochcl.downstream.evaluate`.
-    given : str
-        symbols, vectors, or auto: vectors where the model has a vector decoder.
-    latents : int, optional
-        Use this prefix of the codes.
-    tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archives.
-
-    Returns
-    -------
-    Evaluation, dict
-        The dict says what went in: archive, input, latents.
-
-    Raises
-    ------
-    SourceError, FormatError, LabelsError, UsageError, ModelMismatch
-    """
-    if column is not None and labels is None:
-        raise UsageError("--column says which column of a CSV file; give that file with --labels.")
-    if test is not None and test_size is not None:
-        raise UsageError("--test and --test-size both say what to score on; give one of them.")
-    with Archive(path, tables=tables) as archive:
-        used = _input(archive, given)
-        x, y = _rows(archive, used, latents), _labels(archive, path, labels, column)
-        facts = {
-            "schema": "stochcl.evaluate/0",
-            "path": printable(path),
-            "images": len(archive),
-            "input": used,
-            "latents": latents or archive.header.latents,
-            "model": printable(archive.header.model),
-        }
-        model, names = archive.header.model_sha256, archive.names
-    if test is None:
-        with _naming(labels or path):
-            return downstream.evaluate(
-                x, y, task=task, estimator=estimator, seed=seed, folds=folds, test_size=test_size, names=names
-            ), facts
-    with Archive(test, tables=tables) as archive:
-        if archive.header.model_sha256 != model:
-            raise ModelMismatch(f"{printable(test)}: this archive was made by another model than {printable(path)}.")
-        x_test, y_test = _rows(archive, used, latents), _labels(archive, test, labels, column)
-    with _naming(labels or path):
-        return downstream.evaluate_split(x, y, x_test, y_test, task=task, estimator=estimator, seed=seed), facts
-
-
-@contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the file that labels came from before what is wrong with them."""
-    try:
-        yield
-    except LabelsError as exc:
-        raise LabelsError(f"{printable(path)}: {exc}") from exc
-
-
-def _input(archive: Archive, given: str) -> str:
-    if given == "auto":
-        return "vectors" if archive.has_decoder else "symbols"
-    return given
-
-
-def _rows(archive: Archive, used: str, latents: int | None) -> NDArray[Any]:
-    return archive.to_vectors(latents) if used == "vectors" else archive.to_numpy(latents)
-
-
-def _labels(
-    archive: Archive,
-    path: str | os.PathLike[str],
-    labels: str | os.PathLike[str] | None,
-    column: str | None = None,
-) -> tuple[str, ...]:
-    """Return a label for every row: from the CSV, or from the archive."""
-    shown = printable(path)
-    if archive.names is None and (labels is not None or archive.labels is None):
-        raise LabelsError(f"{shown}: its rows have no names to find labels by (--no-names?); compress with names.")
-    if labels is not None and archive.names is not None:
-        return read_labels(labels).match(archive.names, column)
-    if archive.labels is None:
-        raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
-    return tuple(archive.labels)

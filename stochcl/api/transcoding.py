@@ -19,7 +19,7 @@ from stochcl.compress.refit import fit_models, sample
 from stochcl.compress.transcoding import Transcoding
 from stochcl.data import printable, read_labels
 from stochcl.data.files import read_regular
-from stochcl.errors import ImageError, LabelsError, OutputError, SourceError, UsageError
+from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
     import os
@@ -64,7 +64,8 @@ def transcode(
     rate : float, optional
         Keep the widest prefix whose codes take so many bits per image on disk.
     select : sequence of int or path-like, optional
-        Keep these latents: numbers of the model's, from 0, or a JSON file with a list of them. Models are refitted.
+        Keep these latents: numbers of the model's, from 0, or a JSON file with a list of them, or
+        what ``stochcl select`` wrote. Models are refitted.
     refit : bool
         Fit entropy models to the codes, and store those that are worth their own bytes.
     self_contained, external_tables : bool
@@ -135,6 +136,13 @@ def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> 
     where = printable(select) if isinstance(select, str | Path) else "the selection"
     numbers = _numbers(Path(select)) if isinstance(select, str) or hasattr(select, "__fspath__") else select
     header = archive.header
+    if isinstance(numbers, dict):  # what `stochcl select` wrote
+        if numbers.get("model_sha256") not in (None, header.model_sha256):
+            raise ModelMismatch(
+                f"{where}: it was chosen for codes of the model {printable(str(numbers.get('model')))}, and "
+                f"{printable(path)} was made by {printable(header.model)}; choose for this one with `stochcl select`."
+            )
+        numbers = numbers.get("latents")
     if (
         not isinstance(numbers, list | tuple | range)
         or not numbers

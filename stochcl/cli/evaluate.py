@@ -7,15 +7,22 @@ from typing import Any
 
 import click
 
-from stochcl.api import archives
+from stochcl.api import evaluating
 from stochcl.api.models import given_tables
 from stochcl.cli.output import JSON, TABLES, show
 
 
 @click.command()
-@click.argument("codes", type=click.Path(path_type=Path))
+@click.argument("codes", required=False, type=click.Path(path_type=Path))
+@click.option("--train", type=click.Path(path_type=Path), help="The file of codes to train on, in place of CODES.")
 @click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
-@click.option("--column", help="Which column of it.  [default: the first after the name]")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    help="Which column of it; several targets by repeating it.  [default: first]",
+)
+@click.option("--groups", help="A column of it, or a CSV file name,group: a group is never trained and scored on.")
 @click.option(
     "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
 )
@@ -40,9 +47,10 @@ from stochcl.cli.output import JSON, TABLES, show
     "--test-size", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out this fraction instead."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits and estimators.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write the probe here, for `stochcl predict`.")
 @TABLES
 @JSON
-def evaluate(codes: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_json: bool, **options: Any) -> None:
     """Train a classifier or regressor on codes and score it on images that it has not seen.
 
     Labels are the images' first folders, or come from a CSV file. Scores are of a cross-validation, of a part
@@ -51,8 +59,17 @@ def evaluate(codes: Path, *, model: str | None, as_json: bool, **options: Any) -
     \b
     Example:
       stochcl evaluate codes.bin
-      stochcl evaluate train.bin --test test.bin --estimator svm
+      stochcl evaluate --train train.bin --test test.bin --estimator svm
     """
-    result, facts = archives.evaluate(codes, tables=given_tables(model), **options)
+    path = codes or train
+    if path is None or (codes and train):
+        raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
+    results, facts = evaluating.evaluate_targets(path, tables=given_tables(model), **options)
     head = f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}"
-    show(facts | result.to_json(), [head, *result.lines()], as_json=as_json)
+    if len(results) == 1:
+        result = next(iter(results.values()))
+        show(facts | result.to_json(), [head, *result.lines()], as_json=as_json)
+        return
+    lines = [line for target, result in results.items() for line in (f"{target}:", *result.lines())]
+    both = {target: result.to_json() for target, result in results.items()}
+    show(facts | {"targets": both}, [head, *lines], as_json=as_json)

@@ -23,6 +23,8 @@ COMMANDS = {
     "transcode": "Write a file of codes anew: narrower, smaller, with labels.",
     "decompress": "Decode codes to arrays: .npz, .npy, .csv or .parquet.",
     "evaluate": "Train a classifier or regressor on codes and score it.",
+    "predict": "Ask a saved classifier or regressor about codes.",
+    "select": "Choose the latents that a task needs.",
     "train": "Train an encoder on your own images.",
     "finetune": "Train a model on labels, and keep its classifier.",
     "benchmark": "Set the codec beside other compressors, on this machine.",

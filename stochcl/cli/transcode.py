@@ -24,7 +24,11 @@ _FILE = click.Path(path_type=Path)
     metavar="R",
     help="Keep as many latents as take at most R bits per image on disk; tables and names come on top.",
 )
-@click.option("--select", type=_FILE, help="Keep the latents whose numbers, from 0, are in this JSON file, a list.")
+@click.option(
+    "--select",
+    type=_FILE,
+    help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
+)
 @click.option("--refit", is_flag=True, help="Fit entropy models to these codes, and store what is worth its bytes.")
 @click.option("--self-contained", is_flag=True, help="Put the decoding tables into the file.")
 @click.option("--external-tables", is_flag=True, help="Leave the decoding tables out of the file.")
