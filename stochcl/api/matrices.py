@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.heads import to_bytes, train_head, write_head
-from stochcl.data import MatrixSource, open_source, printable, sample_rows
+from stochcl.data import MatrixSource, open_source, printable, sample_rows, sample_size
 from stochcl.data.array import MAGIC
 from stochcl.errors import UsageError
 
@@ -106,6 +106,7 @@ def train_matrix(
     record |= {
         "width": latents,
         "sources": [printable(source.path.name)],
+        "not_finite": sample_size(len(source), source.dim) - len(train) - len(held),
         "seconds": round(time.monotonic() - started),
     }
     data = to_bytes(encoder, record)

@@ -137,11 +137,18 @@ class ModelInfo:
         return f"{len(names):,} classes ({shown}{more})"
 
 
-def _told(record: dict[str, Any]) -> list[str]:
-    """Write a training record as lines: one an entry, what stands below it on the same line."""
+def _told(record: dict[str, Any], indent: str = "") -> list[str]:
+    """Write a training record as lines: one an entry, those of a group below its name."""
     if not record:
         return ["training record: none"]
-    return ["training record:", *(f"  {printable(str(name))}: {_text(value)}" for name, value in record.items())]
+    lines = [] if indent else ["training record:"]
+    inner = indent + "  "
+    for name, value in record.items():
+        if isinstance(value, dict) and value and not indent:
+            lines += [f"{inner}{printable(str(name))}:", *_told(value, inner)]
+        elif value not in (None, {}, [], ""):
+            lines.append(f"{inner}{printable(str(name))}: {_text(value)}")
+    return lines
 
 
 def _text(value: object) -> str:
@@ -149,9 +156,11 @@ def _text(value: object) -> str:
         return ", ".join(f"{printable(str(k))} {_text(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list):
         return ", ".join(map(_text, value))
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
         return f"{value:,}"
-    return printable(str(value))
+    return f"{value:.5g}" if isinstance(value, float) else printable(str(value))
 
 
 def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
 from stochcl.api.matrices import matrix_among, train_matrix
+from stochcl.api.report import counted
 from stochcl.data import ImageSource, Preprocess, open_source, printable
 from stochcl.errors import OutputError, SourceError, UsageError
 
@@ -203,7 +204,8 @@ def _on_matrix(
     if not is_first_process():
         return None
     record, sha256 = train_matrix(matrix, output, report=report, **options)
-    stage = record["latents"]
+    stage, bad = record["latents"], record["not_finite"]
+    left_out = f"{counted(bad, 'row')} of {printable(matrix.path)} left out: the numbers there are not all finite"
     return TrainReport(
         model=str(output),
         sha256=sha256,
@@ -216,7 +218,9 @@ def _on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
-        warnings=said_of_rate(stage["rate"], stage["options"]["rate"], "row") + said_of_health(record["health"]),
+        warnings=((left_out,) if bad else ())
+        + said_of_rate(stage["rate"], stage["options"]["rate"], "row")
+        + said_of_health(record["health"]),
     )
 
 

@@ -9,7 +9,7 @@ from stochcl.data.matrix import MatrixBatch, MatrixSource
 from stochcl.data.names import folder_label, held_out, printable
 from stochcl.data.opening import open_source
 from stochcl.data.preprocess import Preprocess
-from stochcl.data.sampling import sample_rows
+from stochcl.data.sampling import sample_rows, sample_size
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource
 from stochcl.data.subset import SubsetSource, missing_from
 from stochcl.data.tar import TarSource
@@ -37,4 +37,5 @@ __all__ = [
     "printable",
     "read_labels",
     "sample_rows",
+    "sample_size",
 ]

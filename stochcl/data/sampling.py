@@ -71,7 +71,7 @@ def sample_rows(
         take, width = source.take, source.dim
     else:
         take, width = _taker(source), source.shape[1]
-    wanted = max(1, min(most, len(source), MOST_BYTES // (4 * width)))
+    wanted = sample_size(len(source), width, most)
     kept = np.zeros(wanted, bool)
     kept[rng.permutation(wanted)[: min(wanted // 10, MOST_HELD)]] = True
     masks = (~kept, kept)
@@ -87,6 +87,17 @@ def sample_rows(
         raise SourceError("no row of this matrix holds finite numbers only; there is nothing to train on.")
     train, held = (part if found.all() else part[found[mask]] for part, mask in zip(parts, masks, strict=True))
     return train, held
+
+
+def sample_size(rows: int, width: int, most: int = MOST_ROWS) -> int:
+    """Return how many rows of a matrix are drawn; those whose numbers are not finite are then left out.
+
+    Examples
+    --------
+    >>> sample_size(50_000, 512), sample_size(1_000_000, 512), sample_size(1_000_000, 4096)
+    (50000, 200000, 65536)
+    """
+    return max(1, min(most, rows, MOST_BYTES // (4 * width)))
 
 
 def _taker(matrix: NDArray[np.floating]) -> _Take:

@@ -37,6 +37,13 @@ def test_a_model_of_a_matrix_compresses_it(matrix, tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["codes.bin", "head.safetensors", "vectors.npy"]
 
 
+def test_rows_that_are_not_finite_are_counted_and_said(matrix, tmp_path):
+    report = training.train([matrix], tmp_path / "head.safetensors", **OPTIONS)
+    assert report.warnings[0].startswith("1 row of ")
+    assert report.warnings[0].endswith("vectors.npy left out: the numbers there are not all finite")
+    assert load_model(tmp_path / "head.safetensors").record["not_finite"] == 1
+
+
 def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
     monkeypatch.setattr("stochcl.data.sampling.MOST_BYTES", 9 * 4 * 100)
     report = training.train([matrix], tmp_path / "head.safetensors", **OPTIONS)

@@ -100,8 +100,9 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monke
         return step(*args, **kwargs)
 
     monkeypatch.setattr(trainer.optimizer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
+    assert raised.value.__notes__ == [f"What was done is kept in {trainer.checkpoint_path}; pass --resume to go on."]
     second = make_trainer(place, data, **options)
     assert second.step == 3
     assert weights(second.run()) == expected
@@ -165,3 +166,20 @@ def save_with(changes):
     from stochcl.encoders.checkpoint import save_checkpoint
 
     return lambda path, modules, optimizer, state: save_checkpoint(path, modules, optimizer, state | changes)
+
+
+def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
+    data, options = make_set(16), {"epochs": 2}
+    expected = weights(make_trainer(folder("whole"), data, **options).run())
+    trainer = make_trainer(folder("parts"), data, **options)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_finish", interrupted)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        trainer.run()
+    assert "pass --resume to go on" in raised.value.__notes__[0]
+    second = make_trainer(folder("parts"), data, **options)
+    assert second.step == trainer.step
+    assert weights(second.run()) == expected

@@ -197,9 +197,10 @@ class Trainer:
                     self._train_step(rows, keys)
                     if anywhere(interrupted(), self.device):
                         raise KeyboardInterrupt
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             if self.whole and self.step:
                 self.save()
+            self._say_what_is_kept(exc)
             raise
         finally:
             for log in self.logs:
@@ -211,8 +212,16 @@ class Trainer:
         self.runtime.close()
         self.result.eval()
         if self.runtime.first:
-            self._finish()
+            try:
+                self._finish()
+            except KeyboardInterrupt as exc:  # the checkpoint is that of the last step
+                self._say_what_is_kept(exc)
+                raise
         return self.result.cpu()
+
+    def _say_what_is_kept(self, exc: KeyboardInterrupt) -> None:
+        if self.runtime.first and self.checkpoint_path is not None and self.checkpoint_path.exists():
+            exc.add_note(f"What was done is kept in {printable(self.checkpoint_path)}; pass --resume to go on.")
 
     def _finish(self) -> None:
         """Do what follows the last step: train latents on finished features, and fit the tables of their codes."""

@@ -27,9 +27,7 @@ def test_symbols_are_those_of_the_nearest_centres():
     for group, axes in enumerate(deal(rows.var(axis=0), 4)):
         means = np.stack([rows[symbols[:, group] == k][:, axes].mean(axis=0) for k in range(8)])
         nearest = np.square(rows[:, None, axes] - means).sum(2).argmin(1)
-        assert (
-            nearest == symbols[:, group]
-        ).mean() > 0.95  # of centres that k-means has found, but for its last pass
+        assert (nearest == symbols[:, group]).mean() > 0.95  # k-means is nearly done
 
 
 def test_every_symbol_is_used_and_most_are_sure():
