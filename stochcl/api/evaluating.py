@@ -111,7 +111,7 @@ def evaluate_targets(
         "latents": latents or header.latents,
         "model": printable(header.model),
     }
-    how = {"task": task, "estimator": estimator, "seed": seed}
+    how: dict[str, Any] = {"task": task, "estimator": estimator, "seed": seed}
     found: dict[str, Evaluation] = {}
     if test is None:
         for target, y in part.labels.items():

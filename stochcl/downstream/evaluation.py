@@ -133,7 +133,8 @@ def evaluate_split(
     found = None
     if symbols is not None:
         both = np.concatenate([symbols[0][train.kept], symbols[1][test.kept]])
-        found = find_duplicates(both, [tuple(np.split(np.arange(len(both)), [len(train.y)]))], seed)
+        first, second = np.split(np.arange(len(both)), [len(train.y)])
+        found = find_duplicates(both, [(first, second)], seed)
     return probe.evaluation([(train.x, train.y, test.x, test.y)], notes, started, found)
 
 

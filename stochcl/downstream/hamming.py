@@ -133,7 +133,7 @@ class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
 
 def _thresholds(rows: NDArray[Any]) -> NDArray[Any]:
     """Return medians; where nothing is above one, the next value below it, which tells rows apart as well."""
-    medians = np.median(rows, axis=0)
+    medians: NDArray[Any] = np.median(rows, axis=0)
     top = rows.max(axis=0)
     for column in np.flatnonzero((medians >= top) & (rows.min(axis=0) < top)):
         values = rows[:, column]
@@ -201,7 +201,8 @@ class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: 
         """Return a class for each row, shape (N,)."""
         # Rounded, so that equal votes are equal in whatever order they were summed.
         votes = self.predict_proba(X).round(12)
-        return self.classes_[votes.argmax(axis=1)]
+        answer: NDArray[Any] = self.classes_[votes.argmax(axis=1)]
+        return answer
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -248,7 +249,8 @@ class HammingKNeighborsRegressor(RegressorMixin, _HammingNeighbors):  # type: ig
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return a target for each row, shape (N,), or several, shape (N, T)."""
         shares, numbers = self._weighed(X)
-        return np.einsum("nk,nk...->n...", shares, self.y_[numbers])
+        answer: NDArray[np.float64] = np.einsum("nk,nk...->n...", shares, self.y_[numbers])
+        return answer
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

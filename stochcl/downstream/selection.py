@@ -80,7 +80,7 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         if not self.ridge > 0:
             msg = f"ridge is more than 0, not {self.ridge}"
             raise ValueError(msg)
-        gram, cross = _products(rows, _targets(y))
+        gram, cross = _products(rows, _targets(np.asarray(y)))
         self.order_, self.gains_ = _forward(gram, cross, int(count), self.ridge)
         return self
 
@@ -103,11 +103,13 @@ def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
         classes, numbers = np.unique(y, return_inverse=True)
         targets = np.eye(len(classes))[numbers]
         shares = targets.mean(axis=0)
-        return (targets - shares) / np.sqrt(shares)
+        scaled: NDArray[np.float64] = (targets - shares) / np.sqrt(shares)
+        return scaled
     targets = np.asarray(y, np.float64).reshape(len(y), -1)
     targets = targets - targets.mean(axis=0)
     spread = targets.std(axis=0)
-    return targets / np.where(spread > 0, spread, 1)
+    targets /= np.where(spread > 0, spread, 1)
+    return targets
 
 
 def _products(rows: NDArray[Any], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

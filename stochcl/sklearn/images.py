@@ -187,4 +187,4 @@ def _paths(given: Paths) -> list[Any]:
     for i, path in enumerate(array):
         if not isinstance(path, str | os.PathLike):
             raise UsageError(f"row {i:,}: a path is text, not {type(path).__name__}.")
-    return array.tolist()
+    return list(array)
