@@ -171,7 +171,8 @@ def save_with(changes):
 def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
     data, options = make_set(16), {"epochs": 2}
     expected = weights(make_trainer(folder("whole"), data, **options).run())
-    trainer = make_trainer(folder("parts"), data, **options)
+    place = folder("parts")
+    trainer = make_trainer(place, data, **options)
 
     def interrupted():
         raise KeyboardInterrupt
@@ -180,6 +181,6 @@ def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
     assert "pass --resume to go on" in raised.value.__notes__[0]
-    second = make_trainer(folder("parts"), data, **options)
+    second = make_trainer(place, data, **options)
     assert second.step == trainer.step
     assert weights(second.run()) == expected
