@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Where = Iterable[Tables | str | os.PathLike[str]]
 
-__all__ = ["decompress", "evaluate", "info", "repair", "salvage", "verify"]
+__all__ = ["Archive", "decompress", "evaluate", "info", "repair", "salvage", "verify"]
 
 
 def info(path: str | os.PathLike[str], *, tables: Where = ()) -> Report:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import Archive
-
     Paths = Sequence[str | os.PathLike[str]] | NDArray[Any]
 
 __all__ = ["CodesTransformer"]
@@ -155,10 +153,10 @@ class CodesTransformer(
                 f"{self.model_sha256_[:12]}, as in fit."
             )
 
-    def _opened(self) -> Archive:
-        from stochcl import open as open_archive
+    def _opened(self) -> Any:
+        from stochcl.api.archives import Archive
 
-        return open_archive(self.archive)  # type: ignore[arg-type]
+        return Archive(self.archive)  # type: ignore[arg-type]
 
     def _codec(self) -> Any:
         from stochcl.api.codec import Codec
