@@ -141,10 +141,11 @@ class CodesTransformer(
             rows = {name: row for row, name in enumerate(archive.names)}
             if missing := [name for name in names if name not in rows]:
                 raise UsageError(f"{self.archive}: it has no row {missing[0]!r} ({len(missing):,} are missing).")
-            codes = archive[[rows[name] for name in names]].prefix(self.latents_).symbols()
+            codes: NDArray[Any] = archive[[rows[name] for name in names]].prefix(self.latents_).symbols()
             if self.output == "symbols" or archive.decoder is None:
                 return codes
-            return archive.decoder.decode(codes)
+            vectors: NDArray[Any] = archive.decoder.decode(codes)
+            return vectors
 
     def _check_model(self, found: str) -> None:
         if found != self.model_sha256_:
