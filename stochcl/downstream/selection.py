@@ -105,11 +105,11 @@ def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
         shares = targets.mean(axis=0)
         scaled: NDArray[np.float64] = (targets - shares) / np.sqrt(shares)
         return scaled
-    targets = np.asarray(y, np.float64).reshape(len(y), -1)
-    targets = targets - targets.mean(axis=0)
-    spread = targets.std(axis=0)
-    targets /= np.where(spread > 0, spread, 1)
-    return targets
+    numbers = np.asarray(y, np.float64).reshape(len(y), -1)
+    centred: NDArray[np.float64] = numbers - numbers.mean(axis=0)
+    spread = centred.std(axis=0)
+    centred /= np.where(spread > 0, spread, 1)
+    return centred
 
 
 def _products(rows: NDArray[Any], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
