@@ -105,8 +105,8 @@ def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
         shares = targets.mean(axis=0)
         scaled: NDArray[np.float64] = (targets - shares) / np.sqrt(shares)
         return scaled
-    numbers = np.asarray(y, np.float64).reshape(len(y), -1)
-    centred: NDArray[np.float64] = numbers - numbers.mean(axis=0)
+    values = np.asarray(y, np.float64).reshape(len(y), -1)
+    centred: NDArray[np.float64] = values - values.mean(axis=0)
     spread = centred.std(axis=0)
     centred /= np.where(spread > 0, spread, 1)
     return centred
