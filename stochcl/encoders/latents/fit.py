@@ -47,6 +47,7 @@ _HARD_ROWS = 2000
 _FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
 _PASSES = 20  # over the codes, to fit the coder's network
+_PASSES_AGAIN = 8  # where it begins as the prior that was trained: its best pass is then mostly the first
 _ROUNDS, _NEAR = 6, 0.015  # corrections of the rate, until it is that near
 _ROUND, _APPROACH = 0.15, 100  # of the steps, and at least so many, for a correction
 _SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and by what factor bits become dearer or cheaper, in a correction
@@ -332,7 +333,8 @@ class LatentStage:
         more = None if self.more is None else self._codes(self.more[:_MOST_CODES])
         record = fit_code_tables(
             encoder, self._codes(self.features[:_MOST_CODES]), more, entropy=options.entropy,
-            hidden=options.prior_hidden, passes=_PASSES, max_time=options.max_time and _FITTING * options.max_time,
+            hidden=options.prior_hidden, passes=_PASSES_AGAIN if self.prior else _PASSES,
+            max_time=options.max_time and _FITTING * options.max_time,
             seed=options.seed, precision=options.precision, initial=self.prior.network if self.prior else None,
             progress=lambda fraction, line: self.report(Fitting(fraction, line)),
         )  # fmt: skip
