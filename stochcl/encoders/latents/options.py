@@ -69,7 +69,7 @@ class LatentOptions:
     prior_hidden: int | None = None
     entropy: str = "autoregressive"
     seed: int = 0
-    precision: str = "fp32"
+    precision: str = "bf16"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr", "temperature"):
