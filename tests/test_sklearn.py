@@ -39,6 +39,12 @@ def fitted(digits):
     return EmbeddingCoder(latents=32, steps=100, entropy="independent", random_state=0).fit(digits[0])
 
 
+def test_a_missed_rate_is_warned_of():
+    x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    with pytest.warns(UserWarning, match=r"the codes take .* bits per row, and 100 were asked for"):
+        small(rate=100, posterior="bernoulli").fit(x)  # of eight bits
+
+
 def test_symbols_decode_to_vectors_in_the_units_of_the_input(fitted, digits):
     x = digits[0]
     symbols = fitted.transform(x)

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -137,8 +138,14 @@ class EmbeddingCoder(
             If there are fewer than two rows, or some are not finite.
         UsageError
             If a parameter makes no sense.
+
+        Warns
+        -----
+        UserWarning
+            If the codes take more or less than the rate that was asked for, by more than 5 %.
         """
         from stochcl.api.heads import code_shape, to_bytes, train_head
+        from stochcl.encoders.rate import said_of_rate
 
         self._check()
         rows: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2)
@@ -161,6 +168,8 @@ class EmbeddingCoder(
         )
         self.model_ = to_bytes(encoder, self.record_)
         self.rate_ = float(self.record_["latents"]["rate"])
+        for missed in said_of_rate(self.rate_, self.rate, "row"):
+            warnings.warn(missed.removeprefix("warning: "), UserWarning, stacklevel=2)
         return self
 
     def _check(self) -> None:
