@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from stochcl.downstream.splits import Split
 
-_ROWS = 2000  # rows that are looked up: among 50,000 of 1,024 bits 2 to 3 s on a core
+_ROWS = 2000  # rows that are looked up: among 50,000 of 1,024 bits in 3 s of a core
 _SHARE = 64  # near: at most a 64th of the latents differ
 
 
