@@ -135,6 +135,14 @@ def train_head(
     return encoder, record
 
 
+def rate_warnings(record: dict[str, Any]) -> tuple[str, ...]:
+    """Return a warning, as a sentence, where a training record says that the rate asked for was missed."""
+    from stochcl.encoders.rate import said_of_rate
+
+    stage = record["latents"]
+    return said_of_rate(stage["rate"], stage["options"]["rate"], "row")
+
+
 def to_bytes(encoder: Encoder, record: dict[str, Any]) -> bytes:
     """Return the bytes of a model's file.
 

@@ -193,8 +193,8 @@ def _on_matrix(
     matrix: MatrixSource, output: Path, *, resume: bool, force: bool, report: Callable[[Any], None], **options: Any
 ) -> TrainReport | None:
     """Train a model of vectors."""
+    from stochcl.api.heads import rate_warnings
     from stochcl.encoders.health import said_of_health
-    from stochcl.encoders.rate import said_of_rate
 
     if resume:
         raise UsageError("training on a matrix takes minutes and keeps no checkpoint to resume; omit --resume.")
@@ -218,9 +218,7 @@ def _on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
-        warnings=((left_out,) if bad else ())
-        + said_of_rate(stage["rate"], stage["options"]["rate"], "row")
-        + said_of_health(record["health"]),
+        warnings=((left_out,) if bad else ()) + rate_warnings(record) + said_of_health(record["health"]),
     )
 
 

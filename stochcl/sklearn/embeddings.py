@@ -144,8 +144,7 @@ class EmbeddingCoder(
         UserWarning
             If the codes take more or less than the rate that was asked for, by more than 5 %.
         """
-        from stochcl.api.heads import code_shape, to_bytes, train_head
-        from stochcl.encoders.rate import said_of_rate
+        from stochcl.api.heads import code_shape, rate_warnings, to_bytes, train_head
 
         self._check()
         rows: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2)
@@ -168,7 +167,7 @@ class EmbeddingCoder(
         )
         self.model_ = to_bytes(encoder, self.record_)
         self.rate_ = float(self.record_["latents"]["rate"])
-        for missed in said_of_rate(self.rate_, self.rate, "row"):
+        for missed in rate_warnings(self.record_):
             warnings.warn(missed.removeprefix("warning: "), UserWarning, stacklevel=2)
         return self
 
