@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
+from stochcl.benchmarks import clock
 from stochcl.benchmarks import codec as codec_benchmark
 from stochcl.benchmarks import embeddings as embeddings_benchmark
+from stochcl.benchmarks import throughput as throughput_benchmark
+from stochcl.benchmarks import training_speed as training_benchmark
 from stochcl.benchmarks.pricing import CODINGS
 from stochcl.benchmarks.results import make_folder, tables, write_results
 from stochcl.cli.output import JSON, progress_bar, say, show, table
@@ -146,4 +149,78 @@ def embeddings(output: Path, *, as_json: bool, **options: Any) -> None:
     paths = write_results(result, output, "embeddings")
     title, columns = embeddings_benchmark.title(result), embeddings_benchmark.COLUMNS
     show(result, table(title, columns, embeddings_benchmark.lines(result)), as_json=as_json)
+    say(f"written to {paths[0]} and {paths[1].name}")
+
+
+@benchmark.command()
+@click.argument("source", metavar="[SOURCE]", required=False, type=click.Path(path_type=Path))
+@click.option("-m", "--model", help="A model's name or file.  [default: the default model]")
+@click.option("--backbone", help="An untrained network in its place: resnet10, 18, 34 or 50.")
+@click.option("--size", type=click.IntRange(16, 1024), metavar="PIXELS", help="Of its images.  [default: 64]")
+@click.option("--images", type=click.IntRange(1), default=512, show_default=True, help="Made, or at most of SOURCE.")
+@click.option("--image-size", type=click.IntRange(1, 4096), metavar="PIXELS",
+              help="Side of images that are made.  [default: 1.5 times the network's]")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--compile", is_flag=True, help="Let torch.compile make the network's kernels.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of images that are made.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Rounds that are measured.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
+              help="The folder for throughput.json and throughput.csv.")  # fmt: skip
+@JSON
+def throughput(output: Path, *, as_json: bool, **options: Any) -> None:
+    """Time every stage of `stochcl compress` and the whole, beside bare decoding, forward pass and coding.
+
+    All are measured in rounds, one after the other, with one thread of arithmetic, in processor time and on the
+    clock. SOURCE is a folder or archive of images; without one, JPEG files are made. The archive's codes are checked.
+
+    \b
+    Example:
+      stochcl benchmark throughput -o results/
+      stochcl benchmark throughput --backbone resnet50 --size 224 --images 32 -o results/
+      stochcl benchmark throughput photos.zip --images 5000 --device cuda --precision bf16 --compile -o results/
+    """
+    make_folder(output)
+    request = throughput_benchmark.Request(**options)
+    with progress_bar("rounds", rate=False) as bar:
+        result = throughput_benchmark.benchmark_throughput(request, progress=bar)
+    paths = write_results(result, output, "throughput")
+    show(result, table(throughput_benchmark.title(result), clock.COLUMNS, clock.lines(result)), as_json=as_json)
+    say(f"written to {paths[0]} and {paths[1].name}")
+
+
+@benchmark.command()
+@click.option("--preset", metavar="NAME", help="Options of training to begin with, as `stochcl train` has them.")
+@click.option("--backbone", help="resnet10, 18, 34 or 50.  [default: the preset's, or resnet10]")
+@click.option(
+    "--size", type=click.IntRange(16, 1024), metavar="PIXELS", help="Of images.  [default: the preset's, or 64]"
+)
+@click.option(
+    "--crop", type=click.IntRange(16, 1024), metavar="PIXELS", help="Of views.  [default: the preset's, or 3/4]"
+)
+@click.option("--batch-size", type=click.IntRange(2), help="Images a step.  [default: the preset's, or 256]")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the preset's, or bf16]")
+@click.option("--compile", is_flag=True, help="Let torch.compile make the network's kernels.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Steps that are measured.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
+              help="The folder for training.json and training.csv.")  # fmt: skip
+@JSON
+def training(output: Path, *, as_json: bool, **options: Any) -> None:
+    """Time a training step and its parts, beside the bare forward and backward pass on views in memory.
+
+    Images are made: what they show makes no difference. What takes most beside the bare pass is named.
+
+    \b
+    Example:
+      stochcl benchmark training -o results/
+      stochcl benchmark training --preset imagenet-resnet50 --batch-size 256 --device cuda --compile -o results/
+    """
+    make_folder(output)
+    request = training_benchmark.Request(**options)
+    with progress_bar("rounds", rate=False) as bar:
+        result = training_benchmark.benchmark_training(request, progress=bar)
+    paths = write_results(result, output, "training")
+    show(result, table(training_benchmark.title(result), clock.COLUMNS, clock.lines(result)), as_json=as_json)
     say(f"written to {paths[0]} and {paths[1].name}")

@@ -94,7 +94,7 @@ def encode(encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], d
         posterior = encoder.posterior(latent)
         symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
         entropy[rows] = (
-            posterior.tempered(encoder.config.temperature).entropy().sum(1)[: len(part)].cpu().numpy() / BIT
+            posterior.tempered(encoder.config.temperature).entropy().sum(1)[: len(part)].float().cpu().numpy() / BIT
         )
         features[rows] = latent[: len(part)].float().cpu().numpy()
     codes = Codes.from_symbols(symbols, alphabet=encoder.config.alphabet, uncertainty=entropy)
