@@ -1,0 +1,81 @@
+"""Train new latents on a finished network: head, prior, decoder and tables of another code; the backbone stays.
+
+    python tools/refit_latents.py MODEL SOURCE... -o OUTPUT --rate BITS [--posterior FAMILY] [--latents D]
+        [--alphabet K] [--hold-out 20] [--steps 3000] [--seed 0]
+
+It is the last stage of ``stochcl train`` (docs/TRAINING.md, "The latents"), on images of SOURCE and on the same
+images shrunk and enlarged again, since a user's images are of all sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from stochcl.data import Preprocess, open_source, printable
+from stochcl.encoders.augment import Augmentation
+from stochcl.encoders.health import code_health
+from stochcl.encoders.imageset import read_images
+from stochcl.encoders.inference import encode_images
+from stochcl.encoders.model import Encoder, default_ladder
+from stochcl.encoders.modelfile import load_model, save_model
+from stochcl.encoders.training import TrainOptions
+from stochcl.encoders.training.finish import train_latents
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("sources", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--rate", type=float, required=True, help="Bits per image of the full code.")
+    parser.add_argument("--posterior", default="gaussian")
+    for name, value in (("latents", 256), ("alphabet", 16), ("hold-out", 0), ("steps", 3000), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} by default")
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    loaded = load_model(options.model)
+    shape = {"posterior": options.posterior, "latents": options.latents, "alphabet": options.alphabet}
+    config = replace(
+        loaded.encoder.config, **shape, ladder=default_ladder(options.latents), embedding=0, temperature=1.0,
+        entropy="independent", entropy_hidden=0,
+    )  # fmt: skip
+    encoder = Encoder(config).eval()
+    encoder.backbone.load_state_dict(loaded.encoder.backbone.state_dict())
+    encoder.norm.load_state_dict(loaded.encoder.norm.state_dict())
+    sources = [open_source(path) for path in options.sources]
+    data = read_images(sources, Preprocess(config.size, config.fit), hold_out=options.hold_out, workers=2)
+    print(f"{len(data.train):,} images, {len(data.held):,} held out", flush=True)
+    settings = TrainOptions(rate=options.rate, latent_steps=options.steps, seed=options.seed)
+    told = time.monotonic()
+
+    def report(progress: object) -> None:
+        nonlocal told
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            print(progress.line(), flush=True)  # type: ignore[attr-defined]
+
+    augmentation = Augmentation(settings.crop)
+    fitted = train_latents(encoder, data, augmentation, settings, CPU, max_time=None, report=report)
+    health = code_health(encode_images(encoder, data.held or data.train[:4000], CPU).codes, config.posterior)
+    record = loaded.record | {
+        "latents_refit": {
+            "from": loaded.sha256, "sources": [printable(path.name) for path in options.sources],
+            "images": len(data.train), "held_out": len(data.held),
+        },
+        "latents": fitted.record, "entropy": fitted.record["entropy"], "health": health,
+    }  # fmt: skip
+    record.pop("decoder_refit", None)
+    record.pop("figures", None)
+    print(f"{fitted.rate:.1f} bits per held-out image; hash {save_model(encoder, options.output, record)}")
+
+
+if __name__ == "__main__":
+    main()
