@@ -64,7 +64,9 @@ def main() -> None:
 
     augmentation = Augmentation(settings.crop)
     fitted = train_latents(encoder, data, augmentation, settings, CPU, max_time=None, report=report)
-    health = code_health(encode_images(encoder, data.held or data.train[:4000], CPU).codes, config.posterior)
+    health = code_health(
+        encode_images(encoder, data.held if len(data.held) else data.train[:4000], CPU).codes, config.posterior
+    )
     record = loaded.record | {
         "latents_refit": {
             "from": loaded.sha256, "sources": [printable(path.name) for path in options.sources],
