@@ -1,0 +1,26 @@
+"""Archives made with models that were released decode for ever: their tables stay in the package."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+import stochcl
+
+RELEASED = Path(__file__).parents[1] / "golden" / "released"
+CODES = {
+    "general-e1a2f751.bin": "e4c128ad4ded4441d24a5bb23f881526759bf5330eb571ed5ca740337e2c010f",
+}
+"""SHA-256 of the symbols, row after row, of two images of each of the three first classes of examples/images."""
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_an_archive_decodes_with_the_tables_that_the_package_keeps(name):
+    with stochcl.open(RELEASED / name) as archive:
+        assert archive.names[0] == "china/00.jpg"
+        assert hashlib.sha256(archive.to_numpy().tobytes()).hexdigest() == CODES[name]
+        assert archive.to_vectors().shape == (6, 512)
+
+
+def test_every_archive_that_is_kept_is_tested():
+    assert {path.name for path in RELEASED.iterdir()} == set(CODES)
