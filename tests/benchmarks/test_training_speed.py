@@ -3,24 +3,26 @@ import pytest
 from stochcl.benchmarks.training_speed import FLOOR, PARTS, STEP, Request, benchmark_training, title
 from stochcl.errors import UsageError
 
-TINY = {"backbone": "resnet10", "size": 16, "crop": 16, "batch_size": 2, "device": "cpu", "repeat": 1}
+# At 16 pixels the last convolutions are of single pixels, whose gradients in bf16 PyTorch 2.13.0 now and then takes
+# from memory that nobody has written to.
+TINY = {"backbone": "resnet10", "size": 32, "crop": 32, "batch_size": 8, "device": "cpu", "repeat": 1}
 
 
 def test_the_parts_of_a_step_are_measured_beside_the_bare_pass():
     result = benchmark_training(Request(**TINY))
     rows = {row["stage"]: row for row in result["rows"]}
     assert set(rows) == {*PARTS, FLOOR, STEP}
-    assert {row["n"] for row in rows.values()} == {4}  # two views of two images
+    assert {row["n"] for row in rows.values()} == {16}  # two views of eight images
     assert result["limit"] in PARTS
     assert result["limit"] in title(result)
-    assert (result["crop"], result["precision"], result["schema"]) == (16, "bf16", "stochcl.benchmark.training/0")
+    assert (result["crop"], result["precision"], result["schema"]) == (32, "bf16", "stochcl.benchmark.training/0")
     assert set(result["ratios"]) == {f"{FLOOR} / {STEP}, {clock}" for clock in ("core", "wall")}
 
 
 def test_a_preset_is_what_is_measured_but_for_what_is_given():
-    result = benchmark_training(Request(preset="digits", batch_size=2, device="cpu", repeat=1))
-    assert (result["size"], result["crop"], result["batch_size"]) == (32, 24, 2)
-    assert result["command"].startswith("stochcl benchmark training --preset digits --batch-size 2")
+    result = benchmark_training(Request(preset="digits", batch_size=8, device="cpu", repeat=1))
+    assert (result["size"], result["crop"], result["batch_size"]) == (32, 24, 8)
+    assert result["command"].startswith("stochcl benchmark training --preset digits --batch-size 8")
 
 
 @pytest.mark.parametrize(("options", "message"), [({"preset": "nothing"}, "nothing"), ({"backbone": "vgg"}, "vgg")])

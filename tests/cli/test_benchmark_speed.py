@@ -17,7 +17,7 @@ def test_throughput_is_shown_and_written(run, images, model, tmp_path):
 
 
 def test_training_is_shown_and_written(run, tmp_path):
-    options = ["--backbone", "resnet10", "--size", "16", "--crop", "16", "--batch-size", "2", "--device", "cpu"]
+    options = ["--backbone", "resnet10", "--size", "32", "--crop", "32", "--batch-size", "8", "--device", "cpu"]
     result = run("benchmark", "training", *options, "--repeat", "1", "-o", tmp_path)
     assert "bare pass / step (core seconds)" in result.stdout
-    assert json.loads((tmp_path / "training.json").read_text())["batch_size"] == 2
+    assert json.loads((tmp_path / "training.json").read_text())["batch_size"] == 8
