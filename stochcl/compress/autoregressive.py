@@ -199,10 +199,10 @@ class AutoregressiveModel:
             for low in range(0, len(active), _COLUMNS):
                 units = slice(low, min(low + _COLUMNS, len(active)))
                 seen = int(self.degrees[units.stop - 1])
-                active[units] = f.activate(_float(self.hidden_weights[units, :seen]) @ signs[:seen], units)
+                active[units] = f.activate(_product(_float(self.hidden_weights[units, :seen]), signs[:seen]), units)
             for low in range(0, t, _COLUMNS):
                 high = min(low + _COLUMNS, t)
-                z = (_float(self.direct[low:high, :high]) @ signs[:high]).astype(np.float64)
+                z = _product(_float(self.direct[low:high, :high]), signs[:high]).astype(np.float64)
                 f.add_output(z, self.output[low:high], active, int(np.searchsorted(self.degrees, high)))
                 bias = self._bias(part, low, high)
                 out[low:high, start : start + _ROWS] = f.quantise(z, f.multiplier[low:high, None], bias)
@@ -367,7 +367,7 @@ class _Floats:
         """Add to ``z``, shape (decisions, N), in units of _SIGN, what hidden units first..units-1 say to them."""
         for low in range(first, units, _EXACT_UNITS):
             high = min(low + _EXACT_UNITS, units)
-            z += _float(output[:, low:high]) * np.float32(1 / _SIGN) @ active[low:high]
+            z += _product(_float(output[:, low:high]) * np.float32(1 / _SIGN), active[low:high])
 
     def quantise(self, z: NDArray[np.float64], multiplier: Any, bias: Any) -> NDArray[np.uint8]:
         """Return the index of the level; below 0 it is 0, so that rounding to 0 is rounding down."""
@@ -376,6 +376,16 @@ class _Floats:
         np.maximum(z, 0, out=z)  # half the time of np.clip, where rows are few
         np.minimum(z, self.top, out=z)
         return z.astype(np.uint8)
+
+
+def _product(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply matrices of finite numbers.
+
+    Lanes that a matrix does not fill hold anything, and what BLAS makes of them raises the processor's flag of an
+    invalid operation now and then, of which numpy would warn.
+    """
+    with np.errstate(invalid="ignore"):
+        return left @ right
 
 
 class Stepper:
@@ -417,21 +427,21 @@ class Stepper:
             output = model.output[low:high]
             # With all that is known, for the whole chunk; then, decision by decision, with what the chunk adds.
             direct = _float(model.direct[low:high, :high])
-            z = (direct[:, :low] @ signs[:low]).astype(np.float64)
+            z = _product(direct[:, :low], signs[:low]).astype(np.float64)
             f.add_output(z, output, active, units)
             coming = slice(units, known[high - 1])
             hidden = _float(model.hidden_weights[coming, :high])
-            sums = hidden[:, :low] @ signs[:low]
+            sums = _product(hidden[:, :low], signs[:low])
             for j in range(low, high):
                 if known[j] > units:
                     new = slice(units - coming.start, known[j] - coming.start)
-                    u = sums[new] + hidden[new, low:j] @ signs[low:j]
+                    u = sums[new] + _product(hidden[new, low:j], signs[low:j])
                     active[units : known[j]] = f.activate(u, slice(units, known[j]))
                     f.add_output(z[j - low :], output[j - low :], active, known[j], units)
                     units = known[j]
                 row = z[j - low]
                 if j > low:
-                    row += direct[j - low, low:j] @ signs[low:j]
+                    row += _product(direct[j - low, low:j], signs[low:j])
                 latent, level = divmod(j, bits)
                 bias = f.bias[latent, (1 << level) - 1 + self._prefix] if level else roots[latent]
                 yield f.quantise(row, multiplier[j], bias)

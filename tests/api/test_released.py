@@ -7,7 +7,7 @@ import pytest
 
 import stochcl
 
-RELEASED = Path(__file__).parents[1] / "golden" / "released"
+RELEASED = Path(__file__).parents[1] / "released"
 CODES = {
     "general-e1a2f751.bin": "e4c128ad4ded4441d24a5bb23f881526759bf5330eb571ed5ca740337e2c010f",
 }

@@ -15,7 +15,8 @@ def commands(images, model, codes, out):
     """Every command with the keys of its JSON."""
     evaluation = {
         "schema", "path", "images", "input", "latents", "model", "task", "estimator", "n_train", "n_test", "score",
-        "interval", "baseline", "balanced_accuracy", "folds", "classes", "confusion", "seconds",
+        "interval", "baseline", "balanced_accuracy", "baseline_balanced_accuracy", "duplicates", "folds", "classes",
+        "confusion", "seconds",
     }  # fmt: skip
     train = {
         "schema", "model", "sha256", "images", "held_out", "skipped", "steps", "seconds", "latents", "rate", "knn",
