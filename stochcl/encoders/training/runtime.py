@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
 _ACCELERATORS = ("cpu", "cuda", "mps")
+_PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few tensors
 
 
 class Runtime:
@@ -82,6 +84,10 @@ class Runtime:
     def close(self) -> None:
         """Take leave of the other processes; each goes on, or ends, as it likes."""
         if self._opened and distributed.is_available() and distributed.is_initialized():
+            # A thread of the group needs the interpreter's lock to let go of the tensors that it summed last. Whoever
+            # drops the group waits for the thread, and a reducer does so holding that lock: both wait for ever.
+            distributed.barrier()
+            time.sleep(_PARTING)
             distributed.destroy_process_group()
 
 
