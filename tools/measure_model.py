@@ -17,7 +17,7 @@ import shlex
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def encode(codec: Codec, path: Path) -> Encoded:
     for batch in images(path).batches(codec.preprocess, batch_size=1024, workers=os.cpu_count() or 1):
         found = codec.encode_pixels(batch.images)
         labels = tuple(folder_label(name) for name in batch.names)
-        codes.append(stochcl.Codes(found.codes.packed, found.codes.latents, 2, labels=labels))
+        codes.append(replace(found.codes, labels=labels, uncertainty=None))
         features.append(found.features)
         say(f"  {printable(path.name)}: {batch.rows.stop:,} images", end="\r")
     say("")
