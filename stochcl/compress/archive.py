@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from itertools import pairwise
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.codes import Codes, bits_per_symbol, symbol_dtype
+from stochcl.codes import bits_per_symbol
 from stochcl.compress import framing
 from stochcl.compress.cache import Cache
 from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit
@@ -18,30 +18,28 @@ from stochcl.compress.index import Index, read_index
 from stochcl.compress.model import FITTED, OWN, size_in_memory, unpack_model
 from stochcl.compress.parts import check_head, read_part, read_texts
 from stochcl.compress.reader import ByteReader
+from stochcl.compress.rows import Rows
 from stochcl.compress.segment import read_blocks, values_per_row
 from stochcl.compress.tables import Tables, find_tables
-from stochcl.compress.texts import Store, Texts
+from stochcl.compress.texts import Store
 from stochcl.data import folder_label, printable
-from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated, UsageError
+from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from stochcl.compress.coder import EntropyModel
-    from stochcl.compress.decoder import VectorDecoder
 
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
-_ROWS = 8192  # decoded at a time
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
 _VALUES = 1 << 23  # with the values of a network's hidden units, which take four
 _CACHED_TABLES = 16 << 20  # bytes of models that the archive holds for itself
-_WINDOW = 64  # blocks among which rows are shuffled
 _MOST_BLOCKS = 256  # that are decoded together
 
 
-class Archive:
+class Archive(Rows):
     """The codes in a file.
 
     Rows are read when they are asked for: ``archive[i]`` decodes one block. Everything that is read is checked:
@@ -113,22 +111,6 @@ class Archive:
         """Bytes of the images in their source."""
         return self._index.source_bytes
 
-    @property
-    def names(self) -> Sequence[str] | None:
-        """The rows' names, or None if they were left out; read when they are looked at."""
-        return self._texts("names", range(len(self)))
-
-    @property
-    def labels(self) -> Sequence[str] | None:
-        """The rows' labels: those stored, else the first folder of each name; None if there are neither."""
-        return self._texts("labels", range(len(self))) if self._has_labels else None
-
-    @cached_property
-    def _has_labels(self) -> bool:
-        """Whether labels are stored, or any name has a folder: usually the first one that is looked at."""
-        labels = self._texts("labels", range(len(self)))
-        return labels is not None and (self._stored("labels") or any(labels))
-
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables; from the archive, the places given, the package or ``$STOCHCL_MODELS``."""
@@ -147,17 +129,6 @@ class Archive:
             if (tables.latents, tables.alphabet) != (self.header.model_latents, self.header.alphabet):
                 raise FormatError("the tables are for other latents than the header says")
         return tables
-
-    @property
-    def has_decoder(self) -> bool:
-        """Whether codes can be decoded to vectors."""
-        return self.tables.decoder is not None
-
-    @cached_property
-    def decoder(self) -> VectorDecoder | None:
-        """What makes vectors of this archive's latents, if its model has that."""
-        decoder, selection = self.tables.decoder, self.header.selection
-        return decoder if decoder is None or selection is None else decoder.select(selection)
 
     @property
     def external_bytes(self) -> int:
@@ -186,11 +157,6 @@ class Archive:
 
     # Rows
 
-    def __getitem__(self, rows: int | slice | ArrayLike) -> Codes:
-        """Return rows as codes, with their names and labels; an integer gives one row."""
-        index = _indices(rows, len(self))
-        return self._codes(self._packed(index), index)
-
     def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Decode the rows of these numbers, each block once."""
         packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
@@ -210,44 +176,9 @@ class Archive:
                     done += 1
         return packed
 
-    def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
-        """Yield all rows in order, so many at a time; memory does not grow with the archive."""
-        for start in range(0, len(self), rows):
-            yield self[start : start + rows]
-
-    def iter_shuffled(self, seed: int, rows: int = _ROWS, *, blocks: int = _WINDOW) -> Iterator[Codes]:
-        """Yield all rows once, in an order that the seed says, so many at a time; every block is decoded once.
-
-        Blocks are visited in random order, and rows are shuffled among so many blocks at a time: an archive of no
-        more blocks is shuffled evenly, of a larger one rows come together that stood in the same random blocks.
-        Memory does not grow with the archive. Take another seed for every epoch.
-
-        Parameters
-        ----------
-        seed : int
-        rows : int
-            How many at a time; the last may be fewer.
-        blocks : int
-            Of about 64 kbit each, whose rows are shuffled among each other.
-
-        Examples
-        --------
-        >>> for codes in archive.iter_shuffled(seed=epoch, rows=256):  # doctest: +SKIP
-        ...     fit(codes.symbols(), codes.labels)
-        """
-        if rows < 1 or blocks < 1:
-            raise UsageError("rows are shuffled at least one at a time, and among those of at least one block.")
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(int(self._first_blocks[-1]))
-        packed, index = self._packed(np.arange(0)), np.arange(0)
-        for start in range(0, len(order), blocks):
-            window = rng.permutation(self._rows_of_blocks(order[start : start + blocks]))
-            packed, index = np.concatenate([packed, self._packed(window)]), np.concatenate([index, window])
-            whole = len(index) - len(index) % rows if start + blocks < len(order) else len(index)
-            for first in range(0, whole, rows):
-                part = slice(first, min(first + rows, whole))
-                yield self._codes(packed[part], index[part])
-            packed, index = packed[whole:], index[whole:]
+    @property
+    def _blocks_in_all(self) -> int:
+        return int(self._first_blocks[-1])
 
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
         """Return the numbers of the rows of some blocks, which are counted through all segments."""
@@ -256,44 +187,6 @@ class Archive:
         first = self._starts[segments] + (numbers - self._first_blocks[segments]) * size
         end = np.minimum(first + size, self._starts[segments + 1])
         return np.concatenate([np.arange(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True)])
-
-    def to_numpy(self, latents: int | None = None) -> NDArray[np.uint8 | np.uint16]:
-        """Return symbols, uint8 (uint16 beyond 256 values), shape (N, D), or the first ``latents`` of them.
-
-        Raises
-        ------
-        UsageError
-            If the archive has fewer latents.
-        """
-        k = self._check_latents(latents)
-        out = np.empty((len(self), k), symbol_dtype(self.header.alphabet))
-        for rows, symbols in self._symbols(k):
-            out[rows] = symbols
-        return out
-
-    def to_vectors(self, latents: int | None = None) -> NDArray[np.float32]:
-        """Return decoded vectors, float32, shape (N, V), from all or the first ``latents`` latents.
-
-        Raises
-        ------
-        UsageError
-            If the archive has fewer latents, or its model no vector decoder.
-        """
-        k = self._check_latents(latents)
-        decoder = self.decoder
-        if decoder is None:
-            raise UsageError(f"{self._shown}: its model has no vector decoder; use the symbols.")
-        out = np.empty((len(self), decoder.dim), np.float32)
-        for rows, symbols in self._symbols(k):
-            out[rows] = decoder.decode(symbols)
-        return out
-
-    def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
-        """Yield all rows' first latents, part by part, without their names."""
-        for start in range(0, len(self), _ROWS):
-            rows = slice(start, min(start + _ROWS, len(self)))
-            codes = Codes(self._packed(_indices(rows, len(self))), self.header.latents, self.header.alphabet)
-            yield rows, codes.prefix(latents).symbols()
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Read and check everything: tables, names, labels, every block.
@@ -323,23 +216,6 @@ class Archive:
                 for group in self._groups([(i, block) for block in range(len(head.words))]):
                     self._decode(group)
                 progress(int(self._starts[i + 1]), len(self))
-
-    def _check_latents(self, latents: int | None) -> int:
-        if latents is None:
-            return self.header.latents
-        if not 1 <= latents <= self.header.latents:
-            raise UsageError(f"{self._shown}: it has {self.header.latents} latents, not {latents}.")
-        return latents
-
-    def _codes(self, packed: NDArray[np.uint8], index: NDArray[np.integer]) -> Codes:
-        return Codes(
-            packed,
-            self.header.latents,
-            self.header.alphabet,
-            names=self._texts("names", index),
-            labels=self._texts("labels", index),
-            uncertainty=self._uncertainty(index),
-        )
 
     # Segments and blocks
 
@@ -454,11 +330,6 @@ class Archive:
 
         return Store(self._starts, read)
 
-    def _texts(self, which: str, rows: range | NDArray[np.integer]) -> Texts | None:
-        """Return names or labels of rows, or None where there are none."""
-        store = self._stores.get(which)
-        return None if store is None else Texts(store, rows)
-
     def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
         """Return the uncertainty of rows, from the segments that they are in; None where there is none."""
         if not self._stored("entropy"):
@@ -483,30 +354,8 @@ class Archive:
         self._reader.close()
         self.__dict__.pop("_stores", None)  # they have a descriptor of their own
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self._reader.__getstate__()["path"], self._extra)
-
-
-def _indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
-    """Return row numbers, none negative; their cost does not depend on how many rows there are."""
-    if isinstance(rows, slice):
-        return np.arange(*rows.indices(count))
-    index = np.asarray([rows] if isinstance(rows, int | np.integer) else rows)
-    if index.dtype == bool and index.shape == (count,):
-        return np.flatnonzero(index)
-    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
-        raise IndexError("rows are chosen by an integer, a slice, a list of integers, or a mask of all rows")
-    index = index.astype(np.int64)
-    outside = index[(index < -count) | (index >= count)]
-    if len(outside):
-        raise IndexError(f"there is no row {outside[0]:,} in an archive of {count:,}")
-    return np.where(index < 0, index + count, index)
 
 
 _ADVICE = {

@@ -1,0 +1,265 @@
+"""Rows of codes, read when they are asked for: what one archive and a folder of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from stochcl.codes import Codes, symbol_dtype
+from stochcl.compress.texts import Texts
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from stochcl.compress.decoder import VectorDecoder
+    from stochcl.compress.header import Header
+    from stochcl.compress.tables import Tables
+    from stochcl.compress.texts import Store
+
+_ROWS = 8192  # decoded at a time
+_WINDOW = 64  # blocks among which rows are shuffled
+
+
+class Rows(ABC):
+    """Codes of one model and width, by row, by range, in order or shuffled; nothing is decoded before it is wanted.
+
+    What differs between one file and many is below: how rows of some numbers are decoded, where their names are, and
+    how many blocks there are.
+    """
+
+    header: Header
+    _shown: str  # the path, as messages name it
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def skipped(self) -> list[tuple[str, str]]:
+        """Names and reasons of the images that could not be read when the codes were made."""
+
+    @property
+    @abstractmethod
+    def source_bytes(self) -> int:
+        """Bytes of the images in their source."""
+
+    @property
+    @abstractmethod
+    def tables(self) -> Tables:
+        """The decoding tables."""
+
+    @property
+    @abstractmethod
+    def external_bytes(self) -> int:
+        """Bytes of the tables that the codes lean on outside themselves."""
+
+    @property
+    @abstractmethod
+    def own_table_rows(self) -> int:
+        """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes on disk."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, int]:
+        """Return the bytes on disk by what they are for; they add up to ``size``."""
+
+    @abstractmethod
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read and check everything; raise FormatError if anything is damaged."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is open."""
+
+    @abstractmethod
+    def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Decode the rows of these numbers, each block once."""
+
+    @abstractmethod
+    def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
+        """Return the uncertainty of rows; None where there is none."""
+
+    @abstractmethod
+    def _stored(self, which: str) -> bool:
+        """Whether ``names``, ``labels`` or ``entropy`` are stored."""
+
+    @property
+    @abstractmethod
+    def _stores(self) -> dict[str, Store]:
+        """What reads names and labels, of those that there are."""
+
+    @property
+    @abstractmethod
+    def _blocks_in_all(self) -> int:
+        """How many blocks there are."""
+
+    @abstractmethod
+    def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return the numbers of the rows of some blocks, which are counted through."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # What they hold
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The rows' names, or None if they were left out; read when they are looked at."""
+        return self._texts("names", range(len(self)))
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """The rows' labels: those stored, else the first folder of each name; None if there are neither."""
+        return self._texts("labels", range(len(self))) if self._has_labels else None
+
+    @cached_property
+    def _has_labels(self) -> bool:
+        """Whether labels are stored, or any name has a folder: usually the first one that is looked at."""
+        labels = self._texts("labels", range(len(self)))
+        return labels is not None and (self._stored("labels") or any(labels))
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether codes can be decoded to vectors."""
+        return self.tables.decoder is not None
+
+    @cached_property
+    def decoder(self) -> VectorDecoder | None:
+        """What makes vectors of this archive's latents, if its model has that."""
+        decoder, selection = self.tables.decoder, self.header.selection
+        return decoder if decoder is None or selection is None else decoder.select(selection)
+
+    # Rows
+
+    def __getitem__(self, rows: int | slice | ArrayLike) -> Codes:
+        """Return rows as codes, with their names and labels; an integer gives one row."""
+        index = indices(rows, len(self))
+        return self._codes(self._packed(index), index)
+
+    def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
+        """Yield all rows in order, so many at a time; memory does not grow with the archive."""
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+    def iter_shuffled(self, seed: int, rows: int = _ROWS, *, blocks: int = _WINDOW) -> Iterator[Codes]:
+        """Yield all rows once, in an order that the seed says, so many at a time; every block is decoded once.
+
+        Blocks are visited in random order, and rows are shuffled among so many blocks at a time: an archive of no
+        more blocks is shuffled evenly, of a larger one rows come together that stood in the same random blocks.
+        Memory does not grow with the archive. Take another seed for every epoch.
+
+        Parameters
+        ----------
+        seed : int
+        rows : int
+            How many at a time; the last may be fewer.
+        blocks : int
+            Of about 64 kbit each, whose rows are shuffled among each other.
+
+        Examples
+        --------
+        >>> for codes in archive.iter_shuffled(seed=epoch, rows=256):  # doctest: +SKIP
+        ...     fit(codes.symbols(), codes.labels)
+        """
+        if rows < 1 or blocks < 1:
+            raise UsageError("rows are shuffled at least one at a time, and among those of at least one block.")
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(self._blocks_in_all)
+        packed, index = self._packed(np.arange(0)), np.arange(0)
+        for start in range(0, len(order), blocks):
+            window = rng.permutation(self._rows_of_blocks(order[start : start + blocks]))
+            packed, index = np.concatenate([packed, self._packed(window)]), np.concatenate([index, window])
+            whole = len(index) - len(index) % rows if start + blocks < len(order) else len(index)
+            for first in range(0, whole, rows):
+                part = slice(first, min(first + rows, whole))
+                yield self._codes(packed[part], index[part])
+            packed, index = packed[whole:], index[whole:]
+
+    def to_numpy(self, latents: int | None = None) -> NDArray[np.uint8 | np.uint16]:
+        """Return symbols, uint8 (uint16 beyond 256 values), shape (N, D), or the first ``latents`` of them.
+
+        Raises
+        ------
+        UsageError
+            If the archive has fewer latents.
+        """
+        k = self._check_latents(latents)
+        out = np.empty((len(self), k), symbol_dtype(self.header.alphabet))
+        for rows, symbols in self._symbols(k):
+            out[rows] = symbols
+        return out
+
+    def to_vectors(self, latents: int | None = None) -> NDArray[np.float32]:
+        """Return decoded vectors, float32, shape (N, V), from all or the first ``latents`` latents.
+
+        Raises
+        ------
+        UsageError
+            If the archive has fewer latents, or its model no vector decoder.
+        """
+        k = self._check_latents(latents)
+        decoder = self.decoder
+        if decoder is None:
+            raise UsageError(f"{self._shown}: its model has no vector decoder; use the symbols.")
+        out = np.empty((len(self), decoder.dim), np.float32)
+        for rows, symbols in self._symbols(k):
+            out[rows] = decoder.decode(symbols)
+        return out
+
+    def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
+        """Yield all rows' first latents, part by part, without their names."""
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(self)))
+            codes = Codes(self._packed(indices(rows, len(self))), self.header.latents, self.header.alphabet)
+            yield rows, codes.prefix(latents).symbols()
+
+    def _check_latents(self, latents: int | None) -> int:
+        if latents is None:
+            return self.header.latents
+        if not 1 <= latents <= self.header.latents:
+            raise UsageError(f"{self._shown}: it has {self.header.latents} latents, not {latents}.")
+        return latents
+
+    def _codes(self, packed: NDArray[np.uint8], index: NDArray[np.integer]) -> Codes:
+        return Codes(
+            packed,
+            self.header.latents,
+            self.header.alphabet,
+            names=self._texts("names", index),
+            labels=self._texts("labels", index),
+            uncertainty=self._uncertainty(index),
+        )
+
+    def _texts(self, which: str, rows: range | NDArray[np.integer]) -> Texts | None:
+        """Return names or labels of rows, or None where there are none."""
+        store = self._stores.get(which)
+        return None if store is None else Texts(store, rows)
+
+
+def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
+    """Return row numbers, none negative; their cost does not depend on how many rows there are."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(count))
+    index = np.asarray([rows] if isinstance(rows, int | np.integer) else rows)
+    if index.dtype == bool and index.shape == (count,):
+        return np.flatnonzero(index)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise IndexError("rows are chosen by an integer, a slice, a list of integers, or a mask of all rows")
+    index = index.astype(np.int64)
+    outside = index[(index < -count) | (index >= count)]
+    if len(outside):
+        raise IndexError(f"there is no row {outside[0]:,} in an archive of {count:,}")
+    return np.where(index < 0, index + count, index)
