@@ -67,6 +67,8 @@ def _silence(done: float, total: float, note: str = "") -> None:
               help="What a bit costs in the loss; with --rate, to begin with.  [default: 0.0001]")  # fmt: skip
 @click.option("--objective", type=click.Choice(["nt-xent", "byol", "vicreg", "reconstruct"]),
               help="What says that two views belong together.  [default: nt-xent]")  # fmt: skip
+@click.option("--deterministic", is_flag=True, default=None,
+              help="The twin to compare with: no stochastic layer while the network is trained.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of nt-xent.  [default: 0.2]")
 @click.option("--posterior", type=click.Choice(["bernoulli", "categorical", "gaussian"]),
               help="Family of the latents.  [default: bernoulli]")  # fmt: skip

@@ -14,6 +14,7 @@ from stochcl.errors import UsageError
         {"epochs": -1}, {"rate": 0.0}, {"rate": math.nan}, {"beta": -1.0}, {"decay": math.nan}, {"seed": -1},
         {"seed": 1 << 63}, {"precision": "fp16"}, {"max_time": 0.0}, {"max_time": -5.0}, {"max_time": math.nan},
         {"entropy": "psychic"}, {"entropy_hidden": -1}, {"entropy_hidden": 4097},
+        {"deterministic": True, "objective": "reconstruct"},
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options):

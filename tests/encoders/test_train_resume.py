@@ -184,3 +184,24 @@ def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
     second = make_trainer(place, data, **options)
     assert second.step == trainer.step
     assert weights(second.run()) == expected
+
+
+def test_a_twin_goes_on_too_and_its_checkpoint_is_no_other_s(folder, monkeypatch):
+    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 2)
+    data, options = make_set(32), {"epochs": 2, "batch_size": 16, "deterministic": True}
+    whole = make_trainer(folder("whole"), data, **options).run()
+    place = folder("parts")
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(place, data, report=interrupt_at(2, ctrl_c), **options).run()
+    with pytest.raises(TrainingError, match="belongs to a run with another deterministic"):
+        make_trainer(place, data, epochs=2, batch_size=16)
+    assert weights(make_trainer(place, data, **options).run()) == weights(whole)
+
+
+@pytest.mark.parametrize("options", [{"deterministic": True}, {"average": 0.5}, {}], ids=str)
+def test_the_latent_stage_trains_what_the_steps_on_images_left_without_gradients(folder, options):
+    data = make_set(64, 16)
+    before = make_trainer(folder("without"), data, **options).run()
+    after = make_trainer(folder("with"), data, latent_steps=20, **options).run()
+    same = {n.split(".")[0]: torch.equal(p, dict(before.named_parameters())[n]) for n, p in after.named_parameters()}
+    assert same == {"backbone": True, "head": False, "prior": False, "decoder": False}

@@ -148,6 +148,9 @@ class LatentStage:
         frozen = [p for p in encoder.backbone.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
+        for name, parameter in encoder.named_parameters():  # an average of weights, and a twin, come with none
+            if not name.startswith(("backbone.", "classifier.")):
+                parameter.requires_grad_(True)
         with PrincipalDecoder(encoder, self.metric):
             self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
             self._descend(options.steps)

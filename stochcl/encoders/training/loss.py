@@ -56,6 +56,10 @@ class StochasticContrastive(nn.Module):
     Where A follows a slow copy (BYOL), the copy is of the whole encoder: its features are the targets of A, what it
     decodes from its own draws of full codes those of A'.
 
+    Its deterministic twin has features where codes stood, and nothing that only codes have:
+
+        L = A(f) + A'(f) + gamma * C(f)
+
     Parameters
     ----------
     encoder : Encoder
@@ -64,14 +68,19 @@ class StochasticContrastive(nn.Module):
         Of a contrastive objective.
     estimator : str
         How gradients pass the draw.
+    deterministic : bool
+        Whether it is the twin's: head, decoder and prior then have no gradient.
     """
 
     def __init__(
         self, encoder: Encoder, objective: str = "nt-xent", *, temperature: float = 0.2,
-        estimator: str = "straight-through",
+        estimator: str = "straight-through", deterministic: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.encoder, self.estimator = encoder, estimator
+        self.encoder, self.estimator, self.deterministic = encoder, estimator, deterministic
+        if deterministic:
+            for name, parameter in encoder.named_parameters():
+                parameter.requires_grad_(name.startswith("backbone."))
         self.features, self.codes = (OBJECTIVES[objective](encoder.feature_dim, temperature) for _ in range(2))
         self.slow = Follower(encoder) if self.features.follows else None
 
@@ -93,6 +102,8 @@ class StochasticContrastive(nn.Module):
             Nats that a bit of rate costs.
         """
         model = self.encoder
+        if self.deterministic:
+            return self._twin(views)
         if not noise.is_floating_point():
             noise = from_words(noise)
         model.eval()
@@ -126,6 +137,19 @@ class StochasticContrastive(nn.Module):
         total = contrast + contrast_codes + DECORRELATION * spread + reconstruction + beta * rate
         terms = (contrast, contrast_codes, spread, reconstruction, rate, kl)
         return Losses(total, *(term.detach() for term in terms))
+
+    def _twin(self, views: Tensor) -> Losses:
+        """Return the terms of the twin without latents."""
+        self.encoder.train()
+        features = self.encoder.features(views)
+        slow = None
+        if self.slow is not None:
+            with torch.no_grad():
+                slow = _halves(self.slow.network.features(views))
+        contrast, again = (_agreement(objective, features, slow) for objective in (self.features, self.codes))
+        spread, zero = decorrelation(features), features.new_zeros(())
+        terms = (term.detach() for term in (contrast, again, spread))
+        return Losses(contrast + again + DECORRELATION * spread, *terms, zero, zero, zero)
 
     @torch.no_grad()
     def _slow(self, views: Tensor, noise: Tensor) -> tuple[Pair | None, Pair | None]:

@@ -62,6 +62,9 @@ class TrainOptions:
     latent_steps : int or None
         Steps in which head, prior and decoder are trained once more when the features are finished, to the rate that
         is asked for; 0 leaves them as they are, None lets the number of images decide.
+    deterministic : bool
+        Train the network without its stochastic layer, features standing where codes stood: the twin to compare
+        with. The latent stage then makes codes of its finished features.
     seed : int
         Of everything random.
     precision : str
@@ -96,6 +99,7 @@ class TrainOptions:
     beta: float = 1e-4
     average: float = 0.0
     latent_steps: int | None = None
+    deterministic: bool = False
     seed: int = 0
     precision: str = "bf16"
     device: str = "auto"
@@ -118,6 +122,8 @@ class TrainOptions:
         self._check("average", 0 <= self.average < 1, "0 or more, and less than 1")
         self._check("batch_size", self.batch_size >= 2, "2 or more")
         self._check("devices", self.devices >= 1, "1 or more")
+        if self.deterministic and self.objective == "reconstruct":
+            raise UsageError("reconstruct compares codes with features, and a deterministic twin has no codes.")
         if self.latent_steps is not None and self.latent_steps < 0:
             raise UsageError(f"latent-steps is 0 or more, not {self.latent_steps}.")
         if self.rate is not None and not 0 < self.rate < math.inf:

@@ -103,7 +103,11 @@ class Trainer:
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Averaged(self.encoder, options.average) if options.average else None
         self.loss = StochasticContrastive(
-            self.encoder, options.objective, temperature=options.temperature, estimator=options.estimator
+            self.encoder,
+            options.objective,
+            temperature=options.temperature,
+            estimator=options.estimator,
+            deterministic=options.deterministic,
         ).to(self.device)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
         # Where a latent stage follows, it meets the rate; the features are better off without that pressure.
@@ -146,6 +150,7 @@ class Trainer:
         for free in _NOT_OF_THE_STEPS:
             options.pop(free)
             config.pop(free, None)
+        options["deterministic"] = options["deterministic"] or None  # checkpoints from before do not say so
         return options | config | {"images": len(self.data.train)}
 
     def _restore(self) -> None:

@@ -126,3 +126,21 @@ def test_the_estimator_is_used():
         loss = StochasticContrastive(model, estimator=estimator)
         totals.append(loss(views, views[:3], noise, latents=8, beta=0.0).total)
     assert totals[0] != totals[1]
+
+
+@pytest.mark.parametrize("objective", ["nt-xent", "byol", "vicreg"])
+def test_the_twin_has_no_latents_and_trains_the_backbone_alone(objective):
+    torch.manual_seed(0)
+    loss = StochasticContrastive(Encoder(make_config()), objective, deterministic=True)
+    views, clean = torch.randn(12, 3, 16, 16), torch.randn(3, 3, 16, 16)
+    losses = [loss(views, clean, torch.rand(12, 16), latents=k, beta=1.0) for k in (4, 16)]
+    torch.testing.assert_close(losses[0].contrast, losses[1].contrast)  # no draw, no prefix
+    assert losses[0].reconstruction == losses[0].rate == losses[0].kl == 0
+    parts = losses[0].contrast + losses[0].contrast_codes + DECORRELATION * losses[0].decorrelation
+    torch.testing.assert_close(losses[0].total.detach(), parts)
+    losses[0].total.backward()
+    trained = {name.split(".")[0] for name, p in loss.encoder.named_parameters() if p.grad is not None}
+    assert trained == {"backbone"}
+    assert all(p.grad.abs().sum() > 0 for p in loss.encoder.backbone.parameters())
+    heads = [p for part in (loss.features, loss.codes) for p in part.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in heads)
