@@ -38,19 +38,19 @@ __all__ = [
 ]
 
 
-def load(model: str | os.PathLike[str] = "general", *, device: str = "auto") -> Codec:
-    """Load an encoder, by the name of an embedded model or from a model file.
+def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "fp32") -> Codec:
+    """Load an encoder, by the name of an embedded model or from a model file; ``precision`` is fp32 or bf16.
 
     Raises
     ------
     UsageError
-        If there is no such model or device.
+        If there is no such model, device or precision.
     ModelError
         If the model file is damaged, foreign or a pickle.
     """
     from stochcl.api.codec import Codec
 
-    return Codec(model, device=device)
+    return Codec(model, device=device, precision=precision)
 
 
 def open(  # noqa: A001 - stochcl.open, as gzip.open

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,7 +18,7 @@ from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tabl
 from stochcl.data import Preprocess, printable
 from stochcl.data.files import read_regular
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.encoders.inference import check_inputs, choose_device, encode
+from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode
 from stochcl.encoders.modelfile import load_model
 from stochcl.errors import ImageError, UsageError
 
@@ -44,19 +45,39 @@ class Codec:
         The name of an embedded model, or a model file.
     device : str
         auto, cpu, cuda...
+    precision : str
+        fp32 or bf16, of the network's arithmetic. bf16 is faster where the processor has it; a few bits in a
+        thousand come out differently, so that an archive has one precision, in its header.
 
     Raises
     ------
     UsageError
-        If there is no such model or device.
+        If there is no such model, device or precision.
     ModelError
         If the model file is damaged, foreign or a pickle.
     """
 
-    def __init__(self, model: str | os.PathLike[str] = DEFAULT, *, device: str = "auto") -> None:
+    precisions = PRECISIONS
+
+    def __init__(
+        self, model: str | os.PathLike[str] = DEFAULT, *, device: str = "auto", precision: str = "fp32"
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}.")
+        self.precision = precision
         self.device = choose_device(device)
         self.model = load_model(find_model(model))
         self._encoder = self.model.encoder.to(self.device)
+
+    def with_precision(self, precision: str) -> Codec:
+        """Return this codec, or one that shares its network and computes in another precision."""
+        if precision == self.precision:
+            return self
+        if precision not in PRECISIONS:
+            raise UsageError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}.")
+        other = copy.copy(self)
+        other.precision = precision
+        return other
 
     @property
     def latents(self) -> int:
@@ -143,11 +164,11 @@ class Codec:
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
-        return encode(self._encoder, pixels, self.device)
+        return encode(self._encoder, pixels, self.device, self.precision)
 
     def encode_prepared(self, inputs: NDArray[np.uint8] | NDArray[np.float32]) -> Encoded:
         """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
-        return encode(self._encoder, inputs, self.device)
+        return encode(self._encoder, inputs, self.device, self.precision)
 
     def encode_vectors(self, vectors: ArrayLike) -> Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
@@ -165,7 +186,7 @@ class Codec:
         if not finite.all():
             row = int(finite.argmin())
             raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
-        return encode(self._encoder, array, self.device)
+        return encode(self._encoder, array, self.device, self.precision)
 
     def _pixels(self, images: NDArray[Any] | Sequence[Any]) -> NDArray[np.uint8]:
         preprocess = self.preprocess
@@ -201,7 +222,7 @@ class Codec:
             model_latents=self.latents,
             latents=latents,
             alphabet=self.alphabet,
-            precision="fp32",
+            precision=self.precision,
             tables_sha256=self.tables.sha256,
             feature_dim=self._encoder.feature_dim,
             input_bytes=size,

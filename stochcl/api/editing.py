@@ -67,7 +67,7 @@ def append(
     source : path-like
         A folder, .zip, .tar, or .npy of uint8 images; or the .npy matrix that the archive was made of, grown.
     codec : Codec
-        Of the archive's model.
+        Of the archive's model; it computes in the archive's precision.
     labels : path-like, optional
         A CSV file with labels of the new images, where the archive has labels stored.
     batch_size, workers, strict
@@ -85,6 +85,7 @@ def append(
     options.check(codec.latents)
     with Archive(path) as archive:
         _check_appendable(archive, path, codec, labels=labels is not None)
+        codec = codec.with_precision(archive.header.precision)
     images = open_inputs(Path(source), codec)
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
@@ -162,8 +163,9 @@ def _check_appendable(archive: Archive, path: Path, codec: Codec, *, labels: boo
             f"{printable(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
         )
     own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
-    if header.precision != own.precision:
-        raise UsageError(f"{shown}: its precision is {printable(header.precision)}, and this one {own.precision}.")
+    if header.precision not in codec.precisions:
+        known = " or ".join(codec.precisions)
+        raise UsageError(f"{shown}: its precision is {printable(header.precision)}, and this version has {known}.")
     size, fit = own.preprocess.get("size"), header.preprocess.get("fit")
     if codec.columns is None and (header.preprocess.get("size") != size or fit not in ("crop", "pad", "stretch")):
         raise UsageError(f"{shown}: its images were not prepared as this model does, as squares of {size} pixels.")

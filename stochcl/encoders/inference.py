@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _CHUNK = {"cpu": 64, "cuda": 512, "mps": 128}
 _ROWS = 1024  # of vectors
 
+PRECISIONS = ("fp32", "bf16")
+"""What the network of an image may be computed in; bf16 is autocast, latents and decoder stay fp32."""
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -62,7 +65,9 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 @torch.inference_mode()
-def encode(encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device) -> Encoded:
+def encode(
+    encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device, precision: str = "fp32"
+) -> Encoded:
     """Encode images or vectors, whichever the encoder takes.
 
     Parameters
@@ -73,6 +78,8 @@ def encode(encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], d
         Images, uint8 of shape (B, S, S, 3), preprocessed to the encoder's size; or vectors, float16, float32 or
         float64 of shape (B, W).
     device : torch.device
+    precision : str
+        Of the network's arithmetic, one of :data:`PRECISIONS`.
 
     Raises
     ------
@@ -90,7 +97,9 @@ def encode(encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], d
         part = inputs[start : start + chunk]
         rows = slice(start, start + len(part))
         padded[: len(part)] = part
-        latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
+        latent = latent.float()
         posterior = encoder.posterior(latent)
         symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
         entropy[rows] = (

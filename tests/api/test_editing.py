@@ -193,7 +193,7 @@ def test_what_does_not_belong_to_the_archive_is_refused(codec, photos, some, tmp
     with pytest.raises(UsageError, match=r"nameless\.bin: its rows have no names .*stochcl merge"):
         stochcl.append(tmp_path / "nameless.bin", photos, codec)
     with Archive(some) as archive:
-        for change, said in [({"precision": "bf16"}, "its precision is bf16"), ({"preprocess": {}}, "not prepared")]:
+        for change, said in [({"precision": "fp8"}, "its precision is fp8"), ({"preprocess": {}}, "not prepared")]:
             path = tmp_path / f"{len(said)}.bin"
             with Writer(path, replace(archive.header, **change), archive.tables, embed_tables=True) as out:
                 out.add(archive[:1])

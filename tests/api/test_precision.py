@@ -1,0 +1,72 @@
+"""Codes computed in bf16: close to those of fp32, and never mixed with them."""
+
+import numpy as np
+import pytest
+
+import stochcl
+from stochcl.errors import StochclError, UsageError
+
+
+@pytest.fixture
+def fast(model):
+    return stochcl.load(model, device="cpu", precision="bf16")
+
+
+def test_the_network_alone_computes_in_bf16(codec, fast, images):
+    paths = sorted(images.rglob("*.png"))
+    exact, rough = (c.encode_pixels(c._pixels(paths)) for c in (codec, fast))
+    assert rough.features.dtype == np.float32
+    assert not np.array_equal(exact.features, rough.features)
+    np.testing.assert_allclose(rough.features, exact.features, atol=0.2)
+    agreement = (exact.codes.symbols() == rough.codes.symbols()).mean()
+    assert 0.9 < agreement <= 1
+    assert fast.tables.sha256 == codec.tables.sha256
+
+
+def test_an_archive_says_its_precision_and_keeps_to_it(codec, fast, images, tmp_path):
+    path = tmp_path / "codes.bin"
+    assert fast.compress(images, path).precision == "bf16"
+    before = stochcl.open(path).to_numpy()
+    extra = tmp_path / "more"
+    extra.mkdir()
+    (extra / "new.png").write_bytes(next(images.rglob("*.png")).read_bytes())
+    stochcl.append(path, extra, codec)
+    with stochcl.open(path) as archive:
+        assert archive.header.precision == "bf16"
+        np.testing.assert_array_equal(archive.to_numpy()[:-1], before)
+        np.testing.assert_array_equal(
+            archive.to_numpy()[-1:], fast.encode([extra / "new.png"]).symbols()
+        )  # not the codec's own precision
+    assert codec.precision == "fp32"
+
+
+def test_codes_of_two_precisions_are_not_merged(codec, fast, images, tmp_path):
+    codec.compress(images, tmp_path / "a.bin")
+    fast.compress(images, tmp_path / "b.bin")
+    with pytest.raises(StochclError, match="precision"):
+        stochcl.merge([tmp_path / "a.bin", tmp_path / "b.bin"], tmp_path / "c.bin")
+    assert not (tmp_path / "c.bin").exists()
+
+
+def test_an_interrupted_run_is_not_resumed_in_another_precision(codec, fast, images, tmp_path, small_segments):
+    small_segments(10)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(done, total):
+        if done >= 15:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        codec.compress(images, tmp_path / "codes.bin", progress=stop, batch_size=3)
+    with pytest.raises(UsageError, match="precision|other|another"):
+        fast.compress(images, tmp_path / "codes.bin", resume=True)
+
+
+def test_other_precisions_are_refused(model, codec):
+    with pytest.raises(UsageError, match="there is no precision 'fp8'; there are fp32, bf16"):
+        stochcl.load(model, precision="fp8")
+    with pytest.raises(UsageError, match="there is no precision 'fp8'"):
+        codec.with_precision("fp8")
+    assert codec.with_precision("fp32") is codec
