@@ -16,15 +16,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import stochcl
-from stochcl.api.codec import Codec
 from stochcl.benchmarks import machine
 from stochcl.data import folder_label, open_source
 from stochcl.downstream import evaluate_split
+
+if TYPE_CHECKING:
+    from stochcl.api.codec import Codec
 
 PRECISIONS = ("fp32", "bf16")
 
