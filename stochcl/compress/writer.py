@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stochcl.compress.tables import Tables
 
 _FACTS = {
-    "header": "model, --latents or --fit",
+    "header": "model, --precision, --latents or --fit",
     "names": "choice of --no-names",
     "strict": "choice of --strict",
     "device": "--device",
