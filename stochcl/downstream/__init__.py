@@ -12,11 +12,13 @@ from stochcl.downstream.saving import Fitted, SavedProbe, load
 
 if TYPE_CHECKING:
     from stochcl.downstream.hamming import HammingKNeighborsClassifier, HammingKNeighborsRegressor
+    from stochcl.downstream.index import CodeIndex
     from stochcl.downstream.selection import LatentSelector
 
 __all__ = [
     "ESTIMATORS",
     "TASKS",
+    "CodeIndex",
     "Evaluation",
     "Fitted",
     "HammingKNeighborsClassifier",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _LAZY = {  # their base classes are scikit-learn's, which takes a second to import
+    "CodeIndex": "index",
     "HammingKNeighborsClassifier": "hamming",
     "HammingKNeighborsRegressor": "hamming",
     "LatentSelector": "selection",

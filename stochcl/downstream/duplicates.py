@@ -69,7 +69,7 @@ def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed:
     >>> find_duplicates(symbols, [(np.array([0]), np.array([1, 2]))], seed=0)
     Duplicates(checked=2, identical=1, near=2, differ=1)
     """
-    from stochcl.downstream.hamming import nearest
+    from stochcl.downstream.nearest import nearest
 
     packed, bits = _one_hot(symbols)
     differ = symbols.shape[1] // _SHARE
@@ -88,7 +88,7 @@ def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed:
 
 def _one_hot(symbols: NDArray[np.integer]) -> tuple[NDArray[np.uint64], int]:
     """Pack symbols so that each that differs changes the same number of bits: one, of bits; two, of more values."""
-    from stochcl.downstream.hamming import pack_bits
+    from stochcl.downstream.nearest import pack_bits
 
     alphabet = int(symbols.max(initial=1)) + 1
     if alphabet == 2:

@@ -9,80 +9,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from stochcl.downstream.nearest import nearest, pack_bits
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["HammingKNeighborsClassifier", "HammingKNeighborsRegressor", "nearest", "pack_bits"]
+__all__ = ["HammingKNeighborsClassifier", "HammingKNeighborsRegressor"]
 
 _WEIGHTS = ("uniform", "distance")
-_ROWS = 1 << 14  # of the training rows, compared at a time
-
-
-def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Pack bits, shape (N, D), into words, shape (N, ceil(D / 64)); unused bits are 0.
-
-    Examples
-    --------
-    >>> pack_bits(np.ones((2, 65), bool)).shape
-    (2, 2)
-    """
-    packed = np.packbits(bits, axis=1)
-    missing = -packed.shape[1] % 8
-    return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, missing)))).view(np.uint64)
-
-
-def nearest(
-    queries: NDArray[np.uint64], rows: NDArray[np.uint64], count: int, *, memory: int = 64 << 20
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the rows that differ from each query in the fewest bits.
-
-    Parameters
-    ----------
-    queries, rows : ndarray of uint64, shapes (M, W) and (N, W)
-        Packed by :func:`pack_bits`.
-    count : int
-        k, at most N.
-    memory : int
-        Bytes that distances may take at a time.
-
-    Returns
-    -------
-    distances, numbers : ndarray of int64, shape (M, k)
-        Bits that differ, ascending, and of which rows; among equal distances the earlier row comes first.
-
-    Examples
-    --------
-    >>> rows = pack_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1]], bool))
-    >>> distances, numbers = nearest(rows[2:], rows, 2)
-    >>> distances.tolist(), numbers.tolist()
-    ([[0, 1]], [[2, 1]])
-    """
-    found = np.empty((len(queries), count), np.int64)
-    total = len(rows)
-    width = min(total, _ROWS)
-    step = max(1, memory // (32 * (width + count)))  # of words, counts and keys, each 8 bytes at most, and a copy
-    for first in range(0, len(queries), step):
-        part = queries[first : first + step]
-        best = np.empty((len(part), 0), np.int64)
-        for start in range(0, total, width):
-            # One number orders by distance, then by row: ties do not depend on how rows are cut into parts.
-            keys = _distances(part, rows[start : start + width]) * total + np.arange(start, min(start + width, total))
-            best = _smallest(np.concatenate([best, keys], axis=1), count)
-        found[first : first + step] = np.sort(best, axis=1)
-    return found // total, found % total
-
-
-def _distances(queries: NDArray[np.uint64], rows: NDArray[np.uint64]) -> NDArray[np.int64]:
-    # What is added up is a byte a word; in narrow sums it takes two thirds of the time that 64 bits take.
-    sums = np.zeros((len(queries), len(rows)), np.uint16 if 64 * rows.shape[1] < 1 << 16 else np.uint32)
-    columns = np.ascontiguousarray(rows.T)
-    for word, column in enumerate(columns):
-        sums += np.bitwise_count(queries[:, word, None] ^ column)
-    return sums.astype(np.int64)
-
-
-def _smallest(keys: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    return keys if keys.shape[1] <= count else np.partition(keys, count - 1, axis=1)[:, :count]
 
 
 class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
