@@ -70,7 +70,14 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
     return Archive(path)
 
 
-def writer(path: str | os.PathLike[str], codec: Codec, *, latents: int | None = None, **options: Any) -> Writer:
+def writer(
+    path: str | os.PathLike[str],
+    codec: Codec,
+    *,
+    latents: int | None = None,
+    uncertainty: bool = False,
+    **options: Any,
+) -> Writer:
     """Open an archive for writing codes that ``codec.encode`` gives, batch by batch.
 
     Parameters
@@ -79,6 +86,8 @@ def writer(path: str | os.PathLike[str], codec: Codec, *, latents: int | None = 
     codec : Codec
     latents : int, optional
         Width of the codes; the model's by default.
+    uncertainty : bool
+        Whether to store the codes' uncertainty, too.
     **options
         ``names``, ``force``: see :class:`stochcl.compress.Writer`.
 
@@ -91,8 +100,9 @@ def writer(path: str | os.PathLike[str], codec: Codec, *, latents: int | None = 
     from stochcl.compress import Writer
 
     width = codec.latents if latents is None else latents
-    header = codec.header(latents=width, preprocess=codec.preprocess, source_kind="stream")
-    return Writer(path, header, codec.tables, embed_tables=not codec.has_packaged_tables, **options)
+    header = codec.header(latents=width, preprocess=codec.preprocess, source_kind="stream", uncertainty=uncertainty)
+    embed = not codec.has_packaged_tables
+    return Writer(path, header, codec.tables, embed_tables=embed, uncertainty=uncertainty, **options)
 
 
 def __getattr__(name: str) -> Any:

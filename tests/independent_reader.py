@@ -76,6 +76,16 @@ def texts(data, rows):
     return [text.decode("utf-8", "surrogateescape") for text in found[1:]]
 
 
+def uncertainty(source, rows, version):
+    if version == 1:
+        must(len(source.data) == 2 * rows, "uncertainty that is not two bytes a row")
+        return source.array("<f2", rows)
+    exponent, least = source.number("b"), source.varint()
+    must(-8 <= exponent <= 12 and least * 2.0**exponent <= 1 << 16, "the least uncertainty")
+    steps = Bytes(inflate(source.take(), rows)).array("u1", rows)
+    return ((least + steps) * 2.0**exponent).astype(np.float32)
+
+
 class Stream:  # decisions out of the words of a block
     def __init__(self, words):
         self.words = words.tolist()
@@ -262,7 +272,8 @@ class Archive:
     def read_header(self, source):
         must(source.take(8) == b"\x89SCL\r\n\x1a\n", "not an archive of codes")
         version, reserved, size, crc = source.numbers("HHII")
-        must((version, reserved) == (1, 0), "the version, or reserved bytes")
+        must(version in (1, 2) and reserved == 0, "the version, or reserved bytes")
+        self.version = version
         must(zlib.crc32(self.data[:16] + source.take(size)) == crc, "checksum of the header")
         self.header = json.loads(self.data[20 : source.at].decode("ascii"))
         self.latents = np.array(self.header.get("selection", range(self.header["latents"])))
@@ -302,7 +313,7 @@ class Archive:
         shares = [min(most, rows - start) for start in range(0, rows, most)]
         symbols = [self.block(part, model, latents, *block) for block in zip(shares, counts, crcs, strict=True)]
         part.end()
-        values = Bytes(values).array("<f2", rows) if values else None
+        values = uncertainty(Bytes(values), rows, self.version) if values else None
         return np.concatenate(symbols), texts(names, rows), texts(labels, rows), values
 
     def block(self, part, model, latents, rows, words, rows_crc):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from stochcl.api.compression import CompressOptions, compress_source
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tables, VectorDecoder
+from stochcl.compress.framing import BYTES, VERSION
 from stochcl.data import Preprocess, printable
 from stochcl.data.files import read_regular
 from stochcl.data.preprocess import MAX_FILE_BYTES
@@ -124,7 +126,11 @@ class Codec:
         return resources.files("stochcl").joinpath("tables", f"{self.tables.sha256}.tables").is_file()
 
     def encode(
-        self, images: NDArray[np.uint8] | NDArray[np.floating] | Sequence[Any], *, latents: int | None = None
+        self,
+        images: NDArray[np.uint8] | NDArray[np.floating] | Sequence[Any],
+        *,
+        latents: int | None = None,
+        uncertainty: bool = True,
     ) -> Codes:
         """Encode images, or vectors if the model is one of vectors.
 
@@ -135,11 +141,14 @@ class Codec:
             float, shape (N, W), or a sequence of such rows.
         latents : int, optional
             Keep this prefix only.
+        uncertainty : bool
+            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, summed over all
+            the model's latents, whichever are kept.
 
         Returns
         -------
         Codes
-            One row an image, with the posterior's entropy in bits as uncertainty.
+            One row an image.
 
         Raises
         ------
@@ -160,7 +169,8 @@ class Codec:
         if latents is not None and not 1 <= latents <= self.latents:
             raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
         encoded = self.encode_vectors(images) if self.columns else self.encode_pixels(self._pixels(images))
-        return encoded.codes if latents is None else encoded.codes.prefix(latents)
+        codes = encoded.codes if latents is None else encoded.codes.prefix(latents)
+        return codes if uncertainty else replace(codes, uncertainty=None)
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
@@ -209,7 +219,9 @@ class Codec:
                 raise type(exc)(f"image {i:,}: {exc}") from exc
         return out
 
-    def header(self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None) -> Header:
+    def header(
+        self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None, uncertainty: bool = False
+    ) -> Header:
         """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
         preprocess = preprocess or self.preprocess
         if self.columns is None:
@@ -228,6 +240,7 @@ class Codec:
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,
+            version=BYTES if uncertainty else VERSION,
         )
 
     def compress(
@@ -251,7 +264,7 @@ class Codec:
             Told how many images of how many are done.
         **options
             Fields of :class:`~stochcl.api.compression.CompressOptions`: latents, rate, batch_size, workers,
-            fit, names, strict, force, resume.
+            fit, names, uncertainty, strict, force, resume.
 
         Raises
         ------

@@ -56,6 +56,8 @@ class CompressOptions:
         crop, pad or stretch images that are not square; by default as the model says.
     names : bool
         Whether to store names.
+    uncertainty : bool
+        Whether to store the entropy of each image's posterior, which is a byte and takes less.
     self_contained, external_tables : bool
         Put the decoding tables into the file even if they come with the package, or leave them out even if not. In
         the latter case they are written beside it.
@@ -71,6 +73,7 @@ class CompressOptions:
     workers: int | None = None
     fit: Fit | None = None
     names: bool = True
+    uncertainty: bool = False
     self_contained: bool = False
     external_tables: bool = False
     strict: bool = False
@@ -101,7 +104,12 @@ class CompressOptions:
 
 def header_of(codec: Codec, source: Source, options: CompressOptions, latents: int) -> Header:
     """Return the header of an archive of so many latents of a source."""
-    return codec.header(latents=latents, preprocess=_preprocess(codec, options), source_kind=source.kind)
+    return codec.header(
+        latents=latents,
+        preprocess=_preprocess(codec, options),
+        source_kind=source.kind,
+        uncertainty=options.uncertainty,
+    )
 
 
 def _preprocess(codec: Codec, options: CompressOptions) -> Preprocess:
@@ -126,6 +134,7 @@ def encode_source(
         codec.tables,
         embed_tables=options.embeds(codec),
         names=options.names,
+        uncertainty=options.uncertainty,
         force=options.force,
         resume=options.resume,
         facts=facts,
@@ -133,7 +142,9 @@ def encode_source(
         if not writer.position:
             for failure in source.rejected:
                 writer.skip(failure.name, failure.reason)
-        encoded = encode_rows(codec, source, writer, _preprocess(codec, options), options, progress)
+        encoded = encode_rows(
+            codec, source, writer, _preprocess(codec, options), options, progress, beside=lambda codes: codes
+        )
         if not writer.rows:
             raise none_readable(source, writer)
     return encoded
@@ -147,11 +158,11 @@ def encode_rows(
     options: CompressOptions,
     progress: Callable[[int, int], None],
     *,
-    beside: Callable[[Codes], Codes] = lambda codes: replace(codes, uncertainty=None),
+    beside: Callable[[Codes], Codes],
 ) -> int:
     """Encode the images of a source, from the writer's position on, for it; return how many were encoded.
 
-    ``beside`` gets the rows with their names, and says what else is stored beside them.
+    ``beside`` gets the rows with their names and uncertainty, and says what is stored beside them.
     """
     encoded = 0
     progress(writer.position, len(source))

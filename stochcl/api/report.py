@@ -35,7 +35,8 @@ class Report:
     bytes : int
         Of the file.
     parts : dict
-        The file's bytes by what they are for: codes, tables, names, index, header.
+        The file's bytes by what they are for: codes, tables, names, index, header, and, where it is stored,
+        uncertainty.
     external_bytes : int
         Decoding tables that the archive leans on outside itself.
     source_bytes, pixel_bytes, feature_bytes : int
@@ -156,7 +157,8 @@ class Report:
             f"  model      {printable(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
         ]
         for name, part in self.parts.items():
-            out.append(f"  {name:<10} {part:>12,} bytes  {self._per_image(part):>10,.1f} bits per {unit}")
+            size = f"{part:>{22 - max(10, len(name))},} bytes"
+            out.append(f"  {name:<10} {size}  {self._per_image(part):>10,.1f} bits per {unit}")
         if self.external_bytes:
             out.append(f"  outside    {self.external_bytes:>12,} bytes of decoding tables that it leans on")
         said = {

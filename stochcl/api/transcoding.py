@@ -48,6 +48,7 @@ def transcode(
     self_contained: bool = False,
     external_tables: bool = False,
     names: bool = True,
+    uncertainty: bool = True,
     labels: PathLike | None = None,
     tables: Iterable[Tables | PathLike] = (),
     force: bool = False,
@@ -70,8 +71,8 @@ def transcode(
         Fit entropy models to the codes, and store those that are worth their own bytes.
     self_contained, external_tables : bool
         Put the decoding tables into the file, or leave them out; by default as it was.
-    names : bool
-        Whether to keep the rows' names.
+    names, uncertainty : bool
+        Whether to keep the rows' names, and their uncertainty, where they are stored.
     labels : path-like, optional
         A CSV file ``name,label``, whose labels are stored.
     tables : iterable of Tables or path-like
@@ -94,6 +95,7 @@ def transcode(
             archive,
             embed=self_contained or (moving.is_embedded(archive) and not external_tables),
             names=names,
+            uncertainty=uncertainty,
             labels=None if labels is None else _matching(archive, path, labels),
             columns=None if select is None else _columns(archive, path, select),
         )

@@ -43,6 +43,7 @@ from stochcl.cli.output import JSON, progress_bar, say, say_skipped, show
     help="What happens to images that are not square.  [default: as the model says]",
 )
 @click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Do not store names.")
+@click.option("--uncertainty", is_flag=True, help="Store how uncertain each image's code is: under a byte each.")
 @click.option("--self-contained", is_flag=True, help="Put the decoding tables into the file in any case.")
 @click.option("--external-tables", is_flag=True, help="Leave the decoding tables out of the file; they go beside it.")
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, rather than skip it.")

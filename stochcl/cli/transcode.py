@@ -33,6 +33,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--self-contained", is_flag=True, help="Put the decoding tables into the file.")
 @click.option("--external-tables", is_flag=True, help="Leave the decoding tables out of the file.")
 @click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Do not keep names.")
+@click.option(
+    "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Do not keep uncertainties."
+)
 @click.option("--labels", type=_FILE, help="Store the labels of this CSV file name,label.")
 @TABLES
 @click.option("--force", is_flag=True, help="Replace an existing output.")

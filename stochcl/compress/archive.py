@@ -22,6 +22,7 @@ from stochcl.compress.rows import Rows
 from stochcl.compress.segment import read_blocks, values_per_row
 from stochcl.compress.tables import Tables, find_tables
 from stochcl.compress.texts import Store
+from stochcl.compress.uncertainty import unpack_uncertainty
 from stochcl.data import folder_label, printable
 from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated
 
@@ -148,12 +149,14 @@ class Archive(Rows):
     def parts(self) -> dict[str, int]:
         """Return the file's bytes by what they are for; they add up to its size."""
         heads = [head for _, head in self._index.segments]
-        codes = sum(head.payload + head.entropy.size for head in heads)
+        codes = sum(head.payload for head in heads)
+        uncertainty = sum(head.entropy.size for head in heads)
         tables = self._index.tables[1] + sum(size for _, size in self._index.fitted)
         tables += sum(head.table.size for head in heads)
         names = sum(head.names.size + head.labels.size for head in heads)
-        index = self.size - self._header_size - codes - tables - names
-        return {"codes": codes, "tables": tables, "names": names, "index": index, "header": self._header_size}
+        index = self.size - self._header_size - codes - tables - names - uncertainty
+        sizes = {"codes": codes, "tables": tables, "names": names, "index": index, "header": self._header_size}
+        return sizes | ({"uncertainty": uncertainty} if uncertainty else {})
 
     # Rows
 
@@ -211,8 +214,9 @@ class Archive(Rows):
                 for part in ("names", "labels"):
                     if self._stored(part):
                         read_texts(self._reader, self._index, i, part)
-                for part in ("table", "entropy"):
-                    read_part(self._reader, self._index, i, part)
+                read_part(self._reader, self._index, i, "table")
+                if self._stored("entropy"):
+                    self._entropy(i)
                 for group in self._groups([(i, block) for block in range(len(head.words))]):
                     self._decode(group)
                 progress(int(self._starts[i + 1]), len(self))
@@ -340,12 +344,16 @@ class Archive(Rows):
             values = self._entropies.get(segment)
             if values is None:
                 with self._named():
-                    data = read_part(self._reader, self._index, segment, "entropy")
-                values = np.frombuffer(data, "<f2").astype(np.float32)
+                    values = self._entropy(segment)
                 self._entropies.put(segment, values, values.nbytes)
             places = numbers == segment
             found[places] = values[rows[places] - self._starts[segment]]
         return found
+
+    def _entropy(self, segment: int) -> NDArray[np.float32]:
+        data = read_part(self._reader, self._index, segment, "entropy")
+        rows = self._index.segments[segment][1].rows
+        return unpack_uncertainty(data, rows, self.header.version, f"the uncertainty of segment {segment}")
 
     # Closing, pickling
 

@@ -33,7 +33,7 @@ class Exported:
     path : str
     rows, bytes : int
     holds : tuple of str
-        symbols, vectors, names, labels: what of them is in the file.
+        symbols, vectors, names, labels, uncertainty: what of them is in the file.
     """
 
     path: str
@@ -61,11 +61,12 @@ def export(
     ----------
     archive : Archive
     path : path-like
-        - ``.npz``: arrays ``symbols`` (N, D), ``vectors`` (N, V) float32, ``names`` and ``labels`` as unicode;
-          numpy reads it without pickle.
+        - ``.npz``: arrays ``symbols`` (N, D), ``vectors`` (N, V) float32, ``names`` and ``labels`` as unicode,
+          ``uncertainty`` float32; numpy reads it without pickle.
         - ``.npy``: the vectors, or the symbols if the model has no vector decoder or ``vectors`` is false.
-        - ``.csv``: name, label, then ``s0...`` symbols and ``v0...`` vectors, one row an image.
-        - ``.parquet``: name, label, and a list column each of symbols and vectors.
+        - ``.csv``: name, label, uncertainty if it is stored, then ``s0...`` symbols and ``v0...`` vectors, one row
+          an image.
+        - ``.parquet``: name, label, uncertainty if it is stored, and a list column each of symbols and vectors.
     symbols, vectors : bool
         What to write; vectors only where the model has a vector decoder.
     labels : sequence of str, optional
@@ -123,6 +124,7 @@ class _Rows:
             raise LabelsError(
                 f"there are {len(archive):,} images and {len(self.labels):,} labels; give one for each."
             )
+        self.uncertainty = archive.uncertainty
         self.symbols = symbols
         self.decoder = archive.tables.decoder if vectors else None
         self.vectors = self.decoder is not None
@@ -135,8 +137,14 @@ class _Rows:
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """What of symbols, vectors, names and labels there is."""
-        there = {"symbols": self.symbols, "vectors": self.vectors, "names": self.names, "labels": self.labels}
+        """What of symbols, vectors, names, labels and uncertainty there is."""
+        there: dict[str, object] = {
+            "symbols": self.symbols,
+            "vectors": self.vectors,
+            "names": self.names,
+            "labels": self.labels,
+        }
+        there["uncertainty"] = self.uncertainty is not None
         return tuple(name for name, present in there.items() if present)
 
     def symbol_parts(self) -> Iterator[NDArray[np.uint8 | np.uint16]]:
@@ -166,6 +174,8 @@ def _npz(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
                     _write_symbols(rows, member)
                 elif name == "vectors":
                     _write_vectors(rows, member)
+                elif name == "uncertainty" and rows.uncertainty is not None:
+                    _write_array(member, (len(rows),), np.dtype("<f4"), [rows.uncertainty])
                 else:
                     _write_texts(getattr(rows, name), rows.chunk, member)
     return rows.holds
@@ -223,17 +233,19 @@ def _csv(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
     out = csv.writer(_Utf8(file))
     out.writerow(
         ["name", "label"]
+        + ([] if rows.uncertainty is None else ["uncertainty"])
         + [f"s{i}" for i in range(rows.latents if rows.symbols else 0)]
         + [f"v{i}" for i in range(rows.dim)]
     )
     for where, symbols, vectors in rows.parts():
         names = rows.names[where] if rows.names else [""] * len(symbols)
         labels = rows.labels[where] if rows.labels else [""] * len(symbols)
+        sure = None if rows.uncertainty is None else [f"{value:.9g}" for value in rows.uncertainty[where].tolist()]
         for i, (name, label) in enumerate(zip(names, labels, strict=True)):
             whole = symbols[i].tolist() if rows.symbols else []
             # nine digits bring every float32 back
             real = [] if vectors is None else [f"{value:.9g}" for value in vectors[i].tolist()]
-            out.writerow([_unicode(name), _unicode(label), *whole, *real])
+            out.writerow([_unicode(name), _unicode(label), *([] if sure is None else [sure[i]]), *whole, *real])
     return rows.holds
 
 
@@ -246,6 +258,8 @@ def _parquet(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
         raise MissingExtraError(msg) from exc
     symbol = pa.uint8() if rows.archive.header.alphabet <= 256 else pa.uint16()
     fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
+    if rows.uncertainty is not None:
+        fields.append(pa.field("uncertainty", pa.float32()))
     if rows.symbols:
         fields.append(pa.field("symbols", pa.list_(symbol, rows.latents)))
     if rows.vectors:
@@ -257,6 +271,8 @@ def _parquet(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
                 pa.array([_unicode(t) for t in texts[where]] if texts else [None] * len(symbols), pa.string())
                 for texts in (rows.names, rows.labels)
             ]
+            if rows.uncertainty is not None:
+                columns.append(pa.array(rows.uncertainty[where], pa.float32()))
             if rows.symbols:
                 columns.append(pa.FixedSizeListArray.from_arrays(pa.array(symbols.reshape(-1)), rows.latents))
             if vectors is not None:

@@ -20,6 +20,13 @@ END_MAGIC = b"SCL\x89END\n"
 """Last eight bytes of a complete archive."""
 
 VERSION = 1
+"""What an archive is written as that needs no later one."""
+
+BYTES = 2
+"""What an archive is written as whose rows have a byte of uncertainty each, deflated."""
+
+VERSIONS = (VERSION, BYTES)
+"""What is read."""
 
 PROLOGUE = struct.Struct("<8sHHII")
 """Magic, version, reserved (0), bytes of the header, CRC-32 of the fields before it and the header."""

@@ -38,18 +38,25 @@ class SegmentWriter(ABC):
     header : Header
     candidates : list of Candidate
         The models that segments may be coded with.
-    names : bool
-        Whether to store the rows' names.
+    names, uncertainty : bool
+        Whether to store the rows' names, and their uncertainty, where they have them.
     segment_rows : int
     start : int
         Where the first segment goes.
     """
 
     def __init__(
-        self, header: Header, candidates: list[Candidate], *, names: bool, segment_rows: int, start: int
+        self,
+        header: Header,
+        candidates: list[Candidate],
+        *,
+        names: bool,
+        uncertainty: bool = True,
+        segment_rows: int,
+        start: int,
     ) -> None:
         self.header = header
-        self._candidates, self._names, self._start = candidates, names, start
+        self._candidates, self._names, self._uncertainty, self._start = candidates, names, uncertainty, start
         self._width = header.latents * bits_per_symbol(header.alphabet)
         row_bytes = max(1, -(-self._width // 8))
         self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
@@ -122,6 +129,8 @@ class SegmentWriter(ABC):
             return
         if not self._names:
             codes = replace(codes, names=None)
+        if not self._uncertainty:
+            codes = replace(codes, uncertainty=None)
         self._check_has((codes.names is not None, codes.labels is not None, codes.uncertainty is not None))
         places = list(zip(map(int, positions), map(int, [0] * len(codes) if sizes is None else sizes), strict=True))
         if len(places) != len(codes):
@@ -148,6 +157,8 @@ class SegmentWriter(ABC):
         """
         if not self._names:
             segment = segment.having(names=b"")
+        if not self._uncertainty:
+            segment = segment.having(entropy=b"")
         self._check_has(segment.has)
         self._flush_rows()
         self._take(segment.head, segment.chunk, self.position + segment.head.rows, source_bytes)
@@ -174,7 +185,7 @@ class SegmentWriter(ABC):
         codes, rest = waiting[:rows], waiting[rows:]
         places = self._places[:rows]
         try:
-            head, chunk = write_segment(codes, self._candidates)
+            head, chunk = write_segment(codes, self._candidates, self.header.version)
         except LimitExceeded:
             if rows == 1:
                 raise

@@ -13,6 +13,7 @@ from stochcl.compress.framing import (
     MAX_INPUT,
     PROLOGUE,
     VERSION,
+    VERSIONS,
     check_crc,
     check_limit,
     crc,
@@ -51,6 +52,8 @@ class Header:
         How images were prepared, plain JSON: size, fit...
     selection : tuple of int, optional
         Which of the encoder's latents these are, ascending, where they are not its first ones.
+    version : int
+        Of the format: 2 where rows have an uncertainty of a byte, else 1. It stands in the prologue.
     """
 
     model: str
@@ -65,13 +68,17 @@ class Header:
     source_kind: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
     selection: tuple[int, ...] | None = None
+    version: int = VERSION
 
     def to_bytes(self) -> bytes:
         """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
-        values = {name: value for name, value in asdict(self).items() if name != "selection" or value is not None}
+        values = asdict(self)
+        del values["version"]
+        if self.selection is None:
+            del values["selection"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
         check_limit(len(text), MAX_HEADER, "the size of the header")
-        head = PROLOGUE.pack(MAGIC, VERSION, 0, len(text), 0)[:-4]
+        head = PROLOGUE.pack(MAGIC, self.version, 0, len(text), 0)[:-4]
         return head + crc(head, text).to_bytes(4, "little") + text
 
     @classmethod
@@ -92,9 +99,10 @@ class Header:
         if len(prologue) < PROLOGUE.size:
             raise Truncated(f"the file has {len(prologue)} bytes, and an archive begins with {PROLOGUE.size}")
         _, version, reserved, size, _ = PROLOGUE.unpack(prologue)
-        if version != VERSION:
-            advice = "update stochcl" if version > VERSION else "it is from before version 1: compress again"
-            msg = f"this archive has version {version} of the format, and this program reads {VERSION}; {advice}"
+        if version not in VERSIONS:
+            advice = "update stochcl" if version else "it is from before version 1: compress again"
+            known = " and ".join(map(str, VERSIONS))
+            msg = f"this archive has version {version} of the format, and this program reads {known}; {advice}"
             raise UnsupportedVersion(msg)
         if reserved:
             raise FormatError(f"reserved bits of the prologue are {reserved:#06x}, not 0")
@@ -117,8 +125,10 @@ class Header:
         if not isinstance(values, dict):
             raise FormatError("the header is not a JSON object")
         kinds = {"str": str, "int": int, "dict[str, Any]": dict}
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = {"version": PROLOGUE.unpack(prologue)[1]}
         for f in fields(cls):  # names that are not known are a later version's remarks
+            if f.name in known:
+                continue
             value = values.get(f.name)
             if f.name == "selection":
                 known[f.name] = _selection(value)

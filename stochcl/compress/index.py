@@ -16,6 +16,7 @@ from stochcl.compress.framing import (
     ENTRY,
     FITTED,
     INDEX,
+    MAGIC,
     PROLOGUE,
     RETIRED,
     TRAILER,
@@ -111,6 +112,11 @@ def header_crc(reader: ByteReader) -> int:
     return int.from_bytes(reader.read(PROLOGUE.size - 4, 4), "little")
 
 
+def version_of(reader: ByteReader) -> int:
+    """Return the version of the format that an archive's prologue has."""
+    return int.from_bytes(reader.read(len(MAGIC), 2), "little")
+
+
 def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
     """Read the trailer and the index, and check that they can be true.
 
@@ -141,7 +147,7 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
     kind, length = CHUNK.unpack_from(chunk)
     if kind != b"INDX" or length != size - CHUNK.size:
         raise FormatError("the trailer does not point at an index")
-    index = _parse(chunk[CHUNK.size :], start, of_header, decisions_per_row)
+    index = _parse(chunk[CHUNK.size :], start, of_header, decisions_per_row, version_of(reader))
     index.check_layout(header_size)
     return index
 
@@ -170,7 +176,7 @@ def earlier_end(reader: ByteReader, header_size: int) -> int | None:
     return found
 
 
-def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int) -> Index:
+def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int, version: int) -> Index:
     rows, source_bytes, tables_at, tables_size, count, skipped_size, fitted_count, retired_count = unpack(
         INDEX, data, 0, "the index"
     )
@@ -194,7 +200,7 @@ def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int) -> I
         position += ENTRY.size
         if position + head_size > len(data):
             raise Truncated("an entry of the index ends too early")
-        head = SegmentHead.parse(data[position : position + head_size], decisions_per_row)
+        head = SegmentHead.parse(data[position : position + head_size], decisions_per_row, version)
         position += head_size
         if size != head.size:
             raise FormatError(f"a segment has {size:,} bytes in the index, and its parts {head.size:,}")

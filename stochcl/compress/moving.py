@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.compress.framing import crc
 from stochcl.compress.model import FITTED
-from stochcl.compress.raw import read_segment, stored_codes
+from stochcl.compress.raw import as_version, read_segment, stored_codes
 from stochcl.compress.writer import Writer
 from stochcl.errors import FormatError, ModelMismatch, UsageError
 
@@ -88,7 +88,9 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
             if (there := has_part(archive, part)) != has_part(filled[0][0], part):
                 which = ("have", "do not") if there else ("have no", "have")
                 msg = f"{name}: its rows {which[0]} {said}, and those of {filled[0][1]} {which[1]}"
-                raise UsageError(f"{msg}; `stochcl transcode` makes them alike (--no-names, --labels).")
+                raise UsageError(
+                    f"{msg}; `stochcl transcode` makes them alike (--no-names, --no-uncertainty, --labels)."
+                )
 
 
 def merge(
@@ -123,6 +125,7 @@ def merge(
     header = archives[0].header
     if len(kinds) > 1:
         header = replace(header, source_kind="mixed")
+    header = replace(header, version=max(archive.header.version for archive in archives))
     holder = next((archive for archive in archives if is_embedded(archive)), archives[0])
     total, done = sum(len(archive) for archive in archives), 0
     with rewriting(
@@ -241,6 +244,7 @@ def move_rows(
         if (start, stop) == (low, high):
             with archive._named():
                 segment = read_segment(archive._reader, offset, head)
+                segment = as_version(segment, archive.header.version, writer.header.version)
             if head.model == FITTED and numbers is not None:
                 segment = segment.having(number=numbers[head.number])
             share = bytes_of * high // rows - bytes_of * low // rows

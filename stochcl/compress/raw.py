@@ -10,6 +10,7 @@ import numpy as np
 from stochcl.codes import Codes
 from stochcl.compress.framing import BLOCK, check_crc, crc, unpack, unpack_texts
 from stochcl.compress.segment import Part, SegmentHead
+from stochcl.compress.uncertainty import pack_uncertainty, unpack_uncertainty
 from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
@@ -49,19 +50,43 @@ class RawSegment:
         return bool(self.parts[1]), bool(self.parts[2]), bool(self.parts[3])
 
     def having(
-        self, *, names: bytes | None = None, labels: bytes | None = None, number: int | None = None
+        self,
+        *,
+        names: bytes | None = None,
+        labels: bytes | None = None,
+        entropy: bytes | None = None,
+        number: int | None = None,
     ) -> RawSegment:
-        """Return the segment with other names or labels (packed; empty: none), or another number of its model."""
-        table, old_names, old_labels, entropy = self.parts
+        """Return the segment with other names, labels, uncertainty (packed; empty: none), or number of its model."""
+        table, old_names, old_labels, old_entropy = self.parts
         names = old_names if names is None else names
         labels = old_labels if labels is None else labels
+        entropy = old_entropy if entropy is None else entropy
         head = replace(
             self.head,
             names=Part(len(names), crc(names) if names else 0),
             labels=Part(len(labels), crc(labels) if labels else 0),
+            entropy=Part(len(entropy), crc(entropy) if entropy else 0),
             number=self.head.number if number is None else number,
         )
         return RawSegment(head, (table, names, labels, entropy), self.blocks)
+
+
+def as_version(segment: RawSegment, old: int, new: int) -> RawSegment:
+    """Return a segment of one version of the format as another has it.
+
+    Raises
+    ------
+    FormatError
+        If its uncertainty is none.
+    """
+    if old == new or not segment.parts[3]:
+        return segment
+    values = unpack_uncertainty(segment.parts[3], segment.head.rows, old)
+    try:
+        return segment.having(entropy=pack_uncertainty(values, new))
+    except ValueError as exc:
+        raise FormatError(f"a segment's uncertainty makes no sense: {exc}") from exc
 
 
 def read_segment(reader: ByteReader, offset: int, head: SegmentHead) -> RawSegment:
@@ -131,7 +156,7 @@ def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows
                     unpack_texts(data, head.rows, f"the {what} of segment {segment}") if data else None
                     for data, what in ((names, "names"), (labels, "labels"))
                 ]
-            uncertainty = np.frombuffer(entropy, "<f2").astype(np.float32) if entropy else None
+                uncertainty = unpack_uncertainty(entropy, head.rows, archive.header.version) if entropy else None
             for start in range(a, b, rows):
                 stop = min(start + rows, b)
                 here = slice(start - low, stop - low)

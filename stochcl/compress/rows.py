@@ -125,6 +125,11 @@ class Rows(ABC):
         """The rows' labels: those stored, else the first folder of each name; None if there are neither."""
         return self._texts("labels", range(len(self))) if self._has_labels else None
 
+    @property
+    def uncertainty(self) -> NDArray[np.float32] | None:
+        """Each row's posterior entropy in bits, float32, shape (N,), or None where it is not stored."""
+        return self._uncertainty(np.arange(len(self)))
+
     @cached_property
     def _has_labels(self) -> bool:
         """Whether labels are stored, or any name has a folder: usually the first one that is looked at."""

@@ -23,6 +23,7 @@ from stochcl.compress.reader import ByteReader
 from stochcl.compress.scan import Found, Scanner
 from stochcl.compress.segment import SegmentHead, read_blocks, write_segment
 from stochcl.compress.tables import Tables, find_tables
+from stochcl.compress.uncertainty import unpack_uncertainty
 from stochcl.data import printable
 from stochcl.errors import BadMagic, FormatError, ModelMismatch, OutputError, UnsupportedVersion, UsageError
 
@@ -188,7 +189,7 @@ def _save_segment(old: _Old, new: _New, at: int, head: SegmentHead, result: Salv
         result.unchecked += 0 if checked else head.rows
     elif saved and checked:
         codes = _intact(old, head, parts, blocks)
-        again, chunk = write_segment(codes, old.candidates)
+        again, chunk = write_segment(codes, old.candidates, old.header.version)
         new.add(again, [chunk[again.parts_at :]])
         old.keep(at, int(head.block_offsets[0]))
         for block, offset, words in zip(blocks, head.block_offsets.tolist(), head.words, strict=True):
@@ -213,7 +214,7 @@ def _intact(old: _Old, head: SegmentHead, parts: list[bytes], blocks: list[NDArr
         old.header.alphabet,
         names=names,
         labels=labels,
-        uncertainty=np.frombuffer(parts[3], "<f2").astype(np.float32)[rows] if parts[3] else None,
+        uncertainty=unpack_uncertainty(parts[3], head.rows, old.header.version)[rows] if parts[3] else None,
     )
 
 
@@ -359,6 +360,8 @@ class _Old:
                 check_crc(part.crc, "a part", data)
             for data in found[1:3]:
                 _texts(data, head.rows)
+            if found[3]:
+                unpack_uncertainty(found[3], head.rows, self.header.version)
         except FormatError:
             return None
         return found

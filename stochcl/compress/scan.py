@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.compress import framing
 from stochcl.compress.framing import CHUNK, END_MAGIC, HEAD, SEGMENT, TRAILER, crc
-from stochcl.compress.index import header_crc
+from stochcl.compress.index import header_crc, version_of
 from stochcl.compress.segment import SegmentHead, read_head
 from stochcl.errors import FormatError
 
@@ -46,6 +46,7 @@ class Scanner:
 
     def __init__(self, reader: ByteReader, decisions_per_row: int, known: Mapping[int, SegmentHead]) -> None:
         self._reader, self._width, self._known = reader, decisions_per_row, known
+        self._version = version_of(reader)
 
     def chunks(self, start: int) -> Iterator[Found]:
         """Yield all chunks from here to the end of the file, in order; a segment may be damaged behind its head."""
@@ -92,7 +93,7 @@ class Scanner:
             size = HEAD.unpack_from(data, CHUNK.size)[0]
             if data.startswith(b"SEGM") and size <= min(room, _MOST_OF_HEAD):
                 with suppress(FormatError):
-                    return read_head(data + self._reader.read(at + fixed, size), self._width)
+                    return read_head(data + self._reader.read(at + fixed, size), self._width, self._version)
         return self._known.get(at)
 
     def _sealed(self, at: int, kind: bytes) -> int | None:

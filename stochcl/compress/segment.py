@@ -28,6 +28,7 @@ from stochcl.compress.framing import (
 )
 from stochcl.compress.independent import IndependentModel
 from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model
+from stochcl.compress.uncertainty import pack_uncertainty
 from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ class SegmentHead:
         return min(self.rows_per_block, self.rows - block * self.rows_per_block)
 
     @classmethod
-    def parse(cls, data: bytes, decisions_per_row: int) -> SegmentHead:
-        """Read a head and check that its numbers can be true.
+    def parse(cls, data: bytes, decisions_per_row: int, version: int = framing.VERSION) -> SegmentHead:
+        """Read a head of this version of the format and check that its numbers can be true.
 
         Raises
         ------
@@ -158,7 +159,7 @@ class SegmentHead:
         head = cls(rows, per_block, tuple(words), crcs, model, table, names, labels, entropy, number)
         if (model == OWN) != (head.table.size > 0):
             raise FormatError("a segment's table is there although it is not used, or is used but not there")
-        if head.entropy.size not in (0, 2 * rows):
+        if version == framing.VERSION and head.entropy.size not in (0, 2 * rows):
             raise FormatError(f"the uncertainty of {rows} rows has {head.entropy.size} bytes, not two a row")
         if any(part.crc and not part.size for part in parts):
             raise FormatError("a segment's head has the checksum of a part that is not there")
@@ -172,7 +173,7 @@ class SegmentHead:
         return head
 
 
-def read_head(data: bytes, decisions_per_row: int) -> SegmentHead:
+def read_head(data: bytes, decisions_per_row: int, version: int = framing.VERSION) -> SegmentHead:
     """Read the head from the beginning of a segment's chunk, without the index.
 
     Raises
@@ -188,13 +189,15 @@ def read_head(data: bytes, decisions_per_row: int) -> SegmentHead:
     start = CHUNK.size + HEAD.size
     head = data[start : start + size]
     check_crc(checksum, "a segment's head", head)
-    parsed = SegmentHead.parse(head, decisions_per_row)
+    parsed = SegmentHead.parse(head, decisions_per_row, version)
     if parsed.size != length + CHUNK.size:
         raise FormatError(f"a segment says that it has {length:,} bytes, and its parts {parsed.size - CHUNK.size:,}")
     return parsed
 
 
-def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[SegmentHead, bytes]:
+def write_segment(
+    codes: Codes, candidates: Sequence[Candidate], version: int = framing.VERSION
+) -> tuple[SegmentHead, bytes]:
     """Code rows with the cheapest of the models that are paid for, or with a table of their own.
 
     Parameters
@@ -204,6 +207,8 @@ def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[Segmen
     candidates : sequence of Candidate
         The models of the tables and of the archive, cut to the codes' width; the first is the one that the others
         must beat.
+    version : int
+        Of the format.
 
     Returns
     -------
@@ -236,7 +241,7 @@ def write_segment(codes: Codes, candidates: Sequence[Candidate]) -> tuple[Segmen
         table,
         pack_texts(codes.names) if codes.names is not None else b"",
         pack_texts(codes.labels) if codes.labels is not None else b"",
-        codes.uncertainty.astype("<f2").tobytes() if codes.uncertainty is not None else b"",
+        pack_uncertainty(codes.uncertainty, version) if codes.uncertainty is not None else b"",
     ]
     stated, names, labels, entropy = (Part(len(p), crc(p) if p else 0) for p in parts)
     head = SegmentHead(

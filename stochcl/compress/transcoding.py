@@ -12,7 +12,7 @@ import numpy as np
 from stochcl.codes import Codes
 from stochcl.compress.archive import Archive
 from stochcl.compress.framing import FITTED as FITTED_ENTRY
-from stochcl.compress.framing import pack_texts, unpack_texts
+from stochcl.compress.framing import VERSION, pack_texts, unpack_texts
 from stochcl.compress.independent import IndependentModel
 from stochcl.compress.model import Candidate
 from stochcl.compress.moving import facts_of, move_rows, rewriting
@@ -42,6 +42,8 @@ class Transcoding:
         Whether the new one holds its decoding tables.
     names : bool
         Whether it keeps the rows' names.
+    uncertainty : bool
+        Whether it keeps their uncertainty, where it is stored.
     labels : callable, optional
         Gives the labels of rows by their names; without it, stored ones are kept.
     models : sequence of IndependentModel or AutoregressiveModel
@@ -56,6 +58,7 @@ class Transcoding:
     labels: Callable[[Sequence[str]], tuple[str, ...]] | None = None
     models: Sequence[EntropyModel] = ()
     columns: tuple[int, ...] | None = None
+    uncertainty: bool = True
 
     @property
     def width(self) -> int:
@@ -69,7 +72,8 @@ class Transcoding:
         of_model = range(header.model_latents) if header.selection is None else header.selection
         kept = tuple(of_model[column] for column in chosen[:latents])
         prefix = kept == tuple(range(latents))
-        return replace(header, latents=latents, selection=None if prefix else kept)
+        version = header.version if self.uncertainty else VERSION
+        return replace(header, latents=latents, selection=None if prefix else kept, version=version)
 
     def cut(self, codes: Codes, latents: int) -> Codes:
         """Keep the first so many of the latents that are kept at all."""
@@ -120,9 +124,10 @@ class Transcoding:
             with archive._named():
                 fitted = list(archive._fitted)
         options = {"names": self.names, "labels": self.labels is not None, "embed": self.embed}
+        options |= {} if self.uncertainty else {"uncertainty": False}
         with rewriting(
             path, header, archive.tables, embed_tables=self.embed, fitted=fitted, names=self.names,
-            force=force, resume=resume, facts=facts_of([archive], **options),
+            uncertainty=self.uncertainty, force=force, resume=resume, facts=facts_of([archive], **options),
         ) as writer:  # fmt: skip
             if not writer.position:
                 for name, reason in archive.skipped:

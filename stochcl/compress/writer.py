@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stochcl.compress.tables import Tables
 
 _FACTS = {
-    "header": "model, --precision, --latents or --fit",
+    "header": "model, --precision, --latents, --fit or --uncertainty",
     "names": "choice of --no-names",
     "strict": "choice of --strict",
     "device": "--device",
@@ -57,8 +57,9 @@ class Writer(SegmentWriter):
         Whether the tables go into the archive, which must otherwise find them in the package.
     fitted : sequence of IndependentModel or AutoregressiveModel
         Models of the archive's own latents that are to be stored in it, for all its segments to choose from.
-    names : bool
-        Whether to store the rows' names.
+    names, uncertainty : bool
+        Whether to store the rows' names, and their uncertainty, where they have them; the latter as the header's
+        version has it.
     force : bool
         Replace an existing archive or partial file.
     resume : bool
@@ -92,6 +93,7 @@ class Writer(SegmentWriter):
         embed_tables: bool,
         fitted: Sequence[EntropyModel] = (),
         names: bool = True,
+        uncertainty: bool = True,
         force: bool = False,
         resume: bool = False,
         facts: dict[str, Any] | None = None,
@@ -110,7 +112,10 @@ class Writer(SegmentWriter):
         for number, model in enumerate(fitted):
             self._start_bytes += self._place(pack_model(model))
             candidates.append(Candidate(model, FITTED, number))
-        super().__init__(header, candidates, names=names, segment_rows=segment_rows, start=len(self._start_bytes))
+        super().__init__(
+            header, candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
+            start=len(self._start_bytes),
+        )  # fmt: skip
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
@@ -201,7 +206,7 @@ class Writer(SegmentWriter):
             chunk = self._read(file, record.end - end)
             if crc(chunk) != record.crc:
                 raise FormatError(f"the segment at byte {end:,} is not what the journal says")
-            self._segments.append((end, read_head(chunk, self._width)))
+            self._segments.append((end, read_head(chunk, self._width, self.header.version)))
             self._source_bytes += record.source_bytes
             self.skipped += record.skipped
             self.position, end = record.position, record.end

@@ -148,9 +148,20 @@ def test_a_writer_takes_codes_batch_by_batch(codec, tmp_path):
         assert isinstance(archive, stochcl.Archive)
         assert archive.names is None
         np.testing.assert_array_equal(archive.to_numpy(), codec.encode(PIXELS).symbols())
-        np.testing.assert_allclose(archive[:].uncertainty, codec.encode(PIXELS).uncertainty, rtol=1e-3)
+        assert archive[:].uncertainty is None
         assert archive.header.model_sha256 == codec.model.sha256
         assert archive.to_vectors().shape == (5, archive.header.feature_dim)
+
+
+def test_uncertainty_is_stored_where_it_is_asked_for_and_is_the_whole_codes(codec, tmp_path):
+    whole = codec.encode(PIXELS)
+    assert codec.encode(PIXELS, uncertainty=False).uncertainty is None
+    np.testing.assert_array_equal(codec.encode(PIXELS, latents=8).uncertainty, whole.uncertainty)
+    with stochcl.writer(tmp_path / "a", codec, uncertainty=True) as out:
+        out.add(whole)
+    with stochcl.open(tmp_path / "a") as archive:
+        np.testing.assert_allclose(archive.uncertainty, whole.uncertainty, atol=np.ptp(whole.uncertainty) / 254)
+        np.testing.assert_array_equal(archive[1:3].uncertainty, archive.uncertainty[1:3])
 
 
 def test_a_writer_of_narrower_codes(codec, tmp_path):

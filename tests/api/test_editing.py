@@ -176,7 +176,7 @@ def test_labels_are_as_in_the_archive(codec, photos, some, tmp_path):
 
 def test_uncertainty_is_as_in_the_archive(codec, photos, tmp_path):
     path = tmp_path / "stream.bin"
-    with stochcl.writer(path, codec) as out:
+    with stochcl.writer(path, codec, uncertainty=True) as out:
         out.add(replace(codec.encode([photos / "cats" / "00.png"]), names=("cats/00.png",)))
     stochcl.append(path, photos, codec)
     codes = read(path)

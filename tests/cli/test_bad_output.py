@@ -128,8 +128,8 @@ def test_a_partial_file_of_another_request_is_kept(
             run(*request)
     left = partial.read_bytes()
     for options, what in [
-        (["--latents", "9"], "model, --precision, --latents or --fit"),
-        (["--fit", "pad"], "model, --precision, --latents or --fit"),
+        (["--latents", "9"], "model, --precision, --latents, --fit or --uncertainty"),
+        (["--fit", "pad"], "model, --precision, --latents, --fit or --uncertainty"),
         (["--no-names"], "choice of --no-names"), (["--strict"], "choice of --strict"),
     ]:  # fmt: skip
         said = refused(*request, "--resume", *options, code=2)

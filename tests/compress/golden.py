@@ -71,6 +71,9 @@ def archives() -> dict[str, Golden]:
     selected = Codes.from_symbols(chain.symbols()[:, chosen], names=chain.names)
     return {
         "binary.bin": Golden(everything, make_tables(20), SKIPPED, (INDEPENDENT,) * 2, {"segment_rows": 16}),
+        "uncertainty.bin": Golden(
+            everything, make_tables(20), options={"segment_rows": 16, "version": 2}, models=(INDEPENDENT,) * 2
+        ),
         "prefix.bin": Golden(everything.prefix(7), make_tables(20), options={"names": False}),
         "five.bin": Golden(make_codes(25, 6, 5), make_tables(6, 5, decoder=False)),
         "categorical.bin": Golden(five, make_tables(6, 5, network=make_network(6, 5, 7), width=2), models=(NETWORK,)),

@@ -1,6 +1,7 @@
 """Codes, tables and archives that the tests of this room are made of; everything is a formula, nothing random."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -111,9 +112,11 @@ def make_header(tables: Tables, latents: int | None = None, selection: tuple[int
     )
 
 
-def write(path, codes: Codes, tables: Tables, *, embed=True, step=None, skipped=(), selection=None, **options):
+def write(
+    path, codes: Codes, tables: Tables, *, embed=True, step=None, skipped=(), selection=None, version=1, **options
+):
     """Write codes to an archive, so many rows at a time."""
-    header = make_header(tables, codes.latents, selection)
+    header = replace(make_header(tables, codes.latents, selection), version=version)
     with Writer(path, header, tables, embed_tables=embed, **options) as writer:
         for name, reason in skipped:
             writer.skip(name, reason)

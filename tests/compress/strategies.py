@@ -28,7 +28,7 @@ def archives_of(draw, most_rows=25, most_latents=6):
     extra = {
         "names": make_names(rows) if named else None,
         "labels": [("a", "", "ä\udcff")[i % 3] for i in range(rows)] if labelled else None,
-        "uncertainty": np.arange(rows, dtype=np.float32) % 512 / 4 if sure else None,
+        "uncertainty": np.arange(rows, dtype=np.float32) % 256 / 4 if sure else None,
     }
     kind = draw(st.sampled_from(["skewed", "chain", "constant", "uniform"]))
     codes = codes_of(kind, rows, latents, alphabet, **extra)
@@ -48,6 +48,7 @@ def archives_of(draw, most_rows=25, most_latents=6):
         "embed": draw(st.booleans()),
         "names": draw(st.booleans()),
         "selection": None if chosen is None else tuple(chosen),
+        "version": draw(st.sampled_from([1, 2])),
         "fitted": [own[kind]() for kind in kinds],
         "skipped": SKIPPED[: draw(st.integers(0, 2))],
     }

@@ -160,7 +160,7 @@ def test_the_kinds_of_damage_have_their_errors(small):
     with pytest.raises(BadMagic, match="not an archive of codes"):
         read_all(b"PK\3\4" + data)
     with pytest.raises(UnsupportedVersion):
-        read_all(data[:8] + b"\2" + data[9:])
+        read_all(data[:8] + b"\3" + data[9:])
     with pytest.raises(Truncated, match=r"cut short or not finished|an append to it was interrupted"):
         read_all(data[:-1], tables)
 

@@ -38,6 +38,25 @@ def test_npz_holds_everything(archive, tmp_path):
             np.testing.assert_array_equal(arrays["vectors"], archive.to_vectors())
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_uncertainty_is_a_column_where_it_is_stored(tmp_path, version):
+    codes = make_codes(22, 6, names=NAMES, uncertainty=np.arange(22) / 8)
+    write(tmp_path / "a", codes, make_tables(6), version=version)
+    with Archive(tmp_path / "a") as archive:
+        for ending in ENDINGS:
+            done = export(archive, tmp_path / f"a.{ending}", chunk=5)
+            assert ("uncertainty" in done.holds) == (ending != "npy")
+        np.testing.assert_array_equal(archive.uncertainty, np.arange(22) / 8)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["uncertainty"], np.arange(22) / 8)
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["uncertainty"]) for row in rows] == [i / 8 for i in range(22)]
+    table = pyarrow.parquet.read_table(tmp_path / "a.parquet")
+    assert table.column_names == ["name", "label", "uncertainty", "symbols", "vector"]
+    assert table["uncertainty"].to_pylist() == [i / 8 for i in range(22)]
+
+
 def test_npy_holds_vectors_or_symbols(archive, tmp_path):
     done = export(archive, tmp_path / "a.NPY")
     array = np.load(tmp_path / "a.NPY", allow_pickle=False)

@@ -87,7 +87,7 @@ def agree(data: bytes, tables: Tables) -> independent_reader.Archive:
     with Archive(io.BytesIO(data), tables=[tables]) as archive:
         archive.verify()
         header = dataclasses.asdict(archive.header)
-        assert Header(**pure.header | {"selection": header["selection"]}) == archive.header
+        assert Header(**pure.header | {"selection": header["selection"], "version": pure.version}) == archive.header
         assert pure.header.get("selection") == (None if header["selection"] is None else list(header["selection"]))
         assert (len(pure.symbols), pure.source_bytes) == (len(archive), archive.source_bytes)
         assert [tuple(pair) for pair in pure.skipped] == list(archive.skipped)
@@ -134,4 +134,4 @@ def test_the_independent_reader_is_independent():
     source = Path(independent_reader.__file__).read_text("utf-8")
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported == {"json", "struct", "zlib", "hashlib", "itertools", "numpy"}
-    assert source.count("\n") < 320
+    assert source.count("\n") < 340

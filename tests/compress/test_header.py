@@ -48,7 +48,7 @@ def test_a_selection_that_is_not_one_is_refused(selection):
 
 def test_the_version_for_trying_out_is_refused():
     data = HEADER.to_bytes()
-    with pytest.raises(UnsupportedVersion, match=r"version 0 .* this program reads 1; it is from before"):
+    with pytest.raises(UnsupportedVersion, match=r"version 0 .* this program reads 1 and 2; it is from before"):
         parse(data[:8] + bytes(2) + data[10:])
 
 
@@ -116,7 +116,7 @@ def test_what_is_not_a_json_object_is_refused(text):
 
 def test_a_future_version_says_so():
     data = HEADER.to_bytes()
-    with pytest.raises(UnsupportedVersion, match=r"version 7 .* this program reads 1; update stochcl"):
+    with pytest.raises(UnsupportedVersion, match=r"version 7 .* this program reads 1 and 2; update stochcl"):
         parse(data[:8] + b"\7\0" + data[10:])
 
 

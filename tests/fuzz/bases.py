@@ -109,6 +109,7 @@ def _make(path: Path) -> list[Base]:
         tables = make_tables(latents, alphabet, decoder=alphabet != 5)
         codes = full(make_codes, 24, latents, alphabet)
         add(f"independent, {alphabet} values", codes, tables, segment_rows=13, skipped=SKIPPED)
+        add(f"a byte of uncertainty, {alphabet} values", codes, tables, segment_rows=13, version=2)
         add(f"outside, {alphabet} values", codes, tables, embed=False, names=False)
         bases.append(Base(f"tables, {alphabet} values", tables.data, tables))
         for hidden in (0, 5):

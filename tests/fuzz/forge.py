@@ -54,6 +54,7 @@ class Parsed:
     rows: int
     source_bytes: int
     skipped: bytes
+    version: int = VERSION
 
 
 @cache
@@ -85,6 +86,7 @@ def parse(data: bytes, outside: tuple) -> Parsed:
         zlib.decompress(data[index.start + CHUNK.size + INDEX.size :][: _skipped_size(data, index.start)])
         if index.skipped
         else b"",
+        archive.header.version,
     )
 
 
@@ -131,7 +133,7 @@ class Forger:
             text = text.replace(sha256(p.tables).hexdigest().encode(), sha256(tables).hexdigest().encode())
         text = self._json("header", text)
         size = self("header size", len(text), 1 << 32)
-        start = PROLOGUE.pack(MAGIC, self("version", VERSION, 1 << 16), self("reserved", 0, 1 << 16), size, 0)[:-4]
+        start = PROLOGUE.pack(MAGIC, self("version", p.version, 1 << 16), self("reserved", 0, 1 << 16), size, 0)[:-4]
         out = bytearray(start + struct.pack("<I", zlib.crc32(text, zlib.crc32(start))) + text)
         at = 0, 0
         if p.tables:
