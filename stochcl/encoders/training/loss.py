@@ -148,8 +148,8 @@ class StochasticContrastive(nn.Module):
                 slow = _halves(self.slow.network.features(views))
         contrast, again = (_agreement(objective, features, slow) for objective in (self.features, self.codes))
         spread, zero = decorrelation(features), features.new_zeros(())
-        terms = (term.detach() for term in (contrast, again, spread))
-        return Losses(contrast + again + DECORRELATION * spread, *terms, zero, zero, zero)
+        total = contrast + again + DECORRELATION * spread
+        return Losses(total, contrast.detach(), again.detach(), spread.detach(), zero, zero, zero)
 
     @torch.no_grad()
     def _slow(self, views: Tensor, noise: Tensor) -> tuple[Pair | None, Pair | None]:
