@@ -100,8 +100,9 @@ class LatentStage:
     held : ndarray of float, shape (M, V)
         Of inputs that nothing is trained on; where there are none, training features stand in.
     options : LatentOptions
-    more : ndarray of float, shape (N, V), optional
-        Features of the same inputs in another guise, whose codes the entropy network is to foresee too.
+    versions : int
+        1, or 2 where the features are two stacked parts, of the same inputs in one order: as they are, and in another
+        guise. Both are trained on, and the entropy network foresees the codes of both.
     views : ndarray of float, shape (M, V), optional
         Features of augmented views of the held-out inputs; where there are none, noise makes them.
     report : callable
@@ -110,14 +111,14 @@ class LatentStage:
 
     def __init__(
         self, encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
-        more: NDArray[np.floating] | None = None, views: NDArray[np.floating] | None = None,
+        versions: int = 1, views: NDArray[np.floating] | None = None,
         report: Callable[[LatentProgress | Fitting], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         if len(features) < 2:
             raise TrainingError("the latents of fewer than two inputs cannot be trained.")
         self.encoder, self.options, self.report = encoder, options, report
-        self.features, self.more = features, more
-        self.held = held if len(held) else features[:_HARD_ROWS]
+        self.features, self.inputs = features, len(features) // versions
+        self.held = held if len(held) else features[: min(self.inputs, _HARD_ROWS)]
         self.views = views if len(held) else None
         whitening = WHITENING.get(options.objective, _WHITENING)
         self.metric = Metric.of(np.asarray(features), whitening)
@@ -135,10 +136,10 @@ class LatentStage:
     def _make_prior(self) -> AutoregressivePrior | None:
         """Return an autoregressive prior where a rate is asked for, and codes are coded with such a one."""
         config, options = self.encoder.config, self.options
-        networked = options.entropy == "autoregressive" and len(self.features) >= MIN_CODES and config.latents > 1
+        networked = options.entropy == "autoregressive" and self.inputs >= MIN_CODES and config.latents > 1
         if options.rate is None or not networked:
             return None
-        hidden = hidden_units(len(self.features)) if options.prior_hidden is None else options.prior_hidden
+        hidden = hidden_units(self.inputs) if options.prior_hidden is None else options.prior_hidden
         return AutoregressivePrior(config, hidden, options.seed)
 
     def run(self) -> FittedLatents:
@@ -333,9 +334,9 @@ class LatentStage:
     def _fit_tables(self) -> tuple[dict[str, Any], float]:
         """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""
         encoder, options = self.encoder, self.options
-        more = None if self.more is None else self._codes(self.more[:_MOST_CODES])
+        first, second = (part[:_MOST_CODES] for part in (self.features[: self.inputs], self.features[self.inputs :]))
         record = fit_code_tables(
-            encoder, self._codes(self.features[:_MOST_CODES]), more, entropy=options.entropy,
+            encoder, self._codes(first), self._codes(second) if len(second) else None, entropy=options.entropy,
             hidden=options.prior_hidden, passes=_PASSES_AGAIN if self.prior else _PASSES,
             max_time=options.max_time and _FITTING * options.max_time,
             seed=options.seed, precision=options.precision, initial=self.prior.network if self.prior else None,

@@ -63,7 +63,10 @@ def train_latents(
     held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
     features, kept = (encode_images(encoder, part, device).features for part in (images, held))
     networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
-    more = encode_images(encoder, smaller_images(images, options.seed), device).features if networked else None
+    if networked:
+        # What is asked of a code is asked of small images, too: they come enlarged, and lack fine detail.
+        small = encode_images(encoder, smaller_images(images, options.seed), device).features
+        features = np.concatenate([features, small])
     views = _view_features(encoder, held, augmentation, options.seed, device)
     settings = LatentOptions(
         steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
@@ -71,7 +74,7 @@ def train_latents(
         entropy=options.entropy, seed=options.seed, precision=options.precision,
     )  # fmt: skip
     encoder.cpu()
-    return LatentStage(encoder, features, kept, settings, more=more, views=views, report=report).run()
+    return LatentStage(encoder, features, kept, settings, versions=1 + networked, views=views, report=report).run()
 
 
 @torch.inference_mode()
