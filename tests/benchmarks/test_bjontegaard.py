@@ -1,0 +1,80 @@
+"""The figure that sums up two curves: known answers, what is refused, and the interval."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stochcl.benchmarks.bjontegaard import Curve, NoSavingError, mean_saving, pareto, saving
+
+ACCURACY = np.array([0.2, 0.31, 0.4, 0.46, 0.5, 0.52])
+BITS = np.array([7.0, 12, 25, 60, 110, 300])
+
+
+@given(st.floats(0.05, 20))
+@settings(max_examples=30, deadline=None)
+def test_a_curve_that_costs_so_many_times_as_much_saves_so_much(factor):
+    found, span = mean_saving(BITS, ACCURACY, factor * BITS, ACCURACY)
+    assert found == pytest.approx(1 - 1 / factor)
+    assert span == (0.2, 0.52)
+    back, _ = mean_saving(factor * BITS, ACCURACY, BITS, ACCURACY)
+    assert (1 - found) * (1 - back) == pytest.approx(1)
+
+
+def test_straight_lines_have_the_mean_of_their_distance():
+    # log2 bits are 3 + 10 a and 4 + 12 a, so that the distance at a is 1 + 2 a: 1.5 in the mean over 0 to 0.5.
+    a = np.linspace(0, 0.5, 9)
+    found, _ = mean_saving(2 ** (3 + 10 * a), a, 2 ** (4 + 12 * a), a)
+    assert found == pytest.approx(1 - 2**-1.5)
+
+
+def test_only_the_range_that_both_reach_counts():
+    a = np.linspace(0.1, 0.5, 9)
+    higher = np.linspace(0.3, 0.7, 9)
+    found, span = mean_saving(2 ** (10 * a), a, 2 ** (1 + 10 * higher), higher)
+    assert span == (pytest.approx(0.3), pytest.approx(0.5))
+    assert found == pytest.approx(0.5)
+    with pytest.raises(NoSavingError, match="no range of accuracy that both"):
+        mean_saving(BITS, ACCURACY, BITS, ACCURACY + 0.4)
+
+
+def test_points_that_a_cheaper_one_beats_do_not_count():
+    assert pareto([1, 2, 3, 4], [0.1, 0.3, 0.2, 0.3]).tolist() == [0, 1]
+    assert pareto([4, 1, 1], [0.5, 0.2, 0.4]).tolist() == [2, 0]
+    worse = np.append(BITS, [80, 500]), np.append(ACCURACY, [0.3, 0.5])
+    assert mean_saving(*worse, 2 * BITS, ACCURACY)[0] == pytest.approx(0.5)
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(NoSavingError, match=r"a curve of 3 points .* measure 4 or more"):
+        mean_saving(BITS[:3], ACCURACY[:3], BITS, ACCURACY)
+    with pytest.raises(NoSavingError, match="a curve of 1 points"):
+        mean_saving(BITS, ACCURACY, BITS, ACCURACY[::-1])
+    with pytest.raises(NoSavingError, match="more than 0"):
+        mean_saving([0, 1, 2, 3], ACCURACY[:4], BITS, ACCURACY)
+
+
+def right_of(accuracy, n, rng):
+    """Rows that a point with more accuracy gets right wherever one with less does, all but a few."""
+    difficulty = rng.permutation(n) / n
+    return difficulty[None, :] + rng.normal(0, 0.02, (len(accuracy), n)) < np.asarray(accuracy)[:, None]
+
+
+def test_the_interval_holds_the_figure_and_narrows_with_rows(rng):
+    widths = []
+    for n in (400, 6400):
+        a, b = Curve(BITS, right_of(ACCURACY, n, rng)), Curve(1.6 * BITS, right_of(ACCURACY, n, rng))
+        found = saving(a, b, seed=1, draws=200)
+        assert found.low < found.saving < found.high
+        assert found.low < 1 - 1 / 1.6 < found.high
+        assert found.draws == 200
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_the_same_seed_gives_the_same_interval(rng):
+    a, b = Curve(BITS, right_of(ACCURACY, 300, rng)), Curve(2 * BITS, right_of(ACCURACY, 300, rng))
+    assert saving(a, b, seed=3, draws=50) == saving(a, b, seed=3, draws=50)
+    assert saving(a, b, seed=3, draws=50) != saving(a, b, seed=4, draws=50)
+    with pytest.raises(NoSavingError, match="same test rows"):
+        saving(a, Curve(BITS, right_of(ACCURACY, 200, rng)))
