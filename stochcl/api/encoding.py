@@ -173,7 +173,7 @@ def encode_rows(
         for row, failure in zip(failed, part.failures, strict=True):
             writer.skip(failure.name, failure.reason, position=row)
         if part.positions:
-            codes = _latents_of(codec.encode_prepared(part.inputs).codes, writer.header)
+            codes = latents_of(codec.encode_prepared(part.inputs).codes, writer.header)
             writer.add(beside(replace(codes, names=part.names)), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
@@ -206,7 +206,7 @@ def _read(source: Source, preprocess: Preprocess, options: CompressOptions, star
         yield _Part(batch.rows, batch.positions, batch.names, batch.failures, sizes, batch.images)
 
 
-def _latents_of(codes: Codes, header: Header) -> Codes:
+def latents_of(codes: Codes, header: Header) -> Codes:
     """Keep the latents that an archive has."""
     return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "decompress": "Decode codes to arrays: .npz, .npy, .csv or .parquet.",
     "evaluate": "Train a classifier or regressor on codes and score it.",
     "predict": "Ask a saved classifier or regressor about codes.",
+    "uncertainty": "Say whether what is uncertain is wrong, or foreign.",
     "select": "Choose the latents that a task needs.",
     "train": "Train an encoder on your own images.",
     "finetune": "Train a model on labels, and keep its classifier.",

@@ -1,0 +1,31 @@
+import pytest
+
+from stochcl.compress import IndependentModel
+from stochcl.compress.lengths import code_lengths
+from tests.compress.making import make_chain, make_codes, make_network, make_tables
+
+
+@pytest.mark.parametrize("alphabet", [2, 5, 16, 300])
+@pytest.mark.parametrize("networked", [False, True])
+@pytest.mark.parametrize("latents", [6, 4])
+def test_rows_add_up_to_what_the_coder_counts(alphabet, networked, latents):
+    network = make_network(6, alphabet, 5) if networked else None
+    tables = make_tables(6, alphabet, decoder=False, network=network)
+    codes = make_chain(700, 6, alphabet).prefix(latents)
+    found = code_lengths(codes, tables)
+    model = tables.candidates(latents)[-1].model
+    assert found.shape == (700,)
+    assert isinstance(model, IndependentModel) != networked
+    assert found.sum(dtype=float) == pytest.approx(model.ideal_bits(codes), rel=1e-5)
+    assert found[3] == pytest.approx(model.ideal_bits(codes[3]), rel=1e-5)
+
+
+def test_selected_latents_take_their_own_rows_of_the_table():
+    tables = make_tables(6, network=make_network(6))
+    codes = make_codes(50, 3)
+    model = tables.entropy.select((0, 2, 5))
+    assert code_lengths(codes, tables, (0, 2, 5)).sum(dtype=float) == pytest.approx(model.ideal_bits(codes))
+
+
+def test_no_rows_have_no_lengths():
+    assert code_lengths(make_codes(0, 6), make_tables(6)).shape == (0,)
