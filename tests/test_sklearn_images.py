@@ -1,5 +1,6 @@
 """Images and rows of archives as codes: the contract that scikit-learn's own checks, of matrices, cannot see."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -60,6 +61,27 @@ def test_clone_pickle_joblib_and_unfitted(codes, names, tmp_path):
     assert clone(rows).get_params() == rows.get_params()
     with pytest.raises(NotFittedError):
         clone(rows).transform(names)
+
+
+def test_the_model_is_loaded_once_and_again_where_its_file_changes(images, model, names, tmp_path, monkeypatch):
+    from stochcl.api import codec
+
+    loads, load = [], codec.load_model
+    monkeypatch.setattr(codec, "load_model", lambda path: loads.append(path) or load(path))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(model.read_bytes())
+    rows, some = CodesTransformer(path, device="cpu"), [images / name for name in names[:2]]
+    before = rows.fit(some).transform(some)
+    rows.transform(some)
+    assert len(loads) == 1
+    copy = pickle.loads(pickle.dumps(rows))
+    assert len(pickle.dumps(rows)) < 2000  # without the model
+    np.testing.assert_array_equal(copy.transform(some), before)
+    assert len(loads) == 2
+    os.utime(path, ns=(0, 0))
+    rows.transform(some)
+    clone(rows).fit(some)
+    assert len(loads) == 4
 
 
 @pytest.mark.parametrize("kind", [list, np.array, lambda names: np.array(names, object)[:, None]])

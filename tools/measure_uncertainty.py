@@ -5,12 +5,11 @@
 DATA has cifar10-train.zip, cifar10-test.zip and Tiny-ImageNet as tiny-imagenet-train-0.zip to -2.zip. A probe is
 trained on codes of CIFAR-10's training split and answers the test split: what finds its errors? Foreign are images of
 Tiny-ImageNet that were never trained on (the last 20 of each class of each file), of classes that CIFAR-10 does not
-share: ``SHARED`` says which are left out. A sample of the test images is corrupted besides. Beside the JSON goes a plot,
--refusal.png. Everything goes through archives with an uncertainty; with -n, so many images of each part take part,
-chosen by the seed.
+share: ``SHARED`` says which are left out. A sample of the test images is corrupted besides. Beside the JSON goes
+a plot, -refusal.png. With -n, so many images of each part take part, chosen by the seed.
 
-Foreign images differ in more than their class: CIFAR-10 has 32 pixels, enlarged to the model's size, Tiny-ImageNet 64.
-So the second part of foreign images, "small", is the same ones, first brought to 32 pixels.
+Foreign images differ in more than their class: CIFAR-10 has 32 pixels, enlarged to the model's size, Tiny-ImageNet
+64. So the second part of foreign images, "small", is the same ones, first brought to 32 pixels.
 """
 
 from __future__ import annotations
@@ -100,8 +99,15 @@ def small(pixels: np.ndarray) -> np.ndarray:
 
 
 def compress(
-    codec: Codec, paths: list[Path], out: Path, most: int | None, seed: int, *, foreign: bool = False, shrink: bool = False
-) -> Path:  # fmt: skip
+    codec: Codec,
+    paths: list[Path],
+    out: Path,
+    most: int | None,
+    seed: int,
+    *,
+    foreign: bool = False,
+    shrink: bool = False,
+) -> Path:
     """Write an archive of the images of some files, named by their files where there are several."""
     from stochcl.data.subset import SubsetSource
 

@@ -99,6 +99,8 @@ def evaluate_targets(
     SourceError, FormatError, LabelsError, UsageError, ModelMismatch, OutputError
     """
     _check_request(test, labels, columns, groups, test_size)
+    if save is not None:
+        downstream.check_savable(estimator, task)
     with Archive(path, tables=tables) as archive:
         used = input_of(archive, given)
         part = _part(archive, path, labels, columns, used, latents, groups)
@@ -135,8 +137,9 @@ def evaluate_targets(
             )
         selection = None if header.selection is None else tuple(header.selection)[: latents or None]
         probe = downstream.SavedProbe(
-            header.model, header.model_sha256, used, latents or header.latents, selection, fitted
-        )
+            header.model, header.model_sha256, used, latents or header.latents, selection, fitted,
+            header.tables_sha256,
+        )  # fmt: skip
         probe.save(save)
         facts["saved"] = printable(save)
     return found, facts

@@ -103,6 +103,11 @@ def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathL
             f"{shown}: it was made by the model {printable(header.model)} ({header.model_sha256[:12]}), and {of} was "
             f"fitted on codes of {printable(saved.model)} ({saved.model_sha256[:12]}); fit it on codes of this model."
         )
+    if saved.given == "vectors" and saved.tables_sha256 not in (None, header.tables_sha256):
+        raise ModelMismatch(
+            f"{shown}: its vectors are decoded by other tables ({header.tables_sha256[:12]}) than those that {of} "
+            f"was fitted on ({str(saved.tables_sha256)[:12]}); fit it on vectors of this file's tables, or on symbols."
+        )
     there = None if header.selection is None else tuple(header.selection)
     if header.latents < saved.latents:
         raise UsageError(f"{shown}: it has {header.latents:,} latents, and {of} was fitted on {saved.latents:,}.")

@@ -65,11 +65,12 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
     if path is None or (codes and train):
         raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
     results, facts = evaluating.evaluate_targets(path, tables=given_tables(model), **options)
+    saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}"
     if len(results) == 1:
         result = next(iter(results.values()))
-        show(facts | result.to_json(), [head, *result.lines()], as_json=as_json)
+        show(facts | result.to_json(), [head, *result.lines(), *saved], as_json=as_json)
         return
     lines = [line for target, result in results.items() for line in (f"{target}:", *result.lines())]
     both = {target: result.to_json() for target, result in results.items()}
-    show(facts | {"targets": both}, [head, *lines], as_json=as_json)
+    show(facts | {"targets": both}, [head, *lines, *saved], as_json=as_json)

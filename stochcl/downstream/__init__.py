@@ -8,7 +8,7 @@ from stochcl.downstream.estimators import ESTIMATORS, TASKS, Task, make_estimato
 from stochcl.downstream.evaluation import evaluate, evaluate_split, fit
 from stochcl.downstream.metrics import wilson
 from stochcl.downstream.result import Evaluation
-from stochcl.downstream.saving import Fitted, SavedProbe, load
+from stochcl.downstream.saving import Fitted, SavedProbe, check_savable, load
 
 if TYPE_CHECKING:
     from stochcl.downstream.hamming import HammingKNeighborsClassifier, HammingKNeighborsRegressor
@@ -26,6 +26,7 @@ __all__ = [
     "LatentSelector",
     "SavedProbe",
     "Task",
+    "check_savable",
     "evaluate",
     "evaluate_split",
     "fit",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.atomic import replacing
+from stochcl.downstream.estimators import make_estimator
 from stochcl.errors import OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class SavedProbe:
     selection : tuple of int or None
         Which of the model's, where not the first so many.
     targets : tuple of Fitted
+    tables_sha256 : str or None
+        Name of the decoding tables that made the vectors; None where it was not recorded.
     """
 
     model: str
@@ -91,6 +95,7 @@ class SavedProbe:
     latents: int
     selection: tuple[int, ...] | None
     targets: tuple[Fitted, ...]
+    tables_sha256: str | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a ``.skops`` file, which replaces one that is there.
@@ -111,12 +116,11 @@ class SavedProbe:
             "input": self.given,
             "latents": self.latents,
             "selection": None if self.selection is None else list(self.selection),
+            "tables_sha256": self.tables_sha256,
             "targets": [vars(target) for target in self.targets],
         }
         data = skops.io.dumps(content)
-        if refused := _untrusted(data):
-            names = ", ".join(sorted({target.estimator for target in self.targets}))
-            raise UsageError(f"{names}: it cannot be saved, for its file would hold {refused[0]}; take another.")
+        _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
         try:
             with replacing(path) as file:
                 file.write(data)
@@ -168,9 +172,41 @@ def _checked(content: dict[str, Any]) -> SavedProbe:
     targets = tuple(Fitted(**target) for target in content["targets"])
     if not all(hasattr(target.probe, "predict") for target in targets):
         raise ValueError("its targets predict")
-    return SavedProbe(
-        texts[0], texts[1], texts[2], content["latents"], None if selection is None else tuple(selection), targets
-    )
+    of_tables = content.get("tables_sha256")  # the first files had none
+    if of_tables is not None and not isinstance(of_tables, str):
+        raise ValueError("the name of its tables is a text")
+    chosen = None if selection is None else tuple(selection)
+    return SavedProbe(texts[0], texts[1], texts[2], content["latents"], chosen, targets, of_tables)
+
+
+def check_savable(estimator: str, task: Task) -> None:
+    """Refuse an estimator whose file would hold types that :func:`load` refuses, before anything is trained on.
+
+    It is fitted to a few made rows for that. What it cannot be fitted to, tells nothing here.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be saved, or there is no such estimator.
+    """
+    import numpy as np
+    import skops.io
+
+    rows = np.random.default_rng(0).random((60, 20)).astype(np.float32)
+    labels = np.array(["a", "b"])[np.arange(60) % 2] if task == "classification" else rows[:, 0]
+    name, probe = make_estimator(estimator, task, rows=len(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            probe.fit(rows, labels)
+        except (ValueError, TypeError, ArithmeticError):
+            return
+    _check_trusted(skops.io.dumps(probe), name)
+
+
+def _check_trusted(data: bytes, estimators: str) -> None:
+    if refused := _untrusted(data):
+        raise UsageError(f"{estimators}: it cannot be saved, for its file would hold {refused[0]}; take another.")
 
 
 def _untrusted(data: bytes) -> list[str]:

@@ -160,9 +160,22 @@ class CodesTransformer(
         return Archive(self.archive)  # type: ignore[arg-type]
 
     def _codec(self) -> Any:
+        """Return the model, loaded once for its parameters and the file as it stands."""
         from stochcl.api.codec import Codec
+        from stochcl.api.models import find_model
 
-        return Codec(self.model, device=self.device)
+        status = find_model(self.model).stat()
+        key = os.fspath(self.model), self.device, status.st_mtime_ns, status.st_size
+        held = self.__dict__.get("_loaded")
+        if held is None or held[0] != key:
+            held = self._loaded = key, Codec(self.model, device=self.device)
+        return held[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the loaded model out: it is read again where it is wanted."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_loaded", None)
+        return state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

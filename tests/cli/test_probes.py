@@ -2,13 +2,15 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import stochcl
-from stochcl.downstream import ESTIMATORS
-from tests.compress.making import make_codes, make_names, make_tables, write
+from stochcl.compress import Tables, Writer
+from stochcl.downstream import ESTIMATORS, load
+from tests.compress.making import make_codes, make_decoder, make_names, make_tables, write
 
 
 def said(result):
@@ -77,6 +79,43 @@ def test_several_targets_at_once(run, codes, labels, tmp_path):
     assert "depth:\nR2 " in run("evaluate", codes, *options).stdout
     run("predict", codes, "-m", tmp_path / "p.skops", "-o", tmp_path / "p.csv")
     assert list(read(tmp_path / "p.csv")[0]) == ["name", "depth", "week"]
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_scored(
+    refused, run, codes, labels, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("stochcl.downstream.evaluate", None)
+    probe = tmp_path / "p.skops"
+    message = refused(
+        "evaluate", codes, "--estimator", "sklearn.neural_network.MLPClassifier", "--save", probe, code=2
+    )
+    assert "it cannot be saved, for its file would hold" in message
+    assert not probe.exists()
+
+
+def test_evaluate_says_where_the_probe_is(run, codes, tmp_path):
+    probe = tmp_path / "p.skops"
+    assert run("evaluate", codes, "--save", probe).stdout.endswith(f"probe saved in {probe}\n")
+    assert said(run("evaluate", codes, "--save", probe, "--json"))["saved"] == str(probe)
+
+
+def test_vectors_of_other_tables_are_refused_and_symbols_are_not(run, refused, codes, tmp_path):
+    for given in ("vectors", "symbols"):
+        run("evaluate", codes, "--input", given, "--folds", "2", "--save", tmp_path / f"{given}.skops")
+    saved = load(tmp_path / "vectors.skops")
+    with stochcl.open(codes) as archive:
+        assert saved.tables_sha256 == archive.header.tables_sha256
+    other = tmp_path / "other.bin"  # as a later version of the model's tables would be
+    with stochcl.open(codes) as archive:
+        old = archive.tables
+        tables = Tables(old.ladder, old.entropy, make_decoder(32, old.decoder.dim), old.autoregressive)
+        with Writer(other, replace(archive.header, tables_sha256=tables.sha256), tables, embed_tables=True) as out:
+            out.add(archive[:])
+    message = refused("predict", other, "-m", tmp_path / "vectors.skops", "-o", tmp_path / "p.csv")
+    assert "its vectors are decoded by other tables" in message
+    run("predict", other, "-m", tmp_path / "symbols.skops", "-o", tmp_path / "p.csv")
+    replace(saved, tables_sha256=None).save(tmp_path / "first.skops")  # the first files did not say
+    run("predict", other, "-m", tmp_path / "first.skops", "-o", tmp_path / "p.csv", "--force")
 
 
 @pytest.mark.parametrize("folds", [["--folds", "3"], ["--test-size", "0.3"]])
