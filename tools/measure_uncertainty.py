@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    codec = Codec(options.model)
+    codec, ran = Codec(options.model), commit()
     plot = options.output.with_name(f"{options.output.stem}-refusal.png")
     data, most, seed = options.data, options.n, options.seed
     tiny = [data / f"tiny-imagenet-train-{i}.zip" for i in range(3)]
@@ -171,7 +171,7 @@ def main() -> None:
     result = {
         "schema": "stochcl.measure-uncertainty/0",
         "command": shlex.join(["python", "tools/measure_uncertainty.py", *words]),
-        "commit": commit(),
+        "commit": ran,
         "model": {"name": codec.model.name, "sha256": codec.model.sha256},
         "temperature": codec.model.encoder.config.temperature,
         "uncertainty_bits_per_image": round(spent, 2),
@@ -183,7 +183,8 @@ def main() -> None:
     }
     options.output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
     say("")
-    print(f"accuracy {found['accuracy']:.2%}")
+    shifted = {name: score["auroc"] for name, score in found["shifted"]["scores"].items()}
+    print(f"accuracy {found['accuracy']:.2%}; errors among clean and corrupted images together: {shifted}")
     for name, score in found["scores"].items():
         low, high = score["interval"]
         told = ", ".join(f"{one['what']} {one['scores'][name]['auroc']:.3f}" for one in found["outside"][:2])

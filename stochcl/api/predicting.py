@@ -106,7 +106,7 @@ def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathL
     if saved.given == "vectors" and saved.tables_sha256 not in (None, header.tables_sha256):
         raise ModelMismatch(
             f"{shown}: its vectors are decoded by other tables ({header.tables_sha256[:12]}) than those that {of} "
-            f"was fitted on ({str(saved.tables_sha256)[:12]}); fit it on vectors of this file's tables, or on symbols."
+            f"was fitted on ({str(saved.tables_sha256)[:12]}); fit it on such vectors, or on symbols."
         )
     there = None if header.selection is None else tuple(header.selection)
     if header.latents < saved.latents:

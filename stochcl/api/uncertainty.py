@@ -17,7 +17,7 @@ from stochcl.downstream.refusal_plot import check_plot, draw_refusal
 from stochcl.downstream.rows import labelled
 from stochcl.downstream.scores import CONFIDENCE, ENTROPY, NEEDS_LABELS, SCORES, Coded, Doubter
 from stochcl.downstream.splits import make_splits
-from stochcl.downstream.uncertainty import auroc, difference, refuse
+from stochcl.downstream.uncertainty import auroc, auroc_of_copies, difference, refuse
 from stochcl.errors import ModelMismatch, UsageError
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def measure_uncertainty(
                 measured.set, measured.places[measured.own], Path(images), codec, sample=sample, seed=seed
             )
             found["outside"] += measured.corrupted(corrupter, progress)
+            found["shifted"] = measured.shifted
         header = archive.header
     facts = {
         "schema": "stochcl.uncertainty/0", "path": printable(path), "images": len(measured.wrong),
@@ -241,10 +242,24 @@ class _Measured:
         inside = {name: values[own] for name, values in self.own_scores.items()}
         truth, clean = self.truth[self.own][own], 1 - self.wrong[self.own][own].mean()
         yield {"what": "clean", "images": len(own), "accuracy": round(float(clean), 4), "scores": {}}
+        wrong, copies = [self.wrong[self.own][own]], {name: [values] for name, values in inside.items()}
         for number, worse in enumerate(corrupter):
             answers, scores = self.doubter.answers(worse.rows)
+            wrong.append(answers != truth)
+            for name, values in copies.items():
+                values.append(scores[name])
             yield {
                 "what": worse.what, "strength": worse.strength, "images": len(own),
                 "accuracy": round(float((answers == truth).mean()), 4), "scores": self._told(scores, inside),
             }  # fmt: skip
             progress((number + 1) * len(own), len(corrupter) * len(own))
+        self.shifted = self._shifted(np.stack(wrong), {name: np.stack(values) for name, values in copies.items()})
+
+    def _shifted(self, wrong: NDArray[np.bool_], scores: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+        """Return how errors are found among images as they were and all their corrupted copies together."""
+        told = {name: auroc_of_copies(wrong, values, seed=self.seed) for name, values in scores.items()}
+        return {
+            "images": wrong.size,
+            "accuracy": round(float(1 - wrong.mean()), 4),
+            "scores": {name: found.to_json() for name, found in told.items() if found is not None},
+        }

@@ -97,6 +97,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
             rows.append([what, f"{one['images']:,}", accuracy, *told])
         title = "foreign and corrupted images told from the answered ones (AUROC)"
         out += table(title, ["what", "images", "accuracy %", *names], rows)
+    if "shifted" in found:
+        shifted = found["shifted"]
+        title = f"errors among {shifted['images']:,} clean and corrupted images together, accuracy"
+        rows = [[name, _auroc(score), _interval(score["interval"])] for name, score in shifted["scores"].items()]
+        out += table(f"{title} {shifted['accuracy']:.1%} (AUROC)", ["score", "AUROC", "interval"], rows)
     if "plot" in found:
         out.append(f"plot in {found['plot']}")
     return out + [f"note: {note}" for note in found["notes"]]

@@ -55,7 +55,9 @@ def test_foreign_and_corrupted_images_and_a_plot(run, sure, images, model, codec
     codec.compress(grey, tmp_path / "other.bin", uncertainty=True)
     options = ["--outside", tmp_path / "other.bin", "--images", images, "-m", model, "--sample", "5"]
     found = measured(run, "--train", sure, "--test", sure, *options, "--plot", tmp_path / "a.png", "--device", "cpu")
-    assert set(found) == KEYS | {"test", "plot"}
+    assert set(found) == KEYS | {"test", "plot", "shifted"}
+    assert found["shifted"]["images"] == 31 * 5
+    assert set(found["shifted"]["scores"]) == set(found["scores"])
     other, clean, *worse = found["outside"]
     assert (other["what"], other["images"]) == (str(tmp_path / "other.bin"), 9)
     assert (clean["what"], clean["images"]) == ("clean", 5)
@@ -68,6 +70,7 @@ def test_foreign_and_corrupted_images_and_a_plot(run, sure, images, model, codec
     assert (tmp_path / "a.png").stat().st_size > 5000
     text = run("uncertainty", sure, *options, "--device", "cpu").stdout
     assert "  occlude 5 " in text
+    assert "errors among 155 clean and corrupted images together" in text
 
 
 def test_a_file_without_uncertainty_has_the_other_scores(run, codes, sure):

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from stochcl.downstream.refusal_plot import draw_refusal
 from stochcl.downstream.scores import CONFIDENCE, ENTROPY, LENGTH, NEIGHBOURS, Coded, Doubter
-from stochcl.downstream.uncertainty import REFUSED, auroc, difference, refuse
+from stochcl.downstream.uncertainty import REFUSED, auroc, auroc_of_copies, difference, refuse
 from stochcl.errors import OutputError, UsageError
 
 
@@ -43,6 +43,17 @@ def test_the_difference_is_paired(rng):
     assert high - low < 0.3 * (a.high - a.low)  # what both have in common is no part of it
     assert low < value < high
     assert difference(positive[:150], first[:150], second[:150]) is None
+
+
+def test_copies_of_an_image_are_not_more_images(rng):
+    positive = np.arange(100) < 40
+    score = rng.standard_normal(100) + positive
+    once = auroc(positive, score)
+    copied = auroc_of_copies(np.tile(positive, (20, 1)), np.tile(score, (20, 1)))
+    assert copied.value == pytest.approx(once.value)
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.3)
+    assert copied == auroc_of_copies(np.tile(positive, (20, 1)), np.tile(score, (20, 1)))
+    assert auroc_of_copies(np.ones((2, 3), bool), np.ones((2, 3))) is None
 
 
 def test_perfect_scores_are_not_taken_for_certain():
