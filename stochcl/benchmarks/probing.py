@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 """Weights of half the squared norm beside the mean loss of a row, of which the best on held-out rows is taken."""
+
+NEAREST = (1, 5, 10, 20, 50)
+"""Numbers of neighbours, of which the best on held-out rows is taken."""
 
 NEIGHBOURS = 10
 
@@ -38,18 +43,49 @@ def linear_accuracy(
     labels, test_labels : ndarray, shape (N,)
     seed : int
     """
+    right, chosen = answers("logistic", train, labels, test, test_labels, seed=seed)
+    return float(right.mean()), chosen
+
+
+def answers(
+    probe: str,
+    train: NDArray[np.float32],
+    labels: NDArray[np.generic],
+    test: NDArray[np.float32],
+    test_labels: NDArray[np.generic],
+    *,
+    seed: int = 0,
+) -> tuple[NDArray[np.bool_], float]:
+    """Return which test rows a probe gets right, and the setting that was chosen for it inside the training rows.
+
+    Parameters
+    ----------
+    probe : str
+        ``logistic`` or ``svm``, linear, with a penalty of :data:`PENALTIES`; or ``knn``, the majority of the nearest
+        rows, of :data:`NEAREST`. Columns are standardised.
+    train, test : ndarray of float32, shape (N, V)
+    labels, test_labels : ndarray, shape (N,)
+    seed : int
+
+    Returns
+    -------
+    right : ndarray of bool, shape (N,)
+    chosen : float
+    """
     from sklearn.preprocessing import StandardScaler
 
+    fit, settings = _PROBES[probe]
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
     rows = np.random.default_rng([seed, 17]).permutation(len(train))[:_CHOOSING]
     fitted, kept = rows[len(rows) // 5 :], rows[: len(rows) // 5]
-    scores = {p: _fit(train[fitted], labels[fitted], p).score(train[kept], labels[kept]) for p in PENALTIES}
+    scores = {s: fit(train[fitted], labels[fitted], s).score(train[kept], labels[kept]) for s in settings}
     best = max(scores, key=scores.__getitem__)
-    return float(_fit(train, labels, best).score(test, test_labels)), best
+    right: NDArray[np.bool_] = fit(train, labels, best).predict(test) == test_labels
+    return right, best
 
 
-def _fit(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
+def _logistic(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -57,6 +93,28 @@ def _fit(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
         # A hundred steps fix the accuracy long before they fix the weights.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=1 / (penalty * len(x)), max_iter=100, tol=1e-3).fit(x, y)
+
+
+def _svm(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LinearSVC(C=1 / (penalty * len(x)), dual=len(x) < x.shape[1], tol=1e-3, max_iter=200).fit(x, y)
+
+
+def _nearest(x: NDArray[np.float32], y: NDArray[np.generic], count: float) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(min(int(count), len(x)), algorithm="brute").fit(x, y)
+
+
+_PROBES: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
+    "logistic": (_logistic, PENALTIES),
+    "svm": (_svm, PENALTIES),
+    "knn": (_nearest, NEAREST),
+}
 
 
 def relative_error(vectors: NDArray[np.float32], decoded: NDArray[np.float32], mean: NDArray[np.float32]) -> float:

@@ -10,6 +10,7 @@ import click
 from stochcl.benchmarks import clock
 from stochcl.benchmarks import codec as codec_benchmark
 from stochcl.benchmarks import embeddings as embeddings_benchmark
+from stochcl.benchmarks import rate_accuracy as rate_benchmark
 from stochcl.benchmarks import throughput as throughput_benchmark
 from stochcl.benchmarks import training_speed as training_benchmark
 from stochcl.benchmarks.pricing import CODINGS
@@ -224,3 +225,65 @@ def training(output: Path, *, as_json: bool, **options: Any) -> None:
     paths = write_results(result, output, "training")
     show(result, table(training_benchmark.title(result), clock.COLUMNS, clock.lines(result)), as_json=as_json)
     say(f"written to {paths[0]} and {paths[1].name}")
+
+
+class _Listed(click.ParamType[tuple[Any, ...]]):
+    """Values parted by commas."""
+
+    def __init__(self, of: type, name: str) -> None:
+        self.of, self.name = of, name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.of(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers parted by commas, such as 32,64.", param, ctx)
+
+
+@benchmark.command("rate-accuracy")
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.option("--test", metavar="TEST", type=click.Path(path_type=Path),
+              help="More of the same, to score on.  [default: a fifth of each class of SOURCE]")  # fmt: skip
+@click.option("--labels", metavar="FILE", type=click.Path(path_type=Path),
+              help="Of SOURCE: CSV name,label; of a matrix also .npy.  [default: first folders]")  # fmt: skip
+@click.option("--test-labels", metavar="FILE", type=click.Path(path_type=Path), help="Of TEST.")
+@click.option("-m", "--model", "models", multiple=True,
+              help="A model's name or file; may be repeated.  [default: general]")  # fmt: skip
+@click.option("--probe", type=click.Choice(rate_benchmark.PROBES), default="logistic", show_default=True)
+@click.option("--ladder", type=_Listed(int, "numbers"), default=(), metavar="K,K,...",
+              help="Prefixes of our codes.  [default: the model's]")  # fmt: skip
+@click.option("--bits", type=_Listed(int, "numbers"), default=(16, 32, 64, 128, 256), metavar="B,B,...",
+              help="That quantisers are made for.  [default: 16,32,64,128,256]")  # fmt: skip
+@click.option("--baselines", type=_Listed(str, "names"), default=("all",), metavar="NAMES",
+              help="all, none, or of features, quantisers, pixels and single methods.  [default: all]")  # fmt: skip
+@click.option("--train-images", type=click.IntRange(2), metavar="N", help="To learn from, at most.")
+@click.option("--test-images", type=click.IntRange(2), metavar="N", help="To score on, at most.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is random.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
+              help="The folder for results, plots, the page, and what is kept for another run.")  # fmt: skip
+@JSON
+def rate_accuracy(output: Path, *, as_json: bool, **options: Any) -> None:
+    """Bits per image against accuracy: codes beside features, quantisers, and small images in web formats.
+
+    SOURCE is a folder of classes (also in a .zip or .tar), or a .npy matrix of embeddings with --labels. Every row
+    has the same probe, split and seed. What is done is kept in OUTPUT/cache: the same command goes on after an
+    interruption.
+
+    \b
+    Example:
+      stochcl benchmark rate-accuracy photos/ -o results/
+      stochcl benchmark rate-accuracy train.zip --test test.zip --train-images 20000 -o results/
+      stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq,jpeg -o results/
+    """
+    make_folder(output)
+    request = rate_benchmark.Request(**options)
+    with progress_bar("methods", rate=False) as bar:
+        result = rate_benchmark.benchmark_rate_accuracy(request, output, progress=bar, say=say)
+    paths = rate_benchmark.write_all(result, output)
+    told = [*table(rate_benchmark.title(result), rate_benchmark.COLUMNS, rate_benchmark.lines(result)), ""]
+    show(result, [*told, *rate_benchmark.summary(result)], as_json=as_json)
+    say(f"written to {paths[0]} and beside it {', '.join(path.name for path in paths[1:])}")

@@ -1,0 +1,174 @@
+"""The labelled data that everything is measured on, and what a network makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.benchmarks.matrices import _labels, _matrix
+from stochcl.data import ImageSource, folder_label, open_source, printable
+from stochcl.data.labels import read_labels
+from stochcl.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from stochcl.api.codec import Codec
+    from stochcl.benchmarks.rate_accuracy.request import Request
+
+_BATCH = 256
+_PARTS = 5  # one of which is scored on where nothing else is named
+_LEAST = 2  # images of each part
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of a source that are fitted to, or scored on.
+
+    Parameters
+    ----------
+    source : ImageSource or ndarray of float32, shape (M, V)
+    rows : ndarray of int, shape (N,)
+    labels : ndarray of str, shape (N,)
+    """
+
+    source: ImageSource | NDArray[np.float32]
+    rows: NDArray[np.intp]
+    labels: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, codec: Codec) -> Iterator[NDArray[np.uint8]]:
+        """Yield the images as the codec prepares them, uint8, shape (B, S, S, 3).
+
+        Raises
+        ------
+        SourceError
+            If one cannot be read: methods would be measured on different images.
+        """
+        assert isinstance(self.source, ImageSource)
+        for start in range(0, len(self.rows), _BATCH):
+            rows = self.rows[start : start + _BATCH].tolist()
+            yield np.stack([self.source.load(row, codec.preprocess) for row in rows])
+
+    def inputs(self, codec: Codec) -> Iterator[NDArray[Any]]:
+        """Yield what the codec encodes: images, or rows of a matrix."""
+        if isinstance(self.source, ImageSource):
+            yield from self.images(codec)
+            return
+        for start in range(0, len(self.rows), _BATCH):
+            yield self.source[self.rows[start : start + _BATCH]]
+
+    def fingerprint(self) -> str:
+        """Return a digest of the rows: names, sizes and times of files, or the numbers; and the labels."""
+        digest = hashlib.sha256("\0".join(self.labels.tolist()).encode("utf-8", "surrogateescape"))
+        if isinstance(self.source, ImageSource):
+            entries = (self.source.entries[row] for row in self.rows.tolist())
+            digest.update(json.dumps([[e.name, e.size, e.mtime_ns] for e in entries]).encode())
+        else:
+            digest.update(self.source[self.rows].tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What is fitted to, and what is scored on."""
+
+    train: Part
+    test: Part
+
+    @property
+    def images(self) -> bool:
+        """Whether these are images, rather than vectors."""
+        return isinstance(self.train.source, ImageSource)
+
+    def source_side(self) -> int | None:
+        """Return the side of the images themselves, where the first hundred are all squares of one size."""
+        from PIL import Image
+
+        if not isinstance(self.test.source, ImageSource):
+            return None
+        sizes = set()
+        for row in self.test.rows[:100].tolist():
+            sizes.add(Image.open(io.BytesIO(self.test.source._read(row))).size)
+        (size, *others) = sizes
+        return size[0] if not others and size[0] == size[1] else None
+
+
+def read_inputs(request: Request) -> Inputs:
+    """Open what a request names, match labels, and choose rows.
+
+    Raises
+    ------
+    SourceError, LabelsError
+        If something cannot be read, or leaves fewer than two classes.
+    UsageError
+        If both sources are not of one kind.
+    """
+    source, labels = _open(request.source, request.labels)
+    rng = np.random.default_rng([request.seed, 29])
+    if request.test is None:
+        scored = _share(labels, 1 / _PARTS, rng)
+        train = Part(source, np.flatnonzero(~scored), labels[~scored])
+        test = Part(source, np.flatnonzero(scored), labels[scored])
+    else:
+        other, other_labels = _open(request.test, request.test_labels)
+        if isinstance(source, ImageSource) != isinstance(other, ImageSource):
+            raise UsageError(
+                f"{printable(request.test)}: of this and {printable(request.source)} one is a matrix only."
+            )
+        train = Part(source, np.arange(len(labels)), labels)
+        test = Part(other, np.arange(len(other_labels)), other_labels)
+    train, test = (
+        _fewer(part, most, rng) for part, most in ((train, request.train_images), (test, request.test_images))
+    )
+    classes = len(np.unique(train.labels))
+    if min(len(train), len(test)) < _LEAST or classes < 2:
+        raise SourceError(
+            f"{printable(request.source)}: this leaves {len(train):,} images of {classes} classes "
+            f"to fit to and {len(test):,} to score on; a classifier needs two classes and more images."
+        )
+    return Inputs(train, test)
+
+
+def _open(path: Path, labels: Path | None) -> tuple[ImageSource | NDArray[np.float32], NDArray[np.str_]]:
+    source = open_source(path)
+    if isinstance(source, ImageSource):
+        names = [entry.name for entry in source.entries]
+        found = [folder_label(name) for name in names] if labels is None else read_labels(labels).match(names)
+        return source, np.asarray(found, np.str_)
+    matrix = _matrix(path)
+    if labels is None:
+        raise UsageError(f"{printable(path)}: a matrix has no labels of its own; give them with --labels.")
+    if labels.suffix == ".npy":
+        array = _labels(labels, len(matrix))
+        return matrix, np.asarray(array).astype(np.str_)
+    table: Callable[[list[str]], tuple[str, ...]] = read_labels(labels).match
+    return matrix, np.asarray(table([str(i) for i in range(len(matrix))]), np.str_)
+
+
+def _share(labels: NDArray[np.str_], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Mark this share of the rows of every class, at least one where a class has two."""
+    marked = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        count = round(share * len(rows))
+        marked[rows[: max(count, 1) if len(rows) > 1 else count]] = True
+    return marked
+
+
+def _fewer(part: Part, most: int | None, rng: np.random.Generator) -> Part:
+    if most is None or most >= len(part):
+        return part
+    kept = np.flatnonzero(_share(part.labels, most / len(part), rng))
+    kept = np.sort(rng.permutation(kept)[:most])
+    return Part(part.source, part.rows[kept], part.labels[kept])

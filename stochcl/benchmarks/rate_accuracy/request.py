@@ -1,0 +1,116 @@
+"""What the benchmark is asked to measure."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stochcl.benchmarks.baselines import BASELINES, FLOATS
+from stochcl.benchmarks.rate_accuracy.pixels import FORMATS
+from stochcl.data import printable
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GROUPS = ("features", "quantisers", "pixels")
+"""Of what stands beside ours: the network's features as numbers, features quantised, and small images."""
+
+PROBES = ("logistic", "knn", "svm")
+
+METHODS = (*FLOATS, *BASELINES, *FORMATS)
+"""By name, what :data:`GROUPS` are made of."""
+
+DEFAULT_MODEL = "general"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Parameters
+    ----------
+    source : Path
+        Labelled images (a folder of classes, zip or tar), or a matrix of embeddings, .npy.
+    test : Path, optional
+        More of the same, to score on; without it a fifth of each class of ``source`` is.
+    labels, test_labels : Path, optional
+        Labels in a CSV file ``name,label``; of a matrix also an array, .npy. Images have those of their first
+        folders by default.
+    models : tuple of str
+        Names or files of ours. The first one's features are what all others quantise.
+    probe : str
+        One of :data:`PROBES`.
+    ladder : tuple of int
+        Prefixes of ours; all that the model is nested at by default.
+    bits : tuple of int
+        What quantisers are made for.
+    baselines : tuple of str
+        ``all``, ``none``, or names of :data:`GROUPS` and :data:`METHODS`.
+    train_images, test_images : int, optional
+        At most so many, the same share of every class.
+    precision : str
+        Of the networks.
+    seed : int
+    """
+
+    source: Path
+    test: Path | None = None
+    labels: Path | None = None
+    test_labels: Path | None = None
+    models: tuple[str, ...] = ()
+    probe: str = "logistic"
+    ladder: tuple[int, ...] = ()
+    bits: tuple[int, ...] = (16, 32, 64, 128, 256)
+    baselines: tuple[str, ...] = ("all",)
+    train_images: int | None = None
+    test_images: int | None = None
+    precision: str = "fp32"
+    device: str = "cpu"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UsageError where the parts do not go together."""
+        if self.probe not in PROBES:
+            raise UsageError(f"there is no probe {self.probe!r}; there are {', '.join(PROBES)}.")
+        known = ("all", "none", *GROUPS, *METHODS)
+        if unknown := [name for name in self.baselines if name not in known]:
+            raise UsageError(f"there is no baseline {unknown[0]!r}; there are {', '.join(known)}.")
+        if {"all", "none"} & set(self.baselines) and len(self.baselines) > 1:
+            raise UsageError("--baselines all or none stands alone; leave the other names out.")
+        if self.test_labels is not None and self.test is None:
+            raise UsageError("--test-labels are those of --test; name that, too.")
+        for name in ("ladder", "bits"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise UsageError(f"--{name} are numbers of 1 or more.")
+        for name in ("train_images", "test_images"):
+            if (value := getattr(self, name)) is not None and value < 2:
+                raise UsageError(f"--{name.replace('_', '-')} is 2 or more, not {value}.")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of :data:`METHODS` that are asked for."""
+        groups = {"features": tuple(FLOATS), "quantisers": tuple(BASELINES), "pixels": tuple(FORMATS)}
+        asked: set[str] = set()
+        for name in self.baselines:
+            asked |= set(METHODS if name == "all" else groups.get(name, (name,)))
+        return tuple(name for name in METHODS if name in asked)
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this, without folders of the machine that it ran on."""
+        words = ["stochcl", "benchmark", "rate-accuracy", printable(self.source.name)]
+        for name in ("test", "labels", "test_labels"):
+            path = getattr(self, name)
+            words += [] if path is None else [f"--{name.replace('_', '-')}", printable(path.name)]
+        words += [word for model in self.models for word in ("--model", printable(model.rpartition("/")[2]))]
+        words += [] if self.probe == "logistic" else ["--probe", self.probe]
+        for name in ("ladder", "bits", "baselines"):
+            given, default = getattr(self, name), Request.__dataclass_fields__[name].default
+            words += [] if given == default else [f"--{name}", ",".join(map(str, given))]
+        for name in ("train_images", "test_images"):
+            value = getattr(self, name)
+            words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        words += [] if self.precision == "fp32" else ["--precision", self.precision]
+        return shlex.join([*words, "--seed", str(self.seed), "-o", "results/"])

@@ -1,0 +1,72 @@
+"""The results as files: JSON, CSV, plots, and a page of one file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stochcl.atomic import replacing
+from stochcl.benchmarks.rate_accuracy.plotting import draw
+from stochcl.benchmarks.rate_accuracy.telling import COLUMNS, lines, summary, title
+from stochcl.benchmarks.results import write_results
+from stochcl.data import printable
+from stochcl.data.files import why
+from stochcl.downstream.pages import escape, page, table, write_page
+from stochcl.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "results"
+
+_PLOTS = {"bits_per_image": "plot", "bits_with_side": "plot-with-side"}
+
+
+def write_all(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``results.json``, ``results.csv``, plots and ``results.html``; return their paths.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    paths = list(write_results(result, folder, NAME))
+    plots = {column: draw(result, "svg", column) for column in _PLOTS}
+    files = {folder / f"{_PLOTS[column]}.svg": data for column, data in plots.items()}
+    files |= {folder / f"{name}.png": draw(result, "png", column) for column, name in _PLOTS.items()}
+    for path, data in files.items():
+        try:
+            with replacing(path) as file:
+                file.write(data)
+        except OSError as exc:
+            raise OutputError(f"{printable(path)}: it cannot be written: {why(exc)}.") from exc
+    write_page(folder / f"{NAME}.html", html(result, [data.decode() for data in plots.values()]))
+    return [*paths, *files, folder / f"{NAME}.html"]
+
+
+def html(result: dict[str, Any], plots: list[str]) -> str:
+    """Return the page: plots, sentences, the table, and what it was measured with."""
+    facts = [
+        ("command", result["command"]),
+        ("commit", result["commit"] or "not a checkout"),
+        ("seed", result["seed"]),
+        ("precision", result["precision"]),
+        *result["hardware"].items(),
+        *result["versions"].items(),
+    ]
+    body = [
+        f"<p>{escape(title(result))}</p>",
+        *(f'<figure class="plot">{_inline(plot)}</figure>' for plot in plots),
+        "<ul>",
+        *(f"<li>{escape(line)}</li>" for line in summary(result)),
+        "</ul>",
+        table(COLUMNS, lines(result)),
+        *(f'<p class="soft">{escape(line)}</p>' for line in result["left_out"]),
+        "<h2>Measured with</h2>",
+        table(("what", "value"), facts),
+    ]
+    return page("Bits per image against accuracy", body, style=".plot { background: #fff; }")
+
+
+def _inline(svg: str) -> str:
+    """Return a plot's element without what stands before it in a file."""
+    return svg[svg.index("<svg") :]

@@ -1,0 +1,284 @@
+"""Bits against accuracy on digits: every kind of row, what is kept for another run, and what is refused."""
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stochcl.benchmarks import probing
+from stochcl.benchmarks import rate_accuracy as rate
+from stochcl.benchmarks.rate_accuracy import comparing, measuring
+from stochcl.benchmarks.rate_accuracy.cache import Cache
+from stochcl.benchmarks.rate_accuracy.inputs import read_inputs
+from stochcl.benchmarks.rate_accuracy.pixels import FORMATS, PixelCode, bare_bytes
+from stochcl.errors import ModelError, SourceError, UsageError
+
+KEYS = {
+    "method", "group", "code", "input", "coding", "bytes", "side_bytes", "bits_per_image", "bits_with_side",
+    "bits_with_side_of_a_million", "accuracy", "accuracy_low", "accuracy_high", "chosen", "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """700 digits as folders of classes."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for i, (image, label) in enumerate(zip(data.images[:700], data.target[:700], strict=True)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        pixels = Image.fromarray((image * 15).astype(np.uint8)).resize((16, 16))
+        pixels.convert("RGB").save(folder / str(label) / f"{i:04}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def request_of(digits, model):
+    return rate.Request(digits, models=(str(model),), bits=(8, 16, 24, 32), seed=1)
+
+
+@pytest.fixture(scope="module")
+def run(request_of, tmp_path_factory):
+    """One run of everything: its result, and its folder."""
+    folder = tmp_path_factory.mktemp("results")
+    said = []
+    result = rate.benchmark_rate_accuracy(request_of, folder, say=said.append)
+    rate.write_all(result, folder)
+    assert result["left_out"] == said
+    return result, folder
+
+
+def test_every_kind_of_row_is_there(run):
+    result, _ = run
+    assert result["schema"] == "stochcl.benchmark.rate-accuracy/0"
+    assert result["n"] == {"train": 560, "test": 140}
+    assert all(set(row) == KEYS for row in result["rows"])
+    groups = {group: {row["method"] for row in result["rows"] if row["group"] == group} for group in
+              ("ours", "features", "quantisers", "pixels")}  # fmt: skip
+    assert groups["ours"] == {"tiny"}
+    assert groups["features"] == {"float32", "float16", "int8"}
+    assert {"random signs", "PCA signs", "ITQ", "RQ 4-bit", "PCA scalar"} <= groups["quantisers"]
+    assert {"JPEG pixels", "WEBP pixels"} <= groups["pixels"]
+    for row in result["rows"]:
+        assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
+        side = row["side_bytes"] * 8
+        assert row["bits_per_image"] == pytest.approx(row["bytes"] * 8 / 140, abs=1e-3)
+        assert row["bits_with_side"] == pytest.approx(row["bits_per_image"] + side / 700, abs=2e-3)
+        assert row["bits_with_side_of_a_million"] == pytest.approx(row["bits_per_image"] + side / 1e6, abs=2e-3)
+
+
+def test_features_cost_what_numbers_cost_and_lose_little(run):
+    features = (row for row in run[0]["rows"] if row["group"] == "features")
+    rows = {row["method"]: row for row in features if row["coding"] == "packed"}
+    width = run[0]["features"]
+    assert [rows[name]["bits_per_image"] for name in ("float32", "float16", "int8")] == [
+        32 * width,
+        16 * width,
+        8 * width,
+    ]
+    assert rows["float16"]["accuracy"] == pytest.approx(rows["float32"]["accuracy"], abs=0.03)
+    assert rows["float32"]["accuracy"] > 0.3  # ten classes, an untrained network
+
+
+def test_ours_are_the_sizes_of_real_files_at_every_rung(run, codec):
+    ours = [row for row in run[0]["rows"] if row["group"] == "ours"]
+    ladder = codec.tables.ladder
+    assert [row["code"] for row in ours] == [*(f"{k} latents" for k in ladder), f"{ladder[-1]} latents"]
+    assert [row["input"] for row in ours] == ["vectors"] * len(ladder) + ["symbols"]
+    assert all(row["side_bytes"] == len(codec.tables.data) for row in ours)
+    assert all(a["bytes"] < b["bytes"] for a, b in pairwise(ours[:-1]))
+
+
+def test_another_run_measures_nothing_again(run, request_of, monkeypatch):
+    result, folder = run
+
+    def never(*args, **kwargs):
+        raise AssertionError("this was measured before")
+
+    for name in ("of_codes", "of_numbers", "of_quantiser", "of_pixels"):
+        monkeypatch.setattr(measuring, name, never)
+    again = rate.benchmark_rate_accuracy(request_of, folder)
+    assert again["rows"] == result["rows"]
+    assert again["savings"] == result["savings"]
+
+
+def test_a_row_that_depends_on_something_else_is_measured_again(run, request_of):
+    _, folder = run
+    before = {path.name for path in (folder / "cache").iterdir()}
+    other = replace(request_of, baselines=("none",), ladder=(8,), probe="knn")
+    rate.benchmark_rate_accuracy(other, folder)
+    added = {path.name for path in (folder / "cache").iterdir()} - before
+    assert len(added) == 2  # vectors and symbols; the encoded images are the same
+
+
+def test_an_interrupted_run_keeps_what_it_has_done(request_of, tmp_path):
+    small = replace(request_of, baselines=("float32", "float16"), ladder=(8,))
+
+    def stop(done, total, note):
+        if note.startswith("float16"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rate.benchmark_rate_accuracy(small, tmp_path, progress=stop)
+    kept = len(list((tmp_path / "cache").iterdir()))
+    assert kept == 2 + 3  # two parts, three rows
+    result = rate.benchmark_rate_accuracy(small, tmp_path)
+    assert len(list((tmp_path / "cache").iterdir())) == kept + 1
+    assert [row["method"] for row in result["rows"]] == ["tiny", "tiny", "float32", "float16"]
+
+
+def test_what_cannot_be_read_of_a_cache_is_not_there(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put("a", {"x": 1}, right=np.ones(3, bool))
+    arrays, facts = cache.get("a")
+    assert facts == {"x": 1}
+    assert arrays["right"].all()
+    assert cache.get("b") is None
+    whole = (tmp_path / "a.npz").read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "a.npz").write_bytes(whole[:cut])
+        assert cache.get("a") is None
+
+
+def test_the_files(run):
+    result, folder = run
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(result))
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(result["rows"])
+    assert {"bits_per_image", "accuracy", "seed", "command", "hardware"} <= set(rows[0])
+    assert Image.open(io.BytesIO((folder / "plot.png").read_bytes())).size[0] > 800
+    ET.parse(folder / "plot.svg")
+    page = (folder / "results.html").read_text()
+    assert page.count("<svg") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is loaded
+    for row in result["rows"]:
+        assert row["method"] in page
+
+
+def test_savings_are_given_or_refused_with_a_reason(run):
+    found = run[0]["savings"]
+    curves = {comparing.curve_of(row) for row in run[0]["rows"]}
+    assert {(entry["against"], entry["coding"]) for entry in found} <= {(m, c) for m, c, _ in curves}
+    for entry in found:
+        assert ("refused" in entry) == (entry["saving"] is None)
+    assert {entry["bits"] for entry in found} == set(comparing.BITS)
+
+
+def test_reductions_are_the_best_code_below_the_bits():
+    def row(bits, accuracy, group="ours", method="m"):
+        return {"group": group, "method": method, "bits_per_image": bits, "accuracy": accuracy, "code": f"{bits}",
+                "input": "vectors"}  # fmt: skip
+
+    rows = [row(30, 0.4), row(40, 0.5), row(50, 0.9), row(2000, 0.6), row(16384, 0.8, "features", "float32")]
+    found = comparing.reductions(rows, 512, 32)
+    assert [line["bits"] for line in found] == [2048.0, 41.8, 27.9]
+    assert [line.get("accuracy") for line in found] == [0.9, 0.5, None]
+    assert found[1]["relative"] == pytest.approx(0.5 / 0.8)
+    assert [line["of"] for line in comparing.reductions(rows, 2048, None)][1] == "float32 features, 2048"
+    assert comparing.reductions(rows, 2048, None)[1]["bits"] == 111.5
+
+
+@pytest.mark.parametrize("kind", list(FORMATS))
+def test_a_pixel_code_gives_back_an_image_and_counts_its_bytes(kind):
+    code = PixelCode(kind, 8)
+    try:
+        code.need()
+    except Exception as exc:
+        pytest.skip(str(exc))
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:, 16:] = (200, 60, 30)
+    back, size, bare = code.code(pixels)
+    assert back.shape == pixels.shape
+    assert np.abs(back.astype(int) - pixels)[:, [4, 28]].mean() < 40
+    assert 0 < bare <= size
+    flat = code.code(np.full_like(pixels, 90))
+    assert flat[2] <= bare
+
+
+def test_bytes_that_are_no_headers():
+    jpeg = b"\xff\xd8" + b"\xff\xdb\x00\x04ab" + b"\xff\xda\x00\x04cd" + b"scan!" + b"\xff\xd9"
+    assert bare_bytes("jpeg", jpeg) == 5
+    assert bare_bytes("webp", b"x" * 50) == 20
+    box = (12).to_bytes(4, "big") + b"ftyp" + b"1234"
+    media = (0).to_bytes(4, "big") + b"mdat" + b"payload"
+    assert bare_bytes("avif", box + media) == 7
+
+
+def test_a_split_has_every_class_and_no_image_twice(request_of):
+    inputs = read_inputs(request_of)
+    assert not set(inputs.train.rows) & set(inputs.test.rows)
+    assert set(inputs.test.labels) == set(inputs.train.labels)
+    assert (read_inputs(request_of).test.rows == inputs.test.rows).all()
+    assert (read_inputs(replace(request_of, seed=2)).test.rows != inputs.test.rows).any()
+    fewer = read_inputs(replace(request_of, train_images=100, test_images=50))
+    assert (len(fewer.train), len(fewer.test)) == (100, 50)
+    assert inputs.source_side() == 16
+
+
+def test_a_matrix_and_its_labels(tmp_path, rng):
+    from stochcl.api.training import train
+
+    centres = rng.normal(size=(4, 6))
+    labels = np.arange(400) % 4
+    np.save(tmp_path / "x.npy", (centres[labels] + 0.3 * rng.normal(size=(400, 6))).astype(np.float32))
+    np.save(tmp_path / "y.npy", labels)
+    head = tmp_path / "head.safetensors"
+    train([tmp_path / "x.npy"], head, latents=16, latent_steps=20, entropy="independent", device="cpu")
+    request = rate.Request(
+        tmp_path / "x.npy", labels=tmp_path / "y.npy", models=(str(head),), bits=(4,), baselines=("float32", "itq")
+    )
+    result = rate.benchmark_rate_accuracy(request, tmp_path / "out")
+    assert {row["method"] for row in result["rows"]} == {"head", "float32", "ITQ"}
+    assert max(row["accuracy"] for row in result["rows"] if row["method"] == "float32") > 0.9
+    with pytest.raises(UsageError, match=r"takes a model that was trained on such rows"):
+        rate.benchmark_rate_accuracy(replace(request, models=()), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"no labels of its own; give them with --labels"):
+        rate.benchmark_rate_accuracy(replace(request, labels=None), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"probe": "forest"}, "there is no probe 'forest'"),
+        ({"baselines": ("gif",)}, "there is no baseline 'gif'"),
+        ({"baselines": ("all", "opq")}, "stands alone"),
+        ({"ladder": (0,)}, "--ladder are numbers of 1 or more"),
+        ({"ladder": (99,)}, "has 32 latents, not 99"),
+        ({"train_images": 1}, "--train-images is 2 or more"),
+    ],
+)
+def test_requests_that_make_no_sense(request_of, tmp_path, change, said):
+    with pytest.raises(UsageError, match=said):
+        rate.benchmark_rate_accuracy(replace(request_of, **change), tmp_path)
+
+
+def test_sources_that_do_not_serve(request_of, tmp_path, digits):
+    one = tmp_path / "one"
+    (one / "a").mkdir(parents=True)
+    for i, path in enumerate(sorted((digits / "0").iterdir())[:4]):
+        (one / "a" / f"{i}.png").write_bytes(path.read_bytes())
+    with pytest.raises(SourceError, match="a classifier needs two classes"):
+        rate.benchmark_rate_accuracy(replace(request_of, source=one), tmp_path / "out")
+    with pytest.raises((UsageError, ModelError)):
+        rate.benchmark_rate_accuracy(replace(request_of, models=("nothing.safetensors",)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("probe", rate.PROBES)
+def test_every_probe_tells_classes_apart(probe, rng):
+    y = np.arange(300) % 3
+    x = (np.eye(3)[y] * 4 + rng.normal(size=(300, 3))).astype(np.float32)
+    right, chosen = probing.answers(probe, x[:200], y[:200], x[200:], y[200:], seed=0)
+    assert right.shape == (100,)
+    assert right.mean() > 0.9
+    assert chosen in (*probing.PENALTIES, *probing.NEAREST)
+    shuffled = rng.permutation(y)
+    assert probing.answers(probe, x[:200], shuffled[:200], x[200:], shuffled[200:])[0].mean() < 0.6

@@ -1,0 +1,45 @@
+"""`stochcl benchmark rate-accuracy`: a table, files, JSON, and bad requests in one sentence."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def asked(images, model, tmp_path):
+    few = ["--baselines", "float32,jpeg", "--ladder", "8,32", "--seed", "3"]
+    return ["benchmark", "rate-accuracy", images, "-m", model, *few, "-o", tmp_path / "new" / "results"]
+
+
+def test_a_table_sentences_and_files(run, asked, tmp_path):
+    result = run(*asked)
+    folder = tmp_path / "new" / "results"
+    names = {path.name for path in folder.iterdir()}
+    assert {"results.json", "results.csv", "results.html", "plot.png", "plot.svg", "cache"} <= names
+    written = json.loads((folder / "results.json").read_text("utf-8"))
+    assert written["command"] == (
+        "stochcl benchmark rate-accuracy photos --model tiny.safetensors --ladder 8,32 --baselines float32,jpeg "
+        "--seed 3 -o results/"
+    )
+    ours = [row["code"] for row in written["rows"] if row["group"] == "ours"]
+    assert ours == ["8 latents", "32 latents", "32 latents"]
+    assert "bits per image" in result.stdout
+    assert "float32" in result.stdout
+    assert "a 588th of pixels at 224 x 224 is 2,048.0 bits per image" in result.stdout
+    assert "written to" in result.stderr
+    again = run(*asked, "--json")
+    assert json.loads(again.stdout)["rows"] == written["rows"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--bits", "32,many"], 2, "'32,many' is not a list of numbers parted by commas"),
+        (["--baselines", "gif"], 2, "there is no baseline 'gif'"),
+        (["--probe", "forest"], 2, "forest"),
+        (["--labels", "missing.csv"], 1, "missing.csv: the labels cannot be read"),
+    ],
+)
+def test_bad_requests(run, asked, options, code, said):
+    result = run(*asked, *options, code=code)
+    assert said in result.stderr
