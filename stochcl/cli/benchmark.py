@@ -243,9 +243,11 @@ class _Listed(click.ParamType[tuple[Any, ...]]):
 
 
 @benchmark.command("rate-accuracy")
-@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--test", metavar="TEST", type=click.Path(path_type=Path),
               help="More of the same, to score on.  [default: a fifth of each class of SOURCE]")  # fmt: skip
+@click.option("--hold-out", type=click.IntRange(0), default=0, metavar="N",
+              help="Score on the last N images of each class of each SOURCE, as training leaves them.")  # fmt: skip
 @click.option("--labels", metavar="FILE", type=click.Path(path_type=Path),
               help="Of SOURCE: CSV name,label; of a matrix also .npy.  [default: first folders]")  # fmt: skip
 @click.option("--test-labels", metavar="FILE", type=click.Path(path_type=Path), help="Of TEST.")
@@ -269,15 +271,16 @@ class _Listed(click.ParamType[tuple[Any, ...]]):
 def rate_accuracy(output: Path, *, as_json: bool, **options: Any) -> None:
     """Bits per image against accuracy: codes beside features, quantisers, and small images in web formats.
 
-    SOURCE is a folder of classes (also in a .zip or .tar), or a .npy matrix of embeddings with --labels. Every row
-    has the same probe, split and seed. What is done is kept in OUTPUT/cache: the same command goes on after an
-    interruption.
+    SOURCE is a folder of classes (also in a .zip or .tar; several count as one), `digits`, which scikit-learn has,
+    or a .npy matrix of embeddings with --labels. Every row has the same probe, split and seed. What is done is kept
+    in OUTPUT/cache: the same command goes on after an interruption.
 
     \b
     Example:
       stochcl benchmark rate-accuracy photos/ -o results/
       stochcl benchmark rate-accuracy train.zip --test test.zip --train-images 20000 -o results/
       stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq,jpeg -o results/
+      stochcl benchmark rate-accuracy digits -m digits.safetensors --hold-out 30 -o results/
     """
     make_folder(output)
     request = rate_benchmark.Request(**options)

@@ -7,6 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def request_of(digits, model):
-    return rate.Request(digits, models=(str(model),), bits=(8, 16, 24, 32), seed=1)
+    return rate.Request((digits,), models=(str(model),), bits=(8, 16, 24, 32), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,34 @@ def test_a_split_has_every_class_and_no_image_twice(request_of):
     assert inputs.source_side() == 16
 
 
+def test_the_held_out_split_is_that_of_training(request_of, digits):
+    from stochcl.data import held_out, open_source
+
+    entries = open_source(digits).entries
+    inputs = read_inputs(replace(request_of, sources=(digits, digits), hold_out=5))
+    mask = held_out(entries, 5)
+    expected = np.concatenate([np.flatnonzero(mask), len(entries) + np.flatnonzero(mask)])
+    assert inputs.test.rows.tolist() == expected.tolist()
+    assert len(inputs.train) == 2 * (len(entries) - 50)
+    own = read_inputs(replace(request_of, sources=(Path("digits"),), hold_out=30))
+    assert (len(own.train), len(own.test)) == (1497, 300)
+
+
+def test_a_joined_source_gives_each_its_own(digits):
+    from stochcl.benchmarks.joined import JoinedSource
+    from stochcl.data import FolderSource, Preprocess
+
+    parts = [FolderSource(digits / "3"), FolderSource(digits / "7")]
+    joined = JoinedSource(parts)
+    prepared = Preprocess(16)
+    assert len(joined) == len(parts[0]) + len(parts[1])
+    for i in (0, len(parts[0]) - 1):
+        np.testing.assert_array_equal(joined.load(i, prepared), parts[0].load(i, prepared))
+    for i in (0, len(parts[1]) - 1):
+        np.testing.assert_array_equal(joined.load(len(parts[0]) + i, prepared), parts[1].load(i, prepared))
+        assert joined._read(len(parts[0]) + i) == parts[1]._read(i)
+
+
 def test_a_matrix_and_its_labels(tmp_path, rng):
     from stochcl.api.training import train
 
@@ -234,7 +263,7 @@ def test_a_matrix_and_its_labels(tmp_path, rng):
     head = tmp_path / "head.safetensors"
     train([tmp_path / "x.npy"], head, latents=16, latent_steps=20, entropy="independent", device="cpu")
     request = rate.Request(
-        tmp_path / "x.npy", labels=tmp_path / "y.npy", models=(str(head),), bits=(4,), baselines=("float32", "itq")
+        (tmp_path / "x.npy",), labels=tmp_path / "y.npy", models=(str(head),), bits=(4,), baselines=("float32", "itq")
     )
     result = rate.benchmark_rate_accuracy(request, tmp_path / "out")
     assert {row["method"] for row in result["rows"]} == {"head", "float32", "ITQ"}
@@ -252,6 +281,8 @@ def test_a_matrix_and_its_labels(tmp_path, rng):
         ({"baselines": ("gif",)}, "there is no baseline 'gif'"),
         ({"baselines": ("all", "opq")}, "stands alone"),
         ({"ladder": (0,)}, "--ladder are numbers of 1 or more"),
+        ({"hold_out": 3, "test": Path("x")}, "both say what is scored on"),
+        ({"sources": ()}, "name a source"),
         ({"ladder": (99,)}, "has 32 latents, not 99"),
         ({"train_images": 1}, "--train-images is 2 or more"),
     ],
@@ -267,7 +298,7 @@ def test_sources_that_do_not_serve(request_of, tmp_path, digits):
     for i, path in enumerate(sorted((digits / "0").iterdir())[:4]):
         (one / "a" / f"{i}.png").write_bytes(path.read_bytes())
     with pytest.raises(SourceError, match="a classifier needs two classes"):
-        rate.benchmark_rate_accuracy(replace(request_of, source=one), tmp_path / "out")
+        rate.benchmark_rate_accuracy(replace(request_of, sources=(one,)), tmp_path / "out")
     with pytest.raises((UsageError, ModelError)):
         rate.benchmark_rate_accuracy(replace(request_of, models=("nothing.safetensors",)), tmp_path / "out")
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.benchmarks.joined import JoinedSource
 from stochcl.benchmarks.matrices import _labels, _matrix
-from stochcl.data import ImageSource, folder_label, open_source, printable
+from stochcl.data import ImageSource, folder_label, held_out, open_source, printable
+from stochcl.data.digits import DigitsSource
 from stochcl.data.labels import read_labels
 from stochcl.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -114,18 +116,17 @@ def read_inputs(request: Request) -> Inputs:
     UsageError
         If both sources are not of one kind.
     """
-    source, labels = _open(request.source, request.labels)
+    source, labels = _open_all(request.sources, request.labels)
+    shown = printable(request.sources[0])
     rng = np.random.default_rng([request.seed, 29])
     if request.test is None:
-        scored = _share(labels, 1 / _PARTS, rng)
+        scored = _last(source, labels, request.hold_out) if request.hold_out else _share(labels, 1 / _PARTS, rng)
         train = Part(source, np.flatnonzero(~scored), labels[~scored])
         test = Part(source, np.flatnonzero(scored), labels[scored])
     else:
         other, other_labels = _open(request.test, request.test_labels)
         if isinstance(source, ImageSource) != isinstance(other, ImageSource):
-            raise UsageError(
-                f"{printable(request.test)}: of this and {printable(request.source)} one is a matrix only."
-            )
+            raise UsageError(f"{printable(request.test)}: of this and {shown} one is a matrix only.")
         train = Part(source, np.arange(len(labels)), labels)
         test = Part(other, np.arange(len(other_labels)), other_labels)
     train, test = (
@@ -134,14 +135,35 @@ def read_inputs(request: Request) -> Inputs:
     classes = len(np.unique(train.labels))
     if min(len(train), len(test)) < _LEAST or classes < 2:
         raise SourceError(
-            f"{printable(request.source)}: this leaves {len(train):,} images of {classes} classes "
+            f"{shown}: this leaves {len(train):,} images of {classes} classes "
             f"to fit to and {len(test):,} to score on; a classifier needs two classes and more images."
         )
     return Inputs(train, test)
 
 
+def _open_all(paths: Sequence[Path], labels: Path | None) -> tuple[Any, NDArray[np.str_]]:
+    """Open one source, or several of images as one."""
+    parts = [_open(path, labels) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    images = [source for source, _ in parts if isinstance(source, ImageSource)]
+    if len(images) < len(parts):
+        raise UsageError("several sources are taken of images only; join matrices with numpy.concatenate.")
+    return JoinedSource(images), np.concatenate([found for _, found in parts])
+
+
+def _last(source: ImageSource | NDArray[np.float32], labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:
+    """Mark the last rows of each class of each source, as :func:`stochcl.data.held_out` does for training."""
+    lengths = [len(part) for part in source.sources] if isinstance(source, JoinedSource) else [len(labels)]
+    marks = []
+    for part in np.split(labels, np.cumsum(lengths)[:-1]):
+        names = part.tolist()
+        marks.append(held_out(names, count, label=lambda name: name))
+    return np.concatenate(marks)
+
+
 def _open(path: Path, labels: Path | None) -> tuple[ImageSource | NDArray[np.float32], NDArray[np.str_]]:
-    source = open_source(path)
+    source = DigitsSource() if str(path) == "digits" and not path.exists() else open_source(path)
     if isinstance(source, ImageSource):
         names = [entry.name for entry in source.entries]
         found = [folder_label(name) for name in names] if labels is None else read_labels(labels).match(names)

@@ -31,10 +31,14 @@ class Request:
 
     Parameters
     ----------
-    source : Path
-        Labelled images (a folder of classes, zip or tar), or a matrix of embeddings, .npy.
+    sources : tuple of Path
+        Labelled images (folders of classes, zips or tars, or ``digits``, which scikit-learn has), or a matrix of
+        embeddings, .npy.
     test : Path, optional
-        More of the same, to score on; without it a fifth of each class of ``source`` is.
+        More of the same, to score on.
+    hold_out : int
+        Without ``test``: score on the last so many images of each class of each source, which is what training with
+        ``--hold-out`` leaves alone; 0 for a fifth of each class, drawn by the seed.
     labels, test_labels : Path, optional
         Labels in a CSV file ``name,label``; of a matrix also an array, .npy. Images have those of their first
         folders by default.
@@ -55,8 +59,9 @@ class Request:
     seed : int
     """
 
-    source: Path
+    sources: tuple[Path, ...]
     test: Path | None = None
+    hold_out: int = 0
     labels: Path | None = None
     test_labels: Path | None = None
     models: tuple[str, ...] = ()
@@ -79,6 +84,12 @@ class Request:
             raise UsageError(f"there is no baseline {unknown[0]!r}; there are {', '.join(known)}.")
         if {"all", "none"} & set(self.baselines) and len(self.baselines) > 1:
             raise UsageError("--baselines all or none stands alone; leave the other names out.")
+        if not self.sources:
+            raise UsageError("name a source to measure on.")
+        if self.hold_out < 0:
+            raise UsageError(f"--hold-out is 0 or more images of each class, not {self.hold_out}.")
+        if self.hold_out and self.test is not None:
+            raise UsageError("--test and --hold-out both say what is scored on; give one of them.")
         if self.test_labels is not None and self.test is None:
             raise UsageError("--test-labels are those of --test; name that, too.")
         for name in ("ladder", "bits"):
@@ -100,7 +111,8 @@ class Request:
     @property
     def command(self) -> str:
         """The command line that asks for this, without folders of the machine that it ran on."""
-        words = ["stochcl", "benchmark", "rate-accuracy", printable(self.source.name)]
+        words = ["stochcl", "benchmark", "rate-accuracy", *(printable(path.name) for path in self.sources)]
+        words += ["--hold-out", str(self.hold_out)] if self.hold_out else []
         for name in ("test", "labels", "test_labels"):
             path = getattr(self, name)
             words += [] if path is None else [f"--{name.replace('_', '-')}", printable(path.name)]
