@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".svg", ".pdf")
 
-_LOOKS = (("-", "o", "0.0"), ("--", "s", "0.35"), ("-.", "^", "0.5"), (":", "D", "0.2"))  # line, mark, grey
+_LOOKS = (  # line, mark, grey
+    ("-", "o", "0.0"),
+    ((0, (8, 2)), "x", "0.6"),
+    ("--", "s", "0.35"),
+    ("-.", "^", "0.5"),
+    (":", "D", "0.2"),
+)
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
@@ -64,7 +70,7 @@ def draw_refusal(
         low, high = [100 * kept.low for kept in curve], [100 * kept.high for kept in curve]
         axes.fill_between(refused, low, high, color=grey, alpha=0.12, linewidth=0)
         accuracy = [100 * kept.accuracy for kept in curve]
-        axes.plot(refused, accuracy, line, marker=mark, color=grey, markersize=4, label=name)
+        axes.plot(refused, accuracy, linestyle=line, marker=mark, color=grey, markersize=4, label=name)
     if chance is not None:
         axes.axhline(100 * chance, color="0.7", linewidth=0.8, label="refused at random")
     axes.set(xlabel="images refused, the least certain first, in %", ylabel="accuracy on the others, in %")

@@ -1,4 +1,4 @@
-"""How uncertain rows of codes are, by four scores: three that need no labels, and a probe's confidence."""
+"""How uncertain rows of codes are, by scores that need no labels, and by a probe's confidence."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from stochcl.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ENTROPY, LENGTH, NEIGHBOURS, CONFIDENCE = "entropy", "code length", "neighbours", "confidence"
+ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
+NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"
 
 SCORES = {
     ENTROPY: "entropy of the posterior, in bits",
+    ATYPICAL: "distance of that from the median of the codes that were trained on, in bits",
     LENGTH: "length of the code under the model, in bits",
     NEIGHBOURS: "mean distance to the nearest codes that were trained on",
     CONFIDENCE: "1 - the probe's largest probability",
@@ -96,6 +98,9 @@ class Doubter:
             reason = str(exc).splitlines()[0].rstrip(".:")
             raise UsageError(f"{self.estimator} cannot be trained on these codes: {reason}.") from exc
         self._distance = DISTANCES["hamming" if binary else "symbols" if symbols else "cosine"]
+        # Images without detail have less entropy than usual, and what is usual is known without labels: a test of
+        # typicality, as Nalisnick et al. (arXiv 1906.02994) make it of likelihoods.
+        self._usual = None if rows.entropy is None else float(np.median(rows.entropy))
         self._binary = binary
         chosen = np.random.default_rng(seed).permutation(len(rows))[:_ROWS]
         self._known = self._compared(rows)[np.sort(chosen)]
@@ -114,6 +119,7 @@ class Doubter:
         near.add(self._known)
         scores = {
             ENTROPY: rows.entropy,
+            ATYPICAL: None if rows.entropy is None or self._usual is None else np.abs(rows.entropy - self._usual),
             LENGTH: rows.lengths,
             NEIGHBOURS: near.sorted()[0].mean(axis=1, dtype=np.float64),
             CONFIDENCE: 1 - shares.max(axis=1),

@@ -29,8 +29,8 @@ def test_scores_of_one_file_are_of_images_that_were_not_trained_on(run, sure):
     found = measured(run, sure, "--folds", "3")
     assert set(found) == KEYS
     assert (found["schema"], found["images"], found["trained_on"]) == ("stochcl.uncertainty/0", 42, 28)
-    assert list(found["scores"]) == ["entropy", "code length", "neighbours", "confidence"]
-    assert [score["needs_labels"] for score in found["scores"].values()] == [False, False, False, True]
+    assert list(found["scores"]) == ["entropy", "atypical entropy", "code length", "neighbours", "confidence"]
+    assert [score["needs_labels"] for score in found["scores"].values()] == [False, False, False, False, True]
     for name, score in found["scores"].items():
         low, high = score["interval"]
         assert low <= score["auroc"] <= high

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from stochcl.downstream.refusal_plot import draw_refusal
-from stochcl.downstream.scores import CONFIDENCE, ENTROPY, LENGTH, NEIGHBOURS, Coded, Doubter
+from stochcl.downstream.scores import ATYPICAL, CONFIDENCE, ENTROPY, LENGTH, NEIGHBOURS, Coded, Doubter
 from stochcl.downstream.uncertainty import REFUSED, auroc, auroc_of_copies, difference, refuse
 from stochcl.errors import OutputError, UsageError
 
@@ -122,8 +122,13 @@ def test_neighbours_are_those_of_a_search_by_hand(coded, binary):
 def test_a_stored_entropy_is_a_score(coded):
     (rows, labels), (others, _) = coded(50), coded(7)
     entropy = np.arange(7, dtype=np.float32)
-    _, scores = Doubter(rows, labels, binary=True).answers(Coded(others.x, others.symbols, others.lengths, entropy))
+    sure = Coded(others.x, others.symbols, others.lengths, entropy)
+    _, scores = Doubter(rows, labels, binary=True).answers(sure)
     np.testing.assert_array_equal(scores[ENTROPY], entropy)
+    assert ATYPICAL not in scores  # nobody knows what is usual
+    known = Coded(rows.x, rows.symbols, rows.lengths, np.full(50, 4, np.float32))
+    _, scores = Doubter(known, labels, binary=True).answers(sure)
+    np.testing.assert_array_equal(scores[ATYPICAL], [4, 3, 2, 1, 0, 1, 2])
 
 
 def test_a_probe_without_probabilities_is_refused(coded):
