@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
+    from stochcl.api.compression import Given
     from stochcl.api.report import Report
     from stochcl.codes import Codes
     from stochcl.encoders.inference import Encoded
@@ -245,8 +246,8 @@ class Codec:
 
     def compress(
         self,
-        source: str | os.PathLike[str],
-        path: str | os.PathLike[str],
+        source: Given,
+        path: str | os.PathLike[str] | IO[bytes],
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
         **options: Any,
@@ -255,11 +256,12 @@ class Codec:
 
         Parameters
         ----------
-        source : path-like
-            A folder (recursive), .zip, .tar, or .npy of uint8 images. For a model of vectors of W numbers, a .npy
-            matrix of W float columns, of any size: it is read in parts.
-        path : path-like
-            The archive to write; complete, or not there.
+        source : path-like, sequence of path-like, binary file object, or a source that is open
+            A folder (recursive), .zip, .tar, or .npy of uint8 images; several of them, or a pattern of shards as
+            ``shards-{000..099}.tar``. A file object is read once as a tar of images. For a model of vectors of W
+            numbers, a .npy matrix of W float columns, of any size: it is read in parts.
+        path : path-like or binary file object
+            The archive to write; complete, or not there. To a file object it is streamed.
         progress : callable
             Told how many images of how many are done.
         **options
@@ -270,7 +272,8 @@ class Codec:
         ------
         SourceError, ImageError, OutputError, UsageError
         """
-        return compress_source(self, Path(source), Path(path), CompressOptions(**options), progress)
+        where = Path(path) if isinstance(path, str | os.PathLike) else path
+        return compress_source(self, source, where, CompressOptions(**options), progress)
 
 
 def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.api.encoding import CompressOptions, encode_source
+from stochcl.api.encoding import CompressOptions, encode_source, encode_to_stream
 from stochcl.api.rate import compress_at_rate, full_width
 from stochcl.api.report import Report, said_of_tables
 from stochcl.compress import Archive, keep_tables
-from stochcl.data import ImageSource, MatrixSource, open_source, printable
+from stochcl.data import ImageSource, MatrixSource, StreamSource, TarStream, open_source, open_sources, printable
 from stochcl.data.files import why
+from stochcl.data.several import expand
 from stochcl.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from stochcl.api.codec import Codec
+    from stochcl.api.encoding import Source
+
+    PathLike = str | os.PathLike[str]
+    Given = PathLike | Sequence[PathLike] | IO[bytes] | Source
 
 __all__ = ["CompressOptions", "compress_source"]
 
@@ -31,12 +38,24 @@ _MUCH = 1.3  # times the bits of images like the model's training images
 
 
 def compress_source(
-    codec: Codec, source: Path, path: Path, options: CompressOptions, progress: Callable[[int, int], None]
+    codec: Codec,
+    source: Given,
+    path: Path | IO[bytes],
+    options: CompressOptions,
+    progress: Callable[[int, int], None],
 ) -> Report:
-    """Compress what is at ``source`` to ``path``, see :meth:`stochcl.api.codec.Codec.compress`."""
+    """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec.latents, codec.columns)
-    images = open_inputs(source, codec)
-    check_output(path, source, force=options.force)
+    images = suited(_opened(source), codec)
+    if not isinstance(path, Path):
+        return _compress_to_stream(codec, images, path, options, progress)
+    if options.resume and isinstance(images, StreamSource):
+        raise UsageError(
+            f"{printable(images.path)}: what has gone by cannot be read again, so there is nothing to --resume; "
+            f"`stochcl verify {printable(path)}.partial --salvage OUT` makes an archive of what was kept."
+        )
+    for read in _paths(source):
+        check_output(path, read, force=options.force)
     started = time.monotonic()
     with saying_what_is_kept(path):
         if options.rate is None:
@@ -48,6 +67,28 @@ def compress_source(
         warnings = _of_another_kind(codec, archive)
     notes = said_of_tables(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     return replace(report, notes=notes, warnings=warnings)
+
+
+def _compress_to_stream(
+    codec: Codec, images: Source, file: IO[bytes], options: CompressOptions, progress: Callable[[int, int], None]
+) -> Report:
+    refused = {"--rate": options.rate, "--resume": options.resume, "--external-tables": options.external_tables}
+    if asked := [name for name, value in refused.items() if value]:
+        raise UsageError(
+            f"{' and '.join(asked)}: this needs a file to be written; give -o a name, or --latents for fewer bits."
+        )
+    started = time.monotonic()
+    encoded, outline = encode_to_stream(codec, images, file, options, options.latents or codec.latents, progress)
+    with Archive(outline, tables=[codec.tables]) as archive:
+        report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded)
+        return replace(report, warnings=_of_another_kind(codec, archive))
+
+
+def _paths(source: Given) -> list[Path]:
+    """Return the files and folders that a source was named by."""
+    if isinstance(source, str | os.PathLike):
+        return expand(source)
+    return [path for given in source for path in expand(given)] if isinstance(source, Sequence) else []
 
 
 def _of_another_kind(codec: Codec, archive: Archive) -> tuple[str, ...]:
@@ -76,7 +117,7 @@ def saying_what_is_kept(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as exc:
-        if kept := _kept(path):
+        if (kept := _kept(path)) and not getattr(exc, "__notes__", ()):
             exc.add_note(f"What was done is kept in {printable(kept)}: pass --resume to go on with it.")
         raise
 
@@ -88,20 +129,25 @@ def _kept(path: Path) -> Path | None:
     return next((p for p in (full, *partial) if p.exists()), None)
 
 
-def open_inputs(path: Path, codec: Codec) -> ImageSource | MatrixSource:
-    """Open a source of what a model takes, images or rows of so many numbers.
+def open_inputs(path: PathLike, codec: Codec) -> ImageSource | MatrixSource:
+    """Open a source of what a model takes, images or rows of so many numbers; errors as those of :func:`suited`."""
+    source = open_source(path)
+    suited(source, codec)
+    return source
+
+
+def suited(source: Source, codec: Codec) -> Source:
+    """Return a source, if it holds what a model takes: images, or rows of so many numbers.
 
     Raises
     ------
-    SourceError
-        If it cannot be read.
     UsageError
         If it holds the other; the message says what model it takes.
     """
-    source, model, columns = open_source(path), printable(codec.model.name), codec.columns
-    shown = printable(path)
+    model, columns = printable(codec.model.name), codec.columns
+    shown = printable(source.path)
     training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
-    if isinstance(source, ImageSource):
+    if isinstance(source, ImageSource | StreamSource):
         if columns is None:
             return source
         raise UsageError(
@@ -120,6 +166,14 @@ def open_inputs(path: Path, codec: Codec) -> ImageSource | MatrixSource:
             f"such rows with -m, or train one with {training}."
         )
     return source
+
+
+def _opened(given: Given) -> Source:
+    if isinstance(given, ImageSource | MatrixSource | StreamSource):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return open_sources([given])
+    return open_sources(given) if isinstance(given, Sequence) else TarStream(given)
 
 
 def check_output(path: Path, source: Path, *, force: bool) -> None:

@@ -8,16 +8,17 @@ import math
 import os
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from stochcl.compress import Writer
+from stochcl.compress.streaming import StreamWriter
 from stochcl.compress.transcoding import pick
-from stochcl.data import MatrixSource, printable
+from stochcl.data import MatrixSource, StreamSource, printable
 from stochcl.data.preprocess import FITS
 from stochcl.errors import ImageError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from stochcl.data import Failure, ImageSource
     from stochcl.data.preprocess import Fit, Preprocess
 
-    Source = ImageSource | MatrixSource
+    Source = ImageSource | MatrixSource | StreamSource
 
 _MATRIX_ROWS = 4096  # read at a time
 _MATRIX_BYTES = 32 << 20  # or fewer, where rows are as long as this
@@ -124,10 +125,11 @@ def encode_source(
     latents: int,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Write an archive of so many latents, and return how many images were encoded for it."""
+    """Write an archive of so many latents, and return how many images were encoded for it.
+
+    What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
+    """
     facts = {"source": _listing(source), "strict": options.strict, "device": codec.device.type}
-    if options.strict and source.rejected:
-        raise refused(source, source.rejected[0])
     with Writer(
         path,
         header_of(codec, source, options, latents),
@@ -139,15 +141,60 @@ def encode_source(
         resume=options.resume,
         facts=facts,
     ) as writer:
-        if not writer.position:
-            for failure in source.rejected:
-                writer.skip(failure.name, failure.reason)
-        encoded = encode_rows(
-            codec, source, writer, _preprocess(codec, options), options, progress, beside=lambda codes: codes
-        )
-        if not writer.rows:
-            raise none_readable(source, writer)
+        try:
+            return _encode_all(codec, source, writer, options, progress)
+        except (SourceError, KeyboardInterrupt) as exc:
+            if isinstance(source, StreamSource) and writer.rows:  # it cannot be read again
+                writer.flush()
+                exc.add_note(_kept_of_stream(writer.rows, writer.partial, path))
+            raise
+
+
+def encode_to_stream(
+    codec: Codec,
+    source: Source,
+    file: IO[bytes],
+    options: CompressOptions,
+    latents: int,
+    progress: Callable[[int, int], None],
+) -> tuple[int, IO[bytes]]:
+    """Write an archive to a stream; return how many images were encoded, and an outline of what was written."""
+    with StreamWriter(
+        file,
+        header_of(codec, source, options, latents),
+        codec.tables,
+        embed_tables=options.embeds(codec),
+        names=options.names,
+        uncertainty=options.uncertainty,
+    ) as writer:
+        encoded = _encode_all(codec, source, writer, options, progress)
+    return encoded, writer.outline()
+
+
+def _encode_all(
+    codec: Codec,
+    source: Source,
+    writer: SegmentWriter,
+    options: CompressOptions,
+    progress: Callable[[int, int], None],
+) -> int:
+    if options.strict and source.rejected:
+        raise refused(source, source.rejected[0])
+    if not writer.position:
+        for failure in source.rejected:
+            writer.skip(failure.name, failure.reason)
+    preprocess = _preprocess(codec, options)
+    encoded = encode_rows(codec, source, writer, preprocess, options, progress, beside=lambda codes: codes)
+    if not writer.rows:
+        raise none_readable(source, writer)
     return encoded
+
+
+def _kept_of_stream(rows: int, partial: Path, path: Path) -> str:
+    return (
+        f"The {rows:,} images before are kept in {printable(partial)}: "
+        f"`stochcl verify {printable(partial)} --salvage {printable(path)}` makes an archive of them."
+    )
 
 
 def encode_rows(
@@ -174,7 +221,8 @@ def encode_rows(
             writer.skip(failure.name, failure.reason, position=row)
         if part.positions:
             codes = latents_of(codec.encode_prepared(part.inputs).codes, writer.header)
-            writer.add(beside(replace(codes, names=part.names)), positions=part.positions, sizes=part.sizes)
+            codes = replace(codes, names=part.names, labels=part.labels)
+            writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
     return encoded
@@ -188,8 +236,9 @@ class _Part:
     positions: tuple[int, ...]
     names: tuple[str, ...]
     failures: tuple[Failure, ...]
-    sizes: list[int]
+    sizes: Sequence[int]
     inputs: NDArray[np.uint8] | NDArray[np.float32]
+    labels: tuple[str, ...] | None = None
 
 
 def _read(source: Source, preprocess: Preprocess, options: CompressOptions, start: int) -> Iterator[_Part]:
@@ -201,9 +250,13 @@ def _read(source: Source, preprocess: Preprocess, options: CompressOptions, star
             yield _Part(rows.rows, rows.positions, rows.names, rows.failures, sizes, rows.vectors)
         return
     workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
-    for batch in source.batches(preprocess, batch_size=options.batch_size, workers=workers, start=start):
-        sizes = [source.entries[row].size for row in batch.positions]
-        yield _Part(batch.rows, batch.positions, batch.names, batch.failures, sizes, batch.images)
+    size = options.batch_size
+    if isinstance(source, StreamSource):
+        batches = source.batches(preprocess, batch_size=size, workers=workers)
+    else:
+        batches = source.batches(preprocess, batch_size=size, workers=workers, start=start)
+    for batch in batches:
+        yield _Part(batch.rows, batch.positions, batch.names, batch.failures, batch.sizes, batch.images, batch.labels)
 
 
 def latents_of(codes: Codes, header: Header) -> Codes:
@@ -214,6 +267,8 @@ def latents_of(codes: Codes, header: Header) -> Codes:
 def _listing(source: Source) -> str:
     """Return a digest of what the source holds: names, sizes and times, and what was rejected."""
     digest = hashlib.sha256(source.kind.encode())
+    if isinstance(source, StreamSource):  # which is never resumed
+        return ""
     if isinstance(source, MatrixSource):
         facts = [len(source), source.dim, source.size, source.mtime_ns]
         digest.update(json.dumps(facts).encode())

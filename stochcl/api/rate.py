@@ -10,7 +10,7 @@ from stochcl.api.encoding import encode_source, header_of, refused
 from stochcl.atomic import sync_folder
 from stochcl.compress import Archive
 from stochcl.compress.transcoding import Transcoding, widest
-from stochcl.data import Failure, MatrixSource, printable
+from stochcl.data import Failure, MatrixSource, StreamSource, printable
 from stochcl.data.files import why
 from stochcl.errors import FormatError, OutputError, UsageError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.api.encoding import CompressOptions, Source
+    from stochcl.data import ImageSource
 
 
 def full_width(path: Path) -> Path:
@@ -74,6 +75,8 @@ def _check_kept(full: Path, codec: Codec, source: Source, options: CompressOptio
     if not options.resume:
         msg = f"{shown}: an interrupted run left this; pass --resume to go on with it, or --force to start anew."
         raise UsageError(msg)
+    if isinstance(source, StreamSource):  # which is not resumed
+        return
     try:
         with Archive(full, tables=[codec.tables]) as archive:
             skipped = archive.skipped
@@ -93,7 +96,7 @@ def _check_kept(full: Path, codec: Codec, source: Source, options: CompressOptio
         raise refused(source, Failure(*skipped[0]))
 
 
-def _holds(archive: Archive, source: Source) -> bool:
+def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
     """Tell whether an archive's rows and skipped images are those of a source, as far as it says."""
     if len(archive) + len(archive.skipped) != len(source) + len(source.rejected):
         return False

@@ -8,11 +8,33 @@ from typing import Any
 import click
 
 from stochcl.cli.output import JSON, progress_bar, say, say_skipped, show
+from stochcl.cli.pipes import output_of, source_of
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file of codes to write.")
+@click.argument("sources", nargs=-1, metavar="SOURCE...", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file of codes to write; - for standard output.",
+)
+@click.option(
+    "--files-from",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Compress the image files listed in FILE, or - for standard input, in its order, in place of a SOURCE.",
+)
+@click.option("-0", "--null", is_flag=True, help="The list is separated by null bytes.  [default: if it has any]")
+@click.option(
+    "-C",
+    "--directory",
+    default=".",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="What the list's paths, and so the names, are relative to.  [default: where you are]",
+)
 @click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
 @click.option("--latents", type=click.IntRange(1), metavar="K", help="Keep the first K latents.  [default: all]")
 @click.option(
@@ -51,11 +73,23 @@ from stochcl.cli.output import JSON, progress_bar, say, say_skipped, show
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run left.")
 @JSON
 def compress(
-    source: Path, output: Path, *, model: str, device: str, precision: str, as_json: bool, **options: Any
+    sources: tuple[Path, ...],
+    output: Path,
+    *,
+    files_from: Path | None,
+    null: bool,
+    directory: Path,
+    model: str,
+    device: str,
+    precision: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Compress images, or a matrix of embeddings, to a file of codes.
 
     SOURCE is a folder of images (recursive), a .zip or .tar of them, or a .npy array of shape N x H x W x 3.
+    Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
+    from standard input, and its images are kept in the order in which they come.
     An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a
     model that was trained on such rows; it may be larger than memory, and its rows are named by their numbers.
 
@@ -63,13 +97,17 @@ def compress(
     Example:
       stochcl compress images/ -o codes.bin
       stochcl compress vectors.npy -m head.safetensors -o codes.bin
+      tar c images | stochcl compress - -o codes.bin
+      find images -name '*.jpg' -print0 | stochcl compress --files-from - -o codes.bin
     """
     from stochcl.api.codec import Codec
 
+    source = source_of(sources, files_from, null=null, folder=directory)
+    out = output_of(output)
     codec = Codec(model, device=device, precision=precision)
     with progress_bar("rows" if codec.columns else "images") as bar:
-        report = codec.compress(source, output, progress=bar, **options)
+        report = codec.compress(source, out, progress=bar, **options)
     say_skipped(report.skipped)
     for warning in report.warnings:
         say(warning)
-    show(report.to_json("compress"), report.lines(), as_json=as_json)
+    show(report.to_json("compress"), report.lines(), as_json=as_json, err=out is not output)

@@ -35,6 +35,7 @@ COMMANDS = {
 """Commands, in the order of the help, each with its line there; the code of one is imported when it is run."""
 
 _INTERRUPTED = 130
+_PIPE = 141  # what shells say of a program whose reader has gone
 
 
 class Commands(click.Group):
@@ -61,11 +62,11 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except StochclError as exc:
-            click.echo(f"stochcl: {exc}", err=True)
+            click.echo(" ".join([f"stochcl: {exc}", *getattr(exc, "__notes__", ())]), err=True)
             ctx.exit(exc.exit_code)
         except BrokenPipeError:  # the reader has seen enough
             mute()
-            ctx.exit(1)
+            ctx.exit(_PIPE)
         except KeyboardInterrupt as exc:
             click.echo(" ".join(["stochcl: interrupted.", *getattr(exc, "__notes__", ())]), err=True)
             ctx.exit(_INTERRUPTED)

@@ -23,11 +23,11 @@ TABLES = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
-def show(result: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
-    """Print a result: as JSON on standard output, or as lines for people."""
+def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool = False) -> None:
+    """Print a result, as JSON or as lines for people, on standard output; on standard error where data goes there."""
     text = json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) if as_json else "\n".join(lines)
     try:
-        click.echo(text)
+        click.echo(text, err=err)
     except BrokenPipeError:
         raise
     except OSError as exc:
@@ -150,6 +150,6 @@ def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None
         task = progress.add_task(unit, total=None, note="")
 
         def update(done: float, total: float, note: str = "") -> None:
-            progress.update(task, completed=done, total=total, note=note)
+            progress.update(task, completed=done, total=total or None, note=note)  # 0: it is not known
 
         yield update

@@ -174,6 +174,16 @@ class SegmentWriter(ABC):
         self._new_skips.append((position, name, reason))
 
     @property
+    def written(self) -> tuple[tuple[int, SegmentHead], ...]:
+        """Offset and head of each segment that is written."""
+        return tuple(self._segments)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the images of the segments that are written, in their source."""
+        return self._source_bytes
+
+    @property
     def first_skip(self) -> tuple[str, str]:
         """Name and reason of the first image that could not be read."""
         name, reason = (self.skipped or [skip[1:] for skip in self._new_skips])[0]
@@ -206,6 +216,16 @@ class SegmentWriter(ABC):
         self.position = position
         self.skipped += skipped
         self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
+
+    def flush(self) -> None:
+        """Write all rows that are waiting as a segment, be it a small one.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        self._flush_rows()
 
     def _flush_rows(self) -> None:
         """Write all rows that are waiting."""

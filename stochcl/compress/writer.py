@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.atomic import sync_folder, write_all
-from stochcl.compress.framing import CHUNK, PROLOGUE, crc
+from stochcl.compress.beginning import Beginning
+from stochcl.compress.framing import crc
 from stochcl.compress.gathering import SEGMENT_ROWS, SegmentWriter
-from stochcl.compress.index import Index
 from stochcl.compress.journal import Journal, Record
-from stochcl.compress.model import FITTED, Candidate, pack_model
 from stochcl.compress.segment import read_head
 from stochcl.data import printable
 from stochcl.errors import FormatError, OutputError, UsageError
@@ -99,21 +98,10 @@ class Writer(SegmentWriter):
         facts: dict[str, Any] | None = None,
         segment_rows: int = SEGMENT_ROWS,
     ) -> None:
-        header.check()
-        if header.tables_sha256 != tables.sha256:
-            msg = "the header names other tables than those that are given"
-            raise ValueError(msg)
-        self._start_bytes, self._tables_at = header.to_bytes(), (0, 0)
-        if embed_tables:
-            self._tables_at = (len(self._start_bytes), CHUNK.size + len(tables.data))
-            self._start_bytes += CHUNK.pack(b"TABL", len(tables.data)) + tables.data
-        candidates = tables.candidates(header.latents, header.selection)
-        self._fitted_at: list[tuple[int, int]] = []
-        for number, model in enumerate(fitted):
-            self._start_bytes += self._place(pack_model(model))
-            candidates.append(Candidate(model, FITTED, number))
+        self._beginning = begin = Beginning(header, tables, embed=embed_tables, fitted=fitted)
+        self._start_bytes = begin.data
         super().__init__(
-            header, candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
+            header, begin.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
             start=len(self._start_bytes),
         )  # fmt: skip
         self.path = Path(path)
@@ -122,12 +110,6 @@ class Writer(SegmentWriter):
         facts = {"header": crc(self._start_bytes), "names": names, "segment_rows": segment_rows} | (facts or {})
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))  # as the journal will give them back
         self._begin(force=force, resume=resume)
-
-    def _place(self, model: bytes) -> bytes:
-        """Return the chunk of a fitted model, whose place is what has been begun so far."""
-        payload = crc(model).to_bytes(4, "little") + model
-        self._fitted_at.append((len(self._start_bytes), CHUNK.size + len(payload)))
-        return CHUNK.pack(b"FITT", len(payload)) + payload
 
     # The state of a run
 
@@ -253,7 +235,7 @@ class Writer(SegmentWriter):
         file, start = self._opened(), self._end
         try:
             file.seek(start)
-            write_all(file, self._index(start).to_bytes())
+            write_all(file, self._beginning.index(self, start).to_bytes())
             file.truncate()
             os.fsync(file.fileno())
             file.close()
@@ -263,18 +245,6 @@ class Writer(SegmentWriter):
         except OSError as exc:
             raise self._unwritable(exc) from exc
         self._journal.remove()
-
-    def _index(self, start: int) -> Index:
-        return Index(
-            rows=sum(head.rows for _, head in self._segments),
-            source_bytes=self._source_bytes,
-            tables=self._tables_at,
-            segments=tuple(self._segments),
-            skipped=tuple(self.skipped),
-            start=start,
-            header_crc=int.from_bytes(self._start_bytes[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
-            fitted=tuple(self._fitted_at),
-        )
 
     def close(self) -> None:
         """Leave the partial file and its journal as they are."""

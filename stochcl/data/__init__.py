@@ -10,7 +10,9 @@ from stochcl.data.names import folder_label, held_out, printable
 from stochcl.data.opening import open_source
 from stochcl.data.preprocess import Preprocess
 from stochcl.data.sampling import sample_rows, sample_size
+from stochcl.data.several import open_list, open_sources
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource
+from stochcl.data.stream import StreamSource, TarStream
 from stochcl.data.subset import SubsetSource, missing_from
 from stochcl.data.tar import TarSource
 from stochcl.data.zip import ZipSource
@@ -27,13 +29,17 @@ __all__ = [
     "MatrixBatch",
     "MatrixSource",
     "Preprocess",
+    "StreamSource",
     "SubsetSource",
     "TarSource",
+    "TarStream",
     "ZipSource",
     "folder_label",
     "held_out",
     "missing_from",
+    "open_list",
     "open_source",
+    "open_sources",
     "printable",
     "read_labels",
     "sample_rows",

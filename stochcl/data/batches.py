@@ -30,6 +30,7 @@ _CHUNK = 16  # images that a thread takes at a time: few enough to share a batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
+    source: ImageSource
     rows: range
     images: NDArray[np.uint8]
     parts: list[Future[dict[int, str]]]
@@ -41,25 +42,32 @@ def decode_batches(
     """Yield the batches of :meth:`ImageSource.batches`; closing the generator ends its threads."""
     end = len(source)
     ranges = (range(a, min(a + batch_size, end)) for a in range(start, end, batch_size))
+    return decode_ahead(((source, rows) for rows in ranges), preprocess, workers)
+
+
+def decode_ahead(
+    parts: Iterator[tuple[ImageSource, range]], preprocess: Preprocess, workers: int
+) -> Iterator[ImageBatch]:
+    """Yield a batch for each part, some rows of a source, whose images are decoded in threads ahead of it."""
     stop = threading.Event()
     if workers <= 1:
-        for rows in ranges:
+        for source, rows in parts:
             images = _allocate(rows, preprocess)
             yield _finish(source, rows, images, _fill(source, preprocess, rows, images, stop))
         return
     executor = ThreadPoolExecutor(workers, thread_name_prefix="stochcl-decode")
     try:
         pending: deque[_Pending] = deque()
-        for rows in islice(ranges, LOOK_AHEAD + 1):
+        for source, rows in islice(parts, LOOK_AHEAD + 1):
             pending.append(_submit(executor, source, preprocess, rows, stop))
         while pending:
             batch = pending.popleft()
             reasons: dict[int, str] = {}
             for part in batch.parts:
                 reasons |= part.result()
-            yield _finish(source, batch.rows, batch.images, reasons)
+            yield _finish(batch.source, batch.rows, batch.images, reasons)
             del batch
-            for rows in islice(ranges, 1):
+            for source, rows in islice(parts, 1):
                 pending.append(_submit(executor, source, preprocess, rows, stop))
     finally:
         stop.set()
@@ -82,7 +90,7 @@ def _submit(
         executor.submit(_fill, source, preprocess, rows[a : a + _CHUNK], images[a : a + _CHUNK], stop)
         for a in range(0, len(rows), _CHUNK)
     ]
-    return _Pending(rows, images, parts)
+    return _Pending(source, rows, images, parts)
 
 
 def _fill(
@@ -116,5 +124,5 @@ def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons
         names=tuple(entry.name for entry in readable),
         images=images,
         failures=tuple(Failure(source.entries[i].name, reasons[i]) for i in sorted(reasons)),
-        source_bytes=sum(entry.size for entry in readable),
+        sizes=tuple(entry.size for entry in readable),
     )

@@ -64,18 +64,23 @@ def _read_all(file: Any, expected: int, limit: int) -> bytes:
 
 
 class RandomFile:
-    """A file that any thread may read at any offset, opened when first needed; pickles as its path."""
+    """A file that any thread may read at any offset, opened when first needed; pickles as its path.
+
+    With ``keep`` set to False it is opened for every read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.keep = True
         self._lock = threading.Lock()
         self._file: Any = None
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "keep": self.keep}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
+        self.keep = state["keep"]
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Return ``count`` bytes at ``offset``, fewer where the file ends before.
@@ -85,6 +90,10 @@ class RandomFile:
         OSError
             If the file cannot be opened or read.
         """
+        if not self.keep:
+            with self.path.open("rb") as once:
+                once.seek(offset)
+                return once.read(count)
         file = self._file or self._open()
         if not hasattr(os, "pread"):
             with self._lock:

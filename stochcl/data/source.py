@@ -93,8 +93,10 @@ class ImageBatch:
         The readable images, in the order of ``names``.
     failures : tuple of Failure
         The others.
-    source_bytes : int
-        Sum of the sizes of the readable images' files.
+    sizes : tuple of int
+        Bytes of the readable images' files.
+    labels : tuple of str, optional
+        Labels of the readable images, where the source itself has them; not those that names carry.
     """
 
     rows: range
@@ -102,7 +104,13 @@ class ImageBatch:
     names: tuple[str, ...]
     images: NDArray[np.uint8]
     failures: tuple[Failure, ...]
-    source_bytes: int
+    sizes: tuple[int, ...]
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def source_bytes(self) -> int:
+        """Sum of the sizes of the readable images' files."""
+        return sum(self.sizes)
 
 
 class ImageSource(ABC):
@@ -110,8 +118,8 @@ class ImageSource(ABC):
 
     The contract, for all of them:
 
-    - ``entries`` are in bytewise order of their names. Equal names are kept, in the order they are stored.
-      Listing reads no image.
+    - ``entries`` are in bytewise order of their names; a list of files, and several sources, keep the order in
+      which they are given. Equal names are kept, in the order they are stored. Listing reads no image.
     - ``rejected`` are images that are there but will not be opened, each with its reason: a broken link, an
       encrypted member, a name that climbs out of the archive. They are not among the entries.
     - ``load`` and ``batches`` may be called from several threads at once, and a source can be pickled: a
@@ -129,6 +137,9 @@ class ImageSource(ABC):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def keep_closed(self) -> None:  # noqa: B027 - most have nothing open
+        """Open the archive whenever it is read, and not for as long as the source lives; there are too many."""
 
     def load(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         """Read and preprocess image ``i``, shape (size, size, 3), uint8.

@@ -30,7 +30,7 @@ EXPANSION_LIMIT = 100
 EXPANSION_FLOOR = 1024**3
 """Bytes that the images of a compressed tar may take, however small it is."""
 
-_MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
+MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
 _CHUNK = 1 << 20
 
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {
@@ -39,7 +39,7 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"\xfd7zXZ\0": lzma.open,
 }
 
-_DAMAGE = (
+DAMAGE = (
     tarfile.TarError,
     zlib.error,
     lzma.LZMAError,
@@ -75,7 +75,7 @@ class TarSource(ImageSource):
             found = _Index(self.path, spool)
             with (opener or _open_plain)(self.path) as stream:
                 found.run(stream)
-        except _DAMAGE as exc:
+        except DAMAGE as exc:
             raise SourceError(
                 f"{printable(self.path)}: this tar is truncated or damaged "
                 f"({printable(str(exc) or type(exc).__name__)}); copy it again or repack it."
@@ -99,6 +99,10 @@ class TarSource(ImageSource):
         self.__dict__.update(state)
         if "_file" not in state:
             self._index()
+
+    def keep_closed(self) -> None:  # noqa: D102
+        if not isinstance(self._file, _Spool):
+            self._file.keep = False
 
     def _read(self, i: int) -> bytes:
         size = self.entries[i].size
@@ -168,7 +172,7 @@ class _Index:
             name = member_name(member.name)
             if is_hidden(name):
                 return
-            _check_member(member)
+            check_member(member)
         except ValueError as exc:
             self.rejected.append(Failure(member.name, str(exc)))
             return
@@ -180,7 +184,8 @@ class _Index:
         self.listed.append((entry, offset))
 
 
-def _check_member(member: tarfile.TarInfo) -> None:
+def check_member(member: tarfile.TarInfo) -> None:
+    """Raise ValueError, with the reason, where a member is not read."""
     if member.issym() or member.islnk():
         raise ValueError("it is a link, and links in a tar are not followed")
     if not member.isreg() or member.issparse():
@@ -198,7 +203,7 @@ class _Bounded:
         self.tell = raw.tell
 
     def read(self, count: int) -> bytes:
-        if not 0 <= count <= _MAX_HEADER:
+        if not 0 <= count <= MAX_HEADER:
             raise tarfile.ReadError(f"a header claims {count:,} bytes")
         return self._raw.read(count)
 

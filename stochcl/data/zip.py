@@ -69,6 +69,9 @@ class ZipSource(ImageSource):
         self.rejected = sorted(rejected, key=lambda f: sort_key(f.name))
         check_not_empty(path, self.entries, self.rejected, "zip")
 
+    def keep_closed(self) -> None:  # noqa: D102
+        self._file.keep = False
+
     def _read(self, i: int) -> bytes:
         member, size = self._members[i], self.entries[i].size
         try:
