@@ -54,6 +54,6 @@ def sometimes(do):
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_what_is_planted_is_found(what):
-    done = fuzz("--cases", 2000, before=PREPARED + PLANTED[what])
+    done = fuzz("--cases", 3000, before=PREPARED + PLANTED[what])
     assert done.returncode == 1, done.stdout + done.stderr
     assert f": {what}" in done.stdout

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stochcl.api.compression import Given
     from stochcl.api.report import Report
     from stochcl.codes import Codes
+    from stochcl.data.preprocess import Fit
     from stochcl.encoders.inference import Encoded
 
 _DENOMINATOR = 4096
@@ -169,7 +170,7 @@ class Codec:
         """
         if latents is not None and not 1 <= latents <= self.latents:
             raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
-        encoded = self.encode_vectors(images) if self.columns else self.encode_pixels(self._pixels(images))
+        encoded = self.encode_vectors(images) if self.columns else self.encode_pixels(self.prepare(images))
         codes = encoded.codes if latents is None else encoded.codes.prefix(latents)
         return codes if uncertainty else replace(codes, uncertainty=None)
 
@@ -199,8 +200,23 @@ class Codec:
             raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
         return encode(self._encoder, array, self.device, self.precision)
 
-    def _pixels(self, images: NDArray[Any] | Sequence[Any]) -> NDArray[np.uint8]:
-        preprocess = self.preprocess
+    def prepare(self, images: NDArray[Any] | Sequence[Any], *, fit: Fit | None = None) -> NDArray[np.uint8]:
+        """Bring images, as :meth:`encode` takes them, to the model's size: uint8, shape (N, size, size, 3).
+
+        Parameters
+        ----------
+        images : ndarray of uint8, or sequence of path, Pillow image or array
+        fit : str, optional
+            crop, pad or stretch; by default as the model says.
+
+        Raises
+        ------
+        ImageError, UsageError
+            As :meth:`encode`.
+        """
+        return self._pixels(images, self.preprocess if fit is None else Preprocess(self.size, fit))
+
+    def _pixels(self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
         size = preprocess.size
         if isinstance(images, np.ndarray):
             if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):

@@ -11,6 +11,7 @@ from stochcl.benchmarks import clock
 from stochcl.benchmarks import codec as codec_benchmark
 from stochcl.benchmarks import embeddings as embeddings_benchmark
 from stochcl.benchmarks import rate_accuracy as rate_benchmark
+from stochcl.benchmarks import retrieval as retrieval_benchmark
 from stochcl.benchmarks import throughput as throughput_benchmark
 from stochcl.benchmarks import training_speed as training_benchmark
 from stochcl.benchmarks.pricing import CODINGS
@@ -290,3 +291,39 @@ def rate_accuracy(output: Path, *, as_json: bool, **options: Any) -> None:
     told = [*table(rate_benchmark.title(result), rate_benchmark.COLUMNS, rate_benchmark.lines(result)), ""]
     show(result, [*told, *rate_benchmark.summary(result)], as_json=as_json)
     say(f"written to {paths[0]} and beside it {', '.join(path.name for path in paths[1:])}")
+
+
+@benchmark.command()
+@click.argument("train", metavar="TRAIN", type=click.Path(path_type=Path))
+@click.argument("test", metavar="TEST", type=click.Path(path_type=Path))
+@click.option("--labels", metavar="CSV", type=click.Path(path_type=Path), help="Of TRAIN.  [default: its own]")
+@click.option("--test-labels", metavar="CSV", type=click.Path(path_type=Path), help="Of TEST.  [default: its own]")
+@click.option("--bits", type=_Listed(int, "numbers"), default=(16, 32, 64), metavar="B,B,...",
+              help="Of a code.  [default: 16,32,64]")  # fmt: skip
+@click.option("-k", "count", type=click.IntRange(1), default=1000, show_default=True, help="Returned for a query.")
+@click.option("--features", metavar="NPY", type=click.Path(path_type=Path),
+              help="Float features of TRAIN in its order: themselves, ITQ and sign bits beside.")  # fmt: skip
+@click.option("--test-features", metavar="NPY", type=click.Path(path_type=Path), help="Of TEST.")
+@click.option("--queries", type=click.IntRange(1), metavar="N", help="Of TEST, at most.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is random.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
+              help="The folder for retrieval.json and retrieval.csv.")  # fmt: skip
+@JSON
+def retrieval(output: Path, *, as_json: bool, **options: Any) -> None:
+    """Mean average precision of the images that codes find: TEST's images look for TRAIN's of the same class.
+
+    TRAIN and TEST are files of codes of one model, with labels. Codes of so many bits are compared by symbols (bits
+    only), and by the vectors that the widest prefix of at most so many bits on disk decodes to.
+
+    \b
+    Example:
+      stochcl benchmark retrieval train.bin test.bin --bits 16,32,64 -o results/
+    """
+    make_folder(output)
+    request = retrieval_benchmark.Request(**options)
+    with progress_bar("rows", rate=False) as bar:
+        result = retrieval_benchmark.benchmark_retrieval(request, progress=bar)
+    paths = write_results(result, output, "retrieval")
+    shown = table(retrieval_benchmark.title(result), retrieval_benchmark.COLUMNS, retrieval_benchmark.lines(result))
+    show(result, shown, as_json=as_json)
+    say(f"written to {paths[0]} and {paths[1].name}")

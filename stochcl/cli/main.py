@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "Train a classifier or regressor on codes and score it.",
     "predict": "Ask a saved classifier or regressor about codes.",
     "uncertainty": "Say whether what is uncertain is wrong, or foreign.",
+    "search": "Find the nearest images in a file of codes.",
     "select": "Choose the latents that a task needs.",
     "train": "Train an encoder on your own images.",
     "finetune": "Train a model on labels, and keep its classifier.",

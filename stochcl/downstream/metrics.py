@@ -103,3 +103,27 @@ def confusion(truth: NDArray[Any], answer: NDArray[Any], classes: NDArray[Any]) 
     counts = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(counts, (np.searchsorted(classes, truth), np.searchsorted(classes, answer)), 1)
     return tuple(tuple(row) for row in counts.tolist())
+
+
+def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the average precision of each query over what was returned to it, shape (M,).
+
+    Precision at each rank where something relevant stands, averaged over those ranks; 0 where there is none. Over
+    the first k returned that is AP@k as papers on hashing have it (mAP@1000 on CIFAR-10): normalised by the relevant
+    among the k, not by all there are.
+
+    Parameters
+    ----------
+    relevant : ndarray of bool, shape (M, k)
+        Whether what stands at each rank is relevant, the nearest first.
+
+    Examples
+    --------
+    >>> average_precision(np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)).round(4).tolist()
+    [0.8333, 0.0]
+    """
+    found = np.cumsum(relevant, axis=1)
+    precision = found / np.arange(1, relevant.shape[1] + 1)
+    total = found[:, -1] if relevant.shape[1] else np.zeros(len(relevant))
+    averaged: NDArray[np.float64] = (precision * relevant).sum(axis=1) / np.maximum(total, 1)
+    return averaged

@@ -102,9 +102,8 @@ def encode(
         latent = latent.float()
         posterior = encoder.posterior(latent)
         symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
-        entropy[rows] = (
-            posterior.tempered(encoder.config.temperature).entropy().sum(1)[: len(part)].float().cpu().numpy() / BIT
-        )
+        doubt = posterior.tempered(encoder.config.temperature).entropy().sum(1).clamp(min=0)  # less is rounding
+        entropy[rows] = doubt[: len(part)].float().cpu().numpy() / BIT
         features[rows] = latent[: len(part)].float().cpu().numpy()
     codes = Codes.from_symbols(symbols, alphabet=encoder.config.alphabet, uncertainty=entropy)
     return Encoded(codes, features)

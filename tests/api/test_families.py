@@ -86,6 +86,21 @@ def test_vectors_go_through_a_file_and_come_back_in_their_own_units(head, tmp_pa
         assert abs(archive.to_vectors().mean(axis=0) - vectors.mean(axis=0)).max() < vectors.std()
 
 
+def test_uncertainty_goes_through_a_file(head, tmp_path):
+    vectors = make_vectors()
+    np.save(tmp_path / "vectors.npy", vectors)
+    head.compress(tmp_path / "vectors.npy", tmp_path / "codes.bin", uncertainty=True)
+    encoder = head.model.encoder
+    with torch.no_grad():
+        posterior = encoder.posterior(torch.from_numpy(encode(encoder, vectors, CPU).features))
+        calibrated = posterior.tempered(encoder.config.temperature).entropy().sum(1).numpy() / np.log(2)
+    with stochcl.open(tmp_path / "codes.bin") as archive:
+        archive.verify()
+        # within half of a step, and steps are at most a 127th of the range
+        np.testing.assert_allclose(archive.uncertainty, calibrated, atol=np.ptp(calibrated) / 250, rtol=1e-5)
+        assert len(np.unique(archive.uncertainty)) > 20
+
+
 def test_an_archive_of_vectors_is_evaluated(head, tmp_path):
     np.save(tmp_path / "vectors.npy", make_vectors())
     head.compress(tmp_path / "vectors.npy", tmp_path / "codes.bin")

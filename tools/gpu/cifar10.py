@@ -70,7 +70,7 @@ def main() -> None:
     say(f"{result}: top-1 of {found['test']['images']:,} test images {found['test_top1']:.2f} %")
 
 
-def parse() -> argparse.Namespace:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arm", choices=ARMS, required=True)
     parser.add_argument("--backbone", default="resnet18")
@@ -86,7 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, help="for models and checkpoints; a folder in OUTPUT by default")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def stop_after(minutes: float | None) -> None:

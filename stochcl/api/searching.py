@@ -1,0 +1,264 @@
+"""The images of an archive that are nearest to images, or to rows of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.compress import Archive
+from stochcl.compress.transcoding import pick
+from stochcl.data import ImageSource, Preprocess, open_source, printable
+from stochcl.downstream import pages
+from stochcl.downstream.nearest import DISTANCES, Nearest, without_own
+from stochcl.errors import ImageError, ModelMismatch, UsageError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.compress import Tables, VectorDecoder
+
+    PathLike = str | os.PathLike[str]
+
+SCHEMA = "stochcl.search/0"
+
+BY = ("auto", "vectors", "symbols")
+"""What is compared: decoded vectors, or the symbols themselves; auto takes vectors where there is a decoder."""
+
+_ROWS = 1 << 14  # decoded at a time
+_THUMBNAIL = 96  # pixels
+
+
+@dataclass(frozen=True, eq=False)
+class _Query:
+    """What is looked for: a text for people, and the row that it is itself, or -1."""
+
+    name: str
+    row: int
+    image: Path | None = None
+
+
+def search(
+    path: PathLike,
+    images: Sequence[PathLike] = (),
+    *,
+    names: Sequence[str] = (),
+    rows: Sequence[int] = (),
+    count: int = 10,
+    by: str = "auto",
+    model: str | None = None,
+    device: str = "auto",
+    tables: Iterable[Tables | PathLike] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Find the rows of an archive that are nearest to images, or to rows of its own.
+
+    By vectors the comparison is asymmetric: an image's float features are held against the vectors that codes decode
+    to, by the angle between them. By symbols, bits that differ are counted (Hamming), or for symbols in order how
+    far they are apart. The archive is read in parts, so that memory does not grow with it.
+
+    Parameters
+    ----------
+    path : path-like
+        An archive.
+    images : sequence of path-like
+        Image files to look for; the archive's model encodes them, in the archive's precision.
+    names, rows : sequence of str, sequence of int
+        Rows of the archive to look for; none is its own neighbour.
+    count : int
+        How many to find for each.
+    by : str
+        One of :data:`BY`.
+    model : str, optional
+        The archive's model, by name or file; by default the one in the package that its header names.
+    device : str
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the archive.
+    progress : callable
+        Told how many rows of how many have been looked at.
+
+    Returns
+    -------
+    dict
+        JSON values under the schema ``stochcl.search/0``: ``queries``, each with its ``neighbours``: ``row``,
+        ``name``, ``label`` and ``distance``, in the ``unit`` that stands beside.
+
+    Raises
+    ------
+    UsageError
+        If nothing is asked for, or ``by`` or ``count`` make no sense.
+    ModelMismatch
+        If the model is not the archive's.
+    ImageError, SourceError, FormatError
+    """
+    if by not in BY:
+        raise UsageError(f"a search is by {', '.join(BY)}, not {by!r}.")
+    if count < 1:
+        raise UsageError(f"a search finds 1 or more, not {count}.")
+    with Archive(path, tables=tables) as archive:
+        if not len(archive):
+            raise UsageError(f"{printable(path)}: it holds no images to search.")
+        asked = [*_own(archive, path, names, rows), *(_Query(printable(p), -1, Path(p)) for p in images)]
+        if not asked:
+            raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
+        decoder = None if by == "symbols" else archive.decoder
+        if by == "vectors" and decoder is None:
+            raise UsageError(f"{printable(path)}: its model has no decoder to vectors; search --by symbols.")
+        distance = DISTANCES[_of_symbols(archive) if decoder is None else "cosine"]
+        wanted = _wanted(archive, path, asked, model, device, decoder)
+        found = Nearest(wanted, distance, count + 1)
+        for start in range(0, len(archive), _ROWS):
+            part = archive[start : start + _ROWS].symbols()
+            found.add(part if decoder is None else decoder.decode(part))
+            progress(min(start + _ROWS, len(archive)), len(archive))
+        distances, numbers = found.sorted()
+        if distances.shape[1] > 1:
+            distances, numbers = without_own(distances, numbers, np.array([query.row for query in asked]))
+        return {
+            "schema": SCHEMA,
+            "path": printable(path),
+            "images": len(archive),
+            "model": {"name": archive.header.model, "sha256": archive.header.model_sha256},
+            "by": "symbols" if decoder is None else "vectors",
+            "unit": distance.unit,
+            "queries": [
+                {
+                    "query": query.name,
+                    "row": None if query.row < 0 else query.row,
+                    "neighbours": _told(archive, *pair),
+                }
+                for query, *pair in zip(asked, distances.tolist(), numbers.tolist(), strict=True)
+            ],
+        }
+
+
+def _own(archive: Archive, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
+    """Yield the rows of the archive that are asked for."""
+    if names and archive.names is None:
+        raise UsageError(f"{printable(path)}: its rows have no names (--no-names?); give their numbers with --row.")
+    stored = archive.names or ()
+    places = {name: i for i, name in reversed(list(enumerate(stored)))} if names else {}
+    for name in names:
+        if name not in places:
+            raise UsageError(f"{printable(path)}: it has no image named {printable(name)}.")
+        yield _Query(printable(name), places[name])
+    for row in rows:
+        if not 0 <= row < len(archive):
+            raise UsageError(f"{printable(path)}: its rows are 0 to {len(archive) - 1:,}, not {row:,}.")
+        yield _Query(printable(stored[row]) if stored else f"row {row:,}", row)
+
+
+def _of_symbols(archive: Archive) -> str:
+    """Return by which distance symbols are compared: bits, categories, or numbers in order."""
+    if archive.header.alphabet == 2:
+        return "hamming"
+    categories = archive.decoder is not None and archive.decoder.codebooks is not None
+    return "symbols" if categories else "levels"
+
+
+def _wanted(
+    archive: Archive, path: PathLike, asked: list[_Query], model: str | None, device: str,
+    decoder: VectorDecoder | None,
+) -> NDArray[Any]:  # fmt: skip
+    """Return vectors or symbols of what is looked for, a row each."""
+    files = [query.image for query in asked if query.image is not None]
+    own = archive[[query.row for query in asked if query.image is None]].symbols()
+    parts: list[NDArray[Any]] = [own if decoder is None else decoder.decode(own)] if len(own) else []
+    if files:
+        parts.append(_encoded(archive, path, files, model, device, vectors=decoder is not None))
+    return np.concatenate(parts)
+
+
+def _encoded(
+    archive: Archive, path: PathLike, files: Sequence[Path], model: str | None, device: str, *, vectors: bool
+) -> NDArray[Any]:
+    """Encode image files as the archive's images were: their features, or their symbols."""
+    from stochcl.api.codec import Codec
+
+    header = archive.header
+    codec = Codec(header.model if model is None else model, device=device)
+    if codec.model.sha256 != header.model_sha256:
+        raise ModelMismatch(
+            f"{printable(path)}: it was made by the model {printable(header.model)} ({header.model_sha256[:12]}), "
+            f"not by {printable(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
+        )
+    if codec.columns is not None:
+        raise UsageError(f"{printable(path)}: its rows are vectors, not images; look for rows of it with --row.")
+    codec = codec.with_precision(header.precision)
+    found = codec.encode_pixels(codec.prepare(files, fit=header.preprocess.get("fit")))
+    if vectors:
+        return found.features
+    codes = found.codes.prefix(header.latents) if header.selection is None else pick(found.codes, header.selection)
+    return codes.symbols()
+
+
+def _told(archive: Archive, distances: list[float], numbers: list[int]) -> list[dict[str, Any]]:
+    names, labels = archive.names, archive.labels
+    return [
+        {
+            "row": number,
+            "name": None if names is None else printable(names[number]),
+            "label": None if labels is None else printable(labels[number]),
+            "distance": round(distance, 6),
+        }
+        for distance, number in zip(distances, numbers, strict=True)
+    ]
+
+
+def write_search_page(
+    result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
+) -> None:
+    """Write what a search found as a page of one file.
+
+    Parameters
+    ----------
+    result : dict
+        As :func:`search` returns it.
+    output : path-like
+    images : path-like, optional
+        The source that the archive was made of, for thumbnails; an image that is not there is a grey square.
+    queries : sequence of path-like
+        The image files that were looked for.
+
+    Raises
+    ------
+    SourceError, OutputError
+    """
+    source = None if images is None else open_source(images)
+    if source is not None and not isinstance(source, ImageSource):
+        raise UsageError(f"{printable(images or '')}: this holds vectors; thumbnails are made of images.")
+    places = {} if source is None else {printable(entry.name): i for i, entry in enumerate(source.entries)}
+    files = {printable(path): Path(path) for path in queries}
+    body = []
+    for query in result["queries"]:
+        body.append(f"<h2>{pages.escape(query['query'])}</h2>")
+        shown = _thumbnail_of_file(files.get(query["query"])) or _thumbnail(source, places.get(query["query"]))
+        figures = [pages.figure(shown, ["query"], query=True)]
+        for found in query["neighbours"]:
+            lines = [found["name"] or f"row {found['row']:,}", f"{found['distance']:.4g}"]
+            lines += [] if found["label"] is None else [found["label"]]
+            figures.append(pages.figure(_thumbnail(source, places.get(found["name"])), lines))
+        body.append(pages.grid(figures))
+    body.append(f'<p class="soft">Distances: {pages.escape(result["unit"])}, by {result["by"]}.</p>')
+    pages.write_page(output, pages.page(f"Nearest of {result['images']:,} images in {result['path']}", body))
+
+
+def _thumbnail(source: ImageSource | None, row: int | None) -> str | None:
+    if source is None or row is None:
+        return None
+    try:
+        return pages.thumbnail(source.load(row, Preprocess(_THUMBNAIL, "pad")))
+    except ImageError:
+        return None
+
+
+def _thumbnail_of_file(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    source = open_source(path)
+    return _thumbnail(source, 0) if isinstance(source, ImageSource) else None

@@ -1,0 +1,141 @@
+"""Pack what a machine with PyTorch and without a network needs: wheels, data, checkpoints, in loads of limited size.
+
+    python tools/gpu/pack.py -o gpu-loads --data cifar10-train.zip cifar10-test.zip [--python-version 3.12]
+        [--checkpoints RESULTS] [--checkout] [--limit-mib 60] [--no-wheels]
+
+Wheels are those of the package's own dependencies in the versions that are installed here, less PyTorch and what
+comes with it. Data are compressed: archives of small JPEG files shrink to a third, as their headers repeat. Each load
+is a folder of parts with checksums, which unpack.py reads; several are carried one after another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from parts import write_parts
+from shrinking import shrink
+
+ROOT = Path(__file__).parent.parent.parent
+_COMES_WITH_TORCH = ("torch",)
+_LEFT_OUT = ("tests", "examples", "benchmarks/results", "stochcl/models/*.safetensors")
+
+
+def wanted(name: str = "stochcl") -> dict[str, str]:
+    """Return names and versions of what a distribution needs, itself and PyTorch's own left out."""
+    ours, torch = _closure(name, skip=_COMES_WITH_TORCH), _closure("torch", skip=())
+    del ours[_normal(name)]
+    return {k: v for k, v in ours.items() if k not in torch or k in ("numpy", "typing-extensions")}
+
+
+def _closure(name: str, skip: tuple[str, ...]) -> dict[str, str]:
+    from packaging.requirements import Requirement
+
+    found: dict[str, str] = {}
+    todo = [_normal(name)]
+    while todo:
+        name = todo.pop()
+        if name in found or name in skip:
+            continue
+        found[name] = metadata.version(name)
+        for line in metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo.append(_normal(requirement.name))
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def fetch_wheels(folder: Path, python_version: str | None, platform: str) -> None:
+    """Download wheels, from wherever pip is set up to take them."""
+    pins = [f"{name}=={version}" for name, version in sorted(wanted().items())]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), "-q"]
+    if python_version:
+        command += ["--python-version", python_version, "--platform", platform, "--implementation", "cp"]
+    subprocess.run([*command, *pins], check=True)
+
+
+def checkout(path: Path) -> None:
+    """Write the committed files, without tests, results and models."""
+    excluded = [f":(exclude){part}" for part in _LEFT_OUT]
+    subprocess.run(["git", "-C", ROOT, "archive", "-o", path, "HEAD", "--", ".", *excluded], check=True)
+
+
+def gather(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """Return everything that is to be carried, by the name that it is unpacked as."""
+    files = {}
+    if not options.no_wheels:
+        wheels = folder / "wheels"
+        fetch_wheels(wheels, options.python_version, options.platform)
+        files |= {f"wheels/{path.name}": path for path in sorted(wheels.glob("*.whl"))}
+    if options.checkout:
+        checkout(folder / "checkout.tar.gz")
+        files["checkout.tar.gz"] = folder / "checkout.tar.gz"
+    for path in options.data:
+        shrunk = folder / f"{path.name}.gz"
+        with path.open("rb") as source, gzip.GzipFile(shrunk, "wb", compresslevel=9, mtime=0) as target:
+            shutil.copyfileobj(source, target)
+        files[f"data/{path.name}.gz"] = shrunk
+    for root in options.checkpoints:
+        for path in sorted(root.rglob("*")):
+            name = f"results/{path.relative_to(root).as_posix()}"
+            if path.suffix == ".checkpoint":
+                small = folder / f"{len(files)}.checkpoint"
+                shrink(path, small, options.moments)
+                files[name] = small
+            elif path.suffix in (".json", ".safetensors", ".csv"):
+                files[name] = path
+    return files
+
+
+def loads(files: dict[str, Path], limit: float) -> list[dict[str, Path]]:
+    """Distribute files over as few loads as their order allows, each of at most so many bytes."""
+    found: list[dict[str, Path]] = []
+    room = 0.0
+    for name, path in sorted(files.items(), key=lambda item: (not item[0].startswith("wheels"), item[0])):
+        size = path.stat().st_size
+        if size > limit:
+            sys.exit(f"{name}: its {size / 2**20:.1f} MiB are more than a load of {limit / 2**20:.1f} MiB; "
+                     "see --moments and --limit-mib.")  # fmt: skip
+        if size > room:
+            found.append({})
+            room = limit
+        found[-1][name] = path
+        room -= size
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="results of an earlier lease")
+    parser.add_argument("--moments", default="second", help="of checkpoints' optimizers: none, second, all")
+    parser.add_argument("--python-version", help="of the machine's Python, where it is not this one's: 3.12")
+    parser.add_argument("--platform", default="manylinux2014_x86_64")
+    parser.add_argument("--checkout", action="store_true", help="take the committed files along")
+    parser.add_argument("--no-wheels", action="store_true")
+    parser.add_argument("--limit-mib", type=float, default=60.0, help="of a load; 60 by default")
+    options = parser.parse_args()
+    shutil.rmtree(options.output, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as name:
+        for i, files in enumerate(loads(gather(options, Path(name)), options.limit_mib * 2**20), start=1):
+            folder = options.output / f"load-{i}"
+            manifest = write_parts(files, folder)
+            print(f"{folder}: {sum(f['bytes'] for f in manifest['files']) / 2**20:.1f} MiB")
+            for entry in manifest["files"]:
+                print(f"  {entry['bytes'] / 2**20:7.2f} MiB {entry['name']}")
+
+
+if __name__ == "__main__":
+    main()
