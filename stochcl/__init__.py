@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.api.editing import append, merge, split, transcode
+    from stochcl.api.writing import ImageWriter
     from stochcl.codes import Codes
     from stochcl.compress import Archive, Writer
 
@@ -56,7 +57,7 @@ def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", pre
 def open(  # noqa: A001 - stochcl.open, as gzip.open
     path: str | os.PathLike[str] | IO[bytes],
 ) -> Archive:
-    """Open an archive of codes for reading; torch is not imported.
+    """Open an archive of codes, at a path or a URL (``s3://...``), for reading; torch is not imported.
 
     Raises
     ------
@@ -64,6 +65,8 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
         If there is no such file.
     FormatError
         If it is not a complete archive, or is damaged.
+    MissingExtraError
+        If the package for a URL's protocol is not installed.
     """
     from stochcl.compress import Archive
 
@@ -72,37 +75,45 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
 
 def writer(
     path: str | os.PathLike[str],
-    codec: Codec,
+    codec: Codec | None = None,
     *,
+    model: str | os.PathLike[str] | None = None,
     latents: int | None = None,
     uncertainty: bool = False,
     **options: Any,
-) -> Writer:
-    """Open an archive for writing codes that ``codec.encode`` gives, batch by batch.
+) -> ImageWriter:
+    """Open an archive for writing images, or codes that ``codec.encode`` gives, batch by batch.
 
     Parameters
     ----------
     path : path-like
-    codec : Codec
+    codec : Codec, optional
+        That encodes; by default the one that ``model`` names.
+    model : str or path-like, optional
+        As :func:`load` takes it; the default model, if there is no codec either.
     latents : int, optional
         Width of the codes; the model's by default.
     uncertainty : bool
         Whether to store the codes' uncertainty, too.
     **options
-        ``names``, ``force``: see :class:`stochcl.compress.Writer`.
+        ``names``, ``force``: see :class:`stochcl.compress.Writer`; ``device`` and ``precision``: see :func:`load`.
 
     Examples
     --------
-    >>> with stochcl.writer("codes.bin", codec) as out:    # doctest: +SKIP
-    ...     for batch in batches:
-    ...         out.add(codec.encode(batch))
+    >>> with stochcl.writer("codes.bin", model="general") as out:    # doctest: +SKIP
+    ...     for images, names in loader:                             # uint8, (B, H, W, 3)
+    ...         out.add(images, names)
     """
-    from stochcl.compress import Writer
+    from stochcl.api.writing import ImageWriter
 
-    width = codec.latents if latents is None else latents
-    header = codec.header(latents=width, preprocess=codec.preprocess, source_kind="stream", uncertainty=uncertainty)
-    embed = not codec.has_packaged_tables
-    return Writer(path, header, codec.tables, embed_tables=embed, uncertainty=uncertainty, **options)
+    where = {name: options.pop(name) for name in ("device", "precision") if name in options}
+    if codec is None:
+        codec = load("general" if model is None else model, **where)
+    elif model is not None or where:
+        from stochcl.errors import UsageError
+
+        raise UsageError("a codec has its model, device and precision; give either it or those.")
+    return ImageWriter(path, codec, latents=latents, uncertainty=uncertainty, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from stochcl.compress.header import Header
 from stochcl.compress.index import Index, read_index
 from stochcl.compress.model import FITTED, OWN, size_in_memory, unpack_model
 from stochcl.compress.parts import check_head, read_part, read_texts
-from stochcl.compress.reader import ByteReader
+from stochcl.compress.remote import open_reader
 from stochcl.compress.rows import Rows
 from stochcl.compress.segment import read_blocks, values_per_row
 from stochcl.compress.tables import Tables, find_tables
@@ -51,7 +51,8 @@ class Archive(Rows):
 
     Parameters
     ----------
-    source : path-like or binary file object
+    source : path-like, URL or binary file object
+        A URL of any protocol that fsspec knows, ``s3://bucket/codes.bin``; it is read by ranges.
     tables : iterable of Tables or path-like
         Where to look first for decoding tables that are not in the archive.
 
@@ -78,7 +79,7 @@ class Archive(Rows):
         self._shown = printable(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra = tuple(tables)
         with self._named():
-            self._reader = ByteReader(source)
+            self._reader = open_reader(source)
             prologue = self._reader.read(0, min(PROLOGUE.size, self._reader.size))
             self._header_size = PROLOGUE.size + Header.size_of(prologue)
             text = self._reader.read(PROLOGUE.size, self._header_size - PROLOGUE.size)
