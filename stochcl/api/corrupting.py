@@ -75,7 +75,8 @@ class Corrupter:
     def __init__(
         self, given: CodedSet, places: NDArray[Any], path: Path, codec: Codec, *, sample: int, seed: int
     ) -> None:
-        self._given, self._codec, self._seed = given, codec, seed
+        self._given, self._seed = given, seed
+        self._codec = codec.with_precision(given.archive.header.precision)
         source, names = open_inputs(path, codec), given.names
         if isinstance(source, MatrixSource):
             raise UsageError(f"{printable(path)}: corruptions are of images; leave out --images for embeddings.")

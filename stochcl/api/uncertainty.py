@@ -105,12 +105,12 @@ def measure_uncertainty(
         used = input_of(archive, given)
         train = CodedSet.of(archive, path, used, latents)
         other = train if test is None else train.like(test, extra)
-        measured = _Measured(train, other, labels, column, estimator, folds, seed)
         if codec is not None and codec.model.sha256 != archive.header.model_sha256:
             raise ModelMismatch(
                 f"{printable(path)}: it was made by the model {printable(archive.header.model)}, not by "
                 f"{printable(codec.model.name)}; give its own with -m."
             )
+        measured = _Measured(train, other, labels, column, estimator, folds, seed)
         found = measured.errors()
         found["outside"] = [measured.foreign(train.like(one, extra), printable(one)) for one in outside]
         if images is not None and codec is not None:

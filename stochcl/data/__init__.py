@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stochcl.data.array import ArraySource
+from stochcl.data.cifar import Cifar10Source
 from stochcl.data.folder import FileSource, FolderSource
 from stochcl.data.labels import LabelTable, read_labels
 from stochcl.data.matrix import MatrixBatch, MatrixSource
@@ -19,6 +20,7 @@ from stochcl.data.zip import ZipSource
 
 __all__ = [
     "ArraySource",
+    "Cifar10Source",
     "Entry",
     "Failure",
     "FileSource",

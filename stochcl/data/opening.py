@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stochcl.data.array import MAGIC, ArraySource, is_images, map_array, refuse_npz
+from stochcl.data.cifar import Cifar10Source, is_cifar10
 from stochcl.data.files import why
 from stochcl.data.folder import FileSource, FolderSource
 from stochcl.data.matrix import MatrixSource
@@ -33,7 +34,8 @@ def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
     path : str or path-like
         A folder of images (recursive), a .zip or .tar (.tar.gz, .tar.bz2, .tar.xz) of images, one image file,
         or a .npy file: two-dimensional float is embeddings, four-dimensional uint8 is images. Archives and
-        arrays are known by their content, whatever they are called.
+        arrays are known by their content, whatever they are called. A folder of CIFAR-10's published batches is its
+        training images, ``test_batch`` in it the others.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            return FolderSource(path)
+            return Cifar10Source(path) if is_cifar10(path) else FolderSource(path)
         if stat.S_ISREG(status.st_mode):
             return _open_file(path)
     except FileNotFoundError as exc:
@@ -73,6 +75,8 @@ def _open_file(path: Path) -> ImageSource | MatrixSource:
         return ArraySource(path) if is_images(map_array(path)) else MatrixSource(path)
     if head.startswith(_ZIP_MAGIC) or ending == ".zip":
         return ZipSource(path)
+    if is_cifar10(path, head):
+        return Cifar10Source(path)
     if looks_like_tar(head) or compression(path) or path.name.lower().endswith(_TAR_ENDINGS):
         return TarSource(path)
     if is_image_name(path.name) or identify(head):

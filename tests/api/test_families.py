@@ -9,6 +9,7 @@ import torch
 import stochcl
 from stochcl.api.archives import evaluate
 from stochcl.api.training import train
+from stochcl.api.uncertainty import measure_uncertainty
 from stochcl.data import open_source
 from stochcl.encoders.entropy import fit_entropy
 from stochcl.encoders.inference import encode
@@ -99,6 +100,13 @@ def test_uncertainty_goes_through_a_file(head, tmp_path):
         # within half of a step, and steps are at most a 127th of the range
         np.testing.assert_allclose(archive.uncertainty, calibrated, atol=np.ptp(calibrated) / 250, rtol=1e-5)
         assert len(np.unique(archive.uncertainty)) > 20
+        rows = [["name", "label"], *((name, f"c{i % 3}") for i, name in enumerate(archive.names))]
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    for given in ("vectors", "symbols"):
+        found = measure_uncertainty(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", given=given, folds=3)
+        assert (found["images"], len(found["scores"])) == (ROWS, 5)
+        assert all(len(curve) == 11 for curve in found["refused"].values())
 
 
 def test_an_archive_of_vectors_is_evaluated(head, tmp_path):

@@ -18,6 +18,10 @@ def commands(images, model, codes, out):
         "interval", "baseline", "balanced_accuracy", "baseline_balanced_accuracy", "duplicates", "folds", "classes",
         "confusion", "seconds",
     }  # fmt: skip
+    uncertainty = {
+        "schema", "path", "images", "input", "latents", "model", "trained_on", "estimator", "accuracy", "scores",
+        "refused", "outside", "notes", "seed", "seconds",
+    }  # fmt: skip
     train = {
         "schema", "model", "sha256", "images", "held_out", "skipped", "steps", "seconds", "latents", "rate", "knn",
         "initialised", "unit", "warnings",
@@ -30,6 +34,7 @@ def commands(images, model, codes, out):
         "verify": (["verify", codes], {"schema", "path", "images", "bytes", "ok"}),
         "decompress": (["decompress", codes, "-o", out / "a.npz"], {"schema", "path", "images", "bytes", "holds"}),
         "evaluate": (["evaluate", codes], evaluation),
+        "uncertainty": (["uncertainty", codes], uncertainty),
         "train": (["train", images, "-o", out / "new.safetensors", *tiny], train),
         "models": (["models"], {"schema", "models", "damaged"}),
         "demo": (["demo", "-m", model], REPORT | {"images_per_second", "accuracy", "pixel_bits_per_image"}),
@@ -37,7 +42,7 @@ def commands(images, model, codes, out):
 
 
 @pytest.mark.parametrize(
-    "command", ["compress", "info", "verify", "decompress", "evaluate", "train", "models", "demo"]
+    "command", ["compress", "info", "verify", "decompress", "evaluate", "uncertainty", "train", "models", "demo"]
 )
 def test_the_result_is_one_object_on_standard_output(run, images, model, codes, tmp_path, command):
     arguments, keys = commands(images, model, codes, tmp_path)[command]

@@ -6,7 +6,7 @@ import pytest
 
 import stochcl
 from stochcl.data.corruptions import CORRUPTIONS
-from tests.making import process, write_images
+from tests.making import make_model, process, write_images
 
 KEYS = {
     "schema", "path", "images", "input", "latents", "model", "trained_on", "estimator", "accuracy", "scores",
@@ -96,6 +96,9 @@ def test_requests_that_cannot_be_met(refused, sure, model, images, tmp_path, cod
     assert "gives no probabilities" in refused("uncertainty", sure, "--estimator", "svm", code=2)
     assert "a plot is drawn as" in refused("uncertainty", sure, "--plot", tmp_path / "a.txt", code=2)
     assert "there is no such file" in refused("uncertainty", tmp_path / "none.bin")
+    other = make_model(tmp_path / "other.safetensors", images / "dogs")
+    said = refused("uncertainty", sure, "--images", images, "-m", other, "--device", "cpu")
+    assert "it was made by the model tiny, not by other" in said
     narrow = tmp_path / "narrow.bin"
     codec.compress(images, narrow, latents=4)
     assert "it holds other latents" in refused("uncertainty", sure, "--outside", narrow, code=2)
