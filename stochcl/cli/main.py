@@ -27,6 +27,7 @@ COMMANDS = {
     "uncertainty": "Say whether what is uncertain is wrong, or foreign.",
     "search": "Find the nearest images in a file of codes.",
     "select": "Choose the latents that a task needs.",
+    "sprites": "Make images of known factors, to train and measure on.",
     "train": "Train an encoder on your own images.",
     "finetune": "Train a model on labels, and keep its classifier.",
     "benchmark": "Set the codec beside other compressors, on this machine.",

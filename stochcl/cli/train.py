@@ -92,7 +92,7 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--crop", type=click.IntRange(16, 1024), metavar="PIXELS",
               help="Side of the views in training.  [default: 3/4 of the size]")  # fmt: skip
 @click.option("--area", type=click.FloatRange(0, 1, min_open=True),
-              help="Smallest part of an image that a view shows.  [default: 0.2]")  # fmt: skip
+              help="Smallest part of an image that a view shows; 1: all of it.  [default: 0.2]")  # fmt: skip
 @click.option("--flip/--no-flip", default=None, help="Mirror every second view.  [default: flip]")
 @click.option("--strength", type=click.FloatRange(0), help="Of the changes of colour.  [default: 0.5]")
 @click.option("--grey", type=click.FloatRange(0, 1), help="Part of the views without colour.  [default: 0.2]")

@@ -42,7 +42,7 @@ class TrainOptions:
         random crops than in whole images (Touvron et al., arXiv 1906.06423).
     area, flip, strength, grey, blur
         Of the views, see :class:`~stochcl.encoders.augment.Augmentation`; ``area`` is the smallest part of an image
-        that a view shows.
+        that a view shows; 1 shows whole images, so that codes keep where things are.
     lr, decay : float
         Peak learning rate and weight decay of AdamW.
     warmup : int

@@ -116,8 +116,8 @@ class Trainer:
         most = options.max_time and options.max_time * (_IMAGES_TIME if self.latent_steps else 1)
         self.schedule = Schedule(options.epochs * self.steps_per_epoch, most, options.warmup)
         self.augmentation = Augmentation(
-            options.crop, (options.area, 1.0), flip=options.flip, strength=options.strength, grey=options.grey,
-            blur=options.blur,
+            options.crop, (options.area, 1.0), ratio=4 / 3 if options.area < 1 else 1.0, flip=options.flip,
+            strength=options.strength, grey=options.grey, blur=options.blur,
         )  # fmt: skip
         self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
         self.entropy_record: dict[str, Any] = {}

@@ -1,0 +1,194 @@
+"""Sprites: images of one figure each, made from known factors, to ask what codes keep of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SHAPES = ("square", "ellipse", "heart")
+
+FACTORS = ("shape", "scale", "rotation", "x", "y")
+"""What a sprite is made from, in the order of its table's columns."""
+
+SIZES = (8, 512)
+"""Smallest and largest side of an image, in pixels."""
+
+SCALES = (0.15, 0.3)  # half of a figure's extent, as a part of the image's side
+PLACES = (0.3, 0.7)  # of its centre: the largest figure, turned, just fits
+TURN = 40.0
+"""A figure is turned by at most so many degrees, either way.
+
+A square looks the same after 90 degrees and an ellipse after 180, so a full turn has no one answer. Within less than
+45 either way each of the three shapes shows its angle, and the angle has no seam, where 359 is beside 0.
+"""
+
+_CONTRAST = 0.35  # least difference of brightness between figure and ground
+_SLENDER = 0.55  # the ellipse's short axis
+_CHUNK_PIXELS = 1 << 20  # drawn at a time
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Sprites:
+    """Images and what they were made from.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, size, size, 1), or (N, size, size, 3) in colour
+    shape : ndarray of int64, shape (N,)
+        Places in ``SHAPES``.
+    scale, x, y : ndarray of float64, shape (N,)
+        Half of the figure's extent, and its centre from the left and from the top, as parts of the image's side.
+    rotation : ndarray of float64, shape (N,)
+        Degrees, clockwise, within ``TURN`` either way.
+    """
+
+    images: NDArray[np.uint8]
+    shape: NDArray[np.int64]
+    scale: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def factors(self) -> NDArray[np.float64]:
+        """Return the factors as numbers, shape (N, 5), in the order of ``FACTORS``; shapes as their places."""
+        return np.stack([np.asarray(getattr(self, name), np.float64) for name in FACTORS], axis=1)
+
+    def table(self, names: tuple[str, ...]) -> str:
+        """Return the factors as a CSV file ``name,shape,scale,rotation,x,y``; shapes by name."""
+        lines = [",".join(("name", *FACTORS))]
+        for i, name in enumerate(names):
+            numbers = f"{self.scale[i]:.6f},{self.rotation[i]:.4f},{self.x[i]:.6f},{self.y[i]:.6f}"
+            lines.append(f"{name},{SHAPES[self.shape[i]]},{numbers}")
+        return "\n".join(lines) + "\n"
+
+
+def make_sprites(count: int, *, size: int = 64, seed: int = 0, colour: bool = False, plain: bool = False) -> Sprites:
+    """Draw sprites: each a square, an ellipse or a heart, of any scale, angle and place, independently of each other.
+
+    Figure and ground are of two random greys, or colours, that differ in brightness by 0.35 of the range at least,
+    either way; edges are antialiased. The factors are a function of the seed and the count alone, and the first of
+    two sets of other sizes or colours are the same figures.
+
+    Parameters
+    ----------
+    count : int
+    size : int
+        Side of an image in pixels.
+    seed : int
+    colour : bool
+        Three channels instead of one.
+    plain : bool
+        White on black, so that nothing but the five factors varies.
+
+    Raises
+    ------
+    UsageError
+        If a number is outside what can be drawn.
+
+    Examples
+    --------
+    >>> sprites = make_sprites(4, size=16)
+    >>> sprites.images.shape, [SHAPES[i] for i in sprites.shape]
+    ((4, 16, 16, 1), ['heart', 'ellipse', 'ellipse', 'square'])
+    """
+    if count < 1 or not SIZES[0] <= size <= SIZES[1] or seed < 0:
+        raise UsageError(f"sprites are at least one, of {SIZES[0]} to {SIZES[1]} pixels, with a seed of 0 or more.")
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(0, len(SHAPES), count)
+    scale = rng.uniform(*SCALES, count)
+    rotation = rng.uniform(-TURN, TURN, count)
+    x, y = rng.uniform(*PLACES, (2, count))
+    figure, ground = _paints(rng, count, colour=colour, plain=plain)
+    images = np.empty((count, size, size, figure.shape[1]), np.uint8)
+    chunk = max(1, _CHUNK_PIXELS // size**2)
+    for start in range(0, count, chunk):
+        part = slice(start, start + chunk)
+        cover = _cover(shape[part], scale[part], rotation[part], x[part], y[part], size)[..., None]
+        paint = ground[part, None, None] + cover * (figure - ground)[part, None, None]
+        images[part] = np.rint(255 * paint)
+    return Sprites(images, shape, scale, rotation, x, y)
+
+
+def _paints(
+    rng: np.random.Generator, count: int, *, colour: bool, plain: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Draw the colours of figures and grounds, each shape (N, channels), 0..1."""
+    channels = 3 if colour else 1
+    if plain:
+        return np.ones((count, channels), np.float32), np.zeros((count, channels), np.float32)
+    low = rng.uniform(0, 1 - _CONTRAST, count)
+    high = rng.uniform(low + _CONTRAST, 1)
+    swap = rng.random(count) < 0.5
+    greys = [np.where(swap, low, high), np.where(swap, high, low)]
+    painted = []
+    for grey in greys:
+        luma = grey[:, None].astype(np.float32)
+        if colour:  # a tint that leaves the brightness alone, as strong as fits into 0..1
+            tint = rng.uniform(-1, 1, (count, 3)).astype(np.float32)
+            tint -= (tint @ _LUMA)[:, None]
+            room = np.where(tint > 0, (1 - luma) / np.maximum(tint, 1e-6), luma / np.maximum(-tint, 1e-6)).min(axis=1)
+            luma = luma + np.minimum(room, 1)[:, None] * tint
+        painted.append(np.clip(luma, 0, 1))
+    return painted[0], painted[1]
+
+
+def _cover(
+    shape: NDArray[np.int64], scale: NDArray[np.float64], rotation: NDArray[np.float64],
+    x: NDArray[np.float64], y: NDArray[np.float64], size: int,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Return how much of each pixel a figure covers, shape (N, size, size): by the distance of its edge."""
+    at = ((np.arange(size, dtype=np.float32) + 0.5) / size)[None]
+    across, down = (at - x[:, None].astype(np.float32))[:, None, :], (at - y[:, None].astype(np.float32))[:, :, None]
+    angle = np.deg2rad(rotation).astype(np.float32)[:, None, None]
+    unit = scale.astype(np.float32)[:, None, None]
+    u = (np.cos(angle) * across + np.sin(angle) * down) / unit
+    v = (np.cos(angle) * down - np.sin(angle) * across) / unit
+    distance = np.empty_like(u)
+    for kind, of in enumerate((_square, _ellipse, _heart)):
+        rows = shape == kind
+        distance[rows] = of(u[rows], v[rows])
+    return np.clip(0.5 - distance * unit * size, 0, 1).astype(np.float32)
+
+
+# Distances from a figure's edge, negative inside, in units of its scale; v goes down.
+
+
+def _box(u: NDArray[np.float32], v: NDArray[np.float32], half: float) -> NDArray[np.float32]:
+    a, b = np.abs(u) - half, np.abs(v) - half
+    outside = np.hypot(np.maximum(a, 0), np.maximum(b, 0))
+    found: NDArray[np.float32] = outside + np.minimum(np.maximum(a, b), 0)
+    return found
+
+
+def _square(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _box(u, v, 0.7)
+
+
+def _ellipse(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To first order: the implicit function over the length of its gradient."""
+    value = np.hypot(u, v / _SLENDER)
+    slope = np.hypot(u, v / _SLENDER**2)
+    found: NDArray[np.float32] = value * (value - 1) / np.maximum(slope, 1e-6)
+    return found
+
+
+def _heart(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Join a square on its corner with a half disc on each of its upper sides."""
+    half = 0.5
+    c = np.float32(np.sqrt(0.5))
+    v = v - np.float32(0.15)
+    square = _box(c * (u + v), c * (v - u), half)
+    disc = np.hypot(np.abs(u) - half * c, v + half * c) - half
+    found: NDArray[np.float32] = np.minimum(square, disc)
+    return found
