@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.downstream import nearest
@@ -23,6 +23,7 @@ def by_definition(name, queries, rows):
     return 1 - (q * r).sum(axis=2) / np.where(lengths > 0, lengths, 1)
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(
     name=st.sampled_from(sorted(DISTANCES)),
     rows=st.integers(1, 40),
