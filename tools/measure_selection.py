@@ -1,15 +1,22 @@
 """Accuracy against real bytes of latents that were chosen for a task, beside a prefix, random ones, and the label.
 
-    python tools/measure_selection.py train.bin test.bin --labels labels.csv -o benchmarks/results/selection.json
+    stochcl compress cifar10-train.zip -o train.bin && stochcl compress cifar10-test.zip -o test.bin
+    python tools/measure_selection.py train.bin test.bin -o benchmarks/results/selection.json
 
 Latents are chosen by the training archive's labels only; the test archive is then transcoded with what was chosen, so
-that its bytes are what a user's file takes (codes, tables refitted to them and counted; names and index left out, as
-they are the same for all). A probe on symbols is trained on the training archive's rows and scored on the test rows.
+that its bytes are those of a user's file. A probe is trained on the training archive's rows and scored on the
+test rows.
 
 - chosen: K latents by `stochcl select`, K = 8, 16 ... D;
-- prefix: the first latents, the widest whose file takes no more bytes than the chosen ones';
-- random: K latents drawn by chance, the mean of three draws;
+- prefix: the first latents, the widest prefix that takes no more than the chosen ones;
+- random: K latents drawn by chance, the mean of some draws;
+- all: every latent, as the archive has them, and refitted;
 - label: log2 C bits an image, which is all that a classifier needs, and nothing else.
+
+``bytes`` are codes and all entropy models that the file holds, those fitted to it included; names and index are left
+out, as they are the same for all. ``external_bytes`` are the model's own decoding tables, which no file holds and all
+lean on: a prefix is coded with their network; chosen latents with models fitted to them, which they pay for. TRAIN
+and TEST may also be images, which are encoded by --model first.
 """
 
 from __future__ import annotations
@@ -17,124 +24,194 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
+import shlex
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import stochcl
 from stochcl.api.editing import transcode
-from stochcl.api.targets import labels_of
+from stochcl.api.targets import input_of, labels_of
+from stochcl.benchmarks.machine import commit, hardware, versions
 from stochcl.downstream import LatentSelector, evaluate_split
 from stochcl.downstream.rows import labelled
+from stochcl.errors import UsageError
 
-DRAWS = 3
+LEAST = 8  # latents
 
 
 class Measure:
     """Two archives of one model, and what a choice of latents costs and gives."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.test, self.folder, self.args = args.test, folder, args
-        with stochcl.open(args.train) as train, stochcl.open(args.test) as test:
-            if train.header.model_sha256 != test.header.model_sha256:
-                sys.exit(f"{args.test}: it was made by another model than {args.train}.")
-            self.model, self.model_sha256 = test.header.model, test.header.model_sha256
-            self.x, self.x_test = train.to_numpy(), test.to_numpy()
-            self.y = labels_of(train, args.train, args.labels, args.column)
-            self.y_test = labels_of(test, args.test, args.labels, args.column)
+    def __init__(self, train: Path, test: Path, folder: Path, options: argparse.Namespace) -> None:
+        self.test, self.folder, self.options = test, folder, options
+        with stochcl.open(train) as a, stochcl.open(test) as b:
+            if a.header.model_sha256 != b.header.model_sha256:
+                sys.exit(f"{test}: it was made by another model than {train}.")
+            self.header, self.external = b.header, len(b.tables.data)
+            self.given = input_of(b, options.given)
+            self.decoder = b.decoder if self.given == "vectors" else None
+            self.x, self.x_test = a.to_numpy(), b.to_numpy()
+            self.y = labels_of(a, train, options.labels, options.column)
+            self.y_test = labels_of(b, test, options.labels, options.column)
         self.latents = self.x.shape[1]
 
-    def accuracy(self, columns: list[int]) -> dict[str, object]:
-        found = evaluate_split(
-            self.x[:, columns], self.y, self.x_test[:, columns], self.y_test,
-            estimator=self.args.estimator, seed=self.args.seed,
+    def order(self) -> list[int]:
+        """Return all latents, the best for the task first."""
+        rows = labelled(self.x, self.y, "classification")
+        return [int(column) for column in LatentSelector(self.latents).fit(rows.x, rows.y).order_]
+
+    def row(self, columns: list[int], **how: Any) -> dict[str, Any]:
+        """Return what these latents of the test archive take, transcoded so, and how well they are classified."""
+        _, size, tables = self.transcoded(**how)
+        scored = evaluate_split(
+            self.seen(self.x, columns), self.y, self.seen(self.x_test, columns), self.y_test,
+            estimator=self.options.estimator, seed=self.options.seed,
         )  # fmt: skip
-        return {"accuracy": found.score, "interval": list(found.interval or ())}
+        return {
+            "latents": len(columns),
+            "bytes": size,
+            "fitted_table_bytes": tables,
+            "bits_per_image": round(8 * size / len(self.y_test), 2),
+            "accuracy": scored.score,
+            "interval": list(scored.interval or ()),
+        }
 
-    def bytes_of(self, **how: object) -> int:
-        """Bytes of codes and refitted models in the transcoded test archive, tables beside it left out."""
+    def transcoded(self, **how: Any) -> tuple[int, int, int]:
+        """Return the latents of a copy of the test archive, its bytes, and those of them that are models."""
         out = self.folder / "out.bin"
-        transcode(self.test, out, refit=True, external_tables=True, names=False, force=True, **how)
+        transcode(self.test, out, names=False, external_tables=True, force=True, **how)
         with stochcl.open(out) as archive:
-            return archive.parts()["codes"] + archive.parts()["tables"]
+            parts = archive.parts()
+            return archive.header.latents, parts["codes"] + parts["tables"], parts["tables"]
 
-    def row(self, columns: list[int], **how: object) -> dict[str, object]:
-        size = self.bytes_of(**how)
-        bits = 8 * size / len(self.x_test)
-        return {"latents": len(columns), "bytes": size, "bits_per_image": bits} | self.accuracy(columns)
+    def seen(self, symbols: np.ndarray, columns: list[int]) -> np.ndarray:
+        """Return what the probe is given of these latents: symbols, or the vectors that they decode to."""
+        kept = symbols[:, columns]
+        return kept if self.decoder is None else self.decoder.select(columns).decode(kept)
 
-    def prefix(self, most: int) -> dict[str, object]:
-        """Return the widest prefix that takes at most so many bytes, by bisection."""
-        low, high = 1, self.latents
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.bytes_of(latents=middle) <= most else (low, middle - 1)
-        return self.row(list(range(low)), latents=low)
+    def chosen(self, columns: list[int]) -> dict[str, Any]:
+        """Return the row of these latents, with models fitted to them."""
+        columns = sorted(columns)
+        numbers = range(self.header.latents) if self.header.selection is None else self.header.selection
+        return self.row(columns, select=[numbers[column] for column in columns])
 
-    def label(self) -> dict[str, object]:
-        classes = len(set(self.y))
-        bits = math.log2(classes)
-        return {"classes": classes, "bits_per_image": bits, "bytes": math.ceil(bits * len(self.y_test) / 8)}
+    def whole(self, **how: Any) -> dict[str, Any]:
+        """Return the row of all latents."""
+        return self.row(list(range(self.latents)), **how)
+
+    def prefix(self, most: int) -> dict[str, Any] | None:
+        """Return the row of the widest prefix that takes at most so many bytes; None where no latent does."""
+        try:
+            latents, size, _ = self.transcoded(rate=8 * most / len(self.y_test))
+        except UsageError:  # not even one latent
+            return None
+        while size > most and latents > 1:  # a rate is of codes, and tables of their own may come on top
+            latents, size, _ = self.transcoded(latents=latents - 1)
+        return None if size > most else self.row(list(range(latents)), latents=latents)
+
+    def random(self, count: int) -> dict[str, Any]:
+        """Return the mean of some draws of so many latents."""
+        rng = np.random.default_rng([self.options.seed, count])
+        draws = [rng.choice(self.latents, count, replace=False).tolist() for _ in range(self.options.draws)]
+        rows = [self.chosen(draw) for draw in draws]
+        mean = {name: float(np.mean([row[name] for row in rows])) for name in ("bytes", "bits_per_image", "accuracy")}
+        return {"latents": count, "draws": len(rows)} | mean
+
+    def label(self) -> dict[str, Any]:
+        """Return what the classes alone take."""
+        bits = math.log2(len(set(self.y)))
+        return {"classes": len(set(self.y)), "bits_per_image": bits, "bytes": math.ceil(bits * len(self.y_test) / 8)}
 
 
-def main() -> None:
+def ladder(latents: int, steps: list[int] | None) -> list[int]:
+    """Return how many latents are chosen: those asked for, or 8, 16 ... below all of them."""
+    if steps is None:
+        return [LEAST << i for i in range(16) if LEAST << i < latents] or [max(1, latents // 2)]
+    if wrong := [k for k in steps if not 1 <= k <= latents]:
+        sys.exit(f"--latents {wrong[0]}: the archives have 1 to {latents:,} latents.")
+    return steps
+
+
+def measure(train: Path, test: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the table."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="stochcl-") as name:
+        folder = Path(name)
+        parts = {"train": train, "test": test}
+        if options.model is not None:
+            parts = {part: encoded(path, folder / f"{part}.bin", options.model) for part, path in parts.items()}
+        found = Measure(**parts, folder=folder, options=options)
+        order, rows = found.order(), []
+        whole = {"as_compressed": found.whole(), "refitted": found.whole(refit=True)}
+        say(f"  all {found.latents:,} latents", whole["as_compressed"])
+        for count in ladder(found.latents, options.latents):
+            chosen = found.chosen(order[:count])
+            rows.append({"chosen": chosen, "prefix": found.prefix(chosen["bytes"]), "random": found.random(count)})
+            for kind, row in rows[-1].items():
+                say(f"  {kind}", row)
+    return {
+        "schema": "stochcl.selection/1",
+        "commit": commit(),
+        "model": {"name": found.header.model, "sha256": found.header.model_sha256},
+        "latents": found.latents,
+        "alphabet": found.header.alphabet,
+        "train_images": len(found.y),
+        "test_images": len(found.y_test),
+        "input": found.given,
+        "estimator": options.estimator,
+        "seed": options.seed,
+        "external_bytes": found.external,
+        "hardware": hardware(),
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+        "order": order,
+        "all": whole,
+        "label": found.label(),
+        "rows": rows,
+    }
+
+
+def encoded(path: Path, out: Path, model: str) -> Path:
+    """Encode images to an archive, and return its path."""
+    stochcl.load(model).compress(path, out)
+    return out
+
+
+def say(what: str, row: dict[str, Any] | None) -> None:
+    text = "none is so small" if row is None else (
+        f"{row['latents']:5,} latents {row['bits_per_image']:8.1f} bits/image {row['accuracy']:.2%}"
+    )  # fmt: skip
+    print(f"{what:<18} {text}", file=sys.stderr, flush=True)
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
+    parser.add_argument("--model", help="TRAIN and TEST are images, to be encoded by this model.")
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--column")
+    parser.add_argument("--latents", type=int, nargs="+", metavar="K", help="How many to choose.  [8, 16 ...]")
+    parser.add_argument("--input", dest="given", choices=["auto", "symbols", "vectors"], default="symbols")
     parser.add_argument("--estimator", default="logistic")
+    parser.add_argument("--draws", type=int, default=3, help="Of random latents.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    args = parser.parse_args()
-    started = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        measure = Measure(args, Path(folder))
-        rows = labelled(measure.x, measure.y, "classification")
-        order = LatentSelector(measure.latents).fit(rows.x, rows.y).order_.tolist()
-        ladder = [k for k in (8 << i for i in range(12)) if k < measure.latents]
-        table = []
-        for count in ladder:
-            columns = sorted(order[:count])
-            chosen = measure.row(columns, select=columns)
-            rng = np.random.default_rng(args.seed)
-            draws = [sorted(rng.choice(measure.latents, count, replace=False).tolist()) for _ in range(DRAWS)]
-            random = [measure.row(draw, select=draw) for draw in draws]
-            prefix = measure.prefix(int(str(chosen["bytes"])))
-            table.append({"latents": count, "chosen": chosen, "prefix": prefix, "random": random})
-            print(
-                f"{count:5} latents: chosen {chosen['accuracy']:.2%} at {chosen['bytes']:,} bytes, "
-                f"prefix of {prefix['latents']:,} {prefix['accuracy']:.2%}, "
-                f"random {np.mean([r['accuracy'] for r in random]):.2%}",
-                file=sys.stderr,
-                flush=True,
-            )
-        full = measure.row(list(range(measure.latents)), latents=measure.latents)
-    result = {
-        "schema": "stochcl.selection/0",
-        "command": "python tools/measure_selection.py " + " ".join(sys.argv[1:]),
-        "commit": _commit(),
-        "model": measure.model,
-        "model_sha256": measure.model_sha256,
-        "train_images": len(measure.y),
-        "test_images": len(measure.y_test),
-        "estimator": args.estimator,
-        "seed": args.seed,
-        "seconds": round(time.time() - started, 1),
-        "full": full,
-        "label": measure.label(),
-        "rows": table,
-    }
-    args.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    return parser.parse_args(arguments)
 
 
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parsed(arguments)
+    words = [word if word.startswith("-") else Path(word).name for word in arguments]  # no folders of this machine
+    command = shlex.join(["python", "tools/measure_selection.py", *words])
+    result = {"command": command} | measure(options.train, options.test, options)
+    options.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
