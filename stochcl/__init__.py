@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stochcl.api.editing import append, merge, split, transcode
     from stochcl.api.writing import ImageWriter
     from stochcl.codes import Codes
-    from stochcl.compress import Archive, Writer
+    from stochcl.compress import Archive, FolderArchive, Writer
 
 __all__ = [
     "Archive",
@@ -56,8 +56,8 @@ def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", pre
 
 def open(  # noqa: A001 - stochcl.open, as gzip.open
     path: str | os.PathLike[str] | IO[bytes],
-) -> Archive:
-    """Open an archive of codes, at a path or a URL (``s3://...``), for reading; torch is not imported.
+) -> Archive | FolderArchive:
+    """Open an archive of codes, at a path or a URL (``s3://...``), or a folder of shards; torch is not imported.
 
     Raises
     ------
@@ -68,9 +68,9 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
     MissingExtraError
         If the package for a URL's protocol is not installed.
     """
-    from stochcl.compress import Archive
+    from stochcl.compress import open_archive
 
-    return Archive(path)
+    return open_archive(path)
 
 
 def writer(

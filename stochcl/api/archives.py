@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.evaluating import evaluate
 from stochcl.api.report import Report
 from stochcl.api.targets import labels_of
-from stochcl.compress import Archive
+from stochcl.compress import Archive, open_archive
 from stochcl.compress.export import export
 from stochcl.data import printable
 
@@ -29,7 +29,7 @@ def info(path: str | os.PathLike[str], *, tables: Where = ()) -> Report:
     ------
     SourceError, FormatError
     """
-    with Archive(path, tables=tables) as archive:
+    with open_archive(path, tables=tables) as archive:
         return Report.of(archive, str(path))
 
 
@@ -48,7 +48,7 @@ def verify(
     FormatError
         If anything is damaged.
     """
-    with Archive(path, tables=tables) as archive:
+    with open_archive(path, tables=tables) as archive:
         archive.verify(progress)
         return {
             "schema": "stochcl.verify/0",
@@ -126,7 +126,7 @@ def decompress(
     ------
     SourceError, FormatError, UsageError, OutputError, LabelsError
     """
-    with Archive(path, tables=tables) as archive:
+    with open_archive(path, tables=tables) as archive:
         given = None if labels is None else [str(label) for label in labels_of(archive, path, labels)]
         done = export(archive, output, labels=given, force=force)
     return {

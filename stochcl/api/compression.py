@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.api.encoding import Source
+    from stochcl.compress import Rows
 
     PathLike = str | os.PathLike[str]
     Given = PathLike | Sequence[PathLike] | IO[bytes] | Source
@@ -64,7 +65,7 @@ def compress_source(
             encoded = compress_at_rate(codec, images, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
-        warnings = _of_another_kind(codec, archive)
+        warnings = of_another_kind(codec, archive)
     notes = said_of_tables(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     return replace(report, notes=notes, warnings=warnings)
 
@@ -81,7 +82,7 @@ def _compress_to_stream(
     encoded, outline = encode_to_stream(codec, images, file, options, options.latents or codec.latents, progress)
     with Archive(outline, tables=[codec.tables]) as archive:
         report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded)
-        return replace(report, warnings=_of_another_kind(codec, archive))
+        return replace(report, warnings=of_another_kind(codec, archive))
 
 
 def _paths(source: Given) -> list[Path]:
@@ -91,7 +92,7 @@ def _paths(source: Given) -> list[Path]:
     return [path for given in source for path in expand(given)] if isinstance(source, Sequence) else []
 
 
-def _of_another_kind(codec: Codec, archive: Archive) -> tuple[str, ...]:
+def of_another_kind(codec: Codec, archive: Rows) -> tuple[str, ...]:
     """Return a warning where the model's network predicts codes worse than those of its training images."""
     recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits")
     if not recorded or len(archive) < _FEW:

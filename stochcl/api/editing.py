@@ -13,8 +13,9 @@ from stochcl.api.encoding import CompressOptions, encode_rows, none_readable, re
 from stochcl.api.rate import unwritable
 from stochcl.api.report import Edit, Report, counted
 from stochcl.api.transcoding import transcode
-from stochcl.compress import Archive, moving
+from stochcl.compress import Archive, moving, open_archive
 from stochcl.compress.appending import Appender
+from stochcl.compress.folder import Joined
 from stochcl.data import MatrixSource, Preprocess, missing_from, printable, read_labels
 from stochcl.data.files import why
 from stochcl.errors import ModelMismatch, OutputError, UsageError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.codes import Codes
-    from stochcl.compress import Tables
+    from stochcl.compress import FolderArchive, Tables
     from stochcl.data import LabelTable, SubsetSource
 
     PathLike = str | os.PathLike[str]
@@ -135,7 +136,7 @@ def _append_to(
             exc.add_note(f"{counted(out.added, 'image')} were added; repeat the command to add the rest.")
         raise
     if not encoded and any(name not in known for name in _names(new)):
-        raise none_readable(new, out)
+        raise none_readable(new, out.first_skip)
     return encoded
 
 
@@ -202,6 +203,7 @@ def merge(
     Parameters
     ----------
     paths : sequence of path-like
+        Files of codes, or folders of shards, of which all shards are taken in order.
     output : path-like
     tables : iterable of Tables or path-like
         Where to look first for decoding tables that are not in the archives.
@@ -222,11 +224,16 @@ def merge(
     for path in paths:
         check_output(output, Path(path), force=force)
     with ExitStack() as stack:
-        archives = [stack.enter_context(Archive(path, tables=tables)) for path in paths]
-        moving.check_alike(archives, [printable(path) for path in paths])
-        before = sum(len(archive) for archive in archives), sum(archive.size for archive in archives)
+        opened: list[Archive | FolderArchive] = []
+        for path in paths:
+            opened.append(open_archive(path, tables=tables))
+            stack.enter_context(opened[-1])
+        archives = Joined(opened)
+        moving.check_alike(archives, archives.names)
+        before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
         with saying_what_is_kept(output):
-            moving.merge(archives, output, force=force, resume=resume, progress=progress)
+            embed = archives.bring_tables
+            moving.merge(archives, output, embed=embed, force=force, resume=resume, progress=progress)
     with Archive(output, tables=tables) as archive:
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
 

@@ -107,13 +107,14 @@ def header_of(codec: Codec, source: Source, options: CompressOptions, latents: i
     """Return the header of an archive of so many latents of a source."""
     return codec.header(
         latents=latents,
-        preprocess=_preprocess(codec, options),
+        preprocess=preprocess_of(codec, options),
         source_kind=source.kind,
         uncertainty=options.uncertainty,
     )
 
 
-def _preprocess(codec: Codec, options: CompressOptions) -> Preprocess:
+def preprocess_of(codec: Codec, options: CompressOptions) -> Preprocess:
+    """Return what is done to images, as the model or ``fit`` says."""
     return codec.preprocess if options.fit is None else replace(codec.preprocess, fit=options.fit)
 
 
@@ -129,7 +130,7 @@ def encode_source(
 
     What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
     """
-    facts = {"source": _listing(source), "strict": options.strict, "device": codec.device.type}
+    facts = {"source": listing(source), "strict": options.strict, "device": codec.device.type}
     with Writer(
         path,
         header_of(codec, source, options, latents),
@@ -183,10 +184,10 @@ def _encode_all(
     if not writer.position:
         for failure in source.rejected:
             writer.skip(failure.name, failure.reason)
-    preprocess = _preprocess(codec, options)
+    preprocess = preprocess_of(codec, options)
     encoded = encode_rows(codec, source, writer, preprocess, options, progress, beside=lambda codes: codes)
     if not writer.rows:
-        raise none_readable(source, writer)
+        raise none_readable(source, writer.first_skip)
     return encoded
 
 
@@ -264,7 +265,7 @@ def latents_of(codes: Codes, header: Header) -> Codes:
     return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
 
 
-def _listing(source: Source) -> str:
+def listing(source: Source) -> str:
     """Return a digest of what the source holds: names, sizes and times, and what was rejected."""
     digest = hashlib.sha256(source.kind.encode())
     if isinstance(source, StreamSource):  # which is never resumed
@@ -291,9 +292,9 @@ def refused(source: Source, failure: Failure) -> ImageError:
     )
 
 
-def none_readable(source: Source, writer: SegmentWriter) -> SourceError:
-    """Return the error for a source of which no image can be read."""
-    name, reason = writer.first_skip
+def none_readable(source: Source, first: tuple[str, str]) -> SourceError:
+    """Return the error for a source of which no image can be read, the first for this reason."""
+    name, reason = first
     what = "rows" if isinstance(source, MatrixSource) else "images"
     return SourceError(
         f"{printable(source.path)}: none of its {what} can be read; the first is {printable(name)}: {reason}."

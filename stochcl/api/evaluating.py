@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl import downstream
 from stochcl.api.targets import groups_of, input_of, labels_of, naming, rows_of
-from stochcl.compress import Archive
+from stochcl.compress import open_archive
 from stochcl.data import printable
 from stochcl.errors import ModelMismatch, UsageError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import Tables
+    from stochcl.compress import Rows, Tables
     from stochcl.downstream import Evaluation, Task
 
     PathLike = str | os.PathLike[str]
@@ -101,7 +101,7 @@ def evaluate_targets(
     _check_request(test, labels, columns, groups, test_size)
     if save is not None:
         downstream.check_savable(estimator, task)
-    with Archive(path, tables=tables) as archive:
+    with open_archive(path, tables=tables) as archive:
         used = input_of(archive, given)
         part = _part(archive, path, labels, columns, used, latents, groups)
         header = archive.header
@@ -164,7 +164,7 @@ def _check_request(
 
 
 def _part(
-    archive: Archive,
+    archive: Rows,
     path: PathLike,
     labels: PathLike | None,
     columns: Sequence[str],
@@ -191,7 +191,7 @@ def _test_part(
     latents: int | None,
     tables: Where,
 ) -> _Part:
-    with Archive(test, tables=tables) as archive:
+    with open_archive(test, tables=tables) as archive:
         if archive.header.model_sha256 != model_sha256:
             raise ModelMismatch(f"{printable(test)}: this archive was made by another model than {printable(path)}.")
         return _part(archive, test, labels, columns, used, latents)

@@ -12,7 +12,7 @@ import numpy as np
 from stochcl.api.compression import check_output
 from stochcl.api.targets import rows_of
 from stochcl.atomic import replacing
-from stochcl.compress import Archive
+from stochcl.compress import open_archive
 from stochcl.data import printable
 from stochcl.data.files import why
 from stochcl.downstream import load
@@ -64,7 +64,7 @@ def predict(
     output = Path(output)
     check_output(output, Path(path), force=force)
     saved = load(probe)
-    with Archive(path, tables=tables) as archive:
+    with open_archive(path, tables=tables) as archive:
         _check_suits(archive.header, saved, path, probe)
         x = rows_of(archive, saved.given, saved.latents)
         names = archive.names or [str(i) for i in range(len(archive))]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.compression import check_output
 from stochcl.api.targets import labels_of, naming
 from stochcl.atomic import replacing
-from stochcl.compress import Archive
+from stochcl.compress import open_archive
 from stochcl.data import printable
 from stochcl.data.files import why
 from stochcl.errors import OutputError, UsageError
@@ -71,7 +71,7 @@ def select(
         raise UsageError("--column says which column of a CSV file; give that file with --labels.")
     output = Path(output)
     check_output(output, Path(path), force=force)
-    with Archive(path, tables=tables) as archive:
+    with open_archive(path, tables=tables) as archive:
         header = archive.header
         if not 1 <= latents <= header.latents:
             raise UsageError(f"{printable(path)}: it has {header.latents:,} latents; {latents:,} cannot be chosen.")

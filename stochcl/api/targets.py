@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import Archive
+    from stochcl.compress import Rows
 
     PathLike = str | os.PathLike[str]
 
@@ -29,21 +29,19 @@ def naming(path: PathLike) -> Iterator[None]:
         raise LabelsError(f"{printable(path)}: {exc}") from exc
 
 
-def input_of(archive: Archive, given: str) -> str:
+def input_of(archive: Rows, given: str) -> str:
     """Return ``vectors`` or ``symbols``; of auto, vectors where the model has a decoder."""
     if given == "auto":
         return "vectors" if archive.has_decoder else "symbols"
     return given
 
 
-def rows_of(archive: Archive, used: str, latents: int | None) -> NDArray[Any]:
+def rows_of(archive: Rows, used: str, latents: int | None) -> NDArray[Any]:
     """Return vectors or symbols, shape (N, V) or (N, D)."""
     return archive.to_vectors(latents) if used == "vectors" else archive.to_numpy(latents)
 
 
-def labels_of(
-    archive: Archive, path: PathLike, labels: PathLike | None, column: str | None = None
-) -> tuple[str, ...]:
+def labels_of(archive: Rows, path: PathLike, labels: PathLike | None, column: str | None = None) -> tuple[str, ...]:
     """Return a label for every row: from the CSV, or from the archive.
 
     Raises
@@ -61,7 +59,7 @@ def labels_of(
     return tuple(archive.labels)
 
 
-def groups_of(archive: Archive, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
+def groups_of(archive: Rows, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
     """Return a group for every row, from a CSV file ``name,group``, or else from a column of the labels' file.
 
     Raises

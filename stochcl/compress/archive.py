@@ -389,6 +389,11 @@ class _Named:
             raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
         if isinstance(exc, FileNotFoundError):
             raise SourceError(f"{self._shown}: there is no such file.") from exc
+        if isinstance(exc, IsADirectoryError):
+            raise SourceError(
+                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
+                "folder of codes."
+            ) from exc
         if isinstance(exc, OSError):
             raise SourceError(f"{self._shown}: it cannot be read: {(exc.strerror or str(exc)).lower()}.") from exc
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress.archive import Archive
+    from stochcl.compress.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Exported:
 
 
 def export(
-    archive: Archive,
+    archive: Rows,
     path: str | os.PathLike[str],
     *,
     symbols: bool = True,
@@ -114,9 +114,7 @@ def export(
 class _Rows:
     """The rows of an archive, decoded part by part, and what of them is wanted."""
 
-    def __init__(
-        self, archive: Archive, symbols: bool, vectors: bool, labels: Sequence[str] | None, chunk: int
-    ) -> None:
+    def __init__(self, archive: Rows, symbols: bool, vectors: bool, labels: Sequence[str] | None, chunk: int) -> None:
         self.archive = archive
         self.names = archive.names
         self.labels = archive.labels if labels is None else labels

@@ -76,18 +76,22 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
     ModelMismatch, UsageError
         If they cannot; the message names the first that does not go with the first of all.
     """
-    first = archives[0]
-    filled = [(a, name) for a, name in zip(archives, names, strict=True) if len(a)]
+    first = archives[0].header
+    filled: tuple[dict[str, bool], str] | None = None  # what the first that has rows stores of them, and its name
     for archive, name in zip(archives, names, strict=True):
         for field, said in _SAME.items():
-            if getattr(archive.header, field) != getattr(first.header, field):
+            if getattr(archive.header, field) != getattr(first, field):
                 kind = ModelMismatch if field in _MODEL else UsageError
                 raise kind(f"{name}: {said} than {names[0]}, so that they do not go into one archive.")
-    for archive, name in filled[1:]:
+    for archive, name in zip(archives, names, strict=True):
+        if not len(archive):
+            continue
+        has = {part: has_part(archive, part) for part in _PARTS}
+        filled = filled or (has, name)
         for part, said in _PARTS.items():
-            if (there := has_part(archive, part)) != has_part(filled[0][0], part):
-                which = ("have", "do not") if there else ("have no", "have")
-                msg = f"{name}: its rows {which[0]} {said}, and those of {filled[0][1]} {which[1]}"
+            if has[part] != filled[0][part]:
+                which = ("have", "do not") if has[part] else ("have no", "have")
+                msg = f"{name}: its rows {which[0]} {said}, and those of {filled[1]} {which[1]}"
                 raise UsageError(
                     f"{msg}; `stochcl transcode` makes them alike (--no-names, --no-uncertainty, --labels)."
                 )
@@ -97,6 +101,7 @@ def merge(
     archives: Sequence[Archive],
     path: str | os.PathLike[str],
     *,
+    embed: bool = False,
     force: bool = False,
     resume: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -106,8 +111,10 @@ def merge(
     Parameters
     ----------
     archives : sequence of Archive
-        That :func:`check_alike` has found to go together.
+        That :func:`check_alike` has found to go together; each is looked at only while its turn lasts.
     path : path-like
+    embed : bool
+        Put the decoding tables into the file also where none of the archives has them.
     force, resume : bool
         As :class:`Writer` has them.
     progress : callable
@@ -129,7 +136,7 @@ def merge(
     holder = next((archive for archive in archives if is_embedded(archive)), archives[0])
     total, done = sum(len(archive) for archive in archives), 0
     with rewriting(
-        path, header, holder.tables, embed_tables=is_embedded(holder), fitted=models,
+        path, header, holder.tables, embed_tables=embed or is_embedded(holder), fitted=models,
         force=force, resume=resume, facts=facts_of(archives),
     ) as writer:  # fmt: skip
         if not writer.position:

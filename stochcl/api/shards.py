@@ -1,0 +1,372 @@
+"""Compressing to a folder of shards, each an archive of so many images, which can be made anywhere in any order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api.compression import of_another_kind, open_inputs
+from stochcl.api.encoding import encode_rows, header_of, listing, none_readable, preprocess_of, refused
+from stochcl.api.report import Report, counted
+from stochcl.atomic import replacing, sync_folder
+from stochcl.compress import Archive, Writer, keep_tables, open_archive
+from stochcl.compress.folder import sha256_of
+from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
+from stochcl.data import MatrixSource, SubsetSource, printable
+from stochcl.data.files import why
+from stochcl.errors import FormatError, OutputError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from stochcl.api.codec import Codec
+    from stochcl.api.encoding import CompressOptions, Source
+
+    Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
+    Run = Callable[["Plan", list[int], Codec, Source], Iterable[tuple[int, Made]]]
+
+SHARD_IMAGES = 100_000
+"""Images of a shard: a few megabytes of codes, and some minutes of a core's work, which a lost worker costs."""
+
+_PLAN = "plan.json"  # what is being made, until the manifest says what was
+_WORK = ".work-"
+_DIFFERING = {
+    "source": "source (images were added, removed or changed)",
+    "images": "source (images were added or removed)",
+    "kind": "source",
+    "shard_images": "--shard-images",
+    "model": "model",
+    "header": "model, --latents, --precision or --fit",
+    "names": "choice of --no-names",
+    "strict": "choice of --strict",
+    "self_contained": "choice of --self-contained",
+    "device": "--device",
+}
+"""What must be the same for shards that are there to be kept, as a person knows it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compressed to which folder, and how; a worker elsewhere needs no more to make any shard.
+
+    Parameters
+    ----------
+    source, folder : str
+        Absolute paths, which mean the same wherever a worker runs.
+    model : str
+        The name of an embedded model, or the absolute path of a model file.
+    device, precision : str
+        Of the encoder: cpu, cuda...; fp32...
+    shard_images : int
+    options : CompressOptions
+    facts : dict
+        JSON values that must be the same for shards that are there already to be kept.
+    """
+
+    source: str
+    folder: str
+    model: str
+    device: str
+    precision: str
+    shard_images: int
+    options: CompressOptions
+    facts: dict[str, Any]
+
+    @property
+    def shards(self) -> int:
+        """How many there will be."""
+        return max(1, -(-int(self.facts["images"]) // self.shard_images))
+
+    def rows(self, number: int) -> range:
+        """Return the positions in the source of a shard's images."""
+        start = number * self.shard_images
+        return range(start, min(start + self.shard_images, int(self.facts["images"])))
+
+    def file(self, number: int) -> Path:
+        """Return where a shard goes."""
+        return Path(self.folder, f"shard-{number:0{max(5, len(str(self.shards - 1)))}}.bin")
+
+
+def compress_to_folder(
+    codec: Codec,
+    source: str | Path,
+    folder: str | Path,
+    options: CompressOptions,
+    *,
+    model: str,
+    shard_images: int | None = None,
+    run: Run | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Compress a source to a folder of shards, and then their manifest, which makes it one archive.
+
+    The rows' order, their codes and the folder's files do not depend on who makes which shard when. Shards that an
+    earlier run of the same request has finished are kept.
+
+    Parameters
+    ----------
+    codec : Codec
+    source, folder : path-like
+    options : CompressOptions
+        ``rate`` must be None: it is known only when all codes are.
+    model : str
+        What ``codec`` was loaded from, for workers to load it from.
+    shard_images : int, optional
+        Images of a shard, :data:`SHARD_IMAGES` by default.
+    run : callable
+        Makes the shards of these numbers, here or elsewhere, and yields each with what was made; in this process by
+        default.
+    progress : callable
+        Told how many images of how many are done.
+
+    Raises
+    ------
+    SourceError, ImageError, OutputError
+    UsageError
+        If the folder holds something else, or shards of another model, source or option, and ``options.force`` is not
+        given.
+    """
+    started, folder = time.monotonic(), Path(folder)
+    options.check(codec.latents, codec.columns)
+    if options.rate is not None:
+        raise UsageError(
+            "--rate is met when all codes are known; compress to shards without it, and ask `stochcl merge` and then "
+            "`stochcl transcode --rate` for what takes so much."
+        )
+    if shard_images is not None and shard_images < 1:
+        raise UsageError(f"--shard-images {shard_images} counts images; a shard has at least one.")
+    images = open_inputs(Path(source), codec)
+    if options.strict and images.rejected:
+        raise refused(images, images.rejected[0])
+    plan = _plan(codec, images, folder, options, model, shard_images or SHARD_IMAGES)
+    _take_folder(plan, force=options.force)
+    try:
+        made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
+        todo = [number for number in range(plan.shards) if number not in made]
+        encoded, total = 0, len(images)
+        count = sum(len(plan.rows(number)) for number in made)
+        progress(count, total)
+        for number, shard in (run or run_here)(plan, todo, codec, images) if todo else ():
+            made[number] = shard
+            encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
+            progress(count, total)
+        _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
+    except KeyboardInterrupt as exc:
+        exc.add_note(f"Shards that are complete are kept in {printable(folder)}: repeat the command to go on.")
+        raise
+    except OSError as exc:
+        raise OutputError(
+            f"{printable(folder)}: it cannot be written: {why(exc)}; complete shards are kept, repeat the "
+            "command to go on."
+        ) from exc
+    with open_archive(folder, tables=[codec.tables]) as archive:
+        report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
+        note = (
+            f"shards     {counted(plan.shards, 'file')}, {counted(plan.shards - len(todo), 'shard')} kept of before"
+        )
+        return replace(report, notes=(note,), warnings=of_another_kind(codec, archive))
+
+
+def _plan(
+    codec: Codec, source: Source, folder: Path, options: CompressOptions, model: str, shard_images: int
+) -> Plan:
+    header = header_of(codec, source, options, options.latents or codec.latents)
+    facts = {
+        "kind": source.kind,
+        "source": listing(source),
+        "images": len(source),
+        "shard_images": shard_images,
+        "model": codec.model.sha256,
+        "header": header.to_bytes().hex(),
+        "names": options.names,
+        "strict": options.strict,
+        "self_contained": options.self_contained,
+        "device": codec.device.type,
+    }
+    return Plan(
+        source=str(source.path.absolute()),
+        folder=str(folder.absolute()),
+        model=str(Path(model).absolute()) if Path(model).is_file() else model,
+        device=codec.device.type,
+        precision=codec.precision,
+        shard_images=shard_images,
+        options=options,
+        facts=json.loads(json.dumps(facts)),
+    )
+
+
+# The folder
+
+
+def _take_folder(plan: Plan, *, force: bool) -> None:
+    """Make the folder, or take over what an earlier run of the same plan left in it."""
+    folder = Path(plan.folder)
+    shown = printable(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{shown}: this is a file; shards go to a folder: name another.")
+        if not folder.parent.is_dir():
+            raise OutputError(f"{shown}: the folder to make it in does not exist; make that first.")
+        if Path(plan.source) == folder or folder in Path(plan.source).parents:
+            raise UsageError(f"{shown}: the source lies in this folder; name another.")
+        folder.mkdir(exist_ok=True)
+        facts = _facts_of(folder)
+        if facts is None and any(folder.iterdir()):
+            raise UsageError(f"{shown}: this folder holds other things; name a new folder, or an empty one.")
+        if facts is not None and facts != plan.facts and not force:
+            raise _differs(shown, facts, plan.facts)
+        if facts is None or force:
+            _clear(folder)
+            with replacing(folder / _PLAN) as file:
+                file.write(json.dumps({"facts": plan.facts}).encode())
+        _clear_work(folder)
+    except OSError as exc:
+        raise OutputError(f"{shown}: the folder cannot be written: {why(exc)}.") from exc
+
+
+def _facts_of(folder: Path) -> dict[str, Any] | None:
+    """Return what an earlier run was about; None where there was none, {} where it cannot be told."""
+    if (folder / MANIFEST).exists():
+        try:
+            return read_manifest(folder)[0].facts
+        except FormatError:
+            return {}
+    if (folder / _PLAN).exists():
+        try:
+            facts = json.loads((folder / _PLAN).read_bytes())["facts"]
+        except (ValueError, KeyError, TypeError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+    return None
+
+
+def _differs(shown: str, there: dict[str, Any], asked: dict[str, Any]) -> UsageError:
+    names = [name for name in _DIFFERING if there.get(name) != asked[name]]
+    if "model" in names or "source" in names:  # of which the others follow
+        names = [name for name in names if name not in ("header", "images", "kind")]
+    said = " and another ".join(_DIFFERING[name] for name in names) or "request"
+    return UsageError(
+        f"{shown}: its shards were made with another {said}; repeat the command that began it, name another "
+        "folder, or pass --force to make all anew."
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what runs like this one have made, the manifest first, for half of it is no archive."""
+    for path in [folder / MANIFEST, *sorted(folder.glob("shard-*.bin")), *folder.glob("*.tables"), folder / _PLAN]:
+        path.unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def _clear_work(folder: Path) -> None:
+    """Remove what workers that were killed have left."""
+    for path in folder.glob(f"{_WORK}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# Shards
+
+
+def run_here(plan: Plan, numbers: list[int], codec: Codec, source: Source) -> Iterator[tuple[int, Made]]:
+    """Make shards one after the other in this process."""
+    for number in numbers:
+        yield number, make_shard(plan, number, codec, source)
+
+
+def make_shard(plan: Plan, number: int, codec: Codec, source: Source) -> Made:
+    """Encode a shard's images and write its archive, which appears whole under its name.
+
+    Two workers may make the same one at a time, where the first was thought lost: both write the same bytes.
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be read and ``strict`` is asked for.
+    OutputError
+        If it cannot be written.
+    """
+    options, part = plan.options, _part(source, plan.rows(number))
+    try:
+        with tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work:
+            path = Path(work, plan.file(number).name)
+            with Writer(
+                path, _header(plan, codec, source), codec.tables, embed_tables=options.self_contained,
+                names=options.names,
+            ) as writer:  # fmt: skip
+                for failure in () if number else source.rejected:
+                    writer.skip(failure.name, failure.reason)
+                encode_rows(codec, part, writer, preprocess_of(codec, options), options, lambda done, total: None)
+            path.replace(plan.file(number))
+        sync_folder(Path(plan.folder))
+    except OSError as exc:
+        raise OutputError(f"{printable(plan.file(number))}: it cannot be written: {why(exc)}.") from exc
+    return look_at(plan, number, codec)
+
+
+def _header(plan: Plan, codec: Codec, source: Source) -> Any:
+    return header_of(codec, source, plan.options, plan.options.latents or codec.latents)
+
+
+def _part(source: Source, rows: range) -> Source:
+    if isinstance(source, MatrixSource):
+        return MatrixSource(source.path, np.arange(rows.start, rows.stop))
+    return SubsetSource(source, rows)
+
+
+def look_at(plan: Plan, number: int, codec: Codec) -> Made:
+    """Return a finished shard's entry in the manifest, and what was skipped for it."""
+    path = plan.file(number)
+    with Archive(path, tables=[codec.tables]) as archive:
+        shard = Shard(
+            file=path.name,
+            images=len(archive),
+            blocks=archive._blocks_in_all,
+            bytes=archive.size,
+            sha256=sha256_of(path),
+            source_bytes=archive.source_bytes,
+        )
+        return shard, list(archive.skipped)
+
+
+def _finished(plan: Plan, number: int, codec: Codec) -> Made | None:
+    """Return a shard that is there already; one that cannot be read, or is not what it should be, is made anew."""
+    path = plan.file(number)
+    if not path.exists():
+        return None
+    try:
+        with Archive(path, tables=[codec.tables]) as archive:
+            same = archive.header.to_bytes().hex() == plan.facts["header"]
+        shard, skipped = look_at(plan, number, codec)
+    except (FormatError, SourceError):
+        return None
+    covered = shard.images + len(skipped)
+    # Only the first names what the source rejects, which is not among its rows.
+    return (shard, skipped) if same and (covered == len(plan.rows(number)) or number == 0) else None
+
+
+def _commit(plan: Plan, codec: Codec, source: Source, made: list[Made]) -> None:
+    """Write the manifest: from here on the folder is an archive."""
+    folder = Path(plan.folder)
+    skipped = tuple((name, reason) for _, some in made for name, reason in some)
+    if not any(shard.images for shard, _ in made):
+        _clear(folder)
+        raise none_readable(source, skipped[0])
+    tables = None if plan.options.self_contained else keep_tables(codec.tables, folder)
+    manifest = Manifest(
+        shards=tuple(shard for shard, _ in made),
+        model=codec.model.name,
+        model_sha256=codec.model.sha256,
+        tables=None if tables is None else tables.name,
+        facts=plan.facts,
+        skipped=skipped,
+    )
+    write_manifest(folder, manifest)
+    (folder / _PLAN).unlink(missing_ok=True)
+    _clear_work(folder)

@@ -1,0 +1,372 @@
+"""A folder of archives, the shards that many workers wrote, read as one archive."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from stochcl.codes import bits_per_symbol
+from stochcl.compress.archive import Archive
+from stochcl.compress.cache import Cache
+from stochcl.compress.manifest import read_manifest
+from stochcl.compress.rows import Rows
+from stochcl.compress.texts import Store
+from stochcl.data import folder_label, printable
+from stochcl.data.files import why
+from stochcl.errors import ChecksumMismatch, FormatError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from stochcl.compress.tables import Tables
+
+_OPEN = 64  # archives that are open at a time, a descriptor each
+_CACHED_BYTES = 64 << 20  # of packed rows, of all shards together
+_CHUNK = 1 << 20
+
+
+def open_archive(
+    path: str | os.PathLike[str] | IO[bytes], *, tables: Iterable[Tables | str | os.PathLike[str]] = ()
+) -> Archive | FolderArchive:
+    """Open an archive, or a folder of them that is one.
+
+    Raises
+    ------
+    SourceError, FormatError
+        As :class:`Archive` and :class:`FolderArchive` do.
+    """
+    if isinstance(path, str | os.PathLike) and Path(path).is_dir():
+        return FolderArchive(path, tables=tables)
+    return Archive(path, tables=tables)
+
+
+class FolderArchive(Rows):
+    """The codes in a folder of archives, its shards, which a manifest makes one: rows count through all of them.
+
+    Shards are opened when their rows are asked for, so many at a time; each is held against the manifest then. It
+    may be used from several threads, after a fork, and pickled (by its path).
+
+    Parameters
+    ----------
+    path : path-like
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the folder.
+
+    Raises
+    ------
+    SourceError
+        If there is no manifest, or a shard is missing.
+    FormatError
+        If something is damaged, or is not what the manifest says.
+
+    Examples
+    --------
+    >>> archive = FolderArchive("codes/")  # doctest: +SKIP
+    >>> archive[1_000_000].symbols()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, tables: Iterable[Tables | str | os.PathLike[str]] = ()
+    ) -> None:
+        self.path, self._shown, self._given = Path(path), printable(path), tuple(tables)
+        self.manifest, self._manifest_bytes = read_manifest(self.path)
+        own = () if self.manifest.tables is None else (self.path / self.manifest.tables,)
+        self._extra: tuple[Any, ...] = (*self._given, *own)
+        entries = self.manifest.shards
+        self._starts = np.cumsum([0] + [entry.images for entry in entries])
+        self._first_blocks = np.cumsum([0] + [entry.blocks for entry in entries])
+        self._opened: Cache[Archive] = Cache(_OPEN)
+        self._cache: Cache[NDArray[np.uint8]] = Cache(_CACHED_BYTES)
+        with self._open(0) as first:
+            self.header = first.header
+        if self.header.model_sha256 != self.manifest.model_sha256:
+            raise FormatError(f"{self._shown}: its shards were made by another model than its manifest says.")
+        self._width = self.header.latents * bits_per_symbol(self.header.alphabet)
+
+    # Shards
+
+    @property
+    def shards(self) -> Sequence[Archive]:
+        """The archives, in order, each opened when it is looked at."""
+        return _Shards(self)
+
+    def _open(self, number: int) -> Archive:
+        """Open a shard and hold it against the manifest."""
+        entry = self.manifest.shards[number]
+        archive = Archive(self.path / entry.file, tables=self._extra)
+        found = {"images": len(archive), "blocks": archive._blocks_in_all, "bytes": archive.size}
+        for name, value in found.items():
+            if value != (said := getattr(entry, name)):
+                archive.close()
+                shown = printable(self.path / entry.file)
+                raise FormatError(f"{shown}: it has {value:,} {name}, and the folder's manifest says {said:,}.")
+        if number and archive.header != self.header:
+            archive.close()
+            raise FormatError(
+                f"{printable(self.path / entry.file)}: its codes are not of the same kind as those of "
+                f"{self.manifest.shards[0].file}."
+            )
+        return archive
+
+    def _shard(self, number: int) -> Archive:
+        """Return a shard; of those opened lately it is still open, and one that is dropped closes when unused."""
+        archive = self._opened.get(number)
+        if archive is None:
+            archive = self._open(number)
+            archive._cache = _Share(self._cache, number)
+            self._opened.put(number, archive, 1)
+        return archive
+
+    def _by_shard(self, rows: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.integer]]]:
+        """Yield shards that have some of these rows, and where among them these are."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            yield number, np.flatnonzero(numbers == number)
+
+    @cached_property
+    def _filled(self) -> int:
+        """A shard that has rows, or the first."""
+        return next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
+
+    # What it holds
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Names and reasons of the images that could not be read when the folder was made."""
+        return list(self.manifest.skipped)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the images in their source."""
+        return sum(entry.source_bytes for entry in self.manifest.shards)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The decoding tables; from the shards, the folder, the places given, the package or ``$STOCHCL_MODELS``."""
+        tables = self._shard(0).tables
+        self._extra = (tables, *self._extra)  # found at once by shards that are opened later
+        return tables
+
+    @property
+    def _tables_bytes(self) -> int:
+        """Bytes of the tables that lie in the folder as a file."""
+        return 0 if self.manifest.tables is None else len(self.tables.data)
+
+    @property
+    def external_bytes(self) -> int:
+        """Bytes of the tables that the folder leans on outside itself."""
+        return 0 if self._tables_bytes else self._shard(0).external_bytes
+
+    @property
+    def own_table_rows(self) -> int:
+        """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+        return sum(archive.own_table_rows for archive in self.shards)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shards, the manifest, and the tables beside them."""
+        return sum(entry.bytes for entry in self.manifest.shards) + self._manifest_bytes + self._tables_bytes
+
+    def parts(self) -> dict[str, int]:
+        """Return the folder's bytes by what they are for; the manifest counts as index. They add up to its size."""
+        total = {"codes": 0, "tables": self._tables_bytes, "names": 0, "index": self._manifest_bytes, "header": 0}
+        for archive in self.shards:
+            for name, size in archive.parts().items():
+                total[name] += size
+        return total
+
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read and check every shard, against the manifest and by itself.
+
+        Raises
+        ------
+        SourceError
+            If a shard is missing.
+        FormatError
+            If anything is damaged.
+        """
+        skipped: list[tuple[str, str]] = []
+        for number, entry in enumerate(self.manifest.shards):
+            path = self.path / entry.file
+            if (found := sha256_of(path)) != entry.sha256:
+                raise ChecksumMismatch(
+                    f"{printable(path)}: its SHA-256 is {found[:16]}..., and the folder's manifest says "
+                    f"{entry.sha256[:16]}...; copy it again from where it is whole, or compress again."
+                )
+            start = int(self._starts[number])
+            archive = self._shard(number)
+            archive.verify(lambda done, _, start=start: progress(start + done, len(self)))  # type: ignore[misc]
+            skipped += archive.skipped
+        if tuple(skipped) != self.manifest.skipped:
+            raise FormatError(f"{self._shown}: the manifest's list of skipped images is not that of its shards.")
+
+    # Rows
+
+    def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
+        packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
+        for number, places in self._by_shard(index):
+            packed[places] = self._shard(number)._packed(index[places] - self._starts[number])
+        return packed
+
+    def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
+        if not self._stored("entropy"):
+            return None
+        found = np.empty(len(rows), np.float32)
+        for number, places in self._by_shard(rows):
+            found[places] = self._shard(number)._uncertainty(rows[places] - self._starts[number])
+        return found
+
+    @property
+    def _blocks_in_all(self) -> int:
+        return int(self._first_blocks[-1])
+
+    def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
+        shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
+        return np.concatenate(
+            [
+                self._shard(number)._rows_of_blocks(numbers[shards == number] - self._first_blocks[number])
+                + self._starts[number]
+                for number in np.unique(shards).tolist()
+            ]
+        )
+
+    def _stored(self, which: str) -> bool:
+        return self._shard(self._filled)._stored(which)
+
+    @cached_property
+    def _stores(self) -> dict[str, Store]:
+        stores = {which: Store(self._starts, self._reading(which)) for which in ("names", "labels")}
+        stores = {which: store for which, store in stores.items() if self._stored(which)}
+        if "names" in stores and "labels" not in stores:
+            stores["labels"] = stores["names"].changed(folder_label)
+        return stores
+
+    def _reading(self, which: str) -> Callable[[int], Sequence[str]]:
+        def read(number: int) -> Sequence[str]:  # also when the folder has been closed
+            with self._open(number) as archive:
+                return tuple(getattr(archive, which))
+
+        return read
+
+    # Closing, pickling
+
+    def close(self) -> None:
+        """Close the shards that are open."""
+        for number in range(len(self.manifest.shards)):
+            if (archive := self._opened.get(number)) is not None:
+                archive.close()
+        self._opened = Cache(_OPEN)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._given)
+
+
+class _Share(Cache["NDArray[np.uint8]"]):
+    """What one shard keeps in the cache of all."""
+
+    def __init__(self, cache: Cache[NDArray[np.uint8]], number: int) -> None:
+        self._all, self._number = cache, number
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def get(self, key: Hashable) -> NDArray[np.uint8] | None:
+        return self._all.get((self._number, key))
+
+    def put(self, key: Hashable, value: NDArray[np.uint8], size: int) -> None:
+        self._all.put((self._number, key), value, size)
+
+
+class _Shards(Sequence[Archive]):
+    """The archives of a folder."""
+
+    def __init__(self, folder: FolderArchive) -> None:
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return len(self._folder.manifest.shards)
+
+    @overload
+    def __getitem__(self, index: int) -> Archive: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
+    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            return self._folder._shard(numbers)
+        return [self._folder._shard(number) for number in numbers]
+
+
+class Joined(Sequence[Archive]):
+    """Archives, and the shards of folders, one after the other; shards are opened when it is their turn.
+
+    Parameters
+    ----------
+    opened : sequence of Archive or FolderArchive
+    """
+
+    def __init__(self, opened: Sequence[Archive | FolderArchive]) -> None:
+        self._opened = opened
+        self._places: list[tuple[int, int]] = []
+        self.names: list[str] = []  # what messages call them
+        for i, one in enumerate(opened):
+            if isinstance(one, FolderArchive):
+                self._places += [(i, number) for number in range(len(one.shards))]
+                self.names += [printable(one.path / entry.file) for entry in one.manifest.shards]
+            else:
+                self._places.append((i, 0))
+                self.names.append(one._shown)
+
+    @property
+    def bring_tables(self) -> bool:
+        """Whether one of the folders has decoding tables as a file, which no archive need have then."""
+        return any(isinstance(one, FolderArchive) and one.manifest.tables is not None for one in self._opened)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Archive: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
+    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        i, number = self._places[index]
+        one = self._opened[i]
+        return one.shards[number] if isinstance(one, FolderArchive) else one
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(_CHUNK):
+                digest.update(data)
+    except FileNotFoundError as exc:
+        raise SourceError(f"{printable(path)}: this shard is missing; compress again, which makes it anew.") from exc
+    except OSError as exc:
+        raise SourceError(f"{printable(path)}: it cannot be read: {why(exc)}.") from exc
+    return digest.hexdigest()
+
+
+def _reopen(path: Path, tables: tuple[Any, ...]) -> FolderArchive:
+    return FolderArchive(path, tables=tables)
