@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "torch": FOUNDATIONS | {"compress"},
     "sklearn": FOUNDATIONS | {"data", "api"},
     "benchmarks": FOUNDATIONS | {"data", "encoders", "compress", "downstream", "api"},
-    "cli": FOUNDATIONS | {"data", "api", "benchmarks"},
+    "distributed": FOUNDATIONS | {"data", "compress", "api"},
+    "cli": FOUNDATIONS | {"data", "api", "benchmarks", "distributed"},
     "__init__": FOUNDATIONS | {"compress", "api"},
     "__main__": {"cli"},
 }

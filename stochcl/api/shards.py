@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.compression import of_another_kind, open_inputs
+from stochcl.api.compression import of_another_kind, suited
 from stochcl.api.encoding import encode_rows, header_of, listing, none_readable, preprocess_of, refused
 from stochcl.api.report import Report, counted
 from stochcl.atomic import replacing, sync_folder
 from stochcl.compress import Archive, Writer, keep_tables, open_archive
 from stochcl.compress.folder import sha256_of
 from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
-from stochcl.data import MatrixSource, SubsetSource, printable
+from stochcl.data import MatrixSource, SubsetSource, open_sources, printable
 from stochcl.data.files import why
 from stochcl.errors import FormatError, OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from stochcl.api.codec import Codec
-    from stochcl.api.encoding import CompressOptions, Source
+    from stochcl.api.encoding import CompressOptions
+    from stochcl.data import ImageSource
 
+    Source = ImageSource | MatrixSource
     Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
     Run = Callable[["Plan", list[int], Codec, Source], Iterable[tuple[int, Made]]]
 
@@ -45,6 +47,7 @@ _DIFFERING = {
     "model": "model",
     "header": "model, --latents, --precision or --fit",
     "names": "choice of --no-names",
+    "uncertainty": "choice of --uncertainty",
     "strict": "choice of --strict",
     "self_contained": "choice of --self-contained",
     "device": "--device",
@@ -58,8 +61,10 @@ class Plan:
 
     Parameters
     ----------
-    source, folder : str
-        Absolute paths, which mean the same wherever a worker runs.
+    sources : tuple of str
+        Absolute paths, or patterns of them, which mean the same wherever a worker runs.
+    folder : str
+        An absolute path.
     model : str
         The name of an embedded model, or the absolute path of a model file.
     device, precision : str
@@ -70,7 +75,7 @@ class Plan:
         JSON values that must be the same for shards that are there already to be kept.
     """
 
-    source: str
+    sources: tuple[str, ...]
     folder: str
     model: str
     device: str
@@ -96,7 +101,7 @@ class Plan:
 
 def compress_to_folder(
     codec: Codec,
-    source: str | Path,
+    sources: Sequence[str | Path],
     folder: str | Path,
     options: CompressOptions,
     *,
@@ -113,7 +118,9 @@ def compress_to_folder(
     Parameters
     ----------
     codec : Codec
-    source, folder : path-like
+    sources : sequence of path-like
+        One or several, or patterns of shards, which every worker can read under the same names.
+    folder : path-like
     options : CompressOptions
         ``rate`` must be None: it is known only when all codes are.
     model : str
@@ -142,10 +149,11 @@ def compress_to_folder(
         )
     if shard_images is not None and shard_images < 1:
         raise UsageError(f"--shard-images {shard_images} counts images; a shard has at least one.")
-    images = open_inputs(Path(source), codec)
+    plan_sources = tuple(str(Path(source).absolute()) for source in sources)
+    images = open_of(plan_sources, codec)
     if options.strict and images.rejected:
         raise refused(images, images.rejected[0])
-    plan = _plan(codec, images, folder, options, model, shard_images or SHARD_IMAGES)
+    plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
     _take_folder(plan, force=options.force)
     try:
         made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
@@ -174,8 +182,21 @@ def compress_to_folder(
         return replace(report, notes=(note,), warnings=of_another_kind(codec, archive))
 
 
+def open_of(sources: Sequence[str], codec: Codec) -> Source:
+    """Open what a plan names; on every machine it must be the same."""
+    source = open_sources(sources)
+    suited(source, codec)
+    return source
+
+
 def _plan(
-    codec: Codec, source: Source, folder: Path, options: CompressOptions, model: str, shard_images: int
+    codec: Codec,
+    source: Source,
+    sources: tuple[str, ...],
+    folder: Path,
+    options: CompressOptions,
+    model: str,
+    shard_images: int,
 ) -> Plan:
     header = header_of(codec, source, options, options.latents or codec.latents)
     facts = {
@@ -186,12 +207,13 @@ def _plan(
         "model": codec.model.sha256,
         "header": header.to_bytes().hex(),
         "names": options.names,
+        "uncertainty": options.uncertainty,
         "strict": options.strict,
         "self_contained": options.self_contained,
         "device": codec.device.type,
     }
     return Plan(
-        source=str(source.path.absolute()),
+        sources=sources,
         folder=str(folder.absolute()),
         model=str(Path(model).absolute()) if Path(model).is_file() else model,
         device=codec.device.type,
@@ -214,7 +236,7 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
             raise UsageError(f"{shown}: this is a file; shards go to a folder: name another.")
         if not folder.parent.is_dir():
             raise OutputError(f"{shown}: the folder to make it in does not exist; make that first.")
-        if Path(plan.source) == folder or folder in Path(plan.source).parents:
+        if any(Path(source) == folder or folder in Path(source).parents for source in plan.sources):
             raise UsageError(f"{shown}: the source lies in this folder; name another.")
         folder.mkdir(exist_ok=True)
         facts = _facts_of(folder)
@@ -298,11 +320,14 @@ def make_shard(plan: Plan, number: int, codec: Codec, source: Source) -> Made:
             path = Path(work, plan.file(number).name)
             with Writer(
                 path, _header(plan, codec, source), codec.tables, embed_tables=options.self_contained,
-                names=options.names,
+                names=options.names, uncertainty=options.uncertainty,
             ) as writer:  # fmt: skip
                 for failure in () if number else source.rejected:
                     writer.skip(failure.name, failure.reason)
-                encode_rows(codec, part, writer, preprocess_of(codec, options), options, lambda done, total: None)
+                encode_rows(
+                    codec, part, writer, preprocess_of(codec, options), options, lambda done, total: None,
+                    beside=lambda codes: codes,
+                )  # fmt: skip
             path.replace(plan.file(number))
         sync_folder(Path(plan.folder))
     except OSError as exc:

@@ -58,7 +58,27 @@ from stochcl.cli.pipes import output_of, source_of
     show_default=True,
     help="Images at a time; codes are the same.",
 )
-@click.option("--workers", type=click.IntRange(0), help="Threads that decode images.  [default: one a core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Threads that decode images; with --engine ray, processes with a model each.  [default: one a core]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where to compress; ray: on many cores or machines, to a folder of shards.",
+)
+@click.option(
+    "--address", metavar="ADDRESS", help="Of a Ray cluster.  [default: RAY_ADDRESS, or this machine's cores]"
+)
+@click.option(
+    "--shard-images",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Write a folder of files of N images each, and a manifest.  [default with --engine ray: 100,000]",
+)
 @click.option(
     "--fit",
     type=click.Choice(["crop", "pad", "stretch"]),
@@ -82,6 +102,9 @@ def compress(
     model: str,
     device: str,
     precision: str,
+    engine: str,
+    address: str | None,
+    shard_images: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -99,14 +122,20 @@ def compress(
       stochcl compress vectors.npy -m head.safetensors -o codes.bin
       tar c images | stochcl compress - -o codes.bin
       find images -name '*.jpg' -print0 | stochcl compress --files-from - -o codes.bin
+      stochcl compress images/ -o codes/ --engine ray
     """
     from stochcl.api.codec import Codec
+    from stochcl.distributed import compress_folder
 
     source = source_of(sources, files_from, null=null, folder=directory)
     out = output_of(output)
     codec = Codec(model, device=device, precision=precision)
     with progress_bar("rows" if codec.columns else "images") as bar:
-        report = codec.compress(source, out, progress=bar, **options)
+        if engine == "local" and shard_images is None and address is None:
+            report = codec.compress(source, out, progress=bar, **options)
+        else:
+            how: dict[str, Any] = {"engine": engine, "address": address, "shard_images": shard_images, "model": model}
+            report = compress_folder(codec, source, out, progress=bar, **how, **options)
     say_skipped(report.skipped)
     for warning in report.warnings:
         say(warning)

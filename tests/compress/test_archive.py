@@ -305,5 +305,5 @@ def test_messages_name_the_file_and_the_rows(big, tmp_path):
 def test_what_is_not_there_or_not_a_file_is_a_source_error(tmp_path):
     with pytest.raises(SourceError, match="there is no such file"):
         Archive(tmp_path / "missing")
-    with pytest.raises(SourceError, match="directory"):
+    with pytest.raises(SourceError, match="this is a folder"):
         Archive(tmp_path)

@@ -1,0 +1,160 @@
+"""Shards made by Ray Data: a pool of workers, each with a model, which open the source themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from stochcl import errors
+from stochcl.api.codec import Codec
+from stochcl.api.encoding import listing
+from stochcl.api.shards import make_shard, open_of
+from stochcl.compress.manifest import Shard
+from stochcl.data import printable
+from stochcl.errors import MissingExtraError, SourceError, StochclError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stochcl.api.shards import Made, Plan, Source
+
+
+def need_ray() -> None:
+    """Raise MissingExtraError where Ray is not installed."""
+    if find_spec("ray") is None or find_spec("pyarrow") is None:
+        raise MissingExtraError("--engine ray needs Ray; install it with: pip install 'stochcl[ray]'.")
+
+
+class ShardWorker:
+    """One of the pool: loads the model and opens the source when its first shard comes, and then makes shards.
+
+    An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
+
+    Parameters
+    ----------
+    plan : Plan
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._codec: Codec | None = None
+        self._source: Source | None = None
+
+    def _ready(self) -> tuple[Codec, Source]:
+        if self._codec is None or self._source is None:
+            plan = self._plan
+            codec = Codec(plan.model, device=plan.device, precision=plan.precision)
+            if codec.model.sha256 != plan.facts["model"]:
+                raise UsageError(
+                    f"{printable(plan.model)}: a worker finds another model there; give it the same file."
+                )
+            source = open_of(plan.sources, codec)
+            if listing(source) != plan.facts["source"]:
+                raise SourceError(
+                    f"{printable(source.path)}: a worker finds other images there, or of other times or sizes; let "
+                    "all machines see the same files, and change none of them meanwhile."
+                )
+            self._codec, self._source = codec, source
+        return self._codec, self._source
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make the shards of the numbers in a batch; the answer is JSON."""
+        answers = []
+        for number in batch["number"]:
+            try:
+                codec, source = self._ready()
+                shard, skipped = make_shard(self._plan, int(number), codec, source)
+                answers.append(json.dumps({"shard": vars(shard), "skipped": skipped}))
+            except StochclError as exc:
+                answers.append(json.dumps({"error": type(exc).__name__, "message": str(exc)}))
+        return {"number": batch["number"], "made": answers}
+
+
+def run_on_ray(
+    plan: Plan, numbers: list[int], codec: Codec, source: Source, *, address: str | None, workers: int | None
+) -> Iterator[tuple[int, Made]]:
+    """Make shards on a cluster, and yield each when it is done, in whatever order.
+
+    A worker that dies, or its machine, loses the shard that it was at; Ray Data has another make it anew, as often as
+    need be.
+
+    Raises
+    ------
+    StochclError
+        What a worker raised.
+    UsageError
+        If there is no such cluster, or Ray gives up.
+    """
+    import ray
+    import ray.data
+
+    with _connected(address, workers):
+        pool, resources = _pool(codec, len(numbers), workers)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        data = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        made = data.map_batches(
+            ShardWorker,
+            fn_constructor_kwargs={"plan": plan},
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=pool),
+            **resources,
+        )
+        try:
+            for row in made.iter_rows():
+                yield int(row["number"]), _read(row["made"])
+        except ray.exceptions.RayError as exc:
+            reason = printable(str(exc).strip().splitlines()[-1])
+            raise UsageError(
+                f"Ray gave up ({reason}); the shards that are complete are kept: repeat the command to go on."
+            ) from exc
+
+
+def _read(answer: str) -> Made:
+    """Return what a worker made, or raise what it raised."""
+    values = json.loads(answer)
+    if "error" in values:
+        kind = getattr(errors, values["error"], StochclError)
+        raise kind(values["message"])
+    return Shard(**values["shard"]), [(name, reason) for name, reason in values["skipped"]]
+
+
+def _pool(codec: Codec, shards: int, workers: int | None) -> tuple[int, dict[str, Any]]:
+    """Return how many workers there are, and what each takes of the cluster."""
+    import ray
+
+    there = ray.cluster_resources()
+    cores, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
+    if codec.device.type == "cuda":
+        if not gpus:
+            raise UsageError("the cluster has no GPU; pass --device cpu.")
+        size = min(workers or gpus, gpus, shards)
+        return size, {"num_gpus": 1, "num_cpus": max(1, cores // max(1, gpus))}
+    return max(1, min(workers or cores, cores, shards)), {"num_cpus": 1}
+
+
+@contextmanager
+def _connected(address: str | None, workers: int | None) -> Iterator[None]:
+    """Join a cluster, or start one on this machine for as long as it is needed; leave alone one that is joined."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes would speak on standard error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        ray.init(address=address, **quiet, **({} if address else {"include_dashboard": False}))
+    except (ConnectionError, ValueError, RuntimeError) as exc:
+        where = address or "the one that RAY_ADDRESS names, or on this machine"
+        raise UsageError(f"there is no Ray cluster to be had: {where} ({printable(str(exc))}).") from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()
