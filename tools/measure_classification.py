@@ -33,6 +33,7 @@ import numpy as np
 import stochcl
 from stochcl.api import training
 from stochcl.api.codec import Codec
+from stochcl.api.targets import has_categories
 from stochcl.benchmarks.joined import JoinedSource
 from stochcl.benchmarks.machine import commit, hardware, versions
 from stochcl.benchmarks.probing import linear_accuracy
@@ -121,7 +122,7 @@ def part_of(codec: Codec, source: ImageSource, side: int, path: Path) -> Part:
     with stochcl.open(path) as archive:
         vectors = archive.to_vectors() if archive.has_decoder else None
         symbols = archive.to_numpy()
-        if archive.decoder is not None and archive.decoder.codebooks is not None:  # their numbers say nothing
+        if has_categories(archive):  # to a linear probe their numbers say nothing
             symbols = np.eye(archive.header.alphabet, dtype=np.uint8)[symbols].reshape(len(symbols), -1)
         bits = archive.parts()["codes"] * 8 / len(archive)
     return Part(symbols, vectors, np.concatenate(features), np.concatenate(pixels), np.array(labels), bits)

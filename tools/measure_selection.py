@@ -35,7 +35,7 @@ import numpy as np
 
 import stochcl
 from stochcl.api.editing import transcode
-from stochcl.api.targets import input_of, labels_of
+from stochcl.api.targets import has_categories, input_of, labels_of
 from stochcl.benchmarks.machine import commit, hardware, versions
 from stochcl.downstream import LatentSelector, evaluate_split
 from stochcl.downstream.rows import labelled
@@ -54,6 +54,7 @@ class Measure:
                 sys.exit(f"{test}: it was made by another model than {train}.")
             self.header, self.external = b.header, len(b.tables.data)
             self.given = input_of(b, options.given)
+            self.categorical = has_categories(b)
             self.decoder = b.decoder if self.given == "vectors" else None
             self.x, self.x_test = a.to_numpy(), b.to_numpy()
             self.y = labels_of(a, train, options.labels, options.column)
@@ -63,7 +64,10 @@ class Measure:
     def order(self) -> list[int]:
         """Return all latents, the best for the task first."""
         rows = labelled(self.x, self.y, "classification")
-        return [int(column) for column in LatentSelector(self.latents).fit(rows.x, rows.y).order_]
+        return [
+            int(column)
+            for column in LatentSelector(self.latents, categorical=self.categorical).fit(rows.x, rows.y).order_
+        ]
 
     def row(self, columns: list[int], **how: Any) -> dict[str, Any]:
         """Return what these latents of the test archive take, transcoded so, and how well they are classified."""
@@ -92,7 +96,11 @@ class Measure:
     def seen(self, symbols: np.ndarray, columns: list[int]) -> np.ndarray:
         """Return what the probe is given of these latents: symbols, or the vectors that they decode to."""
         kept = symbols[:, columns]
-        return kept if self.decoder is None else self.decoder.select(columns).decode(kept)
+        if self.decoder is not None:
+            return self.decoder.select(columns).decode(kept)
+        if self.categorical:  # to a linear probe the numbers of categories say nothing
+            return np.eye(self.header.alphabet, dtype=np.uint8)[kept].reshape(len(kept), -1)
+        return kept
 
     def chosen(self, columns: list[int]) -> dict[str, Any]:
         """Return the row of these latents, with models fitted to them."""

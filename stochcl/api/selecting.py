@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.compression import check_output
-from stochcl.api.targets import labels_of, naming
+from stochcl.api.targets import has_categories, labels_of, naming
 from stochcl.atomic import replacing
 from stochcl.compress import open_archive
 from stochcl.data import printable
@@ -79,9 +79,10 @@ def select(
         with naming(labels or path):
             rows = labelled(archive.to_numpy(), y, task, archive.names)
             rows.check_learnable()
+        categorical = has_categories(archive)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of many classes with few rows
-        found = LatentSelector(latents).fit(rows.x, rows.y)
+        found = LatentSelector(latents, categorical=categorical).fit(rows.x, rows.y)
     numbers = range(header.latents) if header.selection is None else header.selection
     order = [int(numbers[column]) for column in found.order_]
     result = {

@@ -41,6 +41,11 @@ def rows_of(archive: Rows, used: str, latents: int | None) -> NDArray[Any]:
     return archive.to_vectors(latents) if used == "vectors" else archive.to_numpy(latents)
 
 
+def has_categories(archive: Rows) -> bool:
+    """Tell whether symbols are names rather than quantities: their model decodes them through codebooks."""
+    return archive.header.alphabet > 2 and archive.decoder is not None and archive.decoder.codebooks is not None
+
+
 def labels_of(archive: Rows, path: PathLike, labels: PathLike | None, column: str | None = None) -> tuple[str, ...]:
     """Return a label for every row: from the CSV, or from the archive.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -40,6 +41,9 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         K, how many to choose; half by default.
     ridge : float
         Added to every column's variance, as a share of the mean one: how little to trust small samples.
+    categorical : bool
+        Values are names, not quantities, as the symbols of categorical latents are: each latent stands in the model
+        with an indicator for each of its values.
 
     Attributes
     ----------
@@ -60,9 +64,10 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     [0, 2]
     """
 
-    def __init__(self, latents: int | None = None, *, ridge: float = 0.1) -> None:
+    def __init__(self, latents: int | None = None, *, ridge: float = 0.1, categorical: bool = False) -> None:
         self.latents = latents
         self.ridge = ridge
+        self.categorical = categorical
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Choose by rows, shape (N, D), and classes or numbers, shape (N,), or several numbers, (N, T).
@@ -81,8 +86,12 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         if not self.ridge > 0:
             msg = f"ridge is more than 0, not {self.ridge}"
             raise ValueError(msg)
-        gram, cross = _products(rows, _targets(np.asarray(y)))
-        self.order_, self.gains_ = _forward(gram, cross, int(count), self.ridge)
+        targets = _targets(np.asarray(y))
+        if self.categorical:
+            gram, cross, groups = _indicator_products(rows, targets)
+            self.order_, self.gains_ = _forward_groups(gram, cross, groups, int(count), self.ridge)
+        else:
+            self.order_, self.gains_ = _forward(*_products(rows, targets), int(count), self.ridge)
         return self
 
     def _get_support_mask(self) -> NDArray[np.bool_]:
@@ -147,4 +156,46 @@ def _forward(
             cross = cross - np.outer(share, cross[best])
             gram -= np.outer(share, gram[best])
             left = np.diag(gram).copy()
+    return order, gains
+
+
+def _indicator_products(
+    rows: NDArray[Any], targets: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[slice]]:
+    """Return covariances of the values' indicators, by the roots of their shares, and which are each latent's."""
+    found = [np.unique(column, return_inverse=True) for column in rows.T]
+    ends = np.cumsum([0] + [len(values) for values, _ in found])
+    numbers = np.stack([start + number for start, (_, number) in zip(ends, found, strict=False)], axis=1)
+    shares = np.bincount(numbers.reshape(-1), minlength=ends[-1]) / len(rows)
+    gram = np.zeros((ends[-1], ends[-1]))
+    cross = np.zeros((ends[-1], targets.shape[1]))
+    for start in range(0, len(rows), _ROWS):
+        part = numbers[start : start + _ROWS]
+        indicators = np.zeros((len(part), ends[-1]))
+        np.put_along_axis(indicators, part, 1, axis=1)
+        indicators = (indicators - shares) / np.sqrt(shares)
+        gram += indicators.T @ indicators
+        cross += indicators.T @ targets[start : start + _ROWS]
+    return gram / len(rows), cross / len(rows), [slice(a, b) for a, b in pairwise(ends.tolist())]
+
+
+def _forward_groups(
+    gram: NDArray[np.float64], cross: NDArray[np.float64], groups: list[slice], count: int, ridge: float
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Choose groups of columns one by one, as :func:`_forward` chooses columns."""
+    gram = gram + ridge * np.diag(gram).mean() * np.eye(len(gram))
+    order, gains = np.empty(count, np.intp), np.empty(count)
+    free = np.ones(len(groups), bool)
+    for step in range(count):
+        gain = np.full(len(groups), -1.0)
+        for i in np.flatnonzero(free):
+            part = groups[i]
+            gain[i] = (cross[part] * np.linalg.solve(gram[part, part], cross[part])).sum()
+        best = int(gain.round(12).argmax())
+        order[step], gains[step], free[best] = best, gain[best], False
+        part = groups[best]
+        share = np.linalg.solve(gram[part, part], gram[part]).T
+        cross = cross - share @ cross[part]
+        gram = gram - share @ gram[part]
+        gram[part, part] = np.eye(part.stop - part.start)  # it is out, and must not be singular
     return order, gains

@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from stochcl.downstream import LatentSelector
 
 
-@parametrize_with_checks([LatentSelector()])
+@parametrize_with_checks([LatentSelector(), LatentSelector(categorical=True)])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -54,6 +54,28 @@ def test_chosen_pixels_beat_random_ones(bits):
         some = x[:, np.random.default_rng(seed).permutation(64)[:10]]
         scores.append(probe.fit(some[:900], y[:900]).score(some[900:], y[900:]))
     assert scores[0] > max(scores[1:]) + 0.05
+
+
+def test_categories_are_chosen_by_what_they_say_whatever_their_numbers(rng):
+    classes = rng.integers(0, 4, 2000)
+    x = rng.integers(0, 4, (2000, 6))
+    x[:, 4] = np.array([0, 3, 1, 2])[classes]  # says all, and next to nothing along its numbers
+    x[:, 5] = np.array([2, 0, 3, 1])[classes]  # says it again
+    x[:, 2] = np.where(rng.random(2000) < 0.5, x[:, 2], classes)
+    found = LatentSelector(6, ridge=1e-3, categorical=True).fit(x, [5, 7, 7, 5] @ np.eye(4)[:, classes])
+    assert set(found.order_[:1].tolist()) <= {4, 5}
+    assert found.gains_[0] == pytest.approx(1, abs=0.02)
+    assert found.gains_[1:].max() < 0.02
+    numbers = LatentSelector(6, ridge=1e-3).fit(x, [5, 7, 7, 5] @ np.eye(4)[:, classes])
+    assert numbers.gains_[0] < 0.5
+
+
+def test_bits_as_categories_are_chosen_as_bits(bits):
+    x, y = bits
+    x = x[:, x.std(axis=0) > 0.2]
+    one, other = (LatentSelector(8, ridge=1e-6, categorical=c).fit(x, y) for c in (False, True))
+    np.testing.assert_array_equal(one.order_, other.order_)
+    np.testing.assert_allclose(one.gains_, other.gains_, rtol=1e-3)
 
 
 def test_several_targets_at_once(rng):
