@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.compress import Archive
+from stochcl.api.targets import has_categories
+from stochcl.compress import open_archive
 from stochcl.compress.transcoding import pick
-from stochcl.data import ImageSource, Preprocess, open_source, printable
+from stochcl.data import ImageSource, MatrixSource, Preprocess, open_source, printable
 from stochcl.downstream import pages
 from stochcl.downstream.nearest import DISTANCES, Nearest, without_own
 from stochcl.errors import ImageError, ModelMismatch, UsageError
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import Tables, VectorDecoder
+    from stochcl.api.codec import Codec
+    from stochcl.codes import Codes
+    from stochcl.compress import Header, Rows, Tables, VectorDecoder
 
     PathLike = str | os.PathLike[str]
 
@@ -36,11 +40,12 @@ _THUMBNAIL = 96  # pixels
 
 @dataclass(frozen=True, eq=False)
 class _Query:
-    """What is looked for: a text for people, and the row that it is itself, or -1."""
+    """What is looked for: a text for people, the row that it is itself, or -1, and else an image or a vector."""
 
     name: str
     row: int
     image: Path | None = None
+    vector: NDArray[np.float32] | None = None
 
 
 def search(
@@ -67,7 +72,8 @@ def search(
     path : path-like
         An archive.
     images : sequence of path-like
-        Image files to look for; the archive's model encodes them, in the archive's precision.
+        Image files to look for; the archive's model encodes them, in the archive's precision. In an archive of
+        embeddings, .npy matrices: every row is looked for.
     names, rows : sequence of str, sequence of int
         Rows of the archive to look for; none is its own neighbour.
     count : int
@@ -100,10 +106,10 @@ def search(
         raise UsageError(f"a search is by {', '.join(BY)}, not {by!r}.")
     if count < 1:
         raise UsageError(f"a search finds 1 or more, not {count}.")
-    with Archive(path, tables=tables) as archive:
+    with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{printable(path)}: it holds no images to search.")
-        asked = [*_own(archive, path, names, rows), *(_Query(printable(p), -1, Path(p)) for p in images)]
+        asked = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
         if not asked:
             raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
         decoder = None if by == "symbols" else archive.decoder
@@ -137,7 +143,7 @@ def search(
         }
 
 
-def _own(archive: Archive, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
+def _own(archive: Rows, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
     """Yield the rows of the archive that are asked for."""
     if names and archive.names is None:
         raise UsageError(f"{printable(path)}: its rows have no names (--no-names?); give their numbers with --row.")
@@ -153,31 +159,57 @@ def _own(archive: Archive, path: PathLike, names: Sequence[str], rows: Sequence[
         yield _Query(printable(stored[row]) if stored else f"row {row:,}", row)
 
 
-def _of_symbols(archive: Archive) -> str:
+def _given(path: Path) -> Iterator[_Query]:
+    """Yield what a file holds: an image, or the rows of a matrix."""
+    if path.suffix.lower() != ".npy":
+        yield _Query(printable(path), -1, path)
+        return
+    source = open_source(path)
+    if not isinstance(source, MatrixSource):
+        raise UsageError(f"{printable(path)}: this holds many images; a search is for image files, or a matrix.")
+    for row, vector in enumerate(source.take(slice(None))):
+        if not np.isfinite(vector).all():
+            raise UsageError(f"{printable(path)}: row {row:,} holds numbers that are not finite; leave it out.")
+        yield _Query(f"{printable(path)} row {row:,}", -1, vector=vector)
+
+
+def _of_symbols(archive: Rows) -> str:
     """Return by which distance symbols are compared: bits, categories, or numbers in order."""
     if archive.header.alphabet == 2:
         return "hamming"
-    categories = archive.decoder is not None and archive.decoder.codebooks is not None
-    return "symbols" if categories else "levels"
+    return "symbols" if has_categories(archive) else "levels"
 
 
 def _wanted(
-    archive: Archive, path: PathLike, asked: list[_Query], model: str | None, device: str,
+    archive: Rows, path: PathLike, asked: list[_Query], model: str | None, device: str,
     decoder: VectorDecoder | None,
 ) -> NDArray[Any]:  # fmt: skip
     """Return vectors or symbols of what is looked for, a row each."""
+    header = archive.header
     files = [query.image for query in asked if query.image is not None]
-    own = archive[[query.row for query in asked if query.image is None]].symbols()
+    matrix = [query.vector for query in asked if query.vector is not None]
+    own = archive[[query.row for query in asked if query.row >= 0]].symbols()
     parts: list[NDArray[Any]] = [own if decoder is None else decoder.decode(own)] if len(own) else []
-    if files:
-        parts.append(_encoded(archive, path, files, model, device, vectors=decoder is not None))
+    if matrix if header.preprocess else files:  # only images are preprocessed
+        held, other = ("images", "a matrix") if header.preprocess else ("vectors", "an image")
+        raise UsageError(f"{printable(path)}: its rows are {held}, so that they cannot be searched for {other}.")
+    if matrix and any(4 * len(vector) != header.input_bytes for vector in matrix):
+        wide = next(len(vector) for vector in matrix if 4 * len(vector) != header.input_bytes)
+        raise UsageError(f"{printable(path)}: its vectors have {header.input_bytes // 4:,} numbers, not {wide:,}.")
+    if matrix and decoder is not None:
+        parts.append(np.stack(matrix))
+    elif files or matrix:
+        codec = _codec(archive, path, model, device)
+        fit = header.preprocess.get("fit")
+        found = (
+            codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
+        )
+        parts.append(found.features if decoder is not None else _kept(found.codes, header).symbols())
     return np.concatenate(parts)
 
 
-def _encoded(
-    archive: Archive, path: PathLike, files: Sequence[Path], model: str | None, device: str, *, vectors: bool
-) -> NDArray[Any]:
-    """Encode image files as the archive's images were: their features, or their symbols."""
+def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Codec:
+    """Return the archive's own model, in its precision."""
     from stochcl.api.codec import Codec
 
     header = archive.header
@@ -187,18 +219,17 @@ def _encoded(
             f"{printable(path)}: it was made by the model {printable(header.model)} ({header.model_sha256[:12]}), "
             f"not by {printable(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
         )
-    if codec.columns is not None:
-        raise UsageError(f"{printable(path)}: its rows are vectors, not images; look for rows of it with --row.")
-    codec = codec.with_precision(header.precision)
-    found = codec.encode_pixels(codec.prepare(files, fit=header.preprocess.get("fit")))
-    if vectors:
-        return found.features
-    codes = found.codes.prefix(header.latents) if header.selection is None else pick(found.codes, header.selection)
-    return codes.symbols()
+    return codec.with_precision(header.precision)
 
 
-def _told(archive: Archive, distances: list[float], numbers: list[int]) -> list[dict[str, Any]]:
+def _kept(codes: Codes, header: Header) -> Codes:
+    """Keep the latents that an archive has."""
+    return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
+
+
+def _told(archive: Rows, distances: list[float], numbers: list[int]) -> list[dict[str, Any]]:
     names, labels = archive.names, archive.labels
+    # A vector that is not finite, of a foreign decoder, is no one's neighbour.
     return [
         {
             "row": number,
@@ -207,6 +238,7 @@ def _told(archive: Archive, distances: list[float], numbers: list[int]) -> list[
             "distance": round(distance, 6),
         }
         for distance, number in zip(distances, numbers, strict=True)
+        if math.isfinite(distance)
     ]
 
 

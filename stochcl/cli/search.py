@@ -42,7 +42,8 @@ def search(
     """Find the images in a file of codes that are nearest to QUERY images, or to some of its own.
 
     A query image is encoded by the file's model. By vectors, its features are held against what the codes decode to;
-    by symbols, bits that differ are counted.
+    by symbols, bits that differ are counted. Of codes of embeddings a QUERY is a .npy matrix, each of whose rows is
+    looked for.
 
     \b
     Example:
@@ -61,16 +62,17 @@ def search(
     show(found, [*lines, note], as_json=as_json)
 
 
-_COLUMNS = ("image", "label", "row", "distance")
+_COLUMNS = ("image", "rank", "label", "row", "distance")
 
 
 def _lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             hit["name"] or "-",
+            str(rank),
             "-" if hit["label"] is None else hit["label"],
             f"{hit['row']:,}",
             f"{hit['distance']:.4g}",
         )
-        for hit in part["neighbours"]
+        for rank, hit in enumerate(part["neighbours"], 1)
     ]

@@ -84,8 +84,26 @@ def test_symbols_of_more_values(tmp_path, rng):
         stochcl.load(head, device="cpu").compress(tmp_path / "x.npy", path)
         found = search(path, rows=[3], by="symbols", count=4)
         assert found["unit"].startswith(unit)
-        with pytest.raises(UsageError, match="its rows are vectors, not images"):
+        with pytest.raises(UsageError, match="its rows are vectors, so that they cannot be searched for an image"):
             search(path, [tmp_path / "a.png"], model=str(head), device="cpu")
+        # A matrix: every row is looked for, by its own numbers, or by its symbols.
+        np.save(tmp_path / "q.npy", np.load(tmp_path / "x.npy")[[5, 9]])
+        found = search(path, [tmp_path / "q.npy"], model=str(head), device="cpu", by="symbols", count=3)
+        assert [query["query"][-5:] for query in found["queries"]] == ["row 0", "row 1"]
+        assert [query["neighbours"][0]["distance"] for query in found["queries"]] == [0, 0]
+        with stochcl.open(path) as archive:
+            vectors = archive.to_vectors()
+        query = np.load(tmp_path / "q.npy")[0]
+        angles = 1 - vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+        best = search(path, [tmp_path / "q.npy"], count=1)["queries"][0]["neighbours"][0]  # needs no model
+        assert best["row"] == angles.argmin()
+        assert best["distance"] == pytest.approx(angles.min(), abs=2e-6)
+        np.save(tmp_path / "wide.npy", np.zeros((1, 7), np.float32))
+        with pytest.raises(UsageError, match="its vectors have 6 numbers, not 7"):
+            search(path, [tmp_path / "wide.npy"])
+        np.save(tmp_path / "nan.npy", np.full((1, 6), np.nan, np.float32))
+        with pytest.raises(UsageError, match=r"nan\.npy: row 0 holds numbers that are not finite"):
+            search(path, [tmp_path / "nan.npy"])
 
 
 def test_a_page_shows_what_was_found(codes, images, model, some, tmp_path):
@@ -114,6 +132,9 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
     with pytest.raises(UsageError, match="its rows have no names"):
         search(tmp_path / "nameless.bin", names=["a"])
     assert search(tmp_path / "nameless.bin", rows=[0])["queries"][0]["query"] == "row 0"
+    np.save(tmp_path / "x.npy", np.zeros((2, 5), np.float32))
+    with pytest.raises(UsageError, match="its rows are images, so that they cannot be searched for a matrix"):
+        search(codes, [tmp_path / "x.npy"])
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"bad\.png"):
         search(codes, [tmp_path / "bad.png"], model=str(model), device="cpu")
