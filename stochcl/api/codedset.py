@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.targets import rows_of
-from stochcl.compress import Archive
+from stochcl.compress import Rows, open_archive
 from stochcl.compress.lengths import code_lengths
 from stochcl.data import printable
 from stochcl.downstream.scores import Coded
@@ -45,14 +45,14 @@ class CodedSet:
     """
 
     path: PathLike
-    archive: Archive
+    archive: Rows
     rows: Coded
     names: Sequence[str] | None
     used: str
     latents: int | None
 
     @classmethod
-    def of(cls, archive: Archive, path: PathLike, used: str, latents: int | None) -> CodedSet:
+    def of(cls, archive: Rows, path: PathLike, used: str, latents: int | None) -> CodedSet:
         """Take the rows of an open archive."""
         x = rows_of(archive, used, latents)
         symbols = x if used == "symbols" else archive.to_numpy(latents)
@@ -69,7 +69,7 @@ class CodedSet:
         ModelMismatch, UsageError
             If it is of others.
         """
-        with Archive(path, tables=tables) as archive:
+        with open_archive(path, tables=tables) as archive:
             a, b = archive.header, self.archive.header
             shown, first = printable(path), printable(self.path)
             if a.model_sha256 != b.model_sha256:
@@ -95,7 +95,7 @@ class CodedSet:
         return self.archive.header.alphabet == 2
 
 
-def _lengths(archive: Archive, codes: Codes, latents: int | None) -> NDArray[np.float32]:
+def _lengths(archive: Rows, codes: Codes, latents: int | None) -> NDArray[np.float32]:
     selection = archive.header.selection
     if latents is not None:
         codes, selection = codes.prefix(latents), None if selection is None else selection[:latents]

@@ -11,7 +11,7 @@ import numpy as np
 from stochcl.api.codedset import CodedSet
 from stochcl.api.corrupting import Corrupter
 from stochcl.api.targets import input_of, labels_of, naming
-from stochcl.compress import Archive
+from stochcl.compress import open_archive
 from stochcl.data import printable
 from stochcl.downstream.refusal_plot import check_plot, draw_refusal
 from stochcl.downstream.rows import labelled
@@ -101,7 +101,7 @@ def measure_uncertainty(
     if sample < 1:
         raise UsageError(f"at least 1 image is corrupted, not {sample}.")
     extra = (*tables, *(() if codec is None else (codec.tables,)))
-    with Archive(path, tables=extra) as archive:
+    with open_archive(path, tables=extra) as archive:
         used = input_of(archive, given)
         train = CodedSet.of(archive, path, used, latents)
         other = train if test is None else train.like(test, extra)
@@ -157,7 +157,7 @@ class _Measured:
                 splits, notes = make_splits(rows.y, "classification", seed=seed, folds=folds)
             self.notes += notes
         else:
-            with Archive(test.path) as archive:
+            with open_archive(test.path) as archive:
                 scored = labelled(test.rows.x, labels_of(archive, test.path, labels, column), "classification")
             self.rows, truth, self.places = test.rows.take(scored.kept), scored.y, np.flatnonzero(scored.kept)
             splits = [(np.arange(len(known)), np.arange(len(self.rows)))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -79,9 +81,11 @@ def compress_folder(
             raise UsageError(f"--workers {workers} counts processes; Ray needs at least one.")
         run = partial(run_on_ray, address=address, workers=workers)
         asked = replace(asked, workers=1)
-    return compress_to_folder(
-        codec, sources, folder, asked, model=model, shard_images=shard_images, run=run, progress=progress
-    )
+    # Ray tells of workers that died on standard output, which is for results.
+    with redirect_stdout(sys.stderr) if engine == "ray" else nullcontext():
+        return compress_to_folder(
+            codec, sources, folder, asked, model=model, shard_images=shard_images, run=run, progress=progress
+        )
 
 
 def _paths(source: Any) -> Sequence[str | Path]:

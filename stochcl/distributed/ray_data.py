@@ -92,7 +92,8 @@ def run_on_ray(
     import ray
     import ray.data
 
-    with _connected(address, workers):
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with _connected(address):
         pool, resources = _pool(codec, len(numbers), workers)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -139,7 +140,7 @@ def _pool(codec: Codec, shards: int, workers: int | None) -> tuple[int, dict[str
 
 
 @contextmanager
-def _connected(address: str | None, workers: int | None) -> Iterator[None]:
+def _connected(address: str | None) -> Iterator[None]:
     """Join a cluster, or start one on this machine for as long as it is needed; leave alone one that is joined."""
     import ray
 
@@ -147,7 +148,7 @@ def _connected(address: str | None, workers: int | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes would speak on standard error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         ray.init(address=address, **quiet, **({} if address else {"include_dashboard": False}))

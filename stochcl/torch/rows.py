@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
-    from stochcl.compress import Archive
+    from stochcl.compress import Archive, FolderArchive
 
 OUTPUTS = ("auto", "symbols", "vectors")
 
@@ -46,7 +46,7 @@ class Rows:
         if output not in OUTPUTS:
             raise UsageError(f"output is {', '.join(OUTPUTS)}, not {output!r}.")
         self.path, self.latents = path, latents
-        self._archive: Archive | None = None
+        self._archive: Archive | FolderArchive | None = None
         archive = self.archive
         self.length = len(archive)
         if latents is not None and not 1 <= latents <= archive.header.latents:
@@ -57,12 +57,12 @@ class Rows:
         self.classes, self.numbers = _numbers(archive, labels, path)
 
     @property
-    def archive(self) -> Archive:
+    def archive(self) -> Archive | FolderArchive:
         """The archive, open in this process."""
         if self._archive is None:
-            from stochcl.compress import Archive
+            from stochcl.compress import open_archive
 
-            self._archive = Archive(self.path)
+            self._archive = open_archive(self.path)
         return self._archive
 
     def of(self, codes: Codes) -> NDArray[Any]:
@@ -81,7 +81,7 @@ class Rows:
 
 
 def _numbers(
-    archive: Archive, labels: Sequence[Any] | bool, path: object
+    archive: Archive | FolderArchive, labels: Sequence[Any] | bool, path: object
 ) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
     if labels is False:
         return None, None

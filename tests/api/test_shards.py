@@ -257,3 +257,11 @@ def test_evaluating_info_and_decompressing_take_a_folder(folder, whole, tmp_path
     found, _ = archives.evaluate(folder, folds=3)
     assert found.score == archives.evaluate(whole._reader.path, folds=3)[0].score
     assert archives.decompress(folder, tmp_path / "a.npz")["images"] == 19
+
+
+def test_a_data_loader_takes_a_folder(folder, whole):
+    from stochcl.torch import CodesDataset
+
+    dataset = CodesDataset(folder, output="symbols")
+    assert len(dataset) == 19
+    np.testing.assert_array_equal(np.asarray(dataset[12][0]), whole[12].symbols()[0])

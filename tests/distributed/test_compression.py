@@ -1,0 +1,147 @@
+"""Engines, the command line of shards, and, where Ray is installed, Ray itself, in processes of its own."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import stochcl
+from stochcl.distributed import compress_folder
+from stochcl.distributed.ray_data import ShardWorker, _read, need_ray
+from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
+from tests.making import json_of, process
+
+ROOT = Path(__file__).parents[2]
+with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stochcl[ray]'")
+
+
+def through_workers(plan, numbers, codec, source):
+    """What Ray does, without Ray: workers that get a pickled plan, and answers that are JSON."""
+    import pickle
+
+    pool = [ShardWorker(pickle.loads(pickle.dumps(plan))) for _ in range(2)]
+    for i, number in enumerate(numbers):
+        answer = pool[i % 2]({"number": np.array([number])})
+        yield int(answer["number"][0]), _read(answer["made"][0])
+
+
+def test_the_command_writes_and_reads_a_folder(images, model, codes, tmp_path):
+    out = tmp_path / "codes"
+    result = process("compress", images, "-m", model, "-o", out, "--shard-images", "20", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json_of(result)
+    assert (found["schema"], found["images"]) == ("stochcl.compress/0", 42)
+    again = json_of(process("info", out, "--json"))
+    assert again["bytes"] == found["bytes"] == sum(path.stat().st_size for path in out.iterdir())
+    assert json_of(process("verify", out, "--json"))["ok"]
+    assert process("merge", out, "-o", tmp_path / "merged.bin").returncode == 0
+    with stochcl.open(tmp_path / "merged.bin") as merged, stochcl.open(codes) as one:
+        np.testing.assert_array_equal(merged.to_numpy(), one.to_numpy())
+        assert merged.names == tuple(one.names)
+    refused = process("transcode", out, "-o", tmp_path / "t.bin")
+    assert refused.returncode == 1
+    assert "`stochcl merge` makes one of a folder of codes" in refused.stderr
+
+
+def test_workers_elsewhere_give_the_codes_of_this_process(images, model, codec, codes, tmp_path):
+    from stochcl.api.encoding import CompressOptions
+    from stochcl.api.shards import compress_to_folder
+
+    photos = shutil.copytree(images, tmp_path / "photos")
+    (photos / "z\udcff.png").write_bytes(b"")  # a name that is not UTF-8 comes back as it was
+    options = CompressOptions(workers=1)
+    compress_to_folder(
+        codec, [photos], tmp_path / "codes", options, model=str(model), shard_images=9,
+        run=through_workers,
+    )  # fmt: skip
+    with stochcl.open(tmp_path / "codes") as archive, stochcl.open(codes) as one:
+        np.testing.assert_array_equal(archive.to_numpy(), one.to_numpy())
+        assert archive.names == tuple(one.names)
+        assert [name for name, _ in archive.skipped] == ["z\udcff.png"]
+
+
+def test_a_worker_that_sees_something_else_says_so(images, model, codec, tmp_path):
+    from stochcl.api.encoding import CompressOptions
+    from stochcl.api.shards import compress_to_folder
+    from tests.making import write_images
+
+    photos = write_images(tmp_path / "photos", per_class=3)
+
+    def meanwhile(plan, numbers, codec, source):
+        (photos / "cats" / "00.png").unlink()
+        return through_workers(plan, numbers, codec, source)
+
+    with pytest.raises(SourceError, match="a worker finds other images"):
+        compress_to_folder(codec, [photos], tmp_path / "codes", CompressOptions(), model=str(model), run=meanwhile)
+    (photos / "cats" / "01.jpg").write_bytes(b"bad")
+    with pytest.raises(ImageError, match="strict"):
+        compress_to_folder(
+            codec, [photos], tmp_path / "strict", CompressOptions(strict=True), model=str(model), run=through_workers
+        )
+
+
+def test_requests_that_make_no_sense_are_refused(images, model, codec, tmp_path):
+    def ask(source=images, folder=tmp_path / "codes", **options):
+        compress_folder(codec, source, folder, model=str(model), **options)
+
+    with pytest.raises(UsageError, match="no engine 'spark'"):
+        ask(engine="spark")
+    with pytest.raises(UsageError, match="--address"):
+        ask(address="auto")
+    with pytest.raises(UsageError, match="--shard-images 0"):
+        ask(shard_images=0)
+    with pytest.raises(UsageError, match="standard input"):
+        ask(source="-")
+    with pytest.raises(UsageError, match="every worker can open by name"):
+        ask(source=sys.stdin.buffer)
+    with pytest.raises(UsageError, match="not to standard output"):
+        ask(folder=sys.stdout.buffer)
+
+
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("stochcl.distributed.ray_data.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"^--engine ray needs Ray; install it with: pip install .*ray.*\.$"):
+        need_ray()
+
+
+@with_ray
+def test_ray_gives_the_codes_of_this_process(images, model, codes, tmp_path):
+    out = tmp_path / "codes"
+    result = process(
+        "compress",
+        images,
+        "-m",
+        model,
+        "-o",
+        out,
+        "--engine",
+        "ray",
+        "--workers",
+        "2",
+        "--shard-images",
+        "9",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    assert json_of(result)["images"] == 42
+    with stochcl.open(out) as archive, stochcl.open(codes) as one:
+        np.testing.assert_array_equal(archive.to_numpy(), one.to_numpy())
+        assert archive.names == tuple(one.names)
+        archive.verify()
+
+
+@with_ray
+def test_a_worker_that_is_killed_loses_no_image(model, tmp_path):
+    command = [sys.executable, ROOT / "tools" / "try_cluster.py", "--images", "400", "--shard-images", "10", "--kill"]
+    result = subprocess.run(
+        [*command, "--model", model], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["codes_equal"]
+    assert (found["images"], found["happened"][0]["what"]) == (400, "killed a worker")
