@@ -33,7 +33,10 @@ def test_version(run):
     ("arguments", "message"),
     [
         (["compres", "x"], "No such command 'compres'"),
-        (["compress"], "Missing argument 'SOURCE'"),
+        (
+            ["compress", "-o", "y"],
+            "there is nothing to compress: name a SOURCE, or a list of files with --files-from.",
+        ),
         (["compress", "x"], "Missing option '-o'"),
         (["info"], "Missing argument 'CODES'"),
         (["compress", "x", "-o", "y", "--latents", "0"], "--latents"),
