@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.editing import transcode
-from stochcl.api.targets import labels_of
+from stochcl.api.targets import has_categories, labels_of
 from stochcl.benchmarks import machine
 from stochcl.benchmarks.baselines import BASELINES
 from stochcl.benchmarks.matrices import _matrix
+from stochcl.codes import bits_per_symbol
 from stochcl.compress import Archive
 from stochcl.data import printable
 from stochcl.downstream.metrics import average_precision
@@ -203,6 +204,11 @@ def _jobs(
         "code_bits": 32 * base.shape[1],
         "bits": None,
     }
+    for bits in request.bits:
+        yield (
+            f"vectors, float queries, {bits} bits",
+            lambda bits=bits: _by_vectors(request, task, chosen, bits, queries),  # type: ignore[misc]
+        )
     yield "float features", lambda: task.row(base, queries, "cosine", **named)
     for name in SIGNS:
         for bits in request.bits:
@@ -217,17 +223,25 @@ def _jobs(
 
 
 def _by_symbols(request: Request, task: Task, chosen: NDArray[np.intp], bits: int) -> dict[str, Any] | None:
-    """Measure a prefix of so many bits by Hamming distance; None for latents that are no bits, or too few."""
+    """Measure the symbols of a prefix of so many bits, packed; None where there is none."""
     with Archive(request.train) as train, Archive(request.test) as test:
-        if train.header.alphabet != 2 or train.header.latents < bits:
+        latents = bits // bits_per_symbol(train.header.alphabet)
+        if not 1 <= latents <= train.header.latents:
             return None
-        base, queries = train.to_numpy(bits), test.to_numpy(bits)[chosen]
-    told = {"method": "ours, symbols", "code": f"{bits} latents", "code_bits": bits}
-    return task.row(base, queries, "hamming", **told, bits=_on_disk(request.test, latents=bits)[1])
+        metric = "hamming" if train.header.alphabet == 2 else ("symbols" if has_categories(train) else "levels")
+        base, queries = train.to_numpy(latents), test.to_numpy(latents)[chosen]
+        width = latents * bits_per_symbol(train.header.alphabet)
+    told = {"method": "ours, symbols", "code": f"{latents} latents", "code_bits": width}
+    return task.row(base, queries, metric, **told, bits=_on_disk(request.test, latents=latents)[1])
 
 
-def _by_vectors(request: Request, task: Task, chosen: NDArray[np.intp], bits: int) -> dict[str, Any] | None:
-    """Measure decoded vectors of the widest prefix that takes at most so many bits on disk; None where none does."""
+def _by_vectors(
+    request: Request, task: Task, chosen: NDArray[np.intp], bits: int, asked: NDArray[np.float32] | None = None
+) -> dict[str, Any] | None:
+    """Measure decoded vectors of the widest prefix that takes at most so many bits on disk; None where none does.
+
+    Queries are decoded, too, or else float features.
+    """
     try:
         latents, spent = _on_disk(request.test, rate=bits)
     except UsageError:
@@ -235,10 +249,11 @@ def _by_vectors(request: Request, task: Task, chosen: NDArray[np.intp], bits: in
     with Archive(request.train) as train, Archive(request.test) as test:
         if not train.has_decoder:
             return None
-        base, queries = train.to_vectors(latents), test.to_vectors(latents)[chosen]
-        width = latents * int(np.ceil(np.log2(test.header.alphabet)))
-    told = {"method": "ours, vectors", "code": f"{latents} latents", "code_bits": width}
-    return task.row(base, queries, "cosine", **told, bits=spent)
+        base = train.to_vectors(latents)
+        queries = test.to_vectors(latents)[chosen] if asked is None else asked
+        width = latents * bits_per_symbol(test.header.alphabet)
+    method = "ours, vectors" if asked is None else "ours, vectors, float queries"
+    return task.row(base, queries, "cosine", method=method, code=f"{latents} latents", code_bits=width, bits=spent)
 
 
 def _on_disk(path: Path, **options: Any) -> tuple[int, float]:

@@ -10,8 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 import stochcl
 from stochcl.benchmarks import retrieval
+from stochcl.codes import Codes
 from stochcl.downstream.metrics import average_precision
 from stochcl.errors import ModelMismatch, SourceError, UsageError
+from tests.compress.making import make_tables, write
 from tests.making import make_model
 
 
@@ -55,6 +57,7 @@ def test_rows_of_ours_and_others(codes, codec, images, tmp_path):
     methods = [row["method"] for row in result["rows"]]
     assert methods.count("ours, symbols") == 2
     assert {"float32", "ITQ", "random signs"} <= set(methods)
+    assert methods.count("ours, vectors") == methods.count("ours, vectors, float queries") > 0
     json.dumps(result)
     with stochcl.open(codes) as archive:
         symbols, labels = archive.to_numpy(), np.asarray(archive.labels)
@@ -81,6 +84,20 @@ def test_equal_distances_do_not_favour_the_class_that_stands_first():
 def test_codes_that_are_wider_than_asked_are_left_out(codes):
     result = retrieval.benchmark_retrieval(retrieval.Request(codes, codes, bits=(64,), count=5))
     assert all(row["method"] != "ours, symbols" for row in result["rows"])
+
+
+def test_symbols_of_more_values_are_compared_by_levels(tmp_path, rng):
+    tables = make_tables(6, 4)
+    symbols = rng.integers(0, 4, (30, 6))
+    names = [f"{'ab'[i % 2]}/{i}" for i in range(30)]
+    write(tmp_path / "a.bin", Codes.from_symbols(symbols, alphabet=4, names=names), tables)
+    request = retrieval.Request(tmp_path / "a.bin", tmp_path / "a.bin", bits=(1, 7, 64), count=8)
+    (row,) = [r for r in retrieval.benchmark_retrieval(request)["rows"] if r["method"] == "ours, symbols"]
+    assert (row["code"], row["code_bits"], row["distance"]) == ("3 latents", 6, "levels")
+    order, labels = np.random.default_rng([0, 41]).permutation(30), np.array([name[0] for name in names])
+    distances = np.abs(symbols[:, None, :3] - symbols[order][None, :, :3]).sum(axis=2)
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :8]
+    assert row["map"] == pytest.approx(average_precision(labels[order][nearest] == labels[:, None]).mean())
 
 
 def test_what_does_not_go_together(codes, images, tmp_path):
