@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl import __version__
 from stochcl.api.matrices import matrix_among, train_matrix
 from stochcl.api.report import counted
-from stochcl.data import ImageSource, Preprocess, open_source, printable
+from stochcl.data import ImageSource, Preprocess, open_sources, printable
 from stochcl.errors import OutputError, SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def train(
     init: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
     report: Callable[[Progress | Fitting | LatentProgress], None] = lambda progress: None,
@@ -77,6 +78,8 @@ def train(
         Images of each class of each source that are kept from training, and measured on; none by default.
     workers : int
         Decoding threads.
+    cache : path-like, optional
+        A folder where decoded images are kept, to be mapped rather than held in memory, and found by the next run.
     init : path-like, optional
         Published weights of the backbone, see :func:`stochcl.encoders.backbones.published.init_backbone`.
     log : path-like, optional
@@ -119,6 +122,7 @@ def train(
     output = Path(output)
     if (matrix := matrix_among(sources)) is not None:
         images = {"preset": preset, "hold_out": hold_out, "init": init, "log": log, "tensorboard": tensorboard}
+        images["cache"] = cache
         return _on_matrix(matrix, output, resume=resume, force=force, report=report, **images, **options)
     checkpoint = output.with_name(output.name + ".checkpoint")
     table = output.with_name(output.name + ".csv")
@@ -134,7 +138,10 @@ def train(
     opened = [_images(path) for path in sources] if sources else _own_source(own)
     runtime = Runtime(settings)
     logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []
-    data = read_images(opened, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers)
+    data = read_images(
+        opened, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers,
+        cache=Path(cache) if cache else None,
+    )  # fmt: skip
     if runtime.first and not resume:  # only now, when nothing in the request is wrong: somebody trained for it
         checkpoint.unlink(missing_ok=True)
         if log is None:
@@ -275,7 +282,7 @@ def _own_source(name: str | None) -> list[ImageSource]:
 
 
 def _images(path: str | os.PathLike[str]) -> ImageSource:
-    source = open_source(path)
+    source = open_sources([path])  # a pattern of shards is one source
     if not isinstance(source, ImageSource):
         raise SourceError(f"{printable(path)}: training takes images, and this is a matrix of embeddings.")
     return source

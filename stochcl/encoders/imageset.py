@@ -1,4 +1,4 @@
-"""The images that training runs over, decoded once and kept in memory as 8-bit squares."""
+"""The images that training runs over, decoded once to 8-bit squares, in memory or in a mapped file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stochcl.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -47,8 +48,9 @@ def read_images(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
     label: Callable[[str], str] = folder_label,
+    cache: Path | None = None,
 ) -> ImageSet:
-    """Decode sources into memory.
+    """Decode sources into memory, or to files of a folder that are mapped.
 
     Parameters
     ----------
@@ -64,6 +66,9 @@ def read_images(
         Told, now and then, how many images of how many have been read.
     label : callable
         The label of an image of this name.
+    cache : Path, optional
+        A folder to decode to, see :func:`stochcl.encoders.imagecache.read_cached`: then memory does not limit how
+        many images there are, and the next run finds them decoded.
 
     Raises
     ------
@@ -73,6 +78,13 @@ def read_images(
         If the decoded images would not fit into memory.
     """
     total = sum(len(source) for source in sources)
+    masks = [
+        held_out(source.entries, hold_out, label) if hold_out else np.zeros(len(source), bool) for source in sources
+    ]
+    if cache is not None:
+        from stochcl.encoders.imagecache import read_cached  # which needs this module
+
+        return read_cached(cache, sources, masks, preprocess, workers=workers, progress=progress, label=label)
     _check_memory(total * preprocess.size**2 * 3, total)
     # Images to train on fill this array from its beginning; taking them out of it at the end would need it twice.
     images = np.empty((total, preprocess.size, preprocess.size, 3), np.uint8)
@@ -80,8 +92,7 @@ def read_images(
     labels: dict[bool, list[str]] = {False: [], True: []}
     skipped: list[Failure] = []
     done = 0
-    for source in sources:
-        mask = held_out(source.entries, hold_out, label) if hold_out else np.zeros(len(source), bool)
+    for source, mask in zip(sources, masks, strict=True):
         skipped += source.rejected
         for batch in source.batches(preprocess, workers=workers):
             out = mask[list(batch.positions)]
@@ -93,9 +104,7 @@ def read_images(
             skipped += batch.failures
             done += len(batch.rows)
             progress(done, total)
-    if len(labels[False]) < 2:
-        names = ", ".join(printable(source.path) for source in sources)
-        raise TrainingError(f"{names}: training needs at least two readable images; add images or hold out fewer.")
+    check_enough(len(labels[False]), sources)
     return ImageSet(
         train=images[: len(labels[False])],
         held=np.concatenate(held),
@@ -103,6 +112,13 @@ def read_images(
         held_labels=tuple(labels[True]),
         skipped=tuple(skipped),
     )
+
+
+def check_enough(images: int, sources: Sequence[ImageSource]) -> None:
+    """Raise TrainingError where fewer than two images can be trained on."""
+    if images < 2:
+        names = ", ".join(printable(source.path) for source in sources)
+        raise TrainingError(f"{names}: training needs at least two readable images; add images or hold out fewer.")
 
 
 def _check_memory(needed: int, images: int) -> None:
@@ -113,6 +129,7 @@ def _check_memory(needed: int, images: int) -> None:
     if needed > 0.7 * memory:
         msg = (
             f"{images:,} decoded images need {needed / 2**30:.1f} GiB, and this machine has "
-            f"{memory / 2**30:.1f} GiB of memory; train on fewer images or at a smaller size."
+            f"{memory / 2**30:.1f} GiB of memory; pass --cache FOLDER to keep them on a disk, or train on fewer "
+            "images or at a smaller size."
         )
         raise UsageError(msg)
