@@ -10,6 +10,7 @@ import torch
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders.posteriors.base import BIT
+from stochcl.encoders.threads import side_by_side
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-@torch.inference_mode()
 def encode(
     encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device, precision: str = "fp32"
 ) -> Encoded:
@@ -92,19 +92,25 @@ def encode(
     symbols = np.empty((len(inputs), encoder.config.latents), symbol_dtype(encoder.config.alphabet))
     entropy = np.empty(len(inputs), np.float32)
     features = np.empty((len(inputs), encoder.feature_dim), np.float32)
-    padded = np.zeros((chunk, *inputs.shape[1:]), dtype)
-    for start in range(0, len(inputs), chunk):
-        part = inputs[start : start + chunk]
-        rows = slice(start, start + len(part))
-        padded[: len(part)] = part
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
-        latent = latent.float()
-        posterior = encoder.posterior(latent)
-        symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
-        doubt = posterior.tempered(encoder.config.temperature).entropy().sum(1).clamp(min=0)  # less is rounding
-        entropy[rows] = doubt[: len(part)].float().cpu().numpy() / BIT
-        features[rows] = latent[: len(part)].float().cpu().numpy()
+
+    @torch.inference_mode()  # which holds for one thread, as autocast does
+    def run(starts: range) -> None:
+        padded = np.zeros((chunk, *inputs.shape[1:]), dtype)
+        for start in starts:
+            part = inputs[start : start + chunk]
+            rows = slice(start, start + len(part))
+            padded[: len(part)] = part
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
+            latent = latent.float()
+            posterior = encoder.posterior(latent)
+            symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
+            doubt = posterior.tempered(encoder.config.temperature).entropy().sum(1).clamp(min=0)  # less is rounding
+            entropy[rows] = doubt[: len(part)].float().cpu().numpy() / BIT
+            features[rows] = latent[: len(part)].float().cpu().numpy()
+
+    starts = range(0, len(inputs), chunk)
+    side_by_side(run, starts, torch.get_num_threads() if device.type == "cpu" and dtype == np.uint8 else 1)
     codes = Codes.from_symbols(symbols, alphabet=encoder.config.alphabet, uncertainty=entropy)
     return Encoded(codes, features)
 
