@@ -49,6 +49,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--entropy", type=click.Choice(["autoregressive", "independent"]),
               help="Entropy model fitted to the codes.  [default: autoregressive]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the arithmetic.  [default: bf16]")
+@click.option("--compile", is_flag=True, default=None, help="Let torch.compile make the backbone's kernels.")
 @click.option("--device", help="cpu, cuda, ...  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Of everything random.  [default: 0]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images.")

@@ -113,6 +113,7 @@ def _silence(done: float, total: float, note: str = "") -> None:
               help="Decay of a moving average of the weights, which is then written; 0 for none.  "
                    "[default: 0]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the arithmetic.  [default: bf16]")
+@click.option("--compile", is_flag=True, default=None, help="Let torch.compile make the backbone's kernels.")
 @click.option("--device", help="cpu, cuda, ...  [default: auto]")
 @click.option("--devices", type=click.IntRange(1), metavar="N",
               help="Train on so many, a process each; torchrun says so itself.  [default: 1]")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,14 @@ _RGB_TO_YIQ = [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.21145
 _COLUMNS = 13  # random numbers that one view uses
 _BLUR = (0.1, 2.0)  # deviations of SimCLR's Gaussian blur, in pixels
 _BLUR_SIDE = 10  # its kernel is one such part of a view wide
+
+
+@cache  # making them at every step would wait for a GPU
+@torch.inference_mode(mode=False)
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the matrix to YIQ and its inverse, float32, shape (3, 3)."""
+    matrix = torch.tensor(_RGB_TO_YIQ)
+    return matrix.to(device), torch.linalg.inv(matrix).to(device)
 
 
 @dataclass(frozen=True)
@@ -113,14 +122,14 @@ class Augmentation:
         spread = 0.8 * self.strength
         brightness, contrast, saturation = (1 + spread * signed[:, i].view(b, 1, 1) for i in range(3))
         angle = 2 * math.pi * 0.2 * self.strength * signed[:, 3]
-        yiq = torch.tensor(_RGB_TO_YIQ, device=u.device)
+        yiq, inverse = _yiq(u.device)
         luma = yiq[0].expand(3, 3)
         eye = torch.eye(3, device=u.device)
         rotation = torch.zeros(b, 3, 3, device=u.device)
         rotation[:, 0, 0] = 1
         rotation[:, 1, 1] = rotation[:, 2, 2] = torch.cos(angle)
         rotation[:, 1, 2], rotation[:, 2, 1] = -torch.sin(angle), torch.sin(angle)
-        hue = torch.linalg.inv(yiq) @ rotation @ yiq
+        hue = inverse @ rotation @ yiq
         grey = (u[:, 10] < self.grey).view(b, 1, 1).float()
         # Contrast pulls towards the mean luma, which brightness has already scaled.
         matrix = brightness * contrast * eye.expand(b, 3, 3)

@@ -46,7 +46,8 @@ def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
         Uniform in [0, 1), a function of (key, seed, stream, column) alone.
     """
     golden = _signed(0x9E3779B97F4A7C15)
-    start = _mix(torch.tensor([seed], dtype=torch.int64, device=keys.device) * golden + stream + 1)
+    # On the CPU: bringing it to a GPU would wait for all the work that the GPU has.
+    start = int(_mix(torch.tensor([seed], dtype=torch.int64) * golden + stream + 1))
     rows = _mix(keys.to(torch.int64) * golden + start)
     columns = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * golden
     return _shift(_mix(rows[:, None] + columns), 40).to(torch.float32) * 2.0**-24

@@ -15,6 +15,7 @@ from stochcl.data import printable
 from stochcl.encoders.averaging import Averaged
 from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
 from stochcl.encoders.codetables import fit_tables
+from stochcl.encoders.devices import Pixels, Watch, to_device
 from stochcl.encoders.finetuning.objective import (
     Losses,
     classification,
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
     from stochcl.encoders.imageset import ImageSet
 
 _VIEW, _LATENTS, _MIXING, _PREFIX = range(4)  # streams of random numbers
-_NOT_OF_THE_STEPS = ("epochs", "max_time", "device", "entropy", "entropy_hidden")  # may change when a run is resumed
+_NOT_OF_THE_STEPS = (
+    "epochs",
+    "max_time",
+    "device",
+    "compile",
+    "entropy",
+    "entropy_hidden",
+)  # may change when a run is resumed
 _LARGEST_GRADIENT = 5.0
 _WARMED_AT_MOST = 0.1  # of the run
 _ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
@@ -139,6 +147,9 @@ class Finetuner:
         self.step, self.before, self.whole = 0, 0.0, True  # whole: not in the middle of a step
         if checkpoint.exists():
             self._restore()
+        if options.compile:
+            self.encoder.backbone.compile(dynamic=False)
+        self.pixels, self.watch = Pixels(data.train, self.device), Watch(self.device)
         self.started = self.saved = self.measured = time.monotonic()
 
     def _modules(self) -> dict[str, torch.nn.Module]:
@@ -179,6 +190,7 @@ class Finetuner:
 
     def save(self) -> None:
         """Write the checkpoint."""
+        self.watch.check()
         state = {"step": self.step, "elapsed": self.elapsed, "options": self._identity()}
         save_checkpoint(self.checkpoint_path, self._modules(), self.optimizer, state)
         self.saved = time.monotonic()
@@ -266,9 +278,8 @@ class Finetuner:
         losses.total.backward()  # type: ignore[no-untyped-call]
         clipped = [p for name, p in self._trained() if name != "prior"]
         norm = torch.nn.utils.clip_grad_norm_(clipped, _LARGEST_GRADIENT)
-        # At every step, and before the weights change: neither a checkpoint nor a model may be made of what follows.
-        if not math.isfinite(float(losses.total.detach()) + float(norm)):
-            raise TrainingError(f"the loss is not finite at step {self.step + 1:,}; try a lower learning rate.")
+        # At every step, or before anything is saved: neither a checkpoint nor a model may be made of what follows.
+        self.watch.see(losses.total + norm, self.step + 1)
         self.optimizer.step()
         self.step += 1
         if self.average:
@@ -283,9 +294,9 @@ class Finetuner:
         options, model = self.options, self.encoder
         # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
         torch.manual_seed((options.seed * 1_000_003 + self.step) % (1 << 63))
-        images = torch.from_numpy(self.data.train[rows]).to(self.device).permute(0, 3, 1, 2)
+        images = self.pixels.take(rows)
         views = model.normalise(self.augmentation(images, keys, options.seed, _VIEW, model.mean))
-        labels = torch.from_numpy(self.labels[rows]).to(self.device)
+        labels = to_device(torch.from_numpy(self.labels[rows]), self.device)
         targets = soft_targets(labels, len(model.config.classes), options.smoothing)
         views, targets = mixup(views, targets, options.mixup, [options.seed, self.step, _MIXING])
         views = views.contiguous(memory_format=torch.channels_last)
@@ -293,7 +304,7 @@ class Finetuner:
             if options.deterministic:
                 return deterministic_classification(model, views, targets)
             count = POSTERIORS[model.config.posterior].noise(model.config)
-            noise = keyed_uniform(keys.to(self.device), options.seed, _LATENTS, count)
+            noise = keyed_uniform(to_device(keys, self.device), options.seed, _LATENTS, count)
             rung = np.random.default_rng([options.seed, self.step, _PREFIX]).choice(model.config.ladder)
             return classification(
                 model, views, targets, noise, latents=int(rung), nested=options.nested, beta=options.beta

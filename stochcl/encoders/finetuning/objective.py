@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from stochcl.encoders.devices import to_device
 from stochcl.encoders.posteriors import POSTERIORS
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def mixup(views: Tensor, targets: Tensor, alpha: float, seed: list[int]) -> tupl
     if not alpha:
         return views, targets
     drawn = np.random.default_rng(seed).beta(alpha, alpha, len(views)).astype(np.float32)
-    weight = torch.from_numpy(np.maximum(drawn, 1 - drawn)).to(views.device)
+    weight = to_device(torch.from_numpy(np.maximum(drawn, 1 - drawn)), views.device)
     mixed = torch.lerp(views.roll(-1, 0), views, weight.view(-1, 1, 1, 1).to(views.dtype))
     return mixed, torch.lerp(targets.roll(-1, 0), targets, weight[:, None])
 

@@ -10,10 +10,13 @@ operations that have two directions.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
+
+from stochcl.encoders.devices import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +43,13 @@ def _blend(plain: Tensor, images: Tensor, amount: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    weights = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
-    return (images * weights.view(3, 1, 1)).sum(1, keepdim=True)
+    return (images * _weights(images.device, images.dtype)).sum(1, keepdim=True)
+
+
+@cache  # making it at every use would wait for a GPU
+@torch.inference_mode(mode=False)
+def _weights(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(_LUMA, device=device, dtype=dtype).view(3, 1, 1)
 
 
 def brightness(images: Tensor, amount: Tensor) -> Tensor:
@@ -164,8 +172,9 @@ def apply_each(images: Tensor, chosen: Tensor, amount: Tensor) -> Tensor:
         Of -1..1.
     """
     out = images.clone()
-    for i, operation in enumerate(OPERATIONS):
-        rows = torch.nonzero(chosen == i)[:, 0].to(images.device)
-        if i and len(rows):
+    order = to_device(chosen.argsort(stable=True), images.device)
+    counts = chosen.bincount(minlength=len(OPERATIONS)).tolist()
+    for operation, rows in zip(OPERATIONS, torch.split(order, counts), strict=True):
+        if operation is not identity and len(rows):
             out[rows] = operation(images[rows], amount[rows])
     return out

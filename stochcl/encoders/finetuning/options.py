@@ -53,6 +53,8 @@ class FinetuneOptions:
         bf16 (autocast) or fp32.
     device : str
         auto, cpu, cuda...
+    compile : bool
+        Whether torch.compile makes the backbone's kernels; on a machine with a compiler, and for long runs.
     entropy, entropy_hidden
         Of the entropy model that is fitted to the codes, see :class:`~stochcl.encoders.training.TrainOptions`.
     """
@@ -81,6 +83,7 @@ class FinetuneOptions:
     seed: int = 0
     precision: str = "bf16"
     device: str = "auto"
+    compile: bool = False
     entropy: str = "autoregressive"
     entropy_hidden: int | None = None
 

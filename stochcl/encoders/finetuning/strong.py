@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from stochcl.encoders.devices import to_device
 from stochcl.encoders.finetuning.operations import OPERATIONS, apply_each
 from stochcl.encoders.keyed import keyed_uniform
 
@@ -74,7 +75,7 @@ class StrongAugmentation:
         """
         drawn = keyed_uniform(keys, seed, stream, _COLUMNS + 2 * self.operations)
         chosen = (drawn[:, _COLUMNS::2] * len(OPERATIONS)).long()
-        u = drawn.to(images.device, non_blocking=True)
+        u = to_device(drawn, images.device)
         grid = functional.affine_grid(self._window(u, images.shape[-1]), [len(u), 3, self.size, self.size], False)
         views = functional.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
         for i in range(self.operations):

@@ -73,6 +73,8 @@ class TrainOptions:
         auto, cpu, cuda...
     devices : int
         How many of these train together, each in a process of its own; torchrun says so itself.
+    compile : bool
+        Whether torch.compile makes the backbone's kernels; on a machine with a compiler, and for long runs.
     entropy : str
         autoregressive (a network is fitted to the codes at the end, in a tenth of ``max_time`` at most, and kept
         where it saves anything) or independent.
@@ -104,6 +106,7 @@ class TrainOptions:
     precision: str = "bf16"
     device: str = "auto"
     devices: int = 1
+    compile: bool = False
     entropy: str = "autoregressive"
     entropy_hidden: int | None = None
 

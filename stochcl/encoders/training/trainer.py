@@ -16,6 +16,7 @@ from stochcl.encoders.augment import Augmentation
 from stochcl.encoders.averaging import Averaged
 from stochcl.encoders.checkpoint import load_checkpoint, save_checkpoint
 from stochcl.encoders.codetables import fit_tables
+from stochcl.encoders.devices import Pixels, Watch, to_device
 from stochcl.encoders.distributed import anywhere, averaged, from_first, processes, rank
 from stochcl.encoders.fitting import Fitting
 from stochcl.encoders.keyed import as_words, keyed_uniform
@@ -47,7 +48,16 @@ _CLEAN = 4  # one image of so many is seen as it is, too
 _LARGEST_GRADIENT = 5.0
 _MEASURING, _SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
 # May change when a run is resumed:
-_NOT_OF_THE_STEPS = ("epochs", "max_time", "device", "devices", "entropy", "entropy_hidden", "latent_steps")
+_NOT_OF_THE_STEPS = (
+    "epochs",
+    "max_time",
+    "device",
+    "devices",
+    "compile",
+    "entropy",
+    "entropy_hidden",
+    "latent_steps",
+)
 
 
 class Trainer:
@@ -125,7 +135,10 @@ class Trainer:
         self.step, self.before, self.whole = 0, 0.0, True  # whole: not in the middle of a step
         if checkpoint.exists():
             self._restore()
+        if options.compile:
+            self.encoder.backbone.compile(dynamic=False)
         self._loss = self.runtime.prepare(self.loss)
+        self.pixels, self.watch = Pixels(data.train, self.device), Watch(self.device)
         self.started = self.saved = self.measured = time.monotonic()
         self.measure_after = _SOONEST
         self.fraction = self._fraction()
@@ -172,6 +185,7 @@ class Trainer:
             "beta": self.controller.beta,
             "options": self._identity(),
         }
+        self.watch.check()
         if self.runtime.first:
             save_checkpoint(self.checkpoint_path, self._modules(), self.optimizer, state)
         self.saved = time.monotonic()
@@ -258,7 +272,7 @@ class Trainer:
             for i in range(first, self.steps_per_epoch):
                 # Every so many, so that each process has as many of the first ones of a batch, which are seen clean.
                 rows = order[i * self.batch : (i + 1) * self.batch][rank() :: processes()]
-                yield rows, torch.from_numpy(rows + n * epoch).to(self.device)
+                yield rows, to_device(torch.from_numpy(rows + n * epoch), self.device)
                 if self.fraction >= 1:
                     return
 
@@ -273,15 +287,15 @@ class Trainer:
         self.runtime.backward(losses.total)
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), _LARGEST_GRADIENT)
         told = Losses(*averaged(torch.stack(losses)))
-        # At every step, and before the weights change: neither a checkpoint nor a model may be made of what follows.
-        if not math.isfinite(float(told.total) + float(norm)):
-            raise TrainingError(f"the loss is not finite at step {self.step + 1:,}; try a lower learning rate.")
+        # At every step, or before anything is saved: neither a checkpoint nor a model may be made of what follows.
+        self.watch.see(told.total + norm, self.step + 1)
         self.optimizer.step()
         self.step += 1
         self.loss.step(self.fraction)
         if self.average:
             self.average.update(self.encoder, self.step)
-        self.controller.update(float(told.rate))
+        if self.controller.target is not None:  # a number has to be waited for
+            self.controller.update(float(told.rate))
         self.whole = True
         self.fraction = self._fraction()
         if self.step % self.log_every == 0 or self.step == 1:
@@ -293,7 +307,7 @@ class Trainer:
         seed, model = self.options.seed, self.encoder
         # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
         torch.manual_seed((seed * 1_000_003 + self.step * processes() + rank()) % (1 << 63))
-        images = torch.from_numpy(self.data.train[rows]).to(self.device).permute(0, 3, 1, 2)
+        images = self.pixels.take(rows)
         views = torch.cat([self.augmentation(images, keys, seed, s) for s in (_FIRST_VIEW, _SECOND_VIEW)])
         noise = keyed_uniform(keys, seed, _LATENTS, 2 * POSTERIORS[model.config.posterior].noise(model.config))
         rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
