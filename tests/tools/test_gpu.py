@@ -114,6 +114,20 @@ def test_training_goes_on_from_a_checkpoint_that_travelled(tool, tmp_path, momen
     assert all(tensor.isfinite().all() for tensor in second.encoder.state_dict().values())
 
 
+def test_a_file_larger_than_a_load_is_spread_over_several(files, tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"a" * 1000)
+    large = files / "large.safetensors"
+    given = ["--data", tmp_path / "a.zip", "--checkpoints", files, "--no-wheels", "--limit-mib", "0.1"]
+    call("pack.py", "-o", tmp_path / "loads", *given)
+    loads = sorted((tmp_path / "loads").iterdir())
+    assert len(loads) == 4
+    for load in loads:
+        assert sum(p.stat().st_size for p in load.iterdir() if p.name != "manifest.json") <= 0.1 * 2**20
+    call("unpack.py", *loads, "-o", tmp_path / "work", "--results", tmp_path / "results-again")
+    assert (tmp_path / "results-again" / "large.safetensors").read_bytes() == large.read_bytes()
+    assert (tmp_path / "work" / "data" / "a.zip").read_bytes() == b"a" * 1000
+
+
 def write_list(path, *jobs):
     lines = []
     for job in jobs:

@@ -19,12 +19,14 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from parts import write_parts
+from parts import LIMIT, write_manifest, write_parts
 from shrinking import shrink
 
 ROOT = Path(__file__).parent.parent.parent
 _COMES_WITH_TORCH = ("torch",)
+_PLATFORMS = [f"manylinux{version}_x86_64" for version in ("_2_28", "_2_27", "_2_24", "_2_17", "2014")]
 _LEFT_OUT = ("tests", "examples", "benchmarks/results", "stochcl/models/*.safetensors")
 
 
@@ -56,12 +58,13 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def fetch_wheels(folder: Path, python_version: str | None, platform: str) -> None:
+def fetch_wheels(folder: Path, python_version: str | None, platforms: list[str]) -> None:
     """Download wheels, from wherever pip is set up to take them."""
     pins = [f"{name}=={version}" for name, version in sorted(wanted().items())]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), "-q"]
     if python_version:
-        command += ["--python-version", python_version, "--platform", platform, "--implementation", "cp"]
+        command += ["--python-version", python_version, "--implementation", "cp"]
+        command += [word for platform in platforms for word in ("--platform", platform)]
     subprocess.run([*command, *pins], check=True)
 
 
@@ -98,20 +101,23 @@ def gather(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     return files
 
 
-def loads(files: dict[str, Path], limit: float) -> list[dict[str, Path]]:
-    """Distribute files over as few loads as their order allows, each of at most so many bytes."""
-    found: list[dict[str, Path]] = []
-    room = 0.0
-    for name, path in sorted(files.items(), key=lambda item: (not item[0].startswith("wheels"), item[0])):
-        size = path.stat().st_size
-        if size > limit:
-            sys.exit(f"{name}: its {size / 2**20:.1f} MiB are more than a load of {limit / 2**20:.1f} MiB; "
-                     "see --moments and --limit-mib.")  # fmt: skip
-        if size > room:
-            found.append({})
-            room = limit
-        found[-1][name] = path
-        room -= size
+def distribute(entries: list[dict[str, Any]], limit: float) -> list[tuple[list[dict[str, Any]], list[str]]]:
+    """Return, for each load of at most so many bytes, what its manifest lists and the parts that it holds.
+
+    A file that is larger than a load is spread over several, and listed in the one that has its last part.
+    """
+    found: list[tuple[list[dict[str, Any]], list[str]]] = []
+    room = -1.0
+    for entry in sorted(entries, key=lambda entry: (not entry["name"].startswith("wheels"), entry["name"])):
+        together = entry["bytes"] <= limit
+        for i, part in enumerate(entry["parts"]):
+            size = entry["bytes"] if together else part["bytes"]
+            if size > room and not (together and i):
+                found.append(([], []))
+                room = limit
+            found[-1][1].append(part["name"])
+            room -= part["bytes"]
+        found[-1][0].append(entry)
     return found
 
 
@@ -122,19 +128,26 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="results of an earlier lease")
     parser.add_argument("--moments", default="second", help="of checkpoints' optimizers: none, second, all")
     parser.add_argument("--python-version", help="of the machine's Python, where it is not this one's: 3.12")
-    parser.add_argument("--platform", default="manylinux2014_x86_64")
+    parser.add_argument("--platform", nargs="+", default=_PLATFORMS, help="of the machine, as wheels name it")
     parser.add_argument("--checkout", action="store_true", help="take the committed files along")
     parser.add_argument("--no-wheels", action="store_true")
     parser.add_argument("--limit-mib", type=float, default=60.0, help="of a load; 60 by default")
     options = parser.parse_args()
     shutil.rmtree(options.output, ignore_errors=True)
+    limit = options.limit_mib * 2**20
     with tempfile.TemporaryDirectory() as name:
-        for i, files in enumerate(loads(gather(options, Path(name)), options.limit_mib * 2**20), start=1):
-            folder = options.output / f"load-{i}"
-            manifest = write_parts(files, folder)
-            print(f"{folder}: {sum(f['bytes'] for f in manifest['files']) / 2**20:.1f} MiB")
-            for entry in manifest["files"]:
-                print(f"  {entry['bytes'] / 2**20:7.2f} MiB {entry['name']}")
+        staged = options.output / "staged"
+        manifest = write_parts(gather(options, Path(name)), staged, min(LIMIT, options.limit_mib))
+    for i, (entries, parts) in enumerate(distribute(manifest["files"], limit), start=1):
+        folder = options.output / f"load-{i}"
+        folder.mkdir()
+        for part in parts:
+            (staged / part).rename(folder / part)
+        write_manifest(entries, folder)
+        print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 2**20:.1f} MiB")
+        for entry in entries:
+            print(f"  {entry['bytes'] / 2**20:7.2f} MiB {entry['name']}")
+    shutil.rmtree(staged)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ def write_parts(files: dict[str, Path], folder: Path, limit_mib: float = LIMIT) 
         entries.append({
             "name": name, "bytes": sum(part["bytes"] for part in parts), "sha256": whole.hexdigest(), "parts": parts
         })  # fmt: skip
+    return write_manifest(entries, folder)
+
+
+def write_manifest(entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Write a folder's manifest, complete or not at all, and return it."""
     manifest = {"schema": SCHEMA, "files": entries}
     partial = folder / (MANIFEST + ".partial")
     partial.write_text(json.dumps(manifest, indent=1) + "\n")
