@@ -131,12 +131,14 @@ def score(
 
 def read_labelled(
     config: EncoderConfig, sources: Sequence[ImageSource], label: Callable[[str], str], *, hold_out: int = 0,
-    workers: int = 1,
+    workers: int = 1, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
     """Decode labelled images to an encoder's size."""
     from stochcl.encoders.imageset import read_images
 
-    return read_images(sources, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers, label=label)
+    return read_images(
+        sources, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers, label=label, cache=cache
+    )
 
 
 class _Stored(NamedTuple):

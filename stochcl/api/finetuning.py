@@ -81,6 +81,7 @@ def finetune(
     preset: str | None = None,
     hold_out: int = 0,
     workers: int = 1,
+    cache: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
@@ -111,6 +112,8 @@ def finetune(
         Images of each class of each source that are kept from training, and measured on.
     workers : int
         Decoding threads.
+    cache : path-like, optional
+        A folder where decoded training images are kept, to be mapped rather than held in memory.
     log : path-like, optional
         A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise.
     resume, force : bool
@@ -149,7 +152,9 @@ def finetune(
     opened = [_images(path) for path in sources]
     label = labeller(opened, labels)
     unseen = [] if test is None else labels_of(_images(test), test_labels or labels)
-    data = read_labelled(base.encoder.config, opened, label, hold_out=hold_out, workers=workers)
+    data = read_labelled(
+        base.encoder.config, opened, label, hold_out=hold_out, workers=workers, cache=Path(cache) if cache else None
+    )
     classes = classes_of(data)
     class_indices(unseen, classes)  # what is wrong with test images is said before hours of training
     if not resume:  # only now, when nothing in the request is wrong: somebody trained for it

@@ -54,6 +54,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--seed", type=click.IntRange(0), help="Of everything random.  [default: 0]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images.")
 @click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep decoded training images there, mapped, rather than in memory; the next run finds them.",
+)
+@click.option(
     "--log", type=_PATH, help="Append figures to this file: a table if it ends in .csv, else one JSON object a line."
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted run.")

@@ -96,7 +96,7 @@ class CodesStream(IterableDataset[Any]):
         return sum(map(len, self._chunks(0, 1)))
 
     def batches(self, workers: int = 0) -> int:
-        """Return how many batches this rank gives in the epoch with so many workers; the last of each may be small."""
+        """Return how many batches this rank gives in the epoch with so many workers; each one's last may be small."""
         parts = max(1, workers)
         size = self._batch_size or 1
         return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))

@@ -137,6 +137,13 @@ def test_the_result_is_a_model_whose_tables_fit_its_codes(tuned, base, photos):
     assert not path.with_name(path.name + ".checkpoint").exists()
 
 
+def test_a_cache_of_decoded_images_changes_nothing(base, photos, out, tmp_path):
+    memory = finetuning.finetune(base, [photos], out, **FAST)
+    mapped = finetuning.finetune(base, [photos], tmp_path / "mapped.safetensors", cache=tmp_path / "cache", **FAST)
+    assert mapped.sha256 == memory.sha256
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_a_result_may_be_scored_again_and_tuned_again(tuned, unseen, out):
     path, report = tuned
     assert score(path, unseen, device="cpu") == report.test
