@@ -190,6 +190,13 @@ def test_a_job_s_time_ends_it_with_an_interruption_and_it_goes_on_the_next_time(
     assert states(out) == {"long": "done"}
 
 
+def test_a_job_that_keeps_time_itself_stops_before_it_is_interrupted(tool, tmp_path):
+    jobs = tool("jobs")
+    job = jobs.Job("a", "x {minutes}", 10, "r")
+    words = [jobs.Runner([job], tmp_path, tmp_path, None).words(job, seconds)[1] for seconds in (600, 60)]
+    assert words == ["9.50", "0.80"]
+
+
 @pytest.mark.parametrize(
     ("job", "said"),
     [

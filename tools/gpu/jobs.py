@@ -93,7 +93,7 @@ class Runner:
         resume = bool(job.checkpoint) and (self.out / job.checkpoint).exists()
         known = {
             "python": sys.executable, "tools": str(Path(__file__).parent), "data": str(self.data),
-            "out": str(self.out), "minutes": f"{max(seconds, 6) / 60:.2f}", "cores": str(os.cpu_count() or 1),
+            "out": str(self.out), "minutes": f"{_own(seconds) / 60:.2f}", "cores": str(os.cpu_count() or 1),
         }  # fmt: skip
         words = []
         for word in shlex.split(job.command):
@@ -128,6 +128,14 @@ class Runner:
         partial = self.out / "jobs.json.partial"
         partial.write_text(json.dumps({"finished": finished, "jobs": self.states}, indent=1) + "\n")
         partial.replace(self.out / "jobs.json")
+
+
+def _own(seconds: float) -> float:
+    """Return after what time a job that keeps time itself is to stop: early enough not to be interrupted twice.
+
+    A second interruption, in the middle of writing a checkpoint, would leave an earlier one.
+    """
+    return max(seconds - _GRACE / 2, 0.8 * seconds)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> bool:
