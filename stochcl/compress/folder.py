@@ -43,7 +43,7 @@ def open_archive(
     SourceError, FormatError
         As :class:`Archive` and :class:`FolderArchive` do.
     """
-    if isinstance(path, str | os.PathLike) and Path(path).is_dir():
+    if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises at long names
         return FolderArchive(path, tables=tables)
     return Archive(path, tables=tables)
 

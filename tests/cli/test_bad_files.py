@@ -108,6 +108,10 @@ ARCHIVES = {
     "damaged at the very end": (flipped(lambda data: len(data) - 3), f"; {AGAIN}"),
 }
 READERS = ["info", "verify", "decompress", "evaluate"]
+NO_MANIFEST = (
+    "this folder has no manifest.json: it is not a folder of codes, or compressing to it was not finished; run the "
+    "command that began it again."
+)
 
 
 def reading(command, path, tmp_path):
@@ -144,7 +148,7 @@ def test_damage_among_the_codes_is_found_where_they_are_read(run, refused, codes
 def test_no_archive_is_there(refused, tmp_path, command):
     for path, message in [
         (tmp_path / "nowhere.bin", "there is no such file."),
-        (tmp_path, "it cannot be read: is a directory."),
+        (tmp_path, NO_MANIFEST),
         (tmp_path / ("x" * 300), "it cannot be read: file name too long."),
     ]:
         assert refused(*reading(command, path, tmp_path)) == f"{path}: {message}"
