@@ -244,7 +244,11 @@ def test_from_packing_to_the_table(tmp_path, monkeypatch):
     write_zip(tmp_path / "test.zip", 4, 1)
     call("pack.py", "-o", "loads", "--data", "train.zip", "test.zip", "--no-wheels", "--limit-mib", "0.05")
     loads = sorted(Path("loads").iterdir())
-    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "STOCHCL_DATA": str(tmp_path / "other"),
+    }
     begin = ["sh", TOOLS / "start.sh", *loads, "--", TOOLS / "jobs" / "dry-run.toml", "results", "5"]
     subprocess.run(begin, check=True, env=environment, capture_output=True)
     said = call("wait.py", "results", "--seconds", "120", "--every", "0.5", "--export", "exported")

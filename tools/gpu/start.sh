@@ -17,6 +17,7 @@ mkdir -p "$results"
 # shellcheck disable=SC2086
 [ -z "$loads" ] || "$python" "$here/unpack.py" $loads -o "$work" --results "$results"
 export PYTHONPATH="$here/../..:$work/site${PYTHONPATH:+:$PYTHONPATH}"
+if [ -d "$work/data" ]; then STOCHCL_DATA=$work/data; fi # what came along, not what this machine has besides
 export STOCHCL_DATA="${STOCHCL_DATA:-$work/data}"
 setsid "$python" "$here/jobs.py" "$jobs" -o "$results" --data "$STOCHCL_DATA" --minutes "$minutes" \
     >>"$results/runner.log" 2>&1 </dev/null &
