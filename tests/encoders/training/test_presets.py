@@ -4,7 +4,8 @@ from stochcl.encoders.training.options import options_from
 from stochcl.encoders.training.presets import load_preset, preset_names, preset_text
 from stochcl.errors import UsageError
 
-NAMES = ("cifar10-resnet50", "digits", "imagenet-resnet50", "tiny-imagenet-resnet18")
+NAMES = ("cifar10-resnet50", "digits", "imagenet-resnet50", "keep-position", "tiny-imagenet-resnet18")
+FOR_A_GPU = ("cifar10-resnet50", "imagenet-resnet50", "tiny-imagenet-resnet18")
 
 
 def test_there_are_these():
@@ -21,9 +22,14 @@ def test_each_makes_sense_and_says_in_words_what_it_is_for(name):
     text = preset_text(name)
     assert text.startswith("# ")
     assert f"--preset {name}" in text
-    if name != "digits":
+    if name in FOR_A_GPU:
         assert config.backbone == name.rpartition("-")[2]
         assert "has not been run yet" in text
+
+
+def test_the_one_that_keeps_position_shows_whole_images_as_they_are():
+    config, options = options_from(load_preset("keep-position"))
+    assert (options.crop, options.area, options.flip) == (config.size, 1.0, False)
 
 
 def test_layers_are_lists_in_the_file(tmp_path):
