@@ -98,6 +98,10 @@ class Plan:
         """Return where a shard goes."""
         return Path(self.folder, f"shard-{number:0{max(5, len(str(self.shards - 1)))}}.bin")
 
+    def work(self, name: str) -> Path:
+        """Return a folder for what is of no use after the run, which removes it."""
+        return Path(self.folder, f"{_WORK}{name}")
+
 
 def compress_to_folder(
     codec: Codec,

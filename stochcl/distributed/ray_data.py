@@ -15,12 +15,16 @@ from stochcl.api.encoding import listing
 from stochcl.api.shards import make_shard, open_of
 from stochcl.compress.manifest import Shard
 from stochcl.data import printable
-from stochcl.errors import MissingExtraError, SourceError, StochclError, UsageError
+from stochcl.data.files import why
+from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stochcl.api.shards import Made, Plan, Source
+
+MOST_TRIES = 5
+"""Workers that a shard may lose before it is given up; a machine that leaves takes one from each of its shards."""
 
 
 def need_ray() -> None:
@@ -63,15 +67,47 @@ class ShardWorker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Make the shards of the numbers in a batch; the answer is JSON."""
-        answers = []
-        for number in batch["number"]:
-            try:
-                codec, source = self._ready()
-                shard, skipped = make_shard(self._plan, int(number), codec, source)
-                answers.append(json.dumps({"shard": vars(shard), "skipped": skipped}))
-            except StochclError as exc:
-                answers.append(json.dumps({"error": type(exc).__name__, "message": str(exc)}))
-        return {"number": batch["number"], "made": answers}
+        return {"number": batch["number"], "made": [self._answer(int(number)) for number in batch["number"]]}
+
+    def _answer(self, number: int) -> str:
+        try:
+            count_try(self._plan, number)
+            shard, skipped = self.make(number)
+        except StochclError as exc:
+            return json.dumps({"error": type(exc).__name__, "message": str(exc)})
+        return json.dumps({"shard": vars(shard), "skipped": skipped})
+
+    def make(self, number: int) -> Made:
+        """Make the shard of this number."""
+        codec, source = self._ready()
+        return make_shard(self._plan, number, codec, source)
+
+
+def count_try(plan: Plan, number: int) -> None:
+    """Take down, where it outlives this process, that a shard is begun; refuse one that keeps killing who begins it.
+
+    Ray would have it tried again without end.
+
+    Raises
+    ------
+    SourceError
+        If it was begun so often before in this run, and whoever did is gone.
+    """
+    path = plan.work("tries") / plan.file(number).stem
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            tries = file.tell()
+            file.write(b".")
+    except OSError as exc:
+        raise OutputError(f"{printable(path)}: it cannot be written: {why(exc)}.") from exc
+    if tries >= MOST_TRIES:
+        rows = plan.rows(number)
+        raise SourceError(
+            f"{printable(plan.file(number))}: {tries} workers died, one after the other, making this shard of images "
+            f"{rows.start:,} to {rows.stop - 1:,}: one of them may take more memory than there is, or crash its "
+            "decoder. Take fewer --workers, or find it with --engine local; shards that are complete are kept."
+        )
 
 
 def run_on_ray(
@@ -79,8 +115,8 @@ def run_on_ray(
 ) -> Iterator[tuple[int, Made]]:
     """Make shards on a cluster, and yield each when it is done, in whatever order.
 
-    A worker that dies, or its machine, loses the shard that it was at; Ray Data has another make it anew, as often as
-    need be.
+    A worker that dies, or its machine, loses the shard that it was at; Ray Data has another make it anew, until it
+    has cost :data:`MOST_TRIES`.
 
     Raises
     ------

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import stochcl
 from stochcl.distributed import compress_folder
-from stochcl.distributed.ray_data import ShardWorker, _read, need_ray
+from stochcl.distributed.ray_data import MOST_TRIES, ShardWorker, _read, need_ray
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
 from tests.making import json_of, process
 
@@ -107,6 +108,71 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr("stochcl.distributed.ray_data.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"^--engine ray needs Ray; install it with: pip install .*ray.*\.$"):
         need_ray()
+
+
+def test_a_shard_that_kills_every_worker_is_given_up(images, model, codec, tmp_path):
+    """As Ray does it: who dies answers nothing, and the next worker is asked."""
+    from stochcl.api.encoding import CompressOptions
+    from stochcl.api.shards import compress_to_folder
+
+    died = []
+
+    class Dying(ShardWorker):
+        def make(self, number):
+            if number == 1:
+                died.append(number)
+                raise KeyboardInterrupt
+            return super().make(number)
+
+    def run(plan, numbers, codec, source):
+        for number in numbers:
+            answer = None
+            while answer is None:
+                with suppress(KeyboardInterrupt):
+                    answer = Dying(plan)({"number": np.array([number])})
+            yield number, _read(answer["made"][0])
+
+    out = tmp_path / "codes"
+    with pytest.raises(SourceError, match=r"shard-00001\.bin: 5 workers died, .* of images 20 to 39: "):
+        compress_to_folder(codec, [images], out, CompressOptions(), model=str(model), shard_images=20, run=run)
+    assert len(died) == MOST_TRIES
+    assert (out / "shard-00000.bin").exists()
+    report = compress_to_folder(
+        codec, [images], out, CompressOptions(), model=str(model), shard_images=20, run=through_workers
+    )
+    assert report.images == 42  # the next run counts anew, and leaves nothing of it
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+@with_ray
+def test_ray_stops_where_a_shard_kills_every_worker(images, model, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"""
+import os, signal, stochcl
+from stochcl.distributed import compress_folder, ray_data
+
+class Dying(ray_data.ShardWorker):
+    def __call__(self, batch):
+        ray_data.MOST_TRIES = 2  # starting a worker takes seconds
+        return super().__call__(batch)
+
+    def make(self, number):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().make(number)
+
+ray_data.ShardWorker = Dying
+model, images, out = {[str(model), str(images), str(tmp_path / "codes")]!r}
+codec = stochcl.load(model, device="cpu")
+compress_folder(codec, images, out, model=model, engine="ray", shard_images=20, workers=1)
+"""
+    )
+    result = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=180, check=False, cwd=ROOT
+    )
+    assert result.returncode == 1
+    assert "shard-00001.bin: 2 workers died" in result.stderr.splitlines()[-1]
 
 
 @with_ray
