@@ -1,7 +1,8 @@
 """Train new latents on a finished network: head, prior, decoder and tables of another code; the backbone stays.
 
     python tools/refit_latents.py MODEL SOURCE... -o OUTPUT --rate BITS [--posterior FAMILY] [--latents D]
-        [--alphabet K] [--hold-out 20] [--steps 3000] [--seed 0]
+        [--ladder D1,D2,...,D] [--alphabet K] [--pooling mean|stages] [--hold-out 20] [--steps 3000]
+        [--precision fp32|bf16] [--seed 0]
 
 It is the last stage of ``stochcl train`` (docs/TRAINING.md, "The latents"), on images of SOURCE and on the same
 images shrunk and enlarged again, since a user's images are of all sizes.
@@ -14,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stochcl.data import Preprocess, open_source, printable
@@ -27,6 +29,16 @@ from stochcl.encoders.training import TrainOptions
 from stochcl.encoders.training.finish import train_latents
 
 CPU = torch.device("cpu")
+MEASURED = 20_000  # images that the features' mean and variance are taken from
+
+
+def measure_features(encoder: Encoder, images: np.ndarray, precision: str) -> None:
+    """Bring features that the network was not trained with to zero mean and unit variance over images."""
+    encoder.norm.running_mean.zero_()
+    encoder.norm.running_var.fill_(1)
+    found = encode_images(encoder, images, CPU, precision=precision).features
+    encoder.norm.running_mean.copy_(torch.from_numpy(found.mean(axis=0, dtype=np.float64)))
+    encoder.norm.running_var.copy_(torch.from_numpy(found.var(axis=0, dtype=np.float64)))
 
 
 def main() -> None:
@@ -36,24 +48,33 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--rate", type=float, required=True, help="Bits per image of the full code.")
     parser.add_argument("--posterior", default="gaussian")
+    parser.add_argument("--ladder", help="Nested prefixes, D1,D2,...; powers of two from 8 by default.")
+    parser.add_argument("--pooling", help="What the features are; as MODEL has it by default.")
+    parser.add_argument("--precision", default="fp32", help="Of the network's arithmetic.")
     for name, value in (("latents", 256), ("alphabet", 16), ("hold-out", 0), ("steps", 3000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} by default")
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
     loaded = load_model(options.model)
+    ladder = tuple(map(int, options.ladder.split(","))) if options.ladder else default_ladder(options.latents)
     shape = {"posterior": options.posterior, "latents": options.latents, "alphabet": options.alphabet}
     config = replace(
-        loaded.encoder.config, **shape, ladder=default_ladder(options.latents), embedding=0, temperature=1.0,
-        entropy="independent", entropy_hidden=0,
+        loaded.encoder.config, **shape, ladder=ladder, embedding=0, temperature=1.0,
+        entropy="independent", entropy_hidden=0, pooling=options.pooling or loaded.encoder.config.pooling,
     )  # fmt: skip
     encoder = Encoder(config).eval()
     encoder.backbone.load_state_dict(loaded.encoder.backbone.state_dict())
-    encoder.norm.load_state_dict(loaded.encoder.norm.state_dict())
     sources = [open_source(path) for path in options.sources]
     data = read_images(sources, Preprocess(config.size, config.fit), hold_out=options.hold_out, workers=2)
     print(f"{len(data.train):,} images, {len(data.held):,} held out", flush=True)
-    settings = TrainOptions(rate=options.rate, latent_steps=options.steps, seed=options.seed)
+    if config.pooling == loaded.encoder.config.pooling:
+        encoder.norm.load_state_dict(loaded.encoder.norm.state_dict())
+    else:
+        measure_features(encoder, data.train[:: max(1, len(data.train) // MEASURED)], options.precision)
+    settings = TrainOptions(
+        rate=options.rate, latent_steps=options.steps, seed=options.seed, precision=options.precision
+    )
     told = time.monotonic()
 
     def report(progress: object) -> None:

@@ -109,7 +109,8 @@ class ModelInfo:
         config = self.config
         if config.columns or config.backbone.startswith("timm:"):
             return config.backbone
-        return f"{config.backbone} of width {config.width}, {config.stem} stem"
+        pooled = ", all four stages pooled" if config.pooling == "stages" else ""
+        return f"{config.backbone} of width {config.width}, {config.stem} stem{pooled}"
 
     def _code(self) -> str:
         config = self.config

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.data.preprocess import FITS, MAX_SIZE
-from stochcl.encoders.backbones import STEMS, check_backbone, feature_width
+from stochcl.encoders.backbones import POOLINGS, STEMS, check_backbone, feature_width
 from stochcl.encoders.entropy import MAX_HIDDEN
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import UsageError
@@ -34,7 +34,10 @@ CLASSIFIES = ("vectors", "features")
 MAX_CLASSES = 100_000
 """Most classes of a classifier."""
 
-_NAMED = {"stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES}
+_NAMED = {
+    "stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES,
+    "pooling": POOLINGS,
+}  # fmt: skip
 _EMBEDDING = 8
 
 
@@ -97,6 +100,8 @@ class EncoderConfig:
         What the classifier of a fine-tuned encoder tells apart, in the order of its rows; none where there is none.
     classifies : str
         What that classifier reads: the vectors that codes decode to, or the features before the latents.
+    pooling : str
+        Of a residual network: what its features are, the mean of the last stage or of all four side by side.
 
     Raises
     ------
@@ -123,6 +128,7 @@ class EncoderConfig:
     temperature: float = 1.0
     classes: tuple[str, ...] = ()
     classifies: str = "vectors"
+    pooling: str = "mean"
 
     def __post_init__(self) -> None:
         if not self.ladder:

@@ -119,7 +119,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = make_backbone(config.backbone, width=config.width, stem=config.stem)
+        self.backbone = make_backbone(config.backbone, width=config.width, stem=config.stem, pooling=config.pooling)
         features = self.backbone.features
         self.norm = Standardise(features) if config.columns else nn.BatchNorm1d(features, affine=False)
         self.head = _head(features, config)

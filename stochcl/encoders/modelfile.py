@@ -34,6 +34,7 @@ _LATER = (
     "temperature",
     "classes",
     "classifies",
+    "pooling",
 )  # fields that the first models had not
 
 

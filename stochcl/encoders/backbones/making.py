@@ -72,26 +72,30 @@ def check_backbone(name: str) -> None:
     raise UsageError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and features:W.")
 
 
-def make_backbone(name: str, *, width: int = 64, stem: str = "imagenet") -> ResNet | TimmBackbone | Features:
+def make_backbone(
+    name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean"
+) -> ResNet | TimmBackbone | Features:
     """Return a fresh backbone; its ``features`` says how wide its features are.
 
     Parameters
     ----------
     name : str
         ``resnet10|18|34|50``, ``timm:NAME`` or ``features:W``.
-    width, stem
+    width, stem, pooling
         Of residual networks, see :class:`~stochcl.encoders.backbones.resnet.ResNet`.
 
     Raises
     ------
     UsageError
-        If there is no such backbone.
+        If there is no such backbone, or it has one way of pooling and another is asked for.
     MissingExtraError
         If it needs timm, and timm is not installed.
     """
     check_backbone(name)
+    if name in BACKBONES:
+        return ResNet(name, width=width, stem=stem, pooling=pooling)
+    if pooling != "mean":
+        raise UsageError(f"the backbone {name} has no stages to pool; {pooling} is for {', '.join(BACKBONES)}.")
     if columns := feature_width(name):
         return Features(columns)
-    if name.startswith(PREFIX):
-        return TimmBackbone(name.removeprefix(PREFIX))
-    return ResNet(name, width=width, stem=stem)
+    return TimmBackbone(name.removeprefix(PREFIX))

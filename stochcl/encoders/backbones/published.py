@@ -200,9 +200,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def _load_statistics(encoder: Encoder, tensors: dict[str, Tensor]) -> set[str]:
-    """Load the statistics of a stochcl model's features, and return their names in the file."""
+    """Load the statistics of a stochcl model's features, and return their names in the file; none of others."""
     state = encoder.norm.state_dict()
     names = {f"norm.{name}" for name in ("running_mean", "running_var")} & set(tensors)
+    names = {name for name in names if tensors[name].shape == state[name.removeprefix("norm.")].shape}
     encoder.norm.load_state_dict(state | {name.removeprefix("norm."): tensors[name] for name in names})
     return names
 

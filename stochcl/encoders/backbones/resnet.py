@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from stochcl.errors import UsageError
@@ -83,6 +84,10 @@ STEMS = ("imagenet", "small")
 """First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's); 3 x 3 by 1 for images of 32 to 64 pixels."""
 
 
+POOLINGS = ("mean", "stages")
+"""What features are: the last stage's mean over places, or those of all four stages side by side."""
+
+
 class ResNet(nn.Module):
     """A residual network without its classifier: images to pooled features.
 
@@ -94,19 +99,24 @@ class ResNet(nn.Module):
         Channels of the first stage; 64 is torchvision's. Each of the three later stages doubles it.
     stem : str
         One of ``STEMS``.
+    pooling : str
+        One of ``POOLINGS``. What training without labels makes invariant is the last stage; earlier stages still tell
+        apart what it has given up, so all four together suit tasks that nobody has thought of yet.
 
     Raises
     ------
     UsageError
-        If there is no such backbone or stem.
+        If there is no such backbone, stem or pooling.
     """
 
-    def __init__(self, name: str, *, width: int = 64, stem: str = "imagenet") -> None:
+    def __init__(self, name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean") -> None:
         super().__init__()
         if name not in BACKBONES:
             raise UsageError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}.")
         if stem not in STEMS:
             raise UsageError(f"there is no stem {stem!r}; there are {', '.join(STEMS)}.")
+        if pooling not in POOLINGS:
+            raise UsageError(f"there is no pooling {pooling!r}; there are {', '.join(POOLINGS)}.")
         shape = BACKBONES[name]
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
@@ -116,7 +126,7 @@ class ResNet(nn.Module):
             self.maxpool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        inputs = width
+        inputs, widths = width, []
         for stage, depth in enumerate(shape.depths):
             blocks = []
             for i in range(depth):
@@ -124,7 +134,9 @@ class ResNet(nn.Module):
                 inputs = (width << stage) * shape.block.expansion
                 blocks.append(block)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.features = inputs
+            widths.append(inputs)
+        self.pooled = range(4 if pooling == "mean" else 1, 5)
+        self.features = sum(widths[stage - 1] for stage in self.pooled)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -132,6 +144,9 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        means = []
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
-        return x.mean(dim=(2, 3))
+            if stage in self.pooled:
+                means.append(x.mean(dim=(2, 3)))
+        return torch.cat(means, dim=1) if len(means) > 1 else means[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,11 +62,12 @@ def train_latents(
     order = np.random.default_rng(options.seed).permutation(len(data.train))
     images = data.train[np.sort(order[:_MOST_IMAGES])]
     held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
-    features, kept = (encode_images(encoder, part, device).features for part in (images, held))
+    encode = partial(encode_images, encoder, device=device, precision=options.precision)
+    features, kept = (encode(part).features for part in (images, held))
     networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
     if networked:
         # What is asked of a code is asked of small images, too: they come enlarged, and lack fine detail.
-        small = encode_images(encoder, smaller_images(images, options.seed), device).features
+        small = encode(smaller_images(images, options.seed)).features
         features = np.concatenate([features, small])
     views = _view_features(encoder, held, augmentation, options.seed, device)
     settings = LatentOptions(

@@ -11,6 +11,13 @@ def test_residual_networks_get_their_width_and_stem():
     assert (backbone.features, backbone.conv1.kernel_size) == (32, (3, 3))
 
 
+@pytest.mark.parametrize("name", ["features:7", "timm:vit_small"])
+def test_stages_are_pooled_where_there_are_stages(name):
+    assert make_backbone("resnet18", width=4, pooling="stages").features == 60
+    with pytest.raises(UsageError, match=f"the backbone {name} has no stages to pool; stages is for resnet10"):
+        make_backbone(name, pooling="stages")
+
+
 def test_vectors_are_their_own_features():
     backbone = make_backbone("features:7")
     assert isinstance(backbone, Features)

@@ -95,6 +95,16 @@ def test_a_model_of_ours_brings_the_statistics_of_its_features(tmp_path):
     assert not any(name.startswith(("norm.", "backbone.")) for name in report.unused)
 
 
+def test_statistics_of_other_features_stay_behind(tmp_path):
+    theirs, made = encoder(seed=1), encoder(seed=2, pooling="stages")
+    before = made.norm.running_var.clone()
+    save_model(theirs, tmp_path / "m.safetensors", {})
+    report = init_backbone(made, tmp_path / "m.safetensors")
+    assert torch.equal(made.norm.running_var, before)
+    assert {"norm.running_mean", "norm.running_var"} <= set(report.unused)
+    assert torch.equal(made.backbone.conv1.weight, theirs.backbone.conv1.weight.half().float())
+
+
 @pytest.mark.parametrize(
     ("theirs", "said"),
     [

@@ -113,6 +113,21 @@ def test_features_are_as_wide_as_they_say(name, widths, width):
     assert network(torch.zeros(2, 3, 32, 48)).shape == (2, widths * width)
 
 
+@pytest.mark.parametrize(("name", "means"), [("resnet10", [4, 8, 16, 32]), ("resnet50", [16, 32, 64, 128])])
+def test_all_stages_pooled_are_their_means_side_by_side_and_the_last_is_what_one_alone_gives(name, means):
+    torch.manual_seed(0)
+    network, last = ResNet(name, width=4, pooling="stages").eval(), ResNet(name, width=4).eval()
+    last.load_state_dict(network.state_dict())
+    images = torch.rand(2, 3, 32, 48)
+    found = network(images)
+    assert network.features == sum(means)
+    torch.testing.assert_close(found[:, -means[-1] :], last(images))
+    x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+    for stage, part in enumerate(found.split(means, dim=1), 1):
+        x = network.get_submodule(f"layer{stage}")(x)
+        torch.testing.assert_close(part, x.mean((2, 3)))
+
+
 def test_a_block_adds_its_shortcut():
     block = ResNet("resnet18", width=4).get_submodule("layer1.1").eval()
     torch.nn.init.zeros_(block.bn2.weight)
@@ -125,6 +140,8 @@ def test_unknown_names_are_refused_with_those_there_are():
         ResNet("resnet99")
     with pytest.raises(UsageError, match="no stem 'large'; there are imagenet, small"):
         ResNet("resnet18", stem="large")
+    with pytest.raises(UsageError, match="no pooling 'max'; there are mean, stages"):
+        ResNet("resnet18", pooling="max")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
