@@ -1,156 +1,105 @@
-"""Measure what a model's codes are worth: accuracy of a linear probe along the ladder, and what it is held against.
+"""Measure what a model's codes are worth: accuracy along the ladder, linear and of nearest neighbours.
 
-    python tools/measure_model.py MODEL --train TRAIN --test TEST -o results.json [--untrained MODEL]
+    python tools/measure_model.py MODEL --data DATA -o RESULTS.json [--untrained MODEL] [--before MODEL] [--work WORK]
+        [--set cifar10] [--set tiny-imagenet] [--train-images 20000] [--precision bf16] [--seed 0]
 
-TRAIN and TEST are labelled images (folders of classes, also in a .zip). Codes are written to archives, one for each
-rung of the ladder, and read back; the probe is fitted on what was read. Beside them stand the features before the
-latents, the codes of an untrained network, and the pixels at half the model's input size.
+Sets are
+- cifar10: DATA/cifar10-train.zip to learn from, DATA/cifar10-test.zip to score on;
+- tiny-imagenet: of DATA/tiny-imagenet-train-0.zip to -2.zip the last 20 images of each class of each file to score
+  on, which training with `--hold-out 20` leaves alone, the others to learn from.
+
+Each is a run of `stochcl benchmark rate-accuracy` (whose file of results says what its rows hold) for each probe and
+model, so codes come from archives that are written and read back. Of MODEL and of the model BEFORE it all rungs of
+the ladder are measured, of an UNTRAINED one the full width; of each its features as float32, too. WORK keeps what
+has been measured, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import stochcl
 from stochcl.api.codec import Codec
-from stochcl.data import ImageSource, Preprocess, folder_label, open_source, printable
-from stochcl.downstream import evaluate_split
+from stochcl.benchmarks import machine
+from stochcl.benchmarks.rate_accuracy import Request, benchmark_rate_accuracy
 
-CODES, FEATURES, UNTRAINED, PIXELS = "codes", "features", "untrained", "pixels"
-
-
-@dataclass
-class Encoded:
-    """One part of the data: codes with labels, and float32 features of shape (N, V)."""
-
-    codes: stochcl.Codes
-    features: np.ndarray
-    labels: list[str]
+PROBES = ("logistic", "knn")
+ROLES = ("model", "before", "untrained")
 
 
-def images(path: Path) -> ImageSource:
-    source = open_source(path)
-    if not isinstance(source, ImageSource):
-        sys.exit(f"{printable(path)}: these are not images.")
-    return source
-
-
-def encode(codec: Codec, path: Path) -> Encoded:
-    codes, features = [], []
-    for batch in images(path).batches(codec.preprocess, batch_size=1024, workers=os.cpu_count() or 1):
-        found = codec.encode_pixels(batch.images)
-        labels = tuple(folder_label(name) for name in batch.names)
-        codes.append(replace(found.codes, labels=labels, uncertainty=None))
-        features.append(found.features)
-        say(f"  {printable(path.name)}: {batch.rows.stop:,} images", end="\r")
-    say("")
-    joined = stochcl.Codes.concatenate(codes)
-    return Encoded(joined, np.concatenate(features), list(joined.labels or ()))
-
-
-def pixels(path: Path, size: int) -> np.ndarray:
-    parts = [batch.images for batch in images(path).batches(Preprocess(size), workers=os.cpu_count() or 1)]
-    return np.concatenate(parts).reshape(-1, size * size * 3).astype(np.float32)
-
-
-def through_a_file(codec: Codec, part: Encoded, latents: int, folder: Path) -> tuple[stochcl.Archive, float]:
-    """Write codes of this width, read them back; return the archive and its bits per image without labels."""
-    path = folder / "codes.bin"
-    with stochcl.writer(path, codec, latents=latents, force=True) as out:
-        out.add(part.codes.prefix(latents))
-    archive = stochcl.open(path)
-    spent = archive.size - archive.parts()["names"] - archive.parts()["tables"]
-    return archive, spent * 8 / len(archive)
+def requests(data: Path, options: argparse.Namespace) -> dict[str, Request]:
+    """What is measured of a set, before it is said of which model."""
+    shared = {
+        "train_images": options.train_images, "precision": options.precision, "seed": options.seed,
+        "baselines": ("float32",),
+    }  # fmt: skip
+    tiny = tuple(data / f"tiny-imagenet-train-{i}.zip" for i in range(3))
+    return {
+        "cifar10": Request((data / "cifar10-train.zip",), test=data / "cifar10-test.zip", **shared),
+        "tiny-imagenet": Request(tiny, hold_out=20, **shared),
+    }
 
 
 def say(text: str, **options: Any) -> None:
     print(text, file=sys.stderr, flush=True, **options)
 
 
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    started, rows, models, counts = time.monotonic(), [], {}, {}
+    given = {role: getattr(options, role) for role in ROLES if getattr(options, role)}
+    for role, path in given.items():
+        codec = Codec(path)
+        models[role] = {"name": codec.model.name, "sha256": codec.model.sha256}
+    for name, request in requests(options.data, options).items():
+        if options.set and name not in options.set:
+            continue
+        for role, path in given.items():
+            ladder = (Codec(path).latents,) if role == "untrained" else ()
+            for probe in PROBES:
+                asked = replace(request, models=(str(path),), probe=probe, ladder=ladder)
+                found = benchmark_rate_accuracy(asked, work / name, say=say)
+                counts[name] = found["n"]
+                for row in found["rows"]:
+                    rows.append({"set": name, "model": role, "probe": probe} | row)
+                    del rows[-1]["method"], rows[-1]["seconds"]
+                    line = f"{name}, {role}, {probe}, {row['code']} ({row['input']})"
+                    say(
+                        f"{line:<60} {row['bits_per_image']:>10,.1f} bits per image {row['accuracy']:>8.2%} "
+                        f"{time.monotonic() - started:>8,.0f} s"
+                    )
+    words = [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]  # no folders of this machine
+    return {
+        "schema": "stochcl.measure/1",
+        "command": shlex.join(["python", "tools/measure_model.py", *words]),
+        "commit": machine.commit(), "seed": options.seed, "hardware": machine.hardware(),
+        "versions": machine.versions(), "precision": options.precision, "models": models, "n": counts, "rows": rows,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    for name in ("train", "test", "output"):
-        parser.add_argument(f"--{name}", *(["-o"] if name == "output" else []), type=Path, required=True)
-    parser.add_argument("--untrained", type=Path, help="an untrained network's model file")
-    parser.add_argument("--no-pixels", action="store_true", help="leave out the probe on pixels, which is slow")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--untrained", type=Path, help="An untrained network's model file.")
+    parser.add_argument("--before", type=Path, help="The model that it is to replace.")
+    parser.add_argument("--work", type=Path, help="Where what has been measured is kept.")
+    parser.add_argument("--set", action="append", choices=["cifar10", "tiny-imagenet"], help="Both by default.")
+    parser.add_argument("--train-images", type=int, default=20_000, help="At most, the same share of every class.")
+    parser.add_argument("--precision", default="bf16", help="Of the networks.")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-
-    started = time.monotonic()
-    rows: list[dict[str, Any]] = []
-
-    def probe(method: str, given: str, bits: float, latents: int | None, *parts: Any) -> None:
-        found = evaluate_split(*parts)
-        low, high = found.interval or (0.0, 1.0)
-        width = {} if latents is None else {"latents": latents}
-        facts = {
-            "bits_per_image": round(bits, 2),
-            "accuracy": found.score,
-            "accuracy_low": low,
-            "accuracy_high": high,
-        }
-        rows.append({"method": method, "input": given} | width | facts | {"estimator": found.estimator})
-        if found.notes:
-            rows[-1]["notes"] = list(found.notes)
-        name = f"{method} ({given})" + ("" if latents is None else f", {latents:,} latents")
-        say(f"{name:<34} {bits:>12,.1f} bits/image {found.score:>8.2%}   {time.monotonic() - started:,.0f} s")
-
-    def codes_of(method: str, codec: Codec, train: Encoded, test: Encoded, rungs: tuple[int, ...]) -> None:
-        for latents in rungs:
-            with tempfile.TemporaryDirectory() as name:
-                a, _ = through_a_file(codec, train, latents, Path(name))
-                symbols, vectors = a.to_numpy(), a.to_vectors()
-                b, bits = through_a_file(codec, test, latents, Path(name))
-                if method == CODES:
-                    probe(method, "vectors", bits, latents, vectors, train.labels, b.to_vectors(), test.labels)
-                if latents == codec.latents:
-                    probe(method, "symbols", bits, latents, symbols, train.labels, b.to_numpy(), test.labels)
-
-    codec = Codec(options.model)
-    train, test = encode(codec, options.train), encode(codec, options.test)
-    width = train.features.shape[1]
-    probe(FEATURES, "float32", width * 32, None, train.features, train.labels, test.features, test.labels)
-    codes_of(CODES, codec, train, test, codec.tables.ladder)
-    if options.untrained:
-        other = Codec(options.untrained)
-        raw_train, raw_test = encode(other, options.train), encode(other, options.test)
-        codes_of(UNTRAINED, other, raw_train, raw_test, (other.latents,))
-        probe(
-            UNTRAINED, "features", width * 32, None,
-            raw_train.features, train.labels, raw_test.features, test.labels,
-        )  # fmt: skip
-    if not options.no_pixels:
-        side = codec.size // 2
-        probe(
-            PIXELS, f"{side} x {side}", side * side * 24, None,
-            pixels(options.train, side), train.labels, pixels(options.test, side), test.labels,
-        )  # fmt: skip
-    words = [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]  # no folders of this machine
-    result = {
-        "schema": "stochcl.measure/0",
-        "command": shlex.join(["python", sys.argv[0], *words]),
-        "model": {"name": codec.model.name, "sha256": codec.model.sha256},
-        "train": {"name": options.train.name, "images": len(train.labels)},
-        "test": {"name": options.test.name, "images": len(test.labels)},
-        "hardware": f"{codec.device.type}, {os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"stochcl": stochcl.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "seconds": round(time.monotonic() - started),
-        "rows": rows,
-    }
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    say(f"{options.output}: {len(rows)} rows")
+    with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
+        result = measure(options, options.work or Path(folder))
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    say(f"{options.output}: {len(result['rows'])} rows")
 
 
 if __name__ == "__main__":

@@ -17,18 +17,23 @@ from stochcl.compress import save_tables
 from stochcl.encoders.modelfile import load_model, save_model
 
 PACKAGE = Path(__file__).parents[1] / "stochcl"
+NAMES = {"logistic": "linear", "knn": "nearest neighbours", "svm": "linear SVM"}
 
 
 def figures(results: dict) -> dict[str, str]:
-    """What `stochcl models` shows, one line for each row that a user would ask for."""
-    out = {}
+    """What `stochcl models` shows: a line for each set and rung, with the accuracy of every probe."""
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    bits = {}
     for row in results["rows"]:
-        if row["method"] == "codes" and row["input"] == "symbols":
-            continue
-        width = f", {row['latents']:,} latents" if "latents" in row else ""
-        name = f"{results['test']['name'].removesuffix('.zip')}, {row['method']} ({row['input']}){width}"
-        out[name] = f"{row['accuracy']:.2%} at {row['bits_per_image']:,.1f} bits per image"
-    return out
+        if row["model"] == "model" and row["input"] != "symbols":
+            what = "features (float32)" if row["group"] == "features" else f"codes, {row['code']}"
+            scores.setdefault((row["set"], what), {})[NAMES[row["probe"]]] = row["accuracy"]
+            bits[row["set"], what] = row["bits_per_image"]
+    return {
+        f"{name}, {what}": ", ".join(f"{probe} {score:.2%}" for probe, score in found.items())
+        + f" at {bits[name, what]:,.1f} bits per image"
+        for (name, what), found in scores.items()
+    }
 
 
 def main() -> None:
@@ -36,7 +41,7 @@ def main() -> None:
         sys.exit(__doc__)
     source, results = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     loaded = load_model(source)
-    if results["model"]["sha256"] != loaded.sha256:
+    if results["models"]["model"]["sha256"] != loaded.sha256:
         sys.exit(f"{sys.argv[2]}: these figures are of another model than {source}.")
     target = PACKAGE / "models" / source.name
     for folder in (target.parent, PACKAGE / "tables"):
