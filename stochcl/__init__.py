@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stochcl.api.writing import ImageWriter
     from stochcl.codes import Codes
     from stochcl.compress import Archive, FolderArchive, Writer
+    from stochcl.compress.arrow import from_arrow
 
 __all__ = [
     "Archive",
@@ -30,6 +31,7 @@ __all__ = [
     "Writer",
     "__version__",
     "append",
+    "from_arrow",
     "load",
     "merge",
     "open",
@@ -124,6 +126,7 @@ def __getattr__(name: str) -> Any:
         "Codes": "stochcl.codes",
         "Codec": "stochcl.api.codec",
         "append": "stochcl.api.editing",
+        "from_arrow": "stochcl.compress.arrow",
         "merge": "stochcl.api.editing",
         "split": "stochcl.api.editing",
         "transcode": "stochcl.api.editing",

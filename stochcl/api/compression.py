@@ -17,7 +17,17 @@ from stochcl.api.encoding import CompressOptions, encode_source, encode_to_strea
 from stochcl.api.rate import compress_at_rate, full_width
 from stochcl.api.report import Report, said_of_tables
 from stochcl.compress import Archive, keep_tables
-from stochcl.data import ImageSource, MatrixSource, StreamSource, TarStream, open_source, open_sources, printable
+from stochcl.data import (
+    ArrowVectors,
+    ImageSource,
+    MatrixSource,
+    StreamSource,
+    TarStream,
+    open_arrow,
+    open_source,
+    open_sources,
+    printable,
+)
 from stochcl.data.files import why
 from stochcl.data.several import expand
 from stochcl.errors import OutputError, UsageError
@@ -148,7 +158,7 @@ def suited(source: Source, codec: Codec) -> Source:
     model, columns = printable(codec.model.name), codec.columns
     shown = printable(source.path)
     training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
-    if isinstance(source, ImageSource | StreamSource):
+    if not isinstance(source, MatrixSource | ArrowVectors):
         if columns is None:
             return source
         raise UsageError(
@@ -172,9 +182,12 @@ def suited(source: Source, codec: Codec) -> Source:
 def _opened(given: Given) -> Source:
     if isinstance(given, ImageSource | MatrixSource | StreamSource):
         return given
-    if isinstance(given, str | os.PathLike):
-        return open_sources([given])
-    return open_sources(given) if isinstance(given, Sequence) else TarStream(given)
+    if not isinstance(given, str | os.PathLike | Sequence):
+        return TarStream(given)
+    columns = open_arrow(_paths(given))
+    if columns is not None:  # which may be of no length, where a file does not say that
+        return columns
+    return open_sources([given] if isinstance(given, str | os.PathLike) else given)
 
 
 def check_output(path: Path, source: Path, *, force: bool) -> None:

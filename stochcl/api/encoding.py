@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 from stochcl.compress import Writer
 from stochcl.compress.streaming import StreamWriter
 from stochcl.compress.transcoding import pick
-from stochcl.data import MatrixSource, StreamSource, printable
+from stochcl.data import ArrowVectors, MatrixSource, StreamSource, printable
 from stochcl.data.preprocess import FITS
 from stochcl.errors import ImageError, SourceError, UsageError
 
@@ -244,11 +244,11 @@ class _Part:
 
 def _read(source: Source, preprocess: Preprocess, options: CompressOptions, start: int) -> Iterator[_Part]:
     """Read a source from a position on."""
-    if isinstance(source, MatrixSource):
+    if isinstance(source, MatrixSource | ArrowVectors):
         size = max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim)))
-        for rows in source.batches(size, start):
-            sizes = [source.row_bytes] * len(rows.names)
-            yield _Part(rows.rows, rows.positions, rows.names, rows.failures, sizes, rows.vectors)
+        for rows in source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size):
+            sizes = [rows.source_bytes // max(1, len(rows.names))] * len(rows.names)
+            yield _Part(rows.rows, rows.positions, rows.names, rows.failures, sizes, rows.vectors, rows.labels)
         return
     workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
     size = options.batch_size
@@ -285,7 +285,7 @@ def listing(source: Source) -> str:
 
 def refused(source: Source, failure: Failure) -> ImageError:
     """Return the error with which --strict stops at an image."""
-    what = "rows" if isinstance(source, MatrixSource) else "images"
+    what = "rows" if isinstance(source, MatrixSource | ArrowVectors) else "images"
     return ImageError(
         f"{printable(source.path)}: {printable(failure.name)}: {failure.reason}; --strict stops at {what} that "
         "cannot be read."
@@ -295,7 +295,7 @@ def refused(source: Source, failure: Failure) -> ImageError:
 def none_readable(source: Source, first: tuple[str, str]) -> SourceError:
     """Return the error for a source of which no image can be read, the first for this reason."""
     name, reason = first
-    what = "rows" if isinstance(source, MatrixSource) else "images"
+    what = "rows" if isinstance(source, MatrixSource | ArrowVectors) else "images"
     return SourceError(
         f"{printable(source.path)}: none of its {what} can be read; the first is {printable(name)}: {reason}."
     )

@@ -15,7 +15,11 @@ from stochcl.cli.output import JSON, TABLES, show
 @click.command()
 @click.argument("codes", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz, .npy, .csv or .parquet file."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A .npz, .npy, .csv, .parquet or .arrow file.",
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -26,7 +30,7 @@ def decompress(
 ) -> None:
     """Decode codes to arrays: symbols, vectors, names and labels.
 
-    The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, or .parquet.
+    The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, .parquet or .arrow.
 
     \b
     Example:

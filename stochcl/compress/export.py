@@ -1,4 +1,4 @@
-"""Decoded codes as files that other programs read: .npz, .npy, .csv, .parquet."""
+"""Decoded codes as files that other programs read: .npz, .npy, .csv, .parquet, .arrow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from stochcl.atomic import replacing
 from stochcl.codes import symbol_dtype
+from stochcl.compress.arrow import record_batches, schema_of
 from stochcl.data import printable
-from stochcl.errors import LabelsError, MissingExtraError, OutputError, UsageError
+from stochcl.errors import LabelsError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,7 +67,8 @@ def export(
         - ``.npy``: the vectors, or the symbols if the model has no vector decoder or ``vectors`` is false.
         - ``.csv``: name, label, uncertainty if it is stored, then ``s0...`` symbols and ``v0...`` vectors, one row
           an image.
-        - ``.parquet``: name, label, uncertainty if it is stored, and a list column each of symbols and vectors.
+        - ``.parquet``, ``.arrow``: name, label, uncertainty if it is stored, and a list column each of symbols and
+          vectors (``vector``).
     symbols, vectors : bool
         What to write; vectors only where the model has a vector decoder.
     labels : sequence of str, optional
@@ -100,7 +102,7 @@ def export(
         raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
     if chunk < 1:
         raise UsageError(f"at least 1 row is decoded at a time, not {chunk}.")
-    rows = _Rows(archive, symbols, vectors, labels, chunk)
+    rows = Decoded(archive, symbols, vectors, labels, chunk)
     if not (rows.symbols or rows.vectors):
         raise UsageError(f"{shown}: without symbols nothing is left, for the model has no vector decoder.")
     try:
@@ -111,7 +113,7 @@ def export(
         raise OutputError(f"{shown}: it cannot be written: {(exc.strerror or str(exc)).lower()}.") from exc
 
 
-class _Rows:
+class Decoded:
     """The rows of an archive, decoded part by part, and what of them is wanted."""
 
     def __init__(self, archive: Rows, symbols: bool, vectors: bool, labels: Sequence[str] | None, chunk: int) -> None:
@@ -145,11 +147,18 @@ class _Rows:
         there["uncertainty"] = self.uncertainty is not None
         return tuple(name for name, present in there.items() if present)
 
+    @staticmethod
+    def shown(texts: Sequence[str]) -> list[str]:
+        """Return names or labels as any program reads them."""
+        return [_unicode(text) for text in texts]
+
     def symbol_parts(self) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+        """Yield symbols, part by part."""
         for codes in self.archive.iter_codes(self.chunk):
             yield codes.symbols()
 
     def vector_parts(self) -> Iterator[NDArray[np.float32]]:
+        """Yield vectors, part by part; nothing where they are not wanted."""
         if self.decoder is not None:
             for symbols in self.symbol_parts():
                 yield self.decoder.decode(symbols)
@@ -163,7 +172,7 @@ class _Rows:
             start += len(symbols)
 
 
-def _npz(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
+def _npz(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as arrays:
         for name in rows.holds:
             # numpy's own layout; zip64 from the start, because the size is not known when a member begins
@@ -179,7 +188,7 @@ def _npz(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
     return rows.holds
 
 
-def _npy(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
+def _npy(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
     if rows.vectors:
         _write_vectors(rows, file)
         return ("vectors",)
@@ -187,12 +196,12 @@ def _npy(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
     return ("symbols",)
 
 
-def _write_symbols(rows: _Rows, file: IO[bytes]) -> None:
+def _write_symbols(rows: Decoded, file: IO[bytes]) -> None:
     dtype = np.dtype(symbol_dtype(rows.archive.header.alphabet)).newbyteorder("<")
     _write_array(file, (len(rows), rows.latents), dtype, rows.symbol_parts())
 
 
-def _write_vectors(rows: _Rows, file: IO[bytes]) -> None:
+def _write_vectors(rows: Decoded, file: IO[bytes]) -> None:
     _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
 
 
@@ -227,7 +236,7 @@ class _Utf8:
         return self.file.write(text.encode("utf-8"))
 
 
-def _csv(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
+def _csv(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
     out = csv.writer(_Utf8(file))
     out.writerow(
         ["name", "label"]
@@ -247,35 +256,23 @@ def _csv(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
     return rows.holds
 
 
-def _parquet(rows: _Rows, file: IO[bytes]) -> tuple[str, ...]:
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as exc:
-        msg = "a .parquet file needs pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
-        raise MissingExtraError(msg) from exc
-    symbol = pa.uint8() if rows.archive.header.alphabet <= 256 else pa.uint16()
-    fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
-    if rows.uncertainty is not None:
-        fields.append(pa.field("uncertainty", pa.float32()))
-    if rows.symbols:
-        fields.append(pa.field("symbols", pa.list_(symbol, rows.latents)))
-    if rows.vectors:
-        fields.append(pa.field("vector", pa.list_(pa.float32(), rows.dim)))
-    schema = pa.schema(fields)
+def _parquet(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
+    schema = schema_of(rows)
+    from pyarrow import parquet
+
     with parquet.ParquetWriter(file, schema, compression="zstd") as out:
-        for where, symbols, vectors in rows.parts():
-            columns = [
-                pa.array([_unicode(t) for t in texts[where]] if texts else [None] * len(symbols), pa.string())
-                for texts in (rows.names, rows.labels)
-            ]
-            if rows.uncertainty is not None:
-                columns.append(pa.array(rows.uncertainty[where], pa.float32()))
-            if rows.symbols:
-                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(symbols.reshape(-1)), rows.latents))
-            if vectors is not None:
-                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), rows.dim))
-            out.write_table(pa.Table.from_arrays(columns, schema=schema))
+        for batch in record_batches(rows, schema):
+            out.write_batch(batch)
+    return rows.holds
+
+
+def _arrow(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
+    schema = schema_of(rows)
+    from pyarrow import ipc
+
+    with ipc.new_file(file, schema) as out:
+        for batch in record_batches(rows, schema):
+            out.write_batch(batch)
     return rows.holds
 
 
@@ -294,9 +291,10 @@ def _unicode(text: str) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-_WRITERS: dict[str, Callable[[_Rows, IO[bytes]], tuple[str, ...]]] = {
+_WRITERS: dict[str, Callable[[Decoded, IO[bytes]], tuple[str, ...]]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".csv": _csv,
     ".parquet": _parquet,
+    ".arrow": _arrow,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -223,6 +223,38 @@ class Rows(ABC):
         for rows, symbols in self._symbols(k):
             out[rows] = decoder.decode(symbols)
         return out
+
+    def to_arrow(self, *, symbols: bool = True, vectors: bool = True, rows: int = 4096) -> Any:
+        """Return a ``pyarrow.RecordBatchReader`` of all rows, decoded so many at a time when they are read.
+
+        Its columns are name, label, uncertainty where it is stored, ``symbols`` and ``vector`` (lists of one length):
+        those of a Parquet file that :func:`~stochcl.compress.export.export` writes. ``read_all()`` makes a table.
+
+        Parameters
+        ----------
+        symbols, vectors : bool
+            Which columns; vectors only where the model has a decoder.
+        rows : int
+
+        Raises
+        ------
+        MissingExtraError
+            If pyarrow is not installed.
+        UsageError
+            If neither is left.
+
+        Examples
+        --------
+        >>> table = archive.to_arrow(vectors=False).read_all()  # doctest: +SKIP
+        >>> datasets.Dataset(table)  # doctest: +SKIP
+        """
+        from stochcl.compress.arrow import reader_of
+        from stochcl.compress.export import Decoded
+
+        decoded = Decoded(self, symbols, vectors, None, rows)
+        if not (decoded.symbols or decoded.vectors):
+            raise UsageError(f"{self._shown}: without symbols nothing is left, for the model has no vector decoder.")
+        return reader_of(decoded)
 
     def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
         """Yield all rows' first latents, part by part, without their names."""

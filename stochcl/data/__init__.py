@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stochcl.data.array import ArraySource
+from stochcl.data.arrow import ArrowImages, ArrowVectors, open_arrow
 from stochcl.data.cifar import Cifar10Source
 from stochcl.data.folder import FileSource, FolderSource
 from stochcl.data.labels import LabelTable, read_labels
@@ -20,6 +21,8 @@ from stochcl.data.zip import ZipSource
 
 __all__ = [
     "ArraySource",
+    "ArrowImages",
+    "ArrowVectors",
     "Cifar10Source",
     "Entry",
     "Failure",
@@ -39,6 +42,7 @@ __all__ = [
     "folder_label",
     "held_out",
     "missing_from",
+    "open_arrow",
     "open_list",
     "open_source",
     "open_sources",

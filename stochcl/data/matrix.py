@@ -38,6 +38,8 @@ class MatrixBatch:
         The others.
     source_bytes : int
         Bytes of the finite rows as they are stored.
+    labels : tuple of str, optional
+        Of the finite rows, where the source itself has them.
     """
 
     rows: range
@@ -46,6 +48,7 @@ class MatrixBatch:
     vectors: NDArray[np.float32]
     failures: tuple[Failure, ...]
     source_bytes: int
+    labels: tuple[str, ...] | None = None
 
 
 class MatrixSource:

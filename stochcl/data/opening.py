@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stochcl.data.array import MAGIC, ArraySource, is_images, map_array, refuse_npz
+from stochcl.data.arrowfile import is_arrow
 from stochcl.data.cifar import Cifar10Source, is_cifar10
 from stochcl.data.files import why
 from stochcl.data.folder import FileSource, FolderSource
@@ -75,6 +76,11 @@ def _open_file(path: Path) -> ImageSource | MatrixSource:
         return ArraySource(path) if is_images(map_array(path)) else MatrixSource(path)
     if head.startswith(_ZIP_MAGIC) or ending == ".zip":
         return ZipSource(path)
+    if is_arrow(path, head):
+        raise SourceError(
+            f"{printable(path)}: a Parquet or Arrow file is read once, from front to back, which `stochcl compress` "
+            "to one file of codes does, and nothing else; give a folder, .zip, .tar or .npy file."
+        )
     if is_cifar10(path, head):
         return Cifar10Source(path)
     if looks_like_tar(head) or compression(path) or path.name.lower().endswith(_TAR_ENDINGS):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from stochcl.data.preprocess import Preprocess
 
-_BATCH_BYTES = 32 << 20  # of image files in a batch, or fewer images than asked for; three batches wait at a time
+BATCH_BYTES = 32 << 20  # of image files in a batch, or fewer images than asked for; three batches wait at a time
 _CHUNK = 1 << 20
 
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {
@@ -135,7 +135,7 @@ class TarStream(StreamSource):
         try:
             for name, file in self._members():
                 part.enter(name, file)
-                if len(part) == batch_size or part.bytes >= _BATCH_BYTES:
+                if len(part) == batch_size or part.bytes >= BATCH_BYTES:
                     count += len(part)
                     yield part
                     part = Loaded(self.path)

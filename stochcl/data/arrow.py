@@ -1,0 +1,215 @@
+"""Images or vectors in Parquet and Arrow files, as Hugging Face's data sets keep them: read once, in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from stochcl.data.array import row_names
+from stochcl.data.arrowfile import (
+    choose_column,
+    class_names,
+    explained,
+    is_arrow,
+    is_image_type,
+    record_batches,
+    rows_in,
+    schema_of,
+)
+from stochcl.data.matrix import MatrixBatch
+from stochcl.data.names import member_name, printable
+from stochcl.data.source import Failure
+from stochcl.data.stream import BATCH_BYTES, Loaded, StreamSource
+from stochcl.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.data.preprocess import Preprocess
+    from stochcl.data.source import ImageBatch
+
+_IMAGES = 64  # rows read at a time, of images
+_VECTORS = 4096
+_NAMES = ("name", "file_name", "filename", "path")
+_LABELS = ("label", "labels", "class")
+
+
+def open_arrow(paths: Sequence[Path], column: str | None = None) -> ArrowSource | None:
+    """Open Parquet or Arrow files as one source, images or vectors; None where the first is neither.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        In the order in which they are read; all have the same columns.
+    column : str, optional
+        Which holds the images (their files: binary, or a struct of ``bytes`` and ``path``) or the vectors (lists of
+        floats). By default the only such column, images before vectors.
+
+    Raises
+    ------
+    MissingExtraError
+        If pyarrow is not installed.
+    UsageError
+        If some are other files, or it must be said which column.
+    SourceError
+        If one cannot be read, or has no such column.
+    """
+    there = [_looks(path) for path in paths]
+    if not there or not there[0]:
+        return None
+    if not all(there):
+        other = paths[there.index(False)]
+        raise UsageError(
+            f"{printable(other)}: it is no Parquet or Arrow file, as {printable(paths[0])} is; give one kind."
+        )
+    schema = schema_of(paths[0])
+    column = choose_column(schema, column, printable(paths[0]))
+    kind = ArrowImages if is_image_type(schema.field(column).type) else ArrowVectors
+    return kind(paths, column)
+
+
+def _looks(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_arrow(path, file.read(4))
+    except (OSError, ValueError):  # which opening it as another source explains
+        return False
+
+
+class ArrowSource(StreamSource):
+    """Rows of Parquet or Arrow files; :func:`open_arrow` makes one.
+
+    A row's name is what a column ``name``, ``file_name`` or ``path`` says, else the image's own path, else the row's
+    number; its label is what a column ``label``, ``labels`` or ``class`` says, in words where Hugging Face's features
+    have words for numbers.
+    """
+
+    kind: ClassVar[str] = "arrow"
+
+    def __init__(self, paths: Sequence[Path], column: str) -> None:
+        self.paths, self.column = list(paths), column
+        self.path = paths[0] if len(paths) == 1 else Path(f"{paths[0]} and {len(paths) - 1:,} more")
+        self._schema = schema_of(paths[0])
+        names = self._schema.names
+        self._name = next((name for name in _NAMES if name in names and name != column), None)
+        self._label = next((name for name in _LABELS if name in names and name != column), None)
+        self._classes = class_names(self._schema, self._label)
+        self._rows = sum(rows_in(path) for path in paths)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def _records(self, rows: int) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
+        """Yield some rows at a time: the column, what the names column says, and labels."""
+        wanted = [name for name in (self.column, self._name, self._label) if name is not None]
+        for path in self.paths:
+            with explained(path):
+                for batch in record_batches(path, wanted, rows):
+                    given = [None] * len(batch) if self._name is None else batch.column(self._name).to_pylist()
+                    names = [None if name is None else str(name) for name in given]
+                    yield batch.column(self.column), names, self._labels(batch)
+
+    def _labels(self, batch: Any) -> list[str] | None:
+        if self._label is None:
+            return None
+        found = batch.column(self._label).to_pylist()
+        known, count = self._classes, len(self._classes)
+        return [
+            "" if value is None else known[value] if isinstance(value, int) and 0 <= value < count else str(value)
+            for value in found
+        ]
+
+
+class ArrowImages(ArrowSource):
+    """Images whose files are in a column."""
+
+    def _parts(self, batch_size: int) -> Iterator[Loaded]:
+        part, row = Loaded(self.path), 0
+        for column, names, labels in self._records(min(batch_size, _IMAGES)):
+            for i, value in enumerate(column.to_pylist()):
+                file, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+                name, file = _named(names[i] or path, row, self._rows, file)
+                part.enter(name, file, None if labels is None else labels[i])
+                row += 1
+                if len(part) == batch_size or part.bytes >= BATCH_BYTES:
+                    yield part
+                    part = Loaded(self.path)
+        if len(part):
+            yield part
+        elif not row:
+            raise SourceError(f"{printable(self.path)}: its column {self.column} holds no image.")
+
+
+class ArrowVectors(ArrowSource):
+    """Vectors in a column of lists of floats, all of one length, which is ``dim``."""
+
+    def __init__(self, paths: Sequence[Path], column: str) -> None:
+        super().__init__(paths, column)
+        kind = self._schema.field(column).type
+        self.dim = int(getattr(kind, "list_size", 0)) or self._first()
+
+    def _first(self) -> int:
+        for column, _, _ in self._records(1):
+            value = column[0].as_py()
+            if value:
+                return len(value)
+        raise SourceError(f"{printable(self.path)}: its column {self.column} holds no vector.")
+
+    def _parts(self, batch_size: int) -> Iterator[Loaded]:
+        raise UsageError(f"{printable(self.path)}: these are vectors, not images.")
+
+    def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
+        """Vectors are not images; see :meth:`vectors`."""
+        raise UsageError(f"{printable(self.path)}: these are vectors, not images.")
+
+    def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
+        """Iterate over the rows; those that are null, of another length or not finite are failures."""
+        start = 0
+        for column, given, labels in self._records(batch_size):
+            values, reasons = self._values(column)
+            names = [_named(name, start + i, self._rows, b"")[0] for i, name in enumerate(given)]
+            good = [i for i, reason in enumerate(reasons) if reason is None]
+            yield MatrixBatch(
+                rows=range(start, start + len(reasons)),
+                positions=tuple(start + i for i in good),
+                names=tuple(names[i] for i in good),
+                vectors=values[good],
+                failures=tuple(Failure(names[i], reason) for i, reason in enumerate(reasons) if reason),
+                source_bytes=4 * self.dim * len(good),
+                labels=None if labels is None else tuple(labels[i] for i in good),
+            )
+            start += len(reasons)
+
+    def _values(self, column: Any) -> tuple[NDArray[np.float32], list[str | None]]:
+        reasons: list[str | None] = [None] * len(column)
+        values = np.zeros((len(column), self.dim), np.float32)
+        lengths = column.value_lengths().to_pylist() if hasattr(column, "value_lengths") else [self.dim] * len(column)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not column.null_count and lengths == [self.dim] * len(column):
+                values[:] = column.flatten().to_numpy(zero_copy_only=False).reshape(values.shape)
+            else:
+                for i, value in enumerate(column.to_pylist()):
+                    if value is None or len(value) != self.dim:
+                        reasons[i] = (
+                            "there is no vector"
+                            if value is None
+                            else f"it has {len(value):,} numbers, not {self.dim:,}"
+                        )
+                    else:
+                        values[i] = np.asarray(value, np.float64)
+        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+            reasons[i] = "the row holds a value that is not a finite float32"
+        return values, reasons
+
+
+def _named(given: str | None, row: int, total: int, file: bytes | None) -> tuple[str, bytes | str]:
+    """Return a row's name, its number where it has none that is one, and its file or why there is none."""
+    try:
+        name = member_name((given or "").lstrip("/"))
+    except ValueError:
+        name = row_names([row], max(total, row + 1))[0]
+    return name, "the row has no bytes of an image, at most the path of one" if file is None else file

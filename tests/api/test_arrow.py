@@ -1,0 +1,225 @@
+"""Images, vectors and codes as Parquet and Arrow, in and out, and through Hugging Face's data sets."""
+
+import json
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc, parquet
+
+import stochcl
+from stochcl.api import archives
+from stochcl.data import ArrowImages, ArrowVectors, open_arrow, open_source
+from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
+from tests.making import make_head
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+NAMED = {
+    b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cats", "dogs", "fische"]}}}}).encode()
+}
+
+
+@pytest.fixture(scope="module")
+def files(images):
+    """Name, bytes and class of every image."""
+    paths = sorted((path for path in images.rglob("*") if path.is_file()), key=bytes)
+    names = [path.relative_to(images).as_posix() for path in paths]
+    classes = sorted({name.split("/")[0] for name in names})
+    return [
+        (name, path.read_bytes(), classes.index(name.split("/")[0])) for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def write(path, table, rows=9):
+    """Write a table as its ending says, so many rows a group."""
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path, row_group_size=rows)
+    else:
+        with (ipc.new_file if path.suffix == ".feather" else ipc.new_stream)(path, table.schema) as out:
+            out.write_table(table, max_chunksize=rows)
+    return path
+
+
+def image_table(files, **columns):
+    given = {
+        "image": pa.array([{"bytes": data, "path": name.rpartition("/")[2]} for name, data, _ in files], STRUCT),
+        "label": pa.array([number for _, _, number in files], pa.int64()),
+    }
+    return pa.table(given | columns).replace_schema_metadata(NAMED)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "feather", "arrow"])
+def test_a_column_of_images_gives_the_codes_of_a_folder(files, codec, codes, tmp_path, ending):
+    path = write(tmp_path / f"photos.{ending}", image_table(files))
+    report = codec.compress(path, tmp_path / "a.bin", batch_size=5)
+    assert report.images == 42
+    with stochcl.open(tmp_path / "a.bin") as archive, stochcl.open(codes) as one:
+        np.testing.assert_array_equal(archive.to_numpy(), one.to_numpy())
+        assert archive.names == tuple(name.rpartition("/")[2] for name in one.names)
+        assert archive.labels == tuple(label.split("/")[0].replace("fische/süß", "fische") for label in one.labels)
+        assert archive.source_bytes == one.source_bytes
+
+
+def test_shards_bare_bytes_and_names_of_their_own(files, codec, codes, tmp_path):
+    for i in range(3):
+        part = files[14 * i : 14 * (i + 1)]
+        table = pa.table(
+            {"jpg": pa.array([f[1] for f in part], pa.large_binary()), "name": ["/" + f[0] for f in part]}
+        )
+        write(tmp_path / f"p-{i:02d}-of-03.parquet", table)
+    codec.compress(tmp_path / "p-{00..02}-of-03.parquet", tmp_path / "a.bin")
+    with stochcl.open(tmp_path / "a.bin") as archive, stochcl.open(codes) as one:
+        np.testing.assert_array_equal(archive.to_numpy(), one.to_numpy())
+        assert archive.names == tuple(one.names)
+        assert archive.labels == tuple(one.labels)
+
+
+def test_rows_without_an_image_are_named_and_skipped(files, codec, tmp_path):
+    rows = [
+        {"bytes": files[0][1], "path": "a.png"},
+        {"bytes": None, "path": "b.png"},
+        None,
+        {"bytes": b"no", "path": None},
+    ]
+    path = write(tmp_path / "a.parquet", pa.table({"image": pa.array(rows, STRUCT), "label": ["x", None, "y", "z"]}))
+    report = codec.compress(path, tmp_path / "a.bin")
+    assert report.images == 1
+    assert [name for name, _ in report.skipped] == ["b.png", "0000002", "0000003"]
+    assert "no bytes of an image" in report.skipped[0][1]
+    with pytest.raises(ImageError, match="strict"):
+        codec.compress(path, tmp_path / "b.bin", strict=True)
+
+
+def test_a_column_of_vectors_keeps_names_and_labels(tmp_path, rng):
+    vectors = rng.normal(size=(50, 12)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    head = stochcl.load(make_head(tmp_path / "head.safetensors", vectors[:20]), device="cpu")
+    head.compress(tmp_path / "v.npy", tmp_path / "whole.bin")
+    rows = [*vectors.tolist(), None, [1.0], [np.nan] * 12]
+    for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 12), pa.large_list(pa.float64())):
+        given = rows if kind != pa.list_(pa.float32(), 12) else [*rows[:51], [0.0] * 12, rows[52]]
+        table = pa.table({"id": range(53), "label": ["a", "b"] * 26 + ["a"], "v": pa.array(given, kind)})
+        path = write(tmp_path / "v.parquet", table)
+        report = head.compress(path, tmp_path / "a.bin", force=True)
+        with stochcl.open(tmp_path / "a.bin") as archive, stochcl.open(tmp_path / "whole.bin") as whole:
+            np.testing.assert_array_equal(archive.to_numpy()[:50], whole.to_numpy())
+            assert archive.names[:50] == tuple(whole.names)
+            assert archive.labels[:3] == ("a", "b", "a")
+        assert report.skipped[0][1] == "there is no vector"
+        assert "finite" in report.skipped[-1][1]
+        assert report.images + len(report.skipped) == 53
+
+
+def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_path, rng):
+    photos = write(tmp_path / "photos.parquet", image_table(files[:3]))
+    vectors = write(tmp_path / "v.parquet", pa.table({"v": rng.normal(size=(5, 3)).tolist()}))
+    with pytest.raises(UsageError, match="these are embeddings"):
+        codec.compress(vectors, tmp_path / "a.bin")
+    both = write(tmp_path / "two.parquet", image_table(files[:3], other=pa.array([b""] * 3)))
+    with pytest.raises(UsageError, match="columns image, other could all be meant"):
+        codec.compress(both, tmp_path / "a.bin")
+    assert len(open_arrow([both], "image")) == 3
+    with pytest.raises(UsageError, match="no column 'x'"):
+        open_arrow([both], "x")
+    with pytest.raises(UsageError, match="no images or vectors"):
+        open_arrow([both], "label")
+    with pytest.raises(SourceError, match="none of its columns"):
+        codec.compress(write(tmp_path / "n.parquet", pa.table({"n": [1]})), tmp_path / "a.bin")
+    with pytest.raises(UsageError, match="no Parquet or Arrow file"):
+        codec.compress([photos, model], tmp_path / "a.bin")
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(photos.read_bytes()[:-9])
+    with pytest.raises(SourceError, match="cannot be read as Parquet"):
+        codec.compress(cut, tmp_path / "a.bin")
+    with pytest.raises(UsageError, match="--resume"):
+        codec.compress(photos, tmp_path / "a.bin", resume=True)
+    with pytest.raises(SourceError, match="read once, from front to back"):
+        open_source(photos)  # as training does
+
+
+def test_damage_inside_gives_what_came_before(files, codec, tmp_path):
+    path = write(tmp_path / "a.arrow", image_table(files))
+    path.write_bytes(path.read_bytes()[: -len(files[-1][1]) * 2])
+    with pytest.raises(SourceError, match="cannot be read as Parquet or Arrow") as caught:
+        codec.compress(path, tmp_path / "a.bin", batch_size=9)
+    assert "are kept" in "".join(caught.value.__notes__)
+
+
+def test_without_pyarrow_one_sentence_says_what_to_install(files, codec, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.parquet", image_table(files[:2]))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for ask in (lambda: codec.compress(path, tmp_path / "a.bin"), lambda: stochcl.from_arrow(None)):
+        with pytest.raises((MissingExtraError, AttributeError), match=r"pip install 'stochcl\[arrow\]'|schema"):
+            ask()
+
+
+# Codes
+
+
+def test_codes_go_out_and_come_back(codes, tmp_path):
+    with stochcl.open(codes) as archive:
+        table = archive.to_arrow(rows=10).read_all()
+        assert table.column_names == ["name", "label", "symbols", "vector"]
+        np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), archive.to_vectors())
+        for given in (table, table.combine_chunks().to_batches()[0], table.select(["symbols", "name"])):
+            back = stochcl.from_arrow(given)
+            np.testing.assert_array_equal(back.symbols(), archive.to_numpy())
+            assert back.names == tuple(archive.names)
+        kept = table.filter(pa.compute.equal(table["label"], "dogs"))
+        with stochcl.Writer(tmp_path / "dogs.bin", archive.header, archive.tables, embed_tables=True) as out:
+            out.add(stochcl.from_arrow(kept))
+        with stochcl.open(tmp_path / "dogs.bin") as dogs:
+            np.testing.assert_array_equal(dogs.to_vectors(), np.stack(kept["vector"].to_numpy()))
+    for ending in ("arrow", "parquet"):
+        archives.decompress(codes, tmp_path / f"c.{ending}")
+    assert ipc.open_file(tmp_path / "c.arrow").read_all().equals(parquet.read_table(tmp_path / "c.parquet"))
+    with pytest.raises(UsageError, match="no column symbols"):
+        stochcl.from_arrow(table.select(["name"]))
+    with pytest.raises(UsageError, match="give the alphabet"):
+        stochcl.from_arrow(pa.table({"symbols": [[1, 5]]}))
+    with pytest.raises(UsageError, match="one width"):
+        stochcl.from_arrow(pa.table({"symbols": [[1, 0], [1]]}))
+
+
+def test_a_hugging_face_data_set_goes_there_and_back(files, codec, codes, tmp_path):
+    """Images as a data set, to codes, to a data set that is filtered, to codes again."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    classes = datasets.ClassLabel(names=["cats", "dogs", "fische"])
+    rows = {"image": [{"bytes": data, "path": name} for name, data, _ in files], "label": [n for _, _, n in files]}
+    photos = datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image(), "label": classes}))
+    photos.to_parquet(tmp_path / "photos.parquet")
+    codec.compress(tmp_path / "photos.parquet", tmp_path / "a.bin")
+    with stochcl.open(tmp_path / "a.bin") as archive, stochcl.open(codes) as one:
+
+        def known(opened):
+            return sorted(map(bytes, opened.to_numpy()))
+
+        assert known(archive) == known(one)
+        assert set(archive.labels) == set(classes.names)
+        data = datasets.Dataset(archive.to_arrow().read_all())
+        assert data.with_format("numpy")[7]["symbols"].tolist() == archive.to_numpy()[7].tolist()
+        some = data.filter(lambda row: row["label"] == "dogs").flatten_indices()
+        back = stochcl.from_arrow(some.data.table)
+        np.testing.assert_array_equal(
+            back.symbols(), archive.to_numpy()[[label == "dogs" for label in archive.labels]]
+        )
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "photos.parquet"), cache_dir=str(tmp_path / "hf"))
+    with stochcl.writer(tmp_path / "b.bin", codec) as out:
+        for batch in loaded.iter(batch_size=16):
+            out.add(batch["image"], labels=[classes.int2str(i) for i in batch["label"]])
+    with stochcl.open(tmp_path / "a.bin") as a, stochcl.open(tmp_path / "b.bin") as b:
+        np.testing.assert_array_equal(a.to_numpy(), b.to_numpy())
+        assert a.labels == b.labels
+
+
+def test_sources_are_of_the_kind_that_their_column_says(files, tmp_path, rng):
+    photos = open_arrow([write(tmp_path / "a.parquet", image_table(files[:4]))])
+    assert isinstance(photos, ArrowImages)
+    assert len(photos) == 4
+    vectors = open_arrow([write(tmp_path / "v.arrow", pa.table({"v": rng.normal(size=(5, 3)).tolist()}))])
+    assert isinstance(vectors, ArrowVectors)
+    assert vectors.dim == 3
+    assert open_arrow([tmp_path / "nowhere.parquet"]) is None
