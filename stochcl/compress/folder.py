@@ -183,7 +183,7 @@ class FolderArchive(Rows):
         total = {"codes": 0, "tables": self._tables_bytes, "names": 0, "index": self._manifest_bytes, "header": 0}
         for archive in self.shards:
             for name, size in archive.parts().items():
-                total[name] += size
+                total[name] = total.get(name, 0) + size  # also those that few archives have: uncertainty
         return total
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
