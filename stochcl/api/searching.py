@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.targets import has_categories
+from stochcl.api.pictures import Pictures
+from stochcl.api.targets import kind_of
 from stochcl.compress import open_archive
 from stochcl.compress.transcoding import pick
-from stochcl.data import ImageSource, MatrixSource, Preprocess, open_source, printable
+from stochcl.data import MatrixSource, open_source, printable
 from stochcl.downstream import pages
-from stochcl.downstream.nearest import DISTANCES, Nearest, without_own
-from stochcl.errors import ImageError, ModelMismatch, UsageError
+from stochcl.downstream.nearest import DISTANCES, OF_KINDS, Nearest, without_own
+from stochcl.errors import ModelMismatch, UsageError
 
 if TYPE_CHECKING:
     import os
@@ -35,7 +36,6 @@ BY = ("auto", "vectors", "symbols")
 """What is compared: decoded vectors, or the symbols themselves; auto takes vectors where there is a decoder."""
 
 _ROWS = 1 << 14  # decoded at a time
-_THUMBNAIL = 96  # pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def search(
         decoder = None if by == "symbols" else archive.decoder
         if by == "vectors" and decoder is None:
             raise UsageError(f"{printable(path)}: its model has no decoder to vectors; search --by symbols.")
-        distance = DISTANCES[_of_symbols(archive) if decoder is None else "cosine"]
+        distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
         wanted = _wanted(archive, path, asked, model, device, decoder)
         found = Nearest(wanted, distance, count + 1)
         for start in range(0, len(archive), _ROWS):
@@ -171,13 +171,6 @@ def _given(path: Path) -> Iterator[_Query]:
         if not np.isfinite(vector).all():
             raise UsageError(f"{printable(path)}: row {row:,} holds numbers that are not finite; leave it out.")
         yield _Query(f"{printable(path)} row {row:,}", -1, vector=vector)
-
-
-def _of_symbols(archive: Rows) -> str:
-    """Return by which distance symbols are compared: bits, categories, or numbers in order."""
-    if archive.header.alphabet == 2:
-        return "hamming"
-    return "symbols" if has_categories(archive) else "levels"
 
 
 def _wanted(
@@ -261,36 +254,27 @@ def write_search_page(
     ------
     SourceError, OutputError
     """
-    source = None if images is None else open_source(images)
-    if source is not None and not isinstance(source, ImageSource):
-        raise UsageError(f"{printable(images or '')}: this holds vectors; thumbnails are made of images.")
-    places = {} if source is None else {printable(entry.name): i for i, entry in enumerate(source.entries)}
+    pictures = None if images is None else Pictures(images)
     files = {printable(path): Path(path) for path in queries}
     body = []
     for query in result["queries"]:
         body.append(f"<h2>{pages.escape(query['query'])}</h2>")
-        shown = _thumbnail_of_file(files.get(query["query"])) or _thumbnail(source, places.get(query["query"]))
+        shown = _shown_file(files.get(query["query"])) or _shown(pictures, query["query"])
         figures = [pages.figure(shown, ["query"], query=True)]
         for found in query["neighbours"]:
             lines = [found["name"] or f"row {found['row']:,}", f"{found['distance']:.4g}"]
             lines += [] if found["label"] is None else [found["label"]]
-            figures.append(pages.figure(_thumbnail(source, places.get(found["name"])), lines))
+            figures.append(pages.figure(_shown(pictures, found["name"]), lines))
         body.append(pages.grid(figures))
     body.append(f'<p class="soft">Distances: {pages.escape(result["unit"])}, by {result["by"]}.</p>')
     pages.write_page(output, pages.page(f"Nearest of {result['images']:,} images in {result['path']}", body))
 
 
-def _thumbnail(source: ImageSource | None, row: int | None) -> str | None:
-    if source is None or row is None:
-        return None
-    try:
-        return pages.thumbnail(source.load(row, Preprocess(_THUMBNAIL, "pad")))
-    except ImageError:
-        return None
+def _shown(pictures: Pictures | None, name: str | None) -> str | None:
+    return None if pictures is None or name is None else pictures.of(name)
 
 
-def _thumbnail_of_file(path: Path | None) -> str | None:
-    if path is None:
+def _shown_file(path: Path | None) -> str | None:
+    if path is None or path.suffix.lower() == ".npy":
         return None
-    source = open_source(path)
-    return _thumbnail(source, 0) if isinstance(source, ImageSource) else None
+    return Pictures(path).of_row(0)

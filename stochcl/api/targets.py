@@ -46,6 +46,13 @@ def has_categories(archive: Rows) -> bool:
     return archive.header.alphabet > 2 and archive.decoder is not None and archive.decoder.codebooks is not None
 
 
+def kind_of(archive: Rows) -> str:
+    """Return what symbols are: ``bits``, ``categories``, or ``levels``, numbers in order."""
+    if archive.header.alphabet == 2:
+        return "bits"
+    return "categories" if has_categories(archive) else "levels"
+
+
 def labels_of(archive: Rows, path: PathLike, labels: PathLike | None, column: str | None = None) -> tuple[str, ...]:
     """Return a label for every row: from the CSV, or from the archive.
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "Train a classifier or regressor on codes and score it.",
     "predict": "Ask a saved classifier or regressor about codes.",
     "uncertainty": "Say whether what is uncertain is wrong, or foreign.",
+    "report": "Explain a file of codes on one HTML page.",
     "search": "Find the nearest images in a file of codes.",
     "select": "Choose the latents that a task needs.",
     "sprites": "Make images of known factors, to train and measure on.",

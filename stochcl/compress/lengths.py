@@ -48,6 +48,20 @@ def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None =
     return out
 
 
+def latent_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None = None) -> NDArray[np.float64]:
+    """Return the bits that each latent takes, given those before it, on average over rows: shape (D,).
+
+    Under the tables' network, or table where there is no network; parameters as of :func:`code_lengths`, of whose
+    rows' mean these are the parts.
+    """
+    model = tables.candidates(codes.latents, selection)[-1].model
+    if not isinstance(model, AutoregressiveModel):
+        return model.bits_by_latent(codes) / max(1, len(codes))
+    decisions = model.bits_by_decision(codes).reshape(codes.latents, -1)
+    bits: NDArray[np.float64] = decisions.sum(axis=1) / max(1, len(codes))
+    return bits
+
+
 def _lengths(model: EntropyModel, codes: Codes) -> NDArray[np.float64]:
     if isinstance(model, AutoregressiveModel):
         decisions = codes.decisions()

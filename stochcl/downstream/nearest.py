@@ -108,6 +108,10 @@ DISTANCES = {
 """By name: of bits, of symbols in order and of symbols without one, and two of vectors."""
 
 
+OF_KINDS = {"bits": "hamming", "levels": "levels", "categories": "symbols"}
+"""Which of them compares symbols that are bits, numbers in order, or names."""
+
+
 class Nearest:
     """The nearest of the rows that have been seen so far, for each query.
 

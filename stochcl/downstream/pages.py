@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-QUALITY = 80  # of thumbnails' JPEG: 96 pixels take about 3 kB
+QUALITY = 70  # of thumbnails' WebP: 96 pixels take about 2 kB, 64 about 1 kB
 
 STYLE = """\
 :root { color-scheme: light dark; --ink: #1c1c1e; --paper: #fff; --soft: #6b6b70; --line: #d9d9de; --card: #f5f5f7;
@@ -88,19 +88,51 @@ def page(title: str, body: Iterable[str], *, style: str = "", script: str = "") 
     return "\n".join([*parts, "</body></html>", ""])
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table of texts, which are escaped; a narrow screen scrolls it sideways."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+class Html(str):
+    """A text that is HTML already, and safe."""
+
+    __slots__ = ()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, kind: str = "") -> str:
+    """Return a table of texts, which are escaped but for :class:`Html`; a narrow screen scrolls it sideways.
+
+    ``kind`` is the table's class, which a script may look for.
+    """
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    lines = ("".join(f"<td>{_cell(cell)}</td>" for cell in row) for row in rows)
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    named = f' class="{kind}"' if kind else ""
+    parts = f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>"
+    return f'<div class="wide" tabindex="0"><table{named}>{parts}</table></div>'
 
 
-def figure(image: str | None, lines: Sequence[object], *, query: bool = False) -> str:
-    """Return an image (a data URI; a grey square for None) with lines of text below it, which are escaped."""
-    shown = '<span class="blank"></span>' if image is None else f'<img src="{image}" alt="" loading="lazy">'
+def _cell(cell: object) -> str:
+    return cell if isinstance(cell, Html) else escape(cell)
+
+
+def figure(image: str | None, lines: Sequence[object], *, query: bool = False, alt: object = "") -> str:
+    """Return an image (a data URI; a grey square for None) with lines of text below it, which are escaped.
+
+    ``alt`` is what to say of the image where it is not seen, if the lines do not.
+    """
     caption = "<br>".join(escape(line) for line in lines)
-    return f"<figure{' class=query' if query else ''}>{shown}<figcaption>{caption}</figcaption></figure>"
+    return (
+        f"<figure{' class=query' if query else ''}>{picture(image, alt)}<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def picture(image: str | None, alt: object) -> str:
+    """Return an image alone (a data URI), or a grey square for None, and what it is for those who do not see it."""
+    said = escape(alt)
+    titled = f' title="{said}"' if said else ""
+    if image is not None:
+        return f'<img src="{image}" alt="{said}"{titled} loading="lazy">'
+    return (
+        f'<span class="blank" role="img" aria-label="{said}"{titled}></span>'
+        if said
+        else '<span class="blank"></span>'
+    )
 
 
 def grid(figures: Iterable[str]) -> str:
@@ -109,7 +141,7 @@ def grid(figures: Iterable[str]) -> str:
 
 
 def thumbnail(pixels: NDArray[Any]) -> str:
-    """Return an image as the data URI of a JPEG file.
+    """Return an image as the data URI of a WebP file.
 
     Parameters
     ----------
@@ -118,8 +150,8 @@ def thumbnail(pixels: NDArray[Any]) -> str:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    Image.fromarray(pixels).save(out, "WEBP", quality=QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
 def write_page(path: str | os.PathLike[str], text: str) -> None:

@@ -88,7 +88,7 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(msg)
         targets = _targets(np.asarray(y))
         if self.categorical:
-            gram, cross, groups = _indicator_products(rows, targets)
+            gram, cross, groups = indicator_products(rows, targets)
             self.order_, self.gains_ = _forward_groups(gram, cross, groups, int(count), self.ridge)
         else:
             self.order_, self.gains_ = _forward(*_products(rows, targets), int(count), self.ridge)
@@ -159,7 +159,7 @@ def _forward(
     return order, gains
 
 
-def _indicator_products(
+def indicator_products(
     rows: NDArray[Any], targets: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[slice]]:
     """Return covariances of the values' indicators, by the roots of their shares, and which are each latent's."""

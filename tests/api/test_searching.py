@@ -110,7 +110,7 @@ def test_a_page_shows_what_was_found(codes, images, model, some, tmp_path):
     found = search(codes, some[:1], rows=[2], model=str(model), device="cpu", count=4)
     write_search_page(found, tmp_path / "found.html", images, some[:1])
     page = (tmp_path / "found.html").read_text("utf-8")
-    assert page.count('src="data:image/jpeg') == 2 + 8
+    assert page.count('src="data:image/webp') == 2 + 8
     assert "süß" in page or all("süß" not in str(query) for query in found["queries"])
     write_search_page(found, tmp_path / "bare.html")
     assert 'src="data:' not in (tmp_path / "bare.html").read_text("utf-8")

@@ -22,6 +22,10 @@ def commands(images, model, codes, out):
         "schema", "path", "images", "input", "latents", "model", "trained_on", "estimator", "accuracy", "scores",
         "refused", "outside", "notes", "seed", "seconds",
     }  # fmt: skip
+    report = {
+        "schema", "path", "output", "output_bytes", "images", "sampled", "latents", "bits_per_image", "bits_alone",
+        "bits_given", "label", "label_bits", "strongest", "probe", "pictures", "missing", "notes", "seconds",
+    }  # fmt: skip
     train = {
         "schema", "model", "sha256", "images", "held_out", "skipped", "steps", "seconds", "latents", "rate", "knn",
         "initialised", "unit", "warnings",
@@ -35,6 +39,7 @@ def commands(images, model, codes, out):
         "decompress": (["decompress", codes, "-o", out / "a.npz"], {"schema", "path", "images", "bytes", "holds"}),
         "evaluate": (["evaluate", codes], evaluation),
         "uncertainty": (["uncertainty", codes], uncertainty),
+        "report": (["report", codes, "-o", out / "a.html"], report),
         "train": (["train", images, "-o", out / "new.safetensors", *tiny], train),
         "models": (["models"], {"schema", "models", "damaged"}),
         "demo": (["demo", "-m", model], REPORT | {"images_per_second", "accuracy", "pixel_bits_per_image"}),
@@ -42,7 +47,8 @@ def commands(images, model, codes, out):
 
 
 @pytest.mark.parametrize(
-    "command", ["compress", "info", "verify", "decompress", "evaluate", "uncertainty", "train", "models", "demo"]
+    "command",
+    ["compress", "info", "verify", "decompress", "evaluate", "uncertainty", "report", "train", "models", "demo"],
 )
 def test_the_result_is_one_object_on_standard_output(run, images, model, codes, tmp_path, command):
     arguments, keys = commands(images, model, codes, tmp_path)[command]

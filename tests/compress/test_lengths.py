@@ -1,7 +1,7 @@
 import pytest
 
 from stochcl.compress import IndependentModel
-from stochcl.compress.lengths import code_lengths
+from stochcl.compress.lengths import code_lengths, latent_lengths
 from tests.compress.making import make_chain, make_codes, make_network, make_tables
 
 
@@ -18,6 +18,9 @@ def test_rows_add_up_to_what_the_coder_counts(alphabet, networked, latents):
     assert isinstance(model, IndependentModel) != networked
     assert found.sum(dtype=float) == pytest.approx(model.ideal_bits(codes), rel=1e-5)
     assert found[3] == pytest.approx(model.ideal_bits(codes[3]), rel=1e-5)
+    by_latent = latent_lengths(codes, tables)
+    assert by_latent.shape == (latents,)
+    assert by_latent.sum() == pytest.approx(found.mean(dtype=float), rel=1e-5)
 
 
 def test_selected_latents_take_their_own_rows_of_the_table():
@@ -29,3 +32,4 @@ def test_selected_latents_take_their_own_rows_of_the_table():
 
 def test_no_rows_have_no_lengths():
     assert code_lengths(make_codes(0, 6), make_tables(6)).shape == (0,)
+    assert latent_lengths(make_codes(0, 6), make_tables(6)).tolist() == [0] * 6

@@ -50,7 +50,7 @@ def test_a_page_loads_nothing():
 def test_a_thumbnail_is_the_image(rng):
     pixels = np.full((24, 32, 3), (200, 40, 90), np.uint8)
     head, data = pages.thumbnail(pixels).split(",")
-    assert head == "data:image/jpeg;base64"
+    assert head == "data:image/webp;base64"
     found = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     assert found.shape == pixels.shape
     assert np.abs(found.astype(int) - pixels).max() < 8

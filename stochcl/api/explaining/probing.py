@@ -1,0 +1,119 @@
+"""A linear probe of the sampled rows: how well it answers, and what it answers."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.downstream import make_estimator, metrics
+from stochcl.downstream.splits import make_splits
+from stochcl.errors import LabelsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stochcl.api.explaining.material import Labels
+    from stochcl.downstream.interpretation import Sample
+
+_MOST = 10_000  # rows, of which a fifth is held out
+_CELLS = 1 << 18  # rows by classes: of many classes the fit takes long
+_HELD_OUT = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A probe that was trained on most of the rows and scored on the others.
+
+    Parameters
+    ----------
+    estimator : str
+    fitted : object
+        The scikit-learn estimator.
+    classes : tuple of str
+        Empty for numbers.
+    score, baseline : float
+        Accuracy, or R2, of it and of guessing the largest class, or the mean.
+    interval : tuple of float
+        95 %.
+    trained : int
+    held : ndarray of int
+        The rows that it was scored on.
+    right : ndarray of bool or None
+        Which of them it answered rightly; None for numbers.
+    """
+
+    estimator: str
+    fitted: Any
+    classes: tuple[str, ...]
+    score: float
+    baseline: float
+    interval: tuple[float, float]
+    trained: int
+    held: NDArray[np.integer]
+    right: NDArray[np.bool_] | None
+    symbols: bool = field(default=False)
+
+    def answers(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Return probabilities of the classes, shape (n, C), or a number for each row, shape (n, 1)."""
+        given = x.astype(np.float32) if self.symbols else x
+        if self.classes:
+            found: NDArray[np.float64] = self.fitted.predict_proba(given)
+            return found
+        return np.asarray(self.fitted.predict(given), np.float64).reshape(-1, 1)
+
+
+def train_probe(sample: Sample, labels: Labels, seed: int) -> tuple[Probe | None, str | None]:
+    """Train a probe on labelled rows; or return None and why there is none."""
+    rows = np.flatnonzero(labels.known)
+    by_class = labels.task == "classification"
+    if by_class:
+        classes, sizes = np.unique(labels.y[rows], return_counts=True)
+        rows = rows[np.isin(labels.y[rows], classes[sizes >= 2])]
+        most = min(_MOST, _CELLS // max(1, int((sizes >= 2).sum())))
+    else:
+        most = _MOST
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[: max(most, 100)])
+    y = labels.y[rows]
+    if by_class:  # the draw may have left one of a class
+        classes, sizes = np.unique(y, return_counts=True)
+        rows = rows[np.isin(y, classes[sizes >= 2])]
+        y = labels.y[rows]
+    if len(np.unique(y)) < 2 or len(y) < 10:
+        return None, "There are too few rows with labels for a probe."
+    try:
+        splits, _ = make_splits(y, labels.task, seed=seed, folds=5, test_size=_HELD_OUT)
+        (train, test), *_ = splits
+        return _trained(sample, labels, rows[train], rows[test], seed), None
+    except (LabelsError, ValueError) as exc:
+        return None, f"There is no probe: {str(exc).splitlines()[0].rstrip('.')}."
+
+
+def _trained(
+    sample: Sample, labels: Labels, train: NDArray[np.integer], test: NDArray[np.integer], seed: int
+) -> Probe:
+    symbols = sample.decoder is None
+    x = sample.x.astype(np.float32) if symbols else sample.x
+    name, estimator = make_estimator("auto", labels.task, rows=len(train), seed=seed, symbols=symbols)
+    y, truth = labels.y[train], labels.y[test]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not quite converged
+        fitted = estimator.fit(x[train], y)
+        answers = np.asarray(fitted.predict(x[test]))
+    if labels.task == "regression":
+        score = metrics.r_squared(truth, answers)
+        found: dict[str, Any] = {
+            "classes": (), "score": score, "baseline": 0.0, "right": None,
+            "interval": metrics.bootstrap_r_squared(truth, answers, seed),
+        }  # fmt: skip
+    else:
+        names, counts = np.unique(y, return_counts=True)
+        right = answers == truth
+        found = {
+            "classes": tuple(map(str, fitted.classes_)), "score": float(right.mean()), "right": right,
+            "baseline": float((truth == names[counts.argmax()]).mean()),
+            "interval": metrics.wilson(int(right.sum()), len(right)),
+        }  # fmt: skip
+    return Probe(name, fitted, trained=len(train), held=test, symbols=symbols, **found)
