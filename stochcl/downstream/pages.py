@@ -117,9 +117,8 @@ def figure(image: str | None, lines: Sequence[object], *, query: bool = False, a
     ``alt`` is what to say of the image where it is not seen, if the lines do not.
     """
     caption = "<br>".join(escape(line) for line in lines)
-    return (
-        f"<figure{' class=query' if query else ''}>{picture(image, alt)}<figcaption>{caption}</figcaption></figure>"
-    )
+    start = '<figure class="query">' if query else "<figure>"
+    return f"{start}{picture(image, alt)}<figcaption>{caption}</figcaption></figure>"
 
 
 def picture(image: str | None, alt: object) -> str:

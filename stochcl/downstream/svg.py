@@ -20,8 +20,8 @@ svg .axis { stroke: var(--line); stroke-width: 1; fill: none; }
 svg .tick { fill: var(--soft); }
 svg .line { stroke: var(--accent); stroke-width: 2; fill: none; }
 svg .line.other { stroke: var(--ink); stroke-dasharray: 6 4; }
-svg .dots { stroke: var(--soft); stroke-width: 3.5; stroke-linecap: round; fill: none; opacity: .55; }
-svg .dots.on { stroke: var(--accent); opacity: .9; }
+.dots { stroke: var(--soft); stroke-width: var(--pen, 3.5); stroke-linecap: round; fill: none; opacity: .55; }
+.dots.on { stroke: var(--accent); opacity: .9; }
 svg .bars, svg .full { fill: var(--accent); }
 svg .hollow { fill: var(--paper); stroke: var(--accent); stroke-width: 1.5; }
 """
@@ -30,7 +30,7 @@ svg .hollow { fill: var(--paper); stroke: var(--accent); stroke-width: 1.5; }
 
 @dataclass(frozen=True)
 class Frame:
-    """Where data lies in a plot of 420 by 260 units, whose text is legible on a phone.
+    """Where data lies in a plot of 380 by 250 units, whose text is legible on a phone.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class Frame:
 
     x: tuple[float, float]
     y: tuple[float, float]
-    width: float = 420
-    height: float = 260
-    left: float = 60
+    width: float = 380
+    height: float = 250
+    left: float = 56
     right: float = 14
     top: float = 12
     bottom: float = 42
@@ -118,12 +118,17 @@ def lines(
     """
     frame = Frame((0, max(max(x) for _, x, _ in series)), (0, max(max(y) for _, _, y in series) or 1))
     parts = [frame.axes(x_label, y_label)]
+    lowest = min(series, key=lambda one: one[2][-1])
     for number, (name, x, y) in enumerate(series):
         points = [frame.at(*point) for point in zip(x, y, strict=True)]
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
         parts.append(f'<path class="line{" other" if number else ""}" d="{path}"/>')
-        a, b = points[len(points) * 3 // 4]  # beside it there is room above a line that rises
-        parts.append(f'<text x="{a - 6:.0f}" y="{max(b - 8, 12):.0f}" text-anchor="end">{escape(name)}</text>')
+        # Where lines rise there is room above the one on the left, and below the other on the right.
+        if len(series) > 1 and name == lowest[0]:
+            (a, b), (move, down, anchor) = points[len(points) // 2], (4, 18, "start")
+        else:
+            (a, b), (move, down, anchor) = points[len(points) * 3 // 4], (-6, -8, "end")
+        parts.append(f'<text x="{a + move:.0f}" y="{b + down:.0f}" text-anchor="{anchor}">{escape(name)}</text>')
     return frame.picture(label, parts)
 
 

@@ -98,7 +98,7 @@ def test_a_page_has_all_of_it(certain, images, out):
     assert f"Of {whole:,} bytes" in page.text
     first = told["strongest"][0]["latent"]
     assert f"{100 * symbols[:, first].mean():.1f} %" in page.text
-    assert f"{values.max():.1f} bits" in page.text
+    assert f"{values.max():.3g} bits" in page.text
     assert told["bits_given"] == pytest.approx(told["bits_alone"], rel=0.5)
 
 

@@ -82,7 +82,11 @@ def test_what_decompress_refuses(refused, codes, tmp_path):
     out.write_bytes(b"precious")
     refusals = [
         (out, 2, "this file exists already; pass --force to replace it."),
-        (tmp_path / "codes.txt", 2, "codes are decoded to .npz, .npy, .csv, .parquet, .arrow; give the output one of"),
+        (
+            tmp_path / "codes.txt",
+            2,
+            "codes are decoded to .npz, .npy, .csv, .parquet, .arrow; give the output one of",
+        ),
         (tmp_path / "nowhere" / "codes.npz", 1, "it cannot be written: no such file or directory."),
     ]
     for path, code, message in refusals:

@@ -1,7 +1,7 @@
 """Plots are well-formed, stay inside, and say in words what they show."""
 
 import re
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -22,7 +22,7 @@ BAD = '<&">'
     ],
 )
 def test_plots_are_well_formed_and_inside(text):
-    root = ElementTree.fromstring(text)
+    root = ET.fromstring(text)
     assert root.attrib["role"] == "img"
     assert root.attrib["aria-label"] == BAD
     _, _, width, height = map(float, root.attrib["viewBox"].split())
@@ -37,8 +37,8 @@ def test_plots_are_well_formed_and_inside(text):
 
 def test_a_mark_has_its_place_and_a_name_stands_on_no_other():
     frame = svg.Frame((0, 10), (0, 1))
-    assert frame.at(0, 0) == (60, 218)
-    assert frame.at(10, 1) == (406, 12)
+    assert frame.at(0, 0) == (56, 208)
+    assert frame.at(10, 1) == (366, 12)
     text = svg.scatter(
         [(1, 1)], [(0.5, 0.5, "aa"), (0.5, 0.5, "bb"), (0.5, 0.5, "cc")], label="", x_label="", y_label=""
     )
@@ -46,6 +46,6 @@ def test_a_mark_has_its_place_and_a_name_stands_on_no_other():
 
 
 def test_what_goes_apart_is_hollow():
-    root = ElementTree.fromstring(svg.squares(["a", "b", "c"], [[1, 0.9, -0.4], [0.9, 1, 0], [-0.4, 0, 1]], label=""))
+    root = ET.fromstring(svg.squares(["a", "b", "c"], [[1, 0.9, -0.4], [0.9, 1, 0], [-0.4, 0, 1]], label=""))
     kinds = [shape.attrib["class"] for shape in root.iter() if shape.tag.endswith("rect")]
     assert sorted(kinds) == ["full", "full", "hollow", "hollow"]

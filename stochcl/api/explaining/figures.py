@@ -70,8 +70,8 @@ def where_bytes_go(view: View) -> str:
         share = part / whole
         bar = pages.Html(f'<span class="bar" style="width:{max(share * 100, 0.3):.1f}%"></span>')
         per = part * 8 / facts.images
-        rows.append((name, _PARTS.get(name, ""), f"{part:,}", f"{per:,.1f}", percent(share, 1), bar))
-    columns = ("part", "what it is", "bytes", f"bits per {facts.unit}", "share", "")
+        rows.append((name, f"{part:,}", f"{per:,.1f}", percent(share, 1), bar, _PARTS.get(name, "")))
+    columns = ("part", "bytes", f"bits per {facts.unit}", "share", "", "what it is")
     largest = max(facts.parts, key=facts.parts.__getitem__)
     text = f"Of {whole:,} bytes, {percent(facts.parts[largest] / whole, 1)} are {largest}."
     parts = [paragraph(text), pages.table(columns, rows, kind="bytes")]
@@ -187,8 +187,8 @@ def what_latents_say(view: View) -> str | None:
     text = (
         f"To know the {target} of {counted(int(labels.known.sum()), view.unit)} ({kinds}) takes "
         f"{number(info.label_bits)} bits. The strongest latent says {number(float(info.bits.max()))} of them. "
-        f"{above:,} of {len(info.bits):,} latents say more than {number(info.chance)} bits, which chance alone would "
-        "hardly give any."
+        f"{above:,} of {len(info.bits):,} latents say more than {number(info.chance)} bits, which is more than chance "
+        "would give any of them (at 95 %)."
     )
     named = [(float(found.alone[c]), float(info.bits[c]), view.latent(c)) for c in found.strongest[:_NAMED].tolist()]
     drawn = svg.scatter(

@@ -7,7 +7,7 @@ from stochcl.downstream import svg
 STYLE = (
     svg.STYLE
     + """\
-.tiles { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); margin: 1rem 0; }
+.tiles { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); margin: 1rem 0; }
 .tiles div { background: var(--card); border-radius: .75rem; padding: .75rem 1rem; }
 .tiles b { display: block; font-size: 1.9rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tiles span { display: block; color: var(--soft); font-size: .9rem; line-height: 1.35; }
@@ -17,18 +17,18 @@ nav a { padding: .25rem 0; }
 section { scroll-margin-top: 1rem; }
 .notice { border-left: .25rem solid var(--accent); background: var(--card); padding: .5rem .75rem; }
 figure.plot { max-width: 40rem; margin: .75rem 0; padding: .75rem; }
-.bytes td:nth-child(2), .bytes th:nth-child(2) { text-align: left; white-space: normal; min-width: 9rem; }
-.bytes td:last-child { min-width: 8rem; text-align: left; }
+.bytes td:last-child, .bytes th:last-child { text-align: left; }
+.bytes td:nth-child(5) { min-width: 7rem; text-align: left; }
+.sortable th { white-space: normal; min-width: 4.5rem; vertical-align: bottom; }
 .bar { display: inline-block; height: .9rem; background: var(--accent); border-radius: .2rem;
   vertical-align: middle; }
 .sides { display: grid; gap: .5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
-.strip { display: grid; gap: .25rem; grid-template-columns: repeat(auto-fill, minmax(3rem, 1fr)); max-width: 34rem;
+.strip { display: grid; gap: .25rem; grid-template-columns: repeat(8, minmax(0, 1fr)); max-width: 30rem;
   margin: .25rem 0 .6rem; }
 .strip img, .strip .blank { width: 100%; height: auto; aspect-ratio: 1; border-radius: .2rem; display: block; }
-.flip { display: grid; gap: 1rem; grid-template-columns: minmax(5rem, 8rem) minmax(0, 1fr); align-items: start; }
-.maps { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
-.maps .dots { stroke-width: 9; opacity: .25; }
-.maps .dots.on { stroke-width: 11; opacity: .8; }
+.flip { display: grid; gap: 1rem; grid-template-columns: clamp(5rem, 22vw, 8rem) minmax(0, 1fr); align-items: start; }
+.flip .strip { grid-template-columns: repeat(6, minmax(0, 1fr)); max-width: 22rem; }
+.maps { --pen: 10; display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 details { margin: .75rem 0; }
 summary { cursor: pointer; padding: .25rem 0; color: var(--accent); }
 details .wide { max-height: 32rem; overflow: auto; }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EXAMPLES = 6  # latents whose flip is shown on a row
 _CLASSES = 12  # that have a map of their own, the largest ones
 _ACROSS, _DOWN, _PICTURE = 14, 9, 44  # of the map in pictures; units of one
-_ANSWERS = 3
+_ANSWERS, _LEAST = 3, 0.01  # classes that an answer names, and the least share of one
 
 
 def what_switches_them(view: View) -> str:
@@ -173,6 +173,7 @@ def _answer(view: View, one: Intervention, which: int) -> str:
     if not probe.classes:
         return f": the probe says {answers[which][0]:.3g}"
     order = np.argsort(-answers[which], kind="stable")[:_ANSWERS].tolist()
+    order = [i for i in order if answers[which][i] >= _LEAST] or order[:1]
     said = ", ".join(f"{pages.escape(probe.classes[i])} {percent(float(answers[which][i]))}" for i in order)
     return f": the probe says {said}"
 
@@ -272,7 +273,7 @@ def who_is_certain(view: View) -> str:
         for row in rows.tolist():
             called = view.material.called(row)
             shown = view.image_of_archive(row) if view.pictures is not None else None
-            lines = [f"{values[row]:.1f} bits", called]
+            lines = [f"{number(float(values[row]))} bits", called]
             if view.pictures is None:
                 figures.append(f"<figure><figcaption>{'<br>'.join(map(pages.escape, lines))}</figcaption></figure>")
             else:

@@ -75,7 +75,7 @@ def section(key: str, title: str, parts: Iterable[str]) -> str:
 
 def paragraph(text: str, *, soft: bool = False) -> str:
     """Return a paragraph of a text, which is escaped."""
-    return f"<p{' class=soft' if soft else ''}>{pages.escape(text)}</p>"
+    return ('<p class="soft">' if soft else "<p>") + f"{pages.escape(text)}</p>"
 
 
 def plot(svg: str, caption: str) -> str:
