@@ -143,6 +143,18 @@ class Archive(Rows):
         return sum(head.rows for _, head in self._index.segments if head.model == OWN)
 
     @property
+    def main_model(self) -> EntropyModel:
+        """The entropy model that most rows are coded with."""
+        rows: dict[tuple[int, ...], list[int]] = {}  # of each model: a segment, and rows
+        for number, (_, head) in enumerate(self._index.segments):
+            key = (head.model, head.number, number if head.model == OWN else -1)
+            rows.setdefault(key, [number, 0])[1] += head.rows
+        if not rows:
+            return next(reversed(self._of_tables.values()))
+        with self._named():
+            return self._model(max(rows.values(), key=lambda found: found[1])[0])
+
+    @property
     def size(self) -> int:
         """Bytes of the file."""
         return self._reader.size

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stochcl.compress.coder import EntropyModel
     from stochcl.compress.tables import Tables
 
 _OPEN = 64  # archives that are open at a time, a descriptor each
@@ -172,6 +173,12 @@ class FolderArchive(Rows):
     def own_table_rows(self) -> int:
         """Rows of segments that are coded with a table of their own, for which the model's were no better."""
         return sum(archive.own_table_rows for archive in self.shards)
+
+    @property
+    def main_model(self) -> EntropyModel:
+        """The entropy model that most rows of the largest shard are coded with."""
+        images = [entry.images for entry in self.manifest.shards]
+        return self._shard(images.index(max(images))).main_model
 
     @property
     def size(self) -> int:

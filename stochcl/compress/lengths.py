@@ -48,13 +48,15 @@ def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None =
     return out
 
 
-def latent_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None = None) -> NDArray[np.float64]:
-    """Return the bits that each latent takes, given those before it, on average over rows: shape (D,).
+def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
+    """Return the bits that each latent takes under a model, given those before it: shape (D,), the mean of all rows.
 
-    Under the tables' network, or table where there is no network; parameters as of :func:`code_lengths`, of whose
-    rows' mean these are the parts.
+    Parameters
+    ----------
+    codes : Codes
+    model : IndependentModel or AutoregressiveModel
+        Of these latents, such as an archive's ``main_model``.
     """
-    model = tables.candidates(codes.latents, selection)[-1].model
     if not isinstance(model, AutoregressiveModel):
         return model.bits_by_latent(codes) / max(1, len(codes))
     decisions = model.bits_by_decision(codes).reshape(codes.latents, -1)

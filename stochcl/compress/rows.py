@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from stochcl.compress.coder import EntropyModel
     from stochcl.compress.decoder import VectorDecoder
     from stochcl.compress.header import Header
     from stochcl.compress.tables import Tables
@@ -63,6 +64,11 @@ class Rows(ABC):
     @abstractmethod
     def own_table_rows(self) -> int:
         """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+
+    @property
+    @abstractmethod
+    def main_model(self) -> EntropyModel:
+        """The entropy model that most rows are coded with; of a folder, in its largest shard."""
 
     @property
     @abstractmethod

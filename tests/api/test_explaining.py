@@ -13,7 +13,7 @@ from stochcl.api.compression import CompressOptions
 from stochcl.api.explaining import write_report
 from stochcl.api.explaining.material import sampled_rows
 from stochcl.errors import LabelsError, UsageError
-from tests.compress.making import make_codes, make_tables, write
+from tests.compress.making import make_chain, make_codes, make_tables, write
 from tests.making import CLASSES, PER_CLASS, make_head
 
 SECTIONS = ["bytes", "latents", "labels", "switches", "flips", "together", "map", "certain", "made"]
@@ -279,6 +279,19 @@ def test_a_selection_keeps_the_numbers_of_its_latents(codes, out, tmp_path):
     stochcl.transcode(codes, tmp_path / "few.bin", select=chosen)
     told, _ = report(tmp_path / "few.bin", out)
     assert {one["latent"] for one in told["strongest"]} <= set(chosen)
+
+
+def test_bits_are_those_that_the_file_takes(out, tmp_path):
+    """Of a file whose models were fitted to it, they are of these and not of the model's tables."""
+    write(tmp_path / "codes.bin", make_chain(3000, 12), make_tables(12))
+    stochcl.transcode(tmp_path / "codes.bin", tmp_path / "fitted.bin", refit=True)
+    for name in ("codes.bin", "fitted.bin"):
+        told, _ = report(tmp_path / name, out)
+        with stochcl.open(tmp_path / name) as archive:
+            assert told["bits_given"] == pytest.approx(archive.parts()["codes"] * 8 / 3000, rel=0.02)
+        if name == "codes.bin":
+            before = told["bits_given"]
+    assert told["bits_given"] < 0.8 * before
 
 
 def test_an_archive_without_rows_is_refused(out, tmp_path):

@@ -140,7 +140,7 @@ def _table(view: View, columns: Sequence[int]) -> str:
         heads.append(f"bits about the {material.labels.target}")
     if found.weights.any():
         heads.append("share of vectors")
-    heads.append("goes most with")
+    heads += ["goes most with", "by"]
     place = {int(column): i for i, column in enumerate(found.compared)}
     rows = []
     for column in columns:
@@ -150,7 +150,7 @@ def _table(view: View, columns: Sequence[int]) -> str:
             row.append(f"{found.information.bits[column]:.4f}")
         if found.weights.any():
             row.append(percent(float(found.weights[column]), 1))
-        row.append(_partner(view, place.get(column)))
+        row += _partner(view, place.get(column))
         rows.append(row)
     return pages.table(heads, rows, kind="sortable")
 
@@ -167,13 +167,16 @@ def _value(view: View, column: int) -> str:
     return f"{mean:.1f} ({np.sqrt(float(counts @ np.square(values - mean) / total)):.1f})"
 
 
-def _partner(view: View, at: int | None) -> str:
+def _partner(view: View, at: int | None) -> tuple[str, str]:
+    """Return the latent that one goes most with, and how closely."""
     if at is None or len(view.findings.associated) < 2:
-        return ""
+        return "", ""
     values = view.findings.associated[at].copy()
     values[at] = 0
     best = int(np.abs(values).argmax())
-    return f"{view.latent(int(view.findings.compared[best]))} ({values[best]:+.2f})" if values[best] else ""
+    if not values[best]:
+        return "", ""
+    return view.latent(int(view.findings.compared[best])), f"{values[best]:+.2f}"
 
 
 def what_latents_say(view: View) -> str | None:
@@ -187,8 +190,8 @@ def what_latents_say(view: View) -> str | None:
     text = (
         f"To know the {target} of {counted(int(labels.known.sum()), view.unit)} ({kinds}) takes "
         f"{number(info.label_bits)} bits. The strongest latent says {number(float(info.bits.max()))} of them. "
-        f"{above:,} of {len(info.bits):,} latents say more than {number(info.chance)} bits, which is more than chance "
-        "would give any of them (at 95 %)."
+        f"{above:,} of {len(info.bits):,} latents say more than {number(info.chance)} bits, which is more than "
+        "chance would give any of them (at 95 %)."
     )
     named = [(float(found.alone[c]), float(info.bits[c]), view.latent(c)) for c in found.strongest[:_NAMED].tolist()]
     drawn = svg.scatter(
@@ -250,7 +253,7 @@ def how_it_was_made(view: View, *, seed: int, version: str) -> str:
     )
     lines = [
         f"Bytes, and certainty, are of the whole archive. Figures of latents are of {what} {facts.unit}s.",
-        "Bits alone: the entropy of a latent's values. Bits given those before: under the model's own tables.",
+        "Bits alone: the entropy of a latent's values. Bits given those before: under the file's main entropy model.",
     ]
     if found.information is not None:
         lines.append(

@@ -111,8 +111,8 @@ def find(material: Material, *, shown: int, seed: int, tell: Callable[[str], Non
         for column in strongest
     }
     tell("training a probe")
-    probe, why = (None, None) if labels is None else train_probe(sample, labels, seed)
-    notes += [why] if why else []
+    probe, said = (None, []) if labels is None else train_probe(sample, labels, seed)
+    notes += said
     tell("flipping latents")
     flipped = np.arange(len(sample)) if probe is None else probe.held
     interventions = of.intervene(

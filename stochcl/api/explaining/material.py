@@ -72,7 +72,7 @@ class Material:
     numbers : ndarray of int, shape (D,)
         The latents' numbers in their model.
     lengths : ndarray of float64, shape (D,)
-        Bits that each takes given those before it, under the model's own tables.
+        Bits that each takes given those before it, under the entropy model that most rows are coded with.
     names : sequence of str or None
         Of all rows.
     labels : Labels or None
@@ -154,7 +154,7 @@ def read_material(
         rows=rows,
         sample=sample,
         numbers=np.arange(header.latents) if header.selection is None else np.array(header.selection),
-        lengths=latent_lengths(rated, archive.tables, header.selection),
+        lengths=latent_lengths(rated, archive.main_model),
         names=archive.names,
         labels=given,
         uncertainty=archive.uncertainty,

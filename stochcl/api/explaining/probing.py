@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MOST = 10_000  # rows, of which a fifth is held out
 _CELLS = 1 << 18  # rows by classes: of many classes the fit takes long
+_CLASSES = 100  # that it knows at most, the largest
+_LEAST = 5  # rows of a class
 _HELD_OUT = 0.2
 
 
@@ -65,30 +67,34 @@ class Probe:
         return np.asarray(self.fitted.predict(given), np.float64).reshape(-1, 1)
 
 
-def train_probe(sample: Sample, labels: Labels, seed: int) -> tuple[Probe | None, str | None]:
-    """Train a probe on labelled rows; or return None and why there is none."""
-    rows = np.flatnonzero(labels.known)
-    by_class = labels.task == "classification"
-    if by_class:
-        classes, sizes = np.unique(labels.y[rows], return_counts=True)
-        rows = rows[np.isin(labels.y[rows], classes[sizes >= 2])]
-        most = min(_MOST, _CELLS // max(1, int((sizes >= 2).sum())))
-    else:
-        most = _MOST
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[: max(most, 100)])
+def train_probe(sample: Sample, labels: Labels, seed: int) -> tuple[Probe | None, list[str]]:
+    """Train a probe on labelled rows; return it, or None, and what is to be said of it."""
+    rows, notes = _rows(labels, seed)
     y = labels.y[rows]
-    if by_class:  # the draw may have left one of a class
-        classes, sizes = np.unique(y, return_counts=True)
-        rows = rows[np.isin(y, classes[sizes >= 2])]
-        y = labels.y[rows]
-    if len(np.unique(y)) < 2 or len(y) < 10:
-        return None, "There are too few rows with labels for a probe."
+    if len(np.unique(y)) < 2 or len(y) < 2 * _LEAST:
+        return None, [*notes, "There are too few rows with labels for a probe."]
     try:
         splits, _ = make_splits(y, labels.task, seed=seed, folds=5, test_size=_HELD_OUT)
         (train, test), *_ = splits
-        return _trained(sample, labels, rows[train], rows[test], seed), None
+        return _trained(sample, labels, rows[train], rows[test], seed), notes
     except (LabelsError, ValueError) as exc:
-        return None, f"There is no probe: {str(exc).splitlines()[0].rstrip('.')}."
+        return None, [*notes, f"There is no probe: {str(exc).splitlines()[0].rstrip('.')}."]
+
+
+def _rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[str]]:
+    """Return rows to train and score on: of classes with enough of them, and of these the largest."""
+    rows, notes, most = np.random.default_rng(seed).permutation(np.flatnonzero(labels.known)), list[str](), _MOST
+    if labels.task == "classification":
+        classes, numbers, sizes = np.unique(labels.y[rows], return_inverse=True, return_counts=True)
+        large = np.argsort(-sizes, kind="stable")[:_CLASSES]
+        large = large[sizes[large] >= _LEAST]
+        if len(large) < len(classes):
+            notes.append(
+                f"The probe knows {len(large):,} of {len(classes):,} classes: the largest, of 5 rows at least."
+            )
+        rows = rows[np.isin(numbers, large)]
+        most = min(_MOST, _CELLS // max(1, len(large)))
+    return np.sort(rows[:most]), notes
 
 
 def _trained(
