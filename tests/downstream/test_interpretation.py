@@ -214,6 +214,10 @@ def test_sides_are_of_their_value_and_typical_rows_come_first(bits, rng):
     assert (name, round(here, 1)) == ("cat", 0.9)
     assert usual == pytest.approx((bits[:, 1] == 1).mean())
     assert of.sides(sample, 0, typical=5, random=3)[0].random.tolist() == on.random.tolist()
+    y = np.where(rng.random(600) < 0.1, np.nan, 2.0 * bits[:, 0])
+    on, off = of.sides(sample, 0, typical=5, random=3, y=y)
+    assert (on.means[0], off.means[0], on.classes) == (2, 0, ())
+    assert on.means[1] == pytest.approx(np.nanmean(y))
 
 
 def test_sides_of_levels_are_their_ends_and_of_categories_the_most_frequent(categories):

@@ -46,11 +46,11 @@ def headline(view: View) -> list[str]:
         probe = found.probe
         low, high = probe.interval
         if probe.classes:
-            said = f"accuracy of a linear probe of the {material.labels.target} "
+            said = f"accuracy of a linear probe of {material.labels.called} "
             said += f"(95 %: {100 * low:.1f} to {100 * high:.1f})"
             tiles.append((percent(probe.score, 1), f"{said}; guessing gives {percent(probe.baseline, 1)}"))
         else:
-            said = f"R2 of a linear probe of the {material.labels.target} (95 %: {low:.2f} to {high:.2f})"
+            said = f"R2 of a linear probe of {material.labels.called} (95 %: {low:.2f} to {high:.2f})"
             tiles.append((f"{probe.score:.2f}", f"{said}; guessing the mean gives 0"))
     cards = "".join(f"<div><b>{pages.escape(a)}</b><span>{pages.escape(b)}</span></div>" for a, b in tiles)
     return [f'<div class="tiles">{cards}</div>']
@@ -137,7 +137,7 @@ def _table(view: View, columns: Sequence[int]) -> str:
     first = {"bits": "on", "levels": "mean (deviation)", "categories": "most frequent value"}[material.sample.kind]
     heads = ["latent", first, "bits alone", "bits given those before"]
     if found.information is not None and material.labels is not None:
-        heads.append(f"bits about the {material.labels.target}")
+        heads.append(f"bits about {material.labels.called}")
     if found.weights.any():
         heads.append("share of vectors")
     heads += ["goes most with", "by"]
@@ -184,11 +184,11 @@ def what_latents_say(view: View) -> str | None:
     found, labels = view.findings, view.material.labels
     if found.information is None or labels is None:
         return None
-    info, target = found.information, labels.target
+    info, target = found.information, labels.called
     above = int((info.bits > info.chance).sum())
     kinds = "its deciles" if labels.task == "regression" else f"{len(np.unique(labels.y[labels.known])):,} classes"
     text = (
-        f"To know the {target} of {counted(int(labels.known.sum()), view.unit)} ({kinds}) takes "
+        f"To know {target} of {counted(int(labels.known.sum()), view.unit)} ({kinds}) takes "
         f"{number(info.label_bits)} bits. The strongest latent says {number(float(info.bits.max()))} of them. "
         f"{above:,} of {len(info.bits):,} latents say more than {number(info.chance)} bits, which is more than "
         "chance would give any of them (at 95 %)."
@@ -196,11 +196,11 @@ def what_latents_say(view: View) -> str | None:
     named = [(float(found.alone[c]), float(info.bits[c]), view.latent(c)) for c in found.strongest[:_NAMED].tolist()]
     drawn = svg.scatter(
         list(zip(found.alone.tolist(), info.bits.tolist(), strict=True)), named,
-        label=f"What each latent says about the {target}, against its own bits; the table has the numbers.",
-        x_label="bits of the latent alone", y_label=f"bits about the {target}",
+        label=f"What each latent says about {target}, against its own bits; the table has the numbers.",
+        x_label="bits of the latent alone", y_label=f"bits about {target}",
     )  # fmt: skip
     caption = "A dot is a latent. Latents that say the same say it twice here: these bits do not add up."
-    return section("labels", f"What latents say about the {target}", [paragraph(text), plot(drawn, caption)])
+    return section("labels", f"What latents say about {target}", [paragraph(text), plot(drawn, caption)])
 
 
 def how_latents_go_together(view: View) -> str | None:

@@ -105,7 +105,7 @@ def find(material: Material, *, shown: int, seed: int, tell: Callable[[str], Non
     best = of.strongest(np.where(changing, scores[compared], -np.inf), associated, shown)
     strongest = compared[best[changing[best]]]
     tell("choosing images")
-    y = None if labels is None or labels.task == "regression" else labels.y
+    y = None if labels is None else labels.y
     sides = {
         int(column): of.sides(sample, int(column), typical=TYPICAL, random=RANDOM, y=y, seed=seed)
         for column in strongest

@@ -52,6 +52,11 @@ class Labels:
     y: NDArray[Any]
 
     @property
+    def called(self) -> str:
+        """Return what to call the label in a sentence."""
+        return f"the {self.target}" if self.target in ("folder", "label") else self.target
+
+    @property
     def known(self) -> NDArray[np.bool_]:
         """Which rows have one."""
         known: NDArray[np.bool_] = np.isfinite(self.y) if self.task == "regression" else self.y != ""

@@ -40,7 +40,7 @@ def what_switches_them(view: View) -> str:
 
 def _side(view: View, side: Side) -> str:
     said = f"<b>{pages.escape(side.name)}</b> in {percent(side.share)}"
-    parts = [f"<div><p>{said}{_oftener(side)}</p>", view.strip(side.typical)]
+    parts = [f"<div><p>{said}{_oftener(side)}{_means(view, side)}</p>", view.strip(side.typical)]
     if len(side.random):
         parts.append(view.strip(side.random))
     return "".join([*parts, "</div>"])
@@ -59,6 +59,15 @@ def _oftener(side: Side) -> str:
     return f"; more often than usual: {', '.join(said)}" + (
         f" ({each}{usual.pop()} of all)" if len(usual) == 1 else ""
     )
+
+
+def _means(view: View, side: Side) -> str:
+    """Say what the label is on average, on a side and everywhere, where it is a number."""
+    labels = view.material.labels
+    if side.means is None or labels is None:
+        return ""
+    here, usual = side.means
+    return f"; {pages.escape(labels.called)} is {number(here)} on average (of all {number(usual)})"
 
 
 def what_flipping_does(view: View) -> str:
@@ -89,9 +98,7 @@ def what_flipping_does(view: View) -> str:
         note = f"Moves by: median {moved} what it was. "
         note += "Nearest stay: how many of the ten nearest are still among them, on average."
         if found.probe is not None and labels is not None:
-            note += (
-                f" The last column: how the probe's mean answer about the {labels.target} changes when the latent "
-            )
+            note += f" The last column: how the probe's mean answer about {labels.called} changes when the latent "
             note += "goes from one end to the other in all of them."
         parts.append(paragraph(note, soft=True))
         parts.append(paragraph(

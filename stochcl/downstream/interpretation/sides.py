@@ -31,6 +31,8 @@ class Side:
         Others of them, drawn evenly.
     classes : tuple of (name, share here, share of all)
         Where there are classes: those that are most above their usual share, the first first.
+    means : tuple of (here, of all) or None
+        Where labels are numbers: their mean.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Side:
     typical: NDArray[np.intp]
     random: NDArray[np.intp]
     classes: tuple[tuple[str, float, float], ...] = ()
+    means: tuple[float, float] | None = None
 
 
 def sides(
@@ -53,8 +56,8 @@ def sides(
     column : int
     typical, random : int
         How many rows of each at most.
-    y : ndarray of str, shape (N,), optional
-        Classes; an empty string is none.
+    y : ndarray of str or float64, shape (N,), optional
+        Classes, an empty string for none; or numbers, NaN for none.
     seed : int
     """
     rng = np.random.default_rng([seed, column])
@@ -64,8 +67,10 @@ def sides(
         ordered = rows[np.argsort(-_along(sample, members)[rows], kind="stable")]
         others = ordered[typical:]
         drawn = np.sort(rng.choice(others, min(random, len(others)), replace=False)) if len(others) else others
-        classes = () if y is None else _classes(y, members)
-        out.append(Side(name, len(rows) / len(sample), ordered[:typical], drawn, classes))
+        numbers = y is not None and y.dtype.kind == "f"
+        classes = () if y is None or numbers else _classes(y, members)
+        means = _means(y, members) if y is not None and numbers else None
+        out.append(Side(name, len(rows) / len(sample), ordered[:typical], drawn, classes, means))
     return out
 
 
@@ -89,6 +94,12 @@ def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
     direction = x[members].mean(axis=0) - x[~members].mean(axis=0)
     found: NDArray[np.float64] = np.nan_to_num((x @ direction).astype(np.float64))
     return found
+
+
+def _means(y: NDArray[np.floating], members: NDArray[np.bool_]) -> tuple[float, float] | None:
+    known = np.isfinite(y)
+    here = y[members & known]
+    return (float(here.mean()), float(y[known].mean())) if len(here) else None
 
 
 def _classes(y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3) -> tuple[tuple[str, float, float], ...]:
