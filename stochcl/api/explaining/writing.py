@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
 from stochcl.api.compression import check_output
-from stochcl.api.explaining import figures, pictured
+from stochcl.api.explaining import certainty, flipping, headline, latents, mapping, switching
 from stochcl.api.explaining.findings import find
 from stochcl.api.explaining.look import SCRIPT, STYLE
 from stochcl.api.explaining.material import read_material
@@ -140,15 +140,15 @@ def _missing(pictures: Pictures | None, images: PathLike | None) -> list[str]:
 
 def _body(view: View, seed: int) -> list[str]:
     sections = [
-        figures.where_bytes_go(view),
-        figures.what_latents_cost(view),
-        figures.what_latents_say(view),
-        pictured.what_switches_them(view),
-        pictured.what_flipping_does(view),
-        figures.how_latents_go_together(view),
-        pictured.the_map(view),
-        pictured.who_is_certain(view),
-        figures.how_it_was_made(view, seed=seed, version=__version__),
+        headline.where_bytes_go(view),
+        latents.what_latents_cost(view),
+        latents.what_latents_say(view),
+        switching.what_switches_them(view),
+        flipping.what_flipping_does(view),
+        latents.how_latents_go_together(view),
+        mapping.the_map(view),
+        certainty.who_is_certain(view),
+        headline.how_it_was_made(view, seed=seed, version=__version__),
     ]
     return [part for part in sections if part is not None]
 
@@ -169,7 +169,7 @@ def _page(view: View, body: list[str], notes: list[str]) -> str:
     notices = "".join(f'<p class="notice" role="note">{pages.escape(note)}</p>' for note in notes)
     name = Path(printable(facts.path)).name
     title = f"{name}: {counted(facts.images, facts.unit)} in {number(facts.bits_per_image)} bits each"
-    top = [*figures.headline(view), notices, f'<nav aria-label="Sections">{links}</nav>']
+    top = [*headline.headline(view), notices, f'<nav aria-label="Sections">{links}</nav>']
     return pages.page(title, [*top, *body], style=STYLE, script=SCRIPT)
 
 

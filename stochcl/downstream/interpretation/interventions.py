@@ -99,49 +99,73 @@ def intervene(
     classes : bool
         Whether they are probabilities, of which the greatest is the answer.
     """
-    distance = DISTANCES[sample.distance]
-    prepared = distance.prepare(sample.x[known])
-    own = np.searchsorted(known, rows)
-    own[(own == len(known)) | (known[np.minimum(own, len(known) - 1)] != rows)] = -1
-    base = distance.prepare(sample.x[rows])
-    distances, before = _nearest(base, prepared, distance, own)
-    said = None if probe is None else probe(sample.x[rows])
-    typical = _median(distances[:, 0]) if distances.shape[1] else 0.0
-    out, taken = [], set[int]()
-    for column in columns:
-        symbols = sample.flipped(column, rows)
-        x = sample.decode(symbols)
-        after_x = distance.prepare(x)
-        _, after = _nearest(after_x, prepared, distance, own)
-        moved = np.nan_to_num(_rowwise(distance, base, after_x))
-        shared = (before[:, :, None] == after[:, None, :]).any(axis=2)
-        then = None if probe is None else probe(x)
-        changed = None
-        if said is not None and then is not None and classes:
-            changed = float((said.argmax(axis=1) != then.argmax(axis=1)).mean())
-        means = None if probe is None else np.stack([
-            probe(sample.decode(sample.switched(sample.symbols[rows], column, end))).mean(axis=0)
-            for end in sample.ends(column)
-        ])  # fmt: skip
+    flips = _Flips(sample, rows, known, probe, classes=classes)
+    return [flips.of(column) for column in columns]
+
+
+class _Flips:
+    """Rows as they are, to hold them against what flips make of them."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        rows: NDArray[np.integer],
+        known: NDArray[np.integer],
+        probe: Answers | None,
+        *,
+        classes: bool,
+    ) -> None:
+        self.sample, self.rows, self.known, self.classes = sample, rows, known, classes
+        self.probe = probe
+        self._distance = DISTANCES[sample.distance]
+        self._known = self._distance.prepare(sample.x[known])
+        own = np.searchsorted(known, rows)  # where each row is among those known, or -1
+        own[(own == len(known)) | (known[np.minimum(own, len(known) - 1)] != rows)] = -1
+        self._own = own
+        self._base = self._distance.prepare(sample.x[rows])
+        distances, self._before = self._nearest(self._base)
+        self._typical = _median(distances[:, 0]) if distances.shape[1] else 0.0
+        self._said = None if probe is None else probe(sample.x[rows])
+        self._taken: set[int] = set()  # rows that are an example already
+
+    def of(self, column: int) -> Intervention:
+        """Flip one latent."""
+        symbols = self.sample.flipped(column, self.rows)
+        x = self.sample.decode(symbols)
+        flipped = self._distance.prepare(x)
+        _, after = self._nearest(flipped)
+        moved = np.nan_to_num(_rowwise(self._distance, self._base, flipped))
+        shared = (self._before[:, :, None] == after[:, None, :]).any(axis=2)
+        then = None if self.probe is None else self.probe(x)
         order = np.lexsort((-moved, shared.sum(axis=1))).tolist()  # of equal ones, what moves most
-        most = next((row for row in order if row not in taken), order[0])
-        taken.add(most)
+        most = next((row for row in order if row not in self._taken), order[0])
+        self._taken.add(most)
         example = Effect(
-            int(rows[most]), known[before[most][:_EXAMPLE]], known[after[most][:_EXAMPLE]],
-            None if said is None or then is None else np.stack([said[most], then[most]]),
-            _called(sample, column, int(symbols[most, column])),
-        )  # fmt: skip
+            int(self.rows[most]),
+            self.known[self._before[most][:_EXAMPLE]],
+            self.known[after[most][:_EXAMPLE]],
+            None if self._said is None or then is None else np.stack([self._said[most], then[most]]),
+            _called(self.sample, column, int(symbols[most, column])),
+        )
+        changed = None
+        if self._said is not None and then is not None and self.classes:
+            changed = float((self._said.argmax(axis=1) != then.argmax(axis=1)).mean())
         kept = float(shared.mean()) if shared.size else 1.0
-        out.append(Intervention(column, _median(moved), typical, kept, changed, means, example))
-    return out
+        return Intervention(column, _median(moved), self._typical, kept, changed, self._means(column), example)
 
+    def _means(self, column: int) -> NDArray[np.float64] | None:
+        """Return the probe's mean answers with a latent at its one end, and at the other, in all rows."""
+        if self.probe is None:
+            return None
+        symbols = self.sample.symbols[self.rows]
+        ends = [self.sample.switched(symbols, column, end) for end in self.sample.ends(column)]
+        return np.stack([self.probe(self.sample.decode(end)).mean(axis=0) for end in ends])
 
-def _nearest(
-    queries: NDArray[Any], rows: NDArray[Any], distance: Any, own: NDArray[np.integer]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    found = Nearest(queries, distance, min(_NEIGHBOURS + 1, len(rows)), prepared=True)
-    found.add_prepared(rows)
-    return without_own(*found.sorted(), own)
+    def _nearest(self, queries: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the nearest of the known rows, without the queries themselves."""
+        found = Nearest(queries, self._distance, min(_NEIGHBOURS + 1, len(self._known)), prepared=True)
+        found.add_prepared(self._known)
+        return without_own(*found.sorted(), self._own)
 
 
 def _rowwise(distance: Any, one: NDArray[Any], other: NDArray[Any], step: int = 64) -> NDArray[np.float64]:
