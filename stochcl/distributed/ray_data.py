@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,7 @@ def run_on_ray(
     UsageError
         If there is no such cluster, or Ray gives up.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read at import: its processes would speak on stderr
     import ray
     import ray.data
 
@@ -183,15 +185,26 @@ def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes would speak on standard error
-
+    # Without an address Ray would join whatever was started on this machine last, or wait for what is there no more.
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        ray.init(address=address, **quiet, **({} if address else {"include_dashboard": False}))
-    except (ConnectionError, ValueError, RuntimeError) as exc:
-        where = address or "the one that RAY_ADDRESS names, or on this machine"
-        raise UsageError(f"there is no Ray cluster to be had: {where} ({printable(str(exc))}).") from exc
+        _knock(where)
+        ray.init(address=where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
+    except (ValueError, RuntimeError, OSError) as exc:
+        what = "none could be started on this machine" if where == "local" else f"there is none at {where}"
+        raise UsageError(
+            f"Ray has no cluster: {what} ({printable(str(exc).strip().rstrip('.'))}). One that is to be joined has to "
+            "be up, of this version of Ray, and its token, if it has one, set for this process, too."
+        ) from exc
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nothing listens, for which Ray waits for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -142,6 +143,18 @@ def test_a_shard_that_kills_every_worker_is_given_up(images, model, codec, tmp_p
     )
     assert report.images == 42  # the next run counts anew, and leaves nothing of it
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+@with_ray
+def test_a_cluster_that_is_not_there_is_refused_at_once(images, model, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    result = process(
+        "compress", images, "-m", model, "-o", tmp_path / "codes", "--engine", "ray", "--address", address
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"stochcl: Ray has no cluster: there is none at {address} (")
+    assert result.stderr.count("\n") == 1
 
 
 @with_ray
