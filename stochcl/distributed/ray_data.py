@@ -193,9 +193,10 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.init(address=where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
     except (ValueError, RuntimeError, OSError) as exc:
         what = "none could be started on this machine" if where == "local" else f"there is none at {where}"
+        reason = printable(str(exc).strip().rstrip("."))
         raise UsageError(
-            f"Ray has no cluster: {what} ({printable(str(exc).strip().rstrip('.'))}). One that is to be joined has to "
-            "be up, of this version of Ray, and its token, if it has one, set for this process, too."
+            f"Ray has no cluster: {what} ({reason}). One to be joined has to be up, of this version of Ray, and its "
+            "token, if it has one, set for this process, too."
         ) from exc
     try:
         yield
