@@ -182,7 +182,7 @@ def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
     Examples
     --------
     >>> model_info("general").tables_sha256[:16]
-    'c7fd7fb116fa537b'
+    '427e4233f3cbd9b7'
     """
     path = find_model(model)
     codec = Codec(path, device="cpu")
