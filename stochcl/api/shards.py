@@ -16,8 +16,9 @@ from stochcl.api.compression import of_another_kind, suited
 from stochcl.api.encoding import encode_rows, header_of, listing, none_readable, preprocess_of, refused
 from stochcl.api.report import Report, counted
 from stochcl.atomic import replacing, sync_folder
-from stochcl.compress import Archive, Writer, keep_tables, open_archive
+from stochcl.compress import Archive, Header, Writer, keep_tables, open_archive
 from stochcl.compress.folder import sha256_of
+from stochcl.compress.framing import PROLOGUE
 from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
 from stochcl.data import MatrixSource, SubsetSource, open_sources, printable
 from stochcl.data.files import why
@@ -306,10 +307,11 @@ def run_here(plan: Plan, numbers: list[int], codec: Codec, source: Source) -> It
         yield number, make_shard(plan, number, codec, source)
 
 
-def make_shard(plan: Plan, number: int, codec: Codec, source: Source) -> Made:
+def make_shard(plan: Plan, number: int, codec: Codec, source: Source, *, part: Source | None = None) -> Made:
     """Encode a shard's images and write its archive, which appears whole under its name.
 
-    Two workers may make the same one at a time, where the first was thought lost: both write the same bytes.
+    ``part`` is its images, where they are not cut from the source. Two workers may make the same one at a time, where
+    the first was thought lost: both write the same bytes.
 
     Raises
     ------
@@ -318,15 +320,15 @@ def make_shard(plan: Plan, number: int, codec: Codec, source: Source) -> Made:
     OutputError
         If it cannot be written.
     """
-    options, part = plan.options, _part(source, plan.rows(number))
+    options, part = plan.options, _part(source, plan.rows(number)) if part is None else part
     try:
         with tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work:
             path = Path(work, plan.file(number).name)
             with Writer(
-                path, _header(plan, codec, source), codec.tables, embed_tables=options.self_contained,
+                path, _header(plan), codec.tables, embed_tables=options.self_contained,
                 names=options.names, uncertainty=options.uncertainty,
             ) as writer:  # fmt: skip
-                for failure in () if number else source.rejected:
+                for failure in () if number else part.rejected:
                     writer.skip(failure.name, failure.reason)
                 encode_rows(
                     codec, part, writer, preprocess_of(codec, options), options, lambda done, total: None,
@@ -339,8 +341,9 @@ def make_shard(plan: Plan, number: int, codec: Codec, source: Source) -> Made:
     return look_at(plan, number, codec)
 
 
-def _header(plan: Plan, codec: Codec, source: Source) -> Any:
-    return header_of(codec, source, plan.options, plan.options.latents or codec.latents)
+def _header(plan: Plan) -> Header:
+    data = bytes.fromhex(plan.facts["header"])
+    return Header.from_bytes(data[: PROLOGUE.size], data[PROLOGUE.size :])
 
 
 def _part(source: Source, rows: range) -> Source:

@@ -103,7 +103,7 @@ class JoinedSource(ImageSource):
     kind: ClassVar[str]
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
-        self._sources = sources
+        self.sources = sources
         self.path = Path(f"{sources[0].path} and {len(sources) - 1:,} more")
         kinds = {source.kind for source in sources}
         self.kind = kinds.pop() if len(kinds) == 1 else "several"  # type: ignore[misc]
@@ -114,13 +114,21 @@ class JoinedSource(ImageSource):
             for source in sources:
                 source.keep_closed()
 
+    def within(self, rows: range) -> tuple[range, range]:
+        """Return which of the sources hold these rows, and where in those, one after the other, they are."""
+        if not rows:
+            return range(0), range(0)
+        which = range(bisect_right(self._ends, rows.start), bisect_right(self._ends, rows.stop - 1) + 1)
+        before = self._ends[which.start - 1] if which.start else 0
+        return which, range(rows.start - before, rows.stop - before)
+
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         which = bisect_right(self._ends, i)
-        return self._sources[which]._image(i - (self._ends[which - 1] if which else 0), preprocess)
+        return self.sources[which]._image(i - (self._ends[which - 1] if which else 0), preprocess)
 
     def _read(self, i: int) -> bytes:
         which = bisect_right(self._ends, i)
-        return self._sources[which]._read(i - (self._ends[which - 1] if which else 0))
+        return self.sources[which]._read(i - (self._ends[which - 1] if which else 0))
 
 
 class ListSource(ImageSource):

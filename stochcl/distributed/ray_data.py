@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl import errors
 from stochcl.api.codec import Codec
 from stochcl.api.encoding import listing
+from stochcl.api.pieces import Piece, open_piece, pieces_of
 from stochcl.api.shards import make_shard, open_of
 from stochcl.compress.manifest import Shard
 from stochcl.data import printable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stochcl.api.shards import Made, Plan, Source
+    from stochcl.data import ImageSource
 
 MOST_TRIES = 5
 """Workers that a shard may lose before it is given up; a machine that leaves takes one from each of its shards."""
@@ -35,7 +37,7 @@ def need_ray() -> None:
 
 
 class ShardWorker:
-    """One of the pool: loads the model and opens the source when its first shard comes, and then makes shards.
+    """One of the pool: loads the model when its first shard comes, and makes each shard from the images it is made of.
 
     An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
 
@@ -48,40 +50,53 @@ class ShardWorker:
         self._plan = plan
         self._codec: Codec | None = None
         self._source: Source | None = None
+        self._held: dict[str, ImageSource] = {}  # the sources of the last piece
 
-    def _ready(self) -> tuple[Codec, Source]:
-        if self._codec is None or self._source is None:
+    def _ready(self) -> Codec:
+        if self._codec is None:
             plan = self._plan
             codec = Codec(plan.model, device=plan.device, precision=plan.precision)
             if codec.model.sha256 != plan.facts["model"]:
                 raise UsageError(
                     f"{printable(plan.model)}: a worker finds another model there; give it the same file."
                 )
-            source = open_of(plan.sources, codec)
-            if listing(source) != plan.facts["source"]:
+            self._codec = codec
+        return self._codec
+
+    def _listed(self, codec: Codec) -> Source:
+        """Return the whole source, the same as the command saw."""
+        if self._source is None:
+            source = open_of(self._plan.sources, codec)
+            if listing(source) != self._plan.facts["source"]:
                 raise SourceError(
                     f"{printable(source.path)}: a worker finds other images there, or of other times or sizes; let "
                     "all machines see the same files, and change none of them meanwhile."
                 )
-            self._codec, self._source = codec, source
-        return self._codec, self._source
+            self._source = source
+        return self._source
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards of the numbers in a batch; the answer is JSON."""
-        return {"number": batch["number"], "made": [self._answer(int(number)) for number in batch["number"]]}
+        """Make the shards of the numbers in a batch, from pieces (JSON) or the whole source; the answer is JSON."""
+        pieces = batch.get("piece", [""] * len(batch["number"]))
+        answers = [self._answer(int(n), str(piece)) for n, piece in zip(batch["number"], pieces, strict=True)]
+        return {"number": batch["number"], "made": answers}
 
-    def _answer(self, number: int) -> str:
+    def _answer(self, number: int, piece: str) -> str:
         try:
             count_try(self._plan, number)
-            shard, skipped = self.make(number)
+            shard, skipped = self.make(number, Piece.from_json(piece) if piece else None)
         except StochclError as exc:
             return json.dumps({"error": type(exc).__name__, "message": str(exc)})
         return json.dumps({"shard": vars(shard), "skipped": skipped})
 
-    def make(self, number: int) -> Made:
+    def make(self, number: int, piece: Piece | None = None) -> Made:
         """Make the shard of this number."""
-        codec, source = self._ready()
-        return make_shard(self._plan, number, codec, source)
+        codec = self._ready()
+        if piece is None:
+            source: Source = self._listed(codec)
+            return make_shard(self._plan, number, codec, source)
+        part = open_piece(piece, self._held)
+        return make_shard(self._plan, number, codec, part, part=part)
 
 
 def count_try(plan: Plan, number: int) -> None:
@@ -135,7 +150,12 @@ def run_on_ray(
         pool, resources = _pool(codec, len(numbers), workers)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        data = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        pieces = pieces_of(source, ((number, plan.rows(number)) for number in numbers))
+        items = [
+            {"number": number, "piece": "" if piece is None else piece.to_json()}
+            for number, piece in zip(numbers, pieces, strict=True)
+        ]
+        data = ray.data.from_items(items, override_num_blocks=len(numbers))
         made = data.map_batches(
             ShardWorker,
             fn_constructor_kwargs={"plan": plan},

@@ -1,10 +1,12 @@
 """Engines, the command line of shards, and, where Ray is installed, Ray itself, in processes of its own."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +15,9 @@ import numpy as np
 import pytest
 
 import stochcl
+from stochcl.api.encoding import CompressOptions
+from stochcl.api.pieces import pieces_of
+from stochcl.api.shards import compress_to_folder
 from stochcl.distributed import compress_folder
 from stochcl.distributed.ray_data import MOST_TRIES, ShardWorker, _read, need_ray
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
@@ -51,9 +56,6 @@ def test_the_command_writes_and_reads_a_folder(images, model, codes, tmp_path):
 
 
 def test_workers_elsewhere_give_the_codes_of_this_process(images, model, codec, codes, tmp_path):
-    from stochcl.api.encoding import CompressOptions
-    from stochcl.api.shards import compress_to_folder
-
     photos = shutil.copytree(images, tmp_path / "photos")
     (photos / "z\udcff.png").write_bytes(b"")  # a name that is not UTF-8 comes back as it was
     options = CompressOptions(workers=1)
@@ -67,9 +69,48 @@ def test_workers_elsewhere_give_the_codes_of_this_process(images, model, codec, 
         assert [name for name, _ in archive.skipped] == ["z\udcff.png"]
 
 
+def through_pieces(plan, numbers, codec, source):
+    """The same, each worker being told which of several sources a shard is made of."""
+    pieces = pieces_of(source, ((number, plan.rows(number)) for number in numbers))
+    worker = ShardWorker(plan)
+    for number, piece in zip(numbers, pieces, strict=True):
+        answer = worker({"number": np.array([number]), "piece": np.array(["" if piece is None else piece.to_json()])})
+        assert worker._source is None
+        assert len(worker._held) <= 2
+        yield number, _read(answer["made"][0])
+
+
+def test_workers_list_only_the_sources_of_their_shard(images, model, codec, codes, tmp_path):
+    for i, path in enumerate(sorted(path for path in images.rglob("*") if path.is_file())):
+        with tarfile.open(tmp_path / f"s-{i // 7}.tar", "a") as out:
+            out.add(path, path.relative_to(images))
+    with tarfile.open(tmp_path / "s-3.tar", "a") as out:  # which is refused before anything is read
+        link = tarfile.TarInfo("link.png")
+        link.type = tarfile.SYMTYPE
+        out.addfile(link)
+
+    def compress(run, out):
+        source = [str(tmp_path / "s-{0..5}.tar")]
+        return compress_to_folder(codec, source, out, CompressOptions(), model=str(model), shard_images=5, run=run)
+
+    compress(through_pieces, tmp_path / "a")
+    compress(through_workers, tmp_path / "b")
+    for path in (tmp_path / "b").iterdir():
+        assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes()
+    with stochcl.open(tmp_path / "a") as archive, stochcl.open(codes) as one:
+        np.testing.assert_array_equal(archive.to_numpy(), one.to_numpy())
+        assert [name for name, _ in archive.skipped] == ["link.png"]
+
+    def meanwhile(plan, numbers, codec, source):
+        for number, made in through_pieces(plan, numbers, codec, source):
+            os.utime(tmp_path / "s-4.tar", (1, 1))
+            yield number, made
+
+    with pytest.raises(SourceError, match=r"s-4\.tar: a worker finds other images"):
+        compress(meanwhile, tmp_path / "c")
+
+
 def test_a_worker_that_sees_something_else_says_so(images, model, codec, tmp_path):
-    from stochcl.api.encoding import CompressOptions
-    from stochcl.api.shards import compress_to_folder
     from tests.making import write_images
 
     photos = write_images(tmp_path / "photos", per_class=3)
@@ -113,17 +154,14 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
 
 def test_a_shard_that_kills_every_worker_is_given_up(images, model, codec, tmp_path):
     """As Ray does it: who dies answers nothing, and the next worker is asked."""
-    from stochcl.api.encoding import CompressOptions
-    from stochcl.api.shards import compress_to_folder
-
     died = []
 
     class Dying(ShardWorker):
-        def make(self, number):
+        def make(self, number, piece):
             if number == 1:
                 died.append(number)
                 raise KeyboardInterrupt
-            return super().make(number)
+            return super().make(number, piece)
 
     def run(plan, numbers, codec, source):
         for number in numbers:
@@ -170,10 +208,10 @@ class Dying(ray_data.ShardWorker):
         ray_data.MOST_TRIES = 2  # starting a worker takes seconds
         return super().__call__(batch)
 
-    def make(self, number):
+    def make(self, number, piece):
         if number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().make(number)
+        return super().make(number, piece)
 
 ray_data.ShardWorker = Dying
 model, images, out = {[str(model), str(images), str(tmp_path / "codes")]!r}
