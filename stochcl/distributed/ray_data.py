@@ -37,7 +37,7 @@ def need_ray() -> None:
 
 
 class ShardWorker:
-    """One of the pool: loads the model when its first shard comes, and makes each shard from the images it is made of.
+    """One of the pool: loads the model when its first shard comes, and makes one shard after the other.
 
     An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
 
@@ -141,7 +141,6 @@ def run_on_ray(
     UsageError
         If there is no such cluster, or Ray gives up.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read at import: its processes would speak on stderr
     import ray
     import ray.data
 
@@ -205,6 +204,7 @@ def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes would speak on standard error
     # Without an address Ray would join whatever was started on this machine last, or wait for what is there no more.
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
