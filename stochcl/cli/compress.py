@@ -121,7 +121,7 @@ def compress(
     Example:
       stochcl compress images/ -o codes.bin
       stochcl compress vectors.npy -m head.safetensors -o codes.bin
-      tar c images | stochcl compress - -o codes.bin
+      tar c -C images . | stochcl compress - -o codes.bin
       find images -name '*.jpg' -print0 | stochcl compress --files-from - -o codes.bin
       stochcl compress images/ -o codes/ --engine ray
     """
