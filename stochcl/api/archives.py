@@ -9,6 +9,7 @@ from stochcl.api.report import Report
 from stochcl.api.targets import labels_of
 from stochcl.compress import Archive, open_archive
 from stochcl.compress.export import export
+from stochcl.compress.remote import is_url
 from stochcl.data import printable
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Where = Iterable[Tables | str | os.PathLike[str]]
 
-__all__ = ["Archive", "decompress", "evaluate", "info", "repair", "salvage", "verify"]
+__all__ = ["Archive", "decompress", "evaluate", "info", "is_url", "open_archive", "repair", "salvage", "verify"]
 
 
 def info(path: str | os.PathLike[str], *, tables: Where = ()) -> Report:

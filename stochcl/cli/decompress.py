@@ -9,11 +9,11 @@ import click
 from stochcl.api import archives
 from stochcl.api.models import given_tables
 from stochcl.api.report import counted
-from stochcl.cli.output import JSON, TABLES, show
+from stochcl.cli.output import ARCHIVE, JSON, TABLES, show
 
 
 @click.command()
-@click.argument("codes", type=click.Path(path_type=Path))
+@click.argument("codes", type=ARCHIVE)
 @click.option(
     "-o",
     "--output",
@@ -26,7 +26,7 @@ from stochcl.cli.output import JSON, TABLES, show
 @TABLES
 @JSON
 def decompress(
-    codes: Path, output: Path, *, labels: Path | None, force: bool, model: str | None, as_json: bool
+    codes: Path | str, output: Path, *, labels: Path | None, force: bool, model: str | None, as_json: bool
 ) -> None:
     """Decode codes to arrays: symbols, vectors, names and labels.
 

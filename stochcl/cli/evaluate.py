@@ -9,12 +9,12 @@ import click
 
 from stochcl.api import evaluating
 from stochcl.api.models import given_tables
-from stochcl.cli.output import JSON, TABLES, show
+from stochcl.cli.output import ARCHIVE, JSON, TABLES, show
 
 
 @click.command()
-@click.argument("codes", required=False, type=click.Path(path_type=Path))
-@click.option("--train", type=click.Path(path_type=Path), help="The file of codes to train on, in place of CODES.")
+@click.argument("codes", required=False, type=ARCHIVE)
+@click.option("--train", type=ARCHIVE, help="The file of codes to train on, in place of CODES.")
 @click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
 @click.option(
     "--column",
@@ -41,7 +41,7 @@ from stochcl.cli.output import JSON, TABLES, show
     help="What the estimator is given; auto takes vectors where the model has a decoder.",
 )
 @click.option("--latents", type=click.IntRange(1), metavar="K", help="Use the first K latents.  [default: all]")
-@click.option("--test", type=click.Path(path_type=Path), help="Score on this file of codes.")
+@click.option("--test", type=ARCHIVE, help="Score on this file of codes.")
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
 @click.option(
     "--test-size", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out this fraction instead."

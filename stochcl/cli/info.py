@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stochcl.api import archives
 from stochcl.api.models import given_tables
-from stochcl.cli.output import JSON, TABLES, show
+from stochcl.cli.output import ARCHIVE, JSON, TABLES, show
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
-@click.argument("codes", type=click.Path(path_type=Path))
+@click.argument("codes", type=ARCHIVE)
 @TABLES
 @JSON
-def info(codes: Path, *, model: str | None, as_json: bool) -> None:
+def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
     """Say what a file of codes holds and where its bytes go.
 
     \b

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,20 @@ from stochcl.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+
+class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
+    """A file of codes, a folder of shards, or a URL (``s3://...``), of which a path would lose a slash."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return a path, or a URL as it is."""
+        from stochcl.api.archives import is_url
+
+        return value if isinstance(value, Path) or is_url(value) else Path(value)
+
+
+ARCHIVE = ArchivePath()
 TABLES = click.option(
     "-m", "--model", help="A model or .tables file that has the decoding tables, if nothing else does."
 )

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from stochcl.api.models import given_tables
-from stochcl.cli.output import JSON, TABLES, progress_bar, show
+from stochcl.cli.output import ARCHIVE, JSON, TABLES, progress_bar, show
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("codes", type=_FILE)
+@click.argument("codes", type=ARCHIVE)
 @click.option("--images", type=_FILE, metavar="SOURCE", help="What the codes were made of, for pictures.")
 @click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
 @click.option("--column", help="Which column of it.  [default: the first after the name]")
@@ -34,7 +34,7 @@ _FILE = click.Path(path_type=Path)
 @TABLES
 @click.option("--force", is_flag=True, help="Replace an existing page.")
 @JSON
-def report(codes: Path, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Explain a file of codes on one HTML page: bytes, latents, what they say, and what flipping them does.
 
     The page loads nothing: it can be mailed, and opened without a network.

@@ -9,13 +9,13 @@ import click
 
 from stochcl.api import searching
 from stochcl.api.models import given_tables
-from stochcl.cli.output import JSON, progress_bar, say, show, table
+from stochcl.cli.output import ARCHIVE, JSON, progress_bar, say, show, table
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("codes", type=_FILE)
+@click.argument("codes", type=ARCHIVE)
 @click.argument("query", nargs=-1, type=_FILE)
 @click.option("--name", "names", multiple=True, help="Look for this image of the file itself; may be repeated.")
 @click.option("--row", "rows", multiple=True, type=int, help="Look for this row of it; may be repeated.")
@@ -36,7 +36,7 @@ _FILE = click.Path(path_type=Path)
 )
 @JSON
 def search(
-    codes: Path, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
+    codes: Path | str, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
     as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Find the images in a file of codes that are nearest to QUERY images, or to some of its own.

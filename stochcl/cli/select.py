@@ -9,13 +9,13 @@ import click
 
 from stochcl.api import selecting
 from stochcl.api.models import given_tables
-from stochcl.cli.output import JSON, TABLES, show
+from stochcl.cli.output import ARCHIVE, JSON, TABLES, show
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("codes", type=_FILE)
+@click.argument("codes", type=ARCHIVE)
 @click.option("--latents", required=True, type=click.IntRange(1), metavar="K", help="How many latents to choose.")
 @click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
 @click.option("--column", help="Which column of it.  [default: the first after the name]")
@@ -26,7 +26,7 @@ _FILE = click.Path(path_type=Path)
 @TABLES
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @JSON
-def select(codes: Path, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Choose the latents that a task needs, each for what it adds to those chosen before.
 
     \b

@@ -8,19 +8,19 @@ from typing import Any
 import click
 
 from stochcl.api.models import given_tables
-from stochcl.cli.output import JSON, progress_bar, show, table
+from stochcl.cli.output import ARCHIVE, JSON, progress_bar, show, table
 
 _FILE = click.Path(path_type=Path)
 _SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the JSON
 
 
 @click.command()
-@click.argument("codes", required=False, type=_FILE)
-@click.option("--train", type=_FILE, help="The file of codes to train the probe on, in place of CODES.")
-@click.option("--test", type=_FILE, help="The file of codes whose images are answered.")
+@click.argument("codes", required=False, type=ARCHIVE)
+@click.option("--train", type=ARCHIVE, help="The file of codes to train the probe on, in place of CODES.")
+@click.option("--test", type=ARCHIVE, help="The file of codes whose images are answered.")
 @click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
 @click.option("--column", help="Which column of it.  [default: the first after the name]")
-@click.option("--outside", type=_FILE, multiple=True, help="A file of codes of other images; may be repeated.")
+@click.option("--outside", type=ARCHIVE, multiple=True, help="A file of codes of other images; may be repeated.")
 @click.option("--images", type=_FILE, help="The answered images: they are corrupted and encoded with -m.")
 @click.option("--sample", type=click.IntRange(1), default=500, show_default=True, help="How many of them.")
 @click.option("--estimator", default="auto", show_default=True, help="logistic, knn or boosting.")

@@ -10,7 +10,7 @@ import click
 from stochcl.api import archives
 from stochcl.api.models import given_tables
 from stochcl.api.report import counted
-from stochcl.cli.output import JSON, TABLES, progress_bar, say, show
+from stochcl.cli.output import ARCHIVE, JSON, TABLES, progress_bar, say, show
 
 _SHOWN = 5  # places that are damaged
 _TABLES = {
@@ -21,7 +21,7 @@ _TABLES = {
 
 
 @click.command()
-@click.argument("codes", type=click.Path(path_type=Path))
+@click.argument("codes", type=ARCHIVE)
 @click.option("--salvage", type=click.Path(path_type=Path), metavar="OUT", help="Write all that is intact to OUT.")
 @click.option("--repair", is_flag=True, help="Undo an append that was interrupted: cut the file back, in place.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
@@ -30,7 +30,7 @@ _TABLES = {
 @click.pass_context
 def verify(
     ctx: click.Context,
-    codes: Path,
+    codes: Path | str,
     *,
     salvage: Path | None,
     repair: bool,
@@ -68,7 +68,9 @@ def verify(
     show(result, lines, as_json=as_json)
 
 
-def _salvage(ctx: click.Context, codes: Path, output: Path, *, model: str | None, force: bool, as_json: bool) -> None:
+def _salvage(
+    ctx: click.Context, codes: Path | str, output: Path, *, model: str | None, force: bool, as_json: bool
+) -> None:
     with progress_bar("bytes") as bar:
         result = archives.salvage(codes, output, tables=given_tables(model), force=force, progress=bar)
     for line in _losses(result):

@@ -38,7 +38,8 @@ class CodesTransformer(
     model : str or path-like
         That encodes, as :func:`stochcl.load` takes it.
     archive : str or path-like, optional
-        Take codes from this archive, in which the images are called as they are given; no model is loaded.
+        Take codes from this archive, a file, a folder of shards or a URL, in which the images are called as they are
+        given; no model is loaded.
     output : str
         ``symbols``, integers of shape (N, D); or ``vectors``, what they decode to, float32 of shape (N, V).
     latents : int, optional
@@ -155,9 +156,9 @@ class CodesTransformer(
             )
 
     def _opened(self) -> Any:
-        from stochcl.api.archives import Archive
+        from stochcl.api.archives import open_archive
 
-        return Archive(self.archive)  # type: ignore[arg-type]
+        return open_archive(self.archive)  # type: ignore[arg-type]
 
     def _codec(self) -> Any:
         """Return the model, loaded once for its parameters and the file as it stands."""

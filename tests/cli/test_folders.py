@@ -7,6 +7,7 @@ import pytest
 
 import stochcl
 from stochcl.distributed import compress_folder
+from stochcl.sklearn import CodesTransformer
 from tests.making import json_of
 
 MERGE = "this is a folder, and one file of codes is needed; `stochcl merge` makes one of a folder of codes."
@@ -77,6 +78,20 @@ def test_commands_that_read_take_a_folder(run, folder, one, model, images, tmp_p
             assert set(a) == set(b)
             for name in a:
                 np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "evaluate"])
+def test_commands_that_read_take_a_url(run, one, command):
+    more = ["--folds", "2"] if command == "evaluate" else []
+    said = [json_of(run(command, path, *more, "--json")) for path in (one, f"file://{one}")]
+    assert comparable(said[0]) == comparable(said[1])
+
+
+def test_a_transformer_looks_names_up_in_a_folder(folder, one):
+    with stochcl.open(one) as archive:
+        names = [archive.names[row] for row in (30, 2, 17)]
+        found = CodesTransformer(archive=folder).fit(names).transform(names)
+        np.testing.assert_array_equal(found, archive.to_numpy()[[30, 2, 17]])
 
 
 REFUSES = {
