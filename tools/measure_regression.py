@@ -38,6 +38,7 @@ import stochcl
 from stochcl.api import training
 from stochcl.api.codec import Codec
 from stochcl.api.sprites import IMAGES, TABLE, write_sprites
+from stochcl.api.targets import has_categories
 from stochcl.benchmarks.joined import JoinedSource
 from stochcl.benchmarks.machine import commit, hardware, versions
 from stochcl.benchmarks.probing import NEAREST, answers
@@ -139,9 +140,11 @@ def part_of(codec: Codec, source: ImageSource, path: Path) -> Part:
             say(f"  {path.stem}: {batch.rows.stop:,} of {len(source):,} images encoded", end="\r")
     say("")
     with stochcl.open(path) as archive:
-        symbols = archive.to_numpy().astype(np.float32)
+        symbols = archive.to_numpy()
+        if has_categories(archive):  # to a line their numbers say nothing
+            symbols = np.eye(archive.header.alphabet, dtype=np.uint8)[symbols].reshape(len(symbols), -1)
         bits = archive.parts()["codes"] * 8 / len(archive)
-        return Part(archive.to_vectors(), symbols, np.concatenate(features), bits)
+        return Part(archive.to_vectors(), symbols.astype(np.float32), np.concatenate(features), bits)
 
 
 def pixels_of(source: ImageSource) -> NDArray[np.float32]:

@@ -109,7 +109,7 @@ class ModelInfo:
         config = self.config
         if config.columns or config.backbone.startswith("timm:"):
             return config.backbone
-        pooled = ", all four stages pooled" if config.pooling == "stages" else ""
+        pooled = {"stages": ", all four stages pooled", "moments": ", moments of stages"}.get(config.pooling, "")
         return f"{config.backbone} of width {config.width}, {config.stem} stem{pooled}"
 
     def _code(self) -> str:

@@ -84,8 +84,8 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--width", type=click.IntRange(4), help="Channels of a resnet's first stage.  [default: 64]")
 @click.option("--stem", type=click.Choice(["imagenet", "small"]),
               help="small: for images of 32 pixels.  [default: imagenet]")  # fmt: skip
-@click.option("--pooling", type=click.Choice(["mean", "stages"]),
-              help="A resnet's features: its last stage's mean, or those of all four.  [default: mean]")  # fmt: skip
+@click.option("--pooling", type=click.Choice(["mean", "stages", "moments"]),
+              help="Features: the last stage's mean, all four's, or their places, too.  [default: mean]")  # fmt: skip
 @click.option("--init", type=_PATH, metavar="WEIGHTS", help="Begin with published weights: a safetensors file.")
 @click.option("--size", type=click.IntRange(16, 1024), metavar="PIXELS",
               help="Side that images are brought to.  [default: 64]")  # fmt: skip

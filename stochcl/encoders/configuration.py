@@ -101,7 +101,8 @@ class EncoderConfig:
     classifies : str
         What that classifier reads: the vectors that codes decode to, or the features before the latents.
     pooling : str
-        Of a residual network: what its features are, the mean of the last stage or of all four side by side.
+        Of a residual network: what its features are, the mean of the last stage or of all four side by side, or with
+        where and how widely the earlier ones answer.
 
     Raises
     ------

@@ -84,8 +84,45 @@ STEMS = ("imagenet", "small")
 """First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's); 3 x 3 by 1 for images of 32 to 64 pixels."""
 
 
-POOLINGS = ("mean", "stages")
-"""What features are: the last stage's mean over places, or those of all four stages side by side."""
+POOLINGS = ("mean", "stages", "moments")
+"""What features are: the last stage's mean over places; those of all four stages side by side; or the moments of the
+first three beside the last's mean."""
+
+MOMENTS = 6
+"""Numbers that a channel of a stage gives: see :func:`moments`."""
+
+
+def moments(responses: Tensor) -> Tensor:
+    """Return how much each channel answers, where, and how widely, float32, shape (B, 6 C).
+
+    With what a channel answers taken for mass: its mean, the centre of mass from the middle, and the variances and
+    the covariance of places around it (across, down, both), in units of half the image. A channel that is silent has
+    its mass in the middle. The centre is what a spatial soft argmax is after (Finn et al., arXiv 1509.06113), without
+    its softmax.
+
+    Parameters
+    ----------
+    responses : Tensor of float, shape (B, C, H, W)
+        Not negative.
+
+    Examples
+    --------
+    >>> image = torch.zeros(1, 1, 4, 4)
+    >>> image[0, 0, 1, 3] = 8
+    >>> moments(image)[0, :3].round(decimals=3).tolist()
+    [0.5, 0.75, -0.25]
+    """
+    height, width = responses.shape[-2:]
+    down, across = (torch.arange(n, device=responses.device).add(0.5).mul(2 / n).sub(1) for n in (height, width))
+    x, y = across.expand(height, width), down[:, None].expand(height, width)
+    basis = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=-1).flatten(0, 1)
+    with torch.autocast(responses.device.type, enabled=False):  # differences of squares
+        mass, *sums = (responses.float().flatten(2) @ basis).unbind(-1)
+    x, y, xx, yy, xy = (part / (mass + _NOTHING) for part in sums)
+    return torch.cat([mass / (height * width), x, y, xx - x * x, yy - y * y, xy - x * y], dim=1)
+
+
+_NOTHING = 1e-4  # mass of a whole stage that is as good as none
 
 
 class ResNet(nn.Module):
@@ -101,7 +138,8 @@ class ResNet(nn.Module):
         One of ``STEMS``.
     pooling : str
         One of ``POOLINGS``. What training without labels makes invariant is the last stage; earlier stages still tell
-        apart what it has given up, so all four together suit tasks that nobody has thought of yet.
+        apart what it has given up, so all four together suit tasks that nobody has thought of yet. A mean knows where
+        something is by what the edges' padding lets through only; moments say it.
 
     Raises
     ------
@@ -135,8 +173,9 @@ class ResNet(nn.Module):
                 blocks.append(block)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             widths.append(inputs)
-        self.pooled = range(4 if pooling == "mean" else 1, 5)
-        self.features = sum(widths[stage - 1] for stage in self.pooled)
+        self.pooling = pooling
+        early = {"mean": 0, "stages": 1, "moments": MOMENTS}[pooling]  # numbers that a channel of theirs gives
+        self.features = early * sum(widths[:-1]) + widths[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -144,9 +183,11 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        means = []
+        pooled = []
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
-            if stage in self.pooled:
-                means.append(x.mean(dim=(2, 3)))
-        return torch.cat(means, dim=1) if len(means) > 1 else means[0]
+            if stage == 4 or self.pooling == "stages":
+                pooled.append(x.mean(dim=(2, 3)))
+            elif self.pooling == "moments":
+                pooled.append(moments(x))
+        return torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]

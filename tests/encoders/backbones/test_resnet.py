@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional
 
 from stochcl.encoders.backbones import BACKBONES, ResNet
+from stochcl.encoders.backbones.resnet import moments
 from stochcl.errors import UsageError
 
 
@@ -126,6 +127,40 @@ def test_all_stages_pooled_are_their_means_side_by_side_and_the_last_is_what_one
     for stage, part in enumerate(found.split(means, dim=1), 1):
         x = network.get_submodule(f"layer{stage}")(x)
         torch.testing.assert_close(part, x.mean((2, 3)))
+
+
+def test_moments_are_those_of_the_responses():
+    rng = torch.Generator().manual_seed(0)
+    responses = torch.rand(2, 3, 5, 7, generator=rng)
+    found = moments(responses).view(2, 6, 3)
+    p = (responses / responses.sum((2, 3), keepdim=True)).double()
+    x, y = ((torch.arange(n).double() + 0.5) * 2 / n - 1 for n in (7, 5))
+    torch.testing.assert_close(found[:, 0], responses.mean((2, 3)))
+    for b in range(2):
+        for c in range(3):
+            mx, my = (p[b, c].sum(0) * x).sum(), (p[b, c].sum(1) * y).sum()
+            xx, yy = (p[b, c].sum(0) * (x - mx) ** 2).sum(), (p[b, c].sum(1) * (y - my) ** 2).sum()
+            xy = (p[b, c] * (y - my)[:, None] * (x - mx)).sum()
+            expected = torch.stack([mx, my, xx, yy, xy]).float()
+            torch.testing.assert_close(found[b, 1:, c], expected, atol=1e-4, rtol=1e-3)
+    assert moments(torch.zeros(1, 2, 4, 4)).abs().max() == 0
+
+
+def test_moments_move_with_what_is_seen_and_stay_finite_in_half_precision():
+    torch.manual_seed(0)
+    network, last = ResNet("resnet10", width=4, stem="small", pooling="moments").eval(), ResNet("resnet10", width=4)
+    assert network.features == 6 * (4 + 8 + 16) + last.features
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, :, 4:12, 4:12] = 1
+    images[1, :, 4:12, 18:26] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(images)
+    assert found.isfinite().all()
+    across, down = found[:, 4:8], found[:, 8:12]
+    assert (across[1] - across[0]).max() > 0.1
+    torch.testing.assert_close(down[1], down[0], atol=0.02, rtol=0)
+    network(images).sum().backward()
+    assert network.conv1.weight.grad.isfinite().all()
 
 
 def test_a_block_adds_its_shortcut():
