@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from stochcl.codes import Codes, bits_per_symbol
 from stochcl.torch.rows import Rows
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _KEPT_BYTES = 1 << 30
+_AHEAD = 8192  # rows, where they are asked for one batch after the other
 
 
 class CodesDataset(Dataset[Any]):
@@ -69,6 +71,7 @@ class CodesDataset(Dataset[Any]):
         self._rows = Rows(path, output, latents, labels)
         self._keep_bytes = keep_bytes
         self._packed: NDArray[np.uint8] | None = None
+        self._ahead: tuple[int, Codes] | None = None  # some rows that come next, and the number of the first
         self._next = 0
         self.classes = self._rows.classes
 
@@ -96,25 +99,32 @@ class CodesDataset(Dataset[Any]):
             return list(values)
         return list(zip(values, torch.from_numpy(labels), strict=True))
 
-    def _codes(self, index: NDArray[np.int64]) -> Any:
-        from stochcl.codes import Codes
-
+    def _codes(self, index: NDArray[np.int64]) -> Codes:
         archive = self._rows.archive
         if self._packed is None:
-            in_order = len(index) > 0 and index[0] >= self._next and bool((np.diff(index) == 1).all())
-            self._next = int(index[-1]) + 1 if len(index) else 0
             header = archive.header
-            width = Codes.from_symbols(
-                np.zeros((1, header.latents), np.uint8), alphabet=header.alphabet
-            ).packed.nbytes
+            in_order = len(index) > 0 and index[0] >= self._next and bool((np.diff(index) == 1).all())
+            goes_on = in_order and index[0] == self._next
+            self._next = int(index[-1]) + 1 if len(index) else 0
+            if goes_on:
+                return self._read_ahead(index)
+            width = -(-header.latents * bits_per_symbol(header.alphabet) // 8)
             if in_order or width * len(self) > self._keep_bytes:
                 return archive[index]
-            self._packed = np.empty((len(self), width), np.uint8)
-            start = 0
+            self._ahead, self._packed, start = None, np.empty((len(self), width), np.uint8), 0
             for codes in archive.iter_codes():
                 self._packed[start : start + len(codes)] = codes.packed
                 start += len(codes)
         return Codes(self._packed[index], archive.header.latents, archive.header.alphabet)
 
+    def _read_ahead(self, index: NDArray[np.int64]) -> Codes:
+        """Return rows that follow those before; several blocks are decoded at once, which is faster."""
+        start, ahead = (0, None) if self._ahead is None else self._ahead
+        if ahead is None or not start <= index[0] <= index[-1] < start + len(ahead):
+            start = int(index[0])
+            ahead = self._rows.archive[start : start + max(_AHEAD, len(index))]
+            self._ahead = start, ahead
+        return Codes(ahead.packed[index - start], ahead.latents, ahead.alphabet)
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None, "_next": 0}
+        return self.__dict__ | {"_packed": None, "_ahead": None, "_next": 0}

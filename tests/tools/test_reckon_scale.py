@@ -48,3 +48,19 @@ def test_figures_of_a_million_images_are_those_of_the_file(tool):
     assert f"{reading['random_rows_at_once']['rows_per_second']:,} when" in text
     assert f"{reading['partial_fit']['rows_per_second']:,} rows" in text
     assert f"{reading['peak_mb']:.0f} MB" in text
+
+
+def test_figures_of_loading_are_those_of_the_file(tool):
+    steps = json.loads((tool.RESULTS / "loading.json").read_text("utf-8"))["steps"]
+    epochs = steps["CodesDataset, shuffled"]
+    pipelines, scale = (ROOT / "docs" / "PIPELINES.md").read_text("utf-8"), tool.PAGE.read_text("utf-8")
+    stream, naive = (
+        f"{steps[name]['rows_per_processor_second']:,}"
+        for name in ("CodesStream, shuffled", "CodesDataset, shuffled, keep_bytes=0")
+    )
+    assert f"in order | {steps['CodesDataset, in order']['rows_per_processor_second']:,} |" in pipelines
+    first, second = (f"{epochs[name]['rows_per_processor_second']:,}" for name in ("first_epoch", "second_epoch"))
+    assert f"{first}, and {second} |" in pipelines
+    assert f"every epoch | {stream} |" in pipelines
+    assert f"of its rows | {naive} |" in pipelines
+    assert f"({naive} rows a second where `CodesStream` gives {stream}," in scale

@@ -95,6 +95,18 @@ def test_in_order_nothing_is_held(path):
     assert data._packed is None
 
 
+@pytest.mark.parametrize("batch", [1, 7, 64, 2000])
+def test_in_order_rows_are_read_ahead(path, archive, batch, monkeypatch):
+    monkeypatch.setattr("stochcl.torch.dataset._AHEAD", 100)
+    asked = []
+    read = Archive._packed
+    monkeypatch.setattr(Archive, "_packed", lambda self, index: asked.append(len(index)) or read(self, index))
+    x, rows = (torch.cat(parts) for parts in zip(*DataLoader(CodesDataset(**identified(path)), batch), strict=True))
+    assert rows.tolist() == list(range(ROWS))
+    np.testing.assert_array_equal(x, archive.to_numpy())
+    assert len(asked) == -(-ROWS // max(batch, 100 // batch * batch)) + 1  # and all of them at once, here
+
+
 def test_it_is_pickled_without_what_it_holds(path):
     data = CodesDataset(path)
     data.__getitems__([900, 3])
