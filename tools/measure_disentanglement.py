@@ -55,13 +55,16 @@ def models_of(options: argparse.Namespace, folder: Path) -> list[Path]:
     kept = options.keep or folder
     place = folder / "own"
     write_sprites(place, images=TRAINED * options.sprites, size=SIDE, seed=TRAINING_SEED, force=True)
-    epochs = {} if options.epochs is None else {"epochs": options.epochs}
+    asked = {"epochs": options.epochs, "latents": options.latents}
+    changed = {name: value for name, value in asked.items() if value is not None}
     paths = []
     for seed in range(options.seed, options.seed + SEEDS):
         path = kept / f"keep-position-{seed}.safetensors"
         if not path.exists():
             say(f"  training from seed {seed}")
-            training.train([place / IMAGES], path, preset="keep-position", device=options.device, seed=seed, **epochs)
+            training.train(
+                [place / IMAGES], path, preset="keep-position", device=options.device, seed=seed, **changed
+            )
         paths.append(path)
     return paths
 
@@ -152,6 +155,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         "--keep", type=Path, help="A folder that models are kept in, and taken from if they are there."
     )
     parser.add_argument("--epochs", type=int, help="Of training.  [default: the preset's]")
+    parser.add_argument("--latents", type=int, help="Of the models.  [default: the preset's]")
     parser.add_argument("--sprites", type=int, default=4000, help="So many are scored.  [default: 4000]")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0, help="The first of three.  [default: 0]")

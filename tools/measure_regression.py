@@ -17,7 +17,7 @@ on images of Tiny-ImageNet that may be trained on (--boxes-model; without it the
 All inputs get the same probes on standardised columns: ridge, whose penalty leave-one-out chooses for each number,
 and the mean of nearest neighbours, whose count a fifth of the rows to learn from chooses; for shape logistic
 regression and a vote of neighbours. Pixels of sprites get gradient boosting besides, which codes do without. Raw
-pixels are those of 32 x 32, grey where all images are.
+pixels are those of 32 x 32, grey where all images are. Sets that an earlier run wrote to the same file stay in it.
 """
 
 from __future__ import annotations
@@ -355,23 +355,35 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def kept_sets(path: Path, measured: list[str]) -> list[dict[str, Any]]:
+    """Return the sets of an earlier file that this run does not measure again."""
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text("utf-8"))
+    return [one for one in before.get("sets", ()) if one["set"] not in measured]
+
+
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    options, started, ran = parsed(arguments), time.monotonic(), commit()
-    found = []
-    for name in options.only or SETS:
-        with tempfile.TemporaryDirectory(prefix="stochcl-") as made:
-            found.append(of_set(name, options, Path(made)))
+    options, ran = parsed(arguments), commit()
+    names = options.only or list(SETS)
     words = [word if word.startswith("-") else Path(word).name for word in arguments]  # no folders of this machine
+    found = kept_sets(options.output, names)
+    for name in names:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="stochcl-") as made:
+            one = of_set(name, options, Path(made))
+        found.append({
+            "command": shlex.join(["python", "tools/measure_regression.py", *words]),
+            "commit": ran,
+            "seed": options.seed,
+            "seconds": round(time.monotonic() - started, 1),
+        } | one)  # fmt: skip
     result = {
         "schema": "stochcl.regression/0",
-        "command": shlex.join(["python", "tools/measure_regression.py", *words]),
-        "commit": ran,
-        "seed": options.seed,
         "hardware": hardware(),
         "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
-        "sets": found,
+        "sets": sorted(found, key=lambda one: SETS.index(one["set"])),
     }
     options.output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
 

@@ -43,9 +43,11 @@ def test_sprites_are_scored_from_every_input_of_every_model(tool, model, tmp_pat
     own = ["--model", str(model), "--sprites-model", str(model), "--device", "cpu"]
     tool.main(["--only", "sprites", "--sprites", "120", *own, "-o", str(out)])
     result = json.loads(out.read_text())
-    assert result["command"].endswith("--device cpu -o r.json")
     assert str(tmp_path) not in out.read_text()
     (found,) = result["sets"]
+    assert found["command"].endswith("--device cpu -o r.json")
+    assert tool.kept_sets(out, ["boxes"]) == [found]
+    assert tool.kept_sets(out, ["sprites"]) == tool.kept_sets(tmp_path / "none.json", ["boxes"]) == []
     assert (found["train_images"], found["test_images"], len(found["models"])) == (120, 60, 2)
     rows = found["models"][0]["rows"]
     assert {row["input"] for row in rows} == {"vectors", "symbols", "features"}
