@@ -157,7 +157,8 @@ def suited(source: Source, codec: Codec) -> Source:
     """
     model, columns = printable(codec.model.name), codec.columns
     shown = printable(source.path)
-    training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
+    matrix = "vectors.npy" if isinstance(source, ArrowVectors) else shown  # training takes no columns
+    training = f"`stochcl train {matrix} -o head.safetensors --latents 256 --rate 64`"
     if not isinstance(source, MatrixSource | ArrowVectors):
         if columns is None:
             return source

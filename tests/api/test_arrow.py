@@ -114,7 +114,7 @@ def test_a_column_of_vectors_keeps_names_and_labels(tmp_path, rng):
 def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_path, rng):
     photos = write(tmp_path / "photos.parquet", image_table(files[:3]))
     vectors = write(tmp_path / "v.parquet", pa.table({"v": rng.normal(size=(5, 3)).tolist()}))
-    with pytest.raises(UsageError, match="these are embeddings"):
+    with pytest.raises(UsageError, match=r"these are embeddings .* `stochcl train vectors\.npy"):
         codec.compress(vectors, tmp_path / "a.bin")
     both = write(tmp_path / "two.parquet", image_table(files[:3], other=pa.array([b""] * 3)))
     with pytest.raises(UsageError, match="columns image, other could all be meant"):
@@ -136,6 +136,13 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
         codec.compress(photos, tmp_path / "a.bin", resume=True)
     with pytest.raises(SourceError, match="read once, from front to back"):
         open_source(photos)  # as training does
+
+
+def test_to_a_rate(files, codec, tmp_path):
+    path = write(tmp_path / "a.parquet", image_table(files))
+    report = codec.compress(path, tmp_path / "a.bin", rate=12)
+    assert report.latents < codec.latents
+    assert report.images == 42
 
 
 def test_damage_inside_gives_what_came_before(files, codec, tmp_path):
