@@ -201,3 +201,15 @@ def test_ranks_that_are_not_there_are_refused(path):
         CodesStream(path, rank=0)
     with pytest.raises(UsageError, match="chunk=0"):
         CodesStream(path, chunk=0)
+
+
+def test_rank_and_world_are_those_of_the_running_group(path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        stream = CodesStream(**identified(path), seed=2)
+        assert (stream.rank, stream.world) == (rank, 2)
+        seen += rows_of(stream)
+    assert sorted(seen) == list(range(ROWS))
