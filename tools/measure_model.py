@@ -9,9 +9,9 @@ Sets are
   on, which training with `--hold-out 20` leaves alone, the others to learn from.
 
 Each is a run of `stochcl benchmark rate-accuracy` (whose file of results says what its rows hold) for each probe and
-model, so codes come from archives that are written and read back. Of MODEL and of the model BEFORE it all rungs of
-the ladder are measured, of an UNTRAINED one the full width; of each its features as float32, too. WORK keeps what
-has been measured, so that an interrupted run goes on.
+model, so codes come from archives that are written and read back. Of MODEL all rungs of the ladder are measured, of
+the model BEFORE it and of an UNTRAINED one the full width; of each its features as float32, too. WORK keeps what has
+been measured, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         if options.set and name not in options.set:
             continue
         for role, path in given.items():
-            ladder = (Codec(path).latents,) if role == "untrained" else ()
+            ladder = () if role == "model" else (Codec(path).latents,)
             for probe in PROBES:
                 asked = replace(request, models=(str(path),), probe=probe, ladder=ladder)
                 found = benchmark_rate_accuracy(asked, work / name, say=say)
