@@ -62,8 +62,15 @@ def models_of(options: argparse.Namespace, folder: Path) -> list[Path]:
         path = kept / f"keep-position-{seed}.safetensors"
         if not path.exists():
             say(f"  training from seed {seed}")
+            begun = path.with_name(f"{path.name}.checkpoint").exists()
             training.train(
-                [place / IMAGES], path, preset="keep-position", device=options.device, seed=seed, **changed
+                [place / IMAGES],
+                path,
+                preset="keep-position",
+                device=options.device,
+                seed=seed,
+                resume=begun,
+                **changed,
             )
         paths.append(path)
     return paths
