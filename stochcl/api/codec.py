@@ -178,9 +178,11 @@ class Codec:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
         return encode(self._encoder, pixels, self.device, self.precision)
 
-    def encode_prepared(self, inputs: NDArray[np.uint8] | NDArray[np.float32]) -> Encoded:
+    def encode_prepared(
+        self, inputs: NDArray[np.uint8] | NDArray[np.float32], *, uncertainty: bool = True
+    ) -> Encoded:
         """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
-        return encode(self._encoder, inputs, self.device, self.precision)
+        return encode(self._encoder, inputs, self.device, self.precision, uncertainty=uncertainty)
 
     def encode_vectors(self, vectors: ArrayLike) -> Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.

@@ -117,11 +117,10 @@ def _append_to(
     table: LabelTable | None,
     progress: Progress,
 ) -> int:
-    uncertain = out.has is not None and out.has[2]
+    options = replace(options, uncertainty=out.has is not None and out.has[2])
 
     def beside(codes: Codes) -> Codes:
-        labels = None if table is None else table.match(codes.names or ())
-        return replace(codes, labels=labels, uncertainty=codes.uncertainty if uncertain else None)
+        return replace(codes, labels=None if table is None else table.match(codes.names or ()))
 
     stated = out.header.preprocess
     preprocess = codec.preprocess if codec.columns else Preprocess(stated["size"], stated["fit"])

@@ -210,7 +210,8 @@ def encode_rows(
 ) -> int:
     """Encode the images of a source, from the writer's position on, for it; return how many were encoded.
 
-    ``beside`` gets the rows with their names and uncertainty, and says what is stored beside them.
+    ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
+    is stored beside them.
     """
     encoded = 0
     progress(writer.position, len(source))
@@ -221,7 +222,8 @@ def encode_rows(
         for row, failure in zip(failed, part.failures, strict=True):
             writer.skip(failure.name, failure.reason, position=row)
         if part.positions:
-            codes = latents_of(codec.encode_prepared(part.inputs).codes, writer.header)
+            found = codec.encode_prepared(part.inputs, uncertainty=options.uncertainty)
+            codes = latents_of(found.codes, writer.header)
             codes = replace(codes, names=part.names, labels=part.labels)
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)

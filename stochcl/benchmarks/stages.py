@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,8 @@ class Stages:
     def encode(self) -> None:
         """From 8-bit pixels to packed codes, in batches as compressing has them."""
         starts = range(0, len(self.pixels), _BATCH)
-        parts = [self.codec.encode_prepared(self.pixels[start : start + _BATCH]).codes for start in starts]
+        encode = partial(self.codec.encode_prepared, uncertainty=False)
+        parts = [encode(self.pixels[start : start + _BATCH]).codes for start in starts]
         self.encoded = Codes.concatenate(parts)
 
     @torch.inference_mode()

@@ -80,3 +80,10 @@ def test_there_is_a_cpu_and_a_device_to_begin_with():
 def test_a_device_that_is_not_here_is_said(name):
     with pytest.raises(UsageError, match=rf"there is no device '{name}' here \(.+\); try --device cpu\.$"):
         choose_device(name)
+
+
+def test_an_uncertainty_that_nobody_asks_for_is_not_computed(encoder, images, whole, monkeypatch):
+    monkeypatch.setattr(Bernoulli, "entropy", None)
+    without = encode_images(encoder, images, CPU, uncertainty=False).codes
+    assert without.uncertainty is None
+    assert np.array_equal(without.packed, whole.codes.packed)
