@@ -170,7 +170,10 @@ class Codec:
         """
         if latents is not None and not 1 <= latents <= self.latents:
             raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
-        encoded = self.encode_vectors(images) if self.columns else self.encode_pixels(self.prepare(images))
+        if self.columns:
+            encoded = self.encode_vectors(images)
+        else:
+            encoded = self.encode_prepared(self.prepare(images), uncertainty=uncertainty)
         codes = encoded.codes if latents is None else encoded.codes.prefix(latents)
         return codes if uncertainty else replace(codes, uncertainty=None)
 

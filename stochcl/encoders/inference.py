@@ -109,9 +109,8 @@ def encode(
             posterior = encoder.posterior(latent)
             symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
             if uncertainty:
-                doubt = (
-                    posterior.tempered(encoder.config.temperature).entropy().sum(1).clamp(min=0)
-                )  # less is rounding
+                # Less than 0 is rounding.
+                doubt = posterior.tempered(encoder.config.temperature).entropy().sum(1).clamp(min=0)
                 entropy[rows] = doubt[: len(part)].float().cpu().numpy() / BIT
             features[rows] = latent[: len(part)].float().cpu().numpy()
 

@@ -7,8 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from stochcl.encoders.configuration import EncoderConfig
 from stochcl.encoders.inference import encode_images
-from stochcl.encoders.modelfile import KIND, load_model, model_hash, save_model
+from stochcl.encoders.modelfile import KIND, load_model, model_hash, save_model, stored_config
 from stochcl.errors import ModelError, OutputError
 from tests.encoders.making import make_config, make_encoder, make_images
 
@@ -116,6 +117,13 @@ def test_the_hash_is_of_every_tensor_and_all_of_the_configuration(path):
     hashes |= {model_hash(tensors, make_config(**{"latents": 8} | c)) for c in changes}
     assert len(hashes) == 1 + len(tensors) + 3 + len(changes)
     assert set(asdict(config)) == set(other).union(*changes)
+
+
+def test_what_came_later_is_not_stored_where_it_has_its_default():
+    """Models from before keep the hash that archives name them by."""
+    first = {"backbone", "width", "stem", "posterior", "latents", "ladder", "decoder", "size", "fit", "mean", "std"}
+    assert set(stored_config(EncoderConfig())) == first
+    assert stored_config(EncoderConfig(pooling="stages"))["pooling"] == "stages"
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(path):
