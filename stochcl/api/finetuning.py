@@ -216,6 +216,7 @@ def _record(
         "images_seen": tuner.step * tuner.batch,
         "seconds": round(tuner.elapsed),
         "options": asdict(tuner.options),
+        "precision": tuner.precision,
         "measured": {} if held is None else {"held_top1": round(held, 3)},
         "entropy": tuner.entropy_record,
         "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -168,6 +168,7 @@ def train(
         "preset": preset,
         "init": begun.to_json() if begun else None,
         "options": asdict(settings),
+        "precision": runtime.precision,
         "measured": {name: round(value, 4) for name, value in found.items()},
         "entropy": trainer.entropy_record,
         "latents": trainer.latents.record if trainer.latents else {},

@@ -63,10 +63,12 @@ def one_thread() -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """Return a context in which networks run in this precision."""
+    """Return a context in which networks run in this precision; auto is what training takes it for."""
     import torch
 
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    from stochcl.encoders.precision import computes_in_bf16
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(precision, device.type))
 
 
 def compiled(network: nn.Module) -> None:

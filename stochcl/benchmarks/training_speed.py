@@ -108,7 +108,7 @@ def benchmark_training(
         "size": config.size,
         "crop": options.crop,
         "batch_size": options.batch_size,
-        "precision": options.precision,
+        "precision": trainer.runtime.precision,
         "compile": request.compile,
         "hardware": setting.facts(trainer.device),
         "versions": machine.versions(),

@@ -202,7 +202,11 @@ def throughput(output: Path, *, as_json: bool, **options: Any) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step.  [default: the preset's, or 256]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="[default: the preset's, or bf16]")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    help="As in training.  [default: the preset's, or auto]",
+)
 @click.option("--compile", is_flag=True, help="Let torch.compile make the network's kernels.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Steps that are measured.")

@@ -48,7 +48,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--nested", type=click.FloatRange(0), help="Weight of a random prefix's loss.  [default: 0.2]")
 @click.option("--entropy", type=click.Choice(["autoregressive", "independent"]),
               help="Entropy model fitted to the codes.  [default: autoregressive]")  # fmt: skip
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the arithmetic.  [default: bf16]")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]),
+              help="Of the arithmetic; auto: bf16 where processor or GPU have instructions for it, else fp32.  "
+                   "[default: auto]")  # fmt: skip
 @click.option("--compile", is_flag=True, default=None, help="Let torch.compile make the backbone's kernels.")
 @click.option("--device", help="cpu, cuda, ...  [default: auto]")
 @click.option("--seed", type=click.IntRange(0), help="Of everything random.  [default: 0]")

@@ -114,7 +114,9 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--average", type=click.FloatRange(0, 1, max_open=True),
               help="Decay of a moving average of the weights, which is then written; 0 for none.  "
                    "[default: 0]")  # fmt: skip
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the arithmetic.  [default: bf16]")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]),
+              help="Of the arithmetic; auto: bf16 where processor or GPU have instructions for it, else fp32.  "
+                   "[default: auto]")  # fmt: skip
 @click.option("--compile", is_flag=True, default=None, help="Let torch.compile make the backbone's kernels.")
 @click.option("--device", help="cpu, cuda, ...  [default: auto]")
 @click.option("--devices", type=click.IntRange(1), metavar="N",

@@ -73,9 +73,12 @@ def load_checkpoint(
         stored = dict(state["options"])
         differing = sorted(k for k in options if stored.get(k) != options[k])
         if metadata["kind"] != KIND or differing:
+            same = "give the same options"
+            if "precision" in differing:  # which nobody need have given: auto depends on the machine and the version
+                same += f" (--precision {printable(str(stored.get('precision')))})"
             msg = (
                 f"{shown}: this checkpoint belongs to a run with another {' and '.join(differing) or 'format'}; "
-                "give the same options, or delete it to start anew."
+                f"{same}, or delete it to start anew."
             )
             raise TrainingError(msg)
         slots = _slots(tensors, optimizer)

@@ -24,7 +24,7 @@ _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}
 
 def fit_tables(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, *, entropy: str = "autoregressive",
-    hidden: int | None = None, max_time: float | None = None, seed: int = 0, precision: str = "bf16",
+    hidden: int | None = None, max_time: float | None = None, seed: int = 0, precision: str = "auto",
     progress: Callable[[float, str], None] = lambda fraction, line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the table of independent symbols, and fit the entropy network, on codes of training images.

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
 from stochcl.encoders.masked import MaskedNetwork
+from stochcl.encoders.precision import precision_used
 from stochcl.encoders.tree import node_counts, places, quantised
 
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ def fit_entropy(
     passes: int = 20,
     max_time: float | None = None,
     seed: int = 0,
-    precision: str = "bf16",
+    precision: str = "auto",
     initial: MaskedNetwork | None = None,
     progress: Callable[[float, str], None] = lambda fraction, line: None,
 ) -> Fitted:
@@ -360,7 +361,7 @@ def fit_entropy(
     seed : int
         Of everything random.
     precision : str
-        bf16 (autocast) or fp32.
+        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.precision.computes_in_bf16`.
     initial : MaskedNetwork, optional
         What to go on from, in place of ``hidden``; it is given the weights that are found.
     progress : callable
@@ -368,7 +369,7 @@ def fit_entropy(
     """
     if len(codes) < MIN_CODES or codes.decisions_per_row < 2:
         return Fitted(None, {"codes": len(codes), "reason": "too few codes"})
-    started = time.monotonic()
+    started, precision = time.monotonic(), precision_used(precision, "cpu")
     hidden = hidden_units(len(codes)) if hidden is None else hidden
     images = len(codes) // versions
     order = np.random.default_rng(seed).permutation(images)
@@ -393,7 +394,7 @@ def fit_entropy(
 
     record = {
         "codes": len(fitted), "measured_codes": len(held), "hidden": hidden, "best_pass": best, "seed": seed,
-        "seconds": round(time.monotonic() - started), "independent_bits": rungs(independent),
+        "precision": precision, "seconds": round(time.monotonic() - started), "independent_bits": rungs(independent),
         "autoregressive_bits": rungs(coded), "autoregressive_bits_float": rungs(real),
     }  # fmt: skip
     return Fitted(integers if coded.sum() < _WORTH * independent.sum() else None, record)

@@ -10,6 +10,7 @@ import torch
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders.posteriors.base import BIT
+from stochcl.encoders.precision import computes_in_bf16
 from stochcl.encoders.threads import side_by_side
 from stochcl.errors import UsageError
 
@@ -80,7 +81,8 @@ def encode(
         float64 of shape (B, W).
     device : torch.device
     precision : str
-        Of the network's arithmetic, one of :data:`PRECISIONS`.
+        Of the network's arithmetic, one of :data:`PRECISIONS`; or auto, which training alone may ask for: what is
+        in an archive must not depend on the machine.
     uncertainty : bool
         Whether the codes have one; it takes a twentieth of the time where latents have many levels.
 
@@ -103,7 +105,7 @@ def encode(
             part = inputs[start : start + chunk]
             rows = slice(start, start + len(part))
             padded[: len(part)] = part
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(precision, device.type)):
                 latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
             latent = latent.float()
             posterior = encoder.posterior(latent)

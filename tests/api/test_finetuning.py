@@ -131,6 +131,7 @@ def test_the_result_is_a_model_whose_tables_fit_its_codes(tuned, base, photos):
     assert model.record["finetuned_from"] == {"name": "base", "sha256": load_model(base).sha256}
     assert (model.record["images"], model.record["steps"], model.record["options"]["epochs"]) == (42, 80, 16)
     assert model.record["versions"]["torch"] == torch.__version__
+    assert model.record["precision"] == "fp32"
     assert model.record["figures"] == report.test.figures()
     assert model.record["figures"]["test, top-1"] == f"{report.test.test_top1:.2f}%"
     assert (model.encoder.ones != load_model(base).encoder.ones).any()

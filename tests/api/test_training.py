@@ -91,9 +91,22 @@ def test_the_record_says_how_it_was_made(images, output):
     assert (record["images"], record["held_out"], record["steps"], record["images_seen"]) == (19, 4, 2, 16)
     assert record["options"]["seed"] == 3
     assert record["options"]["batch_size"] == 8
+    assert (record["options"]["precision"], record["precision"]) == ("fp32", "fp32")
     assert set(record["measured"]) == {"rate", "knn"}
     assert record["versions"]["torch"] == torch.__version__
     assert record["hardware"].startswith("cpu, ")
+
+
+@pytest.mark.parametrize(("native", "used"), [(True, "bf16"), (False, "fp32")])
+def test_the_record_says_what_auto_came_to(images, output, monkeypatch, native, used):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native}, raising=False)
+    training.train([images], output, **TINY | {"precision": None, "latent_steps": 20})
+    record = load_model(output).record
+    assert (record["options"]["precision"], record["precision"], record["latents"]["precision"]) == (
+        "auto",
+        used,
+        used,
+    )
 
 
 def test_the_rate_is_that_of_the_held_out_images(images, output, monkeypatch):

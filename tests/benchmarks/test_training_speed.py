@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from stochcl.benchmarks.training_speed import FLOOR, PARTS, STEP, Request, benchmark_training, title
 from stochcl.errors import UsageError
@@ -15,8 +16,16 @@ def test_the_parts_of_a_step_are_measured_beside_the_bare_pass():
     assert {row["n"] for row in rows.values()} == {16}  # two views of eight images
     assert result["limit"] in PARTS
     assert result["limit"] in title(result)
-    assert (result["crop"], result["precision"], result["schema"]) == (32, "bf16", "stochcl.benchmark.training/0")
+    assert (result["crop"], result["schema"]) == (32, "stochcl.benchmark.training/0")
     assert set(result["ratios"]) == {f"{FLOOR} / {STEP}, {clock}" for clock in ("core", "wall")}
+
+
+@pytest.mark.parametrize(
+    ("native", "given", "used"), [(True, None, "bf16"), (False, None, "fp32"), (False, "bf16", "bf16")]
+)
+def test_the_precision_is_what_training_would_take(monkeypatch, native, given, used):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
+    assert benchmark_training(Request(**TINY, precision=given))["precision"] == used
 
 
 def test_a_preset_is_what_is_measured_but_for_what_is_given():

@@ -30,6 +30,7 @@ from stochcl.encoders.inference import choose_device
 from stochcl.encoders.keyed import keyed_uniform
 from stochcl.encoders.model import Encoder
 from stochcl.encoders.posteriors import POSTERIORS
+from stochcl.encoders.precision import precision_used
 from stochcl.encoders.training.interruption import interruptible
 from stochcl.encoders.training.logs import make_log
 from stochcl.encoders.training.schedule import Schedule
@@ -124,6 +125,7 @@ class Finetuner:
         self.checkpoint_path, self.report = checkpoint, report
         self.log = make_log(log) if log else None
         self.device = choose_device(options.device)
+        self.precision = precision_used(options.precision, self.device.type)
         self.encoder = deepcopy(base)
         self.encoder.set_entropy(None)  # of codes that will be others
         self.encoder.set_classes(classes, "features" if options.deterministic else "vectors")
@@ -175,6 +177,7 @@ class Finetuner:
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a checkpoint to be continued; the length of a run may change."""
         options = {k: v for k, v in asdict(self.options).items() if k not in _NOT_OF_THE_STEPS}
+        options["precision"] = self.precision  # not "auto", which may be another on another machine
         classes = list(self.encoder.config.classes)
         return options | {"model": self.base_sha256, "classes": classes, "images": len(self.data.train)}
 
@@ -300,7 +303,7 @@ class Finetuner:
         targets = soft_targets(labels, len(model.config.classes), options.smoothing)
         views, targets = mixup(views, targets, options.mixup, [options.seed, self.step, _MIXING])
         views = views.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if options.deterministic:
                 return deterministic_classification(model, views, targets)
             count = POSTERIORS[model.config.posterior].noise(model.config)

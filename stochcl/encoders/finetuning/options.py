@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from stochcl.encoders.precision import PRECISIONS
 from stochcl.errors import UsageError
 
 _POSITIVE = ("lr",)
@@ -50,7 +51,7 @@ class FinetuneOptions:
     seed : int
         Of everything random.
     precision : str
-        bf16 (autocast) or fp32.
+        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.precision.computes_in_bf16`.
     device : str
         auto, cpu, cuda...
     compile : bool
@@ -81,7 +82,7 @@ class FinetuneOptions:
     deterministic: bool = False
     from_scratch: bool = False
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "auto"
     compile: bool = False
     entropy: str = "autoregressive"
@@ -103,7 +104,7 @@ class FinetuneOptions:
         self._check("operations", 0 <= self.operations <= 14, "0 to 14")
         self._check("max_time", self.max_time is None or self.max_time > 0, "more than 0 seconds")
         self._check("seed", 0 <= self.seed < 1 << 63, "0 to 2**63 - 1")
-        self._check("precision", self.precision in ("bf16", "fp32"), "bf16 or fp32")
+        self._check("precision", self.precision in PRECISIONS, "auto, bf16 or fp32")
 
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -22,6 +22,7 @@ from stochcl.encoders.measure import hard_rate
 from stochcl.encoders.objectives import OBJECTIVES, Objective, nt_xent
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.posteriors.base import BIT
+from stochcl.encoders.precision import precision_used
 from stochcl.encoders.priors import AutoregressivePrior
 from stochcl.encoders.rate import RateController
 from stochcl.errors import TrainingError
@@ -117,6 +118,7 @@ class LatentStage:
         if len(features) < 2:
             raise TrainingError("the latents of fewer than two inputs cannot be trained.")
         self.encoder, self.options, self.report = encoder, options, report
+        self.precision = precision_used(options.precision, "cpu")  # whatever device the network was trained on
         self.features, self.inputs = features, len(features) // versions
         self.held = held if len(held) else features[: min(self.inputs, _HARD_ROWS)]
         self.views = views if len(held) else None
@@ -163,7 +165,8 @@ class LatentStage:
         found = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
         encoder.config = found.applied(encoder.config)
         record = {
-            "options": asdict(options), "rounds": rounds, "steps": self.step, "beta": self.controller.beta,
+            "options": asdict(options), "precision": self.precision, "rounds": rounds,
+            "steps": self.step, "beta": self.controller.beta,
             "rate": round(rate, 3), "entropy": fitted, "calibration": found.record,
             "seconds": round(time.monotonic() - self.started, 1),
         }  # fmt: skip
@@ -260,7 +263,7 @@ class LatentStage:
         )
         latents = int(rng.choice(rungs)) if len(rungs) else None
         beta = self.controller.beta * min(1.0, (self.step + 1) / min(_BETA_WARM, max(1, options.steps // 5)))
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             return latent_loss(
                 encoder, self.prior, self.agree, self.metric, views, targets, uniform, latents=latents, beta=beta,
                 agreement=options.agreement, estimator=options.estimator,

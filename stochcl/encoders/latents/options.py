@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stochcl.encoders.objectives import OBJECTIVES
 from stochcl.encoders.posteriors import ESTIMATORS
+from stochcl.encoders.precision import PRECISIONS
 from stochcl.errors import UsageError
 
 
@@ -50,7 +51,7 @@ class LatentOptions:
     seed : int
         Of everything random.
     precision : str
-        bf16 (autocast) or fp32.
+        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.precision.computes_in_bf16`.
     """
 
     steps: int = 3000
@@ -69,7 +70,7 @@ class LatentOptions:
     prior_hidden: int | None = None
     entropy: str = "autoregressive"
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr", "temperature"):
@@ -84,3 +85,5 @@ class LatentOptions:
             raise UsageError(f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}.")
         if self.estimator not in ESTIMATORS:
             raise UsageError(f"there is no estimator {self.estimator!r}; there are {', '.join(ESTIMATORS)}.")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"there is no training precision {self.precision!r}; there are {', '.join(PRECISIONS)}.")

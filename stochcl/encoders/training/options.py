@@ -10,9 +10,8 @@ from stochcl.encoders.entropy import MAX_HIDDEN
 from stochcl.encoders.model import ENTROPY, EncoderConfig
 from stochcl.encoders.objectives import OBJECTIVES
 from stochcl.encoders.posteriors import ESTIMATORS
+from stochcl.encoders.precision import PRECISIONS
 from stochcl.errors import UsageError
-
-PRECISIONS = ("bf16", "fp32")
 
 _NAMED = {
     "objective": tuple(OBJECTIVES),
@@ -68,7 +67,7 @@ class TrainOptions:
     seed : int
         Of everything random.
     precision : str
-        bf16 (autocast) or fp32.
+        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.precision.computes_in_bf16`.
     device : str
         auto, cpu, cuda...
     devices : int
@@ -103,7 +102,7 @@ class TrainOptions:
     latent_steps: int | None = None
     deterministic: bool = False
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "auto"
     devices: int = 1
     compile: bool = False

@@ -12,6 +12,7 @@ from torch import distributed
 from stochcl.encoders.distributed import rank
 from stochcl.encoders.inference import choose_device
 from stochcl.encoders.normalisation import normalise_across_processes
+from stochcl.encoders.precision import precision_used
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from stochcl.encoders.training.options import TrainOptions
 
-_PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
+_PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
 _ACCELERATORS = ("cpu", "cuda", "mps")
 _PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few tensors
 
@@ -45,6 +46,8 @@ class Runtime:
     ----------
     first : bool
         Whether this process writes and prints.
+    precision : str
+        bf16 or fp32: what the network computes in.
     """
 
     def __init__(self, options: TrainOptions) -> None:
@@ -53,8 +56,9 @@ class Runtime:
             raise UsageError(f"training runs on {', '.join(_ACCELERATORS)}, not on {chosen.type}.")
         local, nodes = _started_by_torchrun() or (options.devices, 1)
         self._opened = not distributed.is_initialized()
+        self.precision = precision_used(options.precision, chosen.type)
         self.fabric = _fabric(
-            accelerator=chosen.type, num_nodes=nodes, precision=_PRECISIONS[options.precision],
+            accelerator=chosen.type, num_nodes=nodes, precision=_PRECISIONS[self.precision],
             devices=[chosen.index] if local * nodes == 1 and chosen.index is not None else local,
             strategy=_data_parallel(chosen.type) if local * nodes > 1 else "auto",
         )  # fmt: skip

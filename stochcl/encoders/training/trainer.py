@@ -163,6 +163,7 @@ class Trainer:
         for free in _NOT_OF_THE_STEPS:
             options.pop(free)
             config.pop(free, None)
+        options["precision"] = self.runtime.precision  # not "auto", which may be another on another machine
         options["deterministic"] = options["deterministic"] or None  # checkpoints from before do not say so
         return options | config | {"images": len(self.data.train)}
 

@@ -36,6 +36,26 @@ def tuner(tmp_path):
     return make
 
 
+@pytest.mark.parametrize(("native", "used"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_what_the_processor_computes_in_and_a_checkpoint_keeps_to_it(tuner, monkeypatch, native, used):
+    def processor(native):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
+
+    processor(native)
+    first = tuner(make_set(16), precision="auto")
+    seen = []
+    first.encoder.head.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    first.run()
+    assert seen[0] == used
+    assert first.precision == {torch.bfloat16: "bf16", torch.float32: "fp32"}[used]
+    assert tuner(make_set(16), precision=first.precision).step == 2
+    processor(not native)
+    with pytest.raises(
+        TrainingError, match=rf"another precision; give the same options \(--precision {first.precision}\)"
+    ):
+        tuner(make_set(16), precision="auto")
+
+
 def ctrl_c():
     signal.raise_signal(signal.SIGINT)
 

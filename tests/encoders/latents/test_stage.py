@@ -139,6 +139,7 @@ def test_a_loss_that_is_not_finite_ends_it():
         ({"agreement": -1}, "agreement"),
         ({"estimator": "reinforce"}, "reinforce"),
         ({"objective": "guess"}, "guess"),
+        ({"precision": "fp8"}, "fp8"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(option, said):
