@@ -2,10 +2,12 @@
 
     python tools/refit_latents.py MODEL SOURCE... -o OUTPUT --rate BITS [--posterior FAMILY] [--latents D]
         [--ladder D1,D2,...,D] [--alphabet K] [--pooling mean|stages] [--hold-out 20] [--steps 3000]
-        [--precision fp32|bf16] [--seed 0]
+        [--precision fp32|bf16|auto] [--seed 0]
 
 It is the last stage of ``stochcl train`` (docs/TRAINING.md, "The latents"), on images of SOURCE and on the same
-images shrunk and enlarged again, since a user's images are of all sizes.
+images shrunk and enlarged again, since a user's images are of all sizes. A user's command for that is ``stochcl train
+SOURCE... --init MODEL --epochs 0 --rate BITS``; here the network is MODEL's without being described again, the ladder
+can be chosen, and MODEL's training record is kept beside that of the new latents.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from stochcl.data import Preprocess, open_source, printable
@@ -23,22 +24,13 @@ from stochcl.encoders.augment import Augmentation
 from stochcl.encoders.health import code_health
 from stochcl.encoders.imageset import read_images
 from stochcl.encoders.inference import encode_images
+from stochcl.encoders.measure import measure_features
 from stochcl.encoders.model import Encoder, default_ladder
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.encoders.training import TrainOptions
 from stochcl.encoders.training.finish import train_latents
 
 CPU = torch.device("cpu")
-MEASURED = 20_000  # images that the features' mean and variance are taken from
-
-
-def measure_features(encoder: Encoder, images: np.ndarray, precision: str) -> None:
-    """Bring features that the network was not trained with to zero mean and unit variance over images."""
-    encoder.norm.running_mean.zero_()
-    encoder.norm.running_var.fill_(1)
-    found = encode_images(encoder, images, CPU, precision=precision).features
-    encoder.norm.running_mean.copy_(torch.from_numpy(found.mean(axis=0, dtype=np.float64)))
-    encoder.norm.running_var.copy_(torch.from_numpy(found.var(axis=0, dtype=np.float64)))
 
 
 def main() -> None:
@@ -71,7 +63,7 @@ def main() -> None:
     if config.pooling == loaded.encoder.config.pooling:
         encoder.norm.load_state_dict(loaded.encoder.norm.state_dict())
     else:
-        measure_features(encoder, data.train[:: max(1, len(data.train) // MEASURED)], options.precision)
+        measure_features(encoder, data.train, CPU, options.precision)
     settings = TrainOptions(
         rate=options.rate, latent_steps=options.steps, seed=options.seed, precision=options.precision
     )

@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from stochcl.encoders.health import code_health
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.tree import DENOMINATOR, node_counts, quantised
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
     from stochcl.encoders.model import Encoder
 
-__all__ = ["DENOMINATOR", "Monitor", "hard_rate", "knn_accuracy", "measure_ones"]
+__all__ = ["DENOMINATOR", "Monitor", "hard_rate", "knn_accuracy", "measure_features", "measure_ones"]
+
+_MEASURED = 20_000  # images that the features' mean and variance are taken from
 
 
 def measure_ones(codes: Codes) -> NDArray[np.int32]:
@@ -64,6 +66,35 @@ def knn_accuracy(
     votes = np.zeros((len(query), len(classes)))
     np.add.at(votes, (np.arange(len(query))[:, None], ids[nearest]), weight)
     return float((classes[votes.argmax(axis=1)] == query_labels).mean())
+
+
+def measure_features(
+    encoder: Encoder, images: NDArray[np.uint8], device: torch.device, precision: str = "fp32"
+) -> None:
+    """Bring the features of a network that is not trained any more to zero mean and unit variance, in place.
+
+    Training keeps both as it goes. Published weights come without, and so do features that are pooled otherwise than
+    those the network was trained with.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Of images, in evaluation mode, on ``device``.
+    images : ndarray of uint8, shape (N, S, S, 3)
+        Of which 20,000 to 40,000 are taken, evenly spread, where there are more.
+    device : torch.device
+    precision : str
+        Of the network's arithmetic.
+    """
+    width, norm = encoder.feature_dim, encoder.norm
+
+    def standardise(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+        found = {"running_mean": torch.from_numpy(mean), "running_var": torch.from_numpy(variance)}
+        norm.load_state_dict(norm.state_dict() | found)
+
+    standardise(np.zeros(width), np.ones(width))
+    found = encode_images(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
+    standardise(found.mean(axis=0, dtype=np.float64), found.var(axis=0, dtype=np.float64))
 
 
 class Monitor:
