@@ -81,7 +81,9 @@ def train(
     cache : path-like, optional
         A folder where decoded images are kept, to be mapped rather than held in memory, and found by the next run.
     init : path-like, optional
-        Published weights of the backbone, see :func:`stochcl.encoders.backbones.published.init_backbone`.
+        Weights of the backbone, published ones or those of a model file, see
+        :func:`stochcl.encoders.backbones.published.init_backbone`. With ``epochs=0`` the backbone stays as it is
+        there, and latents are trained on its features.
     log : path-like, optional
         A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise. By
         default ``output`` + ``.csv``, written anew unless a run is resumed.
@@ -135,6 +137,12 @@ def train(
     choose_device(settings.device)
     # Weights that do not fit are refused before images are read, hence twice.
     begun = init_backbone(Encoder(config), Path(init)) if init else None
+    if begun and begun.fresh and settings.epochs == 0 and not resume:
+        msg = (
+            f"{begun.path}: the kernel of its stem has another size, and without epochs nothing trains a fresh one; "
+            f"give --stem {'small' if config.stem == 'imagenet' else 'imagenet'}, or --epochs."
+        )
+        raise UsageError(msg)
     opened = [_images(path) for path in sources] if sources else _own_source(own)
     runtime = Runtime(settings)
     logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []

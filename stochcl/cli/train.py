@@ -58,7 +58,11 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--show-preset", metavar="NAME", is_eager=True, expose_value=False, callback=_show_preset,
               help="Print the file of a preset and exit.")  # fmt: skip
 @click.option("--max-time", type=Seconds(), metavar="TIME", help="Train for this long, e.g. 90m; 2h.")
-@click.option("--epochs", type=click.IntRange(0), help="Passes over the images.  [default: 100]")
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    help="Passes over the images; 0 with --init trains latents alone.  [default: 100]",
+)
 @click.option("--hold-out", type=click.IntRange(0), metavar="N",
               help="Keep the last N images of each class of each source from training; the live rate and "
                    "kNN accuracy are measured on them.  [default: 0]")  # fmt: skip
@@ -86,7 +90,12 @@ def _silence(done: float, total: float, note: str = "") -> None:
               help="small: for images of 32 pixels.  [default: imagenet]")  # fmt: skip
 @click.option("--pooling", type=click.Choice(["mean", "stages", "moments"]),
               help="Features: the last stage's mean, all four's, or their places, too.  [default: mean]")  # fmt: skip
-@click.option("--init", type=_PATH, metavar="WEIGHTS", help="Begin with published weights: a safetensors file.")
+@click.option(
+    "--init",
+    type=_PATH,
+    metavar="WEIGHTS",
+    help="Begin with the weights of a safetensors file, published ones or a model's.",
+)
 @click.option("--size", type=click.IntRange(16, 1024), metavar="PIXELS",
               help="Side that images are brought to.  [default: 64]")  # fmt: skip
 @click.option("--fit", type=click.Choice(["crop", "pad", "stretch"]),
@@ -149,6 +158,7 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
       stochcl compress photos/ -m photos.safetensors -o codes.bin
       stochcl train vectors.npy -o head.safetensors --latents 256 --rate 64
       stochcl train --preset digits -o digits.safetensors
+      stochcl train photos/ -o latents.safetensors --init photos.safetensors --epochs 0 --rate 64
       torchrun --nproc-per-node 8 -m stochcl train photos/ -o photos.safetensors
     """
     from stochcl.api import training

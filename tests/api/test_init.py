@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stochcl.api import training
 from stochcl.encoders.backbones import ResNet
+from stochcl.encoders.inference import encode_images
 from stochcl.encoders.modelfile import load_model
-from stochcl.errors import ModelError
+from stochcl.encoders.training.finish import train_latents
+from stochcl.errors import ModelError, UsageError
 
 TINY = {
     "width": 4, "stem": "small", "latents": 16, "decoder": (8,), "size": 16, "crop": 16, "batch_size": 8,
@@ -61,6 +63,91 @@ def test_the_average_of_weights_begins_with_them_too(images, tmp_path, weights):
     training.train([images], tmp_path / "m.safetensors", init=path, average=0.9, **TINY)
     found = load_model(tmp_path / "m.safetensors").encoder.backbone.conv1.weight
     torch.testing.assert_close(found, state["conv1.weight"], atol=1e-3, rtol=1e-3)
+
+
+@pytest.fixture
+def finished(images, tmp_path):
+    """A model file, trained a little."""
+    path = tmp_path / "finished.safetensors"
+    training.train([images], path, **TINY | {"lr": 1e-2, "latent_steps": 20})
+    return path
+
+
+def tensors(path, *parts):
+    found = load_model(path).encoder.state_dict()
+    return {name: tensor for name, tensor in found.items() if name.startswith(parts)}
+
+
+def test_without_epochs_latents_are_trained_on_the_features_of_a_finished_network(images, tmp_path, finished):
+    out = tmp_path / "m.safetensors"
+    given = {"epochs": 0, "latents": 32, "rate": 8.0, "latent_steps": 200}  # 20.9 bits where no rate is asked for
+    report = training.train([images], out, init=finished, **TINY | given)
+    model = load_model(out)
+    assert (report.steps, report.latents, model.encoder.config.latents) == (0, 32, 32)
+    assert report.rate == pytest.approx(8, rel=0.05)
+    assert model.record["latents"]["steps"] >= 200
+    assert model.record["init"]["statistics"]
+    before, after = (tensors(path, "backbone.", "norm.") for path in (finished, out))
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("latent_steps", [0, 20])
+@pytest.mark.parametrize("pooling", ["stages", None])
+def test_features_that_the_file_says_nothing_of_are_measured_first(
+    images, tmp_path, finished, weights, pooling, latent_steps
+):
+    given = TINY | {"epochs": 0, "latent_steps": latent_steps, "pooling": pooling}
+    path = finished if pooling else weights(stem="small")[0]
+    out = tmp_path / "m.safetensors"
+    training.train([images], out, init=path, **given)
+    model = load_model(out)
+    assert not model.record["init"]["statistics"]
+    assert bool(model.record["latents"]) == bool(latent_steps)
+    given, found = load_file(path), tensors(out, "backbone.")
+    for name in (name for name in found if not name.endswith("num_batches_tracked")):
+        expected = given[name if pooling else name.replace("backbone", "module")]
+        torch.testing.assert_close(found[name], expected, atol=1e-3, rtol=1e-3, check_dtype=False)
+    pixels = np.stack([np.asarray(Image.open(p)) for p in sorted(images.iterdir())])
+    features = encode_images(model.encoder, pixels, torch.device("cpu")).features
+    varied = features.std(axis=0) > 0.5  # a channel may be silent
+    assert np.abs(features.mean(axis=0)[varied]).max() < 0.05
+    assert np.median(features.std(axis=0)[varied]) == pytest.approx(1, abs=0.01)
+    assert varied.mean() > 0.5
+
+
+def test_without_latent_steps_a_finished_network_stays_as_it_is(images, tmp_path, finished):
+    out = tmp_path / "m.safetensors"
+    training.train([images], out, init=finished, **TINY | {"epochs": 0, "latent_steps": 0})
+    before, after = (tensors(path, "backbone.", "norm.") for path in (finished, out))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert load_model(out).record["latents"] == {}
+
+
+def test_the_latents_of_a_finished_network_have_all_the_time_there_is(images, tmp_path, finished, monkeypatch):
+    asked = []
+
+    def stage(*args, max_time, **options):
+        asked.append(max_time)
+        return train_latents(*args, max_time=max_time, **options)
+
+    monkeypatch.setattr("stochcl.encoders.training.trainer.train_latents", stage)
+    given = TINY | {"max_time": 40.0, "latent_steps": 5}
+    for epochs in (0, 1):
+        training.train([images], tmp_path / f"{epochs}", init=finished, **given | {"epochs": epochs})
+    assert asked == [40, 10]
+
+
+def test_a_fresh_stem_that_nothing_would_train_is_refused(images, tmp_path, weights, monkeypatch):
+    path, _ = weights(stem="imagenet")
+    with monkeypatch.context() as patched:
+        patched.setattr("stochcl.encoders.imageset.read_images", lambda *a, **o: pytest.fail("read before checked"))
+        with pytest.raises(
+            UsageError, match="without epochs nothing trains a fresh one; give --stem imagenet, or --ep"
+        ):
+            training.train([images], tmp_path / "m", init=path, **TINY | {"epochs": 0})
+    training.train([images], tmp_path / "m", init=path, **TINY | {"epochs": 0, "stem": "imagenet", "latent_steps": 5})
 
 
 def test_weights_that_do_not_fit_are_refused_before_images_are_read(images, tmp_path, weights, monkeypatch):

@@ -1,5 +1,7 @@
 """`--init` of train and finetune, as a user meets it."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,6 +24,18 @@ def test_train_says_what_it_took_and_what_it_did_not(run, images, weights, tmp_p
     stdout = run("train", images, "-o", tmp_path / "m.safetensors", *FAST, *tiny, "--init", weights).stdout
     assert f"  begun from {weights}: 72 tensors loaded (" in stdout
     assert "; not used: module.fc.bias\n" in stdout
+
+
+def test_a_finished_network_gets_latents_at_another_rate(run, images, weights, tmp_path):
+    tiny = ["--width", "4", "--size", "32", "--crop", "32"]
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    run("train", images, "-o", first, *FAST, *tiny, "--latents", "16", "--latent-steps", "0")
+    given = ["--init", first, *FAST, *tiny, "--latents", "8", "--epochs", "0", "--rate", "5", "--latent-steps", "60"]
+    stdout = run("train", images, "-o", second, *given).stdout
+    assert "8 latents; 42 images, 0 steps" in stdout
+    assert f"  begun from {first}: " in stdout
+    record = json.loads(run("models", "info", second, "--json").stdout)["record"]
+    assert (record["latents"]["options"]["rate"], record["latents"]["options"]["steps"]) == (5, 60)
 
 
 def test_finetune_says_it_too(run, model, images, weights, tmp_path):

@@ -42,6 +42,8 @@ class Initialisation:
         Tensors of the backbone that stayed as they were: those of a stem of another kind.
     unused : tuple of str
         Tensors of the file that the backbone has no place for.
+    statistics : bool
+        Whether mean and variance of the features came along, as they do from a stochcl model with the same pooling.
     """
 
     path: str
@@ -50,6 +52,7 @@ class Initialisation:
     parameters: int
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
+    statistics: bool = False
 
     def line(self) -> str:
         """Return the report for people."""
@@ -99,9 +102,8 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
     _check_layout(path, network, wanted, {name: tensors[full] for name, full in given.items()})
     used = {name: tensors[given[name]] for name in wanted if name in given}
     network.load_state_dict(used, strict=False)
-    unused = set(tensors) - {given[name] for name in used}
-    if _is_ours(path):
-        unused -= _load_statistics(encoder, tensors)
+    statistics = _load_statistics(encoder, tensors) if _is_ours(path) else set()
+    unused = set(tensors) - {given[name] for name in used} - statistics
     return Initialisation(
         path=printable(path),
         sha256=_file_hash(path),
@@ -109,6 +111,7 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
         parameters=sum(tensor.numel() for tensor in used.values()),
         fresh=fresh,
         unused=tuple(sorted(unused)),
+        statistics=bool(statistics),
     )
 
 

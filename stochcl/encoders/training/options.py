@@ -31,7 +31,8 @@ class TrainOptions:
     Parameters
     ----------
     epochs : int
-        Passes over the images; 0 writes the untrained network, to compare with.
+        Passes over the images; 0 writes the untrained network, to compare with. Of a network that begins with given
+        weights, 0 keeps these as they are and trains latents on its features.
     max_time : float or None
         Seconds after which training ends, whatever the epochs; the learning rate falls to zero by then.
     batch_size : int

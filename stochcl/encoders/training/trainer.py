@@ -20,7 +20,7 @@ from stochcl.encoders.devices import Pixels, Watch, to_device
 from stochcl.encoders.distributed import anywhere, averaged, from_first, processes, rank
 from stochcl.encoders.fitting import Fitting
 from stochcl.encoders.keyed import as_words, keyed_uniform
-from stochcl.encoders.measure import Monitor
+from stochcl.encoders.measure import Monitor, measure_features
 from stochcl.encoders.model import Encoder, EncoderConfig
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.rate import RateController
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from stochcl.encoders.backbones.published import Initialisation
     from stochcl.encoders.imageset import ImageSet
     from stochcl.encoders.latents import FittedLatents, LatentProgress
     from stochcl.encoders.training.options import TrainOptions
@@ -85,7 +86,8 @@ class Trainer:
     runtime : Runtime, optional
         Where it runs; by default where the options say.
     initialise : callable, optional
-        What gives the fresh encoder other weights to begin with.
+        What gives the fresh encoder a backbone with other weights to begin with, and returns what it loaded. Without
+        epochs that backbone is a finished one: it stays as it was given, and latents are trained on its features.
     """
 
     log_every = 20
@@ -97,7 +99,7 @@ class Trainer:
         log: Path | None = None, logs: Sequence[Log] = (),
         report: Callable[[Progress | Fitting | LatentProgress], None] = lambda progress: None,
         runtime: Runtime | None = None,
-        initialise: Callable[[Encoder], object] = lambda encoder: None,
+        initialise: Callable[[Encoder], Initialisation | None] = lambda encoder: None,
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
         self.runtime = runtime or Runtime(options)
@@ -108,7 +110,7 @@ class Trainer:
         self.steps_per_epoch = len(data.train) // self.batch
         torch.manual_seed(options.seed)
         self.encoder = Encoder(config)
-        initialise(self.encoder)
+        self.begun = initialise(self.encoder)
         self.encoder.to(self.device)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Averaged(self.encoder, options.average) if options.average else None
@@ -227,7 +229,7 @@ class Trainer:
                 log.close()
         if self.step:
             self.save()
-        else:
+        elif not self.begun:
             self._calibrate()
         self.runtime.close()
         self.result.eval()
@@ -246,10 +248,12 @@ class Trainer:
     def _finish(self) -> None:
         """Do what follows the last step: train latents on finished features, and fit the tables of their codes."""
         options = self.options
-        if self.step and self.latent_steps:
+        if self.begun and not self.step and not self.begun.statistics:
+            measure_features(self.result, self.data.train, self.device, options.precision)
+        if self.latent_steps and (self.step or self.begun):  # latents of a random network are worth nothing
             self.latents = train_latents(
                 self.result, self.data, self.augmentation, options, self.device, report=self.report,
-                max_time=options.max_time and options.max_time * (1 - _IMAGES_TIME),
+                max_time=options.max_time and options.max_time * (1 - _IMAGES_TIME if self.step else 1),
             )  # fmt: skip
             self.entropy_record = self.latents.record["entropy"]
             return
