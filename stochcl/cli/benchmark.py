@@ -267,6 +267,12 @@ class _Listed(click.ParamType[tuple[Any, ...]]):
               help="all, none, or of features, quantisers, pixels and single methods.  [default: all]")  # fmt: skip
 @click.option("--train-images", type=click.IntRange(2), metavar="N", help="To learn from, at most.")
 @click.option("--test-images", type=click.IntRange(2), metavar="N", help="To score on, at most.")
+@click.option("--fit", multiple=True, metavar="OTHER", type=click.Path(path_type=Path),
+              help="Measure quantisers fitted to these images, too; may be repeated.")  # fmt: skip
+@click.option("--fit-images", type=click.IntRange(2), default=rate_benchmark.FIT_IMAGES, show_default=True,
+              metavar="N", help="Of OTHER, at most.")  # fmt: skip
+@click.option("--fit-hold-out", type=click.IntRange(0), default=0, metavar="N",
+              help="Not the last N images of each class of each OTHER, as training leaves them.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is random.")
@@ -280,10 +286,15 @@ def rate_accuracy(output: Path, *, as_json: bool, **options: Any) -> None:
     or a .npy matrix of embeddings with --labels. Every row has the same probe, split and seed. What is done is kept
     in OUTPUT/cache: the same command goes on after an interruption.
 
+    Quantisers are fitted to the images that the probe learns from. A model that was trained on other images is held
+    against its like with --fit OTHER, more of the same kind as SOURCE without labels: each quantiser is measured a
+    second time, fitted to those, and named "fitted elsewhere".
+
     \b
     Example:
       stochcl benchmark rate-accuracy photos/ -o results/
       stochcl benchmark rate-accuracy train.zip --test test.zip --train-images 20000 -o results/
+      stochcl benchmark rate-accuracy train.zip --test test.zip --fit what-the-model-saw.zip -o results/
       stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq,jpeg -o results/
       stochcl benchmark rate-accuracy digits -m digits.safetensors --hold-out 30 -o results/
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from stochcl.benchmarks.rate_accuracy.request import GROUPS, PROBES, Request
+from stochcl.benchmarks.rate_accuracy.request import FIT_IMAGES, GROUPS, PROBES, Request
 from stochcl.benchmarks.rate_accuracy.running import SCHEMA, benchmark_rate_accuracy
 from stochcl.benchmarks.rate_accuracy.telling import COLUMNS, lines, summary, title
 from stochcl.benchmarks.rate_accuracy.writing import write_all
 
 __all__ = [
     "COLUMNS",
+    "FIT_IMAGES",
     "GROUPS",
     "PROBES",
     "SCHEMA",

@@ -83,10 +83,11 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What is fitted to, and what is scored on."""
+    """What the probe learns from, what is scored on, and what quantisers are fitted to besides (without labels)."""
 
     train: Part
     test: Part
+    fit: Part | None = None
 
     @property
     def images(self) -> bool:
@@ -114,7 +115,7 @@ def read_inputs(request: Request) -> Inputs:
     SourceError, LabelsError
         If something cannot be read, or leaves fewer than two classes.
     UsageError
-        If both sources are not of one kind.
+        If sources are not of one kind.
     """
     source, labels = _open_all(request.sources, request.labels)
     shown = printable(request.sources[0])
@@ -138,18 +139,45 @@ def read_inputs(request: Request) -> Inputs:
             f"{shown}: this leaves {len(train):,} images of {classes} classes "
             f"to fit to and {len(test):,} to score on; a classifier needs two classes and more images."
         )
-    return Inputs(train, test)
+    return Inputs(train, test, _elsewhere(request, source) if request.fit else None)
+
+
+def _elsewhere(request: Request, like: ImageSource | NDArray[np.float32]) -> Part:
+    """Open what quantisers are fitted to besides, and draw rows of it."""
+    source = _joined([_rows_of(path) for path in request.fit])
+    shown, measured = printable(request.fit[0]), printable(request.sources[0])
+    if isinstance(source, ImageSource) != isinstance(like, ImageSource):
+        raise UsageError(f"{shown}: of this and {measured} one is a matrix only.")
+    kept = np.arange(len(source))
+    if isinstance(source, ImageSource):
+        names = np.array([folder_label(entry.name) for entry in source.entries], np.str_)
+        kept = np.flatnonzero(~_last(source, names, request.fit_hold_out))
+    elif not isinstance(like, ImageSource) and source.shape[1] != like.shape[1]:
+        have = f"these rows have {source.shape[1]:,} columns, and those of {measured} have {like.shape[1]:,}"
+        raise SourceError(f"{shown}: {have}.")
+    elif request.fit_hold_out:
+        raise UsageError(f"{shown}: --fit-hold-out leaves out images of each class, and a matrix has none.")
+    if len(kept) < _LEAST:
+        raise SourceError(f"{shown}: this leaves {len(kept)} images to fit quantisers to; name a source with more.")
+    # Of its own generator: the images that are learned from and scored on are the same with it and without.
+    rows = np.sort(np.random.default_rng([request.seed, 43]).permutation(kept)[: request.fit_images])
+    return Part(source, rows, np.full(len(rows), ""))
 
 
 def _open_all(paths: Sequence[Path], labels: Path | None) -> tuple[Any, NDArray[np.str_]]:
     """Open one source, or several of images as one."""
     parts = [_open(path, labels) for path in paths]
-    if len(parts) == 1:
-        return parts[0]
-    images = [source for source, _ in parts if isinstance(source, ImageSource)]
-    if len(images) < len(parts):
+    return _joined([source for source, _ in parts]), np.concatenate([found for _, found in parts])
+
+
+def _joined(sources: Sequence[ImageSource | NDArray[np.float32]]) -> ImageSource | NDArray[np.float32]:
+    """Return the only source, or several of images as one."""
+    if len(sources) == 1:
+        return sources[0]
+    images = [source for source in sources if isinstance(source, ImageSource)]
+    if len(images) < len(sources):
         raise UsageError("several sources are taken of images only; join matrices with numpy.concatenate.")
-    return JoinedSource(images), np.concatenate([found for _, found in parts])
+    return JoinedSource(images)
 
 
 def _last(source: ImageSource | NDArray[np.float32], labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:
@@ -163,19 +191,24 @@ def _last(source: ImageSource | NDArray[np.float32], labels: NDArray[np.str_], c
 
 
 def _open(path: Path, labels: Path | None) -> tuple[ImageSource | NDArray[np.float32], NDArray[np.str_]]:
-    source = DigitsSource() if str(path) == "digits" and not path.exists() else open_source(path)
+    source = _rows_of(path)
     if isinstance(source, ImageSource):
         names = [entry.name for entry in source.entries]
         found = [folder_label(name) for name in names] if labels is None else read_labels(labels).match(names)
         return source, np.asarray(found, np.str_)
-    matrix = _matrix(path)
     if labels is None:
         raise UsageError(f"{printable(path)}: a matrix has no labels of its own; give them with --labels.")
     if labels.suffix == ".npy":
-        array = _labels(labels, len(matrix))
-        return matrix, np.asarray(array).astype(np.str_)
+        array = _labels(labels, len(source))
+        return source, np.asarray(array).astype(np.str_)
     table: Callable[[list[str]], tuple[str, ...]] = read_labels(labels).match
-    return matrix, np.asarray(table([str(i) for i in range(len(matrix))]), np.str_)
+    return source, np.asarray(table([str(i) for i in range(len(source))]), np.str_)
+
+
+def _rows_of(path: Path) -> ImageSource | NDArray[np.float32]:
+    """Open images, or read a matrix."""
+    source = DigitsSource() if str(path) == "digits" and not path.exists() else open_source(path)
+    return source if isinstance(source, ImageSource) else _matrix(path)
 
 
 def _share(labels: NDArray[np.str_], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -35,6 +35,9 @@ MANY = 1_000_000
 CODINGS = ("packed", "linear")
 """How codes of others are stored: bits as they are, and through our coder with a linear network."""
 
+ELSEWHERE = " fitted elsewhere"
+"""Behind the name of a quantiser that never saw the images that the probe learns from."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -161,23 +164,35 @@ def of_numbers(judge: Judge, name: str, train: Encoded, test: Encoded) -> Measur
     return _of_baseline(judge, kind, each * train.features.shape[1], "features", train, test)
 
 
-def of_quantiser(judge: Judge, name: str, bits: int, train: Encoded, test: Encoded) -> Measured:
-    """Measure features that are quantised to so many bits, plain and through our entropy coder."""
-    return _of_baseline(judge, BASELINES[name], bits, "quantisers", train, test)
+def of_quantiser(
+    judge: Judge, name: str, bits: int, train: Encoded, test: Encoded, fit: Encoded | None = None
+) -> Measured:
+    """Measure features that are quantised to so many bits, plain and through our entropy coder.
+
+    Parameters
+    ----------
+    fit : Encoded, optional
+        What quantiser and entropy model are fitted to in place of ``train``, which the probe learns from either way.
+    """
+    return _of_baseline(judge, BASELINES[name], bits, "quantisers", train, test, fit)
 
 
-def _of_baseline(judge: Judge, kind: Any, bits: int, group: str, train: Encoded, test: Encoded) -> Measured:
+def _of_baseline(
+    judge: Judge, kind: Any, bits: int, group: str, train: Encoded, test: Encoded, fit: Encoded | None = None
+) -> Measured:
     start = time.monotonic()
     if kind.module is not None:
         need(kind.module, kind.name)
-    method = kind.fit(train.features, bits, judge.seed)
-    fitting, codes = method.codes(train.features), method.codes(test.features)
-    right, chosen = judge.right(method.vectors(fitting), method.vectors(codes))
+    method = kind.fit((fit or train).features, bits, judge.seed)
+    learned, codes = method.codes(train.features), method.codes(test.features)
+    right, chosen = judge.right(method.vectors(learned), method.vectors(codes))
+    fitting = learned if fit is None else method.codes(fit.features)
     costs = []
     for coding in codings_of(codes, CODINGS if kind.coded else CODINGS[:1]):
         paid = price(fitting, codes, coding, judge.seed)
         costs.append({"coding": coding, "bytes": paid.bytes, "side_bytes": method.side_bytes + paid.model_bytes})
-    named = {"method": kind.name, "group": group, "code": f"{bits} bits", "input": "vectors"}
+    name = kind.name if fit is None else kind.name + ELSEWHERE
+    named = {"method": name, "group": group, "code": f"{bits} bits", "input": "vectors"}
     return judge.rows(named, costs, right, chosen, start)
 
 

@@ -24,6 +24,9 @@ METHODS = (*FLOATS, *BASELINES, *FORMATS)
 
 DEFAULT_MODEL = "general"
 
+FIT_IMAGES = 20_000
+"""Images of other sources that quantisers are fitted to, at most, where nobody says how many."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -54,6 +57,14 @@ class Request:
         ``all``, ``none``, or names of :data:`GROUPS` and :data:`METHODS`.
     train_images, test_images : int, optional
         At most so many, the same share of every class.
+    fit : tuple of Path
+        More of what the sources are, without labels: quantisers are measured a second time, fitted (and the entropy
+        models of their codes) to these instead of the images that the probe learns from, as a model that was trained
+        elsewhere is.
+    fit_images : int
+        At most so many of them, drawn by the seed.
+    fit_hold_out : int
+        Without the last so many images of each class (first folder) of each of them.
     precision : str
         Of the networks.
     seed : int
@@ -71,6 +82,9 @@ class Request:
     baselines: tuple[str, ...] = ("all",)
     train_images: int | None = None
     test_images: int | None = None
+    fit: tuple[Path, ...] = ()
+    fit_images: int = FIT_IMAGES
+    fit_hold_out: int = 0
     precision: str = "fp32"
     device: str = "cpu"
     seed: int = 0
@@ -98,6 +112,27 @@ class Request:
         for name in ("train_images", "test_images"):
             if (value := getattr(self, name)) is not None and value < 2:
                 raise UsageError(f"--{name.replace('_', '-')} is 2 or more, not {value}.")
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Raise UsageError where what is fitted to elsewhere does not go together with the rest."""
+        if not self.fit:
+            if self.fit_images != FIT_IMAGES or self.fit_hold_out:
+                raise UsageError("--fit-images and --fit-hold-out are of --fit; name that, too.")
+            return
+        if self.fit_images < 2:
+            raise UsageError(f"--fit-images is 2 or more, not {self.fit_images}.")
+        if self.fit_hold_out < 0:
+            raise UsageError(f"--fit-hold-out is 0 or more images of each class, not {self.fit_hold_out}.")
+        if not set(self.methods) & set(BASELINES):
+            raise UsageError(
+                "--fit is what quantisers are fitted to, and --baselines names none; name quantisers, or one of "
+                f"{', '.join(BASELINES)}."
+            )
+        # Not elsewhere, and images that are scored on would be fitted to.
+        measured = {path.resolve() for path in (*self.sources, self.test) if path is not None}
+        if same := [path for path in self.fit if path.resolve() in measured]:
+            raise UsageError(f"{printable(same[0])}: this is measured on, too; --fit names other images.")
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -124,5 +159,8 @@ class Request:
         for name in ("train_images", "test_images"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        words += [word for path in self.fit for word in ("--fit", printable(path.name))]
+        words += [] if self.fit_images == FIT_IMAGES else ["--fit-images", str(self.fit_images)]
+        words += ["--fit-hold-out", str(self.fit_hold_out)] if self.fit_hold_out else []
         words += [] if self.precision == "fp32" else ["--precision", self.precision]
         return shlex.join([*words, "--seed", str(self.seed), "-o", "results/"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from stochcl.benchmarks.rate_accuracy.cache import Cache
 from stochcl.benchmarks.rate_accuracy.comparing import reductions, savings
 from stochcl.benchmarks.rate_accuracy.encoding import both, encode_part
 from stochcl.benchmarks.rate_accuracy.inputs import read_inputs
-from stochcl.benchmarks.rate_accuracy.measuring import Judge, Measured
+from stochcl.benchmarks.rate_accuracy.measuring import ELSEWHERE, Judge, Measured
 from stochcl.benchmarks.rate_accuracy.pixels import FORMATS, SIDES, PixelCode
 from stochcl.benchmarks.rate_accuracy.request import DEFAULT_MODEL
+from stochcl.data import printable
 from stochcl.errors import MissingExtraError, SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +31,33 @@ if TYPE_CHECKING:
     from stochcl.benchmarks.rate_accuracy.request import Request
 
     Told = Callable[[int, int], None]
-    Job = tuple[str, tuple[object, ...], Callable[[Told], Measured]]
 
 SCHEMA = "stochcl.benchmark.rate-accuracy/0"
 
 CACHE = "cache"
 """The folder beside the results in which a run leaves what it has measured."""
+
+_HERE = "training images"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement.
+
+    Parameters
+    ----------
+    name : str
+    depends : tuple
+        What its result depends on, beside the images and the probe.
+    call : callable
+    fitted_to : str or None
+        What a quantiser is fitted to; None where nothing is.
+    """
+
+    name: str
+    depends: tuple[object, ...]
+    call: Callable[[Told], Measured]
+    fitted_to: str | None = None
 
 
 def benchmark_rate_accuracy(
@@ -61,6 +84,7 @@ def benchmark_rate_accuracy(
     dict
         JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one a code and way to store it;
         ``savings``, ours against every other curve; ``reductions``, what is left at 1/588 of what; ``left_out``.
+        Where quantisers are fitted to other sources, too, ``fit`` says to which, ``fitted_to`` of each row to what.
 
     Raises
     ------
@@ -82,23 +106,28 @@ def benchmark_rate_accuracy(
     for at, codec in enumerate(codecs):
         told = _within(progress, at, len(codecs), codec.model.name)
         encoded.append(tuple(both(inputs, partial(_encoded, codec, cache, told))))
-    jobs = list(_jobs(request, judge, codecs, encoded))
+    fit = None
+    if inputs.fit is not None:
+        fit = _encoded(codecs[0], cache, _within(progress, 0, len(codecs), "fitted to elsewhere"), inputs.fit)
+    jobs = list(_jobs(request, judge, codecs, encoded, fit))
     prints = inputs.train.fingerprint(), inputs.test.fingerprint()
-    for done, (name, depends, job) in enumerate(jobs):
-        progress(done, len(jobs), name)
-        key = cache.key("row", *prints, request.probe, request.seed, *depends)
+    for done, job in enumerate(jobs):
+        progress(done, len(jobs), job.name)
+        key = cache.key("row", *prints, request.probe, request.seed, *job.depends)
         if (kept := cache.get(key)) is not None:
             arrays, facts = kept
-            measured.append(Measured(facts, arrays["right"]))
-            continue
-        try:
-            with threadpool_limits(1):  # sums in another order give other codes
-                found = job(_within(progress, done, len(jobs), name))
-        except (MissingExtraError, UsageError, SourceError) as exc:
-            left_out.append(f"{name} was left out: {exc}")
-            say(left_out[-1])
-            continue
-        cache.put(key, found.rows, right=found.right)
+            found = Measured(facts, arrays["right"])
+        else:
+            try:
+                with threadpool_limits(1):  # sums in another order give other codes
+                    found = job.call(_within(progress, done, len(jobs), job.name))
+            except (MissingExtraError, UsageError, SourceError) as exc:
+                left_out.append(f"{job.name} was left out: {exc}")
+                say(left_out[-1])
+                continue
+            cache.put(key, found.rows, right=found.right)
+        if fit is not None:  # here, not in what is kept: runs with it and without share that
+            found = replace(found, rows=[row | {"fitted_to": job.fitted_to} for row in found.rows])
         measured.append(found)
     rows = [row for found in measured for row in found.rows]
     right = np.concatenate([found.right for found in measured]) if measured else np.zeros((0, len(inputs.test)), bool)
@@ -111,6 +140,7 @@ def benchmark_rate_accuracy(
         "probe": request.probe,
         "precision": request.precision,
         "n": {"train": len(inputs.train), "test": len(inputs.test)},
+        **_fit_facts(request, inputs),
         "classes": len(np.unique(inputs.train.labels)),
         "models": [{"name": codec.model.name, "sha256": codec.model.sha256} for codec in codecs],
         "features": dimension,
@@ -121,6 +151,14 @@ def benchmark_rate_accuracy(
         "savings": savings(rows, right, seed=request.seed),
         "reductions": reductions(rows, dimension, inputs.source_side()),
     }
+
+
+def _fit_facts(request: Request, inputs: Inputs) -> dict[str, Any]:
+    """Return what is recorded of what quantisers are fitted to besides, where that is anything."""
+    if inputs.fit is None:
+        return {}
+    sources = [printable(path.name) for path in request.fit]
+    return {"fit": {"sources": sources, "images": len(inputs.fit), "hold_out": request.fit_hold_out}}
 
 
 def _within(progress: Callable[[int, int, str], None], job: int, jobs: int, name: str) -> Told:
@@ -154,30 +192,50 @@ def _codecs(request: Request, inputs: Inputs) -> list[Codec]:
 
 
 def _jobs(
-    request: Request, judge: Judge, codecs: list[Codec], encoded: list[tuple[Encoded, Encoded]]
+    request: Request,
+    judge: Judge,
+    codecs: list[Codec],
+    encoded: list[tuple[Encoded, Encoded]],
+    fit: Encoded | None,
 ) -> Iterator[Job]:
-    """Yield the name of each job, what its result depends on, and the job."""
+    """Yield what is measured, in the order of the table."""
     for codec, parts in zip(codecs, encoded, strict=True):
         who = (codec.model.sha256, codec.model.name, codec.precision, codec.device.type)
         ladder = request.ladder or codec.tables.ladder
         for latents in ladder:
             for given in ("vectors", "symbols") if latents == max(ladder) else ("vectors",):
                 call = partial(measuring.of_codes, judge, codec, latents, given, *parts)
-                yield f"{codec.model.name}, {latents} latents, {given}", (*who, latents, given), _untold(call)
+                name = f"{codec.model.name}, {latents} latents, {given}"
+                yield Job(name, (*who, latents, given), _untold(call))
     codec, parts = codecs[0], encoded[0]
     who = (codec.model.sha256, "", codec.precision, codec.device.type)  # what is not ours has not its name
     for name in request.methods:
         if name in FLOATS:
-            yield name, (*who, name), _untold(partial(measuring.of_numbers, judge, name, *parts))
+            fitted_to = _HERE if FLOATS[name][0].coded else None
+            yield Job(name, (*who, name), _untold(partial(measuring.of_numbers, judge, name, *parts)), fitted_to)
         elif name in BASELINES:
             for bits in request.bits:
                 call = partial(measuring.of_quantiser, judge, name, bits, *parts)
-                yield f"{name}, {bits} bits", (*who, name, bits), _untold(call)
+                yield Job(f"{name}, {bits} bits", (*who, name, bits), _untold(call), _HERE)
+            if fit is not None:
+                yield from _elsewhere(request, judge, name, who, parts, fit)
         elif judge.inputs.images and name in FORMATS:
             for side in (side for side in SIDES if side <= codec.size):
                 code = PixelCode(name, side)
                 job = partial(measuring.of_pixels, judge, codec, code)
-                yield f"{code.name}, {code.coding}", (*who, name, side, FORMATS[name][1]), job
+                yield Job(f"{code.name}, {code.coding}", (*who, name, side, FORMATS[name][1]), job)
+
+
+def _elsewhere(
+    request: Request, judge: Judge, name: str, who: tuple[str, ...], parts: tuple[Encoded, Encoded], fit: Encoded
+) -> Iterator[Job]:
+    """Yield the jobs of a quantiser that is fitted to other sources."""
+    assert judge.inputs.fit is not None
+    fitted_to = ", ".join(printable(path.name) for path in request.fit)
+    depends = (*who, name, "fit", judge.inputs.fit.fingerprint())
+    for bits in request.bits:
+        call = partial(measuring.of_quantiser, judge, name, bits, *parts, fit)
+        yield Job(f"{name}{ELSEWHERE}, {bits} bits", (*depends, bits), _untold(call), fitted_to)
 
 
 def _untold(call: Callable[[], Measured]) -> Callable[[Told], Measured]:

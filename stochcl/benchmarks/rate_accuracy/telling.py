@@ -41,6 +41,11 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def summary(result: dict[str, Any]) -> Iterator[str]:
     """Yield sentences: what is saved at equal accuracy, with side information, and what is left at a 588th."""
+    if (fit := result.get("fit")) is not None:
+        yield (
+            f"'fitted elsewhere' are quantisers fitted, with the tables of their codes, to {fit['images']:,} images "
+            f"of {', '.join(fit['sources'])}; the probe learns from the same images as in all other rows"
+        )
     n = sum(result["n"].values())
     refused: dict[str, list[str]] = {}
     for entry in result["savings"]:
