@@ -14,6 +14,7 @@ from stochcl.benchmarks.baselines import BASELINES
 from stochcl.benchmarks.pricing import price
 from stochcl.benchmarks.rate_accuracy.encoding import encode_part
 from stochcl.benchmarks.rate_accuracy.inputs import read_inputs
+from stochcl.benchmarks.rate_accuracy.plotting import curves
 from stochcl.benchmarks.results import to_csv
 from stochcl.data import open_source
 from stochcl.errors import SourceError, UsageError
@@ -158,6 +159,21 @@ def test_what_too_few_images_cannot_fit_is_left_out_by_its_name(plain, other, tm
     assert line.startswith("pca-scalar fitted elsewhere, 8 bits was left out: ")
     assert "and here are 100" in line
     rate.write_all(result, tmp_path)
+
+
+def test_both_curves_of_a_method_look_alike_but_for_dashes(runs):
+    before, after, _ = runs
+    looks = {curve.label: curve for curve in curves(after["rows"])}
+    for name in ("ITQ", "PCA scalar"):
+        here, there = looks[f"{name}, linear"], looks[f"{name} fitted elsewhere, linear"]
+        assert (here.marker, here.shade) == (there.marker, there.shade)
+        assert (here.style, there.style) == ("-", "--")
+        assert here.filled
+        assert not there.filled
+    alone = {curve.label: curve for curve in curves(before["rows"])}
+    assert {label: (curve.marker, curve.shade) for label, curve in alone.items()} == {
+        label: (curve.marker, curve.shade) for label, curve in looks.items() if "elsewhere" not in label
+    }
 
 
 def test_the_command(plain, other):
