@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_NARROW = 8  # channels
 
 
 class BasicBlock(nn.Module):
@@ -60,10 +64,22 @@ class Bottleneck(nn.Module):
         return out
 
 
+class _NarrowShortcut(nn.Conv2d):
+    """A 1 x 1 convolution that drops places first and strides by 1: the same numbers.
+
+    On a processor without AVX-512, oneDNN 3.12 (PyTorch 2.13) writes past its memory where it computes the gradient of
+    a strided one over 4 to 6 channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, D102
+        return functional.conv2d(input[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+
+
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    convolution = _NarrowShortcut if inputs < _NARROW else nn.Conv2d
+    return nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 @dataclass(frozen=True)

@@ -237,3 +237,13 @@ def test_outputs_are_those_of_the_paper_s_network(name):
             tensor.uniform_(0.5, 1.5)
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(network(images), by_the_paper(network.state_dict(), images))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_narrow_shortcut_is_the_strided_convolution_that_it_stands_for(layout):
+    narrow = ResNet("resnet10", width=4).get_submodule("layer2.0.downsample.0")
+    plain = torch.nn.Conv2d(4, 8, 1, 2, bias=False)
+    plain.load_state_dict(narrow.state_dict())
+    images = torch.randn(2, 4, 5, 6).to(memory_format=layout)
+    torch.testing.assert_close(narrow(images), plain(images))
+    assert type(ResNet("resnet10", width=8).get_submodule("layer2.0.downsample.0")) is torch.nn.Conv2d
