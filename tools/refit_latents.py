@@ -2,7 +2,7 @@
 
     python tools/refit_latents.py MODEL SOURCE... -o OUTPUT --rate BITS [--posterior FAMILY] [--latents D]
         [--ladder D1,D2,...,D] [--alphabet K] [--pooling mean|stages] [--hold-out 20] [--steps 3000]
-        [--precision fp32|bf16|auto] [--seed 0]
+        [--whitening POWER] [--precision fp32|bf16|auto] [--seed 0]
 
 It is the last stage of ``stochcl train`` (docs/TRAINING.md, "The latents"), on images of SOURCE and on the same
 images shrunk and enlarged again, since a user's images are of all sizes. A user's command for that is ``stochcl train
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--posterior", default="gaussian")
     parser.add_argument("--ladder", help="Nested prefixes, D1,D2,...; powers of two from 8 by default.")
     parser.add_argument("--pooling", help="What the features are; as MODEL has it by default.")
+    parser.add_argument("--whitening", type=float, help="Of errors, 0 to 0.5; 0.125 by default.")
     parser.add_argument("--precision", default="fp32", help="Of the network's arithmetic.")
     for name, value in (("latents", 256), ("alphabet", 16), ("hold-out", 0), ("steps", 3000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} by default")
@@ -65,7 +66,11 @@ def main() -> None:
     else:
         measure_features(encoder, data.train, CPU, options.precision)
     settings = TrainOptions(
-        rate=options.rate, latent_steps=options.steps, seed=options.seed, precision=options.precision
+        rate=options.rate,
+        latent_steps=options.steps,
+        whitening=options.whitening,
+        seed=options.seed,
+        precision=options.precision,
     )
     told = time.monotonic()
 
@@ -76,7 +81,7 @@ def main() -> None:
             print(progress.line(), flush=True)  # type: ignore[attr-defined]
 
     augmentation = Augmentation(settings.crop)
-    fitted = train_latents(encoder, data, augmentation, settings, CPU, max_time=None, report=report)
+    fitted = train_latents(encoder, data, augmentation, settings, CPU, max_time=None, report=report, fresh=True)
     health = code_health(
         encode_images(encoder, data.held if len(data.held) else data.train[:4000], CPU).codes, config.posterior
     )

@@ -97,7 +97,7 @@ def train_head(
 
     from stochcl.encoders.health import code_health
     from stochcl.encoders.inference import encode
-    from stochcl.encoders.latents import LatentOptions, LatentStage, start_from_quantiser
+    from stochcl.encoders.latents import LatentOptions, LatentStage, start_latents
     from stochcl.encoders.model import Encoder, EncoderConfig, Standardise
 
     if len(train) < 2:
@@ -114,11 +114,7 @@ def train_head(
             encoder.norm.fit(train)
         features, kept = (encode(encoder, rows, torch.device("cpu")).features for rows in (train, held))
         stage = LatentStage(encoder, features, kept, settings, report=report)
-        started_from = "a random head"
-        if encoder.config.posterior == "categorical" and start_from_quantiser(
-            encoder, features, stage.metric, seed=settings.seed
-        ):
-            started_from = "a product quantiser"
+        started_from = start_latents(encoder, features, stage.metric, seed=settings.seed)
         fitted = stage.run()
     looked_at = (held if len(held) else train)[:_LOOKED_AT]
     record = {

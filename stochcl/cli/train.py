@@ -117,6 +117,9 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--latent-steps", type=click.IntRange(0), metavar="STEPS",
               help="Steps of the last stage, which trains latents and decoder on finished features, to --rate; 0 "
                    "leaves it out.  [default: by the number of images; 3000 on a matrix]")  # fmt: skip
+@click.option("--whitening", type=click.FloatRange(0, 0.5), metavar="POWER",
+              help="Of the last stage: what errors along a direction are divided by, as a power of its variance. "
+                   "0: errors as they are; 0.5: all directions alike.  [default: 0.125]")  # fmt: skip
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: 0.002]")
 @click.option("--warmup", type=click.IntRange(0), metavar="STEPS", help="Until it is reached.  [default: 200]")
 @click.option("--decay", type=click.FloatRange(0), help="Weight decay.  [default: 0.01]")

@@ -67,11 +67,11 @@ class Bottleneck(nn.Module):
 class _NarrowShortcut(nn.Conv2d):
     """A 1 x 1 convolution that drops places first and strides by 1: the same numbers.
 
-    On a processor without AVX-512, oneDNN 3.12 (PyTorch 2.13) writes past its memory where it computes the gradient of
-    a strided one over 4 to 6 channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    On a processor without AVX-512, oneDNN 3.12 (PyTorch 2.13) writes past its memory where it computes the gradient
+    of a strided one over 4 to 6 channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, D102
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return functional.conv2d(input[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BINS = 15
 _NOISE = 0.5  # deviations of a feature: a view, where no augmented one is at hand
 _ROWS = 2000
-_TEMPERATURES = np.geomspace(0.1, 100, 121)
+_TEMPERATURES = np.geomspace(0.1, 1e4, 201)  # numbers of whose draws training made near nothing need thousands
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,9 @@ class LatentStage:
         self.features, self.inputs = features, len(features) // versions
         self.held = held if len(held) else features[: min(self.inputs, _HARD_ROWS)]
         self.views = views if len(held) else None
-        whitening = WHITENING.get(options.objective, _WHITENING)
+        whitening = options.whitening
+        if whitening is None:
+            whitening = WHITENING.get(options.objective, _WHITENING)
         self.metric = Metric.of(np.asarray(features), whitening)
         self.targets = self.metric.coordinates(features)
         self.agree = make_agreement(options, self.metric)

@@ -36,6 +36,9 @@ class LatentOptions:
     noise : float
         Deviation of the noise on a feature that makes a view of it, in units of the features' own deviation along
         each principal axis.
+    whitening : float or None
+        Power of the variance by which an error along a principal axis is divided, 0 to 1/2, see
+        :class:`~stochcl.encoders.latents.metric.Metric`; None is 1/8, and 0 for ``reconstruct``.
     rate : float or None
         Target in bits per input, of the codes that a file holds.
     beta : float
@@ -63,6 +66,7 @@ class LatentOptions:
     agreement: float = 1.0
     temperature: float = 0.1
     noise: float = 0.0
+    whitening: float | None = None
     rate: float | None = None
     beta: float = 1e-4
     estimator: str = "straight-through"
@@ -81,6 +85,8 @@ class LatentOptions:
                 raise UsageError(f"{name} is 0 or more, not {getattr(self, name)}.")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"a rate is more than 0 bits per image, not {self.rate}.")
+        if self.whitening is not None and not 0 <= self.whitening <= 0.5:
+            raise UsageError(f"whitening is 0 to 0.5, not {self.whitening}.")
         if self.objective not in OBJECTIVES:
             raise UsageError(f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}.")
         if self.estimator not in ESTIMATORS:

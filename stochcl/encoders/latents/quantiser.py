@@ -1,4 +1,4 @@
-"""Where categorical latents begin: at a product quantiser of the features, in place of a random head."""
+"""Where latents begin: at a classic quantiser of the features, in place of a random head."""
 
 from __future__ import annotations
 
@@ -19,6 +19,89 @@ if TYPE_CHECKING:
 
 _ROWS_A_CENTRE, _MOST_ROWS = 100, 30_000  # to find centres among
 _PASSES = 20
+
+
+_RANGE = 4.0  # deviations of the widest axis, either way, that a quantiser's levels cover
+_DRAW = 0.5  # deviation of a draw to begin with, in steps
+_QUIET = 0.1  # of their first size: hidden units that no axis needs
+
+
+def start_latents(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> str:
+    """Let latents begin at what a classic quantiser of their kind makes of the features, in place.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Whose head and decoder have learned nothing that is to be kept.
+    features : ndarray of float, shape (N, V)
+        Standardised features of training inputs.
+    metric : Metric
+        Their axes, and what errors along them weigh.
+    seed : int
+
+    Returns
+    -------
+    str
+        Where they begin, in words.
+    """
+    family = encoder.config.posterior
+    if family == "categorical" and start_from_quantiser(encoder, features, metric, seed=seed):
+        return "a product quantiser"
+    if family == "gaussian" and start_from_axes(encoder, metric):
+        return "principal axes"
+    return "a random head"
+
+
+@torch.no_grad()
+def start_from_axes(encoder: Encoder, metric: Metric) -> bool:
+    r"""Set head and decoder of a Gaussian encoder to a transform coder of its features, in place.
+
+    Latent j is the feature's coordinate along its j-th principal axis, weighted as errors are, in steps of one size
+    for all: for Gaussian sources and small steps the best linear transform and the best allocation of bits (Goyal,
+    Theoretical foundations of transform coding, IEEE Signal Processing Magazine, 2001). The widest axis' four
+    deviations fill the quantiser. The decoder gives coordinates back exactly, if it is linear or has a hidden layer
+    twice as wide as the code, since x = relu(x) - relu(-x); another is left as it is.
+
+    A random head has to find the axes first: 600 steps on features of photographs left its 128 latents 1 to 3 points of
+    a linear classifier's accuracy behind.
+
+    Returns
+    -------
+    bool
+        Whether it was done: a head with hidden layers is left as it was.
+    """
+    config, head = encoder.config, encoder.head
+    if not isinstance(head, nn.Linear):
+        return False
+    count = min(config.latents, metric.axes.shape[1])
+    weight, axes = metric.weight[:count], metric.axes[:, :count]
+    step = max(1e-6, float((metric.deviation * metric.weight).max())) * 2 * _RANGE / config.alphabet
+    head.weight[:count] = (axes * weight / step).T
+    head.bias[:count] = -(head.weight[:count] @ metric.mean)
+    head.weight[config.latents :] = 0
+    head.bias[config.latents :] = math.log(_DRAW)
+    _set_decoder(encoder, axes * (step / encoder.decoder_scale) / weight, metric.mean)
+    return True
+
+
+def _set_decoder(encoder: Encoder, across: Tensor, mean: Tensor) -> None:
+    """Let vectors be ``across`` times the first latents, plus ``mean``, if the decoder's layers can say so."""
+    layers = cast("list[nn.Linear]", list(encoder.decoder))
+    count = across.shape[1]
+    if len(layers) == 1:
+        layers[0].weight[:, :count] = across
+    elif len(layers) == 2 and layers[0].out_features >= 2 * count:
+        first, last = layers
+        first.weight[: 2 * count] = 0
+        first.bias[: 2 * count] = 0
+        place = torch.arange(count)
+        first.weight[2 * place, place] = 1.0
+        first.weight[2 * place + 1, place] = -1.0
+        last.weight *= _QUIET
+        last.weight[:, 2 * place], last.weight[:, 2 * place + 1] = across, -across
+    else:
+        return
+    layers[-1].bias.copy_(mean)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 
 from stochcl.encoders.entropy import MIN_CODES, smaller_images
 from stochcl.encoders.inference import encode_images
-from stochcl.encoders.latents import FittedLatents, LatentOptions, LatentStage
+from stochcl.encoders.latents import FittedLatents, LatentOptions, LatentStage, start_latents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +55,12 @@ def train_latents(
     *,
     max_time: float | None,
     report: Callable[[LatentProgress | Fitting], None],
+    fresh: bool = False,
 ) -> FittedLatents:
     """Train what is behind the features once more, now that they stand still, to the rate that was asked for.
 
-    Features are those of at most 200,000 images, a seeded choice; the stage itself runs on the processor.
+    Features are those of at most 200,000 images, a seeded choice; the stage itself runs on the processor. A head that
+    is ``fresh``, not trained beside the network, begins where a classic quantiser of the features would be.
     """
     order = np.random.default_rng(options.seed).permutation(len(data.train))
     images = data.train[np.sort(order[:_MOST_IMAGES])]
@@ -74,9 +77,13 @@ def train_latents(
         steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
         estimator=options.estimator, rate=options.rate, beta=options.beta, prior_hidden=options.entropy_hidden,
         entropy=options.entropy, seed=options.seed, precision=options.precision,
+        whitening=options.whitening,
     )  # fmt: skip
     encoder.cpu()
-    return LatentStage(encoder, features, kept, settings, versions=1 + networked, views=views, report=report).run()
+    stage = LatentStage(encoder, features, kept, settings, versions=1 + networked, views=views, report=report)
+    begun = start_latents(encoder, features, stage.metric, seed=options.seed) if fresh else "the head trained so far"
+    fitted = stage.run()
+    return replace(fitted, record={"start": begun} | fitted.record)
 
 
 @torch.inference_mode()

@@ -62,6 +62,9 @@ class TrainOptions:
     latent_steps : int or None
         Steps in which head, prior and decoder are trained once more when the features are finished, to the rate that
         is asked for; 0 leaves them as they are, None lets the number of images decide.
+    whitening : float or None
+        How that stage weighs errors along directions of little variance, 0 to 0.5, see
+        :class:`~stochcl.encoders.latents.LatentOptions`; None leaves it to the objective.
     deterministic : bool
         Train the network without its stochastic layer, features standing where codes stood: the twin to compare
         with. The latent stage then makes codes of its finished features.
@@ -101,6 +104,7 @@ class TrainOptions:
     beta: float = 1e-4
     average: float = 0.0
     latent_steps: int | None = None
+    whitening: float | None = None
     deterministic: bool = False
     seed: int = 0
     precision: str = "auto"
@@ -129,6 +133,7 @@ class TrainOptions:
             raise UsageError("reconstruct compares codes with features, and a deterministic twin has no codes.")
         if self.latent_steps is not None and self.latent_steps < 0:
             raise UsageError(f"latent-steps is 0 or more, not {self.latent_steps}.")
+        self._check("whitening", self.whitening is None or 0 <= self.whitening <= 0.5, "0 to 0.5")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"a rate is more than 0 bits per image, not {self.rate}.")
         if self.max_time is not None and not self.max_time > 0:

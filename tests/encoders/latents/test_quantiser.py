@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from stochcl.encoders.latents import start_from_quantiser
+from stochcl.encoders.latents import start_from_axes, start_from_quantiser, start_latents
 from stochcl.encoders.latents.metric import Metric
 from stochcl.encoders.latents.quantiser import deal
 from tests.encoders.latents.making import make_encoder, make_features, make_stage
@@ -85,3 +85,73 @@ def test_axes_are_dealt_once_and_evenly(variances, groups):
     assert max(map(len, dealt)) <= -(-len(variances) // groups)
     held = [variances[axes].sum() for axes in dealt]
     assert held == sorted(held, reverse=True)
+
+
+def transformed(**config):
+    encoder = make_encoder(posterior="gaussian", **({"latents": 6, "alphabet": 64} | config))
+    features = encoder.features(torch.from_numpy(make_features()[0])).detach().numpy()
+    metric = Metric.of(features, 0.125)
+    return encoder, features, metric, start_from_axes(encoder, metric)
+
+
+def test_numbers_are_the_coordinates_of_principal_axes_in_steps_of_one_size():
+    encoder, features, metric, done = transformed()
+    assert done
+    weighted = (metric.coordinates(features) * metric.weight)[:, :6].numpy()
+    step = weighted[:, 0].std() * 8 / 64  # four deviations either way fill 64 levels
+    found = encoder.posterior(torch.from_numpy(features))
+    np.testing.assert_allclose(found.mean.detach().numpy(), weighted / step, atol=2e-3)
+    assert found.deviation.unique().tolist() == [0.5]
+
+
+@pytest.mark.parametrize("decoder", [(), (12,), (24,)])
+def test_the_decoder_of_a_transform_gives_features_back(decoder):
+    encoder, features, metric, _ = transformed(decoder=decoder)
+    symbols = encoder.posterior(torch.from_numpy(features)).mode().long()
+    family = type(encoder.posterior(torch.from_numpy(features[:1])))
+    empty = family(torch.zeros(0, 12), encoder.config)
+    with torch.no_grad():
+        guess = encoder.decode(empty.embed(symbols)).numpy()
+    axes = metric.axes[:, :6].numpy()
+    projected = metric.coordinates(features)[:, :6].numpy() @ axes.T + metric.mean.numpy()
+    left = np.square(features - projected).sum()  # what six axes cannot say
+    # The hidden units that no axis needs are quiet, not silent.
+    assert np.square(features - guess).sum() < 1.02 * left + 2e-3 * np.square(features - features.mean(0)).sum()
+
+
+@pytest.mark.parametrize("config", [{"head": (8,)}, {"decoder": (8,)}, {"decoder": (24, 24)}])
+def test_layers_that_cannot_say_the_transform_stay_as_they_were(config):
+    before = make_encoder(posterior="gaussian", latents=6, alphabet=64, **config).state_dict()
+    encoder, _, _, done = transformed(**config)
+    part = "head." if "head" in config else "decoder."
+    after = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(part)}
+    assert done == ("head" not in config)
+    assert after
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_more_latents_than_axes_and_features_that_are_all_alike_do_no_harm():
+    encoder, features, _, done = transformed(latents=40)
+    assert done
+    assert encoder.posterior(torch.from_numpy(features)).mode().shape == (1500, 40)
+    alike = Metric.of(np.ones((50, 12), np.float32), 0.125)
+    start_from_axes(encoder, alike)
+    assert all(bool(tensor.isfinite().all()) for tensor in encoder.state_dict().values())
+
+
+def test_training_goes_on_from_the_axes_to_a_smaller_error():
+    errors = []
+    for begun in (False, True):
+        stage = make_stage(make_encoder(posterior="gaussian", latents=6, alphabet=16), steps=30, lr=1e-2)
+        if begun:
+            assert start_latents(stage.encoder, stage.features, stage.metric, seed=0) == "principal axes"
+        stage.run()
+        errors.append(decoded_error(stage))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_bits_begin_at_random():
+    stage = make_stage()
+    before = {name: tensor.clone() for name, tensor in stage.encoder.state_dict().items()}
+    assert start_latents(stage.encoder, stage.features, stage.metric, seed=0) == "a random head"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stage.encoder.state_dict().items())
