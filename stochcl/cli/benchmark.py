@@ -267,7 +267,7 @@ class _Listed(click.ParamType[tuple[Any, ...]]):
               help="all, none, or of features, quantisers, pixels and single methods.  [default: all]")  # fmt: skip
 @click.option("--train-images", type=click.IntRange(2), metavar="N", help="To learn from, at most.")
 @click.option("--test-images", type=click.IntRange(2), metavar="N", help="To score on, at most.")
-@click.option("--fit", multiple=True, metavar="OTHER", type=click.Path(path_type=Path),
+@click.option("--fit-to", "fit", multiple=True, metavar="OTHER", type=click.Path(path_type=Path),
               help="Measure quantisers fitted to these images, too; may be repeated.")  # fmt: skip
 @click.option("--fit-images", type=click.IntRange(2), default=rate_benchmark.FIT_IMAGES, show_default=True,
               metavar="N", help="Of OTHER, at most.")  # fmt: skip
@@ -287,14 +287,14 @@ def rate_accuracy(output: Path, *, as_json: bool, **options: Any) -> None:
     in OUTPUT/cache: the same command goes on after an interruption.
 
     Quantisers are fitted to the images that the probe learns from. A model that was trained on other images is held
-    against its like with --fit OTHER, more of the same kind as SOURCE without labels: each quantiser is measured a
+    against its like with --fit-to OTHER, more of the same kind as SOURCE without labels: each quantiser is measured a
     second time, fitted to those, and named "fitted elsewhere".
 
     \b
     Example:
       stochcl benchmark rate-accuracy photos/ -o results/
       stochcl benchmark rate-accuracy train.zip --test test.zip --train-images 20000 -o results/
-      stochcl benchmark rate-accuracy train.zip --test test.zip --fit what-the-model-saw.zip -o results/
+      stochcl benchmark rate-accuracy train.zip --test test.zip --fit-to what-the-model-saw.zip -o results/
       stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq,jpeg -o results/
       stochcl benchmark rate-accuracy digits -m digits.safetensors --hold-out 30 -o results/
     """

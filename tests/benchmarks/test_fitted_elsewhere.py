@@ -177,9 +177,9 @@ def test_both_curves_of_a_method_look_alike_but_for_dashes(runs):
 
 
 def test_the_command(plain, other):
-    assert "--fit" not in plain.command
+    assert "--fit-to" not in plain.command
     asked = replace(plain, fit=(other, Path("/a/b c.zip")), fit_images=500, fit_hold_out=20).command
-    assert "--fit noise --fit 'b c.zip' --fit-images 500 --fit-hold-out 20" in asked
+    assert "--fit-to noise --fit-to 'b c.zip' --fit-images 500 --fit-hold-out 20" in asked
     assert "--fit-images" not in replace(plain, fit=(other,)).command
 
 
@@ -229,13 +229,16 @@ def test_matrices_that_do_not_serve(matrices, tmp_path, other):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"baselines": ("features", "jpeg")}, "--fit is what quantisers are fitted to, and --baselines names none"),
+        (
+            {"baselines": ("features", "jpeg")},
+            "--fit-to is what quantisers are fitted to, and --baselines names none",
+        ),
         ({"baselines": ("none",)}, "--baselines names none"),
-        ({"fit": (), "fit_images": 100}, "--fit-images and --fit-hold-out are of --fit; name that, too"),
-        ({"fit": (), "fit_hold_out": 1}, "--fit-images and --fit-hold-out are of --fit; name that, too"),
+        ({"fit": (), "fit_images": 100}, "--fit-images and --fit-hold-out are of --fit-to; name that, too"),
+        ({"fit": (), "fit_hold_out": 1}, "--fit-images and --fit-hold-out are of --fit-to; name that, too"),
         ({"fit_images": 1}, "--fit-images is 2 or more, not 1"),
         ({"fit_hold_out": -1}, "--fit-hold-out is 0 or more images of each class, not -1"),
-        ({"fit": (Path("digits"),)}, "digits: this is measured on, too; --fit names other images"),
+        ({"fit": (Path("digits"),)}, "digits: this is measured on, too; --fit-to names other images"),
     ],
 )
 def test_requests_that_make_no_sense(plain, other, tmp_path, change, said):

@@ -33,9 +33,9 @@ def test_a_table_sentences_and_files(run, asked, tmp_path):
 
 def test_quantisers_fitted_elsewhere(run, asked, tmp_path):
     asked[asked.index("float32,jpeg")] = "itq"
-    result = run(*asked, "--bits", "8", "--fit", "digits", "--fit-images", "60", "--fit-hold-out", "20")
+    result = run(*asked, "--bits", "8", "--fit-to", "digits", "--fit-images", "60", "--fit-hold-out", "20")
     written = json.loads((tmp_path / "new" / "results" / "results.json").read_text("utf-8"))
-    assert "--fit digits --fit-images 60 --fit-hold-out 20" in written["command"]
+    assert "--fit-to digits --fit-images 60 --fit-hold-out 20" in written["command"]
     assert written["fit"] == {"sources": ["digits"], "images": 60, "hold_out": 20}
     assert "ITQ fitted elsewhere" in result.stdout
     assert "to 60 images of digits" in result.stdout
@@ -47,9 +47,9 @@ def test_quantisers_fitted_elsewhere(run, asked, tmp_path):
         (["--bits", "32,many"], 2, "'32,many' is not a list of numbers parted by commas"),
         (["--baselines", "gif"], 2, "there is no baseline 'gif'"),
         (["--probe", "forest"], 2, "forest"),
-        (["--fit", "digits"], 2, "--fit is what quantisers are fitted to, and --baselines names none"),
-        (["--fit-images", "50"], 2, "are of --fit; name that, too"),
-        (["--baselines", "itq", "--fit", "missing.zip"], 1, "missing.zip"),
+        (["--fit-to", "digits"], 2, "--fit-to is what quantisers are fitted to, and --baselines names none"),
+        (["--fit-images", "50"], 2, "are of --fit-to; name that, too"),
+        (["--baselines", "itq", "--fit-to", "missing.zip"], 1, "missing.zip"),
         (["--labels", "missing.csv"], 1, "missing.csv: the labels cannot be read"),
     ],
 )

@@ -118,7 +118,7 @@ class Request:
         """Raise UsageError where what is fitted to elsewhere does not go together with the rest."""
         if not self.fit:
             if self.fit_images != FIT_IMAGES or self.fit_hold_out:
-                raise UsageError("--fit-images and --fit-hold-out are of --fit; name that, too.")
+                raise UsageError("--fit-images and --fit-hold-out are of --fit-to; name that, too.")
             return
         if self.fit_images < 2:
             raise UsageError(f"--fit-images is 2 or more, not {self.fit_images}.")
@@ -126,13 +126,13 @@ class Request:
             raise UsageError(f"--fit-hold-out is 0 or more images of each class, not {self.fit_hold_out}.")
         if not set(self.methods) & set(BASELINES):
             raise UsageError(
-                "--fit is what quantisers are fitted to, and --baselines names none; name quantisers, or one of "
+                "--fit-to is what quantisers are fitted to, and --baselines names none; name quantisers, or one of "
                 f"{', '.join(BASELINES)}."
             )
         # Not elsewhere, and images that are scored on would be fitted to.
         measured = {path.resolve() for path in (*self.sources, self.test) if path is not None}
         if same := [path for path in self.fit if path.resolve() in measured]:
-            raise UsageError(f"{printable(same[0])}: this is measured on, too; --fit names other images.")
+            raise UsageError(f"{printable(same[0])}: this is measured on, too; --fit-to names other images.")
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ class Request:
         for name in ("train_images", "test_images"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-        words += [word for path in self.fit for word in ("--fit", printable(path.name))]
+        words += [word for path in self.fit for word in ("--fit-to", printable(path.name))]
         words += [] if self.fit_images == FIT_IMAGES else ["--fit-images", str(self.fit_images)]
         words += ["--fit-hold-out", str(self.fit_hold_out)] if self.fit_hold_out else []
         words += [] if self.precision == "fp32" else ["--precision", self.precision]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.model import Encoder
 
 _ROWS = 1 << 15  # at a time
-_KEPT = 0.99  # of the variance, in the axes that are looked at
+_KEPT = 0.99  # of what errors weigh, in the axes that are looked at
 _SHRINKAGE = 0.01  # of the mean variance, added to each axis's before it is whitened
 
 
@@ -32,7 +32,7 @@ class Metric:
     ----------
     mean : Tensor of float32, shape (V,)
     axes : Tensor of float32, shape (V, M)
-        Orthonormal columns, by falling variance; together they hold nearly all of it.
+        Orthonormal columns, by falling variance; together they hold nearly all that errors weigh.
     deviation : Tensor of float32, shape (M,)
         Of features along each axis.
     weight : Tensor of float32, shape (M,)
@@ -57,10 +57,10 @@ class Metric:
             covariance += part.T @ part
         variance, axes = np.linalg.eigh(covariance / n)
         variance, axes = np.maximum(variance[::-1], 0), axes[:, ::-1]
-        share = np.cumsum(variance) / max(variance.sum(), 1e-30)
-        kept = int(min(width, np.searchsorted(share, _KEPT) + 1))
-        variance, axes = variance[:kept], np.ascontiguousarray(axes[:, :kept])
         weight = (variance + _SHRINKAGE * variance.mean() + 1e-12) ** -whitening
+        share = np.cumsum(variance * weight**2)
+        kept = int(min(width, np.searchsorted(share, _KEPT * share[-1]) + 1))
+        variance, axes, weight = variance[:kept], np.ascontiguousarray(axes[:, :kept]), weight[:kept]
         return cls(
             mean=torch.from_numpy(mean.astype(np.float32)),
             axes=torch.from_numpy(axes.astype(np.float32)),

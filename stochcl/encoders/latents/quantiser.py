@@ -62,8 +62,8 @@ def start_from_axes(encoder: Encoder, metric: Metric) -> bool:
     deviations fill the quantiser. The decoder gives coordinates back exactly, if it is linear or has a hidden layer
     twice as wide as the code, since x = relu(x) - relu(-x); another is left as it is.
 
-    A random head has to find the axes first: 600 steps on features of photographs left its 128 latents 1 to 3 points of
-    a linear classifier's accuracy behind.
+    A random head has to find the axes first: 600 steps on features of photographs left its 128 latents 1 to 3 points
+    of a linear classifier's accuracy behind.
 
     Returns
     -------

@@ -89,13 +89,7 @@ class Gaussian(Posterior):
         edges = torch.arange(1, k, device=self.mean.device) + self.offset - 0.5
         inner = (edges - self.mean[:, :, None]) / self.deviation[:, :, None]
         beyond = torch.full_like(inner[:, :, :1], _FAR)
-        lower, upper = torch.cat([-beyond, inner], dim=2), torch.cat([inner, beyond], dim=2)
-        # Both from the tail that is nearer: far above the mean, the distribution functions are all 1.
-        above = lower + upper > 0
-        lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
-        below, up_to = _log_distribution(lower), _log_distribution(upper)
-        log_q: Tensor = up_to + (-(below - up_to).clamp(max=-1e-6).expm1()).log()
-        return log_q
+        return _log_between(torch.cat([-beyond, inner], dim=2), torch.cat([inner, beyond], dim=2))
 
     def decisions(self, draw: Tensor) -> Tensor:
         """Return the bits of the symbols; gradients are those of the bits' probabilities at their nodes.
@@ -122,7 +116,13 @@ class Gaussian(Posterior):
         return straight_through(torch.stack(hard, dim=2), torch.stack(soft, dim=2)).flatten(1)
 
     def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
-        return self.log_q.gather(2, symbols.long()[:, :, None])[:, :, 0]
+        # Of these symbols alone: all K of each latent take K / 2 times as long.
+        edge = (symbols + (self.offset - 0.5) - self.mean) / self.deviation
+        beyond = torch.full_like(edge, _FAR)
+        lower = torch.where(symbols == 0, -beyond, edge)
+        return _log_between(
+            lower, torch.where(symbols == self.config.alphabet - 1, beyond, edge + 1 / self.deviation)
+        )
 
     def entropy(self) -> Tensor:  # noqa: D102
         return -(self.log_q.exp() * self.log_q).sum(2)
@@ -132,6 +132,16 @@ class Gaussian(Posterior):
 
     def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
         return (self.log_q.exp() * (self.log_q - LogisticPrior(prior, self.config).log_prob())).sum(2)
+
+
+def _log_between(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return log of the standard normal's probability between two numbers."""
+    # Both from the tail that is nearer: far above the mean, the distribution functions are all 1.
+    above = lower + upper > 0
+    lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
+    below, up_to = _log_distribution(lower), _log_distribution(upper)
+    between: Tensor = up_to + (-(below - up_to).clamp(max=-1e-6).expm1()).log()
+    return between
 
 
 def _log_distribution(x: Tensor) -> Tensor:

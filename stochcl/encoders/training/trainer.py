@@ -254,7 +254,7 @@ class Trainer:
         if self.latent_steps and (self.step or self.begun):  # latents of a random network are worth nothing
             self.latents = train_latents(
                 self.result, self.data, self.augmentation, options, self.device, report=self.report,
-                fresh=not self.step,
+                fresh=not self.step or options.deterministic,
                 max_time=options.max_time and options.max_time * (1 - _IMAGES_TIME if self.step else 1),
             )  # fmt: skip
             self.entropy_record = self.latents.record["entropy"]

@@ -30,17 +30,27 @@ def test_plain_error_is_relative_to_variance(features):
 
 
 def test_whitening_makes_directions_count_alike(features):
-    targets = Metric.of(features, 0.0).coordinates(features)
+    axes = Metric.of(features, 0.0).axes.shape[1]
 
     def shares(power):
         metric = Metric.of(features, power)
-        missing = [targets * (torch.arange(targets.shape[1]) != i) for i in (0, targets.shape[1] - 1)]
+        targets = metric.coordinates(features)
+        targets[:, axes:] = 0
+        missing = [targets * (torch.arange(targets.shape[1]) != i) for i in (0, axes - 1)]
         return [float(metric.error(guess, targets)) for guess in missing]
 
     plain, half, whole = (shares(power) for power in (0.0, 0.25, 0.5))
     assert plain[0] > 5 * plain[1]
     assert whole[0] == pytest.approx(whole[1], rel=0.3)
     assert whole[0] / whole[1] < half[0] / half[1] < plain[0] / plain[1]
+
+
+def test_the_more_errors_are_whitened_the_more_axes_are_looked_at(features):
+    kept = [Metric.of(features, power).axes.shape[1] for power in (0.0, 0.25, 0.5)]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1]
+    metric = Metric.of(features, 0.5)
+    assert len(metric.weight) == len(metric.deviation) == kept[-1]
 
 
 def test_features_come_back_from_coordinates(features):

@@ -106,3 +106,12 @@ def test_decisions_have_the_gradients_of_their_probabilities_at_their_nodes():
         (expected,) = torch.autograd.grad(probability, parameters, retain_graph=True)
         (found,) = torch.autograd.grad(decision, parameters, retain_graph=True)
         torch.testing.assert_close(found, expected)
+
+
+def test_the_log_probability_of_given_symbols_is_that_of_the_table():
+    config = make_config("gaussian", latents=5, alphabet=7)
+    torch.manual_seed(0)
+    found = Gaussian(torch.cat([torch.randn(40, 5) * 6, torch.randn(40, 5) * 2], dim=1), config)
+    symbols = torch.randint(7, (40, 5))
+    expected = found.log_q.gather(2, symbols[:, :, None])[:, :, 0]
+    torch.testing.assert_close(found.log_prob(symbols), expected, rtol=1e-4, atol=1e-5)
