@@ -117,6 +117,19 @@ def test_features_that_the_file_says_nothing_of_are_measured_first(
     assert varied.mean() > 0.5
 
 
+@pytest.mark.parametrize(
+    ("options", "begun"),
+    [({"epochs": 0}, "principal axes"), ({"deterministic": True}, "principal axes"), ({}, "the head trained so far")],
+    ids=str,
+)
+def test_a_head_that_has_learned_nothing_begins_at_the_features_own_axes(images, tmp_path, finished, options, begun):
+    out = tmp_path / "m.safetensors"
+    gaussian = {"posterior": "gaussian", "alphabet": 8, "latents": 4, "latent_steps": 5, "whitening": 0.5}
+    training.train([images], out, init=finished, **TINY | gaussian | options)
+    found = load_model(out).record["latents"]
+    assert (found["start"], found["options"]["whitening"]) == (begun, 0.5)
+
+
 def test_without_latent_steps_a_finished_network_stays_as_it_is(images, tmp_path, finished):
     out = tmp_path / "m.safetensors"
     training.train([images], out, init=finished, **TINY | {"epochs": 0, "latent_steps": 0})

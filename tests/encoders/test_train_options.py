@@ -15,6 +15,8 @@ from stochcl.errors import UsageError
         {"seed": 1 << 63}, {"precision": "fp16"}, {"max_time": 0.0}, {"max_time": -5.0}, {"max_time": math.nan},
         {"entropy": "psychic"}, {"entropy_hidden": -1}, {"entropy_hidden": 4097},
         {"deterministic": True, "objective": "reconstruct"},
+        {"whitening": 0.6},
+        {"whitening": -0.1},
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options):

@@ -145,3 +145,16 @@ def test_a_loss_that_is_not_finite_ends_it():
 def test_options_that_make_no_sense_are_refused(option, said):
     with pytest.raises(UsageError, match=said):
         LatentOptions(**option)
+
+
+def test_errors_are_whitened_as_the_option_says_and_by_default_as_the_objective_does():
+    def power(**options):
+        metric = make_stage(**options).metric
+        wide = metric.deviation[:6].log().numpy(), metric.weight[:6].log().numpy()  # shrinkage spares the narrow ones
+        return float(np.polyfit(*wide, 1)[0]) / -2
+
+    assert power(whitening=0.5) == pytest.approx(0.5, abs=0.05)
+    assert power() == pytest.approx(0.125, abs=0.03)
+    assert power(objective="reconstruct") == 0
+    with pytest.raises(UsageError, match=r"whitening is 0 to 0\.5, not 0\.7"):
+        make_stage(whitening=0.7)
