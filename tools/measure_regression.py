@@ -12,7 +12,7 @@ Sets are
 
 Models are `general`, trained on crops of images, to which place and size are what does not matter, and one trained by
 --preset keep-position: on sprites (here, five times as many, of another seed, unless --sprites-model names one), and
-on images of Tiny-ImageNet that may be trained on (--boxes-model; without it there is none for boxes).
+of images of Tiny-ImageNet that may be trained on, any that --boxes-model names.
 
 All inputs get the same probes on standardised columns: ridge, whose penalty leave-one-out chooses for each number,
 and the mean of nearest neighbours, whose count a fifth of the rows to learn from chooses; for shape logistic
@@ -297,8 +297,8 @@ def of_set(name: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     models = []
     if name == "sprites":
         models = [position_model(folder, options)]
-    elif options.boxes_model is not None:
-        models = [Codec(options.boxes_model, device=options.device)]
+    else:
+        models = [Codec(path, device=options.device) for path in options.boxes_model]
     models.insert(0, Codec(options.model, device=options.device))
     found, tasks = [], []
     for codec in models:
@@ -340,7 +340,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="general", help="The one that is blind to place.")
     parser.add_argument("--sprites-model", type=Path, help="In place of one that is trained here.")
-    parser.add_argument("--boxes-model", type=Path, help="Trained by the preset on Tiny-ImageNet.")
+    parser.add_argument(
+        "--boxes-model", type=Path, action="append", default=[], help="Of Tiny-ImageNet; may be repeated."
+    )
     parser.add_argument("--epochs", type=int, help="Of training on sprites.  [default: the preset's]")
     parser.add_argument("--sprites", type=int, default=4000, help="So many of them.  [default: 4000]")
     parser.add_argument("--data", type=Path, help="The folder of Tiny-ImageNet.")
