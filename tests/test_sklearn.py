@@ -89,7 +89,8 @@ def test_a_saved_model_gives_the_same_codes_to_the_program(fitted, digits, tmp_p
     )
     with stochcl.open(tmp_path / "a.bin") as archive:
         assert np.array_equal(archive.to_numpy(), fitted.transform(x))
-        assert np.array_equal(archive.to_vectors(), fitted.inverse_transform(fitted.transform(x)))
+        vectors = fitted.inverse_transform(fitted.transform(x))
+        np.testing.assert_allclose(archive.to_vectors(), vectors, rtol=1e-5, atol=1e-4)  # of numbers up to 16
     assert report.parts["codes"] * 8 / len(x) == pytest.approx(fitted.rate_, rel=0.2)
     assert fitted.codec().model.sha256 == report.model_sha256
     with pytest.raises(OutputError, match="cannot be written"):

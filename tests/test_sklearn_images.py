@@ -34,7 +34,8 @@ def test_paths_and_names_give_what_the_archive_holds(codes, images, model, names
         expected = archive.to_numpy(latents) if output == "symbols" else archive.to_vectors(latents)
     some = [5, 2, 40, 2]
     rows = CodesTransformer(archive=codes, output=output, latents=latents).fit(names)
-    np.testing.assert_array_equal(rows.transform([names[i] for i in some]), expected[some])
+    # Of four rows, a processor may sum in another order than of all.
+    np.testing.assert_allclose(rows.transform([names[i] for i in some]), expected[some], rtol=1e-5, atol=1e-6)
     encoder = CodesTransformer(model, output=output, latents=latents, batch_size=3, device="cpu")
     found = encoder.fit_transform([images / names[i] for i in some])
     np.testing.assert_allclose(found, expected[some], atol=1e-5)

@@ -195,7 +195,7 @@ class EmbeddingCoder(
         parts = []
         for start in range(0, len(rows), _ROWS):
             symbols = codec.encode(rows[start : start + _ROWS], latents=self.kept).symbols()
-            parts.append(symbols if decoder is None else decoder.decode(symbols))
+            parts.append(symbols if decoder is None else _vectors(decoder, symbols))
         return np.concatenate(parts)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[np.float32]:
@@ -221,7 +221,7 @@ class EmbeddingCoder(
         if decoder is None:
             msg = "this model has no decoder"
             raise ValueError(msg)
-        return decoder.decode(values)
+        return _vectors(decoder, values)
 
     def _check_width(self, width: int) -> None:
         if width != self._n_features_out:
@@ -258,3 +258,12 @@ class EmbeddingCoder(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []  # symbols are integers, and vectors float32
         return tags
+
+
+def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Return decoded vectors that are the same in whatever order rows come, and however many there are.
+
+    Sums in single precision depend on both, on some processors; rounding a sum in double precision hides it.
+    """
+    vectors: NDArray[np.float32] = decoder.decode(symbols, np.float64).astype(np.float32)
+    return vectors
