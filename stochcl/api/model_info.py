@@ -89,6 +89,7 @@ class ModelInfo:
         """Return the facts for people."""
         config = self.config
         layers = " + ".join(f"{width:,}" for width in config.decoder)
+        through = f"through layers of {layers}" if layers else "by one linear layer"
         packaged = "they come with the package" if self.packaged_tables else "archives bring them along"
         out = [
             f"{printable(self.name)}: {self._network()}, {self.parameters:,} parameters, {self.bytes:,} bytes",
@@ -97,7 +98,7 @@ class ModelInfo:
             f"  tables: {self.tables_sha256} ({self.tables_bytes:,} bytes; {packaged})",
             f"  code: {self._code()}",
             f"  prefixes: the first {', '.join(f'{rung:,}' for rung in config.ladder)} latents",
-            f"  decoder: to vectors of {self.feature_dim:,} numbers through layers of {layers}",
+            f"  decoder: to vectors of {self.feature_dim:,} numbers {through}",
             f"  entropy: {self._entropy()}",
             f"  input: {self._input()}",
         ]

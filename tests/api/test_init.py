@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stochcl.api import training
+from stochcl.api.model_info import model_info
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.modelfile import load_model
@@ -128,6 +129,12 @@ def test_a_head_that_has_learned_nothing_begins_at_the_features_own_axes(images,
     training.train([images], out, init=finished, **TINY | gaussian | options)
     found = load_model(out).record["latents"]
     assert (found["start"], found["options"]["whitening"]) == (begun, 0.5)
+
+
+def test_a_decoder_without_hidden_layers_is_told_as_one_linear_layer(images, tmp_path):
+    out = tmp_path / "m.safetensors"
+    training.train([images], out, **TINY | {"epochs": 0, "decoder": ()})
+    assert "  decoder: to vectors of 32 numbers by one linear layer" in model_info(out).lines()
 
 
 def test_without_latent_steps_a_finished_network_stays_as_it_is(images, tmp_path, finished):
