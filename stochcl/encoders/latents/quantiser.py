@@ -29,20 +29,8 @@ _QUIET = 0.1  # of their first size: hidden units that no axis needs
 def start_latents(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> str:
     """Let latents begin at what a classic quantiser of their kind makes of the features, in place.
 
-    Parameters
-    ----------
-    encoder : Encoder
-        Whose head and decoder have learned nothing that is to be kept.
-    features : ndarray of float, shape (N, V)
-        Standardised features of training inputs.
-    metric : Metric
-        Their axes, and what errors along them weigh.
-    seed : int
-
-    Returns
-    -------
-    str
-        Where they begin, in words.
+    The encoder's head and decoder have learned nothing that is to be kept. Parameters are those of
+    :func:`start_from_quantiser`; returned is where latents begin, in words.
     """
     family = encoder.config.posterior
     if family == "categorical" and start_from_quantiser(encoder, features, metric, seed=seed):

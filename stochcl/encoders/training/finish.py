@@ -76,8 +76,7 @@ def train_latents(
     settings = LatentOptions(
         steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
         estimator=options.estimator, rate=options.rate, beta=options.beta, prior_hidden=options.entropy_hidden,
-        entropy=options.entropy, seed=options.seed, precision=options.precision,
-        whitening=options.whitening,
+        entropy=options.entropy, seed=options.seed, precision=options.precision, whitening=options.whitening,
     )  # fmt: skip
     encoder.cpu()
     stage = LatentStage(encoder, features, kept, settings, versions=1 + networked, views=views, report=report)
