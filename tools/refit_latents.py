@@ -1,8 +1,8 @@
 """Train new latents on a finished network: head, prior, decoder and tables of another code; the backbone stays.
 
     python tools/refit_latents.py MODEL SOURCE... -o OUTPUT --rate BITS [--posterior FAMILY] [--latents D]
-        [--ladder D1,D2,...,D] [--alphabet K] [--pooling mean|stages] [--hold-out 20] [--steps 3000]
-        [--whitening POWER] [--precision fp32|bf16|auto] [--seed 0]
+        [--ladder D1,D2,...,D] [--alphabet K] [--pooling mean|stages] [--head WIDTHS] [--decoder WIDTHS]
+        [--hold-out 20] [--steps 3000] [--whitening POWER] [--precision fp32|bf16|auto] [--seed 0]
 
 It is the last stage of ``stochcl train`` (docs/TRAINING.md, "The latents"), on images of SOURCE and on the same
 images shrunk and enlarged again, since a user's images are of all sizes. A user's command for that is ``stochcl train
@@ -33,6 +33,10 @@ from stochcl.encoders.training.finish import train_latents
 CPU = torch.device("cpu")
 
 
+def widths(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(","))) if text else ()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -42,6 +46,8 @@ def main() -> None:
     parser.add_argument("--posterior", default="gaussian")
     parser.add_argument("--ladder", help="Nested prefixes, D1,D2,...; powers of two from 8 by default.")
     parser.add_argument("--pooling", help="What the features are; as MODEL has it by default.")
+    for name, what in (("head", "between features and latents"), ("decoder", "between latents and vectors")):
+        parser.add_argument(f"--{name}", type=widths, help=f"Hidden layers {what}, W1,W2,...; as MODEL's by default.")
     parser.add_argument("--whitening", type=float, help="Of errors, 0 to 0.5; 0.125 by default.")
     parser.add_argument("--precision", default="fp32", help="Of the network's arithmetic.")
     for name, value in (("latents", 256), ("alphabet", 16), ("hold-out", 0), ("steps", 3000), ("seed", 0)):
@@ -55,6 +61,8 @@ def main() -> None:
     config = replace(
         loaded.encoder.config, **shape, ladder=ladder, embedding=0, temperature=1.0,
         entropy="independent", entropy_hidden=0, pooling=options.pooling or loaded.encoder.config.pooling,
+        head=loaded.encoder.config.head if options.head is None else options.head,
+        decoder=loaded.encoder.config.decoder if options.decoder is None else options.decoder,
     )  # fmt: skip
     encoder = Encoder(config).eval()
     encoder.backbone.load_state_dict(loaded.encoder.backbone.state_dict())

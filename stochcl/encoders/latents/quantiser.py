@@ -51,23 +51,32 @@ def start_from_axes(encoder: Encoder, metric: Metric) -> bool:
     twice as wide as the code, since x = relu(x) - relu(-x); another is left as it is.
 
     A random head has to find the axes first: 600 steps on features of photographs left its 128 latents 1 to 3 points
-    of a linear classifier's accuracy behind.
+    of a linear classifier's accuracy behind. A head with a hidden layer begins as the same linear map, in units of
+    which two make one number, and departs from it as training sees fit.
 
     Returns
     -------
     bool
-        Whether it was done: a head with hidden layers is left as it was.
+        Whether it was done: a head with more hidden layers, or one with fewer units than twice the numbers, is left
+        as it was.
     """
-    config, head = encoder.config, encoder.head
-    if not isinstance(head, nn.Linear):
-        return False
+    config = encoder.config
+    layers = [layer for layer in encoder.head.modules() if isinstance(layer, nn.Linear)]
     count = min(config.latents, metric.axes.shape[1])
+    if len(layers) > 2 or (len(layers) == 2 and layers[0].out_features < 2 * count):
+        return False
     weight, axes = metric.weight[:count], metric.axes[:, :count]
     step = max(1e-6, float((metric.deviation * metric.weight).max())) * 2 * _RANGE / config.alphabet
-    head.weight[:count] = (axes * weight / step).T
-    head.bias[:count] = -(head.weight[:count] @ metric.mean)
-    head.weight[config.latents :] = 0
-    head.bias[config.latents :] = math.log(_DRAW)
+    across = (axes * weight / step).T
+    last = layers[-1]
+    if len(layers) == 2:
+        last.bias.zero_()
+        _pair(layers[0], last, across, -(across @ metric.mean), torch.eye(last.out_features, count))
+    else:
+        last.weight[:count] = across
+        last.bias[:count] = -(across @ metric.mean)
+    last.weight[config.latents :] = 0
+    last.bias[config.latents :] = math.log(_DRAW)
     _set_decoder(encoder, axes * (step / encoder.decoder_scale) / weight, metric.mean)
     return True
 
@@ -79,17 +88,22 @@ def _set_decoder(encoder: Encoder, across: Tensor, mean: Tensor) -> None:
     if len(layers) == 1:
         layers[0].weight[:, :count] = across
     elif len(layers) == 2 and layers[0].out_features >= 2 * count:
-        first, last = layers
-        first.weight[: 2 * count] = 0
-        first.bias[: 2 * count] = 0
-        place = torch.arange(count)
-        first.weight[2 * place, place] = 1.0
-        first.weight[2 * place + 1, place] = -1.0
-        last.weight *= _QUIET
-        last.weight[:, 2 * place], last.weight[:, 2 * place + 1] = across, -across
+        _pair(layers[0], layers[1], torch.eye(count, layers[0].in_features), torch.zeros(count), across)
     else:
         return
     layers[-1].bias.copy_(mean)
+
+
+def _pair(first: nn.Linear, last: nn.Linear, into: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Let two layers with a ReLU between them be x -> out (into x + bias), since x = relu(x) - relu(-x).
+
+    ``into``, shape (M, first.in_features); ``out``, shape (last.out_features, M). Units left over are quiet.
+    """
+    plus = 2 * torch.arange(len(into))
+    last.weight *= _QUIET
+    for units, sign in ((plus, 1.0), (plus + 1, -1.0)):
+        first.weight[units], first.bias[units] = sign * into, sign * bias
+        last.weight[:, units] = sign * out
 
 
 @torch.no_grad()
