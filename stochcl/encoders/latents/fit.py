@@ -40,7 +40,8 @@ WHITENING = {"reconstruct": 0.0}
 """Power of the variance by which errors are divided, where it is not :data:`_WHITENING`."""
 
 _WHITENING = 0.125
-_TRAVEL, _FIRST_BETA = 12.0, 2e-3  # by what factor, its logarithm, beta may move in a run; where it starts
+_TRAVEL, _GAIN = 12.0, 0.01  # by what factor, its logarithm, beta may move in a run; what it moves by at least
+_FIRST_BETA = 5e-4  # where it starts
 _PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with what latents' means are
 _WARM, _BETA_WARM = 100, 300  # steps until the learning rate, and the price of a bit, are what they are to be
 _HARD_EVERY = 50  # steps between two measurements of what hard codes cost
@@ -129,11 +130,12 @@ class LatentStage:
         self.targets = self.metric.coordinates(features)
         self.agree = make_agreement(options, self.metric)
         self.prior = self._make_prior()
-        # A short run has to find its beta in fewer steps.
-        gain = min(0.1, max(RateController.GAIN, _TRAVEL / options.steps))
+        # A short run has to find its beta in fewer steps; in a long one beta must not run ahead of what it moves.
+        gain = min(0.1, max(_GAIN, _TRAVEL / options.steps))
         start = options.beta if options.rate is None else max(_FIRST_BETA, options.beta)
         self.controller = RateController(options.rate, start, gain)
         self.batch = min(options.batch_size, len(features))
+        self._ramp = min(_BETA_WARM, max(1, options.steps // 5))
         self.started = time.monotonic()
         self.step, self.first, self.hard = 0, 0, math.nan  # first: steps of the first descent
 
@@ -182,7 +184,8 @@ class LatentStage:
             losses = self._train_step(self.options.lr * warm * 0.5 * (1 + math.cos(math.pi * fraction)))
             if isinstance(self.agree, Objective):
                 self.agree.step(fraction)
-            self.controller.update(float(losses.rate))
+            if self.step > self._ramp:  # what a prior charges that has learned nothing yet says nothing of the price
+                self.controller.update(float(losses.rate))
             if self.step % _HARD_EVERY == 0:
                 self.hard = self._hard_rate()
                 self.controller.measured(self.hard, float(losses.rate))
@@ -264,7 +267,7 @@ class LatentStage:
             len(rows), POSTERIORS[encoder.config.posterior].noise(encoder.config), generator=generator
         )
         latents = int(rng.choice(rungs)) if len(rungs) else None
-        beta = self.controller.beta * min(1.0, (self.step + 1) / min(_BETA_WARM, max(1, options.steps // 5)))
+        beta = self.controller.beta * min(1.0, (self.step + 1) / self._ramp)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             return latent_loss(
                 encoder, self.prior, self.agree, self.metric, views, targets, uniform, latents=latents, beta=beta,

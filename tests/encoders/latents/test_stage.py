@@ -35,6 +35,17 @@ def test_rate_of_hard_codes_is_what_was_asked_for(rate, rows, steps):
     assert decoded_error(stage) < 0.5
 
 
+@pytest.mark.parametrize("steps", [250, 400])
+def test_the_price_of_a_bit_waits_until_the_prior_has_learned_to_charge_it(steps):
+    seen = []
+    stage = make_stage(rate=4, rows=1200, steps=steps, lr=1e-3)
+    start, stage.report = stage.controller.beta, seen.append
+    stage.run()
+    beta = {progress.step: progress.beta for progress in seen if hasattr(progress, "beta")}
+    assert beta[50] == start  # a prior that knows nothing charges much more than 4 bits
+    assert beta[150] > start
+
+
 def test_without_a_target_beta_stays():
     stage = make_stage(beta=0.003, steps=60)
     assert stage.prior is None
