@@ -83,7 +83,7 @@ def test_info_in_json(run, model, codec):
 
 def test_info_knows_the_packaged_models_by_name(run):
     lines = run("models", "info", "general").stdout.splitlines()
-    assert lines[2] == "  hash: 432bb3cc86390cfb38054c338426a31e6c3d5403179577ed14b6d03896e84253"
+    assert lines[2] == "  hash: 7b2666cf315568d2ef6b5c41bff2a14f845a28f0a48ce80e20c73f806b9e2554"
     assert lines[3].endswith(" bytes; they come with the package)")
     assert "  entropy: autoregressive network, 1,024 hidden units" in lines
 
