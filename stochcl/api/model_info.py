@@ -183,7 +183,7 @@ def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
     Examples
     --------
     >>> model_info("general").tables_sha256[:16]
-    '427e4233f3cbd9b7'
+    '0ade22fc2cc6031f'
     """
     path = find_model(model)
     codec = Codec(path, device="cpu")
