@@ -71,7 +71,7 @@ class Stages:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             pixels = torch.from_numpy(self.pixels).to(device).permute(0, 3, 1, 2).float()
             self.tensors = encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
-            self.codes = codec.encode_prepared(self.pixels).codes
+            self.codes = codec.with_precision("fp32").encode_prepared(self.pixels).codes
         names = tuple(source.entries[i].name for i in self.rows)
         self.named = replace(self.codes, names=names, uncertainty=None)
         self.encoded = self.codes

@@ -115,6 +115,7 @@ def benchmark_throughput(
             setting.make_model(folder / "untrained.safetensors", request.backbone, request.size or 64, request.seed)
             name = str(folder / "untrained.safetensors")
         codec = Codec(device=request.device) if name is None else Codec(name, device=request.device)
+        codec = codec.with_precision(request.precision)
         source = request.source or _made(request, folder, codec)
         stack.enter_context(setting.one_thread())
         stack.enter_context(setting.autocast(codec.device, request.precision))

@@ -4,6 +4,7 @@ import pytest
 from stochcl.benchmarks.errors import BenchmarkError
 from stochcl.benchmarks.stages import Stages
 from stochcl.benchmarks.throughput import FLOORS, STAGES, WHOLE, Request, benchmark_throughput, title
+from stochcl.compress import Archive
 from stochcl.errors import UsageError
 
 
@@ -27,6 +28,20 @@ def test_images_are_made_for_an_untrained_network():
     result = benchmark_throughput(request)
     assert (result["n"], result["network"], result["size"], result["precision"]) == (3, "resnet10", 16, "bf16")
     assert 0.5 < result["agreement_with_fp32"] <= 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compressing_has_the_precision_that_is_asked_for(model, images, monkeypatch, precision):
+    found, check = [], Stages.check
+
+    def checked(self):
+        with Archive(self.archive, tables=[self.codec.tables]) as archive:
+            found.append(archive.header.precision)
+        return check(self)
+
+    monkeypatch.setattr(Stages, "check", checked)
+    benchmark_throughput(Request(source=images, model=str(model), device="cpu", precision=precision, repeat=1))
+    assert found == [precision]
 
 
 def test_other_codes_than_the_encoders_are_no_result(model, images, monkeypatch):
