@@ -90,6 +90,7 @@ def test_axes_are_dealt_once_and_evenly(variances, groups):
 def transformed(**config):
     encoder = make_encoder(posterior="gaussian", **({"latents": 6, "alphabet": 64} | config))
     features = encoder.features(torch.from_numpy(make_features()[0])).detach().numpy()
+    features += np.linspace(-1, 1, features.shape[1], dtype=np.float32)  # so that their mean is seen
     metric = Metric.of(features, 0.125)
     return encoder, features, metric, start_from_axes(encoder, metric)
 
