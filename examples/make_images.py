@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stochcl.data.examples import write_examples
+from stochcl.data.builtin import write_examples
 
 if __name__ == "__main__":
     folder = Path(__file__).parent / "images"

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import os
     from typing import IO
 
+    from stochcl.api.archives import append, merge, split, transcode
     from stochcl.api.codec import Codec
-    from stochcl.api.editing import append, merge, split, transcode
-    from stochcl.api.writing import ImageWriter
+    from stochcl.api.compress import ImageWriter
     from stochcl.codes import Codes
     from stochcl.compress import Archive, FolderArchive, Writer
-    from stochcl.compress.arrow import from_arrow
+    from stochcl.compress.export import from_arrow
 
 __all__ = [
     "Archive",
@@ -106,7 +106,7 @@ def writer(
     ...     for images, names in loader:                             # uint8, (B, H, W, 3)
     ...         out.add(images, names)
     """
-    from stochcl.api.writing import ImageWriter
+    from stochcl.api.compress import ImageWriter
 
     where = {name: options.pop(name) for name in ("device", "precision") if name in options}
     if codec is None:
@@ -125,11 +125,11 @@ def __getattr__(name: str) -> Any:
         "Writer": "stochcl.compress",
         "Codes": "stochcl.codes",
         "Codec": "stochcl.api.codec",
-        "append": "stochcl.api.editing",
-        "from_arrow": "stochcl.compress.arrow",
-        "merge": "stochcl.api.editing",
-        "split": "stochcl.api.editing",
-        "transcode": "stochcl.api.editing",
+        "append": "stochcl.api.archives",
+        "from_arrow": "stochcl.compress.export",
+        "merge": "stochcl.api.archives",
+        "split": "stochcl.api.archives",
+        "transcode": "stochcl.api.archives",
     }
     if name in homes:
         from importlib import import_module

@@ -1,6 +1,6 @@
 """``python -m stochcl`` is ``stochcl``."""
 
-from stochcl.cli import main
+from stochcl.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="stochcl")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+
 MAX_ALPHABET = 4096
 """Largest number of values that one latent may take."""
 
@@ -247,3 +248,21 @@ def decisions_to_symbols(decisions: NDArray[np.uint8], alphabet: int) -> NDArray
         symbols <<= 1
         symbols |= grouped[:, :, b]
     return symbols
+
+
+def folder_label(name: str) -> str:
+    """Return the label that a name carries: its first folder, or an empty string where it has none.
+
+    Examples
+    --------
+    >>> folder_label("cats/old/tom.jpg"), folder_label("tom.jpg")
+    ('cats', '')
+    """
+    folder, slash, _ = name.partition("/")
+    return folder if slash else ""
+
+
+def pick(codes: Codes, columns: Sequence[int]) -> Codes:
+    """Keep these latents of every row."""
+    chosen = Codes.from_symbols(codes.symbols()[:, list(columns)], alphabet=codes.alphabet)
+    return replace(codes, packed=chosen.packed, latents=chosen.latents)

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.compress import Archive, Writer
-from stochcl.compress.appending import Appender
-from stochcl.compress.journal import _parse
+from stochcl.compress.append import Appender
 from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
+from stochcl.compress.writer import _parse
 from stochcl.errors import FormatError
 from tests.compress.making import make_chain, make_header, make_names, make_network, make_tables, write
 from tests.making import SMALL_SEGMENTS, program, write_images
@@ -50,7 +50,7 @@ OLD = b"what was there before"
 _MOST_KILLS = 4
 _PROGRAM = 0.1  # of the rounds
 _SMALL = SMALL_SEGMENTS.format(rows=4) + (
-    "; from stochcl.compress.appending import Appender; Appender.__init__.__kwdefaults__['segment_rows'] = 4"
+    "; from stochcl.compress.append import Appender; Appender.__init__.__kwdefaults__['segment_rows'] = 4"
 )
 
 
@@ -167,12 +167,12 @@ def make_jobs(folder: Path, rng: random.Random) -> dict[str, Job]:
             add(appender, codes[half:])
 
     def merge(path: Path, *, again: bool, force: bool) -> None:
-        from stochcl.api.editing import merge
+        from stochcl.api.archives import merge
 
         merge([one, two, one], path, resume=again, force=force)
 
     def transcode(path: Path, *, again: bool, force: bool) -> None:
-        from stochcl.api.editing import transcode
+        from stochcl.api.archives import transcode
 
         Writer.__init__.__kwdefaults__["segment_rows"] = SEGMENT
         transcode(whole, path, latents=7, resume=again, force=force)

@@ -39,7 +39,7 @@ def write_images(folder: Path, per_class: int = PER_CLASS) -> Path:
 
 def make_model(path: Path, images: Path) -> Path:
     """Write the file of an untrained network whose statistics and tables are measured on images."""
-    from stochcl.api.training import train
+    from stochcl.api.train import train
 
     train([images], path, epochs=0, width=4, size=SIZE, latents=LATENTS, decoder=(8,), device="cpu")
     return path
@@ -71,10 +71,11 @@ def make_head(path: Path, vectors: np.ndarray, *, record: dict | None = None, **
     """Write the file of an untrained model of vectors, whose statistics and tables are those of some."""
     import torch
 
+    from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.inference import encode
-    from stochcl.encoders.measure import measure_ones
-    from stochcl.encoders.model import Encoder, EncoderConfig
     from stochcl.encoders.modelfile import save_model
+    from stochcl.entropy.fit import measure_ones
 
     given = {"backbone": f"features:{vectors.shape[1]}", "latents": LATENTS, "decoder": (8,)} | changes
     torch.manual_seed(0)

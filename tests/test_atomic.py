@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from stochcl.atomic import replacing, write_all
+from stochcl.files import replacing, write_all
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):

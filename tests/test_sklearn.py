@@ -139,7 +139,7 @@ def test_the_random_state_decides_and_that_of_torch_is_left_alone(digits):
 
 def test_many_rows_are_encoded_in_parts(fitted, digits, monkeypatch):
     whole = fitted.transform(digits[0])
-    monkeypatch.setattr("stochcl.sklearn.embeddings._ROWS", 100)
+    monkeypatch.setattr("stochcl.sklearn._ROWS", 100)
     assert np.array_equal(fitted.transform(digits[0]), whole)
 
 

@@ -20,10 +20,10 @@ import torch
 
 from stochcl.codes import Codes
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders.entropy import fit_entropy, independent_bits, smaller_images
-from stochcl.encoders.imageset import read_images
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.modelfile import load_model, save_model
+from stochcl.training.entropy import fit_entropy, independent_bits, smaller_images
+from stochcl.training.images import read_images
 
 DENOMINATOR = 4096
 

@@ -31,14 +31,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stochcl
-from stochcl.api import training
+from stochcl.api import train as training
 from stochcl.api.codec import Codec
-from stochcl.api.targets import has_categories
+from stochcl.api.evaluate import has_categories
 from stochcl.benchmarks.joined import JoinedSource
 from stochcl.benchmarks.machine import commit, hardware, versions
 from stochcl.benchmarks.probing import linear_accuracy
-from stochcl.data import ImageSource, Preprocess, SubsetSource, folder_label, held_out, open_source
-from stochcl.data.digits import DigitsSource
+from stochcl.codes import folder_label
+from stochcl.data import ImageSource, Preprocess, SubsetSource, held_out, open_source
+from stochcl.data.builtin import DigitsSource
 from stochcl.downstream import wilson
 
 if TYPE_CHECKING:

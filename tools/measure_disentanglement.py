@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from measure_regression import SIDE, TRAINED, Task, part_of, say, sprites
 
-from stochcl.api import training
+from stochcl.api import train as training
 from stochcl.api.codec import Codec
 from stochcl.api.sprites import IMAGES, write_sprites
 from stochcl.benchmarks.machine import commit, hardware, versions

@@ -30,18 +30,19 @@ import numpy as np
 import torch
 
 import stochcl
-from stochcl.api import training
-from stochcl.api.heads import train_head
+from stochcl.api import train as training
+from stochcl.api.train import train_head
 from stochcl.benchmarks.probing import linear_accuracy
 from stochcl.data import Preprocess
-from stochcl.data.digits import DigitsSource
-from stochcl.encoders.codetables import fit_code_tables
-from stochcl.encoders.health import code_health
-from stochcl.encoders.imageset import read_images
+from stochcl.data.builtin import DigitsSource
+from stochcl.encoders.config import EncoderConfig
+from stochcl.encoders.encoder import Encoder, Standardise
 from stochcl.encoders.inference import encode
-from stochcl.encoders.measure import hard_rate
-from stochcl.encoders.model import Encoder, EncoderConfig, Standardise
 from stochcl.encoders.modelfile import load_model
+from stochcl.entropy.fit import hard_rate
+from stochcl.training.entropy import fit_code_tables
+from stochcl.training.images import read_images
+from stochcl.training.monitor import code_health
 
 CPU = torch.device("cpu")
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -28,7 +28,8 @@ from typing import Any
 
 from stochcl.api.codec import Codec
 from stochcl.benchmarks import machine
-from stochcl.benchmarks.rate_accuracy import Request, benchmark_rate_accuracy
+from stochcl.benchmarks.rate_accuracy.request import Request
+from stochcl.benchmarks.rate_accuracy.running import benchmark_rate_accuracy
 
 PROBES = ("logistic", "knn")
 ROLES = ("model", "before", "untrained")

@@ -22,7 +22,8 @@ import numpy as np
 
 import stochcl
 from stochcl.benchmarks import machine
-from stochcl.data import folder_label, open_source
+from stochcl.codes import folder_label
+from stochcl.data import open_source
 from stochcl.downstream import evaluate_split
 
 if TYPE_CHECKING:

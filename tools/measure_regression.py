@@ -35,10 +35,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stochcl
-from stochcl.api import training
+from stochcl.api import train as training
 from stochcl.api.codec import Codec
+from stochcl.api.evaluate import has_categories
 from stochcl.api.sprites import IMAGES, TABLE, write_sprites
-from stochcl.api.targets import has_categories
 from stochcl.benchmarks.joined import JoinedSource
 from stochcl.benchmarks.machine import commit, hardware, versions
 from stochcl.benchmarks.probing import NEAREST, answers

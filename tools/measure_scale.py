@@ -76,7 +76,7 @@ def generate(images: int, seed: int) -> None:
 
 def make_model(path: Path, seed: int) -> None:
     """Write the file of an untrained network, whose statistics are those of some generated images."""
-    from stochcl.api.training import train
+    from stochcl.api.train import train
 
     with tempfile.TemporaryDirectory() as folder:
         for i, (label, file) in enumerate(pool(seed)[:512]):

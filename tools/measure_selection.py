@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 
 import stochcl
-from stochcl.api.editing import transcode
-from stochcl.api.targets import has_categories, input_of, labels_of
+from stochcl.api.archives import transcode
+from stochcl.api.evaluate import has_categories, input_of, labels_of
 from stochcl.benchmarks.machine import commit, hardware, versions
 from stochcl.downstream import LatentSelector, evaluate_split
-from stochcl.downstream.rows import labelled
+from stochcl.downstream.evaluation import labelled
 from stochcl.errors import UsageError
 
 LEAST = 8  # latents

@@ -27,8 +27,10 @@ import numpy as np
 
 from stochcl.benchmarks.machine import ONE_THREAD, commit, hardware, stay_on_one_core, versions
 from stochcl.codes import Codes
-from stochcl.compress import Archive, AutoregressiveModel, Header, IndependentModel, Tables, Writer
-from stochcl.compress.autoregressive import Stepper, logistic_levels
+from stochcl.compress import Archive, Header, Writer
+from stochcl.entropy.autoregressive import AutoregressiveModel, Stepper, logistic_levels
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -30,7 +30,8 @@ import stochcl
 from stochcl.api.codec import Codec
 from stochcl.api.uncertainty import measure_uncertainty
 from stochcl.benchmarks.machine import commit, hardware, versions
-from stochcl.data import ImageSource, folder_label, held_out, open_source
+from stochcl.codes import folder_label
+from stochcl.data import ImageSource, held_out, open_source
 
 SHARED = {
     "n04008634": "airplane: missile",
@@ -109,7 +110,7 @@ def compress(
     shrink: bool = False,
 ) -> Path:
     """Write an archive of the images of some files, named by their files where there are several."""
-    from stochcl.data.subset import SubsetSource
+    from stochcl.data.open import SubsetSource
 
     with stochcl.writer(out, codec, uncertainty=True, force=True) as writer:
         for path in paths:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders.imageset import read_images
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.modelfile import load_model, save_model
+from stochcl.training.images import read_images
 
 SHRINKAGE = 0.01  # of the mean variance, added to each direction's before the whitening
 BATCH, LR = 512, 1e-3

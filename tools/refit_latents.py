@@ -19,16 +19,17 @@ from pathlib import Path
 
 import torch
 
-from stochcl.data import Preprocess, open_source, printable
-from stochcl.encoders.augment import Augmentation
-from stochcl.encoders.health import code_health
-from stochcl.encoders.imageset import read_images
+from stochcl.data import Preprocess, open_source
+from stochcl.encoders.config import default_ladder
+from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import encode_images
-from stochcl.encoders.measure import measure_features
-from stochcl.encoders.model import Encoder, default_ladder
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.encoders.training import TrainOptions
-from stochcl.encoders.training.finish import train_latents
+from stochcl.messages import escape_name as printable
+from stochcl.training.augment import Augmentation
+from stochcl.training.images import read_images
+from stochcl.training.monitor import code_health, measure_features
+from stochcl.training.options import TrainOptions
+from stochcl.training.pretrain import train_latents
 
 CPU = torch.device("cpu")
 

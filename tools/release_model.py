@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from stochcl.api.codec import Codec
-from stochcl.compress import save_tables
 from stochcl.encoders.modelfile import load_model, save_model
+from stochcl.entropy.tables import save_tables
 
 PACKAGE = Path(__file__).parents[1] / "stochcl"
 NAMES = {"logistic": "linear", "knn": "nearest neighbours", "svm": "linear SVM"}

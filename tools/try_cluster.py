@@ -94,7 +94,7 @@ def run(asked: argparse.Namespace) -> dict:
     from ray.cluster_utils import Cluster
 
     import stochcl
-    from stochcl.distributed import compress_folder
+    from stochcl.ray import compress_folder
 
     codec = stochcl.load(asked.model, device="cpu")
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,16 +13,21 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.compression import CompressOptions, compress_source
+from stochcl.api.compress import CompressOptions, compress_source
 from stochcl.api.models import DEFAULT, find_model
-from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tables, VectorDecoder
-from stochcl.compress.framing import BYTES, VERSION
-from stochcl.data import Preprocess, printable
-from stochcl.data.files import read_regular
+from stochcl.compress import Header
+from stochcl.data import Preprocess
 from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.source import read_regular
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode
 from stochcl.encoders.modelfile import load_model
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import ImageError, UsageError
+from stochcl.framing import BYTES, VERSION
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +35,34 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
-    from stochcl.api.compression import Given
-    from stochcl.api.report import Report
+    from stochcl.api.compress import Given
+    from stochcl.api.summary import Report
     from stochcl.codes import Codes
     from stochcl.data.preprocess import Fit
     from stochcl.encoders.inference import Encoded
+
+
+def given_tables(model: str | os.PathLike[str] | None) -> tuple[Tables | Path, ...]:
+    """Return where to look for decoding tables, given a .tables file, a model's name or file, or nothing.
+
+    Only a model needs torch, which its tables are made with.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file or model.
+    ModelError
+        If the model is damaged.
+    """
+    if model is None:
+        return ()
+    if Path(model).suffix == ".tables":
+        if not Path(model).is_file():
+            raise UsageError(f"{escape_name(model)}: there is no such file.")
+        return (Path(model),)
+
+    return (Codec(model, device="cpu").tables,)
+
 
 _DENOMINATOR = 4096
 _FLOAT = 4  # bytes
@@ -286,7 +314,7 @@ class Codec:
         progress : callable
             Told how many images of how many are done.
         **options
-            Fields of :class:`~stochcl.api.compression.CompressOptions`: latents, rate, batch_size, workers,
+            Fields of :class:`~stochcl.api.compress.CompressOptions`: latents, rate, batch_size, workers,
             fit, names, uncertainty, strict, force, resume.
 
         Raises
@@ -305,7 +333,7 @@ def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preproce
         try:
             return preprocess.decode(read_regular(image, MAX_FILE_BYTES))
         except ImageError as exc:
-            raise ImageError(f"{printable(image)}: {exc}.") from exc
+            raise ImageError(f"{escape_name(image)}: {exc}.") from exc
     if isinstance(image, np.ndarray):
         channels = image.shape[2] if image.ndim == 3 else 1
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import downstream
-from stochcl.api.archives import evaluate
 from stochcl.api.codec import Codec
-from stochcl.data import ImageSource, folder_label, open_source, printable
-from stochcl.data.examples import write_examples
+from stochcl.api.evaluate import evaluate
+from stochcl.codes import folder_label
+from stochcl.data import ImageSource, open_source
+from stochcl.data.builtin import write_examples
 from stochcl.errors import SourceError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stochcl.api.report import Report
+    from stochcl.api.summary import Report
     from stochcl.downstream import Evaluation
 
 

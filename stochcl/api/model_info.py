@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.codec import Codec
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.codes import bits_per_symbol
-from stochcl.data import printable
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-    from stochcl.encoders.configuration import EncoderConfig
+    from stochcl.encoders.config import EncoderConfig
 
 _CLASSES_SHOWN = 10
 

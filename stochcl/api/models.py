@@ -11,14 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochcl.data import printable
-from stochcl.data.files import why
 from stochcl.errors import ModelError, UsageError
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stochcl.compress import Tables
 
 DEFAULT = "general"
 """The model that is used where none is named."""
@@ -49,8 +47,8 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON types."""
         return {
-            "name": printable(self.name),
-            "path": printable(self.path),
+            "name": escape_name(self.name),
+            "path": escape_name(self.path),
             "bytes": self.bytes,
             "config": self.config,
             "record": self.record,
@@ -63,7 +61,7 @@ class ModelCard:
         seen = f"{record.get('images', 0):,} images, {record.get('images_seen', 0):,} seen"
         where = f"{record.get('seconds', 0) / 60:,.0f} minutes on {record.get('hardware')}"
         out = [
-            f"{printable(self.name)}: {config.get('latents'):,} latents, {self.bytes:,} bytes",
+            f"{escape_name(self.name)}: {config.get('latents'):,} latents, {self.bytes:,} bytes",
             f"  network: {_network(config)}",
             f"  codes: the first {rungs} latents",
             f"  trained on: {', '.join(record.get('sources', ()))}; {seen}, {where}",
@@ -122,34 +120,11 @@ def find_model(model: str | os.PathLike[str]) -> Path:
             if path.is_file():
                 return path
             if path.is_dir():
-                raise UsageError(f"{printable(path)}: this is a folder; name the model file in it.")
+                raise UsageError(f"{escape_name(path)}: this is a folder; name the model file in it.")
     names = ", ".join(embedded) or "none"
     raise UsageError(
-        f"{printable(model)}: there is no model of this name and no such file; embedded models: {names}."
+        f"{escape_name(model)}: there is no model of this name and no such file; embedded models: {names}."
     )
-
-
-def given_tables(model: str | os.PathLike[str] | None) -> tuple[Tables | Path, ...]:
-    """Return where to look for decoding tables, given a .tables file, a model's name or file, or nothing.
-
-    Only a model needs torch, which its tables are made with.
-
-    Raises
-    ------
-    UsageError
-        If there is no such file or model.
-    ModelError
-        If the model is damaged.
-    """
-    if model is None:
-        return ()
-    if Path(model).suffix == ".tables":
-        if not Path(model).is_file():
-            raise UsageError(f"{printable(model)}: there is no such file.")
-        return (Path(model),)
-    from stochcl.api.codec import Codec
-
-    return (Codec(model, device="cpu").tables,)
 
 
 def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
@@ -183,8 +158,8 @@ def _card(path: Path) -> ModelCard:
         )  # fmt: skip
         card.lines()  # whatever is not of its type shows now
     except OSError as exc:
-        raise ModelError(f"{printable(path)}: the model cannot be read: {why(exc)}.") from exc
+        raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        msg = f"{printable(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
+        msg = f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
         raise ModelError(msg) from exc
     return card

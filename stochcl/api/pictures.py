@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stochcl.data import ImageSource, Preprocess, open_source, printable
+from stochcl.data import ImageSource, Preprocess, open_source
 from stochcl.downstream import pages
 from stochcl.errors import ImageError, UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     import os
@@ -41,7 +42,7 @@ class Pictures:
         self.missing: set[str | int] = set()
 
     def of(self, name: str) -> str | None:
-        """Return the image of this name, as :func:`~stochcl.data.printable` writes it; None if it is not there."""
+        """Return the image of this name, as :func:`~stochcl.messages.escape_name` writes it; None if it is not there."""
         row = self._rows.get(name)
         return self._counted(name, None if row is None else self._load(row))
 

@@ -8,32 +8,118 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.api.compression import of_another_kind, suited
-from stochcl.api.encoding import encode_rows, header_of, listing, none_readable, preprocess_of, refused
-from stochcl.api.report import Report, counted
-from stochcl.atomic import replacing, sync_folder
-from stochcl.compress import Archive, Header, Writer, keep_tables, open_archive
-from stochcl.compress.folder import sha256_of
-from stochcl.compress.framing import PROLOGUE
-from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, write_manifest
-from stochcl.data import MatrixSource, SubsetSource, open_sources, printable
-from stochcl.data.files import why
+from stochcl.api.compress import (
+    encode_rows,
+    header_of,
+    listing,
+    none_readable,
+    of_another_kind,
+    preprocess_of,
+    refused,
+    suited,
+)
+from stochcl.api.summary import Report
+from stochcl.compress import Archive, Header, Writer, open_archive
+from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
+from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
+from stochcl.data.open import JoinedSource, ListSource
+from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, SourceError, UsageError
+from stochcl.files import replacing, sync_folder
+from stochcl.framing import PROLOGUE
+from stochcl.messages import escape_name, os_reason, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from stochcl.api.codec import Codec
-    from stochcl.api.encoding import CompressOptions
+    from stochcl.api.compress import CompressOptions, Source
     from stochcl.data import ImageSource
 
-    Source = ImageSource | MatrixSource
+    ShardSource = ImageSource | MatrixSource
     Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
-    Run = Callable[["Plan", list[int], Codec, Source], Iterable[tuple[int, Made]]]
+    Run = Callable[["Plan", list[int], Codec, ShardSource], Iterable[tuple[int, Made]]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The images of a shard, by the sources that hold them.
+
+    Parameters
+    ----------
+    sources : tuple of str
+        Paths, absolute.
+    listings : tuple of str
+        Digests of what these hold, see :func:`~stochcl.api.compress.listing`.
+    rows : range
+        Positions of the shard's images in these sources, one after the other.
+    rejected : tuple of Failure
+        Images of all sources that will not be opened, where it is this shard that names them.
+    """
+
+    sources: tuple[str, ...]
+    listings: tuple[str, ...]
+    rows: range
+    rejected: tuple[Failure, ...] = ()
+
+    def to_json(self) -> str:
+        """Return it as JSON, in ASCII."""
+        values = vars(self) | {"rows": [self.rows.start, self.rows.stop]}
+        return json.dumps(values | {"rejected": [[failure.name, failure.reason] for failure in self.rejected]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return what :meth:`to_json` made text of."""
+        values = json.loads(text)
+        rejected = tuple(Failure(name, reason) for name, reason in values["rejected"])
+        return cls(tuple(values["sources"]), tuple(values["listings"]), range(*values["rows"]), rejected)
+
+
+def pieces_of(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[Piece | None]:
+    """Yield a piece for each shard, a number and positions in the source; None where that has to be listed whole."""
+    digests: dict[int, str] = {}
+    for number, rows in parts:
+        if not isinstance(source, JoinedSource) or any(isinstance(one, ListSource) for one in source.sources):
+            yield None
+            continue
+        which, within = source.within(rows)
+        for i in which:
+            digests[i] = digests.get(i) or listing(source.sources[i])
+        yield Piece(
+            tuple(str(source.sources[i].path) for i in which),
+            tuple(digests[i] for i in which),
+            within,
+            () if number else tuple(source.rejected),
+        )
+
+
+def open_piece(piece: Piece, held: dict[str, ImageSource]) -> SubsetSource:
+    """Open the sources of a piece, and return its images; ``held`` has those of the piece before, and then of this.
+
+    Raises
+    ------
+    SourceError
+        If one cannot be read, or holds something else than it did.
+    """
+    opened: dict[str, ImageSource] = {}
+    for path, digest in zip(piece.sources, piece.listings, strict=True):
+        source = held.get(path) or open_source(path)
+        if listing(source) != digest:
+            raise SourceError(
+                f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all machines "
+                "see the same files, and change none of them meanwhile."
+            )
+        opened[path] = source  # type: ignore[assignment]  # a matrix has another digest
+    held.clear()
+    held.update(opened)
+    part = SubsetSource(JoinedSource([opened[path] for path in piece.sources]), piece.rows)
+    part.rejected = list(piece.rejected)
+    return part
+
 
 SHARD_IMAGES = 100_000
 """Images of a shard: a few megabytes of codes, and some minutes of a core's work, which a lost worker costs."""
@@ -172,22 +258,20 @@ def compress_to_folder(
             progress(count, total)
         _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
     except KeyboardInterrupt as exc:
-        exc.add_note(f"Shards that are complete are kept in {printable(folder)}: repeat the command to go on.")
+        exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to go on.")
         raise
     except OSError as exc:
         raise OutputError(
-            f"{printable(folder)}: it cannot be written: {why(exc)}; complete shards are kept, repeat the "
+            f"{escape_name(folder)}: it cannot be written: {os_reason(exc)}; complete shards are kept, repeat the "
             "command to go on."
         ) from exc
     with open_archive(folder, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
-        note = (
-            f"shards     {counted(plan.shards, 'file')}, {counted(plan.shards - len(todo), 'shard')} kept of before"
-        )
+        note = f"shards     {plural(plan.shards, 'file')}, {plural(plan.shards - len(todo), 'shard')} kept of before"
         return replace(report, notes=(note,), warnings=of_another_kind(codec, archive))
 
 
-def open_of(sources: Sequence[str], codec: Codec) -> Source:
+def open_of(sources: Sequence[str], codec: Codec) -> ShardSource:
     """Open what a plan names; on every machine it must be the same."""
     source = open_sources(sources)
     suited(source, codec)
@@ -196,7 +280,7 @@ def open_of(sources: Sequence[str], codec: Codec) -> Source:
 
 def _plan(
     codec: Codec,
-    source: Source,
+    source: ShardSource,
     sources: tuple[str, ...],
     folder: Path,
     options: CompressOptions,
@@ -235,7 +319,7 @@ def _plan(
 def _take_folder(plan: Plan, *, force: bool) -> None:
     """Make the folder, or take over what an earlier run of the same plan left in it."""
     folder = Path(plan.folder)
-    shown = printable(folder)
+    shown = escape_name(folder)
     try:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{shown}: this is a file; shards go to a folder: name another.")
@@ -255,7 +339,7 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
                 file.write(json.dumps({"facts": plan.facts}).encode())
         _clear_work(folder)
     except OSError as exc:
-        raise OutputError(f"{shown}: the folder cannot be written: {why(exc)}.") from exc
+        raise OutputError(f"{shown}: the folder cannot be written: {os_reason(exc)}.") from exc
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
@@ -301,13 +385,15 @@ def _clear_work(folder: Path) -> None:
 # Shards
 
 
-def run_here(plan: Plan, numbers: list[int], codec: Codec, source: Source) -> Iterator[tuple[int, Made]]:
+def run_here(plan: Plan, numbers: list[int], codec: Codec, source: ShardSource) -> Iterator[tuple[int, Made]]:
     """Make shards one after the other in this process."""
     for number in numbers:
         yield number, make_shard(plan, number, codec, source)
 
 
-def make_shard(plan: Plan, number: int, codec: Codec, source: Source, *, part: Source | None = None) -> Made:
+def make_shard(
+    plan: Plan, number: int, codec: Codec, source: ShardSource, *, part: ShardSource | None = None
+) -> Made:
     """Encode a shard's images and write its archive, which appears whole under its name.
 
     ``part`` is its images, where they are not cut from the source. Two workers may make the same one at a time, where
@@ -337,7 +423,7 @@ def make_shard(plan: Plan, number: int, codec: Codec, source: Source, *, part: S
             path.replace(plan.file(number))
         sync_folder(Path(plan.folder))
     except OSError as exc:
-        raise OutputError(f"{printable(plan.file(number))}: it cannot be written: {why(exc)}.") from exc
+        raise OutputError(f"{escape_name(plan.file(number))}: it cannot be written: {os_reason(exc)}.") from exc
     return look_at(plan, number, codec)
 
 
@@ -346,7 +432,7 @@ def _header(plan: Plan) -> Header:
     return Header.from_bytes(data[: PROLOGUE.size], data[PROLOGUE.size :])
 
 
-def _part(source: Source, rows: range) -> Source:
+def _part(source: ShardSource, rows: range) -> ShardSource:
     if isinstance(source, MatrixSource):
         return MatrixSource(source.path, np.arange(rows.start, rows.stop))
     return SubsetSource(source, rows)
@@ -383,7 +469,7 @@ def _finished(plan: Plan, number: int, codec: Codec) -> Made | None:
     return (shard, skipped) if same and (covered == len(plan.rows(number)) or number == 0) else None
 
 
-def _commit(plan: Plan, codec: Codec, source: Source, made: list[Made]) -> None:
+def _commit(plan: Plan, codec: Codec, source: ShardSource, made: list[Made]) -> None:
     """Write the manifest: from here on the folder is an archive."""
     folder = Path(plan.folder)
     skipped = tuple((name, reason) for _, some in made for name, reason in some)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.atomic import replacing
-from stochcl.data import printable
 from stochcl.data.array import row_names
-from stochcl.data.files import why
 from stochcl.data.sprites import FACTORS, make_sprites
 from stochcl.errors import OutputError, UsageError
+from stochcl.files import replacing
+from stochcl.messages import escape_name as printable
+from stochcl.messages import os_reason as why
 
 if TYPE_CHECKING:
     import os

@@ -2,37 +2,320 @@
 
 from __future__ import annotations
 
+import io
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.codedset import CodedSet
-from stochcl.api.corrupting import Corrupter
-from stochcl.api.targets import input_of, labels_of, naming
-from stochcl.compress import open_archive
-from stochcl.data import printable
-from stochcl.downstream.refusal_plot import check_plot, draw_refusal
-from stochcl.downstream.rows import labelled
-from stochcl.downstream.scores import CONFIDENCE, ENTROPY, NEEDS_LABELS, SCORES, Coded, Doubter
-from stochcl.downstream.splits import make_splits
-from stochcl.downstream.uncertainty import auroc, auroc_of_copies, difference, refuse
+from stochcl.api.compress import latents_of, open_inputs
+from stochcl.api.evaluate import input_of, labels_of, naming, rows_of
+from stochcl.compress import Rows, open_archive
+from stochcl.data import MatrixSource
+from stochcl.data.open import SubsetSource
+from stochcl.downstream.evaluation import labelled
+from stochcl.downstream.metrics import make_splits
+from stochcl.downstream.uncertainty import (
+    CONFIDENCE,
+    ENTROPY,
+    NEEDS_LABELS,
+    SCORES,
+    Coded,
+    Doubter,
+    auroc,
+    auroc_of_copies,
+    check_plot,
+    difference,
+    draw_refusal,
+    refuse,
+)
+from stochcl.entropy.fit import code_lengths
 from stochcl.errors import ModelMismatch, UsageError
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from numpy.random import Generator
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.compress import Tables
+    from stochcl.codes import Codes
+    from stochcl.entropy.tables import Tables
 
+    Pixels = NDArray[np.uint8]
     PathLike = str | os.PathLike[str]
     Where = Iterable[Tables | PathLike]
     Progress = Callable[[int, int], None]
     Split = tuple[NDArray[Any], NDArray[Any]]
+
+STRENGTHS = (1, 2, 3, 4, 5)
+
+_BLUR = (0.01, 0.018, 0.028, 0.042, 0.06)  # standard deviation, by the side
+_NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # standard deviation, by white
+_CONTRAST = (0.7, 0.5, 0.35, 0.22, 0.12)  # what is left of it
+_JPEG = (40, 25, 15, 10, 5)  # quality
+_PIXELATE = (0.6, 0.45, 0.33, 0.25, 0.17)  # pixels that are left, by the side
+_OCCLUDE = (0.2, 0.3, 0.4, 0.5, 0.6)  # side of what is covered, by the side
+
+
+def _blur(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    from PIL import Image, ImageFilter
+
+    radius = _BLUR[strength] * image.shape[0]
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def _noise(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    drawn = rng.standard_normal(image.shape, np.float32) * (255 * _NOISE[strength])
+    return np.clip(np.rint(image + drawn), 0, 255).astype(np.uint8)
+
+
+def _contrast(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    mean = image.mean(axis=(0, 1))
+    return np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
+
+
+def _jpeg(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=_JPEG[strength])
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def _pixelate(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    small = max(1, round(width * _PIXELATE[strength])), max(1, round(height * _PIXELATE[strength]))
+    coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
+    return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST))
+
+
+def _occlude(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    height, width = (max(1, round(side * _OCCLUDE[strength])) for side in image.shape[:2])
+    top, left = rng.integers(0, image.shape[0] - height + 1), rng.integers(0, image.shape[1] - width + 1)
+    out = image.copy()
+    out[top : top + height, left : left + width] = 127
+    return out
+
+
+CORRUPTIONS: dict[str, Callable[[Pixels, int, Generator], Pixels]] = {
+    "blur": _blur,
+    "noise": _noise,
+    "contrast": _contrast,
+    "jpeg": _jpeg,
+    "pixelate": _pixelate,
+    "occlude": _occlude,
+}
+"""By name; each takes an image, a strength from 0, and where its chance comes from."""
+
+
+def corrupt(images: Pixels, kind: str, strength: int, *, seed: int = 0) -> Pixels:
+    """Return images made worse.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, H, W, 3)
+    kind : str
+        A key of ``CORRUPTIONS``.
+    strength : int
+        1 to 5.
+    seed : int
+        An image is corrupted in the same way whatever stands beside it, and each by its own chance.
+
+    Returns
+    -------
+    ndarray of uint8, shape (N, H, W, 3)
+
+    Raises
+    ------
+    UsageError
+        If there is no such corruption or strength, or these are no images.
+
+    Examples
+    --------
+    >>> grey = np.full((1, 8, 8, 3), 100, np.uint8)
+    >>> int((corrupt(grey, "occlude", 5) == 127).all(axis=3).sum())  # 60 % of each side
+    25
+    """
+    if kind not in CORRUPTIONS:
+        raise UsageError(f"there is no corruption {kind!r}; there are {', '.join(CORRUPTIONS)}.")
+    if strength not in STRENGTHS:
+        raise UsageError(f"a corruption has the strengths 1 to 5, not {strength}.")
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise UsageError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}.")
+    out = np.empty_like(images)
+    for i, image in enumerate(images):
+        out[i] = CORRUPTIONS[kind](image, strength - 1, np.random.default_rng([seed, strength, i]))
+    return out
+
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Corrupted:
+    """Images that were made worse.
+
+    Parameters
+    ----------
+    what : str
+    strength : int
+    rows : Coded
+    """
+
+    what: str
+    strength: int
+    rows: Coded
+
+
+class Corrupter:
+    """A sample of an archive's images, found in their source by name.
+
+    Parameters
+    ----------
+    given : CodedSet
+    places : ndarray of int
+        Which rows of it to choose from.
+    path : Path
+        Their source.
+    codec : Codec
+        That made the archive.
+    sample : int
+        How many.
+    seed : int
+        Of the choice, and of what is random about corruptions.
+
+    Attributes
+    ----------
+    chosen : ndarray of int
+        Which of the places the images are.
+
+    Raises
+    ------
+    SourceError
+    UsageError
+        If these are no images, or none is called as a row is.
+    """
+
+    def __init__(
+        self, given: CodedSet, places: NDArray[Any], path: Path, codec: Codec, *, sample: int, seed: int
+    ) -> None:
+        self._given, self._seed = given, seed
+        self._codec = codec.with_precision(given.archive.header.precision)
+        source, names = open_inputs(path, codec), given.names
+        if isinstance(source, MatrixSource):
+            raise UsageError(f"{escape_name(path)}: corruptions are of images; leave out --images for embeddings.")
+        if names is None:
+            raise UsageError(f"{escape_name(given.path)}: its rows have no names to find their images by.")
+        there = {entry.name: row for row, entry in enumerate(source.entries)}
+        found = [(i, there[name]) for i, place in enumerate(places) if (name := names[place]) in there]
+        if not found:
+            first = escape_name(names[places[0]])
+            raise UsageError(
+                f"{escape_name(path)}: none of its images is called as one of {escape_name(given.path)}, such as {first}."
+            )
+        picked = [found[i] for i in np.sort(np.random.default_rng(seed).permutation(len(found))[:sample])]
+        subset = SubsetSource(source, [row for _, row in picked])
+        preprocess = replace(codec.preprocess, fit=given.archive.header.preprocess["fit"])
+        kept, parts = [], []
+        for batch in subset.batches(preprocess, batch_size=_BATCH, workers=1):
+            parts.append(batch.images)
+            kept += [picked[i][0] for i in batch.positions]
+        self._pixels, self.chosen = np.concatenate(parts), np.array(kept, np.intp)
+
+    def __iter__(self) -> Iterator[Corrupted]:
+        """Yield the images in every way and strength."""
+        header = self._given.archive.header
+        for what in CORRUPTIONS:
+            for strength in STRENGTHS:
+                pixels = corrupt(self._pixels, what, strength, seed=self._seed)
+                codes = latents_of(self._codec.encode_prepared(pixels).codes, header)
+                yield Corrupted(what, strength, self._given.coded(codes))
+
+    def __len__(self) -> int:
+        return len(CORRUPTIONS) * len(STRENGTHS)
+
+
+@dataclass(frozen=True, eq=False)
+class CodedSet:
+    """An archive's rows, with their names, and how others are made like them.
+
+    Parameters
+    ----------
+    path : path-like
+    archive : Archive
+        May be closed.
+    rows : Coded
+    names : sequence of str or None
+    used : str
+        What a probe is given: vectors or symbols.
+    latents : int or None
+        Of which prefix.
+    """
+
+    path: PathLike
+    archive: Rows
+    rows: Coded
+    names: Sequence[str] | None
+    used: str
+    latents: int | None
+
+    @classmethod
+    def of(cls, archive: Rows, path: PathLike, used: str, latents: int | None) -> CodedSet:
+        """Take the rows of an open archive."""
+        x = rows_of(archive, used, latents)
+        symbols = x if used == "symbols" else archive.to_numpy(latents)
+        parts = [_lengths(archive, codes, latents) for codes in archive.iter_codes()]
+        lengths = np.concatenate([np.zeros(0, np.float32), *parts])
+        return cls(path, archive, Coded(x, symbols, lengths, archive.uncertainty), archive.names, used, latents)
+
+    def like(self, path: PathLike, tables: Where) -> CodedSet:
+        """Read another archive, of the same model and latents.
+
+        Raises
+        ------
+        SourceError, FormatError
+        ModelMismatch, UsageError
+            If it is of others.
+        """
+        with open_archive(path, tables=tables) as archive:
+            a, b = archive.header, self.archive.header
+            shown, first = escape_name(path), escape_name(self.path)
+            if a.model_sha256 != b.model_sha256:
+                raise ModelMismatch(f"{shown}: this archive was made by another model than {first}.")
+            width = self.latents or b.latents
+            if a.selection != b.selection or a.latents < width or (self.latents is None and a.latents != width):
+                msg = f"{shown}: it holds other latents than {first}; --latents K takes the first K of both."
+                raise UsageError(msg)
+            return CodedSet.of(archive, path, self.used, self.latents)
+
+    def coded(self, codes: Codes) -> Coded:
+        """Return codes of the archive's latents as rows like these."""
+        lengths = _lengths(self.archive, codes, self.latents)
+        if self.latents is not None:
+            codes = codes.prefix(self.latents)
+        symbols, decoder = codes.symbols(), self.archive.decoder
+        x: NDArray[Any] = symbols if self.used == "symbols" or decoder is None else decoder.decode(symbols)
+        return Coded(x, symbols, lengths, codes.uncertainty)
+
+    @property
+    def binary(self) -> bool:
+        """Whether latents are bits."""
+        return self.archive.header.alphabet == 2
+
+
+def _lengths(archive: Rows, codes: Codes, latents: int | None) -> NDArray[np.float32]:
+    selection = archive.header.selection
+    if latents is not None:
+        codes, selection = codes.prefix(latents), None if selection is None else selection[:latents]
+    return code_lengths(codes, archive.tables, selection)
+
 
 _SAMPLE = 500
 
@@ -76,7 +359,7 @@ def measure_uncertainty(
     sample : int
         How many of them.
     estimator, given, latents, folds, seed
-        As :func:`stochcl.api.evaluating.evaluate` takes them; the estimator must give probabilities.
+        As :func:`stochcl.api.evaluate.evaluate` takes them; the estimator must give probabilities.
     plot : path-like, optional
         Draw accuracy against the share refused: .png, .svg or .pdf.
     tables : iterable of Tables or path-like
@@ -107,12 +390,12 @@ def measure_uncertainty(
         other = train if test is None else train.like(test, extra)
         if codec is not None and codec.model.sha256 != archive.header.model_sha256:
             raise ModelMismatch(
-                f"{printable(path)}: it was made by the model {printable(archive.header.model)}, not by "
-                f"{printable(codec.model.name)}; give its own with -m."
+                f"{escape_name(path)}: it was made by the model {escape_name(archive.header.model)}, not by "
+                f"{escape_name(codec.model.name)}; give its own with -m."
             )
         measured = _Measured(train, other, labels, column, estimator, folds, seed)
         found = measured.errors()
-        found["outside"] = [measured.foreign(train.like(one, extra), printable(one)) for one in outside]
+        found["outside"] = [measured.foreign(train.like(one, extra), escape_name(one)) for one in outside]
         if images is not None and codec is not None:
             corrupter = Corrupter(
                 measured.set, measured.places[measured.own], Path(images), codec, sample=sample, seed=seed
@@ -121,15 +404,15 @@ def measure_uncertainty(
             found["shifted"] = measured.shifted
         header = archive.header
     facts = {
-        "schema": "stochcl.uncertainty/0", "path": printable(path), "images": len(measured.wrong),
-        "input": used, "latents": latents or header.latents, "model": printable(header.model),
+        "schema": "stochcl.uncertainty/0", "path": escape_name(path), "images": len(measured.wrong),
+        "input": used, "latents": latents or header.latents, "model": escape_name(header.model),
     }  # fmt: skip
     if test is not None:
-        facts["test"] = printable(test)
+        facts["test"] = escape_name(test)
     if plot is not None:
         title = f"{facts['images']:,} images, {measured.doubter.estimator} on {used}, model {header.model}"
         draw_refusal(measured.curves, plot, title=title, chance=found["accuracy"])
-        facts["plot"] = printable(plot)
+        facts["plot"] = escape_name(plot)
     return facts | found | {"seed": seed, "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -163,9 +446,9 @@ class _Measured:
             splits = [(np.arange(len(known)), np.arange(len(self.rows)))]
         for part, which in ((train, rows.left_out), *(() if test is train else ((test, scored.left_out),))):
             if which:
-                self.notes.append(f"{printable(part.path)}: {which:,} images have no label and were left out")
+                self.notes.append(f"{escape_name(part.path)}: {which:,} images have no label and were left out")
         if self.rows.entropy is None:
-            missing = f"{printable(test.path)}: it has no uncertainty stored (stochcl compress --uncertainty)"
+            missing = f"{escape_name(test.path)}: it has no uncertainty stored (stochcl compress --uncertainty)"
             self.notes.append(f"{missing}; the entropy is left out")
         self._answer(known, rows.y, truth, splits, estimator, binary=train.binary)
 

@@ -18,8 +18,8 @@ from stochcl.benchmarks import codesets, machine, models, opq, sources
 from stochcl.benchmarks.entries import Entry, entries_of
 from stochcl.benchmarks.errors import BenchmarkError, NoDataError
 from stochcl.benchmarks.worker import WARM_ROWS, Job
-from stochcl.data import printable
 from stochcl.errors import MissingExtraError, UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

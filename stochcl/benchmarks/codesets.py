@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.benchmarks.models import EntropyModel
-    from stochcl.compress import Header, Tables
+    from stochcl.compress import Header
+    from stochcl.entropy.tables import Tables
 
 _FACTORS = 6
 """Hidden bits of the correlated set; their 64 states are summed over for the exact entropy."""

@@ -15,13 +15,13 @@ from stochcl.benchmarks.baselines import BASELINES, FLOATS
 from stochcl.benchmarks.extras import need
 from stochcl.benchmarks.matrices import Data
 from stochcl.benchmarks.pricing import CODINGS, codings_of, price
-from stochcl.data import printable
 from stochcl.errors import MissingExtraError, UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stochcl.benchmarks.baselines import Baseline
+    from stochcl.benchmarks.baselines.base import Baseline
 
 SCHEMA = "stochcl.benchmark.embeddings/0"
 METHODS = (*BASELINES, *FLOATS)

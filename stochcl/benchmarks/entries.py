@@ -13,15 +13,17 @@ from stochcl.benchmarks.extras import need
 from stochcl.benchmarks.layouts import layouts
 from stochcl.benchmarks.methods import Blocks, Method
 from stochcl.codes import bits_per_symbol
-from stochcl.compress import Header, IndependentModel, Tables
-from stochcl.compress.refit import choose
+from stochcl.compress import Header
+from stochcl.compress.transcode import choose
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
 from stochcl.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stochcl.benchmarks.codesets import CodeSet
-    from stochcl.compress.coder import EntropyModel
+    from stochcl.entropy.model import EntropyModel
 
 _NO_MODEL = "0" * 64
 

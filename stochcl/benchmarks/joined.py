@@ -29,7 +29,7 @@ class JoinedSource(ImageSource):
 
     Examples
     --------
-    >>> from stochcl.data.digits import DigitsSource
+    >>> from stochcl.data.builtin import DigitsSource
     >>> len(JoinedSource([DigitsSource(), DigitsSource()]))
     3594
     """

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.benchmarks import probing
-from stochcl.data import MatrixSource, open_source, printable
+from stochcl.data import MatrixSource, open_source
 from stochcl.errors import SourceError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from pathlib import Path

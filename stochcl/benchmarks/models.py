@@ -8,14 +8,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from stochcl.compress import IndependentModel, Tables
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
     from stochcl.codes import Codes
 
 INDEPENDENT, AUTOREGRESSIVE = "independent", "autoregressive"
 
-_AUTOREGRESSIVE = "stochcl.compress.autoregressive"
+_AUTOREGRESSIVE = "stochcl.entropy.autoregressive"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class EntropyModel:
     Parameters
     ----------
     model : object
-        With ``ideal_bits(codes)``, as :class:`~stochcl.compress.IndependentModel` has it.
+        With ``ideal_bits(codes)``, as :class:`~stochcl.entropy.independent.IndependentModel` has it.
     origin : str
         ``tables``; ``fitted`` to other rows; or ``own table``, fitted to the very rows and stored with them.
     bytes : int

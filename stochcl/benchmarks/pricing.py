@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from stochcl.benchmarks.errors import BenchmarkError
 from stochcl.benchmarks.methods import WholeArchive
-from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tables
-from stochcl.compress.independent import MAX_DECISIONS
+from stochcl.compress import Header
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
+from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
     from stochcl.codes import Codes
@@ -83,7 +85,7 @@ def _tables(fitting: Codes, coding: str, seed: int) -> Tables:
 
 def _hidden_network(fitting: Codes, seed: int) -> AutoregressiveModel | None:
     """Fit what a model trained by stochcl brings along; None where independent symbols do as well."""
-    from stochcl.encoders.entropy import fit_entropy
+    from stochcl.training.entropy import fit_entropy
 
     network = fit_entropy(fitting, (fitting.latents,), seed=seed, precision="fp32").network
     if network is None:

@@ -7,10 +7,10 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from stochcl.atomic import replacing
-from stochcl.data import printable
-from stochcl.data.files import why
 from stochcl.errors import OutputError
+from stochcl.files import replacing
+from stochcl.messages import escape_name as printable
+from stochcl.messages import os_reason as why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.editing import transcode
-from stochcl.api.targets import has_categories, labels_of
+from stochcl.api.archives import transcode
+from stochcl.api.evaluate import has_categories, labels_of
 from stochcl.benchmarks import machine
 from stochcl.benchmarks.baselines import BASELINES
 from stochcl.benchmarks.matrices import _matrix
 from stochcl.codes import bits_per_symbol
 from stochcl.compress import Archive
-from stochcl.data import printable
 from stochcl.downstream.metrics import average_precision
-from stochcl.downstream.nearest import DISTANCES, Nearest
+from stochcl.downstream.neighbors import DISTANCES, Nearest
 from stochcl.errors import ModelMismatch, SourceError, UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

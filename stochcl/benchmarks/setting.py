@@ -39,7 +39,8 @@ def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
     """Write a model file of an untrained network: as fast as a trained one, and good for nothing else."""
     import torch
 
-    from stochcl.encoders.model import Encoder, EncoderConfig
+    from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import save_model
 
     with torch.random.fork_rng():
@@ -66,7 +67,7 @@ def autocast(device: torch.device, precision: str) -> Any:
     """Return a context in which networks run in this precision; auto is what training takes it for."""
     import torch
 
-    from stochcl.encoders.precision import computes_in_bf16
+    from stochcl.encoders.inference import computes_in_bf16
 
     return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(precision, device.type))
 

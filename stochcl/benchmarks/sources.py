@@ -17,9 +17,9 @@ from stochcl.benchmarks.errors import NoDataError
 from stochcl.benchmarks.opq import opq_of
 from stochcl.codes import MAX_ALPHABET, Codes
 from stochcl.compress import Archive
-from stochcl.data import printable
-from stochcl.data.files import why
 from stochcl.errors import FormatError, SourceError, UsageError
+from stochcl.messages import escape_name as printable
+from stochcl.messages import os_reason as why
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,13 +14,14 @@ from PIL import Image
 
 from stochcl.benchmarks.errors import BenchmarkError
 from stochcl.codes import Codes
-from stochcl.compress import Archive, IndependentModel
-from stochcl.compress.coder import encode_block
-from stochcl.compress.model import OWN
+from stochcl.compress import Archive
 from stochcl.compress.segment import write_segment
 from stochcl.data.array import ArraySource
 from stochcl.data.preprocess import _DRAFT_GAP
 from stochcl.encoders.inference import _CHUNK
+from stochcl.entropy.ans import encode_block
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import OWN
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:

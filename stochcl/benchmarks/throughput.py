@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.benchmarks import machine, setting
 from stochcl.benchmarks.clock import interleave, ratio, row
-from stochcl.data import ImageSource, open_source, printable
+from stochcl.data import ImageSource, open_source
 from stochcl.errors import UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import numpy as np
 
 from stochcl.benchmarks import machine, setting
 from stochcl.benchmarks.clock import interleave, ratio, row
-from stochcl.data import printable
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ _OPTIONS = ("backbone", "size", "crop", "batch_size", "precision", "device")
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure; fields of the same names are those of :class:`stochcl.encoders.training.TrainOptions`.
+    """What to measure; fields of the same names are those of :class:`stochcl.training.options.TrainOptions`.
 
     Parameters
     ----------
@@ -80,8 +80,7 @@ def benchmark_training(
     UsageError
         If the options do not go together, or there is no such device.
     """
-    from stochcl.encoders.training import options_from
-    from stochcl.encoders.training.presets import load_preset
+    from stochcl.training.options import load_preset, options_from
 
     given = load_preset(request.preset) if request.preset else {}
     given = {name: value for name, value in given.items() if name not in ("source", "hold_out")}
@@ -119,8 +118,8 @@ def benchmark_training(
 
 
 def _trainer(config: Any, options: Any, folder: Path) -> Any:
-    from stochcl.encoders.imageset import ImageSet
-    from stochcl.encoders.training import Trainer
+    from stochcl.training.images import ImageSet
+    from stochcl.training.pretrain import Trainer
 
     rng = np.random.default_rng(options.seed)
     images = rng.integers(0, 256, (options.batch_size, config.size, config.size, 3), dtype=np.uint8)

@@ -16,7 +16,7 @@ from stochcl.benchmarks import throughput as throughput_benchmark
 from stochcl.benchmarks import training_speed as training_benchmark
 from stochcl.benchmarks.pricing import CODINGS
 from stochcl.benchmarks.results import make_folder, tables, write_results
-from stochcl.cli.output import JSON, progress_bar, say, show, table
+from stochcl.cli.main import JSON, progress_bar, say, show, table
 
 
 @click.group()

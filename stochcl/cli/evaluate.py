@@ -7,9 +7,152 @@ from typing import Any
 
 import click
 
-from stochcl.api import evaluating
-from stochcl.api.models import given_tables
-from stochcl.cli.output import ARCHIVE, JSON, TABLES, show
+from stochcl.api import evaluate as evaluating
+from stochcl.api import evaluate as predicting
+from stochcl.api import evaluate as selecting
+from stochcl.api import search as searching
+from stochcl.api.codec import given_tables
+from stochcl.cli.main import ARCHIVE, JSON, TABLES, progress_bar, say, show, table
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("codes", type=ARCHIVE)
+@click.option("--images", type=_FILE, metavar="SOURCE", help="What the codes were made of, for pictures.")
+@click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
+@click.option("--column", help="Which column of it.  [default: the first after the name]")
+@click.option(
+    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
+)
+@click.option("-o", "--output", type=_FILE, default="report.html", show_default=True, help="The page to write.")
+@click.option(
+    "--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
+    help="How many of the strongest latents are looked at closely.",
+)  # fmt: skip
+@click.option(
+    "--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
+    help="Look at latents in at most so many images, spread evenly.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of whatever is drawn.")
+@TABLES
+@click.option("--force", is_flag=True, help="Replace an existing page.")
+@JSON
+def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+    """Explain a file of codes on one HTML page: bytes, latents, what they say, and what flipping them does.
+
+    The page loads nothing: it can be mailed, and opened without a network.
+
+    \b
+    Example:
+      stochcl report codes.bin --images images/ -o report.html
+      stochcl report codes.bin --images images.zip --labels labels.csv --column species
+    """
+    from stochcl.api.explaining.writing import write_report
+
+    with progress_bar("rows", rate=False) as bar:
+        told = write_report(codes, output, tables=given_tables(model), progress=bar, **options)
+    lines = [
+        f"{told['output']}: {told['output_bytes']:,} bytes, {told['pictures']:,} pictures, {told['seconds']:.1f} s"
+    ]
+    if told["sampled"] < told["images"]:
+        lines.append(f"  latents are looked at in {told['sampled']:,} of {told['images']:,} images")
+    if told["probe"] is not None:
+        probe = told["probe"]
+        lines.append(
+            f"  {probe['estimator']} on {told['label']}: {probe['score']:.3f} (guessing: {probe['baseline']:.3f})"
+        )
+    lines.append("  strongest latents: " + ", ".join(str(one["latent"]) for one in told["strongest"]))
+    show(told, [*lines, *(f"  note: {note}" for note in told["notes"])], as_json=as_json)
+
+
+@click.command()
+@click.argument("codes", type=ARCHIVE)
+@click.argument("query", nargs=-1, type=_FILE)
+@click.option("--name", "names", multiple=True, help="Look for this image of the file itself; may be repeated.")
+@click.option("--row", "rows", multiple=True, type=int, help="Look for this row of it; may be repeated.")
+@click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="How many to find.")
+@click.option(
+    "--by",
+    type=click.Choice(searching.BY),
+    default="auto",
+    show_default=True,
+    help="Compare decoded vectors, or the symbols themselves.",
+)
+@click.option("-m", "--model", help="The model that the codes were made by.  [default: the one that the file names]")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+@click.option("--tables", help="A model or .tables file that has the decoding tables, if nothing else does.")
+@click.option("--html", type=_FILE, metavar="FILE", help="Write a page with what was found, too.")
+@click.option(
+    "--images", type=_FILE, metavar="SOURCE", help="What the codes were made of, for the page's thumbnails."
+)
+@JSON
+def search(
+    codes: Path | str, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Find the images in a file of codes that are nearest to QUERY images, or to some of its own.
+
+    A query image is encoded by the file's model. By vectors, its features are held against what the codes decode to;
+    by symbols, bits that differ are counted. Of codes of embeddings a QUERY is a .npy matrix, each of whose rows is
+    looked for.
+
+    \b
+    Example:
+      stochcl search codes.bin photo.jpg -k 5
+      stochcl search codes.bin --name cats/01.png --html found.html --images images/
+    """
+    if images is not None and html is None:
+        raise click.UsageError("--images are shown on a page; name it with --html.")
+    with progress_bar("rows") as bar:
+        found = searching.search(codes, query, tables=given_tables(tables), progress=bar, **options)
+    if html is not None:
+        searching.write_search_page(found, html, images, query)
+        say(f"written to {html}")
+    lines = [line for part in found["queries"] for line in table(part["query"], _COLUMNS, _match_lines(part))]
+    note = f"{found['images']:,} images by {found['by']}; distance: {found['unit']}"
+    show(found, [*lines, note], as_json=as_json)
+
+
+_COLUMNS = ("image", "rank", "label", "row", "distance")
+
+
+def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            hit["name"] or "-",
+            str(rank),
+            "-" if hit["label"] is None else hit["label"],
+            f"{hit['row']:,}",
+            f"{hit['distance']:.4g}",
+        )
+        for rank, hit in enumerate(part["neighbours"], 1)
+    ]
+
+
+@click.command()
+@click.argument("codes", type=ARCHIVE)
+@click.option("--latents", required=True, type=click.IntRange(1), metavar="K", help="How many latents to choose.")
+@click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
+@click.option("--column", help="Which column of it.  [default: the first after the name]")
+@click.option(
+    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
+)
+@click.option("-o", "--output", required=True, type=_FILE, help="The JSON file to write.")
+@TABLES
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@JSON
+def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+    """Choose the latents that a task needs, each for what it adds to those chosen before.
+
+    \b
+    Example:
+      stochcl select codes.bin --labels labels.csv --latents 64 -o latents.json
+      stochcl transcode codes.bin --select latents.json -o small.bin
+    """
+    found = selecting.select(codes, output, tables=given_tables(model), **options)
+    line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
+    show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)
 
 
 @click.command()
@@ -74,3 +217,131 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
     lines = [line for target, result in results.items() for line in (f"{target}:", *result.lines())]
     both = {target: result.to_json() for target, result in results.items()}
     show(facts | {"targets": both}, [head, *lines, *saved], as_json=as_json)
+
+
+_SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the JSON
+
+
+@click.command()
+@click.argument("codes", required=False, type=ARCHIVE)
+@click.option("--train", type=ARCHIVE, help="The file of codes to train the probe on, in place of CODES.")
+@click.option("--test", type=ARCHIVE, help="The file of codes whose images are answered.")
+@click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
+@click.option("--column", help="Which column of it.  [default: the first after the name]")
+@click.option("--outside", type=ARCHIVE, multiple=True, help="A file of codes of other images; may be repeated.")
+@click.option("--images", type=_FILE, help="The answered images: they are corrupted and encoded with -m.")
+@click.option("--sample", type=click.IntRange(1), default=500, show_default=True, help="How many of them.")
+@click.option("--estimator", default="auto", show_default=True, help="logistic, knn or boosting.")
+@click.option(
+    "--input",
+    "given",
+    type=click.Choice(["auto", "symbols", "vectors"]),
+    default="auto",
+    show_default=True,
+    help="What the probe is given; auto takes vectors where the model has a decoder.",
+)
+@click.option("--latents", type=click.IntRange(1), metavar="K", help="Use the first K latents.  [default: all]")
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits, samples and noise.")
+@click.option("--plot", type=_FILE, help="Draw accuracy against refused images: .png, .svg or .pdf.")
+@click.option("-m", "--model", help="The model of the codes, for --images or for decoding tables.")
+@click.option("--device", default="auto", show_default=True, help="Where images are encoded: cpu, cuda, ...")
+@JSON
+def uncertainty(
+    codes: Path | None, *, train: Path | None, model: str | None, device: str, as_json: bool, **options: Any
+) -> None:
+    """Say what uncertainty is worth: whether it finds a probe's errors, and foreign or corrupted images.
+
+    The entropy that `stochcl compress --uncertainty` stored stands beside the code's length, the distance to the
+    nearest codes, and the probe's confidence, which alone needs labels. 0.5 is chance.
+
+    \b
+    Example:
+      stochcl uncertainty codes.bin --plot refusal.png
+      stochcl uncertainty --train train.bin --test test.bin --outside other.bin --images test/ -m general
+    """
+    from stochcl.api.uncertainty import measure_uncertainty
+
+    path = codes or train
+    if path is None or (codes and train):
+        raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
+    if options["images"] is not None and model is not None:
+        from stochcl.api.codec import Codec
+
+        options["codec"] = Codec(model, device=device)
+    else:
+        options["tables"] = given_tables(model)
+    with progress_bar("images") as bar:
+        found = measure_uncertainty(path, progress=bar, **options)
+    show(found, _uncertainty_lines(found), as_json=as_json)
+
+
+def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
+    of = f"{found['images']:,} images, {found['input']} of {found['latents']:,} latents, model {found['model']}"
+    out = [f"{found.get('test', found['path'])}: {of}"]
+    out += [f"accuracy {found['accuracy']:.1%} with {found['estimator']} ({found['trained_on']:,} to train on)", ""]
+    rows = []
+    for name, score in found["scores"].items():
+        less = score.get("minus_confidence")
+        rows.append([
+            name, "yes" if score["needs_labels"] else "no", _auroc(score), _interval(score["interval"]),
+            "" if less is None else f"{less['value']:+.3f} {_interval(less['interval'], sign=True)}",
+        ])  # fmt: skip
+    title = "errors found by what is uncertain (AUROC, 95 % interval)"
+    out += table(title, ["score", "needs labels", "AUROC", "interval", "less confidence"], rows)
+    shares = [i for i, kept in enumerate(next(iter(found["refused"].values()))) if kept["refused"] in _SHOWN]
+    rows = [
+        [name, *(f"{100 * curve[i]['accuracy']:.1f}" for i in shares)] for name, curve in found["refused"].items()
+    ]
+    columns = [f"{100 * share:.0f} %" for share in _SHOWN]
+    out += table("accuracy, in %, when the least certain are refused", ["score", *columns], rows)
+    if found["outside"]:
+        names = list(found["scores"])
+        rows = []
+        for one in found["outside"]:
+            what = f"{one['what']} {one['strength']}" if "strength" in one else one["what"]
+            accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
+            told = [_auroc(one["scores"].get(name, {})) for name in names]
+            rows.append([what, f"{one['images']:,}", accuracy, *told])
+        title = "foreign and corrupted images told from the answered ones (AUROC)"
+        out += table(title, ["what", "images", "accuracy %", *names], rows)
+    if "shifted" in found:
+        shifted = found["shifted"]
+        title = f"errors among {shifted['images']:,} clean and corrupted images together, accuracy"
+        rows = [[name, _auroc(score), _interval(score["interval"])] for name, score in shifted["scores"].items()]
+        out += table(f"{title} {shifted['accuracy']:.1%} (AUROC)", ["score", "AUROC", "interval"], rows)
+    if "plot" in found:
+        out.append(f"plot in {found['plot']}")
+    return out + [f"note: {note}" for note in found["notes"]]
+
+
+def _auroc(score: dict[str, Any]) -> str:
+    return "" if score.get("auroc") is None else f"{score['auroc']:.3f}"
+
+
+def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
+    if interval is None:
+        return ""
+    low, high = (f"{value:+.3f}" if sign else f"{value:.3f}" for value in interval)
+    return f"[{low}, {high}]" if sign else f"{low} to {high}"
+
+
+@click.command()
+@click.argument("codes", type=ARCHIVE)
+@click.option("-m", "--model", "probe", required=True, type=_FILE, help="What `stochcl evaluate --save` wrote.")
+@click.option("-o", "--output", required=True, type=_FILE, help="The CSV file to write.")
+@click.option("--tables", help="A model or .tables file that has the decoding tables, if nothing else does.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@JSON
+def predict(codes: Path | str, probe: Path, output: Path, *, tables: str | None, force: bool, as_json: bool) -> None:
+    """Write what a saved probe answers for each image: classes with probabilities, or numbers.
+
+    `stochcl evaluate train.bin --save probe.skops` saves one.
+
+    \b
+    Example:
+      stochcl predict codes.bin -m probe.skops -o predictions.csv
+    """
+    found = predicting.predict(codes, probe, output, tables=given_tables(tables), force=force)
+    line = f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {found['images']:,} images"
+    show(found, [line], as_json=as_json)

@@ -3,15 +3,175 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import re
 import sys
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stochcl import __version__
-from stochcl.cli.output import mute
-from stochcl.errors import StochclError
+from stochcl.errors import OutputError, StochclError
+from stochcl.messages import escape_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
+    """A file of codes, a folder of shards, or a URL (``s3://...``), of which a path would lose a slash."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return a path, or a URL as it is."""
+        from stochcl.compress.bytes import is_url
+
+        return value if isinstance(value, Path) or is_url(value) else Path(value)
+
+
+ARCHIVE = ArchivePath()
+TABLES = click.option(
+    "-m", "--model", help="A model or .tables file that has the decoding tables, if nothing else does."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+
+
+def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool = False) -> None:
+    """Print a result, as JSON or as lines for people, on standard output; on standard error where data goes there."""
+    text = json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) if as_json else "\n".join(lines)
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        mute()
+        reason = (exc.strerror or str(exc)).lower()
+        raise OutputError(f"the result cannot be written to standard output: {reason}.") from exc
+
+
+def mute() -> None:
+    """Throw away what standard output and error still hold, which Python would try to write again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def say(line: str) -> None:
+    """Say something to a person, on standard error."""
+    click.echo(line, err=True)
+
+
+def say_skipped(skipped: Sequence[tuple[str, str]], shown: int = 5) -> None:
+    """Name the images that could not be read, the first few, and count them."""
+    for name, reason in skipped[:shown]:
+        say(f"skipped {escape_name(name)}: {reason}")
+    if len(skipped) > shown:
+        say(f"skipped {len(skipped) - shown:,} more; `stochcl info --json` lists them all")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines: texts of the first column to the left, all others, numbers, to the right.
+
+    Its width does not depend on the terminal, so that what is piped to a file is what was seen.
+
+    Examples
+    --------
+    >>> print("\\n".join(table("sizes", ["method", "bytes"], [["zlib", "1,024"], ["ours", "96"]])))
+    sizes
+      method  bytes
+      zlib    1,024
+      ours       96
+    <BLANKLINE>
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(box=None, padding=(0, 0, 0, 2), header_style="")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    console = Console(width=200, color_system=None, markup=False)
+    with console.capture() as capture:
+        console.print(made)
+    return [title, *(line.rstrip() for line in capture.get().splitlines()), ""]
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people do.
+
+    Examples
+    --------
+    >>> [duration(s) for s in (7.4, 75, 5400)]
+    ['7 s', '1 min 15 s', '1 h 30 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+class Seconds(click.ParamType[float]):
+    """A time: seconds, or a number with s, m, h or d behind it."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: D102
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|d)?", value.strip())
+        if not match or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a time; write 90s, 90m or 1.5h.", param, ctx)
+        return float(match[1]) * _UNITS[match[2] or ""]
+
+
+@contextmanager
+def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None]]:
+    """Show a bar on standard error while the block runs, if that is a terminal, and nothing if not.
+
+    Yields
+    ------
+    callable
+        ``update(done, total, note="")``.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s" if rate else "", style="progress.data.speed")
+
+    columns = (
+        BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(unit, total=None, note="")
+
+        def update(done: float, total: float, note: str = "") -> None:
+            progress.update(task, completed=done, total=total or None, note=note)  # 0: it is not known
+
+        yield update
+
 
 COMMANDS = {
     "compress": "Compress images to a file of codes.",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stochcl.api.sprites import write_sprites
-from stochcl.cli.output import JSON, show
+from stochcl.cli.main import JSON, show
 
 
 @click.command()

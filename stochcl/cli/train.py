@@ -8,10 +8,147 @@ from typing import Any
 
 import click
 
-from stochcl.cli.output import JSON, Seconds, duration, progress_bar, say, say_skipped, show
-from stochcl.data import printable
+from stochcl.api.models import model_cards
+from stochcl.cli.main import JSON, Seconds, duration, progress_bar, say, say_skipped, show
+from stochcl.messages import escape_name
+
+
+@click.command()
+@click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
+@JSON
+def demo(*, model: str, as_json: bool) -> None:
+    """Compress example images, train a classifier on the codes, and compare it with one on raw pixels.
+
+    \b
+    Example:
+      stochcl demo
+    """
+    from stochcl.api.demo import demonstrate
+
+    result = demonstrate(model, say=(lambda line: None) if as_json else say)
+    show(result.to_json(), result.lines(), as_json=as_json)
+
+
+@click.group(invoke_without_command=True)
+@JSON
+@click.pass_context
+def models(ctx: click.Context, *, as_json: bool) -> None:
+    """List the models that come with stochcl, what each was trained on, and its measured figures.
+
+    \b
+    Example:
+      stochcl models
+      stochcl models info general
+      stochcl models info mine.safetensors --json
+    """
+    if ctx.invoked_subcommand:
+        return
+    cards, damaged = model_cards()
+    for _, error in damaged:
+        say(f"skipped {error}")
+    reasons = [{"path": escape_name(path), "reason": str(error)} for path, error in damaged]
+    result = {"schema": "stochcl.models/0", "models": [card.to_json() for card in cards], "damaged": reasons}
+    lines = [line for card in cards for line in card.lines()]
+    show(result, lines or ["stochcl brings no models; train one with `stochcl train`"], as_json=as_json)
+
+
+@models.command()
+@click.argument("model")
+@JSON
+def info(model: str, *, as_json: bool) -> None:
+    """Say what a model is: its code, its input, its hashes, how it was trained.
+
+    MODEL is a model file, or the name of a model.
+
+    \b
+    Example:
+      stochcl models info general
+    """
+    from stochcl.api.model_info import model_info
+
+    found = model_info(model)
+    show(found.to_json(), found.lines(), as_json=as_json)
+
 
 _PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=_PATH)
+@click.option("-o", "--output", required=True, type=_PATH, help="The model file to write.")
+@click.option("--labels", type=_PATH, metavar="CSV", help="Labels as name,label, in place of the first folders.")
+@click.option("--test", type=_PATH, metavar="SOURCE", help="Score the result on these images, and on their codes.")
+@click.option("--test-labels", type=_PATH, metavar="CSV", help="Labels of the test images.  [default: --labels]")
+@click.option(
+    "--preset", metavar="NAME", help="A recipe: cifar10-finetune, imagenet-finetune, or a .toml file of options."
+)
+@click.option("--deterministic", is_flag=True, default=None,
+              help="The twin to compare with: features straight to the classifier, no stochastic layer.")  # fmt: skip
+@click.option("--from-scratch", is_flag=True, default=None, help="Begin with fresh weights, not the model's.")
+@click.option("--init", type=_PATH, metavar="WEIGHTS", help="Begin with published weights: a safetensors file.")
+@click.option("--hold-out", type=click.IntRange(0), default=0, metavar="N",
+              help="Keep the last N images of each class from training; the live accuracy is measured on "
+                   "them.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the images.  [default: 30]")
+@click.option("--max-time", type=Seconds(), metavar="TIME", help="Train for this long, e.g. 90m; 2h.")
+@click.option("--batch-size", type=click.IntRange(2), help="Images a step.  [default: 128]")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.  [default: 0.02]")
+@click.option("--decay", type=click.FloatRange(0), help="Weight decay.  [default: 0.0005]")
+@click.option("--average", type=click.FloatRange(0, 1, max_open=True),
+              help="Decay of the average of the weights; 0 for none.  [default: 0.999]")  # fmt: skip
+@click.option("--smoothing", type=click.FloatRange(0, 1), help="Of the labels.  [default: 0.1]")
+@click.option("--mixup", type=click.FloatRange(0), help="Beta's parameter; 0 for none.  [default: 0.2]")
+@click.option("--cutout", type=click.FloatRange(0, 1), help="Side of the hole, of the view's.  [default: 0.25]")
+@click.option("--operations", type=click.IntRange(0, 14), help="Of RandAugment, an image.  [default: 1]")
+@click.option("--flip/--no-flip", default=None, help="Mirror every second image.  [default: flip]")
+@click.option("--area", type=click.FloatRange(0, 1, min_open=True),
+              help="Smallest part of an image that a view shows.  [default: 1]")  # fmt: skip
+@click.option("--crop", type=click.IntRange(8), metavar="PIXELS", help="Side of the views.  [default: the model's]")
+@click.option("--nested", type=click.FloatRange(0), help="Weight of a random prefix's loss.  [default: 0.2]")
+@click.option("--entropy", type=click.Choice(["autoregressive", "independent"]),
+              help="Entropy model fitted to the codes.  [default: autoregressive]")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]),
+              help="Of the arithmetic; auto: bf16 where processor or GPU have instructions for it, else fp32.  "
+                   "[default: auto]")  # fmt: skip
+@click.option("--compile", is_flag=True, default=None, help="Let torch.compile make the backbone's kernels.")
+@click.option("--device", help="cpu, cuda, ...  [default: auto]")
+@click.option("--seed", type=click.IntRange(0), help="Of everything random.  [default: 0]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep decoded training images there, mapped, rather than in memory; the next run finds them.",
+)
+@click.option(
+    "--log", type=_PATH, help="Append figures to this file: a table if it ends in .csv, else one JSON object a line."
+)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted run.")
+@click.option("--force", is_flag=True, help="Replace an existing model file or checkpoint.")
+@JSON
+def finetune(model: str, sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: Any) -> None:
+    """Train a model on labels, through its stochastic layer, and keep its classifier with it.
+
+    MODEL is a model file or the name of a model; SOURCE is a folder, .zip or .tar of images, whose first folders
+    are their classes. The result is a model file, which compresses as any other, with a linear classifier of the
+    vectors that its codes decode to.
+
+    \b
+    Example:
+      stochcl finetune general photos/ -o classifier.safetensors --hold-out 20
+      stochcl compress photos/ -m classifier.safetensors -o codes.bin
+    """
+    from stochcl.api import finetune as finetuning
+
+    with progress_bar("images", rate=False) as bar:
+        report = finetuning.finetune(
+            model, sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options
+        )
+    say_skipped((*report.skipped, *(report.test.skipped if report.test else ())))
+    work = f"{report.images:,} images, {report.steps:,} steps, {duration(report.seconds)}"
+    first = f"{escape_name(output)}: {report.classes:,} classes, {report.latents:,} latents; {work}"
+    show(report.to_json(), [first, *report.lines()], as_json=as_json)
 
 
 class Widths(click.ParamType[tuple[int, ...]]):
@@ -30,7 +167,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
 
 def _list_presets(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from stochcl.api.training import presets
+        from stochcl.api.train import presets
 
         for name, text in presets().items():
             click.echo(f"{name}\n  {text.partition(chr(10))[0].removeprefix('# ')}")
@@ -39,7 +176,7 @@ def _list_presets(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
 
 def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
     if name:
-        from stochcl.api.training import preset_text
+        from stochcl.api.train import preset_text
 
         click.echo(preset_text(name), nl=False)
         ctx.exit()
@@ -164,7 +301,7 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
       stochcl train photos/ -o latents.safetensors --init photos.safetensors --epochs 0 --rate 64
       torchrun --nproc-per-node 8 -m stochcl train photos/ -o photos.safetensors
     """
-    from stochcl.api import training
+    from stochcl.api import train as training
 
     first = training.is_first_process()
     with progress_bar("images", rate=False) if first else nullcontext(_silence) as bar:
@@ -179,7 +316,7 @@ def train(sources: tuple[Path, ...], output: Path, *, as_json: bool, **options: 
     work = f"{report.images:,} {unit}s, {report.steps:,} steps, {duration(report.seconds)}"
     which = f"held-out {unit}s" if report.held_out else f"the training {unit}s"
     lines = [
-        f"{printable(output)}: {report.latents:,} latents; {work}",
+        f"{escape_name(output)}: {report.latents:,} latents; {work}",
         f"  rate of {which} {report.rate:,.1f} bits per {unit}{knn}",
         *([f"  begun from {report.initialised}"] if report.initialised else []),
         f"  hash {report.sha256}",

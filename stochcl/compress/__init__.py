@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from stochcl.compress.archive import Archive
-from stochcl.compress.autoregressive import AutoregressiveModel
-from stochcl.compress.decoder import VectorDecoder
-from stochcl.compress.folder import FolderArchive, open_archive
 from stochcl.compress.header import Header
-from stochcl.compress.independent import IndependentModel
 from stochcl.compress.rows import Rows
-from stochcl.compress.tables import Tables, find_tables, keep_tables, save_tables
+from stochcl.compress.sharded import FolderArchive, open_archive
 from stochcl.compress.writer import Writer
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables, find_tables, keep_tables, save_tables
+from stochcl.entropy.vectors import VectorDecoder
 
 __all__ = [
     "Archive",

@@ -9,29 +9,26 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.codes import bits_per_symbol
-from stochcl.compress import framing
-from stochcl.compress.cache import Cache
-from stochcl.compress.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit
+from stochcl import framing
+from stochcl.codes import bits_per_symbol, folder_label
+from stochcl.compress.bytes import Cache, open_reader
+from stochcl.compress.columns import Store, unpack_uncertainty
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, read_index
-from stochcl.compress.model import FITTED, OWN, size_in_memory, unpack_model
-from stochcl.compress.parts import check_head, read_part, read_texts
-from stochcl.compress.remote import open_reader
 from stochcl.compress.rows import Rows
-from stochcl.compress.segment import read_blocks, values_per_row
-from stochcl.compress.tables import Tables, find_tables
-from stochcl.compress.texts import Store
-from stochcl.compress.uncertainty import unpack_uncertainty
-from stochcl.data import folder_label, printable
+from stochcl.compress.segment import check_head, read_blocks, read_part, read_texts, values_per_row
+from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
+from stochcl.entropy.tables import Tables, find_tables
 from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated
+from stochcl.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.compress.coder import EntropyModel
+    from stochcl.entropy.model import EntropyModel
 
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each

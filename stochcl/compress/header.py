@@ -7,19 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
-from stochcl.compress.framing import (
-    MAGIC,
-    MAX_HEADER,
-    MAX_INPUT,
-    PROLOGUE,
-    VERSION,
-    VERSIONS,
-    check_crc,
-    check_limit,
-    crc,
-)
-from stochcl.compress.independent import MAX_DECISIONS
+from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
+from stochcl.framing import MAGIC, MAX_HEADER, MAX_INPUT, PROLOGUE, VERSION, VERSIONS, check_crc, check_limit, crc
 
 
 @dataclass(frozen=True)

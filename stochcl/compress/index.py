@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stochcl.compress import framing, model
-from stochcl.compress.framing import (
+from stochcl import framing
+from stochcl.compress.segment import SegmentHead
+from stochcl.entropy import model
+from stochcl.errors import AppendInterrupted, ChecksumMismatch, FormatError, Truncated
+from stochcl.framing import (
     CHUNK,
     END_MAGIC,
     ENTRY,
@@ -26,13 +29,11 @@ from stochcl.compress.framing import (
     inflate_pieces,
     unpack,
 )
-from stochcl.compress.segment import SegmentHead
-from stochcl.errors import AppendInterrupted, ChecksumMismatch, FormatError, Truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stochcl.compress.reader import ByteReader
+    from stochcl.compress.bytes import ByteReader
 
 _CHUNKS = (b"TABL", b"FITT", b"SEGM", b"INDX")
 _MAX_SKIPPED = 1 << 25  # bytes of the list of skipped images, inflated

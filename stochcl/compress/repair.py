@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stochcl.atomic import lock
 from stochcl.codes import bits_per_symbol
 from stochcl.compress.archive import _Named
-from stochcl.compress.framing import END_MAGIC, PROLOGUE
+from stochcl.compress.bytes import ByteReader
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, read_index
-from stochcl.compress.reader import ByteReader
-from stochcl.data import printable
 from stochcl.errors import FormatError, OutputError, SourceError, Truncated, UsageError
+from stochcl.files import lock
+from stochcl.framing import END_MAGIC, PROLOGUE
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from io import FileIO

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stochcl.codes import Codes, symbol_dtype
-from stochcl.compress.texts import Texts
+from stochcl.compress.columns import Texts
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from stochcl.compress.coder import EntropyModel
-    from stochcl.compress.decoder import VectorDecoder
+    from stochcl.compress.columns import Store
     from stochcl.compress.header import Header
-    from stochcl.compress.tables import Tables
-    from stochcl.compress.texts import Store
+    from stochcl.entropy.model import EntropyModel
+    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.vectors import VectorDecoder
 
 _ROWS = 8192  # decoded at a time
 _WINDOW = 64  # blocks among which rows are shuffled
@@ -254,8 +254,7 @@ class Rows(ABC):
         >>> table = archive.to_arrow(vectors=False).read_all()  # doctest: +SKIP
         >>> datasets.Dataset(table)  # doctest: +SKIP
         """
-        from stochcl.compress.arrow import reader_of
-        from stochcl.compress.export import Decoded
+        from stochcl.compress.export import Decoded, reader_of
 
         decoded = Decoded(self, symbols, vectors, None, rows)
         if not (decoded.symbols or decoded.vectors):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stochcl import framing
 from stochcl.codes import bits_per_symbol
-from stochcl.compress import framing
-from stochcl.compress.autoregressive import AutoregressiveModel
-from stochcl.compress.coder import decode_blocks, encode_block
-from stochcl.compress.framing import (
+from stochcl.compress.columns import pack_uncertainty, unpack_uncertainty
+from stochcl.entropy.ans import decode_blocks, encode_block
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model
+from stochcl.errors import FormatError
+from stochcl.framing import (
     BLOCK,
     CHUNK,
     HEAD,
@@ -24,12 +28,9 @@ from stochcl.compress.framing import (
     pack_texts,
     pack_varints,
     unpack,
+    unpack_texts,
     unpack_varints,
 )
-from stochcl.compress.independent import IndependentModel
-from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model
-from stochcl.compress.uncertainty import pack_uncertainty
-from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
-    from stochcl.compress.coder import EntropyModel
+    from stochcl.compress.bytes import ByteReader
+    from stochcl.compress.index import Index
+    from stochcl.entropy.model import EntropyModel
+
 
 KIND = b"SEGM"
 
@@ -306,3 +310,155 @@ def read_blocks(
     for packed, (head, number) in zip(decoded, heads, strict=True):
         check_crc(head.crcs[number], "what a block decodes to", packed.tobytes())
     return decoded
+
+
+_NAMES = ("the table", "the names", "the labels", "the uncertainty")
+
+
+@dataclass(frozen=True)
+class RawSegment:
+    """One segment's bytes.
+
+    Parameters
+    ----------
+    head : SegmentHead
+    parts : (bytes, bytes, bytes, bytes)
+        Table, names, labels and uncertainty; empty where there are none.
+    blocks : bytes
+        All blocks, one after the other.
+    """
+
+    head: SegmentHead
+    parts: tuple[bytes, bytes, bytes, bytes]
+    blocks: bytes
+
+    @property
+    def chunk(self) -> bytes:
+        """The bytes of its chunk."""
+        return b"".join([self.head.start, *self.parts, self.blocks])
+
+    @property
+    def has(self) -> tuple[bool, bool, bool]:
+        """Whether its rows have names, labels and uncertainty."""
+        return bool(self.parts[1]), bool(self.parts[2]), bool(self.parts[3])
+
+    def having(
+        self,
+        *,
+        names: bytes | None = None,
+        labels: bytes | None = None,
+        entropy: bytes | None = None,
+        number: int | None = None,
+    ) -> RawSegment:
+        """Return the segment with other names, labels, uncertainty (packed; empty: none), or number of its model."""
+        table, old_names, old_labels, old_entropy = self.parts
+        names = old_names if names is None else names
+        labels = old_labels if labels is None else labels
+        entropy = old_entropy if entropy is None else entropy
+        head = replace(
+            self.head,
+            names=Part(len(names), crc(names) if names else 0),
+            labels=Part(len(labels), crc(labels) if labels else 0),
+            entropy=Part(len(entropy), crc(entropy) if entropy else 0),
+            number=self.head.number if number is None else number,
+        )
+        return RawSegment(head, (table, names, labels, entropy), self.blocks)
+
+
+def as_version(segment: RawSegment, old: int, new: int) -> RawSegment:
+    """Return a segment of one version of the format as another has it.
+
+    Raises
+    ------
+    FormatError
+        If its uncertainty is none.
+    """
+    if old == new or not segment.parts[3]:
+        return segment
+    values = unpack_uncertainty(segment.parts[3], segment.head.rows, old)
+    try:
+        return segment.having(entropy=pack_uncertainty(values, new))
+    except ValueError as exc:
+        raise FormatError(f"a segment's uncertainty makes no sense: {exc}") from exc
+
+
+def read_segment(reader: ByteReader, offset: int, head: SegmentHead) -> RawSegment:
+    """Read a segment, and check everything of it but what its blocks decode to.
+
+    Raises
+    ------
+    FormatError
+        If it is not what the index says, or damaged.
+    """
+    parts = read_parts(reader, offset, head)
+    blocks = reader.read(offset + head.size - head.payload, head.payload)
+    at = 0
+    for number, words in enumerate(head.words):
+        rows, stated, payload_crc = unpack(BLOCK, blocks, at, "a block's head")
+        if (rows, stated) != (head.rows_of(number), words):
+            raise FormatError(f"a block of the segment at byte {offset:,} is not what the index says")
+        end = at + BLOCK.size + 4 * words
+        check_crc(payload_crc, f"block {number} of the segment at byte {offset:,}", blocks[at + BLOCK.size : end])
+        at = end
+    return RawSegment(head, parts, blocks)
+
+
+def read_parts(reader: ByteReader, offset: int, head: SegmentHead) -> tuple[bytes, bytes, bytes, bytes]:
+    """Read a segment's table, names, labels and uncertainty, and check them.
+
+    Raises
+    ------
+    FormatError
+        If they are not what the index says, or damaged.
+    """
+    start = head.start
+    if reader.read(offset, len(start)) != start:
+        raise FormatError(f"the segment at byte {offset:,} is not what the index says")
+    at, parts = offset + head.parts_at, []
+    for what, part in zip(_NAMES, head.parts, strict=True):
+        data = reader.read(at, part.size)
+        check_crc(part.crc, f"{what} of the segment at byte {offset:,}", data)
+        parts.append(data)
+        at += part.size
+    table, names, labels, entropy = parts
+    return table, names, labels, entropy
+
+
+_PARTS = ("table", "names", "labels", "entropy")
+
+
+def check_head(reader: ByteReader, index: Index, segment: int) -> None:
+    """Raise FormatError unless a segment begins as the index says."""
+    offset, head = index.segments[segment]
+    start = head.start
+    if reader.read(offset, len(start)) != start:
+        raise FormatError(f"the segment at byte {offset:,} is not what the index says")
+
+
+def read_part(reader: ByteReader, index: Index, segment: int, which: str) -> bytes:
+    """Read and check one part of a segment: table, names, labels or entropy.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged, or the segment is not what the index says.
+    """
+    check_head(reader, index, segment)
+    offset, head = index.segments[segment]
+    before = _PARTS[: _PARTS.index(which)]
+    part = getattr(head, which)
+    data = reader.read(offset + head.parts_at + sum(getattr(head, name).size for name in before), part.size)
+    check_crc(part.crc, f"the {which} of segment {segment}", data)
+    return data
+
+
+def read_texts(reader: ByteReader, index: Index, segment: int, which: str) -> tuple[str, ...]:
+    """Read the names or labels of a segment's rows.
+
+    Raises
+    ------
+    FormatError
+        If they are damaged.
+    """
+    data = read_part(reader, index, segment, which)
+    return unpack_texts(data, index.segments[segment][1].rows, f"the {which} of segment {segment}")

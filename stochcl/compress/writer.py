@@ -2,29 +2,217 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
-from stochcl.atomic import sync_folder, write_all
-from stochcl.compress.beginning import Beginning
-from stochcl.compress.framing import crc
-from stochcl.compress.gathering import SEGMENT_ROWS, SegmentWriter
-from stochcl.compress.journal import Journal, Record
 from stochcl.compress.segment import read_head
-from stochcl.data import printable
+from stochcl.compress.segment_writer import SEGMENT_ROWS, Beginning, Record, SegmentWriter
 from stochcl.errors import FormatError, OutputError, UsageError
+from stochcl.files import sync_folder, write_all
+from stochcl.framing import crc
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from io import FileIO
     from types import TracebackType
 
-    from stochcl.compress.coder import EntropyModel
     from stochcl.compress.header import Header
-    from stochcl.compress.tables import Tables
+    from stochcl.entropy.model import EntropyModel
+    from stochcl.entropy.tables import Tables
+
+
+class StreamWriter(SegmentWriter):
+    """Writes an archive to a file object, front to back; use it in a ``with`` statement.
+
+    The bytes are those that :class:`~stochcl.compress.Writer` writes to a file. Left by an exception, the stream
+    lacks its end, and who reads it says that it is cut short.
+
+    Parameters
+    ----------
+    file : binary file object
+        To be written to; it stays the caller's to close.
+    header, tables, embed_tables, names, uncertainty, segment_rows
+        As of :class:`~stochcl.compress.Writer`.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written. A reader that has gone is BrokenPipeError.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        header: Header,
+        tables: Tables,
+        *,
+        embed_tables: bool,
+        names: bool = True,
+        uncertainty: bool = True,
+        segment_rows: int = SEGMENT_ROWS,
+    ) -> None:
+        self._out = file
+        self._beginning = Beginning(header, tables, embed=embed_tables)
+        self._closed, self._ending = False, b""
+        super().__init__(
+            header, self._beginning.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
+            start=len(self._beginning.data),
+        )  # fmt: skip
+        self._write(self._beginning.data)
+
+    def _store(self, start: int, chunk: bytes, record: Record) -> None:
+        self._write(chunk)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self._out.write(view) or 0 :]
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OutputError(f"the stream cannot be written to: {(exc.strerror or str(exc)).lower()}.") from exc
+
+    def finish(self) -> None:
+        """Write what is waiting, the index and the trailer.
+
+        Raises
+        ------
+        OutputError
+        """
+        self._flush_all()
+        self._ending = self._beginning.index(self, self._end).to_bytes()
+        self._write(self._ending)
+        self._closed = True
+
+    def outline(self) -> IO[bytes]:
+        """Return what was written, without the segments: enough of a file for an archive to be opened and told of."""
+        return cast("IO[bytes]", _Outline(self._beginning.data, self._end, self._ending))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None and not self._closed:
+            self.finish()
+
+
+class _Outline(io.RawIOBase):
+    """A file of which the beginning and the end are there."""
+
+    def __init__(self, head: bytes, end_at: int, end: bytes) -> None:
+        self._parts = {0: head, end_at: end}
+        self._size, self._at = end_at + len(end), 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> Any:
+        for start, data in self._parts.items():
+            if start <= self._at < start + len(data):
+                found = data[self._at - start :][: None if size < 0 else size]
+                self._at += len(found)
+                return found
+        return b""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+class Journal:
+    """A file of JSON lines: the facts of the run, then a record for every segment, each with its checksum.
+
+    A record is written, and forced to disk, only after its segment has been. So whatever was interrupted, a
+    segment that the journal has is whole; a last line that is torn is as if it had never been written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: FileIO | None = None
+
+    def start(self, facts: dict[str, Any]) -> None:
+        """Begin a new journal."""
+        self._file = self.path.open("wb", buffering=0)
+        self._write({"facts": facts})
+
+    def append(self, record: Record) -> None:
+        """Add a segment."""
+        self._write(asdict(record))
+
+    def read(self) -> tuple[dict[str, Any], list[Record]]:
+        """Return the facts and records of an existing journal, up to the first line that is torn, and go on there.
+
+        Raises
+        ------
+        ValueError
+            If not even the facts can be read.
+        OSError
+            If there is no journal.
+        """
+        data = self.path.read_bytes()
+        values: list[Any] = []
+        end = 0
+        for line in data.splitlines(keepends=True):
+            value = _parse(line)
+            if value is None:
+                break
+            values.append(value)
+            end += len(line)
+        if not values or "facts" not in values[0]:
+            msg = "the journal is damaged"
+            raise ValueError(msg)
+        records = [
+            Record(**(value | {"skipped": [(name, reason) for name, reason in value["skipped"]]}))
+            for value in values[1:]
+        ]
+        self._file = self.path.open("r+b", buffering=0)
+        self._file.truncate(end)
+        self._file.seek(end)
+        return values[0]["facts"], records
+
+    def _write(self, value: dict[str, Any]) -> None:
+        if self._file is None:
+            msg = "the journal is not open"
+            raise ValueError(msg)
+        # ASCII JSON keeps undecodable bytes of names: lone surrogates are written as escapes.
+        text = json.dumps(value, sort_keys=True).encode("ascii")
+        end = self._file.tell()
+        try:
+            write_all(self._file, b"%08x %s\n" % (crc(text), text))
+            os.fsync(self._file.fileno())
+        except OSError:
+            with suppress(OSError):  # a line that is torn would end the journal for those after it
+                self._file.truncate(end)
+                self._file.seek(end)
+            raise
+
+    def close(self) -> None:
+        """Close the file; it stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Close and delete the file."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _parse(line: bytes) -> Any:
+    """Return the value of one line, or None if it is torn."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % crc(text):
+        return None
+    return json.loads(text)
+
 
 _FACTS = {
     "header": "model, --precision, --latents, --fit or --uncertainty",
@@ -132,7 +320,7 @@ class Writer(SegmentWriter):
 
     def _look(self, *, force: bool, resume: bool) -> bool:
         """Refuse to replace what is there unasked; tell whether there is a partial file."""
-        shown = printable(self.path)
+        shown = escape_name(self.path)
         if self.path.exists() and not self.path.is_file():  # --force must not put a file in the place of /dev/null
             what = "a folder" if self.path.is_dir() else "a device or pipe"
             raise UsageError(f"{shown}: this is {what}; name the file to write.")
@@ -141,7 +329,7 @@ class Writer(SegmentWriter):
         there = self.partial.exists()
         if there and not (force or resume):
             msg = (
-                f"{printable(self.partial)}: an interrupted run left this; pass --resume to go on with it, or "
+                f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to go on with it, or "
                 "--force to start anew."
             )
             raise UsageError(msg)
@@ -154,7 +342,7 @@ class Writer(SegmentWriter):
         return not self._journal.path.exists() or b"\n" not in self._journal.path.read_bytes()
 
     def _resume(self) -> None:
-        shown = printable(self.partial)
+        shown = escape_name(self.partial)
         try:
             facts, records = self._journal.read()
         except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -207,8 +395,10 @@ class Writer(SegmentWriter):
 
     def _unwritable(self, exc: OSError) -> OutputError:
         reason = (exc.strerror or str(exc)).lower()
-        kept = f" What was done is kept in {printable(self.partial)}: make room and pass --resume."
-        return OutputError(f"{printable(self.path)}: it cannot be written: {reason}.{kept if self._segments else ''}")
+        kept = f" What was done is kept in {escape_name(self.partial)}: make room and pass --resume."
+        return OutputError(
+            f"{escape_name(self.path)}: it cannot be written: {reason}.{kept if self._segments else ''}"
+        )
 
     def _store(self, start: int, chunk: bytes, record: Record) -> None:
         """Write a segment, and then say so in the journal."""

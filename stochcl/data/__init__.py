@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from stochcl.data.array import ArraySource
+from stochcl.codes import folder_label
+from stochcl.data.array import ArraySource, MatrixBatch, MatrixSource, sample_rows, sample_size
 from stochcl.data.arrow import ArrowImages, ArrowVectors, open_arrow
-from stochcl.data.cifar import Cifar10Source
+from stochcl.data.builtin import Cifar10Source
 from stochcl.data.folder import FileSource, FolderSource
-from stochcl.data.labels import LabelTable, read_labels
-from stochcl.data.matrix import MatrixBatch, MatrixSource
-from stochcl.data.names import folder_label, held_out, printable
-from stochcl.data.opening import open_source
+from stochcl.data.labels import LabelTable, held_out, read_labels
+from stochcl.data.open import SubsetSource, missing_from, open_list, open_source, open_sources
 from stochcl.data.preprocess import Preprocess
-from stochcl.data.sampling import sample_rows, sample_size
-from stochcl.data.several import open_list, open_sources
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource
-from stochcl.data.stream import StreamSource, TarStream
-from stochcl.data.subset import SubsetSource, missing_from
-from stochcl.data.tar import TarSource
+from stochcl.data.tar import StreamSource, TarSource, TarStream
 from stochcl.data.zip import ZipSource
+from stochcl.messages import escape_name as printable
 
 __all__ = [
     "ArraySource",

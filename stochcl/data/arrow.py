@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stochcl.data.array import row_names
-from stochcl.data.arrowfile import (
-    choose_column,
-    class_names,
-    explained,
-    is_arrow,
-    is_image_type,
-    record_batches,
-    rows_in,
-    schema_of,
-)
-from stochcl.data.matrix import MatrixBatch
-from stochcl.data.names import member_name, printable
+from stochcl.data.array import MatrixBatch, row_names
+from stochcl.data.names import member_name
 from stochcl.data.source import Failure
-from stochcl.data.stream import BATCH_BYTES, Loaded, StreamSource
-from stochcl.errors import SourceError, UsageError
+from stochcl.data.tar import BATCH_BYTES, Loaded, StreamSource
+from stochcl.errors import MissingExtraError, SourceError, UsageError
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +23,146 @@ if TYPE_CHECKING:
 
     from stochcl.data.preprocess import Preprocess
     from stochcl.data.source import ImageBatch
+
+
+_MAGICS = {b"PAR1": "parquet", b"ARRO": "file", b"\xff\xff\xff\xff": "stream"}
+_ENDINGS = (".parquet", ".arrow", ".feather")
+
+
+def is_arrow(path: Path, head: bytes) -> bool:
+    """Tell by its first bytes whether a file is Parquet or Arrow; an Arrow stream has to be called so, too."""
+    kind = _MAGICS.get(head[:4])
+    return kind in ("parquet", "file") or (kind == "stream" and path.suffix.lower() in _ENDINGS)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Make Arrow's errors ours."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise SourceError(f"{escape_name(path)}: there is no such file.") from exc
+    except (pa.ArrowException, OSError, ValueError, KeyError) as exc:
+        reason = escape_name(str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__)
+        raise SourceError(f"{escape_name(path)}: it cannot be read as Parquet or Arrow ({reason}).") from exc
+
+
+def _need() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as exc:
+        msg = "a Parquet or Arrow file needs pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
+        raise MissingExtraError(msg) from exc
+
+
+def _kind(path: Path) -> str:
+    with path.open("rb") as file:
+        return _MAGICS.get(file.read(4), "")
+
+
+def schema_of(path: Path) -> Any:
+    """Return a file's columns; MissingExtraError where pyarrow is not installed."""
+    _need()
+    import pyarrow as pa
+    from pyarrow import ipc, parquet
+
+    with explained(path):
+        kind = _kind(path)
+        if kind == "parquet":
+            return parquet.read_schema(path)
+        with pa.OSFile(str(path)) as file:
+            return (ipc.open_file if kind == "file" else ipc.open_stream)(file).schema
+
+
+def rows_in(path: Path) -> int:
+    """Return how many rows a file has, 0 where it does not say."""
+    from pyarrow import parquet
+
+    with explained(path):
+        return int(parquet.read_metadata(path).num_rows) if _kind(path) == "parquet" else 0
+
+
+def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
+    """Yield record batches of at most so many rows."""
+    import pyarrow as pa
+    from pyarrow import ipc, parquet
+
+    kind = _kind(path)
+    if kind == "parquet":
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield from file.iter_batches(rows, columns=columns, use_threads=False)
+        return
+    with pa.OSFile(str(path)) as file:
+        reader = ipc.open_file(file) if kind == "file" else ipc.open_stream(file)
+        whole = (reader.get_batch(i) for i in range(reader.num_record_batches)) if kind == "file" else reader
+        for batch in whole:
+            for start in range(0, len(batch), rows):
+                yield batch.select(columns).slice(start, rows)
+
+
+# Columns
+
+
+def choose_column(schema: Any, asked: str | None, shown: str) -> str:
+    """Return which column holds images or vectors, see :func:`stochcl.data.arrow.open_arrow`."""
+
+    def fits(kind: Any) -> bool:
+        return is_image_type(kind) or _is_vector(kind)
+
+    if asked is not None:
+        if asked not in schema.names:
+            raise UsageError(f"{shown}: it has no column {asked!r}; there are {', '.join(schema.names)}.")
+        if not fits(schema.field(asked).type):
+            raise UsageError(f"{shown}: its column {asked} holds {schema.field(asked).type}: no images or vectors.")
+        return asked
+    for test in (is_image_type, _is_vector):
+        found = [field.name for field in schema if test(field.type)]
+        if len(found) > 1:
+            raise UsageError(
+                f"{shown}: its columns {', '.join(found)} could all be meant; write a file that has one of them, or "
+                "name it: `open_arrow(paths, column)` in stochcl.data."
+            )
+        if found:
+            return str(found[0])
+    raise SourceError(
+        f"{shown}: none of its columns ({', '.join(schema.names)}) holds images (binary, or a struct with bytes) or "
+        "vectors (lists of floats)."
+    )
+
+
+def is_image_type(kind: Any) -> bool:
+    """Tell whether a column of this type can hold image files."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_binary(kind.field(index).type)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _is_vector(kind: Any) -> bool:
+    from pyarrow import types
+
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(lists and types.is_floating(kind.value_type))
+
+
+def class_names(schema: Any, label: str | None) -> list[str]:
+    """Return the names that Hugging Face's features give the numbers of labels; none where they do not."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return [str(name) for name in features[label]["names"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
 
 _IMAGES = 64  # rows read at a time, of images
 _VECTORS = 4096
@@ -64,10 +196,10 @@ def open_arrow(paths: Sequence[Path], column: str | None = None) -> ArrowSource 
     if not all(there):
         other = paths[there.index(False)]
         raise UsageError(
-            f"{printable(other)}: it is no Parquet or Arrow file, as {printable(paths[0])} is; give one kind."
+            f"{escape_name(other)}: it is no Parquet or Arrow file, as {escape_name(paths[0])} is; give one kind."
         )
     schema = schema_of(paths[0])
-    column = choose_column(schema, column, printable(paths[0]))
+    column = choose_column(schema, column, escape_name(paths[0]))
     kind = ArrowImages if is_image_type(schema.field(column).type) else ArrowVectors
     return kind(paths, column)
 
@@ -141,7 +273,7 @@ class ArrowImages(ArrowSource):
         if len(part):
             yield part
         elif not row:
-            raise SourceError(f"{printable(self.path)}: its column {self.column} holds no image.")
+            raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no image.")
 
 
 class ArrowVectors(ArrowSource):
@@ -157,14 +289,14 @@ class ArrowVectors(ArrowSource):
             value = column[0].as_py()
             if value:
                 return len(value)
-        raise SourceError(f"{printable(self.path)}: its column {self.column} holds no vector.")
+        raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no vector.")
 
     def _parts(self, batch_size: int) -> Iterator[Loaded]:
-        raise UsageError(f"{printable(self.path)}: these are vectors, not images.")
+        raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")
 
     def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
         """Vectors are not images; see :meth:`vectors`."""
-        raise UsageError(f"{printable(self.path)}: these are vectors, not images.")
+        raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")
 
     def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
         """Iterate over the rows; those that are null, of another length or not finite are failures."""

@@ -6,11 +6,12 @@ import os
 import stat
 from typing import TYPE_CHECKING, ClassVar
 
-from stochcl.data.files import read_regular, why
-from stochcl.data.names import printable, sort_key
+from stochcl.data.names import sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name, read_regular
 from stochcl.errors import SourceError
+from stochcl.messages import escape_name as printable
+from stochcl.messages import os_reason as why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,15 +9,54 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.data.files import why
-from stochcl.data.names import printable
+from stochcl.codes import folder_label
 from stochcl.errors import LabelsError
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from stochcl.data.source import Entry
+
+
+def held_out(
+    names: Iterable[str | Entry], per_class: int = 20, label: Callable[[str], str] = folder_label
+) -> NDArray[np.bool_]:
+    """Mark the images of one source that are never trained on: the last ``per_class`` of each class.
+
+    This is the one function that makes the held-out split; everything that trains or scores asks it.
+
+    Parameters
+    ----------
+    names : iterable of str or Entry
+        The images of one source, in the source's order.
+    per_class : int
+        How many are held out of each class; a class with no more than that is held out whole.
+    label : callable
+        The class that an image of this name is of.
+
+    Returns
+    -------
+    ndarray of bool, shape (N,)
+        True where the image is held out.
+
+    Examples
+    --------
+    >>> held_out(["a/0", "a/1", "a/2", "b/0", "b/1"], per_class=1).tolist()
+    [False, False, True, False, True]
+    """
+    labels = [label(n if isinstance(n, str) else n.name) for n in names]
+    mask = np.zeros(len(labels), dtype=np.bool_)
+    seen: dict[str, int] = {}
+    for i in range(len(labels) - 1, -1, -1):
+        count = seen.get(labels[i], 0)
+        mask[i] = count < per_class
+        seen[labels[i]] = count + 1
+    return mask
+
 
 _SHOWN = 3  # names that a message lists
 
@@ -63,7 +102,7 @@ class LabelTable:
         missing = [name for name in names if name not in self.rows]
         if missing:
             msg = (
-                f"{printable(self.path)}: {len(missing):,} of {len(names):,} images have no row here: "
+                f"{escape_name(self.path)}: {len(missing):,} of {len(names):,} images have no row here: "
                 f"{_listed(missing)}. Names are paths relative to the source, such as those that "
                 f"this file gives: {_listed(list(self.rows))}."
             )
@@ -84,7 +123,7 @@ class LabelTable:
         if len(wrong):
             examples = [f"{names[i]} ({texts[i]!r})" for i in wrong[:_SHOWN]]
             msg = (
-                f"{printable(self.path)}: column {printable(column or self.columns[0])} is not a finite "
+                f"{escape_name(self.path)}: column {escape_name(column or self.columns[0])} is not a finite "
                 f"number for {len(wrong):,} of {len(names):,} images: {_listed(examples, len(wrong))}."
             )
             raise LabelsError(msg)
@@ -96,8 +135,8 @@ class LabelTable:
         if column in self.columns:
             return self.columns.index(column)
         msg = (
-            f"{printable(self.path)}: there is no column {printable(column)}; the columns are "
-            f"{printable(', '.join(self.columns))}."
+            f"{escape_name(self.path)}: there is no column {escape_name(column)}; the columns are "
+            f"{escape_name(', '.join(self.columns))}."
         )
         raise LabelsError(msg)
 
@@ -120,23 +159,23 @@ def read_labels(path: str | os.PathLike[str]) -> LabelTable:
             columns = _header(path, next(reader, None))
             return LabelTable(path, columns, _rows(path, reader, len(columns)))
     except OSError as exc:
-        raise LabelsError(f"{printable(path)}: the labels cannot be read: {why(exc)}.") from exc
+        raise LabelsError(f"{escape_name(path)}: the labels cannot be read: {os_reason(exc)}.") from exc
     except UnicodeDecodeError as exc:
-        msg = f"{printable(path)}: the labels are not UTF-8 text ({exc.reason}); save the file as UTF-8."
+        msg = f"{escape_name(path)}: the labels are not UTF-8 text ({exc.reason}); save the file as UTF-8."
         raise LabelsError(msg) from exc
     except csv.Error as exc:
-        msg = f"{printable(path)}: line {reader.line_num} is not CSV ({exc})."
+        msg = f"{escape_name(path)}: line {reader.line_num} is not CSV ({exc})."
         raise LabelsError(msg) from exc
 
 
 def _header(path: Path, header: list[str] | None) -> tuple[str, ...]:
     if header is None:
-        raise LabelsError(f"{printable(path)}: the file is empty; its first line must be name,label.")
+        raise LabelsError(f"{escape_name(path)}: the file is empty; its first line must be name,label.")
     columns = [cell.strip() for cell in header]
     if len(columns) < 2 or columns[0] != "name" or "" in columns or len(set(columns)) != len(columns):
         msg = (
-            f"{printable(path)}: the first line must be name,label (and further columns, each with its own "
-            f"name), not {printable(','.join(header))[:200]}."
+            f"{escape_name(path)}: the first line must be name,label (and further columns, each with its own "
+            f"name), not {escape_name(','.join(header))[:200]}."
         )
         raise LabelsError(msg)
     return tuple(columns[1:])
@@ -149,14 +188,14 @@ def _rows(path: Path, reader: Iterator[list[str]], columns: int) -> dict[str, tu
             continue
         line = reader.line_num  # type: ignore[attr-defined]
         if len(cells) != columns + 1:
-            msg = f"{printable(path)}: line {line} has {len(cells)} cells where the header has {columns + 1}."
+            msg = f"{escape_name(path)}: line {line} has {len(cells)} cells where the header has {columns + 1}."
             raise LabelsError(msg)
         name, values = cells[0], tuple(cells[1:])
         if rows.setdefault(name, values) != values:
-            msg = f"{printable(path)}: line {line} gives {printable(name)} other values than a line before."
+            msg = f"{escape_name(path)}: line {line} gives {escape_name(name)} other values than a line before."
             raise LabelsError(msg)
     if not rows:
-        raise LabelsError(f"{printable(path)}: there is no row under the header.")
+        raise LabelsError(f"{escape_name(path)}: there is no row under the header.")
     return rows
 
 
@@ -169,5 +208,5 @@ def _number(text: str) -> float:
 
 def _listed(names: Sequence[str], total: int | None = None) -> str:
     total = len(names) if total is None else total
-    shown = ", ".join(printable(name) for name in names[:_SHOWN])
+    shown = ", ".join(escape_name(name) for name in names[:_SHOWN])
     return shown if total <= _SHOWN else f"{shown}, ... ({total - _SHOWN:,} more)"

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from numpy.typing import NDArray
-
-    from stochcl.data.source import Entry
 
 MAX_NAME_BYTES = 65_535
 """Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
@@ -30,32 +20,6 @@ def sort_key(name: str) -> bytes:
     ['B.png', 'b.png', 'é.png']
     """
     return os.fsencode(name)
-
-
-def printable(name: str | os.PathLike[str]) -> str:
-    r"""Write a name so that any terminal can show it: undecodable bytes and control characters escaped.
-
-    Examples
-    --------
-    >>> print(printable("caf\udce9\n.png"))
-    caf\udce9\n.png
-    """
-    text = os.fspath(name)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def folder_label(name: str) -> str:
-    """Return the label that a name carries: its first folder, or an empty string where it has none.
-
-    Examples
-    --------
-    >>> folder_label("cats/old/tom.jpg"), folder_label("tom.jpg")
-    ('cats', '')
-    """
-    folder, slash, _ = name.partition("/")
-    return folder if slash else ""
 
 
 def member_name(stored: str) -> str:
@@ -95,39 +59,3 @@ def is_hidden(name: str) -> bool:
     [True, True, False]
     """
     return name.startswith((".", "__MACOSX/")) or "/." in name
-
-
-def held_out(
-    names: Iterable[str | Entry], per_class: int = 20, label: Callable[[str], str] = folder_label
-) -> NDArray[np.bool_]:
-    """Mark the images of one source that are never trained on: the last ``per_class`` of each class.
-
-    This is the one function that makes the held-out split; everything that trains or scores asks it.
-
-    Parameters
-    ----------
-    names : iterable of str or Entry
-        The images of one source, in the source's order.
-    per_class : int
-        How many are held out of each class; a class with no more than that is held out whole.
-    label : callable
-        The class that an image of this name is of.
-
-    Returns
-    -------
-    ndarray of bool, shape (N,)
-        True where the image is held out.
-
-    Examples
-    --------
-    >>> held_out(["a/0", "a/1", "a/2", "b/0", "b/1"], per_class=1).tolist()
-    [False, False, True, False, True]
-    """
-    labels = [label(n if isinstance(n, str) else n.name) for n in names]
-    mask = np.zeros(len(labels), dtype=np.bool_)
-    seen: dict[str, int] = {}
-    for i in range(len(labels) - 1, -1, -1):
-        count = seen.get(labels[i], 0)
-        mask[i] = count < per_class
-        seen[labels[i]] = count + 1
-    return mask

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import threading
 from abc import ABC, abstractmethod
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from stochcl.data.names import printable
+import numpy as np
+
+from stochcl.data.preprocess import quiet_pillow
 from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.data.preprocess import Preprocess
+
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -153,7 +162,7 @@ class ImageSource(ABC):
         try:
             return self._image(i, preprocess)
         except ImageError as exc:
-            raise ImageError(f"{printable(self.path)}: {printable(name)}: {exc}") from exc
+            raise ImageError(f"{escape_name(self.path)}: {escape_name(name)}: {exc}") from exc
 
     def batches(
         self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1, start: int = 0
@@ -176,7 +185,6 @@ class ImageSource(ABC):
         UsageError
             If a number is out of its range.
         """
-        from stochcl.data.batches import decode_batches  # noqa: PLC0415, RUF100 - batches imports this module
 
         if batch_size < 1 or workers < 0 or start < 0:
             msg = f"batch_size={batch_size}, workers={workers}, start={start}: these count images and threads"
@@ -208,12 +216,12 @@ def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Fai
     """Raise SourceError, with the first reason, where a source has no image that could be read."""
     if entries:
         return
-    shown = printable(path)
+    shown = escape_name(path)
     if rejected:
         first = rejected[0]
         msg = (
             f"{shown}: none of the {len(rejected)} images in this {what} can be read; "
-            f"the first is {printable(first.name)}: {first.reason}."
+            f"the first is {escape_name(first.name)}: {first.reason}."
         )
         raise SourceError(msg)
     msg = (
@@ -221,3 +229,208 @@ def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Fai
         "and the like."
     )
     raise SourceError(msg)
+
+
+# O_NONBLOCK: should a name turn into a pipe between listing and opening, opening must not wait for a writer.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file whole.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be opened or read, is not a regular file, or has more than ``limit`` bytes.
+    """
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("it is not a regular file")
+            if status.st_size > limit:
+                raise ImageError(f"it has {status.st_size:,} bytes, and more than {limit:,} are not read")
+            return _read_all(file, status.st_size, limit)
+    except OSError as exc:
+        raise ImageError(f"it cannot be read: {os_reason(exc)}") from exc
+
+
+def _read_all(file: Any, expected: int, limit: int) -> bytes:
+    data: bytes = file.read(expected + 1)
+    if len(data) == expected:
+        return data
+    parts = [data]
+    total = len(data)
+    while data and total <= limit:  # the file changed, or the read was cut short: go on to its end
+        data = file.read(1 << 20)
+        parts.append(data)
+        total += len(data)
+    if total > limit:
+        raise ImageError(f"it has more than {limit:,} bytes, which are not read")
+    return b"".join(parts)
+
+
+class RandomFile:
+    """A file that any thread may read at any offset, opened when first needed; pickles as its path.
+
+    With ``keep`` set to False it is opened for every read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.keep = True
+        self._lock = threading.Lock()
+        self._file: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "keep": self.keep}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+        self.keep = state["keep"]
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes at ``offset``, fewer where the file ends before.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be opened or read.
+        """
+        if not self.keep:
+            with self.path.open("rb") as once:
+                once.seek(offset)
+                return once.read(count)
+        file = self._file or self._open()
+        if not hasattr(os, "pread"):
+            with self._lock:
+                file.seek(offset)
+                return bytes(file.read(count))
+        data = os.pread(file.fileno(), count, offset)
+        if len(data) == count or not data:
+            return data
+        parts = [data]
+        got = len(data)
+        while data and got < count:  # a read may return less: signals, network file systems, 2 GiB
+            data = os.pread(file.fileno(), count - got, offset + got)
+            parts.append(data)
+            got += len(data)
+        return b"".join(parts)
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._file is None:
+                self._file = self.path.open("rb", buffering=0)
+            return self._file
+
+    def __del__(self) -> None:
+        file = getattr(self, "_file", None)
+        if file is not None:
+            file.close()
+
+
+LOOK_AHEAD = 2
+"""Batches that are decoded ahead of the one the consumer holds; memory is bounded by it."""
+
+_CHUNK = 16  # images that a thread takes at a time: few enough to share a batch, enough to hide the queue
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pending:
+    source: ImageSource
+    rows: range
+    images: NDArray[np.uint8]
+    parts: list[Future[dict[int, str]]]
+
+
+def decode_batches(
+    source: ImageSource, preprocess: Preprocess, batch_size: int, workers: int, start: int
+) -> Iterator[ImageBatch]:
+    """Yield the batches of :meth:`ImageSource.batches`; closing the generator ends its threads."""
+    end = len(source)
+    ranges = (range(a, min(a + batch_size, end)) for a in range(start, end, batch_size))
+    return decode_ahead(((source, rows) for rows in ranges), preprocess, workers)
+
+
+def decode_ahead(
+    parts: Iterator[tuple[ImageSource, range]], preprocess: Preprocess, workers: int
+) -> Iterator[ImageBatch]:
+    """Yield a batch for each part, some rows of a source, whose images are decoded in threads ahead of it."""
+    stop = threading.Event()
+    if workers <= 1:
+        for source, rows in parts:
+            images = _allocate(rows, preprocess)
+            yield _finish(source, rows, images, _fill(source, preprocess, rows, images, stop))
+        return
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="stochcl-decode")
+    try:
+        pending: deque[_Pending] = deque()
+        for source, rows in islice(parts, LOOK_AHEAD + 1):
+            pending.append(_submit(executor, source, preprocess, rows, stop))
+        while pending:
+            batch = pending.popleft()
+            reasons: dict[int, str] = {}
+            for part in batch.parts:
+                reasons |= part.result()
+            yield _finish(batch.source, batch.rows, batch.images, reasons)
+            del batch
+            for source, rows in islice(parts, 1):
+                pending.append(_submit(executor, source, preprocess, rows, stop))
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _allocate(rows: range, preprocess: Preprocess) -> NDArray[np.uint8]:
+    return np.empty((len(rows), preprocess.size, preprocess.size, 3), dtype=np.uint8)
+
+
+def _submit(
+    executor: ThreadPoolExecutor,
+    source: ImageSource,
+    preprocess: Preprocess,
+    rows: range,
+    stop: threading.Event,
+) -> _Pending:
+    images = _allocate(rows, preprocess)
+    parts = [
+        executor.submit(_fill, source, preprocess, rows[a : a + _CHUNK], images[a : a + _CHUNK], stop)
+        for a in range(0, len(rows), _CHUNK)
+    ]
+    return _Pending(source, rows, images, parts)
+
+
+def _fill(
+    source: ImageSource,
+    preprocess: Preprocess,
+    rows: range,
+    images: NDArray[np.uint8],
+    stop: threading.Event,
+) -> dict[int, str]:
+    """Decode ``rows`` into ``images`` and return the reasons of those that could not be."""
+    reasons: dict[int, str] = {}
+    with quiet_pillow():
+        for k, i in enumerate(rows):
+            if stop.is_set():  # nobody waits for the rest
+                break
+            try:
+                images[k] = source._image(i, preprocess)
+            except ImageError as exc:
+                reasons[i] = str(exc)
+    return reasons
+
+
+def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons: dict[int, str]) -> ImageBatch:
+    positions = tuple(i for i in rows if i not in reasons)
+    if reasons:
+        images = images[np.array(positions, dtype=np.intp) - rows.start]
+    readable = [source.entries[i] for i in positions]
+    return ImageBatch(
+        rows=rows,
+        positions=positions,
+        names=tuple(entry.name for entry in readable),
+        images=images,
+        failures=tuple(Failure(source.entries[i].name, reasons[i]) for i in sorted(reasons)),
+        sizes=tuple(entry.size for entry in readable),
+    )

@@ -8,18 +8,32 @@ import lzma
 import tarfile
 import tempfile
 import zlib
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from stochcl.data.files import RandomFile, why
-from stochcl.data.names import is_hidden, member_name, printable, sort_key
+from stochcl.data.names import is_hidden, member_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name
+from stochcl.data.source import (
+    Entry,
+    Failure,
+    ImageBatch,
+    ImageSource,
+    RandomFile,
+    check_not_empty,
+    decode_ahead,
+    is_image_name,
+)
 from stochcl.errors import ImageError, SourceError
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
+
+    from stochcl.data.preprocess import Preprocess
+
 
 BLOCK = 512
 """Unit of a tar: headers and data begin at its multiples."""
@@ -31,7 +45,6 @@ EXPANSION_FLOOR = 1024**3
 """Bytes that the images of a compressed tar may take, however small it is."""
 
 MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
-_CHUNK = 1 << 20
 
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -77,11 +90,11 @@ class TarSource(ImageSource):
                 found.run(stream)
         except DAMAGE as exc:
             raise SourceError(
-                f"{printable(self.path)}: this tar is truncated or damaged "
-                f"({printable(str(exc) or type(exc).__name__)}); copy it again or repack it."
+                f"{escape_name(self.path)}: this tar is truncated or damaged "
+                f"({escape_name(str(exc) or type(exc).__name__)}); copy it again or repack it."
             ) from exc
         except OSError as exc:  # gzip and bz2 report damage as OSError, too
-            raise SourceError(f"{printable(self.path)}: this tar cannot be read: {why(exc)}.") from exc
+            raise SourceError(f"{escape_name(self.path)}: this tar cannot be read: {os_reason(exc)}.") from exc
         found.listed.sort(key=lambda pair: sort_key(pair[0].name))
         self.entries = [entry for entry, _ in found.listed]
         self._offsets = [offset for _, offset in found.listed]
@@ -109,7 +122,7 @@ class TarSource(ImageSource):
         try:
             data = self._file.read_at(self._offsets[i], size)
         except OSError as exc:
-            raise ImageError(f"the tar cannot be read: {why(exc)}") from exc
+            raise ImageError(f"the tar cannot be read: {os_reason(exc)}") from exc
         if len(data) < size:
             raise ImageError("the tar ends within this member")
         return data
@@ -224,7 +237,7 @@ class _Spool(RandomFile):
         self._size += size
         if self._size > self._limit:
             msg = (
-                f"{printable(self.path)}: the images in this compressed tar take more than {self._limit:,} "
+                f"{escape_name(self.path)}: the images in this compressed tar take more than {self._limit:,} "
                 "bytes, which is suspiciously more than its own size; give the folder or a plain tar."
             )
             raise SourceError(msg)
@@ -248,7 +261,239 @@ class _Spool(RandomFile):
             yield
         except OSError as exc:
             msg = (
-                f"{printable(self.path)}: its images cannot be unpacked to a temporary file: {why(exc)}; "
+                f"{escape_name(self.path)}: its images cannot be unpacked to a temporary file: {os_reason(exc)}; "
                 "set TMPDIR to a folder with more space, or give the folder or a plain tar."
             )
             raise SourceError(msg) from exc
+
+
+BATCH_BYTES = 32 << 20  # of image files in a batch, or fewer images than asked for; three batches wait at a time
+_CHUNK = 1 << 20
+
+_STREAM_OPENERS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+
+
+class Loaded(ImageSource):
+    """Some images whose files are in memory, or whose reason for not being there is."""
+
+    kind: ClassVar[str] = "loaded"
+    rejected: Sequence[Failure] = ()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        self.labels: list[str] | None = None
+        self.bytes = 0
+        self._files: list[bytes | str] = []
+
+    def enter(self, name: str, file: bytes | str, label: str | None = None) -> None:
+        """Add an image: the bytes of its file, or why there are none."""
+        size = len(file) if isinstance(file, bytes) else 0
+        self.entries.append(Entry(name, size, 0))
+        self._files.append(file)
+        self.bytes += size
+        if label is not None:
+            self.labels = self.labels or []
+            self.labels.append(label)
+
+    def _read(self, i: int) -> bytes:
+        file = self._files[i]
+        if isinstance(file, str):
+            raise ImageError(file)
+        return file
+
+
+class StreamSource(ABC):
+    """Images that are known when they come: no listing, no length; batches as those of :class:`ImageSource`.
+
+    Rows stand in the order in which they come. What is refused is a failure of its batch, at its place. Where the
+    stream breaks, the images before are given first, and then the error is raised.
+    """
+
+    kind: ClassVar[str]
+    path: Path
+    rejected: tuple[Failure, ...] = ()
+
+    @abstractmethod
+    def _parts(self, batch_size: int) -> Iterator[Loaded]:
+        """Yield the images in parts of at most so many; raise SourceError where it breaks."""
+
+    def __len__(self) -> int:
+        """Images in all, or 0 where that is not known."""
+        return 0
+
+    def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
+        """Iterate over the images as they come, decoding ahead in threads.
+
+        Raises
+        ------
+        SourceError
+            If the stream ends too early or is damaged; after the images before.
+        """
+        broken: list[SourceError] = []
+        waiting: list[Loaded] = []
+
+        def parts() -> Iterator[tuple[ImageSource, range]]:
+            try:
+                for part in self._parts(batch_size):
+                    waiting.append(part)
+                    yield part, range(len(part))
+            except SourceError as exc:
+                broken.append(exc)
+
+        start = 0
+        for batch in decode_ahead(parts(), preprocess, workers):
+            part = waiting.pop(0)
+            labels = None if part.labels is None else tuple(part.labels[i] for i in batch.positions)
+            rows = range(start, start + len(batch.rows))
+            yield replace(batch, rows=rows, positions=tuple(start + i for i in batch.positions), labels=labels)
+            start = rows.stop
+        if broken:
+            raise broken[0]
+
+
+class TarStream(StreamSource):
+    """The images of a tar that comes through a pipe, plain or compressed, in the order in which they come.
+
+    Parameters
+    ----------
+    file : binary file object
+        That reads; nothing is sought in it.
+    shown : str
+        What to call it.
+    """
+
+    kind: ClassVar[str] = "tar"
+
+    def __init__(self, file: IO[bytes], shown: str = "standard input") -> None:
+        self.path = Path(shown)
+        self._file = file
+
+    def _parts(self, batch_size: int) -> Iterator[Loaded]:
+        shown = escape_name(self.path)
+        part, count = Loaded(self.path), 0
+        try:
+            for name, file in self._members():
+                part.enter(name, file)
+                if len(part) == batch_size or part.bytes >= BATCH_BYTES:
+                    count += len(part)
+                    yield part
+                    part = Loaded(self.path)
+        except (*DAMAGE, OSError) as exc:
+            if len(part):
+                count += len(part)
+                yield part
+            reason = os_reason(exc) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
+            after = f" after {count:,} images" if count else ""
+            raise SourceError(
+                f"{shown}: the tar that comes in breaks off or is damaged{after} ({escape_name(reason)})."
+            ) from exc
+        if len(part):
+            yield part
+        elif not count:
+            raise SourceError(
+                f"{shown}: the tar holds no image; images are files whose names end in .jpg, .png and the like."
+            )
+
+    def _members(self) -> Iterator[tuple[str, bytes | str]]:
+        """Yield each image's name with its file, or with why it is refused."""
+        stream = _Forward(_opened(self._file))
+        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
+            while (member := archive.next()) is not None:
+                archive.members = []  # tarfile keeps every header that it has read
+                if member.isdir() or not is_image_name(member.name):
+                    continue
+                try:
+                    name = member_name(member.name)
+                    if is_hidden(name):
+                        continue
+                    check_member(member)
+                except ValueError as exc:
+                    yield member.name, str(exc)
+                    continue
+                yield name, stream.exactly(member.offset_data, member.size)
+            # tarfile takes a damaged header, or the end of the file, for the end of the archive.
+            if stream.last != bytes(BLOCK):
+                raise tarfile.ReadError("it does not end with the mark that ends a tar")
+        stream.drain()  # a pipe that is closed before its end kills who writes to it
+
+
+def _opened(file: IO[bytes]) -> Any:
+    """Return what reads the tar, decompressed where its first bytes say that it is compressed."""
+    head = b""
+    while len(head) < BLOCK and (data := file.read(BLOCK - len(head))):
+        head += data
+    if not head:
+        raise tarfile.ReadError("nothing came in")
+    raw = _Prefixed(head, file)
+    return next((opener(raw) for magic, opener in _STREAM_OPENERS.items() if head.startswith(magic)), raw)
+
+
+class _Prefixed:
+    """A stream, some first bytes of which have been read already."""
+
+    def __init__(self, head: bytes, file: IO[bytes]) -> None:
+        self._head, self._file = head, file
+
+    def read(self, count: int = -1) -> bytes:
+        if not self._head:
+            return self._file.read(count)
+        if count < 0:
+            data, self._head = self._head + self._file.read(), b""
+            return data
+        data, self._head = self._head[:count], self._head[count:]
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Forward:
+    """A stream as tarfile wants it, which reads on for what lies ahead and refuses what no honest header asks for."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self._at, self.last = raw, 0, b""
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        self.last = self._read(count)
+        return self.last
+
+    def _read(self, count: int) -> bytes:
+        parts = []
+        while count and (data := self._raw.read(count)):
+            parts.append(data)
+            count -= len(data)
+            self._at += len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def seek(self, position: int) -> None:
+        if position < self._at:
+            raise tarfile.ReadError("a header points backwards")
+        while self._at < position:
+            if not self._read(min(_CHUNK, position - self._at)):
+                raise tarfile.ReadError("unexpected end of data")
+
+    def exactly(self, position: int, count: int) -> bytes:
+        """Return what lies at a position ahead."""
+        self.seek(position)
+        data = self._read(count)
+        if len(data) < count:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+    def drain(self) -> None:
+        """Read what follows the archive: padding, and a compression's own checksum."""
+        while self._raw.read(_CHUNK):
+            pass

@@ -8,11 +8,12 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from stochcl.data.files import RandomFile, why
-from stochcl.data.names import is_hidden, member_name, printable, sort_key
+from stochcl.data.names import is_hidden, member_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name
+from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, is_image_name
 from stochcl.errors import ImageError, SourceError
+from stochcl.messages import escape_name as printable
+from stochcl.messages import os_reason as why
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stochcl.downstream.estimators import ESTIMATORS, TASKS, Task, make_estimator
-from stochcl.downstream.evaluation import evaluate, evaluate_split, fit
+from stochcl.downstream.evaluation import Evaluation, evaluate, evaluate_split, fit
 from stochcl.downstream.metrics import wilson
-from stochcl.downstream.result import Evaluation
-from stochcl.downstream.saving import Fitted, SavedProbe, check_savable, load
+from stochcl.downstream.probes import ESTIMATORS, TASKS, Fitted, SavedProbe, Task, check_savable, load, make_estimator
 
 if TYPE_CHECKING:
-    from stochcl.downstream.hamming import HammingKNeighborsClassifier, HammingKNeighborsRegressor
-    from stochcl.downstream.index import CodeIndex
+    from stochcl.downstream.neighbors import CodeIndex, HammingKNeighborsClassifier, HammingKNeighborsRegressor
     from stochcl.downstream.selection import LatentSelector
 
 __all__ = [

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.downstream import metrics
-from stochcl.downstream.duplicates import find_duplicates
-from stochcl.downstream.estimators import Task, make_estimator
-from stochcl.downstream.result import Evaluation
-from stochcl.downstream.rows import Rows, labelled
-from stochcl.downstream.saving import Fitted
-from stochcl.downstream.splits import make_splits
+from stochcl.downstream.metrics import find_duplicates, make_splits
+from stochcl.downstream.probes import TASKS, Fitted, Task, make_estimator
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
@@ -23,9 +21,267 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from stochcl.downstream.duplicates import Duplicates
+    from stochcl.downstream.metrics import Duplicates
 
     Part = tuple[NDArray[np.floating], NDArray[Any], NDArray[np.floating], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled rows.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, shape (N, V)
+    y : ndarray of str, or of float64 for regression, shape (N,)
+    kept : ndarray of bool
+        Which of the rows that were given these are.
+    symbols : bool
+        Whether the rows were given as integers: symbols, whose values are names rather than quantities.
+    """
+
+    x: NDArray[np.floating]
+    y: NDArray[Any]
+    kept: NDArray[np.bool_]
+    symbols: bool
+
+    @property
+    def binary(self) -> bool:
+        """Whether the rows are symbols that are all 0 or 1."""
+        return self.symbols and bool(((self.x == 0) | (self.x == 1)).all())
+
+    def check_learnable(self) -> None:
+        """Refuse labels that are all the same.
+
+        Raises
+        ------
+        LabelsError
+        """
+        if len(np.unique(self.y)) < 2:
+            raise LabelsError(
+                f"the {len(self.y):,} labels hold fewer than two different ones, so there is nothing to learn; "
+                "give others with --labels."
+            )
+
+    @property
+    def left_out(self) -> int:
+        """How many rows had no label."""
+        return int((~self.kept).sum())
+
+
+def labelled(x: ArrayLike, y: Sequence[object] | ArrayLike, task: Task, names: Sequence[str] | None = None) -> Rows:
+    """Check rows and labels, and keep the rows that have a label.
+
+    An empty string, NaN and None are no label. float32 and float64 are kept; other numbers become float32.
+
+    Raises
+    ------
+    LabelsError
+        If labels do not match the rows, or are not the numbers that a regression needs.
+    UsageError
+        If the rows are not a matrix of finite numbers, or there is no such task.
+    """
+    if task not in TASKS:
+        raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
+    features, symbols = _matrix(x)
+    if names is not None and len(names) != len(features):
+        raise UsageError(f"there are {len(features):,} images and {len(names):,} names; give one for each.")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise UsageError(f"{_row(int(finite.argmin()), names)}: its code holds numbers that are not finite.")
+    # From lists through objects: numpy would make the text "nan" of a NaN among texts.
+    given = y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
+    if given.ndim != 1:
+        raise LabelsError(f"labels have shape (N,), one for each image, not {given.shape}.")
+    if len(given) != len(features):
+        raise LabelsError(f"there are {len(features):,} images and {len(given):,} labels; give one for each.")
+    read = _number if task == "regression" else _text
+    labels = [read(label, i, names) for i, label in enumerate(given.tolist())]
+    kept = np.array([label is not None for label in labels], dtype=bool)
+    values = np.array([label for label in labels if label is not None], dtype=float if task == "regression" else str)
+    return Rows(features if kept.all() else features[kept], values, kept, symbols)
+
+
+def _matrix(x: ArrayLike) -> tuple[NDArray[np.floating], bool]:
+    try:
+        features = np.asarray(x)
+    except ValueError as exc:
+        raise UsageError("codes have shape (N, V); these rows have different lengths.") from exc
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise UsageError(f"codes have shape (N, V), not {features.shape}.")
+    if features.dtype.kind not in "fiub":
+        raise UsageError(f"codes are numbers, not {features.dtype}.")
+    keep = features.dtype in (np.float32, np.float64)
+    return features if keep else features.astype(np.float32), features.dtype.kind != "f"
+
+
+def _missing(label: object) -> bool:
+    if isinstance(label, str | bytes):
+        return not label.strip()
+    return label is None or (isinstance(label, float | np.floating) and math.isnan(label))
+
+
+def _text(label: object, i: int, names: Sequence[str] | None) -> str | None:
+    if _missing(label):
+        return None
+    return label.decode("utf-8", "surrogateescape") if isinstance(label, bytes) else str(label)
+
+
+def _number(label: Any, i: int, names: Sequence[str] | None) -> float | None:
+    if _missing(label):
+        return None
+    try:
+        value = float(label)
+    except (TypeError, ValueError) as exc:
+        raise LabelsError(f"{_row(i, names)}: regression needs numbers as labels, not {label!r}.") from exc
+    if math.isinf(value):
+        raise LabelsError(f"{_row(i, names)}: its label is infinite; regression needs finite numbers.")
+    return None if math.isnan(value) else value  # a text may say nan
+
+
+def _row(i: int, names: Sequence[str] | None) -> str:
+    # repr() shows control characters and bytes that are not UTF-8 as escapes.
+    return f"row {i:,}" if names is None else f"row {i:,} ({names[i]!r})"
+
+
+_SHOWN_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a probe does.
+
+    Parameters
+    ----------
+    task, estimator : str
+    n_train, n_test : int
+        Rows trained and scored on (with cross-validation: rows the first fold trains on, and all rows).
+    score : float
+        Accuracy, or R2: 1 minus the squared error by the variance; over all scored rows together.
+    interval : (float, float) or None
+        95 % confidence interval of the score: of an accuracy Wilson's, of R2 by bootstrap over the scored rows
+        (None for fewer than 10). It covers the choice of rows to score on, not of rows to train on.
+    baseline : float
+        The same score of guessing the training rows' largest class, or their mean.
+    balanced_accuracy, baseline_balanced_accuracy : float or None
+        Mean over classes of the fraction of their rows that is found; and of that guess.
+    mae, rmse, baseline_mae, baseline_rmse : float or None
+        Mean absolute and root mean square error of a regression, in the label's unit; and of that guess.
+    folds : tuple of float
+        The score of each fold; one for a held-out split. NaN for the R2 of a fold whose labels are all equal.
+    classes : tuple of str
+        Classes in the rows scored, or predicted, in sorted order; what ``confusion`` counts by.
+    confusion : tuple of tuple of int
+        Rows: true class; columns: predicted. Left out, with a note, for more than 1,000 classes.
+    duplicates : Duplicates or None
+        How many scored rows have a near duplicate among those trained on, where symbols were given.
+    seconds : float
+        Time for training and scoring.
+    notes : tuple of str
+        What a reader should know: rows left out, fewer folds, a fit that stopped early.
+
+    Examples
+    --------
+    >>> found = Evaluation(
+    ...     "regression", "ridge", 80, 100, 0.9, (0.85, 0.93), -0.02,
+    ...     mae=1.5, rmse=2.0, baseline_mae=5, baseline_rmse=6.3,
+    ... )
+    >>> print(found.summary())
+    R2 0.900 with ridge (80 images to train on, 100 to score)
+      95 % interval 0.850 to 0.930
+      guessing the mean: R2 -0.020
+      mean absolute error 1.5, root mean square error 2, in the label's unit (guessing the mean: 5 and 6.3)
+    """
+
+    task: Task
+    estimator: str
+    n_train: int
+    n_test: int
+    score: float
+    interval: tuple[float, float] | None
+    baseline: float
+    balanced_accuracy: float | None = None
+    mae: float | None = None
+    rmse: float | None = None
+    baseline_balanced_accuracy: float | None = None
+    baseline_mae: float | None = None
+    baseline_rmse: float | None = None
+    folds: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    duplicates: Duplicates | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON types, leaving out those that the task does not have; NaN becomes None."""
+        return {name: _plain(value) for name, value in vars(self).items() if value is not None and value != ()}
+
+    def summary(self) -> str:
+        """Return the figures for people, with their units, as text of a few lines."""
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return the lines of :meth:`summary`."""
+        rows = f"{self.n_train:,} images to train on, {self.n_test:,} to score"
+        lines = self._accuracy(rows) if self.task == "classification" else self._errors(rows)
+        if self.duplicates is not None and self.duplicates.near:
+            lines.append(f"  near duplicates: {self.duplicates.line()}")
+        return lines + [f"  note: {note}" for note in self.notes]
+
+    def _accuracy(self, rows: str) -> list[str]:
+        lines = [f"accuracy {self.score:.2%} with {self.estimator} ({rows})"]
+        if self.interval:
+            lines.append("  95 % interval {:.2%} to {:.2%}".format(*self.interval))
+        if self.balanced_accuracy is not None:
+            lines[-1] += f"; mean over {len(self.classes):,} classes {self.balanced_accuracy:.2%}"
+        if len(self.folds) > 1:
+            lines.append(f"  {len(self.folds)} folds: {min(self.folds):.2%} to {max(self.folds):.2%}")
+        guess = f"  guessing the largest class: {self.baseline:.2%}"
+        if self.baseline_balanced_accuracy is not None:
+            guess += f"; mean over classes {self.baseline_balanced_accuracy:.2%}"
+        return [*lines, guess, *self._matrix()]
+
+    def _matrix(self) -> list[str]:
+        """Return the confusion matrix, where it is of a size that a person reads."""
+        if not 0 < len(self.confusion) <= _SHOWN_CLASSES:
+            return []
+        cells = [[str(n) for n in row] for row in self.confusion]
+        names = [name.encode("unicode_escape").decode("ascii")[:20] for name in self.classes]
+        wide, width = max(map(len, names)), max(len(cell) for row in cells for cell in row)
+        rows = [
+            f"    {name:<{wide}}  {' '.join(cell.rjust(width) for cell in row)}"
+            for name, row in zip(names, cells, strict=True)
+        ]
+        return ["  images by true class (rows) and answer (columns, in the same order):", *rows]
+
+    def _errors(self, rows: str) -> list[str]:
+        lines = [f"R2 {self.score:.3f} with {self.estimator} ({rows})"]
+        if self.interval:
+            lines.append("  95 % interval {:.3f} to {:.3f}".format(*self.interval))
+        known = [fold for fold in self.folds if not math.isnan(fold)]
+        if len(known) > 1:
+            lines.append(f"  {len(known)} folds: R2 {min(known):.3f} to {max(known):.3f}")
+        return [
+            *lines,
+            f"  guessing the mean: R2 {self.baseline:.3f}",
+            f"  mean absolute error {self.mae:.4g}, root mean square error {self.rmse:.4g}, in the label's unit"
+            + (
+                f" (guessing the mean: {self.baseline_mae:.4g} and {self.baseline_rmse:.4g})"
+                if self.baseline_mae is not None
+                else ""
+            ),
+        ]
+
+
+def _plain(value: Any) -> Any:
+    """Return lists for tuples, and None for what JSON has no number for."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 _MOST_CLASSES = 1000  # of which a confusion matrix is kept: a million counts
 
@@ -53,7 +309,7 @@ def evaluate(
     y : sequence, shape (N,)
         Labels: texts, or numbers for regression. Rows with an empty label, NaN or None are left out and counted.
     task, estimator
-        See :func:`~stochcl.downstream.estimators.make_estimator`.
+        See :func:`~stochcl.downstream.probes.make_estimator`.
     seed : int
         Of the split and of estimators that draw.
     folds : int

@@ -3,12 +3,105 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.errors import LabelsError, UsageError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+
+    from stochcl.downstream.probes import Task
+
+    Split = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+_ROWS = 2000  # rows that are looked up: among 50,000 of 1,024 bits in 3 s of a core
+_SHARE = 64  # near: at most a 64th of the latents differ
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """How many of the rows to score on have a near duplicate among those to train on.
+
+    Parameters
+    ----------
+    checked : int
+        Rows that were looked up: a seeded sample, where there are more than 2,000.
+    identical : int
+        Those whose code is also in a training row.
+    near : int
+        Those whose code differs from a training row's in ``differ`` latents at most, the identical among them.
+    differ : int
+        A 64th of the latents.
+    """
+
+    checked: int
+    identical: int
+    near: int
+    differ: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts by name."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """Return the counts for people."""
+        return (
+            f"of {self.checked:,} images looked up, {self.identical:,} have the same code as one trained on, and "
+            f"{self.near:,} one that differs in at most {self.differ:,} latents"
+        )
+
+
+def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
+    """Look up rows to score on among the rows of their split to train on.
+
+    Parameters
+    ----------
+    symbols : ndarray of int, shape (N, D)
+    splits : sequence of (train, test)
+        Row numbers.
+    seed : int
+        Of the sample.
+
+    Examples
+    --------
+    >>> symbols = np.zeros((3, 64), int)
+    >>> symbols[2, 0] = 1
+    >>> find_duplicates(symbols, [(np.array([0]), np.array([1, 2]))], seed=0)
+    Duplicates(checked=2, identical=1, near=2, differ=1)
+    """
+    from stochcl.downstream.neighbors import nearest
+
+    packed, bits = _one_hot(symbols)
+    differ = symbols.shape[1] // _SHARE
+    total = sum(len(test) for _, test in splits)
+    rng = np.random.default_rng(seed)
+    checked = identical = near = 0
+    for train, test in splits:
+        share = len(test) if total <= _ROWS else max(1, _ROWS * len(test) // total)
+        sample = rng.choice(test, share, replace=False)
+        distances = nearest(packed[sample], packed[train], 1)[0][:, 0] // bits
+        checked += len(sample)
+        identical += int((distances == 0).sum())
+        near += int((distances <= differ).sum())
+    return Duplicates(checked, identical, near, differ)
+
+
+def _one_hot(symbols: NDArray[np.integer]) -> tuple[NDArray[np.uint64], int]:
+    """Pack symbols so that each that differs changes the same number of bits: one, of bits; two, of more values."""
+    from stochcl.downstream.neighbors import pack_bits
+
+    alphabet = int(symbols.max(initial=1)) + 1
+    if alphabet == 2:
+        return pack_bits(symbols.astype(bool)), 1
+    parts = [pack_bits(symbols == value) for value in range(alphabet)]
+    return np.concatenate(parts, axis=1), 2
+
 
 _Z = 1.959964  # 95 % of a normal distribution
 _RESAMPLES = 1000
@@ -127,3 +220,100 @@ def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
     total = found[:, -1] if relevant.shape[1] else np.zeros(len(relevant))
     averaged: NDArray[np.float64] = (precision * relevant).sum(axis=1) / np.maximum(total, 1)
     return averaged
+
+
+def make_splits(
+    y: NDArray[Any],
+    task: Task,
+    *,
+    seed: int,
+    folds: int,
+    test_size: float | None = None,
+    groups: NDArray[Any] | None = None,
+) -> tuple[list[Split], list[str]]:
+    """Split rows by shuffled cross-validation, or hold some out; classes keep their shares on both sides.
+
+    Parameters
+    ----------
+    y : ndarray, shape (N,)
+        Labels.
+    task : str
+    seed : int
+    folds : int
+        Fewer are made, with a note, where the smallest class has fewer rows, or there are fewer groups.
+    test_size : float, optional
+        Hold out this fraction (of the groups, if there are any) instead.
+    groups : ndarray of int, shape (N,), optional
+        Rows of one group never stand on both sides.
+
+    Returns
+    -------
+    splits : list of (train, test)
+        Row numbers; no split has an empty side.
+    notes : list of str
+
+    Raises
+    ------
+    LabelsError
+        If a class has a single row, or the rows are too few to be split so.
+    UsageError
+        If all rows are in one group.
+    """
+    count = len(y)
+    if task == "classification":
+        classes, sizes = np.unique(y, return_counts=True)
+        if sizes.min() < 2:
+            name = str(classes[sizes.argmin()])
+            raise LabelsError(
+                f"class {name!r} has a single image, which cannot be both trained and scored on; "
+                "add images of it or leave it out."
+            )
+        limits = {"the smallest class has {} images": int(sizes.min())}
+    else:
+        limits = {"there are {} images with a label": count}
+    if groups is not None:
+        total = len(np.unique(groups))
+        if total < 2:
+            raise UsageError("all images are in one group, so none can be held out; give at least two groups.")
+        limits["there are {} groups"] = total
+    reason, limit = min(limits.items(), key=lambda item: item[1])
+    used = min(folds, limit)
+    notes = []
+    if test_size is None and used < folds:
+        notes.append(f"{used} folds instead of {folds}, because {reason.format(f'{limit:,}')}")
+    splitter = _splitter(task, used, test_size, groups, seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # small classes are in the notes
+            found = list(splitter.split(np.zeros(count), y, groups))
+    except ValueError as exc:
+        raise LabelsError(f"{count:,} labelled images cannot be split so: {str(exc).rstrip('.')}.") from exc
+    splits = [(train, test) for train, test in found if len(train) and len(test)]
+    return splits, notes
+
+
+def _splitter(task: Task, folds: int, test_size: float | None, groups: NDArray[Any] | None, seed: int) -> Any:
+    from sklearn import model_selection as ms
+
+    by_class = task == "classification"
+    if test_size is not None:
+        kind = ms.StratifiedShuffleSplit if by_class else ms.ShuffleSplit
+        if groups is not None:
+            kind = ms.GroupShuffleSplit
+        return kind(1, test_size=test_size, random_state=seed)
+    if groups is None:
+        return (ms.StratifiedKFold if by_class else ms.KFold)(folds, shuffle=True, random_state=seed)
+    return ms.StratifiedGroupKFold(folds, shuffle=True, random_state=seed) if by_class else _GroupFolds(folds, seed)
+
+
+class _GroupFolds:
+    """Cross-validation over shuffled groups: scikit-learn's own shuffles them only from version 1.6 on."""
+
+    def __init__(self, folds: int, seed: int) -> None:
+        self.folds = folds
+        self.seed = seed
+
+    def split(self, x: NDArray[Any], y: NDArray[Any], groups: NDArray[Any]) -> list[Split]:
+        order = np.random.default_rng(self.seed).permutation(np.unique(groups))
+        inside = [np.isin(groups, part) for part in np.array_split(order, self.folds)]
+        return [(np.flatnonzero(~test), np.flatnonzero(test)) for test in inside]

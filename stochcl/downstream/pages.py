@@ -8,8 +8,8 @@ import io
 import os
 from typing import TYPE_CHECKING, Any
 
-from stochcl.atomic import replacing
 from stochcl.errors import OutputError
+from stochcl.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

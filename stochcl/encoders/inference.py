@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,17 +12,114 @@ import numpy as np
 import torch
 
 from stochcl.codes import Codes, symbol_dtype
-from stochcl.encoders.posteriors.base import BIT
-from stochcl.encoders.precision import computes_in_bf16
-from stochcl.encoders.threads import side_by_side
+from stochcl.encoders.posteriors import BIT
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from stochcl.encoders.configuration import EncoderConfig
-    from stochcl.encoders.model import Encoder
+    from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.encoder import Encoder
+
+
+_MOST = 4  # at a time: as many as a batch of 256 has, and each holds a network's activations
+
+_lock = threading.Lock()
+_inside, _before = 0, 1
+
+
+def side_by_side(run: Callable[[range], None], starts: range, cores: int) -> None:
+    """Run chunks in threads, each with its share of the cores, rather than every operation on all of them.
+
+    Operations that are split over threads wait for each other dozens of times a chunk, and where another process has
+    one of the cores, for that one: on two cores of which one was busy, compressing took four times as long as on one
+    thread. Chunks wait for nothing. What is computed of each does not depend on the others.
+
+    Parameters
+    ----------
+    run : callable
+        Computes the chunks that begin at these rows; called in several threads at a time.
+    starts : range
+    cores : int
+    """
+    threads = max(n for n in (1, 2, _MOST) if n <= max(1, min(cores, len(starts))))
+    if threads == 1:
+        run(starts)
+        return
+    with _threads_of_operations(max(1, cores // threads)), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, [starts[i : i + 1] for i in range(len(starts))]))
+
+
+@contextmanager
+def _threads_of_operations(count: int) -> Iterator[None]:
+    """Let operations have so many threads; the last that leaves, of several at a time, restores what was before."""
+    global _inside, _before  # noqa: PLW0603 - it is PyTorch's setting that is one for the process
+    with _lock:
+        if not _inside:
+            _before = torch.get_num_threads()
+        _inside += 1
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                torch.set_num_threads(_before)
+
+
+TRAIN_PRECISIONS = ("auto", "bf16", "fp32")
+"""What training may be asked for; bf16 is autocast."""
+
+_NATIVE = ("avx512_bf16", "amx_bf16")
+_ASKED_OF_OLDER = (
+    "_is_avx512_bf16_supported",
+    "_is_amx_tile_supported",
+)  # of PyTorch without a table of capabilities
+
+
+def computes_in_bf16(precision: str, device_type: str) -> bool:
+    """Tell whether a network on such a device of this machine computes in bfloat16.
+
+    ``bf16`` and ``fp32`` are obeyed. ``auto`` is bf16 where the device has instructions for it: a GPU of NVIDIA's or
+    AMD's that does, other accelerators, and a processor with AVX-512 BF16 or AMX, where bf16 is faster than fp32. A
+    processor without them emulates bf16 slowly: on one with AVX2 alone 33 images of 64 pixels a second went through
+    a ResNet-10 in bf16, and 250 in fp32.
+
+    Training asks where it computes, not once: a network may be trained on a GPU, and its latents on the processor.
+
+    Parameters
+    ----------
+    precision : str
+        One of :data:`PRECISIONS`.
+    device_type : str
+        cpu, cuda, mps...
+
+    Examples
+    --------
+    >>> computes_in_bf16("bf16", "cpu"), computes_in_bf16("fp32", "cuda")
+    (True, False)
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device_type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        found = capabilities()
+        return any(bool(found.get(name)) for name in _NATIVE)
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in _ASKED_OF_OLDER)
+
+
+def precision_used(precision: str, device_type: str) -> str:
+    """Return what a precision comes to on such a device, bf16 or fp32, for records and checkpoints."""
+    return "bf16" if computes_in_bf16(precision, device_type) else "fp32"
+
 
 # The network always sees batches of one shape, the last one padded: kernels are chosen by shape, and another
 # order of summation flips bits whose posterior is near one half. So codes do not depend on --batch-size, on

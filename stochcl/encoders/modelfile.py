@@ -11,12 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from stochcl.atomic import replacing
-from stochcl.data import printable
-from stochcl.encoders.measure import DENOMINATOR
-from stochcl.encoders.model import Encoder, EncoderConfig
-from stochcl.encoders.pickles import is_pickle
+from stochcl.encoders.config import EncoderConfig
+from stochcl.encoders.encoder import Encoder
+from stochcl.encoders.pretrained import is_pickle
+from stochcl.entropy.independent import DENOMINATOR
 from stochcl.errors import MissingExtraError, ModelError, OutputError, StochclError
+from stochcl.files import replacing
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,24 +4,213 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
-from stochcl.encoders.entropy import quantise
-from stochcl.encoders.masked import MaskedNetwork
-from stochcl.encoders.tree import decision_nodes, node_probabilities, nodes_per_symbol, quantised
+from stochcl.entropy.autoregressive import (
+    _HIDDEN_SHIFT,
+    _INDEX_SHIFT,
+    _MAX_BIAS,
+    _STEP,
+    _TOP,
+    _UNIT,
+    LEVELS,
+    EntropyNetwork,
+    _levels,
+)
+from stochcl.entropy.independent import nodes_per_symbol, quantised
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from stochcl.encoders.entropy import EntropyNetwork
-    from stochcl.encoders.model import EncoderConfig
+    from stochcl.encoders.config import EncoderConfig
+
+_REACHED = 1e-18  # a probability whose square, by which its gradient is divided, float32 still holds
+
+
+def node_probabilities(probabilities: Tensor) -> Tensor:
+    """Return the probability of a one at every node, shape (..., 2**bits - 1), of symbols' own, shape (..., K).
+
+    It is 1/2 at a node that is hardly ever reached.
+    """
+    bits = bits_per_symbol(probabilities.shape[-1])
+    leaves = functional.pad(probabilities, (0, (1 << bits) - probabilities.shape[-1]))
+    levels = []
+    for level in range(bits):
+        children = leaves.reshape(*leaves.shape[:-1], 1 << level, 2, -1).sum(-1)
+        total = children.sum(-1)
+        reached = total > _REACHED
+        levels.append(torch.where(reached, children[..., 1] / torch.where(reached, total, 1), 0.5))
+    return torch.cat(levels, dim=-1)
+
+
+def symbol_bits(alphabet: int, device: torch.device | None = None) -> Tensor:
+    """Return the decisions that each symbol is coded as, float32, shape (K, bits), most significant first."""
+    bits = bits_per_symbol(alphabet)
+    symbols = torch.arange(alphabet, device=device)
+    return (symbols[:, None] >> torch.arange(bits - 1, -1, -1, device=device) & 1).float()
+
+
+def decision_nodes(decisions: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
+    """Return latent, shape (T,), and node, shape (B, T), of every decision, from what comes before it in its symbol.
+
+    Parameters
+    ----------
+    decisions : Tensor of float, shape (B, T)
+        Soft ones count as what they are nearer to.
+    alphabet : int
+    """
+    bits = bits_per_symbol(alphabet)
+    latents = decisions.shape[1] // bits
+    latent = torch.arange(latents, device=decisions.device).repeat_interleave(bits)
+    hard = (decisions.detach() > 0.5).long().reshape(-1, latents, bits)
+    node, nodes = torch.zeros_like(hard[..., 0]), []
+    for level in range(bits):
+        nodes.append(node)
+        node = 2 * node + 1 + hard[..., level]
+    return latent, torch.stack(nodes, dim=2).reshape(len(decisions), -1)
+
+
+_STRIDE = 8  # hidden units begin at multiples of this many decisions: a decoder computes them group by group
+_FIRST = 0.5  # deviation of a hidden unit's sum before training
+
+
+class MaskedNetwork(nn.Module):
+    """logit_j = bias_j + direct_j s + output_j clamp(hidden s + hidden_bias, 0, 1), with s = 2 d - 1 (MADE).
+
+    Germain et al., arXiv 1502.03509, with one hidden layer and direct connections. Its integer form is
+    :class:`~stochcl.entropy.autoregressive.EntropyNetwork`.
+
+    Parameters
+    ----------
+    bias : Tensor of float32, shape (D, 2**bits - 1)
+        Log-odds of a one at every node of every latent's tree, to begin with.
+    decisions : int
+        T = D * bits.
+    hidden : int
+        H, the number of hidden units; 0 is a linear network.
+    seed : int
+        Of the hidden units' first weights.
+    """
+
+    def __init__(self, bias: Tensor, decisions: int, hidden: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.degrees = spread_degrees(decisions, hidden)
+        degrees, places = torch.from_numpy(self.degrees).long(), torch.arange(decisions)
+        self.bias = nn.Parameter(bias)
+        self.direct = nn.Parameter(torch.zeros(decisions, decisions))
+        start = _FIRST * torch.randn(hidden, decisions, generator=generator) / degrees[:, None].sqrt()
+        self.hidden = nn.Parameter(start)
+        self.hidden_bias = nn.Parameter(torch.full((hidden,), 0.5))
+        self.output = nn.Parameter(torch.zeros(decisions, hidden))
+        masks = {
+            "direct": torch.ones(decisions, decisions).tril(-1),
+            "hidden": (places < degrees[:, None]).float(),
+            "output": (degrees <= places[:, None]).float(),
+        }
+        for name, mask in masks.items():
+            self.register_buffer(f"{name}_mask", mask, persistent=False)
+        self.apply_masks()
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Take away what a decision may not see."""
+        for name in ("direct", "hidden", "output"):
+            getattr(self, name).mul_(self.get_buffer(f"{name}_mask"))
+
+    def masked(self, name: str) -> Tensor:
+        """Return a weight whose masked part stays zero in what it computes and in its gradient."""
+        weight: Tensor = getattr(self, name) * self.get_buffer(f"{name}_mask")
+        return weight
+
+    def forward(self, decisions: Tensor, latent: Tensor, node: Tensor) -> Tensor:
+        """Return log-odds, shape (B, T), of decisions, float32, shape (B, T)."""
+        signs = 2 * decisions - 1
+        logits = functional.linear(signs, self.masked("direct"))
+        if len(self.degrees):
+            u = functional.linear(signs, self.masked("hidden"), self.hidden_bias)
+            logits = logits + functional.linear(functional.hardtanh(u, 0, 1), self.masked("output"))
+        return logits.float() + self.bias[latent, node]
+
+
+def spread_degrees(decisions: int, hidden: int) -> NDArray[np.int32]:
+    """Return how many decisions each hidden unit sees: spread evenly over the multiples of the stride."""
+    stride = min(_STRIDE, decisions - 1)
+    groups = max(1, (decisions - 1) // stride)
+    return ((np.arange(hidden) * groups // max(1, hidden) + 1) * stride).astype(np.int32)
+
+
+_MAX_MULTIPLIER = 65535
+
+
+def array_shapes(latents: int, hidden: int, alphabet: int = 2) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return the type and shape in which a model file holds each array; torch has little that is unsigned."""
+    bits = bits_per_symbol(alphabet)
+    t, i8, i32 = latents * bits, torch.int8, torch.int32
+    return {
+        "levels": (i32, (LEVELS,)),
+        "degrees": (i32, (hidden,)),
+        "hidden_weights": (i8, (hidden, t)),
+        "hidden_bias": (i32, (hidden,)),
+        "hidden_multiplier": (i32, (hidden,)),
+        "direct": (i8, (t, t)),
+        "output": (i8, (t, hidden)),
+        "multiplier": (i32, (t,)),
+        "bias": (i32, (latents, (1 << bits) - 1)),
+    }
+
+
+def _multipliers(largest: Tensor, unit: float) -> tuple[Tensor, Tensor]:
+    """Return integer multipliers and the scale of a weight of 1, both shape (rows,).
+
+    The multiplier comes first and the scale from it, so that its own rounding costs nothing; what is larger than
+    the largest multiplier expresses is clipped.
+    """
+    multiplier = (largest / _TOP / unit).ceil().clamp(1, _MAX_MULTIPLIER)
+    return multiplier, multiplier * unit
+
+
+@torch.no_grad()
+def quantise(network: MaskedNetwork, latents: int, alphabet: int) -> EntropyNetwork:
+    """Round a network to integers: a scale for every hidden unit and for every decision."""
+    direct, hidden, output = (network.masked(n).double() for n in ("direct", "hidden", "output"))
+    unit = 2.0**-_HIDDEN_SHIFT / _UNIT
+    hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), unit)
+    # Shifts round down: half a unit is added where the rounding should be to the nearest.
+    hidden_bias = (network.hidden_bias.double() + 0.5 / _UNIT) / hidden_scale
+    unit = _STEP * 2.0 ** -(_INDEX_SHIFT - 7)  # 7: z counts in units of 1/128
+    multiplier, scale = _multipliers(torch.maximum(_largest(direct), _largest(output)), unit)
+    bias = 256 * (network.bias.double() / _STEP + (LEVELS - 1) / 2 + 0.5)
+
+    def integers(values: Tensor, dtype: type, most: int) -> NDArray[Any]:
+        return values.round().clamp(-most, most).cpu().numpy().astype(dtype)
+
+    return EntropyNetwork(
+        latents=latents,
+        alphabet=alphabet,
+        levels=_levels(),
+        degrees=network.degrees,
+        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, _TOP),
+        hidden_bias=integers(hidden_bias, np.int32, _MAX_BIAS),
+        hidden_multiplier=integers(hidden_multiplier, np.uint16, _MAX_MULTIPLIER),
+        direct=integers(direct / scale[:, None], np.int8, _TOP),
+        output=integers(output / scale[:, None], np.int8, _TOP),
+        multiplier=integers(multiplier, np.uint16, _MAX_MULTIPLIER),
+        bias=integers(bias, np.int32, _MAX_BIAS),
+    )
+
+
+def _largest(weights: Tensor) -> Tensor:
+    """Return the largest weight, shape (rows,), of either sign; 0 where there are no columns."""
+    return weights.abs().amax(dim=1) if weights.shape[1] else weights.new_zeros(len(weights))
+
 
 _LEAST_SCALE = 0.06  # steps: sigmoid(-0.5 / 0.06) is 1/4096
 

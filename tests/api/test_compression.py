@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.api.encoding import CompressOptions
+from stochcl.api.compress import CompressOptions
 from stochcl.errors import ImageError, UsageError
 from tests.making import LATENTS, write_images
 

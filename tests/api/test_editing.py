@@ -13,18 +13,10 @@ from hypothesis import strategies as st
 import stochcl
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
-from stochcl.compress.appending import Appender
-from stochcl.compress.model import FITTED
-from stochcl.compress.raw import read_segment
-from stochcl.errors import (
-    FormatError,
-    ImageError,
-    LabelsError,
-    ModelMismatch,
-    OutputError,
-    SourceError,
-    UsageError,
-)
+from stochcl.compress.append import Appender
+from stochcl.compress.segment import read_segment
+from stochcl.entropy.model import FITTED
+from stochcl.errors import FormatError, ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
 from tests.making import make_model, write_images
 

@@ -9,9 +9,9 @@ import pytest
 
 import stochcl
 from stochcl.api import shards
-from stochcl.api.compression import CompressOptions
-from stochcl.api.explaining import write_report
+from stochcl.api.compress import CompressOptions
 from stochcl.api.explaining.material import sampled_rows
+from stochcl.api.explaining.writing import write_report
 from stochcl.errors import LabelsError, UsageError
 from tests.compress.making import make_chain, make_codes, make_tables, write
 from tests.making import CLASSES, PER_CLASS, make_head

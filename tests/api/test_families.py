@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import stochcl
-from stochcl.api.archives import evaluate
-from stochcl.api.training import train
+from stochcl.api.evaluate import evaluate
+from stochcl.api.train import train
 from stochcl.api.uncertainty import measure_uncertainty
 from stochcl.data import open_source
-from stochcl.encoders.entropy import fit_entropy
 from stochcl.encoders.inference import encode
-from stochcl.encoders.measure import measure_ones
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.encoders.posteriors import POSTERIORS
+from stochcl.entropy.fit import measure_ones
+from stochcl.training.entropy import fit_entropy
 from tests.making import CLASSES, PER_CLASS, SIZE, make_head
 
 CPU = torch.device("cpu")

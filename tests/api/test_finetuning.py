@@ -10,10 +10,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import stochcl
-from stochcl.api import finetuning
-from stochcl.api.classifying import score
+from stochcl.api import finetune as finetuning
+from stochcl.api.finetune import score
 from stochcl.encoders.backbones import ResNet
-from stochcl.encoders.model import Encoder, EncoderConfig
+from stochcl.encoders.config import EncoderConfig
+from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.errors import LabelsError, ModelError, OutputError, SourceError, TrainingError, UsageError
 
@@ -186,7 +187,7 @@ def untrainable(monkeypatch):
     def fail(*args, **kwargs):
         pytest.fail("the request was not checked first")
 
-    monkeypatch.setattr("stochcl.encoders.finetuning.finetuner.Finetuner", fail)
+    monkeypatch.setattr("stochcl.training.finetune.Finetuner", fail)
 
 
 @pytest.mark.usefixtures("untrainable")

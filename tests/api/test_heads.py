@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.api.heads import codec_of, to_bytes, train_head, write_head
+from stochcl.api.train import codec_of, to_bytes, train_head, write_head
 from stochcl.errors import ModelError, OutputError, TrainingError, UsageError
 
 

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stochcl.api import training
+from stochcl.api import train as training
 from stochcl.api.model_info import model_info
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.modelfile import load_model
-from stochcl.encoders.training.finish import train_latents
 from stochcl.errors import ModelError, UsageError
+from stochcl.training.pretrain import train_latents
 
 TINY = {
     "width": 4, "stem": "small", "latents": 16, "decoder": (8,), "size": 16, "crop": 16, "batch_size": 8,
@@ -152,7 +152,7 @@ def test_the_latents_of_a_finished_network_have_all_the_time_there_is(images, tm
         asked.append(max_time)
         return train_latents(*args, max_time=max_time, **options)
 
-    monkeypatch.setattr("stochcl.encoders.training.trainer.train_latents", stage)
+    monkeypatch.setattr("stochcl.training.pretrain.train_latents", stage)
     given = TINY | {"max_time": 40.0, "latent_steps": 5}
     for epochs in (0, 1):
         training.train([images], tmp_path / f"{epochs}", init=finished, **given | {"epochs": epochs})
@@ -162,7 +162,7 @@ def test_the_latents_of_a_finished_network_have_all_the_time_there_is(images, tm
 def test_a_fresh_stem_that_nothing_would_train_is_refused(images, tmp_path, weights, monkeypatch):
     path, _ = weights(stem="imagenet")
     with monkeypatch.context() as patched:
-        patched.setattr("stochcl.encoders.imageset.read_images", lambda *a, **o: pytest.fail("read before checked"))
+        patched.setattr("stochcl.training.images.read_images", lambda *a, **o: pytest.fail("read before checked"))
         with pytest.raises(
             UsageError, match="without epochs nothing trains a fresh one; give --stem imagenet, or --ep"
         ):
@@ -171,7 +171,7 @@ def test_a_fresh_stem_that_nothing_would_train_is_refused(images, tmp_path, weig
 
 
 def test_weights_that_do_not_fit_are_refused_before_images_are_read(images, tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("stochcl.encoders.imageset.read_images", lambda *a, **o: pytest.fail("read before checked"))
+    monkeypatch.setattr("stochcl.training.images.read_images", lambda *a, **o: pytest.fail("read before checked"))
     path, _ = weights(width=6)
     with pytest.raises(ModelError, match=r"these weights are of another network: conv1\.weight is \[6, 3, 7, 7\]"):
         training.train([images], tmp_path / "m.safetensors", init=path, **TINY)

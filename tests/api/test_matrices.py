@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.api.archives import decompress, evaluate, info
+from stochcl.api.archives import decompress, info
+from stochcl.api.evaluate import evaluate
 from stochcl.errors import ImageError, SourceError, UsageError
 from tests.making import LATENTS, make_head
 
@@ -91,7 +92,7 @@ class Interrupted(Exception):
 
 def interrupted(head, source, path, at, monkeypatch, **options):
     """Compress in parts of 8 rows and stop after so many rows."""
-    monkeypatch.setattr("stochcl.api.encoding._MATRIX_ROWS", 8)
+    monkeypatch.setattr("stochcl.api.compress._MATRIX_ROWS", 8)
 
     def progress(done, total):
         if done >= at:
@@ -140,13 +141,13 @@ def test_an_interrupted_rate_goes_on_with_all_latents(head, matrix, tmp_path, mo
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr("stochcl.api.rate.write_widest", fail)
+        patch.setattr("stochcl.api.compress.write_widest", fail)
         with pytest.raises(Interrupted):
             head.compress(source, path, rate=9)
     assert (tmp_path / "codes.bin.full").exists()
     assert head.compress(source, path, rate=9, resume=True).encoded == 0
     with monkeypatch.context() as patch:
-        patch.setattr("stochcl.api.rate.write_widest", fail)
+        patch.setattr("stochcl.api.compress.write_widest", fail)
         with pytest.raises(Interrupted):
             head.compress(source, path, rate=8, force=True)
     for other in (make(3000, seed=1), make(2999)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.api import training
+from stochcl.api import train as training
 from stochcl.encoders.modelfile import load_model
 from stochcl.errors import OutputError, SourceError, UsageError
 
@@ -45,7 +45,7 @@ def test_rows_that_are_not_finite_are_counted_and_said(matrix, tmp_path):
 
 
 def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("stochcl.data.sampling.MOST_BYTES", 9 * 4 * 100)
+    monkeypatch.setattr("stochcl.data.array.MOST_BYTES", 9 * 4 * 100)
     report = training.train([matrix], tmp_path / "head.safetensors", **OPTIONS)
     assert report.images + report.held_out == 100
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stochcl.api.report import Report, counted
+from stochcl.api.summary import Report
+from stochcl.messages import plural as counted
 
 
 def report(**changes):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import stochcl
-from stochcl.api.searching import _ROWS, search, write_search_page
+from stochcl.api.search import _ROWS, search, write_search_page
 from stochcl.errors import ImageError, ModelMismatch, UsageError
 from tests.making import make_model
 
@@ -68,13 +68,13 @@ def test_a_narrower_archive_and_one_of_chosen_latents(codes, model, some, tmp_pa
 
 def test_parts_give_what_the_whole_gives(codes, monkeypatch):
     whole = search(codes, rows=[7], count=20)
-    monkeypatch.setattr("stochcl.api.searching._ROWS", 5)
+    monkeypatch.setattr("stochcl.api.search._ROWS", 5)
     assert search(codes, rows=[7], count=20) == whole
     assert _ROWS > 5
 
 
 def test_symbols_of_more_values(tmp_path, rng):
-    from stochcl.api.training import train
+    from stochcl.api.train import train
 
     np.save(tmp_path / "x.npy", rng.normal(size=(60, 6)).astype(np.float32))
     for family, unit in (("gaussian", "levels apart"), ("categorical", "latents that differ")):

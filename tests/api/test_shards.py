@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.api import archives, editing, shards
-from stochcl.api.encoding import CompressOptions
+from stochcl.api import archives, shards
+from stochcl.api import archives as editing
+from stochcl.api.compress import CompressOptions
 from stochcl.compress import FolderArchive
 from stochcl.errors import ChecksumMismatch, FormatError, ImageError, SourceError, UsageError
 from tests.making import write_images

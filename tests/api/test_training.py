@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stochcl.api import training
-from stochcl.encoders.imageset import read_images
-from stochcl.encoders.measure import Monitor
+from stochcl.api import train as training
 from stochcl.encoders.modelfile import load_model
 from stochcl.errors import OutputError, SourceError, TrainingError, UsageError
+from stochcl.training.images import read_images
+from stochcl.training.monitor import Monitor
 
 TINY = {
     "latent_steps": 0,
@@ -48,8 +48,8 @@ def untrainable(monkeypatch):
     def fail(*args, **kwargs):
         pytest.fail("the request was not checked first")
 
-    monkeypatch.setattr("stochcl.encoders.imageset.read_images", fail)
-    monkeypatch.setattr("stochcl.encoders.training.Trainer", fail)
+    monkeypatch.setattr("stochcl.training.images.read_images", fail)
+    monkeypatch.setattr("stochcl.training.pretrain.Trainer", fail)
 
 
 def interrupt(images, output, **options):
@@ -116,7 +116,7 @@ def test_the_rate_is_that_of_the_held_out_images(images, output, monkeypatch):
         kept["data"] = read_images(*args, **options)
         return kept["data"]
 
-    monkeypatch.setattr("stochcl.encoders.imageset.read_images", note)
+    monkeypatch.setattr("stochcl.training.images.read_images", note)
     report = training.train([images], output, hold_out=4, **TINY)
     data, encoder = kept["data"], load_model(output).encoder
     monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=0)

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from stochcl.api import training
+from stochcl.api import train as training
 from stochcl.encoders.modelfile import load_model
 from stochcl.errors import MissingExtraError
 
@@ -60,8 +60,8 @@ def test_without_tensorboard_nothing_is_trained(images, tmp_path, monkeypatch):
     def missing(self, folder):
         raise MissingExtraError("it is missing.")
 
-    monkeypatch.setattr("stochcl.encoders.training.logs.TensorBoardLog.__init__", missing)
-    monkeypatch.setattr("stochcl.encoders.imageset.read_images", lambda *a, **k: pytest.fail("images were read"))
+    monkeypatch.setattr("stochcl.training.logs.TensorBoardLog.__init__", missing)
+    monkeypatch.setattr("stochcl.training.images.read_images", lambda *a, **k: pytest.fail("images were read"))
     with pytest.raises(MissingExtraError):
         training.train([images], tmp_path / "m.safetensors", tensorboard=tmp_path / "runs", **TINY)
 

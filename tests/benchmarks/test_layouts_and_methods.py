@@ -9,7 +9,7 @@ from stochcl.benchmarks.entries import entries_of
 from stochcl.benchmarks.methods import PerSymbol, symbol_probabilities
 from stochcl.benchmarks.worker import Job, measure
 from stochcl.codes import Codes
-from stochcl.compress import IndependentModel
+from stochcl.entropy.independent import IndependentModel
 
 SHAPES = [(2, 1, 2), (50, 13, 2), (300, 16, 2), (40, 3, 256), (30, 5, 5), (20, 2, 4096)]
 

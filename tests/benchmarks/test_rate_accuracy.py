@@ -256,7 +256,7 @@ def test_a_joined_source_gives_each_its_own(digits):
 
 
 def test_a_matrix_and_its_labels(tmp_path, rng):
-    from stochcl.api.training import train
+    from stochcl.api.train import train
 
     centres = rng.normal(size=(4, 6))
     labels = np.arange(400) % 4

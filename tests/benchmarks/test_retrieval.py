@@ -119,7 +119,7 @@ def test_what_does_not_go_together(codes, images, tmp_path):
 def test_the_command(codes, tmp_path):
     from click.testing import CliRunner
 
-    from stochcl.cli import main
+    from stochcl.cli.main import main
 
     arguments = [
         "benchmark",

@@ -5,7 +5,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from stochcl.cli import main
+from stochcl.cli.main import main
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_a_full_disk_while_a_rate_is_written(run, refused, images, model, tmp_pa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("stochcl.api.rate.tempfile.TemporaryDirectory", fail)
+        patch.setattr("stochcl.api.compress.tempfile.TemporaryDirectory", fail)
         said = refused(*request)
     assert said == (
         f"{out}: it cannot be written: no space left on device; all latents are kept in {full}: make room and pass "
@@ -63,7 +63,7 @@ def test_a_full_disk_while_a_rate_is_written(run, refused, images, model, tmp_pa
     )
     assert [p.name for p in tmp_path.iterdir()] == ["codes.bin.full"]
     with monkeypatch.context() as patch:
-        patch.setattr("stochcl.api.encoding.Writer", None)  # nothing is encoded again
+        patch.setattr("stochcl.compress.writer.Writer", None)  # nothing is encoded again
         run(*request, "--resume")
     assert [p.name for p in tmp_path.iterdir()] == ["codes.bin"]
 

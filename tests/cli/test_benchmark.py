@@ -115,7 +115,7 @@ def test_a_wrong_method_fails_the_run(refused, tmp_path, monkeypatch, latents, a
 
 def _independent(rows):
     from stochcl.benchmarks.models import EntropyModel
-    from stochcl.compress import IndependentModel
+    from stochcl.entropy.independent import IndependentModel
 
     return EntropyModel.of(IndependentModel.fit(rows), "fitted")
 

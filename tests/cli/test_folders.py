@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.distributed import compress_folder
+from stochcl.ray import compress_folder
 from stochcl.sklearn import CodesTransformer
 from tests.making import json_of
 

@@ -80,7 +80,7 @@ def test_each_model_names_what_it_takes(refused, vectors, model, images, tmp_pat
 KILLED = """
 import os
 from stochcl.compress import Writer
-import stochcl.api.encoding as encoding
+import stochcl.api.compress as encoding
 Writer.__init__.__kwdefaults__["segment_rows"] = 50
 encoding._MATRIX_ROWS = 20
 add = Writer.add

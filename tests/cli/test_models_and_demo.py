@@ -6,7 +6,8 @@ from copy import deepcopy
 
 import pytest
 
-from stochcl.encoders.model import Encoder, EncoderConfig
+from stochcl.encoders.config import EncoderConfig
+from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.modelfile import save_model
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.compress import Tables, Writer
+from stochcl.compress import Writer
 from stochcl.downstream import ESTIMATORS, load
+from stochcl.entropy.tables import Tables
 from tests.compress.making import make_codes, make_decoder, make_names, make_tables, write
 
 

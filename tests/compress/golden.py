@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, IndependentModel, Tables
-from stochcl.compress.framing import crc
-from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN
+from stochcl.compress import Archive
 from stochcl.compress.segment import write_segment
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN
+from stochcl.entropy.tables import Tables
+from stochcl.framing import crc
 from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
 
 SKIPPED = (("broken/\udce9.png", "it is empty"), ("cat/0003.jpg", "it is cut short"))

@@ -6,7 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress import AutoregressiveModel, Header, IndependentModel, Tables, VectorDecoder, Writer
+from stochcl.compress import Header, Writer
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import VectorDecoder
 
 LEVELS = np.array([1, 9, 74, 194, 488, 1000, 1500, 2048, 2596, 3096, 3608, 3902, 4022, 4087, 4095], np.uint16)
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes
-from stochcl.compress import IndependentModel
+from stochcl.entropy.independent import IndependentModel
 from tests.compress.golden import SKIPPED
 from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, noise
 

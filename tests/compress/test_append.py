@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, AutoregressiveModel, IndependentModel, Writer
-from stochcl.compress.appending import Appender
-from stochcl.compress.model import FITTED
+from stochcl.compress import Archive, Writer
+from stochcl.compress.append import Appender
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import FITTED
 from stochcl.errors import AppendInterrupted, OutputError, SourceError, Truncated
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 
@@ -198,7 +200,7 @@ def test_a_cut_second_append_goes_back_to_the_first(path):
 @pytest.mark.parametrize("which", range(1, 5))  # two segments, the index, the trailer
 @pytest.mark.parametrize("call", ["fsync", "write"])
 def test_a_device_that_fails_leaves_the_archive_as_it_was(path, monkeypatch, which, call):
-    import stochcl.compress.appending as appending
+    import stochcl.compress.append as appending
 
     before, calls = path.read_bytes(), []
     real = {"fsync": os.fsync, "write": appending.write_all}[call]
@@ -256,7 +258,7 @@ def test_a_full_disk_leaves_the_archive_as_it_was(path, tmp_path, room):
 KILLED = """
 import os, signal, sys
 from tests.compress.test_append import CODES
-from stochcl.compress.appending import Appender
+from stochcl.compress.append import Appender
 with Appender(sys.argv[1], segment_rows=5) as out:
     out.add(CODES[25:37])
     os.kill(os.getpid(), signal.SIGKILL)
@@ -287,7 +289,7 @@ def test_two_at_once_are_refused(path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file is not replaced there")
 def test_a_file_that_is_replaced_meanwhile_is_left_alone(path, tmp_path, monkeypatch):
-    import stochcl.compress.appending as appending
+    import stochcl.compress.append as appending
 
     other = write(tmp_path / "other.bin", CODES[:5], TABLES)
     left = other.read_bytes()

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stochcl.compress.archive
-from stochcl.compress import Archive, IndependentModel, Tables
-from stochcl.compress.framing import BLOCK
-from stochcl.compress.model import INDEPENDENT, NETWORK, OWN
+from stochcl.compress import Archive
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import INDEPENDENT, NETWORK, OWN
+from stochcl.entropy.tables import Tables
 from stochcl.errors import ChecksumMismatch, ModelMismatch, SourceError, UsageError
+from stochcl.framing import BLOCK
 from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
 
 texts = st.binary(min_size=1, max_size=300).map(lambda b: b.replace(b"\0", b"x").decode("utf-8", "surrogateescape"))

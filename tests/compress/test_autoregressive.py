@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress import AutoregressiveModel, IndependentModel, autoregressive, linear
-from stochcl.compress.autoregressive import MAX_BIAS, Stepper, logistic_levels
-from stochcl.compress.coder import decode_block, encode_block
+from stochcl.entropy import autoregressive
+from stochcl.entropy import fit as linear
+from stochcl.entropy.ans import decode_block, encode_block
+from stochcl.entropy.autoregressive import MAX_BIAS, AutoregressiveModel, Stepper, logistic_levels
+from stochcl.entropy.independent import IndependentModel
 from stochcl.errors import FormatError
 from tests.compress.making import LEVELS, make_chain, make_codes, make_network, noise
 
@@ -199,7 +201,7 @@ def test_rows_do_not_depend_on_those_beside_them():
 HASH = """
 import hashlib, sys
 import numpy as np
-from stochcl.compress.coder import encode_block
+from stochcl.entropy.ans import encode_block
 from tests.compress.making import make_codes, make_network
 digest = hashlib.sha256()
 for latents, alphabet, hidden, rows in (300, 2, 200, 1500), (64, 16, 100, 300), (520, 2, 0, 1100):

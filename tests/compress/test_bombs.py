@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stochcl.compress import Archive, IndependentModel, framing
+from stochcl import framing
+from stochcl.compress import Archive
 from stochcl.compress.index import Skipped
-from stochcl.compress.model import pack_model, unpack_model
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import pack_model, unpack_model
 from stochcl.errors import FormatError, LimitExceeded
 from tests.compress.making import make_codes, make_network, make_tables, write
 

@@ -1,4 +1,4 @@
-from stochcl.compress.cache import Cache
+from stochcl.compress.bytes import Cache
 
 
 def test_what_was_used_least_lately_goes_first():

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes
-from stochcl.compress import IndependentModel
-from stochcl.compress.coder import decode_block, decode_blocks, encode_block
+from stochcl.entropy.ans import decode_block, decode_blocks, encode_block
+from stochcl.entropy.independent import IndependentModel
 from stochcl.errors import FormatError
 from tests import independent_reader
 from tests.compress.making import make_chain, make_codes, make_network

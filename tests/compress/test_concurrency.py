@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import stochcl.compress.archive
-from stochcl.compress import Archive, IndependentModel, Tables
+from stochcl.compress import Archive
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
 from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
 
 ROWS = 3000
@@ -38,7 +40,7 @@ def made(request, tmp_path_factory):
 def forgetful(monkeypatch):
     """Caches that hold one block and one segment's names, so that readers are always in each other's way."""
     monkeypatch.setattr(stochcl.compress.archive, "_CACHED_BYTES", 1)
-    monkeypatch.setattr("stochcl.compress.texts._CACHED_BYTES", 1)
+    monkeypatch.setattr("stochcl.compress.columns._CACHED_BYTES", 1)
 
 
 def check(archive, codes, seed, times=40):

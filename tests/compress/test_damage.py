@@ -12,9 +12,10 @@ import stochcl.compress.archive
 import stochcl.compress.header
 import stochcl.compress.index
 import stochcl.compress.segment
-import stochcl.compress.tables
-from stochcl.compress import Archive, Writer, framing
-from stochcl.compress.model import FITTED, NETWORK, OWN
+import stochcl.entropy.tables
+from stochcl import framing
+from stochcl.compress import Archive, Writer
+from stochcl.entropy.model import FITTED, NETWORK, OWN
 from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
 from tests.compress.golden import append
 from tests.compress.making import make_chain, make_codes, make_header, make_names, make_network, make_tables, write

@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from stochcl.compress import VectorDecoder
+from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import FormatError, LimitExceeded
 from tests.compress.making import make_decoder
 

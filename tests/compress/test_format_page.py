@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, Header, IndependentModel, Tables, Writer
-from stochcl.compress.framing import MAX_BLOCK_DECISIONS, MAX_SEGMENT_ROWS
+from stochcl.compress import Archive, Header, Writer
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
+from stochcl.framing import MAX_BLOCK_DECISIONS, MAX_SEGMENT_ROWS
 from tests import independent_reader
 from tests.compress.making import usual_zlib
 

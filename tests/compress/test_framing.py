@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stochcl.compress import framing
-from stochcl.compress.framing import inflate, pack_texts, pack_varints, unpack_texts, unpack_varints
+from stochcl import framing
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
+from stochcl.framing import inflate, pack_texts, pack_varints, unpack_texts, unpack_varints
 
 # Any bytes but NUL, as names of files have them.
 texts = st.binary(max_size=60).map(lambda b: b.replace(b"\0", b"x").decode("utf-8", "surrogateescape"))

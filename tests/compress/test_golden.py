@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from stochcl.compress import Archive, Header, Tables
+from stochcl.compress import Archive, Header
+from stochcl.entropy.tables import Tables
 from tests import independent_reader
 from tests.compress.golden import archives
 from tests.compress.making import make_tables, usual_zlib, write

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stochcl.compress.framing import MAGIC, PROLOGUE, VERSION, crc
 from stochcl.compress.header import Header
 from stochcl.errors import BadMagic, FormatError, LimitExceeded, Truncated, UnsupportedVersion
+from stochcl.framing import MAGIC, PROLOGUE, VERSION, crc
 from tests.compress.making import make_header, make_tables
 
 HEADER = make_header(make_tables(6))

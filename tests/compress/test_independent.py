@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress import IndependentModel
+from stochcl.entropy.independent import IndependentModel
 from stochcl.errors import FormatError
 from tests.compress.making import make_codes
 

@@ -8,11 +8,12 @@ import zlib
 import numpy as np
 import pytest
 
-from stochcl.compress import Archive, framing
-from stochcl.compress.framing import CHUNK, ENTRY, INDEX, SEGMENT, TRAILER
+from stochcl import framing
+from stochcl.compress import Archive
 from stochcl.compress.index import Index
 from stochcl.compress.segment import Part, SegmentHead
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
+from stochcl.framing import CHUNK, ENTRY, INDEX, SEGMENT, TRAILER
 from tests.compress.making import make_codes, make_names, make_tables, write
 
 TABLES = make_tables(3)

@@ -1,6 +1,7 @@
 import pytest
 
-from stochcl.compress.journal import Journal, Record
+from stochcl.compress.segment_writer import Record
+from stochcl.compress.writer import Journal
 
 RECORDS = [
     Record(100, 1, 10, 12, 1000, [("a\udcff.png", "it is empty")]),

@@ -1,7 +1,7 @@
 import pytest
 
-from stochcl.compress import IndependentModel
-from stochcl.compress.lengths import code_lengths, latent_lengths
+from stochcl.entropy.fit import code_lengths, latent_lengths
+from stochcl.entropy.independent import IndependentModel
 from tests.compress.making import make_chain, make_codes, make_network, make_tables
 
 

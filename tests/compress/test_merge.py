@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, AutoregressiveModel, IndependentModel, Writer
-from stochcl.compress.model import FITTED
-from stochcl.compress.moving import check_alike, merge
-from stochcl.compress.moving import split as write_part
-from stochcl.compress.raw import read_segment, stored_codes
+from stochcl.compress import Archive, Writer
+from stochcl.compress.edit import check_alike, merge, stored_codes
+from stochcl.compress.edit import split as write_part
+from stochcl.compress.segment import read_segment
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import FITTED
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 
@@ -119,7 +121,7 @@ def test_what_is_split_is_what_there_was(tmp_path_factory, total, latents, alpha
 def test_splitting_between_segments_codes_nothing_again(tmp_path, monkeypatch):
     path = write(tmp_path / "a.bin", CODES, TABLES, segment_rows=10)
     outs = [tmp_path / "1.bin", tmp_path / "2.bin"]
-    import stochcl.compress.gathering as gathering
+    import stochcl.compress.segment_writer as gathering
 
     with monkeypatch.context() as patch, Archive(path) as archive:
         patch.setattr(gathering, "write_segment", None)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from stochcl.compress import Archive
-from stochcl.compress.reader import ByteReader
+from stochcl.compress.bytes import ByteReader
 from stochcl.errors import SourceError, Truncated
 from tests.compress.making import make_codes, make_tables, write
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from stochcl.codes import Codes
-from stochcl.compress import AutoregressiveModel, IndependentModel
-from stochcl.compress.model import Candidate
-from stochcl.compress.refit import choose, fit_models, price
+from stochcl.compress.transcode import choose, fit_models, price
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import Candidate
 
 COIN = Candidate(IndependentModel(np.full((16, 1), 2048, np.uint16)))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.compress import remote
+from stochcl.compress import bytes as remote
 from stochcl.errors import MissingExtraError, SourceError, Truncated, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
 

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, AutoregressiveModel, IndependentModel, Tables
-from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN
+from stochcl.compress import Archive
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN
+from stochcl.entropy.tables import Tables
 from tests.compress.golden import append
 from tests.compress.making import make_chain, make_codes, make_decoder, make_names, make_network, make_tables, write
 from tests.compress.strategies import archives_of, codes_of

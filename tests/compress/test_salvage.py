@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stochcl.compress import Archive, IndependentModel, Writer, segment
-from stochcl.compress.framing import BLOCK
+from stochcl.compress import Archive, Writer, segment
 from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
+from stochcl.entropy.independent import IndependentModel
 from stochcl.errors import FormatError, OutputError, SourceError, UsageError
+from stochcl.framing import BLOCK
 from tests.compress.making import make_chain, make_codes, make_header, make_names, make_network, make_tables, write
 
 ROWS = 120

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stochcl import framing
 from stochcl.codes import Codes
-from stochcl.compress import IndependentModel, framing
-from stochcl.compress.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, MAX_TABLE, SEGMENT, crc
-from stochcl.compress.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
 from stochcl.compress.segment import Part, SegmentHead, read_blocks, read_head, write_segment
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
+from stochcl.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, MAX_TABLE, SEGMENT, crc
 from tests.compress.making import make_chain, make_codes, make_names, make_network
 
 NOTHING = Part(0, 0)

@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 
 from stochcl.compress import Archive, segment
-from stochcl.compress.framing import BLOCK
 from stochcl.errors import FormatError
+from stochcl.framing import BLOCK
 from tests.compress.making import make_codes, make_tables, write
 
 

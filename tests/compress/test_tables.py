@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import stochcl.compress.tables
-from stochcl.compress import AutoregressiveModel, IndependentModel, Tables, VectorDecoder, find_tables, save_tables
-from stochcl.compress.framing import crc
-from stochcl.compress.model import INDEPENDENT, NETWORK
+import stochcl.entropy.tables
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import INDEPENDENT, NETWORK
+from stochcl.entropy.tables import Tables, find_tables, save_tables
+from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import FormatError, LimitExceeded, ModelMismatch, OutputError, Truncated, UnsupportedVersion
+from stochcl.framing import crc
 from tests.compress.making import make_codes, make_decoder, make_network, make_tables
 
 
@@ -239,8 +242,8 @@ def test_vectors_too_long_for_half_precision_still_pass_their_test():
 
 def test_a_machine_that_decodes_otherwise_is_found_out(monkeypatch):
     data = make_tables(6).data
-    honest = stochcl.compress.tables.encode_block
-    monkeypatch.setattr(stochcl.compress.tables, "encode_block", lambda codes, model: honest(codes, model) ^ 1)
+    honest = stochcl.entropy.ans.encode_block
+    monkeypatch.setattr(stochcl.entropy.tables, "encode_block", lambda codes, model: honest(codes, model) ^ 1)
     with pytest.raises(FormatError, match="self-test"):
         Tables.from_bytes(data)
 
@@ -271,11 +274,11 @@ def test_tables_are_looked_for_in_order(tmp_path, monkeypatch):
 def test_what_is_given_goes_before_the_package_and_that_before_the_environment(tmp_path, monkeypatch):
     tables = make_tables(4)
     asked = []
-    honest = stochcl.compress.tables._parse
+    honest = stochcl.entropy.tables._parse
     monkeypatch.setattr(
-        stochcl.compress.tables, "_parse", lambda data, name, where: asked.append(where) or honest(data, name, where)
+        stochcl.entropy.tables, "_parse", lambda data, name, where: asked.append(where) or honest(data, name, where)
     )
-    monkeypatch.setattr(stochcl.compress.tables.resources, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(stochcl.entropy.tables.resources, "files", lambda package: tmp_path / package)
     folders = {"given": tmp_path / "given", "package": tmp_path / "stochcl" / "tables", "environment": tmp_path / "e"}
     paths = {}
     for name, folder in folders.items():
@@ -292,7 +295,7 @@ def test_what_is_given_goes_before_the_package_and_that_before_the_environment(t
 
 def test_damaged_tables_of_the_package_say_so(tmp_path, monkeypatch):
     tables = make_tables(4)
-    monkeypatch.setattr(stochcl.compress.tables.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(stochcl.entropy.tables.resources, "files", lambda package: tmp_path)
     (tmp_path / "tables").mkdir()
     save_tables(tables, tmp_path / "tables").write_bytes(b"x" + tables.data)
     with pytest.raises(FormatError, match="these decoding tables are damaged; install stochcl again"):
@@ -310,7 +313,7 @@ def test_a_file_of_the_right_name_that_holds_no_tables_is_a_format_error(tmp_pat
 def test_a_file_too_large_for_tables_is_not_read(tmp_path, monkeypatch):
     tables = make_tables(4)
     path = save_tables(tables, tmp_path)
-    monkeypatch.setattr(stochcl.compress.tables, "MAX_TABLES", len(tables.data) - 1)
+    monkeypatch.setattr(stochcl.entropy.tables, "MAX_TABLES", len(tables.data) - 1)
     with pytest.raises(ModelMismatch):
         find_tables(tables.sha256, [path])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stochcl.compress import Archive
-from stochcl.compress.texts import PackedTexts, Store, Texts
+from stochcl.compress.columns import PackedTexts, Store, Texts
 from stochcl.errors import ChecksumMismatch
 from tests.compress.making import make_codes, make_tables, write
 

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stochcl.compress import Archive, Writer, moving
-from stochcl.compress.appending import Appender
-from stochcl.compress.framing import pack_varints
+from stochcl.compress import Archive, Writer
+from stochcl.compress import edit as moving
+from stochcl.compress.append import Appender
+from stochcl.compress.columns import pack_uncertainty, unpack_uncertainty
 from stochcl.compress.salvage import salvage
-from stochcl.compress.transcoding import Transcoding
-from stochcl.compress.uncertainty import pack_uncertainty, unpack_uncertainty
+from stochcl.compress.transcode import Transcoding
 from stochcl.errors import FormatError
+from stochcl.framing import pack_varints
 from tests import independent_reader
 from tests.compress.making import make_codes, make_header, make_names, make_tables, noise
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
-from stochcl.compress.model import INDEPENDENT as PREFIX
-from stochcl.compress.model import OWN
+from stochcl.entropy.model import INDEPENDENT as PREFIX
+from stochcl.entropy.model import OWN
 from stochcl.errors import OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 
@@ -307,7 +307,6 @@ def test_a_resumption_that_fails_keeps_what_was_there(tmp_path, monkeypatch, cal
 @pytest.mark.parametrize("which", range(1, 11))
 def test_who_makes_room_and_goes_on_loses_nothing(tmp_path, monkeypatch, which, uninterrupted):
     """Whatever write fails halfway, it may be tried again: its rows are still waiting."""
-    import stochcl.compress.journal
     import stochcl.compress.writer
 
     calls = []
@@ -321,7 +320,7 @@ def test_who_makes_room_and_goes_on_loses_nothing(tmp_path, monkeypatch, which, 
 
     path = tmp_path / "a"
     with Writer(path, make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer:
-        monkeypatch.setattr(stochcl.compress.journal, "write_all", write_half)
+        monkeypatch.setattr(stochcl.compress.writer, "write_all", write_half)
         monkeypatch.setattr(stochcl.compress.writer, "write_all", write_half)
         for i in range(40):
             if i % 8 == 3:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.data import Entry, Failure, ImageSource, Preprocess
-from stochcl.data.batches import LOOK_AHEAD
+from stochcl.data.source import LOOK_AHEAD
 from stochcl.errors import ImageError, SourceError, UsageError
 
 SMALL = Preprocess(2)

@@ -9,7 +9,7 @@ import pytest
 
 import stochcl
 from stochcl.data import Preprocess, open_source
-from stochcl.data.cifar import Cifar10Source
+from stochcl.data.builtin import Cifar10Source
 from stochcl.errors import SourceError
 
 NAMES = ["airplane", "automobile", "bird"]

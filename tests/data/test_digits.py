@@ -2,8 +2,9 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stochcl.data import Preprocess, folder_label
-from stochcl.data.digits import DigitsSource
+from stochcl.codes import folder_label
+from stochcl.data import Preprocess
+from stochcl.data.builtin import DigitsSource
 
 
 def test_every_digit_is_there_once_under_its_label():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stochcl.data import folder_label, open_source
-from stochcl.data.examples import write_examples
+from stochcl.codes import folder_label
+from stochcl.data import open_source
+from stochcl.data.builtin import write_examples
 from stochcl.errors import OutputError
 
 COMMITTED = Path(__file__).parents[2] / "examples" / "images"

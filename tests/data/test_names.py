@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stochcl.data import Entry, folder_label, held_out, printable
+from stochcl.codes import folder_label
+from stochcl.data import Entry, held_out
 from stochcl.data.names import MAX_NAME_BYTES, is_hidden, member_name, sort_key
+from stochcl.messages import escape_name as printable
 
 raw_names = st.binary(min_size=1, max_size=30).filter(lambda b: b"\0" not in b)
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from stochcl.data.modes import to_eight_bits
-from stochcl.data.preprocess import MAX_PIXELS, PAD_GREY, Preprocess
+from stochcl.data.preprocess import MAX_PIXELS, PAD_GREY, Preprocess, to_eight_bits
 from stochcl.errors import ImageError
 
 SIZE = 32
@@ -310,7 +309,7 @@ def test_large_images_below_the_limit_do_not_warn(monkeypatch, pixels, as_file):
 
 
 def test_warnings_of_others_still_come_through():
-    from stochcl.data.quiet import quiet_pillow
+    from stochcl.data.preprocess import quiet_pillow
 
     with quiet_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", UserWarning, stacklevel=1)

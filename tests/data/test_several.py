@@ -7,8 +7,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from stochcl.data import Preprocess, open_list, open_source, open_sources, several
-from stochcl.data.several import expand, read_list
+from stochcl.data import Preprocess, open_list, open_source, open_sources
+from stochcl.data import open as several
+from stochcl.data.open import expand, read_list
 from stochcl.errors import SourceError, UsageError
 
 SMALL = Preprocess(16, "crop")

@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.api.encoding import CompressOptions
-from stochcl.api.pieces import pieces_of
-from stochcl.api.shards import compress_to_folder
-from stochcl.distributed import compress_folder
-from stochcl.distributed.ray_data import MOST_TRIES, ShardWorker, _read, need_ray
+from stochcl.api.compress import CompressOptions
+from stochcl.api.shards import compress_to_folder, pieces_of
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
+from stochcl.ray import MOST_TRIES, ShardWorker, _read, compress_folder, need_ray
 from tests.making import json_of, process
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +145,7 @@ def test_requests_that_make_no_sense_are_refused(images, model, codec, tmp_path)
 
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("stochcl.distributed.ray_data.find_spec", lambda name: None)
+    monkeypatch.setattr("stochcl.ray.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"^--engine ray needs Ray; install it with: pip install .*ray.*\.$"):
         need_ray()
 
@@ -201,7 +199,7 @@ def test_ray_stops_where_a_shard_kills_every_worker(images, model, tmp_path):
     script.write_text(
         f"""
 import os, signal, stochcl
-from stochcl.distributed import compress_folder, ray_data
+from stochcl.ray import compress_folder, ray_data
 
 class Dying(ray_data.ShardWorker):
     def __call__(self, batch):

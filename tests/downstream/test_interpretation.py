@@ -9,8 +9,8 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mutual_info_score
 
-from stochcl.compress import VectorDecoder
 from stochcl.downstream import interpretation as of
+from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError
 
 

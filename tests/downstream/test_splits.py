@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stochcl.downstream.splits import make_splits
+from stochcl.downstream.metrics import make_splits
 from stochcl.errors import LabelsError, UsageError
 
 

@@ -4,9 +4,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from stochcl.downstream.refusal_plot import draw_refusal
-from stochcl.downstream.scores import ATYPICAL, CONFIDENCE, ENTROPY, LENGTH, NEIGHBOURS, Coded, Doubter
-from stochcl.downstream.uncertainty import REFUSED, auroc, auroc_of_copies, difference, refuse
+from stochcl.downstream.uncertainty import (
+    ATYPICAL,
+    CONFIDENCE,
+    ENTROPY,
+    LENGTH,
+    NEIGHBOURS,
+    REFUSED,
+    Coded,
+    Doubter,
+    auroc,
+    auroc_of_copies,
+    difference,
+    draw_refusal,
+    refuse,
+)
 from stochcl.errors import OutputError, UsageError
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from stochcl.encoders.imageset import ImageSet
-from stochcl.encoders.model import Encoder, EncoderConfig
-from stochcl.encoders.training import Trainer, TrainOptions
+from stochcl.encoders.config import EncoderConfig
+from stochcl.encoders.encoder import Encoder
+from stochcl.training.images import ImageSet
+from stochcl.training.options import TrainOptions
+from stochcl.training.pretrain import Trainer
 
 
 def make_config(**changes) -> EncoderConfig:

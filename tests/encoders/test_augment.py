@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.augment import _RGB_TO_YIQ, Augmentation
+from stochcl.training.augment import _RGB_TO_YIQ, Augmentation
 
 LUMA = torch.tensor(_RGB_TO_YIQ[0])
 STILL = {"area": (1.0, 1.0), "ratio": 1.0, "strength": 0.0, "grey": 0.0}

@@ -6,8 +6,7 @@ import kornia
 import pytest
 import torch
 
-from stochcl.encoders.augment import Augmentation
-from stochcl.encoders.keyed import keyed_uniform
+from stochcl.training.augment import Augmentation, keyed_uniform
 
 ROWS = 6
 KEYS = torch.arange(ROWS)

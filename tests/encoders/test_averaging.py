@@ -1,6 +1,6 @@
 import torch
 
-from stochcl.encoders.averaging import Averaged
+from stochcl.training.loop import Averaged
 from tests.encoders.making import make_encoder
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.devices import Pixels, Watch, to_device
 from stochcl.errors import TrainingError
+from stochcl.training.runtime import Pixels, Watch, to_device
 from tests.encoders.making import make_images, make_set, make_trainer
 
 CPU = torch.device("cpu")

@@ -11,11 +11,12 @@ import torch
 
 import stochcl
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress import AutoregressiveModel
-from stochcl.encoders import codetables, entropy
-from stochcl.encoders.entropy import EntropyNetwork, fit_entropy, hidden_units, independent_bits, smaller_images
 from stochcl.encoders.modelfile import load_model, save_model
+from stochcl.entropy.autoregressive import AutoregressiveModel, EntropyNetwork
 from stochcl.errors import ModelError, UsageError
+from stochcl.training import entropy
+from stochcl.training import entropy as codetables
+from stochcl.training.entropy import fit_entropy, hidden_units, independent_bits, smaller_images
 from tests.encoders.making import digits, make_config, make_encoder, make_images, make_set, make_trainer
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stochcl.codes import Codes
-from stochcl.encoders.health import DEAD_BITS, code_health, marginal_entropies, said_of_health
+from stochcl.training.monitor import DEAD_BITS, code_health, marginal_entropies, said_of_health
 
 ROWS = 4000
 

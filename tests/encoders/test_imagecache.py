@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from stochcl.api.training import train
+from stochcl.api.train import train
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders import imagecache
-from stochcl.encoders.imageset import read_images
 from stochcl.errors import TrainingError, UsageError
+from stochcl.training import images as imagecache
+from stochcl.training.images import read_images
 from tests.making import write_images
 
 SQUARE = Preprocess(16)
@@ -144,7 +144,7 @@ def test_processes_share_one_cache(photos, tmp_path):
     code = f"""
 from pathlib import Path
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders.imageset import read_images
+from stochcl.training.images import read_images
 told = []
 images = read_images(
     [open_source({str(photos)!r})], Preprocess(16), cache=Path({str(tmp_path / "cache")!r}),

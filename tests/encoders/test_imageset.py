@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders.imageset import read_images
 from stochcl.errors import TrainingError, UsageError
+from stochcl.training.images import read_images
 
 SQUARE = Preprocess(8)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.keyed import as_words, from_words, keyed_uniform
+from stochcl.training.augment import as_words, from_words, keyed_uniform
 
 KEYS = torch.arange(4096)
 

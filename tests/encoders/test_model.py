@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.compress import VectorDecoder
-from stochcl.encoders.model import EncoderConfig, default_ladder
+from stochcl.encoders.config import EncoderConfig, default_ladder
+from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError
 from tests.encoders.making import make_config, make_encoder
 

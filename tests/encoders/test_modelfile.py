@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from stochcl.encoders.configuration import EncoderConfig
+from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.modelfile import KIND, load_model, model_hash, save_model, stored_config
 from stochcl.errors import ModelError, OutputError

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from stochcl.codes import Codes
-from stochcl.encoders.checkpoint import load_checkpoint
-from stochcl.encoders.entropy import MIN_CODES, fit_entropy
-from stochcl.encoders.precision import computes_in_bf16, precision_used
+from stochcl.encoders.inference import computes_in_bf16, precision_used
 from stochcl.errors import TrainingError
+from stochcl.training.entropy import MIN_CODES, fit_entropy
+from stochcl.training.loop import load_checkpoint
 from tests.encoders.latents.making import make_stage
 from tests.encoders.making import make_set, make_trainer
 

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress import IndependentModel
-from stochcl.encoders.entropy import EntropyNetwork
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.priors import FACTORISED, AutoregressivePrior, LogisticPrior, first_level
-from stochcl.encoders.tree import nodes_per_symbol
+from stochcl.entropy.autoregressive import EntropyNetwork
+from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from tests.encoders.posteriors.making import CASES, make_config, make_posterior, make_prior, make_uniform
 
 families = pytest.mark.parametrize(("family", "alphabet"), CASES)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.rate import RateController, said_of_rate
+from stochcl.training.loop import RateController, said_of_rate
 
 
 def test_target_is_meant_for_hard_codes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.threads import side_by_side
+from stochcl.encoders.inference import side_by_side
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from stochcl.encoders.augment import Augmentation
 from stochcl.encoders.inference import encode_images
-from stochcl.encoders.measure import measure_ones
-from stochcl.encoders.training import Progress
+from stochcl.entropy.fit import measure_ones
 from stochcl.errors import OutputError, TrainingError
+from stochcl.training.augment import Augmentation
+from stochcl.training.loop import Progress
 from tests.encoders.making import digits, make_config, make_images, make_set, make_trainer, weights
 
 CPU = torch.device("cpu")
@@ -76,8 +76,8 @@ def test_a_target_brings_the_rate_towards_it(folder):
 
 def test_time_ends_a_run_and_the_rate_of_learning_with_it(folder, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr("stochcl.encoders.training.trainer.time.monotonic", lambda: next(clock) / 10)
-    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 1)
+    monkeypatch.setattr("stochcl.training.pretrain.time.monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 1)
     told = []
     trainer = make_trainer(folder("run"), make_set(16), epochs=1000, max_time=20, report=told.append)
     trainer.run()
@@ -108,8 +108,8 @@ def test_the_log_holds_the_figures_one_json_object_a_line(folder):
 
 def test_live_figures_come_the_sooner_the_less_they_cost_and_every_ten_minutes_at_least(folder, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("stochcl.encoders.training.trainer.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 1)
+    monkeypatch.setattr("stochcl.training.pretrain.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 1)
     for cost, expected in [(0.0, 15.0), (3.0, 100.0), (60.0, 600.0)]:
         told, trainer = [], None
 

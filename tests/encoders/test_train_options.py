@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from stochcl.encoders.model import EncoderConfig
-from stochcl.encoders.training import TrainOptions, options_from
+from stochcl.encoders.config import EncoderConfig
 from stochcl.errors import UsageError
+from stochcl.training.options import TrainOptions, options_from
 
 
 @pytest.mark.parametrize(

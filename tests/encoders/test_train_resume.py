@@ -4,8 +4,8 @@ import signal
 import pytest
 import torch
 
-from stochcl.encoders.objectives import OBJECTIVES
 from stochcl.errors import TrainingError
+from stochcl.training.objectives import OBJECTIVES
 from tests.encoders.making import make_config, make_set, make_trainer, weights
 
 
@@ -29,7 +29,7 @@ def interruption():
 
 @pytest.mark.parametrize(("precision", "how"), [("fp32", ctrl_c), ("fp32", interruption), ("bf16", ctrl_c)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, monkeypatch):
-    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 10)
+    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 10)
     options = {"epochs": 5, "batch_size": 16, "precision": precision, "rate": 12.0}  # 20 steps; half within an epoch
     data = make_set(68)
     whole = make_trainer(folder("whole"), data, **options)
@@ -48,7 +48,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_twenty_steps_are_ten_and_ten_whatever_the_objective(folder, objective, monkeypatch):
-    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 10)
+    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 10)
     options = {"epochs": 5, "batch_size": 16, "objective": objective, "average": 0.9, "estimator": "relaxed"}
     data = make_set(68)
     whole = make_trainer(folder("whole"), data, **options)
@@ -77,7 +77,7 @@ def test_what_a_network_draws_itself_is_drawn_alike_after_an_interruption(folder
     def begin(encoder):
         encoder.backbone = Dropping(encoder.backbone)
 
-    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 2)
+    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 2)
     data, options = make_set(16), {"epochs": 2, "batch_size": 8, "initialise": begin}
     whole = make_trainer(folder("whole"), data, **options).run()
     place = folder("parts")
@@ -156,14 +156,14 @@ def test_a_checkpoint_with_a_damaged_counter_is_refused(folder, changes, monkeyp
     place, data = folder("run"), make_set(32)
     trainer = make_trainer(place, data)
     trainer.run()
-    monkeypatch.setattr("stochcl.encoders.training.trainer.save_checkpoint", save_with(changes))
+    monkeypatch.setattr("stochcl.training.loop.save_checkpoint", save_with(changes))
     trainer.save()
     with pytest.raises(TrainingError, match="checkpoint: this checkpoint is damaged"):
         make_trainer(place, data)
 
 
 def save_with(changes):
-    from stochcl.encoders.checkpoint import save_checkpoint
+    from stochcl.training.loop import save_checkpoint
 
     return lambda path, modules, optimizer, state: save_checkpoint(path, modules, optimizer, state | changes)
 
@@ -187,7 +187,7 @@ def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
 
 
 def test_a_twin_goes_on_too_and_its_checkpoint_is_no_other_s(folder, monkeypatch):
-    monkeypatch.setattr("stochcl.encoders.training.trainer.Trainer.log_every", 2)
+    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 2)
     data, options = make_set(32), {"epochs": 2, "batch_size": 16, "deterministic": True}
     whole = make_trainer(folder("whole"), data, **options).run()
     place = folder("parts")

@@ -3,16 +3,8 @@ import pytest
 import torch
 
 from stochcl.codes import Codes
-from stochcl.compress.independent import IndependentModel, _counts
-from stochcl.encoders.tree import (
-    decision_nodes,
-    node_counts,
-    node_probabilities,
-    nodes_per_symbol,
-    places,
-    quantised,
-    symbol_bits,
-)
+from stochcl.encoders.priors import decision_nodes, node_probabilities, symbol_bits
+from stochcl.entropy.independent import IndependentModel, _counts, node_counts, nodes_per_symbol, places, quantised
 
 ALPHABETS = [2, 3, 4, 5, 8, 300]
 

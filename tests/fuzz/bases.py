@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, IndependentModel, Tables, segment
+from stochcl.compress import Archive, segment
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
 from tests.compress.golden import append
 from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
 

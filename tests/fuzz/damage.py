@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from stochcl.compress import Archive
-from stochcl.compress.framing import BLOCK
+from stochcl.framing import BLOCK
 
 if TYPE_CHECKING:
     from random import Random

@@ -12,8 +12,10 @@ from hashlib import sha256
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from stochcl.compress import Archive, Tables
-from stochcl.compress.framing import (
+from stochcl.compress import Archive
+from stochcl.entropy.tables import Tables
+from stochcl.errors import FormatError
+from stochcl.framing import (
     BLOCK,
     CHUNK,
     END_MAGIC,
@@ -27,7 +29,6 @@ from stochcl.compress.framing import (
     VERSION,
     unpack_varints,
 )
-from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
     from tests.fuzz.bases import Base

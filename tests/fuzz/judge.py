@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import stochcl.compress.segment
 from stochcl.codes import symbol_dtype
-from stochcl.compress import Archive, Tables
-from stochcl.compress.framing import check_crc
+from stochcl.compress import Archive
 from stochcl.compress.salvage import salvage
+from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError
+from stochcl.framing import check_crc
 from tests.fuzz.bases import Base, content, large, make
 from tests.fuzz.damage import damage
 from tests.fuzz.forge import forge
@@ -97,7 +98,7 @@ class Judge:
             if not (self.forging and what.startswith("what a block decodes to")):
                 check_crc(expected, what, *parts)
 
-        stochcl.compress.segment.check_crc = check  # type: ignore[attr-defined]
+        stochcl.framing.check_crc = check  # type: ignore[attr-defined]
 
     def case(self, number: int) -> Finding | None:
         """Make and judge one case; the same number gives the same."""

@@ -266,7 +266,7 @@ def test_from_packing_to_the_table(tmp_path, monkeypatch):
     }
     assert str(tmp_path) not in made.read_text()
 
-    from stochcl.api.classifying import score
+    from stochcl.api.finetune import score
 
     again = score("back/work/cifar10-latent-resnet10-0.finetuned.safetensors", "test.zip", device="cpu")
     assert (again.test_top1, again.codes_top1) == (found["test_top1"], found["codes_top1"])

@@ -97,7 +97,7 @@ def test_in_order_nothing_is_held(path):
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 2000])
 def test_in_order_rows_are_read_ahead(path, archive, batch, monkeypatch):
-    monkeypatch.setattr("stochcl.torch.dataset._AHEAD", 100)
+    monkeypatch.setattr("stochcl.torch._AHEAD", 100)
     asked = []
     read = Archive._packed
     monkeypatch.setattr(Archive, "_packed", lambda self, index: asked.append(len(index)) or read(self, index))

@@ -102,7 +102,7 @@ def stop_after(minutes: float | None) -> None:
 
 def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
     """Do what has not been done yet, and return the figures."""
-    from stochcl.api.classifying import score
+    from stochcl.api.finetune import score
     from stochcl.benchmarks import machine, setting
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import load_model
@@ -148,7 +148,7 @@ def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
 
 def pretrain(options: argparse.Namespace, sources: list[Path], output: Path) -> None:
     """Train without labels; for the arms from scratch, write the untrained network."""
-    from stochcl.api.training import train
+    from stochcl.api.train import train
 
     if output.exists():
         return
@@ -163,7 +163,7 @@ def pretrain(options: argparse.Namespace, sources: list[Path], output: Path) -> 
 
 
 def finetune(options: argparse.Namespace, sources: list[Path], base: Path, output: Path) -> None:
-    from stochcl.api.finetuning import finetune as tune
+    from stochcl.api.finetune import finetune as tune
 
     if output.exists():
         return
@@ -203,7 +203,8 @@ def probed(options: argparse.Namespace, sources: list[Path], model: Path, output
 
 def encoded(codec: Codec, sources: list[Path]) -> dict[str, np.ndarray]:
     """Return features, hard codes and what these decode to, float32, one row an image, and labels."""
-    from stochcl.data import folder_label, open_source
+    from stochcl.codes import folder_label
+    from stochcl.data import open_source
 
     parts: dict[str, list[np.ndarray]] = {"features": [], "symbols": [], "vectors": [], "labels": []}
     for path in sources:
@@ -219,7 +220,7 @@ def encoded(codec: Codec, sources: list[Path]) -> dict[str, np.ndarray]:
 
 def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
     """Return the accuracy of the 20 nearest by cosine, from columns less their mean."""
-    from stochcl.encoders.measure import knn_accuracy
+    from stochcl.training.monitor import knn_accuracy
 
     mean = bank.mean(axis=0)
     starts = range(0, len(queries), _BLOCK)
@@ -232,7 +233,8 @@ def subset(sources: list[Path], per_class: int, work: Path) -> Path:
     """Write the first images of each class to a zip of PNGs, which lose nothing."""
     from PIL import Image
 
-    from stochcl.data import Preprocess, folder_label, open_source
+    from stochcl.codes import folder_label
+    from stochcl.data import Preprocess, open_source
 
     path = work / f"first-{per_class}.zip"
     if path.exists():

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stochcl.api.explaining.view import number, paragraph, percent, plot, section
-from stochcl.api.report import counted
 from stochcl.downstream import pages, svg
+from stochcl.messages import plural as counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

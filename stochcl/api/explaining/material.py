@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.report import Report
-from stochcl.api.targets import kind_of, labels_of, naming
+from stochcl.api.evaluate import kind_of, labels_of, naming
+from stochcl.api.summary import Report
 from stochcl.codes import Codes
-from stochcl.compress.lengths import latent_lengths
-from stochcl.data import printable, read_labels
+from stochcl.data import read_labels
+from stochcl.downstream.evaluation import labelled
 from stochcl.downstream.interpretation import Sample
-from stochcl.downstream.rows import labelled
+from stochcl.entropy.fit import latent_lengths
 from stochcl.errors import LabelsError, UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     import os

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.downstream import make_estimator, metrics
-from stochcl.downstream.splits import make_splits
+from stochcl.downstream.metrics import make_splits
 from stochcl.errors import LabelsError
 
 if TYPE_CHECKING:

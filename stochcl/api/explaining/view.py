@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stochcl.api.report import counted
-from stochcl.data import printable
 from stochcl.downstream import pages
+from stochcl.messages import escape_name as printable
+from stochcl.messages import plural as counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,25 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
-from stochcl.api.compression import check_output
 from stochcl.api.explaining import certainty, flipping, headline, latents, mapping, switching
 from stochcl.api.explaining.findings import find
 from stochcl.api.explaining.look import SCRIPT, STYLE
 from stochcl.api.explaining.material import read_material
 from stochcl.api.explaining.view import View, number
 from stochcl.api.pictures import Pictures
-from stochcl.api.report import counted
 from stochcl.compress import open_archive
-from stochcl.data import printable
 from stochcl.downstream import pages
 from stochcl.errors import SourceError, UsageError
+from stochcl.files import check_output
+from stochcl.messages import escape_name as printable
+from stochcl.messages import plural as counted
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable
 
-    from stochcl.compress import Tables
     from stochcl.downstream import Task
+    from stochcl.entropy.tables import Tables
 
     PathLike = str | os.PathLike[str]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from stochcl.benchmarks.baselines.base import Baseline, full, half, need_bits, need_rows, principal
 from stochcl.codes import MAX_ALPHABET, Codes, bits_per_symbol
-from stochcl.compress.independent import MAX_DECISIONS
+from stochcl.entropy.independent import MAX_DECISIONS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

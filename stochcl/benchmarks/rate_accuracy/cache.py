@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl import __version__
-from stochcl.atomic import replacing
+from stochcl.files import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,10 +12,12 @@ import numpy as np
 
 from stochcl.benchmarks.joined import JoinedSource
 from stochcl.benchmarks.matrices import _labels, _matrix
-from stochcl.data import ImageSource, folder_label, held_out, open_source, printable
-from stochcl.data.digits import DigitsSource
+from stochcl.codes import folder_label
+from stochcl.data import ImageSource, held_out, open_source
+from stochcl.data.builtin import DigitsSource
 from stochcl.data.labels import read_labels
 from stochcl.errors import SourceError, UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

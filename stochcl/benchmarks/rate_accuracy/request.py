@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from stochcl.benchmarks.baselines import BASELINES, FLOATS
 from stochcl.benchmarks.rate_accuracy.pixels import FORMATS
-from stochcl.data import printable
 from stochcl.errors import UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,8 +18,8 @@ from stochcl.benchmarks.rate_accuracy.inputs import read_inputs
 from stochcl.benchmarks.rate_accuracy.measuring import ELSEWHERE, Judge, Measured
 from stochcl.benchmarks.rate_accuracy.pixels import FORMATS, SIDES, PixelCode
 from stochcl.benchmarks.rate_accuracy.request import DEFAULT_MODEL
-from stochcl.data import printable
 from stochcl.errors import MissingExtraError, SourceError, UsageError
+from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stochcl.atomic import replacing
 from stochcl.benchmarks.rate_accuracy.plotting import draw
 from stochcl.benchmarks.rate_accuracy.telling import COLUMNS, lines, summary, title
 from stochcl.benchmarks.results import write_results
-from stochcl.data import printable
-from stochcl.data.files import why
 from stochcl.downstream.pages import escape, page, table, write_page
 from stochcl.errors import OutputError
+from stochcl.files import replacing
+from stochcl.messages import escape_name as printable
+from stochcl.messages import os_reason as why
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from stochcl.encoders.backbones import ResNet
-from stochcl.encoders.backbones.published import init_backbone
 from stochcl.encoders.modelfile import save_model
+from stochcl.encoders.pretrained import init_backbone
 from stochcl.errors import ModelError
 from tests.encoders.making import make_encoder
 

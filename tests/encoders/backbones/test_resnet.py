@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stochcl.encoders.backbones import BACKBONES, ResNet
-from stochcl.encoders.backbones.resnet import moments
+from stochcl.encoders.backbones import BACKBONES, ResNet, moments
 from stochcl.errors import UsageError
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stochcl.encoders.backbones import TimmBackbone, make_backbone
-from stochcl.encoders.backbones.published import init_backbone
 from stochcl.encoders.modelfile import load_model, save_model
+from stochcl.encoders.pretrained import init_backbone
 from stochcl.errors import MissingExtraError, UsageError
 from tests.encoders.making import make_encoder
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.finetuning import finetuner
-from stochcl.encoders.finetuning.finetuner import Finetuner, starting_point
-from stochcl.encoders.finetuning.options import FinetuneOptions
-from stochcl.encoders.finetuning.scoring import class_indices, class_scores, top1
-from stochcl.encoders.model import Encoder
+from stochcl.encoders.encoder import Encoder
 from stochcl.errors import TrainingError, UsageError
+from stochcl.training import finetune as finetuner
+from stochcl.training.finetune import Finetuner, class_indices, class_scores, starting_point, top1
+from stochcl.training.options import FinetuneOptions
 from tests.encoders.making import digits, make_config, make_encoder, make_set, weights
 
 CPU = torch.device("cpu")
@@ -292,7 +291,7 @@ def test_the_network_of_other_codes_is_not_taken_along(tuner):
 
 def test_tables_are_refitted_to_the_new_codes(tuner):
     from stochcl.encoders.inference import encode_images
-    from stochcl.encoders.measure import measure_ones
+    from stochcl.entropy.fit import measure_ones
 
     data = make_set(40)
     encoder = tuner(data, entropy="independent").run()

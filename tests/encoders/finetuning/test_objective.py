@@ -5,15 +5,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stochcl.encoders.finetuning.objective import (
+from stochcl.encoders.inference import encode_images
+from stochcl.errors import LabelsError
+from stochcl.training.finetune import (
+    class_indices,
+    class_scores,
     classification,
     deterministic_classification,
     mixup,
     soft_targets,
+    top1,
+    with_mirrored,
 )
-from stochcl.encoders.finetuning.scoring import class_indices, class_scores, top1, with_mirrored
-from stochcl.encoders.inference import encode_images
-from stochcl.errors import LabelsError
 from tests.encoders.making import make_encoder, make_images
 
 CPU = torch.device("cpu")

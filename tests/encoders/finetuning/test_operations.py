@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from stochcl.encoders.finetuning import operations
-from stochcl.encoders.finetuning.operations import OPERATIONS, apply_each
+from stochcl.training import augment as operations
+from stochcl.training.augment import OPERATIONS, apply_each
 
 
 @pytest.fixture

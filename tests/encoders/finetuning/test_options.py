@@ -3,9 +3,10 @@ from dataclasses import fields
 
 import pytest
 
-from stochcl.encoders.finetuning.options import FinetuneOptions
-from stochcl.encoders.finetuning.presets import load_preset, preset_names
 from stochcl.errors import UsageError
+from stochcl.training.options import FinetuneOptions
+from stochcl.training.options import finetune_preset_names as preset_names
+from stochcl.training.options import load_finetune_preset as load_preset
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.finetuning.strong import StrongAugmentation
+from stochcl.training.augment import StrongAugmentation
 
 FILL = torch.full((1, 3, 1, 1), 100.0)
 PLAIN = {"operations": 0, "cutout": 0.0, "flip": False}

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
-from stochcl.encoders.latents import LatentOptions, LatentStage
-from stochcl.encoders.model import Encoder, EncoderConfig
+from stochcl.encoders.config import EncoderConfig
+from stochcl.encoders.encoder import Encoder
+from stochcl.training.latents import LatentStage
+from stochcl.training.options import LatentOptions
 
 WIDTH = 12
 

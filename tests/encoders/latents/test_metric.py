@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.latents.metric import Metric, PrincipalDecoder
+from stochcl.training.quantiser import Metric, PrincipalDecoder
 from tests.encoders.latents.making import WIDTH, make_encoder, make_features
 
 

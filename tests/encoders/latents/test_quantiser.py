@@ -5,9 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from stochcl.encoders.latents import start_from_axes, start_from_quantiser, start_latents
-from stochcl.encoders.latents.metric import Metric
-from stochcl.encoders.latents.quantiser import deal
+from stochcl.training.quantiser import Metric, deal, start_from_axes, start_from_quantiser, start_latents
 from tests.encoders.latents.making import make_encoder, make_features, make_stage
 from tests.encoders.latents.test_stage import decoded_error
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.latents import LatentOptions, LatentStage
-from stochcl.encoders.measure import hard_rate
+from stochcl.entropy.fit import hard_rate
 from stochcl.errors import TrainingError, UsageError
+from stochcl.training.latents import LatentStage
+from stochcl.training.options import LatentOptions
 from tests.encoders.latents.making import make_encoder, make_features, make_stage
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.objectives import OBJECTIVES
+from stochcl.training.objectives import OBJECTIVES
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

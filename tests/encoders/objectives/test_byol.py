@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.objectives import BYOL
-from stochcl.encoders.objectives.following import Follower, momentum
+from stochcl.training.objectives import BYOL, Follower, momentum
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from stochcl.encoders.objectives import NTXent, nt_xent
+from stochcl.training.objectives import NTXent, nt_xent
 
 
 def plain_nt_xent(a, b, temperature):

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.objectives import Reconstruct
-from stochcl.encoders.objectives.reconstruct import relative_error
+from stochcl.training.objectives import Reconstruct, relative_error
 
 
 def test_the_error_is_relative_to_the_power_of_the_truth():

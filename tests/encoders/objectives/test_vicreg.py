@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from stochcl.encoders.objectives import VICReg, decorrelation
-from stochcl.encoders.objectives.vicreg import SCALE, vicreg
+from stochcl.training.objectives import SCALE, VICReg, decorrelation, vicreg
 
 
 def test_decorrelation_counts_what_features_share():

@@ -2,7 +2,7 @@
 
 import torch
 
-from stochcl.encoders.model import EncoderConfig
+from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED
 

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli as Reference
 from torch.distributions import kl_divergence
 
-from stochcl.encoders.model import EncoderConfig
+from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.posteriors import Bernoulli
 
 LOGITS = torch.linspace(-12, 12, 49).repeat(3, 1)

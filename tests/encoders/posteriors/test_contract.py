@@ -8,8 +8,7 @@ from torch.distributions import Categorical as Reference
 from torch.distributions import kl_divergence
 
 from stochcl.encoders.posteriors import ESTIMATORS, POSTERIORS, Bernoulli, Categorical, Gaussian
-from stochcl.encoders.priors import FACTORISED
-from stochcl.encoders.tree import symbol_bits
+from stochcl.encoders.priors import FACTORISED, symbol_bits
 from stochcl.errors import UsageError
 from tests.encoders.posteriors.making import (
     CASES,

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from stochcl.encoders.inference import encode_images
-from stochcl.encoders.measure import hard_rate
-from stochcl.encoders.training.options import TrainOptions, options_from
+from stochcl.entropy.fit import hard_rate
 from stochcl.errors import UsageError
+from stochcl.training.options import TrainOptions, options_from
 from tests.encoders.making import digits, make_config, make_trainer, weights
 
 CPU = torch.device("cpu")

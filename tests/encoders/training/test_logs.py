@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import pytest
 
-from stochcl.encoders.training.logs import CsvLog, JsonLog, TensorBoardLog, make_log
-from stochcl.encoders.training.progress import Progress
 from stochcl.errors import MissingExtraError, OutputError
+from stochcl.training.logs import CsvLog, JsonLog, TensorBoardLog, make_log
+from stochcl.training.loop import Progress
 from tests.encoders.making import make_set, make_trainer
 
 FIRST = Progress(0.25, 20, 1.5, 3.25, loss=2.5, rate=31.0)

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from stochcl.encoders.model import Encoder
-from stochcl.encoders.objectives import OBJECTIVES
+from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.encoders.training import loss as module
-from stochcl.encoders.training.loss import DECORRELATION, StochasticContrastive
+from stochcl.training import pretrain as module
+from stochcl.training.objectives import OBJECTIVES
+from stochcl.training.pretrain import DECORRELATION, StochasticContrastive
 from tests.encoders.making import make_config
 
 

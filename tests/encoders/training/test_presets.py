@@ -1,8 +1,7 @@
 import pytest
 
-from stochcl.encoders.training.options import options_from
-from stochcl.encoders.training.presets import load_preset, preset_names, preset_text
 from stochcl.errors import UsageError
+from stochcl.training.options import load_preset, options_from, preset_names, preset_text
 
 NAMES = ("cifar10-resnet50", "digits", "imagenet-resnet50", "keep-position", "tiny-imagenet-resnet18")
 FOR_A_GPU = ("cifar10-resnet50", "imagenet-resnet50", "tiny-imagenet-resnet18")

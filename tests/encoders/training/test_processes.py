@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stochcl.encoders.normalisation import normalise_across_processes
-from stochcl.encoders.objectives import OBJECTIVES
-from stochcl.encoders.training.options import TrainOptions
-from stochcl.encoders.training.trainer import _batch
 from stochcl.errors import UsageError
+from stochcl.training.distributed import normalise_across_processes
+from stochcl.training.objectives import OBJECTIVES
+from stochcl.training.options import TrainOptions
+from stochcl.training.pretrain import _batch
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,14 +86,14 @@ def test_a_normalisation_of_another_kind_is_refused():
 
 
 def test_processes_have_batches_of_the_same_size(monkeypatch):
-    monkeypatch.setattr("stochcl.encoders.training.trainer.processes", lambda: 4)
+    monkeypatch.setattr("stochcl.training.distributed.processes", lambda: 4)
     assert [_batch(*sizes) for sizes in [(64, 1000), (67, 1000), (256, 30)]] == [64, 64, 28]
     with pytest.raises(UsageError, match="a batch of 7 images gives 4 processes fewer than two each"):
         _batch(256, 7)
 
 
 def test_a_device_that_training_has_no_use_for_is_said():
-    from stochcl.encoders.training.runtime import Runtime
+    from stochcl.training.runtime import Runtime
 
     with pytest.raises(UsageError, match="there is no device 'abacus' here"):
         Runtime(TrainOptions(device="abacus"))

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stochcl.encoders.distributed import rank
-from stochcl.encoders.objectives import OBJECTIVES
-from stochcl.encoders.training.options import TrainOptions
-from stochcl.encoders.training.progress import Progress
-from stochcl.encoders.training.runtime import Runtime
-from stochcl.encoders.training.trainer import Trainer
+from stochcl.training.distributed import rank
+from stochcl.training.loop import Progress
+from stochcl.training.objectives import OBJECTIVES
+from stochcl.training.options import TrainOptions
+from stochcl.training.pretrain import Trainer
+from stochcl.training.runtime import Runtime
 from tests.encoders.making import make_config, make_set
 
 STEPS = 4

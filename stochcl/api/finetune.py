@@ -1,0 +1,371 @@
+"""Fine-tuning a model on labelled images, and scoring what it made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stochcl import __version__
+from stochcl.api.models import find_model
+from stochcl.api.train import _check_output, _images
+from stochcl.compress import Archive
+from stochcl.data import Preprocess
+from stochcl.errors import UsageError
+from stochcl.messages import escape_name
+from stochcl.training.images import classes_of, labeller, labels_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stochcl.api.codec import Codec
+    from stochcl.data import ImageSource
+    from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.modelfile import ModelFile
+    from stochcl.encoders.pretrained import Initialisation
+    from stochcl.training.finetune import Finetuner
+    from stochcl.training.images import ImageSet
+    from stochcl.training.options import FinetuneOptions
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well test images are classified; accuracies in percent.
+
+    Parameters
+    ----------
+    source : str
+    images : int
+    test_top1 : float
+        From hard codes (of a deterministic twin: from features), without test-time augmentation.
+    test_top1_mirrored : float
+        The mean of an image's probabilities and its mirror image's.
+    codes_top1 : float or None
+        From a file of codes, read back, decoded in numpy, and classified by the stored linear classifier.
+    codes_bits_per_image : float or None
+        What that file takes for codes alone, without names, tables and index.
+    codes_file_bytes : int or None
+        All of that file.
+    codes_top1_by_latents : dict of int to float
+        The same of the first so many latents.
+    skipped : tuple of (str, str)
+    """
+
+    source: str
+    images: int
+    test_top1: float
+    test_top1_mirrored: float
+    codes_top1: float | None
+    codes_bits_per_image: float | None
+    codes_file_bytes: int | None
+    codes_top1_by_latents: dict[int, float]
+    skipped: tuple[tuple[str, str], ...]
+
+    def lines(self) -> list[str]:
+        """Return the scores for people."""
+        read = "features" if self.codes_top1 is None else "hard codes"
+        out = [
+            f"top-1 of {self.images:,} test images ({self.source})",
+            f"  from {read}: {self.test_top1:.2f} %",
+            f"  with mirroring: {self.test_top1_mirrored:.2f} %",
+        ]
+        if self.codes_top1 is not None:
+            out.append(
+                f"  from codes.bin: {self.codes_top1:.2f} % at {self.codes_bits_per_image:,.1f} bits per image"
+            )
+        return out + [f"    first {k:,} latents: {top1:.2f} %" for k, top1 in self.codes_top1_by_latents.items()]
+
+    def figures(self) -> dict[str, str]:
+        """Return the scores as a model's record keeps them."""
+        name = self.source.partition(".")[0]
+        out = {
+            f"{name}, top-1": f"{self.test_top1:.2f}%",
+            f"{name}, top-1, mirrored": f"{self.test_top1_mirrored:.2f}%",
+        }
+        if self.codes_top1 is not None:
+            bits = f"{self.codes_bits_per_image:,.1f} bits per image"
+            out[f"{name}, top-1 from codes"] = f"{self.codes_top1:.2f}% at {bits}"
+        return out
+
+
+def score(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    device: str = "auto",
+) -> Scores:
+    """Classify images with a fine-tuned model, from its codes in memory and from those in a file.
+
+    Raises
+    ------
+    UsageError
+        If the model has no classifier.
+    LabelsError
+        If images have no label, or one that the classifier does not know.
+    SourceError, ModelError
+    """
+    from stochcl.api.codec import Codec
+    from stochcl.training.finetune import class_indices, class_scores, top1, with_mirrored
+
+    codec = Codec(model, device=device)
+    encoder = codec.model.encoder
+    config = encoder.config
+    if encoder.classifier is None:
+        raise UsageError(
+            f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
+        )
+    images = _images(source)
+    label = labeller([images], labels)
+    data = read_labelled(config, [images], label, workers=workers)
+    truth = class_indices(data.train_labels, config.classes)
+    plain = class_scores(encoder, data.train, codec.device)
+    mirrored = with_mirrored(encoder, data.train, codec.device, plain)
+    stored = _score_file(codec, source, label, workers) if config.classifies == "vectors" else _Stored(None, None, {})
+    return Scores(
+        source=escape_name(Path(source).name),
+        images=len(data.train),
+        test_top1=100 * top1(plain, truth),
+        test_top1_mirrored=100 * top1(mirrored, truth),
+        codes_top1=stored.top1_by_latents.get(config.latents),
+        codes_bits_per_image=stored.bits_per_image,
+        codes_file_bytes=stored.bytes,
+        codes_top1_by_latents=stored.top1_by_latents,
+        skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
+    )
+
+
+def read_labelled(
+    config: EncoderConfig, sources: Sequence[ImageSource], label: Callable[[str], str], *, hold_out: int = 0,
+    workers: int = 1, cache: Path | None = None,
+) -> ImageSet:  # fmt: skip
+    """Decode labelled images to an encoder's size."""
+    from stochcl.training.images import read_images
+
+    return read_images(
+        sources, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers, label=label, cache=cache
+    )
+
+
+class _Stored(NamedTuple):
+    """What a file of codes takes, and how well its vectors are classified."""
+
+    bits_per_image: float | None
+    bytes: int | None
+    top1_by_latents: dict[int, float]
+
+
+def _score_file(codec: Codec, source: str | os.PathLike[str], label: Callable[[str], str], workers: int) -> _Stored:
+    """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
+    from stochcl.training.finetune import class_indices, top1
+
+    config, state = codec.model.encoder.config, codec.model.encoder.state_dict()
+    weight, bias = (state[f"classifier.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "codes.bin")
+        codec.compress(source, path, workers=workers)
+        with Archive(path, tables=[codec.tables]) as archive:
+            truth = class_indices([label(name) for name in archive.names or ()], config.classes)
+            found = {rung: 100 * top1(archive.to_vectors(rung) @ weight.T + bias, truth) for rung in config.ladder}
+            return _Stored(archive.parts()["codes"] * 8 / len(archive), archive.size, found)
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What fine-tuning made; ``held_top1`` in percent, None where nothing is held out."""
+
+    model: str
+    sha256: str
+    images: int
+    held_out: int
+    classes: int
+    latents: int
+    skipped: tuple[tuple[str, str], ...]
+    steps: int
+    seconds: float
+    initialised: str | None
+    held_top1: float | None
+    test: Scores | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON types; the test's figures stand beside the run's."""
+        out = {"schema": "stochcl.finetune/0"} | asdict(self) | {"skipped": _named(self.skipped)}
+        if self.test is None:
+            return out
+        found = asdict(self.test) | {"skipped": _named(self.test.skipped)}
+        figures = {name: found.pop(name) for name in list(found) if "top1" in name or "bits" in name}
+        return out | {"test": found} | figures
+
+    def lines(self) -> list[str]:
+        """Return the report for people, less its first line."""
+        out = (
+            [] if self.held_top1 is None else [f"  top-1 of {self.held_out:,} held-out images {self.held_top1:.2f} %"]
+        )
+        if self.initialised:
+            out.insert(0, f"  begun from {self.initialised}")
+        if self.test is not None:
+            out += [f"  {line}" for line in self.test.lines()]
+        return [*out, f"  hash {self.sha256}"]
+
+
+def _named(skipped: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
+    return [{"name": escape_name(name), "reason": reason} for name, reason in skipped]
+
+
+def finetune(
+    model: str | os.PathLike[str],
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    test: str | os.PathLike[str] | None = None,
+    test_labels: str | os.PathLike[str] | None = None,
+    init: str | os.PathLike[str] | None = None,
+    preset: str | None = None,
+    hold_out: int = 0,
+    workers: int = 1,
+    cache: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    report: Callable[[Any], None] = lambda progress: None,
+    **options: Any,
+) -> FinetuneReport:
+    """Train a model on labels, through its stochastic layer, and write it with its classifier.
+
+    Parameters
+    ----------
+    model : str or path-like
+        What to begin with: the name of a model or a model file.
+    sources : sequence of path-like
+        Folders, archives or arrays of images.
+    output : path-like
+        The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
+    labels, test_labels : path-like, optional
+        CSVs of ``name,label``; without them the label is an image's first folder. ``labels`` is asked for test
+        images too, where ``test_labels`` is not given.
+    test : path-like, optional
+        A source of images to score the result on, and its file of codes.
+    init : path-like, optional
+        A safetensors file of weights for the backbone, in place of the model's, see
+        :func:`stochcl.encoders.pretrained.init_backbone`.
+    preset : str, optional
+        A recipe, by its name or as a .toml file; options that are given stand before it.
+    hold_out : int
+        Images of each class of each source that are kept from training, and measured on.
+    workers : int
+        Decoding threads.
+    cache : path-like, optional
+        A folder where decoded training images are kept, to be mapped rather than held in memory.
+    log : path-like, optional
+        A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise.
+    resume, force : bool
+        Go on from the checkpoint; replace an existing model file or checkpoint.
+    report : callable
+        Told of the progress: objects with ``fraction`` and ``line()``.
+    **options
+        Fields of :class:`stochcl.training.options.FinetuneOptions`; None for those left out.
+
+    Raises
+    ------
+    SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
+    """
+    from stochcl.encoders.inference import choose_device
+    from stochcl.encoders.modelfile import load_model, save_model
+    from stochcl.encoders.pretrained import init_backbone
+    from stochcl.training.finetune import Finetuner, class_indices, starting_point
+
+    started = time.monotonic()
+    output = Path(output)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    log = Path(log) if log else None
+    _check_output(output, checkpoint, log, resume=resume, force=force)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError("fine-tuning runs in one process; start it without torchrun, on one device.")
+    if not sources:
+        raise UsageError("fine-tuning needs at least one source of images.")
+    settings = _settings(preset, options)
+    choose_device(settings.device)
+    base = load_model(find_model(model))
+    if base.encoder.config.columns is not None:
+        raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
+    begin = starting_point(base.encoder, settings)
+    begun = None if init is None else init_backbone(begin, Path(init))
+    opened = [_images(path) for path in sources]
+    label = labeller(opened, labels)
+    unseen = [] if test is None else labels_of(_images(test), test_labels or labels)
+    data = read_labelled(
+        base.encoder.config, opened, label, hold_out=hold_out, workers=workers, cache=Path(cache) if cache else None
+    )
+    classes = classes_of(data)
+    class_indices(unseen, classes)  # what is wrong with test images is said before hours of training
+    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
+        checkpoint.unlink(missing_ok=True)
+    tuner = Finetuner(
+        begin, base.sha256 + (begun.sha256 if begun else ""), settings, data, classes, checkpoint=checkpoint,
+        log=log, report=report,
+    )  # fmt: skip
+    encoder = tuner.run()
+    held = 100 * tuner.held_top1() if len(data.held) else None
+    record = _record(base, begun, tuner, sources, held)
+    sha256 = save_model(encoder.cpu(), output, record)
+    checkpoint.unlink(missing_ok=True)
+    scores = None
+    if test is not None:  # of what was written; the record is no part of the hash
+        scores = score(output, test, labels=test_labels or labels, workers=workers, device=settings.device)
+        save_model(encoder, output, record | {"figures": scores.figures()})
+    return FinetuneReport(
+        model=str(output),
+        sha256=sha256,
+        images=len(data.train),
+        held_out=len(data.held),
+        classes=len(classes),
+        latents=encoder.config.latents,
+        skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
+        steps=tuner.step,
+        seconds=time.monotonic() - started,
+        initialised=None if begun is None else begun.line(),
+        held_top1=held,
+        test=scores,
+    )
+
+
+def _settings(preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
+    """Return the options of a recipe, with those that are given before them."""
+    from stochcl.training.options import FinetuneOptions
+    from stochcl.training.options import load_finetune_preset as load_preset
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(set(given) - {f.name for f in fields(FinetuneOptions)}):
+        raise UsageError(f"fine-tuning has no option {', '.join(unknown)}.")
+    return FinetuneOptions(**(load_preset(preset) if preset else {}) | given)
+
+
+def _record(
+    base: ModelFile, begun: Initialisation | None, tuner: Finetuner, sources: Sequence[str | os.PathLike[str]],
+    held: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what the model file says of how it was made."""
+    import torch
+
+    return {
+        "finetuned_from": {"name": escape_name(base.name), "sha256": base.sha256},
+        "init": None if begun is None else begun.to_json(),
+        "sources": [escape_name(Path(path).name) for path in sources],
+        "images": len(tuner.data.train),
+        "held_out": len(tuner.data.held),
+        "steps": tuner.step,
+        "images_seen": tuner.step * tuner.batch,
+        "seconds": round(tuner.elapsed),
+        "options": asdict(tuner.options),
+        "precision": tuner.precision,
+        "measured": {} if held is None else {"held_top1": round(held, 3)},
+        "entropy": tuner.entropy_record,
+        "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": f"{tuner.device.type}, {torch.get_num_threads()} threads, {platform.machine()}",
+    }

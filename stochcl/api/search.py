@@ -1,0 +1,283 @@
+"""The images of an archive that are nearest to images, or to rows of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api.evaluate import kind_of
+from stochcl.api.pictures import Pictures
+from stochcl.codes import pick
+from stochcl.compress import open_archive
+from stochcl.data import MatrixSource, open_source
+from stochcl.downstream import pages
+from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest, without_own
+from stochcl.errors import ModelMismatch, UsageError
+from stochcl.messages import escape_name
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.api.codec import Codec
+    from stochcl.codes import Codes
+    from stochcl.compress import Header, Rows
+    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.vectors import VectorDecoder
+
+    PathLike = str | os.PathLike[str]
+
+SCHEMA = "stochcl.search/0"
+
+BY = ("auto", "vectors", "symbols")
+"""What is compared: decoded vectors, or the symbols themselves; auto takes vectors where there is a decoder."""
+
+_ROWS = 1 << 14  # decoded at a time
+
+
+@dataclass(frozen=True, eq=False)
+class _Query:
+    """What is looked for: a text for people, the row that it is itself, or -1, and else an image or a vector."""
+
+    name: str
+    row: int
+    image: Path | None = None
+    vector: NDArray[np.float32] | None = None
+
+
+def search(
+    path: PathLike,
+    images: Sequence[PathLike] = (),
+    *,
+    names: Sequence[str] = (),
+    rows: Sequence[int] = (),
+    count: int = 10,
+    by: str = "auto",
+    model: str | None = None,
+    device: str = "auto",
+    tables: Iterable[Tables | PathLike] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Find the rows of an archive that are nearest to images, or to rows of its own.
+
+    By vectors the comparison is asymmetric: an image's float features are held against the vectors that codes decode
+    to, by the angle between them. By symbols, bits that differ are counted (Hamming), or for symbols in order how
+    far they are apart. The archive is read in parts, so that memory does not grow with it.
+
+    Parameters
+    ----------
+    path : path-like
+        An archive.
+    images : sequence of path-like
+        Image files to look for; the archive's model encodes them, in the archive's precision. In an archive of
+        embeddings, .npy matrices: every row is looked for.
+    names, rows : sequence of str, sequence of int
+        Rows of the archive to look for; none is its own neighbour.
+    count : int
+        How many to find for each.
+    by : str
+        One of :data:`BY`.
+    model : str, optional
+        The archive's model, by name or file; by default the one in the package that its header names.
+    device : str
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the archive.
+    progress : callable
+        Told how many rows of how many have been looked at.
+
+    Returns
+    -------
+    dict
+        JSON values under the schema ``stochcl.search/0``: ``queries``, each with its ``neighbours``: ``row``,
+        ``name``, ``label`` and ``distance``, in the ``unit`` that stands beside.
+
+    Raises
+    ------
+    UsageError
+        If nothing is asked for, or ``by`` or ``count`` make no sense.
+    ModelMismatch
+        If the model is not the archive's.
+    ImageError, SourceError, FormatError
+    """
+    if by not in BY:
+        raise UsageError(f"a search is by {', '.join(BY)}, not {by!r}.")
+    if count < 1:
+        raise UsageError(f"a search finds 1 or more, not {count}.")
+    with open_archive(path, tables=tables) as archive:
+        if not len(archive):
+            raise UsageError(f"{escape_name(path)}: it holds no images to search.")
+        asked = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
+        if not asked:
+            raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
+        decoder = None if by == "symbols" else archive.decoder
+        if by == "vectors" and decoder is None:
+            raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
+        distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
+        wanted = _wanted(archive, path, asked, model, device, decoder)
+        found = Nearest(wanted, distance, count + 1)
+        for start in range(0, len(archive), _ROWS):
+            part = archive[start : start + _ROWS].symbols()
+            found.add(part if decoder is None else decoder.decode(part))
+            progress(min(start + _ROWS, len(archive)), len(archive))
+        distances, numbers = found.sorted()
+        if distances.shape[1] > 1:
+            distances, numbers = without_own(distances, numbers, np.array([query.row for query in asked]))
+        return {
+            "schema": SCHEMA,
+            "path": escape_name(path),
+            "images": len(archive),
+            "model": {"name": archive.header.model, "sha256": archive.header.model_sha256},
+            "by": "symbols" if decoder is None else "vectors",
+            "unit": distance.unit,
+            "queries": [
+                {
+                    "query": query.name,
+                    "row": None if query.row < 0 else query.row,
+                    "neighbours": _told(archive, *pair),
+                }
+                for query, *pair in zip(asked, distances.tolist(), numbers.tolist(), strict=True)
+            ],
+        }
+
+
+def _own(archive: Rows, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
+    """Yield the rows of the archive that are asked for."""
+    if names and archive.names is None:
+        raise UsageError(f"{escape_name(path)}: its rows have no names (--no-names?); give their numbers with --row.")
+    stored = archive.names or ()
+    places = {name: i for i, name in reversed(list(enumerate(stored)))} if names else {}
+    for name in names:
+        if name not in places:
+            raise UsageError(f"{escape_name(path)}: it has no image named {escape_name(name)}.")
+        yield _Query(escape_name(name), places[name])
+    for row in rows:
+        if not 0 <= row < len(archive):
+            raise UsageError(f"{escape_name(path)}: its rows are 0 to {len(archive) - 1:,}, not {row:,}.")
+        yield _Query(escape_name(stored[row]) if stored else f"row {row:,}", row)
+
+
+def _given(path: Path) -> Iterator[_Query]:
+    """Yield what a file holds: an image, or the rows of a matrix."""
+    if path.suffix.lower() != ".npy":
+        yield _Query(escape_name(path), -1, path)
+        return
+    source = open_source(path)
+    if not isinstance(source, MatrixSource):
+        raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or a matrix.")
+    for row, vector in enumerate(source.take(slice(None))):
+        if not np.isfinite(vector).all():
+            raise UsageError(f"{escape_name(path)}: row {row:,} holds numbers that are not finite; leave it out.")
+        yield _Query(f"{escape_name(path)} row {row:,}", -1, vector=vector)
+
+
+def _wanted(
+    archive: Rows, path: PathLike, asked: list[_Query], model: str | None, device: str,
+    decoder: VectorDecoder | None,
+) -> NDArray[Any]:  # fmt: skip
+    """Return vectors or symbols of what is looked for, a row each."""
+    header = archive.header
+    files = [query.image for query in asked if query.image is not None]
+    matrix = [query.vector for query in asked if query.vector is not None]
+    own = archive[[query.row for query in asked if query.row >= 0]].symbols()
+    parts: list[NDArray[Any]] = [own if decoder is None else decoder.decode(own)] if len(own) else []
+    if matrix if header.preprocess else files:  # only images are preprocessed
+        held, other = ("images", "a matrix") if header.preprocess else ("vectors", "an image")
+        raise UsageError(f"{escape_name(path)}: its rows are {held}, so that they cannot be searched for {other}.")
+    if matrix and any(4 * len(vector) != header.input_bytes for vector in matrix):
+        wide = next(len(vector) for vector in matrix if 4 * len(vector) != header.input_bytes)
+        raise UsageError(f"{escape_name(path)}: its vectors have {header.input_bytes // 4:,} numbers, not {wide:,}.")
+    if matrix and decoder is not None:
+        parts.append(np.stack(matrix))
+    elif files or matrix:
+        codec = _codec(archive, path, model, device)
+        fit = header.preprocess.get("fit")
+        found = (
+            codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
+        )
+        parts.append(found.features if decoder is not None else _kept(found.codes, header).symbols())
+    return np.concatenate(parts)
+
+
+def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Codec:
+    """Return the archive's own model, in its precision."""
+    from stochcl.api.codec import Codec
+
+    header = archive.header
+    codec = Codec(header.model if model is None else model, device=device)
+    if codec.model.sha256 != header.model_sha256:
+        raise ModelMismatch(
+            f"{escape_name(path)}: it was made by the model {escape_name(header.model)} ({header.model_sha256[:12]}), "
+            f"not by {escape_name(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
+        )
+    return codec.with_precision(header.precision)
+
+
+def _kept(codes: Codes, header: Header) -> Codes:
+    """Keep the latents that an archive has."""
+    return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
+
+
+def _told(archive: Rows, distances: list[float], numbers: list[int]) -> list[dict[str, Any]]:
+    names, labels = archive.names, archive.labels
+    # A vector that is not finite, of a foreign decoder, is no one's neighbour.
+    return [
+        {
+            "row": number,
+            "name": None if names is None else escape_name(names[number]),
+            "label": None if labels is None else escape_name(labels[number]),
+            "distance": round(distance, 6),
+        }
+        for distance, number in zip(distances, numbers, strict=True)
+        if math.isfinite(distance)
+    ]
+
+
+def write_search_page(
+    result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
+) -> None:
+    """Write what a search found as a page of one file.
+
+    Parameters
+    ----------
+    result : dict
+        As :func:`search` returns it.
+    output : path-like
+    images : path-like, optional
+        The source that the archive was made of, for thumbnails; an image that is not there is a grey square.
+    queries : sequence of path-like
+        The image files that were looked for.
+
+    Raises
+    ------
+    SourceError, OutputError
+    """
+    pictures = None if images is None else Pictures(images)
+    files = {escape_name(path): Path(path) for path in queries}
+    body = []
+    for query in result["queries"]:
+        body.append(f"<h2>{pages.escape(query['query'])}</h2>")
+        shown = _shown_file(files.get(query["query"])) or _shown(pictures, query["query"])
+        figures = [pages.figure(shown, ["query"], query=True)]
+        for found in query["neighbours"]:
+            lines = [found["name"] or f"row {found['row']:,}", f"{found['distance']:.4g}"]
+            lines += [] if found["label"] is None else [found["label"]]
+            figures.append(pages.figure(_shown(pictures, found["name"]), lines))
+        body.append(pages.grid(figures))
+    body.append(f'<p class="soft">Distances: {pages.escape(result["unit"])}, by {result["by"]}.</p>')
+    pages.write_page(output, pages.page(f"Nearest of {result['images']:,} images in {result['path']}", body))
+
+
+def _shown(pictures: Pictures | None, name: str | None) -> str | None:
+    return None if pictures is None or name is None else pictures.of(name)
+
+
+def _shown_file(path: Path | None) -> str | None:
+    if path is None or path.suffix.lower() == ".npy":
+        return None
+    return Pictures(path).of_row(0)

@@ -1,0 +1,237 @@
+"""What is said of an archive: images, bytes by part, bits per image, the three reductions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stochcl.messages import escape_name, plural
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stochcl.compress import Rows
+
+
+_FLOAT = 4  # bytes of a float32
+
+
+def said_of_tables(kept: Path | None) -> tuple[str, ...]:
+    """Return the line that says where tables were written that an archive leans on."""
+    if kept is None:
+        return ()
+    return (f"tables     are in {escape_name(kept)}; read the codes with -m, or name that folder in $STOCHCL_MODELS",)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one archive.
+
+    Parameters
+    ----------
+    path : str
+    images : int
+    skipped : tuple of (name, reason)
+        Images that could not be read.
+    bytes : int
+        Of the file.
+    parts : dict
+        The file's bytes by what they are for: codes, tables, names, index, header, and, where it is stored,
+        uncertainty.
+    external_bytes : int
+        Decoding tables that the archive leans on outside itself.
+    source_bytes, pixel_bytes, feature_bytes : int
+        What the file is compared with: the images in their source, raw pixels at the encoder's input size,
+        float32 features.
+    model, model_sha256 : str
+    latents, model_latents : int
+        Width of these codes, and of the model's.
+    precision : str
+        Of the encoder's arithmetic.
+    seconds : float or None
+        What compressing took, if it has just been done.
+    encoded : int
+        Images encoded in that time; fewer than ``images`` after a resumption.
+    notes : tuple of str
+        Lines that are to be said beside the figures.
+    warnings : tuple of str
+        What somebody who compressed these images should know.
+    vectors : bool
+        Whether rows of a matrix were compressed rather than images.
+    """
+
+    path: str
+    images: int
+    skipped: tuple[tuple[str, str], ...]
+    bytes: int
+    parts: dict[str, int]
+    external_bytes: int
+    source_bytes: int
+    pixel_bytes: int
+    feature_bytes: int
+    model: str
+    model_sha256: str
+    latents: int
+    model_latents: int
+    precision: str
+    seconds: float | None = None
+    encoded: int = 0
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    vectors: bool = False
+
+    @classmethod
+    def of(cls, archive: Rows, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
+        """Take the figures from an open archive."""
+        header, images = archive.header, len(archive)
+        return cls(
+            path=path,
+            images=images,
+            skipped=tuple(archive.skipped),
+            bytes=archive.size,
+            parts=archive.parts(),
+            external_bytes=archive.external_bytes,
+            source_bytes=archive.source_bytes,
+            pixel_bytes=images * header.input_bytes,
+            feature_bytes=images * header.feature_dim * _FLOAT,
+            model=header.model,
+            model_sha256=header.model_sha256,
+            latents=header.latents,
+            model_latents=header.model_latents,
+            precision=header.precision,
+            seconds=seconds,
+            encoded=encoded,
+            vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
+        )
+
+    @property
+    def unit(self) -> str:
+        """What a row stands for."""
+        return "row" if self.vectors else "image"
+
+    @property
+    def bits_per_image(self) -> float:
+        """Bits of the whole file, by images."""
+        return self._per_image(self.bytes)
+
+    def _per_image(self, amount: int) -> float:
+        return amount * 8 / self.images if self.images else 0.0
+
+    @property
+    def reduction(self) -> dict[str, float]:
+        """How many times smaller the file is than source, pixels and features."""
+        compared = {"source": self.source_bytes, "pixels": self.pixel_bytes, "features": self.feature_bytes}
+        return {name: value / self.bytes for name, value in compared.items()}
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Images encoded a second, if compressing has just been done."""
+        return self.encoded / self.seconds if self.seconds else None
+
+    def to_json(self, command: str) -> dict[str, Any]:
+        """Return the figures as JSON types, under the keys that all commands share."""
+        speed = self.images_per_second
+        return {
+            "schema": f"stochcl.{command}/0",
+            "path": escape_name(self.path),
+            "images": self.images,
+            "skipped": [{"name": escape_name(name), "reason": reason} for name, reason in self.skipped],
+            "bytes": self.bytes,
+            "bits_per_image": round(self.bits_per_image, 3),
+            "parts": self.parts,
+            "external_bytes": self.external_bytes,
+            "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
+            "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
+            "latents": self.latents,
+            "precision": self.precision,
+        } | ({} if speed is None else {"images_per_second": round(speed, 1)})
+
+    def lines(self) -> list[str]:
+        """Return the figures for people."""
+        width = plural(self.latents, "latent")
+        if self.latents != self.model_latents:
+            width += f" of {self.model_latents:,}"
+        unit = self.unit
+        size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per {unit}"
+        out = [
+            f"{escape_name(self.path)}: {plural(self.images, unit)}, {size}",
+            f"  model      {escape_name(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
+        ]
+        for name, part in self.parts.items():
+            size = f"{part:>{22 - max(10, len(name))},} bytes"
+            out.append(f"  {name:<10} {size}  {self._per_image(part):>10,.1f} bits per {unit}")
+        if self.external_bytes:
+            out.append(f"  outside    {self.external_bytes:>12,} bytes of decoding tables that it leans on")
+        said = {
+            "source": f"the source files ({self.source_bytes:,} bytes)",
+            "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",
+            "features": f"float32 features ({self.feature_bytes:,} bytes)",
+        }
+        if self.vectors:  # which are their own features, and have no pixels
+            said = {
+                "source": f"the rows as they are stored ({self.source_bytes:,} bytes)",
+                "features": f"float32 rows ({self.feature_bytes:,} bytes)",
+            }
+        reduction = {name: value for name, value in self.reduction.items() if name in said}
+        out += [f"  {_times(value)} than {said[name]}" for name, value in reduction.items() if value]
+        if self.skipped:
+            out.append(f"  skipped    {plural(len(self.skipped), unit)} that could not be read")
+        if self.images_per_second:
+            out.append(f"  speed      {self.images_per_second:,.0f} {unit}s per second")
+        return out + [f"  {note}" for note in self.notes]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What has become of an archive.
+
+    Parameters
+    ----------
+    report : Report
+        The figures of what was written.
+    before : tuple of (int, int)
+        Images and bytes that there were.
+    facts : dict
+        What else there is to say, as JSON types.
+    notes : tuple of str
+        And for people.
+    skipped : tuple of (name, reason)
+        Images that could not be read this time.
+    """
+
+    report: Report
+    before: tuple[int, int]
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self, command: str) -> dict[str, Any]:
+        """Return the figures as JSON types, with those from before."""
+        images, size = self.before
+        before = {"images": images, "bytes": size, "bits_per_image": round(_bits(images, size), 3)}
+        return self.report.to_json(command) | {"before": before} | self.facts
+
+    def lines(self) -> list[str]:
+        """Return the figures for people."""
+        images, size = self.before
+        unit = self.report.unit
+        before = f"  before     {size:>12,} bytes  {_bits(images, size):>10,.1f} bits per {unit}"
+        if images != self.report.images:
+            before += f", {plural(images, unit)}"
+        return [*self.report.lines(), before, *(f"  {note}" for note in self.notes)]
+
+
+def _bits(images: int, size: int) -> float:
+    return size * 8 / images if images else 0.0
+
+
+def _times(reduction: float) -> str:
+    """Say how many times smaller, or larger, a file is.
+
+    Examples
+    --------
+    >>> _times(58.04), _times(0.25)
+    ('   58.0 times smaller', '    4.0 times larger')
+    """
+    smaller = reduction >= 1
+    return f"{reduction if smaller else 1 / reduction:>7,.1f} times {'smaller' if smaller else 'larger'}"

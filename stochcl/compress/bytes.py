@@ -1,0 +1,346 @@
+"""Reading the bytes of an archive behind a URL, through fsspec: pages that are asked for, and not the whole file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import threading
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
+
+from stochcl.errors import MissingExtraError, Truncated, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+
+class _Guard:
+    """The lock under which all readers of one file object move its position."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    def lock(self, file: IO[bytes]) -> threading.Lock:
+        """Return the lock; after a fork a new one, for the old may be held by a thread that is not there."""
+        if os.getpid() != self._process:
+            try:
+                file.fileno()
+            except (AttributeError, OSError):  # it lies in memory, of which the child has a copy
+                self._lock, self._process = threading.Lock(), os.getpid()
+            else:
+                msg = "an archive that was opened from a file object has one position in parent and child; open it "
+                raise RuntimeError(msg + "by its path to read it after a fork")
+        return self._lock
+
+
+class ByteReader:
+    """Random access to the bytes of an archive.
+
+    A file with a path is read with ``pread``, which shares no position between threads or processes; a file
+    object is read under a lock, and not after a fork if it is open in the parent too.
+
+    Parameters
+    ----------
+    source : path-like or binary file object
+        A file object must seek; it stays the caller's to close.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
+        self.path: Path | None = None
+        self._file: IO[bytes] | None = None
+        self._descriptor = -1
+        if not isinstance(source, str | os.PathLike):
+            self._file = source
+            self._guard = _Guard()
+            self.size = source.seek(0, os.SEEK_END)
+            return
+        self.path = Path(source)
+        # O_NONBLOCK: opening a pipe must not wait for its other end; regular files do not know it.
+        flags = os.O_RDONLY
+        for flag in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"):
+            flags |= getattr(os, flag, 0)
+        self._descriptor = os.open(self.path, flags)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ESPIPE
+            raise OSError(code, os.strerror(code))
+        self.size = status.st_size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly ``size`` bytes from ``offset`` on.
+
+        Raises
+        ------
+        Truncated
+            If the file does not have them.
+        """
+        if offset < 0 or size < 0 or offset + size > self.size:
+            msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
+            raise Truncated(msg)
+        if self._file is not None:
+            with self._guard.lock(self._file):
+                data = self._seek_and_read(self._file, offset, size)
+        elif self._descriptor < 0:
+            msg = "the archive is closed"
+            raise ValueError(msg)
+        else:
+            data = self._pread(offset, size)
+        if len(data) != size:
+            raise Truncated(f"the file ends after {offset + len(data):,} bytes, and {offset + size:,} are needed")
+        return data
+
+    def again(self) -> ByteReader:
+        """Return another reader of the same file, which is closed apart from this one."""
+        other = ByteReader.__new__(ByteReader)
+        other.__dict__.update(self.__dict__)
+        if self._file is None:
+            if self._descriptor < 0:
+                msg = "the archive is closed"
+                raise ValueError(msg)
+            other._descriptor = -1  # should dup fail, there is nothing to close
+            other._descriptor = os.dup(self._descriptor)
+        return other
+
+    @staticmethod
+    def _seek_and_read(file: IO[bytes], offset: int, size: int) -> bytes:
+        file.seek(offset)
+        data = file.read(size)
+        while 0 < len(data) < size:  # an unbuffered file may give less at a time
+            more = file.read(size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def _pread(self, offset: int, size: int) -> bytes:
+        parts = []
+        while size:
+            data = os.pread(self._descriptor, min(size, 1 << 30), offset)
+            if not data:
+                break
+            parts.append(data)
+            offset += len(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.path is None:
+            msg = "an archive that was opened from a file object cannot be pickled; open it by its path"
+            raise TypeError(msg)
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()
+
+
+V = TypeVar("V")
+
+_ALL: weakref.WeakSet[Cache] = weakref.WeakSet()
+
+
+class Cache(Generic[V]):
+    """The values used last whose sizes together are within a limit; the newest stays, whatever its size.
+
+    A fork may come while another thread holds the lock, which nobody in the child would ever release. So the child
+    gets a lock of its own; what the parent has read is there, for nothing.
+
+    Parameters
+    ----------
+    limit : int
+        Of the values' sizes, in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+        _ALL.add(self)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: Hashable) -> V | None:
+        """Return a value, or None if it is not, or no longer, there."""
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: Hashable, value: V, size: int) -> None:
+        """Keep a value of this many bytes, and drop those that were used least lately."""
+        with self._lock:
+            if key in self._values:  # two threads may have read the same
+                self._size -= self._values.pop(key)[1]
+            self._values[key] = value, size
+            self._size += size
+            while self._size > self._limit and len(self._values) > 1:
+                self._size -= self._values.popitem(last=False)[1][1]
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._size = sum(size for _, size in self._values.values())
+
+
+def _after_fork() -> None:
+    for cache in list(_ALL):
+        cache._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]+)*://")
+_PAGE = 1 << 17  # about sixteen blocks: a request costs as much as the transfer of some 100 kB
+_MOST_PAGES = 64  # in one request
+_CACHED_BYTES = 32 << 20
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+
+
+def is_url(source: object) -> bool:
+    """Tell whether a source is a URL rather than a path.
+
+    Examples
+    --------
+    >>> [is_url(s) for s in ("s3://bucket/codes.bin", "simplecache::s3://b/c.bin", "codes.bin", "c:/codes.bin")]
+    [True, True, False, False]
+    """
+    return isinstance(source, str) and _URL.match(source) is not None
+
+
+def open_reader(source: str | os.PathLike[str] | IO[bytes]) -> ByteReader:
+    """Return what reads the bytes of a path, a file object or a URL."""
+    return RemoteReader(source) if isinstance(source, str) and is_url(source) else ByteReader(source)
+
+
+class RemoteReader(ByteReader):
+    """Random access to a file behind a URL, by ranges, with what was read lately kept.
+
+    After a fork, and when it is unpickled, it opens the file system anew.
+
+    Parameters
+    ----------
+    url : str
+        Of any protocol that fsspec knows.
+
+    Raises
+    ------
+    MissingExtraError
+        If the protocol's package is not installed.
+    UsageError
+        If there is no such protocol.
+    OSError
+        If the file is not there or cannot be read.
+    """
+
+    path: Path | None = None
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._descriptor, self._file = -1, None
+        self._lock, self._process, self._system = threading.Lock(), -1, None
+        self._pages: Cache[bytes] = Cache(_CACHED_BYTES)
+        self.closed = False
+        with _Explained(url):
+            found = self._opened()
+            self.size = int(found.size(self._place))
+            if not found.isfile(self._place):
+                raise IsADirectoryError("this is no file")
+
+    def _opened(self) -> Any:
+        """Return the file system of this process."""
+        with self._lock:
+            if self._system is None or self._process != os.getpid():
+                from fsspec.core import url_to_fs
+
+                self._system, self._place = url_to_fs(self._url)
+                self._process = os.getpid()
+            return self._system
+
+    def read(self, offset: int, size: int) -> bytes:  # noqa: D102
+        if offset < 0 or size < 0 or offset + size > self.size:
+            msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
+            raise Truncated(msg)
+        if self.closed:
+            msg = "the archive is closed"
+            raise ValueError(msg)
+        first, last = offset // _PAGE, -(-(offset + size) // _PAGE)
+        pages = {page: self._pages.get(page) for page in range(first, last)}
+        missing = [page for page, data in pages.items() if data is None]
+        while missing:
+            run = 1
+            while run < min(len(missing), _MOST_PAGES) and missing[run] == missing[0] + run:
+                run += 1
+            data = self._fetch(missing[0] * _PAGE, min((missing[0] + run) * _PAGE, self.size))
+            for i, page in enumerate(missing[:run]):
+                pages[page] = part = data[i * _PAGE : (i + 1) * _PAGE]
+                self._pages.put(page, part, len(part))
+            del missing[:run]
+        start = offset - first * _PAGE
+        return b"".join(data for data in pages.values() if data is not None)[start : start + size]
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        with _Explained(self._url):
+            system = self._opened()
+            data = bytes(system.cat_file(self._place, start=start, end=end))
+        if len(data) != end - start:
+            raise Truncated(f"the file ends after {start + len(data):,} bytes, and {end:,} are needed")
+        return data
+
+    def again(self) -> RemoteReader:
+        """Return another reader of the same file, which shares what was read and is closed apart from this one."""
+        if self.closed:
+            msg = "the archive is closed"
+            raise ValueError(msg)
+        other = RemoteReader.__new__(RemoteReader)
+        other.__dict__.update(self.__dict__)
+        other._lock = threading.Lock()
+        return other
+
+    def close(self) -> None:
+        """Read no more."""
+        self.closed = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._url}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+
+class _Explained:
+    """Makes errors of a file system's package ours, or those of a disk."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        protocol = re.split("://|::", self._url)[0].lower()
+        if isinstance(exc, ImportError):
+            extra = _EXTRAS.get(self._url.split("://")[0].split("::")[-1].lower())
+            how = f"pip install 'stochcl[{extra}]'" if extra else f"install it ({exc})"
+            raise MissingExtraError(
+                f"{self._url}: {protocol}:// needs a package that is not installed; {how}."
+            ) from exc
+        if isinstance(exc, ValueError) and "rotocol not known" in str(exc):
+            raise UsageError(f"{self._url}: there is no protocol {protocol}://; give a path or another URL.") from exc
+        if isinstance(exc, Exception) and not isinstance(exc, OSError | Truncated):
+            raise OSError(f"{type(exc).__name__}: {exc}") from exc

@@ -1,0 +1,219 @@
+"""Names and labels of an archive's rows, read when they are looked at, segment by segment."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from stochcl.compress.bytes import Cache
+from stochcl.errors import FormatError, Truncated
+from stochcl.framing import inflate, pack_varints, unpack_varints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+
+_CACHED_BYTES = 32 << 20  # of texts: the names of about a million rows
+_PART = 8192  # texts that are made at a time, when all are gone through
+_SHOWN = 8
+
+
+class PackedTexts:
+    """The texts of one segment, one after the other: objects would take 50 bytes each beside what they say.
+
+    Parameters
+    ----------
+    texts : sequence of str
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._data = b"".join(encoded)
+        self._ends = np.zeros(len(encoded) + 1, np.uint32)
+        np.cumsum([len(text) for text in encoded], out=self._ends[1:])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return len(self._data) + self._ends.nbytes
+
+    def take(self, rows: NDArray[np.integer]) -> list[str]:
+        """Return the texts of these rows."""
+        starts, ends = self._ends[rows].tolist(), self._ends[rows + 1].tolist()
+        data = self._data
+        return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends, strict=True)]
+
+
+class Store:
+    """All texts of one kind in an archive, read a segment at a time.
+
+    Parameters
+    ----------
+    starts : ndarray of int64, shape (segments + 1,)
+        Number of the first row of each segment, and of all rows.
+    read : callable
+        Gives the texts of a segment.
+    """
+
+    def __init__(self, starts: NDArray[np.integer], read: Callable[[int], Sequence[str]]) -> None:
+        self._starts, self._read = starts, read
+        self._change: Callable[[str], str] | None = None
+        self._cache: Cache[PackedTexts] = Cache(_CACHED_BYTES)
+
+    def changed(self, change: Callable[[str], str]) -> Store:
+        """Return what is made of the same texts, read once for both."""
+        store = Store(self._starts, self._read)
+        store._change, store._cache = change, self._cache
+        return store
+
+    def take(self, rows: NDArray[np.integer]) -> list[str]:
+        """Return the texts of these rows; each segment is read once."""
+        segments = np.searchsorted(self._starts, rows, side="right") - 1
+        found: list[str] = [""] * len(rows)
+        for segment in np.unique(segments).tolist():
+            places = np.flatnonzero(segments == segment)
+            taken = self._segment(segment).take(rows[places] - self._starts[segment])
+            for place, text in zip(places.tolist(), taken, strict=True):
+                found[place] = text
+        return found if self._change is None else [self._change(text) for text in found]
+
+    def _segment(self, segment: int) -> PackedTexts:
+        packed = self._cache.get(segment)
+        if packed is None:
+            packed = PackedTexts(self._read(segment))
+            self._cache.put(segment, packed, packed.nbytes)
+        return packed
+
+
+class Texts(Sequence[str]):
+    """Names or labels of some rows, read when they are looked at; otherwise as a tuple of them.
+
+    It is equal to the tuple of its texts, and pickled as one. A slice of it is another of its kind.
+    Those of an archive that was opened by its path can be looked at after it has been closed.
+
+    Parameters
+    ----------
+    store : Store
+    rows : range or ndarray of integers
+    """
+
+    __slots__ = ("_rows", "_store")
+
+    def __init__(self, store: Store, rows: range | NDArray[np.integer]) -> None:
+        self._store, self._rows = store, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Texts: ...
+    def __getitem__(self, index: int | slice) -> str | Texts:
+        """Return one text, or the view of some."""
+        if isinstance(index, slice):
+            return Texts(self._store, self._rows[index])
+        return self._store.take(np.array([self._rows[index]], np.int64))[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _PART):
+            yield from self._store.take(np.asarray(self._rows[start : start + _PART], np.int64))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, tuple | Texts):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        if len(self) <= _SHOWN:
+            return repr(tuple(self))
+        return f"({', '.join(map(repr, self[:_SHOWN]))}, ... {len(self):,} in all)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (tuple(self),)
+
+
+_EXPONENT = struct.Struct("<b")
+_FINEST, _COARSEST = -8, 12  # of a step: 1/256 of a bit is finer than half precision has it for 64 bits
+_MOST = 1 << 16  # bits, and more than a row can have
+_LEVELS = 255
+
+
+def pack_uncertainty(values: NDArray[np.floating], version: int) -> bytes:
+    """Write the entropies of a segment's rows.
+
+    In version 2 each is a whole number of steps above the least, 0 to 255; the step is the smallest power of two
+    for which that is enough. So what was read from one archive, and any choice of it, is written to another without
+    a further loss.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (N,)
+        In bits.
+    version : int
+        Of the format.
+
+    Raises
+    ------
+    ValueError
+        If one is negative, or no number, or more than 65,536 (version 2).
+    """
+    if version == 1:
+        return values.astype("<f2").tobytes()
+    exact = np.asarray(values, np.float64)
+    if not ((exact >= 0) & (exact <= _MOST)).all():
+        msg = "an uncertainty is an entropy in bits: 0 or more, and finite"
+        raise ValueError(msg)
+    low, high = float(exact.min()), float(exact.max())
+    exponent = _FINEST
+    while _whole(high, exponent) - _whole(low, exponent) > _LEVELS:
+        exponent += 1
+    steps = np.rint(np.ldexp(exact, -exponent)).astype(np.int64)
+    while exponent < _COARSEST and not (steps & 1).any():  # fewer values for the same numbers deflate better
+        exponent, steps = exponent + 1, steps >> 1
+    least = int(steps.min())
+    return _EXPONENT.pack(exponent) + pack_varints([least]) + _deflated((steps - least).astype(np.uint8).tobytes())
+
+
+def _whole(value: float, exponent: int) -> int:
+    return int(np.rint(np.ldexp(value, -exponent)))
+
+
+def _deflated(data: bytes) -> bytes:
+    """Deflate by frequencies alone, which suits numbers in no order, or as usual, whichever is less."""
+    by_frequency = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
+    return min(by_frequency.compress(data) + by_frequency.flush(), zlib.compress(data, 9), key=len)
+
+
+def unpack_uncertainty(data: bytes, rows: int, version: int, what: str = "the uncertainty") -> NDArray[np.float32]:
+    """Read what :func:`pack_uncertainty` wrote, float32, shape (rows,).
+
+    Raises
+    ------
+    FormatError
+        If it is not that.
+    """
+    if version == 1:
+        if len(data) != 2 * rows:
+            raise FormatError(f"{what} of {rows} rows has {len(data)} bytes, not two a row")
+        return np.frombuffer(data, "<f2").astype(np.float32)
+    if not data:
+        raise Truncated(f"{what} has no bytes")
+    (exponent,) = _EXPONENT.unpack_from(data)
+    (least,), start = unpack_varints(data, 1, _EXPONENT.size)
+    if not _FINEST <= exponent <= _COARSEST or np.ldexp(float(least), exponent) > _MOST:
+        raise FormatError(f"{what} begins at {least:,} steps of 2^{exponent} bits, which makes no sense")
+    steps = np.frombuffer(inflate(data[start:], rows, what), np.uint8)
+    return np.ldexp((least + steps.astype(np.int64)).astype(np.float64), exponent).astype(np.float32)

@@ -1,0 +1,309 @@
+"""Segments as they stand in an archive: read, checked, and changed at their edges without being coded again."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.codes import Codes
+from stochcl.compress.columns import unpack_uncertainty
+from stochcl.compress.segment import as_version, read_parts, read_segment
+from stochcl.compress.writer import Writer
+from stochcl.entropy.model import FITTED
+from stochcl.errors import FormatError, ModelMismatch, UsageError
+from stochcl.framing import crc, unpack_texts
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    from stochcl.compress.archive import Archive
+    from stochcl.compress.segment import RawSegment
+    from stochcl.entropy.model import EntropyModel
+
+
+def stored_names(archive: Archive, segment: int) -> tuple[str, ...]:
+    """Return the names of one segment's rows, none if they were left out; all others stay on the disk."""
+    offset, head = archive._index.segments[segment]
+    with archive._named():
+        names = read_parts(archive._reader, offset, head)[1]
+        return unpack_texts(names, head.rows, f"the names of segment {segment}") if names else ()
+
+
+def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows: int = 16_384) -> Iterator[Codes]:
+    """Yield rows of an archive in order, so many at a time, with what is stored beside them and nothing else.
+
+    (An archive's own rows have labels also where only their names tell them.) Memory is a segment's.
+    """
+    last = len(archive) if last is None else last
+    low = 0
+    for segment, (offset, head) in enumerate(archive._index.segments):
+        high = low + head.rows
+        a, b = max(low, first), min(high, last)
+        if a < b:
+            with archive._named():
+                _, names, labels, entropy = read_parts(archive._reader, offset, head)
+                texts = [
+                    unpack_texts(data, head.rows, f"the {what} of segment {segment}") if data else None
+                    for data, what in ((names, "names"), (labels, "labels"))
+                ]
+                uncertainty = unpack_uncertainty(entropy, head.rows, archive.header.version) if entropy else None
+            for start in range(a, b, rows):
+                stop = min(start + rows, b)
+                here = slice(start - low, stop - low)
+                yield Codes(
+                    archive._packed(np.arange(start, stop)),
+                    archive.header.latents,
+                    archive.header.alphabet,
+                    names=None if texts[0] is None else texts[0][here],
+                    labels=None if texts[1] is None else texts[1][here],
+                    uncertainty=None if uncertainty is None else uncertainty[here],
+                )
+        low = high
+
+
+_SAME = {
+    "model_sha256": "it was made by another model",
+    "model_latents": "its model has another width",
+    "tables_sha256": "it has other decoding tables",
+    "alphabet": "its latents have another alphabet",
+    "latents": "it has another number of latents",
+    "selection": "it has other latents of the model",
+    "precision": "its encoder ran at another precision",
+    "preprocess": "its images were prepared in another way",
+    "feature_dim": "its features have another width",
+    "input_bytes": "its inputs have another size",
+}
+"""What must be the same in the headers of archives that are joined, and what is said where it is not."""
+
+_MODEL = ("model_sha256", "model_latents", "tables_sha256", "alphabet", "feature_dim")
+_PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}
+
+
+@contextmanager
+def rewriting(*args: Any, useless: type[BaseException] = FormatError, **options: Any) -> Iterator[Writer]:
+    """Open a Writer whose rows come from archives: where these are damaged, nothing is kept of what was written."""
+    with Writer(*args, **options) as writer:
+        try:
+            yield writer
+            writer.finish()
+        except useless:
+            writer.discard()
+            raise
+
+
+def facts_of(archives: Sequence[Archive], **options: Any) -> dict[str, Any]:
+    """Return what must be the same for an interrupted rewriting of these archives to be resumed."""
+    ends = [[archive.size, crc(archive._reader.read(archive.size - 32, 32))] for archive in archives]
+    return {"source": ends, "options": options}
+
+
+def has_part(archive: Archive, part: str) -> bool:
+    """Tell whether an archive's rows have ``names``, ``labels`` or ``entropy`` stored; not if it has no rows."""
+    segments = archive._index.segments
+    return bool(segments) and getattr(segments[0][1], part).size > 0
+
+
+def is_embedded(archive: Archive) -> bool:
+    """Tell whether an archive holds its decoding tables."""
+    return archive._index.tables[1] > 0
+
+
+def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
+    """Raise unless these archives, called so, can be joined.
+
+    Raises
+    ------
+    ModelMismatch, UsageError
+        If they cannot; the message names the first that does not go with the first of all.
+    """
+    first = archives[0].header
+    filled: tuple[dict[str, bool], str] | None = None  # what the first that has rows stores of them, and its name
+    for archive, name in zip(archives, names, strict=True):
+        for field, said in _SAME.items():
+            if getattr(archive.header, field) != getattr(first, field):
+                kind = ModelMismatch if field in _MODEL else UsageError
+                raise kind(f"{name}: {said} than {names[0]}, so that they do not go into one archive.")
+    for archive, name in zip(archives, names, strict=True):
+        if not len(archive):
+            continue
+        has = {part: has_part(archive, part) for part in _PARTS}
+        filled = filled or (has, name)
+        for part, said in _PARTS.items():
+            if has[part] != filled[0][part]:
+                which = ("have", "do not") if has[part] else ("have no", "have")
+                msg = f"{name}: its rows {which[0]} {said}, and those of {filled[1]} {which[1]}"
+                raise UsageError(
+                    f"{msg}; `stochcl transcode` makes them alike (--no-names, --no-uncertainty, --labels)."
+                )
+
+
+def merge(
+    archives: Sequence[Archive],
+    path: str | os.PathLike[str],
+    *,
+    embed: bool = False,
+    force: bool = False,
+    resume: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write all rows of some archives, in this order, as one; no row is coded again.
+
+    Parameters
+    ----------
+    archives : sequence of Archive
+        That :func:`check_alike` has found to go together; each is looked at only while its turn lasts.
+    path : path-like
+    embed : bool
+        Put the decoding tables into the file also where none of the archives has them.
+    force, resume : bool
+        As :class:`Writer` has them.
+    progress : callable
+        Told how many rows of how many are done.
+
+    Raises
+    ------
+    FormatError
+        If one of them is damaged.
+    OutputError, UsageError
+        As Writer does.
+    """
+    models, numbers = _fitted_of(archives)
+    kinds = {archive.header.source_kind for archive in archives}
+    header = archives[0].header
+    if len(kinds) > 1:
+        header = replace(header, source_kind="mixed")
+    header = replace(header, version=max(archive.header.version for archive in archives))
+    holder = next((archive for archive in archives if is_embedded(archive)), archives[0])
+    total, done = sum(len(archive) for archive in archives), 0
+    with rewriting(
+        path, header, holder.tables, embed_tables=embed or is_embedded(holder), fitted=models,
+        force=force, resume=resume, facts=facts_of(archives),
+    ) as writer:  # fmt: skip
+        if not writer.position:
+            for archive in archives:
+                for name, reason in archive.skipped:
+                    writer.skip(name, reason)
+        for archive, mapping in zip(archives, numbers, strict=True):
+            move_rows(writer, archive, at=done, numbers=mapping, progress=lambda rows: progress(rows, total))
+            done += len(archive)
+
+
+def split(
+    archive: Archive,
+    path: str | os.PathLike[str],
+    first: int,
+    last: int,
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write some rows of an archive as one of their own.
+
+    Segments that lie in them only in part are coded again. The list of skipped images goes with the first row.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged.
+    OutputError, UsageError
+        As :class:`Writer` does. Of what was written nothing is kept.
+    """
+    models, (mapping,) = _fitted_of([archive], first, last)
+    with rewriting(
+        path, archive.header, archive.tables, embed_tables=is_embedded(archive), fitted=models, force=force,
+        useless=BaseException,
+    ) as writer:  # fmt: skip
+        for name, reason in () if first else archive.skipped:
+            writer.skip(name, reason)
+        move_rows(
+            writer, archive, first, last, numbers=mapping, progress=lambda rows: progress(first + rows, len(archive))
+        )
+
+
+def _fitted_of(
+    archives: Sequence[Archive], first: int = 0, last: int | None = None
+) -> tuple[list[EntropyModel], list[dict[int, int]]]:
+    """Return the fitted models that the segments of some rows use, and for each archive its numbers' new ones."""
+    models: list[EntropyModel] = []
+    known: dict[tuple[str, bytes], int] = {}
+    numbers = []
+    for archive in archives:
+        used = sorted({head.number for _, _, _, head in _segments(archive, first, last) if head.model == FITTED})
+        mapping = {}
+        for number in used:
+            with archive._named():
+                model = archive._fitted_model(number)
+            key = model.kind, model.to_bytes()
+            if key not in known:
+                known[key] = len(models)
+                models.append(model)
+            mapping[number] = known[key]
+        numbers.append(mapping)
+    return models, numbers
+
+
+def _segments(archive: Archive, first: int, last: int | None) -> Iterator[tuple[int, int, int, Any]]:
+    """Yield the first row, the end, the offset and the head of every segment that has some of these rows."""
+    last = len(archive) if last is None else last
+    low = 0
+    for offset, head in archive._index.segments:
+        high = low + head.rows
+        if low < last and high > first:
+            yield low, high, offset, head
+        low = high
+
+
+def move_rows(
+    writer: Writer,
+    archive: Archive,
+    first: int = 0,
+    last: int | None = None,
+    *,
+    at: int = 0,
+    numbers: dict[int, int] | None = None,
+    change: Callable[[RawSegment], RawSegment] = lambda segment: segment,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Give a writer rows of an archive: whole segments as they are, others to be coded again.
+
+    Parameters
+    ----------
+    writer : Writer
+        Of an archive with the same latents. What a resumed one has is left out.
+    archive : Archive
+    first, last : int
+        Which rows.
+    at : int
+        Rows of the new archive that come before them.
+    numbers : dict of int to int
+        The number in the new archive of every fitted model that is used.
+    change : callable
+        What is done to a whole segment, to its names, say.
+    progress : callable
+        Told how many rows are done, those before ``at`` included.
+    """
+    last = len(archive) if last is None else last
+    bytes_of, rows = archive.source_bytes, max(1, len(archive))
+    for low, high, offset, head in _segments(archive, first, last):
+        start, stop = max(low, first, first + writer.position - at), min(high, last)
+        if start >= stop:
+            continue
+        if (start, stop) == (low, high):
+            with archive._named():
+                segment = read_segment(archive._reader, offset, head)
+                segment = as_version(segment, archive.header.version, writer.header.version)
+            if head.model == FITTED and numbers is not None:
+                segment = segment.having(number=numbers[head.number])
+            share = bytes_of * high // rows - bytes_of * low // rows
+            writer.add_segment(change(segment), source_bytes=share)
+        else:
+            for codes in stored_codes(archive, start, stop):
+                shares = [bytes_of * row // rows for row in range(start, start + len(codes) + 1)]
+                writer.add(codes, sizes=[b - a for a, b in pairwise(shares)])
+                start += len(codes)
+        progress(at + stop - first)

@@ -1,0 +1,324 @@
+"""What an archive begins with: header, tables, fitted models; and the index that speaks for them at its end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from stochcl.codes import Codes, bits_per_symbol
+from stochcl.compress.index import Index
+from stochcl.compress.segment import SegmentHead, write_segment
+from stochcl.entropy.model import FITTED, Candidate, pack_model
+from stochcl.errors import LimitExceeded
+from stochcl.framing import CHUNK, PROLOGUE, crc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from io import FileIO
+
+    from stochcl.compress.header import Header
+    from stochcl.compress.segment import RawSegment
+    from stochcl.entropy.model import EntropyModel
+    from stochcl.entropy.tables import Tables
+
+
+class Beginning:
+    """The bytes before the first segment, and the models that segments may be coded with.
+
+    Parameters
+    ----------
+    header : Header
+    tables : Tables
+        Those that ``header.tables_sha256`` names.
+    embed : bool
+        Whether they go into the archive.
+    fitted : sequence of IndependentModel or AutoregressiveModel
+        Models of the archive's own latents that are to be stored in it.
+
+    Attributes
+    ----------
+    data : bytes
+    candidates : list of Candidate
+    """
+
+    def __init__(self, header: Header, tables: Tables, *, embed: bool, fitted: Sequence[EntropyModel] = ()) -> None:
+        header.check()
+        if header.tables_sha256 != tables.sha256:
+            msg = "the header names other tables than those that are given"
+            raise ValueError(msg)
+        self.data, self._tables_at = header.to_bytes(), (0, 0)
+        if embed:
+            self._tables_at = (len(self.data), CHUNK.size + len(tables.data))
+            self.data += CHUNK.pack(b"TABL", len(tables.data)) + tables.data
+        self.candidates = tables.candidates(header.latents, header.selection)
+        self._fitted_at: list[tuple[int, int]] = []
+        for number, model in enumerate(fitted):
+            self.data += self._place(pack_model(model))
+            self.candidates.append(Candidate(model, FITTED, number))
+
+    def _place(self, model: bytes) -> bytes:
+        """Return the chunk of a fitted model, whose place is what has been begun so far."""
+        payload = crc(model).to_bytes(4, "little") + model
+        self._fitted_at.append((len(self.data), CHUNK.size + len(payload)))
+        return CHUNK.pack(b"FITT", len(payload)) + payload
+
+    def index(self, writer: SegmentWriter, start: int) -> Index:
+        """Return the index of all that a writer has written, to begin at ``start``."""
+        return Index(
+            rows=sum(head.rows for _, head in writer.written),
+            source_bytes=writer.source_bytes,
+            tables=self._tables_at,
+            segments=writer.written,
+            skipped=tuple(writer.skipped),
+            start=start,
+            header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
+            fitted=tuple(self._fitted_at),
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One segment that is on disk.
+
+    Parameters
+    ----------
+    end : int
+        Bytes of the partial file up to and with it.
+    crc : int
+        CRC-32 of its chunk.
+    rows : int
+        Rows in it.
+    position : int
+        Where in the source its last row's successor stands.
+    source_bytes : int
+        Bytes of its rows' images in the source.
+    skipped : list of (name, reason)
+        Images before ``position`` that could not be read, since the record before.
+    """
+
+    end: int
+    crc: int
+    rows: int
+    position: int
+    source_bytes: int
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+SEGMENT_ROWS = 16_384
+"""Rows of a segment: what an interruption loses at most, and what memory holds."""
+
+SEGMENT_BYTES = 64 << 20
+"""Most bytes of packed rows in a segment."""
+
+
+class SegmentWriter(ABC):
+    """Takes rows, codes them segment by segment with the cheapest of some models, and hands each segment on.
+
+    What becomes of a segment is :meth:`_store`'s affair. A segment counts as written once that has returned; when
+    it raises, its rows are still waiting, and may be tried again.
+
+    Parameters
+    ----------
+    header : Header
+    candidates : list of Candidate
+        The models that segments may be coded with.
+    names, uncertainty : bool
+        Whether to store the rows' names, and their uncertainty, where they have them.
+    segment_rows : int
+    start : int
+        Where the first segment goes.
+    """
+
+    def __init__(
+        self,
+        header: Header,
+        candidates: list[Candidate],
+        *,
+        names: bool,
+        uncertainty: bool = True,
+        segment_rows: int,
+        start: int,
+    ) -> None:
+        self.header = header
+        self._candidates, self._names, self._uncertainty, self._start = candidates, names, uncertainty, start
+        self._width = header.latents * bits_per_symbol(header.alphabet)
+        row_bytes = max(1, -(-self._width // 8))
+        self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
+        self.position = 0
+        self.skipped: list[tuple[str, str]] = []
+        self._segments: list[tuple[int, SegmentHead]] = []
+        self._source_bytes = 0
+        self._pending: list[Codes] = []
+        self._has: tuple[bool, ...] | None = None  # names, labels, uncertainty: whether rows have them
+        self._places: list[tuple[int, int]] = []
+        self._new_skips: list[tuple[int, str, str]] = []
+        # Unbuffered, so that closing after a failed write does not write again and fail again.
+        self._file: FileIO | None = None
+
+    @abstractmethod
+    def _store(self, start: int, chunk: bytes, record: Record) -> None:
+        """Put a segment onto the disk, at this place of the file; raise OutputError if that fails."""
+
+    def _opened(self) -> FileIO:
+        if self._file is None:
+            msg = "this writer is closed"
+            raise ValueError(msg)
+        return self._file
+
+    @property
+    def _end(self) -> int:
+        """Where the next chunk goes: what a failed write left there is written over."""
+        if not self._segments:
+            return self._start
+        start, head = self._segments[-1]
+        return start + head.size
+
+    @property
+    def rows(self) -> int:
+        """Rows written or waiting to be."""
+        return sum(head.rows for _, head in self._segments) + sum(len(codes) for codes in self._pending)
+
+    def add(
+        self,
+        codes: Codes,
+        *,
+        positions: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
+        """Append rows.
+
+        Parameters
+        ----------
+        codes : Codes
+            Of the header's width and alphabet.
+        positions : sequence of int, optional
+            Where each row stands in the source, ascending; by default one follows the other.
+        sizes : sequence of int, optional
+            Bytes of each row's image in the source.
+
+        Raises
+        ------
+        ValueError
+            If the codes are of another shape, or some rows have names, labels or uncertainty and others none.
+        OutputError
+            If a segment cannot be written.
+        """
+        if (codes.latents, codes.alphabet) != (self.header.latents, self.header.alphabet):
+            msg = f"this archive has {self.header.latents} latents of {self.header.alphabet} values"
+            raise ValueError(msg)
+        if positions is None:
+            first = self._places[-1][0] + 1 if self._places else self.position
+            positions = range(first, first + len(codes))
+        if not len(codes):
+            return
+        if not self._names:
+            codes = replace(codes, names=None)
+        if not self._uncertainty:
+            codes = replace(codes, uncertainty=None)
+        self._check_has((codes.names is not None, codes.labels is not None, codes.uncertainty is not None))
+        places = list(zip(map(int, positions), map(int, [0] * len(codes) if sizes is None else sizes), strict=True))
+        if len(places) != len(codes):
+            msg = f"{len(codes)} rows but {len(places)} positions"
+            raise ValueError(msg)
+        for start in range(0, len(codes), self._rows):
+            self._pending.append(codes[start : start + self._rows])
+            self._places += places[start : start + self._rows]
+            while len(self._places) >= self._rows:
+                self._flush(self._rows)
+
+    def add_segment(self, segment: RawSegment, *, source_bytes: int = 0) -> None:
+        """Append the rows of a segment of another archive as they are, without coding them again.
+
+        They must be of the same latents, and coded with a model that this archive has under the same number. What
+        is waiting is written before.
+
+        Raises
+        ------
+        ValueError
+            If some rows have names, labels or uncertainty and others none.
+        OutputError
+            If it cannot be written.
+        """
+        if not self._names:
+            segment = segment.having(names=b"")
+        if not self._uncertainty:
+            segment = segment.having(entropy=b"")
+        self._check_has(segment.has)
+        self._flush_rows()
+        self._take(segment.head, segment.chunk, self.position + segment.head.rows, source_bytes)
+
+    def _check_has(self, has: tuple[bool, ...]) -> None:
+        if self._has not in (None, has):
+            msg = "rows with and without names, labels or uncertainty do not go into one archive"
+            raise ValueError(msg)
+        self._has = has
+
+    def skip(self, name: str, reason: str, *, position: int = 0) -> None:
+        """Record an image that could not be read, at its position in the source."""
+        self._new_skips.append((position, name, reason))
+
+    @property
+    def written(self) -> tuple[tuple[int, SegmentHead], ...]:
+        """Offset and head of each segment that is written."""
+        return tuple(self._segments)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the images of the segments that are written, in their source."""
+        return self._source_bytes
+
+    @property
+    def first_skip(self) -> tuple[str, str]:
+        """Name and reason of the first image that could not be read."""
+        name, reason = (self.skipped or [skip[1:] for skip in self._new_skips])[0]
+        return name, reason
+
+    def _flush(self, rows: int) -> None:
+        """Write the first rows that are waiting as a segment."""
+        waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)
+        codes, rest = waiting[:rows], waiting[rows:]
+        places = self._places[:rows]
+        try:
+            head, chunk = write_segment(codes, self._candidates, self.header.version)
+        except LimitExceeded:
+            if rows == 1:
+                raise
+            self._flush(rows // 2)  # names so long that a segment cannot have so many
+            return
+        self._take(head, chunk, places[-1][0] + 1, sum(size for _, size in places))
+        self._pending = [rest] if len(rest) else []
+        self._places = self._places[rows:]
+
+    def _take(self, head: SegmentHead, chunk: bytes, position: int, source_bytes: int) -> None:
+        """Store a segment and count it."""
+        skipped = [(name, reason) for at, name, reason in self._new_skips if at < position]
+        start = self._end
+        record = Record(start + len(chunk), crc(chunk), head.rows, position, source_bytes, skipped)
+        self._store(start, chunk, record)
+        self._segments.append((start, head))
+        self._source_bytes += source_bytes
+        self.position = position
+        self.skipped += skipped
+        self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
+
+    def flush(self) -> None:
+        """Write all rows that are waiting as a segment, be it a small one.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        self._flush_rows()
+
+    def _flush_rows(self) -> None:
+        """Write all rows that are waiting."""
+        while self._places:
+            self._flush(len(self._places))
+
+    def _flush_all(self) -> None:
+        """Write what is waiting, and count all images that could not be read."""
+        self._flush_rows()
+        self.skipped += [(name, reason) for _, name, reason in self._new_skips]
+        self._new_skips = []

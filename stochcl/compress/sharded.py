@@ -1,0 +1,542 @@
+"""A folder of archives, the shards that many workers wrote, read as one archive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from stochcl.codes import bits_per_symbol, folder_label
+from stochcl.compress.archive import Archive
+from stochcl.compress.bytes import Cache
+from stochcl.compress.columns import Store
+from stochcl.compress.rows import Rows
+from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, OutputError, SourceError, UnsupportedVersion
+from stochcl.files import replacing
+from stochcl.messages import escape_name, os_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from stochcl.entropy.model import EntropyModel
+    from stochcl.entropy.tables import Tables
+
+
+MANIFEST = "manifest.json"
+"""The file that makes a folder of archives one archive; written last, so that it is the commit."""
+
+SCHEMA = "stochcl.folder/1"
+
+_MAX_BYTES = 1 << 31  # a thousand shards take 200 kB; the rest is names of skipped images
+_MAX_COUNT = 1 << 48  # images, blocks or bytes of a shard
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One archive of a folder.
+
+    Parameters
+    ----------
+    file : str
+        Its name in the folder.
+    images, blocks : int
+        Rows and blocks in it.
+    bytes : int
+    sha256 : str
+        Of the file.
+    source_bytes : int
+        Of its images in their source.
+    """
+
+    file: str
+    images: int
+    blocks: int
+    bytes: int
+    sha256: str
+    source_bytes: int
+
+    def check(self) -> None:
+        """Raise FormatError where this cannot be a file of the folder."""
+        if Path(self.file).name != self.file or self.file in ("", ".", "..") or "\0" in self.file:
+            raise FormatError(f"it names {self.file!r}, which is not a file of the folder")
+        for name in ("images", "blocks", "bytes", "source_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
+                raise FormatError(f"its {name} of {self.file} are {value!r}, not a number of them")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    Parameters
+    ----------
+    shards : tuple of Shard
+        In the order of their rows.
+    model : str
+    model_sha256 : str
+    tables : str or None
+        The file in the folder with the decoding tables, where the shards do not hold them and the package neither.
+    facts : dict
+        What the folder was made from and how, JSON values: the source's listing, options, images of a shard.
+    skipped : tuple of (name, reason)
+        Images that could not be read.
+    """
+
+    shards: tuple[Shard, ...]
+    model: str
+    model_sha256: str
+    tables: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def images(self) -> int:
+        """Rows in all."""
+        return sum(shard.images for shard in self.shards)
+
+    def to_bytes(self) -> bytes:
+        """Return the file's bytes, JSON in ASCII."""
+        values = {"schema": SCHEMA, "images": self.images} | asdict(self)
+        return (json.dumps(values, indent=1) + "\n").encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read the file's bytes.
+
+        Raises
+        ------
+        FormatError
+            If they are not a manifest.
+        """
+        try:
+            values = json.loads(data)
+            schema = values.pop("schema")
+            if schema != SCHEMA:
+                raise UnsupportedVersion(f"its schema is {schema!r}, and this version reads {SCHEMA}")
+            images = values.pop("images")
+            values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
+            values["skipped"] = tuple((str(name), str(reason)) for name, reason in values["skipped"])
+            found = cls(**values)
+        except FormatError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+            raise FormatError(f"it is not a manifest of codes ({exc})") from exc
+        if not found.shards:
+            raise FormatError("it names no shard")
+        for shard in found.shards:
+            shard.check()
+        if found.tables is not None and Path(str(found.tables)).name != found.tables:
+            raise FormatError(f"it names {found.tables!r}, which is not a file of the folder")
+        if images != found.images:
+            raise FormatError(f"it says {images!r} images, and its shards hold {found.images:,}")
+        return found
+
+
+def is_folder_of_codes(path: Path) -> bool:
+    """Tell whether there is a folder here that has been completed."""
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, int]:
+    """Return the manifest of a folder, and its bytes on disk.
+
+    Raises
+    ------
+    SourceError
+        If there is none, or it cannot be read.
+    FormatError
+        If it is not one.
+    """
+    path = folder / MANIFEST
+    try:
+        if not path.is_file():
+            raise SourceError(
+                f"{escape_name(folder)}: this folder has no {MANIFEST}: it is not a folder of codes, or compressing "
+                "to it was not finished; run the command that began it again."
+            )
+        if path.stat().st_size > _MAX_BYTES:
+            raise LimitExceeded(f"{escape_name(path)}: a manifest has no more than {_MAX_BYTES:,} bytes.")
+        data = path.read_bytes()
+    except OSError as exc:
+        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
+    try:
+        return Manifest.from_bytes(data), len(data)
+    except FormatError as exc:
+        raise type(exc)(f"{escape_name(path)}: {exc}; compress again, or mend it from a copy.") from exc
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest into a folder, which makes it an archive.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    try:
+        with replacing(folder / MANIFEST) as file:
+            file.write(manifest.to_bytes())
+    except OSError as exc:
+        raise OutputError(f"{escape_name(folder / MANIFEST)}: it cannot be written: {os_reason(exc)}.") from exc
+
+
+_OPEN = 64  # archives that are open at a time, a descriptor each
+_CACHED_BYTES = 64 << 20  # of packed rows, of all shards together
+_CHUNK = 1 << 20
+
+
+def open_archive(
+    path: str | os.PathLike[str] | IO[bytes], *, tables: Iterable[Tables | str | os.PathLike[str]] = ()
+) -> Archive | FolderArchive:
+    """Open an archive, or a folder of them that is one.
+
+    Raises
+    ------
+    SourceError, FormatError
+        As :class:`Archive` and :class:`FolderArchive` do.
+    """
+    if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises at long names
+        return FolderArchive(path, tables=tables)
+    return Archive(path, tables=tables)
+
+
+class FolderArchive(Rows):
+    """The codes in a folder of archives, its shards, which a manifest makes one: rows count through all of them.
+
+    Shards are opened when their rows are asked for, so many at a time; each is held against the manifest then. It
+    may be used from several threads, after a fork, and pickled (by its path).
+
+    Parameters
+    ----------
+    path : path-like
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the folder.
+
+    Raises
+    ------
+    SourceError
+        If there is no manifest, or a shard is missing.
+    FormatError
+        If something is damaged, or is not what the manifest says.
+
+    Examples
+    --------
+    >>> archive = FolderArchive("codes/")  # doctest: +SKIP
+    >>> archive[1_000_000].symbols()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, tables: Iterable[Tables | str | os.PathLike[str]] = ()
+    ) -> None:
+        self.path, self._shown, self._given = Path(path), escape_name(path), tuple(tables)
+        self.manifest, self._manifest_bytes = read_manifest(self.path)
+        own = () if self.manifest.tables is None else (self.path / self.manifest.tables,)
+        self._extra: tuple[Any, ...] = (*self._given, *own)
+        entries = self.manifest.shards
+        self._starts = np.cumsum([0] + [entry.images for entry in entries])
+        self._first_blocks = np.cumsum([0] + [entry.blocks for entry in entries])
+        self._opened: Cache[Archive] = Cache(_OPEN)
+        self._cache: Cache[NDArray[np.uint8]] = Cache(_CACHED_BYTES)
+        with self._open(0) as first:
+            self.header = first.header
+        if self.header.model_sha256 != self.manifest.model_sha256:
+            raise FormatError(f"{self._shown}: its shards were made by another model than its manifest says.")
+        self._width = self.header.latents * bits_per_symbol(self.header.alphabet)
+
+    # Shards
+
+    @property
+    def shards(self) -> Sequence[Archive]:
+        """The archives, in order, each opened when it is looked at."""
+        return _Shards(self)
+
+    def _open(self, number: int) -> Archive:
+        """Open a shard and hold it against the manifest."""
+        entry = self.manifest.shards[number]
+        archive = Archive(self.path / entry.file, tables=self._extra)
+        found = {"images": len(archive), "blocks": archive._blocks_in_all, "bytes": archive.size}
+        for name, value in found.items():
+            if value != (said := getattr(entry, name)):
+                archive.close()
+                shown = escape_name(self.path / entry.file)
+                raise FormatError(f"{shown}: it has {value:,} {name}, and the folder's manifest says {said:,}.")
+        if number and archive.header != self.header:
+            archive.close()
+            raise FormatError(
+                f"{escape_name(self.path / entry.file)}: its codes are not of the same kind as those of "
+                f"{self.manifest.shards[0].file}."
+            )
+        return archive
+
+    def _shard(self, number: int) -> Archive:
+        """Return a shard; of those opened lately it is still open, and one that is dropped closes when unused."""
+        archive = self._opened.get(number)
+        if archive is None:
+            archive = self._open(number)
+            archive._cache = _Share(self._cache, number)
+            self._opened.put(number, archive, 1)
+        return archive
+
+    def _by_shard(self, rows: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.integer]]]:
+        """Yield shards that have some of these rows, and where among them these are."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            yield number, np.flatnonzero(numbers == number)
+
+    @cached_property
+    def _filled(self) -> int:
+        """A shard that has rows, or the first."""
+        return next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
+
+    # What it holds
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Names and reasons of the images that could not be read when the folder was made."""
+        return list(self.manifest.skipped)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the images in their source."""
+        return sum(entry.source_bytes for entry in self.manifest.shards)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The decoding tables; from the shards, the folder, the places given, the package or ``$STOCHCL_MODELS``."""
+        tables = self._shard(0).tables
+        self._extra = (tables, *self._extra)  # found at once by shards that are opened later
+        return tables
+
+    @property
+    def _tables_bytes(self) -> int:
+        """Bytes of the tables that lie in the folder as a file."""
+        return 0 if self.manifest.tables is None else len(self.tables.data)
+
+    @property
+    def external_bytes(self) -> int:
+        """Bytes of the tables that the folder leans on outside itself."""
+        return 0 if self._tables_bytes else self._shard(0).external_bytes
+
+    @property
+    def own_table_rows(self) -> int:
+        """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+        return sum(archive.own_table_rows for archive in self.shards)
+
+    @property
+    def main_model(self) -> EntropyModel:
+        """The entropy model that most rows of the largest shard are coded with."""
+        images = [entry.images for entry in self.manifest.shards]
+        return self._shard(images.index(max(images))).main_model
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shards, the manifest, and the tables beside them."""
+        return sum(entry.bytes for entry in self.manifest.shards) + self._manifest_bytes + self._tables_bytes
+
+    def parts(self) -> dict[str, int]:
+        """Return the folder's bytes by what they are for; the manifest counts as index. They add up to its size."""
+        total = {"codes": 0, "tables": self._tables_bytes, "names": 0, "index": self._manifest_bytes, "header": 0}
+        for archive in self.shards:
+            for name, size in archive.parts().items():
+                total[name] = total.get(name, 0) + size  # also those that few archives have: uncertainty
+        return total
+
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read and check every shard, against the manifest and by itself.
+
+        Raises
+        ------
+        SourceError
+            If a shard is missing.
+        FormatError
+            If anything is damaged.
+        """
+        skipped: list[tuple[str, str]] = []
+        for number, entry in enumerate(self.manifest.shards):
+            path = self.path / entry.file
+            if (found := sha256_of(path)) != entry.sha256:
+                raise ChecksumMismatch(
+                    f"{escape_name(path)}: its SHA-256 is {found[:16]}..., and the folder's manifest says "
+                    f"{entry.sha256[:16]}...; copy it again from where it is whole, or compress again."
+                )
+            start = int(self._starts[number])
+            archive = self._shard(number)
+            archive.verify(lambda done, _, start=start: progress(start + done, len(self)))  # type: ignore[misc]
+            skipped += archive.skipped
+        if tuple(skipped) != self.manifest.skipped:
+            raise FormatError(f"{self._shown}: the manifest's list of skipped images is not that of its shards.")
+
+    # Rows
+
+    def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
+        packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
+        for number, places in self._by_shard(index):
+            packed[places] = self._shard(number)._packed(index[places] - self._starts[number])
+        return packed
+
+    def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
+        if not self._stored("entropy"):
+            return None
+        found = np.empty(len(rows), np.float32)
+        for number, places in self._by_shard(rows):
+            found[places] = self._shard(number)._uncertainty(rows[places] - self._starts[number])
+        return found
+
+    @property
+    def _blocks_in_all(self) -> int:
+        return int(self._first_blocks[-1])
+
+    def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
+        shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
+        return np.concatenate(
+            [
+                self._shard(number)._rows_of_blocks(numbers[shards == number] - self._first_blocks[number])
+                + self._starts[number]
+                for number in np.unique(shards).tolist()
+            ]
+        )
+
+    def _stored(self, which: str) -> bool:
+        return self._shard(self._filled)._stored(which)
+
+    @cached_property
+    def _stores(self) -> dict[str, Store]:
+        stores = {which: Store(self._starts, self._reading(which)) for which in ("names", "labels")}
+        stores = {which: store for which, store in stores.items() if self._stored(which)}
+        if "names" in stores and "labels" not in stores:
+            stores["labels"] = stores["names"].changed(folder_label)
+        return stores
+
+    def _reading(self, which: str) -> Callable[[int], Sequence[str]]:
+        def read(number: int) -> Sequence[str]:  # also when the folder has been closed
+            with self._open(number) as archive:
+                return tuple(getattr(archive, which))
+
+        return read
+
+    # Closing, pickling
+
+    def close(self) -> None:
+        """Close the shards that are open."""
+        for number in range(len(self.manifest.shards)):
+            if (archive := self._opened.get(number)) is not None:
+                archive.close()
+        self._opened = Cache(_OPEN)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._given)
+
+
+class _Share(Cache["NDArray[np.uint8]"]):
+    """What one shard keeps in the cache of all."""
+
+    def __init__(self, cache: Cache[NDArray[np.uint8]], number: int) -> None:
+        self._all, self._number = cache, number
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def get(self, key: Hashable) -> NDArray[np.uint8] | None:
+        return self._all.get((self._number, key))
+
+    def put(self, key: Hashable, value: NDArray[np.uint8], size: int) -> None:
+        self._all.put((self._number, key), value, size)
+
+
+class _Shards(Sequence[Archive]):
+    """The archives of a folder."""
+
+    def __init__(self, folder: FolderArchive) -> None:
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return len(self._folder.manifest.shards)
+
+    @overload
+    def __getitem__(self, index: int) -> Archive: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
+    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            return self._folder._shard(numbers)
+        return [self._folder._shard(number) for number in numbers]
+
+
+class Joined(Sequence[Archive]):
+    """Archives, and the shards of folders, one after the other; shards are opened when it is their turn.
+
+    Parameters
+    ----------
+    opened : sequence of Archive or FolderArchive
+    """
+
+    def __init__(self, opened: Sequence[Archive | FolderArchive]) -> None:
+        self._opened = opened
+        self._places: list[tuple[int, int]] = []
+        self.names: list[str] = []  # what messages call them
+        for i, one in enumerate(opened):
+            if isinstance(one, FolderArchive):
+                self._places += [(i, number) for number in range(len(one.shards))]
+                self.names += [escape_name(one.path / entry.file) for entry in one.manifest.shards]
+            else:
+                self._places.append((i, 0))
+                self.names.append(one._shown)
+
+    @property
+    def bring_tables(self) -> bool:
+        """Whether one of the folders has decoding tables as a file, which no archive need have then."""
+        return any(isinstance(one, FolderArchive) and one.manifest.tables is not None for one in self._opened)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Archive: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
+    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        i, number = self._places[index]
+        one = self._opened[i]
+        return one.shards[number] if isinstance(one, FolderArchive) else one
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(_CHUNK):
+                digest.update(data)
+    except FileNotFoundError as exc:
+        raise SourceError(
+            f"{escape_name(path)}: this shard is missing; compress again, which makes it anew."
+        ) from exc
+    except OSError as exc:
+        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
+    return digest.hexdigest()
+
+
+def _reopen(path: Path, tables: tuple[Any, ...]) -> FolderArchive:
+    return FolderArchive(path, tables=tables)

@@ -1,0 +1,350 @@
+"""An archive written anew from another: fewer latents, refitted models, other names, labels or tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.codes import Codes, pick
+from stochcl.compress.archive import Archive
+from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
+from stochcl.compress.segment_writer import SEGMENT_ROWS
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import Candidate, pack_model
+from stochcl.framing import CHUNK, FITTED, VERSION, pack_texts, unpack_texts
+from stochcl.framing import FITTED as FITTED_ENTRY
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.compress.header import Header
+    from stochcl.compress.segment import RawSegment
+    from stochcl.compress.writer import Writer
+    from stochcl.entropy.model import EntropyModel
+
+
+_SAMPLE = 1 << 16  # rows that models are fitted to
+_RUN = 1 << 10  # rows that are read one after the other, so that few blocks are decoded
+_STREAM = 128 + 64  # bits that a block's own head, its entry in the segment's, and the ends of its stream take
+_BLOCK = 1 << 16  # bits of a block
+
+
+def sample(archive: Archive) -> Codes:
+    """Return up to 65,536 rows, runs of them from everywhere, without names."""
+    starts, run = np.zeros(1, np.int64), len(archive)
+    if len(archive) > _SAMPLE:
+        starts, run = np.linspace(0, len(archive) - _RUN, _SAMPLE // _RUN).astype(np.int64), _RUN
+    rows = (starts[:, None] + np.arange(run)).reshape(-1)
+    header = archive.header
+    return Codes(archive._packed(rows), header.latents, header.alphabet)
+
+
+def fit_models(
+    codes: Codes, rows: int, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[EntropyModel]:
+    """Fit an independent and a linear autoregressive model to a sample of so many rows.
+
+    The latter is left out where all rows together have less than a bit for each of its weights: it could not pay.
+    """
+    if not len(codes):
+        return []
+    independent = IndependentModel.fit(codes)
+    t = codes.decisions_per_row
+    if independent.ideal_bits(codes) * rows / len(codes) <= t * (t - 1) / 2 or t == 1:
+        return [independent]
+    return [independent, AutoregressiveModel.fit_linear(codes, progress=progress)]
+
+
+def price(model: EntropyModel) -> int:
+    """Return the bits that storing a model takes, its place in the index included."""
+    return 8 * (CHUNK.size + 4 + len(pack_model(model)) + FITTED.size)
+
+
+def cost(candidates: Sequence[Candidate], codes: Codes) -> tuple[float, list[float]]:
+    """Return the bits of a segment with a table of its own, that included, and with each of some models."""
+    own = IndependentModel.fit(codes)
+    return own.ideal_bits(codes) + 8 * len(pack_model(own)), [c.cost(codes)[0] for c in candidates]
+
+
+def choose(
+    segments: Iterable[Codes],
+    given: Sequence[Candidate],
+    models: Sequence[EntropyModel],
+    *,
+    before: float | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> list[EntropyModel]:
+    """Return those of some models that save more, over all segments, than it takes to store them.
+
+    Parameters
+    ----------
+    segments : iterable of Codes
+        The rows as they will be written.
+    given : sequence of Candidate
+        What segments can be coded with anyway.
+    models : sequence of IndependentModel or AutoregressiveModel
+    before : float, optional
+        Bits that the codes take now, where they could stay as they are: models that do not get below are of no use.
+    progress : callable
+        Told how many rows have been looked at.
+    """
+    candidates = [*given, *(Candidate(model) for model in models)]
+    base, spent, rows = [], [], 0
+    for codes in segments:
+        own, costs = cost(candidates, codes)
+        base.append(min([own, *costs[: len(given)]]))
+        spent.append(costs[len(given) :])
+        rows += len(codes)
+        progress(rows)
+    if not base:
+        return []
+    chosen = _greedy(np.array(base), np.array(spent).T, [price(model) for model in models])
+    if before is not None and chosen:
+        total = float(np.minimum(base, np.array(spent).T[chosen].min(axis=0)).sum())
+        blocks = total / _BLOCK + len(base)
+        if total + blocks * _STREAM + sum(price(models[i]) for i in chosen) >= before:
+            return []
+    return [models[i] for i in chosen]
+
+
+def _greedy(base: NDArray[np.float64], spent: NDArray[np.float64], prices: Sequence[int]) -> list[int]:
+    """Take the model that saves most beyond its price, then the next, as long as there is one."""
+    chosen: list[int] = []
+    while True:
+        gains = {
+            i: float((base - np.minimum(base, spent[i])).sum()) - prices[i]
+            for i in range(len(prices))
+            if i not in chosen
+        }
+        best = max(gains, key=gains.__getitem__, default=None)
+        if best is None or gains[best] <= 0:
+            return sorted(chosen)
+        chosen.append(best)
+        base = np.minimum(base, spent[best])
+
+
+def segments_of(archive: Archive, cut: Callable[[Codes], Codes]) -> Iterable[Codes]:
+    """Yield all rows as an archive of some of the latents will have them, a segment at a time, without names."""
+    for start in range(0, len(archive), SEGMENT_ROWS):
+        rows = np.arange(start, min(start + SEGMENT_ROWS, len(archive)))
+        yield cut(Codes(archive._packed(rows), archive.header.latents, archive.header.alphabet))
+
+
+def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.float64]:
+    """Return what the first latents of a segment cost, for every number of them: bits, shape (D,).
+
+    Exact for every model, as each latent costs what it does whatever follows. A table of a segment's own counts
+    where it pays; its own bytes do not, as they are not the codes'.
+    """
+    own = IndependentModel.fit(codes)
+    table = np.arange(1, codes.latents + 1) * (8 * len(pack_model(own)) / codes.latents)
+    by_latent = [_by_latent(candidate.model, codes) for candidate in candidates]
+    best = np.min([np.cumsum(bits) for bits in by_latent], axis=0)
+    alone = np.cumsum(own.bits_by_latent(codes))
+    bits: NDArray[np.float64] = np.where(alone + table < best, alone, best)
+    return bits + (bits / _BLOCK + 1) * _STREAM
+
+
+def _by_latent(model: EntropyModel, codes: Codes) -> NDArray[np.float64]:
+    if isinstance(model, IndependentModel):
+        return model.bits_by_latent(codes)
+    return model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Transcoding:
+    """What becomes of an archive, at whatever width.
+
+    Parameters
+    ----------
+    archive : Archive
+    embed : bool
+        Whether the new one holds its decoding tables.
+    names : bool
+        Whether it keeps the rows' names.
+    uncertainty : bool
+        Whether it keeps their uncertainty, where it is stored.
+    labels : callable, optional
+        Gives the labels of rows by their names; without it, stored ones are kept.
+    models : sequence of IndependentModel or AutoregressiveModel
+        Fitted to all the latents that are kept; those that pay for themselves are stored.
+    columns : tuple of int, optional
+        Which of the archive's latents are kept, ascending, before ``latents`` cuts them; by default all.
+    """
+
+    archive: Archive
+    embed: bool
+    names: bool = True
+    labels: Callable[[Sequence[str]], tuple[str, ...]] | None = None
+    models: Sequence[EntropyModel] = ()
+    columns: tuple[int, ...] | None = None
+    uncertainty: bool = True
+
+    @property
+    def width(self) -> int:
+        """How many latents there are to keep."""
+        return self.archive.header.latents if self.columns is None else len(self.columns)
+
+    def header(self, latents: int) -> Header:
+        """Return the header of an archive of the first so many."""
+        header = self.archive.header
+        chosen = range(header.latents) if self.columns is None else self.columns
+        of_model = range(header.model_latents) if header.selection is None else header.selection
+        kept = tuple(of_model[column] for column in chosen[:latents])
+        prefix = kept == tuple(range(latents))
+        version = header.version if self.uncertainty else VERSION
+        return replace(header, latents=latents, selection=None if prefix else kept, version=version)
+
+    def cut(self, codes: Codes, latents: int) -> Codes:
+        """Keep the first so many of the latents that are kept at all."""
+        if self.columns is None:
+            return codes if latents == codes.latents else codes.prefix(latents)
+        return pick(codes, self.columns[:latents])
+
+    def given(self, latents: int) -> list[Candidate]:
+        """Return the tables' models at this width."""
+        header = self.header(latents)
+        return self.archive.tables.candidates(latents, header.selection)
+
+    def costs(self) -> NDArray[np.float64]:
+        """Return the bits per image that every prefix costs, shape (D,)."""
+        total = np.zeros(self.width)
+        candidates = [*self.given(self.width), *(Candidate(model) for model in self.models)]
+        for codes in segments_of(self.archive, lambda codes: self.cut(codes, self.width)):
+            total += cumulative(candidates, codes)
+        return total / max(1, len(self.archive))
+
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        latents: int,
+        *,
+        force: bool = False,
+        resume: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> float:
+        """Write the first so many latents; return the bits per image that their codes take on disk.
+
+        Segments whose codes stay what they are move without being coded again.
+
+        Raises
+        ------
+        FormatError
+            If the archive is damaged.
+        LabelsError
+            If a row has no label.
+        OutputError, UsageError
+            As :class:`~stochcl.compress.Writer` does.
+        """
+        archive, header = self.archive, self.header(latents)
+        same = header.latents == archive.header.latents
+        fitted = self._chosen(latents, same=same, progress=lambda rows: progress(rows, len(archive)))
+        recode = not same or bool(fitted)
+        if not recode:
+            with archive._named():
+                fitted = list(archive._fitted)
+        options = {"names": self.names, "labels": self.labels is not None, "embed": self.embed}
+        options |= {} if self.uncertainty else {"uncertainty": False}
+        with rewriting(
+            path, header, archive.tables, embed_tables=self.embed, fitted=fitted, names=self.names,
+            uncertainty=self.uncertainty, force=force, resume=resume, facts=facts_of([archive], **options),
+        ) as writer:  # fmt: skip
+            if not writer.position:
+                for name, reason in archive.skipped:
+                    writer.skip(name, reason)
+            if recode:
+                self._recode(writer, latents, progress)
+            else:
+                numbers = {i: i for i in range(len(fitted))}
+                move_rows(
+                    writer, archive, numbers=numbers, change=self._change,
+                    progress=lambda rows: progress(rows, len(archive)),
+                )  # fmt: skip
+        with Archive(path, tables=[archive.tables]) as written:
+            return written.parts()["codes"] * 8 / max(1, len(written))
+
+    def _chosen(self, latents: int, *, same: bool, progress: Callable[[int], None]) -> list[EntropyModel]:
+        """Return the fitted models that pay for themselves; none where the segments had better stay as they are."""
+        archive = self.archive
+        if same and not self.models:
+            return []
+        with archive._named():
+            old = [_cut(model, self.columns) for model in archive._fitted]
+        models = [model.prefix(latents) for model in [*old, *self.models] if model is not None]
+        if not models:
+            return []
+        segments = segments_of(archive, lambda codes: self.cut(codes, latents))
+        return choose(
+            segments, self.given(latents), models, before=_spent(archive) if same else None, progress=progress
+        )
+
+    def _change(self, segment: RawSegment) -> RawSegment:
+        """Give a segment that stays as it is its new labels."""
+        if self.labels is None:
+            return segment
+        names = unpack_texts(segment.parts[1], segment.head.rows, "the names of a segment")
+        return segment.having(labels=pack_texts(self.labels(names)))
+
+    def _recode(self, writer: Writer, latents: int, progress: Callable[[int, int], None]) -> None:
+        """Give a writer the rows, cut, from its position on."""
+        bytes_of, total = self.archive.source_bytes, max(1, len(self.archive))
+        for codes in stored_codes(self.archive, writer.position):
+            cut = self.cut(codes, latents)
+            if self.labels is not None and codes.names is not None:
+                cut = replace(cut, labels=self.labels(codes.names))
+            row = writer.rows
+            shares = [bytes_of * r // total for r in range(row, row + len(codes) + 1)]
+            writer.add(cut, sizes=[b - a for a, b in pairwise(shares)])
+            progress(row + len(codes), total)
+
+
+def _cut(model: EntropyModel, columns: Sequence[int] | None) -> EntropyModel | None:
+    """Return a model of these latents, if it can be had: a network has none for latents without those before them."""
+    if columns is None or list(columns) == list(range(len(columns))):
+        return model if columns is None else model.prefix(len(columns))
+    return model.select(columns) if isinstance(model, IndependentModel) else None
+
+
+def _spent(archive: Archive) -> float:
+    """Return the bits that codes take in an archive, with the models that it holds for them."""
+    heads = [head for _, head in archive._index.segments]
+    fitted = sum(size + FITTED_ENTRY.size for _, size in archive._index.fitted)
+    return 8.0 * (fitted + sum(head.payload + head.table.size for head in heads))
+
+
+def widest(costs: NDArray[np.float64], write: Callable[[int], float], rate: float) -> int | None:
+    """Write prefixes until one keeps to a rate and the next wider one does not; return its width.
+
+    Parameters
+    ----------
+    costs : ndarray of float64, shape (D,)
+        What every prefix is expected to cost, in bits per image: where to begin, and where to go on.
+    write : callable
+        Writes a prefix and returns what it costs.
+    rate : float
+
+    Returns
+    -------
+    int or None
+        None if not even one latent keeps to the rate.
+    """
+    fits, too_wide, correction = 0, len(costs) + 1, 1.0
+    while fits + 1 < too_wide:
+        latents = int(np.searchsorted(costs * correction, rate, side="right"))
+        latents = min(max(latents, fits + 1), too_wide - 1)
+        spent = write(latents)
+        if spent <= rate:
+            fits = latents
+        else:
+            too_wide = latents
+        if math.isfinite(ratio := spent / costs[latents - 1]) and ratio > 0:
+            correction = ratio
+    return fits or None

@@ -1,0 +1,283 @@
+"""The handwritten digits that scikit-learn carries, as a source of labelled images to train on anywhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from stochcl.data.names import member_name, sort_key
+from stochcl.data.source import Entry, ImageSource
+from stochcl.errors import ImageError, OutputError, SourceError
+from stochcl.messages import escape_name, os_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from stochcl.data.preprocess import Preprocess
+
+
+class DigitsSource(ImageSource):
+    """1,797 grey images of 8 x 8 pixels, named ``0/000.png`` and so on, the first folder being the digit.
+
+    (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning Repository.)
+    """
+
+    kind: ClassVar[str] = "digits"
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.path = Path("digits")
+        self._images = [
+            Image.fromarray(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8))
+            for digit in range(10)
+            for row in np.flatnonzero(digits.target == digit)
+        ]
+        counts = np.bincount(digits.target, minlength=10).tolist()
+        self.entries = [
+            Entry(f"{digit}/{k:03d}.png", 64, 0) for digit, count in enumerate(counts) for k in range(count)
+        ]
+        self.rejected = []
+
+    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+        return preprocess.apply(self._images[i])
+
+    def _read(self, i: int) -> bytes:
+        file = BytesIO()
+        self._images[i].save(file, "PNG")
+        return file.getvalue()
+
+
+DIGITS_PER_CLASS = 9
+"""Images of each of the ten digits."""
+
+_DIGIT_SIDE = 64
+_PATCH_SIDE = 96
+_GRID = (4, 5)  # rows and columns of patches in a photograph of 427 x 640 pixels
+_JPEG_QUALITY = 85
+
+
+def write_examples(folder: str | os.PathLike[str]) -> int:
+    """Write the example images below ``folder``, one folder a class, and return how many there are.
+
+    Ten classes of handwritten digits (``digit-0`` ... ``digit-9``, 64 x 64 PNG, enlarged smoothly from 8 x 8)
+    and two of patches of photographs (``china``, ``flower``, 96 x 96 JPEG). The same images every time.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    written = 0
+    try:
+        for name, image in _images():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".png":
+                image.save(path, optimize=True)
+            else:
+                image.save(path, quality=_JPEG_QUALITY)
+            written += 1
+    except OSError as exc:
+        msg = f"{escape_name(os.fspath(folder))}: the example images cannot be written: {os_reason(exc)}."
+        raise OutputError(msg) from exc
+    return written
+
+
+def _images() -> Iterator[tuple[str, Image.Image]]:
+    from sklearn.datasets import load_digits, load_sample_images
+
+    digits = load_digits()
+    for digit in range(10):
+        for k, row in enumerate(np.flatnonzero(digits.target == digit)[:DIGITS_PER_CLASS]):
+            yield f"digit-{digit}/{k:02d}.png", _enlarge(digits.images[row])
+    photographs = load_sample_images()
+    for path, pixels in zip(photographs.filenames, photographs.images, strict=True):
+        label = Path(path).stem
+        for k, patch in enumerate(_patches(pixels)):
+            yield f"{label}/{k:02d}.jpg", Image.fromarray(patch)
+
+
+def _enlarge(digit: NDArray[np.float64]) -> Image.Image:
+    """Enlarge 8 x 8 values in 0..16 to an 8-bit grey image, cubic, so that strokes stay smooth."""
+    small = Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8))
+    return small.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
+
+
+def _patches(photograph: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Cut a grid of squares, spread evenly from edge to edge, out of a photograph of shape (H, W, 3)."""
+    height, width = photograph.shape[:2]
+    tops = np.linspace(0, height - _PATCH_SIDE, _GRID[0]).astype(int)
+    lefts = np.linspace(0, width - _PATCH_SIDE, _GRID[1]).astype(int)
+    return [photograph[t : t + _PATCH_SIDE, x : x + _PATCH_SIDE] for t in tops for x in lefts]
+
+
+META = "batches.meta"
+_TRAINING = re.compile(r"data_batch_\d+")
+_SIDE, _PIXELS = 32, 3 * 32 * 32
+_MOST_BYTES = 1 << 30  # a published batch has 31 MB
+_MOST_CLASSES = 1000
+# What a pickle of bytes, lists and a uint8 array asks for, whichever versions of Python and numpy wrote it.
+_ALLOWED: dict[str, Callable[..., Any]] = {
+    "_reconstruct": np.empty(0, np.uint8).__reduce__()[0],  # type: ignore[dict-item]
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+    "encode": lambda text, encoding: text.encode(encoding) if encoding == "latin1" else b"",
+}
+_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs")
+
+
+class Cifar10Source(ImageSource):
+    """The images of CIFAR-10's published batches (Krizhevsky, 2009), named ``class/file`` as their authors did.
+
+    A folder (``cifar-10-batches-py``) is its training batches; one batch, such as ``test_batch``, is that. Class
+    names are those of ``batches.meta`` beside it, or numbers where there is none. Pixels are the published ones:
+    they have never been through a lossy format.
+
+    Parameters
+    ----------
+    path : Path
+        A folder with ``data_batch_1`` and so on, or a batch.
+
+    Raises
+    ------
+    SourceError
+        If a batch is damaged, or holds something else.
+    """
+
+    kind: ClassVar[str] = "cifar-10"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        folder = path if path.is_dir() else path.parent
+        files = _batches(path) if path.is_dir() else [path]
+        classes = _classes(folder / META)
+        found: list[tuple[Entry, int]] = []
+        parts: list[NDArray[np.uint8]] = []
+        for file in files:
+            data, labels, names = _read_batch(file)
+            mtime, begin = file.stat().st_mtime_ns, sum(map(len, parts))
+            for i, (label, name) in enumerate(zip(labels, names, strict=True)):
+                shown = classes[label] if label < len(classes) else str(label)
+                found.append((Entry(f"{shown}/{name}", _PIXELS, mtime), begin + i))
+            parts.append(data)
+        found.sort(key=lambda pair: sort_key(pair[0].name))
+        self._pixels = np.concatenate(parts)
+        self._rows = [row for _, row in found]
+        self.entries = [entry for entry, _ in found]
+        self.rejected = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+        planes = self._pixels[self._rows[i]].reshape(3, _SIDE, _SIDE)
+        return preprocess.apply(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))))
+
+    def _read(self, i: int) -> bytes:
+        raise ImageError(f"image {i} of a batch is not a file")
+
+
+def is_cifar10(path: Path, head: bytes = b"") -> bool:
+    """Tell whether a folder holds the published training batches, or a file, which begins with ``head``, is one."""
+    if path.is_dir():
+        return bool(_batches(path))
+    named = path.name == "test_batch" or _TRAINING.fullmatch(path.name) is not None
+    return named and head.startswith(b"\x80")
+
+
+def _batches(folder: Path) -> list[Path]:
+    """Return a folder's training batches; another file of such a name is none."""
+    try:
+        found = [path for path in sorted(folder.iterdir()) if _TRAINING.fullmatch(path.name) and path.is_file()]
+        return [path for path in found if _begins(path)]
+    except OSError:
+        return []
+
+
+def _begins(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads what batches are made of, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _MODULES and name in _ALLOWED:
+            return _ALLOWED[name]
+        raise pickle.UnpicklingError(
+            f"it asks for {escape_name(module)}.{escape_name(name)}, which no batch of images needs"
+        )
+
+
+def _load(path: Path) -> dict[bytes, Any]:
+    try:
+        size = path.stat().st_size
+        if size > _MOST_BYTES:
+            raise SourceError(f"{escape_name(path)}: a batch of images does not have {size:,} bytes.")
+        found = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    except SourceError:
+        raise
+    except OSError as exc:
+        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
+    except Exception as exc:  # a damaged pickle can raise anything
+        raise SourceError(f"{escape_name(path)}: this batch of images is damaged ({escape_name(str(exc))}).") from exc
+    if not isinstance(found, dict):
+        raise SourceError(f"{escape_name(path)}: this is not a batch of CIFAR-10: it holds a {type(found).__name__}.")
+    return {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}
+
+
+def _read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+    """Return pixels, shape (N, 3072), planes of red, green and blue; class numbers; file names."""
+    found = _load(path)
+    data, labels, names = found.get(b"data"), found.get(b"labels"), found.get(b"filenames")
+    shown = escape_name(path)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
+        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: its data are not uint8 of N x {_PIXELS}.")
+    rows = len(data)
+    numbered = isinstance(labels, list) and len(labels) == rows and rows > 0
+    if not numbered or not all(type(n) is int and 0 <= n < _MOST_CLASSES for n in labels or ()):
+        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: it has no label for each of {rows:,} images.")
+    if names is None:
+        names = [f"{path.name}-{i:05d}.png" for i in range(rows)]
+    try:
+        texts = [member_name(_text(name)) for name in names]
+    except (TypeError, ValueError) as exc:
+        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: a file's name is none ({exc}).") from exc
+    if len(texts) != rows:
+        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: {len(texts):,} names for {rows:,} images.")
+    return data, list(labels or ()), texts
+
+
+def _classes(path: Path) -> list[str]:
+    """Return the names of classes, or none where no file says them."""
+    if not path.is_file():
+        return []
+    names = _load(path).get(b"label_names")
+    try:
+        return [member_name(_text(name)) for name in names or ()]
+    except (TypeError, ValueError) as exc:
+        raise SourceError(f"{escape_name(path)}: the name of a class is none ({exc}).") from exc
+
+
+def _text(name: object) -> str:
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "surrogateescape")
+    if isinstance(name, str):
+        return name
+    raise TypeError(f"a {type(name).__name__}")

@@ -1,0 +1,342 @@
+"""Several sources read as one, lists of files, and patterns of shards."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from bisect import bisect_right
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, ClassVar, overload
+
+from stochcl.data.array import MAGIC, ArraySource, MatrixSource, is_images, map_array, refuse_npz
+from stochcl.data.arrow import is_arrow
+from stochcl.data.builtin import Cifar10Source, is_cifar10
+from stochcl.data.folder import FileSource, FolderSource
+from stochcl.data.names import member_name
+from stochcl.data.preprocess import MAX_FILE_BYTES, identify
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name, read_regular
+from stochcl.data.tar import TarSource, compression, looks_like_tar
+from stochcl.data.zip import ZipSource
+from stochcl.errors import SourceError, UsageError
+from stochcl.messages import escape_name, os_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stochcl.data.preprocess import Preprocess
+
+
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+_PROBE = 1 << 16  # enough of a file for any image format to be known by
+
+
+def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
+    """Open whatever holds images or embeddings.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder of images (recursive), a .zip or .tar (.tar.gz, .tar.bz2, .tar.xz) of images, one image file,
+        or a .npy file: two-dimensional float is embeddings, four-dimensional uint8 is images. Archives and
+        arrays are known by their content, whatever they are called. A folder of CIFAR-10's published batches is its
+        training images, ``test_batch`` in it the others.
+
+    Returns
+    -------
+    ImageSource or MatrixSource
+        Nothing but the listing has been read.
+
+    Raises
+    ------
+    SourceError
+        If there is nothing there, it cannot be read, it is damaged, or it holds no image.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            return Cifar10Source(path) if is_cifar10(path) else FolderSource(path)
+        if stat.S_ISREG(status.st_mode):
+            return _open_file(path)
+    except FileNotFoundError as exc:
+        raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+    except OSError as exc:
+        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
+    except ValueError as exc:  # a NUL in the path
+        raise SourceError(f"{escape_name(path)}: this is not a path ({exc}).") from exc
+    raise SourceError(f"{escape_name(path)}: this is neither a file nor a folder.")
+
+
+def _open_file(path: Path) -> ImageSource | MatrixSource:
+    with path.open("rb") as file:
+        head = file.read(_PROBE)
+    ending = path.suffix.lower()
+    if not head:
+        raise SourceError(f"{escape_name(path)}: this file is empty (0 bytes).")
+    if ending == ".npz":
+        raise refuse_npz(path)
+    if head.startswith(MAGIC) or ending == ".npy":
+        return ArraySource(path) if is_images(map_array(path)) else MatrixSource(path)
+    if head.startswith(_ZIP_MAGIC) or ending == ".zip":
+        return ZipSource(path)
+    if is_arrow(path, head):
+        raise SourceError(
+            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which `stochcl compress` "
+            "to one file of codes does, and nothing else; give a folder, .zip, .tar or .npy file."
+        )
+    if is_cifar10(path, head):
+        return Cifar10Source(path)
+    if looks_like_tar(head) or compression(path) or path.name.lower().endswith(_TAR_ENDINGS):
+        return TarSource(path)
+    if is_image_name(path.name) or identify(head):
+        return FileSource(path)
+    msg = (
+        f"{escape_name(path)}: this is not a source of images or embeddings; give a folder, .zip, .tar or .npy "
+        "file, or an image."
+    )
+    raise SourceError(msg)
+
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_KEPT_OPEN = (
+    256  # archives among several; more are opened whenever they are read, for a process has about 1,000 files
+)
+_MOST_SHARDS = 1_000_000
+
+
+def expand(pattern: str | os.PathLike[str]) -> list[Path]:
+    """Write out the numbers of a pattern of shards, as bash does; what is a path as it stands is left alone.
+
+    Raises
+    ------
+    UsageError
+        If they are too many.
+
+    Examples
+    --------
+    >>> [str(path) for path in expand("shards-{008..010}.tar")]
+    ['shards-008.tar', 'shards-009.tar', 'shards-010.tar']
+    """
+    text = str(pattern)
+    match = _RANGE.search(text)
+    if match is None or Path(text).exists():
+        return [Path(text)]
+    first, last = match.groups()
+    if abs(int(last) - int(first)) >= _MOST_SHARDS:
+        raise UsageError(f"{escape_name(text)}: more than {_MOST_SHARDS:,} files are not read as one source.")
+    width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    step = 1 if int(first) <= int(last) else -1
+    numbers = range(int(first), int(last) + step, step)
+    before, after = text[: match.start()], text[match.end() :]
+    return [path for n in numbers for path in expand(f"{before}{n:0{width}d}{after}")]
+
+
+def open_sources(paths: Sequence[str | os.PathLike[str]]) -> ImageSource | MatrixSource:
+    """Open one source or several, which are read one after the other, in the order given.
+
+    Parameters
+    ----------
+    paths : sequence of path-like
+        Each as :func:`~stochcl.data.open.open_source` takes it, or a pattern of shards. Image files among several
+        are named as they are given, so that their folders are labels.
+
+    Raises
+    ------
+    SourceError
+        If one of them cannot be read.
+    UsageError
+        If one of several holds embeddings.
+    """
+    found = [path for given in paths for path in expand(given)]
+    if len(found) == 1:
+        return open_source(found[0])
+    if not found:
+        raise UsageError("there is nothing to read: name a source.")
+    sources: list[ImageSource] = []
+    for path in found:
+        source = open_source(path)
+        if not isinstance(source, ImageSource):
+            raise UsageError(f"{escape_name(path)}: these are embeddings; several sources at once are images only.")
+        if isinstance(source, FileSource):
+            source = ListSource([str(path)], shown=str(path))
+        sources.append(source)
+    return JoinedSource(sources)
+
+
+class JoinedSource(ImageSource):
+    """Several sources one after the other, in the order given; names are those in each, and may come twice.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.sources = sources
+        self.path = Path(f"{sources[0].path} and {len(sources) - 1:,} more")
+        kinds = {source.kind for source in sources}
+        self.kind = kinds.pop() if len(kinds) == 1 else "several"  # type: ignore[misc]
+        self.entries = [entry for source in sources for entry in source.entries]
+        self.rejected = [failure for source in sources for failure in source.rejected]
+        self._ends = list(accumulate(len(source) for source in sources))
+        if len(sources) > _KEPT_OPEN:
+            for source in sources:
+                source.keep_closed()
+
+    def within(self, rows: range) -> tuple[range, range]:
+        """Return which of the sources hold these rows, and where in those, one after the other, they are."""
+        if not rows:
+            return range(0), range(0)
+        which = range(bisect_right(self._ends, rows.start), bisect_right(self._ends, rows.stop - 1) + 1)
+        before = self._ends[which.start - 1] if which.start else 0
+        return which, range(rows.start - before, rows.stop - before)
+
+    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+        which = bisect_right(self._ends, i)
+        return self.sources[which]._image(i - (self._ends[which - 1] if which else 0), preprocess)
+
+    def _read(self, i: int) -> bytes:
+        which = bisect_right(self._ends, i)
+        return self.sources[which]._read(i - (self._ends[which - 1] if which else 0))
+
+
+class ListSource(ImageSource):
+    """Image files that are listed, in the order of the list, named as they are there.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Relative to ``folder``, or absolute. A name is the path without a leading ``./`` or ``/``; that of an
+        absolute path below ``folder`` is relative to it.
+    folder : path-like
+    shown : str
+        What the list is called.
+    """
+
+    kind: ClassVar[str] = "list"
+
+    def __init__(self, paths: Iterable[str], folder: str | os.PathLike[str] = ".", shown: str = "the list") -> None:
+        self.path = Path(shown)
+        self._folder = Path(folder)
+        self._paths: list[str] = []
+        self.entries: list[Entry] = []
+        self.rejected: list[Failure] = []
+        for path in paths:
+            self._enter(path)
+        check_not_empty(self.path, self.entries, self.rejected, "list")
+
+    def _enter(self, path: str) -> None:
+        try:
+            status = (self._folder / path).stat()
+            name = self._name(path)
+        except OSError as exc:
+            self.rejected.append(Failure(path, f"it cannot be read: {os_reason(exc)}"))
+            return
+        except ValueError as exc:
+            self.rejected.append(Failure(path, str(exc)))
+            return
+        self._paths.append(path)
+        self.entries.append(Entry(name, status.st_size, status.st_mtime_ns))
+
+    def _name(self, path: str) -> str:
+        folder = str(self._folder.absolute()).rstrip("/") + "/"
+        return member_name(path.removeprefix(folder).lstrip("/"))
+
+    def _read(self, i: int) -> bytes:
+        return read_regular(self._folder / self._paths[i], MAX_FILE_BYTES)
+
+
+def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
+    r"""Read a list of paths: separated by null bytes where there is one (or ``null`` says so), else by newlines.
+
+    Examples
+    --------
+    >>> import io
+    >>> read_list(io.BytesIO(b"a b.png\nc.png\n")), read_list(io.BytesIO(b"a\nb.png\0c.png\0"))
+    (['a b.png', 'c.png'], ['a\nb.png', 'c.png'])
+    """
+    data = file.read()
+    if null is None:
+        null = b"\0" in data
+    parts = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    return [part.decode("utf-8", "surrogateescape") for part in parts if part]
+
+
+def open_list(
+    where: str | os.PathLike[str] | IO[bytes], *, null: bool | None = None, folder: str | os.PathLike[str] = "."
+) -> ListSource:
+    """Open the image files of a list, in a file or a stream, see :class:`ListSource` and :func:`read_list`.
+
+    Raises
+    ------
+    SourceError
+        If the list cannot be read, is empty, or nothing in it can be read.
+    """
+    if not isinstance(where, str | os.PathLike):
+        return ListSource(
+            _checked(read_list(where, null=null), "standard input"), folder, "the list on standard input"
+        )
+    shown = escape_name(where)
+    try:
+        with Path(where).open("rb") as file:
+            return ListSource(_checked(read_list(file, null=null), shown), folder, str(where))
+    except OSError as exc:
+        raise SourceError(f"{shown}: this list cannot be read: {os_reason(exc)}.") from exc
+
+
+def _checked(paths: list[str], shown: str) -> list[str]:
+    if not paths:
+        raise SourceError(f"{shown}: this list of files is empty.")
+    return paths
+
+
+class SubsetSource(ImageSource):
+    """Some images of another source, in its order; what that one rejects, this one does.
+
+    Parameters
+    ----------
+    source : ImageSource
+    rows : sequence of int
+        Their positions in it.
+    """
+
+    kind = "subset"
+
+    def __init__(self, source: ImageSource, rows: Sequence[int]) -> None:
+        self._source, self._rows = source, rows
+        self.path = source.path
+        self.entries = [source.entries[row] for row in rows]
+        self.rejected = source.rejected
+
+    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+        return self._source._image(self._rows[i], preprocess)
+
+    def _read(self, i: int) -> bytes:
+        return self._source._read(self._rows[i])
+
+
+@overload
+def missing_from(source: ImageSource, names: Iterable[str]) -> SubsetSource: ...
+@overload
+def missing_from(source: MatrixSource, names: Iterable[str]) -> MatrixSource: ...
+def missing_from(source: ImageSource | MatrixSource, names: Iterable[str]) -> SubsetSource | MatrixSource:
+    """Return what has another name than these; of a name that images have more often, those beyond its count."""
+    if isinstance(source, MatrixSource):
+        return source.without(names)
+    there = Counter(names)
+    rows = []
+    for row, entry in enumerate(source.entries):
+        if there[entry.name] > 0:
+            there[entry.name] -= 1
+        else:
+            rows.append(row)
+    return SubsetSource(source, rows)

@@ -1,0 +1,626 @@
+"""What latents mean: their rates, what they have to do with labels and each other, and what flipping them does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest, without_own
+from stochcl.downstream.selection import indicator_products
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.entropy.vectors import VectorDecoder
+
+    Answers = Callable[[NDArray[Any]], NDArray[np.float64]]
+
+KINDS = tuple(OF_KINDS)
+"""What symbols are: 0 or 1, numbers in order, or names."""
+
+_LOW, _HIGH = 0.1, 0.9  # quantiles that stand for a low and a high level
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some rows of codes.
+
+    Parameters
+    ----------
+    symbols : ndarray of int, shape (N, D)
+    kind : str
+        One of :data:`KINDS`.
+    decoder : VectorDecoder, optional
+        What makes vectors of these latents.
+
+    Raises
+    ------
+    UsageError
+        If there are no rows, or there is no such kind.
+
+    Examples
+    --------
+    >>> sample = Sample(np.array([[0, 1], [1, 1]], np.uint8), "bits")
+    >>> sample.x.shape, sample.ends(0)
+    ((2, 2), (0, 1))
+    >>> sample.flipped(0)[:, 0].tolist()
+    [1, 0]
+    """
+
+    symbols: NDArray[Any]
+    kind: str
+    decoder: VectorDecoder | None = None
+    x: NDArray[Any] = field(init=False, repr=False)
+    """What is compared: vectors, float32, shape (N, V), or the symbols where there is no decoder."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"latents are {', '.join(KINDS)}, not {self.kind!r}.")
+        if self.symbols.ndim != 2 or not len(self.symbols):
+            raise UsageError(f"codes to look at have shape (N, D), at least one row, not {self.symbols.shape}.")
+        object.__setattr__(self, "x", self.decode(self.symbols))
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @property
+    def latents(self) -> int:
+        """D."""
+        return int(self.symbols.shape[1])
+
+    @property
+    def distance(self) -> str:
+        """By which of :data:`~stochcl.downstream.neighbors.DISTANCES` rows are compared."""
+        return OF_KINDS[self.kind] if self.decoder is None else "cosine"
+
+    def decode(self, symbols: NDArray[Any]) -> NDArray[Any]:
+        """Return what is compared of symbols, shape (n, D)."""
+        return symbols if self.decoder is None else self.decoder.decode(symbols)
+
+    def ends(self, column: int) -> tuple[int, int]:
+        """Return the two values that a latent is switched between.
+
+        Of bits 0 and 1; of levels the 10th and the 90th percentile, or the least and the greatest where these are
+        equal; of categories the two most frequent ones. Of a latent that never changes both are the same.
+        """
+        values = self.symbols[:, column]
+        if self.kind == "bits":
+            return 0, 1
+        if self.kind == "levels":
+            low, high = np.quantile(values, [_LOW, _HIGH], method="nearest")
+            return (int(low), int(high)) if low < high else (int(values.min()), int(values.max()))
+        found, counts = np.unique(values, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return int(found[order[0]]), int(found[order[min(1, len(order) - 1)]])
+
+    def switched(self, symbols: NDArray[Any], column: int, value: int) -> NDArray[Any]:
+        """Return a copy of symbols, shape (n, D), with a latent at this value."""
+        out = symbols.copy()
+        out[:, column] = value
+        return out
+
+    def flipped(self, column: int, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[Any]:
+        """Return rows' symbols with a latent at the other one of its :meth:`ends`: that which it is farther from."""
+        low, high = self.ends(column)
+        out = self.symbols[rows].copy()
+        values = out[:, column].astype(np.int64)
+        nearer_low = values == low if self.kind == "categories" else np.abs(values - low) < np.abs(values - high)
+        out[:, column] = np.where(nearer_low, high, low)
+        return out
+
+
+_NEIGHBOURS = 10
+_EXAMPLE = 6  # neighbours of the one row that is shown
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What flipping a latent does to one row.
+
+    Parameters
+    ----------
+    row : int
+    before, after : ndarray of int
+        Its nearest rows, itself left out, as it is and flipped.
+    answers : ndarray of float64, shape (2, C), optional
+        The probe's, before and after.
+    to : str
+        What the latent is flipped to.
+    """
+
+    row: int
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+    answers: NDArray[np.float64] | None
+    to: str
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """What flipping a latent does to rows, one by one.
+
+    Parameters
+    ----------
+    column : int
+    moved : float
+        Median distance that flipping moves a row.
+    nearest : float
+        Median distance of a row to its nearest other one, to hold that against.
+    kept : float
+        Of a row's 10 nearest ones, the share that stays, on average.
+    changed : float or None
+        Share of rows for which the probe gives another answer; None without classes.
+    means : ndarray of float64, shape (2, C), or None
+        Mean of the probe's answers with the latent at its one end (off, low) in all rows, and at the other.
+    example : Effect
+        On the row whose nearest ones change most, of those that are no example of a latent before.
+    """
+
+    column: int
+    moved: float
+    nearest: float
+    kept: float
+    changed: float | None
+    means: NDArray[np.float64] | None
+    example: Effect
+
+
+def intervene(
+    sample: Sample,
+    columns: Sequence[int],
+    *,
+    rows: NDArray[np.integer],
+    known: NDArray[np.integer],
+    probe: Answers | None = None,
+    classes: bool = True,
+) -> list[Intervention]:
+    """Flip latents, one at a time, in some rows, and look where they go among others.
+
+    Parameters
+    ----------
+    sample : Sample
+    columns : sequence of int
+        Which latents.
+    rows : ndarray of int
+        Which rows they are flipped in.
+    known : ndarray of int
+        Among which rows the nearest ones are sought.
+    probe : callable, optional
+        From what is compared, shape (n, V), to answers, shape (n, C): probabilities of classes, or a number.
+    classes : bool
+        Whether they are probabilities, of which the greatest is the answer.
+    """
+    flips = _Flips(sample, rows, known, probe, classes=classes)
+    return [flips.of(column) for column in columns]
+
+
+class _Flips:
+    """Rows as they are, to hold them against what flips make of them."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        rows: NDArray[np.integer],
+        known: NDArray[np.integer],
+        probe: Answers | None,
+        *,
+        classes: bool,
+    ) -> None:
+        self.sample, self.rows, self.known, self.classes = sample, rows, known, classes
+        self.probe = probe
+        self._distance = DISTANCES[sample.distance]
+        self._known = self._distance.prepare(sample.x[known])
+        own = np.searchsorted(known, rows)  # where each row is among those known, or -1
+        own[(own == len(known)) | (known[np.minimum(own, len(known) - 1)] != rows)] = -1
+        self._own = own
+        self._base = self._distance.prepare(sample.x[rows])
+        distances, self._before = self._nearest(self._base)
+        self._typical = _median(distances[:, 0]) if distances.shape[1] else 0.0
+        self._said = None if probe is None else probe(sample.x[rows])
+        self._taken: set[int] = set()  # rows that are an example already
+
+    def of(self, column: int) -> Intervention:
+        """Flip one latent."""
+        symbols = self.sample.flipped(column, self.rows)
+        x = self.sample.decode(symbols)
+        flipped = self._distance.prepare(x)
+        _, after = self._nearest(flipped)
+        moved = np.nan_to_num(_rowwise(self._distance, self._base, flipped))
+        shared = (self._before[:, :, None] == after[:, None, :]).any(axis=2)
+        then = None if self.probe is None else self.probe(x)
+        order = np.lexsort((-moved, shared.sum(axis=1))).tolist()  # of equal ones, what moves most
+        most = next((row for row in order if row not in self._taken), order[0])
+        self._taken.add(most)
+        example = Effect(
+            int(self.rows[most]),
+            self.known[self._before[most][:_EXAMPLE]],
+            self.known[after[most][:_EXAMPLE]],
+            None if self._said is None or then is None else np.stack([self._said[most], then[most]]),
+            _called(self.sample, column, int(symbols[most, column])),
+        )
+        changed = None
+        if self._said is not None and then is not None and self.classes:
+            changed = float((self._said.argmax(axis=1) != then.argmax(axis=1)).mean())
+        kept = float(shared.mean()) if shared.size else 1.0
+        return Intervention(column, _median(moved), self._typical, kept, changed, self._means(column), example)
+
+    def _means(self, column: int) -> NDArray[np.float64] | None:
+        """Return the probe's mean answers with a latent at its one end, and at the other, in all rows."""
+        if self.probe is None:
+            return None
+        symbols = self.sample.symbols[self.rows]
+        ends = [self.sample.switched(symbols, column, end) for end in self.sample.ends(column)]
+        return np.stack([self.probe(self.sample.decode(end)).mean(axis=0) for end in ends])
+
+    def _nearest(self, queries: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the nearest of the known rows, without the queries themselves."""
+        found = Nearest(queries, self._distance, min(_NEIGHBOURS + 1, len(self._known)), prepared=True)
+        found.add_prepared(self._known)
+        return without_own(*found.sorted(), self._own)
+
+
+def _rowwise(distance: Any, one: NDArray[Any], other: NDArray[Any], step: int = 64) -> NDArray[np.float64]:
+    """Return the distance of each row to its counterpart."""
+    parts = [
+        np.diagonal(distance.between(one[start : start + step], other[start : start + step]))
+        for start in range(0, len(one), step)
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _median(values: NDArray[Any]) -> float:
+    return float(np.median(np.nan_to_num(values, posinf=0)))
+
+
+def _called(sample: Sample, column: int, value: int) -> str:
+    if sample.kind == "bits":
+        return "on" if value else "off"
+    if sample.kind == "levels":
+        return "high" if value == sample.ends(column)[1] else "low"
+    return f"value {value}"
+
+
+_ROWS = 4096  # made floats at a time
+_SAME = 0.7  # association from which two latents count as saying the same
+
+
+def value_counts(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.int64]:
+    """Count how often each latent takes each value, shape (D, K).
+
+    Examples
+    --------
+    >>> value_counts(np.array([[0, 1], [1, 1]]), 2).tolist()
+    [[1, 1], [0, 2]]
+    """
+    return np.stack([np.bincount(column, minlength=alphabet) for column in symbols.T.astype(np.intp)])
+
+
+def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the entropy of each latent by itself, in bits, shape (D,), of counts of its values, shape (D, K).
+
+    Examples
+    --------
+    >>> entropies(np.array([[2, 2], [4, 0]])).tolist()
+    [1.0, 0.0]
+    """
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    bits: NDArray[np.float64] = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1)
+    return np.abs(bits)  # of a constant not minus zero
+
+
+def weights(sample: Sample) -> NDArray[np.float64]:
+    """Return which share of the vectors' variance goes with each latent, shape (D,).
+
+    That is the R2 of a regression of all numbers of the vectors on one latent: on its value, or for categories on
+    which it is. Latents that go together share it, so that these do not add up to 1. Where there is no decoder it
+    is all zeros.
+    """
+    if sample.decoder is None:
+        return np.zeros(sample.latents)
+    centred = sample.x - sample.x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    total = float(np.square(centred, dtype=np.float64).sum())
+    if not total > 0 or not np.isfinite(total):  # one row, or a foreign decoder that overflows
+        return np.zeros(sample.latents)
+    if sample.kind == "categories":
+        return np.array([_between(column, centred) for column in sample.symbols.T]) / total
+    products = np.zeros((sample.latents, centred.shape[1]), np.float32)
+    for rows, part in _scaled(sample.symbols):
+        products += part.T @ centred[rows]
+    shares: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
+    return shares
+
+
+def _between(values: NDArray[np.integer], centred: NDArray[np.floating]) -> float:
+    """Return the sum of squares between groups of rows."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
+    sums = np.add.reduceat(centred[order], starts, axis=0, dtype=np.float64)
+    sizes = np.diff(np.r_[starts, len(values)])
+    return float((np.square(sums).sum(axis=1) / sizes).sum())
+
+
+def _scaled(symbols: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield rows, so many at a time, in columns of mean 0 and variance 1; zeros where a latent never changes."""
+    parts = [slice(start, start + _ROWS) for start in range(0, len(symbols), _ROWS)]
+    mean = symbols.mean(axis=0, dtype=np.float64)
+    squares = sum(np.square(symbols[rows] - mean).sum(axis=0) for rows in parts)
+    spread = np.where(symbols.min(axis=0) < symbols.max(axis=0), np.sqrt(squares / len(symbols)), np.inf)
+    for rows in parts:
+        yield rows, ((symbols[rows] - mean) / spread).astype(np.float32)
+
+
+def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
+    """Return how latents go together, shape (D, D), or of some of them.
+
+    Of bits and levels Pearson's correlation, -1 to 1; of categories Cramer's V, 0 to 1. A latent that never changes
+    goes with nothing, itself included.
+    """
+    symbols = sample.symbols if columns is None else sample.symbols[:, columns]
+    if sample.kind == "categories":
+        return _cramer(symbols)
+    gram = np.zeros((symbols.shape[1],) * 2)
+    for _, part in _scaled(symbols):
+        gram += part.T @ part
+    return np.clip(gram / len(symbols), -1, 1)
+
+
+def _cramer(symbols: NDArray[np.integer]) -> NDArray[np.float64]:
+    gram, _, groups = indicator_products(symbols, np.zeros((len(symbols), 1)))
+    starts = [group.start for group in groups]
+    values = np.array([group.stop - group.start for group in groups])
+    squares = np.add.reduceat(np.add.reduceat(np.square(gram), starts, axis=0), starts, axis=1)
+    degrees = np.minimum(values[:, None], values[None, :]) - 1
+    found: NDArray[np.float64] = np.sqrt(np.clip(squares / np.maximum(degrees, 1), 0, 1))
+    return np.where(degrees > 0, found, 0)
+
+
+def strongest(scores: NDArray[np.floating], associated: NDArray[np.floating], count: int) -> NDArray[np.intp]:
+    """Return the latents with the greatest scores, the first first, but none that says what one before it says.
+
+    Latents whose association with one chosen is 0.7 or more come last.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (D,)
+    associated : ndarray, shape (D, D)
+        As :func:`associations` gives it.
+    count : int
+
+    Examples
+    --------
+    >>> strongest(np.array([3.0, 2, 1]), np.array([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]]), 2).tolist()
+    [0, 2]
+    """
+    order = np.argsort(-scores, kind="stable")
+    chosen: list[int] = []
+    for column in order.tolist():
+        if len(chosen) == count:
+            break
+        if not chosen or np.abs(associated[column, chosen]).max() < _SAME:
+            chosen.append(column)
+    chosen += [column for column in order.tolist() if column not in chosen][: max(0, count - len(chosen))]
+    return np.array(chosen[:count], np.intp)
+
+
+_VALUES = 4  # of a categorical latent that are shown, the most frequent ones
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Rows in which a latent has one value, or is among its low or high ones.
+
+    Parameters
+    ----------
+    name : str
+        on, off, low, high, or "value 7".
+    share : float
+        Of all rows.
+    typical : ndarray of int
+        Rows of this side that lie farthest along what tells it from the others: the most typical first.
+    random : ndarray of int
+        Others of them, drawn evenly.
+    classes : tuple of (name, share here, share of all)
+        Where there are classes: those that are most above their usual share, the first first.
+    means : tuple of (here, of all) or None
+        Where labels are numbers: their mean.
+    """
+
+    name: str
+    share: float
+    typical: NDArray[np.intp]
+    random: NDArray[np.intp]
+    classes: tuple[tuple[str, float, float], ...] = ()
+    means: tuple[float, float] | None = None
+
+
+def sides(
+    sample: Sample, column: int, *, typical: int, random: int, y: NDArray[Any] | None = None, seed: int = 0
+) -> list[Side]:
+    """Return both sides of a bit or a level, or the most frequent values of a category, each with rows to show.
+
+    What tells a side from the others is the difference of the mean vectors; without a decoder, of mean symbols.
+
+    Parameters
+    ----------
+    sample : Sample
+    column : int
+    typical, random : int
+        How many rows of each at most.
+    y : ndarray of str or float64, shape (N,), optional
+        Classes, an empty string for none; or numbers, NaN for none.
+    seed : int
+    """
+    rng = np.random.default_rng([seed, column])
+    out = []
+    for name, members in _members(sample, column):
+        rows = np.flatnonzero(members)
+        ordered = rows[np.argsort(-_along(sample, members)[rows], kind="stable")]
+        others = ordered[typical:]
+        drawn = np.sort(rng.choice(others, min(random, len(others)), replace=False)) if len(others) else others
+        numbers = y is not None and y.dtype.kind == "f"
+        classes = () if y is None or numbers else _classes(y, members)
+        means = _means(y, members) if y is not None and numbers else None
+        out.append(Side(name, len(rows) / len(sample), ordered[:typical], drawn, classes, means))
+    return out
+
+
+def _members(sample: Sample, column: int) -> list[tuple[str, NDArray[np.bool_]]]:
+    values = sample.symbols[:, column]
+    low, high = sample.ends(column)
+    if sample.kind == "bits":
+        return [("on", values == 1), ("off", values == 0)]
+    if sample.kind == "levels":
+        return [("high", values >= high), ("low", values <= low)] if low < high else [("high", values >= high)]
+    found, counts = np.unique(values, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_VALUES]
+    return [(f"value {found[i]}", values == found[i]) for i in order.tolist()]
+
+
+def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return how far each row lies in the direction from the other rows to these."""
+    if members.all() or not members.any():
+        return np.zeros(len(members))
+    x = sample.x.astype(np.float32, copy=False)
+    direction = x[members].mean(axis=0) - x[~members].mean(axis=0)
+    found: NDArray[np.float64] = np.nan_to_num((x @ direction).astype(np.float64))
+    return found
+
+
+def _means(y: NDArray[np.floating], members: NDArray[np.bool_]) -> tuple[float, float] | None:
+    known = np.isfinite(y)
+    here = y[members & known]
+    return (float(here.mean()), float(y[known].mean())) if len(here) else None
+
+
+def _classes(y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3) -> tuple[tuple[str, float, float], ...]:
+    known = y != ""
+    here, everywhere = y[members & known], y[known]
+    if not len(here):
+        return ()
+    names, counts = np.unique(everywhere, return_counts=True)
+    usual = counts / len(everywhere)
+    found = np.bincount(np.searchsorted(names, here), minlength=len(names)) / len(here)
+    order = np.argsort(usual - found, kind="stable")[:shown]
+    return tuple((str(names[i]), float(found[i]), float(usual[i])) for i in order.tolist() if found[i] > usual[i])
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Rows on a plane.
+
+    Parameters
+    ----------
+    points : ndarray of float64, shape (N, 2)
+    shares : tuple of float
+        Of all variance, what each of the two directions has.
+    """
+
+    points: NDArray[np.float64]
+    shares: tuple[float, float]
+
+
+def project(x: NDArray[Any]) -> Projection:
+    """Return rows, shape (N, V), on their first two principal components; each points to its greatest loading.
+
+    Examples
+    --------
+    >>> found = project(np.array([[0.0, 0, 1], [0, 4, 1], [0, 8, 1]]))
+    >>> found.points[:, 0].tolist(), found.shares
+    ([-4.0, 0.0, 4.0], (1.0, 0.0))
+    """
+    centred = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
+    centred -= centred.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    if len(values) < 2:
+        values, vectors = np.r_[0.0, values], np.c_[np.zeros((len(vectors), 1)), vectors]
+    axes = vectors[:, [-1, -2]]
+    signs = np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    points: NDArray[np.float64] = centred @ (axes * np.where(signs == 0, 1, signs))
+    total = max(float(values.sum()), 0.0)
+    first, second = (max(float(value), 0.0) / total if total else 0.0 for value in (values[-1], values[-2]))
+    return Projection(points + 0.0, (first, second))
+
+
+_BINS = 10  # of a label that is a number: deciles
+_LEVELS = 16  # of latents with more values than this, that are numbers: their quantiles
+_RISK = 0.05  # that any latent of all seems to say something, and none does
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """Mutual information of latents with a label.
+
+    Parameters
+    ----------
+    bits : ndarray of float64, shape (D,)
+        Corrected for what small samples seem to say; none below 0.
+    label_bits : float
+        Entropy of the label: the most that could be said.
+    chance : float
+        What no latent of all would exceed, with 95 %, if none had anything to do with the label.
+    """
+
+    bits: NDArray[np.float64]
+    label_bits: float
+    chance: float
+
+
+def mutual_information(symbols: NDArray[np.integer], y: NDArray[Any], *, ordered: bool) -> Information:
+    """Return what each latent says about a label.
+
+    From counts, less their bias (Miller, 1955): (values - 1) (classes - 1) / (2 N ln 2). Numbers are cut at their
+    deciles; latents with more than 16 levels at 16 quantiles. What chance gives is by the G test with Bonferroni's
+    correction.
+
+    Parameters
+    ----------
+    symbols : ndarray of int, shape (N, D)
+    y : ndarray, shape (N,)
+        Classes of any type; floats are numbers.
+    ordered : bool
+        Whether symbols are numbers rather than names.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 100)
+    >>> found = mutual_information(codes, codes[:, 0], ordered=True)
+    >>> found.bits.round(2).tolist(), found.label_bits
+    ([1.0, 0.0], 1.0)
+    """
+    from scipy.stats import chi2
+
+    numbers = _binned(y, _BINS) if y.dtype.kind == "f" else np.unique(y, return_inverse=True)[1]
+    numbers, classes = np.unique(numbers, return_inverse=True)[1], len(np.unique(numbers))
+    bits, degrees = np.zeros(symbols.shape[1]), np.zeros(symbols.shape[1])
+    for column, values in enumerate(symbols.T):
+        cut = _binned(values, _LEVELS) if ordered else values
+        found, places = np.unique(cut, return_inverse=True)
+        counts = np.bincount(numbers * len(found) + places, minlength=classes * len(found))
+        bits[column] = _information(counts.reshape(classes, len(found)))
+        degrees[column] = (len(found) - 1) * (classes - 1)
+    unit = 2 * len(y) * np.log(2)
+    most = chi2.isf(_RISK / symbols.shape[1], np.maximum(degrees, 1)) - degrees
+    shares = np.bincount(numbers) / len(y)
+    chance = float(np.median(most)) / unit if classes > 1 else 0.0
+    return Information(np.maximum(bits - degrees / unit, 0), float(-(shares * np.log2(shares)).sum() or 0.0), chance)
+
+
+def _information(counts: NDArray[np.integer]) -> float:
+    joint = counts / counts.sum()
+    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
+    there = joint > 0
+    return float((joint[there] * np.log2(joint[there] / apart[there])).sum())
+
+
+def _binned(values: NDArray[Any], bins: int) -> NDArray[np.integer]:
+    """Return the number of each value's quantile, or of the value where they are few."""
+    found = np.unique(values)
+    if len(found) <= bins:
+        return np.searchsorted(found, values)
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
+    return np.searchsorted(edges, values, side="right")

@@ -1,0 +1,374 @@
+"""Fitted probes in a file: what they answer, and what they were fitted on; no pickle, and no code, is ever loaded."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stochcl.errors import OutputError, SourceError, UsageError
+from stochcl.files import replacing
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+
+
+Task = Literal["classification", "regression"]
+
+_ROWS_AT_ONE = 500  # rows at which C is 1
+_NEIGHBOURS = 20
+
+TASKS: tuple[Task, ...] = ("classification", "regression")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What an estimator is made for: rows to train on, a seed, whether they are symbols, and of two values."""
+
+    rows: int
+    seed: int
+    symbols: bool
+    binary: bool
+
+
+def _logistic(given: _Given) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # scikit-learn's C weighs the sum over rows, so a constant C regularises less and less as rows grow.
+    strength = min(1.0, _ROWS_AT_ONE / given.rows)
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
+
+
+def _svm(given: _Given) -> Any:
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    return make_pipeline(StandardScaler(), LinearSVC(C=0.001, dual="auto", random_state=given.seed, max_iter=2000))
+
+
+def _knn(given: _Given) -> Any:
+    if given.symbols and given.binary:
+        from stochcl.downstream.neighbors import HammingKNeighborsClassifier
+
+        return HammingKNeighborsClassifier(min(_NEIGHBOURS, given.rows))
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(**_neighbours(given))
+
+
+def _boosting(given: _Given) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(random_state=given.seed)
+
+
+def _ridge(_: _Given) -> Any:
+    import numpy as np
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(0, 5, 11)))
+
+
+def _knn_regression(given: _Given) -> Any:
+    if given.symbols and given.binary:
+        from stochcl.downstream.neighbors import HammingKNeighborsRegressor
+
+        return HammingKNeighborsRegressor(min(_NEIGHBOURS, given.rows))
+    from sklearn.neighbors import KNeighborsRegressor
+
+    return KNeighborsRegressor(**_neighbours(given))
+
+
+def _neighbours(given: _Given) -> dict[str, Any]:
+    metric = "hamming" if given.symbols else "cosine"
+    return {"n_neighbors": min(_NEIGHBOURS, given.rows), "metric": metric, "algorithm": "brute"}
+
+
+def _boosting_regression(given: _Given) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    return HistGradientBoostingRegressor(random_state=given.seed)
+
+
+ESTIMATORS: dict[Task, dict[str, Callable[[_Given], Any]]] = {
+    "classification": {"logistic": _logistic, "svm": _svm, "knn": _knn, "boosting": _boosting},
+    "regression": {"ridge": _ridge, "knn": _knn_regression, "boosting": _boosting_regression},
+}
+"""Probes by task and name; the first is the default."""
+
+
+def make_estimator(
+    name: str, task: Task, *, rows: int = 1000, seed: int = 0, symbols: bool = False, binary: bool = False
+) -> tuple[str, Any]:
+    """Return a probe's name and a fresh estimator.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``ESTIMATORS``, "auto" for the task's default, or the dotted path of a scikit-learn class.
+    task : str
+        classification or regression.
+    rows : int
+        How many rows it will be trained on; regularisation depends on it.
+    seed : int
+        For estimators that draw.
+    symbols : bool
+        Whether it will be given symbols rather than vectors; nearest neighbours then go by Hamming distance.
+    binary : bool
+        Whether all symbols are 0 or 1; the same distance is then computed on packed bits.
+
+    Raises
+    ------
+    UsageError
+        If there is no such estimator, or it is of the other kind.
+    """
+    if task not in TASKS:
+        raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
+    known = ESTIMATORS[task]
+    if name == "auto":
+        name = next(iter(known))
+    if name in known:
+        return name, known[name](_Given(rows, seed, symbols, binary))
+    if "." not in name:
+        there = ", ".join(known)
+        raise UsageError(f"there is no {task} estimator {name!r}; there are {there}, or name a class by its path.")
+    return name, _imported(name, task, seed)
+
+
+def _imported(path: str, task: Task, seed: int) -> Any:
+    """Make an estimator of a class with its defaults; it gets the seed if it takes one."""
+    from sklearn.base import BaseEstimator, is_classifier, is_regressor
+
+    module, _, attribute = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as exc:  # importing a module can raise anything
+        raise UsageError(f"{path!r}: there is no such class ({exc}); name a scikit-learn class by its path.") from exc
+    if not (isinstance(found, type) and issubclass(found, BaseEstimator)):
+        raise UsageError(f"{path!r}: this is no scikit-learn estimator; name a class by its path.")
+    try:
+        estimator = found()
+    except TypeError as exc:
+        raise UsageError(f"{path!r}: it cannot be made without parameters ({exc}); take another.") from exc
+    if not (is_classifier(estimator) if task == "classification" else is_regressor(estimator)):
+        raise UsageError(f"{path!r}: this is not an estimator for {task}.")
+    if "random_state" in estimator.get_params(deep=False):
+        estimator.set_params(random_state=seed)
+    return estimator
+
+
+SCHEMA = "stochcl.probe/0"
+
+TRUSTED = (
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+    "stochcl.downstream.neighbors.HammingKNeighborsClassifier",
+    "stochcl.downstream.neighbors.HammingKNeighborsRegressor",
+    "stochcl.downstream.selection.LatentSelector",
+)
+"""Types that a probe's file may hold beside those that skops trusts by itself: numbers of trees, and our own."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A probe of one target.
+
+    Parameters
+    ----------
+    target : str
+        What it answers: ``label``, or the column of the CSV.
+    task : str
+        classification or regression.
+    estimator : str
+        Its name.
+    probe : estimator
+        Fitted on rows of what :class:`SavedProbe` says.
+    rows : int
+        How many.
+    """
+
+    target: str
+    task: Task
+    estimator: str
+    probe: Any
+    rows: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes, in the order of the columns of :meth:`probabilities`; none for a regression."""
+        return tuple(map(str, self.probe.classes_)) if self.task == "classification" else ()
+
+    def predict(self, x: ArrayLike) -> Any:
+        """Return a class or a number for each row, shape (N,)."""
+        return self.probe.predict(x)
+
+    def probabilities(self, x: ArrayLike) -> Any:
+        """Return probabilities, shape (N, C), or None where the estimator has none."""
+        return self.probe.predict_proba(x) if hasattr(self.probe, "predict_proba") else None
+
+
+@dataclass(frozen=True)
+class SavedProbe:
+    """Fitted probes, with all that decides which archives they can be asked about.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model that made the codes.
+    model_sha256 : str
+        Its hash.
+    given : str
+        What a row is: ``symbols`` or ``vectors``.
+    latents : int
+        Of how many latents.
+    selection : tuple of int or None
+        Which of the model's, where not the first so many.
+    targets : tuple of Fitted
+    tables_sha256 : str or None
+        Name of the decoding tables that made the vectors; None where it was not recorded.
+    """
+
+    model: str
+    model_sha256: str
+    given: str
+    latents: int
+    selection: tuple[int, ...] | None
+    targets: tuple[Fitted, ...]
+    tables_sha256: str | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a ``.skops`` file, which replaces one that is there.
+
+        Raises
+        ------
+        UsageError
+            If an estimator has parts of types that :func:`load` would refuse.
+        OutputError
+            If the file cannot be written.
+        """
+        import skops.io
+
+        content = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "input": self.given,
+            "latents": self.latents,
+            "selection": None if self.selection is None else list(self.selection),
+            "tables_sha256": self.tables_sha256,
+            "targets": [vars(target) for target in self.targets],
+        }
+        data = skops.io.dumps(content)
+        _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
+        try:
+            with replacing(path) as file:
+                file.write(data)
+        except OSError as exc:
+            raise OutputError(f"{_shown(path)}: the probe cannot be written: {_why(exc)}.") from exc
+
+
+def load(path: str | os.PathLike[str]) -> SavedProbe:
+    """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread.
+
+    Raises
+    ------
+    SourceError
+        If there is no such file, it is no probe, or it holds other types than scikit-learn's estimators.
+    """
+    import skops.io
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
+        raise SourceError(f"{_shown(path)}: the probe cannot be read: {_why(exc)}.") from exc
+    wrong = f"{_shown(path)}: this is no probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
+    try:
+        refused = _untrusted(data)
+        if refused:
+            raise SourceError(
+                f"{_shown(path)}: it holds {refused[0]!r}, which is no part of a probe; it was not loaded."
+            )
+        content = skops.io.loads(data, trusted=list(TRUSTED))
+    except SourceError:
+        raise
+    except Exception as exc:  # a damaged zip or schema raises almost anything
+        raise SourceError(f"{wrong}.") from exc
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise SourceError(f"{wrong}.")
+    try:
+        return _checked(content)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise SourceError(f"{wrong} ({type(exc).__name__}: {exc}).") from exc
+
+
+def _checked(content: dict[str, Any]) -> SavedProbe:
+    texts = [content["model"], content["model_sha256"], content["input"]]
+    if not all(isinstance(text, str) for text in texts) or content["input"] not in ("symbols", "vectors"):
+        raise ValueError("its model and input are texts")
+    if not isinstance(content["latents"], int) or content["latents"] < 1 or not content["targets"]:
+        raise ValueError("it has latents and targets")
+    selection = content["selection"]
+    targets = tuple(Fitted(**target) for target in content["targets"])
+    if not all(hasattr(target.probe, "predict") for target in targets):
+        raise ValueError("its targets predict")
+    of_tables = content.get("tables_sha256")  # the first files had none
+    if of_tables is not None and not isinstance(of_tables, str):
+        raise ValueError("the name of its tables is a text")
+    chosen = None if selection is None else tuple(selection)
+    return SavedProbe(texts[0], texts[1], texts[2], content["latents"], chosen, targets, of_tables)
+
+
+def check_savable(estimator: str, task: Task) -> None:
+    """Refuse an estimator whose file would hold types that :func:`load` refuses, before anything is trained on.
+
+    It is fitted to a few made rows for that. What it cannot be fitted to, tells nothing here.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be saved, or there is no such estimator.
+    """
+    import numpy as np
+    import skops.io
+
+    rows = np.random.default_rng(0).random((60, 20)).astype(np.float32)
+    labels = np.array(["a", "b"])[np.arange(60) % 2] if task == "classification" else rows[:, 0]
+    name, probe = make_estimator(estimator, task, rows=len(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            probe.fit(rows, labels)
+        except (ValueError, TypeError, ArithmeticError):
+            return
+    _check_trusted(skops.io.dumps(probe), name)
+
+
+def _check_trusted(data: bytes, estimators: str) -> None:
+    if refused := _untrusted(data):
+        raise UsageError(f"{estimators}: it cannot be saved, for its file would hold {refused[0]}; take another.")
+
+
+def _untrusted(data: bytes) -> list[str]:
+    import skops.io
+
+    return sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    # Downstream does not import data, whose printable() this is: control characters as escapes.
+    text = str(path)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _why(exc: OSError) -> str:
+    return (exc.strerror or str(exc)).lower()

@@ -1,0 +1,209 @@
+"""The configuration of an encoder: what it is, apart from its weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stochcl.codes import MAX_ALPHABET, bits_per_symbol
+from stochcl.data.preprocess import FITS, MAX_SIZE
+from stochcl.encoders.backbones import POOLINGS, STEMS, check_backbone, feature_width
+from stochcl.encoders.posteriors import POSTERIORS
+from stochcl.entropy.autoregressive import MAX_HIDDEN
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from stochcl.data.preprocess import Fit
+
+
+MAX_LATENTS = 4096
+"""Most latents of a Bernoulli encoder: the most binary decisions that a row of an archive may have."""
+
+MAX_DECODER_INPUTS = 1 << 16
+"""Most inputs of the vector decoder."""
+
+MAX_CODEBOOK_NUMBERS = 1 << 25
+"""Most numbers in the codebooks of a categorical code: 64 MB of decoding tables."""
+
+ENTROPY = ("independent", "autoregressive")
+"""Kinds of entropy model that an encoder can bring along."""
+
+CLASSIFIES = ("vectors", "features")
+"""What a classifier can read."""
+
+MAX_CLASSES = 100_000
+"""Most classes of a classifier."""
+
+_NAMED = {
+    "stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES,
+    "pooling": POOLINGS,
+}  # fmt: skip
+_EMBEDDING = 8
+
+
+def default_ladder(latents: int) -> tuple[int, ...]:
+    """Return the prefixes that a nested code is trained at: powers of two from 8, and the full width.
+
+    Examples
+    --------
+    >>> default_ladder(48)
+    (8, 16, 32, 48)
+    """
+    ladder = []
+    k = 8
+    while k < latents:
+        ladder.append(k)
+        k *= 2
+    return (*ladder, latents)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder is, apart from its weights.
+
+    Parameters
+    ----------
+    backbone : str
+        ``resnet10|18|34|50``, ``timm:NAME``, or ``features:W`` for an encoder of vectors of W numbers, to which
+        ``width``, ``stem``, ``size``, ``fit``, ``mean`` and ``std`` mean nothing.
+    width, stem
+        Of a residual network, see :class:`~stochcl.encoders.backbones.ResNet`.
+    posterior : str
+        Family of the latents: bernoulli, categorical or gaussian.
+    latents : int
+        D, the full width of a code.
+    ladder : tuple of int
+        Prefixes that are codes in themselves, ascending, the last of them ``latents``.
+    decoder : tuple of int
+        Widths of the vector decoder's hidden layers.
+    size : int
+        Side of the square that images are brought to, in pixels.
+    fit : str
+        What happens to an image that is not square: crop, pad or stretch.
+    mean, std : tuple of float
+        Of each colour channel over natural images, of values in 0..1 (those of ImageNet).
+    entropy : str
+        Kind of the entropy model: independent symbols, or autoregressive (an entropy network beside them).
+    entropy_hidden : int
+        Hidden units of the entropy network; 0 where it is linear, or where there is none.
+    alphabet : int
+        K, the values of a latent: 2 for Bernoulli latents; the levels of the quantiser for Gaussian ones.
+    head : tuple of int
+        Widths of the hidden layers between features and posterior.
+    embedding : int
+        e, the numbers that stand for a categorical symbol in the decoder; 0 lets the alphabet decide (8 at most), and
+        is right for the other families.
+    temperature : float
+        What the posterior's logits are divided by where its uncertainty is asked for: fitted to how often symbols
+        change.
+    classes : tuple of str
+        What the classifier of a fine-tuned encoder tells apart, in the order of its rows; none where there is none.
+    classifies : str
+        What that classifier reads: the vectors that codes decode to, or the features before the latents.
+    pooling : str
+        Of a residual network: what its features are, the mean of the last stage or of all four side by side, or with
+        where and how widely the earlier ones answer.
+
+    Raises
+    ------
+    UsageError
+        If it makes no sense.
+    """
+
+    backbone: str = "resnet10"
+    width: int = 64
+    stem: str = "imagenet"
+    posterior: str = "bernoulli"
+    latents: int = 1024
+    ladder: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = (512,)
+    size: int = 64
+    fit: Fit = "crop"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    entropy: str = "independent"
+    entropy_hidden: int = 0
+    alphabet: int = 2
+    head: tuple[int, ...] = ()
+    embedding: int = 0
+    temperature: float = 1.0
+    classes: tuple[str, ...] = ()
+    classifies: str = "vectors"
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.ladder:
+            object.__setattr__(self, "ladder", default_ladder(self.latents))
+        if self.posterior == "categorical" and self.embedding == 0:
+            object.__setattr__(self, "embedding", min(_EMBEDDING, self.alphabet))
+        for name, known in _NAMED.items():
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"there is no {name} {value!r}; there are {', '.join(known)}.")
+        check_backbone(self.backbone)
+        self._check_code()
+        self._check_layers()
+        self._check_images()
+        self._check_classes()
+
+    @property
+    def columns(self) -> int | None:
+        """W, the width of the vectors that the encoder takes; None where it takes images."""
+        return feature_width(self.backbone)
+
+    @property
+    def decoder_inputs(self) -> int:
+        """How many numbers the vector decoder's first layer takes."""
+        return self.latents * max(1, self.embedding)
+
+    def _check_code(self) -> None:
+        least, most = {"bernoulli": (2, 2), "gaussian": (3, MAX_ALPHABET)}.get(self.posterior, (2, MAX_ALPHABET))
+        if not isinstance(self.alphabet, int) or not least <= self.alphabet <= most:
+            values = f"{least} values" if least == most else f"{least} to {most} values (--alphabet)"
+            raise UsageError(f"a {self.posterior} latent has {values}, not {self.alphabet}.")
+        most = MAX_LATENTS // bits_per_symbol(self.alphabet)
+        if not isinstance(self.latents, int) or not 1 <= self.latents <= most:
+            of = "" if self.alphabet == 2 else f" of {self.alphabet} values"
+            raise UsageError(f"an encoder has 1 to {most} latents{of}, not {self.latents}.")
+        ascends = list(self.ladder) == sorted(set(self.ladder))
+        if not ascends or self.ladder[0] < 1 or self.ladder[-1] != self.latents:
+            raise UsageError(f"the ladder {self.ladder} must ascend to the full width, {self.latents}.")
+        if self.posterior != "categorical" and self.embedding != 0:
+            raise UsageError(f"only categorical symbols have embeddings, and these latents are {self.posterior}.")
+        if not isinstance(self.embedding, int) or self.embedding < 0 or self.decoder_inputs > MAX_DECODER_INPUTS:
+            raise UsageError(
+                f"embeddings of {self.embedding} numbers for {self.latents} latents are not 1 to "
+                f"{MAX_DECODER_INPUTS:,} numbers together."
+            )
+        if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
+            raise UsageError(f"a posterior's temperature is more than 0, not {self.temperature}.")
+        if self.decoder_inputs * self.alphabet > MAX_CODEBOOK_NUMBERS and self.embedding:
+            raise UsageError(
+                f"codebooks of {self.latents} x {self.alphabet} x {self.embedding} numbers are more than "
+                f"{MAX_CODEBOOK_NUMBERS:,}; take fewer latents, symbols or numbers."
+            )
+
+    def _check_layers(self) -> None:
+        if min((self.width, *self.decoder, *self.head)) < 1:
+            layers = " and ".join(str(w) for w in (self.width, self.decoder, self.head) if w != ())
+            raise UsageError(f"the layers of an encoder cannot have widths of {layers}.")
+        most = MAX_HIDDEN if self.entropy == "autoregressive" else 0
+        if not isinstance(self.entropy_hidden, int) or not 0 <= self.entropy_hidden <= most:
+            msg = f"an entropy model of {self.entropy} symbols has 0 to {most} hidden units"
+            raise UsageError(f"{msg}, not {self.entropy_hidden}.")
+
+    def _check_images(self) -> None:
+        if not isinstance(self.size, int) or not 1 <= self.size <= MAX_SIZE:
+            raise UsageError(f"images are brought to 1 to {MAX_SIZE} pixels a side, not {self.size}.")
+        colours = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, colours)) or min(self.std) <= 0:
+            raise UsageError(f"colours cannot have a mean of {self.mean} and a deviation of {self.std}.")
+
+    def _check_classes(self) -> None:
+        named = all(isinstance(name, str) and name for name in self.classes)
+        if not named or len(set(self.classes)) < len(self.classes):
+            raise UsageError("the classes of a classifier are texts, none of them empty, and all different.")
+        if len(self.classes) == 1 or len(self.classes) > MAX_CLASSES:
+            raise UsageError(f"a classifier has 2 to {MAX_CLASSES:,} classes, not {len(self.classes):,}.")
+        if not self.classes and self.classifies != "vectors":
+            raise UsageError(f"an encoder without classes does not classify {self.classifies}.")

@@ -1,0 +1,290 @@
+"""The encoder: image or vector to features to a posterior over latents, and the decoder from a code to features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from stochcl.encoders.backbones import make_backbone
+from stochcl.encoders.config import EncoderConfig
+from stochcl.encoders.posteriors import POSTERIORS, Posterior
+from stochcl.encoders.priors import FACTORISED, Factorised, array_shapes, first_level
+from stochcl.entropy.autoregressive import EntropyNetwork
+from stochcl.entropy.independent import nodes_per_symbol
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+__all__ = ["DecoderArrays", "Encoder", "Standardise"]
+
+
+class DecoderArrays(NamedTuple):
+    """A vector decoder as numpy arrays, float32.
+
+    ``centre`` and ``scale`` are of shape (D,), of ``D * e`` for a categorical code; ``layers`` has weight and bias of
+    each; ``codebooks`` are the embeddings of a categorical code's symbols, shape (D, K, e).
+    """
+
+    centre: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    codebooks: NDArray[np.float32] | None = None
+
+
+_ROWS = 8192  # of vectors at a time
+_LEAST_SCALE, _MOST_SCALE = 1e-4, 5e3
+_FARTHEST = 200  # deviations: float16 rounds a number of that many to a tenth of one
+
+
+class Standardise(nn.Module):
+    """Brings vectors to zero mean in every column and to unit variance on average, by one scale for all columns.
+
+    So that distances between vectors stay in proportion.
+
+    Attributes
+    ----------
+    centre : Tensor, float32, shape (W,)
+    scale : Tensor, float32, shape (1,)
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(columns))
+        self.register_buffer("scale", torch.ones(1))
+
+    @torch.no_grad()
+    def fit(self, vectors: NDArray[np.floating]) -> None:
+        """Take the statistics of vectors, shape (N, W), finite, N at least 1; where all are alike the scale is 1.
+
+        Raises
+        ------
+        UsageError
+            If decoding tables, whose numbers have half precision, could not give such vectors back.
+        """
+        centre = vectors.mean(axis=0, dtype=np.float64)
+        parts = (vectors[i : i + _ROWS] - centre for i in range(0, len(vectors), _ROWS))
+        power = sum(float(np.square(part).sum()) for part in parts) / vectors.size
+        scale, farthest = (power**0.5 or 1.0), float(abs(centre).max())
+        if not _LEAST_SCALE <= scale <= _MOST_SCALE:
+            raise UsageError(
+                f"the vectors' numbers have a deviation of {scale:.3g}, and decoding tables hold {_LEAST_SCALE:g} to "
+                f"{_MOST_SCALE:,g}; multiply the matrix by {1 / scale:.3g} first."
+            )
+        if farthest > _FARTHEST * scale:
+            raise UsageError(
+                f"a column of the vectors has a mean of {farthest:.3g}, and the columns a deviation of {scale:.3g}: "
+                "the half precision of decoding tables cannot tell such numbers apart; subtract the columns' means "
+                "first."
+            )
+        self.centre.copy_(torch.from_numpy(centre))
+        self.scale.fill_(scale)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return standardised vectors, float, shape (B, W)."""
+        return (vectors - self.centre) / self.scale
+
+
+class Encoder(nn.Module):
+    """q(z|x) = head(normalise(backbone(x))), and a decoder from any prefix of z to the normalised features.
+
+    Attributes
+    ----------
+    prior : Parameter, float32
+        Parameters of the factorised prior p(z), learned with the encoder, as the family has them (for Bernoulli
+        latents the log-odds of a one, shape (D,)); see :attr:`factorised`.
+    ones : Tensor, int32, shape (D, 2**bits - 1)
+        Probability of a one at each node of each latent's tree of decisions, in units of 1/4096, among the codes of
+        the training images: what the coder's table is made of. Zero until it has been measured.
+    codebooks : Parameter, float32, shape (D, K, e), or None
+        What stands for a categorical symbol in the decoder.
+    classifier : Linear, from V to the number of classes, or None
+        What fine-tuning trains: it reads decoded vectors, or the features, as the configuration says.
+    """
+
+    ones: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = make_backbone(config.backbone, width=config.width, stem=config.stem, pooling=config.pooling)
+        features = self.backbone.features
+        self.norm = Standardise(features) if config.columns else nn.BatchNorm1d(features, affine=False)
+        self.head = _head(features, config)
+        self.prior = nn.Parameter(FACTORISED[config.posterior].initial(config))
+        widths = (config.decoder_inputs, *config.decoder, features)
+        self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.codebooks: nn.Parameter | None = None
+        if config.embedding:
+            self.codebooks = nn.Parameter(torch.randn(config.latents, config.alphabet, config.embedding))
+        self.classifier = nn.Linear(features, len(config.classes)) if config.classes else None
+        nodes = nodes_per_symbol(config.alphabet)
+        self.register_buffer("ones", torch.zeros(config.latents, nodes, dtype=torch.int32))
+        self.entropy: nn.Module | None = None
+        if config.entropy == "autoregressive":
+            shapes = array_shapes(config.latents, config.entropy_hidden, config.alphabet)
+            self.entropy = _buffers({n: torch.zeros(shape, dtype=d) for n, (d, shape) in shapes.items()})
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    @property
+    def feature_dim(self) -> int:
+        """V, the width of the features and of a decoded vector."""
+        return int(self.backbone.features)
+
+    @property
+    def factorised(self) -> Factorised:
+        """The factorised prior, as its parameters are now."""
+        return FACTORISED[self.config.posterior](self.prior, self.config)
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Bring pixels of 0..255, shape (B, 3, S, S), to zero mean and unit variance over natural images.
+
+        Vectors, shape (B, W), are returned as they are: :meth:`features` standardises them.
+        """
+        return inputs if self.config.columns else (inputs - self.mean) / self.std
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return standardised features, float32, shape (B, V), of normalised inputs, shape (B, 3, S, S) or (B, W)."""
+        features: Tensor = self.norm(self.backbone(inputs).float())
+        return features
+
+    def restore(self, vectors: Tensor) -> Tensor:
+        """Bring standardised vectors, shape (B, V), to the units of the input; features of images have no others."""
+        if isinstance(self.norm, Standardise):
+            return vectors * self.norm.scale + self.norm.centre
+        return vectors
+
+    def posterior(self, features: Tensor) -> Posterior:
+        """Return q(z|x) from standardised features, shape (B, V)."""
+        return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
+
+    def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
+        """Decode codes to standardised features, float32, shape (B, V).
+
+        Parameters
+        ----------
+        symbols : Tensor of float, shape (B, D), or (B, D, K) for a categorical code
+            In decoder form, as the posterior's ``sample`` and ``embed`` give them.
+        latents : int, optional
+            Use this prefix only; the prior's mean stands for what is missing.
+        """
+        x = symbols - self.factorised.mean().detach()
+        x = x * self.decoder_scale if self.codebooks is None else torch.einsum("bdk,dke->bde", x, self.codebooks)
+        if latents is not None and latents < self.config.latents:
+            kept = torch.arange(self.config.latents, device=x.device) < latents
+            x = x * kept.view(-1, *[1] * (x.ndim - 2))
+        x = x.flatten(1)
+        for i, layer in enumerate(self.decoder):
+            x = layer(torch.relu(x) if i else x)
+        return x.float()
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """Return the classifier's scores, log-odds, float32, shape (B, C), of what it reads, shape (B, V).
+
+        Raises
+        ------
+        UsageError
+            If the encoder has none.
+        """
+        if self.classifier is None:
+            raise UsageError("this encoder has no classifier; `stochcl finetune` makes one that has.")
+        scores: Tensor = self.classifier(vectors).float()
+        return scores
+
+    def set_classes(self, classes: tuple[str, ...], classifies: str = "vectors") -> None:
+        """Take a fresh classifier of these classes, which gives all of them the same score, in place of any other."""
+        self.config = replace(self.config, classes=classes, classifies=classifies)
+        self.classifier = nn.Linear(self.feature_dim, len(classes)).to(self.ones.device)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def decoder_scale(self) -> float:
+        """Factor that brings a centred bit to the range -1..1, and a Gaussian latent to about unit variance."""
+        return 8 / self.config.alphabet if self.config.posterior == "gaussian" else 2.0
+
+    def set_entropy(self, network: EntropyNetwork | None) -> None:
+        """Take an entropy network along, or none; the configuration says so from then on."""
+        if network is None:
+            self.entropy = None
+            self.config = replace(self.config, entropy="independent", entropy_hidden=0)
+            return
+        self.config = replace(self.config, entropy="autoregressive", entropy_hidden=network.hidden)
+        shapes = array_shapes(self.config.latents, network.hidden, self.config.alphabet)
+        arrays = {n: torch.from_numpy(a.astype(np.int64)).to(shapes[n][0]) for n, a in network.arrays().items()}
+        self.entropy = _buffers(arrays).to(self.ones.device)
+
+    def entropy_network(self) -> EntropyNetwork | None:
+        """Return the entropy network that the encoder holds, if it does."""
+        if self.entropy is None:
+            return None
+        arrays = {name: buffer.cpu().numpy() for name, buffer in self.entropy.named_buffers()}
+        return EntropyNetwork.from_arrays(arrays, latents=self.config.latents, alphabet=self.config.alphabet)
+
+    @torch.no_grad()
+    def decoder_arrays(self) -> DecoderArrays:
+        """Return the decoder as numpy arrays, from symbols, to vectors in the units of :meth:`restore`."""
+        mean = self.factorised.mean().float()
+        inputs = self.config.decoder_inputs
+        codebooks = None
+        if self.codebooks is None:
+            # Bits are what they are; a Gaussian latent is its symbol plus the offset.
+            offset = first_level(self.config.alphabet) if self.config.posterior == "gaussian" else 0
+            centre, scale = mean - offset, torch.full((inputs,), self.decoder_scale)
+        else:
+            centre, scale = torch.zeros(inputs), torch.ones(inputs)
+            missing = torch.einsum("dk,dke->de", mean, self.codebooks)
+            codebooks = _numpy(self.codebooks - missing[:, None])
+        weights: list[tuple[Tensor, Tensor]] = [tuple(layer.parameters()) for layer in self.decoder]  # type: ignore[misc]
+        if isinstance(self.norm, Standardise):
+            weight, bias = weights[-1]
+            weights[-1] = (weight * self.norm.scale, self.restore(bias))
+        return DecoderArrays(_numpy(centre), _numpy(scale), [(_numpy(w), _numpy(b)) for w, b in weights], codebooks)
+
+
+def _head(features: int, config: EncoderConfig) -> nn.Module:
+    """Return a linear layer from features to the posterior's parameters, or a perceptron that ends with one.
+
+    What a ReLU gives has a mean, which rows of weights that add up to zero do not see: otherwise some of the
+    posterior's latents would begin with a value that no input changes. The mean has 1/pi of the power.
+    """
+    family = POSTERIORS[config.posterior]
+    *hidden, last = (nn.Linear(i, o) for i, o in pairwise((features, *config.head, family.width(config))))
+    for layer in hidden:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    family.initialise(last, config)
+    if not hidden:
+        return last
+    with torch.no_grad():
+        for layer in (*hidden[1:], last):
+            if layer.in_features > 1:
+                layer.weight -= layer.weight.mean(dim=1, keepdim=True)
+                layer.weight *= (1 - 1 / math.pi) ** -0.5
+    return nn.Sequential(*(module for layer in hidden for module in (layer, nn.ReLU())), last)
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+    return array
+
+
+def _buffers(tensors: dict[str, Tensor]) -> nn.Module:
+    module = nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    return module

@@ -1,0 +1,428 @@
+"""Posteriors q(z|x) over latents: one interface for all families."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stochcl.codes import bits_per_symbol
+from stochcl.encoders.priors import LogisticPrior, first_level, symbol_bits
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stochcl.encoders.config import EncoderConfig
+
+
+__all__ = ["Bernoulli", "Categorical", "ESTIMATORS", "Gaussian", "POSTERIORS", "Posterior"]
+
+ESTIMATORS = ("straight-through", "relaxed")
+"""How gradients pass a draw of something discrete."""
+
+BIT = math.log(2)
+"""Nats in a bit."""
+
+
+class Posterior(ABC):
+    """A distribution q(z|x) over D independent latents of K values, for a batch of B images.
+
+    The contract:
+
+    - A latent's value exists in two forms. A *symbol* is an integer of 0..K-1, shape (B, D): what a file holds.
+      The *decoder form* is what :meth:`stochcl.encoders.encoder.Encoder.decode` takes, floats of shape (B, D), or
+      (B, D, K) for one-hot vectors; :meth:`embed` brings symbols to it.
+    - :meth:`sample` draws in decoder form and lets gradients through to the parameters; :meth:`mode` is the symbol
+      that is stored. All randomness is the caller's: the same noise gives the same draw.
+    - Probabilities are those of symbols, for all families alike, so that entropy is never negative and the
+      divergence never more than the rate. :meth:`log_prob`, :meth:`entropy` and :meth:`kl` are in nats, as in
+      torch.distributions; :meth:`rate` is in bits. All have one value a latent, shape (B, D); the sum over a row is
+      the image's.
+    - The rate is what a coder with the prior's probabilities pays for a drawn code, in expectation: the cross-entropy
+      of posterior and prior, not their divergence, which only bits-back coding would reach.
+    - A prior is given by its parameters, the encoder's ``prior``, as the family's
+      :class:`~stochcl.encoders.priors.Factorised` reads them.
+
+    Parameters
+    ----------
+    parameters : Tensor of float, shape (B, family.width(config))
+        What the encoder's head says.
+    config : EncoderConfig
+        Its ``latents`` (D) and ``alphabet`` (K) say what there is.
+    """
+
+    def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
+        self.parameters = parameters
+        self.config = config
+
+    @staticmethod
+    @abstractmethod
+    def width(config: EncoderConfig) -> int:
+        """Return how many numbers the head gives an image."""
+
+    @staticmethod
+    @abstractmethod
+    def noise(config: EncoderConfig) -> int:
+        """Return how many uniform numbers a draw takes an image."""
+
+    @staticmethod
+    def initialise(head: nn.Linear, config: EncoderConfig) -> None:
+        """Set the head's last layer to what training begins with.
+
+        Features of unit variance give log-odds of deviation 3: latents that are mostly decided from the first step
+        on. With the usual initialisation they are coin tosses (52 of 1,024 bits), and nothing is learned through
+        them.
+        """
+        nn.init.normal_(head.weight, std=3 / head.in_features**0.5)
+        nn.init.zeros_(head.bias)
+
+    @abstractmethod
+    def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:
+        """Draw in decoder form.
+
+        Parameters
+        ----------
+        uniform : Tensor of float32, shape (B, family.noise(config))
+            In [0, 1).
+        estimator : str
+            ``straight-through``: what a decoder will see, exactly; gradients are those of the probabilities (Bengio
+            et al., arXiv 1308.3432). ``relaxed``: a point near it, with the gradients of the point itself.
+            The nearest symbol to it is what ``straight-through`` draws from the same noise.
+        temperature : float
+            Of a relaxed draw: towards 0 it becomes hard, and its gradients noisy.
+
+        Raises
+        ------
+        UsageError
+            If there is no such estimator, or the temperature is not positive.
+        """
+
+    @abstractmethod
+    def mode(self) -> Tensor:
+        """Return the symbols that a file holds, shape (B, D), uint8, or int32 where K > 256."""
+
+    @abstractmethod
+    def tempered(self, temperature: float) -> Posterior:
+        """Return a posterior of the same mode, less sure of it where the temperature is above 1.
+
+        Log-odds and logits are divided by it, the deviation of a Gaussian latent is multiplied by it.
+        """
+
+    @abstractmethod
+    def embed(self, symbols: Tensor) -> Tensor:
+        """Return symbols, integers of shape (B, D), in decoder form, float32."""
+
+    @abstractmethod
+    def symbols(self, draw: Tensor) -> Tensor:
+        """Return the symbols, int64, shape (B, D), that a draw in decoder form is, or is nearest to."""
+
+    @abstractmethod
+    def decisions(self, draw: Tensor) -> Tensor:
+        """Return the binary decisions that a draw is coded as, float32, shape (B, T), T = D * ceil(log2 K).
+
+        For :meth:`stochcl.encoders.priors.AutoregressivePrior.bits`; those of a hard draw are hard. Which gradients
+        they have, each family says.
+        """
+
+    @abstractmethod
+    def log_prob(self, symbols: Tensor) -> Tensor:
+        """Return log q(symbols | x) of each latent, in nats, shape (B, D)."""
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """Return the entropy of each latent, in nats, shape (B, D)."""
+
+    @abstractmethod
+    def rate(self, prior: Tensor) -> Tensor:
+        """Return the cross-entropy with the prior of each latent, in bits, shape (B, D)."""
+
+    def kl(self, prior: Tensor) -> Tensor:
+        """Return the divergence KL(q||p) of each latent, in nats, shape (B, D)."""
+        return self.rate(prior) * BIT - self.entropy()
+
+    def _check(self, estimator: str, temperature: float) -> None:
+        if estimator not in ESTIMATORS:
+            raise UsageError(f"there is no estimator {estimator!r}; there are {', '.join(ESTIMATORS)}.")
+        if not 0 < temperature < math.inf:
+            raise UsageError(f"a temperature is more than 0, and finite, not {temperature}.")
+
+
+def symbol_type(alphabet: int) -> torch.dtype:
+    """Return the type of symbols: uint8, or int32 where there are more than 256."""
+    return torch.uint8 if alphabet <= 256 else torch.int32
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return ``hard`` exactly, with the gradient of ``soft``."""
+    # In this order the sum is exactly hard: (1 + p) - p is off by a rounding for some p.
+    return hard + (soft - soft.detach())
+
+
+def inside(uniform: Tensor) -> Tensor:
+    """Return uniform noise of [0, 1) inside (0, 1), so that its logarithms are finite."""
+    return uniform.clamp(2.0**-25, 1 - 2.0**-24)
+
+
+_MOST = 5.0  # of a log deviation, either way: 1/148 to 148 steps
+_TINY = 1e-6  # a probability that is not divided by
+_FAR = 1e12  # deviations: beyond the outermost edges
+
+
+class Gaussian(Posterior):
+    """D independent normal distributions, in units of the quantiser's step.
+
+    The parameters, shape (B, 2 D), are the D means and then the D logarithms of deviations. The decoder form is the
+    number itself, shape (B, D). Its symbol is ``clip(round(number - offset), 0, K - 1)`` with the offset
+    :func:`~stochcl.encoders.priors.first_level`, so that 0 is the middle of a bin; probabilities are those of
+    symbols: the normal density integrated over their bins, the outermost of which reach to infinity. As bins narrow
+    beside the deviation, entropy and divergence become those of the densities (Cover and Thomas, Elements of
+    Information Theory, section 8.3).
+
+    A ``relaxed`` draw is the reparameterised number (Kingma and Welling, arXiv 1312.6114), whatever the temperature;
+    a ``straight-through`` draw is that number quantised, as the decoder will see it, with the same gradient where
+    the quantiser does not clip, and none where it does.
+    """
+
+    def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
+        super().__init__(parameters, config)
+        self.mean, log_deviation = parameters.chunk(2, dim=1)
+        self.deviation = log_deviation.clamp(-_MOST, _MOST).exp()
+        self.offset = first_level(config.alphabet)
+
+    @staticmethod
+    def width(config: EncoderConfig) -> int:  # noqa: D102
+        return 2 * config.latents
+
+    @staticmethod
+    def noise(config: EncoderConfig) -> int:  # noqa: D102
+        return config.latents
+
+    @staticmethod
+    def initialise(head: nn.Linear, config: EncoderConfig) -> None:
+        """Let the means fill the quantiser's range, four deviations either way, with deviations of half a step."""
+        mean, log_deviation = head.weight.chunk(2)
+        nn.init.normal_(mean, std=config.alphabet / 8 / head.in_features**0.5)
+        nn.init.normal_(log_deviation, std=0.1 / head.in_features**0.5)
+        nn.init.zeros_(head.bias)
+        nn.init.constant_(head.bias[config.latents :], math.log(0.5))
+
+    def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:  # noqa: D102
+        self._check(estimator, temperature)
+        number: Tensor = self.mean + self.deviation * torch.special.ndtri(inside(uniform))
+        if estimator == "relaxed":
+            return number
+        last = self.offset + self.config.alphabet - 1
+        return straight_through(self.embed(self.symbols(number)), number.clamp(self.offset, last))
+
+    def mode(self) -> Tensor:  # noqa: D102
+        return self.symbols(self.mean).to(symbol_type(self.config.alphabet))
+
+    def tempered(self, temperature: float) -> Gaussian:  # noqa: D102
+        log_deviation = self.parameters[:, self.config.latents :] + math.log(temperature)
+        return Gaussian(torch.cat([self.mean, log_deviation], dim=1), self.config)
+
+    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
+        return symbols.float() + self.offset
+
+    def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
+        return (draw.detach() - self.offset).round().clamp(0, self.config.alphabet - 1).long()
+
+    @cached_property
+    def log_q(self) -> Tensor:
+        """Log q of every symbol, in nats, shape (B, D, K)."""
+        k = self.config.alphabet
+        edges = torch.arange(1, k, device=self.mean.device) + self.offset - 0.5
+        inner = (edges - self.mean[:, :, None]) / self.deviation[:, :, None]
+        beyond = torch.full_like(inner[:, :, :1], _FAR)
+        return _log_between(torch.cat([-beyond, inner], dim=2), torch.cat([inner, beyond], dim=2))
+
+    def decisions(self, draw: Tensor) -> Tensor:
+        """Return the bits of the symbols; gradients are those of the bits' probabilities at their nodes.
+
+        That is, of each bit given those before it in its symbol: with it, the gradient of what bits cost is that of
+        the expected cost of a decision, but not of where in the tree it is taken.
+        """
+        k = self.config.alphabet
+        count = bits_per_symbol(k)
+        symbols = self.symbols(draw)
+        # A node is an interval of symbols, and each bit halves it: one value of the distribution function a bit,
+        # where the probabilities of all symbols (log_q) would be K.
+        begin, lower, upper = torch.zeros_like(symbols), torch.zeros_like(self.mean), torch.ones_like(self.mean)
+        hard, soft = [], []
+        for level in range(count - 1, -1, -1):
+            middle = begin + (1 << level)
+            edge = (middle + self.offset - 0.5 - self.mean) / self.deviation
+            below = torch.where(middle < k, torch.special.ndtr(edge), 1.0)
+            one = symbols >= middle
+            soft.append((upper - below) / (upper - lower).clamp(min=_TINY))
+            hard.append(one.to(draw.dtype))
+            begin = torch.where(one, middle, begin)
+            lower, upper = torch.where(one, below, lower), torch.where(one, upper, below)
+        return straight_through(torch.stack(hard, dim=2), torch.stack(soft, dim=2)).flatten(1)
+
+    def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
+        # Of these symbols alone: all K of each latent take K / 2 times as long.
+        edge = (symbols + (self.offset - 0.5) - self.mean) / self.deviation
+        beyond = torch.full_like(edge, _FAR)
+        lower = torch.where(symbols == 0, -beyond, edge)
+        return _log_between(
+            lower, torch.where(symbols == self.config.alphabet - 1, beyond, edge + 1 / self.deviation)
+        )
+
+    def entropy(self) -> Tensor:  # noqa: D102
+        return -(self.log_q.exp() * self.log_q).sum(2)
+
+    def rate(self, prior: Tensor) -> Tensor:  # noqa: D102
+        return -(self.log_q.exp() * LogisticPrior(prior, self.config).log_prob()).sum(2) / BIT
+
+    def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
+        return (self.log_q.exp() * (self.log_q - LogisticPrior(prior, self.config).log_prob())).sum(2)
+
+
+def _log_between(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return log of the standard normal's probability between two numbers."""
+    # Both from the tail that is nearer: far above the mean, the distribution functions are all 1.
+    above = lower + upper > 0
+    lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
+    below, up_to = _log_distribution(lower), _log_distribution(upper)
+    between: Tensor = up_to + (-(below - up_to).clamp(max=-1e-6).expm1()).log()
+    return between
+
+
+def _log_distribution(x: Tensor) -> Tensor:
+    """Return log of the standard normal's distribution function.
+
+    The gradient of torch's own, log_ndtr, is rounding noise beyond a few hundred deviations.
+    """
+    negative, positive = x.clamp(max=0), x.clamp(min=0)
+    left = torch.special.erfcx(negative * -(0.5**0.5)).log() - math.log(2) - negative.square() / 2
+    return torch.where(x < 0, left, (-torch.erfc(positive * 0.5**0.5) / 2).log1p())
+
+
+class Bernoulli(Posterior):
+    """D independent bits; the parameters, shape (B, D), are log-odds of a one.
+
+    Relaxed draws are those of the binary concrete distribution (Maddison et al., arXiv 1611.00712, section 3.3),
+    numbers of 0..1.
+    """
+
+    @property
+    def logits(self) -> Tensor:
+        """Log-odds of a one, shape (B, D)."""
+        return self.parameters
+
+    @staticmethod
+    def width(config: EncoderConfig) -> int:  # noqa: D102
+        return config.latents
+
+    @staticmethod
+    def noise(config: EncoderConfig) -> int:  # noqa: D102
+        return config.latents
+
+    def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:  # noqa: D102
+        self._check(estimator, temperature)
+        if estimator == "relaxed":
+            return torch.sigmoid((self.parameters - torch.logit(inside(uniform))) / temperature)
+        probability = torch.sigmoid(self.parameters)
+        return straight_through((uniform < probability).to(probability.dtype), probability)
+
+    def mode(self) -> Tensor:  # noqa: D102
+        return (self.parameters > 0).to(torch.uint8)
+
+    def tempered(self, temperature: float) -> Bernoulli:  # noqa: D102
+        return Bernoulli(self.parameters / temperature, self.config)
+
+    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
+        return symbols.float()
+
+    def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
+        return (draw.detach() > 0.5).long()
+
+    def decisions(self, draw: Tensor) -> Tensor:
+        """Return the draw itself: a bit is one decision, and its gradients are the draw's."""
+        return draw
+
+    def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
+        symbols = symbols.to(self.parameters.dtype)
+        return -functional.binary_cross_entropy_with_logits(self.parameters, symbols, reduction="none")
+
+    def entropy(self) -> Tensor:  # noqa: D102
+        return self.rate(self.parameters) * BIT
+
+    def rate(self, prior: Tensor) -> Tensor:  # noqa: D102
+        probability = torch.sigmoid(self.parameters)
+        return (functional.softplus(prior) - probability * prior) / BIT
+
+
+class Categorical(Posterior):
+    """D independent symbols of 0..K-1; the parameters, shape (B, D * K), are their logits, latent after latent.
+
+    The decoder form is one-hot, shape (B, D, K). Draws are Gumbel-max, relaxed ones Gumbel-softmax (Jang et al.,
+    arXiv 1611.01144; Maddison et al., arXiv 1611.00712), points of the simplex.
+    """
+
+    def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
+        super().__init__(parameters, config)
+        self.logits = parameters.reshape(len(parameters), config.latents, config.alphabet)
+        self.log_q = torch.log_softmax(self.logits, dim=2)
+
+    @staticmethod
+    def width(config: EncoderConfig) -> int:  # noqa: D102
+        return config.latents * config.alphabet
+
+    @staticmethod
+    def noise(config: EncoderConfig) -> int:  # noqa: D102
+        return config.latents * config.alphabet
+
+    def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:  # noqa: D102
+        self._check(estimator, temperature)
+        gumbel = -(-inside(uniform).log()).log()
+        perturbed = self.logits + gumbel.reshape(self.logits.shape)
+        if estimator == "relaxed":
+            return torch.softmax(perturbed / temperature, dim=2)
+        return straight_through(self.embed(perturbed.argmax(dim=2)), self.log_q.exp())
+
+    def mode(self) -> Tensor:  # noqa: D102
+        return self.logits.argmax(dim=2).to(symbol_type(self.config.alphabet))
+
+    def tempered(self, temperature: float) -> Categorical:  # noqa: D102
+        return Categorical(self.parameters / temperature, self.config)
+
+    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
+        return functional.one_hot(symbols.long(), self.config.alphabet).float()
+
+    def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
+        return draw.detach().argmax(dim=2)
+
+    def decisions(self, draw: Tensor) -> Tensor:
+        """Return the bits of the symbols, a linear function of one-hot vectors: gradients are the draw's.
+
+        With a straight-through draw, a decision's gradient is that of its probability, over all symbols.
+        """
+        return (draw @ symbol_bits(self.config.alphabet, draw.device).to(draw.dtype)).reshape(len(draw), -1)
+
+    def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
+        return self.log_q.gather(2, symbols.long()[:, :, None])[:, :, 0]
+
+    def entropy(self) -> Tensor:  # noqa: D102
+        return -(self.log_q.exp() * self.log_q).sum(2)
+
+    def rate(self, prior: Tensor) -> Tensor:  # noqa: D102
+        return -(self.log_q.exp() * torch.log_softmax(prior, dim=1)).sum(2) / BIT
+
+    def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
+        return (self.log_q.exp() * (self.log_q - torch.log_softmax(prior, dim=1))).sum(2)
+
+
+POSTERIORS: dict[str, type[Posterior]] = {
+    "bernoulli": Bernoulli,
+    "categorical": Categorical,
+    "gaussian": Gaussian,
+}
+"""Posterior families by the name that a model file holds."""

@@ -1,0 +1,243 @@
+"""Pickles: recognised, never loaded, and how their owner can convert one."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
+from stochcl.errors import ModelError, UsageError
+from stochcl.messages import escape_name, os_reason
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import Tensor, nn
+
+    from stochcl.encoders.encoder import Encoder
+
+
+_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+_CONVERT = (
+    "import sys, torch; from safetensors.torch import save_file; "
+    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d.get('model', d)); "
+    "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
+)
+
+
+def is_pickle(head: bytes) -> bool:
+    """Tell whether a file that begins with these bytes is a pickle, bare or in PyTorch's zip."""
+    return head.startswith(_BEGINNINGS)
+
+
+def convert_command(path: str | os.PathLike[str]) -> str:
+    """Return the shell command that makes a safetensors file of a PyTorch checkpoint of weights.
+
+    It loads tensors only (``weights_only=True``), and clones them, as safetensors refuses those that share memory.
+    """
+    converted = Path(path).with_suffix(".safetensors")
+    return f'python -c "{_CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(converted))}'
+
+
+_STEM = ("conv1.", "bn1.")  # of a residual network
+_SHOWN = 4  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """What was loaded into a backbone.
+
+    Parameters
+    ----------
+    path, sha256 : str
+        The file, and the SHA-256 of its bytes in hex.
+    tensors, parameters : int
+        How many were loaded, statistics included, and how many numbers they hold.
+    fresh : tuple of str
+        Tensors of the backbone that stayed as they were: those of a stem of another kind.
+    unused : tuple of str
+        Tensors of the file that the backbone has no place for.
+    statistics : bool
+        Whether mean and variance of the features came along, as they do from a stochcl model with the same pooling.
+    """
+
+    path: str
+    sha256: str
+    tensors: int
+    parameters: int
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+    statistics: bool = False
+
+    def line(self) -> str:
+        """Return the report for people."""
+        text = f"{self.path}: {self.tensors:,} tensors loaded ({self.parameters:,} numbers)"
+        if self.fresh:
+            text += f"; the stem stays fresh, its kernel has another size ({_listed(self.fresh)})"
+        return f"{text}; not used: {_listed(self.unused)}" if self.unused else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        return asdict(self) | {"fresh": list(self.fresh), "unused": list(self.unused)}
+
+
+def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
+    """Load weights into the backbone of an encoder, in place.
+
+    The file holds the names of the backbone's own state dict (for a residual network those are torchvision's),
+    all behind one prefix or none: ``module.``, ``backbone.``, ``encoder.``... A stochcl model file is such a file,
+    and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
+    the normalisation behind them: it was learned for other channels.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    path : Path
+        A safetensors file of any float type.
+
+    Returns
+    -------
+    Initialisation
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read, is a pickle, or is of another network; the message names the first tensor
+        that is missing, has another shape, or has no place.
+    UsageError
+        If the encoder has no backbone that weights could be loaded into.
+    """
+    network = _network(encoder)
+    tensors = _read(path)
+    expected = network.state_dict()
+    prefix = _prefix(path, tensors, expected)
+    given = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    fresh = _other_stem(network, expected, {name: tensors[full] for name, full in given.items()})
+    wanted = {name: tensor for name, tensor in expected.items() if name not in fresh}
+    _check_layout(path, network, wanted, {name: tensors[full] for name, full in given.items()})
+    used = {name: tensors[given[name]] for name in wanted if name in given}
+    network.load_state_dict(used, strict=False)
+    statistics = _load_statistics(encoder, tensors) if _is_ours(path) else set()
+    unused = set(tensors) - {given[name] for name in used} - statistics
+    return Initialisation(
+        path=escape_name(path),
+        sha256=_file_hash(path),
+        tensors=len(used),
+        parameters=sum(tensor.numel() for tensor in used.values()),
+        fresh=fresh,
+        unused=tuple(sorted(unused)),
+        statistics=bool(statistics),
+    )
+
+
+def _network(encoder: Encoder) -> nn.Module:
+    """Return the module whose state-dict names a file of weights has."""
+    backbone = encoder.backbone
+    if isinstance(backbone, Features):
+        raise UsageError("an encoder of vectors has no backbone to load weights into; omit --init.")
+    return backbone.network if isinstance(backbone, TimmBackbone) else backbone
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    shown = escape_name(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        if is_pickle(head):
+            msg = (
+                f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it "
+                f"comes from, convert it with `{convert_command(path)}`."
+            )
+            raise ModelError(msg)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as exc:
+        raise ModelError(f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
+    except (SafetensorError, ValueError) as exc:
+        raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
+
+
+def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Return what stands before the backbone's names in the file: the prefix that most of them have."""
+    found: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in expected:
+                found["".join(f"{part}." for part in parts[:i])] += 1
+    if not found:
+        first = next(iter(expected))
+        msg = (
+            f"{escape_name(path)}: no tensor of this file has a name that the backbone knows, such as {first}; "
+            f"it holds {_listed(tuple(tensors))}."
+        )
+        raise ModelError(msg)
+    most = max(found.values())
+    best = sorted(prefix for prefix, count in found.items() if count == most)
+    if len(best) > 1:
+        names = " and ".join(repr(escape_name(prefix)) for prefix in best)
+        raise ModelError(f"{escape_name(path)}: this file holds several networks, below {names}; keep one of them.")
+    return best[0]
+
+
+def _other_stem(network: nn.Module, expected: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[str, ...]:
+    """Return the names of a residual network's stem, if the file's has another kernel and is the same otherwise."""
+    stem = given.get("conv1.weight")
+    if not isinstance(network, ResNet) or stem is None or stem.ndim != 4:
+        return ()
+    ours = expected["conv1.weight"].shape
+    if stem.shape[:2] != ours[:2] or stem.shape == ours or stem.shape[2] not in (3, 7):
+        return ()
+    return tuple(name for name in expected if name.startswith(_STEM))
+
+
+def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Refuse weights of another network, naming the first tensor that is not as the backbone has it."""
+    shown, but = escape_name(path), "these weights are of another network"
+    for name, tensor in wanted.items():
+        if name not in given:
+            if name.endswith("num_batches_tracked"):  # files from before there was such a counter, and stochcl's own
+                continue
+            raise ModelError(f"{shown}: {but}: the backbone's {name} {list(tensor.shape)} is not in the file.")
+        if given[name].shape != tensor.shape:
+            msg = f"{name} is {list(given[name].shape)} in the file and {list(tensor.shape)} in the backbone"
+            raise ModelError(f"{shown}: {but}: {msg}.")
+        if given[name].is_floating_point() != tensor.is_floating_point() or not given[name].isfinite().all():
+            raise ModelError(f"{shown}: {name} holds {given[name].dtype} or numbers that are not finite.")
+    children = tuple(f"{name}." for name, _ in network.named_children())
+    stem = _STEM if isinstance(network, ResNet) else ()
+    for name in given:
+        if name not in wanted and name.startswith(children) and not name.startswith(stem):
+            raise ModelError(f"{shown}: {but}: the file's {escape_name(name)} has no place in the backbone.")
+
+
+def _is_ours(path: Path) -> bool:
+    with safe_open(path, framework="pt") as file:
+        kind: str = (file.metadata() or {}).get("kind", "")
+    return kind.startswith("stochcl-encoder")
+
+
+def _load_statistics(encoder: Encoder, tensors: dict[str, Tensor]) -> set[str]:
+    """Load the statistics of a stochcl model's features, and return their names in the file; none of others."""
+    state = encoder.norm.state_dict()
+    names = {f"norm.{name}" for name in ("running_mean", "running_var")} & set(tensors)
+    names = {name for name in names if tensors[name].shape == state[name.removeprefix("norm.")].shape}
+    encoder.norm.load_state_dict(state | {name.removeprefix("norm."): tensors[name] for name in names})
+    return names
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(escape_name(name) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN:,} more)"

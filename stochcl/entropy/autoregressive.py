@@ -1,0 +1,623 @@
+"""The autoregressive entropy model: each decision's probability from those before it, through integers only."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.codes import bits_per_symbol
+from stochcl.entropy.independent import DENOMINATOR_INDEPENDENT, MAX_DECISIONS, places
+from stochcl.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from stochcl.codes import Codes
+
+
+MAX_HIDDEN = 4096
+"""Most hidden units of a network."""
+
+LEVELS = 81
+"""Probabilities that a decision can have: log-odds in steps of 0.2, from -8 to 8."""
+
+_STEP = 0.2
+_ROWS = 2048  # of codes at a time where nothing is learned
+
+_UNIT = 128  # a hidden activation of 1 is 128, clipped to 127
+_HIDDEN_SHIFT, _INDEX_SHIFT, _BIAS_SHIFT = 14, 24, 16
+_MAX_BIAS = 1 << 24
+_TOP = 127  # of an int8 weight, both ways
+
+
+def _levels() -> NDArray[np.uint16]:
+    odds = (np.arange(LEVELS) - (LEVELS - 1) / 2) * _STEP
+    levels: NDArray[np.uint16] = np.clip(np.rint(4096 / (1 + np.exp(-odds))), 1, 4095).astype(np.uint16)
+    return levels
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyNetwork:
+    """An autoregressive model of codes that is integers only, so that every machine finds the same probabilities.
+
+    A row is T = D * bits decisions d_0, d_1, ..., each seen by those after it as s_i = 2 d_i - 1. With floor shifts::
+
+        u_h = hidden_bias_h + sum_i hidden_weights_hi s_i
+        a_h = min(127, max(0, (u_h * hidden_multiplier_h) >> 14))
+        z_j = 128 * sum_{i<j} direct_ji s_i + sum_{degrees_h <= j} output_jh a_h
+        index_j = clip((z_j * multiplier_j + (bias_j << 16)) >> 24, 0, n - 1)
+        P(d_j = 1) = levels[index_j] / 4096
+
+    Parameters
+    ----------
+    latents, alphabet : int
+        D and K; bits = ceil(log2 K).
+    levels : ndarray of uint16, shape (n,)
+    degrees : ndarray of int32, shape (H,)
+        Hidden unit h sees the decisions before this one; ascending.
+    hidden_weights : ndarray of int8, shape (H, T)
+    hidden_bias : ndarray of int32, shape (H,)
+    hidden_multiplier : ndarray of uint16, shape (H,)
+    direct : ndarray of int8, shape (T, T)
+        Strictly lower triangular.
+    output : ndarray of int8, shape (T, H)
+    multiplier : ndarray of uint16, shape (T,)
+    bias : ndarray of int32, shape (D, 2**bits - 1)
+        One for each node of a symbol's binary tree, in 1/256 of a level.
+    """
+
+    latents: int
+    alphabet: int
+    levels: NDArray[np.uint16]
+    degrees: NDArray[np.int32]
+    hidden_weights: NDArray[np.int8]
+    hidden_bias: NDArray[np.int32]
+    hidden_multiplier: NDArray[np.uint16]
+    direct: NDArray[np.int8]
+    output: NDArray[np.int8]
+    multiplier: NDArray[np.uint16]
+    bias: NDArray[np.int32]
+
+    @property
+    def hidden(self) -> int:
+        """H, the number of hidden units."""
+        return len(self.degrees)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by their names."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, latents: int, alphabet: int) -> EntropyNetwork:
+        """Make a network of arrays of any integer type.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not such a network, or a number is not one that its array can hold.
+        """
+        found = {}
+        for name, dtype in _TYPES.items():
+            array = np.asarray(arrays[name]).astype(np.int64)
+            low, high = _RANGES.get(name, (np.iinfo(dtype).min, np.iinfo(dtype).max))
+            if array.size and not (low <= array.min() and array.max() <= high):
+                msg = f"{name} holds {array.min()}..{array.max()}, outside {low}..{high}"
+                raise ValueError(msg)
+            found[name] = array.astype(dtype)
+        network = cls(latents, alphabet, **found)
+        network._check()
+        return network
+
+    def _check(self) -> None:
+        """Refuse a network in which a decision would see itself or a later one."""
+        t = self.latents * bits_per_symbol(self.alphabet)
+        degrees, places = self.degrees.astype(np.int64), np.arange(t)
+        if len(degrees) and not (degrees.min() >= 1 and degrees.max() < t and (np.diff(degrees) >= 0).all()):
+            msg = f"degrees do not ascend within 1..{t - 1}"
+            raise ValueError(msg)
+        unseen = {
+            "direct": places >= places[:, None],
+            "hidden_weights": places >= degrees[:, None],
+            "output": degrees > places[:, None],
+        }
+        for name, mask in unseen.items():
+            if getattr(self, name)[mask].any():
+                msg = f"{name} has weights of decisions that come later"
+                raise ValueError(msg)
+
+    def numerators(self, codes: Codes) -> NDArray[np.uint16]:
+        """Return 4096 P(decision is 1) of every decision given those before it, uint16, shape (N, T)."""
+        signs = codes.decisions().astype(np.float64) * 2 - 1
+        # Products of integers whose sums stay below 2**53: exact in any order.
+        total = signs @ self.direct.T.astype(np.float64) * _UNIT
+        if self.hidden:
+            u = (signs @ self.hidden_weights.T.astype(np.float64)).astype(np.int64) + self.hidden_bias
+            active = np.clip((u * self.hidden_multiplier.astype(np.int64)) >> _HIDDEN_SHIFT, 0, _TOP)
+            total += active.astype(np.float64) @ self.output.T.astype(np.float64)
+        latent, node = places(codes)
+        bias = self.bias[latent, node].astype(np.int64) << _BIAS_SHIFT
+        index = (total.astype(np.int64) * self.multiplier.astype(np.int64) + bias) >> _INDEX_SHIFT
+        found: NDArray[np.uint16] = self.levels[np.clip(index, 0, len(self.levels) - 1)]
+        return found
+
+    def decision_bits(self, codes: Codes) -> NDArray[np.float64]:
+        """Return what each decision of a row costs on average over these codes, in bits, shape (T,)."""
+        total = np.zeros(codes.decisions_per_row)
+        for start in range(0, len(codes), _ROWS):
+            part = codes[start : start + _ROWS]
+            p = self.numerators(part) / 4096
+            total -= np.log2(np.where(part.decisions() == 1, p, 1 - p)).sum(axis=0)
+        return total / len(codes)
+
+
+ARRAYS = tuple(f.name for f in fields(EntropyNetwork) if f.name not in ("latents", "alphabet"))
+"""Names of the arrays of a network."""
+
+_TYPES: dict[str, type[np.integer]] = dict(zip(
+    ARRAYS,
+    [np.uint16, np.int32, np.int8, np.int32, np.uint16, np.int8, np.int8, np.uint16, np.int32], strict=True,
+))  # fmt: skip
+_RANGES = {"levels": (1, 4095), "hidden_bias": (-_MAX_BIAS, _MAX_BIAS)}
+
+MAX_HIDDEN_AUTOREGRESSIVE = 4096
+MAX_LEVELS = 256
+MAX_BIAS = 1 << 24
+
+_HEAD = struct.Struct("<IIII")  # latents, alphabet, hidden units, levels
+_HIDDEN_SHIFT_AUTOREGRESSIVE = 14
+_SHIFT = 24
+_SIGN = 128  # what a decision weighs beside a hidden unit, whose values are 0..127
+_FULL = 127
+
+# A product of float32 matrices of integers is exact, in whatever order it is summed, while every partial sum stays
+# under 2**24. Decisions: 127 * 4096 < 2**19. Hidden units: 127 * 127 * 1024 < 2**24, so so many at a time.
+_EXACT_UNITS = 1024
+
+_COLUMNS = 256  # of the triangular matrix multiplied at a time when all decisions are known
+_ROWS_AUTOREGRESSIVE = 1024  # at a time, so that memory does not grow with a block
+_CHUNK = 32  # decisions decoded between two products with all that is known
+
+
+def logistic_levels(step: float = 0.2, reach: float = 8.0) -> NDArray[np.uint16]:
+    """Return numerators of the probabilities whose log-odds are the multiples of ``step`` within +-``reach``.
+
+    A decision coded at the nearest of them costs less than ``step**2 / 96`` nats more than at its own probability.
+
+    Examples
+    --------
+    >>> logistic_levels(4.0).tolist()
+    [1, 74, 2048, 4022, 4095]
+    """
+    count = int(reach / step)
+    odds = np.arange(-count, count + 1) * step
+    return np.clip(np.rint(DENOMINATOR_INDEPENDENT / (1 + np.exp(-odds))), 1, DENOMINATOR_INDEPENDENT - 1).astype(
+        np.uint16
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class AutoregressiveModel:
+    """A network of integers: linear, or with one masked hidden layer (as MADE, arXiv 1502.03509).
+
+    A row is T = D * bits decisions d in their order, which the network sees as the signs s = 2 d - 1. A right shift
+    rounds down. ::
+
+        u[h]  = hidden_bias[h] + sum(hidden_weights[h, i] * s[i] for i < degrees[h])
+        a[h]  = min(127, max(0, u[h] * hidden_multiplier[h] >> 14))
+        z[j]  = 128 * sum(direct[j, i] * s[i] for i < j) + sum(output[j, h] * a[h] for h with degrees[h] <= j)
+        level = min(n - 1, max(0, z[j] * multiplier[j] + (bias[j's latent, node] << 16) >> 24))
+
+    and decision j is 1 with probability levels[level] / 4096. All of it is exact on every machine.
+
+    Parameters
+    ----------
+    latents : int
+        D.
+    alphabet : int
+        K; bits = ceil(log2 K).
+    levels : ndarray of uint16, shape (n,), 2 <= n <= 256
+        Numerators, 1..4095.
+    degrees : ndarray of integers, shape (H,)
+        How many decisions a hidden unit sees, ascending, 1..T-1. H = 0 makes the model linear.
+    hidden_weights : ndarray of int8, shape (H, T)
+        0 where i >= degrees[h].
+    hidden_bias : ndarray of int32, shape (H,)
+        At most 2**24 either way.
+    hidden_multiplier : ndarray of uint16, shape (H,)
+    direct : ndarray of int8, shape (T, T)
+        0 where i >= j.
+    output : ndarray of int8, shape (T, H)
+        0 where degrees[h] > j.
+    multiplier : ndarray of uint16, shape (T,)
+    bias : ndarray of int32, shape (D, 2**bits - 1)
+        Of each node of a symbol's tree (see :class:`~stochcl.entropy.independent.IndependentModel`), in 1/256 of a level.
+
+    Raises
+    ------
+    FormatError
+        If shapes, types or ranges are others.
+    """
+
+    latents: int
+    alphabet: int
+    levels: NDArray[np.uint16]
+    degrees: NDArray[np.integer]
+    hidden_weights: NDArray[np.int8]
+    hidden_bias: NDArray[np.int32]
+    hidden_multiplier: NDArray[np.uint16]
+    direct: NDArray[np.int8]
+    output: NDArray[np.int8]
+    multiplier: NDArray[np.uint16]
+    bias: NDArray[np.int32]
+
+    kind = "autoregressive"
+
+    def __post_init__(self) -> None:
+        _check_width(self.latents, self.alphabet)
+        t, h = self.decisions_per_row, len(self.degrees)
+        if not 2 <= len(self.levels) <= MAX_LEVELS or h > MAX_HIDDEN_AUTOREGRESSIVE:
+            raise FormatError(f"an autoregressive model cannot have {len(self.levels)} levels and {h} hidden units")
+        shapes = {
+            "levels": (np.uint16, (len(self.levels),)),
+            "hidden_weights": (np.int8, (h, t)),
+            "hidden_bias": (np.int32, (h,)),
+            "hidden_multiplier": (np.uint16, (h,)),
+            "direct": (np.int8, (t, t)),
+            "output": (np.int8, (t, h)),
+            "multiplier": (np.uint16, (t,)),
+            "bias": (np.int32, (self.latents, (1 << self.bits) - 1)),
+        }
+        for name, (dtype, shape) in shapes.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape:
+                msg = f"an autoregressive model's {name} is {np.dtype(dtype)} of shape {shape}"
+                raise FormatError(f"{msg}, not {array.dtype} of shape {array.shape}")
+        if self.levels.min() < 1 or self.levels.max() >= DENOMINATOR_INDEPENDENT:
+            raise FormatError(
+                f"probabilities are k/{DENOMINATOR_INDEPENDENT} with k in 1..{DENOMINATOR_INDEPENDENT - 1}"
+            )
+        degrees = self.degrees.astype(np.int64)
+        if self.degrees.ndim != 1 or (h and (degrees[0] < 1 or degrees[-1] >= t or (np.diff(degrees) < 0).any())):
+            raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
+        if h and np.abs(self.hidden_bias.astype(np.int64)).max() > MAX_BIAS:
+            raise FormatError("the bias of a hidden unit is too large")
+        self._check_masks()
+
+    def _check_masks(self) -> None:
+        # What a decision must not see cannot be written to a file, and would be seen when coding only.
+        # (Small integers, and one mask after the other: tables are read for a single row, too.)
+        degrees, seen = self.degrees.astype(np.int16), np.arange(self.decisions_per_row, dtype=np.int16)
+        if (
+            self.hidden_weights.any(where=seen[None, :] >= degrees[:, None])
+            or self.direct.any(where=seen[None, :] >= seen[:, None])
+            or self.output.any(where=degrees[None, :] > seen[:, None])
+        ):
+            raise FormatError("an autoregressive model looks at decisions that are not known yet")
+
+    @property
+    def bits(self) -> int:
+        """Decisions of one symbol."""
+        return bits_per_symbol(self.alphabet)
+
+    @property
+    def decisions_per_row(self) -> int:
+        """T, binary decisions in a row: latents times bits a symbol."""
+        return self.latents * self.bits
+
+    @cached_property
+    def floats(self) -> _Floats:
+        """The same numbers, as the floats whose products are exact."""
+        return _Floats(self)
+
+    def prefix(self, latents: int) -> AutoregressiveModel:
+        """Return the model of the first latents, which do not depend on those after them."""
+        if latents == self.latents:
+            return self
+        t = latents * self.bits
+        h = int(np.searchsorted(self.degrees, t))
+        return AutoregressiveModel(
+            latents=latents,
+            alphabet=self.alphabet,
+            levels=self.levels,
+            degrees=self.degrees[:h],
+            hidden_weights=self.hidden_weights[:h, :t],
+            hidden_bias=self.hidden_bias[:h],
+            hidden_multiplier=self.hidden_multiplier[:h],
+            direct=self.direct[:t, :t],
+            output=self.output[:t, :h],
+            multiplier=self.multiplier[:t],
+            bias=self.bias[:latents],
+        )
+
+    # Probabilities
+
+    def level_indices(self, decisions: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the index of every decision's level, uint8, shape (T, N), of decisions, shape (N, T)."""
+        f, t = self.floats, self.decisions_per_row
+        out = np.empty((t, len(decisions)), np.uint8)
+        for start in range(0, len(decisions), _ROWS_AUTOREGRESSIVE):
+            part = np.ascontiguousarray(decisions[start : start + _ROWS_AUTOREGRESSIVE].T)
+            signs = part.astype(np.float32) * 2 - 1
+            active = np.empty((len(self.degrees), signs.shape[1]), np.float32)
+            for low in range(0, len(active), _COLUMNS):
+                units = slice(low, min(low + _COLUMNS, len(active)))
+                seen = int(self.degrees[units.stop - 1])
+                active[units] = f.activate(_product(_float(self.hidden_weights[units, :seen]), signs[:seen]), units)
+            for low in range(0, t, _COLUMNS):
+                high = min(low + _COLUMNS, t)
+                z = _product(_float(self.direct[low:high, :high]), signs[:high]).astype(np.float64)
+                f.add_output(z, self.output[low:high], active, int(np.searchsorted(self.degrees, high)))
+                bias = self._bias(part, low, high)
+                out[low:high, start : start + _ROWS_AUTOREGRESSIVE] = f.quantise(
+                    z, f.multiplier[low:high, None], bias
+                )
+        return out
+
+    def _bias(self, decisions: NDArray[np.uint8], low: int, high: int) -> NDArray[np.float64]:
+        """Return the biases, in levels, of decisions low..high-1; shape (high - low, N) or (high - low, 1)."""
+        f, bits = self.floats, self.bits
+        if bits == 1:
+            return f.bias[low:high]
+        out = np.empty((high - low, decisions.shape[1]))
+        for j in range(low, high):
+            latent, level = divmod(j, bits)
+            prefix = np.zeros(decisions.shape[1], np.intp)
+            for row in decisions[j - level : j]:
+                prefix = prefix * 2 + row
+            out[j - low] = f.bias[latent, (1 << level) - 1 + prefix]
+        return out
+
+    def bits_of(self, decisions: NDArray[np.uint8], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return what decisions, shape (N, T), at levels, shape (T, N), cost in bits, shape (T,): all rows' sum."""
+        n = len(self.levels)
+        p = self.levels.astype(np.float64) / DENOMINATOR_INDEPENDENT
+        cost = np.stack([-np.log2(1 - p), -np.log2(p)], axis=1).reshape(-1)
+        total = np.empty(len(indices))
+        for j, row in enumerate(indices):
+            counts = np.bincount(row.astype(np.uint16) * 2 + decisions[:, j], minlength=2 * n)
+            total[j] = counts @ cost
+        return total
+
+    def bits_by_decision(self, codes: Codes) -> NDArray[np.float64]:
+        """Return what these codes cost under the model, in bits, shape (T,): every decision summed over all rows."""
+        total = np.zeros(self.decisions_per_row)
+        for start in range(0, len(codes), 8 * _ROWS_AUTOREGRESSIVE):
+            decisions = codes[start : start + 8 * _ROWS_AUTOREGRESSIVE].decisions()
+            total += self.bits_of(decisions, self.level_indices(decisions))
+        return total
+
+    def ideal_bits(self, codes: Codes) -> float:
+        """Return what these codes cost under the model, in bits altogether: the floor for a coder."""
+        return float(self.bits_by_decision(codes).sum())
+
+    @classmethod
+    def fit_linear(
+        cls,
+        codes: Codes,
+        *,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AutoregressiveModel:
+        """Return the linear model under which these codes cost little, fitted in numpy.
+
+        See :func:`stochcl.entropy.fit.fit_linear`.
+        """
+        from stochcl.entropy.fit import fit_linear
+
+        return fit_linear(codes, seed=seed, progress=progress)
+
+    # Bytes
+
+    def to_bytes(self) -> bytes:
+        """Write the model, little-endian, as docs/FORMAT.md says; weights that are 0 by their place are left out."""
+        t, h = self.decisions_per_row, len(self.degrees)
+        known = np.searchsorted(self.degrees, np.arange(t), side="right")
+        return b"".join(
+            [
+                _HEAD.pack(self.latents, self.alphabet, h, len(self.levels)),
+                self.levels.astype("<u2").tobytes(),
+                self.degrees.astype("<u2").tobytes(),
+                self.hidden_bias.astype("<i4").tobytes(),
+                self.hidden_multiplier.astype("<u2").tobytes(),
+                self.multiplier.astype("<u2").tobytes(),
+                self.bias.astype("<i4").tobytes(),
+                *(self.hidden_weights[i, :d].tobytes() for i, d in enumerate(self.degrees.tolist())),
+                *(self.direct[j, :j].tobytes() for j in range(t)),
+                *(self.output[j, :k].tobytes() for j, k in enumerate(known.tolist())),
+            ]
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> AutoregressiveModel:
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises
+        ------
+        FormatError
+            If it is not that.
+        """
+        if len(data) < _HEAD.size:
+            raise FormatError("an autoregressive model ends too early")
+        latents, alphabet, h, n = _HEAD.unpack_from(data)
+        _check_width(latents, alphabet)
+        if not 2 <= n <= MAX_LEVELS or h > MAX_HIDDEN_AUTOREGRESSIVE:
+            raise FormatError(f"an autoregressive model cannot have {n:,} levels and {h:,} hidden units")
+        bits = bits_per_symbol(alphabet)
+        t, nodes = latents * bits, (1 << bits) - 1
+        fixed = _HEAD.size + 2 * n + 8 * h + 2 * t + 4 * latents * nodes
+        if len(data) < fixed:
+            raise FormatError("an autoregressive model ends too early")
+        at = _HEAD.size
+
+        def take(dtype: str, count: int) -> NDArray[Any]:
+            nonlocal at
+            array = np.frombuffer(data, dtype, count, at)
+            at += array.nbytes
+            return array.astype(array.dtype.newbyteorder("="))
+
+        levels, degrees = take("<u2", n), take("<u2", h)
+        if h and (degrees.min() < 1 or degrees.max() >= t or (np.diff(degrees.astype(np.int64)) < 0).any()):
+            raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
+        known = np.searchsorted(degrees, np.arange(t), side="right")
+        size = fixed + int(degrees.sum(dtype=np.int64)) + t * (t - 1) // 2 + int(known.sum())
+        if len(data) != size:
+            raise FormatError(f"an autoregressive model has {len(data):,} bytes, not {size:,}")
+        hidden_bias, hidden_multiplier = take("<i4", h), take("<u2", h)
+        multiplier, bias = take("<u2", t), take("<i4", latents * nodes).reshape(latents, nodes)
+        weights, packed = [], np.frombuffer(data, np.int8)
+        for lengths, width in ((degrees, t), (np.arange(t), t), (known, h)):
+            full = np.zeros((len(lengths), width), np.int8)
+            for row, length in zip(full, lengths.tolist(), strict=True):
+                row[:length] = packed[at : at + length]
+                at += length
+            weights.append(full)
+        return cls(
+            latents=latents,
+            alphabet=alphabet,
+            levels=levels,
+            degrees=degrees,
+            hidden_weights=weights[0],
+            hidden_bias=hidden_bias,
+            hidden_multiplier=hidden_multiplier,
+            direct=weights[1],
+            output=weights[2],
+            multiplier=multiplier,
+            bias=bias,
+        )
+
+
+class _Floats:
+    """The steps of a model's arithmetic, in floats whose every value is an integer or an exact binary fraction."""
+
+    def __init__(self, model: AutoregressiveModel) -> None:
+        # Powers of two scale without rounding: what is shifted right by 24 is multiplied by 2**-24 here, and z is
+        # kept in units of _SIGN, which leaves the decisions' part as it comes.
+        self.hidden_bias = model.hidden_bias.astype(np.float64)[:, None]
+        self.hidden_multiplier = model.hidden_multiplier.astype(np.float64)[:, None] / (
+            1 << _HIDDEN_SHIFT_AUTOREGRESSIVE
+        )
+        self.multiplier = model.multiplier.astype(np.float64) * _SIGN / (1 << _SHIFT)
+        self.bias = model.bias.astype(np.float64) / (1 << (_SHIFT - 16))
+        self.top = float(len(model.levels) - 1)
+
+    def activate(self, u: NDArray[np.float32], units: slice) -> NDArray[np.float32]:
+        """Return the hidden units' values, 0..127, from their sums without bias; shape (units, N)."""
+        scaled = (u + self.hidden_bias[units]) * self.hidden_multiplier[units]
+        np.maximum(scaled, 0, out=scaled)
+        np.minimum(scaled, _FULL, out=scaled)
+        return np.floor(scaled, out=scaled).astype(np.float32)
+
+    @staticmethod
+    def add_output(
+        z: NDArray[np.float64], output: NDArray[np.int8], active: NDArray[np.float32], units: int, first: int = 0
+    ) -> None:
+        """Add to ``z``, shape (decisions, N), in units of _SIGN, what hidden units first..units-1 say to them."""
+        for low in range(first, units, _EXACT_UNITS):
+            high = min(low + _EXACT_UNITS, units)
+            z += _product(_float(output[:, low:high]) * np.float32(1 / _SIGN), active[low:high])
+
+    def quantise(self, z: NDArray[np.float64], multiplier: Any, bias: Any) -> NDArray[np.uint8]:
+        """Return the index of the level; below 0 it is 0, so that rounding to 0 is rounding down."""
+        z = z * multiplier
+        z += bias
+        np.maximum(z, 0, out=z)  # half the time of np.clip, where rows are few
+        np.minimum(z, self.top, out=z)
+        return z.astype(np.uint8)
+
+
+def _product(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply matrices of finite numbers.
+
+    Lanes that a matrix does not fill hold anything, and what BLAS makes of them raises the processor's flag of an
+    invalid operation now and then, of which numpy would warn.
+    """
+    with np.errstate(invalid="ignore"):
+        return left @ right
+
+
+class Stepper:
+    """Walks through the decisions of many rows, one after the other: asks for each, is told, goes on.
+
+    ``for indices in stepper: ...; stepper.tell(decisions)``. The rows may belong to several blocks.
+
+    Parameters
+    ----------
+    model : AutoregressiveModel
+    rows : int
+
+    Attributes
+    ----------
+    decisions : ndarray of uint8, shape (T, rows)
+        What has been told.
+    """
+
+    def __init__(self, model: AutoregressiveModel, rows: int) -> None:
+        t = model.decisions_per_row
+        self.decisions = np.empty((t, rows), np.uint8)
+        self._model, self._floats = model, model.floats
+        self._signs = np.empty((t, rows), np.float32)
+        self._active = np.empty((len(model.degrees), rows), np.float32)
+        self._bits = model.bits
+        self._prefix = np.zeros(rows, np.intp)
+        self._done = 0
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the indices of the levels of each decision in turn, uint8, shape (rows,)."""
+        model, f, signs, active = self._model, self._floats, self._signs, self._active
+        t, bits = model.decisions_per_row, self._bits
+        multiplier, roots = f.multiplier.tolist(), f.bias[:, 0].tolist()
+        # Units that are known before each decision.
+        known = np.searchsorted(model.degrees, np.arange(t), side="right").tolist()
+        units = 0
+        for low in range(0, t, _CHUNK):
+            high = min(low + _CHUNK, t)
+            output = model.output[low:high]
+            # With all that is known, for the whole chunk; then, decision by decision, with what the chunk adds.
+            direct = _float(model.direct[low:high, :high])
+            z = _product(direct[:, :low], signs[:low]).astype(np.float64)
+            f.add_output(z, output, active, units)
+            coming = slice(units, known[high - 1])
+            hidden = _float(model.hidden_weights[coming, :high])
+            sums = _product(hidden[:, :low], signs[:low])
+            for j in range(low, high):
+                if known[j] > units:
+                    new = slice(units - coming.start, known[j] - coming.start)
+                    u = sums[new] + _product(hidden[new, low:j], signs[low:j])
+                    active[units : known[j]] = f.activate(u, slice(units, known[j]))
+                    f.add_output(z[j - low :], output[j - low :], active, known[j], units)
+                    units = known[j]
+                row = z[j - low]
+                if j > low:
+                    row += _product(direct[j - low, low:j], signs[low:j])
+                latent, level = divmod(j, bits)
+                bias = f.bias[latent, (1 << level) - 1 + self._prefix] if level else roots[latent]
+                yield f.quantise(row, multiplier[j], bias)
+
+    def tell(self, decisions: NDArray[np.uint8]) -> None:
+        """Say what the decision just asked for is in every row, uint8, shape (rows,)."""
+        j = self._done
+        self.decisions[j] = decisions
+        signs = self._signs[j]
+        np.multiply(decisions, np.float32(2), out=signs)
+        signs -= 1
+        self._done = j + 1
+        if self._bits > 1:
+            self._prefix = self._prefix * 2 + decisions if (j + 1) % self._bits else np.zeros_like(self._prefix)
+
+
+def _float(weights: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return weights as floats; made when they are needed, for all of them would take four times the memory."""
+    return weights.astype(np.float32)
+
+
+def _check_width(latents: int, alphabet: int) -> None:
+    if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
+        raise FormatError(f"an autoregressive model of {latents:,} latents of {alphabet:,} values makes no sense")
+    if (width := latents * bits_per_symbol(alphabet)) > MAX_DECISIONS:
+        raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {width:,}")

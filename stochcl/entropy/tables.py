@@ -1,0 +1,332 @@
+"""Decoding tables: what an archive is read with, a file of its own, named by the hash of its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.codes import Codes
+from stochcl.entropy.ans import decode_block, encode_block
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
+from stochcl.entropy.vectors import Codebooks, VectorDecoder
+from stochcl.errors import FormatError, ModelMismatch, OutputError, UnsupportedVersion
+from stochcl.files import replacing
+from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
+from stochcl.messages import escape_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+
+MAGIC = b"\x89SCT\r\n\x1a\n"
+VERSION = 1
+
+_HEAD = struct.Struct("<8sHHIII")  # magic, version, sections, latents, alphabet, rungs
+_SECTION = struct.Struct("<16sII")  # kind, bytes, CRC-32
+_TEST_ROWS = 8
+_MAX_HALF = 65504
+_TOLERANCE = 1e-2  # of decoded vectors, whose standardised features have unit variance
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What turns the bytes of an archive into symbols, and symbols into vectors.
+
+    Parameters
+    ----------
+    ladder : tuple of int
+        Prefixes that are codes in themselves, ascending to the full width.
+    entropy : IndependentModel
+        Probabilities of the symbols.
+    decoder : VectorDecoder or None
+        Without one the archive has symbols but no vectors.
+    autoregressive : AutoregressiveModel or None
+        The network that codes are usually coded with.
+
+    Raises
+    ------
+    FormatError
+        If the parts are of different widths.
+    """
+
+    ladder: tuple[int, ...]
+    entropy: IndependentModel
+    decoder: VectorDecoder | None = None
+    autoregressive: AutoregressiveModel | None = None
+
+    def __post_init__(self) -> None:
+        rungs = list(self.ladder)
+        if not rungs or rungs != sorted(set(rungs)) or rungs[0] < 1 or rungs[-1] != self.latents:
+            raise FormatError(f"the ladder {self.ladder} does not ascend to the width, {self.latents} latents")
+        if self.decoder is not None and self.decoder.latents != self.latents:
+            msg = f"the vector decoder takes {self.decoder.latents} latents, the entropy model {self.latents}"
+            raise FormatError(msg)
+        books = None if self.decoder is None else self.decoder.codebooks
+        if books is not None and books.alphabet != self.alphabet:
+            raise FormatError(f"the codebooks are of {books.alphabet} symbols, the entropy model of {self.alphabet}")
+        network = self.autoregressive
+        if network is not None and (network.latents, network.alphabet) != (self.latents, self.alphabet):
+            raise FormatError(
+                f"the network codes {network.latents} latents of {network.alphabet} values, the table {self.latents} "
+                f"of {self.alphabet}"
+            )
+
+    @property
+    def latents(self) -> int:
+        """D, the full width."""
+        return self.entropy.latents
+
+    @property
+    def alphabet(self) -> int:
+        """K, the number of values of a latent."""
+        return self.entropy.alphabet
+
+    def candidates(self, latents: int, selection: Sequence[int] | None = None) -> list[Candidate]:
+        """Return the entropy models that codes of the first latents, or of selected ones, may be coded with.
+
+        Independent symbols come first. A network has no probabilities for latents without those before them.
+        """
+        if selection is not None:
+            return [Candidate(self.entropy.select(selection), INDEPENDENT)]
+        found = [Candidate(self.entropy.prefix(latents), INDEPENDENT)]
+        if self.autoregressive is not None:
+            found.append(Candidate(self.autoregressive.prefix(latents), NETWORK))
+        return found
+
+    @cached_property
+    def data(self) -> bytes:
+        """The bytes of the tables, with a self-test that :meth:`from_bytes` repeats."""
+        sections = [(self.entropy.kind, self.entropy.to_bytes())]
+        if self.autoregressive is not None:
+            sections.append((self.autoregressive.kind, self.autoregressive.to_bytes()))
+        if self.decoder is not None:
+            if self.decoder.codebooks is not None:
+                sections.append((self.decoder.codebooks.kind, self.decoder.codebooks.to_bytes()))
+            sections.append((self.decoder.kind, self.decoder.to_bytes()))
+        sections.append(("self-test", self._self_test()))
+        head = _HEAD.pack(MAGIC, VERSION, len(sections), self.latents, self.alphabet, len(self.ladder))
+        head += struct.pack(f"<{len(self.ladder)}I", *self.ladder)
+        parts = [head, struct.pack("<I", crc(head))]
+        for kind, data in sections:
+            parts += [_SECTION.pack(kind.encode(), len(data), crc(data)), data]
+        return b"".join(parts)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The tables' name: the hash of their bytes, in hex."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Tables:
+        """Read what ``data`` holds, and run its self-test.
+
+        Raises
+        ------
+        FormatError
+            If it is not that, or decodes its own test otherwise than the machine that wrote it.
+        """
+        unpack(_HEAD, data, 0, "the head of the tables")
+        magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
+        if magic != MAGIC:
+            raise FormatError(f"these are not decoding tables: they begin with {magic.hex(' ')}")
+        if version != VERSION:
+            msg = f"these decoding tables have version {version}, and this program reads {VERSION}; update stochcl"
+            raise UnsupportedVersion(msg)
+        check_limit(rungs, latents, "the number of a ladder's rungs")
+        end = _HEAD.size + 4 * rungs
+        layout = struct.Struct(f"<{rungs}II")
+        *ladder, expected = unpack(layout, data, _HEAD.size, "the ladder")
+        check_crc(expected, "the head of the tables", data[:end])
+        sections = _sections(data, end + 4, count)
+        if unknown := set(sections) - {"independent", "autoregressive", "codebooks", "mlp", "self-test"}:
+            msg = f"the decoding tables have sections that this program does not know ({escape_name(min(unknown))})"
+            raise UnsupportedVersion(f"{msg}; update stochcl")
+        if "independent" not in sections:
+            raise FormatError("the decoding tables have no entropy model")
+        if "codebooks" in sections and "mlp" not in sections:
+            raise FormatError("the decoding tables have codebooks, and no vector decoder that takes them")
+        books = Codebooks.from_bytes(sections["codebooks"]) if "codebooks" in sections else None
+        decoder = VectorDecoder.from_bytes(sections["mlp"], books) if "mlp" in sections else None
+        network = sections.get("autoregressive")
+        tables = cls(
+            tuple(ladder),
+            IndependentModel.from_bytes(sections["independent"]),
+            decoder,
+            None if network is None else AutoregressiveModel.from_bytes(network),
+        )
+        if (tables.latents, tables.alphabet) != (latents, alphabet):
+            raise FormatError("the tables' head and their entropy model disagree")
+        tables._check(sections.get("self-test", b""))
+        tables.__dict__["data"] = bytes(data)  # keeps the name what it was, whoever wrote the bytes
+        return tables
+
+    def _test_rows(self) -> Codes:
+        """Rows that visit common and rare symbols alike; a fixed formula, so that they need not be stored."""
+        i = np.arange(_TEST_ROWS, dtype=np.uint64)[:, None] * 1_000_003
+        j = np.arange(self.latents, dtype=np.uint64)[None, :] * 40_503
+        return Codes.from_symbols(((i + j + 12_345) * 2_654_435_761 >> 15) % self.alphabet, alphabet=self.alphabet)
+
+    def _self_test(self) -> bytes:
+        # Summed in double precision and kept in half, the vectors are the same bytes whatever processor made them.
+        vectors = self._test_vectors(np.float64).astype("<f2")
+        parts = [struct.pack("<I", len(w)) + w.astype("<u4").tobytes() for w in self._test_words()]
+        return b"".join([*parts, vectors.tobytes()])
+
+    def _test_words(self) -> list[NDArray[np.uint32]]:
+        codes = self._test_rows()
+        return [encode_block(codes, candidate.model) for candidate in self.candidates(self.latents)]
+
+    def _test_vectors(self, dtype: type[np.float32] | type[np.float64]) -> NDArray[np.floating]:
+        if self.decoder is None:
+            return np.empty(0, dtype)
+        return np.clip(self.decoder.decode(self._test_rows().symbols(), dtype), -_MAX_HALF, _MAX_HALF).reshape(-1)
+
+    def _check(self, stored: bytes) -> None:
+        at, streams, expected_streams = 0, [], self._test_words()
+        for _ in expected_streams:
+            (count,) = unpack(struct.Struct("<I"), stored, at, "the self-test")
+            if len(stored) < at + 4 + 4 * count:
+                raise FormatError("the self-test of the tables ends too early")
+            streams.append(np.frombuffer(stored, "<u4", count, at + 4).astype(np.uint32))
+            at += 4 + 4 * count
+        if len(stored) % 2:
+            raise FormatError("the self-test of the tables ends too early")
+        vectors = np.frombuffer(stored[at:], "<f2").astype(np.float32)
+        expected = self._test_vectors(np.float32)
+        # A network's stream is not decoded here, which for a wide code takes longer than the block that is wanted;
+        # its probabilities come from the same integers in both directions.
+        agrees = (
+            all(map(np.array_equal, expected_streams, streams))
+            and np.array_equal(decode_block(streams[0], _TEST_ROWS, self.entropy), self._test_rows().packed)
+            and len(vectors) == len(expected)
+            and np.allclose(vectors, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
+        )
+        if not agrees:
+            msg = "the tables' self-test fails: this machine would decode other codes than the one that wrote them"
+            raise FormatError(msg)
+
+
+def _sections(data: bytes, start: int, count: int) -> dict[str, bytes]:
+    sections = {}
+    for _ in range(count):
+        kind, size, expected = _SECTION.unpack_from(_slice(data, start, _SECTION.size))
+        start += _SECTION.size
+        content = _slice(data, start, size)
+        start += size
+        name = kind.rstrip(b"\0").decode("ascii", "replace")
+        check_crc(expected, f"the {name} section of the tables", content)
+        if name in sections:
+            raise FormatError(f"the tables have two sections called {name}")
+        sections[name] = content
+    if start != len(data):
+        raise FormatError(f"{len(data) - start:,} bytes follow the tables' last section")
+    return sections
+
+
+def _slice(data: bytes, start: int, size: int) -> bytes:
+    if len(data) < start + size:
+        raise FormatError("the tables end too early")
+    return data[start : start + size]
+
+
+def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
+    """Write tables into a folder under their own name, and return the path.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    path = Path(folder, f"{tables.sha256}.tables")
+    try:
+        with replacing(path) as file:
+            file.write(tables.data)
+    except OSError as exc:
+        raise OutputError(
+            f"{escape_name(path)}: the tables cannot be written: {(exc.strerror or str(exc)).lower()}."
+        ) from exc
+    return path
+
+
+def keep_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path | None:
+    """Write tables into a folder, unless they will be found without; return the path, if they were written.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    try:
+        find_tables(tables.sha256)
+    except ModelMismatch:
+        return save_tables(tables, folder)
+    return None
+
+
+def find_tables(sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = ()) -> Tables:
+    """Return the tables of this name.
+
+    Parameters
+    ----------
+    sha256 : str
+        Their name, in hex.
+    extra : iterable of Tables or path-like
+        Looked at first; then the tables that come with the package, then the folders of ``$STOCHCL_MODELS``.
+
+    Raises
+    ------
+    ModelMismatch
+        If they are nowhere; the message says where they can be put.
+    FormatError
+        If they are damaged.
+    """
+    for known in extra:
+        if isinstance(known, Tables):
+            if known.sha256 == sha256:
+                return known
+        elif (found := _read(Path(known), sha256)) is not None:
+            return found
+    packaged = resources.files("stochcl").joinpath("tables", f"{sha256}.tables")
+    if packaged.is_file():
+        return _parse(packaged.read_bytes(), sha256, f"stochcl/tables/{sha256}.tables")
+    for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep):
+        if folder and (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
+            return found
+    msg = (
+        f"the decoding tables {sha256[:16]}... are neither in the archive nor in this version of stochcl; put "
+        f"{sha256}.tables into a folder and name that folder in $STOCHCL_MODELS"
+    )
+    raise ModelMismatch(msg)
+
+
+def _read(path: Path, sha256: str) -> Tables | None:
+    try:
+        if path.stat().st_size > MAX_TABLES:
+            return None
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return None
+    return _parse(data, sha256, escape_name(path))
+
+
+def _parse(data: bytes, sha256: str, where: str) -> Tables:
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
+    try:
+        return Tables.from_bytes(data)
+    except FormatError as exc:
+        raise type(exc)(f"{where}: {exc}") from exc

@@ -1,0 +1,310 @@
+"""Bytes only: fixed little-endian structures, varints, checksums, strings; no codes, no models."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+
+MAGIC = b"\x89SCL\r\n\x1a\n"
+"""First eight bytes of an archive: high bit, line ends and control-Z show what a text transfer did to it."""
+
+END_MAGIC = b"SCL\x89END\n"
+"""Last eight bytes of a complete archive."""
+
+VERSION = 1
+"""What an archive is written as that needs no later one."""
+
+BYTES = 2
+"""What an archive is written as whose rows have a byte of uncertainty each, deflated."""
+
+VERSIONS = (VERSION, BYTES)
+"""What is read."""
+
+PROLOGUE = struct.Struct("<8sHHII")
+"""Magic, version, reserved (0), bytes of the header, CRC-32 of the fields before it and the header."""
+
+CHUNK = struct.Struct("<4sQ")
+"""Kind and payload bytes of what follows the header: ``TABL``, ``FITT``, ``SEGM`` or ``INDX``."""
+
+HEAD = struct.Struct("<II")
+"""Before a segment's head: its bytes and CRC-32, so that a segment can be found sound without the index."""
+
+SEGMENT = struct.Struct("<IIIBxHIIIIIIII")
+"""Rows, rows a block, blocks, kind of entropy model, number of the fitted model; then bytes and CRC-32 of table,
+names, labels, entropy.
+"""
+
+BLOCK = struct.Struct("<III")
+"""Rows, 32-bit words, CRC-32 of the words; the CRC-32 of the packed rows is in the segment's head."""
+
+INDEX = struct.Struct("<QQQQIIII")
+"""Rows, source bytes, offset and bytes of the tables chunk (0, 0 without), segments, bytes of the skipped, fitted
+models, retired parts.
+"""
+
+FITTED = struct.Struct("<QQ")
+"""Of one fitted model: offset and bytes of its chunk."""
+
+RETIRED = struct.Struct("<QQI")
+"""Of one part of the file that an append has left behind, an earlier index and trailer: offset, bytes, CRC-32."""
+
+ENTRY = struct.Struct("<QQI")
+"""Of one segment: offset, bytes of its chunk, bytes of the head that follows."""
+
+TRAILER = struct.Struct("<QQII8s")
+"""Offset and bytes of the index chunk, CRC-32 of it, CRC-32 of the header as in the prologue, closing magic."""
+
+MAX_HEADER = 1 << 20
+MAX_INPUT = 1 << 48
+MAX_TABLES = 1 << 28
+MAX_TABLE = 1 << 26
+MAX_FITTED = 1 << 16
+MAX_RETIRED = 1 << 20
+MAX_SEGMENT_ROWS = 1 << 18
+MAX_BLOCK_DECISIONS = 1 << 22
+MAX_BLOCK_VALUES = 1 << 23
+MAX_ROWS = 1 << 40
+MAX_SEGMENTS = 1 << 24
+MAX_TEXT = 1 << 24
+MAX_INFLATED_TEXT = 1 << 23
+"""Bounds on what a file may claim; beyond them it is refused before any memory is taken.
+
+A segment's rows and texts are bounded because kilobytes of a forged file inflate to all that is allowed: a text is
+an object of 50 bytes, however short it is.
+"""
+
+
+_MANY = 64
+"""So many numbers are read faster by numpy."""
+
+
+def crc(*parts: bytes | memoryview) -> int:
+    """Return the CRC-32 (that of zlib and PNG) of the parts, one after the other."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return value
+
+
+def check_crc(expected: int, what: str, *parts: bytes | memoryview) -> None:
+    """Raise ChecksumMismatch unless the parts have this CRC-32."""
+    found = crc(*parts)
+    if found != expected:
+        raise ChecksumMismatch(f"{what} is damaged: its checksum is {found:08x}, not {expected:08x}")
+
+
+def check_limit(value: int, limit: int, what: str) -> int:
+    """Return ``value``; raise LimitExceeded if it is more than ``limit``."""
+    if value > limit:
+        raise LimitExceeded(f"{what} is {value:,}, and more than {limit:,} is not allowed")
+    return value
+
+
+def pack_varints(values: Iterable[int]) -> bytes:
+    """Write non-negative integers, seven bits a byte, lowest first, the high bit set on all but the last.
+
+    Examples
+    --------
+    >>> pack_varints([1, 300]).hex()
+    '01ac02'
+    """
+    out = bytearray()
+    for number in values:
+        value = number
+        while value > 0x7F:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+    return bytes(out)
+
+
+def unpack_varints(data: bytes, count: int, start: int = 0) -> tuple[list[int], int]:
+    """Read ``count`` varints from ``start`` on; return them and where they end.
+
+    Raises
+    ------
+    Truncated
+        If the data ends within them.
+    FormatError
+        If one has more than 63 bits, or more bytes than it needs.
+    """
+    if count >= _MANY and (found := _unpack_many(data, count, start)) is not None:
+        return found
+    values = []
+    position = start
+    for _ in range(count):
+        value = shift = 0
+        while True:
+            if position >= len(data):
+                raise Truncated("a list of numbers ends too early")
+            byte = data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if not byte and shift:
+                    raise FormatError("a number is written with more bytes than it needs")
+                break
+            shift += 7
+            if shift > 56:
+                raise FormatError("a number has more than 63 bits")
+        values.append(value)
+    return values, position
+
+
+def _unpack_many(data: bytes, count: int, start: int) -> tuple[list[int], int] | None:
+    """Read varints all at once, in a fifth of the time; None if one is wrong, which is then found one by one."""
+    if len(data) < start + count:
+        return None
+    window = np.frombuffer(data, np.uint8, min(len(data) - start, 9 * count), start)
+    ends = np.flatnonzero(window < 0x80)[:count]
+    if len(ends) < count:
+        return None
+    sizes = np.diff(ends, prepend=-1)
+    if sizes.max() > 9 or (window[ends[sizes > 1]] == 0).any():
+        return None
+    values = window[ends].astype(np.int64)
+    for place in range(1, int(sizes.max())):  # from the last byte, which is the highest, to the first
+        longer = np.flatnonzero(sizes > place)
+        values[longer] = values[longer] << 7 | (window[ends[longer] - place] & 0x7F)
+    return values.tolist(), start + int(ends[-1]) + 1
+
+
+def unpack(layout: struct.Struct, data: bytes, offset: int, what: str) -> tuple[int, ...]:
+    """Read a structure at an offset; raise Truncated if the data ends within it."""
+    if offset < 0 or len(data) < offset + layout.size:
+        raise Truncated(f"{what} ends too early: {len(data) - offset:,} bytes of {layout.size}")
+    return layout.unpack_from(data, offset)
+
+
+def pack_texts(texts: Sequence[str]) -> bytes:
+    """Write strings compactly: what each shares with the one before, and the rest, deflated.
+
+    The layout is a varint, the length of what was deflated, then the deflated bytes: for every string the bytes
+    that it shares with its predecessor, then for every string the bytes that it adds, both as varints, then the
+    added bytes. Strings are UTF-8, with surrogate escapes for bytes that are not.
+
+    Raises
+    ------
+    LimitExceeded
+        If they are longer altogether than a file may hold.
+    """
+    shared, added, rest = [], [], bytearray()
+    before = b""
+    for text in texts:
+        data = text.encode("utf-8", "surrogateescape")
+        same = _common(before, data)
+        shared.append(same)
+        added.append(len(data) - same)
+        rest += data[same:]
+        before = data
+    check_limit(sum(shared) + len(rest), MAX_TEXT, "the length of all texts")
+    raw = pack_varints(shared) + pack_varints(added) + bytes(rest)
+    check_limit(len(raw), MAX_INFLATED_TEXT, "the length of all texts, each without what it shares,")
+    return pack_varints([len(raw)]) + zlib.compress(raw, 9)
+
+
+def _common(a: bytes, b: bytes) -> int:
+    """Return how many bytes two strings share at their beginning."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def unpack_texts(data: bytes, count: int, what: str) -> tuple[str, ...]:
+    """Read ``count`` strings that :func:`pack_texts` wrote.
+
+    Raises
+    ------
+    FormatError
+        If they are not that.
+    """
+    (length,), start = unpack_varints(data, 1)
+    check_limit(length, MAX_INFLATED_TEXT, f"the length of {what}, each without what it shares,")
+    raw = inflate(data[start:], length, what)
+    shared, position = unpack_varints(raw, count)
+    added, position = unpack_varints(raw, count, position)
+    if position + sum(added) != len(raw):
+        raise FormatError(f"{what} have {len(raw) - position:,} bytes, not {sum(added):,}")
+    check_limit(sum(shared) + sum(added), MAX_TEXT, f"the length of {what}")
+    texts = []
+    before = b""
+    for same, more in zip(shared, added, strict=True):
+        if same > len(before):
+            raise FormatError(f"{what}: one shares {same} bytes with a predecessor of {len(before)}")
+        before = before[:same] + raw[position : position + more]
+        position += more
+        texts.append(before.decode("utf-8", "surrogateescape"))
+    return tuple(texts)
+
+
+def inflate(data: bytes, length: int, what: str) -> bytes:
+    """Inflate to exactly ``length`` bytes, never more.
+
+    Raises
+    ------
+    FormatError
+        If the data is not deflated or inflates to another length.
+    """
+    raw = inflate_any(data, length, what)
+    if len(raw) != length:
+        raise FormatError(f"{what} inflate to {len(raw):,} bytes, not {length:,}")
+    return raw
+
+
+def inflate_pieces(data: bytes, limit: int, size: int, what: str) -> Iterator[bytes]:
+    """Inflate a piece of at most so many bytes at a time, and refuse more than ``limit`` altogether.
+
+    Raises
+    ------
+    FormatError
+        If the data is not deflated; LimitExceeded if there is more of it.
+    """
+    inflater, done, at, given = zlib.decompressobj(), 0, 0, b""
+    while not inflater.eof and (given or at < len(data)):
+        if not given:
+            given, at = data[at : at + size], at + size
+        try:
+            piece = inflater.decompress(given, size)
+        except zlib.error as exc:
+            raise FormatError(f"{what} cannot be inflated: {exc}") from exc
+        given = inflater.unconsumed_tail
+        done += len(piece)
+        check_limit(done, limit, f"the size of {what}")
+        yield piece
+    if not inflater.eof or inflater.unused_data or at < len(data):
+        raise FormatError(f"{what} do not end where they should")
+
+
+def inflate_any(data: bytes, limit: int, what: str) -> bytes:
+    """Inflate to however many bytes there are, but refuse more than ``limit``.
+
+    Raises
+    ------
+    FormatError
+        If the data is not deflated; LimitExceeded if there is more of it.
+    """
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(data, limit + 1)
+    except zlib.error as exc:
+        raise FormatError(f"{what} cannot be inflated: {exc}") from exc
+    check_limit(len(raw), limit, f"the size of {what}")
+    if not inflater.eof or inflater.unused_data:
+        raise FormatError(f"{what} do not end where they should")
+    return raw

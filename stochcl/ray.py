@@ -1,0 +1,314 @@
+"""Compressing to a folder of shards, in this process or on a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stochcl import errors
+from stochcl.api.codec import Codec
+from stochcl.api.compress import CompressOptions, listing
+from stochcl.api.shards import Piece, compress_to_folder, make_shard, open_of, open_piece, pieces_of
+from stochcl.compress.sharded import Shard
+from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
+from stochcl.messages import escape_name, os_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from stochcl.api.shards import Made, Plan, Run, ShardSource
+    from stochcl.api.summary import Report
+    from stochcl.data import ImageSource
+
+
+ENGINES = ("local", "ray")
+
+
+def compress_folder(
+    codec: Codec,
+    source: Any,
+    folder: Any,
+    *,
+    model: str,
+    engine: str = "local",
+    address: str | None = None,
+    shard_images: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
+) -> Report:
+    """Compress a source to a folder of shards, see :func:`stochcl.api.shards.compress_to_folder`.
+
+    Parameters
+    ----------
+    codec : Codec
+    source : path-like, or sequence of them
+    folder : path-like
+    model : str
+        What ``codec`` was loaded from; with Ray, every worker loads it from there.
+    engine : str
+        ``local``: in this process. ``ray``: by Ray Data, on this machine's cores or on a cluster.
+    address : str, optional
+        Of the Ray cluster; by default what ``RAY_ADDRESS`` names, else one on this machine is started and stopped.
+    shard_images : int, optional
+    workers : int, optional
+        ``local``: threads that decode. ``ray``: processes with a model each; by default one a core, or one a GPU
+        where the model runs on those.
+    progress : callable
+    **options
+        Fields of :class:`~stochcl.api.compress.CompressOptions`.
+
+    Raises
+    ------
+    MissingExtraError
+        If Ray is not installed.
+    SourceError, ImageError, OutputError, UsageError
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}.")
+    if address is not None and engine != "ray":
+        raise UsageError("--address is that of a Ray cluster; give it with --engine ray.")
+    sources = _paths(source)
+    if not isinstance(folder, str | Path):
+        raise UsageError("shards go to a folder, not to standard output; give -o a name.")
+    asked = CompressOptions(**options, workers=workers)
+    run: Run | None = None
+    if engine == "ray":
+        need_ray()
+        if workers is not None and workers < 1:
+            raise UsageError(f"--workers {workers} counts processes; Ray needs at least one.")
+        run = partial(run_on_ray, address=address, workers=workers)
+        asked = replace(asked, workers=1)
+    # Ray tells of workers that died on standard output, which is for results.
+    with redirect_stdout(sys.stderr) if engine == "ray" else nullcontext():
+        return compress_to_folder(
+            codec, sources, folder, asked, model=model, shard_images=shard_images, run=run, progress=progress
+        )
+
+
+def _paths(source: Any) -> Sequence[str | Path]:
+    """Return paths; what is not one cannot be opened by a worker."""
+    given = [source] if isinstance(source, str | Path) else source
+    if not isinstance(given, list | tuple) or not all(isinstance(path, str | Path) for path in given):
+        raise UsageError(
+            "shards are made of sources that every worker can open by name: a folder, .zip, .tar or .npy; not of "
+            "standard input or a list of files."
+        )
+    for path in given:
+        if str(path) == "-":
+            raise UsageError(f"{escape_name(path)}: standard input cannot be read by several workers; give a file.")
+    return given
+
+
+MOST_TRIES = 5
+"""Workers that a shard may lose before it is given up; a machine that leaves takes one from each of its shards."""
+
+
+def need_ray() -> None:
+    """Raise MissingExtraError where Ray is not installed."""
+    if find_spec("ray") is None or find_spec("pyarrow") is None:
+        raise MissingExtraError("--engine ray needs Ray; install it with: pip install 'stochcl[ray]'.")
+
+
+class ShardWorker:
+    """One of the pool: loads the model when its first shard comes, and makes one shard after the other.
+
+    An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
+
+    Parameters
+    ----------
+    plan : Plan
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._codec: Codec | None = None
+        self._source: ShardSource | None = None
+        self._held: dict[str, ImageSource] = {}  # the sources of the last piece
+
+    def _ready(self) -> Codec:
+        if self._codec is None:
+            plan = self._plan
+            codec = Codec(plan.model, device=plan.device, precision=plan.precision)
+            if codec.model.sha256 != plan.facts["model"]:
+                raise UsageError(
+                    f"{escape_name(plan.model)}: a worker finds another model there; give it the same file."
+                )
+            self._codec = codec
+        return self._codec
+
+    def _listed(self, codec: Codec) -> ShardSource:
+        """Return the whole source, the same as the command saw."""
+        if self._source is None:
+            source = open_of(self._plan.sources, codec)
+            if listing(source) != self._plan.facts["source"]:
+                raise SourceError(
+                    f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let "
+                    "all machines see the same files, and change none of them meanwhile."
+                )
+            self._source = source
+        return self._source
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make the shards of the numbers in a batch, from pieces (JSON) or the whole source; the answer is JSON."""
+        pieces = batch.get("piece", [""] * len(batch["number"]))
+        answers = [self._answer(int(n), str(piece)) for n, piece in zip(batch["number"], pieces, strict=True)]
+        return {"number": batch["number"], "made": answers}
+
+    def _answer(self, number: int, piece: str) -> str:
+        try:
+            count_try(self._plan, number)
+            shard, skipped = self.make(number, Piece.from_json(piece) if piece else None)
+        except StochclError as exc:
+            return json.dumps({"error": type(exc).__name__, "message": str(exc)})
+        return json.dumps({"shard": vars(shard), "skipped": skipped})
+
+    def make(self, number: int, piece: Piece | None = None) -> Made:
+        """Make the shard of this number."""
+        codec = self._ready()
+        if piece is None:
+            source: ShardSource = self._listed(codec)
+            return make_shard(self._plan, number, codec, source)
+        part = open_piece(piece, self._held)
+        return make_shard(self._plan, number, codec, part, part=part)
+
+
+def count_try(plan: Plan, number: int) -> None:
+    """Take down, where it outlives this process, that a shard is begun; refuse one that keeps killing who begins it.
+
+    Ray would have it tried again without end.
+
+    Raises
+    ------
+    SourceError
+        If it was begun so often before in this run, and whoever did is gone.
+    """
+    path = plan.work("tries") / plan.file(number).stem
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            tries = file.tell()
+            file.write(b".")
+    except OSError as exc:
+        raise OutputError(f"{escape_name(path)}: it cannot be written: {os_reason(exc)}.") from exc
+    if tries >= MOST_TRIES:
+        rows = plan.rows(number)
+        raise SourceError(
+            f"{escape_name(plan.file(number))}: {tries} workers died, one after the other, making this shard of images "
+            f"{rows.start:,} to {rows.stop - 1:,}: one of them may take more memory than there is, or crash its "
+            "decoder. Take fewer --workers, or find it with --engine local; shards that are complete are kept."
+        )
+
+
+def run_on_ray(
+    plan: Plan, numbers: list[int], codec: Codec, source: ShardSource, *, address: str | None, workers: int | None
+) -> Iterator[tuple[int, Made]]:
+    """Make shards on a cluster, and yield each when it is done, in whatever order.
+
+    A worker that dies, or its machine, loses the shard that it was at; Ray Data has another make it anew, until it
+    has cost :data:`MOST_TRIES`.
+
+    Raises
+    ------
+    StochclError
+        What a worker raised.
+    UsageError
+        If there is no such cluster, or Ray gives up.
+    """
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with _connected(address):
+        pool, resources = _pool(codec, len(numbers), workers)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        pieces = pieces_of(source, ((number, plan.rows(number)) for number in numbers))
+        items = [
+            {"number": number, "piece": "" if piece is None else piece.to_json()}
+            for number, piece in zip(numbers, pieces, strict=True)
+        ]
+        data = ray.data.from_items(items, override_num_blocks=len(numbers))
+        made = data.map_batches(
+            ShardWorker,
+            fn_constructor_kwargs={"plan": plan},
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=pool),
+            **resources,
+        )
+        try:
+            for row in made.iter_rows():
+                yield int(row["number"]), _read(row["made"])
+        except ray.exceptions.RayError as exc:
+            reason = escape_name(str(exc).strip().splitlines()[-1])
+            raise UsageError(
+                f"Ray gave up ({reason}); the shards that are complete are kept: repeat the command to go on."
+            ) from exc
+
+
+def _read(answer: str) -> Made:
+    """Return what a worker made, or raise what it raised."""
+    values = json.loads(answer)
+    if "error" in values:
+        kind = getattr(errors, values["error"], StochclError)
+        raise kind(values["message"])
+    return Shard(**values["shard"]), [(name, reason) for name, reason in values["skipped"]]
+
+
+def _pool(codec: Codec, shards: int, workers: int | None) -> tuple[int, dict[str, Any]]:
+    """Return how many workers there are, and what each takes of the cluster."""
+    import ray
+
+    there = ray.cluster_resources()
+    cores, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
+    if codec.device.type == "cuda":
+        if not gpus:
+            raise UsageError("the cluster has no GPU; pass --device cpu.")
+        size = min(workers or gpus, gpus, shards)
+        return size, {"num_gpus": 1, "num_cpus": max(1, cores // max(1, gpus))}
+    return max(1, min(workers or cores, cores, shards)), {"num_cpus": 1}
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Join a cluster, or start one on this machine for as long as it is needed; leave alone one that is joined."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes would speak on standard error
+    # Without an address Ray would join whatever was started on this machine last, or wait for what is there no more.
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        _knock(where)
+        ray.init(address=where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
+    except (ValueError, RuntimeError, OSError) as exc:
+        what = "none could be started on this machine" if where == "local" else f"there is none at {where}"
+        reason = escape_name(str(exc).strip().rstrip("."))
+        raise UsageError(
+            f"Ray has no cluster: {what} ({reason}). One to be joined has to be up, of this version of Ray, and its "
+            "token, if it has one, set for this process, too."
+        ) from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nothing listens, for which Ray waits for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -1,0 +1,443 @@
+"""Estimators that encode: embeddings to codes, and images, or the names of an archive's rows, to codes.
+
+>>> from stochcl.sklearn import CodesTransformer, EmbeddingCoder
+>>> CodesTransformer(archive="codes.bin", output="vectors")
+CodesTransformer(archive='codes.bin', output='vectors')
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from stochcl.data import sample_rows
+from stochcl.errors import ModelMismatch, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from stochcl.api.codec import Codec
+
+    Paths = Sequence[str | os.PathLike[str]] | NDArray[Any]
+
+__all__ = ["CodesTransformer", "EmbeddingCoder"]
+
+OUTPUTS = ("symbols", "vectors")
+_ROWS = 1 << 16  # encoded at a time
+_FLOATS = [np.float64, np.float32, np.float16]
+
+
+class EmbeddingCoder(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
+    """Learns a short discrete code of embeddings, and a decoder from codes to vectors.
+
+    What is fitted is a model of vectors, the same as ``stochcl train vectors.npy`` makes: :meth:`save` writes it,
+    and ``stochcl compress -m`` takes it. Rows are drawn evenly from those given, 200,000 at most.
+
+    Parameters
+    ----------
+    latents : int, optional
+        D, the number of latents of a code. What is None of it, of posterior and of alphabet is chosen by the rate, as
+        ``stochcl train`` does.
+    rate : float, optional
+        Bits that a row's code is to take in a file; without it, codes keep what helps to give the vector back.
+    output : str
+        What :meth:`transform` returns: ``symbols``, integers of shape (N, D); or ``vectors``, what they decode to,
+        float32 of shape (N, W), which a linear model on top makes more of.
+    kept : int, optional
+        Latents that :meth:`transform` keeps, the first so many; all by default.
+    objective : str
+        ``nt-xent`` keeps what tells one row from another, for classifiers; ``reconstruct`` keeps distances.
+    posterior : str, optional
+        Family of the latents: bernoulli, categorical or gaussian.
+    alphabet : int, optional
+        Values of a latent; 2 for bernoulli.
+    steps : int
+        Of training.
+    max_time : float, optional
+        Seconds that training may take.
+    entropy : str
+        ``autoregressive`` fits a network that makes files small; ``independent`` is faster, where no file is written.
+    random_state : int, RandomState instance or None
+        Of the rows that are drawn and of training.
+
+    Attributes
+    ----------
+    latents_, alphabet_ : int
+        Of the code.
+    model_ : bytes
+        The model's file.
+    rate_ : float
+        Bits of a row's code, measured on rows that were held out (of few rows, on those that it was trained on).
+    record_ : dict
+        How it was trained.
+    n_features_in_ : int
+        W.
+    feature_names_in_ : ndarray of str
+        Where the input has column names, all of them text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(100, 6))
+    >>> coder = EmbeddingCoder(latents=8, steps=5, random_state=0).fit(x)
+    >>> coder.transform(x).max() <= 1
+    np.True_
+    """
+
+    def __init__(
+        self,
+        latents: int | None = None,
+        *,
+        rate: float | None = None,
+        output: str = "symbols",
+        kept: int | None = None,
+        objective: str = "nt-xent",
+        posterior: str | None = None,
+        alphabet: int | None = None,
+        steps: int = 3000,
+        max_time: float | None = None,
+        entropy: str = "autoregressive",
+        random_state: Any = None,
+    ) -> None:
+        self.latents = latents
+        self.rate = rate
+        self.output = output
+        self.kept = kept
+        self.objective = objective
+        self.posterior = posterior
+        self.alphabet = alphabet
+        self.steps = steps
+        self.max_time = max_time
+        self.entropy = entropy
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Train on rows, shape (N, W), finite; ``y`` is ignored.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two rows, or some are not finite.
+        UsageError
+            If a parameter makes no sense.
+
+        Warns
+        -----
+        UserWarning
+            If the codes take more or less than the rate that was asked for, by more than 5 %.
+        """
+        from stochcl.api.train import code_shape, rate_warnings, to_bytes, train_head
+
+        self._check()
+        rows: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2)
+        shape = code_shape(self.latents, self.rate, self.posterior, self.alphabet)
+        self.latents_, self.alphabet_ = shape["latents"], shape["alphabet"]
+        self._check()
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        train, held = sample_rows(rows, seed=seed)
+        encoder, self.record_ = train_head(
+            train,
+            held,
+            latents=shape.pop("latents"),
+            config=shape,
+            rate=self.rate,
+            objective=self.objective,
+            steps=self.steps,
+            max_time=self.max_time,
+            entropy=self.entropy,
+            seed=seed,
+        )
+        self.model_ = to_bytes(encoder, self.record_)
+        self.rate_ = float(self.record_["latents"]["rate"])
+        for missed in rate_warnings(self.record_):
+            warnings.warn(missed.removeprefix("warning: "), UserWarning, stacklevel=2)
+        return self
+
+    def _check(self) -> None:
+        """Refuse what training would not notice, before it."""
+        if self.output not in OUTPUTS:
+            raise UsageError(f"output is {' or '.join(OUTPUTS)}, not {self.output!r}.")
+        most = int(getattr(self, "latents_", self.latents or 4096))
+        if self.kept is not None and not 1 <= self.kept <= most:
+            raise UsageError(f"kept is 1 to {most:,} latents, not {self.kept}.")
+
+    def transform(self, X: ArrayLike) -> NDArray[Any]:
+        """Encode rows.
+
+        Returns
+        -------
+        ndarray
+            Symbols, uint8 or uint16, shape (N, D); or decoded vectors, float32, shape (N, W), as ``output`` says.
+        """
+        check_is_fitted(self)
+        self._check()
+        rows: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, reset=False)
+        codec = self.codec()
+        decoder = codec.tables.decoder if self.output == "vectors" else None
+        parts = []
+        for start in range(0, len(rows), _ROWS):
+            symbols = codec.encode(rows[start : start + _ROWS], latents=self.kept).symbols()
+            parts.append(symbols if decoder is None else _vectors(decoder, symbols))
+        return np.concatenate(parts)
+
+    def inverse_transform(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Decode what :meth:`transform` returned to vectors, float32, shape (N, W).
+
+        Raises
+        ------
+        ValueError
+            If it has another width, or holds numbers that are no symbols.
+        """
+        check_is_fitted(self)
+        if self.output == "vectors":
+            vectors: NDArray[np.float32] = check_array(X, dtype=np.float32)
+            self._check_width(vectors.shape[1])
+            return vectors
+        symbols = check_array(X, dtype=None)
+        self._check_width(symbols.shape[1])
+        values = symbols.astype(np.int64)
+        if (values != symbols).any() or values.min() < 0 or values.max() >= self.alphabet_:
+            msg = f"symbols are integers of 0 to {self.alphabet_ - 1}, as transform returns them"
+            raise ValueError(msg)
+        decoder = self.codec().tables.decoder
+        if decoder is None:
+            msg = "this model has no decoder"
+            raise ValueError(msg)
+        return _vectors(decoder, values)
+
+    def _check_width(self, width: int) -> None:
+        if width != self._n_features_out:
+            msg = f"transform returns {self._n_features_out} columns, and this has {width}"
+            raise ValueError(msg)
+
+    def codec(self) -> Codec:
+        """Return the codec of the fitted model, which writes files, as ``compress("vectors.npy", "codes.bin")``."""
+        from stochcl.api.train import codec_of
+
+        check_is_fitted(self)
+        return codec_of(self.model_)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to a file, for ``stochcl compress -m``.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        from stochcl.api.train import write_head
+
+        check_is_fitted(self)
+        write_head(self.model_, path)
+
+    @property
+    def _n_features_out(self) -> int:
+        if self.output == "vectors":
+            return int(self.n_features_in_)
+        return self.latents_ if self.kept is None else self.kept
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # symbols are integers, and vectors float32
+        return tags
+
+
+def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Return decoded vectors that are the same in whatever order rows come, and however many there are.
+
+    Sums in single precision depend on both, on some processors; rounding a sum in double precision hides it.
+    """
+    vectors: NDArray[np.float32] = decoder.decode(symbols, np.float64).astype(np.float32)
+    return vectors
+
+
+class CodesTransformer(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
+    """Encodes images by their paths with a model, or looks their codes up by name in an archive, without torch.
+
+    Nothing is learnt: ``fit`` takes down which model it is and how wide its codes are, and ``transform`` refuses
+    another model than that.
+
+    Parameters
+    ----------
+    model : str or path-like
+        That encodes, as :func:`stochcl.load` takes it.
+    archive : str or path-like, optional
+        Take codes from this archive, a file, a folder of shards or a URL, in which the images are called as they are
+        given; no model is loaded.
+    output : str
+        ``symbols``, integers of shape (N, D); or ``vectors``, what they decode to, float32 of shape (N, V).
+    latents : int, optional
+        The first so many; all by default.
+    batch_size : int
+        Images encoded at a time.
+    device : str
+        Where to encode.
+
+    Attributes
+    ----------
+    model_sha256_ : str
+    latents_ : int
+        D.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> pipe = make_pipeline(CodesTransformer(archive="codes.bin", output="vectors"), LogisticRegression())
+    >>> pipe.fit(["cats/0.jpg", "dogs/0.jpg"], ["cat", "dog"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "general",
+        *,
+        archive: str | os.PathLike[str] | None = None,
+        output: str = "symbols",
+        latents: int | None = None,
+        batch_size: int = 256,
+        device: str = "auto",
+    ) -> None:
+        self.model = model
+        self.archive = archive
+        self.output = output
+        self.latents = latents
+        self.batch_size = batch_size
+        self.device = device
+
+    def fit(self, X: Paths, y: object = None) -> Self:
+        """Check that the model or archive is there and suits the parameters; ``X`` and ``y`` are not looked into.
+
+        Raises
+        ------
+        UsageError, SourceError, ModelError, FormatError
+        """
+        _paths(X)
+        if self.output not in OUTPUTS:
+            raise UsageError(f"output is {' or '.join(OUTPUTS)}, not {self.output!r}.")
+        if not self.batch_size >= 1:
+            raise UsageError(f"batch_size is at least 1 image, not {self.batch_size}.")
+        if self.archive is not None:
+            with self._opened() as archive:
+                self.model_sha256_, width = archive.header.model_sha256, archive.header.latents
+                decoder = archive.decoder if self.output == "vectors" else None
+        else:
+            codec = self._codec()
+            if codec.columns is not None:
+                raise UsageError(f"{self.model}: this is a model of vectors; take stochcl.sklearn.EmbeddingCoder.")
+            self.model_sha256_, width = codec.model.sha256, codec.latents
+            decoder = codec.tables.decoder if self.output == "vectors" else None
+        if self.latents is not None and not 1 <= self.latents <= width:
+            raise UsageError(f"latents is 1 to {width:,}, not {self.latents}.")
+        if self.output == "vectors" and decoder is None:
+            raise UsageError("this model has no vector decoder; take output='symbols'.")
+        self.latents_ = self.latents or width
+        self._n_features_out = self.latents_ if decoder is None else decoder.dim
+        return self
+
+    def transform(self, X: Paths) -> NDArray[Any]:
+        """Return the codes of images, or of rows of the archive, in the order given.
+
+        Raises
+        ------
+        UsageError
+            If these are no paths, or the archive has no such row.
+        ImageError
+            If an image cannot be read.
+        ModelMismatch
+            If it is no longer the model of ``fit``.
+        """
+        check_is_fitted(self)
+        paths = _paths(X)
+        if self.archive is not None:
+            return self._looked_up([os.fspath(path) for path in paths])
+        codec = self._codec()
+        self._check_model(codec.model.sha256)
+        parts = []
+        for start in range(0, len(paths), self.batch_size):
+            symbols = codec.encode(paths[start : start + self.batch_size], latents=self.latents_).symbols()
+            parts.append(symbols if self.output == "symbols" else codec.tables.decoder.decode(symbols))
+        return np.concatenate(parts)
+
+    def _looked_up(self, names: list[str]) -> NDArray[Any]:
+        with self._opened() as archive:
+            self._check_model(archive.header.model_sha256)
+            if archive.names is None:
+                raise UsageError(f"{self.archive}: its rows have no names (--no-names?).")
+            rows = {name: row for row, name in enumerate(archive.names)}
+            if missing := [name for name in names if name not in rows]:
+                raise UsageError(f"{self.archive}: it has no row {missing[0]!r} ({len(missing):,} are missing).")
+            codes: NDArray[Any] = archive[[rows[name] for name in names]].prefix(self.latents_).symbols()
+            if self.output == "symbols" or archive.decoder is None:
+                return codes
+            vectors: NDArray[Any] = archive.decoder.decode(codes)
+            return vectors
+
+    def _check_model(self, found: str) -> None:
+        if found != self.model_sha256_:
+            raise ModelMismatch(
+                f"{self.archive or self.model}: it is of model {found[:12]}, not of "
+                f"{self.model_sha256_[:12]}, as in fit."
+            )
+
+    def _opened(self) -> Any:
+        from stochcl.compress.sharded import open_archive
+
+        return open_archive(self.archive)  # type: ignore[arg-type]
+
+    def _codec(self) -> Any:
+        """Return the model, loaded once for its parameters and the file as it stands."""
+        from stochcl.api.codec import Codec
+        from stochcl.api.models import find_model
+
+        status = find_model(self.model).stat()
+        key = os.fspath(self.model), self.device, status.st_mtime_ns, status.st_size
+        held = self.__dict__.get("_loaded")
+        if held is None or held[0] != key:
+            held = self._loaded = key, Codec(self.model, device=self.device)
+        return held[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the loaded model out: it is read again where it is wanted."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_loaded", None)
+        return state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array = True  # paths: no matrix, and nothing for scikit-learn to validate
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.no_validation = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+def _paths(given: Paths) -> list[Any]:
+    """Return paths as a list, refusing what are none."""
+    if isinstance(given, str | bytes | os.PathLike):
+        raise UsageError("give a list of paths, not one: put it into a list.")
+    array = np.asarray(given, dtype=object)
+    if array.ndim == 2 and array.shape[1] == 1:  # a column of a table
+        array = array[:, 0]
+    if array.ndim != 1 or not len(array):
+        raise UsageError(f"paths have shape (N,), at least one, not {array.shape}.")
+    for i, path in enumerate(array):
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"row {i:,}: a path is text, not {type(path).__name__}.")
+    return list(array)

@@ -1,0 +1,358 @@
+"""Codes for PyTorch's data loaders: a map-style data set, and a stream; torch is imported here and nowhere below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from stochcl.codes import Codes, bits_per_symbol
+from stochcl.errors import LabelsError, UsageError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.compress import Archive, FolderArchive
+
+
+OUTPUTS = ("auto", "symbols", "vectors")
+
+
+class Rows:
+    """Opens an archive in every process that asks, and makes arrays of its codes.
+
+    Parameters
+    ----------
+    path : path-like or URL
+    output : str
+        ``symbols``: uint8 or, beyond 256 values, int32, shape (D,). ``vectors``: float32, shape (V,). ``auto``:
+        vectors, where the model has a decoder.
+    latents : int, optional
+        The first so many.
+    labels : sequence of str or of numbers, or bool
+        One for each row, in place of the archive's; False for none.
+
+    Attributes
+    ----------
+    classes : tuple of str or None
+        What the numbers of the labels stand for; None where there are no labels, or they are numbers.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], output: str, latents: int | None, labels: Sequence[Any] | bool
+    ) -> None:
+        if output not in OUTPUTS:
+            raise UsageError(f"output is {', '.join(OUTPUTS)}, not {output!r}.")
+        self.path, self.latents = path, latents
+        self._archive: Archive | FolderArchive | None = None
+        archive = self.archive
+        self.length = len(archive)
+        if latents is not None and not 1 <= latents <= archive.header.latents:
+            raise UsageError(f"{path}: it has {archive.header.latents:,} latents, not {latents:,}.")
+        self.vectors = output == "vectors" or (output == "auto" and archive.has_decoder)
+        if self.vectors and archive.decoder is None:
+            raise UsageError(f"{path}: its model has no vector decoder; take the symbols.")
+        self.classes, self.numbers = _numbers(archive, labels, path)
+
+    @property
+    def archive(self) -> Archive | FolderArchive:
+        """The archive, open in this process."""
+        if self._archive is None:
+            from stochcl.compress import open_archive
+
+            self._archive = open_archive(self.path)
+        return self._archive
+
+    def of(self, codes: Codes) -> NDArray[Any]:
+        """Return what a loader is given of some rows, shape (n, D) or (n, V)."""
+        symbols = (codes if self.latents is None else codes.prefix(self.latents)).symbols()
+        if self.vectors and (decoder := self.archive.decoder) is not None:
+            return decoder.decode(symbols)
+        return symbols if symbols.dtype == np.uint8 else symbols.astype(np.int32)  # torch collates no uint16
+
+    def labels(self, rows: NDArray[np.integer]) -> NDArray[Any] | None:
+        """Return the labels of rows of these numbers."""
+        return None if self.numbers is None else self.numbers[rows]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_archive": None}
+
+
+def _numbers(
+    archive: Archive | FolderArchive, labels: Sequence[Any] | bool, path: object
+) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
+    if labels is False:
+        return None, None
+    given: Any = archive.labels if labels is True else labels
+    if given is None:
+        return None, None
+    if len(given) != len(archive):
+        raise LabelsError(
+            f"{path}: it has {len(archive):,} rows, and there are {len(given):,} labels; give one for each."
+        )
+    array = np.asarray(given if isinstance(given, np.ndarray) else list(given))
+    if array.dtype.kind in "iufb":
+        return None, array
+    classes, numbers = np.unique(array.astype(str), return_inverse=True)
+    return tuple(map(str, classes)), numbers.astype(np.int64)
+
+
+_KEPT_BYTES = 1 << 30
+_AHEAD = 8192  # rows, where they are asked for one batch after the other
+
+
+class CodesDataset(Dataset[Any]):
+    """The rows of an archive, for a data loader: each a tensor, or a tensor and the number of its label.
+
+    Rows are decoded by blocks when they are asked for, in whatever process: pickled, it takes the path along and
+    opens it again; after a fork it shares nothing that moves. Shuffling does not crawl: an archive whose packed codes
+    take no more than ``keep_bytes`` (a gigabyte: eight million codes of 1,024 bits) is decoded whole, once in a
+    process, the first time that rows are asked for out of order; of a larger one, a batch is fetched at once, each
+    block once, and :class:`CodesStream` is the better choice.
+
+    Parameters
+    ----------
+    path : path-like or URL
+    output : str
+        ``symbols``: uint8 (int32 beyond 256 values), shape (D,). ``vectors``: float32, shape (V,). ``auto``: vectors,
+        where the model has a decoder.
+    latents : int, optional
+        The first so many.
+    labels : sequence, or bool
+        Labels in place of the archive's own, one a row; False to have none.
+    keep_bytes : int
+        Of packed codes that are held in memory, in each process.
+
+    Attributes
+    ----------
+    classes : tuple of str or None
+        What the numbers of the labels stand for.
+
+    Raises
+    ------
+    SourceError, FormatError, UsageError, LabelsError
+
+    Examples
+    --------
+    >>> data = CodesDataset("codes.bin")  # doctest: +SKIP
+    >>> for x, y in DataLoader(data, batch_size=512, shuffle=True, num_workers=2):  # doctest: +SKIP
+    ...     step(x, y)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        output: str = "auto",
+        latents: int | None = None,
+        labels: Sequence[Any] | bool = True,
+        keep_bytes: int = _KEPT_BYTES,
+    ) -> None:
+        self._rows = Rows(path, output, latents, labels)
+        self._keep_bytes = keep_bytes
+        self._packed: NDArray[np.uint8] | None = None
+        self._ahead: tuple[int, Codes] | None = None  # some rows that come next, and the number of the first
+        self._next = 0
+        self.classes = self._rows.classes
+
+    def __len__(self) -> int:
+        return self._rows.length
+
+    def __getitem__(self, row: int) -> Any:
+        """Return a row, or a row and its label.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        """
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"there is no row {row:,} in an archive of {len(self):,}")
+        return self.__getitems__([row % len(self)])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Any]:
+        """Return several rows at once, as data loaders ask for a batch."""
+        index = np.asarray(rows, np.int64)
+        values = torch.from_numpy(self._rows.of(self._codes(index)))
+        labels = self._rows.labels(index)
+        if labels is None:
+            return list(values)
+        return list(zip(values, torch.from_numpy(labels), strict=True))
+
+    def _codes(self, index: NDArray[np.int64]) -> Codes:
+        archive = self._rows.archive
+        if self._packed is None:
+            header = archive.header
+            in_order = len(index) > 0 and index[0] >= self._next and bool((np.diff(index) == 1).all())
+            goes_on = in_order and index[0] == self._next
+            self._next = int(index[-1]) + 1 if len(index) else 0
+            if goes_on:
+                return self._read_ahead(index)
+            width = -(-header.latents * bits_per_symbol(header.alphabet) // 8)
+            if in_order or width * len(self) > self._keep_bytes:
+                return archive[index]
+            self._ahead, self._packed, start = None, np.empty((len(self), width), np.uint8), 0
+            for codes in archive.iter_codes():
+                self._packed[start : start + len(codes)] = codes.packed
+                start += len(codes)
+        return Codes(self._packed[index], archive.header.latents, archive.header.alphabet)
+
+    def _read_ahead(self, index: NDArray[np.int64]) -> Codes:
+        """Return rows that follow those before; several blocks are decoded at once, which is faster."""
+        start, ahead = (0, None) if self._ahead is None else self._ahead
+        if ahead is None or not start <= index[0] <= index[-1] < start + len(ahead):
+            start = int(index[0])
+            ahead = self._rows.archive[start : start + max(_AHEAD, len(index))]
+            self._ahead = start, ahead
+        return Codes(ahead.packed[index - start], ahead.latents, ahead.alphabet)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None, "_ahead": None, "_next": 0}
+
+
+_DECODED = 8192  # rows decoded at a time
+
+
+class CodesStream(IterableDataset[Any]):
+    """The rows of an archive, each once an epoch, in an order that seed and epoch say; memory does not grow with it.
+
+    The archive's rows are cut into chunks of consecutive ones. Every epoch the chunks are shuffled, dealt out to the
+    ranks and there to the workers, and each mixes the rows of ``window`` of its chunks: so every block is decoded by
+    one worker, or at its edge by two. All together, the workers of all ranks give every row once. With
+    ``batch_size`` it yields whole batches: give the loader ``batch_size=None``.
+
+    It has no ``len``, for how many batches there are depends on the loader's workers: ask ``batches``. Ranks may
+    differ by a chunk's rows. With ``even`` they give equally many rows, and batches, so that none waits for another:
+    less than a chunk for each rank and another one are left out, others every epoch.
+
+    Parameters
+    ----------
+    path : path-like or URL
+    output, latents, labels
+        As of :class:`~stochcl.torch.CodesDataset`.
+    batch_size : int, optional
+        Rows of a batch; single rows by default, which the loader collates.
+    shuffle : bool
+        Whether to shuffle; in the archive's order otherwise, as far as workers keep it.
+    seed : int
+    rank, world : int, optional
+        Of how many processes this is which one; from ``torch.distributed`` where that is initialised, else 0 of 1.
+    chunk : int
+        Rows of a chunk.
+    window : int
+        Chunks whose rows are shuffled among each other.
+    even : bool
+        Whether all ranks give equally many rows.
+
+    Examples
+    --------
+    >>> stream = CodesStream("codes.bin", batch_size=512, seed=0)  # doctest: +SKIP
+    >>> loader = DataLoader(stream, batch_size=None, num_workers=4)  # doctest: +SKIP
+    >>> for epoch in range(10):  # doctest: +SKIP
+    ...     stream.set_epoch(epoch)
+    ...     for x, y in loader:
+    ...         step(x, y)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        output: str = "auto",
+        latents: int | None = None,
+        labels: Sequence[Any] | bool = True,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+        chunk: int = 256,
+        window: int = 64,
+        even: bool = False,
+    ) -> None:
+        if chunk < 1 or window < 1 or (batch_size is not None and batch_size < 1):
+            raise UsageError(f"chunk={chunk}, window={window}, batch_size={batch_size}: these count rows and chunks.")
+        self._rows = Rows(path, output, latents, labels)
+        self._batch_size, self._shuffle, self._seed, self._even = batch_size, shuffle, seed, even
+        self._chunk, self._window = chunk, window
+        self.rank, self.world = _place(rank, world)
+        # Shared memory: workers that live on from epoch to epoch see it change, too.
+        self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self.classes = self._rows.classes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, in all processes the same."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def rows(self) -> int:
+        """Rows that this rank gives in the epoch; how many workers share them does not matter."""
+        return sum(map(len, self._chunks(0, 1)))
+
+    def batches(self, workers: int = 0) -> int:
+        """Return how many batches this rank gives in the epoch with so many workers; each one's last may be small."""
+        parts = max(1, workers)
+        size = self._batch_size or 1
+        return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))
+
+    def __iter__(self) -> Iterator[Any]:
+        worker, workers = self._workers()
+        rng = np.random.default_rng([self._seed, int(self._epoch), self.rank, worker])
+        chunks, held = self._chunks(worker, workers), np.empty(0, np.int64)
+        size = self._batch_size or 1
+        for first in range(0, len(chunks), self._window):
+            rows = np.concatenate([np.asarray(part) for part in chunks[first : first + self._window]])
+            held = np.concatenate([held, rng.permutation(rows) if self._shuffle else rows])
+            last = first + self._window >= len(chunks)
+            whole = len(held) if last else len(held) - len(held) % size
+            yield from self._given(held[:whole], size)
+            held = held[whole:]
+
+    def _given(self, rows: np.ndarray, size: int) -> Iterator[Any]:
+        step = max(size, _DECODED - _DECODED % size)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            values = torch.from_numpy(self._rows.of(self._rows.archive[part]))
+            found = self._rows.labels(part)
+            labels = None if found is None else torch.from_numpy(found)
+            for a in range(0, len(part), size):
+                which = slice(a, a + size) if self._batch_size else a
+                yield values[which] if labels is None else (values[which], labels[which])
+
+    def _chunks(self, worker: int, workers: int) -> list[range]:
+        """Return the chunks that are a worker's in this epoch."""
+        length, size = self._rows.length, self._chunk
+        if self._even:  # no short one at the end, but a start that moves
+            rng = np.random.default_rng([self._seed, int(self._epoch)])
+            start = int(rng.integers(0, length % size + 1)) if self._shuffle else 0
+            chunks = [range(a, a + size) for a in range(start, length - size + 1, size)]
+        else:
+            chunks = [range(a, min(a + size, length)) for a in range(0, length, size)]
+        if self._shuffle:
+            order = np.random.default_rng([self._seed, int(self._epoch), 1]).permutation(len(chunks))
+            chunks = [chunks[i] for i in order]
+        if self._even:
+            chunks = chunks[: len(chunks) - len(chunks) % self.world]
+        return chunks[self.rank :: self.world][worker::workers]
+
+    def _workers(self) -> tuple[int, int]:
+        info = get_worker_info()
+        return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def _place(rank: int | None, world: int | None) -> tuple[int, int]:
+    if (rank is None) != (world is None):
+        raise UsageError("rank and world go together: give both, or none.")
+    if rank is None or world is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+    if not 0 <= rank < world:
+        raise UsageError(f"there is no rank {rank} of {world}.")
+    return rank, world

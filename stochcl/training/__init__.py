@@ -1,0 +1,1 @@
+"""Training: one loop; pre-training, latents, fine-tuning, entropy networks."""

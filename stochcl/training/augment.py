@@ -1,0 +1,448 @@
+"""Two random views of an image: crop, flip and colour, for a whole batch in a few tensor operations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from stochcl.training.runtime import to_device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shift 64-bit words right logically; torch's own shift keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Finalise as SplitMix64 does (Steele, Lea, Flood: Fast splittable pseudorandom generators, 2014)."""
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
+    """Draw ``count`` numbers for each key.
+
+    Parameters
+    ----------
+    keys : Tensor of int64, shape (B,)
+        What the numbers are for, e.g. an image's index in the data set plus N times the epoch.
+    seed : int
+        The run's seed.
+    stream : int
+        Which use of randomness this is; streams are independent of each other.
+    count : int
+        Numbers a key.
+
+    Returns
+    -------
+    Tensor of float32, shape (B, count)
+        Uniform in [0, 1), a function of (key, seed, stream, column) alone.
+    """
+    golden = _signed(0x9E3779B97F4A7C15)
+    # On the CPU: bringing it to a GPU would wait for all the work that the GPU has.
+    start = int(_mix(torch.tensor([seed], dtype=torch.int64) * golden + stream + 1))
+    rows = _mix(keys.to(torch.int64) * golden + start)
+    columns = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * golden
+    return _shift(_mix(rows[:, None] + columns), 40).to(torch.float32) * 2.0**-24
+
+
+def as_words(uniform: Tensor) -> Tensor:
+    """Return what :func:`keyed_uniform` drew as whole numbers, int32, which no mixed precision rounds.
+
+    What wraps a network to train it in bfloat16 rounds the floats that go into it: to 8 bits, some of them to 1.
+    """
+    return (uniform * 2.0**24).to(torch.int32)
+
+
+def from_words(words: Tensor) -> Tensor:
+    """Invert :func:`as_words`; float32 in [0, 1)."""
+    return words.to(torch.float32) * 2.0**-24
+
+
+# Rec. 601 luma, and the rotation of hue in YIQ, where it leaves the luma alone.
+_RGB_TO_YIQ = [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
+_VIEW_COLUMNS = 13  # random numbers that one view uses
+_BLUR = (0.1, 2.0)  # deviations of SimCLR's Gaussian blur, in pixels
+_BLUR_SIDE = 10  # its kernel is one such part of a view wide
+
+
+@cache  # making them at every step would wait for a GPU
+@torch.inference_mode(mode=False)
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the matrix to YIQ and its inverse, float32, shape (3, 3)."""
+    matrix = torch.tensor(_RGB_TO_YIQ)
+    return matrix.to(device), torch.linalg.inv(matrix).to(device)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The views of SimCLR (Chen et al., arXiv 2002.05709, appendix A), drawn in one batch.
+
+    Crop, flip and resizing are one affine sampling; brightness, contrast, saturation, hue and greyscale are
+    all affine in RGB and are composed into one 3 x 4 matrix an image. That makes two passes over the pixels
+    where a chain of operations makes eight, and the parameters of an image are a function of its key alone.
+
+    Parameters
+    ----------
+    size : int
+        Side of a view in pixels.
+    area : tuple of float
+        Smallest and largest part of the image's area that a crop covers.
+    ratio : float
+        Largest aspect ratio of a crop; the smallest is its inverse.
+    strength : float
+        Of the colour distortion: brightness, contrast and saturation change by up to 0.8 of it, hue by 0.2.
+    jitter, grey, blur : float
+        Probability of the colour distortion, of greyscale, and of a Gaussian blur (kornia's), which images of 64
+        pixels and fewer are better without (SimCLR, appendix B.9).
+    flip : bool
+        Whether every second view is mirrored.
+    """
+
+    size: int
+    area: tuple[float, float] = (0.2, 1.0)
+    ratio: float = 4 / 3
+    strength: float = 0.5
+    jitter: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.0
+    flip: bool = True
+
+    def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int) -> Tensor:
+        """Draw one view of each image.
+
+        Parameters
+        ----------
+        images : Tensor of uint8 or float, shape (B, 3, S, S)
+            Pixels of 0..255.
+        keys : Tensor of int64, shape (B,)
+            See :func:`~stochcl.training.augment.keyed_uniform`.
+        seed, stream : int
+            The run's seed, and which view this is.
+
+        Returns
+        -------
+        Tensor of float32, shape (B, 3, size, size), channels last
+            Pixels of 0..255.
+        """
+        u = keyed_uniform(keys, seed, stream, _VIEW_COLUMNS)
+        grid = functional.affine_grid(self._crop(u), [len(images), 3, self.size, self.size], align_corners=False)
+        views = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        matrix, offset = self._colour(u, views.mean(dim=(2, 3)))
+        views = torch.baddbmm(offset[:, :, None], matrix, views.flatten(2)).view_as(views)
+        views = views.clamp_(0, 255)
+        if self.blur:
+            views = self._blurred(views, u)
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def _crop(self, u: Tensor) -> Tensor:
+        """Return the affine map of each view, shape (B, 2, 3): from its corners to the crop's."""
+        area = self.area[0] + (self.area[1] - self.area[0]) * u[:, 0]
+        ratio = torch.exp((2 * u[:, 1] - 1) * math.log(self.ratio))
+        width = torch.sqrt(area * ratio).clamp(max=1)
+        height = torch.sqrt(area / ratio).clamp(max=1)
+        flip = torch.where((u[:, 4] < 0.5) & self.flip, -1.0, 1.0)
+        zero = torch.zeros_like(width)
+        x = (2 * u[:, 2] - 1) * (1 - width)
+        y = (2 * u[:, 3] - 1) * (1 - height)
+        return torch.stack([width * flip, zero, x, zero, height, y], dim=1).view(-1, 2, 3)
+
+    def _blurred(self, views: Tensor, u: Tensor) -> Tensor:
+        """Blur some views, each by its own deviation."""
+        from kornia.filters import gaussian_blur2d  # only some runs need it
+
+        rows = (u[:, 11] < self.blur).nonzero()[:, 0]
+        if not len(rows):
+            return views
+        side = self.size // _BLUR_SIDE | 1
+        deviation = (_BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12, None]).expand(-1, 2)
+        return views.index_copy(0, rows, gaussian_blur2d(views[rows], (side, side), deviation))
+
+    def _colour(self, u: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Compose the colour changes: matrices (B, 3, 3) and offsets (B, 3), from mean colours (B, 3)."""
+        b = len(u)
+        on = (u[:, 5] < self.jitter).float()[:, None]
+        signed = on * (2 * u[:, 6:10] - 1)
+        spread = 0.8 * self.strength
+        brightness, contrast, saturation = (1 + spread * signed[:, i].view(b, 1, 1) for i in range(3))
+        angle = 2 * math.pi * 0.2 * self.strength * signed[:, 3]
+        yiq, inverse = _yiq(u.device)
+        luma = yiq[0].expand(3, 3)
+        eye = torch.eye(3, device=u.device)
+        rotation = torch.zeros(b, 3, 3, device=u.device)
+        rotation[:, 0, 0] = 1
+        rotation[:, 1, 1] = rotation[:, 2, 2] = torch.cos(angle)
+        rotation[:, 1, 2], rotation[:, 2, 1] = -torch.sin(angle), torch.sin(angle)
+        hue = inverse @ rotation @ yiq
+        grey = (u[:, 10] < self.grey).view(b, 1, 1).float()
+        # Contrast pulls towards the mean luma, which brightness has already scaled.
+        matrix = brightness * contrast * eye.expand(b, 3, 3)
+        offset = ((1 - contrast) * brightness).view(b, 1) * (mean @ yiq[0])[:, None].expand(b, 3)
+        for step in (saturation * eye + (1 - saturation) * luma, hue, grey * luma + (1 - grey) * eye):
+            matrix = step @ matrix
+            offset = (step @ offset[:, :, None]).squeeze(2)
+        return matrix, offset
+
+
+_ENHANCED = 0.9  # a factor of 0.1 to 1.9
+_SHEARED = 0.3
+_SHIFTED = 0.45  # of the side
+_TURNED = 30.0  # degrees
+_POSTERISED = 4  # bits that are lost at most
+_LUMA = (0.299, 0.587, 0.114)
+GREY = 128.0
+"""What stands where a moved image has left its place."""
+
+
+def _column(amount: Tensor) -> Tensor:
+    return amount.view(-1, 1, 1, 1)
+
+
+def _blend(plain: Tensor, images: Tensor, amount: Tensor) -> Tensor:
+    """Move images away from, or towards, a plain version of themselves (Haeberli and Voorhies, 1994)."""
+    return (plain + _column(1 + _ENHANCED * amount) * (images - plain)).clamp(0, 255)
+
+
+def _luma(images: Tensor) -> Tensor:
+    return (images * _weights(images.device, images.dtype)).sum(1, keepdim=True)
+
+
+@cache  # making it at every use would wait for a GPU
+@torch.inference_mode(mode=False)
+def _weights(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(_LUMA, device=device, dtype=dtype).view(3, 1, 1)
+
+
+def brightness(images: Tensor, amount: Tensor) -> Tensor:
+    """Blend with black."""
+    return _blend(torch.zeros_like(images), images, amount)
+
+
+def contrast(images: Tensor, amount: Tensor) -> Tensor:
+    """Blend with the mean luma."""
+    return _blend(_luma(images).mean(dim=(2, 3), keepdim=True), images, amount)
+
+
+def colour(images: Tensor, amount: Tensor) -> Tensor:
+    """Blend with the grey image."""
+    return _blend(_luma(images), images, amount)
+
+
+def sharpness(images: Tensor, amount: Tensor) -> Tensor:
+    """Blend with a smoothed image, except at the border."""
+    kernel = torch.ones(3, 1, 3, 3, device=images.device, dtype=images.dtype)
+    kernel[:, :, 1, 1] = 5
+    smooth = images.clone()
+    smooth[:, :, 1:-1, 1:-1] = functional.conv2d(images, kernel / 13, groups=3)
+    return _blend(smooth, images, amount)
+
+
+def posterise(images: Tensor, amount: Tensor) -> Tensor:
+    """Drop the lowest bits."""
+    step = 2 ** (_column(amount.abs()) * _POSTERISED).round()
+    return (images / step).floor() * step
+
+
+def solarise(images: Tensor, amount: Tensor) -> Tensor:
+    """Invert what is brighter than a threshold."""
+    threshold = 255 * (1 - _column(amount.abs()))
+    return torch.where(images >= threshold, 255 - images, images)
+
+
+def autocontrast(images: Tensor, amount: Tensor) -> Tensor:
+    """Stretch each channel to 0..255; the amount does not matter."""
+    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
+    stretched = (images - low) * (255 / (high - low).clamp(min=1e-6))
+    return torch.where(high > low, stretched, images)
+
+
+def equalise(images: Tensor, amount: Tensor) -> Tensor:
+    """Give each channel a flat histogram; the amount does not matter."""
+    b, c, h, w = images.shape
+    values = images.round().clamp(0, 255).long().view(b * c, h * w)
+    histogram = torch.zeros(b * c, 256, dtype=torch.int64, device=images.device)
+    histogram.scatter_add_(1, values, torch.ones_like(values))
+    last = histogram.gather(1, values.amax(dim=1, keepdim=True))
+    step = (h * w - last) // 255
+    before = histogram.cumsum(1) - histogram
+    table = ((before + step // 2) // step.clamp(min=1)).clamp(max=255)
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    return table.gather(1, values).view(b, c, h, w).to(images.dtype)
+
+
+def identity(images: Tensor, amount: Tensor) -> Tensor:
+    """Leave images as they are."""
+    return images
+
+
+def _moved(images: Tensor, rows: list[Tensor]) -> Tensor:
+    """Sample images at affinely moved places; ``rows`` are the six entries of each matrix, from output to input."""
+    matrix = torch.stack(rows, dim=1).view(-1, 2, 3).to(images.dtype)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    # Grid sampling fills with zeros: of images less GREY, that is GREY.
+    return functional.grid_sample(images - GREY, grid, align_corners=False) + GREY
+
+
+def rotate(images: Tensor, amount: Tensor) -> Tensor:
+    """Turn about the middle, anticlockwise where the amount is positive."""
+    angle = torch.deg2rad(_TURNED * amount)
+    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    return _moved(images, [cos, -sin, zero, sin, cos, zero])
+
+
+def shear_x(images: Tensor, amount: Tensor) -> Tensor:
+    """Shear along the rows."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _moved(images, [one, _SHEARED * amount, zero, zero, one, zero])
+
+
+def shear_y(images: Tensor, amount: Tensor) -> Tensor:
+    """Shear along the columns."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _moved(images, [one, zero, zero, _SHEARED * amount, one, zero])
+
+
+def shift_x(images: Tensor, amount: Tensor) -> Tensor:
+    """Move sideways."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _moved(images, [one, zero, 2 * _SHIFTED * amount, zero, one, zero])
+
+
+def shift_y(images: Tensor, amount: Tensor) -> Tensor:
+    """Move up or down."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _moved(images, [one, zero, zero, zero, one, 2 * _SHIFTED * amount])
+
+
+OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    identity, autocontrast, equalise, rotate, solarise, colour, posterise, contrast, brightness, sharpness, shear_x,
+    shear_y, shift_x, shift_y,
+)  # fmt: skip
+"""The fourteen of RandAugment, in its order."""
+
+
+def apply_each(images: Tensor, chosen: Tensor, amount: Tensor) -> Tensor:
+    """Apply to each image an operation of its own.
+
+    Parameters
+    ----------
+    images : Tensor of float, shape (B, 3, S, S)
+    chosen : Tensor of int64, shape (B,), on the CPU
+        Indices into ``OPERATIONS``; on the CPU, so that no device is waited for.
+    amount : Tensor of float, shape (B,)
+        Of -1..1.
+    """
+    out = images.clone()
+    order = to_device(chosen.argsort(stable=True), images.device)
+    counts = chosen.bincount(minlength=len(OPERATIONS)).tolist()
+    for operation, rows in zip(OPERATIONS, torch.split(order, counts), strict=True):
+        if operation is not identity and len(rows):
+            out[rows] = operation(images[rows], amount[rows])
+    return out
+
+
+_STRONG_COLUMNS = 6  # random numbers beside those of the operations: area, two of the place, flip, two of the hole
+
+
+@dataclass(frozen=True)
+class StrongAugmentation:
+    """One view of each image of a batch; what is drawn for an image is a function of its key alone.
+
+    A view is a window of the image, moved by up to ``padding`` beyond the border (where the image is reflected), as
+    random crops of padded images are. Operations are drawn as by TrivialAugment (Mueller and Hutter, arXiv
+    2103.10158): evenly from those of RandAugment, with an even strength. A square is cut out (DeVries and Taylor,
+    arXiv 1708.04552).
+
+    Parameters
+    ----------
+    size : int
+        Side of a view in pixels. Where it is smaller than the image's and ``area`` is 1, a view is a piece of the
+        image at its own scale: seen smaller in training, objects would be too large at test (Touvron et al., arXiv
+        1906.06423).
+    padding : float
+        How far a window reaches beyond the image, as a part of its side.
+    area : float
+        Smallest part of the image's area that a window covers, which is then brought to the view's size.
+    flip : bool
+        Mirror every second image.
+    operations : int
+        How many are applied, one after the other.
+    strength : float
+        Of the strongest, 0..1.
+    cutout : float
+        Side of the square that is cut out, as a part of the view's; 0 for none.
+    """
+
+    size: int
+    padding: float = 0.125
+    area: float = 1.0
+    flip: bool = True
+    operations: int = 1
+    strength: float = 1.0
+    cutout: float = 0.25
+
+    def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int, fill: Tensor) -> Tensor:
+        """Draw one view of each image.
+
+        Parameters
+        ----------
+        images : Tensor of uint8, shape (B, 3, S, S)
+        keys : Tensor of int64, shape (B,), on the CPU
+            See :func:`~stochcl.training.augment.keyed_uniform`.
+        seed, stream : int
+            The run's seed, and which use of randomness this is.
+        fill : Tensor of float, shape (1, 3, 1, 1)
+            Colour of what is cut out, 0..255.
+
+        Returns
+        -------
+        Tensor of float32, shape (B, 3, size, size), channels last
+            Pixels of 0..255.
+        """
+        drawn = keyed_uniform(keys, seed, stream, _STRONG_COLUMNS + 2 * self.operations)
+        chosen = (drawn[:, _STRONG_COLUMNS::2] * len(OPERATIONS)).long()
+        u = to_device(drawn, images.device)
+        grid = functional.affine_grid(self._window(u, images.shape[-1]), [len(u), 3, self.size, self.size], False)
+        views = functional.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+        for i in range(self.operations):
+            amount = (2 * u[:, _STRONG_COLUMNS + 1 + 2 * i] - 1) * self.strength
+            views = apply_each(views, chosen[:, i], amount)
+        if self.cutout:
+            views = torch.where(self._hole(u), fill.to(views.dtype), views)
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def _window(self, u: Tensor, side: int) -> Tensor:
+        """Return the affine map of each view, shape (B, 2, 3): from its corners to the window's."""
+        whole = min(1.0, self.size / side) if self.area == 1 else 1.0
+        scale = whole * torch.sqrt(self.area + (1 - self.area) * u[:, 0])
+        reach = side * ((1 - scale) / 2 + self.padding)
+        shift = [(2 * u[:, i] - 1) * reach for i in (1, 2)]
+        if self.area == 1:  # by whole pixels, from where pixels fall on pixels: by parts of one they would be blurred
+            odd = (side - self.size) % 2 / 2 if self.size < side else 0.0
+            shift = [(pixels - odd).round() + odd for pixels in shift]
+        x, y = (2 * pixels / side for pixels in shift)
+        sign = torch.where(u[:, 3] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(scale)
+        zero = torch.zeros_like(scale)
+        return torch.stack([scale * sign, zero, x, zero, scale, y], dim=1).view(-1, 2, 3)
+
+    def _hole(self, u: Tensor) -> Tensor:
+        """Return where something is cut out, bool, shape (B, 1, size, size); the square's middle is in the view."""
+        at = torch.arange(self.size, device=u.device) + 0.5
+        half = self.cutout * self.size / 2
+        row, column = ((at - u[:, i : i + 1] * self.size).abs() < half for i in (4, 5))
+        return (row[:, :, None] & column[:, None, :])[:, None]

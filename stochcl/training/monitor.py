@@ -1,0 +1,230 @@
+"""Whether a code is alive: what its latents say, whether they say it twice, and how sure the posterior is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stochcl.encoders.inference import encode_images
+from stochcl.entropy.fit import hard_rate, measure_ones
+from stochcl.entropy.independent import node_counts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stochcl.codes import Codes
+    from stochcl.encoders.encoder import Encoder
+
+
+__all__ = ["Monitor", "knn_accuracy", "measure_features"]
+
+DEAD_BITS = 0.05
+"""A latent of less entropy says next to nothing: fewer than six rows in a thousand are not like the others."""
+
+_FEW = 50  # rows of which little can be said
+_COLLAPSED = 1.0  # bit of all latents together
+_MOSTLY_DEAD, _SAME, _UNDECIDED = 0.9, 0.8, 0.1
+
+
+def code_health(codes: Codes, family: str) -> dict[str, Any]:
+    """Return what there is to say of hard codes, for a training record.
+
+    Parameters
+    ----------
+    codes : Codes
+        Of images that were not trained on, with the posterior's entropy as uncertainty.
+    family : str
+        Of the latents: symbols of a categorical latent have no order, and so no correlation of their own.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``latents``; ``used`` and ``dead``, how many latents' symbols have more than 0.05 bits of entropy
+        over the rows, and how many have not; ``bits``, the sum of these entropies; ``distinct``, how many different
+        codes there are; ``correlation``, the mean absolute correlation between the symbols of two used latents (of a
+        categorical latent: of whether it is its commonest one), 0 where there are not two; ``entropy``, the
+        posterior's, in bits a row, and ``certainty``, 1 where that is zero and 0 where it is as high as it can
+        be: both None where there is no uncertainty.
+    """
+    entropies = marginal_entropies(codes)
+    used = entropies > DEAD_BITS
+    entropy = None
+    if codes.uncertainty is not None and len(codes):
+        entropy = float(np.mean(codes.uncertainty, dtype=np.float64))
+    most = codes.latents * np.log2(codes.alphabet)
+    return {
+        "rows": len(codes),
+        "latents": codes.latents,
+        "used": int(used.sum()),
+        "dead": int((~used).sum()),
+        "bits": round(float(entropies.sum()), 3),
+        "distinct": len(np.unique(codes.packed, axis=0)),
+        "correlation": round(_correlation(codes.symbols()[:, used], family), 4),
+        "entropy": None if entropy is None else round(entropy, 3),
+        "certainty": None if entropy is None else round(1 - entropy / most, 4),
+    }
+
+
+def said_of_health(health: dict[str, Any]) -> tuple[str, ...]:
+    """Return warnings, as sentences, where a code is dead or dying; none where all is well or rows are few."""
+    rows, latents, used = health["rows"], health["latents"], health["used"]
+    if rows < _FEW:
+        return ()
+    found = []
+    if health["bits"] < _COLLAPSED:
+        found.append(
+            f"the code has collapsed: its {latents:,} latents together say {health['bits']:.2f} bits of an input, "
+            f"and {health['distinct']:,} different codes stand for {rows:,} inputs; make bits cheaper (a higher "
+            "rate, a lower beta, a longer warm-up) or lower the learning rate"
+        )
+    elif used < (1 - _MOSTLY_DEAD) * latents:
+        found.append(
+            f"{health['dead']:,} of {latents:,} latents are dead: they have the same value for nearly every input; "
+            "fewer latents would give the same code, and cheaper bits would bring them to life"
+        )
+    if used > 1 and health["correlation"] > _SAME:
+        found.append(
+            f"the latents repeat each other: the mean correlation of two of them is {health['correlation']:.2f}; the "
+            "objective does not tell inputs apart by more than a few directions"
+        )
+    if health["certainty"] is not None and health["certainty"] < _UNDECIDED:
+        found.append(
+            f"the posterior is undecided: its entropy is {health['entropy']:,.0f} bits an input, near that of coin "
+            "tosses; train for longer, or make noise weigh less (a lower temperature)"
+        )
+    return tuple(f"warning: {sentence}" for sentence in found)
+
+
+def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
+    """Return the entropy of each latent's symbols over the rows, in bits, shape (D,)."""
+    if not len(codes):
+        return np.zeros(codes.latents)
+    ones, visits = node_counts(codes)
+
+    def weighted_log(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        logs: NDArray[np.float64] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
+        return logs
+
+    # A symbol's entropy is that of its decisions, each where it is taken.
+    entropies: NDArray[np.float64] = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
+    return np.maximum(entropies, 0)
+
+
+def _correlation(symbols: NDArray[np.integer], family: str) -> float:
+    """Return the mean absolute correlation between two columns."""
+    rows, latents = symbols.shape
+    if latents < 2 or rows < 2:
+        return 0.0
+    if family == "categorical":
+        commonest = [np.bincount(column).argmax() for column in symbols.T]
+        symbols = symbols == np.array(commonest)
+    x = symbols.astype(np.float32)
+    x -= x.mean(axis=0)
+    deviation = np.sqrt(np.square(x).mean(axis=0))
+    x /= np.maximum(deviation, 1e-6)
+    r = np.abs(x.T @ x) / rows
+    return float((r.sum() - np.trace(r)) / (latents * (latents - 1)))
+
+
+_MEASURED = 20_000  # images that the features' mean and variance are taken from
+
+
+def knn_accuracy(
+    bank: NDArray[np.float32], bank_labels: NDArray[np.str_], query: NDArray[np.float32],
+    query_labels: NDArray[np.str_], neighbours: int = 20,
+) -> float:  # fmt: skip
+    """Return the accuracy of a vote of the nearest features by cosine, weighted by their similarity.
+
+    The live measure of Wu et al. (arXiv 1805.01978, section 3.4), with its temperature of 0.07.
+    """
+    classes, ids = np.unique(bank_labels, return_inverse=True)
+
+    def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        scaled: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        return scaled
+
+    similarity = unit(query) @ unit(bank).T
+    k = min(neighbours, len(bank))
+    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    weight = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
+    votes = np.zeros((len(query), len(classes)))
+    np.add.at(votes, (np.arange(len(query))[:, None], ids[nearest]), weight)
+    return float((classes[votes.argmax(axis=1)] == query_labels).mean())
+
+
+def measure_features(
+    encoder: Encoder, images: NDArray[np.uint8], device: torch.device, precision: str = "fp32"
+) -> None:
+    """Bring the features of a network that is not trained any more to zero mean and unit variance, in place.
+
+    Training keeps both as it goes. Published weights come without, and so do features that are pooled otherwise than
+    those the network was trained with.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Of images, in evaluation mode, on ``device``.
+    images : ndarray of uint8, shape (N, S, S, 3)
+        Of which 20,000 to 40,000 are taken, evenly spread, where there are more.
+    device : torch.device
+    precision : str
+        Of the network's arithmetic.
+    """
+    width, norm = encoder.feature_dim, encoder.norm
+
+    def standardise(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+        found = {"running_mean": torch.from_numpy(mean), "running_var": torch.from_numpy(variance)}
+        norm.load_state_dict(norm.state_dict() | found)
+
+    standardise(np.zeros(width), np.ones(width))
+    found = encode_images(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
+    standardise(found.mean(axis=0, dtype=np.float64), found.var(axis=0, dtype=np.float64))
+
+
+class Monitor:
+    """Measures rate and kNN accuracy on fixed, seeded subsets.
+
+    Parameters
+    ----------
+    train, held : ndarray of uint8, shape (N, S, S, 3)
+        ``held`` may be empty: then the training images stand in for both, and no accuracy is measured.
+    train_labels, held_labels : sequence of str
+    seed : int
+        Which images are taken.
+    bank, queries : int
+        How many at most.
+    """
+
+    def __init__(
+        self, train: NDArray[np.uint8], held: NDArray[np.uint8], train_labels: tuple[str, ...],
+        held_labels: tuple[str, ...], *, seed: int, bank: int = 4000, queries: int = 2000,
+    ) -> None:  # fmt: skip
+        rng = np.random.default_rng(seed)
+        self._bank_rows = np.sort(rng.permutation(len(train))[:bank])
+        self._query_rows = np.sort(rng.permutation(len(held))[:queries])
+        self._bank, self._queries = train[self._bank_rows], held[self._query_rows]
+        self._bank_labels = np.array([train_labels[i] for i in self._bank_rows])
+        self._query_labels = np.array([held_labels[i] for i in self._query_rows])
+
+    def health(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
+        """Return :func:`~stochcl.training.monitor.code_health` of the held-out images' codes."""
+        images = self._queries if len(self._queries) else self._bank
+        return code_health(encode_images(encoder, images, device).codes, encoder.config.posterior)
+
+    def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
+        """Return ``rate`` (bits an image, of held-out hard codes) and, with labels, ``knn`` (a fraction)."""
+        was_training = encoder.training
+        encoder.eval()
+        bank = encode_images(encoder, self._bank, device)
+        ones = measure_ones(bank.codes)
+        if not len(self._queries):
+            encoder.train(was_training)
+            return {"rate": hard_rate(bank.codes, ones)}
+        queries = encode_images(encoder, self._queries, device)
+        encoder.train(was_training)
+        result = {"rate": hard_rate(queries.codes, ones)}
+        if len(set(self._query_labels.tolist())) > 1:
+            result["knn"] = knn_accuracy(bank.features, self._bank_labels, queries.features, self._query_labels)
+        return result

@@ -1,0 +1,313 @@
+"""Objectives: what says that two views of an input belong together."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from copy import deepcopy
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stochcl.training.distributed import averaged, gathered, mean_of_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+__all__ = ["BYOL", "NTXent", "OBJECTIVES", "Objective", "Reconstruct", "VICReg", "decorrelation", "nt_xent"]
+
+
+class Objective(nn.Module, ABC):
+    """A comparison of two views of the same inputs, with heads of its own that are thrown away after training.
+
+    The contract:
+
+    - ``objective(first, second)`` compares two matrices of vectors, row by row, and returns one number to be
+      minimised, of the order of 1 to 10 so that objectives can stand in for each other beside other terms. Averaged
+      over processes it is the value, and its gradients are those, of the batch of all processes.
+    - Vectors are compared by direction and scale as the objective likes; they should have about unit variance.
+    - After every step of an optimizer, :meth:`step` is called, for what follows weights without a gradient.
+
+    Parameters
+    ----------
+    features : int
+        V, the width of the vectors.
+    temperature : float
+        Of objectives that have one.
+
+    Attributes
+    ----------
+    follows : bool
+        Whether the objective wants, as ``targets``, what a slow copy of the network makes of the views: then whoever
+        trains one should keep a :class:`~stochcl.training.objectives.Follower`.
+    """
+
+    follows: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, features: int, temperature: float = 0.2) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Compare vectors, float, shape (B, V), row i of one with row i of the other.
+
+        Parameters
+        ----------
+        first, second : Tensor
+        targets : pair of Tensor, shape (B, V), optional
+            What a slow copy of the network makes of the first and of the second view. Objectives that do not follow
+            one ignore it; for those that do, the vectors themselves stand in where it is not given.
+        """
+
+    def step(self, fraction: float) -> None:
+        """Follow the weights after a step, when ``fraction`` of the training is done."""
+
+
+def projector(features: int, width: int, *, last: bool = True) -> nn.Sequential:
+    """Return a head of two layers, from V features to the P numbers that are compared (SimCLR, section 4.2)."""
+    layers: list[nn.Module] = [
+        nn.Linear(features, features, bias=False),
+        nn.BatchNorm1d(features),
+        nn.ReLU(inplace=True),
+    ]
+    return nn.Sequential(*layers, nn.Linear(features, width, bias=last))
+
+
+class Reconstruct(Objective):
+    r"""The squared error of each vector as a guess at the other, relative to the other's power; no head.
+
+        L = (|a - b'|^2 / |b'|^2 + |b - a'|^2 / |a'|^2) / 2,   ' without gradient
+
+    Against frozen features (one of the two has no gradient) that is reconstruction, which keeps distances where the
+    other objectives keep what tells inputs apart. Nothing in it pushes different inputs apart: where both views'
+    network is trained, it takes a normalisation that fixes the vectors' variance, and a term that keeps them from
+    being correlated.
+    """
+
+    def __init__(self, features: int, temperature: float = 0.2) -> None:
+        super().__init__(features, temperature)
+
+    def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
+        return (relative_error(first, second.detach()) + relative_error(second, first.detach())) / 2
+
+
+def relative_error(guesses: Tensor, truth: Tensor) -> Tensor:
+    """Return the mean squared error, relative to the power of the truth over all processes; shapes (..., B, V)."""
+    power = averaged(mean_of_all(truth.float().square()))
+    return mean_of_all((guesses.float() - truth.float()).square()) / power.clamp(min=1e-6)
+
+
+MOMENTUM = 0.95
+"""tau at the beginning: the copy is about twenty steps behind.
+
+The paper's 0.996 is for a hundred thousand steps and more. In 165 steps on 1,497 digits, a linear probe of the codes
+scored 76.9 % with 0.99 and 86.6 % with 0.95 (one run of each).
+"""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def momentum(fraction: float, base: float = MOMENTUM) -> float:
+    """Return tau of BYOL, which rises from ``base`` to 1 (Grill et al., arXiv 2006.07733, section 3.2).
+
+    Examples
+    --------
+    >>> [round(momentum(fraction), 4) for fraction in (0, 0.5, 1)]
+    [0.95, 0.975, 1.0]
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * min(1.0, fraction)) + 1) / 2
+
+
+class Follower(nn.Module, Generic[Network]):
+    """A slow copy of a network.
+
+    Its weights are an average of the network's; in training mode its normalisations use the statistics of their
+    batch, as the network's do. It has no gradients.
+
+    Attributes
+    ----------
+    network : Module
+        The copy.
+    """
+
+    network: Network
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = deepcopy(network).requires_grad_(False)
+
+    @torch.no_grad()
+    def step(self, network: Network, keep: float) -> None:
+        """Move towards the network: ``keep`` of the copy's weights, the rest of the network's."""
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - keep)
+
+
+class BYOL(Objective):
+    r"""The objective of Grill et al. (arXiv 2006.07733, equation 2), without negatives.
+
+    With v, v' the vectors of two views, h the projector, q the predictor, and t' what a slow copy of the network
+    makes of the other view, projected by a slow copy of h:
+
+        L = mean of |q(h v)/|q(h v)| - t'/|t'||^2,   over both views; 0 to 4.
+
+    What is before the vectors (backbone, head, decoder) has a slow copy of its own where it is trained: its vectors
+    come as ``targets``. Where it is not trained, as with frozen features, the vectors are their own targets.
+
+    Parameters
+    ----------
+    features, temperature
+        See :class:`~stochcl.training.objectives.Objective`; there is no temperature.
+    width : int
+        P, the width of a projection.
+    """
+
+    follows = True
+
+    def __init__(self, features: int, temperature: float = 0.2, width: int = 128) -> None:
+        super().__init__(features, temperature)
+        self.head = projector(features, width)
+        self.predictor = projector(width, width)
+        self.slow_head = Follower(self.head)
+
+    def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
+        guesses = self.predictor(self.head(torch.cat([first, second])))
+        with torch.no_grad():
+            a, b = self.slow_head.network(torch.cat(targets or (first, second))).chunk(2)
+        likeness = functional.cosine_similarity(guesses.float(), torch.cat([b, a]).float(), dim=1)
+        return 2 - 2 * likeness.mean()
+
+    def step(self, fraction: float) -> None:
+        """Let the slow copy of the projector follow."""
+        self.slow_head.step(self.head, momentum(fraction))
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """Return the normalised, temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709, equation 1).
+
+    Parameters
+    ----------
+    a, b : Tensor of float, shape (B, P)
+        Projections of two views of the same B images; row i of one belongs to row i of the other.
+    temperature : float
+        Divides the cosine similarities.
+
+    Returns
+    -------
+    Tensor
+        Mean over all 2B rows of the cross-entropy of finding the partner among the other 2B - 1, in nats. With
+        several processes, B is the rows of all of them, and each has the value of the whole batch.
+    """
+    a, b = gathered(a.float()), gathered(b.float())
+    n = len(a)
+    z = functional.normalize(torch.cat([a, b]), dim=1)
+    with torch.autocast(z.device.type, enabled=False):  # it would take the product in bfloat16, off by 0.01 nats
+        similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
+    partner = torch.arange(2 * n, device=z.device).roll(n)
+    return functional.cross_entropy(similarity, partner)
+
+
+class NTXent(Objective):
+    """The objective of SimCLR: :func:`nt_xent` of projections, in nats.
+
+    Parameters
+    ----------
+    features, temperature
+        See :class:`~stochcl.training.objectives.Objective`.
+    width : int
+        P, the width of a projection.
+    """
+
+    def __init__(self, features: int, temperature: float = 0.2, width: int = 128) -> None:
+        super().__init__(features, temperature)
+        self.temperature = temperature
+        self.head = projector(features, width)
+
+    def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
+        a, b = self.head(torch.cat([first, second])).chunk(2)
+        return nt_xent(a, b, self.temperature)
+
+
+INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
+"""lambda, mu and nu of the paper (section 4.2)."""
+
+SCALE = 1 / 10
+"""What the total is multiplied by, to be of the size of a cross-entropy in nats."""
+
+
+def decorrelation(features: Tensor) -> Tensor:
+    """Return the covariance term of VICReg (Bardes et al., arXiv 2105.04906, equation 3).
+
+    Parameters
+    ----------
+    features : Tensor of float, shape (B, V)
+        Standardised over the batch (of all processes).
+
+    Returns
+    -------
+    Tensor
+        Sum of the squared correlations between different features, divided by V.
+    """
+    features = gathered(features)
+    n, width = features.shape
+    correlation = features.T @ features / n
+    return (correlation.square().sum() - correlation.diagonal().square().sum()) / width
+
+
+def vicreg(a: Tensor, b: Tensor) -> Tensor:
+    r"""Return the loss of VICReg (equations 1 to 6), unscaled.
+
+    With v the mean over dimensions of max(0, 1 - deviation), c the sum of squared covariances of different
+    dimensions, divided by P,
+
+        L = 25 mean|a - b|^2  +  25 (v(a) + v(b)) / 2  +  c(a) + c(b)
+
+    (the half is that of the authors' program). With several processes, the statistics are those of the rows of all.
+
+    Parameters
+    ----------
+    a, b : Tensor of float, shape (B, P), B > 1
+        Projections of two views.
+    """
+    a, b = gathered(a.float()), gathered(b.float())
+    with torch.autocast(a.device.type, enabled=False):
+        loss = INVARIANCE * functional.mse_loss(a, b)
+        for z in (a, b):
+            centred = z - z.mean(0)
+            covariance = centred.T @ centred / (len(z) - 1)
+            deviation = (covariance.diagonal() + 1e-4).sqrt()
+            different = covariance.square().sum() - covariance.diagonal().square().sum()
+            loss = loss + VARIANCE * (1 - deviation).relu().mean() / 2 + COVARIANCE * different / z.shape[1]
+    return loss
+
+
+class VICReg(Objective):
+    """:func:`vicreg` of projections, a tenth of it.
+
+    Parameters
+    ----------
+    features, temperature
+        See :class:`~stochcl.training.objectives.Objective`; there is no temperature.
+    width : int
+        P, the width of a projection (the paper's is 8,192).
+    """
+
+    def __init__(self, features: int, temperature: float = 0.2, width: int = 512) -> None:
+        super().__init__(features, temperature)
+        self.head = projector(features, width, last=False)
+
+    def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
+        a, b = self.head(torch.cat([first, second])).chunk(2)
+        return SCALE * vicreg(a, b)
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "nt-xent": NTXent,
+    "byol": BYOL,
+    "vicreg": VICReg,
+    "reconstruct": Reconstruct,
+}
+"""Objectives by their names."""

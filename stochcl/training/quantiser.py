@@ -1,0 +1,302 @@
+"""Where latents begin: at a classic quantiser of the features, in place of a random head."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from stochcl.encoders.encoder import Encoder
+
+
+_ROWS_A_CENTRE, _MOST_ROWS = 100, 30_000  # to find centres among
+_PASSES = 20
+
+
+_RANGE = 4.0  # deviations of the widest axis, either way, that a quantiser's levels cover
+_DRAW = 0.5  # deviation of a draw to begin with, in steps
+_QUIET = 0.1  # of their first size: hidden units that no axis needs
+
+
+def start_latents(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> str:
+    """Let latents begin at what a classic quantiser of their kind makes of the features, in place.
+
+    The encoder's head and decoder have learned nothing that is to be kept. Parameters are those of
+    :func:`start_from_quantiser`; returned is where latents begin, in words.
+    """
+    family = encoder.config.posterior
+    if family == "categorical" and start_from_quantiser(encoder, features, metric, seed=seed):
+        return "a product quantiser"
+    if family == "gaussian" and start_from_axes(encoder, metric):
+        return "principal axes"
+    return "a random head"
+
+
+@torch.no_grad()
+def start_from_axes(encoder: Encoder, metric: Metric) -> bool:
+    r"""Set head and decoder of a Gaussian encoder to a transform coder of its features, in place.
+
+    Latent j is the feature's coordinate along its j-th principal axis, weighted as errors are, in steps of one size
+    for all: for Gaussian sources and small steps the best linear transform and the best allocation of bits (Goyal,
+    Theoretical foundations of transform coding, IEEE Signal Processing Magazine, 2001). The widest axis' four
+    deviations fill the quantiser. The decoder gives coordinates back exactly, if it is linear or has a hidden layer
+    twice as wide as the code, since x = relu(x) - relu(-x); another is left as it is.
+
+    A random head has to find the axes first: 600 steps on features of photographs left its 128 latents 1 to 3 points
+    of a linear classifier's accuracy behind. A head with a hidden layer begins as the same linear map, in units of
+    which two make one number, and departs from it as training sees fit.
+
+    Returns
+    -------
+    bool
+        Whether it was done: a head with more hidden layers, or one with fewer units than twice the numbers, is left
+        as it was.
+    """
+    config = encoder.config
+    layers = [layer for layer in encoder.head.modules() if isinstance(layer, nn.Linear)]
+    count = min(config.latents, metric.axes.shape[1])
+    if len(layers) > 2 or (len(layers) == 2 and layers[0].out_features < 2 * count):
+        return False
+    weight, axes = metric.weight[:count], metric.axes[:, :count]
+    step = max(1e-6, float((metric.deviation * metric.weight).max())) * 2 * _RANGE / config.alphabet
+    across = (axes * weight / step).T
+    last = layers[-1]
+    if len(layers) == 2:
+        last.bias.zero_()
+        _pair(layers[0], last, across, -(across @ metric.mean), torch.eye(last.out_features, count))
+    else:
+        last.weight[:count] = across
+        last.bias[:count] = -(across @ metric.mean)
+    last.weight[config.latents :] = 0
+    last.bias[config.latents :] = math.log(_DRAW)
+    _set_decoder(encoder, axes * (step / encoder.decoder_scale) / weight, metric.mean)
+    return True
+
+
+def _set_decoder(encoder: Encoder, across: Tensor, mean: Tensor) -> None:
+    """Let vectors be ``across`` times the first latents, plus ``mean``, if the decoder's layers can say so."""
+    layers = cast("list[nn.Linear]", list(encoder.decoder))
+    count = across.shape[1]
+    if len(layers) == 1:
+        layers[0].weight[:, :count] = across
+    elif len(layers) == 2 and layers[0].out_features >= 2 * count:
+        _pair(layers[0], layers[1], torch.eye(count, layers[0].in_features), torch.zeros(count), across)
+    else:
+        return
+    layers[-1].bias.copy_(mean)
+
+
+def _pair(first: nn.Linear, last: nn.Linear, into: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Let two layers with a ReLU between them be x -> out (into x + bias), since x = relu(x) - relu(-x).
+
+    ``into``, shape (M, first.in_features); ``out``, shape (last.out_features, M). Units left over are quiet.
+    """
+    plus = 2 * torch.arange(len(into))
+    last.weight *= _QUIET
+    for units, sign in ((plus, 1.0), (plus + 1, -1.0)):
+        first.weight[units], first.bias[units] = sign * into, sign * bias
+        last.weight[:, units] = sign * out
+
+
+@torch.no_grad()
+def start_from_quantiser(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> bool:
+    r"""Set head and codebooks of a categorical encoder to a product quantiser of its features, in place.
+
+    The features' principal axes, weighted as errors are, are dealt to the D groups so that the products of their
+    variances are alike (eigenvalue allocation: Ge et al., Optimized Product Quantization, TPAMI 2014, section 3.2.2);
+    K centres c are found in each by k-means. A symbol's logit is that of a mixture of Gaussians around the centres,
+    of the variance v that they leave,
+
+        (x . c - |c|^2 / 2) / v  =  -|x - c|^2 / (2 v) + what all symbols have in common,
+
+    which is linear in the features, so that a linear head says it exactly; surer than that, no price moves a symbol
+    (four times as sure, 60 bits stood where 55 were asked for). From a random start, groups of 256 symbols
+    fall far behind: most symbols win nowhere, and a symbol that does not win learns nothing.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Of categorical latents.
+    features : ndarray of float, shape (N, V)
+        Standardised features of training inputs.
+    metric : Metric
+        Their axes, and what errors along them weigh.
+    seed : int
+
+    Returns
+    -------
+    bool
+        Whether it was done: a head with hidden layers, fewer axes than groups, or fewer rows than symbols leave the
+        encoder as it was.
+    """
+    config = encoder.config
+    head = encoder.head
+    if not isinstance(head, nn.Linear) or metric.axes.shape[1] < config.latents or len(features) < config.alphabet:
+        return False
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(features))[: min(_MOST_ROWS, _ROWS_A_CENTRE * config.alphabet)])
+    rows = (metric.coordinates(features[chosen]) * metric.weight).numpy()
+    weight, bias = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
+    for group, axes in enumerate(deal(rows.var(axis=0), config.latents)):
+        centres, left = _centres(rows[:, axes], config.alphabet, seed + group)
+        logits = slice(group * config.alphabet, (group + 1) * config.alphabet)
+        # x = weight * axes^T (f - mean): what is linear in x is linear in f.
+        across = torch.from_numpy(centres / left).float() * metric.weight[axes]
+        weight[logits] = across @ metric.axes[:, axes].T
+        bias[logits] = -weight[logits] @ metric.mean - torch.from_numpy((centres**2).sum(1) / (2 * left)).float()
+        _set_codebook(cast("nn.Parameter", encoder.codebooks)[group], centres)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return True
+
+
+def deal(variances: NDArray[np.floating], groups: int) -> list[list[int]]:
+    """Deal axes, the widest first, each to the group with room whose product of variances is least so far.
+
+    Groups come back with the one that holds the most variance first: a prefix of a code is to be a good code.
+
+    Examples
+    --------
+    >>> deal(np.array([9.0, 4.0, 2.0, 1.5]), 2)
+    [[0, 3], [1, 2]]
+    """
+    room = math.ceil(len(variances) / groups)
+    logs = np.log(np.maximum(variances, 1e-12))
+    logs -= logs.min()  # so that an axis adds to a product
+    dealt: list[list[int]] = [[] for _ in range(groups)]
+    totals = np.zeros(groups)
+    for axis in np.argsort(-variances, kind="stable").tolist():
+        order = (g for g in np.lexsort((np.arange(groups), totals)) if len(dealt[g]) < room)
+        group = next(order)
+        dealt[group].append(axis)
+        totals[group] += logs[axis]
+    return sorted(dealt, key=lambda axes: (-float(variances[axes].sum()), axes))
+
+
+def _centres(rows: NDArray[np.float32], count: int, seed: int) -> tuple[NDArray[np.float64], float]:
+    """Return centres, shape (count, d), and the variance that they leave along an axis."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    means = KMeans(count, init="random", n_init=1, max_iter=_PASSES, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than centres
+        means.fit(rows)
+    return means.cluster_centers_.astype(np.float64), max(1e-6, float(means.inertia_) / rows.size)
+
+
+def _set_codebook(codebook: Tensor, centres: NDArray[np.float64]) -> None:
+    """Write centres along their widest directions, of unit variance together; columns that are left stay as drawn."""
+    centred = centres - centres.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    kept = min(codebook.shape[1], len(axes))
+    written = centred @ axes[:kept].T
+    spread = float(written.std()) or 1.0
+    codebook[:, :kept] = torch.from_numpy(written / spread).to(codebook)
+
+
+_ROWS = 1 << 15  # at a time
+_KEPT = 0.99  # of what errors weigh, in the axes that are looked at
+_SHRINKAGE = 0.01  # of the mean variance, added to each axis's before it is whitened
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """Principal axes of features, and what an error along each of them weighs.
+
+    A squared error counts directions by their variance, which a classifier that standardises does not; full whitening
+    counts directions of noise like those of signal. In between lies a power of the variance: errors are multiplied
+    by variance**-power, 0 being the plain error and 1/2 the whitened one.
+
+    Parameters
+    ----------
+    mean : Tensor of float32, shape (V,)
+    axes : Tensor of float32, shape (V, M)
+        Orthonormal columns, by falling variance; together they hold nearly all that errors weigh.
+    deviation : Tensor of float32, shape (M,)
+        Of features along each axis.
+    weight : Tensor of float32, shape (M,)
+    power : float
+        Mean square of weighted features: what errors are relative to.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    deviation: Tensor
+    weight: Tensor
+    power: float
+
+    @classmethod
+    def of(cls, features: NDArray[np.float32], whitening: float) -> Metric:
+        """Measure features, shape (N, V); ``whitening`` is the power, 0 to 1/2."""
+        n, width = features.shape
+        mean = features.mean(axis=0, dtype=np.float64)
+        covariance = np.zeros((width, width))
+        for start in range(0, n, _ROWS):
+            part = features[start : start + _ROWS] - mean
+            covariance += part.T @ part
+        variance, axes = np.linalg.eigh(covariance / n)
+        variance, axes = np.maximum(variance[::-1], 0), axes[:, ::-1]
+        weight = (variance + _SHRINKAGE * variance.mean() + 1e-12) ** -whitening
+        share = np.cumsum(variance * weight**2)
+        kept = int(min(width, np.searchsorted(share, _KEPT * share[-1]) + 1))
+        variance, axes, weight = variance[:kept], np.ascontiguousarray(axes[:, :kept]), weight[:kept]
+        return cls(
+            mean=torch.from_numpy(mean.astype(np.float32)),
+            axes=torch.from_numpy(axes.astype(np.float32)),
+            deviation=torch.from_numpy(np.sqrt(variance).astype(np.float32)),
+            weight=torch.from_numpy(weight.astype(np.float32)),
+            power=float((variance * weight**2).mean()) or 1.0,
+        )
+
+    def coordinates(self, features: NDArray[np.floating]) -> Tensor:
+        """Return features, shape (N, V), in these axes, float32, shape (N, M)."""
+        out = torch.empty(len(features), self.axes.shape[1])
+        for start in range(0, len(features), _ROWS):
+            part = torch.from_numpy(np.asarray(features[start : start + _ROWS], np.float32))
+            out[start : start + _ROWS] = (part - self.mean) @ self.axes
+        return out
+
+    def features(self, coordinates: Tensor) -> Tensor:
+        """Return coordinates, shape (B, M), as features, shape (B, V)."""
+        return coordinates @ self.axes.T + self.mean
+
+    def error(self, guesses: Tensor, targets: Tensor) -> Tensor:
+        """Return the weighted mean squared error, relative to the features' own power, of coordinates (B, M)."""
+        return ((guesses - targets) * self.weight).square().mean() / self.power
+
+
+class PrincipalDecoder:
+    """Lets an encoder decode to principal coordinates while it is trained: fewer than its features, and uncorrelated.
+
+    Inside the context the decoder's last layer gives M numbers; afterwards it gives V again, and nothing else has
+    changed.
+    """
+
+    def __init__(self, encoder: Encoder, metric: Metric) -> None:
+        self._layers, self._metric = encoder.decoder, metric  # nn.ModuleList of nn.Linear
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        last, metric = cast("nn.Linear", self._layers[-1]), self._metric
+        rotated = nn.Linear(last.in_features, metric.axes.shape[1], device=last.weight.device)
+        rotated.weight.copy_(metric.axes.T @ last.weight)
+        rotated.bias.copy_(metric.axes.T @ (last.bias - metric.mean))
+        self._layers[-1] = rotated
+
+    @torch.no_grad()
+    def __exit__(self, *exc: object) -> None:
+        rotated, metric = cast("nn.Linear", self._layers[-1]), self._metric
+        last = nn.Linear(rotated.in_features, len(metric.mean), device=rotated.weight.device)
+        last.weight.copy_(metric.axes @ rotated.weight)
+        last.bias.copy_(metric.axes @ rotated.bias + metric.mean)
+        self._layers[-1] = last

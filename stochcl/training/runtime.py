@@ -1,0 +1,196 @@
+"""Where training runs: device, precision, and how many processes, through Lightning Fabric."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from stochcl.encoders.inference import choose_device, precision_used
+from stochcl.errors import TrainingError, UsageError
+from stochcl.training.distributed import normalise_across_processes, rank
+
+if TYPE_CHECKING:
+    import numpy as np
+    from lightning_fabric import Fabric
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from stochcl.training.options import TrainOptions
+
+
+_RESIDENT = 0.3  # of a GPU's free memory, that images may take
+_NEVER = 1 << 62
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; a GPU goes on working meanwhile.
+
+    A copy from memory that the system may move waits for all the work that a GPU has been given.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Pixels:
+    """Images of a run, 8-bit, of which batches are taken; kept on a GPU where they fit.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, S, S, 3)
+    device : torch.device
+        Where batches are needed.
+    resident : bool, optional
+        Whether all images are kept there; by default where they take less than a third of a GPU's free memory.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], device: torch.device, *, resident: bool | None = None) -> None:
+        self._images, self._device = images, device
+        if resident is None:
+            resident = device.type == "cuda" and images.nbytes < _RESIDENT * torch.cuda.mem_get_info(device)[0]
+        self._there = torch.from_numpy(images).to(device) if resident else None
+
+    def take(self, rows: NDArray[np.integer]) -> Tensor:
+        """Return images of these rows on the device, uint8, shape (B, 3, S, S), channels last."""
+        if self._there is None:
+            return to_device(torch.from_numpy(self._images[rows]), self._device).permute(0, 3, 1, 2)
+        return self._there[to_device(torch.from_numpy(rows), self._device)].permute(0, 3, 1, 2)
+
+
+class Watch:
+    """Notices numbers that are not finite.
+
+    On a CPU at once. Asking a GPU at every step would make it wait for its next work, so it is asked every so many
+    steps, and whoever writes something that lasts calls :meth:`check` before.
+
+    Parameters
+    ----------
+    device : torch.device
+    every : int, optional
+        Steps between two questions; 1 on a CPU and 20 elsewhere by default.
+    """
+
+    def __init__(self, device: torch.device, every: int | None = None) -> None:
+        self.every = (1 if device.type == "cpu" else 20) if every is None else every
+        self._first: Tensor | None = None
+
+    @torch.no_grad()
+    def see(self, value: Tensor, step: int) -> None:
+        """Look at the number that a step came to, before its weights change.
+
+        Raises
+        ------
+        TrainingError
+            If it, or one before, is not finite, and it is time to ask.
+        """
+        bad = torch.where(value.detach().isfinite(), _NEVER, step)
+        self._first = bad if self._first is None else torch.minimum(self._first, bad)
+        if step % self.every == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise TrainingError if any number so far was not finite."""
+        first, self._first = self._first, None
+        if first is not None and (step := int(first)) < _NEVER:
+            raise TrainingError(f"the loss is not finite at step {step:,}; try a lower learning rate.")
+
+
+_PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
+_ACCELERATORS = ("cpu", "cuda", "mps")
+_PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few tensors
+
+
+class Runtime:
+    """The device and the processes of a run.
+
+    Under torchrun, its processes train together; with ``devices`` greater than 1, and without it, Fabric starts the
+    same program as often as that.
+
+    Parameters
+    ----------
+    options : TrainOptions
+
+    Raises
+    ------
+    UsageError
+        If there is no such device.
+
+    Attributes
+    ----------
+    first : bool
+        Whether this process writes and prints.
+    precision : str
+        bf16 or fp32: what the network computes in.
+    """
+
+    def __init__(self, options: TrainOptions) -> None:
+        chosen = choose_device(options.device)
+        if chosen.type not in _ACCELERATORS:
+            raise UsageError(f"training runs on {', '.join(_ACCELERATORS)}, not on {chosen.type}.")
+        local, nodes = _started_by_torchrun() or (options.devices, 1)
+        self._opened = not distributed.is_initialized()
+        self.precision = precision_used(options.precision, chosen.type)
+        self.fabric = _fabric(
+            accelerator=chosen.type, num_nodes=nodes, precision=_PRECISIONS[self.precision],
+            devices=[chosen.index] if local * nodes == 1 and chosen.index is not None else local,
+            strategy=_data_parallel(chosen.type) if local * nodes > 1 else "auto",
+        )  # fmt: skip
+        self.fabric.launch()
+        self.first = rank() == 0  # also after the processes have parted
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.fabric.device
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Return a module that, called, runs in the precision chosen and averages gradients over processes."""
+        if self.fabric.world_size > 1:
+            normalise_across_processes(module)
+        prepared: nn.Module = self.fabric.setup_module(module)
+        return prepared
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients, averaged over processes."""
+        self.fabric.backward(loss)
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        self.fabric.barrier()
+
+    def close(self) -> None:
+        """Take leave of the other processes; each goes on, or ends, as it likes."""
+        if self._opened and distributed.is_available() and distributed.is_initialized():
+            # A thread of the group needs the interpreter's lock to let go of the tensors that it summed last. Whoever
+            # drops the group waits for the thread, and a reducer does so holding that lock: both wait for ever.
+            distributed.barrier()
+            time.sleep(_PARTING)
+            distributed.destroy_process_group()
+
+
+def _started_by_torchrun() -> tuple[int, int] | None:
+    """Return processes on this machine, and machines, if torchrun started this one."""
+    try:
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return None
+    return local, max(1, world // max(1, local))
+
+
+def _fabric(**options: Any) -> Fabric:
+    from lightning_fabric import Fabric  # seconds, and only training needs it
+
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # every process would introduce itself
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    return Fabric(**options)
+
+
+def _data_parallel(device: str) -> Any:
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    return DDPStrategy(process_group_backend="nccl" if device == "cuda" else "gloo")
