@@ -128,15 +128,7 @@ def pack_varints(values: Iterable[int]) -> bytes:
 
 
 def unpack_varints(data: bytes, count: int, start: int = 0) -> tuple[list[int], int]:
-    """Read ``count`` varints from ``start`` on; return them and where they end.
-
-    Raises
-    ------
-    Truncated
-        If the data ends within them.
-    FormatError
-        If one has more than 63 bits, or more bytes than it needs.
-    """
+    """Read ``count`` varints from ``start`` on; return them and where they end."""
     if count >= _MANY and (found := _unpack_many(data, count, start)) is not None:
         return found
     values = []
@@ -191,11 +183,6 @@ def pack_texts(texts: Sequence[str]) -> bytes:
     The layout is a varint, the length of what was deflated, then the deflated bytes: for every string the bytes
     that it shares with its predecessor, then for every string the bytes that it adds, both as varints, then the
     added bytes. Strings are UTF-8, with surrogate escapes for bytes that are not.
-
-    Raises
-    ------
-    LimitExceeded
-        If they are longer altogether than a file may hold.
     """
     shared, added, rest = [], [], bytearray()
     before = b""
@@ -227,13 +214,7 @@ def _common(a: bytes, b: bytes) -> int:
 
 
 def unpack_texts(data: bytes, count: int, what: str) -> tuple[str, ...]:
-    """Read ``count`` strings that :func:`pack_texts` wrote.
-
-    Raises
-    ------
-    FormatError
-        If they are not that.
-    """
+    """Read ``count`` strings that :func:`pack_texts` wrote."""
     (length,), start = unpack_varints(data, 1)
     check_limit(length, MAX_INFLATED_TEXT, f"the length of {what}, each without what it shares,")
     raw = inflate(data[start:], length, what)
@@ -254,13 +235,7 @@ def unpack_texts(data: bytes, count: int, what: str) -> tuple[str, ...]:
 
 
 def inflate(data: bytes, length: int, what: str) -> bytes:
-    """Inflate to exactly ``length`` bytes, never more.
-
-    Raises
-    ------
-    FormatError
-        If the data is not deflated or inflates to another length.
-    """
+    """Inflate to exactly ``length`` bytes, never more."""
     raw = inflate_any(data, length, what)
     if len(raw) != length:
         raise FormatError(f"{what} inflate to {len(raw):,} bytes, not {length:,}")
@@ -268,13 +243,7 @@ def inflate(data: bytes, length: int, what: str) -> bytes:
 
 
 def inflate_pieces(data: bytes, limit: int, size: int, what: str) -> Iterator[bytes]:
-    """Inflate a piece of at most so many bytes at a time, and refuse more than ``limit`` altogether.
-
-    Raises
-    ------
-    FormatError
-        If the data is not deflated; LimitExceeded if there is more of it.
-    """
+    """Inflate a piece of at most so many bytes at a time, and refuse more than ``limit`` altogether."""
     inflater, done, at, given = zlib.decompressobj(), 0, 0, b""
     while not inflater.eof and (given or at < len(data)):
         if not given:
@@ -292,13 +261,7 @@ def inflate_pieces(data: bytes, limit: int, size: int, what: str) -> Iterator[by
 
 
 def inflate_any(data: bytes, limit: int, what: str) -> bytes:
-    """Inflate to however many bytes there are, but refuse more than ``limit``.
-
-    Raises
-    ------
-    FormatError
-        If the data is not deflated; LimitExceeded if there is more of it.
-    """
+    """Inflate to however many bytes there are, but refuse more than ``limit``."""
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(data, limit + 1)

@@ -86,18 +86,6 @@ def mean_saving(
     (PCHIP), and their difference averaged over the accuracies that both curves reach (Bjontegaard, VCEG-M33, with
     PCHIP in place of one polynomial, as in JVET-H0030). Nothing is extrapolated.
 
-    Parameters
-    ----------
-    bits, other_bits : array-like of float
-        Bits per image, more than 0.
-    accuracy, other_accuracy : array-like of float
-        Of each point.
-
-    Raises
-    ------
-    NoSavingError
-        If a curve has fewer than four Pareto-optimal points, or there is no accuracy that both reach.
-
     Examples
     --------
     >>> accuracy = [0.2, 0.3, 0.4, 0.45, 0.5]
@@ -127,20 +115,7 @@ def mean_saving(
 
 
 def saving(ours: Curve, other: Curve, *, seed: int = 0, draws: int = _DRAWS) -> Saving:
-    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points.
-
-    Parameters
-    ----------
-    ours, other : Curve
-        Scored on the same N rows.
-    seed : int
-    draws : int
-
-    Raises
-    ------
-    NoSavingError
-        As :func:`mean_saving`, of the curves themselves; a draw that gives no figure is left out.
-    """
+    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points."""
     if ours.right.shape[1] != other.right.shape[1]:
         raise NoSavingError(
             f"curves are compared on the same test rows, and these have {ours.right.shape[1]:,} and "

@@ -41,15 +41,6 @@ def interleave(
 ) -> dict[str, Times]:
     """Do all of the work once to warm up and see its memory, then ``repeat`` times, one piece after the other.
 
-    Parameters
-    ----------
-    work : mapping of str to callable
-    repeat : int
-    wait : callable
-        Returns when the device has done all that it was told.
-    progress : callable
-        Told how many pieces of how many are done, and which is next.
-
     Examples
     --------
     >>> times = interleave({"sum": lambda: sum(range(1000))}, 3)

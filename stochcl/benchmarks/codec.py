@@ -92,31 +92,7 @@ def benchmark_codec(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure every method on every set.
-
-    Parameters
-    ----------
-    request : Request
-    folder : Path
-        Where codes that are slow to make are kept.
-    progress : callable
-        Told how many methods of a set are done, of how many, and which is next.
-    say : callable
-        Told in sentences what is left out.
-
-    Returns
-    -------
-    dict
-        JSON values under the schema ``stochcl.benchmark.codec/0``: ``rows``, one a method and set, ``sets``,
-        ``left_out``, and what they were measured with.
-
-    Raises
-    ------
-    BenchmarkError
-        If a method gives back other codes than it was given.
-    SourceError, FormatError, UsageError
-        If a source cannot be read.
-    """
+    """Measure every method on every set."""
     request.check()
     left_out: list[str] = []
 
@@ -178,13 +154,7 @@ def code_sets(
 
 
 def run(method: Method, code_set: CodeSet, repeat: int) -> dict[str, Any]:
-    """Measure a method in a fresh process on one core, and see that it gave the codes back.
-
-    Raises
-    ------
-    BenchmarkError
-        If it did not, or the process failed.
-    """
+    """Measure a method in a fresh process on one core, and see that it gave the codes back."""
     warm = replace(method, rows=min(WARM_ROWS, len(code_set.codes)))
     where = f"{method.name} on {code_set.name}"
     with tempfile.TemporaryDirectory(prefix="stochcl-") as name:

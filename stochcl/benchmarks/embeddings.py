@@ -91,29 +91,7 @@ def benchmark_embeddings(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure every method at every rate.
-
-    Parameters
-    ----------
-    request : Request
-    progress : callable
-        Told how many of how many are done, and which is next.
-    say : callable
-        Told in sentences what is left out.
-
-    Returns
-    -------
-    dict
-        JSON values under the schema ``stochcl.benchmark.embeddings/0``: ``rows``, one a method, rate and coding,
-        ``left_out``, and what they were measured with.
-
-    Raises
-    ------
-    SourceError, UsageError, ModelError
-        If a file cannot be read or does not fit, a model's too.
-    BenchmarkError
-        If a file of codes gives back others.
-    """
+    """Measure every method at every rate."""
     from threadpoolctl import threadpool_limits
 
     request.check()

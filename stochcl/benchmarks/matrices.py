@@ -43,13 +43,7 @@ class Data:
 
     @classmethod
     def read(cls, train: Path, test: Path, labels: Path | None, test_labels: Path | None, seed: int) -> Data:
-        """Read matrices, .npy, and labels, .npy of integers or text, if there are any; draw queries.
-
-        Raises
-        ------
-        SourceError
-            If they cannot be read, do not fit together, or hold numbers that are not finite.
-        """
+        """Read matrices, .npy, and labels, .npy of integers or text, if there are any; draw queries."""
         fitted, measured = _matrix(train), _matrix(test)
         if fitted.shape[1] != measured.shape[1]:
             msg = f"{printable(test)}: these rows have {measured.shape[1]:,} columns, and those of"

@@ -17,15 +17,7 @@ _RANK = 12
 
 
 def opq(rows: int, latents: int, seed: int) -> CodeSet:
-    """OPQ indices of seeded vectors: 50 clusters of low-rank Gaussian noise, 4 dimensions an index.
-
-    Parameters
-    ----------
-    rows : int
-    latents : int
-        Bits; an index of 256 values has 8, so there are ``latents // 8`` indices, at least one.
-    seed : int
-    """
+    """OPQ indices of seeded vectors: 50 clusters of low-rank Gaussian noise, 4 dimensions an index."""
     need("faiss", "quantising vectors")
     indices = max(1, latents // 8)
     rng = np.random.default_rng([seed, 3])
@@ -49,13 +41,7 @@ def opq(rows: int, latents: int, seed: int) -> CodeSet:
 
 
 def opq_of(name: str, features: np.ndarray, latents: int, seed: int) -> CodeSet:
-    """OPQ indices of somebody's features, shape (N, dim), float.
-
-    Raises
-    ------
-    SourceError
-        If there are too few rows to train a quantiser, or some are not finite.
-    """
+    """OPQ indices of somebody's features, shape (N, dim), float."""
     need("faiss", "quantising vectors")
     if len(features) < 2 * CENTROIDS:
         raise SourceError(f"{name}: a quantiser of {CENTROIDS} values needs {2 * CENTROIDS} rows or more.")

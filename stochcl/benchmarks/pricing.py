@@ -45,24 +45,7 @@ def codings_of(codes: Codes, asked: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def price(fitting: Codes, codes: Codes, coding: str, seed: int = 0) -> Price:
-    """Write codes to a file under a model fitted to others, read it again, and return its size.
-
-    Parameters
-    ----------
-    fitting : Codes
-        Of training rows.
-    codes : Codes
-        What is written: rows that nothing was fitted to.
-    coding : str
-        One of :data:`CODINGS`.
-    seed : int
-        Of the fitting.
-
-    Raises
-    ------
-    BenchmarkError
-        If the file gives back other codes.
-    """
+    """Write codes to a file under a model fitted to others, read it again, and return its size."""
     if coding == "packed":
         return Price(codes.packed.nbytes, 0)
     tables = _tables(fitting, coding, seed)

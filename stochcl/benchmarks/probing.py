@@ -36,12 +36,6 @@ def linear_accuracy(
 
     The penalty is chosen on a fifth of (at most 15,000) training rows, kept from those that it is fitted to; the
     test rows have no say in it.
-
-    Parameters
-    ----------
-    train, test : ndarray of float32, shape (N, V)
-    labels, test_labels : ndarray, shape (N,)
-    seed : int
     """
     right, chosen = answers("logistic", train, labels, test, test_labels, seed=seed)
     return float(right.mean()), chosen
@@ -56,22 +50,7 @@ def answers(
     *,
     seed: int = 0,
 ) -> tuple[NDArray[np.bool_], float]:
-    """Return which test rows a probe gets right, and the setting that was chosen for it inside the training rows.
-
-    Parameters
-    ----------
-    probe : str
-        ``logistic`` or ``svm``, linear, with a penalty of :data:`PENALTIES`; or ``knn``, the majority of the nearest
-        rows, of :data:`NEAREST`. Columns are standardised.
-    train, test : ndarray of float32, shape (N, V)
-    labels, test_labels : ndarray, shape (N,)
-    seed : int
-
-    Returns
-    -------
-    right : ndarray of bool, shape (N,)
-    chosen : float
-    """
+    """Return which test rows a probe gets right, and the setting that was chosen for it inside the training rows."""
     from sklearn.preprocessing import StandardScaler
 
     fit, settings = _PROBES[probe]
@@ -124,15 +103,7 @@ def relative_error(vectors: NDArray[np.float32], decoded: NDArray[np.float32], m
 
 
 def neighbours(queries: NDArray[np.float32], base: NDArray[np.float32], own: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the ``NEIGHBOURS`` nearest rows of ``base`` of each query, in no order, shape (n, 10).
-
-    Parameters
-    ----------
-    queries : ndarray of float32, shape (n, V)
-    base : ndarray of float32, shape (N, V)
-    own : ndarray of int, shape (n,)
-        The row of ``base`` that each query is itself, which does not count.
-    """
+    """Return the ``NEIGHBOURS`` nearest rows of ``base`` of each query, in no order, shape (n, 10)."""
     norms = np.square(base).sum(axis=1)
     found = []
     for start in range(0, len(queries), _BLOCK):

@@ -30,13 +30,7 @@ COLUMNS: tuple[str, ...] = (
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of results where there is none, before anything is measured.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be made.
-    """
+    """Make the folder of results where there is none, before anything is measured."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -44,13 +38,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_results(result: dict[str, Any], folder: Path, name: str) -> tuple[Path, Path]:
-    """Write ``name.json`` and ``name.csv``, in place of earlier ones, and return their paths.
-
-    Raises
-    ------
-    OutputError
-        If they cannot be written.
-    """
+    """Write ``name.json`` and ``name.csv``, in place of earlier ones, and return their paths."""
     texts = {
         folder / f"{name}.json": json.dumps(result, indent=2, allow_nan=False) + "\n",
         folder / f"{name}.csv": to_csv(result),

@@ -133,25 +133,7 @@ class Task:
 def benchmark_retrieval(
     request: Request, *, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> dict[str, Any]:
-    """Measure codes of every number of bits, by symbols and by decoded vectors.
-
-    Parameters
-    ----------
-    request : Request
-    progress : callable
-        Told how many rows of how many are done, and which is next.
-
-    Returns
-    -------
-    dict
-        JSON values under the schema ``stochcl.benchmark.retrieval/0``.
-
-    Raises
-    ------
-    SourceError, FormatError, LabelsError, UsageError
-    ModelMismatch
-        If the archives are of two models.
-    """
+    """Measure codes of every number of bits, by symbols and by decoded vectors."""
     request.check()
     with Archive(request.train) as train, Archive(request.test) as test:
         if train.header.model_sha256 != test.header.model_sha256:

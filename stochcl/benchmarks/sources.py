@@ -34,13 +34,6 @@ def read_source(path: Path, *, latents: int | None, rows: int | None, refit: boo
     Symbols are integers, shape (N, D), of as many values as the largest needs; of a .npz file the array
     ``symbols`` is taken, as ``stochcl decompress`` writes it. Floats of two dimensions are features, of which OPQ
     indices are made.
-
-    Raises
-    ------
-    SourceError, FormatError
-        If it cannot be read, or there is nothing to code in it.
-    UsageError
-        If it has fewer latents.
     """
     shown, name = printable(path), printable(path.name)
     if path.suffix not in (".npy", ".npz"):
@@ -82,13 +75,7 @@ def of_archive(name: str, archive: Archive, *, latents: int | None, rows: int | 
 def cifar10(
     folder: Path, *, latents: int | None, rows: int | None, refit: bool, say: Callable[[str], None]
 ) -> CodeSet:
-    """Take the default model's codes of CIFAR-10's test images; make them, and keep them in ``folder``.
-
-    Raises
-    ------
-    NoDataError
-        If ``$STOCHCL_DATA`` names no folder with the images.
-    """
+    """Take the default model's codes of CIFAR-10's test images; make them, and keep them in ``folder``."""
     path = folder / CIFAR10_CODES
     name = "cifar10" if latents is None else f"cifar10-{latents}"
     if not _is_current(path):

@@ -160,13 +160,7 @@ class Stages:
         self.codec.compress(self.path, self.archive, force=True)
 
     def check(self) -> float:
-        """See that the archive's codes are those of the encoder alone; return which part fp32 gives as well.
-
-        Raises
-        ------
-        BenchmarkError
-            If they are not.
-        """
+        """See that the archive's codes are those of the encoder alone; return which part fp32 gives as well."""
         with Archive(self.archive, tables=[self.codec.tables]) as archive:
             found = archive[:]
         if not np.array_equal(found.packed, self.encoded.packed):

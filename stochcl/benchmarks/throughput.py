@@ -90,21 +90,7 @@ class Request:
 def benchmark_throughput(
     request: Request, *, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> dict[str, Any]:
-    """Measure stages, floors and the whole, interleaved, and see that the archive's codes are right.
-
-    Returns
-    -------
-    dict
-        JSON values under the schema ``stochcl.benchmark.throughput/0``: ``rows``, one a stage; ``ratios``, of the
-        floors together and of the forward pass to the whole, on both clocks; and what they were measured with.
-
-    Raises
-    ------
-    BenchmarkError
-        If the archive holds other codes than the network gives.
-    SourceError, ModelError, UsageError
-        If a source or model cannot be read, or there is no such device.
-    """
+    """Measure stages, floors and the whole, interleaved, and see that the archive's codes are right."""
     from stochcl.api.codec import Codec
     from stochcl.benchmarks.stages import Stages
 

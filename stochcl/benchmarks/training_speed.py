@@ -67,19 +67,7 @@ class Request:
 def benchmark_training(
     request: Request, *, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> dict[str, Any]:
-    """Measure the parts of a step, the step and the bare pass, interleaved.
-
-    Returns
-    -------
-    dict
-        JSON values under the schema ``stochcl.benchmark.training/0``: ``rows``, in views; ``ratios`` of the bare
-        pass to the step; ``limit``, the part that takes most beside it.
-
-    Raises
-    ------
-    UsageError
-        If the options do not go together, or there is no such device.
-    """
+    """Measure the parts of a step, the step and the bare pass, interleaved."""
     from stochcl.training.options import load_preset, options_from
 
     given = load_preset(request.preset) if request.preset else {}

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 def standard_input(what: str) -> IO[bytes]:
-    """Return the bytes of standard input.
-
-    Raises
-    ------
-    UsageError
-        If it is a terminal.
-    """
+    """Return the bytes of standard input."""
     if sys.stdin.isatty():
         raise UsageError(f"standard input is a terminal, and {what} is read from it; send it through a pipe.")
     return sys.stdin.buffer
@@ -32,15 +26,7 @@ def standard_input(what: str) -> IO[bytes]:
 def source_of(
     sources: Sequence[Path], files_from: Path | None, *, null: bool, folder: Path
 ) -> Path | Sequence[Path] | IO[bytes] | ImageSource:
-    """Return what a request names to read: paths, standard input, or the images of a list.
-
-    Raises
-    ------
-    UsageError
-        If it names nothing, or too much.
-    SourceError
-        If the list cannot be read.
-    """
+    """Return what a request names to read: paths, standard input, or the images of a list."""
     if files_from is not None:
         if sources:
             raise UsageError("--files-from lists what is read; leave SOURCE out.")
@@ -58,13 +44,7 @@ def source_of(
 
 
 def output_of(path: Path) -> Path | IO[bytes]:
-    """Return where an archive goes: the path, or for ``-`` standard output.
-
-    Raises
-    ------
-    UsageError
-        If standard output is a terminal.
-    """
+    """Return where an archive goes: the path, or for ``-`` standard output."""
     if str(path) != "-":
         return path
     if sys.stdout.isatty():

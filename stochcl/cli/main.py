@@ -142,13 +142,7 @@ class Seconds(click.ParamType[float]):
 
 @contextmanager
 def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a bar on standard error while the block runs, if that is a terminal, and nothing if not.
-
-    Yields
-    ------
-    callable
-        ``update(done, total, note="")``.
-    """
+    """Show a bar on standard error while the block runs, if that is a terminal, and nothing if not."""
     if not sys.stderr.isatty():
         yield lambda done, total, note="": None
         return

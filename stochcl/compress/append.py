@@ -140,13 +140,7 @@ class Appender(SegmentWriter):
     # The end
 
     def finish(self) -> None:
-        """Write what is waiting, and the index and the trailer that make it part of the archive.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written; the archive is what it was.
-        """
+        """Write what is waiting, and the index and the trailer that make it part of the archive."""
         try:
             self._flush_all()
             self._commit()
@@ -156,13 +150,7 @@ class Appender(SegmentWriter):
         self.close()
 
     def keep(self) -> None:
-        """Finish with the segments that are on the disk, without the rows that wait for one to be full.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written; the archive is what it was.
-        """
+        """Finish with the segments that are on the disk, without the rows that wait for one to be full."""
         for codes in self._pending:
             self._read_now -= set(codes.names or ())
         self._pending, self._places, self._new_skips = [], [], []

@@ -72,13 +72,7 @@ class ByteReader:
         self.size = status.st_size
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return exactly ``size`` bytes from ``offset`` on.
-
-        Raises
-        ------
-        Truncated
-            If the file does not have them.
-        """
+        """Return exactly ``size`` bytes from ``offset`` on."""
         if offset < 0 or size < 0 or offset + size > self.size:
             msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
             raise Truncated(msg)

@@ -157,18 +157,6 @@ def pack_uncertainty(values: NDArray[np.floating], version: int) -> bytes:
     In version 2 each is a whole number of steps above the least, 0 to 255; the step is the smallest power of two
     for which that is enough. So what was read from one archive, and any choice of it, is written to another without
     a further loss.
-
-    Parameters
-    ----------
-    values : ndarray of float, shape (N,)
-        In bits.
-    version : int
-        Of the format.
-
-    Raises
-    ------
-    ValueError
-        If one is negative, or no number, or more than 65,536 (version 2).
     """
     if version == 1:
         return values.astype("<f2").tobytes()
@@ -198,13 +186,7 @@ def _deflated(data: bytes) -> bytes:
 
 
 def unpack_uncertainty(data: bytes, rows: int, version: int, what: str = "the uncertainty") -> NDArray[np.float32]:
-    """Read what :func:`pack_uncertainty` wrote, float32, shape (rows,).
-
-    Raises
-    ------
-    FormatError
-        If it is not that.
-    """
+    """Read what :func:`pack_uncertainty` wrote, float32, shape (rows,)."""
     if version == 1:
         if len(data) != 2 * rows:
             raise FormatError(f"{what} of {rows} rows has {len(data)} bytes, not two a row")

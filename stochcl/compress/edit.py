@@ -114,13 +114,7 @@ def is_embedded(archive: Archive) -> bool:
 
 
 def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
-    """Raise unless these archives, called so, can be joined.
-
-    Raises
-    ------
-    ModelMismatch, UsageError
-        If they cannot; the message names the first that does not go with the first of all.
-    """
+    """Raise unless these archives, called so, can be joined."""
     first = archives[0].header
     filled: tuple[dict[str, bool], str] | None = None  # what the first that has rows stores of them, and its name
     for archive, name in zip(archives, names, strict=True):
@@ -151,27 +145,7 @@ def merge(
     resume: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write all rows of some archives, in this order, as one; no row is coded again.
-
-    Parameters
-    ----------
-    archives : sequence of Archive
-        That :func:`check_alike` has found to go together; each is looked at only while its turn lasts.
-    path : path-like
-    embed : bool
-        Put the decoding tables into the file also where none of the archives has them.
-    force, resume : bool
-        As :class:`Writer` has them.
-    progress : callable
-        Told how many rows of how many are done.
-
-    Raises
-    ------
-    FormatError
-        If one of them is damaged.
-    OutputError, UsageError
-        As Writer does.
-    """
+    """Write all rows of some archives, in this order, as one; no row is coded again."""
     models, numbers = _fitted_of(archives)
     kinds = {archive.header.source_kind for archive in archives}
     header = archives[0].header
@@ -205,13 +179,6 @@ def split(
     """Write some rows of an archive as one of their own.
 
     Segments that lie in them only in part are coded again. The list of skipped images goes with the first row.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged.
-    OutputError, UsageError
-        As :class:`Writer` does. Of what was written nothing is kept.
     """
     models, (mapping,) = _fitted_of([archive], first, last)
     with rewriting(
@@ -269,24 +236,7 @@ def move_rows(
     change: Callable[[RawSegment], RawSegment] = lambda segment: segment,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Give a writer rows of an archive: whole segments as they are, others to be coded again.
-
-    Parameters
-    ----------
-    writer : Writer
-        Of an archive with the same latents. What a resumed one has is left out.
-    archive : Archive
-    first, last : int
-        Which rows.
-    at : int
-        Rows of the new archive that come before them.
-    numbers : dict of int to int
-        The number in the new archive of every fitted model that is used.
-    change : callable
-        What is done to a whole segment, to its names, say.
-    progress : callable
-        Told how many rows are done, those before ``at`` included.
-    """
+    """Give a writer rows of an archive: whole segments as they are, others to be coded again."""
     last = len(archive) if last is None else last
     bytes_of, rows = archive.source_bytes, max(1, len(archive))
     for low, high, offset, head in _segments(archive, first, last):

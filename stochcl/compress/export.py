@@ -29,13 +29,7 @@ _MODEL = b"stochcl.model_sha256"
 
 
 def schema_of(rows: Decoded) -> Any:
-    """Return the columns: name, label, uncertainty where it is stored, a list column of symbols and one of vectors.
-
-    Raises
-    ------
-    MissingExtraError
-        If pyarrow is not installed.
-    """
+    """Return the columns: name, label, uncertainty where it is stored, a list column of symbols and one of vectors."""
     pa = _pyarrow()
     header = rows.archive.header
     symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
@@ -73,20 +67,7 @@ def reader_of(rows: Decoded) -> Any:
 
 
 def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
-    """Return the codes of a table or record batch that :meth:`Rows.to_arrow` gave, or a Parquet file of codes held.
-
-    Parameters
-    ----------
-    table : pyarrow.Table or RecordBatch
-        With a column ``symbols``; ``name``, ``label`` and ``uncertainty`` are taken where they are there.
-    alphabet : int, optional
-        Values of a symbol; by default what the table's metadata says, or 2 where that has been lost.
-
-    Raises
-    ------
-    UsageError
-        If there is no such column, a row has none or not as many as the others, or they are not of the alphabet.
-    """
+    """Return the codes of a table or record batch that :meth:`Rows.to_arrow` gave, or a Parquet file of codes held."""
     names = list(table.schema.names)
     if "symbols" not in names:
         raise UsageError(f"the table has no column symbols; there are {', '.join(names)}.")
@@ -162,39 +143,6 @@ def export(
 
     Names and labels are written as Unicode: bytes that are not UTF-8 as ``\xNN``, so that any program reads
     them. (Two names that differ only in such a byte and in the same four characters written out become equal.)
-
-    Parameters
-    ----------
-    archive : Archive
-    path : path-like
-        - ``.npz``: arrays ``symbols`` (N, D), ``vectors`` (N, V) float32, ``names`` and ``labels`` as unicode,
-          ``uncertainty`` float32; numpy reads it without pickle.
-        - ``.npy``: the vectors, or the symbols if the model has no vector decoder or ``vectors`` is false.
-        - ``.csv``: name, label, uncertainty if it is stored, then ``s0...`` symbols and ``v0...`` vectors, one row
-          an image.
-        - ``.parquet``, ``.arrow``: name, label, uncertainty if it is stored, and a list column each of symbols and
-          vectors (``vector``).
-    symbols, vectors : bool
-        What to write; vectors only where the model has a vector decoder.
-    labels : sequence of str, optional
-        In place of the archive's, one for each row.
-    force : bool
-        Replace an existing file.
-    chunk : int
-        Rows decoded at a time. Vectors may differ by rounding where it is no multiple of 1,024.
-
-    Raises
-    ------
-    UsageError
-        If the ending is none of these, the file exists, or nothing is left to write.
-    LabelsError
-        If there are not as many labels as rows.
-    MissingExtraError
-        If pyarrow is needed and not installed.
-    OutputError
-        If it cannot be written; nothing is left then.
-    FormatError
-        If the archive is damaged; nothing is left then.
     """
     path = Path(path)
     shown = escape_name(path)

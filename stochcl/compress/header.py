@@ -73,13 +73,7 @@ class Header:
 
     @classmethod
     def size_of(cls, prologue: bytes) -> int:
-        """Return how many bytes of header follow a prologue.
-
-        Raises
-        ------
-        BadMagic, UnsupportedVersion, Truncated, LimitExceeded
-            If it is not the prologue of an archive that this version reads.
-        """
+        """Return how many bytes of header follow a prologue."""
         if not prologue.startswith(MAGIC[: len(prologue)]) or not prologue:
             msg = (
                 f"this is not an archive of codes: it begins with {prologue[:8].hex(' ') or 'nothing'}, not with "
@@ -100,13 +94,7 @@ class Header:
 
     @classmethod
     def from_bytes(cls, prologue: bytes, text: bytes) -> Header:
-        """Read a header whose prologue has passed :meth:`size_of`.
-
-        Raises
-        ------
-        FormatError
-            If it is damaged or makes no sense.
-        """
+        """Read a header whose prologue has passed :meth:`size_of`."""
         check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
         try:
             values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)

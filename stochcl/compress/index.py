@@ -119,13 +119,7 @@ def version_of(reader: ByteReader) -> int:
 
 
 def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
-    """Read the trailer and the index, and check that they can be true.
-
-    Raises
-    ------
-    FormatError
-        If they cannot; Truncated if the file does not end as an archive does.
-    """
+    """Read the trailer and the index, and check that they can be true."""
     if reader.size < header_size + CHUNK.size + INDEX.size + TRAILER.size:
         raise Truncated("the file ends before its index")
     trailer = reader.read(reader.size - TRAILER.size, TRAILER.size)
@@ -242,13 +236,7 @@ class Skipped(Sequence[tuple[str, str]]):
         return tuple(self)[index]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Yield names and reasons.
-
-        Raises
-        ------
-        FormatError
-            If they are not JSON, deflated.
-        """
+        """Yield names and reasons."""
         text, at, first, ended = "", 0, True, False
         pieces = inflate_pieces(self.data, _MAX_SKIPPED, _PIECE, "the list of skipped images")
         while not ended:

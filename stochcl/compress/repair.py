@@ -34,19 +34,7 @@ class Repaired:
 
 
 def repair(path: str | os.PathLike[str]) -> Repaired:
-    """Cut an archive back to its last complete state, in place; what follows was not finished and is lost.
-
-    Raises
-    ------
-    SourceError
-        If there is no such file.
-    UsageError
-        If it ends as a complete archive does: there is nothing to repair.
-    FormatError
-        If it never was one: the message names what saves the rest.
-    OutputError
-        If it cannot be written, or another process is appending to it.
-    """
+    """Cut an archive back to its last complete state, in place; what follows was not finished and is lost."""
     path = Path(path)
     shown = printable(path)
     with _Named(shown):

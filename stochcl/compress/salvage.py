@@ -213,29 +213,6 @@ def salvage(
     it is. Where only some of its blocks are intact their rows are coded again, with their names; where its table,
     names, labels or uncertainty are damaged, nothing of it is kept. Without the decoding tables, what needs them
     is copied if its checksums are right. What the damage put into the file twice is twice in the new one.
-
-    Parameters
-    ----------
-    path : path-like
-        An archive, or the partial file of one.
-    output : path-like
-    tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive, or damaged there.
-    force : bool
-        Replace an existing output.
-    progress : callable
-        Told how many bytes of how many have been looked at.
-
-    Raises
-    ------
-    SourceError
-        If the file cannot be read.
-    FormatError
-        If its header is damaged, or nothing behind it is intact.
-    UsageError
-        If the output is there already, or is the archive itself.
-    OutputError
-        If it cannot be written.
     """
     output = Path(output)
     _check_output(Path(path), output, force=force)
@@ -488,14 +465,7 @@ class _Old:
         return found
 
     def decode(self, at: int, head: SegmentHead, table: bytes) -> tuple[int, bool, list[NDArray[np.uint8] | None]]:
-        """Decode a segment's blocks; None stands for one that is damaged.
-
-        Returns
-        -------
-        int, bool, list
-            The number that its fitted model has in the new archive; whether there was a model to decode with: if not,
-            blocks whose checksums are right are given without rows; and the blocks.
-        """
+        """Decode a segment's blocks; None stands for one that is damaged."""
         raw = [self._block(at, head, number) for number in range(len(head.words))]
         models = self._models_of(head, table)
         best: list[NDArray[np.uint8] | None] = [None] * len(raw)

@@ -138,13 +138,7 @@ class SegmentHead:
 
     @classmethod
     def parse(cls, data: bytes, decisions_per_row: int, version: int = framing.VERSION) -> SegmentHead:
-        """Read a head of this version of the format and check that its numbers can be true.
-
-        Raises
-        ------
-        FormatError
-            If they cannot.
-        """
+        """Read a head of this version of the format and check that its numbers can be true."""
         rows, per_block, blocks, model, number, *sizes = unpack(SEGMENT, data, 0, "a segment's head")
         check_limit(rows, framing.MAX_SEGMENT_ROWS, "the number of a segment's rows")
         if not rows or not per_block or blocks != -(-rows // per_block):
@@ -178,13 +172,7 @@ class SegmentHead:
 
 
 def read_head(data: bytes, decisions_per_row: int, version: int = framing.VERSION) -> SegmentHead:
-    """Read the head from the beginning of a segment's chunk, without the index.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged or makes no sense.
-    """
+    """Read the head from the beginning of a segment's chunk, without the index."""
     unpack(CHUNK, data, 0, "a segment")
     kind, length = CHUNK.unpack_from(data)
     if kind != KIND:
@@ -202,23 +190,7 @@ def read_head(data: bytes, decisions_per_row: int, version: int = framing.VERSIO
 def write_segment(
     codes: Codes, candidates: Sequence[Candidate], version: int = framing.VERSION
 ) -> tuple[SegmentHead, bytes]:
-    """Code rows with the cheapest of the models that are paid for, or with a table of their own.
-
-    Parameters
-    ----------
-    codes : Codes
-        At least one row. Names, labels and uncertainty are written where they are there.
-    candidates : sequence of Candidate
-        The models of the tables and of the archive, cut to the codes' width; the first is the one that the others
-        must beat.
-    version : int
-        Of the format.
-
-    Returns
-    -------
-    SegmentHead, bytes
-        The head, and the whole chunk.
-    """
+    """Code rows with the cheapest of the models that are paid for, or with a table of their own."""
     best, (bits, indices) = candidates[0], candidates[0].cost(codes)
     for candidate in candidates[1:]:
         spent, levels = candidate.cost(codes)
@@ -278,20 +250,7 @@ def values_per_row(model: EntropyModel) -> int:
 def read_blocks(
     data: Sequence[bytes], heads: Sequence[tuple[SegmentHead, int]], model: EntropyModel
 ) -> list[NDArray[np.uint8]]:
-    """Decode blocks that one model codes, their own heads included, to packed rows.
-
-    Parameters
-    ----------
-    data : sequence of bytes
-    heads : sequence of (SegmentHead, int)
-        The segment of each block, and its number there.
-    model : IndependentModel or AutoregressiveModel
-
-    Raises
-    ------
-    FormatError
-        If the head of a block disagrees with the index, or a checksum does.
-    """
+    """Decode blocks that one model codes, their own heads included, to packed rows."""
     streams, values = [], values_per_row(model)
     for block, (head, number) in zip(data, heads, strict=True):
         # A few words can claim many rows, and each takes memory for all units of a network.
@@ -366,13 +325,7 @@ class RawSegment:
 
 
 def as_version(segment: RawSegment, old: int, new: int) -> RawSegment:
-    """Return a segment of one version of the format as another has it.
-
-    Raises
-    ------
-    FormatError
-        If its uncertainty is none.
-    """
+    """Return a segment of one version of the format as another has it."""
     if old == new or not segment.parts[3]:
         return segment
     values = unpack_uncertainty(segment.parts[3], segment.head.rows, old)
@@ -383,13 +336,7 @@ def as_version(segment: RawSegment, old: int, new: int) -> RawSegment:
 
 
 def read_segment(reader: ByteReader, offset: int, head: SegmentHead) -> RawSegment:
-    """Read a segment, and check everything of it but what its blocks decode to.
-
-    Raises
-    ------
-    FormatError
-        If it is not what the index says, or damaged.
-    """
+    """Read a segment, and check everything of it but what its blocks decode to."""
     parts = read_parts(reader, offset, head)
     blocks = reader.read(offset + head.size - head.payload, head.payload)
     at = 0
@@ -404,13 +351,7 @@ def read_segment(reader: ByteReader, offset: int, head: SegmentHead) -> RawSegme
 
 
 def read_parts(reader: ByteReader, offset: int, head: SegmentHead) -> tuple[bytes, bytes, bytes, bytes]:
-    """Read a segment's table, names, labels and uncertainty, and check them.
-
-    Raises
-    ------
-    FormatError
-        If they are not what the index says, or damaged.
-    """
+    """Read a segment's table, names, labels and uncertainty, and check them."""
     start = head.start
     if reader.read(offset, len(start)) != start:
         raise FormatError(f"the segment at byte {offset:,} is not what the index says")
@@ -436,13 +377,7 @@ def check_head(reader: ByteReader, index: Index, segment: int) -> None:
 
 
 def read_part(reader: ByteReader, index: Index, segment: int, which: str) -> bytes:
-    """Read and check one part of a segment: table, names, labels or entropy.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, or the segment is not what the index says.
-    """
+    """Read and check one part of a segment: table, names, labels or entropy."""
     check_head(reader, index, segment)
     offset, head = index.segments[segment]
     before = _PARTS[: _PARTS.index(which)]
@@ -453,12 +388,6 @@ def read_part(reader: ByteReader, index: Index, segment: int, which: str) -> byt
 
 
 def read_texts(reader: ByteReader, index: Index, segment: int, which: str) -> tuple[str, ...]:
-    """Read the names or labels of a segment's rows.
-
-    Raises
-    ------
-    FormatError
-        If they are damaged.
-    """
+    """Read the names or labels of a segment's rows."""
     data = read_part(reader, index, segment, which)
     return unpack_texts(data, index.segments[segment][1].rows, f"the {which} of segment {segment}")

@@ -186,24 +186,7 @@ class SegmentWriter(ABC):
         positions: Sequence[int] | None = None,
         sizes: Sequence[int] | None = None,
     ) -> None:
-        """Append rows.
-
-        Parameters
-        ----------
-        codes : Codes
-            Of the header's width and alphabet.
-        positions : sequence of int, optional
-            Where each row stands in the source, ascending; by default one follows the other.
-        sizes : sequence of int, optional
-            Bytes of each row's image in the source.
-
-        Raises
-        ------
-        ValueError
-            If the codes are of another shape, or some rows have names, labels or uncertainty and others none.
-        OutputError
-            If a segment cannot be written.
-        """
+        """Append rows."""
         if (codes.latents, codes.alphabet) != (self.header.latents, self.header.alphabet):
             msg = f"this archive has {self.header.latents} latents of {self.header.alphabet} values"
             raise ValueError(msg)
@@ -232,13 +215,6 @@ class SegmentWriter(ABC):
 
         They must be of the same latents, and coded with a model that this archive has under the same number. What
         is waiting is written before.
-
-        Raises
-        ------
-        ValueError
-            If some rows have names, labels or uncertainty and others none.
-        OutputError
-            If it cannot be written.
         """
         if not self._names:
             segment = segment.having(names=b"")
@@ -303,13 +279,7 @@ class SegmentWriter(ABC):
         self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
 
     def flush(self) -> None:
-        """Write all rows that are waiting as a segment, be it a small one.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
-        """
+        """Write all rows that are waiting as a segment, be it a small one."""
         self._flush_rows()
 
     def _flush_rows(self) -> None:

@@ -111,13 +111,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Read the file's bytes.
-
-        Raises
-        ------
-        FormatError
-            If they are not a manifest.
-        """
+        """Read the file's bytes."""
         try:
             values = json.loads(data)
             schema = values.pop("schema")
@@ -148,15 +142,7 @@ def is_folder_of_codes(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, int]:
-    """Return the manifest of a folder, and its bytes on disk.
-
-    Raises
-    ------
-    SourceError
-        If there is none, or it cannot be read.
-    FormatError
-        If it is not one.
-    """
+    """Return the manifest of a folder, and its bytes on disk."""
     path = folder / MANIFEST
     try:
         if not path.is_file():
@@ -176,13 +162,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, int]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put a manifest into a folder, which makes it an archive.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Put a manifest into a folder, which makes it an archive."""
     try:
         with replacing(folder / MANIFEST) as file:
             file.write(manifest.to_bytes())
@@ -198,13 +178,7 @@ _CHUNK = 1 << 20
 def open_archive(
     path: str | os.PathLike[str] | IO[bytes], *, tables: Iterable[Tables | str | os.PathLike[str]] = ()
 ) -> Archive | FolderArchive:
-    """Open an archive, or a folder of them that is one.
-
-    Raises
-    ------
-    SourceError, FormatError
-        As :class:`Archive` and :class:`FolderArchive` do.
-    """
+    """Open an archive, or a folder of them that is one."""
     if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises at long names
         return FolderArchive(path, tables=tables)
     return Archive(path, tables=tables)
@@ -517,13 +491,7 @@ class Joined(Sequence[Archive]):
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be read.
-    """
+    """Return the SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

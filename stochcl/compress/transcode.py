@@ -82,20 +82,7 @@ def choose(
     before: float | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[EntropyModel]:
-    """Return those of some models that save more, over all segments, than it takes to store them.
-
-    Parameters
-    ----------
-    segments : iterable of Codes
-        The rows as they will be written.
-    given : sequence of Candidate
-        What segments can be coded with anyway.
-    models : sequence of IndependentModel or AutoregressiveModel
-    before : float, optional
-        Bits that the codes take now, where they could stay as they are: models that do not get below are of no use.
-    progress : callable
-        Told how many rows have been looked at.
-    """
+    """Return those of some models that save more, over all segments, than it takes to store them."""
     candidates = [*given, *(Candidate(model) for model in models)]
     base, spent, rows = [], [], 0
     for codes in segments:
@@ -234,15 +221,6 @@ class Transcoding:
         """Write the first so many latents; return the bits per image that their codes take on disk.
 
         Segments whose codes stay what they are move without being coded again.
-
-        Raises
-        ------
-        FormatError
-            If the archive is damaged.
-        LabelsError
-            If a row has no label.
-        OutputError, UsageError
-            As :class:`~stochcl.compress.Writer` does.
         """
         archive, header = self.archive, self.header(latents)
         same = header.latents == archive.header.latents
@@ -321,21 +299,7 @@ def _spent(archive: Archive) -> float:
 
 
 def widest(costs: NDArray[np.float64], write: Callable[[int], float], rate: float) -> int | None:
-    """Write prefixes until one keeps to a rate and the next wider one does not; return its width.
-
-    Parameters
-    ----------
-    costs : ndarray of float64, shape (D,)
-        What every prefix is expected to cost, in bits per image: where to begin, and where to go on.
-    write : callable
-        Writes a prefix and returns what it costs.
-    rate : float
-
-    Returns
-    -------
-    int or None
-        None if not even one latent keeps to the rate.
-    """
+    """Write prefixes until one keeps to a rate and the next wider one does not; return its width."""
     fits, too_wide, correction = 0, len(costs) + 1, 1.0
     while fits + 1 < too_wide:
         latents = int(np.searchsorted(costs * correction, rate, side="right"))

@@ -148,15 +148,7 @@ class Journal:
         self._write(asdict(record))
 
     def read(self) -> tuple[dict[str, Any], list[Record]]:
-        """Return the facts and records of an existing journal, up to the first line that is torn, and go on there.
-
-        Raises
-        ------
-        ValueError
-            If not even the facts can be read.
-        OSError
-            If there is no journal.
-        """
+        """Return the facts and records of an existing journal, up to the first line that is torn, and go on there."""
         data = self.path.read_bytes()
         values: list[Any] = []
         end = 0

@@ -83,13 +83,7 @@ def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """Map a .npy file into memory, read-only, after checking that it holds embeddings or images.
-
-    Raises
-    ------
-    SourceError
-        If it is damaged, truncated, holds Python objects, or holds neither; the message says what was found.
-    """
+    """Map a .npy file into memory, read-only, after checking that it holds embeddings or images."""
     shown = escape_name(path)
     try:
         with path.open("rb") as file:
@@ -238,11 +232,6 @@ class MatrixSource:
         """Iterate over the rows in order, from position ``start`` on.
 
         Rows that hold NaN or infinity, also those that overflow float32, are failures.
-
-        Raises
-        ------
-        UsageError
-            If a number is out of its range.
         """
         if batch_size < 1 or start < 0:
             raise UsageError(f"batch_size={batch_size}, start={start}: these count rows")
@@ -254,11 +243,6 @@ class MatrixSource:
 
         The file is mapped anew each time: pages of a mapping count as this process's memory for as long as it
         lasts, which of a large file would look like all of it.
-
-        Raises
-        ------
-        SourceError
-            If the file is gone, or another than it was.
         """
         array = map_array(self.path)
         if (array.shape, array.dtype) != (self._array.shape, self._array.dtype):
@@ -312,26 +296,6 @@ def sample_rows(
     The matrix is cut into as many runs of consecutive rows as rows are wanted, and one row is drawn of each: a
     matrix that is sorted in some way is represented as a whole, and a mapped file is read from its beginning to
     its end, a few rows at a time. The same seed gives the same rows.
-
-    Parameters
-    ----------
-    source : MatrixSource or ndarray of float, shape (N, W)
-    most : int
-        Rows that are taken at most, held out or not, and never more than ``MOST_BYTES`` hold; a matrix with no more
-        is taken whole.
-    seed : int
-
-    Returns
-    -------
-    train : ndarray of float32, shape (n, W)
-        In the order of the matrix.
-    held : ndarray of float32, shape (m, W)
-        Others: a tenth of those taken, at most ``MOST_HELD``; none where that is less than one.
-
-    Raises
-    ------
-    SourceError
-        If no row that was drawn is finite.
 
     Examples
     --------

@@ -171,25 +171,7 @@ _LABELS = ("label", "labels", "class")
 
 
 def open_arrow(paths: Sequence[Path], column: str | None = None) -> ArrowSource | None:
-    """Open Parquet or Arrow files as one source, images or vectors; None where the first is neither.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        In the order in which they are read; all have the same columns.
-    column : str, optional
-        Which holds the images (their files: binary, or a struct of ``bytes`` and ``path``) or the vectors (lists of
-        floats). By default the only such column, images before vectors.
-
-    Raises
-    ------
-    MissingExtraError
-        If pyarrow is not installed.
-    UsageError
-        If some are other files, or it must be said which column.
-    SourceError
-        If one cannot be read, or has no such column.
-    """
+    """Open Parquet or Arrow files as one source, images or vectors; None where the first is neither."""
     there = [_looks(path) for path in paths]
     if not there or not there[0]:
         return None

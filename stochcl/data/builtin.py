@@ -73,11 +73,6 @@ def write_examples(folder: str | os.PathLike[str]) -> int:
 
     Ten classes of handwritten digits (``digit-0`` ... ``digit-9``, 64 x 64 PNG, enlarged smoothly from 8 x 8)
     and two of patches of photographs (``china``, ``flower``, 96 x 96 JPEG). The same images every time.
-
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
     """
     written = 0
     try:

@@ -29,20 +29,6 @@ def held_out(
 
     This is the one function that makes the held-out split; everything that trains or scores asks it.
 
-    Parameters
-    ----------
-    names : iterable of str or Entry
-        The images of one source, in the source's order.
-    per_class : int
-        How many are held out of each class; a class with no more than that is held out whole.
-    label : callable
-        The class that an image of this name is of.
-
-    Returns
-    -------
-    ndarray of bool, shape (N,)
-        True where the image is held out.
-
     Examples
     --------
     >>> held_out(["a/0", "a/1", "a/2", "b/0", "b/1"], per_class=1).tolist()
@@ -91,13 +77,7 @@ class LabelTable:
         return len(self.rows)
 
     def match(self, names: Sequence[str], column: str | None = None) -> tuple[str, ...]:
-        """Return the label of each name, from ``column`` or the first one.
-
-        Raises
-        ------
-        LabelsError
-            If there is no such column, or a name has no row; the message counts them and names the first.
-        """
+        """Return the label of each name, from ``column`` or the first one."""
         at = self._position(column)
         missing = [name for name in names if name not in self.rows]
         if missing:
@@ -110,13 +90,7 @@ class LabelTable:
         return tuple(self.rows[name][at] for name in names)
 
     def numbers(self, names: Sequence[str], column: str | None = None) -> NDArray[np.float64]:
-        """Return the targets of each name as numbers, shape (N,), float64.
-
-        Raises
-        ------
-        LabelsError
-            As :meth:`match`, and if a value is not a finite number.
-        """
+        """Return the targets of each name as numbers, shape (N,), float64."""
         texts = self.match(names, column)
         values = np.array([_number(text) for text in texts], dtype=np.float64)
         wrong = np.flatnonzero(~np.isfinite(values))
@@ -145,12 +119,6 @@ def read_labels(path: str | os.PathLike[str]) -> LabelTable:
     """Read a UTF-8 CSV whose header is ``name,label[,more columns]``.
 
     A name may come twice where both rows say the same.
-
-    Raises
-    ------
-    LabelsError
-        If the file cannot be read, is empty, is not UTF-8 or CSV, lacks the header, has rows of another
-        length, or says two things of one name. The message names the line.
     """
     path = Path(path)
     try:

@@ -25,12 +25,6 @@ def sort_key(name: str) -> bytes:
 def member_name(stored: str) -> str:
     """Bring an archive member's name into POSIX form, without ``.`` and empty parts.
 
-    Raises
-    ------
-    ValueError
-        If the name is absolute, climbs out with ``..``, holds a NUL, is empty or is too long; the message
-        is the reason.
-
     Examples
     --------
     >>> member_name("./cats//tom.jpg")

@@ -38,26 +38,7 @@ _PROBE = 1 << 16  # enough of a file for any image format to be known by
 
 
 def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
-    """Open whatever holds images or embeddings.
-
-    Parameters
-    ----------
-    path : str or path-like
-        A folder of images (recursive), a .zip or .tar (.tar.gz, .tar.bz2, .tar.xz) of images, one image file,
-        or a .npy file: two-dimensional float is embeddings, four-dimensional uint8 is images. Archives and
-        arrays are known by their content, whatever they are called. A folder of CIFAR-10's published batches is its
-        training images, ``test_batch`` in it the others.
-
-    Returns
-    -------
-    ImageSource or MatrixSource
-        Nothing but the listing has been read.
-
-    Raises
-    ------
-    SourceError
-        If there is nothing there, it cannot be read, it is damaged, or it holds no image.
-    """
+    """Open whatever holds images or embeddings."""
     path = Path(path)
     try:
         status = path.stat()
@@ -114,11 +95,6 @@ _MOST_SHARDS = 1_000_000
 def expand(pattern: str | os.PathLike[str]) -> list[Path]:
     """Write out the numbers of a pattern of shards, as bash does; what is a path as it stands is left alone.
 
-    Raises
-    ------
-    UsageError
-        If they are too many.
-
     Examples
     --------
     >>> [str(path) for path in expand("shards-{008..010}.tar")]
@@ -139,21 +115,7 @@ def expand(pattern: str | os.PathLike[str]) -> list[Path]:
 
 
 def open_sources(paths: Sequence[str | os.PathLike[str]]) -> ImageSource | MatrixSource:
-    """Open one source or several, which are read one after the other, in the order given.
-
-    Parameters
-    ----------
-    paths : sequence of path-like
-        Each as :func:`~stochcl.data.open.open_source` takes it, or a pattern of shards. Image files among several
-        are named as they are given, so that their folders are labels.
-
-    Raises
-    ------
-    SourceError
-        If one of them cannot be read.
-    UsageError
-        If one of several holds embeddings.
-    """
+    """Open one source or several, which are read one after the other, in the order given."""
     found = [path for given in paths for path in expand(given)]
     if len(found) == 1:
         return open_source(found[0])
@@ -274,13 +236,7 @@ def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
 def open_list(
     where: str | os.PathLike[str] | IO[bytes], *, null: bool | None = None, folder: str | os.PathLike[str] = "."
 ) -> ListSource:
-    """Open the image files of a list, in a file or a stream, see :class:`ListSource` and :func:`read_list`.
-
-    Raises
-    ------
-    SourceError
-        If the list cannot be read, is empty, or nothing in it can be read.
-    """
+    """Open the image files of a list, in a file or a stream, see :class:`ListSource` and :func:`read_list`."""
     if not isinstance(where, str | os.PathLike):
         return ListSource(
             _checked(read_list(where, null=null), "standard input"), folder, "the list on standard input"

@@ -31,11 +31,6 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     16-bit greyscale is scaled (65535 becomes 255), never clipped. 32-bit integers within 0..65535 are taken
     as 16-bit, floats within 0..1 or 0..255 as such; others are stretched from their own least to their
     greatest value. A transparent colour becomes alpha. Colour profiles are ignored.
-
-    Raises
-    ------
-    ImageError
-        If a float image holds values that are not finite.
     """
     mode = image.mode
     transparent = mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
@@ -227,39 +222,20 @@ class Preprocess:
             raise ValueError(msg)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several.
-
-        Raises
-        ------
-        ImageError
-            If it is not an image, is damaged or truncated, or has more than ``MAX_PIXELS`` pixels. The
-            message is the reason alone; the caller knows the name.
-        """
+        """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several."""
         if not data:
             raise ImageError("the file is empty (0 bytes)")
         with _explained(), quiet_pillow(), Image.open(BytesIO(data), formats=_formats()) as image:
             return self._decode_opened(image)
 
     def convert(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Bring a Pillow image, whose file may not have been decoded yet, to shape (size, size, 3), uint8.
-
-        Raises
-        ------
-        ImageError
-            As :meth:`decode` does.
-        """
+        """Bring a Pillow image, whose file may not have been decoded yet, to shape (size, size, 3), uint8."""
         with _explained(), quiet_pillow():
             _check_pixels(image)
             return self.apply(image)
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Bring a Pillow image to shape (size, size, 3), uint8.
-
-        Raises
-        ------
-        ImageError
-            If its pixels cannot be converted to 8 bits a channel.
-        """
+        """Bring a Pillow image to shape (size, size, 3), uint8."""
         image.load()
         # The crop is exactly central and the result square, so turning it upright can wait.
         small = self._resize(to_eight_bits(image))

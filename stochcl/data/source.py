@@ -151,13 +151,7 @@ class ImageSource(ABC):
         """Open the archive whenever it is read, and not for as long as the source lives; there are too many."""
 
     def load(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
-        """Read and preprocess image ``i``, shape (size, size, 3), uint8.
-
-        Raises
-        ------
-        ImageError
-            If it cannot be read; the message names the source, the image and the reason.
-        """
+        """Read and preprocess image ``i``, shape (size, size, 3), uint8."""
         name = self.entries[i].name
         try:
             return self._image(i, preprocess)
@@ -167,24 +161,7 @@ class ImageSource(ABC):
     def batches(
         self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1, start: int = 0
     ) -> Iterator[ImageBatch]:
-        """Iterate over the images in order, from entry ``start`` on, decoding ahead in threads.
-
-        Parameters
-        ----------
-        preprocess : Preprocess
-            What is done to each image.
-        batch_size : int
-            Entries that a batch covers; the last may cover fewer.
-        workers : int
-            Decoding threads. With 0 or 1 images are decoded in the calling thread.
-        start : int
-            Position of the first entry.
-
-        Raises
-        ------
-        UsageError
-            If a number is out of its range.
-        """
+        """Iterate over the images in order, from entry ``start`` on, decoding ahead in threads."""
 
         if batch_size < 1 or workers < 0 or start < 0:
             msg = f"batch_size={batch_size}, workers={workers}, start={start}: these count images and threads"
@@ -236,13 +213,7 @@ _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXE
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a regular file whole.
-
-    Raises
-    ------
-    ImageError
-        If it cannot be opened or read, is not a regular file, or has more than ``limit`` bytes.
-    """
+    """Read a regular file whole."""
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
         with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
@@ -291,13 +262,7 @@ class RandomFile:
         self.keep = state["keep"]
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Return ``count`` bytes at ``offset``, fewer where the file ends before.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be opened or read.
-        """
+        """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
         if not self.keep:
             with self.path.open("rb") as once:
                 once.seek(offset)

@@ -80,22 +80,6 @@ def make_sprites(count: int, *, size: int = 64, seed: int = 0, colour: bool = Fa
     either way; edges are antialiased. The factors are a function of the seed and the count alone, and the first of
     two sets of other sizes or colours are the same figures.
 
-    Parameters
-    ----------
-    count : int
-    size : int
-        Side of an image in pixels.
-    seed : int
-    colour : bool
-        Three channels instead of one.
-    plain : bool
-        White on black, so that nothing but the five factors varies.
-
-    Raises
-    ------
-    UsageError
-        If a number is outside what can be drawn.
-
     Examples
     --------
     >>> sprites = make_sprites(4, size=16)

@@ -327,13 +327,7 @@ class StreamSource(ABC):
         return 0
 
     def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
-        """Iterate over the images as they come, decoding ahead in threads.
-
-        Raises
-        ------
-        SourceError
-            If the stream ends too early or is damaged; after the images before.
-        """
+        """Iterate over the images as they come, decoding ahead in threads."""
         broken: list[SourceError] = []
         waiting: list[Loaded] = []
 

@@ -49,16 +49,6 @@ def mutual_information(symbols: NDArray[np.integer], classes: NDArray[np.integer
     Independent variables have, in expectation, (K - 1)(C - 1) / 2N of it, and not nothing: so much is to be taken
     for noise.
 
-    Parameters
-    ----------
-    symbols : ndarray of int, shape (N, D)
-        From 0.
-    classes : ndarray of int, shape (N,)
-
-    Returns
-    -------
-    ndarray of float64, shape (D,)
-
     Examples
     --------
     >>> bits = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
@@ -83,19 +73,7 @@ def mutual_information(symbols: NDArray[np.integer], classes: NDArray[np.integer
 
 
 def information(symbols: NDArray[np.integer], factors: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return what each latent says of each factor: I(z_j; v_k) / H(v_k), 0 to 1, shape (D, F).
-
-    Parameters
-    ----------
-    symbols : ndarray of int, shape (N, D)
-    factors : ndarray of int, shape (N, F)
-        Classes, or bins of numbers (:func:`in_bins`).
-
-    Raises
-    ------
-    UsageError
-        If rows do not belong together, or a factor never varies.
-    """
+    """Return what each latent says of each factor: I(z_j; v_k) / H(v_k), 0 to 1, shape (D, F)."""
     if len(symbols) != len(factors) or factors.ndim != 2 or symbols.ndim != 2:
         raise UsageError(f"codes of the shape {symbols.shape} and factors of {factors.shape} do not belong together.")
     spread = [entropy(column) for column in factors.T]
@@ -110,11 +88,6 @@ def gaps(told: NDArray[np.float64]) -> NDArray[np.float64]:
 
     The mutual information gap of Chen et al. (arXiv 1802.04942, equation 6). A latent of K values cannot say more
     than log K of a factor, so that of a factor of 20 equal bins one bit has at most log 2 / log 20 = 0.23.
-
-    Parameters
-    ----------
-    told : ndarray, shape (D, F)
-        :func:`information`.
 
     Examples
     --------
@@ -197,26 +170,7 @@ def dci(
     train: tuple[NDArray[Any], NDArray[np.float64]], test: tuple[NDArray[Any], NDArray[np.float64]], *,
     classes: tuple[bool, ...], kind: str = "lasso", seed: int = 0,
 ) -> DCI:  # fmt: skip
-    """Predict each factor from all latents, and score how importances are spread.
-
-    Parameters
-    ----------
-    train, test : pair of ndarray
-        Codes, shape (N, D), and factors, shape (N, F).
-    classes : tuple of bool
-        Which factors are classes.
-    kind : str
-        The two of the paper. ``lasso``: importance is the size of a standardised column's weight (of classes the sum
-        over classes, in logistic regression with that penalty), and what is not linear is not seen. ``forest``: ten
-        trees, importance is how much a latent's splits lower the error.
-    seed : int
-        Of folds and forests.
-
-    Raises
-    ------
-    UsageError
-        If there is no such kind.
-    """
+    """Predict each factor from all latents, and score how importances are spread."""
     if kind not in _FITS:
         raise UsageError(f"there is no kind of importance {kind!r}; there are {', '.join(_FITS)}.")
     mean, deviation = train[0].mean(axis=0), train[0].std(axis=0)

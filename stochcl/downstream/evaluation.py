@@ -73,13 +73,6 @@ def labelled(x: ArrayLike, y: Sequence[object] | ArrayLike, task: Task, names: S
     """Check rows and labels, and keep the rows that have a label.
 
     An empty string, NaN and None are no label. float32 and float64 are kept; other numbers become float32.
-
-    Raises
-    ------
-    LabelsError
-        If labels do not match the rows, or are not the numbers that a regression needs.
-    UsageError
-        If the rows are not a matrix of finite numbers, or there is no such task.
     """
     if task not in TASKS:
         raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -405,18 +398,6 @@ def fit(
     names: Sequence[str] | None = None,
 ) -> Fitted:
     """Train a probe on all rows that have a label, to be saved.
-
-    Parameters
-    ----------
-    target : str
-        What it answers.
-    x, y, task, estimator, seed, names
-        As :func:`evaluate` takes them.
-
-    Raises
-    ------
-    LabelsError, UsageError
-        As :func:`evaluate`.
 
     Examples
     --------

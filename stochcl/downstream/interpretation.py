@@ -179,22 +179,7 @@ def intervene(
     probe: Answers | None = None,
     classes: bool = True,
 ) -> list[Intervention]:
-    """Flip latents, one at a time, in some rows, and look where they go among others.
-
-    Parameters
-    ----------
-    sample : Sample
-    columns : sequence of int
-        Which latents.
-    rows : ndarray of int
-        Which rows they are flipped in.
-    known : ndarray of int
-        Among which rows the nearest ones are sought.
-    probe : callable, optional
-        From what is compared, shape (n, V), to answers, shape (n, C): probabilities of classes, or a number.
-    classes : bool
-        Whether they are probabilities, of which the greatest is the answer.
-    """
+    """Flip latents, one at a time, in some rows, and look where they go among others."""
     flips = _Flips(sample, rows, known, probe, classes=classes)
     return [flips.of(column) for column in columns]
 
@@ -384,13 +369,6 @@ def strongest(scores: NDArray[np.floating], associated: NDArray[np.floating], co
 
     Latents whose association with one chosen is 0.7 or more come last.
 
-    Parameters
-    ----------
-    scores : ndarray, shape (D,)
-    associated : ndarray, shape (D, D)
-        As :func:`associations` gives it.
-    count : int
-
     Examples
     --------
     >>> strongest(np.array([3.0, 2, 1]), np.array([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]]), 2).tolist()
@@ -444,16 +422,6 @@ def sides(
     """Return both sides of a bit or a level, or the most frequent values of a category, each with rows to show.
 
     What tells a side from the others is the difference of the mean vectors; without a decoder, of mean symbols.
-
-    Parameters
-    ----------
-    sample : Sample
-    column : int
-    typical, random : int
-        How many rows of each at most.
-    y : ndarray of str or float64, shape (N,), optional
-        Classes, an empty string for none; or numbers, NaN for none.
-    seed : int
     """
     rng = np.random.default_rng([seed, column])
     out = []
@@ -576,14 +544,6 @@ def mutual_information(symbols: NDArray[np.integer], y: NDArray[Any], *, ordered
     From counts, less their bias (Miller, 1955): (values - 1) (classes - 1) / (2 N ln 2). Numbers are cut at their
     deciles; latents with more than 16 levels at 16 quantiles. What chance gives is by the G test with Bonferroni's
     correction.
-
-    Parameters
-    ----------
-    symbols : ndarray of int, shape (N, D)
-    y : ndarray, shape (N,)
-        Classes of any type; floats are numbers.
-    ordered : bool
-        Whether symbols are numbers rather than names.
 
     Examples
     --------

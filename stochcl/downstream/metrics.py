@@ -60,14 +60,6 @@ class Duplicates:
 def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
     """Look up rows to score on among the rows of their split to train on.
 
-    Parameters
-    ----------
-    symbols : ndarray of int, shape (N, D)
-    splits : sequence of (train, test)
-        Row numbers.
-    seed : int
-        Of the sample.
-
     Examples
     --------
     >>> symbols = np.zeros((3, 64), int)
@@ -205,11 +197,6 @@ def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
     the first k returned that is AP@k as papers on hashing have it (mAP@1000 on CIFAR-10): normalised by the relevant
     among the k, not by all there are.
 
-    Parameters
-    ----------
-    relevant : ndarray of bool, shape (M, k)
-        Whether what stands at each rank is relevant, the nearest first.
-
     Examples
     --------
     >>> average_precision(np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)).round(4).tolist()
@@ -231,34 +218,7 @@ def make_splits(
     test_size: float | None = None,
     groups: NDArray[Any] | None = None,
 ) -> tuple[list[Split], list[str]]:
-    """Split rows by shuffled cross-validation, or hold some out; classes keep their shares on both sides.
-
-    Parameters
-    ----------
-    y : ndarray, shape (N,)
-        Labels.
-    task : str
-    seed : int
-    folds : int
-        Fewer are made, with a note, where the smallest class has fewer rows, or there are fewer groups.
-    test_size : float, optional
-        Hold out this fraction (of the groups, if there are any) instead.
-    groups : ndarray of int, shape (N,), optional
-        Rows of one group never stand on both sides.
-
-    Returns
-    -------
-    splits : list of (train, test)
-        Row numbers; no split has an empty side.
-    notes : list of str
-
-    Raises
-    ------
-    LabelsError
-        If a class has a single row, or the rows are too few to be split so.
-    UsageError
-        If all rows are in one group.
-    """
+    """Split rows by shuffled cross-validation, or hold some out; classes keep their shares on both sides."""
     count = len(y)
     if task == "classification":
         classes, sizes = np.unique(y, return_counts=True)

@@ -162,13 +162,7 @@ class Nearest:
             self.add_prepared(self._distance.prepare(rows[start : start + _ROWS]))
 
     def add_prepared(self, rows: NDArray[Any]) -> None:
-        """Look at more rows that the distance has prepared.
-
-        Raises
-        ------
-        ValueError
-            If there are more than 2**32 rows.
-        """
+        """Look at more rows that the distance has prepared."""
         for start in range(0, len(rows), _ROWS):
             self._add(rows[start : start + _ROWS])
 
@@ -212,20 +206,6 @@ def nearest(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find the rows that differ from each query in the fewest bits.
 
-    Parameters
-    ----------
-    queries, rows : ndarray of uint64, shapes (M, W) and (N, W)
-        Packed by :func:`pack_bits`.
-    count : int
-        k, at most N.
-    memory : int
-        Bytes that distances may take at a time.
-
-    Returns
-    -------
-    distances, numbers : ndarray of int64, shape (M, k)
-        Bits that differ, ascending, and of which rows; among equal distances the earlier row comes first.
-
     Examples
     --------
     >>> rows = pack_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1]], bool))
@@ -261,13 +241,7 @@ class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
         self.working_memory = working_memory
 
     def kneighbors(self, X: ArrayLike, n_neighbors: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return how many bits the nearest training rows differ in, ascending, and their numbers, both (N, k).
-
-        Raises
-        ------
-        ValueError
-            If more neighbours are asked for than there are training rows.
-        """
+        """Return how many bits the nearest training rows differ in, ascending, and their numbers, both (N, k)."""
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False)
         count = self._count(self.n_neighbors if n_neighbors is None else n_neighbors)

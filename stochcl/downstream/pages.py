@@ -60,17 +60,7 @@ def escape(text: object) -> str:
 
 
 def page(title: str, body: Iterable[str], *, style: str = "", script: str = "") -> str:
-    """Return a whole page. Its browser is told to load nothing: what is not in the file is not there.
-
-    Parameters
-    ----------
-    title : str
-        A text, which is escaped; also the page's heading.
-    body : iterable of str
-        HTML, one piece after the other.
-    style, script : str
-        More of them, as they are.
-    """
+    """Return a whole page. Its browser is told to load nothing: what is not in the file is not there."""
     allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     allowed += "; script-src 'unsafe-inline'" if script else ""
     parts = [
@@ -140,12 +130,7 @@ def grid(figures: Iterable[str]) -> str:
 
 
 def thumbnail(pixels: NDArray[Any]) -> str:
-    """Return an image as the data URI of a WebP file.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (H, W, 3) or (H, W)
-    """
+    """Return an image as the data URI of a WebP file."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -154,13 +139,7 @@ def thumbnail(pixels: NDArray[Any]) -> str:
 
 
 def write_page(path: str | os.PathLike[str], text: str) -> None:
-    """Write a page; it is complete, or not there.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Write a page; it is complete, or not there."""
     try:
         with replacing(path) as file:
             file.write(text.encode("utf-8"))

@@ -110,28 +110,7 @@ ESTIMATORS: dict[Task, dict[str, Callable[[_Given], Any]]] = {
 def make_estimator(
     name: str, task: Task, *, rows: int = 1000, seed: int = 0, symbols: bool = False, binary: bool = False
 ) -> tuple[str, Any]:
-    """Return a probe's name and a fresh estimator.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``ESTIMATORS``, "auto" for the task's default, or the dotted path of a scikit-learn class.
-    task : str
-        classification or regression.
-    rows : int
-        How many rows it will be trained on; regularisation depends on it.
-    seed : int
-        For estimators that draw.
-    symbols : bool
-        Whether it will be given symbols rather than vectors; nearest neighbours then go by Hamming distance.
-    binary : bool
-        Whether all symbols are 0 or 1; the same distance is then computed on packed bits.
-
-    Raises
-    ------
-    UsageError
-        If there is no such estimator, or it is of the other kind.
-    """
+    """Return a probe's name and a fresh estimator."""
     if task not in TASKS:
         raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
     known = ESTIMATORS[task]
@@ -247,15 +226,7 @@ class SavedProbe:
     tables_sha256: str | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a ``.skops`` file, which replaces one that is there.
-
-        Raises
-        ------
-        UsageError
-            If an estimator has parts of types that :func:`load` would refuse.
-        OutputError
-            If the file cannot be written.
-        """
+        """Write it to a ``.skops`` file, which replaces one that is there."""
         import skops.io
 
         content = {
@@ -278,13 +249,7 @@ class SavedProbe:
 
 
 def load(path: str | os.PathLike[str]) -> SavedProbe:
-    """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread.
-
-    Raises
-    ------
-    SourceError
-        If there is no such file, it is no probe, or it holds other types than scikit-learn's estimators.
-    """
+    """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread."""
     import skops.io
 
     try:
@@ -332,11 +297,6 @@ def check_savable(estimator: str, task: Task) -> None:
     """Refuse an estimator whose file would hold types that :func:`load` refuses, before anything is trained on.
 
     It is fitted to a few made rows for that. What it cannot be fitted to, tells nothing here.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be saved, or there is no such estimator.
     """
     import numpy as np
     import skops.io

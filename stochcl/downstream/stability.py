@@ -49,11 +49,6 @@ class Matching:
 def correlations(first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return the size of the correlation of each latent of one code with each of another's, shape (D, E).
 
-    Parameters
-    ----------
-    first, second : ndarray of int, shape (N, D) and (N, E)
-        Symbols of the same images. A latent that never changes is correlated with nothing.
-
     Examples
     --------
     >>> a = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
@@ -73,24 +68,7 @@ def match(
     told: tuple[NDArray[np.float64], NDArray[np.float64]], correlation: NDArray[np.float64], *,
     by: str = "information",
 ) -> Matching:  # fmt: skip
-    """Pair the latents of two models one to one, at the least total cost (Hungarian method).
-
-    Parameters
-    ----------
-    told : pair of ndarray, shape (D, F) and (E, F)
-        What each latent says of each factor (:func:`~stochcl.downstream.disentanglement.information`).
-    correlation : ndarray, shape (D, E)
-        :func:`correlations`.
-    by : str
-        ``information``: the cost of a pair is the sum over factors of the difference of what the two say of it;
-        then the correlation is evidence that the matching has not seen. ``correlation``: the cost is 1 - its size;
-        then the agreement about factors is.
-
-    Raises
-    ------
-    UsageError
-        If there is no such cost.
-    """
+    """Pair the latents of two models one to one, at the least total cost (Hungarian method)."""
     from scipy.optimize import linear_sum_assignment
 
     if by not in ("information", "correlation"):
@@ -110,13 +88,6 @@ def best_latents(told: list[NDArray[np.float64]], names: tuple[str, ...]) -> lis
     """Return, for each factor, its best latent of each model, what that says of it, and whether these are alike.
 
     Alike are they if the smallest is at least :data:`SIMILAR` of the largest.
-
-    Parameters
-    ----------
-    told : list of ndarray, shape (D, F)
-        One of each model.
-    names : tuple of str
-        Of the factors.
 
     Examples
     --------

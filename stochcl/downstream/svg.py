@@ -106,16 +106,7 @@ def dots(points: Iterable[tuple[float, float]]) -> str:
 def lines(
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, label: str, x_label: str, y_label: str
 ) -> str:
-    """Return rising lines, at most two, each with its name; the second is dashed.
-
-    Parameters
-    ----------
-    series : sequence of (name, x, y)
-    label : str
-        What the plot shows, for those who do not see it.
-    x_label, y_label : str
-        With units.
-    """
+    """Return rising lines, at most two, each with its name; the second is dashed."""
     frame = Frame((0, max(max(x) for _, x, _ in series)), (0, max(max(y) for _, _, y in series) or 1))
     parts = [frame.axes(x_label, y_label)]
     lowest = min(series, key=lambda one: one[2][-1])
@@ -170,13 +161,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str, x_la
 
 
 def squares(names: Sequence[str], values: Sequence[Sequence[float]], *, label: str) -> str:
-    """Return a table of numbers from -1 to 1 as squares: their size says how much, hollow ones are negative.
-
-    Parameters
-    ----------
-    names : sequence of str, length n
-    values : n sequences of n floats
-    """
+    """Return a table of numbers from -1 to 1 as squares: their size says how much, hollow ones are negative."""
     cell, left, top = 16, 44, 44
     size = left + cell * len(names) + 4
     frame = Frame((0, 1), (0, 1), width=size, height=size)

@@ -46,25 +46,7 @@ def draw_refusal(
     title: str = "",
     chance: float | None = None,
 ) -> None:
-    """Draw a line with its 95 % band for each score.
-
-    Parameters
-    ----------
-    curves : mapping of str to sequence of Kept
-        By what the legend says.
-    path : path-like
-        .png, .svg or .pdf; a file of this name is replaced.
-    title : str
-    chance : float, optional
-        Accuracy of all images, drawn as what refusing at random keeps.
-
-    Raises
-    ------
-    UsageError
-        If the ending is another.
-    OutputError
-        If it cannot be written.
-    """
+    """Draw a line with its 95 % band for each score."""
     check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, and no state of pyplot's
     from matplotlib.figure import Figure
@@ -245,16 +227,6 @@ def refuse(
     wrong: NDArray[np.bool_], score: NDArray[np.floating], *, seed: int = 0, shares: tuple[float, ...] = REFUSED
 ) -> tuple[Kept, ...]:
     """Refuse the rows of the highest scores and say how accurate the rest is.
-
-    Parameters
-    ----------
-    wrong : ndarray of bool, shape (N,)
-    score : ndarray, shape (N,)
-        Higher is less certain; rows of equal scores are refused in a random order.
-    seed : int
-        Of that.
-    shares : tuple of float
-        How much is refused, each less than 1.
 
     Examples
     --------

@@ -174,11 +174,6 @@ def moments(responses: Tensor) -> Tensor:
     its mass in the middle. The centre is what a spatial soft argmax is after (Finn et al., arXiv 1509.06113), without
     its softmax.
 
-    Parameters
-    ----------
-    responses : Tensor of float, shape (B, C, H, W)
-        Not negative.
-
     Examples
     --------
     >>> image = torch.zeros(1, 1, 4, 4)
@@ -295,11 +290,6 @@ class Features(nn.Module):
 def feature_width(name: str) -> int | None:
     """Return W of ``features:W``, or None for a backbone that takes images.
 
-    Raises
-    ------
-    UsageError
-        If W is not a width.
-
     Examples
     --------
     >>> feature_width("features:512"), feature_width("resnet18")
@@ -314,12 +304,7 @@ def feature_width(name: str) -> int | None:
 
 
 def check_backbone(name: str) -> None:
-    """Refuse what cannot be the name of a backbone; timm's own names are timm's to know.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Refuse what cannot be the name of a backbone; timm's own names are timm's to know."""
     text = isinstance(name, str)  # a model file may hold anything
     if text and (name in BACKBONES or feature_width(name) or (name.startswith(PREFIX) and len(name) > len(PREFIX))):
         return
@@ -329,22 +314,7 @@ def check_backbone(name: str) -> None:
 def make_backbone(
     name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean"
 ) -> ResNet | TimmBackbone | Features:
-    """Return a fresh backbone; its ``features`` says how wide its features are.
-
-    Parameters
-    ----------
-    name : str
-        ``resnet10|18|34|50``, ``timm:NAME`` or ``features:W``.
-    width, stem, pooling
-        Of residual networks, see :class:`~stochcl.encoders.backbones.ResNet`.
-
-    Raises
-    ------
-    UsageError
-        If there is no such backbone, or it has one way of pooling and another is asked for.
-    MissingExtraError
-        If it needs timm, and timm is not installed.
-    """
+    """Return a fresh backbone; its ``features`` says how wide its features are."""
     check_backbone(name)
     if name in BACKBONES:
         return ResNet(name, width=width, stem=stem, pooling=pooling)

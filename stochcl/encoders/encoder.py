@@ -66,13 +66,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: NDArray[np.floating]) -> None:
-        """Take the statistics of vectors, shape (N, W), finite, N at least 1; where all are alike the scale is 1.
-
-        Raises
-        ------
-        UsageError
-            If decoding tables, whose numbers have half precision, could not give such vectors back.
-        """
+        """Take the statistics of vectors, shape (N, W), finite, N at least 1; where all are alike the scale is 1."""
         centre = vectors.mean(axis=0, dtype=np.float64)
         parts = (vectors[i : i + _ROWS] - centre for i in range(0, len(vectors), _ROWS))
         power = sum(float(np.square(part).sum()) for part in parts) / vectors.size
@@ -173,15 +167,7 @@ class Encoder(nn.Module):
         return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
 
     def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
-        """Decode codes to standardised features, float32, shape (B, V).
-
-        Parameters
-        ----------
-        symbols : Tensor of float, shape (B, D), or (B, D, K) for a categorical code
-            In decoder form, as the posterior's ``sample`` and ``embed`` give them.
-        latents : int, optional
-            Use this prefix only; the prior's mean stands for what is missing.
-        """
+        """Decode codes to standardised features, float32, shape (B, V)."""
         x = symbols - self.factorised.mean().detach()
         x = x * self.decoder_scale if self.codebooks is None else torch.einsum("bdk,dke->bde", x, self.codebooks)
         if latents is not None and latents < self.config.latents:
@@ -193,13 +179,7 @@ class Encoder(nn.Module):
         return x.float()
 
     def classify(self, vectors: Tensor) -> Tensor:
-        """Return the classifier's scores, log-odds, float32, shape (B, C), of what it reads, shape (B, V).
-
-        Raises
-        ------
-        UsageError
-            If the encoder has none.
-        """
+        """Return the classifier's scores, log-odds, float32, shape (B, C), of what it reads, shape (B, V)."""
         if self.classifier is None:
             raise UsageError("this encoder has no classifier; `stochcl finetune` makes one that has.")
         scores: Tensor = self.classifier(vectors).float()

@@ -37,13 +37,6 @@ def side_by_side(run: Callable[[range], None], starts: range, cores: int) -> Non
     Operations that are split over threads wait for each other dozens of times a chunk, and where another process has
     one of the cores, for that one: on two cores of which one was busy, compressing took four times as long as on one
     thread. Chunks wait for nothing. What is computed of each does not depend on the others.
-
-    Parameters
-    ----------
-    run : callable
-        Computes the chunks that begin at these rows; called in several threads at a time.
-    starts : range
-    cores : int
     """
     threads = max(n for n in (1, 2, _MOST) if n <= max(1, min(cores, len(starts))))
     if threads == 1:
@@ -90,13 +83,6 @@ def computes_in_bf16(precision: str, device_type: str) -> bool:
     a ResNet-10 in bf16, and 250 in fp32.
 
     Training asks where it computes, not once: a network may be trained on a GPU, and its latents on the processor.
-
-    Parameters
-    ----------
-    precision : str
-        One of :data:`PRECISIONS`.
-    device_type : str
-        cpu, cuda, mps...
 
     Examples
     --------
@@ -148,13 +134,7 @@ class Encoded:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of this name; "auto" takes a GPU where there is one.
-
-    Raises
-    ------
-    UsageError
-        If there is no such device here.
-    """
+    """Return the device of this name; "auto" takes a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -170,27 +150,7 @@ def encode(
     encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device,
     precision: str = "fp32", *, uncertainty: bool = True,
 ) -> Encoded:  # fmt: skip
-    """Encode images or vectors, whichever the encoder takes.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        In evaluation mode, on ``device``.
-    inputs : ndarray
-        Images, uint8 of shape (B, S, S, 3), preprocessed to the encoder's size; or vectors, float16, float32 or
-        float64 of shape (B, W).
-    device : torch.device
-    precision : str
-        Of the network's arithmetic, one of :data:`PRECISIONS`; or auto, which training alone may ask for: what is
-        in an archive must not depend on the machine.
-    uncertainty : bool
-        Whether the codes have one; it takes a twentieth of the time where latents have many levels.
-
-    Raises
-    ------
-    UsageError
-        If the inputs have another shape or type.
-    """
+    """Encode images or vectors, whichever the encoder takes."""
     check_inputs(encoder.config, inputs)
     chunk = _CHUNK.get(device.type, 64) if encoder.config.columns is None else _ROWS
     dtype = np.uint8 if encoder.config.columns is None else np.float32

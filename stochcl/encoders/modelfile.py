@@ -119,15 +119,7 @@ def _canonical(value: object) -> bytes:
 
 
 def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
-    """Write a model file, complete or not at all, and return the model's hash.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    ModelError
-        If it could not be read again: a weight is not finite, or too large for fp16.
-    """
+    """Write a model file, complete or not at all, and return the model's hash."""
     tensors = _tensors(encoder)
     for name, tensor in tensors.items():
         if wrong := _wrong(name, tensor, tensor.dtype):
@@ -146,13 +138,7 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
 
 
 def load_model(path: Path) -> ModelFile:
-    """Read a model file; nothing in it is executed.
-
-    Raises
-    ------
-    ModelError
-        If it is missing, damaged, foreign, a pickle, or of a kind that this version does not know.
-    """
+    """Read a model file; nothing in it is executed."""
     shown = printable(path)
     try:
         size = path.stat().st_size

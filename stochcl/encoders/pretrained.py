@@ -95,24 +95,6 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
     all behind one prefix or none: ``module.``, ``backbone.``, ``encoder.``... A stochcl model file is such a file,
     and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
     the normalisation behind them: it was learned for other channels.
-
-    Parameters
-    ----------
-    encoder : Encoder
-    path : Path
-        A safetensors file of any float type.
-
-    Returns
-    -------
-    Initialisation
-
-    Raises
-    ------
-    ModelError
-        If the file cannot be read, is a pickle, or is of another network; the message names the first tensor
-        that is missing, has another shape, or has no place.
-    UsageError
-        If the encoder has no backbone that weights could be loaded into.
     """
     network = _network(encoder)
     tensors = _read(path)

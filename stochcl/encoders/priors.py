@@ -58,14 +58,7 @@ def symbol_bits(alphabet: int, device: torch.device | None = None) -> Tensor:
 
 
 def decision_nodes(decisions: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
-    """Return latent, shape (T,), and node, shape (B, T), of every decision, from what comes before it in its symbol.
-
-    Parameters
-    ----------
-    decisions : Tensor of float, shape (B, T)
-        Soft ones count as what they are nearer to.
-    alphabet : int
-    """
+    """Return latent, shape (T,), and node, shape (B, T), of every decision, from what comes before it in its symbol."""
     bits = bits_per_symbol(alphabet)
     latents = decisions.shape[1] // bits
     latent = torch.arange(latents, device=decisions.device).repeat_interleave(bits)
@@ -350,15 +343,7 @@ class AutoregressivePrior(nn.Module):
         self.network = MaskedNetwork(torch.logit(nodes.float(), eps=1e-4), decisions, hidden, seed)
 
     def bits(self, decisions: Tensor) -> Tensor:
-        """Return what each decision costs given those before it, in bits, shape (B, T).
-
-        Parameters
-        ----------
-        decisions : Tensor of float, shape (B, T)
-            As :meth:`~stochcl.encoders.posteriors.Posterior.decisions` gives them, or those of codes. Gradients
-            reach them in both their parts: as what is coded, and as what later ones are foreseen from. At which
-            nodes of their symbols' trees they are, is what they are nearer to, and has no gradient.
-        """
+        """Return what each decision costs given those before it, in bits, shape (B, T)."""
         latent, node = decision_nodes(decisions, self.alphabet)
         logits = self.network(decisions, latent, node)
         nats: Tensor = functional.softplus(logits) - decisions * logits

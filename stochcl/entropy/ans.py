@@ -98,20 +98,7 @@ def _pop(coder: Any, numerators: NDArray[np.uint16]) -> NDArray[np.int32]:
 
 
 def encode_block(codes: Codes, model: EntropyModel, indices: NDArray[np.uint8] | None = None) -> NDArray[np.uint32]:
-    """Code all rows into one ANS stream.
-
-    Parameters
-    ----------
-    codes : Codes
-        At least one row, with the model's latents and alphabet.
-    model : IndependentModel or AutoregressiveModel
-    indices : ndarray of uint8, shape (T, N), optional
-        An autoregressive model's levels of these rows, where they are known already.
-
-    Returns
-    -------
-    ndarray of uint32, shape (words,)
-    """
+    """Code all rows into one ANS stream."""
     coder = _coder(np.array([_START], np.uint32))
     if isinstance(model, AutoregressiveModel):
         decisions = codes.decisions()
@@ -126,31 +113,14 @@ def encode_block(codes: Codes, model: EntropyModel, indices: NDArray[np.uint8] |
 
 
 def decode_block(words: NDArray[np.uint32], rows: int, model: EntropyModel) -> NDArray[np.uint8]:
-    """Decode what :func:`encode_block` coded.
-
-    Returns
-    -------
-    ndarray of uint8, shape (rows, ceil(decisions / 8))
-        Packed as in :class:`~stochcl.codes.Codes`.
-
-    Raises
-    ------
-    FormatError
-        If the words are not a stream of just these rows, or hold a symbol that the alphabet does not have.
-    """
+    """Decode what :func:`encode_block` coded."""
     return decode_blocks([words], [rows], model)[0]
 
 
 def decode_blocks(
     words: Sequence[NDArray[np.uint32]], rows: Sequence[int], model: EntropyModel
 ) -> list[NDArray[np.uint8]]:
-    """Decode several blocks, an autoregressive model's in lockstep, which shares the work beside the coder's.
-
-    Raises
-    ------
-    FormatError
-        As :func:`decode_block`, for the first block that is wrong.
-    """
+    """Decode several blocks, an autoregressive model's in lockstep, which shares the work beside the coder's."""
     if any(not len(stream) or stream[-1] == 0 for stream in words):
         raise FormatError("the stream of a block is empty or ends in an empty word")
     bits = bits_per_symbol(model.alphabet)

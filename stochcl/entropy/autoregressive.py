@@ -95,13 +95,7 @@ class EntropyNetwork:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, latents: int, alphabet: int) -> EntropyNetwork:
-        """Make a network of arrays of any integer type.
-
-        Raises
-        ------
-        ValueError
-            If the arrays are not such a network, or a number is not one that its array can hold.
-        """
+        """Make a network of arrays of any integer type."""
         found = {}
         for name, dtype in _TYPES.items():
             array = np.asarray(arrays[name]).astype(np.int64)
@@ -435,13 +429,7 @@ class AutoregressiveModel:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> AutoregressiveModel:
-        """Read what :meth:`to_bytes` wrote.
-
-        Raises
-        ------
-        FormatError
-            If it is not that.
-        """
+        """Read what :meth:`to_bytes` wrote."""
         if len(data) < _HEAD.size:
             raise FormatError("an autoregressive model ends too early")
         latents, alphabet, h, n = _HEAD.unpack_from(data)

@@ -30,14 +30,7 @@ def measure_ones(codes: Codes) -> NDArray[np.int32]:
 
 
 def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
-    """Return -log2 p of codes under the quantised prior: bits per image in a file, before its overhead.
-
-    Parameters
-    ----------
-    codes : Codes
-    ones : ndarray of int32, shape (D, 2**bits - 1)
-        As :func:`measure_ones` gives them, of the same or of other codes.
-    """
+    """Return -log2 p of codes under the quantised prior: bits per image in a file, before its overhead."""
     p = ones / DENOMINATOR
     taken, visits = node_counts(codes)
     return float(-(taken * np.log2(p) + (visits - taken) * np.log2(1 - p)).sum() / len(codes))
@@ -62,15 +55,6 @@ def fit_linear(
 
     Every decision is a logistic regression on its predecessors; all are fitted together by Adam
     (arXiv 1412.6980) on batches of rows, from the independent probabilities on.
-
-    Parameters
-    ----------
-    codes : Codes
-        At least one row; of more than 65,536 a sample is used.
-    seed : int
-        Of the batches.
-    progress : callable
-        Told how many steps of how many are done.
     """
     rng = np.random.default_rng(seed)
     if len(codes) > _MAX_SAMPLE:
@@ -168,18 +152,6 @@ def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None =
     """Return the bits that each row takes under the tables' network, or table where there is no network.
 
     Always the tables', whatever an archive's segments are coded with: so rows of different archives compare.
-
-    Parameters
-    ----------
-    codes : Codes
-        Of the tables' first latents, or of those that ``selection`` names.
-    tables : Tables
-    selection : sequence of int, optional
-
-    Returns
-    -------
-    ndarray of float32, shape (N,)
-        -log2 p(z), the information in each row.
     """
     model = tables.candidates(codes.latents, selection)[-1].model
     out = np.empty(len(codes), np.float32)
@@ -191,14 +163,7 @@ def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None =
 
 
 def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
-    """Return the bits that each latent takes under a model, given those before it: shape (D,), the mean of all rows.
-
-    Parameters
-    ----------
-    codes : Codes
-    model : IndependentModel or AutoregressiveModel
-        Of these latents, such as an archive's ``main_model``.
-    """
+    """Return the bits that each latent takes under a model, given those before it: shape (D,), the mean of all rows."""
     if not isinstance(model, AutoregressiveModel):
         return model.bits_by_latent(codes) / max(1, len(codes))
     decisions = model.bits_by_decision(codes).reshape(codes.latents, -1)

@@ -175,13 +175,7 @@ class IndependentModel:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> IndependentModel:
-        """Read what :meth:`to_bytes` wrote.
-
-        Raises
-        ------
-        FormatError
-            If it is not that.
-        """
+        """Read what :meth:`to_bytes` wrote."""
         if len(data) < _HEAD.size:
             raise FormatError("a probability table ends too early")
         latents, alphabet = _HEAD.unpack_from(data)

@@ -77,13 +77,7 @@ def size_in_memory(model: EntropyModel) -> int:
 
 
 def unpack_model(data: bytes, latents: int, alphabet: int) -> EntropyModel:
-    """Read what :func:`pack_model` wrote.
-
-    Raises
-    ------
-    FormatError
-        If it is not that, or for codes of another shape.
-    """
+    """Read what :func:`pack_model` wrote."""
     raw = inflate_any(data, min(MAX_TABLE, _most_bytes(latents, alphabet)), "an entropy model")
     name = raw[: _NAME.size].rstrip(b"\0").decode("ascii", "replace")
     if len(raw) < _NAME.size or name not in _KINDS:

@@ -130,13 +130,7 @@ class Tables:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tables:
-        """Read what ``data`` holds, and run its self-test.
-
-        Raises
-        ------
-        FormatError
-            If it is not that, or decodes its own test otherwise than the machine that wrote it.
-        """
+        """Read what ``data`` holds, and run its self-test."""
         unpack(_HEAD, data, 0, "the head of the tables")
         magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
         if magic != MAGIC:
@@ -242,13 +236,7 @@ def _slice(data: bytes, start: int, size: int) -> bytes:
 
 
 def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
-    """Write tables into a folder under their own name, and return the path.
-
-    Raises
-    ------
-    OutputError
-        If they cannot be written.
-    """
+    """Write tables into a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
     try:
         with replacing(path) as file:
@@ -261,13 +249,7 @@ def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
 
 
 def keep_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path | None:
-    """Write tables into a folder, unless they will be found without; return the path, if they were written.
-
-    Raises
-    ------
-    OutputError
-        If they cannot be written.
-    """
+    """Write tables into a folder, unless they will be found without; return the path, if they were written."""
     try:
         find_tables(tables.sha256)
     except ModelMismatch:
@@ -276,22 +258,7 @@ def keep_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path | None:
 
 
 def find_tables(sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = ()) -> Tables:
-    """Return the tables of this name.
-
-    Parameters
-    ----------
-    sha256 : str
-        Their name, in hex.
-    extra : iterable of Tables or path-like
-        Looked at first; then the tables that come with the package, then the folders of ``$STOCHCL_MODELS``.
-
-    Raises
-    ------
-    ModelMismatch
-        If they are nowhere; the message says where they can be put.
-    FormatError
-        If they are damaged.
-    """
+    """Return the tables of this name."""
     for known in extra:
         if isinstance(known, Tables):
             if known.sha256 == sha256:

@@ -83,13 +83,7 @@ class Codebooks:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Codebooks:
-        """Read what :meth:`to_bytes` wrote.
-
-        Raises
-        ------
-        FormatError
-            If it is not that.
-        """
+        """Read what :meth:`to_bytes` wrote."""
         if len(data) < _CODEBOOKS_HEAD.size:
             raise FormatError("codebooks end too early")
         latents, alphabet, width = _CODEBOOKS_HEAD.unpack_from(data)
@@ -169,13 +163,7 @@ class VectorDecoder:
         layers: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
         codebooks: NDArray[np.floating] | None = None,
     ) -> VectorDecoder:
-        """Round arrays of any float type to the types that are stored.
-
-        Raises
-        ------
-        FormatError
-            If shapes do not fit together, or a number is not finite or too large for float16.
-        """
+        """Round arrays of any float type to the types that are stored."""
         with np.errstate(over="ignore"):  # what overflows is not finite, and refused
             rounded = tuple((w.astype(np.float16), b.astype(np.float16)) for w, b in layers)
             books = None if codebooks is None else Codebooks(codebooks.astype(np.float16))
@@ -209,11 +197,6 @@ class VectorDecoder:
         """Return vectors, shape (N, V), of symbols, shape (N, k), k <= D: the first k latents.
 
         They are evaluated in ``dtype``. Processors sum in different orders, so the last digits differ between them.
-
-        Raises
-        ------
-        ValueError
-            If there are more latents than the decoder takes.
         """
         rows, k = symbols.shape
         if k > self.latents:
@@ -255,13 +238,7 @@ class VectorDecoder:
 
     @classmethod
     def from_bytes(cls, data: bytes, codebooks: Codebooks | None = None) -> VectorDecoder:
-        """Read what :meth:`to_bytes` wrote, beside the codebooks that it was written with.
-
-        Raises
-        ------
-        FormatError
-            If it is not that.
-        """
+        """Read what :meth:`to_bytes` wrote, beside the codebooks that it was written with."""
         if len(data) < _DECODER_HEAD.size:
             raise FormatError("a vector decoder ends too early")
         inputs, count = _DECODER_HEAD.unpack_from(data)

@@ -35,24 +35,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
-    """Draw ``count`` numbers for each key.
-
-    Parameters
-    ----------
-    keys : Tensor of int64, shape (B,)
-        What the numbers are for, e.g. an image's index in the data set plus N times the epoch.
-    seed : int
-        The run's seed.
-    stream : int
-        Which use of randomness this is; streams are independent of each other.
-    count : int
-        Numbers a key.
-
-    Returns
-    -------
-    Tensor of float32, shape (B, count)
-        Uniform in [0, 1), a function of (key, seed, stream, column) alone.
-    """
+    """Draw ``count`` numbers for each key."""
     golden = _signed(0x9E3779B97F4A7C15)
     # On the CPU: bringing it to a GPU would wait for all the work that the GPU has.
     start = int(_mix(torch.tensor([seed], dtype=torch.int64) * golden + stream + 1))
@@ -124,22 +107,7 @@ class Augmentation:
     flip: bool = True
 
     def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int) -> Tensor:
-        """Draw one view of each image.
-
-        Parameters
-        ----------
-        images : Tensor of uint8 or float, shape (B, 3, S, S)
-            Pixels of 0..255.
-        keys : Tensor of int64, shape (B,)
-            See :func:`~stochcl.training.augment.keyed_uniform`.
-        seed, stream : int
-            The run's seed, and which view this is.
-
-        Returns
-        -------
-        Tensor of float32, shape (B, 3, size, size), channels last
-            Pixels of 0..255.
-        """
+        """Draw one view of each image."""
         u = keyed_uniform(keys, seed, stream, _VIEW_COLUMNS)
         grid = functional.affine_grid(self._crop(u), [len(images), 3, self.size, self.size], align_corners=False)
         views = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
@@ -337,16 +305,7 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 def apply_each(images: Tensor, chosen: Tensor, amount: Tensor) -> Tensor:
-    """Apply to each image an operation of its own.
-
-    Parameters
-    ----------
-    images : Tensor of float, shape (B, 3, S, S)
-    chosen : Tensor of int64, shape (B,), on the CPU
-        Indices into ``OPERATIONS``; on the CPU, so that no device is waited for.
-    amount : Tensor of float, shape (B,)
-        Of -1..1.
-    """
+    """Apply to each image an operation of its own."""
     out = images.clone()
     order = to_device(chosen.argsort(stable=True), images.device)
     counts = chosen.bincount(minlength=len(OPERATIONS)).tolist()
@@ -397,23 +356,7 @@ class StrongAugmentation:
     cutout: float = 0.25
 
     def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int, fill: Tensor) -> Tensor:
-        """Draw one view of each image.
-
-        Parameters
-        ----------
-        images : Tensor of uint8, shape (B, 3, S, S)
-        keys : Tensor of int64, shape (B,), on the CPU
-            See :func:`~stochcl.training.augment.keyed_uniform`.
-        seed, stream : int
-            The run's seed, and which use of randomness this is.
-        fill : Tensor of float, shape (1, 3, 1, 1)
-            Colour of what is cut out, 0..255.
-
-        Returns
-        -------
-        Tensor of float32, shape (B, 3, size, size), channels last
-            Pixels of 0..255.
-        """
+        """Draw one view of each image."""
         drawn = keyed_uniform(keys, seed, stream, _STRONG_COLUMNS + 2 * self.operations)
         chosen = (drawn[:, _STRONG_COLUMNS::2] * len(OPERATIONS)).long()
         u = to_device(drawn, images.device)

@@ -29,17 +29,7 @@ def rank() -> int:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of their ranks; each has the same number.
-
-    Parameters
-    ----------
-    rows : Tensor, shape (B, ...)
-
-    Returns
-    -------
-    Tensor, shape (processes * B, ...)
-        Backwards, gradients are summed over processes, and each takes those of its own rows.
-    """
+    """Return the rows of all processes, in the order of their ranks; each has the same number."""
     if processes() == 1:
         return rows
     found: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
@@ -168,11 +158,6 @@ def normalise_across_processes(module: nn.Module) -> None:
     """Let a network's batch normalisations take their statistics from the batches of all processes.
 
     Their parameters, buffers and names stay what they are; in a single process nothing changes.
-
-    Raises
-    ------
-    UsageError
-        If one is of a kind that this cannot be done with.
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():

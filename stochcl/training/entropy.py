@@ -54,13 +54,7 @@ def _network(codes: Codes, hidden: int, seed: int) -> MaskedNetwork:
 
 
 def independent_bits(log_odds: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:
-    """Return what each decision costs on average where decisions do not see each other, in bits, shape (T,).
-
-    Parameters
-    ----------
-    log_odds : ndarray of float32, shape (D, 2**bits - 1)
-    codes : Codes
-    """
+    """Return what each decision costs on average where decisions do not see each other, in bits, shape (T,)."""
     total = np.zeros(codes.decisions_per_row)
     for start in range(0, len(codes), _ROWS):
         part = codes[start : start + _ROWS]
@@ -93,16 +87,6 @@ def smaller_images(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     Codes of enlarged images are of another distribution (enlarged photographs lack fine detail, and some latents say
     so), in which a network that never saw any saves little. Sides are even on a logarithmic scale between a
     quarter of the size and all of it.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (N, S, S, 3)
-    seed : int
-        Of the sides.
-
-    Returns
-    -------
-    ndarray of uint8, shape (N, S, S, 3)
     """
     size = images.shape[1]
     exponents = np.random.default_rng([seed, len(images)]).uniform(-2, 0, len(images))
@@ -138,32 +122,7 @@ def fit_entropy(
     initial: MaskedNetwork | None = None,
     progress: Callable[[float, str], None] = lambda fraction, line: None,
 ) -> Fitted:
-    """Fit an entropy network to codes, by the bits that they cost.
-
-    Parameters
-    ----------
-    codes : Codes
-        Of training images; every 20th image, in a seeded order, is not fitted to but chooses among the passes.
-    ladder : tuple of int
-        Prefixes to report.
-    versions : int
-        How often each image is there: the codes are so many stacked parts, each of all images in one order. An
-        image is held out in all its versions, for one tells what another's code is like.
-    hidden : int, optional
-        H, as :func:`hidden_units` says by default; 0 is a linear network.
-    passes : int
-        Over the codes.
-    max_time : float, optional
-        Seconds after which it ends, whatever the passes.
-    seed : int
-        Of everything random.
-    precision : str
-        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.inference.computes_in_bf16`.
-    initial : MaskedNetwork, optional
-        What to go on from, in place of ``hidden``; it is given the weights that are found.
-    progress : callable
-        Told the fraction that is done, and a line about it, after every pass.
-    """
+    """Fit an entropy network to codes, by the bits that they cost."""
     if len(codes) < MIN_CODES or codes.decisions_per_row < 2:
         return Fitted(None, {"codes": len(codes), "reason": "too few codes"})
     started, precision = time.monotonic(), precision_used(precision, "cpu")
@@ -271,26 +230,7 @@ def fit_tables(
     hidden: int | None = None, max_time: float | None = None, seed: int = 0, precision: str = "auto",
     progress: Callable[[float, str], None] = lambda fraction, line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure the table of independent symbols, and fit the entropy network, on codes of training images.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        In evaluation mode, on ``device``; it takes both along.
-    images : ndarray of uint8, shape (N, S, S, 3)
-        Training images; a seeded choice of 20,000, or 100,000 for a network.
-    device : torch.device
-    entropy : str
-        autoregressive, or independent for no network.
-    hidden, max_time, precision, progress
-        See :func:`~stochcl.training.entropy.fit_entropy`.
-    seed : int
-
-    Returns
-    -------
-    dict
-        The network's record; empty where there is none.
-    """
+    """Measure the table of independent symbols, and fit the entropy network, on codes of training images."""
     chosen = np.random.default_rng(seed).permutation(len(images))[: _MEASURED_IMAGES[entropy]]
     images = images[np.sort(chosen)]
     codes = encode_images(encoder, images, device).codes
@@ -305,26 +245,7 @@ def fit_tables(
 def fit_code_tables(
     encoder: Encoder, codes: Codes, more: Codes | None = None, *, entropy: str = "autoregressive", **options: Any
 ) -> dict[str, Any]:
-    """Measure the table of independent symbols, and fit the entropy network, on given codes.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        It takes both along.
-    codes : Codes
-        Of training inputs.
-    more : Codes, optional
-        Of the same inputs in another guise, which the network is to foresee too, and the table need not.
-    entropy : str
-        autoregressive, or independent for no network.
-    **options
-        See :func:`~stochcl.training.entropy.fit_entropy`.
-
-    Returns
-    -------
-    dict
-        The network's record; empty where there is none.
-    """
+    """Measure the table of independent symbols, and fit the entropy network, on given codes."""
     encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
     if entropy == "independent" or len(codes) < MIN_CODES:
         encoder.set_entropy(None)

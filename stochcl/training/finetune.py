@@ -40,15 +40,7 @@ _CHUNK = 1024
 
 @torch.inference_mode()
 def class_scores(encoder: Encoder, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
-    """Return the classifier's scores, log-odds, shape (N, C), of hard codes, or of features for a deterministic twin.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        With a classifier, in evaluation mode, on ``device``.
-    images : ndarray of uint8, shape (N, S, S, 3)
-    device : torch.device
-    """
+    """Return the classifier's scores, log-odds, shape (N, C), of hard codes, or of features for a deterministic twin."""
     encoded = encode_images(encoder, images, device)
     if encoder.config.classifies == "features":
         rows, decode = torch.from_numpy(encoded.features), None
@@ -80,13 +72,7 @@ def with_mirrored(
 
 
 def class_indices(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the place of each label among the classes, int64, shape (N,).
-
-    Raises
-    ------
-    LabelsError
-        If a label is none of the classes.
-    """
+    """Return the place of each label among the classes, int64, shape (N,)."""
     places = {name: i for i, name in enumerate(classes)}
     if unknown := sorted(set(labels) - set(places)):
         shown = ", ".join(escape_name(name) for name in unknown[:3])
@@ -126,15 +112,6 @@ def mixup(views: Tensor, targets: Tensor, alpha: float, seed: list[int]) -> tupl
 
     Rows stand in a random order already. Each has a weight of its own from Beta(alpha, alpha), of which the larger
     part is the row's own.
-
-    Parameters
-    ----------
-    views : Tensor of float, shape (B, 3, S, S)
-    targets : Tensor of float, shape (B, C)
-    alpha : float
-        0 mixes nothing.
-    seed : list of int
-        What the weights are drawn from.
     """
     if not alpha:
         return views, targets
@@ -156,17 +133,6 @@ def classification(
     The classifier reads the decoded vector: what a reader of a file has, whatever the family of the latents, and for
     every prefix of a code. z is sampled here (Ramapuram et al., arXiv 2110.00552, section 3), and hard at test. The
     last term has no gradient but the prior's: the prior follows the codes, as missing latents count as its mean.
-
-    Parameters
-    ----------
-    views : Tensor of float, shape (B, 3, S, S)
-        Normalised.
-    targets : Tensor of float, shape (B, C)
-    noise : Tensor of float, shape (B, family.noise(config))
-        Uniform in [0, 1).
-    latents : int
-        k.
-    nested, beta : float
     """
     posterior = encoder.posterior(encoder.features(views))
     draw = posterior.sample(noise)
@@ -369,16 +335,7 @@ class Finetuner:
         return self.schedule.fraction(self.step, self.elapsed)
 
     def run(self) -> Encoder:
-        """Train to the end and return the encoder, in evaluation mode, on its device.
-
-        Raises
-        ------
-        TrainingError
-            If the loss is not finite.
-        KeyboardInterrupt
-            Passed on after the step has ended and the checkpoint has been written; a second one at once, and
-            then the checkpoint is an earlier one.
-        """
+        """Train to the end and return the encoder, in evaluation mode, on its device."""
         try:
             with interruptible() as interrupted:
                 for rows, keys in self._batches():

@@ -28,19 +28,7 @@ if TYPE_CHECKING:
 
 
 def labeller(sources: Sequence[ImageSource], labels: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
-    """Return what gives the label of each image of these sources, by its name.
-
-    Parameters
-    ----------
-    sources : sequence of ImageSource
-    labels : path-like, optional
-        A CSV of ``name,label``; without one the label is an image's first folder.
-
-    Raises
-    ------
-    LabelsError
-        If an image has no label; the message counts them and names the first.
-    """
+    """Return what gives the label of each image of these sources, by its name."""
     names = [entry.name for source in sources for entry in source.entries]
     if labels is None:
         without = [name for name in names if not folder_label(name)]
@@ -64,13 +52,7 @@ def labels_of(source: ImageSource, labels: str | os.PathLike[str] | None = None)
 
 
 def classes_of(data: ImageSet) -> tuple[str, ...]:
-    """Return the classes of images to train on, in the order of their names.
-
-    Raises
-    ------
-    LabelsError
-        If there is but one class, or one of which every image is held out.
-    """
+    """Return the classes of images to train on, in the order of their names."""
     classes = tuple(sorted(set(data.train_labels)))
     if lost := sorted(set(data.held_labels) - set(classes)):
         msg = f"every image of {escape_name(lost[0])} is held out, and none is left to train on"
@@ -113,33 +95,7 @@ def read_images(
     label: Callable[[str], str] = folder_label,
     cache: Path | None = None,
 ) -> ImageSet:
-    """Decode sources into memory, or to files of a folder that are mapped.
-
-    Parameters
-    ----------
-    sources : sequence of ImageSource
-    preprocess : Preprocess
-        What brings an image to S x S.
-    hold_out : int
-        How many images of each class of each source are kept from training, see
-        :func:`stochcl.data.held_out`.
-    workers : int
-        Decoding threads.
-    progress : callable
-        Told, now and then, how many images of how many have been read.
-    label : callable
-        The label of an image of this name.
-    cache : Path, optional
-        A folder to decode to, see :func:`stochcl.training.images.read_cached`: then memory does not limit how
-        many images there are, and the next run finds them decoded.
-
-    Raises
-    ------
-    TrainingError
-        If fewer than two images can be trained on.
-    UsageError
-        If the decoded images would not fit into memory.
-    """
+    """Decode sources into memory, or to files of a folder that are mapped."""
     total = sum(len(source) for source in sources)
     masks = [
         held_out(source.entries, hold_out, label) if hold_out else np.zeros(len(source), bool) for source in sources
@@ -216,22 +172,6 @@ def read_cached(
     The files are named by what they hold: the sources' listings (names, sizes, times), the size and fit of the
     squares, and which images are held out. A run that is interrupted is gone on with by the next; of several
     processes of one machine the first decodes, and the others wait for it.
-
-    Parameters
-    ----------
-    folder : Path
-        Made if it is not there; best on a local disk.
-    sources, masks : sequences
-        Sources, and of each the images that are held out.
-    preprocess, workers, progress, label
-        As :func:`stochcl.training.images.read_images` has them.
-
-    Raises
-    ------
-    UsageError
-        If the disk has no room for the images.
-    OutputError
-        If they cannot be written.
     """
     place = folder / _key(sources, masks, preprocess)
     try:

@@ -64,12 +64,6 @@ def calibrate(
     (temperature scaling: Guo et al., arXiv 1706.04599, section 4.2), and the expected calibration error (section 2
     there, 15 bins of equal width) compares the predicted probability that the most probable symbol changes with how
     often it does.
-
-    Parameters
-    ----------
-    features, views : ndarray of float, shape (M, V)
-        Of held-out inputs, and of augmented views of them; where there are none, noise of half the
-        features' deviation makes them.
     """
     clean = torch.from_numpy(np.asarray(features[:_CALIBRATION_ROWS], np.float32))
     if views is None:
@@ -142,18 +136,6 @@ def latent_loss(
     which input it was (van den Oord et al., arXiv 1807.03748, equation 9), and keeps what tells inputs apart where
     the squared error keeps what has variance. p is the autoregressive prior, if there is one: the coder's own kind
     of model. The factorised prior is then fitted beside, to codes that it has no influence on.
-
-    Parameters
-    ----------
-    views : Tensor of float32, shape (B, V)
-    targets : Tensor of float32, shape (B, M)
-        The features' principal coordinates; the encoder decodes to these.
-    noise : Tensor of float32, shape (B, family.noise(config))
-        Uniform in [0, 1).
-    latents : int or None
-        k; None trains the full width only.
-    beta : float
-        Nats a bit.
     """
     posterior = encoder.posterior(views)
     draw = posterior.sample(noise, estimator)

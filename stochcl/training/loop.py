@@ -111,19 +111,7 @@ KIND = "stochcl-checkpoint-0"
 def save_checkpoint(
     path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write everything that a run needs to go on as if it had not stopped.
-
-    Parameters
-    ----------
-    path : Path
-        Replaced as a whole.
-    modules : dict of str to Module
-        Under their names.
-    optimizer : Optimizer
-        Its state is stored by the position of the parameters.
-    state : dict
-        Counters and options, JSON.
-    """
+    """Write everything that a run needs to go on as if it had not stopped."""
     tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():
         tensors |= {f"{prefix}.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
@@ -139,18 +127,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Restore modules and optimizer, and return the state.
-
-    Parameters
-    ----------
-    options : dict
-        What the run was asked for; must be what the checkpoint's state holds as ``options``.
-
-    Raises
-    ------
-    TrainingError
-        If the checkpoint is damaged or belongs to another run.
-    """
+    """Restore modules and optimizer, and return the state."""
     shown = escape_name(path)
     try:
         with safe_open(path, framework="pt") as file:

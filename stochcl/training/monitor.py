@@ -29,25 +29,7 @@ _MOSTLY_DEAD, _SAME, _UNDECIDED = 0.9, 0.8, 0.1
 
 
 def code_health(codes: Codes, family: str) -> dict[str, Any]:
-    """Return what there is to say of hard codes, for a training record.
-
-    Parameters
-    ----------
-    codes : Codes
-        Of images that were not trained on, with the posterior's entropy as uncertainty.
-    family : str
-        Of the latents: symbols of a categorical latent have no order, and so no correlation of their own.
-
-    Returns
-    -------
-    dict
-        ``rows``, ``latents``; ``used`` and ``dead``, how many latents' symbols have more than 0.05 bits of entropy
-        over the rows, and how many have not; ``bits``, the sum of these entropies; ``distinct``, how many different
-        codes there are; ``correlation``, the mean absolute correlation between the symbols of two used latents (of a
-        categorical latent: of whether it is its commonest one), 0 where there are not two; ``entropy``, the
-        posterior's, in bits a row, and ``certainty``, 1 where that is zero and 0 where it is as high as it can
-        be: both None where there is no uncertainty.
-    """
+    """Return what there is to say of hard codes, for a training record."""
     entropies = marginal_entropies(codes)
     used = entropies > DEAD_BITS
     entropy = None
@@ -161,16 +143,6 @@ def measure_features(
 
     Training keeps both as it goes. Published weights come without, and so do features that are pooled otherwise than
     those the network was trained with.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        Of images, in evaluation mode, on ``device``.
-    images : ndarray of uint8, shape (N, S, S, 3)
-        Of which 20,000 to 40,000 are taken, evenly spread, where there are more.
-    device : torch.device
-    precision : str
-        Of the network's arithmetic.
     """
     width, norm = encoder.feature_dim, encoder.norm
 

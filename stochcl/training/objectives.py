@@ -186,21 +186,7 @@ class BYOL(Objective):
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Return the normalised, temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709, equation 1).
-
-    Parameters
-    ----------
-    a, b : Tensor of float, shape (B, P)
-        Projections of two views of the same B images; row i of one belongs to row i of the other.
-    temperature : float
-        Divides the cosine similarities.
-
-    Returns
-    -------
-    Tensor
-        Mean over all 2B rows of the cross-entropy of finding the partner among the other 2B - 1, in nats. With
-        several processes, B is the rows of all of them, and each has the value of the whole batch.
-    """
+    """Return the normalised, temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709, equation 1)."""
     a, b = gathered(a.float()), gathered(b.float())
     n = len(a)
     z = functional.normalize(torch.cat([a, b]), dim=1)
@@ -239,18 +225,7 @@ SCALE = 1 / 10
 
 
 def decorrelation(features: Tensor) -> Tensor:
-    """Return the covariance term of VICReg (Bardes et al., arXiv 2105.04906, equation 3).
-
-    Parameters
-    ----------
-    features : Tensor of float, shape (B, V)
-        Standardised over the batch (of all processes).
-
-    Returns
-    -------
-    Tensor
-        Sum of the squared correlations between different features, divided by V.
-    """
+    """Return the covariance term of VICReg (Bardes et al., arXiv 2105.04906, equation 3)."""
     features = gathered(features)
     n, width = features.shape
     correlation = features.T @ features / n
@@ -266,11 +241,6 @@ def vicreg(a: Tensor, b: Tensor) -> Tensor:
         L = 25 mean|a - b|^2  +  25 (v(a) + v(b)) / 2  +  c(a) + c(b)
 
     (the half is that of the authors' program). With several processes, the statistics are those of the rows of all.
-
-    Parameters
-    ----------
-    a, b : Tensor of float, shape (B, P), B > 1
-        Projections of two views.
     """
     a, b = gathered(a.float()), gathered(b.float())
     with torch.autocast(a.device.type, enabled=False):

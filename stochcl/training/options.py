@@ -28,13 +28,7 @@ def recipe_names(*, finetuning: bool) -> tuple[str, ...]:
 
 
 def recipe_text(name: str, known: tuple[str, ...]) -> str:
-    """Return a recipe as it is written, by its name among those known or from a .toml file of one's own.
-
-    Raises
-    ------
-    UsageError
-        If there is none of this name, or the file cannot be read.
-    """
+    """Return a recipe as it is written, by its name among those known or from a .toml file of one's own."""
     if name in known:
         text: str = _folder().joinpath(f"{name}{_ENDING}").read_text("utf-8")
         return text
@@ -50,27 +44,7 @@ def recipe_text(name: str, known: tuple[str, ...]) -> str:
 
 
 def read_recipe(name: str, text: str, types: dict[str, str], what: str) -> dict[str, Any]:
-    """Read a recipe's options.
-
-    Parameters
-    ----------
-    name, text : str
-        What it is called, for messages, and what it holds.
-    types : dict of str to str
-        The options that there are, with their types as dataclasses declare them.
-    what : str
-        What has these options, for messages.
-
-    Returns
-    -------
-    dict
-        Arrays as tuples.
-
-    Raises
-    ------
-    UsageError
-        If it is no TOML, has an option that there is not, or a value of another type.
-    """
+    """Read a recipe's options."""
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
@@ -319,13 +293,7 @@ class TrainOptions:
 
 
 def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
-    """Sort named options, None for those left out, into what the encoder is and how it is trained.
-
-    Raises
-    ------
-    UsageError
-        If a name is in neither, or a value makes no sense.
-    """
+    """Sort named options, None for those left out, into what the encoder is and how it is trained."""
     given = {name: value for name, value in given.items() if value is not None}
     names = {f.name for f in fields(TrainOptions)}
     if unknown := sorted(set(given) - config_names() - names):
@@ -366,30 +334,12 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset_text(name: str) -> str:
-    """Return a recipe as it is written, by its name or from a .toml file of one's own.
-
-    Raises
-    ------
-    UsageError
-        If there is none of this name, or the file cannot be read.
-    """
+    """Return a recipe as it is written, by its name or from a .toml file of one's own."""
     return recipe_text(name, preset_names())
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """Read a recipe, by its name or from a .toml file of one's own.
-
-    Returns
-    -------
-    dict
-        Fields of :class:`~stochcl.encoders.config.EncoderConfig` and :class:`~stochcl.training.options.TrainOptions`,
-        ``hold_out``, and ``source`` ("digits") where none has to be given.
-
-    Raises
-    ------
-    UsageError
-        If there is none of this name, it is no TOML, or it has an option that training does not.
-    """
+    """Read a recipe, by its name or from a .toml file of one's own."""
     types = {f.name: str(f.type) for f in fields(EncoderConfig) if f.name in config_names()}
     types |= {f.name: str(f.type) for f in fields(TrainOptions)} | _BESIDE
     found = read_recipe(name, preset_text(name), types, "training")
@@ -507,17 +457,6 @@ def finetune_preset_names() -> tuple[str, ...]:
 
 
 def load_finetune_preset(name: str) -> dict[str, Any]:
-    """Read a recipe, by its name or from a .toml file of one's own.
-
-    Returns
-    -------
-    dict
-        Some of the fields of :class:`~stochcl.training.options.FinetuneOptions`.
-
-    Raises
-    ------
-    UsageError
-        If there is none of this name, it is no TOML, or it has an option that fine-tuning does not.
-    """
+    """Read a recipe, by its name or from a .toml file of one's own."""
     types = {f.name: str(f.type) for f in fields(FinetuneOptions)}
     return read_recipe(name, recipe_text(name, finetune_preset_names()), types, "fine-tuning")

@@ -196,22 +196,7 @@ class StochasticContrastive(nn.Module):
         self.slow = Follower(encoder) if self.features.follows else None
 
     def forward(self, views: Tensor, clean: Tensor, noise: Tensor, latents: int, beta: float) -> Losses:
-        """Return the terms.
-
-        Parameters
-        ----------
-        views : Tensor of float, shape (2B, 3, S, S)
-            First views of all images, then second views, normalised.
-        clean : Tensor of float, shape (C, 3, S', S'), C <= B
-            The first C images themselves, normalised.
-        noise : Tensor of int32, shape (2B, the posterior's noise)
-            Uniform, as words: see :func:`~stochcl.training.augment.as_words`. Or float32 in [0, 1), where nothing
-            rounds what goes in.
-        latents : int
-            k, the prefix that is trained beside the full width.
-        beta : float
-            Nats that a bit of rate costs.
-        """
+        """Return the terms."""
         model = self.encoder
         if self.deterministic:
             return self._twin(views)
@@ -452,16 +437,7 @@ class Trainer:
         return from_first([self.schedule.fraction(self.step, self.elapsed)], self.device)[0]
 
     def run(self) -> Encoder:
-        """Train to the end and return the encoder, in evaluation mode, its tables fitted.
-
-        Raises
-        ------
-        TrainingError
-            If the loss is not finite.
-        KeyboardInterrupt
-            Passed on after the step has ended and the checkpoint has been written; a second one at once, and
-            then the checkpoint is an earlier one.
-        """
+        """Train to the end and return the encoder, in evaluation mode, its tables fitted."""
         try:
             with interruptible() as interrupted:
                 for rows, keys in self._batches():

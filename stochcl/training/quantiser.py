@@ -54,12 +54,6 @@ def start_from_axes(encoder: Encoder, metric: Metric) -> bool:
     A random head has to find the axes first: 600 steps on features of photographs left its 128 latents 1 to 3 points
     of a linear classifier's accuracy behind. A head with a hidden layer begins as the same linear map, in units of
     which two make one number, and departs from it as training sees fit.
-
-    Returns
-    -------
-    bool
-        Whether it was done: a head with more hidden layers, or one with fewer units than twice the numbers, is left
-        as it was.
     """
     config = encoder.config
     layers = [layer for layer in encoder.head.modules() if isinstance(layer, nn.Linear)]
@@ -121,22 +115,6 @@ def start_from_quantiser(encoder: Encoder, features: NDArray[np.floating], metri
     which is linear in the features, so that a linear head says it exactly; surer than that, no price moves a symbol
     (four times as sure, 60 bits stood where 55 were asked for). From a random start, groups of 256 symbols
     fall far behind: most symbols win nowhere, and a symbol that does not win learns nothing.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        Of categorical latents.
-    features : ndarray of float, shape (N, V)
-        Standardised features of training inputs.
-    metric : Metric
-        Their axes, and what errors along them weigh.
-    seed : int
-
-    Returns
-    -------
-    bool
-        Whether it was done: a head with hidden layers, fewer axes than groups, or fewer rows than symbols leave the
-        encoder as it was.
     """
     config = encoder.config
     head = encoder.head

@@ -81,13 +81,7 @@ class Watch:
 
     @torch.no_grad()
     def see(self, value: Tensor, step: int) -> None:
-        """Look at the number that a step came to, before its weights change.
-
-        Raises
-        ------
-        TrainingError
-            If it, or one before, is not finite, and it is time to ask.
-        """
+        """Look at the number that a step came to, before its weights change."""
         bad = torch.where(value.detach().isfinite(), _NEVER, step)
         self._first = bad if self._first is None else torch.minimum(self._first, bad)
         if step % self.every == 0:

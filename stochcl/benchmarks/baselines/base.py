@@ -43,24 +43,7 @@ class Baseline(ABC):
     @classmethod
     @abstractmethod
     def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:
-        """Learn from rows, shape (N, V), float32, finite.
-
-        Parameters
-        ----------
-        train : ndarray of float32, shape (N, V)
-        bits : int
-            Of a row's code.
-        seed : int
-
-        Raises
-        ------
-        UsageError
-            If it cannot have so many bits.
-        SourceError
-            If there are too few rows.
-        MissingExtraError
-            If its package is not installed.
-        """
+        """Learn from rows, shape (N, V), float32, finite."""
 
     @abstractmethod
     def codes(self, vectors: NDArray[np.float32]) -> Codes:
@@ -82,13 +65,7 @@ class Baseline(ABC):
 
 
 def half(array: NDArray[Any]) -> NDArray[np.float16]:
-    """Round to what is stored, so that decoding uses what is counted.
-
-    Raises
-    ------
-    SourceError
-        If a number is too large for it.
-    """
+    """Round to what is stored, so that decoding uses what is counted."""
     with np.errstate(over="ignore"):
         rounded = np.asarray(array, np.float16)
     if not np.isfinite(rounded).all():

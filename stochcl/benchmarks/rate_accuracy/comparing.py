@@ -25,20 +25,7 @@ def curve_of(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def savings(rows: list[dict[str, Any]], right: NDArray[np.bool_], *, seed: int) -> list[dict[str, Any]]:
-    """Hold the curve of our first model's vectors against every other one that has more than one point.
-
-    Parameters
-    ----------
-    rows : list of dict
-    right : ndarray of bool, shape (len(rows), N)
-    seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    list of dict
-        For each curve and each column of bits: ``saving`` with its interval, or ``refused``, and why.
-    """
+    """Hold the curve of our first model's vectors against every other one that has more than one point."""
     places: dict[tuple[str, str, str], list[int]] = {}
     for i, row in enumerate(rows):
         places.setdefault(curve_of(row), []).append(i)
@@ -68,22 +55,7 @@ def savings(rows: list[dict[str, Any]], right: NDArray[np.bool_], *, seed: int) 
 
 
 def reductions(rows: list[dict[str, Any]], features: int, side: int | None) -> list[dict[str, Any]]:
-    """Say what our codes are worth at a 588th of three things that one may mean by it.
-
-    Parameters
-    ----------
-    rows : list of dict
-    features : int
-        D, numbers of a feature.
-    side : int or None
-        Pixels across of the images themselves, where they are squares of one size.
-
-    Returns
-    -------
-    list of dict
-        ``of`` what, its 588th in ``bits``, and of the most accurate of our codes of at most so many bits (payload):
-        ``code``, ``bits_per_image``, ``accuracy``, and ``relative`` to float32 features; None where there is none.
-    """
+    """Say what our codes are worth at a 588th of three things that one may mean by it."""
     whole: dict[str, float | None] = {
         "pixels at 224 x 224": 224 * 224 * _PIXEL_BITS,
         f"pixels at the images' own {side} x {side}": None if side is None else side * side * _PIXEL_BITS,

@@ -52,13 +52,7 @@ class Part:
         return len(self.rows)
 
     def images(self, codec: Codec) -> Iterator[NDArray[np.uint8]]:
-        """Yield the images as the codec prepares them, uint8, shape (B, S, S, 3).
-
-        Raises
-        ------
-        SourceError
-            If one cannot be read: methods would be measured on different images.
-        """
+        """Yield the images as the codec prepares them, uint8, shape (B, S, S, 3)."""
         assert isinstance(self.source, ImageSource)
         for start in range(0, len(self.rows), _BATCH):
             rows = self.rows[start : start + _BATCH].tolist()
@@ -110,15 +104,7 @@ class Inputs:
 
 
 def read_inputs(request: Request) -> Inputs:
-    """Open what a request names, match labels, and choose rows.
-
-    Raises
-    ------
-    SourceError, LabelsError
-        If something cannot be read, or leaves fewer than two classes.
-    UsageError
-        If sources are not of one kind.
-    """
+    """Open what a request names, match labels, and choose rows."""
     source, labels = _open_all(request.sources, request.labels)
     shown = printable(request.sources[0])
     rng = np.random.default_rng([request.seed, 29])

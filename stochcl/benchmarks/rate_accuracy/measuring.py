@@ -83,19 +83,7 @@ class Judge:
         chosen: float,
         start: float,
     ) -> Measured:
-        """Return a row for each way to store one code.
-
-        Parameters
-        ----------
-        method : dict
-            Its ``method``, ``group``, ``code`` and ``input``.
-        costs : list of dict
-            Of each way its ``coding``, ``bytes`` of the test images, and ``side_bytes``.
-        right, chosen
-            As :meth:`right` returns them.
-        start : float
-            When the job began, on the monotonic clock.
-        """
+        """Return a row for each way to store one code."""
         n, all_images = len(right), len(self.inputs.train) + len(self.inputs.test)
         low, high = wilson(int(right.sum()), n)
         rows = []
@@ -112,15 +100,7 @@ class Judge:
 
 
 def of_codes(judge: Judge, codec: Codec, latents: int, given: str, train: Encoded, test: Encoded) -> Measured:
-    """Measure a prefix of our codes, from a real file.
-
-    Parameters
-    ----------
-    latents : int
-        Of the prefix.
-    given : str
-        What the probe is given: ``vectors`` or ``symbols``.
-    """
+    """Measure a prefix of our codes, from a real file."""
     start = time.monotonic()
     size, codes = through_a_file(codec, test.codes, latents)
     fitting = train.codes.prefix(latents)
@@ -136,13 +116,7 @@ def of_codes(judge: Judge, codec: Codec, latents: int, given: str, train: Encode
 
 
 def through_a_file(codec: Codec, codes: Codes, latents: int) -> tuple[int, Codes]:
-    """Write a prefix of codes without names or tables, read it again; return the file's size in bytes, and its codes.
-
-    Raises
-    ------
-    BenchmarkError
-        If the file gives back other codes.
-    """
+    """Write a prefix of codes without names or tables, read it again; return the file's size in bytes, and its codes."""
     from stochcl.compress import Archive, Writer
 
     codes = replace(codes.prefix(latents), names=None, labels=None, uncertainty=None)
@@ -167,13 +141,7 @@ def of_numbers(judge: Judge, name: str, train: Encoded, test: Encoded) -> Measur
 def of_quantiser(
     judge: Judge, name: str, bits: int, train: Encoded, test: Encoded, fit: Encoded | None = None
 ) -> Measured:
-    """Measure features that are quantised to so many bits, plain and through our entropy coder.
-
-    Parameters
-    ----------
-    fit : Encoded, optional
-        What quantiser and entropy model are fitted to in place of ``train``, which the probe learns from either way.
-    """
+    """Measure features that are quantised to so many bits, plain and through our entropy coder."""
     return _of_baseline(judge, BASELINES[name], bits, "quantisers", train, test, fit)
 
 

@@ -70,18 +70,7 @@ class PixelCode:
             raise MissingExtraError(f"this Pillow was built without {name}; install one that has it.")
 
     def code(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int, int]:
-        """Shrink, code and decode one image, and enlarge what came back.
-
-        Parameters
-        ----------
-        pixels : ndarray of uint8, shape (S, S, 3)
-
-        Returns
-        -------
-        pixels : ndarray of uint8, shape (S, S, 3)
-        size, bare : int
-            Bytes of the file, and of what in it is not the same in every file of this size and quality.
-        """
+        """Shrink, code and decode one image, and enlarge what came back."""
         from PIL import Image
 
         name, settings = FORMATS[self.format]

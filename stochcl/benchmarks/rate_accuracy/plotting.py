@@ -21,17 +21,7 @@ _DPI = 150
 
 
 def draw(result: dict[str, Any], kind: str, column: str = "bits_per_image") -> bytes:
-    """Return the plot as a file.
-
-    Parameters
-    ----------
-    result : dict
-        As :func:`~stochcl.benchmarks.rate_accuracy.running.benchmark_rate_accuracy` gives it.
-    kind : str
-        ``png`` or ``svg``.
-    column : str
-        Of the rows, what is on the horizontal axis.
-    """
+    """Return the plot as a file."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -67,32 +67,7 @@ def benchmark_rate_accuracy(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure everything that was asked for.
-
-    Parameters
-    ----------
-    request : Request
-    folder : Path
-        Of the results; what was measured before, of the same inputs, is taken from its ``cache``.
-    progress : callable
-        Told how many jobs of how many are done, and which is next.
-    say : callable
-        Told in sentences what is left out.
-
-    Returns
-    -------
-    dict
-        JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one a code and way to store it;
-        ``savings``, ours against every other curve; ``reductions``, what is left at 1/588 of what; ``left_out``.
-        Where quantisers are fitted to other sources, too, ``fit`` says to which, ``fitted_to`` of each row to what.
-
-    Raises
-    ------
-    SourceError, LabelsError, UsageError, ModelError
-        If a source, labels or a model cannot be read or do not go together.
-    BenchmarkError
-        If a file of codes gives back others.
-    """
+    """Measure everything that was asked for."""
     from threadpoolctl import threadpool_limits
 
     request.check()

@@ -22,13 +22,7 @@ _PLOTS = {"bits_per_image": "plot", "bits_with_side": "plot-with-side"}
 
 
 def write_all(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``results.json``, ``results.csv``, plots and ``results.html``; return their paths.
-
-    Raises
-    ------
-    OutputError
-        If they cannot be written.
-    """
+    """Write ``results.json``, ``results.csv``, plots and ``results.html``; return their paths."""
     paths = list(write_results(result, folder, NAME))
     plots = {column: draw(result, "svg", column) for column in _PLOTS}
     files = {folder / f"{_PLOTS[column]}.svg": data for column, data in plots.items()}
