@@ -47,9 +47,9 @@ def test_the_default_model_is_in_it(names):
 
 
 def test_the_recipes_are_in_it(names):
-    folder = ROOT / "stochcl" / "encoders" / "presets"
-    assert {f"stochcl/encoders/presets/{path.name}" for path in folder.glob("*.toml")} <= set(names)
-    assert "stochcl/encoders/presets/cifar10-finetune.toml" in names
+    folder = ROOT / "stochcl" / "training" / "presets"
+    assert {f"stochcl/training/presets/{path.name}" for path in folder.glob("*.toml")} <= set(names)
+    assert "stochcl/training/presets/cifar10-finetune.toml" in names
 
 
 def test_the_tables_of_the_default_model_are_in_it(names, wheel):
@@ -79,7 +79,7 @@ def test_every_module_and_the_mark_of_types_are_in_it(names):
 
 def test_every_recipe_of_training_and_fine_tuning_is_in_it(names):
     recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "stochcl").rglob("*.toml")}
-    assert "stochcl/encoders/presets/digits.toml" in recipes
+    assert "stochcl/training/presets/digits.toml" in recipes
     assert recipes <= set(names)
 
 

@@ -42,7 +42,7 @@ class Pictures:
         self.missing: set[str | int] = set()
 
     def of(self, name: str) -> str | None:
-        """Return the image of this name, as :func:`~stochcl.messages.escape_name` writes it; None if it is not there."""
+        """Return the image of this name, as ``escape_name`` writes it; None if it is not there."""
         row = self._rows.get(name)
         return self._counted(name, None if row is None else self._load(row))
 

@@ -19,13 +19,13 @@ from stochcl.benchmarks.layouts import lay_out, take_up
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Header, Writer
 from stochcl.entropy import ans as coder
-from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stochcl.entropy.independent import IndependentModel
     from stochcl.entropy.model import EntropyModel
+    from stochcl.entropy.tables import Tables
 
 _BLOCK_BITS = 1 << 16  # what a block of an archive holds, too
 _PARAMETERS = 1 << 20  # probabilities given to one call of constriction: 8 MB

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
     from stochcl.codes import Codes
+    from stochcl.entropy.tables import Tables
 
 INDEPENDENT, AUTOREGRESSIVE = "independent", "autoregressive"
 

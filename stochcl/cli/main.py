@@ -168,28 +168,28 @@ def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None
 
 
 COMMANDS = {
-    "compress": "Compress images to a file of codes.",
-    "info": "Say what a file of codes holds and where its bytes go.",
-    "verify": "Check every byte of a file of codes.",
-    "append": "Add images to a file of codes.",
-    "merge": "Join files of codes.",
-    "split": "Cut a file of codes into several.",
-    "transcode": "Write a file of codes anew: narrower, smaller, with labels.",
-    "decompress": "Decode codes to arrays: .npz, .npy, .csv or .parquet.",
-    "evaluate": "Train a classifier or regressor on codes and score it.",
-    "predict": "Ask a saved classifier or regressor about codes.",
-    "uncertainty": "Say whether what is uncertain is wrong, or foreign.",
-    "report": "Explain a file of codes on one HTML page.",
-    "search": "Find the nearest images in a file of codes.",
-    "select": "Choose the latents that a task needs.",
-    "sprites": "Make images of known factors, to train and measure on.",
-    "train": "Train an encoder on your own images.",
-    "finetune": "Train a model on labels, and keep its classifier.",
-    "benchmark": "Set the codec beside other compressors, on this machine.",
-    "models": "List the models that come with stochcl, with their figures.",
-    "demo": "Run the whole story on example images, in under a minute.",
+    "compress": ("compress", "Compress images to a file of codes."),
+    "info": ("archives", "Say what a file of codes holds and where its bytes go."),
+    "verify": ("archives", "Check every byte of a file of codes."),
+    "append": ("archives", "Add images to a file of codes."),
+    "merge": ("archives", "Join files of codes."),
+    "split": ("archives", "Cut a file of codes into several."),
+    "transcode": ("archives", "Write a file of codes anew: narrower, smaller, with labels."),
+    "decompress": ("archives", "Decode codes to arrays: .npz, .npy, .csv or .parquet."),
+    "evaluate": ("evaluate", "Train a classifier or regressor on codes and score it."),
+    "predict": ("evaluate", "Ask a saved classifier or regressor about codes."),
+    "uncertainty": ("evaluate", "Say whether what is uncertain is wrong, or foreign."),
+    "report": ("evaluate", "Explain a file of codes on one HTML page."),
+    "search": ("evaluate", "Find the nearest images in a file of codes."),
+    "select": ("evaluate", "Choose the latents that a task needs."),
+    "sprites": ("sprites", "Make images of known factors, to train and measure on."),
+    "train": ("train", "Train an encoder on your own images."),
+    "finetune": ("train", "Train a model on labels, and keep its classifier."),
+    "benchmark": ("benchmark", "Set the codec beside other compressors, on this machine."),
+    "models": ("train", "List the models that come with stochcl, with their figures."),
+    "demo": ("train", "Run the whole story on example images, in under a minute."),
 }
-"""Commands, in the order of the help, each with its line there; the code of one is imported when it is run."""
+"""Commands in the order of the help: the module of each, imported when it runs, and its line."""
 
 _INTERRUPTED = 130
 _PIPE = 141  # what shells say of a program whose reader has gone
@@ -204,12 +204,13 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: D102
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"stochcl.cli.{cmd_name}"), cmd_name)
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"stochcl.cli.{module}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that stochcl raises becomes one sentence and its exit code."""

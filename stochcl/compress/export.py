@@ -67,7 +67,7 @@ def reader_of(rows: Decoded) -> Any:
 
 
 def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
-    """Return the codes of a table or record batch that :meth:`Rows.to_arrow` gave, or a Parquet file of codes held."""
+    """Return the codes of a table or record batch that ``to_arrow`` gave, or a Parquet file of codes held."""
     names = list(table.schema.names)
     if "symbols" not in names:
         raise UsageError(f"the table has no column symbols; there are {', '.join(names)}.")

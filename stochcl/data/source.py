@@ -162,7 +162,6 @@ class ImageSource(ABC):
         self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1, start: int = 0
     ) -> Iterator[ImageBatch]:
         """Iterate over the images in order, from entry ``start`` on, decoding ahead in threads."""
-
         if batch_size < 1 or workers < 0 or start < 0:
             msg = f"batch_size={batch_size}, workers={workers}, start={start}: these count images and threads"
             raise UsageError(msg)

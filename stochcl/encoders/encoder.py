@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from stochcl.encoders.backbones import make_backbone
-from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised, array_shapes, first_level
 from stochcl.entropy.autoregressive import EntropyNetwork
@@ -22,6 +21,8 @@ from stochcl.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from stochcl.encoders.config import EncoderConfig
 
 
 __all__ = ["DecoderArrays", "Encoder", "Standardise"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
 
 
-__all__ = ["Bernoulli", "Categorical", "ESTIMATORS", "Gaussian", "POSTERIORS", "Posterior"]
+__all__ = ["ESTIMATORS", "POSTERIORS", "Bernoulli", "Categorical", "Gaussian", "Posterior"]
 
 ESTIMATORS = ("straight-through", "relaxed")
 """How gradients pass a draw of something discrete."""

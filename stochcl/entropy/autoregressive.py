@@ -230,7 +230,7 @@ class AutoregressiveModel:
         0 where degrees[h] > j.
     multiplier : ndarray of uint16, shape (T,)
     bias : ndarray of int32, shape (D, 2**bits - 1)
-        Of each node of a symbol's tree (see :class:`~stochcl.entropy.independent.IndependentModel`), in 1/256 of a level.
+        Of each node of a symbol's tree (see ``IndependentModel``), in 1/256 of a level.
 
     Raises
     ------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-__all__ = ["BYOL", "NTXent", "OBJECTIVES", "Objective", "Reconstruct", "VICReg", "decorrelation", "nt_xent"]
+__all__ = ["BYOL", "OBJECTIVES", "NTXent", "Objective", "Reconstruct", "VICReg", "decorrelation", "nt_xent"]
 
 
 class Objective(nn.Module, ABC):

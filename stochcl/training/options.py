@@ -68,7 +68,7 @@ def _fits(value: object, declared: str) -> bool:
 
 
 def _folder() -> Any:
-    return resources.files("stochcl").joinpath("encoders", "presets")
+    return resources.files("stochcl").joinpath("training", "presets")
 
 
 @dataclass(frozen=True)

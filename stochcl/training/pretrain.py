@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.posteriors import BIT, POSTERIORS
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
     from stochcl.training.latents import LatentProgress

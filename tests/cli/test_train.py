@@ -106,7 +106,7 @@ def test_presets_can_be_read(run):
     assert "digits\n  The 1,797 handwritten digits" in listed
     assert "finetune" not in listed
     shown = run("train", "--show-preset", "digits").stdout
-    assert shown == (Path(stochcl.__file__).parent / "encoders/presets/digits.toml").read_text()
+    assert shown == (Path(stochcl.__file__).parent / "training/presets/digits.toml").read_text()
 
 
 @pytest.mark.parametrize(
