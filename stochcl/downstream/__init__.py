@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 _LAZY = {  # their base classes are scikit-learn's, which takes a second to import
-    "CodeIndex": "index",
-    "HammingKNeighborsClassifier": "hamming",
-    "HammingKNeighborsRegressor": "hamming",
+    "CodeIndex": "neighbors",
+    "HammingKNeighborsClassifier": "neighbors",
+    "HammingKNeighborsRegressor": "neighbors",
     "LatentSelector": "selection",
 }
 

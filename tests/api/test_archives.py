@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.api import archives
+from stochcl.api import archives, evaluate
 from stochcl.errors import BadMagic, LabelsError, ModelMismatch, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
 
@@ -55,11 +55,11 @@ def test_decompress_says_what_it_wrote(codes, tmp_path):
 def test_without_a_decoder_symbols_are_learned_from(tmp_path):
     names = make_names(40)
     path = write(tmp_path / "a", make_codes(40, 6, names=names), make_tables(6, decoder=False))
-    result, facts = archives.evaluate(path)
+    result, facts = evaluate.evaluate(path)
     assert (facts["input"], facts["latents"]) == ("symbols", 6)
     assert result.classes == ("cat", "dog")
     with pytest.raises(UsageError, match=r"a: its model has no vector decoder; use the symbols\."):
-        archives.evaluate(path, given="vectors")
+        evaluate.evaluate(path, given="vectors")
 
 
 def test_evaluate_gives_what_the_probe_would(codes):
@@ -67,7 +67,7 @@ def test_evaluate_gives_what_the_probe_would(codes):
 
     with stochcl.open(codes) as archive:
         expected = downstream.evaluate(archive.to_numpy(8), archive.labels, estimator="knn", seed=3, folds=4)
-    result, facts = archives.evaluate(codes, estimator="knn", given="symbols", latents=8, seed=3, folds=4)
+    result, facts = evaluate.evaluate(codes, estimator="knn", given="symbols", latents=8, seed=3, folds=4)
     assert (result.score, result.folds) == (expected.score, expected.folds)
     assert facts == {
         "schema": "stochcl.evaluate/0", "path": str(codes), "images": 42, "input": "symbols", "latents": 8,
@@ -79,19 +79,19 @@ def test_a_test_archive_may_be_narrower_only_where_both_are(codec, images, codes
     narrow = tmp_path / "narrow.bin"
     codec.compress(images, narrow, latents=8)
     with pytest.raises(UsageError, match=r"narrow\.bin: it has 8 latents, not 16"):
-        archives.evaluate(codes, test=narrow, latents=16)
-    result, _ = archives.evaluate(codes, test=narrow, latents=8, given="symbols")
+        evaluate.evaluate(codes, test=narrow, latents=16)
+    result, _ = evaluate.evaluate(codes, test=narrow, latents=8, given="symbols")
     assert (result.n_train, result.n_test) == (42, 42)
     with pytest.raises(UsageError, match="32"):
-        archives.evaluate(codes, test=narrow, given="symbols")
+        evaluate.evaluate(codes, test=narrow, given="symbols")
 
 
 def test_labels_that_the_archive_stores_are_used(tmp_path):
     labels = [str(i % 3) for i in range(30)]
     codes = make_codes(30, 6, labels=labels)
-    result, _ = archives.evaluate(write(tmp_path / "a", codes, make_tables(6)))
+    result, _ = evaluate.evaluate(write(tmp_path / "a", codes, make_tables(6)))
     assert result.classes == ("0", "1", "2")
-    result, _ = archives.evaluate(tmp_path / "a", task="regression")
+    result, _ = evaluate.evaluate(tmp_path / "a", task="regression")
     assert np.isfinite(result.score)
 
 
@@ -101,11 +101,11 @@ def test_an_archive_of_no_images(tmp_path):
     assert (report.images, report.bits_per_image) == (0, 0)
     assert report.lines()[0].startswith(f"{path}: 0 images, ")
     with pytest.raises(LabelsError, match="a: "):
-        archives.evaluate(path)
+        evaluate.evaluate(path)
     assert archives.verify(path)["images"] == 0
 
 
-@pytest.mark.parametrize("verb", [archives.info, archives.verify, archives.evaluate, stochcl.open])
+@pytest.mark.parametrize("verb", [archives.info, archives.verify, evaluate.evaluate, stochcl.open])
 def test_no_archive(verb, tmp_path):
     with pytest.raises(SourceError, match=r"nowhere: there is no such file\."):
         verb(tmp_path / "nowhere")
