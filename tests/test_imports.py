@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "torch": BASE | {"compress"},
     "sklearn": BASE | {"data", "compress", "api"},
     "ray": BASE | {"data", "compress", "api"},
-    "benchmarks": BASE | {"data", "encoders", "compress", "downstream", "training", "api"},
-    "cli": BASE | {"data", "compress", "api", "benchmarks", "ray"},
+    "report": BASE | {"data", "compress", "downstream", "api"},
+    "benchmarks": BASE | {"data", "encoders", "compress", "downstream", "training", "api", "report"},
+    "cli": BASE | {"data", "compress", "api", "report", "benchmarks", "ray"},
     "__init__": BASE | {"compress", "api"},
     "__main__": {"cli"},
 }

@@ -52,6 +52,12 @@ def test_the_recipes_are_in_it(names):
     assert "stochcl/training/presets/cifar10-finetune.toml" in names
 
 
+def test_the_templates_of_pages_are_in_it(names):
+    there = {f"stochcl/report/{path.name}" for path in (ROOT / "stochcl" / "report").glob("*.html")}
+    assert "stochcl/report/report.html" in there
+    assert there <= set(names)
+
+
 def test_the_tables_of_the_default_model_are_in_it(names, wheel):
     import stochcl
 

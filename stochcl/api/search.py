@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.evaluate import kind_of
-from stochcl.api.pictures import Pictures
 from stochcl.codes import pick
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
-from stochcl.downstream import pages
 from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest, without_own
 from stochcl.errors import ModelMismatch, UsageError
 from stochcl.messages import escape_name
@@ -236,48 +234,3 @@ def _told(archive: Rows, distances: list[float], numbers: list[int]) -> list[dic
         for distance, number in zip(distances, numbers, strict=True)
         if math.isfinite(distance)
     ]
-
-
-def write_search_page(
-    result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
-) -> None:
-    """Write what a search found as a page of one file.
-
-    Parameters
-    ----------
-    result : dict
-        As :func:`search` returns it.
-    output : path-like
-    images : path-like, optional
-        The source that the archive was made of, for thumbnails; an image that is not there is a grey square.
-    queries : sequence of path-like
-        The image files that were looked for.
-
-    Raises
-    ------
-    SourceError, OutputError
-    """
-    pictures = None if images is None else Pictures(images)
-    files = {escape_name(path): Path(path) for path in queries}
-    body = []
-    for query in result["queries"]:
-        body.append(f"<h2>{pages.escape(query['query'])}</h2>")
-        shown = _shown_file(files.get(query["query"])) or _shown(pictures, query["query"])
-        figures = [pages.figure(shown, ["query"], query=True)]
-        for found in query["neighbours"]:
-            lines = [found["name"] or f"row {found['row']:,}", f"{found['distance']:.4g}"]
-            lines += [] if found["label"] is None else [found["label"]]
-            figures.append(pages.figure(_shown(pictures, found["name"]), lines))
-        body.append(pages.grid(figures))
-    body.append(f'<p class="soft">Distances: {pages.escape(result["unit"])}, by {result["by"]}.</p>')
-    pages.write_page(output, pages.page(f"Nearest of {result['images']:,} images in {result['path']}", body))
-
-
-def _shown(pictures: Pictures | None, name: str | None) -> str | None:
-    return None if pictures is None or name is None else pictures.of(name)
-
-
-def _shown_file(path: Path | None) -> str | None:
-    if path is None or path.suffix.lower() == ".npy":
-        return None
-    return Pictures(path).of_row(0)

@@ -48,7 +48,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
       stochcl report codes.bin --images images/ -o report.html
       stochcl report codes.bin --images images.zip --labels labels.csv --column species
     """
-    from stochcl.api.explaining.writing import write_report
+    from stochcl.report.report import write_report
 
     with progress_bar("rows", rate=False) as bar:
         told = write_report(codes, output, tables=given_tables(model), progress=bar, **options)
@@ -107,7 +107,9 @@ def search(
     with progress_bar("rows") as bar:
         found = searching.search(codes, query, tables=given_tables(tables), progress=bar, **options)
     if html is not None:
-        searching.write_search_page(found, html, images, query)
+        from stochcl.report.report import write_search_page
+
+        write_search_page(found, html, images, query)
         say(f"written to {html}")
     lines = [line for part in found["queries"] for line in table(part["query"], _COLUMNS, _match_lines(part))]
     note = f"{found['images']:,} images by {found['by']}; distance: {found['unit']}"

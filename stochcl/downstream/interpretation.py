@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 KINDS = tuple(OF_KINDS)
 """What symbols are: 0 or 1, numbers in order, or names."""
 
-_LOW, _HIGH = 0.1, 0.9  # quantiles that stand for a low and a high level
+LOW, HIGH = 0.1, 0.9  # quantiles that stand for a low and a high level
+ROWS = 4096  # made floats at a time
+SAME = 0.7  # association from which two latents count as saying the same
+LABEL_BINS = 10  # of a label that is a number: deciles
+LEVEL_BINS = 16  # of latents with more values than this that are numbers: their quantiles
+RISK = 0.05  # that any latent of all seems to say something, and none does
+SHOWN_VALUES = 4  # of a categorical latent, the most frequent ones
+NEIGHBORS = 10
+SHOWN_NEIGHBORS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Some rows of codes.
+    """Some rows of codes, to look at.
 
     Parameters
     ----------
@@ -36,7 +44,7 @@ class Sample:
     kind : str
         One of :data:`KINDS`.
     decoder : VectorDecoder, optional
-        What makes vectors of these latents.
+        The decoder of these latents to vectors.
 
     Raises
     ------
@@ -56,7 +64,7 @@ class Sample:
     kind: str
     decoder: VectorDecoder | None = None
     x: NDArray[Any] = field(init=False, repr=False)
-    """What is compared: vectors, float32, shape (N, V), or the symbols where there is no decoder."""
+    """Vectors, float32, shape (N, V), or the symbols where there is no decoder."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -75,28 +83,27 @@ class Sample:
 
     @property
     def distance(self) -> str:
-        """By which of :data:`~stochcl.downstream.neighbors.DISTANCES` rows are compared."""
+        """Which of :data:`~stochcl.downstream.neighbors.DISTANCES` compares rows."""
         return OF_KINDS[self.kind] if self.decoder is None else "cosine"
 
     def decode(self, symbols: NDArray[Any]) -> NDArray[Any]:
-        """Return what is compared of symbols, shape (n, D)."""
+        """Return vectors of symbols, shape (n, D), or the symbols where there is no decoder."""
         return symbols if self.decoder is None else self.decoder.decode(symbols)
 
     def ends(self, column: int) -> tuple[int, int]:
-        """Return the two values that a latent is switched between.
+        """Return the two values that a latent is switched between; of one that never changes both are the same.
 
         Of bits 0 and 1; of levels the 10th and the 90th percentile, or the least and the greatest where these are
-        equal; of categories the two most frequent ones. Of a latent that never changes both are the same.
+        equal; of categories the two most frequent ones.
         """
         values = self.symbols[:, column]
         if self.kind == "bits":
             return 0, 1
         if self.kind == "levels":
-            low, high = np.quantile(values, [_LOW, _HIGH], method="nearest")
+            low, high = np.quantile(values, [LOW, HIGH], method="nearest")
             return (int(low), int(high)) if low < high else (int(values.min()), int(values.max()))
-        found, counts = np.unique(values, return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        return int(found[order[0]]), int(found[order[min(1, len(order) - 1)]])
+        found = _by_frequency(values)
+        return found[0], found[min(1, len(found) - 1)]
 
     def switched(self, symbols: NDArray[Any], column: int, value: int) -> NDArray[Any]:
         """Return a copy of symbols, shape (n, D), with a latent at this value."""
@@ -105,7 +112,7 @@ class Sample:
         return out
 
     def flipped(self, column: int, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[Any]:
-        """Return rows' symbols with a latent at the other one of its :meth:`ends`: that which it is farther from."""
+        """Return rows' symbols with a latent at that one of its :meth:`ends` that it is farther from."""
         low, high = self.ends(column)
         out = self.symbols[rows].copy()
         values = out[:, column].astype(np.int64)
@@ -114,8 +121,266 @@ class Sample:
         return out
 
 
-_NEIGHBOURS = 10
-_EXAMPLE = 6  # neighbours of the one row that is shown
+def _by_frequency(values: NDArray[np.integer]) -> list[int]:
+    """Return the values that occur, the most frequent first."""
+    found, counts = np.unique(values, return_counts=True)
+    order: list[int] = found[np.argsort(-counts, kind="stable")].tolist()
+    return order
+
+
+def value_counts(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.int64]:
+    """Count how often each latent takes each value, shape (D, K).
+
+    >>> value_counts(np.array([[0, 1], [1, 1]]), 2).tolist()
+    [[1, 1], [0, 2]]
+    """
+    return np.stack([np.bincount(column, minlength=alphabet) for column in symbols.T.astype(np.intp)])
+
+
+def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the entropy of each latent by itself, in bits, shape (D,), from counts of its values, shape (D, K).
+
+    >>> entropies(np.array([[2, 2], [4, 0]])).tolist()
+    [1.0, 0.0]
+    """
+    from scipy.stats import entropy
+
+    bits: NDArray[np.float64] = entropy(counts, base=2, axis=1)
+    return bits
+
+
+def weights(sample: Sample) -> NDArray[np.float64]:
+    """Return the share of the vectors' variance that goes with each latent, shape (D,), or zeros without a decoder.
+
+    This is the R2 of a regression of all numbers of the vectors on one latent: on its value, or on its category.
+    Latents that go together share it, so the shares do not add up to 1.
+    """
+    if sample.decoder is None:
+        return np.zeros(sample.latents)
+    centred = sample.x - sample.x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    total = float(np.square(centred, dtype=np.float64).sum())
+    if not total > 0 or not np.isfinite(total):  # one row, or a foreign decoder that overflows
+        return np.zeros(sample.latents)
+    if sample.kind == "categories":
+        return np.array([_between(column, centred) for column in sample.symbols.T]) / total
+    products = np.zeros((sample.latents, centred.shape[1]), np.float32)
+    for rows, part in _scaled(sample.symbols):
+        products += part.T @ centred[rows]
+    shares: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
+    return shares
+
+
+def _between(values: NDArray[np.integer], centred: NDArray[np.floating]) -> float:
+    """Return the sum of squares between groups of rows."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
+    sums = np.add.reduceat(centred[order], starts, axis=0, dtype=np.float64)
+    sizes = np.diff(np.r_[starts, len(values)])
+    return float((np.square(sums).sum(axis=1) / sizes).sum())
+
+
+def _scaled(symbols: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield blocks of rows with columns of mean 0 and variance 1; zeros where a latent never changes."""
+    parts = [slice(start, start + ROWS) for start in range(0, len(symbols), ROWS)]
+    mean = symbols.mean(axis=0, dtype=np.float64)
+    squares = sum(np.square(symbols[rows] - mean).sum(axis=0) for rows in parts)
+    spread = np.where(symbols.min(axis=0) < symbols.max(axis=0), np.sqrt(squares / len(symbols)), np.inf)
+    for rows in parts:
+        yield rows, ((symbols[rows] - mean) / spread).astype(np.float32)
+
+
+def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
+    """Return how latents go together, shape (D, D), or some of them.
+
+    Of bits and levels Pearson's correlation, -1 to 1; of categories Cramer's V, 0 to 1. A latent that never changes
+    goes with nothing, itself included.
+    """
+    symbols = sample.symbols if columns is None else sample.symbols[:, columns]
+    if sample.kind == "categories":
+        return _cramer(symbols)
+    gram = np.zeros((symbols.shape[1],) * 2)
+    for _, part in _scaled(symbols):
+        gram += part.T @ part
+    return np.clip(gram / len(symbols), -1, 1)
+
+
+def _cramer(symbols: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return Cramer's V of all pairs of columns, from products of their indicators."""
+    gram, _, groups = indicator_products(symbols, np.zeros((len(symbols), 1)))
+    starts = [group.start for group in groups]
+    values = np.array([group.stop - group.start for group in groups])
+    squares = np.add.reduceat(np.add.reduceat(np.square(gram), starts, axis=0), starts, axis=1)
+    degrees = np.minimum(values[:, None], values[None, :]) - 1
+    found: NDArray[np.float64] = np.sqrt(np.clip(squares / np.maximum(degrees, 1), 0, 1))
+    return np.where(degrees > 0, found, 0)
+
+
+def strongest(scores: NDArray[np.floating], associated: NDArray[np.floating], count: int) -> NDArray[np.intp]:
+    """Return the latents with the greatest scores, shape (D,), but no two that say the same.
+
+    Latents whose association, shape (D, D), with one already chosen is 0.7 or more come last.
+
+    >>> strongest(np.array([3.0, 2, 1]), np.array([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]]), 2).tolist()
+    [0, 2]
+    """
+    order = np.argsort(-scores, kind="stable").tolist()
+    chosen: list[int] = []
+    for column in order:
+        if len(chosen) == count:
+            break
+        if not chosen or np.abs(associated[column, chosen]).max() < SAME:
+            chosen.append(column)
+    chosen += [column for column in order if column not in chosen]
+    return np.array(chosen[:count], np.intp)
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """Mutual information of latents with a label, in bits.
+
+    Parameters
+    ----------
+    bits : ndarray of float64, shape (D,)
+        Corrected for the bias of small samples; none below 0.
+    label_bits : float
+        Entropy of the label, the most that could be said.
+    chance : float
+        With 95 %, no latent exceeds this if none has anything to do with the label.
+    """
+
+    bits: NDArray[np.float64]
+    label_bits: float
+    chance: float
+
+
+def mutual_information(symbols: NDArray[np.integer], y: NDArray[Any], *, ordered: bool) -> Information:
+    """Return what each latent says about a label.
+
+    From counts, less their bias (Miller, 1955): (values - 1) (classes - 1) / (2 N ln 2). Numbers are cut at their
+    deciles; latents with more than 16 levels at 16 quantiles. Chance is by the G test with Bonferroni's correction.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 100)
+    >>> found = mutual_information(codes, codes[:, 0], ordered=True)
+    >>> found.bits.round(2).tolist(), found.label_bits
+    ([1.0, 0.0], 1.0)
+    """
+    from scipy.stats import chi2
+    from sklearn.metrics import mutual_info_score
+
+    numbers = _binned(y, LABEL_BINS) if y.dtype.kind == "f" else np.unique(y, return_inverse=True)[1]
+    found, numbers = np.unique(numbers, return_inverse=True)
+    classes, bits, degrees = len(found), np.zeros(symbols.shape[1]), np.zeros(symbols.shape[1])
+    for column, values in enumerate(symbols.T):
+        kept, places = np.unique(_binned(values, LEVEL_BINS) if ordered else values, return_inverse=True)
+        counts = np.bincount(numbers * len(kept) + places, minlength=classes * len(kept)).reshape(classes, -1)
+        bits[column] = mutual_info_score(None, None, contingency=counts) / np.log(2)
+        degrees[column] = (len(kept) - 1) * (classes - 1)
+    unit = 2 * len(y) * np.log(2)
+    most = chi2.isf(RISK / symbols.shape[1], np.maximum(degrees, 1)) - degrees
+    chance = float(np.median(most)) / unit if classes > 1 else 0.0
+    label_bits = float(entropies(np.bincount(numbers)[None])[0])
+    return Information(np.maximum(bits - degrees / unit, 0), label_bits, chance)
+
+
+def _binned(values: NDArray[Any], bins: int) -> NDArray[np.integer]:
+    """Return the number of each value's quantile, or of the value where they are few."""
+    found = np.unique(values)
+    if len(found) <= bins:
+        return np.searchsorted(found, values)
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
+    return np.searchsorted(edges, values, side="right")
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Rows in which a latent has one value, or is among its low or high ones.
+
+    Parameters
+    ----------
+    name : str
+        on, off, low, high, or "value 7".
+    share : float
+        Of all rows.
+    typical : ndarray of int
+        Rows that lie farthest along what distinguishes this side, the most typical first.
+    random : ndarray of int
+        Others of them, drawn evenly.
+    classes : tuple of (name, share here, share of all)
+        The classes that are most above their usual share, the first first.
+    means : tuple of (here, of all) or None
+        Means of labels that are numbers.
+    """
+
+    name: str
+    share: float
+    typical: NDArray[np.intp]
+    random: NDArray[np.intp]
+    classes: tuple[tuple[str, float, float], ...] = ()
+    means: tuple[float, float] | None = None
+
+
+def sides(
+    sample: Sample, column: int, *, typical: int, random: int, y: NDArray[Any] | None = None, seed: int = 0
+) -> list[Side]:
+    """Return both sides of a bit or a level, or the most frequent values of a category, each with rows to show.
+
+    The direction to a side is the difference of the mean vectors; without a decoder, of mean symbols.
+    """
+    rng = np.random.default_rng([seed, column])
+    out = []
+    for name, members in _members(sample, column):
+        rows = np.flatnonzero(members)
+        ordered = rows[np.argsort(-_along(sample, members)[rows], kind="stable")]
+        others = ordered[typical:]
+        drawn = np.sort(rng.choice(others, min(random, len(others)), replace=False)) if len(others) else others
+        numbers = y is not None and y.dtype.kind == "f"
+        classes = () if y is None or numbers else _classes(y, members)
+        means = _means(y, members) if y is not None and numbers else None
+        out.append(Side(name, len(rows) / len(sample), ordered[:typical], drawn, classes, means))
+    return out
+
+
+def _members(sample: Sample, column: int) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Return the sides' names and which rows belong to each."""
+    values = sample.symbols[:, column]
+    low, high = sample.ends(column)
+    if sample.kind == "bits":
+        return [("on", values == 1), ("off", values == 0)]
+    if sample.kind == "levels":
+        return [("high", values >= high), ("low", values <= low)] if low < high else [("high", values >= high)]
+    return [(f"value {value}", values == value) for value in _by_frequency(values)[:SHOWN_VALUES]]
+
+
+def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return how far each row lies in the direction from the other rows to these."""
+    if members.all() or not members.any():
+        return np.zeros(len(members))
+    x = sample.x.astype(np.float32, copy=False)
+    direction = x[members].mean(axis=0) - x[~members].mean(axis=0)
+    found: NDArray[np.float64] = np.nan_to_num((x @ direction).astype(np.float64))
+    return found
+
+
+def _means(y: NDArray[np.floating], members: NDArray[np.bool_]) -> tuple[float, float] | None:
+    """Return the mean of numbers on a side and everywhere."""
+    known = np.isfinite(y)
+    here = y[members & known]
+    return (float(here.mean()), float(y[known].mean())) if len(here) else None
+
+
+def _classes(y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3) -> tuple[tuple[str, float, float], ...]:
+    """Return the classes that are more frequent on a side than everywhere."""
+    known = y != ""
+    here, everywhere = y[members & known], y[known]
+    if not len(here):
+        return ()
+    names, counts = np.unique(everywhere, return_counts=True)
+    usual = counts / len(everywhere)
+    found = np.bincount(np.searchsorted(names, here), minlength=len(names)) / len(here)
+    order = np.argsort(usual - found, kind="stable")[:shown]
+    return tuple((str(names[i]), float(found[i]), float(usual[i])) for i in order.tolist() if found[i] > usual[i])
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,15 +415,15 @@ class Intervention:
     moved : float
         Median distance that flipping moves a row.
     nearest : float
-        Median distance of a row to its nearest other one, to hold that against.
+        Median distance of a row to its nearest other one, to compare that with.
     kept : float
         Of a row's 10 nearest ones, the share that stays, on average.
     changed : float or None
         Share of rows for which the probe gives another answer; None without classes.
     means : ndarray of float64, shape (2, C), or None
-        Mean of the probe's answers with the latent at its one end (off, low) in all rows, and at the other.
+        Mean of the probe's answers with the latent at one end (off, low) in all rows, and at the other.
     example : Effect
-        On the row whose nearest ones change most, of those that are no example of a latent before.
+        On the row whose nearest ones change most, among rows that are no example of an earlier latent.
     """
 
     column: int
@@ -185,19 +450,13 @@ def intervene(
 
 
 class _Flips:
-    """Rows as they are, to hold them against what flips make of them."""
+    """Rows as they are, to compare with what flips make of them."""
 
     def __init__(
-        self,
-        sample: Sample,
-        rows: NDArray[np.integer],
-        known: NDArray[np.integer],
-        probe: Answers | None,
-        *,
+        self, sample: Sample, rows: NDArray[np.integer], known: NDArray[np.integer], probe: Answers | None, *,
         classes: bool,
-    ) -> None:
-        self.sample, self.rows, self.known, self.classes = sample, rows, known, classes
-        self.probe = probe
+    ) -> None:  # fmt: skip
+        self.sample, self.rows, self.known, self.probe, self.classes = sample, rows, known, probe, classes
         self._distance = DISTANCES[sample.distance]
         self._known = self._distance.prepare(sample.x[known])
         own = np.searchsorted(known, rows)  # where each row is among those known, or -1
@@ -221,21 +480,18 @@ class _Flips:
         order = np.lexsort((-moved, shared.sum(axis=1))).tolist()  # of equal ones, what moves most
         most = next((row for row in order if row not in self._taken), order[0])
         self._taken.add(most)
-        example = Effect(
-            int(self.rows[most]),
-            self.known[self._before[most][:_EXAMPLE]],
-            self.known[after[most][:_EXAMPLE]],
-            None if self._said is None or then is None else np.stack([self._said[most], then[most]]),
-            _called(self.sample, column, int(symbols[most, column])),
-        )
-        changed = None
-        if self._said is not None and then is not None and self.classes:
-            changed = float((self._said.argmax(axis=1) != then.argmax(axis=1)).mean())
+        answers, changed = None, None
+        if self._said is not None and then is not None:
+            answers = np.stack([self._said[most], then[most]])
+            changed = float((self._said.argmax(axis=1) != then.argmax(axis=1)).mean()) if self.classes else None
+        before, later = (self.known[nearest[most][:SHOWN_NEIGHBORS]] for nearest in (self._before, after))
+        to = _value_name(self.sample, column, int(symbols[most, column]))
+        example = Effect(int(self.rows[most]), before, later, answers, to)
         kept = float(shared.mean()) if shared.size else 1.0
         return Intervention(column, _median(moved), self._typical, kept, changed, self._means(column), example)
 
     def _means(self, column: int) -> NDArray[np.float64] | None:
-        """Return the probe's mean answers with a latent at its one end, and at the other, in all rows."""
+        """Return the probe's mean answers with a latent at one end, and at the other, in all rows."""
         if self.probe is None:
             return None
         symbols = self.sample.symbols[self.rows]
@@ -244,25 +500,24 @@ class _Flips:
 
     def _nearest(self, queries: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the nearest of the known rows, without the queries themselves."""
-        found = Nearest(queries, self._distance, min(_NEIGHBOURS + 1, len(self._known)), prepared=True)
+        found = Nearest(queries, self._distance, min(NEIGHBORS + 1, len(self._known)), prepared=True)
         found.add_prepared(self._known)
         return without_own(*found.sorted(), self._own)
 
 
 def _rowwise(distance: Any, one: NDArray[Any], other: NDArray[Any], step: int = 64) -> NDArray[np.float64]:
     """Return the distance of each row to its counterpart."""
-    parts = [
-        np.diagonal(distance.between(one[start : start + step], other[start : start + step]))
-        for start in range(0, len(one), step)
-    ]
-    return np.concatenate(parts).astype(np.float64)
+    parts = [slice(start, start + step) for start in range(0, len(one), step)]
+    return np.concatenate([np.diagonal(distance.between(one[p], other[p])) for p in parts]).astype(np.float64)
 
 
 def _median(values: NDArray[Any]) -> float:
+    """Return the median, with infinite distances as 0."""
     return float(np.median(np.nan_to_num(values, posinf=0)))
 
 
-def _called(sample: Sample, column: int, value: int) -> str:
+def _value_name(sample: Sample, column: int, value: int) -> str:
+    """Return what to call a value of a latent."""
     if sample.kind == "bits":
         return "on" if value else "off"
     if sample.kind == "levels":
@@ -270,223 +525,9 @@ def _called(sample: Sample, column: int, value: int) -> str:
     return f"value {value}"
 
 
-_ROWS = 4096  # made floats at a time
-_SAME = 0.7  # association from which two latents count as saying the same
-
-
-def value_counts(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.int64]:
-    """Count how often each latent takes each value, shape (D, K).
-
-    Examples
-    --------
-    >>> value_counts(np.array([[0, 1], [1, 1]]), 2).tolist()
-    [[1, 1], [0, 2]]
-    """
-    return np.stack([np.bincount(column, minlength=alphabet) for column in symbols.T.astype(np.intp)])
-
-
-def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the entropy of each latent by itself, in bits, shape (D,), of counts of its values, shape (D, K).
-
-    Examples
-    --------
-    >>> entropies(np.array([[2, 2], [4, 0]])).tolist()
-    [1.0, 0.0]
-    """
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    bits: NDArray[np.float64] = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1)
-    return np.abs(bits)  # of a constant not minus zero
-
-
-def weights(sample: Sample) -> NDArray[np.float64]:
-    """Return which share of the vectors' variance goes with each latent, shape (D,).
-
-    That is the R2 of a regression of all numbers of the vectors on one latent: on its value, or for categories on
-    which it is. Latents that go together share it, so that these do not add up to 1. Where there is no decoder it
-    is all zeros.
-    """
-    if sample.decoder is None:
-        return np.zeros(sample.latents)
-    centred = sample.x - sample.x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    total = float(np.square(centred, dtype=np.float64).sum())
-    if not total > 0 or not np.isfinite(total):  # one row, or a foreign decoder that overflows
-        return np.zeros(sample.latents)
-    if sample.kind == "categories":
-        return np.array([_between(column, centred) for column in sample.symbols.T]) / total
-    products = np.zeros((sample.latents, centred.shape[1]), np.float32)
-    for rows, part in _scaled(sample.symbols):
-        products += part.T @ centred[rows]
-    shares: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
-    return shares
-
-
-def _between(values: NDArray[np.integer], centred: NDArray[np.floating]) -> float:
-    """Return the sum of squares between groups of rows."""
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
-    sums = np.add.reduceat(centred[order], starts, axis=0, dtype=np.float64)
-    sizes = np.diff(np.r_[starts, len(values)])
-    return float((np.square(sums).sum(axis=1) / sizes).sum())
-
-
-def _scaled(symbols: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield rows, so many at a time, in columns of mean 0 and variance 1; zeros where a latent never changes."""
-    parts = [slice(start, start + _ROWS) for start in range(0, len(symbols), _ROWS)]
-    mean = symbols.mean(axis=0, dtype=np.float64)
-    squares = sum(np.square(symbols[rows] - mean).sum(axis=0) for rows in parts)
-    spread = np.where(symbols.min(axis=0) < symbols.max(axis=0), np.sqrt(squares / len(symbols)), np.inf)
-    for rows in parts:
-        yield rows, ((symbols[rows] - mean) / spread).astype(np.float32)
-
-
-def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-    """Return how latents go together, shape (D, D), or of some of them.
-
-    Of bits and levels Pearson's correlation, -1 to 1; of categories Cramer's V, 0 to 1. A latent that never changes
-    goes with nothing, itself included.
-    """
-    symbols = sample.symbols if columns is None else sample.symbols[:, columns]
-    if sample.kind == "categories":
-        return _cramer(symbols)
-    gram = np.zeros((symbols.shape[1],) * 2)
-    for _, part in _scaled(symbols):
-        gram += part.T @ part
-    return np.clip(gram / len(symbols), -1, 1)
-
-
-def _cramer(symbols: NDArray[np.integer]) -> NDArray[np.float64]:
-    gram, _, groups = indicator_products(symbols, np.zeros((len(symbols), 1)))
-    starts = [group.start for group in groups]
-    values = np.array([group.stop - group.start for group in groups])
-    squares = np.add.reduceat(np.add.reduceat(np.square(gram), starts, axis=0), starts, axis=1)
-    degrees = np.minimum(values[:, None], values[None, :]) - 1
-    found: NDArray[np.float64] = np.sqrt(np.clip(squares / np.maximum(degrees, 1), 0, 1))
-    return np.where(degrees > 0, found, 0)
-
-
-def strongest(scores: NDArray[np.floating], associated: NDArray[np.floating], count: int) -> NDArray[np.intp]:
-    """Return the latents with the greatest scores, the first first, but none that says what one before it says.
-
-    Latents whose association with one chosen is 0.7 or more come last.
-
-    Examples
-    --------
-    >>> strongest(np.array([3.0, 2, 1]), np.array([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]]), 2).tolist()
-    [0, 2]
-    """
-    order = np.argsort(-scores, kind="stable")
-    chosen: list[int] = []
-    for column in order.tolist():
-        if len(chosen) == count:
-            break
-        if not chosen or np.abs(associated[column, chosen]).max() < _SAME:
-            chosen.append(column)
-    chosen += [column for column in order.tolist() if column not in chosen][: max(0, count - len(chosen))]
-    return np.array(chosen[:count], np.intp)
-
-
-_VALUES = 4  # of a categorical latent that are shown, the most frequent ones
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """Rows in which a latent has one value, or is among its low or high ones.
-
-    Parameters
-    ----------
-    name : str
-        on, off, low, high, or "value 7".
-    share : float
-        Of all rows.
-    typical : ndarray of int
-        Rows of this side that lie farthest along what tells it from the others: the most typical first.
-    random : ndarray of int
-        Others of them, drawn evenly.
-    classes : tuple of (name, share here, share of all)
-        Where there are classes: those that are most above their usual share, the first first.
-    means : tuple of (here, of all) or None
-        Where labels are numbers: their mean.
-    """
-
-    name: str
-    share: float
-    typical: NDArray[np.intp]
-    random: NDArray[np.intp]
-    classes: tuple[tuple[str, float, float], ...] = ()
-    means: tuple[float, float] | None = None
-
-
-def sides(
-    sample: Sample, column: int, *, typical: int, random: int, y: NDArray[Any] | None = None, seed: int = 0
-) -> list[Side]:
-    """Return both sides of a bit or a level, or the most frequent values of a category, each with rows to show.
-
-    What tells a side from the others is the difference of the mean vectors; without a decoder, of mean symbols.
-    """
-    rng = np.random.default_rng([seed, column])
-    out = []
-    for name, members in _members(sample, column):
-        rows = np.flatnonzero(members)
-        ordered = rows[np.argsort(-_along(sample, members)[rows], kind="stable")]
-        others = ordered[typical:]
-        drawn = np.sort(rng.choice(others, min(random, len(others)), replace=False)) if len(others) else others
-        numbers = y is not None and y.dtype.kind == "f"
-        classes = () if y is None or numbers else _classes(y, members)
-        means = _means(y, members) if y is not None and numbers else None
-        out.append(Side(name, len(rows) / len(sample), ordered[:typical], drawn, classes, means))
-    return out
-
-
-def _members(sample: Sample, column: int) -> list[tuple[str, NDArray[np.bool_]]]:
-    values = sample.symbols[:, column]
-    low, high = sample.ends(column)
-    if sample.kind == "bits":
-        return [("on", values == 1), ("off", values == 0)]
-    if sample.kind == "levels":
-        return [("high", values >= high), ("low", values <= low)] if low < high else [("high", values >= high)]
-    found, counts = np.unique(values, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:_VALUES]
-    return [(f"value {found[i]}", values == found[i]) for i in order.tolist()]
-
-
-def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return how far each row lies in the direction from the other rows to these."""
-    if members.all() or not members.any():
-        return np.zeros(len(members))
-    x = sample.x.astype(np.float32, copy=False)
-    direction = x[members].mean(axis=0) - x[~members].mean(axis=0)
-    found: NDArray[np.float64] = np.nan_to_num((x @ direction).astype(np.float64))
-    return found
-
-
-def _means(y: NDArray[np.floating], members: NDArray[np.bool_]) -> tuple[float, float] | None:
-    known = np.isfinite(y)
-    here = y[members & known]
-    return (float(here.mean()), float(y[known].mean())) if len(here) else None
-
-
-def _classes(y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3) -> tuple[tuple[str, float, float], ...]:
-    known = y != ""
-    here, everywhere = y[members & known], y[known]
-    if not len(here):
-        return ()
-    names, counts = np.unique(everywhere, return_counts=True)
-    usual = counts / len(everywhere)
-    found = np.bincount(np.searchsorted(names, here), minlength=len(names)) / len(here)
-    order = np.argsort(usual - found, kind="stable")[:shown]
-    return tuple((str(names[i]), float(found[i]), float(usual[i])) for i in order.tolist() if found[i] > usual[i])
-
-
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Rows on a plane.
-
-    Parameters
-    ----------
-    points : ndarray of float64, shape (N, 2)
-    shares : tuple of float
-        Of all variance, what each of the two directions has.
-    """
+    """Rows on a plane: ``points`` of shape (N, 2), and each direction's share of all variance."""
 
     points: NDArray[np.float64]
     shares: tuple[float, float]
@@ -495,15 +536,13 @@ class Projection:
 def project(x: NDArray[Any]) -> Projection:
     """Return rows, shape (N, V), on their first two principal components; each points to its greatest loading.
 
-    Examples
-    --------
     >>> found = project(np.array([[0.0, 0, 1], [0, 4, 1], [0, 8, 1]]))
     >>> found.points[:, 0].tolist(), found.shares
     ([-4.0, 0.0, 4.0], (1.0, 0.0))
     """
     centred = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
     centred -= centred.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred)
+    values, vectors = np.linalg.eigh(centred.T @ centred)  # scikit-learn's PCA takes neither one row nor one column
     if len(values) < 2:
         values, vectors = np.r_[0.0, values], np.c_[np.zeros((len(vectors), 1)), vectors]
     axes = vectors[:, [-1, -2]]
@@ -512,75 +551,3 @@ def project(x: NDArray[Any]) -> Projection:
     total = max(float(values.sum()), 0.0)
     first, second = (max(float(value), 0.0) / total if total else 0.0 for value in (values[-1], values[-2]))
     return Projection(points + 0.0, (first, second))
-
-
-_BINS = 10  # of a label that is a number: deciles
-_LEVELS = 16  # of latents with more values than this, that are numbers: their quantiles
-_RISK = 0.05  # that any latent of all seems to say something, and none does
-
-
-@dataclass(frozen=True, eq=False)
-class Information:
-    """Mutual information of latents with a label.
-
-    Parameters
-    ----------
-    bits : ndarray of float64, shape (D,)
-        Corrected for what small samples seem to say; none below 0.
-    label_bits : float
-        Entropy of the label: the most that could be said.
-    chance : float
-        What no latent of all would exceed, with 95 %, if none had anything to do with the label.
-    """
-
-    bits: NDArray[np.float64]
-    label_bits: float
-    chance: float
-
-
-def mutual_information(symbols: NDArray[np.integer], y: NDArray[Any], *, ordered: bool) -> Information:
-    """Return what each latent says about a label.
-
-    From counts, less their bias (Miller, 1955): (values - 1) (classes - 1) / (2 N ln 2). Numbers are cut at their
-    deciles; latents with more than 16 levels at 16 quantiles. What chance gives is by the G test with Bonferroni's
-    correction.
-
-    Examples
-    --------
-    >>> codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 100)
-    >>> found = mutual_information(codes, codes[:, 0], ordered=True)
-    >>> found.bits.round(2).tolist(), found.label_bits
-    ([1.0, 0.0], 1.0)
-    """
-    from scipy.stats import chi2
-
-    numbers = _binned(y, _BINS) if y.dtype.kind == "f" else np.unique(y, return_inverse=True)[1]
-    numbers, classes = np.unique(numbers, return_inverse=True)[1], len(np.unique(numbers))
-    bits, degrees = np.zeros(symbols.shape[1]), np.zeros(symbols.shape[1])
-    for column, values in enumerate(symbols.T):
-        cut = _binned(values, _LEVELS) if ordered else values
-        found, places = np.unique(cut, return_inverse=True)
-        counts = np.bincount(numbers * len(found) + places, minlength=classes * len(found))
-        bits[column] = _information(counts.reshape(classes, len(found)))
-        degrees[column] = (len(found) - 1) * (classes - 1)
-    unit = 2 * len(y) * np.log(2)
-    most = chi2.isf(_RISK / symbols.shape[1], np.maximum(degrees, 1)) - degrees
-    shares = np.bincount(numbers) / len(y)
-    chance = float(np.median(most)) / unit if classes > 1 else 0.0
-    return Information(np.maximum(bits - degrees / unit, 0), float(-(shares * np.log2(shares)).sum() or 0.0), chance)
-
-
-def _information(counts: NDArray[np.integer]) -> float:
-    joint = counts / counts.sum()
-    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
-    there = joint > 0
-    return float((joint[there] * np.log2(joint[there] / apart[there])).sum())
-
-
-def _binned(values: NDArray[Any], bins: int) -> NDArray[np.integer]:
-    """Return the number of each value's quantile, or of the value where they are few."""
-    found = np.unique(values)
-    if len(found) <= bins:
-        return np.searchsorted(found, values)
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
-    return np.searchsorted(edges, values, side="right")

@@ -1,4 +1,4 @@
-"""Whether what is uncertain is also wrong, or foreign: AUROC with intervals, and accuracy when images are refused."""
+"""How uncertain rows of codes are, whether what is uncertain is wrong or foreign, and what refusing it gains."""
 
 from __future__ import annotations
 
@@ -21,62 +21,123 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
+NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"
 
-ENDINGS = (".png", ".svg", ".pdf")
+SCORES = {
+    ENTROPY: "entropy of the posterior, in bits",
+    ATYPICAL: "distance of that from the median of the codes that were trained on, in bits",
+    LENGTH: "length of the code under the model, in bits",
+    NEIGHBOURS: "mean distance to the nearest codes that were trained on",
+    CONFIDENCE: "1 - the probe's largest probability",
+}
+"""Higher is less certain."""
 
-_LOOKS = (  # line, mark, grey
-    ("-", "o", "0.0"),
-    ((0, (8, 2)), "x", "0.6"),
-    ("--", "s", "0.35"),
-    ("-.", "^", "0.5"),
-    (":", "D", "0.2"),
-)
+NEEDS_LABELS = frozenset({CONFIDENCE})
 
-
-def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError unless a picture of this name can be drawn."""
-    if Path(path).suffix.lower() not in ENDINGS:
-        raise UsageError(f"{path}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings.")
+_NEIGHBOURS = 10
+_ROWS = 20_000  # among which neighbours are sought: a seeded sample of the rows trained on, where there are more
 
 
-def draw_refusal(
-    curves: Mapping[str, Sequence[Kept]],
-    path: str | os.PathLike[str],
-    *,
-    title: str = "",
-    chance: float | None = None,
-) -> None:
-    """Draw a line with its 95 % band for each score."""
-    check_plot(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, and no state of pyplot's
-    from matplotlib.figure import Figure
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """Rows of codes.
 
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for (name, curve), (line, mark, grey) in zip(curves.items(), _LOOKS * len(curves), strict=False):
-        refused = [100 * kept.refused for kept in curve]
-        low, high = [100 * kept.low for kept in curve], [100 * kept.high for kept in curve]
-        axes.fill_between(refused, low, high, color=grey, alpha=0.12, linewidth=0)
-        accuracy = [100 * kept.accuracy for kept in curve]
-        axes.plot(refused, accuracy, linestyle=line, marker=mark, color=grey, markersize=4, label=name)
-    if chance is not None:
-        axes.axhline(100 * chance, color="0.7", linewidth=0.8, label="refused at random")
-    axes.set(xlabel="images refused, the least certain first, in %", ylabel="accuracy on the others, in %")
-    axes.set_title(title, fontsize="medium")
-    axes.grid(color="0.9")
-    axes.legend(title="uncertain by (band: 95 %)", fontsize="small", title_fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=150)
-    try:
-        with replacing(Path(path)) as file:
-            file.write(picture.getvalue())
-    except OSError as exc:
-        raise OutputError(f"{path}: the plot cannot be written: {(exc.strerror or str(exc)).lower()}.") from exc
+    Parameters
+    ----------
+    x : ndarray, shape (N, V)
+        What a probe is given, vectors or symbols.
+    symbols : ndarray of int, shape (N, D)
+    lengths : ndarray of float32, shape (N,)
+        Bits of each row.
+    entropy : ndarray of float32, shape (N,), optional
+        The stored uncertainty.
+    """
+
+    x: NDArray[Any]
+    symbols: NDArray[Any]
+    lengths: NDArray[np.float32]
+    entropy: NDArray[np.float32] | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: NDArray[Any]) -> Coded:
+        """Return some of the rows."""
+        entropy = None if self.entropy is None else self.entropy[rows]
+        return Coded(self.x[rows], self.symbols[rows], self.lengths[rows], entropy)
+
+
+class Doubter:
+    """A probe, and the rows that it was trained on, which give other rows their scores.
+
+    Parameters
+    ----------
+    rows : Coded
+        To train on.
+    labels : ndarray of str, shape (N,)
+    estimator : str
+        Of :func:`~stochcl.downstream.probes.make_estimator`; one that gives probabilities.
+    binary : bool
+        Whether symbols are 0 or 1: neighbours then go by Hamming distance, else by what the probe is given.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If the estimator gives no probabilities, or cannot be trained.
+    """
+
+    def __init__(
+        self, rows: Coded, labels: NDArray[Any], *, estimator: str = "auto", binary: bool, seed: int = 0
+    ) -> None:
+        symbols = rows.x.dtype.kind != "f"
+        self.estimator, probe = make_estimator(
+            estimator, "classification", rows=len(rows), seed=seed, symbols=symbols, binary=binary and symbols
+        )
+        if not hasattr(probe, "predict_proba"):
+            raise UsageError(
+                f"{self.estimator}: it gives no probabilities to be held against; take logistic, knn or boosting."
+            )
+        try:
+            self.probe = probe.fit(self._given(rows), labels)
+        except ValueError as exc:
+            reason = str(exc).splitlines()[0].rstrip(".:")
+            raise UsageError(f"{self.estimator} cannot be trained on these codes: {reason}.") from exc
+        self._distance = DISTANCES["hamming" if binary else "symbols" if symbols else "cosine"]
+        # Images without detail have less entropy than usual, and what is usual is known without labels: a test of
+        # typicality, as Nalisnick et al. (arXiv 1906.02994) make it of likelihoods.
+        self._usual = None if rows.entropy is None else float(np.median(rows.entropy))
+        self._binary = binary
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:_ROWS]
+        self._known = self._compared(rows)[np.sort(chosen)]
+
+    @staticmethod
+    def _given(rows: Coded) -> NDArray[Any]:
+        """Return floats, as evaluate does."""
+        return rows.x if rows.x.dtype.kind == "f" else rows.x.astype(np.float32)
+
+    def _compared(self, rows: Coded) -> NDArray[Any]:
+        """Return what distances are measured between."""
+        return rows.symbols if self._binary else rows.x
+
+    def answers(self, rows: Coded) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
+        """Return the probe's answers, shape (N,), and the scores that these rows have, each of shape (N,)."""
+        shares = self.probe.predict_proba(self._given(rows))
+        near = Nearest(self._compared(rows), self._distance, min(_NEIGHBOURS, len(self._known)))
+        near.add(self._known)
+        scores = {
+            ENTROPY: rows.entropy,
+            ATYPICAL: None if rows.entropy is None or self._usual is None else np.abs(rows.entropy - self._usual),
+            LENGTH: rows.lengths,
+            NEIGHBOURS: near.sorted()[0].mean(axis=1, dtype=np.float64),
+            CONFIDENCE: 1 - shares.max(axis=1),
+        }
+        answers = np.asarray(self.probe.classes_)[shares.argmax(axis=1)]
+        return answers, {name: np.asarray(v, np.float64) for name, v in scores.items() if v is not None}
 
 
 _Z = 1.959964  # 95 % of a normal distribution
-_FEW = 2  # of a kind, of which there is no variance
 _RESAMPLES = 200
 
 REFUSED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -180,14 +241,16 @@ def _placements(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> tup
 
 
 def _half(found: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    if min(len(found), len(others)) < _FEW:
+    """Return half of the interval's width; a single row has no variance."""
+    if min(len(found), len(others)) < 2:
         return 1.0
     return float(_Z * np.sqrt(found.var(ddof=1) / len(found) + others.var(ddof=1) / len(others)))
 
 
 def _interval(value: float, found: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the interval, by Wilson where all rows are on one side."""
     half = _half(found, others)
-    if half == 0:  # all on one side, which a variance takes for certain
+    if half == 0:
         few = min(len(found), len(others))
         return wilson(round(value * few), few)
     return max(0.0, value - half), min(1.0, value + half)
@@ -244,115 +307,54 @@ def refuse(
     return tuple(found)
 
 
-ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
-NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"
+ENDINGS = (".png", ".svg", ".pdf")
 
-SCORES = {
-    ENTROPY: "entropy of the posterior, in bits",
-    ATYPICAL: "distance of that from the median of the codes that were trained on, in bits",
-    LENGTH: "length of the code under the model, in bits",
-    NEIGHBOURS: "mean distance to the nearest codes that were trained on",
-    CONFIDENCE: "1 - the probe's largest probability",
-}
-"""Higher is less certain."""
-
-NEEDS_LABELS = frozenset({CONFIDENCE})
-
-_NEIGHBOURS = 10
-_ROWS = 20_000  # among which neighbours are sought: a seeded sample of the rows trained on, where there are more
+_LOOKS = (  # line, mark, grey
+    ("-", "o", "0.0"),
+    ((0, (8, 2)), "x", "0.6"),
+    ("--", "s", "0.35"),
+    ("-.", "^", "0.5"),
+    (":", "D", "0.2"),
+)
 
 
-@dataclass(frozen=True, eq=False)
-class Coded:
-    """Rows of codes.
-
-    Parameters
-    ----------
-    x : ndarray, shape (N, V)
-        What a probe is given, vectors or symbols.
-    symbols : ndarray of int, shape (N, D)
-    lengths : ndarray of float32, shape (N,)
-        Bits of each row.
-    entropy : ndarray of float32, shape (N,), optional
-        The stored uncertainty.
-    """
-
-    x: NDArray[Any]
-    symbols: NDArray[Any]
-    lengths: NDArray[np.float32]
-    entropy: NDArray[np.float32] | None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def take(self, rows: NDArray[Any]) -> Coded:
-        """Return some of the rows."""
-        entropy = None if self.entropy is None else self.entropy[rows]
-        return Coded(self.x[rows], self.symbols[rows], self.lengths[rows], entropy)
+def check_plot(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError unless a picture of this name can be drawn."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise UsageError(f"{path}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings.")
 
 
-class Doubter:
-    """A probe, and the rows that it was trained on, which give other rows their scores.
+def draw_refusal(
+    curves: Mapping[str, Sequence[Kept]],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    chance: float | None = None,
+) -> None:
+    """Draw a line with its 95 % band for each score."""
+    check_plot(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, and no state of pyplot's
+    from matplotlib.figure import Figure
 
-    Parameters
-    ----------
-    rows : Coded
-        To train on.
-    labels : ndarray of str, shape (N,)
-    estimator : str
-        Of :func:`~stochcl.downstream.probes.make_estimator`; one that gives probabilities.
-    binary : bool
-        Whether symbols are 0 or 1: neighbours then go by Hamming distance, else by what the probe is given.
-    seed : int
-
-    Raises
-    ------
-    UsageError
-        If the estimator gives no probabilities, or cannot be trained.
-    """
-
-    def __init__(
-        self, rows: Coded, labels: NDArray[Any], *, estimator: str = "auto", binary: bool, seed: int = 0
-    ) -> None:
-        symbols = rows.x.dtype.kind != "f"
-        self.estimator, probe = make_estimator(
-            estimator, "classification", rows=len(rows), seed=seed, symbols=symbols, binary=binary and symbols
-        )
-        if not hasattr(probe, "predict_proba"):
-            raise UsageError(
-                f"{self.estimator}: it gives no probabilities to be held against; take logistic, knn or boosting."
-            )
-        try:
-            self.probe = probe.fit(self._given(rows), labels)
-        except ValueError as exc:
-            reason = str(exc).splitlines()[0].rstrip(".:")
-            raise UsageError(f"{self.estimator} cannot be trained on these codes: {reason}.") from exc
-        self._distance = DISTANCES["hamming" if binary else "symbols" if symbols else "cosine"]
-        # Images without detail have less entropy than usual, and what is usual is known without labels: a test of
-        # typicality, as Nalisnick et al. (arXiv 1906.02994) make it of likelihoods.
-        self._usual = None if rows.entropy is None else float(np.median(rows.entropy))
-        self._binary = binary
-        chosen = np.random.default_rng(seed).permutation(len(rows))[:_ROWS]
-        self._known = self._compared(rows)[np.sort(chosen)]
-
-    @staticmethod
-    def _given(rows: Coded) -> NDArray[Any]:
-        return rows.x if rows.x.dtype.kind == "f" else rows.x.astype(np.float32)  # as evaluate does
-
-    def _compared(self, rows: Coded) -> NDArray[Any]:
-        return rows.symbols if self._binary else rows.x
-
-    def answers(self, rows: Coded) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
-        """Return the probe's answers, shape (N,), and the scores that these rows have, each of shape (N,)."""
-        shares = self.probe.predict_proba(self._given(rows))
-        near = Nearest(self._compared(rows), self._distance, min(_NEIGHBOURS, len(self._known)))
-        near.add(self._known)
-        scores = {
-            ENTROPY: rows.entropy,
-            ATYPICAL: None if rows.entropy is None or self._usual is None else np.abs(rows.entropy - self._usual),
-            LENGTH: rows.lengths,
-            NEIGHBOURS: near.sorted()[0].mean(axis=1, dtype=np.float64),
-            CONFIDENCE: 1 - shares.max(axis=1),
-        }
-        answers = np.asarray(self.probe.classes_)[shares.argmax(axis=1)]
-        return answers, {name: np.asarray(v, np.float64) for name, v in scores.items() if v is not None}
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, curve), (line, mark, grey) in zip(curves.items(), _LOOKS * len(curves), strict=False):
+        refused = [100 * kept.refused for kept in curve]
+        low, high = [100 * kept.low for kept in curve], [100 * kept.high for kept in curve]
+        axes.fill_between(refused, low, high, color=grey, alpha=0.12, linewidth=0)
+        accuracy = [100 * kept.accuracy for kept in curve]
+        axes.plot(refused, accuracy, linestyle=line, marker=mark, color=grey, markersize=4, label=name)
+    if chance is not None:
+        axes.axhline(100 * chance, color="0.7", linewidth=0.8, label="refused at random")
+    axes.set(xlabel="images refused, the least certain first, in %", ylabel="accuracy on the others, in %")
+    axes.set_title(title, fontsize="medium")
+    axes.grid(color="0.9")
+    axes.legend(title="uncertain by (band: 95 %)", fontsize="small", title_fontsize="small")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=150)
+    try:
+        with replacing(Path(path)) as file:
+            file.write(picture.getvalue())
+    except OSError as exc:
+        raise OutputError(f"{path}: the plot cannot be written: {(exc.strerror or str(exc)).lower()}.") from exc

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import stochcl
-from stochcl.api.search import _ROWS, search, write_search_page
+from stochcl.api.search import _ROWS, search
 from stochcl.errors import ImageError, ModelMismatch, UsageError
 from tests.making import make_model
 
@@ -104,16 +104,6 @@ def test_symbols_of_more_values(tmp_path, rng):
         np.save(tmp_path / "nan.npy", np.full((1, 6), np.nan, np.float32))
         with pytest.raises(UsageError, match=r"nan\.npy: row 0 holds numbers that are not finite"):
             search(path, [tmp_path / "nan.npy"])
-
-
-def test_a_page_shows_what_was_found(codes, images, model, some, tmp_path):
-    found = search(codes, some[:1], rows=[2], model=str(model), device="cpu", count=4)
-    write_search_page(found, tmp_path / "found.html", images, some[:1])
-    page = (tmp_path / "found.html").read_text("utf-8")
-    assert page.count('src="data:image/webp') == 2 + 8
-    assert "süß" in page or all("süß" not in str(query) for query in found["queries"])
-    write_search_page(found, tmp_path / "bare.html")
-    assert 'src="data:' not in (tmp_path / "bare.html").read_text("utf-8")
 
 
 def test_what_is_refused(codes, images, model, some, tmp_path):

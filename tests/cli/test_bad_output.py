@@ -63,7 +63,7 @@ def test_a_full_disk_while_a_rate_is_written(run, refused, images, model, tmp_pa
     )
     assert [p.name for p in tmp_path.iterdir()] == ["codes.bin.full"]
     with monkeypatch.context() as patch:
-        patch.setattr("stochcl.compress.writer.Writer", None)  # nothing is encoded again
+        patch.setattr("stochcl.api.compress.Writer", None)  # nothing is encoded again
         run(*request, "--resume")
     assert [p.name for p in tmp_path.iterdir()] == ["codes.bin"]
 

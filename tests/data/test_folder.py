@@ -178,7 +178,7 @@ def test_a_file_that_goes_away_or_grows(tree, png, monkeypatch):
     with (root / "b.png").open("ab") as file:
         file.write(b"x" * 5000)
     assert source.load(1, SMALL).shape == (8, 8, 3)
-    monkeypatch.setattr("stochcl.data.preprocess.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("stochcl.data.folder.MAX_FILE_BYTES", 1000)
     with pytest.raises(ImageError, match="more than 1,000 are not read"):
         source.load(1, SMALL)
 

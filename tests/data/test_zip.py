@@ -128,7 +128,7 @@ def test_unknown_compression_is_rejected(zipped, png):
 
 
 def test_a_member_too_large_is_rejected_by_its_declared_size(zipped, png, monkeypatch):
-    monkeypatch.setattr("stochcl.data.preprocess.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("stochcl.data.zip.MAX_FILE_BYTES", 1000)
     source = open_source(zipped([("a.png", bytes(2000)), ("b.png", png)], method=zipfile.ZIP_DEFLATED))
     assert names(source) == ["b.png"]
     assert "2,000 bytes, and more than 1,000 are not read" in source.rejected[0].reason

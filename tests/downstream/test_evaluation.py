@@ -238,7 +238,7 @@ def test_a_probe_is_told_whether_its_rows_are_bits(codes, monkeypatch):
         told.append((given["symbols"], given["binary"]))
         return make_estimator(*args, **given)
 
-    monkeypatch.setattr("stochcl.downstream.probes.make_estimator", spy)
+    monkeypatch.setattr("stochcl.downstream.evaluation.make_estimator", spy)
     evaluate(codes, LABELS, estimator="knn", folds=2)
     evaluate_split(codes, LABELS, codes[:100], LABELS[:100], estimator="knn")
     symbols = codes.dtype.kind in "bu"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from stochcl.benchmarks.rate_accuracy.plotting import draw
 from stochcl.benchmarks.rate_accuracy.telling import COLUMNS, lines, summary, title
 from stochcl.benchmarks.results import write_results
-from stochcl.downstream.pages import escape, page, table, write_page
 from stochcl.errors import OutputError
 from stochcl.files import replacing
 from stochcl.messages import escape_name as printable
 from stochcl.messages import os_reason as why
+from stochcl.report.page import render, write_page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,18 +49,11 @@ def html(result: dict[str, Any], plots: list[str]) -> str:
         *result["hardware"].items(),
         *result["versions"].items(),
     ]
-    body = [
-        f"<p>{escape(title(result))}</p>",
-        *(f'<figure class="plot">{_inline(plot)}</figure>' for plot in plots),
-        "<ul>",
-        *(f"<li>{escape(line)}</li>" for line in summary(result)),
-        "</ul>",
-        table(COLUMNS, lines(result)),
-        *(f'<p class="soft">{escape(line)}</p>' for line in result["left_out"]),
-        "<h2>Measured with</h2>",
-        table(("what", "value"), facts),
-    ]
-    return page("Bits per image against accuracy", body, style=".plot { background: #fff; }")
+    return render(
+        "results.html", heading="Bits per image against accuracy", title=title(result),
+        plots=[Markup(_inline(plot)) for plot in plots], summary=summary(result), columns=COLUMNS, rows=lines(result),
+        notes=result["left_out"], facts=facts,
+    )  # fmt: skip
 
 
 def _inline(svg: str) -> str:

@@ -4,15 +4,16 @@ import csv
 import re
 from html.parser import HTMLParser
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
 import stochcl
 from stochcl.api import shards
 from stochcl.api.compress import CompressOptions
-from stochcl.api.explaining.material import sampled_rows
-from stochcl.api.explaining.writing import write_report
-from stochcl.errors import LabelsError, UsageError
+from stochcl.errors import LabelsError, OutputError, UsageError
+from stochcl.report.findings import sampled_rows
+from stochcl.report.report import write_report
 from tests.compress.making import make_chain, make_codes, make_tables, write
 from tests.making import CLASSES, PER_CLASS, make_head
 
@@ -27,7 +28,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.source = path.read_text("utf-8")
-        self.open, self.ids, self.images, self.text, self.links = [], [], [], "", []
+        self.open, self.ids, self.images, self.text, self.links, self.cells = [], [], [], "", [], []
         self.feed(self.source)
         assert not self.open
         assert len(self.ids) == len(set(self.ids))
@@ -46,7 +47,14 @@ class Page(HTMLParser):
             assert "alt" in attrs
         if tag == "th":
             assert attrs["scope"] == "col"
+        if tag == "tr":
+            self.cells.append([])
+        if tag == "td":
+            self.cells[-1].append("")
+        assert not any(name.startswith("on") for name in attrs)
         if tag == "svg":
+            assert attrs["aria-hidden"] == "true"
+        if attrs.get("role") == "img":
             assert attrs["aria-label"]
         for name in ("src", "href"):
             assert re.match(r"data:image/webp|#", attrs.get(name, "#"))
@@ -59,6 +67,12 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not self.open or self.open[-1] not in ("style", "script"):
             self.text += data
+        if self.open and self.open[-1] == "td":
+            self.cells[-1][-1] += data
+
+    def row(self, *start):
+        """The first table row that starts with these cells."""
+        return next(row for row in self.cells if tuple(row[: len(start)]) == start)
 
     @property
     def sections(self):
@@ -87,7 +101,12 @@ def certain(tmp_path_factory, images, codec):
 def test_a_page_has_all_of_it(certain, images, out):
     told, page = report(certain, out, images=images, shown=4)
     assert page.sections == SECTIONS
-    assert not re.search(r"https?:|//|url\(|@import", re.sub(r'data:[^"]*', "", page.source).replace("://", ""))
+    assert not re.search(
+        r"https?:|//|url\(|@import|<link|src=(?!\"data:)", re.sub(r'data:[^"]*', "data:", page.source)
+    )
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'" in page.source
+    assert "prefers-color-scheme: dark" in page.source
+    assert "width=device-width" in page.source
     assert (told["images"], told["sampled"], told["latents"], told["missing"]) == (ROWS, ROWS, 32, 0)
     assert len(told["strongest"]) == 4
     assert len(page.images) > 60
@@ -100,6 +119,85 @@ def test_a_page_has_all_of_it(certain, images, out):
     assert f"{100 * symbols[:, first].mean():.1f} %" in page.text
     assert f"{values.max():.3g} bits" in page.text
     assert told["bits_given"] == pytest.approx(told["bits_alone"], rel=0.5)
+
+
+def test_figures_on_the_page_are_those_of_the_codes(certain, images, out):
+    """Each of them is computed here anew, from the symbols or from what the archive says."""
+    told, page = report(certain, out, images=images, shown=4)
+    with stochcl.open(certain) as archive:
+        symbols, values, names, parts = archive.to_numpy(), archive.uncertainty, archive.names, archive.parts()
+    folder = np.unique([name.split("/")[0] for name in names], return_inverse=True)[1]
+    assert page.row("codes")[1] == f"{parts['codes']:,}"
+    assert page.row("codes")[2] == f"{parts['codes'] * 8 / ROWS:,.1f}"
+    for one in told["strongest"]:
+        column = symbols[:, one["latent"]]
+        row = page.row(str(one["latent"]))
+        share = column.mean()
+        assert row[1] == f"{100 * share:.1f} %"
+        assert float(row[2]) == pytest.approx(-(share * np.log2(share) + (1 - share) * np.log2(1 - share)), abs=6e-4)
+        assert float(row[4]) == pytest.approx(information(column, folder) - 2 / (2 * ROWS * np.log(2)), abs=6e-5)
+        correlation = np.corrcoef(symbols[:, symbols.std(axis=0) > 0].T, column)[-1, :-1]
+        assert abs(float(row[7])) == pytest.approx(np.sort(np.abs(correlation))[-2], abs=6e-3)
+    assert f"accuracy of a linear probe of the folder (95 %: {100 * told['probe']['interval'][0]:.1f}" in page.text
+    assert f"{100 * told['probe']['score']:.1f} %" in page.text
+    order = np.argsort(values, kind="stable")
+    certainty = page.text[page.text.index("Most certain") :]
+    places = [certainty.index(names[row]) for row in [*order[:12], *order[::-1][:12]]]
+    assert places == sorted(places)
+    assert f"half of them below {np.median(values):.3g}" in page.text
+
+
+def information(column, labels):
+    joint = np.array([[(column[labels == k] == v).sum() for v in (0, 1)] for k in np.unique(labels)]) / len(column)
+    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
+    there = joint > 0
+    return (joint[there] * np.log2(joint[there] / apart[there])).sum()
+
+
+def test_plots_take_the_colours_of_the_page(certain, out, monkeypatch):
+    monkeypatch.setitem(mpl.rcParams, "text.color", "#ff0000")  # a user's own style
+    monkeypatch.setitem(mpl.rcParams, "grid.color", "#ff0000")
+    _, page = report(certain, out)
+    assert mpl.rcParams["grid.color"] == "#ff0000"
+    drawn = re.findall(r"<svg.*?</svg>", page.source, re.DOTALL)
+    assert len(drawn) >= 5  # cost, labels, associations, map, certainty
+    for svg in drawn:
+        assert not re.search(r"#[0-9a-fA-F]{3,6}|\bid=\"(?!every)|nan", svg)
+        assert all("fill: var(--" in text for text in re.findall(r"<text[^>]*>", svg))
+        width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
+        for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", svg):
+            assert -1 <= float(x) <= width + 1
+            assert -1 <= float(y) <= height + 1
+
+
+BAD = '<script>alert("1")</script>&amp;{{ 7 * 7 }}$\\frac$'
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_no_name_label_or_column_becomes_markup(labelled, out, tmp_path):
+    ending = "\n" if labelled else "\udcff\n"  # a CSV file is UTF-8
+    names = [f"{BAD.replace('/', '')}{i % 2}/{BAD}{ending}{i}" for i in range(60)]
+    write(tmp_path / "codes.bin", make_chain(60, 6, names=names), make_tables(6))
+    with (tmp_path / "labels.csv").open("w", newline="", encoding="utf-8", errors="ignore") as file:
+        csv.writer(file).writerows([["name", BAD], *((name, f"{BAD}{i % 2}") for i, name in enumerate(names))])
+    told, page = report(tmp_path / "codes.bin", out, labels=tmp_path / "labels.csv" if labelled else None)
+    assert page.source.count("<script>") == 1  # the page's own
+    assert "49" not in re.findall(r"&amp;(.{2})", page.text)
+    assert BAD + ending.encode("unicode_escape", "surrogatepass").decode() in page.text
+    if labelled:
+        assert told["probe"] is not None
+        assert f"What latents say about {BAD}" in page.text
+        assert f"({BAD}1)" in page.text
+
+
+def test_a_page_is_written_whole_or_not_at_all(codes, out, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stochcl.report.page.replacing", full)
+    with pytest.raises(OutputError, match="no space left"):
+        report(codes, out)
+    assert not out.exists()
 
 
 def test_a_page_is_the_same_again(codes, images, out, tmp_path):
@@ -239,6 +337,15 @@ def test_labels_of_few_rows_are_left_out_where_they_cannot_serve(codes, out, tmp
     assert told["probe"] is None
 
 
+def test_numbers_of_few_rows_have_no_interval(codes, out, tmp_path):
+    with stochcl.open(codes) as archive:
+        lines = [f"{name},{i}" for i, name in enumerate(archive.names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["name,label", *lines]))
+    told, page = report(codes, out, labels=tmp_path / "labels.csv", task="regression")
+    assert (told["probe"]["n_test"], told["probe"]["interval"]) == (9, None)
+    assert "R2 of a linear probe of the label; guessing the mean gives 0" in page.text
+
+
 def test_folders_that_say_nothing_are_no_labels(codec, images, out, tmp_path):
     for i, path in enumerate(sorted(images.rglob("*.png"))):
         (tmp_path / "flat" / str(i)).mkdir(parents=True)
@@ -252,11 +359,11 @@ def test_folders_that_say_nothing_are_no_labels(codec, images, out, tmp_path):
 
 
 def test_a_sample_stands_for_many_rows(codes, out, monkeypatch):
-    monkeypatch.setattr("stochcl.api.explaining.material._RUN", 4)
+    monkeypatch.setattr("stochcl.report.findings.RUN", 4)
     told, page = report(codes, out, sample=16)
     assert told["sampled"] == 16
     assert "16 of 42, in runs spread evenly" in page.text
-    with pytest.raises(UsageError, match="1 row and 1 latent or more"):
+    with pytest.raises(UsageError, match="at least 1"):
         report(codes, out, sample=0)
 
 

@@ -1,0 +1,352 @@
+"""The numbers of a report: what is read from an archive, and what is computed from it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api.evaluate import kind_of, labels_of, naming
+from stochcl.api.summary import Report
+from stochcl.codes import Codes
+from stochcl.data import read_labels
+from stochcl.downstream import interpretation as of
+from stochcl.downstream import make_estimator, metrics
+from stochcl.downstream.evaluation import labelled
+from stochcl.downstream.metrics import make_splits
+from stochcl.entropy.fit import latent_lengths
+from stochcl.errors import LabelsError, UsageError
+from stochcl.messages import escape_name as printable
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.compress import Rows
+    from stochcl.downstream import Task
+
+    PathLike = str | os.PathLike[str]
+
+RUN = 64  # consecutive rows taken together, since rows are decoded in blocks
+READ_ROWS = 4096  # decoded at a time
+RATED_ROWS = 4096  # rows whose bits are measured latent by latent
+
+FLIPPED_ROWS = 200
+NEIGHBOR_ROWS = 10_000  # among which nearest rows are sought
+MAPPED_ROWS = 3000
+COMPARED_VALUES = 2048  # of categories: the association table grows with its square
+EXTREMES = 12  # most and least certain rows
+TYPICAL, RANDOM = 8, 4  # rows shown for each side of a latent
+
+PROBE_ROWS = 10_000  # of which a fifth is held out
+PROBE_CELLS = 1 << 18  # rows times classes; bounds the time of a fit with many classes
+PROBE_CLASSES = 100
+ROWS_PER_CLASS = 5  # at least
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of the sampled rows; an empty string or NaN is none."""
+
+    target: str
+    task: Task
+    y: NDArray[Any]
+
+    @property
+    def called(self) -> str:
+        """The label's name in a sentence."""
+        return f"the {self.target}" if self.target in ("folder", "label") else self.target
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which rows have a label."""
+        known: NDArray[np.bool_] = np.isfinite(self.y) if self.task == "regression" else self.y != ""
+        return known
+
+    def of_row(self, row: int) -> str:
+        """Return the label of a sampled row as text, empty where there is none."""
+        if not self.known[row]:
+            return ""
+        return f"{self.y[row]:g}" if self.task == "regression" else printable(str(self.y[row]))
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """What a report reads from an archive: facts of the whole, and a sample of its rows.
+
+    ``rows`` are the sampled rows, ascending, ``sample`` their codes, and ``numbers`` the latents' numbers in their
+    model. ``lengths`` are the bits of each latent given those before it, under the entropy model that codes most
+    rows. ``names`` and ``uncertainty`` are of all rows.
+    """
+
+    facts: Report
+    rows: NDArray[np.integer]
+    sample: of.Sample
+    numbers: NDArray[np.integer]
+    lengths: NDArray[np.float64]
+    names: Sequence[str] | None
+    labels: Labels | None
+    uncertainty: NDArray[np.float32] | None
+    notes: tuple[str, ...]
+
+    def name(self, row: int) -> str:
+        """Return the name of a row of the archive, or its number."""
+        return f"{self.facts.unit} {row:,}" if self.names is None else printable(self.names[row])
+
+
+def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """Choose rows to look at: all, or runs of 64 spread evenly, since rows of a class usually stand together.
+
+    >>> rows = sampled_rows(1_000_000, 1280, seed=0)
+    >>> len(rows), len(set((rows // 50_000).tolist()))
+    (1280, 20)
+    """
+    if count <= most:
+        return np.arange(count)
+    runs = max(1, most // RUN)
+    width = min(RUN, most)
+    starts = (np.arange(runs) + np.random.default_rng(seed).random()) * (count / runs)
+    starts = np.minimum(starts.astype(np.int64), count - width)
+    return np.unique((starts[:, None] + np.arange(width)).reshape(-1))
+
+
+def read_data(
+    archive: Rows,
+    path: PathLike,
+    *,
+    labels: PathLike | None,
+    column: str | None,
+    task: Task,
+    most: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> ReportData:
+    """Read the facts and the sampled rows of an open archive."""
+    if not len(archive):
+        raise UsageError(f"{printable(path)}: it holds no images to report on.")
+    header, notes = archive.header, list[str]()
+    rows = sampled_rows(len(archive), most, seed)
+    given = _read_labels(archive, path, rows, labels, column, task, notes)  # before rows, which take longer
+    packed = []
+    for start in range(0, len(rows), READ_ROWS):
+        packed.append(archive[rows[start : start + READ_ROWS]].packed)
+        progress(min(start + READ_ROWS, len(rows)), len(rows))
+    codes = Codes(np.concatenate(packed), header.latents, header.alphabet)
+    sample = of.Sample(codes.symbols(), kind_of(archive), archive.decoder)
+    if sample.decoder is not None and not np.isfinite(sample.x).all():
+        notes.append("Some vectors hold numbers that are not finite: the decoding tables are damaged.")
+    rated = codes[np.sort(np.random.default_rng(seed).permutation(len(codes))[:RATED_ROWS])]
+    return ReportData(
+        facts=Report.of(archive, str(path)),
+        rows=rows,
+        sample=sample,
+        numbers=np.arange(header.latents) if header.selection is None else np.array(header.selection),
+        lengths=latent_lengths(rated, archive.main_model),
+        names=archive.names,
+        labels=given,
+        uncertainty=archive.uncertainty,
+        notes=tuple(notes),
+    )
+
+
+def _read_labels(
+    archive: Rows,
+    path: PathLike,
+    rows: NDArray[np.integer],
+    labels: PathLike | None,
+    column: str | None,
+    task: Task,
+    notes: list[str],
+) -> Labels | None:
+    """Return the sampled rows' labels; folder names that cannot serve as labels are left out with a note."""
+    if labels is None and archive.labels is None:
+        return None
+    try:
+        texts = labels_of(archive, path, labels, column)
+        with naming(labels or path):
+            some = [texts[row] for row in rows.tolist()]
+            found = labelled(np.zeros((len(some), 1), np.float32), some, task)
+            found.check_learnable()
+    except LabelsError:
+        if labels is not None or task == "regression":
+            raise
+        notes.append("All images lie in one folder, so this page has no section about labels.")
+        return None
+    if task == "classification" and labels is None and len(np.unique(found.y)) > len(found.y) / 2:
+        notes.append("Nearly every image lies in a folder of its own, so this page has no section about labels.")
+        return None
+    if found.left_out:
+        notes.append(f"{found.left_out:,} of {len(some):,} rows have no label; figures about labels leave them out.")
+    y = np.full(len(some), np.nan) if task == "regression" else np.full(len(some), "", object)
+    y[found.kept] = found.y
+    target = column or ("folder" if labels is None else read_labels(labels).columns[0])
+    return Labels(printable(target), task, y if task == "regression" else y.astype(str))
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear probe, trained on most of the sampled rows and scored on the rows ``held`` out.
+
+    ``score`` and ``baseline`` are accuracy, or R2, of the probe and of guessing the largest class, or the mean;
+    ``interval`` is of 95 %, None where too few rows of numbers are held out. ``classes`` is empty and ``right`` None
+    for numbers.
+    """
+
+    estimator: str
+    fitted: Any
+    classes: tuple[str, ...]
+    score: float
+    baseline: float
+    interval: tuple[float, float] | None
+    trained: int
+    held: NDArray[np.integer]
+    right: NDArray[np.bool_] | None
+    symbols: bool
+
+    def answers(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Return probabilities of the classes, shape (n, C), or a number for each row, shape (n, 1)."""
+        given = x.astype(np.float32) if self.symbols else x
+        if self.classes:
+            shares: NDArray[np.float64] = self.fitted.predict_proba(given)
+            return shares
+        return np.asarray(self.fitted.predict(given), np.float64).reshape(-1, 1)
+
+
+def train_probe(sample: of.Sample, labels: Labels, seed: int) -> tuple[Probe | None, list[str]]:
+    """Train a probe on labelled rows; return it, or None, with notes."""
+    rows, notes = _probe_rows(labels, seed)
+    y = labels.y[rows]
+    if len(np.unique(y)) < 2 or len(y) < 2 * ROWS_PER_CLASS:
+        return None, [*notes, "There are too few rows with labels for a probe."]
+    try:
+        (train, test), *_ = make_splits(y, labels.task, seed=seed, folds=5, test_size=0.2)[0]
+        return _fit_probe(sample, labels, rows[train], rows[test], seed), notes
+    except (LabelsError, ValueError) as exc:
+        return None, [*notes, f"There is no probe: {str(exc).splitlines()[0].rstrip('.')}."]
+
+
+def _probe_rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[str]]:
+    """Return rows to train and score on: those of the largest classes that have enough rows."""
+    rows, notes, most = np.random.default_rng(seed).permutation(np.flatnonzero(labels.known)), list[str](), PROBE_ROWS
+    if labels.task == "classification":
+        classes, numbers, sizes = np.unique(labels.y[rows], return_inverse=True, return_counts=True)
+        large = np.argsort(-sizes, kind="stable")[:PROBE_CLASSES]
+        large = large[sizes[large] >= ROWS_PER_CLASS]
+        if len(large) < len(classes):
+            notes.append(
+                f"The probe knows {len(large):,} of {len(classes):,} classes: the largest, with at least 5 rows each."
+            )
+        rows = rows[np.isin(numbers, large)]
+        most = min(PROBE_ROWS, PROBE_CELLS // max(1, len(large)))
+    return np.sort(rows[:most]), notes
+
+
+def _fit_probe(
+    sample: of.Sample, labels: Labels, train: NDArray[np.integer], test: NDArray[np.integer], seed: int
+) -> Probe:
+    """Fit a linear estimator on some rows and score it on others."""
+    symbols = sample.decoder is None
+    x = sample.x.astype(np.float32) if symbols else sample.x
+    name, estimator = make_estimator("auto", labels.task, rows=len(train), seed=seed, symbols=symbols)
+    y, truth = labels.y[train], labels.y[test]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not quite converged
+        fitted = estimator.fit(x[train], y)
+        answers = np.asarray(fitted.predict(x[test]))
+    if labels.task == "regression":
+        score, interval = metrics.r_squared(truth, answers), metrics.bootstrap_r_squared(truth, answers, seed)
+        return Probe(name, fitted, (), score, 0.0, interval, len(train), test, None, symbols)
+    names, counts = np.unique(y, return_counts=True)
+    right = answers == truth
+    baseline, interval = float((truth == names[counts.argmax()]).mean()), metrics.wilson(int(right.sum()), len(right))
+    classes = tuple(map(str, fitted.classes_))
+    return Probe(name, fitted, classes, float(right.mean()), baseline, interval, len(train), test, right, symbols)
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """The figures of a report; columns count the archive's latents, rows the sampled rows.
+
+    ``counts`` (D, K) says how often a latent takes each value, ``alone`` its entropy in bits, ``weights`` its share
+    of the vectors' variance. ``associated`` is of the columns ``compared``. ``strongest`` are columns, the strongest
+    first, by ``strength``: information, weight or entropy; ``scores`` are those of all latents. ``certain`` and
+    ``uncertain`` are rows of the archive, empty where no uncertainty is stored.
+    """
+
+    counts: NDArray[np.int64]
+    alone: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    information: of.Information | None
+    scores: NDArray[np.float64]
+    strength: str
+    compared: NDArray[np.integer]
+    associated: NDArray[np.float64]
+    strongest: NDArray[np.integer]
+    sides: dict[int, list[of.Side]]
+    probe: Probe | None
+    interventions: list[of.Intervention]
+    projection: of.Projection
+    mapped: NDArray[np.integer]
+    certain: NDArray[np.integer]
+    uncertain: NDArray[np.integer]
+    notes: tuple[str, ...]
+
+
+def compute_findings(
+    data: ReportData, *, shown: int, seed: int, tell: Callable[[str], None] = lambda what: None
+) -> Findings:
+    """Compute all figures, with a closer look at the ``shown`` strongest latents."""
+    sample, labels = data.sample, data.labels
+    rng = np.random.default_rng(seed)
+    tell("counting")
+    counts = of.value_counts(sample.symbols, max(2, int(sample.symbols.max()) + 1))
+    alone, weights = of.entropies(counts), of.weights(sample)
+    information, scores, strength = None, alone, "entropy"
+    if labels is not None:
+        ordered = sample.kind != "categories"
+        information = of.mutual_information(sample.symbols[labels.known], labels.y[labels.known], ordered=ordered)
+        scores, strength = information.bits, "information"
+    elif weights.any():
+        scores, strength = weights, "weight"
+    tell("comparing latents")
+    compared = _compared(counts, scores, sample.kind)
+    associated = of.associations(sample, compared)
+    changing = (counts[compared] > 0).sum(axis=1) > 1
+    best = of.strongest(np.where(changing, scores[compared], -np.inf), associated, shown)
+    strongest = compared[best[changing[best]]]
+    tell("choosing images")
+    y = None if labels is None else labels.y
+    sides = {c: of.sides(sample, c, typical=TYPICAL, random=RANDOM, y=y, seed=seed) for c in strongest.tolist()}
+    tell("training a probe")
+    probe, notes = (None, list[str]()) if labels is None else train_probe(sample, labels, seed)
+    tell("flipping latents")
+    flipped = np.arange(len(sample)) if probe is None else probe.held
+    interventions = of.intervene(
+        sample,
+        strongest.tolist(),
+        rows=np.sort(rng.permutation(flipped)[:FLIPPED_ROWS]),
+        known=np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS]),
+        probe=None if probe is None else probe.answers,
+        classes=labels is not None and labels.task == "classification",
+    )
+    tell("drawing the map")
+    order = np.argsort([] if data.uncertainty is None else data.uncertainty, kind="stable")
+    half = min(EXTREMES, len(order) // 2)
+    return Findings(
+        counts, alone, weights, information, scores, strength, compared, associated, strongest, sides, probe,
+        interventions, of.project(sample.x), np.sort(rng.permutation(len(sample))[:MAPPED_ROWS]), order[:half],
+        order[::-1][:half], (*data.notes, *notes),
+    )  # fmt: skip
+
+
+def _compared(counts: NDArray[np.int64], scores: NDArray[np.float64], kind: str) -> NDArray[np.integer]:
+    """Return the latents to compare with each other: all, or of categories the strongest that fit."""
+    if kind != "categories":
+        return np.arange(len(counts))
+    order = np.argsort(-scores, kind="stable")
+    values = (counts[order] > 0).sum(axis=1).cumsum()
+    return np.sort(order[: max(1, int((values <= COMPARED_VALUES).sum()))])

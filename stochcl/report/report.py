@@ -1,0 +1,333 @@
+"""From an archive to the page that explains it, and from a search to its page."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl import __version__
+from stochcl.compress import open_archive
+from stochcl.errors import SourceError, UsageError
+from stochcl.files import check_output
+from stochcl.messages import escape_name as printable
+from stochcl.report import plots
+from stochcl.report.findings import compute_findings, read_data
+from stochcl.report.page import Thumbnails, number, percent, render, write_page
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Sequence
+
+    from markupsafe import Markup
+    from numpy.typing import NDArray
+
+    from stochcl.downstream import Task
+    from stochcl.downstream.interpretation import Intervention
+    from stochcl.entropy.tables import Tables
+    from stochcl.report.findings import Findings, ReportData
+
+    PathLike = str | os.PathLike[str]
+
+SCHEMA = "stochcl.report/0"
+SAMPLE = 20_000
+"""Rows that latents are looked at in, by default."""
+
+THUMBNAIL = 64  # pixels
+NAMED = 8  # latents that a plot names
+COMPARED = 20  # latents of the association plot
+CURVE = 200  # points of a curve
+CLASS_MAPS = 12  # classes with a map of their own, the largest
+PATCHES = 12, 8  # of the map, each with one picture
+
+
+def write_report(
+    path: PathLike,
+    output: PathLike,
+    *,
+    images: PathLike | None = None,
+    labels: PathLike | None = None,
+    column: str | None = None,
+    task: Task = "classification",
+    shown: int = 12,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    tables: Iterable[Tables | PathLike] = (),
+    force: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> dict[str, Any]:
+    """Write one HTML page that explains an archive.
+
+    Latents are looked at in a sample of rows, so time and memory hardly grow with the archive.
+    """
+    started = time.monotonic()
+    output = Path(output)
+    if column is not None and labels is None:
+        raise UsageError("--column names a column of a CSV file; give that file with --labels.")
+    if sample < 1 or shown < 1:
+        raise UsageError(f"--sample and --latents must be at least 1, got {sample} and {shown}.")
+    check_output(output, Path(path), force=force)
+    with open_archive(path, tables=tables) as archive:
+        data = read_data(
+            archive, path, labels=labels, column=column, task=task, most=sample, seed=seed,
+            progress=lambda done, total: progress(done, total, "reading"),
+        )  # fmt: skip
+        count = len(data.rows)
+        found = compute_findings(data, shown=shown, seed=seed, tell=lambda step: progress(count, count, step))
+        progress(count, count, "writing")
+        view = View(data, found, images)
+        page = render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
+                      seed=seed, version=__version__)  # fmt: skip
+    write_page(output, page)
+    size = {"output": printable(output), "output_bytes": len(page.encode("utf-8"))}
+    return _to_json(view) | size | {"seconds": round(time.monotonic() - started, 3)}
+
+
+class View:
+    """Figures, plots and pictures as the template asks for them; a row is a sampled row unless said otherwise."""
+
+    def __init__(self, data: ReportData, found: Findings, images: PathLike | None) -> None:
+        self.data, self.found, self.images = data, found, images
+        self.kind, self.unit = data.sample.kind, data.facts.unit
+        self.thumbnails, self._gone = None, ""
+        try:
+            self.thumbnails = None if images is None else Thumbnails(images, size=THUMBNAIL)
+        except SourceError as exc:  # the page goes without pictures
+            self._gone = f"There are no pictures here: {exc}"
+
+    def notices(self) -> list[str]:
+        """Return what a reader should know about the pictures; complete once all of them were asked for."""
+        if self._gone:
+            return [self._gone]
+        if self.thumbnails is None:
+            return []
+        notes, where, facts = list[str](), printable(self.images or ""), self.data.facts
+        if self.data.names is None and len(self.thumbnails.source) != facts.images:
+            notes.append(
+                f"The archive has no names (--no-names?), and {where} has {len(self.thumbnails.source):,} images for "
+                f"its {facts.images:,}: pictures may stand for others."
+            )
+        lost, asked = len(self.thumbnails.missing), len(self.thumbnails.asked)
+        if lost:
+            found = "none was found" if lost == asked else f"{lost:,} {'is' if lost == 1 else 'are'} missing"
+            notes.append(
+                f"Of the {asked:,} images that this page would show, {found} in {where}: moved, renamed or "
+                "unreadable. They are grey squares."
+            )
+        return notes
+
+    def latent(self, column: int) -> str:
+        """Return a latent's number in its model."""
+        return f"{self.data.numbers[column]:,}"
+
+    def name(self, row: int) -> str:
+        """Return a row's name, with its label."""
+        name = self.data.name(int(self.data.rows[row]))
+        label = "" if self.data.labels is None else self.data.labels.of_row(row)
+        return f"{name} ({label})" if label else name
+
+    def image(self, row: int) -> str | None:
+        """Return a row's thumbnail, None where there is none."""
+        return self.archive_image(int(self.data.rows[row]))
+
+    def archive_image(self, row: int) -> str | None:
+        """Return the thumbnail of a row of the archive; by its place where rows have no names."""
+        if self.thumbnails is None:
+            return None
+        return self.thumbnails.of(row if self.data.names is None else self.data.name(row))
+
+    def far(self, distance: float) -> str:
+        """Format a distance of codes: between vectors, 1 - cosine as the angle that it stands for."""
+        if self.data.sample.decoder is None:
+            return number(distance)
+        return f"{np.degrees(np.arccos(np.clip(1 - distance, -1, 1))):.1f}\u00b0"
+
+    def value(self, column: int) -> str:
+        """Return how often a bit is on, the mean of levels, or the most frequent category."""
+        counts = self.found.counts[column]
+        total = counts.sum()
+        if self.kind == "bits":
+            return percent(float(counts[1:].sum() / total), 1)
+        if self.kind == "categories":
+            return f"{int(counts.argmax())} ({percent(float(counts.max() / total))})"
+        values = np.arange(len(counts))
+        mean = float(counts @ values / total)
+        return f"{mean:.1f} ({np.sqrt(float(counts @ np.square(values - mean) / total)):.1f})"
+
+    def partner(self, column: int) -> tuple[str, str]:
+        """Return the latent that one goes most with, and how closely."""
+        compared, associated = self.found.compared, self.found.associated
+        at = int(np.searchsorted(compared, column))
+        if len(compared) < 2 or at == len(compared) or compared[at] != column:
+            return "", ""
+        values = np.where(np.arange(len(compared)) == at, 0, associated[at])
+        best = int(np.abs(values).argmax())
+        return (self.latent(int(compared[best])), f"{values[best]:+.2f}") if values[best] else ("", "")
+
+    def ranked(self) -> list[int]:
+        """Return all columns, the strongest first."""
+        order: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
+        return order
+
+    def cost_plot(self) -> Markup:
+        """Draw the bits of the first latents."""
+        step = max(1, len(self.found.alone) // CURVE)
+        ends = np.unique(np.r_[0 : len(self.found.alone) : step, len(self.found.alone)])
+        given, alone = (np.r_[0, np.cumsum(bits)][ends] for bits in (self.data.lengths, self.found.alone))
+        return plots.line_plot(
+            [("given those before", ends, given), ("each alone", ends, alone)],
+            x_label="first latents kept", y_label=f"bits per {self.unit}",
+        )  # fmt: skip
+
+    def label_plot(self, bits: NDArray[np.float64]) -> Markup:
+        """Draw what each latent says about the label against its own bits."""
+        alone, shown = self.found.alone, self.found.strongest[:NAMED].tolist()
+        named = [(float(alone[c]), float(bits[c]), self.latent(c)) for c in shown]
+        return plots.scatter_plot(
+            alone, bits, named, x_label="bits of the latent alone", y_label="bits about the label"
+        )
+
+    def association_plot(self) -> Markup:
+        """Draw how the strongest latents go together."""
+        compared, associated = self.found.compared, self.found.associated
+        places = np.searchsorted(compared, self.found.strongest)
+        ranked = np.argsort(-self.found.scores[compared], kind="stable")
+        places = np.r_[places, ranked[~np.isin(ranked, places)]][:COMPARED]
+        names = [self.latent(int(compared[i])) for i in places.tolist()]
+        return plots.association_plot(names, associated[np.ix_(places, places)])
+
+    def pairs(self, count: int = 10) -> tuple[float, int, list[tuple[str, str, str]]]:
+        """Return the median association of all pairs, how many pairs are close, and the closest pairs."""
+        compared = self.found.compared
+        first, second = np.triu_indices(len(compared), 1)
+        values = self.found.associated[first, second]
+        names = [self.latent(int(column)) for column in compared]
+        order = np.argsort(-np.abs(values), kind="stable")[:count].tolist()
+        closest = [(names[first[i]], names[second[i]], f"{values[i]:+.2f}") for i in order]
+        return float(np.median(np.abs(values))), int((np.abs(values) >= 0.7).sum()), closest
+
+    def certainty_plot(self, values: NDArray[np.float32]) -> Markup:
+        """Draw how uncertain rows are."""
+        counts, edges = np.histogram(values, bins=min(40, max(1, len(np.unique(values)))))
+        return plots.histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
+
+    def right_by_certainty(self) -> tuple[int, float, float] | None:
+        """Return the probe's accuracy on the most and the least certain fifth of its held-out rows."""
+        probe, values = self.found.probe, self.data.uncertainty
+        if probe is None or probe.right is None or values is None or len(probe.right) < 100:
+            return None
+        order = np.argsort(values[self.data.rows[probe.held]], kind="stable")
+        fifths = np.array_split(probe.right[order], 5)
+        return len(order), float(fifths[0].mean()), float(fifths[-1].mean())
+
+    def answers(self, shares: NDArray[np.float64]) -> str:
+        """Format a probe's answer to one row."""
+        classes = () if self.found.probe is None else self.found.probe.classes
+        if not classes:
+            return f"{shares[0]:.3g}"
+        order = np.argsort(-shares, kind="stable")[:3].tolist()
+        order = [i for i in order if shares[i] >= 0.01] or order[:1]
+        return ", ".join(f"{classes[i]} {percent(float(shares[i]))}" for i in order)
+
+    def mean_change(self, flip: Intervention) -> str:
+        """Format how a probe's mean answer changes from a latent's one end to the other."""
+        if flip.means is None or self.found.probe is None:
+            return ""
+        change, classes = flip.means[1] - flip.means[0], self.found.probe.classes
+        if not classes:
+            return f"{change[0]:+.3g}"
+        up, down = int(change.argmax()), int(change.argmin())
+        return f"{classes[up]} {100 * change[up]:+.1f}, {classes[down]} {100 * change[down]:+.1f} points"
+
+    @cached_property
+    def map(self) -> dict[str, Any]:
+        """The map: its plot, pictures with their places in percent, and a plot for each of the largest classes."""
+        points, labels = self.found.projection.points, self.data.labels
+        low, high = np.quantile(points, [0.002, 0.998], axis=0)
+        inside = ((points >= low) & (points <= high)).all(axis=1)
+        pad = np.maximum((0.04, 0.06) * (high - low), 1e-9)  # pictures stay inside
+        low, high = low - pad, high + pad
+        drawn = self.found.mapped[inside[self.found.mapped]]
+        classes, more = [], 0
+        if labels is not None and labels.task == "classification":
+            names, counts = np.unique(labels.y[labels.known], return_counts=True)
+            for name in names[np.sort(np.argsort(-counts, kind="stable")[:CLASS_MAPS])].tolist():
+                own = points[drawn[labels.y[drawn] == name]]
+                classes.append((printable(name), plots.dot_map(own, low, high, color=plots.ACCENT, alpha=0.9)))
+            more = len(names) - len(classes)
+        return {
+            "plot": plots.dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
+            "pictures": self._map_pictures(np.flatnonzero(inside), (points - low) / (high - low)),
+        }  # fmt: skip
+
+    def _map_pictures(self, rows: NDArray[np.integer], places: NDArray[np.float64]) -> list[tuple[int, float, float]]:
+        """Return rows to show as pictures, the one nearest to the middle of each patch, with places in percent."""
+        if self.thumbnails is None:
+            return []
+        at = places[rows] * PATCHES
+        cells = np.floor(at)
+        order = np.argsort(np.square(at - cells - 0.5).sum(axis=1), kind="stable")
+        _, chosen = np.unique(cells[order], axis=0, return_index=True)
+        rows = rows[order[chosen]]
+        return [
+            (row, 100 * x, 100 - 100 * y) for row, (x, y) in zip(rows.tolist(), places[rows].tolist(), strict=True)
+        ]
+
+
+def _to_json(view: View) -> dict[str, Any]:
+    """Return what the page says, as JSON values."""
+    data, found, facts, pictures = view.data, view.found, view.data.facts, view.thumbnails
+    probe, missing = found.probe, 0 if pictures is None else len(pictures.missing)
+    return {
+        "schema": SCHEMA,
+        "path": printable(facts.path),
+        "images": facts.images,
+        "sampled": len(data.rows),
+        "latents": facts.latents,
+        "bits_per_image": round(facts.bits_per_image, 3),
+        "bits_alone": round(float(found.alone.sum()), 3),
+        "bits_given": round(float(data.lengths.sum()), 3),
+        "label": None if data.labels is None else data.labels.target,
+        "label_bits": None if found.information is None else round(found.information.label_bits, 4),
+        "strongest": [
+            {
+                "latent": int(data.numbers[flip.column]),
+                "bits_alone": round(float(found.alone[flip.column]), 4),
+                "bits_given": round(float(data.lengths[flip.column]), 4),
+                "information": None if found.information is None else round(float(found.scores[flip.column]), 4),
+                "weight": round(float(found.weights[flip.column]), 4),
+                "moved": round(flip.moved, 6),
+                "nearest_kept": round(flip.kept, 4),
+                "answer_changes": None if flip.changed is None else round(flip.changed, 4),
+            }
+            for flip in found.interventions
+        ],
+        "probe": None if probe is None else {
+            "estimator": probe.estimator, "score": round(probe.score, 4), "baseline": round(probe.baseline, 4),
+            "interval": None if probe.interval is None else [round(value, 4) for value in probe.interval],
+            "n_train": probe.trained,
+            "n_test": len(probe.held),
+        },
+        "pictures": 0 if pictures is None else len(pictures.asked) - missing,
+        "missing": missing,
+        "notes": [*view.notices(), *found.notes],
+    }  # fmt: skip
+
+
+def write_search_page(
+    result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
+) -> None:
+    """Write what a search found as one HTML page."""
+    thumbnails = None if images is None else Thumbnails(images)
+    files = {printable(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
+
+    def image(name: str | None) -> str | None:
+        return None if thumbnails is None or name is None else thumbnails.of(name)
+
+    def query_image(name: str) -> str | None:
+        return Thumbnails(files[name]).of(0) if name in files else image(name)
+
+    write_page(output, render("search.html", result=result, image=image, query_image=query_image))
