@@ -107,6 +107,7 @@ def test_it_is_small_enough(wheel):
 def test_it_brings_the_command_and_the_licence(wheel, names):
     info = f"stochcl-{__version__}.dist-info"
     assert f"{info}/licenses/LICENSE" in names
+    assert f"{info}/licenses/stochcl/models/NOTICE" in names
     with zipfile.ZipFile(wheel) as archive:
         assert "stochcl = stochcl.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stochcl import __version__
-from stochcl.api.models import find_model
+from stochcl.api.models import find_model, initial_weights
 from stochcl.api.train import _check_output, _images
 from stochcl.compress import Archive
 from stochcl.data import Preprocess
@@ -252,7 +252,7 @@ def finetune(
     test : path-like, optional
         A source of images to score the result on, and its file of codes.
     init : path-like, optional
-        A safetensors file of weights for the backbone, in place of the model's, see
+        Weights for the backbone, in place of the model's: a file or a name, as for training, see
         :func:`stochcl.encoders.pretrained.init_backbone`.
     preset : str, optional
         A recipe, by its name or as a .toml file; options that are given stand before it.
@@ -295,7 +295,7 @@ def finetune(
     if base.encoder.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
     begin = starting_point(base.encoder, settings)
-    begun = None if init is None else init_backbone(begin, Path(init))
+    begun = None if init is None else init_backbone(begin, initial_weights(init))
     opened = [_images(path) for path in sources]
     label = labeller(opened, labels)
     unseen = [] if test is None else labels_of(_images(test), test_labels or labels)

@@ -110,7 +110,9 @@ class ModelInfo:
         config = self.config
         if config.columns or config.backbone.startswith("timm:"):
             return config.backbone
-        pooled = {"stages": ", all four stages pooled", "moments": ", moments of stages"}.get(config.pooling, "")
+        pooled = {"stages": ", all stages pooled", "moments": ", moments of stages"}.get(config.pooling, "")
+        if config.backbone.startswith("efficientnet"):
+            return f"{config.backbone}{pooled}"
         return f"{config.backbone} of width {config.width}, {config.stem} stem{pooled}"
 
     def _code(self) -> str:

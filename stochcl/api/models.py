@@ -77,7 +77,7 @@ def _network(config: dict[str, Any]) -> str:
     backbone = str(config.get("backbone"))
     if backbone.startswith("features:"):
         return f"for vectors of {backbone.removeprefix('features:')} numbers"
-    width = "" if backbone.startswith("timm:") else f" of width {config.get('width')}"
+    width = "" if backbone.startswith(("timm:", "efficientnet")) else f" of width {config.get('width')}"
     return f"{backbone}{width}, {config.get('size')} pixels"
 
 
@@ -125,6 +125,20 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     raise UsageError(
         f"{escape_name(model)}: there is no model of this name and no such file; embedded models: {names}."
     )
+
+
+def initial_weights(init: str | os.PathLike[str]) -> Path:
+    """Return the file that a backbone begins with: an embedded model's, an installed package's, or the one named.
+
+    Raises
+    ------
+    UsageError
+        If these are published weights whose package is not installed.
+    """
+    from stochcl.encoders.pretrained import find_weights
+
+    embedded = {path.stem: path for path in embedded_models()}
+    return embedded.get(str(init)) or find_weights(str(init)) or Path(init)
 
 
 def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
+from stochcl.api.models import initial_weights
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_source, open_sources, sample_rows, sample_size
 from stochcl.data.array import MAGIC
 from stochcl.errors import OutputError, SourceError, TrainingError, UsageError
@@ -347,9 +348,11 @@ def train(
     cache : path-like, optional
         A folder where decoded images are kept, to be mapped rather than held in memory, and found by the next run.
     init : path-like, optional
-        Weights of the backbone, published ones or those of a model file, see
-        :func:`stochcl.encoders.pretrained.init_backbone`. With ``epochs=0`` the backbone stays as it is
-        there, and latents are trained on its features.
+        Weights of the backbone: a file of published ones, a model file, the name of an embedded model, or the name of
+        a backbone whose published weights are installed, see
+        :func:`stochcl.encoders.pretrained.init_backbone`. What the file says of its network (which it is,
+        pooling, size and colours of images) is the default of these options. With ``epochs=0`` the backbone stays as
+        it is there, and latents are trained on its features.
     log : path-like, optional
         A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise. By
         default ``output`` + ``.csv``, written anew unless a run is resumed.
@@ -377,7 +380,7 @@ def train(
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import save_model
-    from stochcl.encoders.pretrained import init_backbone
+    from stochcl.encoders.pretrained import backbone_options, init_backbone
     from stochcl.training.images import read_images
     from stochcl.training.logs import TensorBoardLog
     from stochcl.training.loop import said_of_rate
@@ -389,20 +392,20 @@ def train(
     started = time.monotonic()
     output = Path(output)
     if (matrix := matrix_among(sources)) is not None:
-        images = {"preset": preset, "hold_out": hold_out, "init": init, "log": log, "tensorboard": tensorboard}
-        images["cache"] = cache
-        return _on_matrix(matrix, output, resume=resume, force=force, report=report, **images, **options)
+        options |= {"preset": preset, "hold_out": hold_out, "init": init, "log": log, "tensorboard": tensorboard}
+        return _on_matrix(matrix, output, resume=resume, force=force, report=report, cache=cache, **options)
     checkpoint = output.with_name(output.name + ".checkpoint")
     table = output.with_name(output.name + ".csv")
     log = Path(log) if log else None
     _check_output(output, checkpoint, log, resume=resume, force=force)
-    given = {"hold_out": hold_out} | options
-    given = (load_preset(preset) if preset else {}) | {k: v for k, v in given.items() if v is not None}
+    given = {k: v for k, v in ({"hold_out": hold_out} | options).items() if v is not None}
+    given = (load_preset(preset) if preset else {}) | given
     own, hold_out = given.pop("source", None), given.pop("hold_out", 0)
-    config, settings = options_from(given)
+    weights = initial_weights(init) if init else None
+    config, settings = options_from((backbone_options(weights) if weights else {}) | given)
     choose_device(settings.device)
     # Weights that do not fit are refused before images are read, hence twice.
-    begun = init_backbone(Encoder(config), Path(init)) if init else None
+    begun = init_backbone(Encoder(config), weights) if weights else None
     if begun and begun.fresh and settings.epochs == 0 and not resume:
         msg = (
             f"{begun.path}: the kernel of its stem has another size, and without epochs nothing trains a fresh one; "
@@ -423,7 +426,7 @@ def train(
     runtime.wait()
     trainer = Trainer(
         config, settings, data, checkpoint=checkpoint, log=log or table, logs=logs, report=report, runtime=runtime,
-        initialise=lambda encoder: init_backbone(encoder, Path(init)) if init else None,
+        initialise=lambda encoder: init_backbone(encoder, weights) if weights else None,
     )  # fmt: skip
     encoder = trainer.run()
     if not runtime.first:

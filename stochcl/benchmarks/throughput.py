@@ -93,14 +93,15 @@ def benchmark_throughput(
     """Measure stages, floors and the whole, interleaved, and see that the archive's codes are right."""
     from stochcl.api.codec import Codec
     from stochcl.benchmarks.stages import Stages
+    from stochcl.encoders.backbones import input_size
 
     request.check()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stochcl-")))
         name = request.model
         if request.backbone is not None:
-            setting.make_model(folder / "untrained.safetensors", request.backbone, request.size or 64, request.seed)
-            name = str(folder / "untrained.safetensors")
+            name, size = str(folder / "untrained.safetensors"), request.size or input_size(request.backbone)
+            setting.make_model(Path(name), request.backbone, size, request.seed)
         codec = Codec(device=request.device) if name is None else Codec(name, device=request.device)
         codec = codec.with_precision(request.precision)
         source = request.source or _made(request, folder, codec)

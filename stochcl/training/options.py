@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from stochcl.encoders.backbones import input_size
 from stochcl.encoders.config import ENTROPY, EncoderConfig
 from stochcl.encoders.inference import TRAIN_PRECISIONS
 from stochcl.encoders.posteriors import ESTIMATORS
@@ -300,6 +301,7 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
         raise UsageError(f"there is no training option {', '.join(unknown)}.")
     if "latents" not in given and given.get("rate") and given.get("posterior", "bernoulli") == "bernoulli":
         given["latents"] = latents_for(float(given["rate"]))
+    given.setdefault("size", input_size(given.get("backbone", EncoderConfig.backbone)))
     config = EncoderConfig(**{k: v for k, v in given.items() if k in config_names()})
     if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
         given["crop"] = max(16, config.size * 3 // 4 // 8 * 8)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stochcl.api import train as training
 from stochcl.api.model_info import model_info
+from stochcl.api.models import find_model
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.inference import encode_images
 from stochcl.encoders.modelfile import load_model
@@ -92,6 +93,28 @@ def test_without_epochs_latents_are_trained_on_the_features_of_a_finished_networ
     assert before.keys() == after.keys()
     for name, tensor in after.items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_the_network_is_the_one_in_the_file_unless_options_say_otherwise(images, tmp_path, finished):
+    out, given = tmp_path / "m.safetensors", {"epochs": 0, "latent_steps": 0, "latents": 8, "device": "cpu"}
+    training.train([images], out, init=finished, **given)
+    config, theirs = load_model(out).encoder.config, load_model(finished).encoder.config
+    assert (config.width, config.stem, config.size, config.latents) == (4, "small", 16, 8)
+    assert (config.mean, config.pooling) == (theirs.mean, "mean")
+    training.train([images], out, init=finished, pooling="stages", force=True, **given)
+    assert load_model(out).encoder.config.pooling == "stages"
+
+
+def test_an_embedded_model_is_begun_with_by_its_name(images, tmp_path):
+    out = tmp_path / "m.safetensors"
+    report = training.train([images], out, init="general", epochs=0, latent_steps=0, latents=8, device="cpu")
+    ours, theirs = load_model(out), load_model(find_model("general"))
+    assert ours.record["init"]["statistics"]
+    assert ours.encoder.config.backbone == theirs.encoder.config.backbone
+    assert ours.encoder.config.pooling == theirs.encoder.config.pooling
+    found, expected = ours.encoder.backbone.state_dict(), theirs.encoder.backbone.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in found if not name.endswith("tracked"))
+    assert "general.safetensors" in report.initialised
 
 
 @pytest.mark.parametrize("latent_steps", [0, 20])

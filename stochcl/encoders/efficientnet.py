@@ -1,0 +1,167 @@
+"""EfficientNet-Lite, whose state-dict names are those of the published PyTorch file, so that its weights load."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+EFFICIENTNETS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}
+"""EfficientNet-Lite by name: how many times wider and deeper than the smallest it is."""
+
+EFFICIENTNET_POOLINGS = ("mean", "stages")
+"""What features are: the mean of the head's channels over places; or those of all seven stages beside it."""
+
+MEAN, STD = (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)
+"""Of each colour channel, of values in 0..1: these networks take (pixel - 127) / 128."""
+
+SIZE = 128
+"""Side of the images in pixels: a third of the time of 224; enlarged small images gain nothing from more."""
+
+_STEM, _HEAD = 32, 1280  # channels
+_STAGES = (  # blocks, kernel, stride, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_ROUND = 8  # channels come in such multiples
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite without its classifier: images to pooled features.
+
+    Inverted residual blocks without squeeze-and-excitation, ReLU6 (Tan and Le, arXiv 1905.11946, and Google's
+    ``tensorflow/tpu``). Padding is TensorFlow's "same": at stride 2 it is wider on the right and below.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``EFFICIENTNETS``.
+    pooling : str
+        One of ``EFFICIENTNET_POOLINGS``.
+
+    Attributes
+    ----------
+    features : int
+        V, the width of its features.
+
+    Raises
+    ------
+    UsageError
+        If there is no such network or pooling.
+    """
+
+    def __init__(self, name: str, *, pooling: str = "mean") -> None:
+        super().__init__()
+        if name not in EFFICIENTNETS:
+            raise UsageError(f"there is no backbone {name!r}; there are {', '.join(EFFICIENTNETS)}.")
+        if pooling not in EFFICIENTNET_POOLINGS:
+            there = ", ".join(EFFICIENTNET_POOLINGS)
+            raise UsageError(f"{name} has no pooling {pooling!r}; there are {there}.")
+        width, depth = EFFICIENTNETS[name]
+        self._conv_stem = _Convolution(3, _STEM, 3, 2)
+        self._bn0 = _norm(_STEM)
+        self._blocks = nn.ModuleList()
+        self.pooling = pooling
+        self._ends: list[int] = []  # the last block of each stage
+        inputs, widths = _STEM, []
+        for stage, (blocks, kernel, stride, expansion, channels) in enumerate(_STAGES):
+            outputs = _rounded(channels * width)
+            inner = 0 < stage < len(_STAGES) - 1  # the first and the last stage are not deepened
+            for i in range(math.ceil(blocks * depth) if inner else blocks):
+                self._blocks.append(_Block(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
+                inputs = outputs
+            self._ends.append(len(self._blocks) - 1)
+            widths.append(outputs)
+        self._conv_head = _Convolution(inputs, _HEAD, 1)
+        self._bn1 = _norm(_HEAD)
+        self.features = (sum(widths) if pooling == "stages" else 0) + _HEAD
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
+        x: Tensor = functional.relu6(self._conv_stem(images, self._bn0), inplace=True)
+        pooled = []
+        for i, block in enumerate(self._blocks):
+            x = block(x)
+            if self.pooling == "stages" and i in self._ends:
+                pooled.append(x.mean(dim=(2, 3)))
+        x = functional.relu6(self._conv_head(x, self._bn1), inplace=True)
+        pooled.append(x.mean(dim=(2, 3)))
+        return torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
+
+
+class _Block(nn.Module):
+    """A 1 x 1 convolution that widens, one over places, and a 1 x 1 that narrows, around a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expands = expansion > 1
+        if self.expands:
+            self._expand_conv = _Convolution(inputs, wide, 1)
+            self._bn0 = _norm(wide)
+        self._depthwise_conv = _Convolution(wide, wide, kernel, stride, groups=wide)
+        self._bn1 = _norm(wide)
+        self._project_conv = _Convolution(wide, outputs, 1)
+        self._bn2 = _norm(outputs)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu6(self._expand_conv(x, self._bn0), inplace=True) if self.expands else x
+        y = functional.relu6(self._depthwise_conv(y, self._bn1), inplace=True)
+        y = self._project_conv(y, self._bn2)
+        out: Tensor = y + x if self.shortcut else y
+        return out
+
+
+class _Convolution(nn.Conv2d):
+    """A convolution with TensorFlow's "same" padding, and the batch normalisation behind it."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        padding = kernel // 2 if stride == 1 else 0
+        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+
+    def forward(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor:  # type: ignore[override]
+        if self.stride[0] > 1:
+            (top, bottom), (left, right) = (self._around(n) for n in x.shape[-2:])
+            x = functional.pad(x, (left, right, top, bottom))
+        if norm.training:
+            normalised: Tensor = norm(super().forward(x))
+            return normalised
+        # Folded into the weights at every batch: a hundredth of the work, half of the time, and nothing to go stale.
+        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        weight, bias = self.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
+        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _around(self, n: int) -> tuple[int, int]:
+        """Return the padding before and after n places; the wider one is after."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        total = max(0, (math.ceil(n / stride) - 1) * stride + kernel - n)
+        return total // 2, total - total // 2
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def _rounded(channels: float) -> int:
+    """Round to the next multiple of 8, and never down by more than a tenth."""
+    rounded = max(_ROUND, int(channels + _ROUND / 2) // _ROUND * _ROUND)
+    return rounded + _ROUND if rounded < 0.9 * channels else rounded
