@@ -71,7 +71,8 @@ def _blur(image: Pixels, strength: int, rng: Generator) -> Pixels:
 
 def _noise(image: Pixels, strength: int, rng: Generator) -> Pixels:
     drawn = rng.standard_normal(image.shape, np.float32) * (255 * _NOISE[strength])
-    return np.clip(np.rint(image + drawn), 0, 255).astype(np.uint8)
+    noisy: Pixels = np.clip(np.rint(image + drawn), 0, 255).astype(np.uint8)
+    return noisy
 
 
 def _contrast(image: Pixels, strength: int, rng: Generator) -> Pixels:
