@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from stochcl.api.codec import Codec
     from stochcl.codes import Codes
     from stochcl.compress import Header, Rows
-    from stochcl.entropy.tables import Tables
-    from stochcl.entropy.vectors import VectorDecoder
+    from stochcl.entropy.tables import Decoder, Tables
 
     PathLike = str | os.PathLike[str]
 
@@ -176,7 +175,7 @@ def _given(path: Path) -> Iterator[_Query]:
 
 def _wanted(
     archive: Rows, path: PathLike, asked: list[_Query], model: str | None, device: str,
-    decoder: VectorDecoder | None,
+    decoder: Decoder | None,
 ) -> NDArray[Any]:  # fmt: skip
     """Return vectors or symbols of what is looked for, a row each."""
     header = archive.header

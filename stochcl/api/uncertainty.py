@@ -77,7 +77,8 @@ def _noise(image: Pixels, strength: int, rng: Generator) -> Pixels:
 
 def _contrast(image: Pixels, strength: int, rng: Generator) -> Pixels:
     mean = image.mean(axis=(0, 1))
-    return np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
+    changed: Pixels = np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
+    return changed
 
 
 def _jpeg(image: Pixels, strength: int, rng: Generator) -> Pixels:

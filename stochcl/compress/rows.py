@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from stochcl.compress.columns import Store
     from stochcl.compress.header import Header
     from stochcl.entropy.model import EntropyModel
-    from stochcl.entropy.tables import Tables
-    from stochcl.entropy.vectors import VectorDecoder
+    from stochcl.entropy.tables import Decoder, Tables
 
 _ROWS = 8192  # decoded at a time
 _WINDOW = 64  # blocks among which rows are shuffled
@@ -148,7 +147,7 @@ class Rows(ABC):
         return self.tables.decoder is not None
 
     @cached_property
-    def decoder(self) -> VectorDecoder | None:
+    def decoder(self) -> Decoder | None:
         """What makes vectors of this archive's latents, if its model has that."""
         decoder, selection = self.tables.decoder, self.header.selection
         return decoder if decoder is None or selection is None else decoder.select(selection)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.entropy.vectors import VectorDecoder
+    from stochcl.entropy.tables import Decoder
 
     Answers = Callable[[NDArray[Any]], NDArray[np.float64]]
 
@@ -43,7 +43,7 @@ class Sample:
     symbols : ndarray of int, shape (N, D)
     kind : str
         One of :data:`KINDS`.
-    decoder : VectorDecoder, optional
+    decoder : Decoder, optional
         The decoder of these latents to vectors.
 
     Raises
@@ -62,7 +62,7 @@ class Sample:
 
     symbols: NDArray[Any]
     kind: str
-    decoder: VectorDecoder | None = None
+    decoder: Decoder | None = None
     x: NDArray[Any] = field(init=False, repr=False)
     """Vectors, float32, shape (N, V), or the symbols where there is no decoder."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -18,6 +19,7 @@ from stochcl.entropy.ans import decode_block, encode_block
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
+from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import Codebooks, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, OutputError, UnsupportedVersion
 from stochcl.files import replacing
@@ -30,11 +32,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+Decoder = VectorDecoder | ResidualDecoder
+"""What makes vectors of symbols."""
+
 MAGIC = b"\x89SCT\r\n\x1a\n"
 VERSION = 1
+DEFLATED = 2
+"""The version whose sections are deflated: that of tables with a residual decoder."""
 
 _HEAD = struct.Struct("<8sHHIII")  # magic, version, sections, latents, alphabet, rungs
 _SECTION = struct.Struct("<16sII")  # kind, bytes, CRC-32
+_INFLATED = struct.Struct("<I")  # bytes of a deflated section's content, before it
 _TEST_ROWS = 8
 _MAX_HALF = 65504
 _TOLERANCE = 1e-2  # of decoded vectors, whose standardised features have unit variance
@@ -50,7 +58,7 @@ class Tables:
         Prefixes that are codes in themselves, ascending to the full width.
     entropy : IndependentModel
         Probabilities of the symbols.
-    decoder : VectorDecoder or None
+    decoder : VectorDecoder, ResidualDecoder or None
         Without one the archive has symbols but no vectors.
     autoregressive : AutoregressiveModel or None
         The network that codes are usually coded with.
@@ -63,7 +71,7 @@ class Tables:
 
     ladder: tuple[int, ...]
     entropy: IndependentModel
-    decoder: VectorDecoder | None = None
+    decoder: Decoder | None = None
     autoregressive: AutoregressiveModel | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +81,9 @@ class Tables:
         if self.decoder is not None and self.decoder.latents != self.latents:
             msg = f"the vector decoder takes {self.decoder.latents} latents, the entropy model {self.latents}"
             raise FormatError(msg)
-        books = None if self.decoder is None else self.decoder.codebooks
+        if isinstance(self.decoder, ResidualDecoder) and self.alphabet != 2:
+            raise FormatError(f"a residual decoder takes bits, and the entropy model has {self.alphabet} symbols")
+        books = self.decoder.codebooks if isinstance(self.decoder, VectorDecoder) else None
         if books is not None and books.alphabet != self.alphabet:
             raise FormatError(f"the codebooks are of {books.alphabet} symbols, the entropy model of {self.alphabet}")
         network = self.autoregressive
@@ -108,25 +118,33 @@ class Tables:
     @cached_property
     def data(self) -> bytes:
         """The bytes of the tables, with a self-test that :meth:`from_bytes` repeats."""
+        return _laid_out(self, self._sections, deflate=self._version == DEFLATED)
+
+    @cached_property
+    def _sections(self) -> list[tuple[str, bytes]]:
         sections = [(self.entropy.kind, self.entropy.to_bytes())]
         if self.autoregressive is not None:
             sections.append((self.autoregressive.kind, self.autoregressive.to_bytes()))
         if self.decoder is not None:
-            if self.decoder.codebooks is not None:
+            if isinstance(self.decoder, VectorDecoder) and self.decoder.codebooks is not None:
                 sections.append((self.decoder.codebooks.kind, self.decoder.codebooks.to_bytes()))
             sections.append((self.decoder.kind, self.decoder.to_bytes()))
         sections.append(("self-test", self._self_test()))
-        head = _HEAD.pack(MAGIC, VERSION, len(sections), self.latents, self.alphabet, len(self.ladder))
-        head += struct.pack(f"<{len(self.ladder)}I", *self.ladder)
-        parts = [head, struct.pack("<I", crc(head))]
-        for kind, data in sections:
-            parts += [_SECTION.pack(kind.encode(), len(data), crc(data)), data]
-        return b"".join(parts)
+        return sections
+
+    @property
+    def _version(self) -> int:
+        return DEFLATED if isinstance(self.decoder, ResidualDecoder) else VERSION
 
     @cached_property
     def sha256(self) -> str:
-        """The tables' name: the hash of their bytes, in hex."""
-        return hashlib.sha256(self.data).hexdigest()
+        """The tables' name, in hex: the hash of their bytes; of deflated tables, as they are before deflation.
+
+        So the name does not depend on which library deflated them.
+        """
+        if self._version == VERSION:
+            return hashlib.sha256(self.data).hexdigest()
+        return hashlib.sha256(_laid_out(self, self._sections, deflate=False)).hexdigest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tables:
@@ -135,8 +153,8 @@ class Tables:
         magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
         if magic != MAGIC:
             raise FormatError(f"these are not decoding tables: they begin with {magic.hex(' ')}")
-        if version != VERSION:
-            msg = f"these decoding tables have version {version}, and this program reads {VERSION}; update stochcl"
+        if version not in (VERSION, DEFLATED):
+            msg = f"these decoding tables have version {version}, and this program reads 1 and 2; update stochcl"
             raise UnsupportedVersion(msg)
         check_limit(rungs, latents, "the number of a ladder's rungs")
         end = _HEAD.size + 4 * rungs
@@ -144,7 +162,10 @@ class Tables:
         *ladder, expected = unpack(layout, data, _HEAD.size, "the ladder")
         check_crc(expected, "the head of the tables", data[:end])
         sections = _sections(data, end + 4, count)
-        if unknown := set(sections) - {"independent", "autoregressive", "codebooks", "mlp", "self-test"}:
+        if version == DEFLATED:
+            sections = _inflated(sections)
+        decoders = {"codebooks", "mlp"} if version == VERSION else {"residual"}
+        if unknown := set(sections) - {"independent", "autoregressive", *decoders, "self-test"}:
             msg = f"the decoding tables have sections that this program does not know ({escape_name(min(unknown))})"
             raise UnsupportedVersion(f"{msg}; update stochcl")
         if "independent" not in sections:
@@ -152,7 +173,11 @@ class Tables:
         if "codebooks" in sections and "mlp" not in sections:
             raise FormatError("the decoding tables have codebooks, and no vector decoder that takes them")
         books = Codebooks.from_bytes(sections["codebooks"]) if "codebooks" in sections else None
-        decoder = VectorDecoder.from_bytes(sections["mlp"], books) if "mlp" in sections else None
+        decoder: Decoder | None = None
+        if "mlp" in sections:
+            decoder = VectorDecoder.from_bytes(sections["mlp"], books)
+        elif "residual" in sections:
+            decoder = ResidualDecoder.from_bytes(sections["residual"])
         network = sections.get("autoregressive")
         tables = cls(
             tuple(ladder),
@@ -164,6 +189,7 @@ class Tables:
             raise FormatError("the tables' head and their entropy model disagree")
         tables._check(sections.get("self-test", b""))
         tables.__dict__["data"] = bytes(data)  # keeps the name what it was, whoever wrote the bytes
+        tables.__dict__["_sections"] = list(sections.items())
         return tables
 
     def _test_rows(self) -> Codes:
@@ -229,6 +255,36 @@ def _sections(data: bytes, start: int, count: int) -> dict[str, bytes]:
     return sections
 
 
+def _laid_out(tables: Tables, sections: list[tuple[str, bytes]], *, deflate: bool) -> bytes:
+    """Return head, ladder and sections as bytes."""
+    rungs = tables.ladder
+    head = _HEAD.pack(MAGIC, tables._version, len(sections), tables.latents, tables.alphabet, len(rungs))
+    head += struct.pack(f"<{len(rungs)}I", *rungs)
+    parts = [head, struct.pack("<I", crc(head))]
+    for kind, content in sections:
+        data = _INFLATED.pack(len(content)) + zlib.compress(content, 9) if deflate else content
+        parts += [_SECTION.pack(kind.encode(), len(data), crc(data)), data]
+    return b"".join(parts)
+
+
+def _inflated(sections: dict[str, bytes]) -> dict[str, bytes]:
+    """Inflate sections; no more memory is taken than they say, and together they may say no more than tables."""
+    found, room = {}, MAX_TABLES
+    for name, content in sections.items():
+        (size,) = unpack(_INFLATED, content, 0, f"the {name} section of the tables")
+        check_limit(size, room, f"the size of the {name} section of the tables")
+        inflater = zlib.decompressobj()
+        try:
+            data = inflater.decompress(content[_INFLATED.size :], size + 1)
+        except zlib.error as exc:
+            raise FormatError(f"the {name} section of the tables cannot be inflated: {exc}") from exc
+        if len(data) != size or not inflater.eof or inflater.unused_data:
+            raise FormatError(f"the {name} section of the tables does not inflate to its {size:,} bytes")
+        found[name] = data
+        room -= size
+    return found
+
+
 def _slice(data: bytes, start: int, size: int) -> bytes:
     if len(data) < start + size:
         raise FormatError("the tables end too early")
@@ -285,15 +341,24 @@ def _read(path: Path, sha256: str) -> Tables | None:
         data = path.read_bytes()
     except OSError:
         return None
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != sha256 and not _named(data, sha256):
         return None
     return _parse(data, sha256, escape_name(path))
 
 
-def _parse(data: bytes, sha256: str, where: str) -> Tables:
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
+def _named(data: bytes, sha256: str) -> bool:
+    """Tell whether deflated tables have this name."""
     try:
-        return Tables.from_bytes(data)
+        return Tables.from_bytes(data).sha256 == sha256
+    except FormatError:
+        return False
+
+
+def _parse(data: bytes, sha256: str, where: str) -> Tables:
+    try:
+        tables = Tables.from_bytes(data)
     except FormatError as exc:
         raise type(exc)(f"{where}: {exc}") from exc
+    if tables.sha256 != sha256:
+        raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
+    return tables

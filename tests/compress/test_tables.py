@@ -192,7 +192,7 @@ def test_tables_are_laid_out_as_the_format_says():
         (lambda h, r, s: r.pop(), FormatError, "ladder|head of the tables"),
         (lambda h, r, s: r.__setitem__(0, 4), FormatError, r"ladder \(4, 3, 6\)"),
         (lambda h, r, s: h.__setitem__(0, b"\x89SCL\r\n\x1a\n"), FormatError, "not decoding tables"),
-        (lambda h, r, s: h.__setitem__(1, 2), UnsupportedVersion, "have version 2, and this program reads 1"),
+        (lambda h, r, s: h.__setitem__(1, 3), UnsupportedVersion, "have version 3, and this program reads 1"),
         (lambda h, r, s: h.__setitem__(3, 7), FormatError, "disagree"),
         (lambda h, r, s: h.__setitem__(4, 3), FormatError, "disagree"),
         (lambda h, r, s: h.__setitem__(5, 7), LimitExceeded, "rungs"),

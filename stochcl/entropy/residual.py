@@ -1,0 +1,237 @@
+"""The residual decoder: the bits of a code name one word in each stage, and the words add up to a vector."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.entropy.independent import MAX_DECISIONS
+from stochcl.entropy.vectors import MAX_WIDTH
+from stochcl.errors import FormatError
+from stochcl.framing import check_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+MAX_STAGE_BITS = 8
+"""Most bits that name a word: a stage has at most 256 words."""
+
+_HEAD = struct.Struct("<III")  # width of the words, width of the output (0: none), stages
+_CHUNK = 4096  # rows
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualDecoder:
+    """Sums one word a stage, and maps the sum to the input's space where the tables have a map.
+
+        y = sum_s scale_s * words_s[name_s]        v = y, or (y @ output) * output_scale + centre
+
+    ``name_s`` is the number that the stage's bits write, most significant first. A stage without any of its bits adds
+    nothing: words are centred over the training rows. A stage with some of its bits adds the mean of the words that
+    they leave open, so any prefix of the bits, and any choice of them, is a code.
+
+    Parameters
+    ----------
+    columns : tuple of ndarray of intp, one a stage
+        The latents that name its word; together they are all latents, each once.
+    words : tuple of ndarray, one a stage, shape (2**bits, m)
+        int8 in tables; float32 where names have lost bits.
+    scale : ndarray of float32, shape (S,)
+    output : ndarray of int8, shape (m, V), optional
+    output_scale, centre : ndarray of float32, shape (V,), optional
+
+    Raises
+    ------
+    FormatError
+        If shapes do not fit together or a number is not finite.
+    """
+
+    columns: tuple[NDArray[np.intp], ...]
+    words: tuple[NDArray[Any], ...]
+    scale: NDArray[np.float32]
+    output: NDArray[np.int8] | None = None
+    output_scale: NDArray[np.float32] | None = None
+    centre: NDArray[np.float32] | None = None
+
+    kind = "residual"
+    codebooks = None
+
+    def __post_init__(self) -> None:
+        stages = len(self.columns)
+        if not stages or len(self.words) != stages or self.scale.shape != (stages,):
+            raise FormatError(f"a residual decoder of {stages} stages has {len(self.words)} lists of words")
+        named = np.concatenate(self.columns)
+        if not np.array_equal(np.sort(named), np.arange(len(named))):
+            raise FormatError("the stages of a residual decoder do not share out its latents")
+        for names, words in zip(self.columns, self.words, strict=True):
+            if words.ndim != 2 or len(words) != 1 << len(names) or words.shape[1] != self.words[0].shape[1]:
+                raise FormatError(f"a stage of {len(names)} bits has words of shape {words.shape}")
+        numbers = [self.scale, *(w for w in self.words if w.dtype.kind == "f")]
+        if self.output is not None:
+            if self.output_scale is None or self.centre is None:
+                raise FormatError("a residual decoder's output has no scale or no centre")
+            shape = (self._width, len(self.centre))
+            if self.output.shape != shape or self.output_scale.shape != self.centre.shape:
+                raise FormatError(f"a residual decoder's output of shape {self.output.shape} is not {shape}")
+            numbers += [self.output_scale, self.centre]
+        if not all(np.isfinite(array).all() for array in numbers):
+            raise FormatError("a residual decoder holds numbers that are not finite")
+
+    @classmethod
+    def of_stages(
+        cls,
+        words: Sequence[NDArray[np.floating]],
+        output: NDArray[np.floating] | None = None,
+        centre: NDArray[np.floating] | None = None,
+    ) -> ResidualDecoder:
+        """Round words, shape (2**bits, m) a stage, and a map, shape (m, V), to the integers that are stored."""
+        rounded = [_rounded(stage, axis=None) for stage in words]
+        ends = np.cumsum([0, *(int(stage.shape[0] - 1).bit_length() for stage in words)])
+        columns = tuple(np.arange(a, b, dtype=np.intp) for a, b in pairwise(ends))
+        scale = np.array([s for _, s in rounded], np.float32)
+        if output is None:
+            return cls(columns, tuple(w for w, _ in rounded), scale)
+        mapped, output_scale = _rounded(output, axis=0)
+        middle = np.zeros(output.shape[1]) if centre is None else centre
+        return cls(
+            columns, tuple(w for w, _ in rounded), scale, mapped, output_scale.astype(np.float32),
+            middle.astype(np.float32),
+        )  # fmt: skip
+
+    @property
+    def latents(self) -> int:
+        """D, the number of bits that it takes."""
+        return sum(map(len, self.columns))
+
+    @property
+    def dim(self) -> int:
+        """V, the width of its vectors."""
+        return self._width if self.centre is None else len(self.centre)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The bits of each stage's names."""
+        return tuple(map(len, self.columns))
+
+    def select(self, latents: Sequence[int]) -> ResidualDecoder:
+        """Return the decoder that takes only these bits; a stage that lost some decodes to means of its words."""
+        place = {int(latent): i for i, latent in enumerate(latents)}
+        columns, words, scale = [], [], []
+        for names, stage, s in zip(self.columns, self.words, self.scale, strict=True):
+            kept = [j for j, latent in enumerate(names) if int(latent) in place]
+            if not kept:
+                continue
+            columns.append(np.array([place[int(names[j])] for j in kept], np.intp))
+            words.append(stage if len(kept) == len(names) else _means(stage, kept, len(names)))
+            scale.append(s)
+        return ResidualDecoder(
+            tuple(columns), tuple(words), np.array(scale, np.float32), self.output, self.output_scale, self.centre
+        )
+
+    def decode(
+        self, symbols: NDArray[np.integer], dtype: type[np.float32] | type[np.float64] = np.float32
+    ) -> NDArray[Any]:
+        """Return vectors, shape (N, V), of bits, shape (N, k), k <= D: the first k latents."""
+        rows, k = symbols.shape
+        if not 1 <= k <= self.latents:
+            raise ValueError(f"this decoder takes 1 to {self.latents} latents, not {k}")
+        if k < self.latents:
+            return self.select(range(k)).decode(symbols, dtype)
+        out = np.empty((rows, self.dim), dtype)
+        words: list[NDArray[Any]] = [
+            np.multiply(stage, s, dtype=dtype) for stage, s in zip(self.words, self.scale, strict=True)
+        ]
+        single = [s for s, names in enumerate(self.columns) if len(names) == 1]
+        named = [s for s, names in enumerate(self.columns) if len(names) > 1]
+        steps: NDArray[Any] = np.array([words[s][1] - words[s][0] for s in single], dtype).reshape(
+            len(single), self._width
+        )
+        lowest: NDArray[Any] = np.array([words[s][0] for s in single], dtype).reshape(len(single), self._width).sum(0)
+        bits = np.array([self.columns[s][0] for s in single], np.intp)
+        for start in range(0, rows, _CHUNK):
+            part = symbols[start : start + _CHUNK]
+            y: NDArray[Any] = part[:, bits].astype(dtype) @ steps + lowest
+            for s in named:
+                name = np.zeros(len(part), np.intp)
+                for column in self.columns[s]:
+                    name = 2 * name + part[:, column]
+                y += words[s][name]
+            out[start : start + _CHUNK] = self._mapped(y)
+        return out
+
+    @property
+    def _width(self) -> int:
+        return int(self.words[0].shape[1])
+
+    def _mapped(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Bring sums of words, shape (B, m), to the output's space, shape (B, V)."""
+        if self.output is None or self.output_scale is None or self.centre is None:
+            return y
+        v: NDArray[Any] = y @ (self.output.astype(y.dtype) * self.output_scale.astype(y.dtype))
+        return v + self.centre.astype(y.dtype)
+
+    def to_bytes(self) -> bytes:
+        """Write widths and stages (uint32), bits a stage (uint8), scales (float32), words (int8), then the output.
+
+        The output, where there is one, is its map (int8), scale and centre (float32).
+        """
+        parts = [_HEAD.pack(self._width, 0 if self.output is None else self.dim, len(self.words))]
+        parts += [bytes(self.stages), self.scale.astype("<f4").tobytes()]
+        parts += [stage.astype(np.int8).tobytes() for stage in self.words]
+        if self.output is not None and self.output_scale is not None and self.centre is not None:
+            parts += [self.output.tobytes(), self.output_scale.astype("<f4").tobytes()]
+            parts.append(self.centre.astype("<f4").tobytes())
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ResidualDecoder:
+        """Read what :meth:`to_bytes` wrote."""
+        if len(data) < _HEAD.size:
+            raise FormatError("a residual decoder ends too early")
+        width, dim, stages = _HEAD.unpack_from(data)
+        check_limit(max(width, dim), MAX_WIDTH, "the width of a residual decoder")
+        check_limit(stages, MAX_DECISIONS, "the number of a residual decoder's stages")
+        bits = data[_HEAD.size : _HEAD.size + stages]
+        if len(bits) < stages or not stages or not width or min(bits) < 1 or max(bits) > MAX_STAGE_BITS:
+            raise FormatError(f"the stages of a residual decoder have 1 to {MAX_STAGE_BITS} bits each")
+        needed = _HEAD.size + 5 * stages + sum(width << b for b in bits) + dim * (width + 8)
+        if len(data) != needed:
+            raise FormatError(f"a residual decoder has {len(data):,} bytes, not {needed:,}")
+        position = _HEAD.size + stages
+
+        def take(dtype: str, *shape: int) -> NDArray[Any]:
+            nonlocal position
+            array = np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64)), position)
+            position += array.nbytes
+            return array.reshape(shape)
+
+        scale = take("<f4", stages).astype(np.float32)
+        words = tuple(take("i1", 1 << b, width) for b in bits)
+        ends = np.cumsum([0, *bits])
+        columns = tuple(np.arange(a, b, dtype=np.intp) for a, b in pairwise(ends))
+        if not dim:
+            return cls(columns, words, scale)
+        output = take("i1", width, dim)
+        return cls(
+            columns, words, scale, output, take("<f4", dim).astype(np.float32), take("<f4", dim).astype(np.float32)
+        )
+
+
+def _means(words: NDArray[Any], kept: list[int], bits: int) -> NDArray[np.float32]:
+    """Return words averaged over the bits of their names that are not kept, shape (2**len(kept), m)."""
+    cube = words.astype(np.float32).reshape(*[2] * bits, -1)
+    lost = tuple(j for j in range(bits) if j not in kept)
+    return cube.mean(axis=lost).reshape(1 << len(kept), -1)
+
+
+def _rounded(numbers: NDArray[np.floating], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
+    """Return integers of -127..127 and the scale, of all or a column, that brings them back."""
+    largest = np.abs(numbers).max(axis=axis)
+    scale = np.where(largest > 0, largest / 127, 1.0)
+    return np.rint(numbers / scale).astype(np.int8), scale
