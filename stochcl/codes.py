@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class Codes:
             latents=array.shape[1],
             alphabet=alphabet,
             names=None if names is None else tuple(names),
-            labels=None if labels is None else tuple(labels),
+            labels=None if labels is None else tuple(map(label_text, labels)),
             uncertainty=None if uncertainty is None else np.asarray(uncertainty, dtype=np.float32),
         )
 
@@ -226,6 +226,41 @@ class Codes:
         )
 
 
+def plain_label(label: Any) -> Any:
+    """Return the number that an array or tensor without dimensions holds; anything else as it is.
+
+    Examples
+    --------
+    >>> plain_label(np.array(3)), plain_label("cat")
+    (3, 'cat')
+    """
+    return label.item() if getattr(label, "shape", None) == () and hasattr(label, "item") else label
+
+
+def label_text(label: Any) -> str:
+    """Return a label as text; an empty one for None, NaN, a negative class number and blanks, which are no label.
+
+    Text says what it says: a class may be called ``nan``, ``NA`` or ``-1``.
+
+    Examples
+    --------
+    >>> [label_text(label) for label in ("cat", 3, np.array(0), "nan", None, float("nan"), -1, " ")]
+    ['cat', '3', '0', 'nan', '', '', '', '']
+    """
+    label = plain_label(label)
+    if isinstance(label, bytes):
+        label = label.decode("utf-8", "surrogateescape")
+    if isinstance(label, str):
+        return label if label.strip() else ""
+    if label is None or (isinstance(label, int) and label < 0):
+        return ""
+    try:
+        missing = bool(label != label)  # noqa: PLR0124 - NaN and NaT are not
+    except (TypeError, ValueError):  # pandas.NA has no truth
+        missing = True
+    return "" if missing else str(label)
+
+
 def symbols_to_decisions(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.uint8]:
     """Write symbols, shape (N, D), as decisions, shape (N, D * bits), most significant first, uint8."""
     bits = bits_per_symbol(alphabet)
@@ -250,16 +285,24 @@ def decisions_to_symbols(decisions: NDArray[np.uint8], alphabet: int) -> NDArray
     return symbols
 
 
-def folder_label(name: str) -> str:
+def folder_label(name: str, level: int = 1) -> str:
     """Return the label that a name carries: its first folder, or an empty string where it has none.
+
+    Another ``level`` takes a deeper folder; negative ones count from the file, -1 being the folder it lies in.
 
     Examples
     --------
     >>> folder_label("cats/old/tom.jpg"), folder_label("tom.jpg")
     ('cats', '')
+    >>> folder_label("train/cats/tom.jpg", 2), folder_label("train/cats/tom.jpg", -1)
+    ('cats', 'cats')
     """
-    folder, slash, _ = name.partition("/")
-    return folder if slash else ""
+    if level == 1:
+        folder, slash, _ = name.partition("/")
+        return folder if slash else ""
+    folders = name.split("/")[:-1]
+    at = level - 1 if level > 0 else level
+    return folders[at] if -len(folders) <= at < len(folders) else ""
 
 
 def pick(codes: Codes, columns: Sequence[int]) -> Codes:

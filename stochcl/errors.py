@@ -27,6 +27,10 @@ class SourceError(StochclError):
     """A source of images or embeddings cannot be read as a whole."""
 
 
+class EnvironmentFault(SourceError):
+    """The disk, network or file table failed, or the source vanished, while it was read: no fault of an image."""
+
+
 class ImageError(StochclError):
     """One image of a source cannot be read; compression names, counts and skips it."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from stochcl.codes import Codes, bits_per_symbol
+from stochcl.codes import Codes, bits_per_symbol, label_text, plain_label
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 OUTPUTS = ("auto", "symbols", "vectors")
+UNLABELLED = ("keep", "refuse")
 
 
 class Rows:
@@ -36,6 +37,8 @@ class Rows:
         The first so many.
     labels : sequence of str or of numbers, or bool
         One for each row, in place of the archive's; False for none.
+    unlabelled : str
+        ``keep`` rows without a label, whose number is -1 (NaN among floats), or ``refuse`` an archive with any.
 
     Attributes
     ----------
@@ -44,8 +47,15 @@ class Rows:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], output: str, latents: int | None, labels: Sequence[Any] | bool
+        self,
+        path: str | os.PathLike[str],
+        output: str,
+        latents: int | None,
+        labels: Sequence[Any] | bool,
+        unlabelled: str = "keep",
     ) -> None:
+        if unlabelled not in UNLABELLED:
+            raise UsageError(f"unlabelled is {' or '.join(UNLABELLED)}, not {unlabelled!r}.")
         if output not in OUTPUTS:
             raise UsageError(f"output is {', '.join(OUTPUTS)}, not {output!r}.")
         self.path, self.latents = path, latents
@@ -58,6 +68,8 @@ class Rows:
         if self.vectors and archive.decoder is None:
             raise UsageError(f"{path}: its model has no vector decoder; take the symbols.")
         self.classes, self.numbers = _numbers(archive, labels, path)
+        if unlabelled == "refuse" and self.numbers is not None:
+            _check_labelled(self.numbers, path)
 
     @property
     def archive(self) -> Archive | FolderArchive:
@@ -86,6 +98,7 @@ class Rows:
 def _numbers(
     archive: Archive | FolderArchive, labels: Sequence[Any] | bool, path: object
 ) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
+    """Return classes and a number for each row: of a class, -1 for no label; numbers that are given stay."""
     if labels is False:
         return None, None
     given: Any = archive.labels if labels is True else labels
@@ -95,11 +108,25 @@ def _numbers(
         raise LabelsError(
             f"{path}: it has {len(archive):,} rows, and there are {len(given):,} labels; give one for each."
         )
-    array = np.asarray(given if isinstance(given, np.ndarray) else list(given))
-    if array.dtype.kind in "iufb":
-        return None, array
-    classes, numbers = np.unique(array.astype(str), return_inverse=True)
-    return tuple(map(str, classes)), numbers.astype(np.int64)
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iufb":
+        return None, given
+    values = [plain_label(label) for label in given]
+    if all(label is None or isinstance(label, int | float) for label in values):
+        none = float("nan") if any(isinstance(label, float) for label in values) else -1
+        return None, np.asarray([none if label is None else label for label in values])
+    texts = np.array([label_text(label) for label in values])
+    classes = np.unique(texts[texts != ""])
+    return tuple(map(str, classes)), np.where(texts == "", -1, np.searchsorted(classes, texts)).astype(np.int64)
+
+
+def _check_labelled(numbers: NDArray[Any], path: object) -> None:
+    """Refuse rows without a label."""
+    without = np.isnan(numbers) if numbers.dtype.kind == "f" else numbers < 0
+    if without.any():
+        raise LabelsError(
+            f"{path}: {int(without.sum()):,} of {len(numbers):,} rows have no label, the first of them row "
+            f"{int(without.argmax()):,}; label them, or take unlabelled='keep', which gives -1."
+        )
 
 
 _KEPT_BYTES = 1 << 30
@@ -125,6 +152,9 @@ class CodesDataset(Dataset[Any]):
         The first so many.
     labels : sequence, or bool
         Labels in place of the archive's own, one a row; False to have none.
+    unlabelled : str
+        ``keep`` rows without a label: their number is -1, which ``ignore_index=-1`` of a loss leaves out; or
+        ``refuse`` an archive that has any.
     keep_bytes : int
         Of packed codes that are held in memory, in each process.
 
@@ -151,9 +181,10 @@ class CodesDataset(Dataset[Any]):
         output: str = "auto",
         latents: int | None = None,
         labels: Sequence[Any] | bool = True,
+        unlabelled: str = "keep",
         keep_bytes: int = _KEPT_BYTES,
     ) -> None:
-        self._rows = Rows(path, output, latents, labels)
+        self._rows = Rows(path, output, latents, labels, unlabelled)
         self._keep_bytes = keep_bytes
         self._packed: NDArray[np.uint8] | None = None
         self._ahead: tuple[int, Codes] | None = None  # some rows that come next, and the number of the first
@@ -233,7 +264,7 @@ class CodesStream(IterableDataset[Any]):
     Parameters
     ----------
     path : path-like or URL
-    output, latents, labels
+    output, latents, labels, unlabelled
         As of :class:`~stochcl.torch.CodesDataset`.
     batch_size : int, optional
         Rows of a batch; single rows by default, which the loader collates.
@@ -266,6 +297,7 @@ class CodesStream(IterableDataset[Any]):
         output: str = "auto",
         latents: int | None = None,
         labels: Sequence[Any] | bool = True,
+        unlabelled: str = "keep",
         batch_size: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
@@ -277,7 +309,7 @@ class CodesStream(IterableDataset[Any]):
     ) -> None:
         if chunk < 1 or window < 1 or (batch_size is not None and batch_size < 1):
             raise UsageError(f"chunk={chunk}, window={window}, batch_size={batch_size}: these count rows and chunks.")
-        self._rows = Rows(path, output, latents, labels)
+        self._rows = Rows(path, output, latents, labels, unlabelled)
         self._batch_size, self._shuffle, self._seed, self._even = batch_size, shuffle, seed, even
         self._chunk, self._window = chunk, window
         self.rank, self.world = _place(rank, world)

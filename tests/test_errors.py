@@ -14,6 +14,7 @@ TREE = {
     "UsageError": (errors.StochclError, 2),
     "MissingExtraError": (errors.UsageError, 2),
     "SourceError": (errors.StochclError, 1),
+    "EnvironmentFault": (errors.SourceError, 1),
     "ImageError": (errors.StochclError, 1),
     "LabelsError": (errors.StochclError, 1),
     "ModelError": (errors.StochclError, 1),

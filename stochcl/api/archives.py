@@ -86,7 +86,7 @@ def transcode(
     latents : int, optional
         Keep the first so many latents.
     rate : float, optional
-        Keep the widest prefix whose codes take so many bits per image on disk.
+        Keep the widest rung of the model's ladder whose codes take so many bits per image on disk.
     select : sequence of int or path-like, optional
         Keep these latents: numbers of the model's, from 0, or a JSON file with a list of them, or
         what ``stochcl select`` wrote. Models are refitted.
@@ -214,13 +214,10 @@ def _fitted(job: Transcoding, width: int, progress: Progress) -> list[Any]:
 
 
 def _write_at_rate(job: Transcoding, output: Path, rate: float) -> None:
-    """Write the widest prefix that keeps to a rate."""
+    """Write the widest rung of the ladder that keeps to a rate."""
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name[:64]}.", dir=output.parent) as folder:
-            chosen = write_widest(job, Path(folder), rate)
-            if chosen is None:
-                raise UsageError(f"{escape_name(output)}: not even one latent fits into {rate:g} bits per image.")
-            chosen.replace(output)
+            write_widest(job, Path(folder), rate, output).replace(output)
         sync_folder(output.parent)
     except (OutputError, OSError) as exc:
         raise unwritable(output, exc) from exc

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.summary import Report, said_of_tables
-from stochcl.codes import Codes, pick
+from stochcl.codes import Codes, label_text, pick
 from stochcl.compress import Archive, Writer
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.compress.writer import StreamWriter
@@ -36,7 +36,7 @@ from stochcl.data import (
 from stochcl.data.open import expand
 from stochcl.data.preprocess import FITS
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import FormatError, ImageError, OutputError, SourceError, UsageError
+from stochcl.errors import EnvironmentFault, FormatError, ImageError, OutputError, SourceError, UsageError
 from stochcl.files import check_output, sync_folder
 from stochcl.messages import escape_name, os_reason
 
@@ -94,7 +94,7 @@ class ImageWriter(Writer):
         self,
         rows: Codes | Any,
         names: Sequence[str] | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[Any] | None = None,
         **options: Any,
     ) -> None:
         """Append codes, or images, or vectors where the model takes those, which are encoded first.
@@ -104,9 +104,10 @@ class ImageWriter(Writer):
         rows : Codes, or what :meth:`stochcl.Codec.encode` takes
             Images of shape (B, H, W, 3), uint8, or a list of paths, Pillow images and arrays; a tensor is taken as
             the array that it holds.
-        names, labels : sequence of str, optional
+        names, labels : sequence, optional
             One a row; all batches have them or none has. The first folder of a name is a label, if there are no
-            others. In place of those that codes have.
+            others. In place of those that codes have. Labels may be text or numbers; None, NaN and negative whole
+            numbers are no label (give targets of a regression as floats).
         **options
             ``positions``, ``sizes``: see :meth:`stochcl.compress.Writer.add`.
 
@@ -122,16 +123,16 @@ class ImageWriter(Writer):
             given = np.asarray(rows) if hasattr(rows, "__array__") else rows
             rows = self._codec.encode(given, latents=self.header.latents)
         if names is not None:
-            rows = replace(rows, names=_texts(names, len(rows), "names"))
+            rows = replace(rows, names=tuple(map(str, _as_many(names, rows, "names"))))
         if labels is not None:
-            rows = replace(rows, labels=_texts(labels, len(rows), "labels"))
+            rows = replace(rows, labels=tuple(map(label_text, _as_many(labels, rows, "labels"))))
         super().add(rows, **options)
 
 
-def _texts(texts: Sequence[str], rows: int, what: str) -> tuple[str, ...]:
-    if isinstance(texts, str) or len(texts) != rows:
-        raise UsageError(f"there are {rows:,} rows in this batch, and not as many {what}; give one for each.")
-    return tuple(map(str, texts))
+def _as_many(texts: Sequence[Any], rows: Codes, what: str) -> Sequence[Any]:
+    if isinstance(texts, str) or len(texts) != len(rows):
+        raise UsageError(f"there are {len(rows):,} rows in this batch, and not as many {what}; give one for each.")
+    return texts
 
 
 _MATRIX_ROWS = 4096  # read at a time
@@ -147,7 +148,8 @@ class CompressOptions:
     latents : int, optional
         Width of the codes: the first so many latents. The model's full width by default.
     rate : float, optional
-        Bits per image that the codes may take on disk, in place of ``latents``: the widest prefix that does.
+        Bits per image that the codes may take on disk, in place of ``latents``: the widest rung of the model's
+        ladder that does.
         Names, tables and the index come on top.
     batch_size : int
         Images that are decoded, encoded and handed on at a time; codes do not depend on it. Rows of a matrix are
@@ -249,6 +251,8 @@ def encode_source(
             if isinstance(source, StreamSource) and writer.rows:  # it cannot be read again
                 writer.flush()
                 exc.add_note(_kept_of_stream(writer.rows, writer.partial, path))
+            elif isinstance(exc, EnvironmentFault) and writer.rows:
+                writer.flush()
             raise
 
 
@@ -417,7 +421,7 @@ def compress_at_rate(
     rate: float,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Write the widest prefix whose codes take ``rate`` bits per image; return how many images were encoded.
+    """Write the widest rung whose codes take ``rate`` bits per image; return how many images were encoded.
 
     The archive at full width goes only when the prefix is complete: for another rate, or with more room on the
     disk, ``resume`` goes on with it.
@@ -432,14 +436,13 @@ def compress_at_rate(
         try:
             with tempfile.TemporaryDirectory(prefix=f".{path.name[:64]}.", dir=path.parent) as folder:
                 job = Transcoding(archive, embed=options.embeds(codec), names=options.names)
-                chosen = write_widest(job, Path(folder), rate)
-                if chosen is None:
-                    msg = f"{escape_name(path)}: not even one latent fits into {rate:g} bits per image"
-                    raise UsageError(f"{msg}; {kept}: ask for a higher --rate and pass --resume.")
-                chosen.replace(path)
+                write_widest(job, Path(folder), rate, path).replace(path)
             sync_folder(path.parent)
         except (OutputError, OSError) as exc:
             raise unwritable(path, exc, f"; {kept}: make room and pass --resume") from exc
+        except UsageError:
+            full.unlink()
+            raise
     full.unlink()
     return encoded
 
@@ -488,18 +491,31 @@ def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
     return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
 
 
-def write_widest(job: Transcoding, folder: Path, rate: float) -> Path | None:
-    """Write prefixes into a folder until one fits and the next wider one does not; return it, None if none fits."""
+def write_widest(job: Transcoding, folder: Path, rate: float, shown: Path) -> Path:
+    """Write rungs of the ladder into a folder until one fits and the next does not; return it.
+
+    Raises
+    ------
+    UsageError
+        If not even the lowest rung keeps to the rate.
+    """
+    spent: dict[int, float] = {}
 
     def write(latents: int) -> float:
         path = folder / f"{latents}.bin"
-        spent = job.write(path, latents)
-        if spent > rate:
+        spent[latents] = job.write(path, latents)
+        if spent[latents] > rate:
             path.unlink()
-        return spent
+        return spent[latents]
 
-    latents = widest(job.costs(), write, rate)
-    return None if latents is None else folder / f"{latents}.bin"
+    latents = widest(job.costs(), write, rate, job.rungs)
+    if latents is None:
+        lowest = job.rungs[0]
+        raise UsageError(
+            f"{escape_name(shown)}: no width fits into {rate:g} bits per image; the least, "
+            f"{lowest:,} latent{'s' if lowest > 1 else ''}, takes {spent[lowest]:,.1f}: ask for a higher --rate."
+        )
+    return folder / f"{latents}.bin"
 
 
 _FEW = 100  # images whose mean says little, and a file's own parts much
@@ -565,15 +581,18 @@ def of_another_kind(codec: Codec, archive: Rows) -> tuple[str, ...]:
     recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits")
     if not recorded or len(archive) < _FEW:
         return ()
+    # The first latents carry the most, so that nothing is expected of fewer than the lowest rung has.
     rungs = sorted((int(latents), float(bits)) for latents, bits in recorded.items())
-    places = [0, *(rung for rung, _ in rungs)], [0.0, *(bits for _, bits in rungs)]
-    expected = float(np.interp(archive.header.latents, *places))
+    if archive.header.latents < rungs[0][0]:
+        return ()
+    latents, bits = zip(*rungs, strict=True)
+    expected = float(np.interp(archive.header.latents, latents, bits))
     spent, unit = archive.parts()["codes"] * 8 / len(archive), "row" if codec.columns else "image"
     advice = "`stochcl transcode --refit` may make the file smaller, and `stochcl train` a model that knows them"
     if spent > _MUCH * expected:
         known = f"those of the model's training {unit}s {expected:,.0f}"
         said = f"these codes take {spent:,.0f} bits per {unit}, and {known}"
-    elif archive.own_table_rows > len(archive) / 2:
+    elif archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2:
         said = "the model predicts these codes worse than a plain table of their frequencies does"
     else:
         return ()
@@ -585,7 +604,7 @@ def saying_what_is_kept(path: Path) -> Iterator[None]:
     """Let an interruption say what there is to go on with."""
     try:
         yield
-    except KeyboardInterrupt as exc:
+    except (KeyboardInterrupt, EnvironmentFault) as exc:
         if (kept := _kept(path)) and not getattr(exc, "__notes__", ()):
             exc.add_note(f"What was done is kept in {escape_name(kept)}: pass --resume to go on with it.")
         raise

@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import warnings
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl import downstream
+from stochcl.codes import folder_label
 from stochcl.compress import open_archive
 from stochcl.data import read_labels
 from stochcl.downstream import load
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
     Where = Iterable[Tables | PathLike]
+
+_SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"])
 
 
 @contextmanager
@@ -68,22 +72,113 @@ def kind_of(archive: Rows) -> str:
     return "categories" if has_categories(archive) else "levels"
 
 
-def labels_of(archive: Rows, path: PathLike, labels: PathLike | None, column: str | None = None) -> tuple[str, ...]:
-    """Return a label for every row: from the CSV, or from the archive.
+def labels_of(
+    archive: Rows,
+    path: PathLike,
+    labels: PathLike | None,
+    column: str | None = None,
+    level: int | None = None,
+    *,
+    partial: bool = False,
+) -> tuple[str, ...]:
+    """Return a label for every row: from the CSV, from a folder of its name, or as the archive has it.
 
     Raises
     ------
     LabelsError
-        If there are none, or a row has none in the CSV.
+        If there are none, or a row has none in the CSV (with ``partial``, most rows).
     """
     shown = escape_name(path)
-    if archive.names is None and (labels is not None or archive.labels is None):
+    by_name = labels is not None or level is not None
+    if archive.names is None and (by_name or archive.labels is None):
         raise LabelsError(f"{shown}: its rows have no names to find labels by (--no-names?); compress with names.")
     if labels is not None and archive.names is not None:
-        return read_labels(labels).match(archive.names, column)
+        return read_labels(labels).match(archive.names, column, partial=partial)
+    if level is not None and archive.names is not None:
+        found = tuple(folder_label(name, level) for name in archive.names)
+        if not any(found):
+            raise LabelsError(f"{shown}: no name has a folder at --label-level {level}; its images lie less deep.")
+        return found
     if archive.labels is None:
         raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
     return tuple(archive.labels)
+
+
+def check_label_options(labels: PathLike | None, columns: Iterable[str | None], level: int | None) -> None:
+    """Refuse options that say two things of where labels come from.
+
+    Raises
+    ------
+    UsageError
+    """
+    if labels is None and any(column is not None for column in columns):
+        raise UsageError("--label-column says which column of a CSV file; give that file with --labels.")
+    if labels is not None and level is not None:
+        raise UsageError("--labels and --label-level both say what the label is; give one of them.")
+    if level == 0:
+        raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
+
+
+def told_source(labels: PathLike | None, column: str | None, level: int | None, archive: Rows) -> str:
+    """Say where labels come from, for people."""
+    if labels is not None:
+        which = f"column {escape_name(column)}" if column else f"column {escape_name(read_labels(labels).columns[0])}"
+        return f"{which} of {escape_name(labels)}"
+    if level is None and archive._stored("labels"):
+        return "stored in the archive"
+    return f"folder {level or 1} of each name"
+
+
+def split_warning(classes: Iterable[object]) -> str | None:
+    """Return a warning where classes are the names of splits, as in ``train/cat``, ``val/cat``."""
+    found = sorted({str(c) for c in classes if c is not None and str(c)})
+    if len(found) < 2 or not all(name.lower() in _SPLITS for name in found):
+        return None
+    return (
+        f"the classes are {', '.join(found)}, which are names of splits; if the class is the next folder, "
+        "pass --label-level 2"
+    )
+
+
+def labels_of_test(
+    train: Iterable[str] | None, test: Iterable[str] | None, labels: PathLike | None, test_labels: PathLike | None
+) -> PathLike | None:
+    """Return the CSV of the test rows: the one given for them, else the common one, if it tells the rows apart.
+
+    Raises
+    ------
+    UsageError
+        If one CSV is for both, and a name in it is that of a training row and of a test row.
+    """
+    if test_labels is not None or labels is None:
+        return test_labels or labels
+    both = sorted(set(train or ()) & set(test or ()))
+    if both:
+        raise UsageError(
+            f"{escape_name(labels)}: {len(both):,} names, such as {escape_name(both[0])}, are those of training and of "
+            "test images, so that one file cannot label both; give the labels of the test images with --test-labels."
+        )
+    return labels
+
+
+def common_width(header: Header, test: Header, shown: Sequence[str], latents: int | None) -> int:
+    """Return how many latents two archives of one model are compared on: those of the narrower, or ``latents``.
+
+    Raises
+    ------
+    UsageError
+        If one holds latents that the other lacks, or fewer than ``latents``.
+    """
+    width = latents or min(header.latents, test.latents)
+    for one, name in zip((header, test), shown, strict=True):
+        if one.latents < width:
+            raise UsageError(f"{name}: it has {one.latents:,} latents, not {width:,}.")
+    ours, theirs = ((one.selection or tuple(range(one.latents)))[:width] for one in (header, test))
+    if tuple(ours) != tuple(theirs):
+        raise UsageError(
+            f"{shown[1]}: it holds other latents of the model than {shown[0]}; make both with the same --select."
+        )
+    return width
 
 
 def groups_of(archive: Rows, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
@@ -229,6 +324,7 @@ def select(
     latents: int,
     labels: PathLike | None = None,
     column: str | None = None,
+    level: int | None = None,
     task: Task = "classification",
     tables: Iterable[Tables | PathLike] = (),
     force: bool = False,
@@ -246,6 +342,8 @@ def select(
         A CSV file ``name,label...``; by default the first folder of each name.
     column : str, optional
         Which column of it.
+    level : int, optional
+        Which folder of a name is its label.
     task : str
         classification or regression.
     tables : iterable of Tables or path-like
@@ -264,15 +362,14 @@ def select(
     from stochcl.downstream import LatentSelector
     from stochcl.downstream.evaluation import labelled
 
-    if column is not None and labels is None:
-        raise UsageError("--column says which column of a CSV file; give that file with --labels.")
+    check_label_options(labels, [column], level)
     output = Path(output)
     check_output(output, Path(path), force=force)
     with open_archive(path, tables=tables) as archive:
         header = archive.header
         if not 1 <= latents <= header.latents:
             raise UsageError(f"{escape_name(path)}: it has {header.latents:,} latents; {latents:,} cannot be chosen.")
-        y = labels_of(archive, path, labels, column)
+        y = labels_of(archive, path, labels, column, level, partial=True)
         with naming(labels or path):
             rows = labelled(archive.to_numpy(), y, task, archive.names)
             rows.check_learnable()
@@ -330,7 +427,9 @@ def evaluate_targets(
     *,
     test: PathLike | None = None,
     labels: PathLike | None = None,
+    test_labels: PathLike | None = None,
     columns: Sequence[str] = (),
+    level: int | None = None,
     groups: str | None = None,
     task: Task = "classification",
     estimator: str = "auto",
@@ -338,6 +437,7 @@ def evaluate_targets(
     latents: int | None = None,
     folds: int = 5,
     test_size: float | None = None,
+    min_class: int | None = None,
     seed: int = 0,
     save: PathLike | None = None,
     tables: Where = (),
@@ -352,12 +452,18 @@ def evaluate_targets(
         An archive of the same model to score on.
     labels : path-like, optional
         A CSV file ``name,label...``; by default the first folder of each name.
+    test_labels : path-like, optional
+        The same for the rows of ``test``; by default ``labels``, if no name is in both archives.
     columns : sequence of str
         Which columns of the CSV, a target each; by default the first.
+    level : int, optional
+        Which folder of a name is its label: 1 the first, -1 the one that the image lies in.
     groups : str, optional
         A CSV file ``name,group``, or a column of ``labels``; rows of a group are never both trained and scored on.
     task, estimator, folds, test_size, seed
         See :func:`stochcl.downstream.evaluate`.
+    min_class : int, optional
+        Leave out classes of fewer images, and say so; 2 in a cross-validation, which can do nothing with one image.
     given : str
         symbols, vectors, or auto: vectors where the model has a vector decoder.
     latents : int, optional
@@ -376,48 +482,72 @@ def evaluate_targets(
     ------
     SourceError, FormatError, LabelsError, UsageError, ModelMismatch, OutputError
     """
-    _check_request(test, labels, columns, groups, test_size)
+    _check_request(test, labels, test_labels, columns, level, groups, test_size)
     if save is not None:
         downstream.check_savable(estimator, task)
     with open_archive(path, tables=tables) as archive:
         used = input_of(archive, given)
-        part = _part(archive, path, labels, columns, used, latents, groups)
-        header = archive.header
+        header, notes = archive.header, list[str]()
+        from_where = _Labels(labels, tuple(columns), level)
+        if test is None:
+            width, other = latents or header.latents, None
+            part = _part(archive, path, from_where, used, latents, groups)
+        else:
+            with open_archive(test, tables=tables) as unseen:
+                _check_same_model(path, test, header, unseen.header)
+                width = common_width(header, unseen.header, (escape_name(path), escape_name(test)), latents)
+                scored = replace(from_where, path=labels_of_test(archive.names, unseen.names, labels, test_labels))
+                part, other = (
+                    _part(archive, path, from_where, used, width),
+                    _part(unseen, test, scored, used, width),
+                )
+                if latents is None and header.latents != unseen.header.latents:
+                    widths = f"{header.latents:,} and {unseen.header.latents:,}"
+                    notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
+        if task == "classification":
+            least = min_class or (2 if test is None else 1)
+            with naming(labels or path):
+                rare = {target: _rare(y, least) for target, y in part.labels.items()}
+            part, other = _without(part, rare), None if other is None else _without(other, rare)
+            notes += [
+                f"{len(names):,} classes of fewer than {least} images were left out, such as {escape_name(min(names))}"
+                for names in rare.values()
+                if names
+            ]
+        told = [told_source(labels, column, level, archive) for column in columns or (None,)]
     facts = {
         "schema": "stochcl.evaluate/0",
         "path": escape_name(path),
         "images": len(part.x),
         "input": used,
-        "latents": latents or header.latents,
+        "latents": width,
         "model": escape_name(header.model),
+        "labels_from": ", ".join(told),
     }
     how: dict[str, Any] = {"task": task, "estimator": estimator, "seed": seed}
     found: dict[str, Evaluation] = {}
-    if test is None:
-        for target, y in part.labels.items():
-            with naming(labels or path):
-                found[target] = downstream.evaluate(
+    for target, y in part.labels.items():
+        with naming(labels or path):
+            if other is None:
+                scores = downstream.evaluate(
                     part.x, y, folds=folds, test_size=test_size, groups=part.groups, names=part.names,
                     symbols=part.symbols, **how,
                 )  # fmt: skip
-    else:
-        other = _test_part(test, path, header.model_sha256, labels, columns, used, latents, tables)
-        for target, y in part.labels.items():
-            with naming(labels or path):
-                both = None if part.symbols.shape[1] != other.symbols.shape[1] else (part.symbols, other.symbols)
-                found[target] = downstream.evaluate_split(
-                    part.x, y, other.x, other.labels[target], symbols=both, **how
+            else:
+                scores = downstream.evaluate_split(
+                    part.x, y, other.x, other.labels[target], symbols=(part.symbols, other.symbols), **how
                 )
+        warning = split_warning(y) if labels is None and task == "classification" else None
+        found[target] = replace(scores, notes=(*scores.notes, *notes, *([warning] if warning else [])))
     if save is not None:
         with naming(labels or path):
             fitted = tuple(
                 downstream.fit(part.x, y, target=target, names=part.names, **how) for target, y in part.labels.items()
             )
-        selection = None if header.selection is None else tuple(header.selection)[: latents or None]
+        selection = None if header.selection is None else tuple(header.selection)[:width]
         probe = downstream.SavedProbe(
-            header.model, header.model_sha256, used, latents or header.latents, selection, fitted,
-            header.tables_sha256,
-        )  # fmt: skip
+            header.model, header.model_sha256, used, width, selection, fitted, header.tables_sha256
+        )
         probe.save(save)
         facts["saved"] = escape_name(save)
     return found, facts
@@ -426,52 +556,63 @@ def evaluate_targets(
 def _check_request(
     test: PathLike | None,
     labels: PathLike | None,
+    test_labels: PathLike | None,
     columns: Sequence[str],
+    level: int | None,
     groups: str | None,
     test_size: float | None,
 ) -> None:
     """Refuse options that contradict each other."""
-    if columns and labels is None:
-        raise UsageError("--column says which column of a CSV file; give that file with --labels.")
+    check_label_options(labels, columns, level)
     if len(set(columns)) != len(columns):
-        raise UsageError("a column is named twice by --column; name each once.")
+        raise UsageError("a column is named twice by --label-column; name each once.")
+    if test_labels is not None and (test is None or labels is None):
+        raise UsageError("--test-labels stands beside --test and --labels; give all three.")
     if test is not None and test_size is not None:
         raise UsageError("--test and --test-size both say what to score on; give one of them.")
     if test is not None and groups is not None:
         raise UsageError("--groups says how one file of codes is split, and --test that another is scored on.")
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """Where labels come from: a CSV and its columns, or a folder of the names."""
+
+    path: PathLike | None
+    columns: tuple[str, ...]
+    level: int | None
+
+
 def _part(
-    archive: Rows,
-    path: PathLike,
-    labels: PathLike | None,
-    columns: Sequence[str],
-    used: str,
-    latents: int | None,
-    groups: str | None = None,
+    archive: Rows, path: PathLike, labels: _Labels, used: str, latents: int | None, groups: str | None = None
 ) -> _Part:
-    by_target = {column: labels_of(archive, path, labels, column) for column in columns} or {
-        "label": labels_of(archive, path, labels)
-    }
+    by_target = {
+        column: labels_of(archive, path, labels.path, column, partial=True) for column in labels.columns
+    } or {"label": labels_of(archive, path, labels.path, level=labels.level, partial=True)}
     x = rows_of(archive, used, latents)
     symbols = x if used == "symbols" else archive.to_numpy(latents)
-    of_groups = None if groups is None else groups_of(archive, path, groups, labels)
+    of_groups = None if groups is None else groups_of(archive, path, groups, labels.path)
     return _Part(x, symbols, by_target, archive.names, of_groups)
 
 
-def _test_part(
-    test: PathLike,
-    path: PathLike,
-    model_sha256: str,
-    labels: PathLike | None,
-    columns: Sequence[str],
-    used: str,
-    latents: int | None,
-    tables: Where,
-) -> _Part:
-    with open_archive(test, tables=tables) as archive:
-        if archive.header.model_sha256 != model_sha256:
-            raise ModelMismatch(
-                f"{escape_name(test)}: this archive was made by another model than {escape_name(path)}."
-            )
-        return _part(archive, test, labels, columns, used, latents)
+def _rare(labels: Sequence[str], least: int) -> set[str]:
+    """Return the classes that fewer images have; LabelsError where all of them are such."""
+    counts = {label: count for label, count in Counter(labels).items() if label.strip()}
+    rare = {label for label, count in counts.items() if count < least}
+    if rare and len(rare) == len(counts):
+        raise LabelsError(f"none of the {len(counts):,} classes has {least} images or more; give other labels.")
+    return rare
+
+
+def _without(part: _Part, rare: dict[str, set[str]]) -> _Part:
+    """Take the labels of rare classes away."""
+    labels = {
+        target: tuple("" if label in rare[target] else label for label in y) if rare[target] else y
+        for target, y in part.labels.items()
+    }
+    return replace(part, labels=labels)
+
+
+def _check_same_model(path: PathLike, test: PathLike, header: Header, other: Header) -> None:
+    if other.model_sha256 != header.model_sha256:
+        raise ModelMismatch(f"{escape_name(test)}: this archive was made by another model than {escape_name(path)}.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stochcl import __version__
+from stochcl.api.evaluate import check_label_options, labels_of_test, split_warning
 from stochcl.api.models import find_model, initial_weights
 from stochcl.api.train import _check_output, _images
 from stochcl.compress import Archive
@@ -97,6 +98,7 @@ def score(
     source: str | os.PathLike[str],
     *,
     labels: str | os.PathLike[str] | None = None,
+    label_level: int | None = None,
     workers: int = 1,
     device: str = "auto",
 ) -> Scores:
@@ -121,7 +123,7 @@ def score(
             f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
         )
     images = _images(source)
-    label = labeller([images], labels)
+    label = labeller([images], labels, label_level)
     data = read_labelled(config, [images], label, workers=workers)
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, codec.device)
@@ -191,6 +193,7 @@ class FinetuneReport:
     initialised: str | None
     held_top1: float | None
     test: Scores | None
+    warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types; the test's figures stand beside the run's."""
@@ -210,6 +213,8 @@ class FinetuneReport:
             out.insert(0, f"  begun from {self.initialised}")
         if self.test is not None:
             out += [f"  {line}" for line in self.test.lines()]
+        if self.warning is not None:
+            out.append(f"  note: {self.warning}")
         return [*out, f"  hash {self.sha256}"]
 
 
@@ -225,6 +230,7 @@ def finetune(
     labels: str | os.PathLike[str] | None = None,
     test: str | os.PathLike[str] | None = None,
     test_labels: str | os.PathLike[str] | None = None,
+    label_level: int | None = None,
     init: str | os.PathLike[str] | None = None,
     preset: str | None = None,
     hold_out: int = 0,
@@ -248,7 +254,9 @@ def finetune(
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
     labels, test_labels : path-like, optional
         CSVs of ``name,label``; without them the label is an image's first folder. ``labels`` is asked for test
-        images too, where ``test_labels`` is not given.
+        images too, where ``test_labels`` is not given and no name is in both sources.
+    label_level : int, optional
+        Another of an image's folders is its label: 2 the second, -1 the innermost.
     test : path-like, optional
         A source of images to score the result on, and its file of codes.
     init : path-like, optional
@@ -281,6 +289,7 @@ def finetune(
     from stochcl.training.finetune import Finetuner, class_indices, starting_point
 
     started = time.monotonic()
+    check_label_options(labels, (), label_level)
     output = Path(output)
     checkpoint = output.with_name(output.name + ".checkpoint")
     log = Path(log) if log else None
@@ -297,8 +306,13 @@ def finetune(
     begin = starting_point(base.encoder, settings)
     begun = None if init is None else init_backbone(begin, initial_weights(init))
     opened = [_images(path) for path in sources]
-    label = labeller(opened, labels)
-    unseen = [] if test is None else labels_of(_images(test), test_labels or labels)
+    label = labeller(opened, labels, label_level)
+    unseen: list[str] = []
+    if test is not None:
+        scored = _images(test)
+        trained = (entry.name for source in opened for entry in source.entries)
+        test_labels = labels_of_test(trained, (entry.name for entry in scored.entries), labels, test_labels)
+        unseen = labels_of(scored, test_labels, label_level)
     data = read_labelled(
         base.encoder.config, opened, label, hold_out=hold_out, workers=workers, cache=Path(cache) if cache else None
     )
@@ -317,7 +331,9 @@ def finetune(
     checkpoint.unlink(missing_ok=True)
     scores = None
     if test is not None:  # of what was written; the record is no part of the hash
-        scores = score(output, test, labels=test_labels or labels, workers=workers, device=settings.device)
+        scores = score(
+            output, test, labels=test_labels, label_level=label_level, workers=workers, device=settings.device
+        )
         save_model(encoder, output, record | {"figures": scores.figures()})
     return FinetuneReport(
         model=str(output),
@@ -332,6 +348,7 @@ def finetune(
         initialised=None if begun is None else begun.line(),
         held_top1=held,
         test=scores,
+        warning=split_warning(classes) if labels is None else None,
     )
 
 

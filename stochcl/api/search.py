@@ -13,7 +13,7 @@ from stochcl.api.evaluate import kind_of
 from stochcl.codes import pick
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
-from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest, without_own
+from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import ModelMismatch, UsageError
 from stochcl.messages import escape_name
 
@@ -123,8 +123,6 @@ def search(
             found.add(part if decoder is None else decoder.decode(part))
             progress(min(start + _ROWS, len(archive)), len(archive))
         distances, numbers = found.sorted()
-        if distances.shape[1] > 1:
-            distances, numbers = without_own(distances, numbers, np.array([query.row for query in asked]))
         return {
             "schema": SCHEMA,
             "path": escape_name(path),
@@ -136,9 +134,9 @@ def search(
                 {
                     "query": query.name,
                     "row": None if query.row < 0 else query.row,
-                    "neighbours": _told(archive, *pair),
+                    "neighbours": _told(archive, near, rows_found, query.row)[:count],
                 }
-                for query, *pair in zip(asked, distances.tolist(), numbers.tolist(), strict=True)
+                for query, near, rows_found in zip(asked, distances.tolist(), numbers.tolist(), strict=True)
             ],
         }
 
@@ -220,7 +218,8 @@ def _kept(codes: Codes, header: Header) -> Codes:
     return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
 
 
-def _told(archive: Rows, distances: list[float], numbers: list[int]) -> list[dict[str, Any]]:
+def _told(archive: Rows, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
+    """Return neighbours; a row of the archive that is looked for is not its own."""
     names, labels = archive.names, archive.labels
     # A vector that is not finite, of a foreign decoder, is no one's neighbour.
     return [
@@ -231,5 +230,5 @@ def _told(archive: Rows, distances: list[float], numbers: list[int]) -> list[dic
             "distance": round(distance, 6),
         }
         for distance, number in zip(distances, numbers, strict=True)
-        if math.isfinite(distance)
+        if math.isfinite(distance) and number != own
     ]

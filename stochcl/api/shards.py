@@ -28,7 +28,7 @@ from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, s
 from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import FormatError, OutputError, SourceError, UsageError
+from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceError, UsageError
 from stochcl.files import replacing, sync_folder
 from stochcl.framing import PROLOGUE
 from stochcl.messages import escape_name, os_reason, plural
@@ -257,7 +257,7 @@ def compress_to_folder(
             encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
             progress(count, total)
         _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
-    except KeyboardInterrupt as exc:
+    except (KeyboardInterrupt, EnvironmentFault) as exc:
         exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to go on.")
         raise
     except OSError as exc:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.compress import latents_of, open_inputs
-from stochcl.api.evaluate import input_of, labels_of, naming, rows_of
+from stochcl.api.evaluate import (
+    check_label_options,
+    common_width,
+    input_of,
+    labels_of,
+    labels_of_test,
+    naming,
+    rows_of,
+    split_warning,
+)
 from stochcl.compress import Rows, open_archive
 from stochcl.data import MatrixSource
 from stochcl.data.open import SubsetSource
@@ -327,7 +336,9 @@ def measure_uncertainty(
     *,
     test: PathLike | None = None,
     labels: PathLike | None = None,
+    test_labels: PathLike | None = None,
     column: str | None = None,
+    level: int | None = None,
     outside: Sequence[PathLike] = (),
     images: PathLike | None = None,
     codec: Codec | None = None,
@@ -349,8 +360,8 @@ def measure_uncertainty(
         The archive; its rows are answered in a cross-validation, or trained on where ``test`` is given.
     test : path-like, optional
         An archive of the same model whose rows are answered.
-    labels, column
-        A CSV file ``name,label...`` and which of its columns; by default the first folder of each name.
+    labels, test_labels, column, level
+        As :func:`stochcl.api.evaluate.evaluate_targets` takes them.
     outside : sequence of path-like
         Archives of the same model of images of another kind.
     images : path-like, optional
@@ -381,6 +392,7 @@ def measure_uncertainty(
     started = time.monotonic()
     if (images is None) != (codec is None):
         raise UsageError("--images says which images are corrupted, and -m the model that encodes them: give both.")
+    check_label_options(labels, [column], level)
     if plot is not None:
         check_plot(plot)
     if sample < 1:
@@ -388,6 +400,9 @@ def measure_uncertainty(
     extra = (*tables, *(() if codec is None else (codec.tables,)))
     with open_archive(path, tables=extra) as archive:
         used = input_of(archive, given)
+        if test is not None and latents is None:
+            with open_archive(test, tables=extra) as unseen:
+                latents = common_width(archive.header, unseen.header, (escape_name(path), escape_name(test)), None)
         train = CodedSet.of(archive, path, used, latents)
         other = train if test is None else train.like(test, extra)
         if codec is not None and codec.model.sha256 != archive.header.model_sha256:
@@ -395,7 +410,7 @@ def measure_uncertainty(
                 f"{escape_name(path)}: it was made by the model {escape_name(archive.header.model)}, not by "
                 f"{escape_name(codec.model.name)}; give its own with -m."
             )
-        measured = _Measured(train, other, labels, column, estimator, folds, seed)
+        measured = _Measured(train, other, _Labels(labels, test_labels, column, level), estimator, folds, seed)
         found = measured.errors()
         found["outside"] = [measured.foreign(train.like(one, extra), escape_name(one)) for one in outside]
         if images is not None and codec is not None:
@@ -418,6 +433,16 @@ def measure_uncertainty(
     return facts | found | {"seed": seed, "seconds": round(time.monotonic() - started, 3)}
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """Where labels come from."""
+
+    train: PathLike | None
+    test: PathLike | None
+    column: str | None
+    level: int | None
+
+
 class _Measured:
     """A probe's answers for the rows of a set, and their scores."""
 
@@ -425,30 +450,35 @@ class _Measured:
         self,
         train: CodedSet,
         test: CodedSet,
-        labels: PathLike | None,
-        column: str | None,
+        labels: _Labels,
         estimator: str,
         folds: int,
         seed: int,
     ) -> None:
         self.set, self.seed, self.notes = test, seed, list[str]()
-        with naming(labels or train.path):
-            rows = labelled(train.rows.x, labels_of(train.archive, train.path, labels, column), "classification")
+        column, level = labels.column, labels.level
+        with naming(labels.train or train.path):
+            given = labels_of(train.archive, train.path, labels.train, column, level, partial=True)
+            rows = labelled(train.rows.x, given, "classification")
             rows.check_learnable()
         known = train.rows.take(rows.kept)
         if test is train:
             self.rows, truth, self.places = known, rows.y, np.flatnonzero(rows.kept)
-            with naming(labels or train.path):
+            with naming(labels.train or train.path):
                 splits, notes = make_splits(rows.y, "classification", seed=seed, folds=folds)
             self.notes += notes
         else:
             with open_archive(test.path) as archive:
-                scored = labelled(test.rows.x, labels_of(archive, test.path, labels, column), "classification")
+                of_test = labels_of_test(train.names, archive.names, labels.train, labels.test)
+                given = labels_of(archive, test.path, of_test, column, level, partial=True)
+                scored = labelled(test.rows.x, given, "classification")
             self.rows, truth, self.places = test.rows.take(scored.kept), scored.y, np.flatnonzero(scored.kept)
             splits = [(np.arange(len(known)), np.arange(len(self.rows)))]
         for part, which in ((train, rows.left_out), *(() if test is train else ((test, scored.left_out),))):
             if which:
                 self.notes.append(f"{escape_name(part.path)}: {which:,} images have no label and were left out")
+        if labels.train is None and (warning := split_warning(rows.y)):
+            self.notes.append(warning)
         if self.rows.entropy is None:
             missing = f"{escape_name(test.path)}: it has no uncertainty stored (stochcl compress --uncertainty)"
             self.notes.append(f"{missing}; the entropy is left out")

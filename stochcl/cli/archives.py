@@ -105,7 +105,8 @@ _FILE = click.Path(path_type=Path)
     "--rate",
     type=click.FloatRange(0, min_open=True),
     metavar="R",
-    help="Keep as many latents as take at most R bits per image on disk; tables and names come on top.",
+    help="Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and names "
+    "come on top.",
 )
 @click.option(
     "--select",

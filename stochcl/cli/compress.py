@@ -84,7 +84,8 @@ def output_of(path: Path) -> Path | IO[bytes]:
     "--rate",
     type=click.FloatRange(0, min_open=True),
     metavar="R",
-    help="Keep as many latents as take at most R bits per image on disk; tables and names come on top.",
+    help="Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and names "
+    "come on top.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
 @click.option(

@@ -21,7 +21,7 @@ _FILE = click.Path(path_type=Path)
 @click.argument("codes", type=ARCHIVE)
 @click.option("--images", type=_FILE, metavar="SOURCE", help="What the codes were made of, for pictures.")
 @click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
-@click.option("--column", help="Which column of it.  [default: the first after the name]")
+@click.option("--label-column", "--column", "column", help="Which column of it.  [default: the first after the name]")
 @click.option(
     "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
 )
@@ -136,7 +136,10 @@ def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
 @click.argument("codes", type=ARCHIVE)
 @click.option("--latents", required=True, type=click.IntRange(1), metavar="K", help="How many latents to choose.")
 @click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
-@click.option("--column", help="Which column of it.  [default: the first after the name]")
+@click.option("--label-column", "--column", "column", help="Which column.  [default: the first after the name]")
+@click.option(
+    "--label-level", "level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]"
+)
 @click.option(
     "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
 )
@@ -161,11 +164,20 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
 @click.argument("codes", required=False, type=ARCHIVE)
 @click.option("--train", type=ARCHIVE, help="The file of codes to train on, in place of CODES.")
 @click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
+@click.option("--test-labels", type=click.Path(path_type=Path), help="The same for --test.  [default: --labels]")
 @click.option(
+    "--label-level",
+    "level",
+    type=int,
+    metavar="N",
+    help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
+)
+@click.option(
+    "--label-column",
     "--column",
     "columns",
     multiple=True,
-    help="Which column of it; several targets by repeating it.  [default: first]",
+    help="Which column of --labels; several targets by repeating it.  [default: first]",
 )
 @click.option("--groups", help="A column of it, or a CSV file name,group: a group is never trained and scored on.")
 @click.option(
@@ -191,6 +203,9 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
 @click.option(
     "--test-size", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out this fraction instead."
 )
+@click.option(
+    "--min-class", type=click.IntRange(1), metavar="N", help="Leave out classes of fewer than N images.  [default: 2]"
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits and estimators.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write the probe here, for `stochcl predict`.")
 @TABLES
@@ -198,8 +213,8 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
 def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_json: bool, **options: Any) -> None:
     """Train a classifier or regressor on codes and score it on images that it has not seen.
 
-    Labels are the images' first folders, or come from a CSV file. Scores are of a cross-validation, of a part
-    held out (--test-size), or of another file of codes (--test).
+    Labels are the images' first folders (or others, --label-level), or come from a CSV file. Scores are of a
+    cross-validation, of a part held out (--test-size), or of another file of codes (--test).
 
     \b
     Example:
@@ -211,14 +226,17 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
         raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
     results, facts = evaluating.evaluate_targets(path, tables=given_tables(model), **options)
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
-    head = f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}"
+    head = [
+        f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
+        f"labels: {facts['labels_from']}",
+    ]
     if len(results) == 1:
         result = next(iter(results.values()))
-        show(facts | result.to_json(), [head, *result.lines(), *saved], as_json=as_json)
+        show(facts | result.to_json(), [*head, *result.lines(), *saved], as_json=as_json)
         return
     lines = [line for target, result in results.items() for line in (f"{target}:", *result.lines())]
     both = {target: result.to_json() for target, result in results.items()}
-    show(facts | {"targets": both}, [head, *lines, *saved], as_json=as_json)
+    show(facts | {"targets": both}, [*head, *lines, *saved], as_json=as_json)
 
 
 _SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the JSON
@@ -229,7 +247,11 @@ _SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the 
 @click.option("--train", type=ARCHIVE, help="The file of codes to train the probe on, in place of CODES.")
 @click.option("--test", type=ARCHIVE, help="The file of codes whose images are answered.")
 @click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
-@click.option("--column", help="Which column of it.  [default: the first after the name]")
+@click.option("--test-labels", type=_FILE, help="The same for --test.  [default: --labels]")
+@click.option("--label-column", "--column", "column", help="Which column.  [default: the first after the name]")
+@click.option(
+    "--label-level", "level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]"
+)
 @click.option("--outside", type=ARCHIVE, multiple=True, help="A file of codes of other images; may be repeated.")
 @click.option("--images", type=_FILE, help="The answered images: they are corrupted and encoded with -m.")
 @click.option("--sample", type=click.IntRange(1), default=500, show_default=True, help="How many of them.")

@@ -80,6 +80,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--labels", type=_PATH, metavar="CSV", help="Labels as name,label, in place of the first folders.")
 @click.option("--test", type=_PATH, metavar="SOURCE", help="Score the result on these images, and on their codes.")
 @click.option("--test-labels", type=_PATH, metavar="CSV", help="Labels of the test images.  [default: --labels]")
+@click.option("--label-level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]")
 @click.option(
     "--preset", metavar="NAME", help="A recipe: cifar10-finetune, imagenet-finetune, or a .toml file of options."
 )

@@ -180,6 +180,13 @@ class Transcoding:
         """How many latents there are to keep."""
         return self.archive.header.latents if self.columns is None else len(self.columns)
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The widths that a rate may choose: rungs of the model's ladder and the full width; of a selection, all."""
+        if self.columns is not None or self.archive.header.selection is not None:
+            return tuple(range(1, self.width + 1))
+        return (*(rung for rung in self.archive.tables.ladder if rung < self.width), self.width)
+
     def header(self, latents: int) -> Header:
         """Return the header of an archive of the first so many."""
         header = self.archive.header
@@ -298,17 +305,20 @@ def _spent(archive: Archive) -> float:
     return 8.0 * (fitted + sum(head.payload + head.table.size for head in heads))
 
 
-def widest(costs: NDArray[np.float64], write: Callable[[int], float], rate: float) -> int | None:
-    """Write prefixes until one keeps to a rate and the next wider one does not; return its width."""
-    fits, too_wide, correction = 0, len(costs) + 1, 1.0
+def widest(
+    costs: NDArray[np.float64], write: Callable[[int], float], rate: float, rungs: Sequence[int]
+) -> int | None:
+    """Write prefixes until one keeps to a rate and the next rung's does not; return its width."""
+    expected = costs[np.asarray(rungs) - 1]
+    fits, too_wide, correction = 0, len(rungs) + 1, 1.0
     while fits + 1 < too_wide:
-        latents = int(np.searchsorted(costs * correction, rate, side="right"))
-        latents = min(max(latents, fits + 1), too_wide - 1)
-        spent = write(latents)
+        rung = int(np.searchsorted(expected * correction, rate, side="right"))
+        rung = min(max(rung, fits + 1), too_wide - 1)
+        spent = write(rungs[rung - 1])
         if spent <= rate:
-            fits = latents
+            fits = rung
         else:
-            too_wide = latents
-        if math.isfinite(ratio := spent / costs[latents - 1]) and ratio > 0:
+            too_wide = rung
+        if math.isfinite(ratio := spent / expected[rung - 1]) and ratio > 0:
             correction = ratio
-    return fits or None
+    return rungs[fits - 1] if fits else None

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
-from stochcl.data.names import member_name
+from stochcl.data.names import path_name
 from stochcl.data.source import Failure
 from stochcl.data.tar import BATCH_BYTES, Loaded, StreamSource
 from stochcl.errors import MissingExtraError, SourceError, UsageError
@@ -233,8 +234,7 @@ class ArrowSource(StreamSource):
         found = batch.column(self._label).to_pylist()
         known, count = self._classes, len(self._classes)
         return [
-            "" if value is None else known[value] if isinstance(value, int) and 0 <= value < count else str(value)
-            for value in found
+            known[value] if isinstance(value, int) and 0 <= value < count else label_text(value) for value in found
         ]
 
 
@@ -323,7 +323,7 @@ class ArrowVectors(ArrowSource):
 def _named(given: str | None, row: int, total: int, file: bytes | None) -> tuple[str, bytes | str]:
     """Return a row's name, its number where it has none that is one, and its file or why there is none."""
     try:
-        name = member_name((given or "").lstrip("/"))
+        name = path_name(given or "")
     except ValueError:
         name = row_names([row], max(total, row + 1))[0]
     return name, "the row has no bytes of an image, at most the path of one" if file is None else file

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from stochcl.data.names import sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name, read_regular
-from stochcl.errors import SourceError
+from stochcl.data.source import (
+    Entry,
+    Failure,
+    ImageSource,
+    check_not_empty,
+    is_environment_fault,
+    is_image_name,
+    read_listed,
+)
+from stochcl.errors import EnvironmentFault, SourceError
 from stochcl.messages import escape_name as printable
 from stochcl.messages import os_reason as why
 
@@ -37,7 +45,7 @@ class FolderSource(ImageSource):
         check_not_empty(path, self.entries, self.rejected, "folder")
 
     def _read(self, i: int) -> bytes:
-        return read_regular(self._root / self.entries[i].name, MAX_FILE_BYTES)
+        return read_listed(self._root / self.entries[i].name, MAX_FILE_BYTES)
 
 
 class FileSource(FolderSource):
@@ -82,9 +90,9 @@ class _Listing:
                 with os.scandir(self.root / name) as items:
                     folders.extend(self._sort_out(items, f"{name}/" if name else ""))
             except OSError as exc:
-                if not name:
-                    msg = f"{printable(self.root)}: this folder cannot be read: {why(exc)}."
-                    raise SourceError(msg) from exc
+                if not name or is_environment_fault(exc):
+                    msg = f"{printable(self.root / name)}: this folder cannot be read: {why(exc)}."
+                    raise (SourceError if not name else EnvironmentFault)(msg) from exc
                 self.rejected.append(Failure(name, f"the folder cannot be read: {why(exc)}"))
 
     def _sort_out(self, items: Iterator[os.DirEntry[str]], prefix: str) -> list[str]:
@@ -100,6 +108,8 @@ class _Listing:
                 elif is_image_name(item.name):
                     self._enter(name, item)
             except OSError as exc:
+                if is_environment_fault(exc):
+                    raise
                 self.rejected.append(Failure(name, f"it cannot be looked at: {why(exc)}"))
         return folders
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,8 @@ def held_out(
 
 
 _SHOWN = 3  # names that a message lists
+_NAMES = ("name", "file_name", "filename", "file", "path", "image")
+_DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +80,31 @@ class LabelTable:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def match(self, names: Sequence[str], column: str | None = None) -> tuple[str, ...]:
-        """Return the label of each name, from ``column`` or the first one."""
+    def match(self, names: Sequence[str], column: str | None = None, *, partial: bool = False) -> tuple[str, ...]:
+        """Return the label of each name, from ``column`` or the first one; with ``partial`` some may have none."""
         at = self._position(column)
-        missing = [name for name in names if name not in self.rows]
-        if missing:
+        found = [self.rows.get(name) or self._folded.get(_fold(name)) for name in names]
+        missing = [name for name, row in zip(names, found, strict=True) if row is None]
+        if missing and (not partial or 2 * len(missing) > len(names)):
             msg = (
                 f"{escape_name(self.path)}: {len(missing):,} of {len(names):,} images have no row here: "
                 f"{_listed(missing)}. Names are paths relative to the source, such as those that "
                 f"this file gives: {_listed(list(self.rows))}."
             )
             raise LabelsError(msg)
-        return tuple(self.rows[name][at] for name in names)
+        return tuple("" if row is None else row[at] for row in found)
+
+    @cached_property
+    def _folded(self) -> dict[str, tuple[str, ...]]:
+        """The rows by their names as they are compared where none is the same to the letter."""
+        folded: dict[str, tuple[str, ...]] = {}
+        for name, values in self.rows.items():
+            if folded.setdefault(_fold(name), values) != values:
+                raise LabelsError(
+                    f"{escape_name(self.path)}: it gives {escape_name(name)} other values than another spelling of this "
+                    "name (spaces, ./, backslashes or accents); write names as the images are called."
+                )
+        return folded
 
     def numbers(self, names: Sequence[str], column: str | None = None) -> NDArray[np.float64]:
         """Return the targets of each name as numbers, shape (N,), float64."""
@@ -116,16 +133,20 @@ class LabelTable:
 
 
 def read_labels(path: str | os.PathLike[str]) -> LabelTable:
-    """Read a UTF-8 CSV whose header is ``name,label[,more columns]``.
+    """Read a UTF-8 CSV whose header is ``name,label[,more columns]``, between commas, semicolons or tabs.
 
-    A name may come twice where both rows say the same.
+    The column of names may also be called file_name, filename, file, path or image, and stand anywhere. Spaces around
+    values do not count. A name may come twice where both rows say the same. Names match the images' to the letter, or
+    else without a leading ``./``, with ``/`` for backslashes and with accents composed.
     """
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            columns = _header(path, next(reader, None))
-            return LabelTable(path, columns, _rows(path, reader, len(columns)))
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, strict=True, delimiter=_delimiter(first))
+            at, columns = _header(path, next(reader, None))
+            return LabelTable(path, columns, _rows(path, reader, at, len(columns)))
     except OSError as exc:
         raise LabelsError(f"{escape_name(path)}: the labels cannot be read: {os_reason(exc)}.") from exc
     except UnicodeDecodeError as exc:
@@ -136,20 +157,35 @@ def read_labels(path: str | os.PathLike[str]) -> LabelTable:
         raise LabelsError(msg) from exc
 
 
-def _header(path: Path, header: list[str] | None) -> tuple[str, ...]:
+def _delimiter(header: str) -> str:
+    """Return what separates the columns of a header: the first of comma, semicolon and tab that finds the names."""
+    for delimiter in _DELIMITERS:
+        cells = header.strip("\ufeff\r\n").split(delimiter)
+        if len(cells) > 1 and any(_is_name(cell.strip(' "')) for cell in cells):
+            return delimiter
+    return ","
+
+
+def _is_name(column: str) -> bool:
+    return column.lower() in _NAMES
+
+
+def _header(path: Path, header: list[str] | None) -> tuple[int, tuple[str, ...]]:
+    """Return where the names are, and the other columns."""
     if header is None:
         raise LabelsError(f"{escape_name(path)}: the file is empty; its first line must be name,label.")
     columns = [cell.strip() for cell in header]
-    if len(columns) < 2 or columns[0] != "name" or "" in columns or len(set(columns)) != len(columns):
+    at = next((i for i, column in enumerate(columns) if _is_name(column)), None)
+    if len(columns) < 2 or at is None or "" in columns or len(set(columns)) != len(columns):
         msg = (
             f"{escape_name(path)}: the first line must be name,label (and further columns, each with its own "
             f"name), not {escape_name(','.join(header))[:200]}."
         )
         raise LabelsError(msg)
-    return tuple(columns[1:])
+    return at, (*columns[:at], *columns[at + 1 :])
 
 
-def _rows(path: Path, reader: Iterator[list[str]], columns: int) -> dict[str, tuple[str, ...]]:
+def _rows(path: Path, reader: Iterator[list[str]], at: int, columns: int) -> dict[str, tuple[str, ...]]:
     rows: dict[str, tuple[str, ...]] = {}
     for cells in reader:
         if not cells:  # an empty line
@@ -158,13 +194,19 @@ def _rows(path: Path, reader: Iterator[list[str]], columns: int) -> dict[str, tu
         if len(cells) != columns + 1:
             msg = f"{escape_name(path)}: line {line} has {len(cells)} cells where the header has {columns + 1}."
             raise LabelsError(msg)
-        name, values = cells[0], tuple(cells[1:])
+        name, values = cells[at], tuple(cell.strip() for i, cell in enumerate(cells) if i != at)
         if rows.setdefault(name, values) != values:
             msg = f"{escape_name(path)}: line {line} gives {escape_name(name)} other values than a line before."
             raise LabelsError(msg)
     if not rows:
         raise LabelsError(f"{escape_name(path)}: there is no row under the header.")
     return rows
+
+
+def _fold(name: str) -> str:
+    """Return a name as it is compared with others that are spelled in another way."""
+    text = unicodedata.normalize("NFC", name).strip().replace("\\", "/")
+    return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
 def _number(text: str) -> float:

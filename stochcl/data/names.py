@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 MAX_NAME_BYTES = 65_535
 """Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
+_SHARE = re.compile(r"^\\\\[^\\]+\\[^\\]+")
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://[^/]*/")
 
 
 def sort_key(name: str) -> bytes:
@@ -19,7 +20,7 @@ def sort_key(name: str) -> bytes:
     >>> sorted(["b.png", "é.png", "B.png"], key=sort_key)
     ['B.png', 'b.png', 'é.png']
     """
-    return os.fsencode(name)
+    return name.encode("utf-8", "surrogateescape")  # os.fsencode would fail on letters that the locale lacks
 
 
 def member_name(stored: str) -> str:
@@ -42,6 +43,28 @@ def member_name(stored: str) -> str:
     if len(sort_key(name)) > MAX_NAME_BYTES:
         raise ValueError(f"the name is longer than {MAX_NAME_BYTES:,} bytes")
     return name
+
+
+def path_name(given: str, *, backslashes: bool = True) -> str:
+    r"""Make a name of a path that a table or a list gives: without scheme and host, drive, leading ``/`` or ``../``.
+
+    With ``backslashes`` a path that has them and no ``/``, or begins with a drive or a share, is one of Windows.
+
+    Examples
+    --------
+    >>> path_name("s3://bucket/cats/1.jpg"), path_name("../photos/cats/1.jpg"), path_name(r"C:\photos\cats\1.jpg")
+    ('cats/1.jpg', 'photos/cats/1.jpg', 'photos/cats/1.jpg')
+    """
+    text = _URL.sub("", given)
+    if backslashes and (_DRIVE.match(text) or text.startswith("\\\\") or ("\\" in text and "/" not in text)):
+        text = _SHARE.sub("", _DRIVE.sub("", text, count=1)).replace("\\", "/")
+    parts: list[str] = []
+    for part in text.split("/"):
+        if part != "..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+    return member_name("/".join(parts).lstrip("/"))
 
 
 def is_hidden(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -15,12 +16,20 @@ from stochcl.data.array import MAGIC, ArraySource, MatrixSource, is_images, map_
 from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
 from stochcl.data.folder import FileSource, FolderSource
-from stochcl.data.names import member_name
+from stochcl.data.names import path_name
 from stochcl.data.preprocess import MAX_FILE_BYTES, identify
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name, read_regular
+from stochcl.data.source import (
+    Entry,
+    Failure,
+    ImageSource,
+    check_not_empty,
+    is_environment_fault,
+    is_image_name,
+    read_listed,
+)
 from stochcl.data.tar import TarSource, compression, looks_like_tar
 from stochcl.data.zip import ZipSource
-from stochcl.errors import SourceError, UsageError
+from stochcl.errors import EnvironmentFault, SourceError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
 
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _PROBE = 1 << 16  # enough of a file for any image format to be known by
 
 
@@ -86,9 +95,6 @@ def _open_file(path: Path) -> ImageSource | MatrixSource:
 
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_KEPT_OPEN = (
-    256  # archives among several; more are opened whenever they are read, for a process has about 1,000 files
-)
 _MOST_SHARDS = 1_000_000
 
 
@@ -150,9 +156,6 @@ class JoinedSource(ImageSource):
         self.entries = [entry for source in sources for entry in source.entries]
         self.rejected = [failure for source in sources for failure in source.rejected]
         self._ends = list(accumulate(len(source) for source in sources))
-        if len(sources) > _KEPT_OPEN:
-            for source in sources:
-                source.keep_closed()
 
     def within(self, rows: range) -> tuple[range, range]:
         """Return which of the sources hold these rows, and where in those, one after the other, they are."""
@@ -177,8 +180,8 @@ class ListSource(ImageSource):
     Parameters
     ----------
     paths : sequence of str
-        Relative to ``folder``, or absolute. A name is the path without a leading ``./`` or ``/``; that of an
-        absolute path below ``folder`` is relative to it.
+        Relative to ``folder``, or absolute. A name is the path without a leading ``./``, ``../`` or ``/``; that of
+        an absolute path below ``folder`` is relative to it.
     folder : path-like
     shown : str
         What the list is called.
@@ -201,6 +204,8 @@ class ListSource(ImageSource):
             status = (self._folder / path).stat()
             name = self._name(path)
         except OSError as exc:
+            if is_environment_fault(exc) and not isinstance(exc, FileNotFoundError | NotADirectoryError):
+                raise EnvironmentFault(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
             self.rejected.append(Failure(path, f"it cannot be read: {os_reason(exc)}"))
             return
         except ValueError as exc:
@@ -211,14 +216,16 @@ class ListSource(ImageSource):
 
     def _name(self, path: str) -> str:
         folder = str(self._folder.absolute()).rstrip("/") + "/"
-        return member_name(path.removeprefix(folder).lstrip("/"))
+        return path_name(path.removeprefix(folder), backslashes=os.sep == "\\")
 
     def _read(self, i: int) -> bytes:
-        return read_regular(self._folder / self._paths[i], MAX_FILE_BYTES)
+        return read_listed(self._folder / self._paths[i], MAX_FILE_BYTES)
 
 
 def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
     r"""Read a list of paths: separated by null bytes where there is one (or ``null`` says so), else by newlines.
+
+    It is UTF-8, with a byte order mark or without, or UTF-16 with one, as PowerShell writes it.
 
     Examples
     --------
@@ -227,6 +234,12 @@ def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
     (['a b.png', 'c.png'], ['a\nb.png', 'c.png'])
     """
     data = file.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            data = data.decode("utf-16").encode("utf-8", "surrogateescape")
+        except UnicodeError as exc:
+            raise SourceError(f"the list of files begins as UTF-16 and is not ({exc}); save it as UTF-8.") from exc
+    data = data.removeprefix(codecs.BOM_UTF8)
     if null is None:
         null = b"\0" in data
     parts = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import struct
 import threading
 import warnings
-from contextlib import contextmanager
+import zlib
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -177,6 +179,12 @@ _FORMATS = [
 ]  # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image,
 # and none that is known by no magic number and so sees an image in any bytes (TGA)
 
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_JXL_MAGICS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNK = struct.Struct(">I4s")
+_PNG_KEPT = (b"tRNS", b"eXIf")  # of the chunks that a reader may ignore: transparency and orientation
+
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -225,6 +233,19 @@ class Preprocess:
         """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several."""
         if not data:
             raise ImageError("the file is empty (0 bytes)")
+        try:
+            return self._decode_file(data)
+        except ImageError as exc:
+            if (needed := _missing_plugin(data)) is not None:
+                raise ImageError(needed) from exc
+            lean = _lean_png(data)
+            if lean is None:
+                raise
+            with suppress(ImageError):
+                return self._decode_file(lean)
+            raise
+
+    def _decode_file(self, data: bytes) -> NDArray[np.uint8]:
         with _explained(), quiet_pillow(), Image.open(BytesIO(data), formats=_formats()) as image:
             return self._decode_opened(image)
 
@@ -332,7 +353,45 @@ def _sentence(exc: BaseException) -> str:
     return text[:200] or type(exc).__name__
 
 
+def _missing_plugin(data: bytes) -> str | None:
+    """Say what to install for an image of a format that a plug-in of Pillow reads, None for others."""
+    heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+    for there, name, kind, plugin in (
+        (heif, "HEIC", "HEIF", "pillow-heif"),
+        (data.startswith(_JXL_MAGICS), "JPEG XL", "JXL", "pillow-jxl-plugin"),
+    ):
+        if there and kind not in _formats():
+            return f"it is a {name} image, which needs {plugin}, not installed here; run: pip install {plugin}"
+    return None
+
+
+def _lean_png(data: bytes) -> bytes | None:
+    """Return a PNG with nothing but what its pixels need, for texts and profiles must not cost them.
+
+    None where it is no PNG, or holds nothing else.
+    """
+    if not data.startswith(_PNG_MAGIC):
+        return None
+    parts, at, left_out = [_PNG_MAGIC], len(_PNG_MAGIC), False
+    while at + 12 <= len(data):
+        length, kind = _PNG_CHUNK.unpack_from(data, at)
+        chunk, at = data[at : at + 12 + length], at + 12 + length
+        critical = not kind[0] & 0x20
+        sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if critical or (kind in _PNG_KEPT and sound):
+            parts.append(chunk)
+        else:
+            left_out = True
+    return b"".join(parts) if left_out else None
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401 - which registers itself
     return tuple(name for name in _FORMATS if name in Image.OPEN)

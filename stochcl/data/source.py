@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stochcl.data.preprocess import quiet_pillow
-from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.errors import EnvironmentFault, ImageError, SourceError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class ImageSource(ABC):
     - ``load`` and ``batches`` may be called from several threads at once, and a source can be pickled: a
       process that receives it opens its own files.
     - An image that cannot be read is an ImageError from ``load`` and a Failure in ``batches``. A source that
-      cannot be read at all is a SourceError.
+      cannot be read at all is a SourceError; where the disk, the network or the file table fails, or a listed file
+      is gone, both raise EnvironmentFault.
 
     Only ``_read`` differs between the kinds (and ``_image`` where there is no file to decode).
     """
@@ -147,9 +149,6 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def keep_closed(self) -> None:  # noqa: B027 - most have nothing open
-        """Open the archive whenever it is read, and not for as long as the source lives; there are too many."""
-
     def load(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         """Read and preprocess image ``i``, shape (size, size, 3), uint8."""
         name = self.entries[i].name
@@ -157,6 +156,8 @@ class ImageSource(ABC):
             return self._image(i, preprocess)
         except ImageError as exc:
             raise ImageError(f"{escape_name(self.path)}: {escape_name(name)}: {exc}") from exc
+        except EnvironmentFault as exc:
+            raise self._fault(i, exc) from exc
 
     def batches(
         self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1, start: int = 0
@@ -166,6 +167,13 @@ class ImageSource(ABC):
             msg = f"batch_size={batch_size}, workers={workers}, start={start}: these count images and threads"
             raise UsageError(msg)
         return decode_batches(self, preprocess, batch_size, workers, start)
+
+    def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:
+        """Return the error that ends the reading of the source at this image."""
+        return EnvironmentFault(
+            f"{escape_name(self.path)}: {escape_name(self.entries[i].name)}: {exc}; this is no fault of the image, so "
+            "reading stops here."
+        )
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         """Read and preprocess image ``i``; the message of an ImageError is the reason alone."""
@@ -210,20 +218,52 @@ def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Fai
 # O_NONBLOCK: should a name turn into a pipe between listing and opening, opening must not wait for a writer.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
+_OF_ONE_FILE = frozenset([errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL])
+_MOST_OPEN = 256  # archives that a process keeps open
+
+
+def is_environment_fault(exc: OSError) -> bool:
+    """Tell whether an error is of the disk, network or file table, or a file that is gone, rather than of one file.
+
+    Examples
+    --------
+    >>> is_environment_fault(OSError(24, "Too many open files")), is_environment_fault(PermissionError(13, "no"))
+    (True, False)
+    """
+    return exc.errno is not None and exc.errno not in _OF_ONE_FILE
+
+
+def read_error(exc: OSError, what: str = "it") -> ImageError | EnvironmentFault:
+    """Return the error for a listed image whose file or archive cannot be read; its message is the reason alone."""
+    kind = EnvironmentFault if is_environment_fault(exc) else ImageError
+    return kind(f"{what} cannot be read: {os_reason(exc)}")
+
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """Read a regular file whole."""
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
-        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError("it is not a regular file")
-            if status.st_size > limit:
-                raise ImageError(f"it has {status.st_size:,} bytes, and more than {limit:,} are not read")
-            return _read_all(file, status.st_size, limit)
+        return _read_regular(path, limit)
     except OSError as exc:
         raise ImageError(f"it cannot be read: {os_reason(exc)}") from exc
+
+
+def read_listed(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file that a listing has found, as :func:`read_regular` does."""
+    try:
+        return _read_regular(path, limit)
+    except OSError as exc:
+        raise read_error(exc) from exc
+
+
+def _read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    descriptor = os.open(path, _OPEN_FLAGS)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("it is not a regular file")
+        if status.st_size > limit:
+            raise ImageError(f"it has {status.st_size:,} bytes, and more than {limit:,} are not read")
+        return _read_all(file, status.st_size, limit)
 
 
 def _read_all(file: Any, expected: int, limit: int) -> bytes:
@@ -244,29 +284,31 @@ def _read_all(file: Any, expected: int, limit: int) -> bytes:
 class RandomFile:
     """A file that any thread may read at any offset, opened when first needed; pickles as its path.
 
-    With ``keep`` set to False it is opened for every read.
+    It stays open, unless too many others do: then it is opened for every read.
     """
+
+    _open_files: ClassVar[int] = 0
+    _count_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.keep = True
         self._lock = threading.Lock()
         self._file: Any = None
+        self._counted = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "keep": self.keep}
+        return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
-        self.keep = state["keep"]
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
-        if not self.keep:
+        file = self._file or self._open()
+        if file is None:
             with self.path.open("rb") as once:
                 once.seek(offset)
                 return once.read(count)
-        file = self._file or self._open()
         if not hasattr(os, "pread"):
             with self._lock:
                 file.seek(offset)
@@ -283,15 +325,41 @@ class RandomFile:
         return b"".join(parts)
 
     def _open(self) -> Any:
+        """Open the file to stay open; return None where too many are."""
         with self._lock:
-            if self._file is None:
-                self._file = self.path.open("rb", buffering=0)
+            if self._file is None and self._count():
+                try:
+                    self._file = self.path.open("rb", buffering=0)
+                except OSError:
+                    self._uncount()
+                    raise
             return self._file
+
+    def _count(self) -> bool:
+        with RandomFile._count_lock:
+            self._counted = RandomFile._open_files < most_open()
+            RandomFile._open_files += self._counted
+        return self._counted
+
+    def _uncount(self) -> None:
+        RandomFile._open_files -= self._counted  # no lock: this may run in the collector, in any thread
+        self._counted = False
 
     def __del__(self) -> None:
         file = getattr(self, "_file", None)
         if file is not None:
             file.close()
+            self._uncount()
+
+
+def most_open() -> int:
+    """Return how many archives may stay open: a quarter of the files that the system allows this process."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _MOST_OPEN
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_OPEN if allowed == resource.RLIM_INFINITY else min(_MOST_OPEN, allowed // 4)
 
 
 LOOK_AHEAD = 2
@@ -382,6 +450,8 @@ def _fill(
                 images[k] = source._image(i, preprocess)
             except ImageError as exc:
                 reasons[i] = str(exc)
+            except EnvironmentFault as exc:
+                raise source._fault(i, exc) from exc
     return reasons
 
 

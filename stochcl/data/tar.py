@@ -25,8 +25,9 @@ from stochcl.data.source import (
     check_not_empty,
     decode_ahead,
     is_image_name,
+    read_error,
 )
-from stochcl.errors import ImageError, SourceError
+from stochcl.errors import ImageError, MissingExtraError, SourceError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -45,12 +46,9 @@ EXPANSION_FLOOR = 1024**3
 """Bytes that the images of a compressed tar may take, however small it is."""
 
 MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
+_CHUNK = 1 << 20
 
-_OPENERS: dict[bytes, Callable[[Path], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
-}
+_ZSTD_FEED = 1 << 10  # compressed bytes taken at a time: they unpack to 32 MiB at most
 
 DAMAGE = (
     tarfile.TarError,
@@ -65,7 +63,10 @@ DAMAGE = (
 
 
 class TarSource(ImageSource):
-    """The images in a tar (also .tar.gz, .tar.bz2, .tar.xz).
+    """The images in a tar (also .tar.gz, .tar.bz2, .tar.xz, .tar.zst).
+
+    Tars that were joined one behind the other are all read, and a tar need not end with its mark, as GNU tar has it.
+    A hard link is the image that it links to, if that came before.
 
     A plain tar is indexed in one pass over its headers and read in place. A compressed one can only be read
     from front to back, but images are wanted in the order of their names and more than once: so the one pass
@@ -83,11 +84,11 @@ class TarSource(ImageSource):
 
     def _index(self) -> None:
         try:
-            opener = compression(self.path)
-            spool = _Spool(self.path) if opener else None
-            found = _Index(self.path, spool)
-            with (opener or _open_plain)(self.path) as stream:
-                found.run(stream)
+            with self.path.open("rb") as file:
+                opener = compression(self.path)
+                spool = _Spool(self.path) if opener else None
+                found = _Index(self.path, spool)
+                found.run(Forward(opener(file)) if opener else _Bounded(file))
         except DAMAGE as exc:
             raise SourceError(
                 f"{escape_name(self.path)}: this tar is truncated or damaged "
@@ -97,7 +98,7 @@ class TarSource(ImageSource):
             raise SourceError(f"{escape_name(self.path)}: this tar cannot be read: {os_reason(exc)}.") from exc
         found.listed.sort(key=lambda pair: sort_key(pair[0].name))
         self.entries = [entry for entry, _ in found.listed]
-        self._offsets = [offset for _, offset in found.listed]
+        self._places = [pieces for _, pieces in found.listed]
         self.rejected = sorted(found.rejected, key=lambda f: sort_key(f.name))
         self._file = spool or RandomFile(self.path)
         check_not_empty(self.path, self.entries, self.rejected, "tar")
@@ -113,30 +114,69 @@ class TarSource(ImageSource):
         if "_file" not in state:
             self._index()
 
-    def keep_closed(self) -> None:  # noqa: D102
-        if not isinstance(self._file, _Spool):
-            self._file.keep = False
-
     def _read(self, i: int) -> bytes:
         size = self.entries[i].size
         try:
-            data = self._file.read_at(self._offsets[i], size)
+            parts = [(at, self._file.read_at(place, count), count) for at, place, count in self._places[i]]
         except OSError as exc:
-            raise ImageError(f"the tar cannot be read: {os_reason(exc)}") from exc
-        if len(data) < size:
+            raise read_error(exc, "the tar") from exc
+        if any(len(part) < count for _, part, count in parts):
             raise ImageError("the tar ends within this member")
-        return data
+        if len(parts) == 1 and len(parts[0][1]) == size:
+            return parts[0][1]
+        data = bytearray(size)
+        for at, part, _ in parts:
+            data[at : at + len(part)] = part
+        return bytes(data)
 
 
-def _open_plain(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def compression(path: Path) -> Callable[[Path], Any] | None:
-    """Return what opens a compressed file for reading, known by its first bytes; None where it is plain."""
+def compression(path: Path) -> Callable[[IO[bytes]], Any] | None:
+    """Return what decompresses a file that is open, known by its first bytes; None where it is plain."""
     with path.open("rb") as file:
-        head = file.read(6)
-    return next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+        return decompressor(file.read(6))
+
+
+def decompressor(head: bytes) -> Callable[[Any], Any] | None:
+    """Return what decompresses a stream that begins like this; None where it is plain."""
+    openers: dict[bytes, Callable[[Any], Any]] = {
+        b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+        b"BZh": bz2.BZ2File,
+        b"\xfd7zXZ\0": lzma.LZMAFile,
+        b"\x28\xb5\x2f\xfd": _Zstd,
+    }
+    return next((opener for magic, opener in openers.items() if head.startswith(magic)), None)
+
+
+class _Zstd:
+    """A Zstandard stream of any number of frames, read from front to back; a frame that is cut off is damage."""
+
+    def __init__(self, raw: Any) -> None:
+        try:
+            import zstandard
+        except ImportError as exc:
+            msg = "a .tar.zst file needs zstandard, which is not installed; run: pip install 'stochcl[zstd]'."
+            raise MissingExtraError(msg) from exc
+        self._raw, self._error = raw, zstandard.ZstdError
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._ready, self._waiting = b"", b""
+
+    def read(self, count: int) -> bytes:
+        while not self._ready:
+            data = self._waiting or self._raw.read(_ZSTD_FEED)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the compressed stream ends too early")
+                return b""
+            self._frame, self._waiting = self._frame or self._new(), b""
+            try:
+                self._ready = self._frame.decompress(data)
+            except self._error as exc:
+                raise tarfile.ReadError(str(exc)) from exc
+            if self._frame.eof:
+                self._frame, self._waiting = None, self._frame.unused_data
+        data, self._ready = self._ready[:count], self._ready[count:]
+        return data
 
 
 def looks_like_tar(head: bytes) -> bool:
@@ -154,57 +194,119 @@ def looks_like_tar(head: bytes) -> bool:
     return True
 
 
+Pieces = list[tuple[int, int, int]]
+"""Where the bytes of a member are: for each piece its place in the file, its place in the archive, and its length."""
+
+
+class Headers(tarfile.TarFile):
+    """The headers of a tar, of all that are joined one behind the other, with or without the marks that end them."""
+
+    def __init__(self, stream: _Bounded | Forward) -> None:
+        self._ended = self._junk = self._begun = False
+        super().__init__(fileobj=stream, encoding="utf-8")  # type: ignore[arg-type]
+        self._begun = True
+
+    def next(self) -> tarfile.TarInfo | None:
+        """Return the next header, None at the end; what tarfile would take for an end is damage."""
+        if not self._begun:  # TarFile's own __init__ looks for the first
+            return None
+        self.members: list[tarfile.TarInfo] = []  # tarfile would keep every header
+        stream: Any = self.fileobj
+        if self.offset != stream.tell():
+            stream.seek(self.offset - 1)
+            if not stream.read(1):
+                raise tarfile.ReadError("unexpected end of data")
+        while True:
+            try:
+                member = self.tarinfo.fromtarfile(self)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+                self._ended, self.pax_headers = True, {}
+            except tarfile.EmptyHeaderError as exc:  # type: ignore[attr-defined]
+                if not self.offset:
+                    raise tarfile.ReadError("it is empty") from exc
+                return None
+            except tarfile.HeaderError as exc:
+                if not self._ended:
+                    raise tarfile.ReadError(str(exc)) from exc
+                if isinstance(exc, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+                    return None
+                self._junk = True  # behind the end of a tar anything may stand, but not a part of another
+            else:
+                if self._junk:
+                    raise tarfile.ReadError("a header between the tars that are joined here is damaged")
+                self._ended = False
+                return member
+            self.offset += BLOCK
+
+
 class _Index:
     """One pass over a tar's headers, copying the images to ``spool`` where there is one."""
 
     def __init__(self, path: Path, spool: _Spool | None) -> None:
-        self.listed: list[tuple[Entry, int]] = []
+        self.listed: list[tuple[Entry, Pieces]] = []
         self.rejected: list[Failure] = []
-        self._path = path
         self._spool = spool
         self._mtime_ns = path.stat().st_mtime_ns
+        self._earlier: dict[str, tuple[int, Pieces]] = {}
 
-    def run(self, raw: IO[bytes]) -> None:
-        stream = _Bounded(raw)
-        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
-            while (member := archive.next()) is not None:
-                archive.members = []  # tarfile keeps every header that it has read
-                self._enter(member, stream)
-            # tarfile takes a damaged header, or the end of the file, for the end of the archive.
-            stream.seek(archive.offset)
-            if stream.read(BLOCK) != bytes(BLOCK):
-                raise tarfile.ReadError("it does not end with the mark that ends a tar")
+    def run(self, stream: _Bounded | Forward) -> None:
+        archive = Headers(stream)
+        while (member := archive.next()) is not None:
+            self._enter(member, stream)
         if self._spool is not None:
-            stream.read(_CHUNK)  # the padding, and behind it the compression's own checksum
             self._spool.finish()
 
-    def _enter(self, member: tarfile.TarInfo, stream: _Bounded) -> None:
+    def _enter(self, member: tarfile.TarInfo, stream: _Bounded | Forward) -> None:
         if member.isdir() or not is_image_name(member.name):
             return
         try:
-            name = member_name(member.name)
+            name = tar_name(member.name)
             if is_hidden(name):
                 return
-            check_member(member)
+            if member.islnk():
+                size, pieces = self._linked(member)
+            else:
+                size, pieces = member.size, pieces_of(member)
         except ValueError as exc:
             self.rejected.append(Failure(member.name, str(exc)))
             return
-        entry = Entry(name, member.size, self._mtime_ns)
-        offset = member.offset_data
-        if self._spool is not None:
-            stream.seek(offset)
-            offset = self._spool.copy(stream, member.size)
-        self.listed.append((entry, offset))
+        if self._spool is not None and not member.islnk():
+            pieces = [(at, self._spool.copy(stream, place, count), count) for at, place, count in pieces]
+        self._earlier[name] = size, pieces
+        self.listed.append((Entry(name, size, self._mtime_ns), pieces))
+
+    def _linked(self, member: tarfile.TarInfo) -> tuple[int, Pieces]:
+        found = self._earlier.get(tar_name(member.linkname))
+        if found is None:
+            raise ValueError(
+                f"it is a link to {escape_name(member.linkname)}, which is no image before it in the tar"
+            )
+        return found
 
 
-def check_member(member: tarfile.TarInfo) -> None:
-    """Raise ValueError, with the reason, where a member is not read."""
+def tar_name(stored: str) -> str:
+    """Return the name of a member as tar has it, without a leading ``/``; errors as those of ``member_name``."""
+    return member_name(stored.lstrip("/"))
+
+
+def pieces_of(member: tarfile.TarInfo) -> Pieces:
+    """Return where the bytes of a member are, several pieces of a sparse one; ValueError where it is not read."""
     if member.issym() or member.islnk():
         raise ValueError("it is a link, and links in a tar are not followed")
-    if not member.isreg() or member.issparse():
+    if not member.isreg():
         raise ValueError("it is not a regular file")
     if member.size > MAX_FILE_BYTES:
         raise ValueError(f"it has {member.size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
+    if not member.issparse():
+        return [(0, member.offset_data, member.size)]
+    pieces, place = [], member.offset_data
+    for at, count in getattr(member, "sparse", ()):
+        if at < 0 or count < 0 or at + count > member.size:
+            raise ValueError("it is sparse, and its map is damaged")
+        if count:
+            pieces.append((at, place, count))
+        place += count
+    return pieces
 
 
 class _Bounded:
@@ -221,6 +323,47 @@ class _Bounded:
         return self._raw.read(count)
 
 
+class Forward:
+    """A stream as tarfile wants it, which reads on for what lies ahead and refuses what no honest header asks for."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self._at = raw, 0
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def read(self, count: int) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        if not 0 <= count <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        return self._read(count)
+
+    def _read(self, count: int) -> bytes:
+        parts = []
+        while count and (data := self._raw.read(count)):
+            parts.append(data)
+            count -= len(data)
+            self._at += len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def seek(self, position: int) -> None:
+        """Read on to a position ahead."""
+        if position < self._at:
+            raise tarfile.ReadError("a header points backwards")
+        while self._at < position:
+            if not self._read(min(_CHUNK, position - self._at)):
+                raise tarfile.ReadError("unexpected end of data")
+
+    def exactly(self, position: int, count: int) -> bytes:
+        """Return what lies at a position ahead."""
+        self.seek(position)
+        data = self._read(count)
+        if len(data) < count:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+
 class _Spool(RandomFile):
     """A temporary file without a name, written once and then read at any offset."""
 
@@ -231,8 +374,9 @@ class _Spool(RandomFile):
         with self._explained():
             self._file = tempfile.TemporaryFile(prefix="stochcl-")  # noqa: SIM115 - lives as long as the source
 
-    def copy(self, stream: _Bounded, size: int) -> int:
-        """Copy the next ``size`` bytes of the stream; return the offset they have here."""
+    def copy(self, stream: _Bounded | Forward, place: int, size: int) -> int:
+        """Copy ``size`` bytes at a place of the stream; return the offset they have here."""
+        stream.seek(place)
         offset = self._size
         self._size += size
         if self._size > self._limit:
@@ -268,13 +412,10 @@ class _Spool(RandomFile):
 
 
 BATCH_BYTES = 32 << 20  # of image files in a batch, or fewer images than asked for; three batches wait at a time
-_CHUNK = 1 << 20
-
-_STREAM_OPENERS: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\0": lzma.LZMAFile,
-}
+_GONE_BY = (
+    "it is a hard link to {}, which has gone by in the stream; read the tar from a file, or write it with "
+    "--hard-dereference"
+)
 
 
 class Loaded(ImageSource):
@@ -395,25 +536,28 @@ class TarStream(StreamSource):
 
     def _members(self) -> Iterator[tuple[str, bytes | str]]:
         """Yield each image's name with its file, or with why it is refused."""
-        stream = _Forward(_opened(self._file))
-        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
-            while (member := archive.next()) is not None:
-                archive.members = []  # tarfile keeps every header that it has read
-                if member.isdir() or not is_image_name(member.name):
+        stream = Forward(_opened(self._file))
+        archive = Headers(stream)  # which reads to the end: a pipe that is closed before kills who writes to it
+        while (member := archive.next()) is not None:
+            if member.isdir() or not is_image_name(member.name):
+                continue
+            try:
+                name = tar_name(member.name)
+                if is_hidden(name):
                     continue
-                try:
-                    name = member_name(member.name)
-                    if is_hidden(name):
-                        continue
-                    check_member(member)
-                except ValueError as exc:
-                    yield member.name, str(exc)
-                    continue
-                yield name, stream.exactly(member.offset_data, member.size)
-            # tarfile takes a damaged header, or the end of the file, for the end of the archive.
-            if stream.last != bytes(BLOCK):
-                raise tarfile.ReadError("it does not end with the mark that ends a tar")
-        stream.drain()  # a pipe that is closed before its end kills who writes to it
+                if member.islnk():
+                    raise ValueError(_GONE_BY.format(escape_name(member.linkname)))
+                pieces = pieces_of(member)
+            except ValueError as exc:
+                yield member.name, str(exc)
+                continue
+            if len(pieces) == 1 and pieces[0][2] == member.size:
+                yield name, stream.exactly(*pieces[0][1:])
+                continue
+            data = bytearray(member.size)
+            for at, place, count in pieces:
+                data[at : at + count] = stream.exactly(place, count)
+            yield name, bytes(data)
 
 
 def _opened(file: IO[bytes]) -> Any:
@@ -423,8 +567,8 @@ def _opened(file: IO[bytes]) -> Any:
         head += data
     if not head:
         raise tarfile.ReadError("nothing came in")
-    raw = _Prefixed(head, file)
-    return next((opener(raw) for magic, opener in _STREAM_OPENERS.items() if head.startswith(magic)), raw)
+    raw, opener = _Prefixed(head, file), decompressor(head)
+    return raw if opener is None else opener(raw)
 
 
 class _Prefixed:
@@ -447,47 +591,3 @@ class _Prefixed:
 
     def seekable(self) -> bool:
         return False
-
-
-class _Forward:
-    """A stream as tarfile wants it, which reads on for what lies ahead and refuses what no honest header asks for."""
-
-    def __init__(self, raw: Any) -> None:
-        self._raw, self._at, self.last = raw, 0, b""
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, count: int) -> bytes:
-        if not 0 <= count <= MAX_HEADER:
-            raise tarfile.ReadError(f"a header claims {count:,} bytes")
-        self.last = self._read(count)
-        return self.last
-
-    def _read(self, count: int) -> bytes:
-        parts = []
-        while count and (data := self._raw.read(count)):
-            parts.append(data)
-            count -= len(data)
-            self._at += len(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def seek(self, position: int) -> None:
-        if position < self._at:
-            raise tarfile.ReadError("a header points backwards")
-        while self._at < position:
-            if not self._read(min(_CHUNK, position - self._at)):
-                raise tarfile.ReadError("unexpected end of data")
-
-    def exactly(self, position: int, count: int) -> bytes:
-        """Return what lies at a position ahead."""
-        self.seek(position)
-        data = self._read(count)
-        if len(data) < count:
-            raise tarfile.ReadError("unexpected end of data")
-        return data
-
-    def drain(self) -> None:
-        """Read what follows the archive: padding, and a compression's own checksum."""
-        while self._raw.read(_CHUNK):
-            pass

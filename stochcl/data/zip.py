@@ -6,11 +6,11 @@ import bz2
 import struct
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from stochcl.data.names import is_hidden, member_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, is_image_name
+from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, is_image_name, read_error
 from stochcl.errors import ImageError, SourceError
 from stochcl.messages import escape_name as printable
 from stochcl.messages import os_reason as why
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
 
+# Central directory (4.3.12): signature, flags, the lengths of the name, the extra field and the comment.
+_CENTRAL_HEADER = struct.Struct("<8xH18xHHH12x")
+_CENTRAL_SIGNATURE = b"PK\x01\x02"
+
 _ENCRYPTED = 0x1
 _UTF8 = 0x800
+_DOS = (0, 10, 14)  # systems (FAT, NTFS, VFAT) where a backslash separates folders and is no letter of a name
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 
@@ -50,8 +55,12 @@ class ZipSource(ImageSource):
         rejected: list[Failure] = []
         listed: list[tuple[Entry, _Member]] = []
         status = path.stat()
-        for info in _central_directory(path):
-            stored = _stored_name(info)
+        members = _central_directory(path)
+        named = [(info, _stored_name(info)) for info in members]
+        slashes = any("/" in stored for _, stored in named)
+        for info, stored in named:
+            if "\\" in stored and (not slashes or info.create_system in _DOS):
+                stored = stored.replace("\\", "/")  # noqa: PLW2901 - as PowerShell writes folders
             if info.is_dir() or not is_image_name(stored):
                 continue
             try:
@@ -70,9 +79,6 @@ class ZipSource(ImageSource):
         self.rejected = sorted(rejected, key=lambda f: sort_key(f.name))
         check_not_empty(path, self.entries, self.rejected, "zip")
 
-    def keep_closed(self) -> None:  # noqa: D102
-        self._file.keep = False
-
     def _read(self, i: int) -> bytes:
         member, size = self._members[i], self.entries[i].size
         try:
@@ -85,7 +91,7 @@ class ZipSource(ImageSource):
             start = member.offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
             data = self._file.read_at(start, member.stored)
         except OSError as exc:
-            raise ImageError(f"the zip cannot be read: {why(exc)}") from exc
+            raise read_error(exc, "the zip") from exc
         if len(data) < member.stored:
             raise ImageError("the zip ends within this member")
         return _checked(_unpacked(data, member.method, size), size, member.crc)
@@ -93,7 +99,7 @@ class ZipSource(ImageSource):
 
 def _central_directory(path: Path) -> list[zipfile.ZipInfo]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(_Unflagged(file)) as archive:
             return archive.infolist()
     except OSError as exc:
         raise SourceError(f"{printable(path)}: this zip cannot be read: {why(exc)}.") from exc
@@ -105,10 +111,30 @@ def _central_directory(path: Path) -> list[zipfile.ZipInfo]:
         raise SourceError(msg) from exc
 
 
+class _Unflagged:
+    """A zip whose central directory claims no name to be UTF-8: zipfile gives up at the first that is not."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._file.read(count)
+        if not data.startswith(_CENTRAL_SIGNATURE):
+            return data
+        cleared, at = bytearray(data), 0
+        while data.startswith(_CENTRAL_SIGNATURE, at) and at + _CENTRAL_HEADER.size <= len(data):
+            flags, *lengths = _CENTRAL_HEADER.unpack_from(data, at)
+            cleared[at + 8 : at + 10] = (flags & ~_UTF8).to_bytes(2, "little")
+            at += _CENTRAL_HEADER.size + sum(lengths)
+        return bytes(cleared)
+
+
 def _stored_name(info: zipfile.ZipInfo) -> str:
     """Return the member's name as it is stored: UTF-8 where the bytes are, whatever the flag says."""
-    if info.flag_bits & _UTF8:
-        return info.orig_filename
     # Unflagged names are code page 437 to zipfile, which maps every byte: so the bytes can be had back.
     return info.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")
 

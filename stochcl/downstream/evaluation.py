@@ -8,9 +8,11 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unicodedata import combining, east_asian_width
 
 import numpy as np
 
+from stochcl.codes import label_text, plain_label
 from stochcl.downstream import metrics
 from stochcl.downstream.metrics import find_duplicates, make_splits
 from stochcl.downstream.probes import TASKS, Fitted, Task, make_estimator
@@ -72,7 +74,8 @@ class Rows:
 def labelled(x: ArrayLike, y: Sequence[object] | ArrayLike, task: Task, names: Sequence[str] | None = None) -> Rows:
     """Check rows and labels, and keep the rows that have a label.
 
-    An empty string, NaN and None are no label. float32 and float64 are kept; other numbers become float32.
+    An empty string, NaN, None and a negative class number are no label; -1 beside 1 alone is a class. float32 and
+    float64 are kept; other numbers become float32.
     """
     if task not in TASKS:
         raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -88,11 +91,14 @@ def labelled(x: ArrayLike, y: Sequence[object] | ArrayLike, task: Task, names: S
         raise LabelsError(f"labels have shape (N,), one for each image, not {given.shape}.")
     if len(given) != len(features):
         raise LabelsError(f"there are {len(features):,} images and {len(given):,} labels; give one for each.")
+    values = [plain_label(label) for label in given.tolist()]
+    if set(map(str, values)) == {"-1", "1"}:  # signs
+        values = [str(value) for value in values]
     read = _number if task == "regression" else _text
-    labels = [read(label, i, names) for i, label in enumerate(given.tolist())]
+    labels = [read(label, i, names) for i, label in enumerate(values)]
     kept = np.array([label is not None for label in labels], dtype=bool)
-    values = np.array([label for label in labels if label is not None], dtype=float if task == "regression" else str)
-    return Rows(features if kept.all() else features[kept], values, kept, symbols)
+    known = np.array([label for label in labels if label is not None], dtype=float if task == "regression" else str)
+    return Rows(features if kept.all() else features[kept], known, kept, symbols)
 
 
 def _matrix(x: ArrayLike) -> tuple[NDArray[np.floating], bool]:
@@ -115,9 +121,7 @@ def _missing(label: object) -> bool:
 
 
 def _text(label: object, i: int, names: Sequence[str] | None) -> str | None:
-    if _missing(label):
-        return None
-    return label.decode("utf-8", "surrogateescape") if isinstance(label, bytes) else str(label)
+    return label_text(label) or None
 
 
 def _number(label: Any, i: int, names: Sequence[str] | None) -> float | None:
@@ -138,6 +142,7 @@ def _row(i: int, names: Sequence[str] | None) -> str:
 
 
 _SHOWN_CLASSES = 20
+_LEAST_SHOWN = 20  # letters of a class's name, or as many as tell it from others
 
 
 @dataclass(frozen=True)
@@ -240,10 +245,10 @@ class Evaluation:
         if not 0 < len(self.confusion) <= _SHOWN_CLASSES:
             return []
         cells = [[str(n) for n in row] for row in self.confusion]
-        names = [name.encode("unicode_escape").decode("ascii")[:20] for name in self.classes]
-        wide, width = max(map(len, names)), max(len(cell) for row in cells for cell in row)
+        names = _shown(self.classes)
+        wide, width = max(map(_columns, names)), max(len(cell) for row in cells for cell in row)
         rows = [
-            f"    {name:<{wide}}  {' '.join(cell.rjust(width) for cell in row)}"
+            f"    {name}{' ' * (wide - _columns(name))}  {' '.join(cell.rjust(width) for cell in row)}"
             for name, row in zip(names, cells, strict=True)
         ]
         return ["  images by true class (rows) and answer (columns, in the same order):", *rows]
@@ -265,6 +270,22 @@ class Evaluation:
                 else ""
             ),
         ]
+
+
+def _shown(classes: Sequence[str]) -> list[str]:
+    """Return names of classes for a terminal, cut to a length at which no two are alike."""
+    names = [
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name)) for name in classes
+    ]
+    length = _LEAST_SHOWN
+    while len({name[:length] for name in names}) < len(set(names)):
+        length += 1
+    return [name[:length] for name in names]
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes; East Asian letters take two, combining ones none."""
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -235,7 +235,7 @@ _WEIGHTS = ("uniform", "distance")
 class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
     """What classifier and regressor share: bits learnt in fit, and the search."""
 
-    def __init__(self, n_neighbors: int = 20, *, weights: str = "uniform", working_memory: float = 64) -> None:
+    def __init__(self, n_neighbors: int = 5, *, weights: str = "uniform", working_memory: float = 64) -> None:
         self.n_neighbors = n_neighbors
         self.weights = weights
         self.working_memory = working_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,6 +107,22 @@ def precision_used(precision: str, device_type: str) -> str:
     return "bf16" if computes_in_bf16(precision, device_type) else "fp32"
 
 
+@contextmanager
+def own_state() -> Iterator[None]:
+    """Compute in float32, without autocast, on the devices that are named, whatever the caller has set."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        yield
+
+
 # The network always sees batches of one shape, the last one padded: kernels are chosen by shape, and another
 # order of summation flips bits whose posterior is near one half. So codes do not depend on --batch-size, on
 # which images were skipped, or on where a run was interrupted.
@@ -177,7 +193,8 @@ def encode(
             features[rows] = latent[: len(part)].float().cpu().numpy()
 
     starts = range(0, len(inputs), chunk)
-    side_by_side(run, starts, torch.get_num_threads() if device.type == "cpu" and dtype == np.uint8 else 1)
+    with own_state():
+        side_by_side(run, starts, torch.get_num_threads() if device.type == "cpu" and dtype == np.uint8 else 1)
     codes = Codes.from_symbols(
         symbols, alphabet=encoder.config.alphabet, uncertainty=entropy if uncertainty else None
     )

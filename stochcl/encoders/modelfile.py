@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder
+from stochcl.encoders.inference import own_state
 from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
 from stochcl.errors import MissingExtraError, ModelError, OutputError, StochclError
@@ -137,6 +138,7 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
     return model_hash(tensors, encoder.config)
 
 
+@own_state()
 def load_model(path: Path) -> ModelFile:
     """Read a model file; nothing in it is executed."""
     shown = printable(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.data import ImageSource, Preprocess, open_source
-from stochcl.errors import ImageError, OutputError, UsageError
+from stochcl.errors import EnvironmentFault, ImageError, OutputError, UsageError
 from stochcl.files import replacing
 from stochcl.messages import escape_name as printable
 
@@ -128,6 +128,6 @@ class Thumbnails:
         if row not in self._made:
             try:
                 self._made[row] = thumbnail(self.source.load(row, self._preprocess))
-            except ImageError:
+            except (ImageError, EnvironmentFault):
                 self._made[row] = None
         return self._made[row]

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
     from stochcl.data import ImageBatch
 
 
-def labeller(sources: Sequence[ImageSource], labels: str | os.PathLike[str] | None = None) -> Callable[[str], str]:
+def labeller(
+    sources: Sequence[ImageSource], labels: str | os.PathLike[str] | None = None, level: int | None = None
+) -> Callable[[str], str]:
     """Return what gives the label of each image of these sources, by its name."""
     names = [entry.name for source in sources for entry in source.entries]
     if labels is None:
-        without = [name for name in names if not folder_label(name)]
+        label: Callable[[str], str] = folder_label if level is None else partial(folder_label, level=level)
+        without = [name for name in names if not label(name)]
         advice = "put images into a folder for each class, or give a CSV of name,label with --labels"
-        label: Callable[[str], str] = folder_label
     else:
         table = dict(zip(names, read_labels(labels).match(names), strict=True))
         without = [name for name in names if not table[name].strip()]
@@ -45,9 +48,11 @@ def labeller(sources: Sequence[ImageSource], labels: str | os.PathLike[str] | No
     return label
 
 
-def labels_of(source: ImageSource, labels: str | os.PathLike[str] | None = None) -> list[str]:
+def labels_of(
+    source: ImageSource, labels: str | os.PathLike[str] | None = None, level: int | None = None
+) -> list[str]:
     """Return the label of each image of a source, see :func:`labeller`."""
-    label = labeller([source], labels)
+    label = labeller([source], labels, level)
     return [label(entry.name) for entry in source.entries]
 
 

@@ -232,3 +232,30 @@ def test_sources_are_of_the_kind_that_their_column_says(files, tmp_path, rng):
     assert isinstance(vectors, ArrowVectors)
     assert vectors.dim == 3
     assert open_arrow([tmp_path / "nowhere.parquet"]) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "labels"),
+    [
+        (pa.array([0, -1, 2, None], pa.int64()), ("cats", "", "fische", "")),
+        (pa.array([0.0, float("nan"), 2.5, None], pa.float64()), ("0.0", "", "2.5", "")),
+        (pa.array(["nan", "", "NA", None]), ("nan", "", "NA", "")),
+    ],
+)
+def test_no_label_in_a_column_is_no_label(codec, images, tmp_path, column, labels):
+    files = sorted((images / "cats").iterdir())[:4]
+    table = pa.table({"image": pa.array([path.read_bytes() for path in files]), "label": column})
+    path = write(tmp_path / "a.parquet", table.replace_schema_metadata(NAMED))
+    codec.compress(path, tmp_path / "a.bin")
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert archive.labels == labels
+
+
+def test_paths_of_a_column_keep_their_folders(codec, images, tmp_path):
+    file = next((images / "cats").iterdir()).read_bytes()
+    given = ["s3://bucket/cat/1.png", r"C:\photos\2.png", "../photos/3.png", "/data/4.png", "..", None]
+    path = write(tmp_path / "a.parquet", pa.table({"image": pa.array([file] * 6), "path": pa.array(given)}))
+    codec.compress(path, tmp_path / "a.bin")
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert archive.names == ("cat/1.png", "photos/2.png", "photos/3.png", "data/4.png", "0000004", "0000005")
+        assert archive.labels == ("cat", "photos", "photos", "data", "", "")

@@ -133,3 +133,14 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
 def test_a_colour_image_of_another_shape(codes, model, tmp_path):
     Image.new("RGB", (80, 20), "red").save(tmp_path / "wide.png")
     assert search(codes, [tmp_path / "wide.png"], model=str(model), device="cpu")["queries"][0]["neighbours"]
+
+
+@pytest.mark.parametrize("by", ["symbols", "vectors"])
+@pytest.mark.parametrize("count", [41, 42, 43, 100])
+def test_an_image_of_elsewhere_has_every_row_for_a_neighbour(codes, model, images, by, count):
+    image = next((images / "cats").iterdir())
+    found = search(codes, [image], rows=[3], model=str(model), device="cpu", by=by, count=count)
+    row, image = ([n["row"] for n in query["neighbours"]] for query in found["queries"])
+    assert sorted(image) == sorted(set(image))
+    assert len(image) == min(count, 42)
+    assert sorted(row) == [i for i in range(42) if i != 3]

@@ -53,3 +53,11 @@ def test_as_many_names_and_labels_as_rows(codec, pixels, tmp_path, what, texts):
 def test_codec_and_model_are_not_both_given(codec, model, tmp_path):
     with pytest.raises(UsageError, match="give either"):
         stochcl.writer(tmp_path / "a.bin", codec, model=model)
+
+
+def test_no_label_is_no_label_and_a_tensor_is_its_number(codec, pixels, tmp_path):
+    given = [None, float("nan"), np.float32("nan"), -1, "", "  ", torch.tensor(0), np.array(3), "nan", "NA", b"cat"]
+    with stochcl.writer(tmp_path / "a.bin", codec) as out:
+        out.add(pixels, labels=given)
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert archive.labels == ("", "", "", "", "", "", "0", "3", "nan", "NA", "cat")

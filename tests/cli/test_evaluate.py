@@ -34,7 +34,8 @@ def test_folders_are_the_classes(run, codes):
 
 def test_people_see_the_score_beside_the_baseline(run, codes):
     text = run("evaluate", codes).stdout
-    assert text.startswith(f"{codes}: vectors of 32 latents, model tiny\naccuracy ")
+    head = f"{codes}: vectors of 32 latents, model tiny\nlabels: folder 1 of each name\naccuracy "
+    assert text.startswith(head)
     assert "with logistic (" in text
     assert "  guessing the largest class: " in text
 
@@ -110,7 +111,7 @@ def test_the_seed_decides_the_split(run, codes):
         (["--estimator", "sklearn.linear_model.Ridge"], 2, "this is not an estimator for classification."),
         (["--estimator", "ridge"], 2, "there is no classification estimator 'ridge'"),
         (["--latents", "33"], 2, "it has 32 latents, not 33."),
-        (["--column", "depth"], 2, "--column says which column of a CSV file; give that file with --labels."),
+        (["--column", "depth"], 2, "--label-column says which column of a CSV file; give that file with --labels."),
         (["--test", "x.bin", "--test-size", "0.5"], 2, "--test and --test-size both say what to score on"),
         (["--task", "regression"], 1, "codes.bin: row 0 ('cats/00.png'): regression needs numbers as labels"),
         (["--test", "x.bin"], 1, "x.bin: there is no such file."),
@@ -118,3 +119,112 @@ def test_the_seed_decides_the_split(run, codes):
 )
 def test_what_evaluate_refuses(refused, codes, options, code, message):
     assert message in refused("evaluate", codes, *options, code=code)
+
+
+def split_of(compress, images, tmp_path, *, latents=("32", "32")):
+    """Archives of even and of odd images, whose names in their folders are the same."""
+    out = []
+    for parity, width in enumerate(latents):
+        folder = tmp_path / f"part{parity}"
+        for path in sorted(images.rglob("*.*")):
+            i = int(path.stem)
+            if i % 2 == parity:
+                target = folder / path.relative_to(images).parent / f"{i // 2:02d}{path.suffix}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+        out.append(compress(folder, "--latents", width, name=f"part{parity}.bin"))
+    return out
+
+
+@pytest.mark.parametrize("given", ["vectors", "symbols"])
+def test_archives_of_different_widths_are_compared_on_the_narrower(run, compress, images, tmp_path, given):
+    train, test = split_of(compress, images, tmp_path, latents=("32", "11"))
+    narrow = compress(tmp_path / "part0", "--latents", "11", name="narrow.bin")
+    for pair, same in (((train, test), (narrow, test)), ((test, train), (test, narrow))):
+        found, wanted = (scored(run, a, "--test", b, "--input", given) for a, b in (pair, same))
+        assert found["latents"] == 11
+        assert "the first 11 of both" in found["notes"][-1]
+        assert (found["confusion"], found["score"]) == (wanted["confusion"], wanted["score"])
+
+
+def test_a_probe_that_is_saved_after_a_cut_takes_as_many_latents(run, compress, images, tmp_path):
+    train, test = split_of(compress, images, tmp_path, latents=("32", "11"))
+    run("evaluate", train, "--test", test, "--save", tmp_path / "probe")
+    assert run("predict", test, "-m", tmp_path / "probe", "-o", tmp_path / "out.csv").exit_code == 0
+
+
+def test_archives_of_other_latents_are_not_compared(run, refused, compress, images, tmp_path):
+    train, test = split_of(compress, images, tmp_path)
+    (tmp_path / "list.json").write_text("[1, 3, 5]")
+    run("transcode", test, "-o", tmp_path / "chosen.bin", "--select", tmp_path / "list.json")
+    assert "it holds other latents" in refused("evaluate", train, "--test", tmp_path / "chosen.bin", code=2)
+    assert "it has 32 latents, not 33" in refused("evaluate", train, "--test", test, "--latents", "33", code=2)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "uncertainty"])
+def test_one_file_does_not_label_two_images_of_one_name(run, refused, compress, images, tmp_path, command):
+    train = compress(images / "cats", name="train.bin")
+    test = compress(images / "dogs", name="test.bin")
+    names = [f"{i:02d}.{'jpg' if i % 2 else 'png'}" for i in range(14)]
+    files = tmp_path / "train.csv", tmp_path / "test.csv"
+    for path, classes in zip(files, (["a", "b"], ["b", "a"]), strict=True):
+        path.write_text("name,label\n" + "".join(f"{n},{classes[i % 2]}\n" for i, n in enumerate(names)))
+    message = refused(command, "--train", train, "--test", test, "--labels", files[0], code=2)
+    assert "14 names" in message
+    assert "--test-labels" in message
+    options = ["--train", train, "--test", test, "--labels", files[0], "--test-labels"]
+    one, other = (json.loads(run(command, *options, path, "--json").stdout) for path in files)
+    key = "score" if command == "evaluate" else "accuracy"
+    assert one[key] == pytest.approx(1 - other[key], abs=1e-3)  # every label is the other one
+
+
+def test_folders_of_splits_are_warned_of_and_the_next_level_is_the_label(run, compress, images, tmp_path):
+    for split in ("train", "val"):
+        for name in ("cats", "dogs"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for path in (images / name).iterdir():
+                (folder / path.name).write_bytes(path.read_bytes())
+    path = compress(tmp_path / "photos")
+    found = scored(run, path)
+    assert found["classes"] == ["train", "val"]
+    assert "--label-level 2" in found["notes"][-1]
+    for level in ("2", "-1"):
+        found = scored(run, path, "--label-level", level)
+        assert found["classes"] == ["cats", "dogs"]
+        assert found["labels_from"] == f"folder {level} of each name"
+        assert not any("splits" in note for note in found.get("notes", ()))
+    assert "labels: folder 2 of each name\n" in run("evaluate", path, "--label-level", "2").stdout
+    chosen = json.loads(
+        run("select", path, "--latents", "2", "-o", tmp_path / "s", "--label-level", "2", "--json").stdout
+    )
+    assert chosen["images"] == 56
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        (["--label-level", "0"], 2, "not 0"),
+        (["--label-level", "4"], 1, "less deep"),
+        (["--label-level", "2", "--labels", "x.csv"], 2, "give one of them"),
+        (["--test-labels", "x.csv"], 2, "all three"),
+    ],
+)
+def test_options_of_labels_that_make_no_sense(refused, codes, options, code, word):
+    assert word in refused("evaluate", codes, *options, code=code)
+
+
+def test_a_class_of_a_single_image_and_images_without_a_row_are_left_out_and_said(run, refused, codes, labels):
+    lines = labels.read_text("utf-8").splitlines()
+    lines[1] = lines[1].replace("even", "rare")
+    labels.write_text("\n".join(lines), "utf-8")
+    found = scored(run, codes, "--labels", labels)
+    assert (found["classes"], found["n_test"]) == (["even", "odd"], 41)
+    assert "1 classes of fewer than 2 images were left out, such as rare" in found["notes"]
+    labels.write_text("\n".join(lines[:1] + lines[2:30]), "utf-8")
+    found = scored(run, codes, "--labels", labels)
+    assert found["n_test"] == 28
+    assert found["notes"] == ["14 images have no label and were left out"]
+    assert "classes has 15 images" in refused("evaluate", codes, "--labels", labels, "--min-class", "15")
+    labels.write_text("name,label\nother.png,x\n", "utf-8")
+    assert "have no row here" in refused("evaluate", codes, "--labels", labels)

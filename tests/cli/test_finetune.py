@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -45,7 +46,7 @@ def test_json(run, model, images, tmp_path):
     assert set(found) == {
         "schema", "model", "sha256", "images", "held_out", "classes", "latents", "skipped", "steps", "seconds",
         "initialised", "held_top1", "test", "test_top1", "test_top1_mirrored", "codes_top1", "codes_bits_per_image",
-        "codes_top1_by_latents",
+        "codes_top1_by_latents", "warning",
     }  # fmt: skip
     assert 0 <= found["test_top1"] <= 100
     assert found["codes_top1"] == found["test_top1"] == found["codes_top1_by_latents"]["32"]
@@ -77,7 +78,8 @@ def test_the_program_by_itself(model, images, tmp_path):
     with labels.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("name", "label"), *((n, "a" if n < "dogs" else "b") for n in names)])
     out = tmp_path / "tuned.safetensors"
-    ended = process("finetune", model, images, "-o", out, *FAST, "--labels", labels, "--test", images, "--json")
+    scored = ["--labels", labels, "--test", images, "--test-labels", labels]
+    ended = process("finetune", model, images, "-o", out, *FAST, *scored, "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["classes"] == 2
 
@@ -127,3 +129,21 @@ def test_one_class_is_refused(refused, model, images, tmp_path):
     (tmp_path / "one" / "cats").symlink_to(images / CLASSES[0])
     said = refused("finetune", model, tmp_path / "one", "-o", tmp_path / "m.safetensors", *FAST)
     assert "images are of one class, cats; a classifier needs two." in said
+
+
+def test_one_file_of_labels_is_not_for_two_images_of_one_name(refused, model, images, tmp_path):
+    names = "".join(f"{i:02d}.{'jpg' if i % 2 else 'png'},{i % 2}\n" for i in range(14))
+    (tmp_path / "l.csv").write_text("name,label\n" + names)
+    options = ["-o", tmp_path / "m", *FAST, "--labels", tmp_path / "l.csv", "--test", images / "dogs"]
+    assert "--test-labels" in refused("finetune", model, images / "cats", *options, code=2)
+
+
+def test_another_folder_is_the_class_and_names_of_splits_are_warned_of(run, model, images, tmp_path):
+    for split in ("train", "val"):
+        for name in ("cats", "dogs"):
+            shutil.copytree(images / name, tmp_path / "photos" / split / name)
+    said = run("finetune", model, tmp_path / "photos", "-o", tmp_path / "a", *FAST).stdout
+    assert "names of splits" in said
+    said = run("finetune", model, tmp_path / "photos", "-o", tmp_path / "b", *FAST, "--label-level", "2").stdout
+    assert "names of splits" not in said
+    assert "2 classes (cats, dogs)" in run("models", "info", tmp_path / "b").stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import stochcl
-from tests.making import SMALL_SEGMENTS, make_pixels, program
+from tests.making import SMALL_SEGMENTS, make_pixels, process, program, write_images
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals as Unix has them")
 
@@ -88,3 +88,31 @@ def test_an_interruption_before_anything_is_on_disk_leaves_nothing(pixels, model
     assert interrupted(*request, mark=tmp_path / "mark") == ("", "stochcl: interrupted.\n", 130)
     assert [p.name for p in tmp_path.iterdir()] == ["codes.bin"]
     assert out.read_bytes() == b"precious"
+
+
+def test_a_source_that_vanishes_keeps_what_was_done_and_can_be_resumed(model, tmp_path):
+    photos = write_images(tmp_path / "photos")
+    gone = tmp_path / "gone"
+    before = f"""
+import os
+from stochcl.data.folder import FolderSource
+read = FolderSource._read
+def lose(self, i):
+    if i == 20 and not os.path.exists({os.fspath(gone)!r}):
+        os.rename({os.fspath(photos)!r}, {os.fspath(gone)!r})
+    return read(self, i)
+FolderSource._read = lose
+"""
+    out = tmp_path / "codes.bin"
+    request = ["compress", photos, "-m", model, "-o", out, "--device", "cpu", "--workers", "1", "--batch-size", "10"]
+    ended = process(*request, before=before)
+    assert ended.returncode == 1, ended.stderr
+    assert "no such file or directory" in ended.stderr
+    assert "codes.bin.partial: pass --resume to go on with it." in ended.stderr
+    assert not out.exists()
+    gone.rename(photos)
+    ended = process(*request, "--resume", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    with stochcl.open(out) as archive:
+        assert (len(archive), archive.skipped) == (42, [])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stochcl.data import FolderSource, Preprocess, open_source
-from stochcl.errors import ImageError, SourceError
+from stochcl.errors import EnvironmentFault, ImageError, SourceError
 
 SMALL = Preprocess(8)
 
@@ -173,7 +173,7 @@ def test_a_file_that_goes_away_or_grows(tree, png, monkeypatch):
     root = tree({"a.png": png, "b.png": png})
     source = open_source(root)
     (root / "a.png").unlink()
-    with pytest.raises(ImageError, match="no such file"):
+    with pytest.raises(EnvironmentFault, match="no such file"):
         source.load(0, SMALL)
     with (root / "b.png").open("ab") as file:
         file.write(b"x" * 5000)

@@ -46,7 +46,7 @@ def test_what_csv_writes_is_read(tmp_path_factory, rows):
         writer = csv.writer(file)
         writer.writerow(["name", "label"])
         writer.writerows(rows.items())
-    assert read_labels(path).match(list(rows)) == tuple(rows.values())
+    assert read_labels(path).match(list(rows)) == tuple(value.strip() for value in rows.values())
 
 
 def test_spreadsheet_text_is_read(written):
@@ -108,3 +108,31 @@ def test_values_that_are_not_numbers_are_named(written):
     table = read_labels(written("name,x\na,1\nb,nan\nc,big\nd,inf\ne,\n"))
     with pytest.raises(LabelsError, match=r"4 of 5 images: b \('nan'\), c \('big'\), d \('inf'\), .* \(1 more\)"):
         table.numbers(list("abcde"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name,label\na/1.png,cat\nb/2.png,dog\n",
+        "filename;label\na/1.png;cat\nb/2.png;dog\n",
+        "Name\tlabel\na/1.png\tcat\nb/2.png\tdog\n",
+        '\ufeff"name";"label"\r\n"a/1.png";"cat"\r\n"b/2.png";"dog"\r\n',
+        "label,path\ncat,a/1.png\ndog,b/2.png\n",
+        "name,label\n./a/1.png,cat\n.\\b\\2.png,dog\n",
+        "name,label\n a/1.png , cat \nb/2.png,dog \n",
+    ],
+)
+def test_dialects_of_spreadsheets_and_data_sets(written, text):
+    table = read_labels(written(text))
+    assert table.columns == ("label",)
+    assert table.match(["a/1.png", "b/2.png"]) == ("cat", "dog")
+
+
+def test_accents_composed_and_not_are_one_name(written):
+    nfc, nfd = "caf\u00e9/1.png", "cafe\u0301/1.png"
+    for stored, asked in ((nfc, nfd), (nfd, nfc)):
+        assert read_labels(written(f"name,label\n{stored},x\n")).match([asked]) == ("x",)
+    both = read_labels(written(f"name,label\n{nfc},x\n{nfd},y\n"))
+    assert both.match([nfc, nfd]) == ("x", "y")  # to the letter
+    with pytest.raises(LabelsError, match="another spelling"):
+        both.match(["./" + nfc])

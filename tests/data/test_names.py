@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stochcl.codes import folder_label
 from stochcl.data import Entry, held_out
-from stochcl.data.names import MAX_NAME_BYTES, is_hidden, member_name, sort_key
+from stochcl.data.names import MAX_NAME_BYTES, is_hidden, member_name, path_name, sort_key
 from stochcl.messages import escape_name as printable
 
 raw_names = st.binary(min_size=1, max_size=30).filter(lambda b: b"\0" not in b)
@@ -103,3 +103,31 @@ def test_entries_pickle():
 def test_classes_may_come_from_elsewhere_than_the_folders():
     labels = {"a/0": "x", "a/1": "y", "a/2": "y", "b/0": "x"}
     assert held_out(labels, per_class=1, label=labels.get).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("s3://bucket/train/cat/1.jpg", "train/cat/1.jpg"),
+        ("https://host:80/cat/1.jpg", "cat/1.jpg"),
+        ("file:///data/cat/1.jpg", "data/cat/1.jpg"),
+        ("/data/cat/1.jpg", "data/cat/1.jpg"),
+        (r"C:\data\cat\1.jpg", "data/cat/1.jpg"),
+        ("C:/data/cat/1.jpg", "data/cat/1.jpg"),
+        (r"\\server\share\cat\1.jpg", "cat/1.jpg"),
+        (r"cat\1.jpg", "cat/1.jpg"),
+        (r"..\..\cat\1.jpg", "cat/1.jpg"),
+        ("../../cat/1.jpg", "cat/1.jpg"),
+        ("a/../cat/./1.jpg", "cat/1.jpg"),
+        ("cat:3/1.jpg", "cat:3/1.jpg"),
+    ],
+)
+def test_paths_of_tables_and_lists_become_names(given, name):
+    assert path_name(given) == name
+
+
+def test_a_backslash_may_be_a_letter():
+    assert path_name("cat/a\\b.jpg") == "cat/a\\b.jpg"
+    assert path_name("a\\b.jpg", backslashes=False) == "a\\b.jpg"
+    with pytest.raises(ValueError, match="empty"):
+        path_name("../..")

@@ -1,6 +1,7 @@
 """Every kind of image read right, and every bad one refused with a reason."""
 
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from stochcl.data.preprocess import MAX_PIXELS, PAD_GREY, Preprocess, to_eight_bits
+from stochcl.data.preprocess import MAX_PIXELS, PAD_GREY, Preprocess, _formats, to_eight_bits
 from stochcl.errors import ImageError
 
 SIZE = 32
@@ -328,3 +329,64 @@ def test_memory_that_runs_out_is_an_image_error(monkeypatch, png):
 def test_what_preprocess_cannot_mean(size, fit):
     with pytest.raises(ValueError, match=r"pixels a side|fit is one of"):
         Preprocess(size, fit)
+
+
+def chunk(kind, data, crc=None):
+    crc = zlib.crc32(kind + data) if crc is None else crc
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
+@pytest.mark.parametrize(
+    "ancillary",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2 << 20))),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"x" * (2 << 20))),
+        chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(2 << 20))),
+        chunk(b"zTXt", b"Comment\0\7strange"),
+        chunk(b"tEXt", b"Comment\0damaged", crc=1),
+        chunk(b"pHYs", b"short"),
+        b"".join(chunk(b"tEXt", b"Comment%d\0" % i + b"x" * 900_000) for i in range(80)),
+    ],
+    ids=["text", "international text", "profile", "method", "checksum", "length", "many texts"],
+)
+@pytest.mark.parametrize("behind", [False, True])
+def test_ancillary_chunks_do_not_cost_the_pixels_of_a_png(pixels, as_file, ancillary, behind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = as_file(pixels(12, 9), exif=exif)
+    at = plain.index(b"IEND") - 4 if behind else 33
+    data = plain[:at] + ancillary + plain[at:]
+    np.testing.assert_array_equal(Preprocess(8).decode(data), Preprocess(8).decode(plain))
+
+
+def test_a_png_whose_pixels_are_damaged_stays_refused(pixels, as_file):
+    plain = as_file(pixels(40, 40))
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2 << 20)))
+    for cut in (40, len(plain) // 2):
+        with pytest.raises(ImageError):
+            Preprocess(8).decode(plain[:33] + text + plain[33:cut])
+
+
+@pytest.mark.parametrize(
+    ("data", "plugin"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(40), "pillow-heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "pillow-jxl-plugin"),
+        (b"\xff\x0a" + bytes(40), "pillow-jxl-plugin"),
+    ],
+)
+def test_formats_of_plug_ins_are_named(data, plugin, monkeypatch):
+    monkeypatch.setattr("stochcl.data.preprocess._formats", lambda: ("PNG",))
+    with pytest.raises(ImageError, match=f"pip install {plugin}"):
+        Preprocess(8).decode(data)
+
+
+def test_plug_ins_that_are_installed_are_registered(monkeypatch):
+    called = []
+    fake = type(sys)("pillow_heif")
+    fake.register_heif_opener = lambda: called.append("heif")
+    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
+    _formats.cache_clear()
+    _formats()
+    _formats.cache_clear()
+    assert called == ["heif"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stochcl.data import Preprocess, open_list, open_source, open_sources
-from stochcl.data import open as several
+from stochcl.data import source as files
 from stochcl.data.open import expand, read_list
 from stochcl.errors import SourceError, UsageError
 
@@ -50,7 +50,7 @@ def shards(tmp_path, pixels, as_file):
 
 @pytest.mark.parametrize("kept_open", [256, 1])
 def test_shards_are_read_one_after_the_other(shards, monkeypatch, kept_open):
-    monkeypatch.setattr(several, "_KEPT_OPEN", kept_open)
+    monkeypatch.setattr(files, "most_open", lambda: kept_open)
     source = pickle.loads(pickle.dumps(open_sources([shards])))
     assert [entry.name for entry in source.entries] == [f"class{i}/{k}.png" for k in range(3) for i in range(3)]
     assert source.kind == "tar"
@@ -97,3 +97,26 @@ def test_a_list_of_nothing_is_refused(tmp_path, data, said):
     (tmp_path / "list").write_bytes(data)
     with pytest.raises(SourceError, match=said):
         open_list(tmp_path / "list", folder=tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+def test_a_list_in_any_encoding_that_editors_write(encoding, end):
+    text = "".join(f"{name}{end}" for name in ("a/süß.png", "b/2.png"))
+    data = (("\ufeff" if encoding == "utf-16-be" else "") + text).encode(encoding)
+    assert read_list(io.BytesIO(data)) == ["a/süß.png", "b/2.png"]
+
+
+def test_half_of_a_list_in_utf_16_is_refused():
+    with pytest.raises(SourceError, match="UTF-8"):
+        read_list(io.BytesIO("a.png".encode("utf-16")[:-1]))
+
+
+def test_paths_of_a_list_may_lead_out_of_the_folder(tree, png, monkeypatch):
+    folder = tree({"x/cat/1.png": png, "here/dog/2.png": png, "dog/3.png": png})
+    monkeypatch.chdir(folder / "here")
+    (folder / "list").write_text("../x/cat/1.png\ndog/2.png\n../here/../dog/3.png\n")
+    source = open_list(folder / "list")
+    assert [entry.name for entry in source.entries] == ["x/cat/1.png", "dog/2.png", "dog/3.png"]
+    assert source.load(0, SMALL).shape == (16, 16, 3)
+    assert not source.rejected

@@ -234,3 +234,36 @@ def test_threads_and_pickles(zipped, as_file):
     with ThreadPoolExecutor(8) as pool:
         shades = list(pool.map(lambda i: int(source.load(i, SMALL).max()), range(200)))
     assert shades == list(range(200))
+
+
+@pytest.mark.parametrize(("system", "mixed"), [(0, False), (0, True), (3, False)])
+def test_backslashes_between_folders(tmp_path, png, system, mixed):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("cat\\1.png", "dog\\old\\2.png", *(["x/3.png"] if mixed else [])):
+            info = zipfile.ZipInfo("x")
+            info.filename = info.orig_filename = name
+            info.create_system = system
+            archive.writestr(info, png)
+    source = open_source(path)
+    assert [entry.name for entry in source.entries] == ["cat/1.png", "dog/old/2.png", *(["x/3.png"] if mixed else [])]
+    assert source.load(0, SMALL).shape[2] == 3
+
+
+def test_a_backslash_is_a_letter_where_slashes_separate(tmp_path, png):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("cat/a\\b.png", "cat/c.png"):
+            info = zipfile.ZipInfo("x")
+            info.filename, info.create_system = name, 3
+            archive.writestr(info, png)
+    assert [entry.name for entry in open_source(path).entries] == ["cat/a\\b.png", "cat/c.png"]
+
+
+def test_a_name_that_is_not_the_utf8_that_it_claims_costs_nothing(zipped, png):
+    path = zipped([("é.png", png), ("zü.png", png), ("a.png", png)])
+    data = path.read_bytes()
+    path.write_bytes(data.replace("zü.png".encode(), b"z\xff\xfe.png"))
+    source = open_source(path)
+    assert [entry.name for entry in source.entries] == ["a.png", "z\udcff\udcfe.png", "é.png"]
+    assert [source.load(i, SMALL).shape for i in range(3)] == [(8, 8, 3)] * 3

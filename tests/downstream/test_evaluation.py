@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stochcl.downstream import ESTIMATORS, evaluate, evaluate_split
+from stochcl.downstream.evaluation import Evaluation
 from stochcl.downstream.probes import make_estimator
 from stochcl.errors import LabelsError, UsageError
 
@@ -243,3 +244,14 @@ def test_a_probe_is_told_whether_its_rows_are_bits(codes, monkeypatch):
     evaluate_split(codes, LABELS, codes[:100], LABELS[:100], estimator="knn")
     symbols = codes.dtype.kind in "bu"
     assert told == [(symbols, symbols and bool((codes <= 1).all()))] * 3
+
+
+def test_classes_are_printed_in_their_own_letters_and_told_apart():
+    long = "a" * 25
+    classes = ("日本", f"{long}1", f"{long}2", "tab\there")
+    found = Evaluation(
+        "classification", "logistic", 9, 9, 0.5, None, 0.3, classes=classes, confusion=((1, 0, 0, 0),) * 4
+    )
+    lines = found.lines()[-4:]
+    assert lines[0].startswith("    日本" + " " * 22)
+    assert [line.split()[0] for line in lines] == ["日本", f"{long}1", f"{long}2", "tab\\there"]

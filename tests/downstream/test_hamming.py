@@ -21,8 +21,8 @@ from stochcl.downstream.neighbors import nearest, pack_bits
 
 @parametrize_with_checks(
     [
-        HammingKNeighborsClassifier(n_neighbors=5),
-        HammingKNeighborsRegressor(n_neighbors=5),
+        HammingKNeighborsClassifier(),
+        HammingKNeighborsRegressor(),
         HammingKNeighborsClassifier(n_neighbors=3, weights="distance"),
     ]
 )

@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from stochcl.downstream import CodeIndex
 
 
-@parametrize_with_checks([CodeIndex(n_neighbors=2), CodeIndex(n_neighbors=2, metric="levels")])
+@parametrize_with_checks([CodeIndex(), CodeIndex(n_neighbors=2, metric="levels")])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 

@@ -101,3 +101,11 @@ def test_symbols_of_two_values_are_binary_and_floats_are_not():
     assert not labelled(bits.astype(np.float32), list("abab"), "classification").binary
     assert not labelled(bits * 2, list("abab"), "classification").binary
     assert not labelled(-bits.astype(int), list("abab"), "classification").binary
+
+
+def test_negative_class_numbers_are_no_label_but_signs_are():
+    x = np.arange(8.0).reshape(4, 2)
+    assert labelled(x, [0, -1, 2, 0], "classification").y.tolist() == ["0", "2", "0"]
+    assert labelled(x, [-1, 1, 1, -1], "classification").y.tolist() == ["-1", "1", "1", "-1"]
+    assert labelled(x, [-1, 1, 1, -3], "regression").y.tolist() == [-1, 1, 1, -3]
+    assert labelled(x, ["nan", "NA", "a", np.array(3)], "classification").y.tolist() == ["nan", "NA", "a", "3"]

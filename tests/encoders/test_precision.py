@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import stochcl
 from stochcl.codes import Codes
 from stochcl.encoders.inference import computes_in_bf16, precision_used
 from stochcl.errors import TrainingError
@@ -11,6 +12,7 @@ from stochcl.training.entropy import MIN_CODES, fit_entropy
 from stochcl.training.loop import load_checkpoint
 from tests.encoders.latents.making import make_stage
 from tests.encoders.making import make_set, make_trainer
+from tests.making import make_pixels
 
 
 @pytest.fixture
@@ -120,3 +122,25 @@ def test_of_a_checkpoint_of_other_options_no_precision_is_said(tmp_path):
     wanted = trainer._identity() | {"lr": 5.0}
     with pytest.raises(TrainingError, match="another lr; give the same options, or delete"):
         load_checkpoint(trainer.checkpoint_path, trainer._modules(), trainer.optimizer, wanted)
+
+
+def test_what_the_caller_has_set_changes_no_code(model):
+    """Autocast, the default type and the default device are the caller's; an archive must not depend on them."""
+    pixels = np.stack([make_pixels(i, i)[:, :40] for i in range(70)])
+    plain = stochcl.load(model, device="cpu").encode(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = stochcl.load(model, device="cpu").encode(pixels)
+        assert torch.is_autocast_enabled("cpu")
+    np.testing.assert_array_equal(found.packed, plain.packed)
+    np.testing.assert_array_equal(found.uncertainty, plain.uncertainty)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = stochcl.load(model, device="cpu").encode(pixels)
+        assert torch.get_default_dtype() == torch.float64
+        general = stochcl.load(device="cpu").encode(pixels[:2])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found.packed, plain.packed)
+    np.testing.assert_array_equal(found.uncertainty, plain.uncertainty)
+    np.testing.assert_array_equal(general.packed, stochcl.load(device="cpu").encode(pixels[:2]).packed)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import stochcl
+from stochcl.codes import Codes
 from stochcl.compress import Archive
 from stochcl.errors import LabelsError, UsageError
 from stochcl.torch import CodesDataset, CodesStream
@@ -213,3 +214,23 @@ def test_rank_and_world_are_those_of_the_running_group(path, monkeypatch):
         assert (stream.rank, stream.world) == (rank, 2)
         seen += rows_of(stream)
     assert sorted(seen) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("loader", [CodesDataset, CodesStream])
+def test_rows_without_a_label_have_no_class(tmp_path, loader):
+    codes = Codes.from_symbols(np.eye(5, 12, dtype=np.uint8), labels=["b", "", "a", "nan", ""])
+    path = write(tmp_path / "a.bin", codes, make_tables(12))
+    options = {"shuffle": False} if loader is CodesStream else {}
+    data = loader(path, **options)
+    assert data.classes == ("a", "b", "nan")
+    assert [int(y) for _, y in data] == [1, -1, 0, 2, -1]
+    with pytest.raises(LabelsError, match="2 of 5 rows have no label, the first of them row 1"):
+        loader(path, unlabelled="refuse")
+    with pytest.raises(UsageError, match="keep or refuse"):
+        loader(path, unlabelled="skip")
+    given = [[None, float("nan"), "x", torch.tensor(7), -1], [0, None, torch.tensor(2), -1, 1], [0.5, None, 1, 2, 3]]
+    for labels, numbers in zip(given, ([-1, -1, 1, 0, -1], [0, -1, 2, -1, 1], [0.5, np.nan, 1, 2, 3]), strict=True):
+        np.testing.assert_array_equal([float(y) for _, y in loader(path, labels=labels, **options)], numbers)
+        with pytest.raises(LabelsError, match="no label"):
+            loader(path, labels=labels, unlabelled="refuse")
+    assert loader(path, labels=np.arange(5), unlabelled="refuse", **options).classes is None
