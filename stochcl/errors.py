@@ -67,10 +67,6 @@ class Truncated(FormatError):
     """The file ends before its content does."""
 
 
-class AppendInterrupted(Truncated):
-    """A complete archive is at the beginning of the file, and behind it what an append had not finished."""
-
-
 class ChecksumMismatch(FormatError):
     """Stored and computed checksums differ: the file was damaged."""
 

@@ -1,20 +1,22 @@
-"""Files that appear complete, by rename, or not at all."""
+"""Files that appear complete, by rename, or not at all, and that one process writes at a time."""
 
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 from stochcl.errors import OutputError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from io import RawIOBase
+    from io import FileIO, RawIOBase
 
 
 @contextmanager
@@ -64,15 +66,141 @@ def lock(file: IO[bytes] | RawIOBase) -> bool:
 
     The lock goes when the file is closed, or its process ends. Where there are no such locks, nobody has it.
     """
+    return _flock(file) is not False
+
+
+def _flock(file: IO[bytes] | RawIOBase) -> bool | None:
+    """Lock a file; return whether that was possible, or None where the system has no such locks."""
     try:
         import fcntl
     except ImportError:  # not on Windows
-        return True
+        return None
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # some network file systems have none
+        return None
+    return True
+
+
+class WriteLock:
+    """The right to write to a path: one writer has it at a time, and the system takes it from a process that ends.
+
+    What is locked is a file beside the path, ``PATH.lock`` (in a folder, ``.lock``), which names the process and is
+    removed at the end. So it does not matter by which renaming the path is replaced, and readers are never locked
+    out. A file that a dead process left is taken over. Where the system has no locks, the process that the
+    file names decides: it has the lock while it lives, or if it is another machine's.
+
+    Parameters
+    ----------
+    path : path-like
+        Need not exist; its folder must.
+    shown : str
+        The path, as the message names it.
+
+    Raises
+    ------
+    OutputError
+        If another writer has it.
+    OSError
+        If the lock file cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shown: str) -> None:
+        real = Path(os.path.realpath(path))
+        self.path = real / ".lock" if real.is_dir() else real.with_name(real.name + ".lock")
+        self._shown, self._process = shown, os.getpid()
+        self._file: FileIO | None = None
+        while self._file is None:
+            file = self.path.open("a+b", buffering=0)
+            try:
+                self._take(file)
+            except BaseException:
+                file.close()
+                raise
+
+    def _take(self, file: FileIO) -> None:
+        """Lock the file, unless it was removed by its last holder just now."""
+        taken = _flock(file)
+        if taken is False or (taken is None and _is_held(*_holder(file))):
+            raise OutputError(self._refusal(*_holder(file)))
+        if not self._is_there(file):
+            file.close()
+            return
+        file.truncate(0)
+        file.write(f"{self._process} {_host()}\n".encode())
+        self._file = file
+
+    def _is_there(self, file: FileIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _refusal(self, process: int, host: str) -> str:
+        if not process:
+            return f"{self._shown}: another process is writing to it; wait until that has finished."
+        if host != _host():
+            return (
+                f"{self._shown}: process {process} on {host} is writing to it; wait until that has finished (if it "
+                f"is dead and the file system does not know, remove {self.path.name})."
+            )
+        if process == self._process:
+            return f"{self._shown}: this process ({process}) is writing to it already; finish or close that first."
+        return f"{self._shown}: process {process} is writing to it; wait until that has finished, or stop it."
+
+    def release(self) -> None:
+        """Give it back; a second time does nothing, and neither does a process that was forked."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        if os.getpid() == self._process:
+            with suppress(OSError):
+                if os.name != "nt" and self._is_there(file):
+                    self.path.unlink()
+            with suppress(ImportError, OSError):  # a child that was forked may still have the descriptor
+                import fcntl
+
+                fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+        file.close()
+        if os.name == "nt":  # which does not remove open files
+            with suppress(OSError):
+                self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+def _host() -> str:
+    return socket.gethostname() or "localhost"
+
+
+def _holder(file: FileIO) -> tuple[int, str]:
+    """Return the process and machine that a lock file names; 0 where it names none yet."""
+    for _ in range(10):  # its holder writes its number just after it has locked it
+        file.seek(0)
+        process, _, host = file.read(512).decode("utf-8", "replace").strip().partition(" ")
+        if process.isdecimal() and host:
+            return int(process), host
+        time.sleep(0.01)
+    return 0, ""
+
+
+def _is_held(process: int, host: str) -> bool:
+    """Tell, where there are no locks, whether the process that a lock file names may be writing."""
+    if not process or os.name == "nt":
+        return False
+    if host != _host():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
         return True
     return True
 

@@ -59,7 +59,9 @@ class Rows:
         if output not in OUTPUTS:
             raise UsageError(f"output is {', '.join(OUTPUTS)}, not {output!r}.")
         self.path, self.latents = path, latents
-        self._archive: Archive | FolderArchive | None = None
+        from stochcl.compress import open_archive
+
+        self.archive: Archive | FolderArchive = open_archive(path)
         archive = self.archive
         self.length = len(archive)
         if latents is not None and not 1 <= latents <= archive.header.latents:
@@ -71,15 +73,6 @@ class Rows:
         if unlabelled == "refuse" and self.numbers is not None:
             _check_labelled(self.numbers, path)
 
-    @property
-    def archive(self) -> Archive | FolderArchive:
-        """The archive, open in this process."""
-        if self._archive is None:
-            from stochcl.compress import open_archive
-
-            self._archive = open_archive(self.path)
-        return self._archive
-
     def of(self, codes: Codes) -> NDArray[Any]:
         """Return what a loader is given of some rows, shape (n, D) or (n, V)."""
         symbols = (codes if self.latents is None else codes.prefix(self.latents)).symbols()
@@ -90,9 +83,6 @@ class Rows:
     def labels(self, rows: NDArray[np.integer]) -> NDArray[Any] | None:
         """Return the labels of rows of these numbers."""
         return None if self.numbers is None else self.numbers[rows]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_archive": None}
 
 
 def _numbers(

@@ -247,6 +247,7 @@ class Archive:
     def __init__(self, data, tables=None):
         self.data, self.parts = data, []
         begin = self.read_header(Bytes(data))
+        self.data = data = self.committed(begin)
         offset, size, crc, header_crc, closing = Bytes(data, len(data) - 32).numbers("QQI4s8s")
         must((header_crc, closing, offset + size + 32) == (data[16:20], b"SCL\x89END\n", len(data)), "the trailer")
         index = self.chunk(b"INDX", offset, size, crc)
@@ -279,6 +280,26 @@ class Archive:
         self.latents = np.array(self.header.get("selection", range(self.header["latents"])))
         must(len(self.latents) == self.header["latents"] and (np.diff(self.latents) > 0).all(), "the selection")
         return source.at
+
+    def committed(self, at):  # the bytes up to the last trailer, without an append that has not been finished
+        data, end = self.data, 0
+        if data.endswith(b"SCL\x89END\n"):
+            return data
+        while at + 12 <= len(data):
+            kind, size = struct.unpack_from("<4sQ", data, at)
+            start, at = at, at + 12 + size
+            if kind not in (b"TABL", b"FITT", b"SEGM", b"INDX") or at > len(data):
+                break
+            if kind == b"INDX":
+                crc = struct.pack("<QQI", start, at - start, zlib.crc32(data[start:at]))
+                trailer, at = data[at : at + 32], at + 32
+                if trailer != crc + data[16:20] + b"SCL\x89END\n":
+                    must(not end or at != len(data) or not any(trailer), "a damaged trailer")
+                    break
+                end = at
+        begins = data[end : end + 4]
+        must(not end or any(kind.startswith(begins) for kind in (b"SEGM", b"INDX", bytes(4))), "other bytes")
+        return data[:end] if end else data
 
     def joined(self, parts):
         absent = [part is None for part in parts]

@@ -24,7 +24,6 @@ TREE = {
     "BadMagic": (errors.FormatError, 1),
     "UnsupportedVersion": (errors.FormatError, 1),
     "Truncated": (errors.FormatError, 1),
-    "AppendInterrupted": (errors.Truncated, 1),
     "ChecksumMismatch": (errors.FormatError, 1),
     "LimitExceeded": (errors.FormatError, 1),
     "ModelMismatch": (errors.FormatError, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.compress import (
     CompressOptions,
     encode_rows,
+    listing,
+    locked,
     none_readable,
     open_inputs,
     refused,
@@ -131,7 +134,8 @@ def transcode(
             with saying_what_is_kept(output):
                 job.write(output, width, force=force, resume=resume, progress=progress)
         else:
-            _write_at_rate(job, output, rate)
+            with locked(output):
+                _write_at_rate(job, output, rate)
         notes = said_of_tables(keep_tables(archive.tables, output.parent)) if external_tables else ()
         with Archive(output, tables=[archive.tables]) as written:
             report, fitted = Report.of(written, str(output)), len(written._index.fitted)
@@ -256,6 +260,7 @@ def verify(
             "path": escape_name(path),
             "images": len(archive),
             "bytes": archive.size,
+            "left_over_bytes": archive.left_over if isinstance(archive, Archive) else 0,
             "ok": True,
         }
 
@@ -285,6 +290,9 @@ def salvage(
         "images": done.rows,
         "recoded_images": done.recoded,
         "unchecked_images": done.unchecked,
+        "unnamed_images": done.unnamed,
+        "unlabelled_images": done.unlabelled,
+        "uncertainty_lost": done.uncertainty_lost,
         "bytes": done.bytes,
         "lost_images": done.rows_lost,
         "lost_bytes": [list(place) for place in done.lost],
@@ -358,8 +366,8 @@ def append(
     Of a matrix, rows are named by their numbers: what is added are those by which it has grown. Another matrix is
     compressed to a file of its own, and joined by :func:`merge`.
 
-    An error leaves the archive as it was. An interruption keeps what is complete of the new: to add the rest,
-    append again.
+    Until all is done, and after an error, the archive is as it was. An interruption keeps what is done of the new
+    behind it: the same append again goes on with that, and gives what an undisturbed one gives.
 
     Parameters
     ----------
@@ -401,12 +409,15 @@ def append(
             raise refused(new, new.rejected[0])
         if table is not None:
             table.match(_names(new))
+        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
+        out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
     unit = report.unit
-    notes = (f"added      {plural(encoded, unit)}; {plural(there, unit)} had been there already",)
-    return Edit(report, before, {"added": encoded, "there": there}, notes, tuple(out.skipped))
+    added = report.images - before[0]
+    notes = (f"added      {plural(added, unit)}; {plural(there, unit)} had been there already",)
+    return Edit(report, before, {"added": added, "there": there}, notes, tuple(out.skipped))
 
 
 def _append_to(
@@ -425,18 +436,24 @@ def _append_to(
     stated = out.header.preprocess
     preprocess = codec.preprocess if codec.columns else Preprocess(stated["size"], stated["fit"])
     known = {name for name, _ in out.archive.skipped}
-    for failure in new.rejected:
+    for failure in () if out.position else new.rejected:
         out.skip(failure.name, failure.reason)
     try:
         encoded = encode_rows(codec, new, out, preprocess, options, progress, beside=beside)
-    except KeyboardInterrupt as exc:
-        out.keep()
-        if out.added:
-            exc.add_note(f"{plural(out.added, 'image')} were added; repeat the command to add the rest.")
+    except (KeyboardInterrupt, SourceError) as exc:
+        if out.rows:
+            exc.add_note(
+                f"The archive is as it was; the {out.rows:,} that are done are kept behind it: repeat the command to "
+                "go on."
+            )
         raise
-    if not encoded and any(name not in known for name in _names(new)):
+    if not out.rows and any(name not in known for name in _names(new)):
         raise none_readable(new, out.first_skip)
     return encoded
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _names(source: SubsetSource | MatrixSource) -> Sequence[str]:

@@ -21,7 +21,7 @@ from stochcl.api.summary import Report, said_of_tables
 from stochcl.codes import Codes, label_text, pick
 from stochcl.compress import Archive, Writer
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.compress.writer import StreamWriter
+from stochcl.compress.writer import StreamWriter, rows_kept
 from stochcl.data import (
     ArrowVectors,
     Failure,
@@ -36,8 +36,8 @@ from stochcl.data import (
 from stochcl.data.open import expand
 from stochcl.data.preprocess import FITS
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import EnvironmentFault, FormatError, ImageError, OutputError, SourceError, UsageError
-from stochcl.files import check_output, sync_folder
+from stochcl.errors import FormatError, ImageError, OutputError, SourceError, UsageError
+from stochcl.files import WriteLock, check_output, sync_folder
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -251,8 +251,6 @@ def encode_source(
             if isinstance(source, StreamSource) and writer.rows:  # it cannot be read again
                 writer.flush()
                 exc.add_note(_kept_of_stream(writer.rows, writer.partial, path))
-            elif isinstance(exc, EnvironmentFault) and writer.rows:
-                writer.flush()
             raise
 
 
@@ -426,6 +424,32 @@ def compress_at_rate(
     The archive at full width goes only when the prefix is complete: for another rate, or with more room on the
     disk, ``resume`` goes on with it.
     """
+    with locked(path):
+        return _compress_at_rate(codec, source, path, options, rate, progress)
+
+
+def locked(path: Path) -> WriteLock:
+    """Take the right to write to a path for all the steps of a request.
+
+    Raises
+    ------
+    OutputError
+        If another writer has it.
+    """
+    try:
+        return WriteLock(path, escape_name(path))
+    except OSError as exc:
+        raise unwritable(path, exc) from exc
+
+
+def _compress_at_rate(
+    codec: Codec,
+    source: Source,
+    path: Path,
+    options: CompressOptions,
+    rate: float,
+    progress: Callable[[int, int], None],
+) -> int:
     full, encoded = full_width(path), 0
     if full.exists() and (options.resume or not options.force):
         _check_kept(full, codec, source, options)
@@ -601,20 +625,26 @@ def of_another_kind(codec: Codec, archive: Rows) -> tuple[str, ...]:
 
 @contextmanager
 def saying_what_is_kept(path: Path) -> Iterator[None]:
-    """Let an interruption say what there is to go on with."""
+    """Let an interruption, or a source that fails, say what there is to go on with."""
     try:
         yield
-    except (KeyboardInterrupt, EnvironmentFault) as exc:
-        if (kept := _kept(path)) and not getattr(exc, "__notes__", ()):
-            exc.add_note(f"What was done is kept in {escape_name(kept)}: pass --resume to go on with it.")
+    except (KeyboardInterrupt, SourceError) as exc:
+        if not getattr(exc, "__notes__", ()) and (said := _kept(path)):
+            exc.add_note(said)
         raise
 
 
-def _kept(path: Path) -> Path | None:
-    """Return what an interrupted run has left to go on with."""
+def _kept(path: Path) -> str:
+    """Say what an interrupted run has left to go on with; nothing where there is nothing."""
     full = full_width(path)
-    partial = [p.with_name(p.name + ".partial") for p in (full, path)]
-    return next((p for p in (full, *partial) if p.exists()), None)
+    if full.exists():
+        return f"What was done is kept in {escape_name(full)}: pass --resume to go on with it."
+    for partial in (output.with_name(output.name + ".partial") for output in (full, path)):
+        if partial.exists():
+            rows = rows_kept(partial.with_name(partial.name + ".journal"))
+            kept = f"{rows:,} that are done are" if rows != 1 else "1 that is done is"
+            return f"The {kept} kept in {escape_name(partial)}: pass --resume to go on."
+    return ""
 
 
 def open_inputs(path: PathLike, codec: Codec) -> ImageSource | MatrixSource:

@@ -29,7 +29,7 @@ from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceError, UsageError
-from stochcl.files import replacing, sync_folder
+from stochcl.files import WriteLock, replacing, sync_folder
 from stochcl.framing import PROLOGUE
 from stochcl.messages import escape_name, os_reason, plural
 
@@ -245,26 +245,29 @@ def compress_to_folder(
     if options.strict and images.rejected:
         raise refused(images, images.rejected[0])
     plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
-    _take_folder(plan, force=options.force)
-    try:
-        made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
-        todo = [number for number in range(plan.shards) if number not in made]
-        encoded, total = 0, len(images)
-        count = sum(len(plan.rows(number)) for number in made)
-        progress(count, total)
-        for number, shard in (run or run_here)(plan, todo, codec, images) if todo else ():
-            made[number] = shard
-            encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
+    with _locked(plan):
+        _take_folder(plan, force=options.force)
+        try:
+            made = {
+                number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None
+            }
+            todo = [number for number in range(plan.shards) if number not in made]
+            encoded, total = 0, len(images)
+            count = sum(len(plan.rows(number)) for number in made)
             progress(count, total)
-        _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
-    except (KeyboardInterrupt, EnvironmentFault) as exc:
-        exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to go on.")
-        raise
-    except OSError as exc:
-        raise OutputError(
-            f"{escape_name(folder)}: it cannot be written: {os_reason(exc)}; complete shards are kept, repeat the "
-            "command to go on."
-        ) from exc
+            for number, shard in (run or run_here)(plan, todo, codec, images) if todo else ():
+                made[number] = shard
+                encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
+                progress(count, total)
+            _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
+        except (KeyboardInterrupt, EnvironmentFault) as exc:
+            exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to go on.")
+            raise
+        except OSError as exc:
+            raise OutputError(
+                f"{escape_name(folder)}: it cannot be written: {os_reason(exc)}; complete shards are kept, repeat the "
+                "command to go on."
+            ) from exc
     with open_archive(folder, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
         note = f"shards     {plural(plan.shards, 'file')}, {plural(plan.shards - len(todo), 'shard')} kept of before"
@@ -316,8 +319,8 @@ def _plan(
 # The folder
 
 
-def _take_folder(plan: Plan, *, force: bool) -> None:
-    """Make the folder, or take over what an earlier run of the same plan left in it."""
+def _locked(plan: Plan) -> WriteLock:
+    """Make the folder, and take it for this run alone."""
     folder = Path(plan.folder)
     shown = escape_name(folder)
     try:
@@ -328,8 +331,18 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
         if any(Path(source) == folder or folder in Path(source).parents for source in plan.sources):
             raise UsageError(f"{shown}: the source lies in this folder; name another.")
         folder.mkdir(exist_ok=True)
+        return WriteLock(folder, shown)
+    except OSError as exc:
+        raise OutputError(f"{shown}: the folder cannot be written: {os_reason(exc)}.") from exc
+
+
+def _take_folder(plan: Plan, *, force: bool) -> None:
+    """Begin in the folder, or take over what an earlier run of the same plan left in it."""
+    folder = Path(plan.folder)
+    shown = escape_name(folder)
+    try:
         facts = _facts_of(folder)
-        if facts is None and any(folder.iterdir()):
+        if facts is None and any(path.name != ".lock" for path in folder.iterdir()):
             raise UsageError(f"{shown}: this folder holds other things; name a new folder, or an empty one.")
         if facts is not None and facts != plan.facts and not force:
             raise _differs(shown, facts, plan.facts)

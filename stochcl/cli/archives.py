@@ -24,7 +24,7 @@ _TABLES = {
 @click.command()
 @click.argument("codes", type=ARCHIVE)
 @click.option("--salvage", type=click.Path(path_type=Path), metavar="OUT", help="Write all that is intact to OUT.")
-@click.option("--repair", is_flag=True, help="Undo an append that was interrupted: cut the file back, in place.")
+@click.option("--repair", is_flag=True, help="Cut off what an interrupted append left behind, in place.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @TABLES
 @JSON
@@ -66,6 +66,11 @@ def verify(
             result = archives.verify(codes, tables=given_tables(model), progress=bar)
         images = plural(result["images"], "image")
         lines = [f"{result['path']}: {images}, {result['bytes']:,} bytes, nothing damaged"]
+        if left := result["left_over_bytes"]:
+            lines.append(
+                f"{left:,} bytes follow it: an append that is running, or was interrupted and goes on when it is "
+                "repeated; --repair cuts them off"
+            )
     show(result, lines, as_json=as_json)
 
 
@@ -91,6 +96,11 @@ def _losses(result: dict[str, Any]) -> list[str]:
         lines.append(f"lost: {plural(result['lost_images'], 'image')}")
     elif result["lost_images"] is None:
         lines.append("lost: how many images is not known, for the index at the end is damaged or missing")
+    for what, some in (("names", "unnamed_images"), ("labels", "unlabelled_images")):
+        if result[some]:
+            lines.append(f"lost: the {what} of {plural(result[some], 'image')}, whose codes are intact")
+    if result["uncertainty_lost"]:
+        lines.append("lost: the uncertainty of some images, so that it was left out for all")
     return [*lines, *filter(None, [_TABLES[result["tables"]]])]
 
 
@@ -190,9 +200,8 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool, **options: Any) -> None:
     """Add the images of a source that a file of codes does not have yet.
 
-    Images are told apart by their names, and added in place. An error leaves the file as it was; after an
-    interruption it has what was finished, and the same command adds the rest. Of a matrix, the rows by which it has
-    grown are added.
+    Images are told apart by their names, and added in place. Until all is done the file opens as it was; after an
+    interruption, too, and the same command goes on. Of a matrix, the rows by which it has grown are added.
 
     \b
     Example:

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +22,7 @@ from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
 
 
 class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
@@ -191,7 +194,7 @@ COMMANDS = {
 }
 """Commands in the order of the help: the module of each, imported when it runs, and its line."""
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 _PIPE = 141  # what shells say of a program whose reader has gone
 
 
@@ -218,7 +221,8 @@ class Commands(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except StochclError as exc:
             click.echo(" ".join([f"stochcl: {exc}", *getattr(exc, "__notes__", ())]), err=True)
             ctx.exit(exc.exit_code)
@@ -227,7 +231,29 @@ class Commands(click.Group):
             ctx.exit(_PIPE)
         except KeyboardInterrupt as exc:
             click.echo(" ".join(["stochcl: interrupted.", *getattr(exc, "__notes__", ())]), err=True)
-            ctx.exit(_INTERRUPTED)
+            ctx.exit(_TERMINATED if isinstance(exc, Terminated) else _INTERRUPTED)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which means what Ctrl-C means: what is done is kept."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, unless somebody else takes care of it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

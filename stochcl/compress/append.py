@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.compress.archive import Archive
 from stochcl.compress.index import Index
-from stochcl.compress.segment_writer import SEGMENT_ROWS, SegmentWriter
+from stochcl.compress.segment import decode_segment
+from stochcl.compress.segment_writer import SEGMENT_ROWS
+from stochcl.compress.writer import JournaledWriter, append_journal
 from stochcl.entropy.model import FITTED, Candidate
-from stochcl.errors import OutputError, SourceError, UsageError
-from stochcl.files import lock, write_all
+from stochcl.errors import OutputError, SourceError, StochclError, UsageError
+from stochcl.files import WriteLock, write_all
 from stochcl.framing import MAX_RETIRED, TRAILER, crc
 from stochcl.messages import escape_name
 
@@ -22,18 +25,20 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from stochcl.codes import Codes
+    from stochcl.compress.segment import SegmentHead
     from stochcl.compress.segment_writer import Record
     from stochcl.entropy.tables import Tables
 
 
-class Appender(SegmentWriter):
+class Appender(JournaledWriter):
     """Appends rows to an existing archive; use it in a ``with`` statement.
 
     Segments go behind the end of the archive, each forced to disk, and then a new index and trailer, which is what
-    makes them part of it. When the block ends by an exception, or writing fails, the file is cut back to what it
-    was. A process that is killed leaves a file that says so when it is opened, and that
-    ``stochcl verify --repair`` cuts back. Rows are coded with the models that the archive has. Nothing is written
-    where nothing is added.
+    makes them part of it; whoever opens the file before sees the archive as it was. When the block ends by an
+    exception, or writing fails, the file is cut back. What a process that is killed leaves, and after :meth:`resume`
+    one that is interrupted, a second one takes up with :meth:`resume`; without that, it is cut off when the first
+    segment is written. Rows are coded with the models that the archive has. Nothing is written where nothing is
+    added.
 
     Parameters
     ----------
@@ -48,6 +53,8 @@ class Appender(SegmentWriter):
     ----------
     archive : Archive
         What was there before.
+    position : int
+        Where in the source to begin: 0, or after :meth:`resume` where an interrupted append ended.
 
     Raises
     ------
@@ -68,6 +75,7 @@ class Appender(SegmentWriter):
         self._shown = escape_name(self.path)
         file = self._open()
         try:
+            self._lock = self._locked()
             self.archive = archive = Archive(self.path, tables=tables)
             if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 raise OutputError(f"{self._shown}: it was replaced by another file just now; try again.")
@@ -81,6 +89,7 @@ class Appender(SegmentWriter):
                 raise UsageError(msg)
         except BaseException:
             file.close()
+            self._release()
             raise
         first = old.segments[0][1].parts if old.segments else None
         names = first is None or first[1].size > 0
@@ -89,21 +98,50 @@ class Appender(SegmentWriter):
         self._has = None if first is None else tuple(part.size > 0 for part in first[1:])
         self._failed = {name for name, _ in old.skipped}
         self._read_now: set[str] = set()
-        self._touched = False
+        self._touched = self._resumable = False
+        self._journal = append_journal(self.path)
+        self._facts: dict[str, Any] = {}
+
+    def resume(self, facts: dict[str, Any]) -> None:
+        """Take up what an interrupted append of the same facts left behind the archive, if there is that."""
+        own = {"size": self._start, "end": crc(self._old_end), "segment_rows": self._rows}
+        self._facts, self._resumable = json.loads(json.dumps(own | facts)), True
+        if not self.archive.left_over:
+            return
+        try:
+            story = self._journal.read()
+            if story.is_of(self._facts):
+                self._journal.start(self._facts, self._replay(story.records))
+                self._touched = True
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+
+    def _take_over(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
+        super()._take_over(head, chunk, record)
+        if self._failed and head.names.size:
+            names = decode_segment(chunk, head, self.header, self._candidates).names
+            self._read_now |= self._failed.intersection(names or ())
+
+    def _take_back(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
+        super()._take_back(head, chunk, record)
+        self._read_now |= self._failed.intersection(self._pending[0].names or ())
 
     def _open(self) -> FileIO:
-        """Open the file and take it for this process."""
+        """Open the file to be written to."""
         try:
-            file = self.path.open("r+b", buffering=0)
+            return self.path.open("r+b", buffering=0)
         except FileNotFoundError as exc:
             raise SourceError(f"{self._shown}: there is no such file.") from exc
         except OSError as exc:
             raise self._unwritable(exc) from exc
-        if not lock(file):
-            file.close()
-            msg = f"{self._shown}: another process is appending to this file; try again when it has finished."
-            raise OutputError(msg)
-        return file
+
+    def _locked(self) -> WriteLock:
+        try:
+            return WriteLock(self.path, self._shown)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
 
     def _unwritable(self, exc: OSError) -> OutputError:
         return OutputError(f"{self._shown}: it cannot be written: {(exc.strerror or str(exc)).lower()}.")
@@ -124,12 +162,24 @@ class Appender(SegmentWriter):
         self._read_now |= self._failed.intersection(codes.names or ())
 
     def _store(self, start: int, chunk: bytes, record: Record) -> None:
-        self._write(start, chunk)
+        self._begin()
+        super()._store(start, chunk, record)
+
+    def _begin(self) -> None:
+        """Cut off what an append of something else left, and begin a journal, before anything is written."""
+        if self._touched:
+            return
+        self._touched = True
+        try:
+            self._opened().truncate(self._start)
+            self._journal.start(self._facts)
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
 
     def _write(self, start: int, data: bytes) -> None:
         """Write and force to disk; what has been written is the archive's only when a trailer follows it."""
+        self._begin()
         file = self._opened()
-        self._touched = True
         try:
             file.seek(start)
             write_all(file, data)
@@ -144,17 +194,10 @@ class Appender(SegmentWriter):
         try:
             self._flush_all()
             self._commit()
-        except BaseException:
-            self._undo()
+        except BaseException as exc:
+            self._leave(type(exc))
             raise
         self.close()
-
-    def keep(self) -> None:
-        """Finish with the segments that are on the disk, without the rows that wait for one to be full."""
-        for codes in self._pending:
-            self._read_now -= set(codes.names or ())
-        self._pending, self._places, self._new_skips = [], [], []
-        self.finish()
 
     def _commit(self) -> None:
         old, start = self._old, self._end
@@ -163,6 +206,7 @@ class Appender(SegmentWriter):
         if not self._segments and sorted(skipped) == sorted(old.skipped):
             self._undo()  # what a write that failed has left
             return
+        self._check_there()
         index = Index(
             rows=old.rows + self.added,
             source_bytes=old.source_bytes + self._source_bytes,
@@ -181,6 +225,20 @@ class Appender(SegmentWriter):
         if file.seek(0, os.SEEK_END) != start + len(index):  # a longer write had failed before
             file.truncate(start + len(index))
             os.fsync(file.fileno())
+        self._check_there()
+        self._journal.remove()
+
+    def _check_there(self) -> None:
+        """Raise OutputError where the path names another file by now: what was added is not in that."""
+        try:
+            there = os.path.samestat(os.fstat(self._opened().fileno()), self.path.stat())
+        except OSError:
+            there = False
+        if not there:
+            raise OutputError(
+                f"{self._shown}: it was replaced, moved or deleted while rows were appended to it, so nothing was "
+                "added to what is there now; append again."
+            )
 
     def _undo(self) -> None:
         """Cut the file back to the archive that it was."""
@@ -189,12 +247,12 @@ class Appender(SegmentWriter):
         with suppress(OSError):  # the error that led here is the one to tell; opening the file will name the remedy
             self._file.truncate(self._start)
             os.fsync(self._file.fileno())
+            self._journal.remove()
 
     def close(self) -> None:
         """Close the file as it is; without :meth:`finish`, what was added is not part of the archive."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close_files()
+        self._release()
         self.archive.close()
 
     def __enter__(self) -> Self:
@@ -204,9 +262,19 @@ class Appender(SegmentWriter):
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is not None:
-                self._undo()
-            elif self._file is not None:
+            if kind is None and self._file is not None:
                 self.finish()
+            elif kind is not None:
+                self._leave(kind)
         finally:
             self.close()
+
+    def _leave(self, kind: type[BaseException]) -> None:
+        """Cut back, or after an interruption keep all rows for the append that takes them up."""
+        if not (self._resumable and issubclass(kind, KeyboardInterrupt | SourceError)):
+            self._undo()
+            return
+        with suppress(StochclError, OSError):  # what led here is what to tell
+            self.keep()
+        if not (self._segments or self._kept):
+            self._undo()

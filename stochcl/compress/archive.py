@@ -14,7 +14,7 @@ from stochcl.codes import bits_per_symbol, folder_label
 from stochcl.compress.bytes import Cache, open_reader
 from stochcl.compress.columns import Store, unpack_uncertainty
 from stochcl.compress.header import Header
-from stochcl.compress.index import Index, read_index
+from stochcl.compress.index import Index, cut_to_end, read_index
 from stochcl.compress.rows import Rows
 from stochcl.compress.segment import check_head, read_blocks, read_part, read_texts, values_per_row
 from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
@@ -42,9 +42,12 @@ class Archive(Rows):
 
     Rows are read when they are asked for: ``archive[i]`` decodes one block. Everything that is read is checked:
     the index against its checksum, every block against the index, its payload and what it decodes to against
-    theirs. An archive may be used from several threads, after a fork, and pickled (by its path). Blocks that were
+    theirs. An archive may be used from several threads, after a fork, and pickled (by its path, which must name the
+    same archive when it is unpickled; rows may have been appended). Blocks that were
     decoded lately are kept, up to 64 MB: so a smaller archive may be read in any order, and
     :meth:`iter_shuffled` is for a larger one.
+
+    While rows are appended to the file, and after that was interrupted, it is the archive as it was before.
 
     Parameters
     ----------
@@ -52,6 +55,11 @@ class Archive(Rows):
         A URL of any protocol that fsspec knows, ``s3://bucket/codes.bin``; it is read by ranges.
     tables : iterable of Tables or path-like
         Where to look first for decoding tables that are not in the archive.
+
+    Attributes
+    ----------
+    left_over : int
+        Bytes behind the archive in its file, of an append that is running or was interrupted.
 
     Raises
     ------
@@ -82,6 +90,7 @@ class Archive(Rows):
             text = self._reader.read(PROLOGUE.size, self._header_size - PROLOGUE.size)
             self.header = Header.from_bytes(prologue, text)
             self._width = self.header.latents * bits_per_symbol(self.header.alphabet)
+            self.left_over = cut_to_end(self._reader, self._header_size)
             self._index: Index = read_index(self._reader, self._header_size, self._width)
         heads = [head for _, head in self._index.segments]
         self._starts = np.cumsum([0] + [head.rows for head in heads])
@@ -372,8 +381,17 @@ class Archive(Rows):
         self._reader.close()
         self.__dict__.pop("_stores", None)  # they have a descriptor of their own
 
+    @property
+    def _end(self) -> tuple[int, int]:
+        return self._index.start, self._index.end_crc
+
+    def _is(self, header: Header, end: tuple[int, int]) -> bool:
+        """Tell whether this is the archive of this header and end, which may have been appended to since."""
+        ends = {(start, checksum) for start, _, checksum in self._index.retired}
+        return self.header == header and (end in ends or end == self._end)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._reader.__getstate__()["path"], self._extra)
+        return _reopen, (self._reader.__getstate__()["path"], self._extra, self.header, self._end)
 
 
 _ADVICE = {
@@ -407,5 +425,11 @@ class _Named:
             raise SourceError(f"{self._shown}: it cannot be read: {(exc.strerror or str(exc)).lower()}.") from exc
 
 
-def _reopen(path: os.PathLike[str], extra: tuple[Any, ...]) -> Archive:
-    return Archive(path, tables=extra)
+def _reopen(path: os.PathLike[str], extra: tuple[Any, ...], header: Header, end: tuple[int, int]) -> Archive:
+    archive = Archive(path, tables=extra)
+    if not archive._is(header, end):
+        archive.close()
+        raise FormatError(
+            f"{archive._shown}: this is another file than the archive that was pickled; open it anew by its path."
+        )
+    return archive

@@ -179,7 +179,7 @@ class Decoded:
             )
         self.uncertainty = archive.uncertainty
         self.symbols = symbols
-        self.decoder = archive.tables.decoder if vectors else None
+        self.decoder = archive.decoder if vectors else None
         self.vectors = self.decoder is not None
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim

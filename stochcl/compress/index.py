@@ -6,13 +6,13 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from stochcl import framing
 from stochcl.compress.segment import SegmentHead
 from stochcl.entropy import model
-from stochcl.errors import AppendInterrupted, ChecksumMismatch, FormatError, Truncated
+from stochcl.errors import ChecksumMismatch, FormatError, Truncated
 from stochcl.framing import (
     CHUNK,
     END_MAGIC,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stochcl.compress.bytes import ByteReader
 
 _CHUNKS = (b"TABL", b"FITT", b"SEGM", b"INDX")
+_APPENDED = (b"SEGM", b"INDX", bytes(4))  # what an append begins with, or leaves when the power fails
 _MAX_SKIPPED = 1 << 25  # bytes of the list of skipped images, inflated
 _MAX_PAIR = 1 << 20  # of one of them
 _FEW = 1024  # bytes, deflated, of a list that is read when the archive is opened
@@ -64,6 +65,8 @@ class Index:
         Offset and bytes of the chunk of each model that was fitted to this archive.
     retired : tuple of (int, int, int)
         Offset, bytes and CRC-32 of what an append has left behind: earlier indexes with their trailers.
+    end_crc : int
+        CRC-32 of the index and its trailer, as they stand in the file: what an append will make a retired part.
     """
 
     rows: int
@@ -75,6 +78,7 @@ class Index:
     header_crc: int
     fitted: tuple[tuple[int, int], ...] = ()
     retired: tuple[tuple[int, int, int], ...] = ()
+    end_crc: int = field(default=0, compare=False)
 
     def check_layout(self, header_size: int) -> None:
         """Raise FormatError unless all parts of the file follow each other without a gap, segments in order."""
@@ -125,12 +129,6 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
     trailer = reader.read(reader.size - TRAILER.size, TRAILER.size)
     start, size, checksum, of_header, magic = TRAILER.unpack(trailer)
     if magic != END_MAGIC:
-        if (end := earlier_end(reader, header_size)) is not None:
-            msg = (
-                f"an append to it was interrupted; its first {end:,} of {reader.size:,} bytes are the archive as it "
-                "was before, and `stochcl verify --repair` cuts it back to that"
-            )
-            raise AppendInterrupted(msg)
         raise Truncated("the file does not end as a complete archive does; it was cut short or not finished")
     if of_header != header_crc(reader):
         msg = f"its end is another archive's: that has a header with the checksum {of_header:08x}"
@@ -144,7 +142,26 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
         raise FormatError("the trailer does not point at an index")
     index = _parse(chunk[CHUNK.size :], start, of_header, decisions_per_row, version_of(reader))
     index.check_layout(header_size)
-    return index
+    return replace(index, end_crc=zlib.crc32(trailer, checksum))
+
+
+def cut_to_end(reader: ByteReader, header_size: int) -> int:
+    """Let a reader end where the last complete archive in its file does; return how many bytes follow that.
+
+    What follows is an append that is running or was interrupted, and no part of the archive. A file without a
+    complete archive is left as it is.
+    """
+    if reader.size < header_size + TRAILER.size:
+        return 0
+    if reader.read(reader.size - len(END_MAGIC), len(END_MAGIC)) == END_MAGIC:
+        return 0
+    end = earlier_end(reader, header_size)
+    if end is None:
+        return 0
+    if not any(kind.startswith(reader.read(end, min(4, reader.size - end))) for kind in _APPENDED):
+        raise FormatError(f"{reader.size - end:,} bytes follow the archive that no append has written")
+    left, reader.size = reader.size - end, end
+    return left
 
 
 def earlier_end(reader: ByteReader, header_size: int) -> int | None:
@@ -165,7 +182,11 @@ def earlier_end(reader: ByteReader, header_size: int) -> int | None:
         if end > reader.size:
             break
         chunk, trailer = reader.read(position, size), reader.read(end - TRAILER.size, TRAILER.size)
-        if trailer != TRAILER.pack(position, size, crc(chunk), header_crc(reader), END_MAGIC):
+        expected = TRAILER.pack(position, size, crc(chunk), header_crc(reader), END_MAGIC)
+        if trailer != expected:
+            if end == reader.size and found is not None and any(trailer):  # zeros: it was never written
+                msg = "the trailer is damaged; `stochcl verify --repair` goes back to before the last append"
+                raise ChecksumMismatch(msg)
             break
         position = found = end
     return found

@@ -12,8 +12,9 @@ from stochcl.compress.archive import _Named
 from stochcl.compress.bytes import ByteReader
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, read_index
+from stochcl.compress.writer import append_journal
 from stochcl.errors import FormatError, OutputError, SourceError, Truncated, UsageError
-from stochcl.files import lock
+from stochcl.files import WriteLock
 from stochcl.framing import END_MAGIC, PROLOGUE
 from stochcl.messages import escape_name as printable
 
@@ -39,38 +40,35 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     shown = printable(path)
     with _Named(shown):
         ByteReader(path).close()  # says what is wrong with a path, as for any archive
-    file = _open(path)
     try:
+        held = WriteLock(path, shown)
+    except OSError as exc:
+        raise _unwritable(shown, exc) from exc
+    with held, _open(path) as file:
         with _Named(shown):
             reader = ByteReader(path)
-        try:
-            with _Named(shown):
+            try:
                 end, index = _last_end(reader, shown)
-        finally:
-            reader.close()
+            finally:
+                reader.close()
         try:
             file.truncate(end)
             os.fsync(file.fileno())
         except OSError as exc:
             raise _unwritable(shown, exc) from exc
+        append_journal(path).remove()
         return Repaired(path, index.rows, end, reader.size - end)
-    finally:
-        file.close()
 
 
 def _open(path: Path) -> FileIO:
-    """Open the file and take it for this process, as an append does."""
+    """Open the file to be changed."""
     shown = printable(path)
     try:
-        file = path.open("r+b", buffering=0)
+        return path.open("r+b", buffering=0)
     except FileNotFoundError as exc:
         raise SourceError(f"{shown}: there is no such file.") from exc
     except OSError as exc:
         raise _unwritable(shown, exc) from exc
-    if not lock(file):
-        file.close()
-        raise OutputError(f"{shown}: another process is appending to this file; try again when it has finished.")
-    return file
 
 
 def _unwritable(shown: str, exc: OSError) -> OutputError:

@@ -144,11 +144,11 @@ class Rows(ABC):
     @property
     def has_decoder(self) -> bool:
         """Whether codes can be decoded to vectors."""
-        return self.tables.decoder is not None
+        return self.decoder is not None
 
     @cached_property
     def decoder(self) -> Decoder | None:
-        """What makes vectors of this archive's latents, if its model has that."""
+        """What makes vectors of this archive's latents, if its model has that; the tables' own is for all latents."""
         decoder, selection = self.tables.decoder, self.header.selection
         return decoder if decoder is None or selection is None else decoder.select(selection)
 

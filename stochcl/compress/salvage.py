@@ -19,11 +19,11 @@ from stochcl.compress.bytes import ByteReader, Cache
 from stochcl.compress.columns import unpack_uncertainty
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, header_crc, read_index, version_of
-from stochcl.compress.segment import SegmentHead, read_blocks, read_head, write_segment
+from stochcl.compress.segment import Part, SegmentHead, read_blocks, read_head, write_segment
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, unpack_model
 from stochcl.entropy.tables import Tables, find_tables
 from stochcl.errors import BadMagic, FormatError, ModelMismatch, OutputError, UnsupportedVersion, UsageError
-from stochcl.files import replacing
+from stochcl.files import WriteLock, replacing
 from stochcl.framing import (
     BLOCK,
     CHUNK,
@@ -35,6 +35,7 @@ from stochcl.framing import (
     TRAILER,
     check_crc,
     crc,
+    pack_texts,
     unpack_texts,
 )
 from stochcl.messages import escape_name
@@ -156,6 +157,7 @@ class Scanner:
         return whole if found == kind and at + whole <= self._reader.size else None
 
 
+_PARTS = ("table", "names", "labels", "entropy")
 _LOCKSTEP = 1 << 20  # decisions decoded together
 _MODELS = 4  # kept
 _TRIES = 64  # fitted models tried for a segment whose own one may be damaged, which changes the others' numbers
@@ -173,6 +175,10 @@ class Salvaged:
         What is in it; bytes are those of the file.
     recoded : int
         Those of the rows whose segment has damaged blocks beside theirs.
+    unnamed, unlabelled : int
+        Those of the rows whose names or labels are lost, and empty in the new archive.
+    uncertainty_lost : bool
+        Whether the uncertainty was left out, because that of some rows is lost.
     unchecked : int
         Those of the rows that could not be decoded to check them, because the tables are lost.
     lost : list of (int, int)
@@ -189,6 +195,9 @@ class Salvaged:
     bytes: int = 0
     recoded: int = 0
     unchecked: int = 0
+    unnamed: int = 0
+    unlabelled: int = 0
+    uncertainty_lost: bool = False
     lost: list[tuple[int, int]] = field(default_factory=list)
     rows_lost: int | None = None
     tables: str = "intact"
@@ -196,7 +205,7 @@ class Salvaged:
     @property
     def complete(self) -> bool:
         """Whether all that the file has is in the new one."""
-        return not self.lost and not self.rows_lost and self.tables != "lost"
+        return not self.lost and not self.uncertainty_lost and not self.rows_lost and self.tables != "lost"
 
 
 def salvage(
@@ -210,8 +219,9 @@ def salvage(
     """Write all that is intact in an archive, damaged or unfinished, as a new and complete one.
 
     A segment whose head, parts and blocks are what their checksums say, and decode to what was written, is copied as
-    it is. Where only some of its blocks are intact their rows are coded again, with their names; where its table,
-    names, labels or uncertainty are damaged, nothing of it is kept. Without the decoding tables, what needs them
+    it is. Where only some of its blocks are intact their rows are coded again, with their names. Where its names or
+    labels are damaged, its rows have empty ones; where the uncertainty of any segment is, the new archive has none.
+    Where its table is damaged, nothing of it is kept. Without the decoding tables, what needs them
     is copied if its checksums are right. What the damage put into the file twice is twice in the new one.
     """
     output = Path(output)
@@ -242,8 +252,9 @@ def _write(old: _Old, path: str | os.PathLike[str], output: Path, progress: Call
     result = Salvaged(output, tables=old.tables_are)
     named = _Named(escape_name(path))
     try:
-        with replacing(output) as file:
+        with WriteLock(output, escape_name(output)), replacing(output) as file:
             new = _New(file, old)
+            result.uncertainty_lost = old.lacks_uncertainty()
             for found in old.chunks:
                 progress(found.offset, old.reader.size)
                 with named:
@@ -275,26 +286,37 @@ def _save(old: _Old, new: _New, found: Found, result: Salvaged) -> None:
 
 
 def _save_segment(old: _Old, new: _New, at: int, head: SegmentHead, result: Salvaged) -> None:
-    parts = old.parts(at, head)
-    if parts is None or not new.takes(head):
+    parts, damaged = old.parts(at, head)
+    if damaged[0]:
+        return
+    if result.uncertainty_lost:
+        parts[3] = b""
+    table, names, labels, entropy = (Part(len(part), crc(part) if part else 0) for part in parts)
+    copied = replace(head, table=table, names=names, labels=labels, entropy=entropy)
+    if not new.takes(copied):
         return
     number, checked, blocks = old.decode(at, head, parts[0])
     saved = [block for block in blocks if block is not None]
     if len(saved) == len(head.words):
-        new.add(replace(head, number=number), [*parts, old.reader.read(at + head.size - head.payload, head.payload)])
-        old.keep(at, head.size)
-        result.rows += head.rows
+        blocks_at = at + head.size - head.payload
+        new.add(replace(copied, number=number), [*parts, old.reader.read(blocks_at, head.payload)])
+        old.keep(blocks_at, head.payload)
+        result.rows += (rows := head.rows)
         result.unchecked += 0 if checked else head.rows
     elif saved and checked:
         codes = _intact(old, head, parts, blocks)
         again, chunk = write_segment(codes, old.candidates, old.header.version)
         new.add(again, [chunk[again.parts_at :]])
-        old.keep(at, int(head.block_offsets[0]))
         for block, offset, words in zip(blocks, head.block_offsets.tolist(), head.words, strict=True):
             if block is not None:
                 old.keep(at + offset, BLOCK.size + 4 * words)
-        result.rows += len(codes)
-        result.recoded += len(codes)
+        result.rows += (rows := len(codes))
+        result.recoded += rows
+    else:
+        return
+    old.keep_parts(at, head, damaged)
+    result.unnamed += rows if damaged[1] else 0
+    result.unlabelled += rows if damaged[2] else 0
 
 
 def _intact(old: _Old, head: SegmentHead, parts: list[bytes], blocks: list[NDArray[np.uint8] | None]) -> Codes:
@@ -449,20 +471,50 @@ class _Old:
 
     # Segments
 
-    def parts(self, at: int, head: SegmentHead) -> list[bytes] | None:
-        """Return a segment's table, names, labels and uncertainty, or None if any of them is damaged."""
+    def parts(self, at: int, head: SegmentHead) -> tuple[list[bytes], list[bool]]:
+        """Return a segment's table, names, labels and uncertainty, and which are damaged; those are without texts."""
+        found, damaged = [], []
+        for (start, end), which in zip(self._ranges(at, head), _PARTS, strict=True):
+            try:
+                found.append(self._part(start, end, head, which))
+                damaged.append(False)
+            except FormatError:
+                found.append(pack_texts([""] * head.rows) if which in ("names", "labels") else b"")
+                damaged.append(True)
+        return found, damaged
+
+    @staticmethod
+    def _ranges(at: int, head: SegmentHead) -> list[tuple[int, int]]:
+        """Return where the parts of a segment begin and end."""
         ends = np.cumsum([at + head.parts_at, *(part.size for part in head.parts)]).tolist()
-        try:
-            found = [self.reader.read(a, b - a) for a, b in pairwise(ends)]
-            for part, data in zip(head.parts, found, strict=True):
-                check_crc(part.crc, "a part", data)
-            for data in found[1:3]:
-                _texts(data, head.rows)
-            if found[3]:
-                unpack_uncertainty(found[3], head.rows, self.header.version)
-        except FormatError:
-            return None
-        return found
+        return list(pairwise(ends))
+
+    def _part(self, start: int, end: int, head: SegmentHead, which: str) -> bytes:
+        data = self.reader.read(start, end - start)
+        check_crc(getattr(head, which).crc, f"the {which}", data)
+        if which in ("names", "labels"):
+            _texts(data, head.rows)
+        elif which == "entropy" and data:
+            unpack_uncertainty(data, head.rows, self.header.version)
+        return data
+
+    def lacks_uncertainty(self) -> bool:
+        """Tell whether that of any rows that can be saved is damaged: all segments of an archive have it, or none."""
+        for found in self.chunks:
+            if (head := found.head) is None or not head.entropy.size:
+                continue
+            damaged = self.parts(found.offset, head)[1]
+            blocks = range(len(head.words))
+            if damaged[3] and not damaged[0] and any(self._block(found.offset, head, n) is not None for n in blocks):
+                return True
+        return False
+
+    def keep_parts(self, at: int, head: SegmentHead, damaged: list[bool]) -> None:
+        """Note that a segment's head and those parts that are not damaged are not lost."""
+        self.keep(at, head.parts_at)
+        for (start, end), lost in zip(self._ranges(at, head), damaged, strict=True):
+            if not lost:
+                self.keep(start, end - start)
 
     def decode(self, at: int, head: SegmentHead, table: bytes) -> tuple[int, bool, list[NDArray[np.uint8] | None]]:
         """Decode a segment's blocks; None stands for one that is damaged."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stochcl import framing
-from stochcl.codes import bits_per_symbol
+from stochcl.codes import Codes, bits_per_symbol
+from stochcl.compress.bytes import ByteReader
 from stochcl.compress.columns import pack_uncertainty, unpack_uncertainty
 from stochcl.entropy.ans import decode_blocks, encode_block
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
 from stochcl.errors import FormatError
 from stochcl.framing import (
     BLOCK,
@@ -37,8 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.codes import Codes
-    from stochcl.compress.bytes import ByteReader
+    from stochcl.compress.header import Header
     from stochcl.compress.index import Index
     from stochcl.entropy.model import EntropyModel
 
@@ -391,3 +393,26 @@ def read_texts(reader: ByteReader, index: Index, segment: int, which: str) -> tu
     """Read the names or labels of a segment's rows."""
     data = read_part(reader, index, segment, which)
     return unpack_texts(data, index.segments[segment][1].rows, f"the {which} of segment {segment}")
+
+
+def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: Sequence[Candidate]) -> Codes:
+    """Decode a segment's chunk, with one of the models that it may be coded with, and what is stored beside the rows."""
+    segment = read_segment(ByteReader(io.BytesIO(chunk)), 0, head)
+    table, names, labels, entropy = segment.parts
+    if head.model == OWN:
+        models = [unpack_model(table, header.latents, header.alphabet)]
+    else:
+        models = [c.model for c in candidates if (c.kind, c.number) == (head.model, head.number)]
+    if not models:
+        raise FormatError(f"a segment is coded with the model {head.model}, number {head.number}, which is not there")
+    ends = [*head.block_offsets.tolist(), head.size]
+    blocks = [chunk[start:end] for start, end in pairwise(ends)]
+    packed = [read_blocks([block], [(head, number)], models[0])[0] for number, block in enumerate(blocks)]
+    return Codes(
+        np.concatenate(packed),
+        header.latents,
+        header.alphabet,
+        names=unpack_texts(names, head.rows, "the names of a segment") if names else None,
+        labels=unpack_texts(labels, head.rows, "the labels of a segment") if labels else None,
+        uncertainty=unpack_uncertainty(entropy, head.rows, header.version) if entropy else None,
+    )

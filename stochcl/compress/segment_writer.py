@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress.index import Index
@@ -95,6 +95,10 @@ class Record:
         Bytes of its rows' images in the source.
     skipped : list of (name, reason)
         Images before ``position`` that could not be read, since the record before.
+    waiting : dict, optional
+        With rows that waited for a full segment when the run was interrupted, what a segment does not hold of them:
+        ``places``, ``skips``, ``uncertainty``. They are no segment of the archive: a resumption takes them back, and
+        any later record makes this one void.
     """
 
     end: int
@@ -103,6 +107,7 @@ class Record:
     position: int
     source_bytes: int
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    waiting: dict[str, Any] | None = None
 
 
 SEGMENT_ROWS = 16_384

@@ -411,7 +411,11 @@ class FolderArchive(Rows):
         self._opened = Cache(_OPEN)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._given)
+        return _reopen, (self.path, self._given, self._identity)
+
+    @property
+    def _identity(self) -> str:
+        return hashlib.sha256(self.manifest.to_bytes()).hexdigest()
 
 
 class _Share(Cache["NDArray[np.uint8]"]):
@@ -506,5 +510,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _reopen(path: Path, tables: tuple[Any, ...]) -> FolderArchive:
-    return FolderArchive(path, tables=tables)
+def _reopen(path: Path, tables: tuple[Any, ...], identity: str) -> FolderArchive:
+    folder = FolderArchive(path, tables=tables)
+    if folder._identity != identity:
+        raise FormatError(
+            f"{folder._shown}: this is another folder than the one that was pickled; open it anew by its path."
+        )
+    return folder

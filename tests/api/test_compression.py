@@ -163,7 +163,7 @@ def test_an_interruption_says_where_to_go_on(codec, photos, tmp_path, interrupt)
     partial = tmp_path / "codes.bin.partial"
     with pytest.raises(KeyboardInterrupt) as caught:
         codec.compress(photos, tmp_path / "codes.bin", progress=stop, batch_size=3)
-    assert caught.value.__notes__ == [f"What was done is kept in {partial}: pass --resume to go on with it."]
+    assert caught.value.__notes__ == [f"The 15 that are done are kept in {partial}: pass --resume to go on."]
 
 
 @pytest.mark.parametrize(

@@ -127,23 +127,44 @@ def test_none_that_can_be_read_is_an_error(codec, photos, some, tmp_path):
     assert some.read_bytes() == before
 
 
-def test_an_interruption_keeps_what_is_finished(codec, photos, some, small_appends):
+@pytest.mark.parametrize("stop_at", [3, 12, 15])
+def test_an_interruption_is_gone_on_with(codec, photos, some, small_appends, stop_at):
     def stop(done, total):
-        if done >= 12:
+        if done >= stop_at:
             raise KeyboardInterrupt
 
+    before = some.read_bytes()
+    stochcl.append(some, photos, codec, batch_size=3)
+    whole = some.read_bytes()
+    some.write_bytes(before)
     with pytest.raises(KeyboardInterrupt) as caught:
         stochcl.append(some, photos, codec, progress=stop, batch_size=3)
-    assert caught.value.__notes__ == ["10 images were added; repeat the command to add the rest."]
-    assert len(read(some)) == 19
-    assert stochcl.append(some, photos, codec).facts == {"added": 8, "there": 19}
-    assert len(set(read(some).names)) == 27
+    assert f"the {stop_at} that are done are kept" in caught.value.__notes__[0]
+    assert len(read(some)) == 9
+    encoded = []
+    edit = stochcl.append(some, photos, codec, progress=lambda done, total: encoded.append(done))
+    assert encoded[0] == stop_at
+    assert edit.facts == {"added": 18, "there": 9}
+    assert some.read_bytes() == whole
 
 
-def test_an_interruption_before_anything_is_finished_changes_nothing(codec, photos, some):
+def test_what_was_interrupted_is_not_gone_on_with_where_the_source_is_another(codec, photos, some, small_appends):
     def stop(done, total):
         if done >= 12:
             raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stochcl.append(some, photos, codec, progress=stop, batch_size=3)
+    (photos / "fische" / "süß" / "07.jpg").unlink()
+    encoded = []
+    stochcl.append(some, photos, codec, progress=lambda done, total: encoded.append(done))
+    assert encoded[0] == 0
+    assert len(read(some)) == 26
+
+
+def test_an_interruption_before_anything_is_done_changes_nothing(codec, photos, some):
+    def stop(done, total):
+        raise KeyboardInterrupt
 
     before = some.read_bytes()
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from stochcl.api import archives, shards
 from stochcl.api import archives as editing
 from stochcl.api.compress import CompressOptions
 from stochcl.compress import FolderArchive
-from stochcl.errors import ChecksumMismatch, FormatError, ImageError, SourceError, UsageError
+from stochcl.errors import ChecksumMismatch, FormatError, ImageError, OutputError, SourceError, UsageError
 from tests.making import write_images
 
 PER_SHARD = 8
@@ -86,6 +86,11 @@ def test_shards_are_ordinary_archives_and_nothing_else_is_left(folder):
 def test_it_is_pickled_and_survives_it(folder):
     with stochcl.open(folder) as archive:
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(archive))[3:5].symbols(), archive[3:5].symbols())
+        pickled = pickle.dumps(archive)
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"model": "tiny"', b'"model": "tony"'))
+    with pytest.raises(FormatError, match="another folder"):
+        pickle.loads(pickled)
 
 
 def test_merging_a_folder_gives_the_one_archive_with_its_tables(folder, whole, tmp_path):
@@ -187,6 +192,16 @@ def test_a_rerun_makes_only_what_is_not_finished(codec, photos, folder, tmp_path
         assert (out / path.name).read_bytes() == path.read_bytes()
     compress(codec, photos, out, run=counting(made))
     assert made == [1, 2]  # all of it was there
+
+
+def test_a_second_run_into_the_folder_is_refused_while_the_first_runs(codec, photos, folder, tmp_path):
+    def second(plan, numbers, codec, source):
+        with pytest.raises(OutputError, match="is writing to it"):
+            compress(codec, photos, tmp_path / "out", force=True)
+        return shards.run_here(plan, numbers, codec, source)
+
+    compress(codec, photos, tmp_path / "out", run=second)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in folder.iterdir())
 
 
 def test_another_request_is_refused_unless_forced(codec, photos, folder, images):

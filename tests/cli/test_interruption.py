@@ -1,6 +1,7 @@
 """Ctrl-C while images are compressed: no traceback, and a partial file that --resume completes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,9 +41,9 @@ def pixels(tmp_path_factory):
     return path
 
 
-def interrupted(*arguments, mark):
+def interrupted(*arguments, mark, sent=signal.SIGINT, small=True):
     """Run the program, interrupt it when it has come to a certain image, and return what it said."""
-    before = SMALL + STOP_AT.format(mark=os.fspath(mark))
+    before = (SMALL if small else "") + STOP_AT.format(mark=os.fspath(mark))
     with subprocess.Popen(
         program(*arguments, before=before), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
@@ -50,7 +51,7 @@ def interrupted(*arguments, mark):
             while not mark.exists():
                 assert child.poll() is None, child.stderr.read()
                 time.sleep(0.01)
-            child.send_signal(signal.SIGINT)
+            child.send_signal(sent)
             mark.unlink()
             said = child.communicate(timeout=60)
         finally:
@@ -66,8 +67,10 @@ def test_an_interruption_leaves_what_resume_completes(
     request = ["compress", pixels, "-m", model, "--batch-size", "10", "--workers", workers, "-o"]
     partial = tmp_path / "codes.bin.partial"
     said = interrupted(*request, out, mark=tmp_path / "mark")
-    kept = f"What was done is kept in {partial}: pass --resume to go on with it."
-    assert said == ("", f"stochcl: interrupted. {kept}\n", 130)
+    told = rf"The (\d+) that are done are kept in {re.escape(str(partial))}: pass --resume to go on\."
+    kept = re.fullmatch(rf"stochcl: interrupted\. {told}\n", said[1])
+    assert 0 < int(kept[1]) <= 100
+    assert (said[0], said[2]) == ("", 130)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codes.bin.partial", "codes.bin.partial.journal"]
     assert partial.stat().st_size > 0
 
@@ -79,6 +82,18 @@ def test_an_interruption_leaves_what_resume_completes(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codes.bin", "whole.bin"]
     with stochcl.open(out) as archive:
         np.testing.assert_array_equal(archive.to_numpy(), codec.encode(np.load(pixels)).symbols())
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_before_the_first_segment_keeps_what_is_done(run, pixels, model, tmp_path, sent, code):
+    out, whole = tmp_path / "codes.bin", tmp_path / "whole.bin"
+    request = ["compress", pixels, "-m", model, "--batch-size", "10", "--workers", "1", "-o"]
+    said = interrupted(*request, out, mark=tmp_path / "mark", sent=sent, small=False)
+    assert said[2] == code
+    assert re.search(r"The (9\d|100) that are done are kept", said[1])
+    run(*request, out, "--resume")
+    run(*request, whole)
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_an_interruption_before_anything_is_on_disk_leaves_nothing(pixels, model, tmp_path):

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
+from stochcl.compress.repair import repair
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
-from stochcl.errors import AppendInterrupted, OutputError, SourceError, Truncated
+from stochcl.errors import ChecksumMismatch, FormatError, OutputError, SourceError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 
 TABLES = make_tables(6)
@@ -153,19 +154,7 @@ def test_an_exception_leaves_the_archive_as_it_was(path):
     assert path.read_bytes() == before
 
 
-def test_keeping_is_finishing_without_what_waits(path):
-    with Appender(path, segment_rows=4) as out:
-        out.add(replace(CODES[25:31], names=("bad", *CODES.names[26:30], "worse")))
-        out.skip("worst", "it is empty", position=99)
-        out.keep()
-        assert out.added == 4
-    with Archive(path) as archive:
-        archive.verify()
-        assert archive.names[25:] == ("bad", *CODES.names[26:29])
-        assert archive.skipped == []
-
-
-def test_a_file_that_is_cut_anywhere_says_what_happened(path):
+def test_a_file_that_is_cut_anywhere_is_the_archive_before(path):
     before = path.read_bytes()
     with Appender(path, segment_rows=10) as out:
         out.add(CODES[25:])
@@ -173,16 +162,33 @@ def test_a_file_that_is_cut_anywhere_says_what_happened(path):
     cut = path.with_name("cut.bin")
     for end in range(len(before), len(after)):
         cut.write_bytes(after[:end])
-        if end == len(before):
-            same(Archive(cut)[:], CODES[:25])
-            continue
-        with pytest.raises(AppendInterrupted, match=f"its first {len(before):,} of .*stochcl verify --repair"):
-            Archive(cut)
+        with Archive(cut) as archive:
+            archive.verify()
+            same(archive[:], CODES[:25])
+            assert (archive.left_over, archive.size) == (end - len(before), len(before))
+            assert sum(archive.parts().values()) == len(before)
     for end in range(1, len(before)):  # what was never complete is no append
         cut.write_bytes(after[:end])
-        with pytest.raises(Truncated) as caught:
+        with pytest.raises(FormatError):
             Archive(cut)
-        assert not isinstance(caught.value, AppendInterrupted)
+
+
+def test_a_damaged_trailer_is_no_append_that_was_interrupted(path):
+    """What was committed is not passed over in silence; what was never written is."""
+    before = path.read_bytes()
+    append(path)
+    data = path.read_bytes()
+    for i in range(1, 33):
+        path.write_bytes(data[:-i] + bytes([data[-i] ^ 4]) + data[len(data) - i + 1 :])
+        with pytest.raises(FormatError):
+            Archive(path)
+    path.write_bytes(data[:-8] + bytes(8))
+    with pytest.raises(ChecksumMismatch, match=r"the trailer is damaged.*--repair"):
+        Archive(path)
+    repair(path)
+    assert path.read_bytes() == before
+    path.write_bytes(data[:-32] + bytes(32))
+    same(Archive(path)[:], CODES[:25])
 
 
 def test_a_cut_second_append_goes_back_to_the_first(path):
@@ -191,16 +197,17 @@ def test_a_cut_second_append_goes_back_to_the_first(path):
     append(path, CODES[30:])
     data = path.read_bytes()
     path.write_bytes(data[: middle + 5])
-    with pytest.raises(AppendInterrupted, match=f"its first {middle:,} of"):
-        Archive(path)
+    same(Archive(path)[:], CODES[:30])
     path.write_bytes(data[:middle])
     same(Archive(path)[:], CODES[:30])
 
 
-@pytest.mark.parametrize("which", range(1, 5))  # two segments, the index, the trailer
+@pytest.mark.parametrize("which", range(1, 8))  # the journal, two segments with their records, index, trailer
 @pytest.mark.parametrize("call", ["fsync", "write"])
 def test_a_device_that_fails_leaves_the_archive_as_it_was(path, monkeypatch, which, call):
-    import stochcl.compress.append as appending
+    from stochcl.compress import append as appending
+    from stochcl.compress import writer
+    from stochcl.compress import writer as journal
 
     before, calls = path.read_bytes(), []
     real = {"fsync": os.fsync, "write": appending.write_all}[call]
@@ -213,7 +220,8 @@ def test_a_device_that_fails_leaves_the_archive_as_it_was(path, monkeypatch, whi
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(file, *data)
 
-    monkeypatch.setattr(*{"fsync": (os, "fsync"), "write": (appending, "write_all")}[call], fail)
+    for module in (appending, journal, writer):
+        monkeypatch.setattr(*{"fsync": (os, "fsync"), "write": (module, "write_all")}[call], fail)
     with pytest.raises(OutputError, match=r"codes\.bin: it cannot be written: no space left on device\."):
         append(path)
     assert path.read_bytes() == before
@@ -266,21 +274,117 @@ with Appender(sys.argv[1], segment_rows=5) as out:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals as Unix has them")
-def test_a_process_that_is_killed_leaves_what_can_be_repaired(path):
+def test_a_process_that_is_killed_leaves_the_archive_as_it_was(path, tmp_path):
     before = path.read_bytes()
     run = subprocess.run([sys.executable, "-c", KILLED, path], check=False, cwd=Path.cwd())
     assert run.returncode == -9
-    assert path.read_bytes().startswith(before)
-    with pytest.raises(AppendInterrupted, match="verify --repair"):
-        Archive(path)
-    with pytest.raises(AppendInterrupted, match="verify --repair"):
-        append(path)
+    left = path.read_bytes()
+    assert left.startswith(before)
+    with Archive(path) as archive:
+        archive.verify()
+        same(archive[:], CODES[:25])
+        assert archive.left_over == len(left) - len(before) > 0
+    done = repair(path)
+    assert (path.read_bytes(), done.cut) == (before, len(left) - len(before))
+    assert [p.name for p in tmp_path.iterdir()] == ["codes.bin"]
+    path.write_bytes(left)
+    append(path)  # which knows nothing of what was left, and does it again
+    expected = path.read_bytes()
+    path.write_bytes(before)
+    append(path)
+    assert path.read_bytes() == expected
+
+
+def go_on(path, stop=None, *, facts="these", kind=KeyboardInterrupt):
+    """Append the rows from where an earlier append was stopped; stop before a row."""
+    with suppress(kind), Appender(path, segment_rows=4) as out:
+        out.resume({"source": facts})
+        position = out.position
+        for i in range(position, 15):
+            if i == stop:
+                raise kind
+            if i % 5 == 3:
+                out.skip(f"bad{i}", "it is empty", position=i)
+            else:
+                out.add(
+                    CODES[25 + i : 26 + i] if i else replace(CODES[25:26], names=("bad",)), positions=[i], sizes=[i]
+                )
+    return position
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SourceError])
+@pytest.mark.parametrize("stop", range(15))
+def test_an_interrupted_append_goes_on_to_the_same_bytes(path, tmp_path, stop, kind):
+    before = path.read_bytes()
+    assert go_on(path) == 0
+    whole = path.read_bytes()
+    path.write_bytes(before)
+    go_on(path, stop, kind=kind)
+    same(Archive(path)[:], CODES[:25])
+    assert go_on(path) == (stop if stop % 5 != 4 else stop - 1)
+    assert path.read_bytes() == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["codes.bin"]
+    with Archive(path) as archive:
+        archive.verify()
+        assert archive.skipped == [("bad3", "it is empty"), ("bad8", "it is empty"), ("bad13", "it is empty")]
+
+
+def test_an_append_of_something_else_begins_anew(path):
+    before = path.read_bytes()
+    go_on(path, 9)
+    go_on(path, facts="those")
+    found = path.read_bytes()
+    path.write_bytes(before)
+    go_on(path)
+    assert path.read_bytes() == found
+
+
+def test_damage_behind_the_archive_costs_what_follows_it(path, tmp_path):
+    before = path.read_bytes()
+    go_on(path)
+    whole = path.read_bytes()
+    went_on = set()
+    for at in range(0, 600, 40):
+        path.write_bytes(before)
+        go_on(path, 12)
+        data = bytearray(path.read_bytes())
+        if len(before) + at < len(data):
+            data[len(before) + at] ^= 1
+        path.write_bytes(data)
+        same(Archive(path)[:], CODES[:25])
+        went_on.add(go_on(path))
+        assert path.read_bytes() == whole
+    assert {0, 5, 12} <= went_on
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file is not replaced there")
+@pytest.mark.parametrize("how", ["replaced", "moved", "deleted"])
+def test_an_archive_that_goes_while_rows_are_appended_is_no_success(path, tmp_path, how):
+    before = path.read_bytes()
+    other = write(tmp_path / "other.bin", CODES[:5], TABLES)
+    left = other.read_bytes()
+    go = {
+        "replaced": lambda: other.replace(path),
+        "moved": lambda: path.rename(tmp_path / "moved.bin"),
+        "deleted": path.unlink,
+    }[how]
+    with Appender(path, segment_rows=5) as out:
+        out.add(CODES[25:])
+        go()
+        with pytest.raises(OutputError, match="replaced, moved or deleted"):
+            out.finish()
+        out.close()
+    if how == "replaced":
+        assert path.read_bytes() == left
+    elif how == "moved":
+        assert (tmp_path / "moved.bin").read_bytes() == before
+    assert not list(tmp_path.glob("*journal"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 def test_two_at_once_are_refused(path):
     with Appender(path) as out:
-        with pytest.raises(OutputError, match="another process is appending to this file"):
+        with pytest.raises(OutputError, match="is writing to it already"):
             Appender(path)
         out.add(CODES[25:])
     append(path, CODES[:1])
@@ -294,11 +398,13 @@ def test_a_file_that_is_replaced_meanwhile_is_left_alone(path, tmp_path, monkeyp
     other = write(tmp_path / "other.bin", CODES[:5], TABLES)
     left = other.read_bytes()
 
-    def replaced(file):
-        other.replace(path)
-        return True
+    real = appending.WriteLock
 
-    monkeypatch.setattr(appending, "lock", replaced)
+    def replaced(*where):
+        other.replace(path)
+        return real(*where)
+
+    monkeypatch.setattr(appending, "WriteLock", replaced)
     with pytest.raises(OutputError, match="it was replaced by another file just now; try again"):
         append(path)
     assert path.read_bytes() == left

@@ -13,8 +13,10 @@ import pytest
 
 import stochcl.compress.archive
 from stochcl.compress import Archive
+from stochcl.compress.append import Appender
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
+from stochcl.errors import FormatError
 from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
 
 ROWS = 3000
@@ -201,3 +203,24 @@ def test_workers_of_a_data_loader(made, method):
             assert [name[:3] for name in names] == list(labels)
             seen += rows.tolist()
     assert sorted(seen) == list(range(0, ROWS, 7))
+
+
+def test_a_pickle_opens_no_other_archive(tmp_path):
+    tables, codes = make_tables(6), make_codes(60, 6)
+    path = write(tmp_path / "a", codes[:30], tables)
+    other = write(tmp_path / "b", codes[10:40], tables)  # of the same header
+    narrow = write(tmp_path / "c", codes[:30].prefix(3), tables)
+    with Archive(path) as archive:
+        pickled = pickle.dumps(archive)
+    assert pickle.dumps(archive) == pickled  # also a closed one
+    for foreign in (other, narrow):
+        before = path.read_bytes()
+        path.write_bytes(foreign.read_bytes())
+        with pytest.raises(FormatError, match="another file"):
+            pickle.loads(pickled)
+        path.write_bytes(before)
+    for i in range(30, 60, 10):
+        with Appender(path) as out:
+            out.add(codes[i : i + 10])
+        with pickle.loads(pickled) as again:  # it is the same archive, which has grown
+            np.testing.assert_array_equal(again.to_numpy(), codes[: i + 10].symbols())

@@ -3,13 +3,16 @@ import sys
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
 from stochcl.compress import Archive
 from stochcl.compress.export import export
 from stochcl.errors import FormatError, LabelsError, MissingExtraError, OutputError, UsageError
+from tests.compress.golden import archives as golden_archives
 from tests.compress.making import make_codes, make_names, make_tables, write
+from tests.conftest import GOLDEN
 
 NAMES = [*make_names(20), 'a/"quoted", and\nbroken.png', "caf\udce9/1.png"]
 ENDINGS = ["npz", "npy", "csv", "parquet"]
@@ -87,6 +90,42 @@ def test_parquet_has_typed_columns(archive, tmp_path):
     assert ("vector" in table.column_names) == archive.has_decoder
     if archive.has_decoder:
         np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), archive.to_vectors())
+
+
+def vectors_in(path):
+    """Read the vectors of an exported file."""
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return arrays["vectors"]
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        first = header.index("v0")
+        return np.array([row[first:] for row in rows], np.float32)
+    if path.suffix == ".parquet":
+        table = pyarrow.parquet.read_table(path)
+    else:
+        with pyarrow.ipc.open_file(path) as file:
+            table = file.read_all()
+    return np.array(table["vector"].to_pylist(), np.float32)
+
+
+@pytest.mark.parametrize("name", golden_archives())
+def test_every_export_of_every_golden_file_has_its_vectors(name, tmp_path):
+    with Archive(GOLDEN / name, tables=[GOLDEN / "binary.tables"]) as archive:
+        symbols = archive.to_arrow(vectors=False).read_all()["symbols"].to_pylist()
+        assert symbols == archive.to_numpy().tolist()
+        if not archive.has_decoder:
+            return
+        expected = archive.to_vectors()
+        for ending in [*ENDINGS, "arrow"]:
+            export(archive, tmp_path / f"a.{ending}", chunk=1024)
+            found = vectors_in(tmp_path / f"a.{ending}")
+            np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-6, atol=1e-6)
+        found = np.array(archive.to_arrow().read_all()["vector"].to_pylist(), np.float32)
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

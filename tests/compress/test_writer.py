@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
+from stochcl.compress.salvage import salvage
+from stochcl.compress.writer import Journal, rows_kept
 from stochcl.entropy.model import INDEPENDENT as PREFIX
 from stochcl.entropy.model import OWN
-from stochcl.errors import OutputError, UsageError
+from stochcl.errors import OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 
 TABLES = make_tables(6)
@@ -178,23 +180,141 @@ def test_the_first_image_that_could_not_be_read_is_known(tmp_path):
         assert writer.first_skip == ("one", "it is empty")
 
 
-def test_a_partial_file_with_another_beginning_is_refused(tmp_path):
-    begin(tmp_path / "a", 30)
-    partial = tmp_path / "a.partial"
-    partial.write_bytes(b"x" + partial.read_bytes()[1:])
-    with pytest.raises(UsageError, match="its beginning is not what this run would write"):
-        go_on(tmp_path / "a")
+def sound_rows(path, at, torn):
+    """Damage a page of the partial file, or of its journal; go on; return where that began."""
+    damaged = path.with_name(f"a.partial{torn}")
+    data = bytearray(damaged.read_bytes())
+    data[at : at + 30] = bytes(len(data[at : at + 30]))
+    damaged.write_bytes(data)
+    return go_on(path)
 
 
-def test_a_damaged_partial_file_is_refused_and_kept(tmp_path):
-    begin(tmp_path / "a", 30)
-    partial = tmp_path / "a.partial"
-    data = bytearray(partial.read_bytes())
-    data[-5] ^= 1
-    partial.write_bytes(data)
-    with pytest.raises(UsageError, match=r"a\.partial: it is damaged .*--force"):
-        go_on(tmp_path / "a")
-    assert partial.read_bytes() == bytes(data)
+def test_a_torn_page_of_the_partial_file_costs_what_follows_it(tmp_path, uninterrupted):
+    path = tmp_path / "a"
+    begin(path, 40)
+    size = (tmp_path / "a.partial").stat().st_size
+    went_on = set()
+    for at in range(0, size, 17):
+        begin(path, 40, force=True)
+        went_on.add(sound_rows(path, at, ""))
+        assert path.read_bytes() == uninterrupted
+        path.unlink()
+    assert went_on == {0, 11, 23, 34}  # 34 also with a beginning that is torn: it can be written anew
+
+
+def test_a_torn_line_of_the_journal_costs_what_follows_it(tmp_path, uninterrupted):
+    path = tmp_path / "a"
+    begin(path, 40)
+    journal = tmp_path / "a.partial.journal"
+    first = journal.read_bytes().index(b"\n") + 1
+    went_on = set()
+    for at in range(0, journal.stat().st_size, 23):
+        begin(path, 40, force=True)
+        position = sound_rows(path, at, ".journal")
+        if at + 30 < first:  # the facts: the other lines vouch for them
+            assert position == 34
+        went_on.add(position)
+        assert path.read_bytes() == uninterrupted
+        path.unlink()
+    assert went_on == {0, 11, 23, 34}
+
+
+def test_a_journal_without_facts_of_another_run_is_refused(tmp_path):
+    begin(tmp_path / "a", 30, facts={"source": "that"})
+    journal = tmp_path / "a.partial.journal"
+    journal.write_bytes(b"\n" + journal.read_bytes().split(b"\n", 1)[1])
+    with pytest.raises(UsageError, match="damaged, or another run's"):
+        begin(tmp_path / "a", 40, facts={"source": "this"}, resume=True)
+
+
+def interrupt(path, rows, *, resume=False, kind=KeyboardInterrupt):
+    with (
+        suppress(kind),
+        Writer(path, make_header(TABLES), TABLES, embed_tables=True, segment_rows=10, resume=resume) as writer,
+    ):
+        add_from(writer, stop=rows)
+        raise kind
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SourceError])
+@pytest.mark.parametrize("rows", range(1, 41, 3))
+def test_an_interruption_keeps_every_row(tmp_path, rows, kind, uninterrupted):
+    path = tmp_path / "a"
+    interrupt(path, rows, kind=kind)
+    assert partials(tmp_path) == ["a.partial", "a.partial.journal"]
+    done = [i for i in range(rows) if i % 8 != 3]
+    assert rows_kept(tmp_path / "a.partial.journal") == len(done)
+    assert go_on(path) == done[-1] + 1
+    assert path.read_bytes() == uninterrupted
+    assert partials(tmp_path) == ["a"]
+
+
+def test_one_interruption_after_the_other(tmp_path, uninterrupted):
+    path = tmp_path / "a"
+    for rows in (0, 3, 4, 5, 13, 14, 30, 31, 39):
+        interrupt(path, rows, resume=True)
+    assert go_on(path) == 39
+    assert path.read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_an_interruption_keeps_is_exact(tmp_path, version):
+    """Uncertainty loses digits in a segment, and would lose others in the next."""
+    rng = np.random.default_rng(0)
+    codes = replace(CODES, uncertainty=rng.random(40).astype(np.float32) * np.repeat([1e-2, 1, 30, 500], 10))
+    header = replace(make_header(TABLES), version=version)
+
+    def add(path, rows, stop=False):
+        with suppress(KeyboardInterrupt), Writer(path, header, TABLES, embed_tables=True, resume=True) as writer:
+            writer.add(codes[writer.position : rows])
+            if stop:
+                raise KeyboardInterrupt
+
+    add(tmp_path / "whole", 40)
+    for rows in (7, 12, 33):
+        add(tmp_path / "a", rows, stop=True)
+    add(tmp_path / "a", 40)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("which", range(40))
+def test_an_interruption_at_any_moment_loses_and_doubles_nothing(tmp_path, monkeypatch, which, uninterrupted):
+    """Between any two steps of writing a segment."""
+    calls = []
+
+    def stopping(real):
+        def call(*args, **options):
+            calls.append(real)
+            if len(calls) == 2 * which + 1:
+                raise KeyboardInterrupt
+            found = real(*args, **options)
+            calls.append(real)
+            if len(calls) == 2 * which + 2:
+                raise KeyboardInterrupt
+            return found
+
+        return call
+
+    path = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        for owner, name in [
+            (Writer, "_store"),
+            (Writer, "_take"),
+            (Journal, "append"),
+            (os, "fsync"),
+            (Writer, "_flush"),
+        ]:
+            patch.setattr(owner, name, stopping(getattr(owner, name)))
+        with suppress(KeyboardInterrupt):
+            interrupt(path, 40)
+    go_on(path) if not path.exists() else None
+    assert path.read_bytes() == uninterrupted
+
+
+def test_what_was_kept_can_be_salvaged(tmp_path):
+    interrupt(tmp_path / "a", 25)
+    saved = salvage(tmp_path / "a.partial", tmp_path / "b")
+    assert saved.rows == 22
 
 
 def test_a_partial_file_of_another_run_is_refused(tmp_path):
