@@ -34,9 +34,9 @@ import stochcl
 from stochcl.api import train as training
 from stochcl.api.codec import Codec
 from stochcl.api.evaluate import has_categories
-from stochcl.benchmarks.joined import JoinedSource
-from stochcl.benchmarks.machine import commit, hardware, versions
-from stochcl.benchmarks.probing import linear_accuracy
+from stochcl.benchmarks.inputs import JoinedSource
+from stochcl.benchmarks.probes import linear_accuracy
+from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.codes import folder_label
 from stochcl.data import ImageSource, Preprocess, SubsetSource, held_out, open_source
 from stochcl.data.builtin import DigitsSource

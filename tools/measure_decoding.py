@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from measure_streaming import peak
 
-from stochcl.benchmarks.machine import ONE_THREAD, commit, hardware, stay_on_one_core, versions
+from stochcl.benchmarks.run import ONE_THREAD, commit, hardware, stay_on_one_core, versions
 from stochcl.compress import Archive
 
 REPEATS = 5

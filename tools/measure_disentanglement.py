@@ -30,15 +30,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from factors import BINS, SIMILAR, best_latents, correlations, dci, entropy, gaps, in_bins, information, match
 from measure_regression import SIDE, TRAINED, Task, part_of, say, sprites
+from sprites import FACTORS, IMAGES, write_sprites
 
 from stochcl.api import train as training
 from stochcl.api.codec import Codec
-from stochcl.api.sprites import IMAGES, write_sprites
-from stochcl.benchmarks.machine import commit, hardware, versions
-from stochcl.data.sprites import FACTORS
-from stochcl.downstream.disentanglement import BINS, dci, entropy, gaps, in_bins, information
-from stochcl.downstream.stability import SIMILAR, best_latents, correlations, match
+from stochcl.benchmarks.run import commit, hardware, versions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

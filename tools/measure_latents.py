@@ -32,7 +32,7 @@ import torch
 import stochcl
 from stochcl.api import train as training
 from stochcl.api.train import train_head
-from stochcl.benchmarks.probing import linear_accuracy
+from stochcl.benchmarks.probes import linear_accuracy
 from stochcl.data import Preprocess
 from stochcl.data.builtin import DigitsSource
 from stochcl.encoders.config import EncoderConfig

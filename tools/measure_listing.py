@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stochcl.benchmarks.machine import commit, hardware, versions
+from stochcl.benchmarks.run import commit, hardware, versions
 
 PER_FOLDER = 1000
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from measure_streaming import Case, peak, write
 
-from stochcl.benchmarks.machine import ONE_THREAD, commit, hardware, stay_on_one_core, versions
+from stochcl.benchmarks.run import ONE_THREAD, commit, hardware, stay_on_one_core, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from stochcl.api.codec import Codec
-from stochcl.benchmarks import machine
-from stochcl.benchmarks.rate_accuracy.request import Request
-from stochcl.benchmarks.rate_accuracy.running import benchmark_rate_accuracy
+from stochcl.benchmarks import run
+from stochcl.benchmarks.inputs import RateAccuracyConfig
+from stochcl.benchmarks.rate_accuracy import benchmark_rate_accuracy
 
 PROBES = ("logistic", "knn")
 ROLES = ("model", "before", "untrained")
 
 
-def requests(data: Path, options: argparse.Namespace) -> dict[str, Request]:
+def requests(data: Path, options: argparse.Namespace) -> dict[str, RateAccuracyConfig]:
     """What is measured of a set, before it is said of which model."""
     shared = {
         "train_images": options.train_images, "precision": options.precision, "seed": options.seed,
@@ -43,8 +43,8 @@ def requests(data: Path, options: argparse.Namespace) -> dict[str, Request]:
     }  # fmt: skip
     tiny = tuple(data / f"tiny-imagenet-train-{i}.zip" for i in range(3))
     return {
-        "cifar10": Request((data / "cifar10-train.zip",), test=data / "cifar10-test.zip", **shared),
-        "tiny-imagenet": Request(tiny, hold_out=20, **shared),
+        "cifar10": RateAccuracyConfig((data / "cifar10-train.zip",), test=data / "cifar10-test.zip", **shared),
+        "tiny-imagenet": RateAccuracyConfig(tiny, hold_out=20, **shared),
     }
 
 
@@ -79,8 +79,8 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "schema": "stochcl.measure/1",
         "command": shlex.join(["python", "tools/measure_model.py", *words]),
-        "commit": machine.commit(), "seed": options.seed, "hardware": machine.hardware(),
-        "versions": machine.versions(), "precision": options.precision, "models": models, "n": counts, "rows": rows,
+        "commit": run.commit(), "seed": options.seed, "hardware": run.hardware(),
+        "versions": run.versions(), "precision": options.precision, "models": models, "n": counts, "rows": rows,
     }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stochcl
-from stochcl.benchmarks import machine
+from stochcl.benchmarks import run
 from stochcl.codes import folder_label
 from stochcl.data import open_source
 from stochcl.downstream import evaluate_split
@@ -90,9 +90,9 @@ def main() -> None:
     result = {
         "schema": "stochcl.precision/0",
         "seed": args.seed,
-        "hardware": machine.hardware(),
-        "versions": machine.versions(),
-        "commit": machine.commit(),
+        "hardware": run.hardware(),
+        "versions": run.versions(),
+        "commit": run.commit(),
         "command": shlex.join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
         "model": codecs["fp32"].model.sha256,
         "images": {split: len(parts[split, "fp32"].labels) for split in ("train", "test")},

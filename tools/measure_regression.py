@@ -3,7 +3,7 @@
     python tools/measure_regression.py --data DATA -o benchmarks/results/regression.json [-n 20000]
 
 Sets are
-- sprites: `stochcl sprites`, --sprites of them to learn from and half as many, of another seed, to score on; shape
+- sprites: `tools/sprites.py`, --sprites of them to learn from and half as many, of another seed, to score on; shape
   (one of three, scored by accuracy), scale, rotation, x and y. Rotation is within 40 degrees either way, where each
   of the three shapes shows its angle and no two angles look alike, so that it is a number like the others.
 - boxes: DATA/tiny-imagenet-train-0.zip to -2.zip with the boxes of DATA/tiny-imagenet-train-boxes.csv, learned from
@@ -33,18 +33,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sprites import FACTORS, IMAGES, SHAPES, TABLE, write_sprites
 
 import stochcl
 from stochcl.api import train as training
 from stochcl.api.codec import Codec
 from stochcl.api.evaluate import has_categories
-from stochcl.api.sprites import IMAGES, TABLE, write_sprites
-from stochcl.benchmarks.joined import JoinedSource
-from stochcl.benchmarks.machine import commit, hardware, versions
-from stochcl.benchmarks.probing import NEAREST, answers
+from stochcl.benchmarks.inputs import JoinedSource
+from stochcl.benchmarks.probes import NEAREST, answers
+from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.data import ImageSource, Preprocess, SubsetSource, held_out, open_source
 from stochcl.data.labels import read_labels
-from stochcl.data.sprites import FACTORS, SHAPES
 from stochcl.downstream import wilson
 from stochcl.downstream.metrics import bootstrap_r_squared, mean_absolute_error, r_squared
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from stochcl.benchmarks.machine import ONE_THREAD, commit, hardware, versions
+from stochcl.benchmarks.run import ONE_THREAD, commit, hardware, versions
 
 SIDES = (32, 48, 64, 96, 128)
 CLASSES = 10

@@ -36,7 +36,7 @@ import numpy as np
 import stochcl
 from stochcl.api.archives import transcode
 from stochcl.api.evaluate import has_categories, input_of, labels_of
-from stochcl.benchmarks.machine import commit, hardware, versions
+from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.downstream import LatentSelector, evaluate_split
 from stochcl.downstream.evaluation import labelled
 from stochcl.errors import UsageError

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.benchmarks.machine import ONE_THREAD, commit, hardware, stay_on_one_core, versions
+from stochcl.benchmarks.run import ONE_THREAD, commit, hardware, stay_on_one_core, versions
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Header, Writer
 from stochcl.entropy.autoregressive import AutoregressiveModel, Stepper, logistic_levels

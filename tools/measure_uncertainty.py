@@ -29,7 +29,7 @@ from PIL import Image
 import stochcl
 from stochcl.api.codec import Codec
 from stochcl.api.uncertainty import measure_uncertainty
-from stochcl.benchmarks.machine import commit, hardware, versions
+from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.codes import folder_label
 from stochcl.data import ImageSource, held_out, open_source
 

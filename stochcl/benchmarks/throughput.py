@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-import shlex
+import ctypes
+import gc
+import os
+import statistics
+import sys
 import tempfile
-from contextlib import ExitStack
-from dataclasses import dataclass
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from stochcl.benchmarks import machine, setting
-from stochcl.benchmarks.clock import interleave, ratio, row
+import numpy as np
+
+from stochcl.benchmarks.run import BenchmarkError, Config, hardware, option, record
+from stochcl.codes import Codes
+from stochcl.compress import Archive
+from stochcl.compress.segment import write_segment
 from stochcl.data import ImageSource, open_source
+from stochcl.data.array import ArraySource
+from stochcl.data.preprocess import _DRAFT_GAP
+from stochcl.entropy.ans import encode_block
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import OWN
 from stochcl.errors import UsageError
 from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
+    from PIL import Image
+
+    from stochcl.api.codec import Codec
 
 SCHEMA = "stochcl.benchmark.throughput/0"
 FLOORS = ("floor: decode", "floor: forward", "floor: code")
@@ -24,93 +45,73 @@ FLOORS = ("floor: decode", "floor: forward", "floor: code")
 
 STAGES = ("read", "decode", "resize", "encode", "entropy-code", "write")
 WHOLE = "whole"
+UNTRAINED_LATENTS = 2048
+
+_COARSE = 9  # numbers across of the noise that images are made of
+_QUALITY = 90
+_BATCH = 256  # images that compressing hands on at a time
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to measure.
+class ThroughputConfig(Config):
+    """What is timed: a model on images, or an untrained network on images that are made."""
 
-    Parameters
-    ----------
-    source : Path, optional
-        A folder, archive or array of images; without one, images are made.
-    model : str, optional
-        A model's name or file; the default one where no backbone is named either.
-    backbone : str, optional
-        An untrained network in place of a model, at ``size`` pixels.
-    size : int, optional
-        Side that its images are brought to; 64 by default.
-    images, image_size, seed : int
-        How many images are made or taken of a source, their side in pixels (by default one and a half times
-        the network's), and the seed of them and of an untrained network.
-    device, precision : str
-        auto, cpu, cuda...; fp32 or bf16 (autocast).
-    compile : bool
-        Whether torch.compile makes the network's kernels.
-    repeat : int
-        Rounds that are measured.
-    """
+    command_name: ClassVar[str] = "stochcl benchmark throughput"
 
-    source: Path | None = None
-    model: str | None = None
-    backbone: str | None = None
-    size: int | None = None
-    images: int = 512
-    image_size: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "fp32"
-    compile: bool = False
-    repeat: int = 5
+    source: Path | None = option(None, "", type=Path, argument=True, metavar="SOURCE")
+    model: str | None = option(
+        None, "A model's name or file.  [default: the default model]", flags=("-m", "--model"), metavar="MODEL"
+    )
+    backbone: str | None = option(None, "An untrained network in its place: resnet10, 18, 34 or 50.")
+    size: int | None = option(None, "Of its images.  [default: 64]", type=int, least=16, metavar="PIXELS")
+    images: int = option(512, "Made, or at most of SOURCE.", type=int, least=1)
+    image_size: int | None = option(
+        None, "Side of images that are made.  [default: 1.5 times the network's]", type=int, least=1, metavar="PIXELS"
+    )
+    device: str = option("auto", "cpu, cuda, ...")
+    precision: str = option("fp32", "Of the network.", choices=("fp32", "bf16"))
+    compile: bool = option(False, "Let torch.compile make the network's kernels.", type=bool)
+    repeat: int = option(5, "Rounds that are measured.", type=int, least=1)
 
     def check(self) -> None:
         """Raise UsageError where the parts do not go together."""
-        setting.check_precision(self.precision)
+        super().check()
         if self.model is not None and self.backbone is not None:
             raise UsageError("--model and --backbone both say which network; give one of them.")
         if self.size is not None and self.backbone is None:
             raise UsageError("--size is that of an untrained network; give --backbone too.")
         if self.source is not None and self.image_size is not None:
             raise UsageError("--image-size is that of images that are made; leave it out where a source is named.")
-        if self.images < 1 or self.repeat < 1:
-            raise UsageError("--images and --repeat are 1 or more.")
-
-    @property
-    def command(self) -> str:
-        """The command line that asks for this, without folders of the machine that it ran on."""
-        words = ["stochcl", "benchmark", "throughput"]
-        words += [] if self.source is None else [printable(self.source.name)]
-        words += [] if self.model is None else ["--model", printable(Path(self.model).name)]
-        for name in ("backbone", "size", "images", "image_size", "device", "precision", "seed", "repeat"):
-            value = getattr(self, name)
-            words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-        return shlex.join([*words, *(["--compile"] if self.compile else []), "-o", "results/"])
 
 
 def benchmark_throughput(
-    request: Request, *, progress: Callable[[int, int, str], None] = lambda done, total, note: None
+    config: ThroughputConfig, *, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> dict[str, Any]:
-    """Measure stages, floors and the whole, interleaved, and see that the archive's codes are right."""
+    """Measure stages, floors and the whole, interleaved, and see that the archive's codes are right.
+
+    Returns JSON values under the schema ``stochcl.benchmark.throughput/0``: ``rows``, one a stage; ``ratios``, of the
+    floors together and of the forward pass to the whole, on both clocks.
+    """
     from stochcl.api.codec import Codec
-    from stochcl.benchmarks.stages import Stages
     from stochcl.encoders.backbones import input_size
 
-    request.check()
+    config.check()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stochcl-")))
-        name = request.model
-        if request.backbone is not None:
-            name, size = str(folder / "untrained.safetensors"), request.size or input_size(request.backbone)
-            setting.make_model(Path(name), request.backbone, size, request.seed)
-        codec = Codec(device=request.device) if name is None else Codec(name, device=request.device)
-        codec = codec.with_precision(request.precision)
-        source = request.source or _made(request, folder, codec)
-        stack.enter_context(setting.one_thread())
-        stack.enter_context(setting.autocast(codec.device, request.precision))
-        stages = Stages(codec, _images(source), source, folder, most=request.images)
-        if request.compile:
-            setting.compiled(codec._encoder.backbone)
-        times = interleave(stages.work(), request.repeat, wait=setting.waiting_for(codec.device), progress=progress)
+        name = config.model
+        if config.backbone is not None:
+            size = config.size or input_size(config.backbone)
+            make_model(folder / "untrained.safetensors", config.backbone, size, config.seed)
+            name = str(folder / "untrained.safetensors")
+        codec = Codec(device=config.device) if name is None else Codec(name, device=config.device)
+        codec = codec.with_precision(config.precision)
+        source = config.source or _made(config, folder, codec)
+        stack.enter_context(one_thread())
+        stack.enter_context(autocast(codec.device, config.precision))
+        stages = Stages(codec, _images(source), source, folder, most=config.images)
+        if config.compile:
+            codec._encoder.backbone.compile()
+        times = interleave(stages.work(), config.repeat, wait=waiting_for(codec.device), progress=progress)
         same = stages.check()
     count = len(stages.data)
     ratios = {
@@ -118,29 +119,26 @@ def benchmark_throughput(
         for clock in ("core", "wall")
         for what, parts in (("floors", FLOORS), ("forward", FLOORS[1:2]), ("stages", STAGES))
     }
-    return {
-        "schema": SCHEMA,
-        "command": request.command,
-        "commit": machine.commit(),
-        "seed": request.seed,
-        "n": count,
-        "network": codec._encoder.config.backbone,
-        "size": codec.size,
-        "latents": codec.latents,
-        "precision": request.precision,
-        "compile": request.compile,
-        "hardware": setting.facts(codec.device),
-        "versions": machine.versions(),
-        "agreement_with_fp32": round(same, 6),
-        "ratios": ratios,
-        "rows": [row(stage, taken, count) for stage, taken in times.items()],
-    }
+    return record(
+        SCHEMA,
+        config,
+        n=count,
+        network=codec._encoder.config.backbone,
+        size=codec.size,
+        latents=codec.latents,
+        precision=config.precision,
+        compile=config.compile,
+        hardware=facts(codec.device),
+        agreement_with_fp32=round(same, 6),
+        ratios=ratios,
+        rows=[row(stage, taken, count) for stage, taken in times.items()],
+    )
 
 
-def _made(request: Request, folder: Path, codec: Any) -> Path:
+def _made(config: ThroughputConfig, folder: Path, codec: Any) -> Path:
     made = folder / "images"
     made.mkdir()
-    setting.make_images(made, request.images, request.image_size or codec.size * 3 // 2, request.seed)
+    make_images(made, config.images, config.image_size or codec.size * 3 // 2, config.seed)
     return made
 
 
@@ -159,3 +157,317 @@ def title(result: dict[str, Any]) -> str:
         f"{result['n']:,} images, {result['network']} at {result['size']} px, {result['precision']}; floors / whole "
         f"({clock} seconds) {found['median']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
     )
+
+
+class Stages:
+    """What is measured, over the images of a source that can be read, the first ``most`` of them."""
+
+    def __init__(self, codec: Codec, source: ImageSource, path: Path, folder: Path, *, most: int) -> None:
+        if isinstance(source, ArraySource):
+            raise UsageError("throughput is measured on image files; an array has nothing to decode.")
+        if len(source) > most:
+            raise UsageError(
+                f"this source has {len(source):,} images, and all of them would be compressed, not {most:,}; "
+                f"pass --images {len(source)}, or name a smaller source."
+            )
+        import torch
+
+        self.codec, self.source, self.path, self.folder = codec, source, path, folder
+        self.rows = range(len(source))
+        self.pixels = np.stack([source.load(i, codec.preprocess) for i in self.rows])
+        self.data = [source._read(i) for i in self.rows]
+        encoder, device = codec._encoder, codec.device
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            pixels = torch.from_numpy(self.pixels).to(device).permute(0, 3, 1, 2).float()
+            self.tensors = encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
+            self.codes = codec.with_precision("fp32").encode_prepared(self.pixels).codes
+        names = tuple(source.entries[i].name for i in self.rows)
+        self.named = replace(self.codes, names=names, uncertainty=None)
+        self.encoded = self.codes
+        self.candidates = codec.tables.candidates(codec.latents, None)
+        self.head, self.chunk = write_segment(self.named, self.candidates)
+        own = IndependentModel.fit(self.codes)
+        chosen = [c.model for c in self.candidates if (c.kind, c.number) == (self.head.model, self.head.number)]
+        self.model: Any = own if self.head.model == OWN else chosen[0]
+        self.archive = folder / "whole.bin"
+
+    def work(self) -> dict[str, Callable[[], object]]:
+        """Return the work by name: stages, the whole, floors."""
+        return {
+            "read": self.read,
+            "decode": self.decode,
+            "resize": self.resize(),
+            "encode": self.encode,
+            "entropy-code": lambda: write_segment(self.named, self.candidates),
+            "write": self.write,
+            "whole": self.whole,
+            "floor: decode": self.decode,
+            "floor: forward": self.forward,
+            "floor: code": self.code,
+        }
+
+    def read(self) -> None:
+        """Read the files, which the system has in memory after the first time."""
+        for i in self.rows:
+            self.source._read(i)
+
+    def decode(self) -> None:
+        """Decode files in memory with Pillow alone, at the scale that preprocessing asks of it."""
+        for data in self.data:
+            self._opened(data)
+
+    def _opened(self, data: bytes) -> Image.Image:
+        from PIL import Image
+
+        image = Image.open(BytesIO(data))
+        preprocess = self.codec.preprocess
+        image.draft(None, preprocess._scaled(*image.size, preprocess.size * _DRAFT_GAP))
+        image.load()
+        return image
+
+    def resize(self) -> Callable[[], None]:
+        """Return what brings decoded images to the network's size; they are decoded before."""
+        images = [self._opened(data) for data in self.data]
+
+        def resize() -> None:
+            for image in images:
+                self.codec.preprocess.apply(image)
+
+        return resize
+
+    def encode(self) -> None:
+        """From 8-bit pixels to packed codes, in batches as compressing has them."""
+        starts = range(0, len(self.pixels), _BATCH)
+        encode = partial(self.codec.encode_prepared, uncertainty=False)
+        parts = [encode(self.pixels[start : start + _BATCH]).codes for start in starts]
+        self.encoded = Codes.concatenate(parts)
+
+    def forward(self) -> None:
+        """Run the network alone, on normalised tensors that are on the device, to the modes of the latents.
+
+        In as many rows at a time as encoding has, the last ones not filled up.
+        """
+        import torch
+
+        from stochcl.encoders.inference import _CHUNK
+
+        chunk, encoder = _CHUNK.get(self.codec.device.type, 64), self.codec._encoder
+        with torch.inference_mode():
+            for start in range(0, len(self.tensors), chunk):
+                encoder.posterior(encoder.features(self.tensors[start : start + chunk])).mode()
+
+    def code(self) -> None:
+        """Run the coder alone, under the model that is known to be cheapest, in one block."""
+        decisions = self.codes.decisions()
+        indices = None if isinstance(self.model, IndependentModel) else self.model.level_indices(decisions)
+        encode_block(self.codes, self.model, indices)
+
+    def write(self) -> None:
+        """Put the coded segment onto the disk."""
+        with (self.folder / "written.bin").open("wb") as file:
+            file.write(self.chunk)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def whole(self) -> None:
+        """Compress the source to an archive, as ``stochcl compress`` does."""
+        self.codec.compress(self.path, self.archive, force=True)
+
+    def check(self) -> float:
+        """See that the archive's codes are those of the encoder alone; return which part fp32 gives as well."""
+        with Archive(self.archive, tables=[self.codec.tables]) as archive:
+            found = archive[:]
+        if not np.array_equal(found.packed, self.encoded.packed):
+            raise BenchmarkError(
+                "the archive holds other codes than the network gives; no figure of this run counts."
+            )
+        return float((found.symbols() == self.codes.symbols()).mean())
+
+
+# The setting.
+
+
+def make_images(folder: Path, count: int, side: int, seed: int) -> None:
+    """Write JPEG files of smooth coloured noise with grain, side x side pixels: what a photograph costs, roughly."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (_COARSE, _COARSE, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+        grain = rng.normal(0, 6, (side, side, 1)).astype(np.float32)
+        pixels = (smooth + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:06}.jpg", quality=_QUALITY)
+
+
+def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
+    """Write a model file of an untrained network: as fast as a trained one, and good for nothing else."""
+    import torch
+
+    from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.encoder import Encoder
+    from stochcl.encoders.modelfile import save_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = Encoder(EncoderConfig(backbone=backbone, size=size, latents=UNTRAINED_LATENTS)).eval()
+    encoder.ones.fill_(2048)  # a half, in units of 1/4096: nothing is known of its codes
+    save_model(encoder, path, {"untrained": True})
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, so that core-seconds are not spent on waiting for others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """Return a context in which networks run in this precision; auto is what training takes it for."""
+    import torch
+
+    from stochcl.encoders.inference import computes_in_bf16
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(precision, device.type))
+
+
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a device has done its work."""
+    import torch
+
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Return the machine's facts, with the GPU's name where one was used, and that it may have been shared."""
+    import torch
+
+    found = hardware() | {"device": device.type}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+# The clock.
+
+
+@dataclass
+class Times:
+    """What one piece of work took, a number a round: processor seconds of all threads, and seconds on the clock.
+
+    ``peak_bytes`` is what a first, unmeasured round added at its highest to the process as it stood before.
+    """
+
+    core: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+def interleave(
+    work: Mapping[str, Callable[[], object]],
+    repeat: int,
+    *,
+    wait: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> dict[str, Times]:
+    """Do all of the work once to warm up and see its memory, then ``repeat`` times, one piece after the other.
+
+    ``wait`` returns when the device has done its work; ``progress`` is told how many pieces are done, and the next.
+
+    Examples
+    --------
+    >>> times = interleave({"sum": lambda: sum(range(1000))}, 3)
+    >>> len(times["sum"].core), len(times["sum"].wall)
+    (3, 3)
+    """
+    times = {name: Times() for name in work}
+    for turn in range(repeat + 1):
+        for done, (name, function) in enumerate(work.items()):
+            progress(turn * len(work) + done, (repeat + 1) * len(work), name)
+            before = 0 if turn else restart_peak()
+            wait()
+            wall, core = time.perf_counter(), time.process_time()
+            function()
+            wait()
+            if turn:
+                times[name].core.append(time.process_time() - core)
+                times[name].wall.append(time.perf_counter() - wall)
+            else:
+                times[name].peak_bytes = max(0, peak() - before)
+    return times
+
+
+def ratio(times: Mapping[str, Times], above: Sequence[str], below: str, clock: str = "core") -> dict[str, float]:
+    """Return what some work takes together, by what other work takes: median and range over the rounds.
+
+    Examples
+    --------
+    >>> ratio({"a": Times([1, 2, 3]), "b": Times([2, 4, 4])}, ["a"], "b")
+    {'median': 0.5, 'low': 0.5, 'high': 0.75}
+    """
+    rounds = zip(*(getattr(times[name], clock) for name in (*above, below)), strict=True)
+    found = [sum(parts) / max(whole, 1e-12) for *parts, whole in rounds]
+    return {"median": round(statistics.median(found), 4), "low": round(min(found), 4), "high": round(max(found), 4)}
+
+
+def row(stage: str, times: Times, count: int) -> dict[str, Any]:
+    """Return a row of results: milliseconds of one image, or view, on either clock, how many a second, and memory."""
+    core, wall = statistics.median(times.core), statistics.median(times.wall)
+    return {
+        "stage": stage,
+        "n": count,
+        "core_ms_each": round(core / count * 1e3, 5),
+        "core_ms_each_low": round(min(times.core) / count * 1e3, 5),
+        "core_ms_each_high": round(max(times.core) / count * 1e3, 5),
+        "wall_ms_each": round(wall / count * 1e3, 5),
+        "each_per_core_second": round(count / max(core, 1e-9), 1),
+        "each_per_second": round(count / max(wall, 1e-9), 1),
+        "repeats": len(times.core),
+        "peak_bytes": times.peak_bytes,
+    }
+
+
+COLUMNS = ("stage", "core ms", "low", "high", "wall ms", "a core-second", "a second", "peak MB")
+"""Of the table for people: milliseconds of one image or view, and how many in a second."""
+
+
+def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the lines of the table."""
+    return [
+        (
+            row["stage"],
+            *(f"{row[name]:,.3f}" for name in ("core_ms_each", "core_ms_each_low", "core_ms_each_high")),
+            f"{row['wall_ms_each']:,.3f}",
+            f"{row['each_per_core_second']:,.0f}",
+            f"{row['each_per_second']:,.0f}",
+            f"{row['peak_bytes'] / 1e6:,.1f}",
+        )
+        for row in result["rows"]
+    ]
+
+
+def restart_peak() -> int:
+    """Give back memory that is free, bring the high-water mark down to what is in use, and return it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc only; without it free memory is used again and not counted
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    return peak()
+
+
+def peak() -> int:
+    """Return the high-water mark of the resident set, in bytes."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -185,7 +185,6 @@ COMMANDS = {
     "report": ("evaluate", "Explain a file of codes on one HTML page."),
     "search": ("evaluate", "Find the nearest images in a file of codes."),
     "select": ("evaluate", "Choose the latents that a task needs."),
-    "sprites": ("sprites", "Make images of known factors, to train and measure on."),
     "train": ("train", "Train an encoder on your own images."),
     "finetune": ("train", "Train a model on labels, and keep its classifier."),
     "benchmark": ("benchmark", "Set the codec beside other compressors, on this machine."),

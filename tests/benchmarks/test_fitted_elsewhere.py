@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stochcl.benchmarks import probing
+from stochcl.benchmarks import probes
 from stochcl.benchmarks import rate_accuracy as rate
-from stochcl.benchmarks.baselines import BASELINES
+from stochcl.benchmarks.curves import curves, summary, write_all
+from stochcl.benchmarks.inputs import BASELINES, RateAccuracyConfig, read_inputs
 from stochcl.benchmarks.pricing import price
-from stochcl.benchmarks.rate_accuracy.encoding import encode_part
-from stochcl.benchmarks.rate_accuracy.inputs import read_inputs
-from stochcl.benchmarks.rate_accuracy.plotting import curves
-from stochcl.benchmarks.results import to_csv
+from stochcl.benchmarks.rate_accuracy import encode_part
+from stochcl.benchmarks.run import Cache, to_csv
 from stochcl.data import open_source
 from stochcl.errors import SourceError, UsageError
 from tests.making import make_head, make_pixels
@@ -37,7 +36,7 @@ def other(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(model):
     """A request without anything fitted elsewhere."""
-    return rate.Request(
+    return RateAccuracyConfig(
         (Path("digits"),), models=(str(model),), ladder=(8,), bits=(8, 12, 16, 20), train_images=300, test_images=150,
         baselines=("float32", "int8", "itq", "pca-scalar", "jpeg"), seed=1,
     )  # fmt: skip
@@ -92,19 +91,17 @@ def test_every_curve_has_its_saving(runs):
     for method in ("ITQ", "PCA scalar"):
         for coding in ("packed", "linear"):
             assert (f"{method} fitted elsewhere", coding, "bits_with_side") in found
-    said = list(rate.summary(after))
+    said = list(summary(after))
     assert (
         "'fitted elsewhere' are quantisers fitted, with the tables of their codes, to 280 images of noise" in said[0]
     )
-    assert "elsewhere" not in "".join(rate.summary(before))
+    assert "elsewhere" not in "".join(summary(before))
 
 
 @pytest.mark.parametrize("name", ["itq", "pca-scalar"])
 def test_quantiser_and_tables_are_fitted_to_the_other_images_and_the_probe_to_its_own(
     runs, plain, other, codec, name
 ):
-    from stochcl.benchmarks.rate_accuracy.cache import Cache
-
     _, after, _ = runs
     inputs = read_inputs(replace(plain, fit=(other,), fit_images=280))
     cache = Cache(other.parent / "cache")
@@ -114,7 +111,7 @@ def test_quantiser_and_tables_are_fitted_to_the_other_images_and_the_probe_to_it
     )
     method = BASELINES[name].fit(fit, 12, 1)
     codes = method.codes(test)
-    right, _ = probing.answers(
+    right, _ = probes.answers(
         "logistic", method.vectors(method.codes(train)), inputs.train.labels, method.vectors(codes),
         inputs.test.labels, seed=1,
     )  # fmt: skip
@@ -156,9 +153,9 @@ def test_what_too_few_images_cannot_fit_is_left_out_by_its_name(plain, other, tm
     few = replace(plain, baselines=("itq", "pca-scalar"), bits=(8,), fit=(other,), fit_images=100)
     result = rate.benchmark_rate_accuracy(few, tmp_path)
     (line,) = result["left_out"]
-    assert line.startswith("pca-scalar fitted elsewhere, 8 bits was left out: ")
-    assert "and here are 100" in line
-    rate.write_all(result, tmp_path)
+    assert line.startswith("left out: PCA scalar fitted elsewhere (8 bits): ")
+    assert "got 100" in line
+    write_all(result, tmp_path)
 
 
 def test_both_curves_of_a_method_look_alike_but_for_dashes(runs):
@@ -194,7 +191,7 @@ def matrices(tmp_path, rng):
     np.save(tmp_path / "fit.npy", rng.normal(size=(300, 6)).astype(np.float32))
     np.save(tmp_path / "wide.npy", rng.normal(size=(300, 7)).astype(np.float32))
     head = make_head(tmp_path / "head.safetensors", x)
-    return rate.Request(
+    return RateAccuracyConfig(
         (tmp_path / "x.npy",), labels=tmp_path / "y.npy", models=(str(head),), ladder=(8,), bits=(4,),
         baselines=("itq",), fit=(tmp_path / "fit.npy",),
     )  # fmt: skip
@@ -236,8 +233,8 @@ def test_matrices_that_do_not_serve(matrices, tmp_path, other):
         ({"baselines": ("none",)}, "--baselines names none"),
         ({"fit": (), "fit_images": 100}, "--fit-images and --fit-hold-out are of --fit-to; name that, too"),
         ({"fit": (), "fit_hold_out": 1}, "--fit-images and --fit-hold-out are of --fit-to; name that, too"),
-        ({"fit_images": 1}, "--fit-images is 2 or more, not 1"),
-        ({"fit_hold_out": -1}, "--fit-hold-out is 0 or more images of each class, not -1"),
+        ({"fit_images": 1}, "--fit-images must be at least 2"),
+        ({"fit_hold_out": -1}, "--fit-hold-out must be at least 0"),
         ({"fit": (Path("digits"),)}, "digits: this is measured on, too; --fit-to names other images"),
     ],
 )

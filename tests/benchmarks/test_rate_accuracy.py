@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -13,14 +14,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stochcl.benchmarks import probing
+from stochcl.benchmarks import curves
 from stochcl.benchmarks import rate_accuracy as rate
-from stochcl.benchmarks.rate_accuracy import comparing, measuring
-from stochcl.benchmarks.rate_accuracy.cache import Cache
-from stochcl.benchmarks.rate_accuracy.inputs import read_inputs
-from stochcl.benchmarks.rate_accuracy.pixels import FORMATS, PixelCode, bare_bytes
+from stochcl.benchmarks.baselines import Itq
+from stochcl.benchmarks.inputs import (
+    BASELINES,
+    FORMATS,
+    JoinedSource,
+    PixelCode,
+    RateAccuracyConfig,
+    bare_bytes,
+    read_inputs,
+)
 from stochcl.errors import ModelError, SourceError, UsageError
+from tests.making import make_head
 
+SOME = ("features", "random-signs", "itq", "rq-4bit", "pca-scalar", "jpeg", "webp")
 KEYS = {
     "method", "group", "code", "input", "coding", "bytes", "side_bytes", "bits_per_image", "bits_with_side",
     "bits_with_side_of_a_million", "accuracy", "accuracy_low", "accuracy_high", "chosen", "seconds",
@@ -29,12 +38,12 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """700 digits as folders of classes."""
+    """650 digits as folders of classes."""
     from sklearn.datasets import load_digits
 
     folder = tmp_path_factory.mktemp("digits")
     data = load_digits()
-    for i, (image, label) in enumerate(zip(data.images[:700], data.target[:700], strict=True)):
+    for i, (image, label) in enumerate(zip(data.images[:650], data.target[:650], strict=True)):
         (folder / str(label)).mkdir(exist_ok=True)
         pixels = Image.fromarray((image * 15).astype(np.uint8)).resize((16, 16))
         pixels.convert("RGB").save(folder / str(label) / f"{i:04}.png")
@@ -43,7 +52,9 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def request_of(digits, model):
-    return rate.Request((digits,), models=(str(model),), bits=(8, 16, 24, 32), seed=1)
+    return RateAccuracyConfig(
+        (digits,), models=(str(model),), bits=(8, 16, 24, 32), beams=(4,), baselines=SOME, seed=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +63,7 @@ def run(request_of, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     said = []
     result = rate.benchmark_rate_accuracy(request_of, folder, say=said.append)
-    rate.write_all(result, folder)
+    curves.write_all(result, folder)
     assert result["left_out"] == said
     return result, folder
 
@@ -60,19 +71,19 @@ def run(request_of, tmp_path_factory):
 def test_every_kind_of_row_is_there(run):
     result, _ = run
     assert result["schema"] == "stochcl.benchmark.rate-accuracy/0"
-    assert result["n"] == {"train": 560, "test": 140}
+    assert result["n"] == {"train": 520, "test": 130, "queries": 130}
     assert all(set(row) == KEYS for row in result["rows"])
     groups = {group: {row["method"] for row in result["rows"] if row["group"] == group} for group in
               ("ours", "features", "quantisers", "pixels")}  # fmt: skip
     assert groups["ours"] == {"tiny"}
-    assert groups["features"] == {"float32", "float16", "int8"}
-    assert {"random signs", "PCA signs", "ITQ", "RQ 4-bit", "PCA scalar"} <= groups["quantisers"]
+    assert groups["features"] == {"float32", "float16", "int8", "RaBitQ", "binary"}
+    assert {"random signs", "ITQ", "RQ 4-bit", "PCA scalar"} == groups["quantisers"]
     assert {"JPEG pixels", "WEBP pixels"} <= groups["pixels"]
     for row in result["rows"]:
         assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
         side = row["side_bytes"] * 8
-        assert row["bits_per_image"] == pytest.approx(row["bytes"] * 8 / 140, abs=1e-3)
-        assert row["bits_with_side"] == pytest.approx(row["bits_per_image"] + side / 700, abs=2e-3)
+        assert row["bits_per_image"] == pytest.approx(row["bytes"] * 8 / 130, abs=1e-3)
+        assert row["bits_with_side"] == pytest.approx(row["bits_per_image"] + side / 650, abs=2e-3)
         assert row["bits_with_side_of_a_million"] == pytest.approx(row["bits_per_image"] + side / 1e6, abs=2e-3)
 
 
@@ -106,8 +117,8 @@ def test_another_run_measures_nothing_again(run, request_of, monkeypatch):
             code.need()  # a row without its library is asked for again, and left out again
         raise AssertionError("this was measured before")
 
-    for name in ("of_codes", "of_numbers", "of_quantiser", "of_pixels"):
-        monkeypatch.setattr(measuring, name, never)
+    for name in ("of_codes", "of_baseline", "of_pixels"):
+        monkeypatch.setattr(rate, name, never)
     again = rate.benchmark_rate_accuracy(request_of, folder)
     assert again["rows"] == result["rows"]
     assert again["savings"] == result["savings"]
@@ -138,19 +149,6 @@ def test_an_interrupted_run_keeps_what_it_has_done(request_of, tmp_path):
     assert [row["method"] for row in result["rows"]] == ["tiny", "tiny", "float32", "float16"]
 
 
-def test_what_cannot_be_read_of_a_cache_is_not_there(tmp_path):
-    cache = Cache(tmp_path)
-    cache.put("a", {"x": 1}, right=np.ones(3, bool))
-    arrays, facts = cache.get("a")
-    assert facts == {"x": 1}
-    assert arrays["right"].all()
-    assert cache.get("b") is None
-    whole = (tmp_path / "a.npz").read_bytes()
-    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "a.npz").write_bytes(whole[:cut])
-        assert cache.get("a") is None
-
-
 def test_the_files(run):
     result, folder = run
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(result))
@@ -169,25 +167,11 @@ def test_the_files(run):
 
 def test_savings_are_given_or_refused_with_a_reason(run):
     found = run[0]["savings"]
-    curves = {comparing.curve_of(row) for row in run[0]["rows"]}
-    assert {(entry["against"], entry["coding"]) for entry in found} <= {(m, c) for m, c, _ in curves}
+    there = {curves.curve_of(row) for row in run[0]["rows"]}
+    assert {(entry["against"], entry["coding"]) for entry in found} <= {(m, c) for m, c, _ in there}
     for entry in found:
         assert ("refused" in entry) == (entry["saving"] is None)
-    assert {entry["bits"] for entry in found} == set(comparing.BITS)
-
-
-def test_reductions_are_the_best_code_below_the_bits():
-    def row(bits, accuracy, group="ours", method="m"):
-        return {"group": group, "method": method, "bits_per_image": bits, "accuracy": accuracy, "code": f"{bits}",
-                "input": "vectors"}  # fmt: skip
-
-    rows = [row(30, 0.4), row(40, 0.5), row(50, 0.9), row(2000, 0.6), row(16384, 0.8, "features", "float32")]
-    found = comparing.reductions(rows, 512, 32)
-    assert [line["bits"] for line in found] == [2048.0, 41.8, 27.9]
-    assert [line.get("accuracy") for line in found] == [0.9, 0.5, None]
-    assert found[1]["relative"] == pytest.approx(0.5 / 0.8)
-    assert [line["of"] for line in comparing.reductions(rows, 2048, None)][1] == "float32 features, 2048"
-    assert comparing.reductions(rows, 2048, None)[1]["bits"] == 111.5
+    assert {entry["bits"] for entry in found} == set(curves.BITS)
 
 
 @pytest.mark.parametrize("kind", list(FORMATS))
@@ -241,7 +225,7 @@ def test_the_held_out_split_is_that_of_training(request_of, digits):
 
 
 def test_a_joined_source_gives_each_its_own(digits):
-    from stochcl.benchmarks.joined import JoinedSource
+
     from stochcl.data import FolderSource, Preprocess
 
     parts = [FolderSource(digits / "3"), FolderSource(digits / "7")]
@@ -264,7 +248,7 @@ def test_a_matrix_and_its_labels(tmp_path, rng):
     np.save(tmp_path / "y.npy", labels)
     head = tmp_path / "head.safetensors"
     train([tmp_path / "x.npy"], head, latents=16, latent_steps=20, entropy="independent", device="cpu")
-    request = rate.Request(
+    request = RateAccuracyConfig(
         (tmp_path / "x.npy",), labels=tmp_path / "y.npy", models=(str(head),), bits=(4,), baselines=("float32", "itq")
     )
     result = rate.benchmark_rate_accuracy(request, tmp_path / "out")
@@ -279,14 +263,14 @@ def test_a_matrix_and_its_labels(tmp_path, rng):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"probe": "forest"}, "there is no probe 'forest'"),
-        ({"baselines": ("gif",)}, "there is no baseline 'gif'"),
+        ({"probe": "forest"}, "there is no 'forest'"),
+        ({"baselines": ("gif",)}, "there is no 'gif'"),
         ({"baselines": ("all", "opq")}, "stands alone"),
-        ({"ladder": (0,)}, "--ladder are numbers of 1 or more"),
+        ({"ladder": (0,)}, "--ladder must be at least 1"),
         ({"hold_out": 3, "test": Path("x")}, "both say what is scored on"),
         ({"sources": ()}, "name a source"),
         ({"ladder": (99,)}, "has 32 latents, not 99"),
-        ({"train_images": 1}, "--train-images is 2 or more"),
+        ({"train_images": 1}, "--train-images must be at least 2"),
     ],
 )
 def test_requests_that_make_no_sense(request_of, tmp_path, change, said):
@@ -305,13 +289,61 @@ def test_sources_that_do_not_serve(request_of, tmp_path, digits):
         rate.benchmark_rate_accuracy(replace(request_of, models=("nothing.safetensors",)), tmp_path / "out")
 
 
-@pytest.mark.parametrize("probe", rate.PROBES)
-def test_every_probe_tells_classes_apart(probe, rng):
-    y = np.arange(300) % 3
-    x = (np.eye(3)[y] * 4 + rng.normal(size=(300, 3))).astype(np.float32)
-    right, chosen = probing.answers(probe, x[:200], y[:200], x[200:], y[200:], seed=0)
-    assert right.shape == (100,)
-    assert right.mean() > 0.9
-    assert chosen in (*probing.PENALTIES, *probing.NEAREST)
-    shuffled = rng.permutation(y)
-    assert probing.answers(probe, x[:200], shuffled[:200], x[200:], shuffled[200:])[0].mean() < 0.6
+class Dying(Itq):
+    """A native baseline that crashes."""
+
+    name = "OPQ"
+    native = True
+
+    @classmethod
+    def fit(cls, train, bits, seed):
+        os.abort()
+
+
+def test_a_baseline_that_dies_is_a_row_and_takes_nothing_down(request_of, tmp_path, monkeypatch):
+    monkeypatch.setitem(BASELINES, "opq", Dying)
+    said = []
+    asked = replace(request_of, baselines=("float32", "opq"), ladder=(8,), bits=(8,))
+    result = rate.benchmark_rate_accuracy(asked, tmp_path, say=said.append)
+    assert [row["method"] for row in result["rows"]] == ["tiny", "tiny", "float32"]
+    (died,) = result["failed"]
+    assert (died["method"], died["code"]) == ("OPQ", "8 bits")
+    assert "SIGABRT" in died["reason"]
+    assert "SIGABRT" in said[0]
+    curves.write_all(result, tmp_path)
+    assert "SIGABRT" in (tmp_path / "results.html").read_text()
+    assert "SIGABRT" in (tmp_path / "results.csv").read_text()
+
+
+def test_recall_and_map_have_their_rows_curves_and_plots(request_of, tmp_path):
+    asked = replace(request_of, baselines=("float32", "itq"), metrics=("recall@10", "map@1000"), queries=50)
+    result = rate.benchmark_rate_accuracy(asked, tmp_path)
+    assert result["n"]["queries"] == 50
+    for row in result["rows"]:
+        for key in ("recall", "map"):
+            assert 0 <= row[f"{key}_low"] <= row[key] <= row[f"{key}_high"] <= 1
+        assert "accuracy" not in row
+    exact = next(row for row in result["rows"] if row["method"] == "float32")
+    assert (exact["recall"], exact["relative_error"]) == (1, 0)
+    assert {entry["metric"] for entry in result["savings"]} == {"recall", "map"}
+    names = {path.name for path in curves.write_all(result, tmp_path)}
+    assert {"plot-recall.svg", "plot-map.png"} <= names
+    assert {len(line) for line in curves.lines(result)} == {len(curves.columns(result))}
+
+
+def test_recall_of_a_matrix_needs_no_labels(tmp_path, rng):
+    x = rng.normal(size=(80, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", x[:, :5])
+    np.save(tmp_path / "few.npy", x[:10])
+    head = make_head(tmp_path / "head.safetensors", x)
+    asked = RateAccuracyConfig((tmp_path / "x.npy",), models=(str(head),), bits=(4,), baselines=("float32", "itq"),
+                               metrics=("recall@10",), ladder=(8,))  # fmt: skip
+    result = rate.benchmark_rate_accuracy(asked, tmp_path / "out")
+    assert {row["method"] for row in result["rows"]} == {"head", "float32", "ITQ"}
+    for test, said in (("y.npy", "5 columns"), ("few.npy", "too few")):
+        with pytest.raises(SourceError, match=said):
+            rate.benchmark_rate_accuracy(replace(asked, test=tmp_path / test), tmp_path / "out")
+    np.save(tmp_path / "images.npy", np.zeros((20, 4, 4, 3), np.uint8))
+    with pytest.raises(UsageError, match="a matrix only"):
+        rate.benchmark_rate_accuracy(replace(asked, test=tmp_path / "images.npy"), tmp_path / "out")

@@ -14,10 +14,3 @@ def test_throughput_is_shown_and_written(run, images, model, tmp_path):
     shown = json_of(run("benchmark", "throughput", images, *options, "--json"))
     assert set(shown) == set(written)
     assert run("benchmark", "throughput", images, *options, "--size", "64", code=2).stderr.count("\n") == 1
-
-
-def test_training_is_shown_and_written(run, tmp_path):
-    options = ["--backbone", "resnet10", "--size", "32", "--crop", "32", "--batch-size", "8", "--device", "cpu"]
-    result = run("benchmark", "training", *options, "--repeat", "1", "-o", tmp_path)
-    assert "bare pass / step (core seconds)" in result.stdout
-    assert json.loads((tmp_path / "training.json").read_text())["batch_size"] == 8

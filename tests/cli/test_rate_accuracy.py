@@ -41,11 +41,26 @@ def test_quantisers_fitted_elsewhere(run, asked, tmp_path):
     assert "to 60 images of digits" in result.stdout
 
 
+def test_without_extras_one_line_names_all_that_is_left_out(run, asked, monkeypatch):
+    monkeypatch.setattr("stochcl.benchmarks.run.find_spec", lambda module: None)
+    asked[asked.index("float32,jpeg")] = "pq,opq,rq,rq-4bit,lsq,jxl"
+    result = run(*asked)
+    (line,) = [line for line in result.stderr.splitlines() if "left out" in line]
+    assert "PQ, OPQ, RQ, RQ 4-bit, LSQ, JXL pixels: needs faiss-cpu and pillow-jxl-plugin" in line
+
+
+def test_two_metrics_at_once(run, asked, images):
+    result = run(*asked, "--test", images, "--metric", "recall@10", "--metric", "map@1000", "--queries", "5")
+    assert "recall@10" in result.stdout
+    assert "map@1000" in result.stdout
+    assert "588th" not in result.stdout  # of accuracy alone
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
         (["--bits", "32,many"], 2, "'32,many' is not a list of numbers parted by commas"),
-        (["--baselines", "gif"], 2, "there is no baseline 'gif'"),
+        (["--baselines", "gif"], 2, "there is no 'gif'"),
         (["--probe", "forest"], 2, "forest"),
         (["--fit-to", "digits"], 2, "--fit-to is what quantisers are fitted to, and --baselines names none"),
         (["--fit-images", "50"], 2, "are of --fit-to; name that, too"),

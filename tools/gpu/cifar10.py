@@ -103,7 +103,8 @@ def stop_after(minutes: float | None) -> None:
 def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
     """Do what has not been done yet, and return the figures."""
     from stochcl.api.finetune import score
-    from stochcl.benchmarks import machine, setting
+    from stochcl.benchmarks.run import commit, versions
+    from stochcl.benchmarks.throughput import facts
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import load_model
 
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
         "latents": second.encoder.config.latents,
         "seed": options.seed,
         "command": shlex.join(["python", "tools/gpu/cifar10.py", *said(sys.argv[1:])]),
-        "commit": machine.commit(),
+        "commit": commit(),
         "train": {"names": [path.name for path in options.train], "images": second.record["images"]},
         "test": {"name": scores.source, "images": scores.images},
         "pretraining": stage_facts(first) if first["steps"] else None,
@@ -141,8 +142,8 @@ def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
         "model_sha256": second.sha256,
         "seconds": first["seconds"] * bool(first["steps"]) + second.record["seconds"],
         "seconds_of_this_call": round(time.monotonic() - started),
-        "hardware": setting.facts(choose_device(options.device)) | {"threads": threads()},
-        "versions": machine.versions(),
+        "hardware": facts(choose_device(options.device)) | {"threads": threads()},
+        "versions": versions(),
     }
 
 
@@ -183,7 +184,7 @@ def begun(output: Path) -> bool:
 def probed(options: argparse.Namespace, sources: list[Path], model: Path, output: Path) -> dict[str, float]:
     """Return linear and kNN accuracy in percent, of test images, from what a model gives without fine-tuning."""
     from stochcl.api.codec import Codec
-    from stochcl.benchmarks.probing import linear_accuracy
+    from stochcl.benchmarks.probes import linear_accuracy
 
     if output.exists():
         found: dict[str, float] = json.loads(output.read_text())

@@ -1,0 +1,449 @@
+"""What rows come to: savings at equal accuracy, plots, the table, sentences and files."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from stochcl.benchmarks.inputs import ELSEWHERE
+from stochcl.benchmarks.probes import METRICS
+from stochcl.benchmarks.run import BenchmarkError, write_files, write_results
+from stochcl.report.page import render, write_page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
+
+LEAST = 4
+"""Points that a curve needs."""
+
+PAPER = 588
+"""224 x 224 x 3 bytes by 2,048 bits (Ramapuram et al., arXiv 2110.00552, section 1)."""
+
+BITS = ("bits_per_image", "bits_with_side", "bits_with_side_of_a_million")
+
+NAME = "results"
+
+_PIXEL_BITS, _FLOAT_BITS = 24, 32
+_DRAWS = 1000
+_LEAST_DRAWS = 0.5  # of the draws that must give a figure, for an interval to be given
+_NARROW = 0.01  # a shared range of accuracy below which a saving means nothing
+
+
+class NoSavingError(BenchmarkError):
+    """Two curves that cannot be summed up in one figure: too few points, or no accuracy that both reach."""
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Bits per image of each point, shape (P,), and its score on every test row or query, shape (P, N)."""
+
+    bits: NDArray[np.float64]
+    values: NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Bits of one method by those of another at equal accuracy.
+
+    ``saving`` is the mean over the shared range of accuracy of the logarithm of bits: 0.5 is half of the other's bits
+    saved, 0 none, and -1 means twice as many. ``low`` and ``high`` are the ends of the 95 % interval, or None where
+    too few of the draws give a figure.
+    """
+
+    saving: float
+    low: float | None
+    high: float | None
+    accuracies: tuple[float, float]
+    draws: int
+
+
+def pareto(bits: ArrayLike, accuracy: ArrayLike) -> NDArray[np.intp]:
+    """Return the points that are better than every one of fewer (or as many) bits, in the order of their bits.
+
+    Examples
+    --------
+    >>> pareto([8, 32, 16, 16], [0.3, 0.4, 0.5, 0.2]).tolist()
+    [0, 2]
+    """
+    costs, scores = np.asarray(bits, float), np.asarray(accuracy, float)
+    order = np.lexsort((-scores, costs))
+    best = np.maximum.accumulate(np.concatenate([[-np.inf], scores[order][:-1]]))
+    return order[scores[order] > best]
+
+
+def mean_saving(
+    bits: ArrayLike, accuracy: ArrayLike, other_bits: ArrayLike, other_accuracy: ArrayLike
+) -> tuple[float, tuple[float, float]]:
+    """Return the mean saving in bits of the first curve against the second, and the range of accuracy it is over.
+
+    Log bits are interpolated as a function of accuracy through each curve's Pareto-optimal points by monotone cubics
+    (PCHIP), and their difference averaged over the accuracies that both curves reach (Bjontegaard, VCEG-M33, with
+    PCHIP in place of one polynomial, as in JVET-H0030). Nothing is extrapolated.
+
+    Examples
+    --------
+    >>> accuracy = [0.2, 0.3, 0.4, 0.45, 0.5]
+    >>> saving, _ = mean_saving([8, 16, 32, 64, 128], accuracy, [16, 32, 64, 128, 256], accuracy)
+    >>> round(saving, 6)
+    0.5
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    curves = []
+    for given in ((bits, accuracy), (other_bits, other_accuracy)):
+        costs, scores = (np.asarray(values, float) for values in given)
+        if not (costs > 0).all() or not np.isfinite(costs).all():
+            raise NoSavingError("bits per image are more than 0.")
+        kept = pareto(costs, scores)
+        if len(kept) < LEAST:
+            raise NoSavingError(
+                f"measure {LEAST} or more points of a curve that are each better than the cheaper ones."
+            )
+        curves.append((scores[kept], np.log(costs[kept])))
+    low, high = max(scores[0] for scores, _ in curves), min(scores[-1] for scores, _ in curves)
+    if not low < high:
+        raise NoSavingError("there is no accuracy that both curves reach.")
+    areas = [float(PchipInterpolator(*curve).integrate(low, high)) for curve in curves]
+    return float(1 - np.exp((areas[0] - areas[1]) / (high - low))), (float(low), float(high))
+
+
+def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -> Saving:
+    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points."""
+    if ours.values.shape[1] != other.values.shape[1]:
+        raise NoSavingError(
+            f"curves are compared on the same test rows, and these have {ours.values.shape[1]:,} and "
+            f"{other.values.shape[1]:,}."
+        )
+    found, accuracies = mean_saving(ours.bits, ours.values.mean(axis=1), other.bits, other.values.mean(axis=1))
+    n = ours.values.shape[1]
+    rng = np.random.default_rng([seed, 23])
+    a, b = (curve.values.astype(np.float32) for curve in (ours, other))
+    values = []
+    for _ in range(draws):
+        # How often each row is drawn, n times with replacement.
+        times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float32) / n
+        try:
+            values.append(mean_saving(ours.bits, a @ times, other.bits, b @ times)[0])
+        except NoSavingError:
+            continue
+    if len(values) < max(2, _LEAST_DRAWS * draws):
+        return Saving(found, None, None, accuracies, len(values))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Saving(found, float(low), float(high), accuracies, len(values))
+
+
+def curve_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the curve that a row is a point of: its method, how it is stored, and what the probe is given."""
+    return row["method"], row["coding"], row["input"]
+
+
+def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], *, seed: int) -> list[dict[str, Any]]:
+    """Hold the curve of our first model's vectors against every other one that has more than one point.
+
+    Returns for each metric, curve and column of bits ``saving`` with its interval, or ``refused``, and why.
+    """
+    places: dict[tuple[str, str, str], list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(curve_of(row), []).append(i)
+    first = next((curve_of(row) for row in rows if row["group"] == "ours" and row["input"] == "vectors"), None)
+    found = []
+    for metric, scores in values.items():
+        for curve, at in places.items():
+            if first is None or curve == first or len(at) < 2:
+                continue
+            for column in BITS:
+                ours, other = (
+                    Points(np.array([rows[i][column] for i in part]), scores[part]) for part in (places[first], at)
+                )
+                entry = {"metric": metric, "ours": first[0], "against": curve[0], "coding": curve[1], "bits": column}
+                found.append(entry | _saving_facts(ours, other, seed))
+    return found
+
+
+def _saving_facts(ours: Points, other: Points, seed: int) -> dict[str, Any]:
+    try:
+        held = saving(ours, other, seed=seed)
+    except NoSavingError as exc:
+        return {"saving": None, "refused": str(exc)}
+    return {
+        "saving": held.saving,
+        "saving_low": held.low,
+        "saving_high": held.high,
+        "accuracies": list(held.accuracies),
+    }
+
+
+def reductions(rows: list[dict[str, Any]], features: int, side: int | None) -> list[dict[str, Any]]:
+    """Say what our codes are worth at a 588th of three things that one may mean by it.
+
+    Returns ``of`` what, its 588th in ``bits``, and the most accurate of our codes of at most as many bits of payload,
+    if there is one, with its accuracy ``relative`` to float32 features. ``side`` is that of the images themselves.
+    """
+    whole: dict[str, float | None] = {
+        "pixels at 224 x 224": 224 * 224 * _PIXEL_BITS,
+        f"pixels at the images' own {side} x {side}": None if side is None else side * side * _PIXEL_BITS,
+        f"float32 features, {features}": features * _FLOAT_BITS,
+    }
+    reference = next((row["accuracy"] for row in rows if row["method"] == "float32"), None)
+    found = []
+    for of, bits in whole.items():
+        if bits is None:
+            continue
+        least = bits / PAPER
+        ours = [row for row in rows if row["group"] == "ours" and row["bits_per_image"] <= least]
+        best = max(ours, key=lambda row: row["accuracy"], default=None)
+        line: dict[str, Any] = {"of": of, "bits": round(least, 1), "code": None}
+        if best is not None:
+            line |= {key: best[key] for key in ("code", "input", "bits_per_image", "accuracy")}
+            line["method"] = best["method"]
+            line["relative"] = None if not reference else best["accuracy"] / reference
+        found.append(line)
+    return found
+
+
+_MARKERS = "osD^v<>PX*hp"
+_STYLES = ("-", "--", "-.", ":")
+_SHADES = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d5a97", "#c77700", "#4d4d4d", "#00868b", "#a0522d")
+_LEFT_OUT = ("packed", "files")  # where the same code is there for fewer bits
+_NOT_SAID = ("packed", "files without fixed headers")  # it is coded for fewer bits, or nobody can read it
+_DPI = 150
+_PLOTS = {"bits_per_image": "plot", "bits_with_side": "plot-with-side"}
+
+
+def draw(result: dict[str, Any], kind: str, column: str = "bits_per_image", metric: str = "accuracy") -> bytes:
+    """Return the plot of a metric over a column of bits as a file, ``png`` or ``svg``."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # A fixed salt and no date: the same result gives the same file.
+    with rc_context({"svg.hashsalt": "stochcl", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(8, 5.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for curve in curves(result["rows"]):
+            _draw_curve(axes, curve, column, METRICS[metric])
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(f"bits per image ({_LABELS[column]})")
+        axes.set_ylabel(f"accuracy of a {result['probe']} probe, %" if metric == "accuracy" else f"{metric}, %")
+        axes.set_title(f"{result['n']['test']:,} test images, {result['classes']:,} classes", loc="left")
+        axes.grid(visible=True, alpha=0.3, linewidth=0.5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(
+            buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else {"Software": None}
+        )
+    return buffer.getvalue()
+
+
+_LABELS = {
+    "bits_per_image": "payload",
+    "bits_with_side": "with side information over these images",
+    "bits_with_side_of_a_million": "with side information over a million images",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points that are joined, and how they look."""
+
+    label: str
+    rows: list[dict[str, Any]]
+    marker: str
+    style: str
+    shade: str
+    filled: bool
+    ours: bool
+
+
+def curves(rows: list[dict[str, Any]]) -> list[Curve]:
+    """Return the curves that are drawn of rows.
+
+    A quantiser that is fitted to other sources has the marker and the shade of the one that is not, hollow and
+    dashed; where there is such a one, nothing else is dashed.
+    """
+    points: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        points.setdefault(curve_of(row), []).append(row)
+    codings: dict[str, set[str]] = {}
+    for method, coding, _ in points:
+        codings.setdefault(method, set()).add(coding)
+    two = any(method.endswith(ELSEWHERE) for method in codings)
+    free = zip(cycle(_MARKERS), cycle(_STYLES), cycle(_SHADES), strict=False)
+    looks: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+    found = []
+    for (method, coding, given), part in points.items():
+        if coding in _LEFT_OUT and len(codings[method]) > 1:
+            continue
+        base = method.removesuffix(ELSEWHERE), coding, given
+        if base not in looks:
+            looks[base] = next(free)
+        marker, style, shade = looks[base]
+        elsewhere, ours = method.endswith(ELSEWHERE), part[0]["group"] == "ours"
+        label = f"{method}, {given}" if ours else f"{method}, {coding}" if coding != "packed" else method
+        if two:
+            style = "--" if elsewhere else "-"
+        found.append(Curve(label, part, marker, style, shade, not elsewhere, ours))
+    return found
+
+
+def _draw_curve(axes: Axes, curve: Curve, column: str, key: str) -> None:
+    ordered = sorted(curve.rows, key=lambda row: row[column])
+    x = [row[column] for row in ordered]
+    y = [100 * row[key] for row in ordered]
+    low, high = ([100 * abs(row[key] - row[f"{key}_{end}"]) for row in ordered] for end in ("low", "high"))
+    look: dict[str, Any] = {"linewidth": 1.1, "markersize": 4.5, "color": curve.shade}
+    if curve.ours:
+        look = {"linewidth": 2.4, "markersize": 6, "color": "black", "zorder": 5}
+    if not curve.filled:
+        look["markerfacecolor"] = "white"
+    axes.errorbar(
+        x, y, yerr=[low, high], label=curve.label, marker=curve.marker,
+        linestyle=curve.style if len(ordered) > 1 else "none", elinewidth=0.7, capsize=1.5, **look,
+    )  # fmt: skip
+
+
+COLUMNS = ("method", "code", "stored as", "bits", "+ side", "at a million")
+"""Bits per image of the test images: payload; with side information over all images here; and over a million."""
+
+
+def metrics_of(result: dict[str, Any]) -> list[str]:
+    """Return the metrics of a result; the first ones had accuracy alone and did not say so."""
+    return list(result.get("metrics", ["accuracy"]))
+
+
+def columns(result: dict[str, Any]) -> tuple[str, ...]:
+    """Return the columns of the table."""
+    more = {"recall@10": ("symmetric", "error")}
+    named = ((metric, "95 % interval", *more.get(metric, ())) for metric in metrics_of(result))
+    return (*COLUMNS, *(name for part in named for name in part))
+
+
+def title(result: dict[str, Any]) -> str:
+    """Return what stands above the table."""
+    n = result["n"]
+    return (
+        f"{n['test']:,} test images of {result['classes']:,} classes, after {n['train']:,} to learn from; "
+        f"{result['probe']} probe, bits per image"
+    )
+
+
+def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the lines of the table, last those whose process died."""
+    found = []
+    for row in result["rows"]:
+        code = row["code"] + (", symbols" if row["input"] == "symbols" else "")
+        line = [row["method"], code, row["coding"], *(f"{row[column]:,.1f}" for column in BITS)]
+        for key in (METRICS[metric] for metric in metrics_of(result)):
+            line += [f"{row[key]:.2%}", f"{row[f'{key}_low']:.1%} to {row[f'{key}_high']:.1%}"]
+            if key == "recall":
+                error = row["relative_error"]
+                line += [f"{row['recall_symmetric']:.1%}", "-" if error is None else f"{error:.4f}"]
+        found.append(tuple(line))
+    empty = ("",) * (len(columns(result)) - 3)
+    return [*found, *((row["method"], row["code"], f"failed: {row['reason']}", *empty)
+                      for row in result.get("failed", []))]  # fmt: skip
+
+
+def summary(result: dict[str, Any]) -> Iterator[str]:
+    """Yield sentences: bits by those of others at equal accuracy, and what is left at a 588th."""
+    if (fit := result.get("fit")) is not None:
+        yield (
+            f"'fitted elsewhere' are quantisers fitted, with the tables of their codes, to {fit['images']:,} images "
+            f"of {', '.join(fit['sources'])}; the probe learns from the same images as in all other rows"
+        )
+    yield from _comparisons(result)
+    for line in result["reductions"]:
+        at = f"a 588th of {line['of']} is {line['bits']:,.1f} bits per image"
+        if line["code"] is None:
+            yield f"{at}: none of our codes is that small"
+            continue
+        relative = "" if line["relative"] is None else f", {line['relative']:.1%} of what float32 features have"
+        yield (
+            f"{at}: {line['accuracy']:.2%} accuracy{relative} ({line['method']}, {line['code']}, "
+            f"{line['bits_per_image']:,.1f} bits)"
+        )
+
+
+def _comparisons(result: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each curve that ours can be held against, and one for each reason why not."""
+    found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    codings: dict[str, set[str]] = {}
+    for entry in result["savings"]:
+        named = entry.get("metric", "accuracy"), entry["against"], entry["coding"]
+        found.setdefault(named, {})[entry["bits"]] = entry
+        codings.setdefault(entry["against"], set()).add(entry["coding"])
+    refused: dict[tuple[str, str], list[str]] = {}
+    for (metric, against, coding), entries in found.items():
+        if coding in _NOT_SAID and len(codings[against]) > 1:
+            continue
+        payload, million = entries[BITS[0]], entries[BITS[2]]
+        name = f"{against} ({coding})" if coding != "packed" else against
+        if payload["saving"] is None or million["saving"] is None:
+            reason = payload.get("refused") or million["refused"]
+            refused.setdefault((metric, reason), []).append(name)
+            continue
+        low, high = payload["accuracies"]
+        if high - low < _NARROW:
+            refused.setdefault((metric, "they share less than a point."), []).append(name)
+            continue
+        at = f"at equal {metric}, {low:.1%} to {high:.1%}"
+        few = _factor(payload, f"times the bits of {name} in payload")
+        yield f"{few}, {_factor(million, 'times at a million images')}; {at}"
+    for (metric, reason), names in refused.items():
+        yield f"not compared by {metric} with {', '.join(names)}: {reason}"
+
+
+def _factor(entry: dict[str, Any], of: str) -> str:
+    """Say our bits as a multiple of another's, with its interval."""
+    factor = f"{1 - entry['saving']:.2f} {of}"
+    if entry["saving_low"] is None:
+        return factor
+    return f"{factor} (95 % interval {1 - entry['saving_high']:.2f} to {1 - entry['saving_low']:.2f})"
+
+
+def write_all(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``results.json``, ``results.csv``, plots and ``results.html``; return their paths."""
+    paths = write_results(result, folder, NAME)
+    plots, shown = {}, []
+    for metric in metrics_of(result):
+        for column, name in _PLOTS.items():
+            path = folder / (name if metric == "accuracy" else f"{name}-{METRICS[metric]}")
+            plots[path.with_suffix(".svg")] = draw(result, "svg", column, metric)
+            plots[path.with_suffix(".png")] = draw(result, "png", column, metric)
+            shown.append(plots[path.with_suffix(".svg")].decode())
+    write_files(plots)
+    write_page(folder / f"{NAME}.html", html(result, shown))
+    return [*paths, *plots, folder / f"{NAME}.html"]
+
+
+def html(result: dict[str, Any], plots: list[str]) -> str:
+    """Return the page: plots, sentences, the table, and what it was measured with."""
+    facts = [
+        ("command", result["command"]),
+        ("commit", result["commit"] or "not a checkout"),
+        ("seed", result["seed"]),
+        ("precision", result["precision"]),
+        *result["hardware"].items(),
+        *result["versions"].items(),
+    ]
+    return render(
+        "results.html", heading="Bits per image against accuracy", title=title(result),
+        plots=[Markup(_inline(plot)) for plot in plots], summary=summary(result), columns=columns(result),
+        rows=lines(result), notes=result["left_out"], facts=facts,
+    )  # fmt: skip
+
+
+def _inline(svg: str) -> str:
+    """Return a plot's element without what stands before it in a file."""
+    return svg[svg.index("<svg") :]

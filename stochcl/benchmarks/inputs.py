@@ -1,0 +1,504 @@
+"""What rate-accuracy is asked for, the labelled data it measures on, and images as codes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from stochcl.benchmarks.baselines import (
+    Baseline,
+    Binary,
+    Float16,
+    Float32,
+    Int8,
+    Itq,
+    PerColumn,
+    PrincipalScalar,
+    PrincipalSigns,
+    RaBitQ,
+    RandomSigns,
+)
+from stochcl.benchmarks.pricing import CODINGS
+from stochcl.benchmarks.probes import METRICS, NEIGHBOURS, PROBES
+from stochcl.benchmarks.quantisers import LocalSearch, OptimisedProduct, Product, Residual, SmallResidual
+from stochcl.benchmarks.run import Config, need, option
+from stochcl.codes import folder_label
+from stochcl.data import ImageSource, MatrixSource, held_out, open_source
+from stochcl.data.builtin import DigitsSource
+from stochcl.data.labels import read_labels
+from stochcl.errors import MissingExtraError, SourceError, UsageError
+from stochcl.messages import escape_name as printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.api.codec import Codec
+    from stochcl.data.preprocess import Preprocess
+
+_BATCH = 256
+_PARTS = 5  # one of which is scored on where nothing else is named
+_LEAST = 2  # images of each part
+
+ELSEWHERE = " fitted elsewhere"
+"""Behind the name of a quantiser that never saw the images that the probe learns from."""
+
+SIDES = (8, 12, 16, 32)
+"""Pixels that images are shrunk to, where the network's own are more."""
+
+_RIFF_HEADERS = 12 + 8 + 10  # RIFF and WEBP; the chunk; VP8's frame header, which holds the size
+_SCAN, _END = b"\xff\xda", 2  # JPEG's start of scan, and the bytes of the end marker
+
+BASELINES: dict[str, type[Baseline]] = {
+    "random-signs": RandomSigns,
+    "pca-signs": PrincipalSigns,
+    "itq": Itq,
+    "pq": Product,
+    "opq": OptimisedProduct,
+    "rq": Residual,
+    "rq-4bit": SmallResidual,
+    "lsq": LocalSearch,
+    "pca-scalar": PrincipalScalar,
+}
+"""Those that are made for a number of bits."""
+
+FLOATS: dict[str, type[PerColumn]] = {
+    "float32": Float32,
+    "float16": Float16,
+    "int8": Int8,
+    "rabitq": RaBitQ,
+    "binary": Binary,
+}
+"""Those that have a fixed number of bits for every column."""
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jpeg": ("JPEG", {"quality": 20, "optimize": True, "subsampling": 2}),
+    "webp": ("WEBP", {"quality": 20, "method": 6}),
+    "avif": ("AVIF", {"quality": 20, "speed": 6}),
+    "jxl": ("JXL", {"quality": 20, "effort": 5}),
+}
+"""Pillow's names and settings. Qualities below 20 cost accuracy faster than bits."""
+
+GROUPS = {"features": tuple(FLOATS), "quantisers": tuple(BASELINES), "pixels": tuple(FORMATS)}
+"""What stands beside ours: the network's features as numbers, features quantised, and small images."""
+
+METHODS = tuple(name for names in GROUPS.values() for name in names)
+
+
+@dataclass(frozen=True)
+class RateAccuracyConfig(Config):
+    """What rate-accuracy measures. The first model's features are what all baselines quantise."""
+
+    command_name: ClassVar[str] = "stochcl benchmark rate-accuracy"
+
+    sources: tuple[Path, ...] = option((), "", type=Path, argument=True, metavar="SOURCE...")
+    test: Path | None = option(
+        None, "More of the same, to score on.  [default: a fifth of each class of SOURCE]", type=Path, metavar="TEST"
+    )
+    hold_out: int = option(
+        0, "Score on the last N images of each class of each SOURCE, as training leaves them.", type=int, least=0,
+        metavar="N",
+    )  # fmt: skip
+    labels: Path | None = option(
+        None, "Of SOURCE: CSV name,label; of a matrix also .npy.  [default: first folders]", type=Path, metavar="FILE"
+    )
+    test_labels: Path | None = option(None, "Of TEST.", type=Path, metavar="FILE")
+    models: tuple[str, ...] = option(
+        (), "A model's name or file; may be repeated.  [default: general]", flags=("-m", "--model"), metavar="MODEL"
+    )
+    metrics: tuple[str, ...] = option(
+        ("accuracy",), "What is measured; may be repeated.", choices=tuple(METRICS), flags=("--metric",)
+    )
+    probe: str = option("logistic", "Whose accuracy it is.", choices=PROBES)
+    queries: int = option(2000, "Test rows that recall@10 and map@1000 look up, at most.", type=int, least=1)
+    ladder: tuple[int, ...] = option(
+        (), "Prefixes of our codes.  [default: the model's]", type=int, least=1, split=True, metavar="K,K,..."
+    )
+    bits: tuple[int, ...] = option(
+        (8, 16, 32, 64, 128, 256), "That quantisers are made for.", type=int, least=1, split=True, metavar="B,B,..."
+    )
+    baselines: tuple[str, ...] = option(
+        ("all",), "all, none, or of features, quantisers, pixels and single methods.",
+        choices=("all", "none", *GROUPS, *METHODS), split=True, metavar="NAMES",
+    )  # fmt: skip
+    codings: tuple[str, ...] = option(
+        ("packed", "linear"), "How their codes are stored: plain, and through our coder.", choices=CODINGS,
+        split=True, flags=("--coding",), metavar="NAMES",
+    )  # fmt: skip
+    beams: tuple[int, ...] = option(
+        (4, 8), "Of residual quantisation, one row each.", type=int, least=1, split=True, flags=("--beam",),
+        metavar="N,N,...",
+    )  # fmt: skip
+    trials: int = option(1, "Seeds that residual quantisation is fitted with, one row each.", type=int, least=1)
+    train_images: int | None = option(None, "To learn from, at most.", type=int, least=2, metavar="N")
+    test_images: int | None = option(None, "To score on, at most.", type=int, least=2, metavar="N")
+    fit: tuple[Path, ...] = option(
+        (), "Measure quantisers fitted to these images, too; may be repeated.", type=Path, flags=("--fit-to",),
+        metavar="OTHER",
+    )  # fmt: skip
+    fit_images: int = option(20_000, "Of OTHER, at most.", type=int, least=2, metavar="N")
+    fit_hold_out: int = option(
+        0,
+        "Not the last N images of each class of each OTHER, as training leaves them.",
+        type=int,
+        least=0,
+        metavar="N",
+    )
+    precision: str = option("fp32", "Of the networks.", choices=("fp32", "bf16"))
+    device: str = option("cpu", "cpu, cuda, ...")
+
+    def check(self) -> None:
+        """Raise UsageError where the parts do not go together."""
+        super().check()
+        if {"all", "none"} & set(self.baselines) and len(self.baselines) > 1:
+            raise UsageError("--baselines all or none stands alone; leave the other names out.")
+        if not self.sources:
+            raise UsageError("name a source to measure on.")
+        if self.hold_out and self.test is not None:
+            raise UsageError("--test and --hold-out both say what is scored on; give one of them.")
+        if self.test_labels is not None and self.test is None:
+            raise UsageError("--test-labels are those of --test; name that, too.")
+        if not self.fit:
+            changed = [one for one in fields(self) if one.name in ("fit_images", "fit_hold_out")]
+            if any(getattr(self, one.name) != one.default for one in changed):
+                raise UsageError("--fit-images and --fit-hold-out are of --fit-to; name that, too.")
+            return
+        if not set(self.methods) & set(BASELINES):
+            raise UsageError(
+                "--fit-to is what quantisers are fitted to, and --baselines names none; name quantisers, or one of "
+                f"{', '.join(BASELINES)}."
+            )
+        # Not elsewhere, and images that are scored on would be fitted to.
+        measured = {path.resolve() for path in (*self.sources, self.test) if path is not None}
+        if same := [path for path in self.fit if path.resolve() in measured]:
+            raise UsageError(f"{printable(same[0])}: this is measured on, too; --fit-to names other images.")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of :data:`METHODS` that are asked for."""
+        asked: set[str] = set()
+        for name in self.baselines:
+            asked |= set(METHODS if name == "all" else GROUPS.get(name, (name,)))
+        return tuple(name for name in METHODS if name in asked)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a metric asks for classes."""
+        return set(self.metrics) != {"recall@10"}
+
+
+@dataclass(frozen=True)
+class PixelCode:
+    """A format, a key of :data:`FORMATS`, at a number of pixels across."""
+
+    format: str
+    side: int
+
+    @property
+    def name(self) -> str:
+        """What a row is called."""
+        return f"{FORMATS[self.format][0]} pixels"
+
+    @property
+    def coding(self) -> str:
+        """Its setting in words."""
+        return f"{self.side} x {self.side}, quality {FORMATS[self.format][1]['quality']}"
+
+    def need(self) -> None:
+        """Raise MissingExtraError where this Pillow cannot write the format."""
+        from PIL import features
+
+        if self.format == "jxl":
+            need("pillow_jxl")
+            import pillow_jxl  # noqa: F401 - it tells Pillow of the format
+        elif self.format in ("webp", "avif") and not features.check(self.format):
+            name = FORMATS[self.format][0]
+            raise MissingExtraError(f"this Pillow was built without {name}; install one that has it.")
+
+    def code(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int, int]:
+        """Shrink, code, decode and enlarge one image, shape (S, S, 3).
+
+        Returns it, the bytes of the file, and those that are not the same in every file of this size and quality.
+        """
+        from PIL import Image
+
+        name, settings = FORMATS[self.format]
+        whole = Image.fromarray(pixels)
+        size = whole.size
+        buffer = io.BytesIO()
+        whole.resize((self.side, self.side), Image.Resampling.BICUBIC, reducing_gap=3).save(buffer, name, **settings)
+        data = buffer.getvalue()
+        back = Image.open(io.BytesIO(data)).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        return np.asarray(back), len(data), bare_bytes(self.format, data)
+
+
+def bare_bytes(kind: str, data: bytes) -> int:
+    """Return how many bytes of a file are not headers, a lower bound of what it would take with the rest agreed upon.
+
+    Of JPEG the scans with their Huffman tables left out, of WebP the frame without its header, of AVIF the media
+    data; JPEG XL's bare codestream counts whole, for its few header bytes are not on byte boundaries.
+    """
+    if kind == "jpeg":
+        start = data.index(_SCAN)
+        length: int = struct.unpack_from(">H", data, start + 2)[0]
+        return len(data) - (start + 2 + length) - _END
+    if kind == "webp":
+        return max(0, len(data) - _RIFF_HEADERS)
+    if kind == "avif":
+        return _media(data)
+    return len(data)
+
+
+def _media(data: bytes) -> int:
+    """Return the bytes in the media data boxes of an ISO base media file (ISO/IEC 14496-12, 4.2)."""
+    at = found = 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        size = int(size) or len(data) - at  # 0: to the end
+        found += size - 8 if kind == b"mdat" else 0
+        at += max(size, 8)
+    return found
+
+
+class JoinedSource(ImageSource):
+    """The images of one source after those of another; in no order of names, so that nothing compresses it."""
+
+    kind: ClassVar[str] = "joined"
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.sources = tuple(sources)
+        self.path = self.sources[0].path
+        self.entries = [entry for source in self.sources for entry in source.entries]
+        self.rejected = [failure for source in self.sources for failure in source.rejected]
+        self._ends = np.array(list(accumulate(len(source) for source in self.sources)))
+
+    def _place(self, i: int) -> tuple[ImageSource, int]:
+        """Return which source an image is of, and where it is there."""
+        at = int(np.searchsorted(self._ends, i, side="right"))
+        return self.sources[at], i - (int(self._ends[at - 1]) if at else 0)
+
+    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+        source, row = self._place(i)
+        return source._image(row, preprocess)
+
+    def _read(self, i: int) -> bytes:
+        source, row = self._place(i)
+        return source._read(row)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of a source that are fitted to, or scored on; a matrix is float32, shape (M, V)."""
+
+    source: ImageSource | NDArray[np.float32]
+    rows: NDArray[np.intp]
+    labels: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, codec: Codec) -> Iterator[NDArray[np.uint8]]:
+        """Yield the images as the codec prepares them, uint8, shape (B, S, S, 3); a bad one ends the run."""
+        assert isinstance(self.source, ImageSource)
+        for start in range(0, len(self.rows), _BATCH):
+            rows = self.rows[start : start + _BATCH].tolist()
+            yield np.stack([self.source.load(row, codec.preprocess) for row in rows])
+
+    def inputs(self, codec: Codec) -> Iterator[NDArray[Any]]:
+        """Yield what the codec encodes: images, or rows of a matrix."""
+        if isinstance(self.source, ImageSource):
+            yield from self.images(codec)
+            return
+        for start in range(0, len(self.rows), _BATCH):
+            yield self.source[self.rows[start : start + _BATCH]]
+
+    def fingerprint(self) -> str:
+        """Return a digest of the rows: names, sizes and times of files, or the numbers; and the labels."""
+        digest = hashlib.sha256("\0".join(self.labels.tolist()).encode("utf-8", "surrogateescape"))
+        if isinstance(self.source, ImageSource):
+            entries = (self.source.entries[row] for row in self.rows.tolist())
+            digest.update(json.dumps([[e.name, e.size, e.mtime_ns] for e in entries]).encode())
+        else:
+            digest.update(self.source[self.rows].tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the probe learns from, what is scored on, and what quantisers are fitted to besides (without labels)."""
+
+    train: Part
+    test: Part
+    fit: Part | None = None
+
+    @property
+    def images(self) -> bool:
+        """Whether these are images, rather than vectors."""
+        return isinstance(self.train.source, ImageSource)
+
+    def source_side(self) -> int | None:
+        """Return the side of the images themselves, where the first hundred are all squares of one size."""
+        from PIL import Image
+
+        if not isinstance(self.test.source, ImageSource):
+            return None
+        sizes = set()
+        for row in self.test.rows[:100].tolist():
+            sizes.add(Image.open(io.BytesIO(self.test.source._read(row))).size)
+        (size, *others) = sizes
+        return size[0] if not others and size[0] == size[1] else None
+
+
+def read_inputs(config: RateAccuracyConfig) -> Inputs:
+    """Open what is named, match labels, and choose rows."""
+    parts = [_open(path, config.labels, needed=config.needs_labels) for path in config.sources]
+    source, labels = _joined([source for source, _ in parts]), np.concatenate([found for _, found in parts])
+    shown = printable(config.sources[0])
+    rng = np.random.default_rng([config.seed, 29])
+    if config.test is None:
+        scored = _last(source, labels, config.hold_out) if config.hold_out else _share(labels, 1 / _PARTS, rng)
+        train = Part(source, np.flatnonzero(~scored), labels[~scored])
+        test = Part(source, np.flatnonzero(scored), labels[scored])
+    else:
+        other, other_labels = _open(config.test, config.test_labels, needed=config.needs_labels)
+        _check_alike(other, source, config.test, config.sources[0])
+        train = Part(source, np.arange(len(labels)), labels)
+        test = Part(other, np.arange(len(other_labels)), other_labels)
+    train, test = (
+        _fewer(part, most, rng) for part, most in ((train, config.train_images), (test, config.test_images))
+    )
+    classes = len(np.unique(train.labels))
+    if "recall@10" in config.metrics and len(test) <= NEIGHBOURS:
+        raise SourceError(
+            f"{shown}: {len(test)} rows to score on are too few to look for {NEIGHBOURS} neighbours in."
+        )
+    if min(len(train), len(test)) < _LEAST or (config.needs_labels and classes < 2):
+        raise SourceError(
+            f"{shown}: this leaves {len(train):,} images of {classes} classes "
+            f"to fit to and {len(test):,} to score on; a classifier needs two classes and more images."
+        )
+    return Inputs(train, test, _elsewhere(config, source) if config.fit else None)
+
+
+def _elsewhere(config: RateAccuracyConfig, like: ImageSource | NDArray[np.float32]) -> Part:
+    """Open what quantisers are fitted to besides, and draw rows of it."""
+    source = _joined([_rows_of(path) for path in config.fit])
+    shown = printable(config.fit[0])
+    _check_alike(source, like, config.fit[0], config.sources[0])
+    kept = np.arange(len(source))
+    if isinstance(source, ImageSource):
+        names = np.array([folder_label(entry.name) for entry in source.entries], np.str_)
+        kept = np.flatnonzero(~_last(source, names, config.fit_hold_out))
+    elif config.fit_hold_out:
+        raise UsageError(f"{shown}: --fit-hold-out leaves out images of each class, and a matrix has none.")
+    if len(kept) < _LEAST:
+        raise SourceError(f"{shown}: this leaves {len(kept)} images to fit quantisers to; name a source with more.")
+    # Of its own generator: the images that are learned from and scored on are the same with it and without.
+    rows = np.sort(np.random.default_rng([config.seed, 43]).permutation(kept)[: config.fit_images])
+    return Part(source, rows, np.full(len(rows), ""))
+
+
+def _check_alike(
+    source: ImageSource | NDArray[np.float32], like: ImageSource | NDArray[np.float32], path: Path, other: Path
+) -> None:
+    """Raise where one source is of images and the other of rows, or their rows differ in width."""
+    shown, measured = printable(path), printable(other)
+    if isinstance(source, ImageSource) or isinstance(like, ImageSource):
+        if not (isinstance(source, ImageSource) and isinstance(like, ImageSource)):
+            raise UsageError(f"{shown}: of this and {measured} one is a matrix only.")
+    elif source.shape[1] != like.shape[1]:
+        have = f"these rows have {source.shape[1]:,} columns, and those of {measured} have {like.shape[1]:,}"
+        raise SourceError(f"{shown}: {have}.")
+
+
+def _joined(sources: Sequence[ImageSource | NDArray[np.float32]]) -> ImageSource | NDArray[np.float32]:
+    """Return the only source, or several of images as one."""
+    if len(sources) == 1:
+        return sources[0]
+    images = [source for source in sources if isinstance(source, ImageSource)]
+    if len(images) < len(sources):
+        raise UsageError("several sources are taken of images only; join matrices with numpy.concatenate.")
+    return JoinedSource(images)
+
+
+def _last(source: ImageSource | NDArray[np.float32], labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:
+    """Mark the last rows of each class of each source, as :func:`stochcl.data.held_out` does for training."""
+    lengths = [len(part) for part in source.sources] if isinstance(source, JoinedSource) else [len(labels)]
+    marks = []
+    for part in np.split(labels, np.cumsum(lengths)[:-1]):
+        names = part.tolist()
+        marks.append(held_out(names, count, label=lambda name: name))
+    return np.concatenate(marks)
+
+
+def _open(
+    path: Path, labels: Path | None, *, needed: bool
+) -> tuple[ImageSource | NDArray[np.float32], NDArray[np.str_]]:
+    """Open a source with the labels of its rows, empty ones for a matrix where nobody asks for them."""
+    source = _rows_of(path)
+    if isinstance(source, ImageSource):
+        names = [entry.name for entry in source.entries]
+        found = [folder_label(name) for name in names] if labels is None else read_labels(labels).match(names)
+        return source, np.asarray(found, np.str_)
+    if labels is None and not needed:
+        return source, np.full(len(source), "")
+    if labels is None:
+        raise UsageError(f"{printable(path)}: a matrix has no labels of its own; give them with --labels.")
+    if labels.suffix == ".npy":
+        return source, _labels(labels, len(source))
+    return source, np.asarray(read_labels(labels).match([str(i) for i in range(len(source))]), np.str_)
+
+
+def _rows_of(path: Path) -> ImageSource | NDArray[np.float32]:
+    """Open images, or read a matrix."""
+    source = DigitsSource() if str(path) == "digits" and not path.exists() else open_source(path)
+    return source if isinstance(source, ImageSource) else _matrix(path)
+
+
+def _share(labels: NDArray[np.str_], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Mark this share of the rows of every class, at least one where a class has two."""
+    marked = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        count = round(share * len(rows))
+        marked[rows[: max(count, 1) if len(rows) > 1 else count]] = True
+    return marked
+
+
+def _fewer(part: Part, most: int | None, rng: np.random.Generator) -> Part:
+    if most is None or most >= len(part):
+        return part
+    kept = np.flatnonzero(_share(part.labels, most / len(part), rng))
+    kept = np.sort(rng.permutation(kept)[:most])
+    return Part(part.source, part.rows[kept], part.labels[kept])
+
+
+def _matrix(path: Path) -> NDArray[np.float32]:
+    source = open_source(path)
+    if not isinstance(source, MatrixSource):
+        raise SourceError(f"{printable(path)}: this holds no embeddings, and a matrix was expected.")
+    vectors = source.take(slice(None))
+    if not np.isfinite(vectors).all():
+        raise SourceError(f"{printable(path)}: some of its numbers are not finite; leave those rows out.")
+    return vectors
+
+
+def _labels(path: Path, rows: int) -> NDArray[np.str_]:
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise SourceError(
+            f"{printable(path)}: these labels cannot be read ({exc}); save them with numpy.save."
+        ) from exc
+    if not isinstance(labels, np.ndarray) or labels.shape != (rows,) or labels.dtype.kind not in "iuU":
+        raise SourceError(f"{printable(path)}: labels are one integer or text for each of {rows:,} rows.")
+    return labels.astype(np.str_)

@@ -1,0 +1,216 @@
+"""What decoded vectors are still good for: a classifier, nearest neighbours, retrieval by class, and the error."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.downstream.metrics import average_precision, wilson
+from stochcl.downstream.neighbors import DISTANCES, Nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+METRICS = {"accuracy": "accuracy", "recall@10": "recall", "map@1000": "map"}
+"""By the name of ``--metric``, the key of a row."""
+
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Weights of half the squared norm beside the mean loss of a row, of which the best on held-out rows is taken."""
+
+NEAREST = (1, 5, 10, 20, 50)
+"""Numbers of neighbours, of which the best on held-out rows is taken."""
+
+NEIGHBOURS = 10
+RETRIEVED = 1000
+
+_CHOOSING = 15_000  # training rows that the penalty is chosen on
+_BLOCK = 1024  # queries whose distances to all rows are in memory
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Scores decoded rows, the same way for every method.
+
+    Accuracy is of a probe fitted to decoded training rows. Recall looks for each query's nearest rows among the other
+    test rows. mAP looks for a query's class among the training rows.
+    """
+
+    train_labels: NDArray[np.str_]
+    test_labels: NDArray[np.str_]
+    train_mean: NDArray[np.float32]
+    test: NDArray[np.float32]
+    metrics: tuple[str, ...] = ("accuracy",)
+    probe: str = "logistic"
+    most_queries: int = 2000
+    seed: int = 0
+
+    @cached_property
+    def queries(self) -> NDArray[np.intp]:
+        """Test rows whose neighbours are looked for."""
+        return np.sort(np.random.default_rng([self.seed, 19]).permutation(len(self.test))[: self.most_queries])
+
+    @cached_property
+    def true(self) -> NDArray[np.intp]:
+        """The nearest rows of each query by the vectors themselves."""
+        return neighbours(self.test[self.queries], self.test, self.queries)
+
+    def scores(
+        self, train: NDArray[np.float32], test: NDArray[np.float32], distance: str = "cosine"
+    ) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
+        """Return the facts of a row, and for each metric the score of every test row or query."""
+        facts: dict[str, Any] = {}
+        values: dict[str, NDArray[np.generic]] = {}
+        for metric in self.metrics:
+            key = METRICS[metric]
+            if key == "accuracy":
+                right, chosen = answers(self.probe, train, self.train_labels, test, self.test_labels, seed=self.seed)
+                low, high = wilson(int(right.sum()), len(right))
+                facts |= {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
+                facts["chosen"] = chosen
+                values[key] = right
+                continue
+            if key == "recall":
+                more, scores = self._recall(test)
+            else:
+                more, scores = {}, self._precision(train, test, distance)
+            low, high = interval(scores, self.seed)
+            facts |= more | {key: round(float(scores.mean()), 4), f"{key}_low": low, f"{key}_high": high}
+            values[key] = scores.astype(np.float32)
+        return facts, values
+
+    def _recall(self, test: NDArray[np.float32]) -> tuple[dict[str, Any], NDArray[np.floating]]:
+        """Return facts besides, and each query's recall: of float queries where decoded vectors are features."""
+        symmetric = recalls(self.true, neighbours(test[self.queries], test, self.queries))
+        more: dict[str, Any] = {"recall_symmetric": round(float(symmetric.mean()), 4), "relative_error": None}
+        if test.shape != self.test.shape:
+            return more, symmetric
+        more["relative_error"] = round(relative_error(self.test, test, self.train_mean), 6)
+        return more, recalls(self.true, neighbours(self.test[self.queries], test, self.queries))
+
+    def _precision(
+        self, train: NDArray[np.generic], test: NDArray[np.generic], distance: str
+    ) -> NDArray[np.floating]:
+        """Return each query's average precision among the first thousand training rows."""
+        # Short codes have many equal distances; these go by the order of rows, which sources have by class.
+        order = np.random.default_rng([self.seed, 41]).permutation(len(train))
+        labels, wanted = self.train_labels[order], self.test_labels[self.queries]
+        parts = []
+        for start in range(0, len(self.queries), _BLOCK):
+            part = self.queries[start : start + _BLOCK]
+            found = Nearest(test[part], DISTANCES[distance], min(RETRIEVED, len(train)))
+            found.add(train[order])
+            parts.append(average_precision(labels[found.sorted()[1]] == wanted[start : start + _BLOCK, None]))
+        return np.concatenate(parts)
+
+
+def interval(scores: NDArray[np.floating], seed: int) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean over queries."""
+    rng = np.random.default_rng([seed, 31])
+    draws = [scores[rng.integers(len(scores), size=len(scores))].mean() for _ in range(_RESAMPLES)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return round(float(low), 4), round(float(high), 4)
+
+
+def linear_accuracy(
+    train: NDArray[np.float32],
+    labels: NDArray[np.generic],
+    test: NDArray[np.float32],
+    test_labels: NDArray[np.generic],
+    *,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the accuracy of logistic regression on standardised columns, and the penalty that was chosen."""
+    right, chosen = answers("logistic", train, labels, test, test_labels, seed=seed)
+    return float(right.mean()), chosen
+
+
+def answers(
+    probe: str,
+    train: NDArray[np.float32],
+    labels: NDArray[np.generic],
+    test: NDArray[np.float32],
+    test_labels: NDArray[np.generic],
+    *,
+    seed: int = 0,
+) -> tuple[NDArray[np.bool_], float]:
+    """Return which test rows a probe gets right, and the setting that was chosen for it.
+
+    The setting is chosen on a fifth of (at most 15,000) training rows; the test rows have no say in it.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    fit, settings = _PROBES[probe]
+    scaler = StandardScaler().fit(train)
+    train, test = scaler.transform(train), scaler.transform(test)
+    rows = np.random.default_rng([seed, 17]).permutation(len(train))[:_CHOOSING]
+    fitted, kept = rows[len(rows) // 5 :], rows[: len(rows) // 5]
+    scores = {s: fit(train[fitted], labels[fitted], s).score(train[kept], labels[kept]) for s in settings}
+    best = max(scores, key=scores.__getitem__)
+    right: NDArray[np.bool_] = fit(train, labels, best).predict(test) == test_labels
+    return right, best
+
+
+def _quiet(model: Any, x: NDArray[np.float32], y: NDArray[np.generic]) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        # A hundred steps fix the accuracy long before they fix the weights.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(x, y)
+
+
+def _logistic(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return _quiet(LogisticRegression(C=1 / (penalty * len(x)), max_iter=100, tol=1e-3), x, y)
+
+
+def _svm(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
+    from sklearn.svm import LinearSVC
+
+    return _quiet(LinearSVC(C=1 / (penalty * len(x)), dual=len(x) < x.shape[1], tol=1e-3, max_iter=200), x, y)
+
+
+def _nearest(x: NDArray[np.float32], y: NDArray[np.generic], count: float) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(min(int(count), len(x)), algorithm="brute").fit(x, y)
+
+
+_PROBES: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
+    "logistic": (_logistic, PENALTIES),
+    "svm": (_svm, PENALTIES),
+    "knn": (_nearest, NEAREST),
+}
+PROBES = tuple(_PROBES)
+
+
+def relative_error(vectors: NDArray[np.float32], decoded: NDArray[np.float32], mean: NDArray[np.float32]) -> float:
+    """Return the squared error of decoded vectors by that of the training rows' mean, which knows nothing."""
+    lost = np.square(vectors - decoded, dtype=np.float64).sum()
+    return float(lost / np.square(vectors - mean, dtype=np.float64).sum())
+
+
+def neighbours(queries: NDArray[np.float32], base: NDArray[np.float32], own: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the ten nearest rows of ``base`` of each query but ``own``, itself; in no order, shape (n, 10)."""
+    norms = np.square(base).sum(axis=1)
+    found = []
+    for start in range(0, len(queries), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        distances = norms - 2 * (queries[part] @ base.T)
+        distances[np.arange(len(distances)), own[part]] = np.inf
+        found.append(np.argpartition(distances, NEIGHBOURS, axis=1)[:, :NEIGHBOURS])
+    return np.concatenate(found)
+
+
+def recalls(true: NDArray[np.intp], found: NDArray[np.intp]) -> NDArray[np.floating]:
+    """Return for each query the fraction of its true neighbours, shape (n, 10), that are among those found."""
+    hits: NDArray[np.floating] = (true[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
+    return hits

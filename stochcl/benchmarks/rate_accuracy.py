@@ -1,0 +1,311 @@
+"""Bits per image against accuracy, recall or mAP: our codes beside what else one could keep of the same images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.benchmarks import pricing
+from stochcl.benchmarks.baselines import fit_and_code
+from stochcl.benchmarks.curves import reductions, savings
+from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SIDES, PixelCode, read_inputs
+from stochcl.benchmarks.probes import Judge
+from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
+from stochcl.codes import Codes
+from stochcl.errors import UsageError
+from stochcl.messages import escape_name as printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from stochcl.api.codec import Codec
+    from stochcl.benchmarks.baselines import Baseline
+    from stochcl.benchmarks.inputs import Inputs, Part, RateAccuracyConfig
+
+    Told = Callable[[int, int], None]
+
+SCHEMA = "stochcl.benchmark.rate-accuracy/0"
+
+CACHE = "cache"
+"""The folder beside the results in which a run leaves what it has measured."""
+
+MANY = 1_000_000
+"""Images over which side information is spread in one column."""
+
+_DEFAULT_MODEL = "general"
+_HERE = "training images"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What a network makes of a part: codes, and standardised features, float32, shape (N, V)."""
+
+    codes: Codes
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model of ours with what it makes of the training and the test images, and how rows of it are judged."""
+
+    codec: Codec
+    train: Encoded
+    test: Encoded
+    judge: Judge
+
+    @property
+    def depends(self) -> tuple[object, ...]:
+        """What a row depends on besides the images: the network as it runs here."""
+        return self.codec.model.sha256, self.codec.precision, self.codec.device.type
+
+    def rows(
+        self, named: dict[str, Any], costs: list[dict[str, Any]], decoded: tuple[NDArray[Any], NDArray[Any]],
+        start: float, distance: str = "cosine",
+    ) -> Measured:  # fmt: skip
+        """Return a row for each way to store one code: its costs, and the scores of what it decodes to."""
+        n = len(self.test.features)
+        total = n + len(self.train.features)
+        scores, values = self.judge.scores(*decoded, distance)
+        rows = []
+        for cost in costs:
+            payload, side = cost["bytes"] * 8 / n, cost["side_bytes"] * 8
+            bits = {
+                "bits_per_image": round(payload, 3),
+                "bits_with_side": round(payload + side / total, 3),
+                "bits_with_side_of_a_million": round(payload + side / MANY, 3),
+            }
+            rows.append(named | cost | bits | scores | {"seconds": round(time.monotonic() - start, 1)})
+        return Measured(rows, {name: np.repeat(value[None], len(rows), axis=0) for name, value in values.items()})
+
+
+def benchmark_rate_accuracy(
+    config: RateAccuracyConfig,
+    folder: Path,
+    *,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure everything that was asked for, and keep it in ``folder/cache`` for another run.
+
+    Returns JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one a code and way to store
+    it; ``failed``, whose process died; ``left_out``, in sentences; ``savings``, ours against every other curve;
+    ``reductions``, what is left at 1/588 of what. Where quantisers are fitted to other sources, too, ``fit`` says to
+    which, and ``fitted_to`` of each row to what.
+    """
+    config.check()
+    cache = Cache(folder / CACHE)
+    inputs = read_inputs(config)
+    codecs = _codecs(config, inputs)
+    subjects = [
+        _subject(config, inputs, codec, cache, partial(progress, at, len(codecs))) for at, codec in enumerate(codecs)
+    ]
+    fit = None
+    if inputs.fit is not None:
+        told = _told(partial(progress, 0, len(codecs)), "images to fit to")
+        fit = encode_part(codecs[0], inputs.fit, cache, told)
+    prints = inputs.train.fingerprint(), inputs.test.fingerprint()
+    key = (*prints, config.probe, config.seed, config.metrics, config.queries)
+    outcome = run_jobs(list(_jobs(config, inputs, subjects, fit)), cache, key, progress=progress, say=say)
+    rows = [row for found in outcome.measured for row in found.rows]
+    values = {}
+    if outcome.measured:
+        names = outcome.measured[0].values
+        values = {name: np.concatenate([found.values[name] for found in outcome.measured]) for name in names}
+    dimension = subjects[0].train.features.shape[1]
+    told_fit = {}
+    if inputs.fit is not None:
+        sources = [printable(path.name) for path in config.fit]
+        told_fit = {"fit": {"sources": sources, "images": len(inputs.fit), "hold_out": config.fit_hold_out}}
+    return record(
+        SCHEMA,
+        config,
+        probe=config.probe,
+        metrics=list(config.metrics),
+        precision=config.precision,
+        n={"train": len(inputs.train), "test": len(inputs.test), "queries": len(subjects[0].judge.queries)},
+        **told_fit,
+        classes=len(np.unique(inputs.train.labels)),
+        models=[{"name": codec.model.name, "sha256": codec.model.sha256} for codec in codecs],
+        features=dimension,
+        left_out=outcome.left_out,
+        failed=outcome.failed,
+        rows=rows,
+        savings=savings(rows, values, seed=config.seed),
+        reductions=reductions(rows, dimension, inputs.source_side()) if "accuracy" in values else [],
+    )
+
+
+def _codecs(config: RateAccuracyConfig, inputs: Inputs) -> list[Codec]:
+    """Load the models, and refuse those that take something else."""
+    from stochcl.api.codec import Codec
+
+    names = config.models or ((_DEFAULT_MODEL,) if inputs.images else ())
+    if not names:
+        raise UsageError(
+            "a matrix of embeddings takes a model that was trained on such rows: `stochcl train train.npy -o "
+            "head.safetensors --rate 64`, then --model head.safetensors."
+        )
+    codecs = []
+    for name in names:
+        codec = Codec(name, device=config.device, precision=config.precision)
+        if inputs.images == (codec.columns is not None):
+            raise UsageError(f"{codec.model.name}: this model takes {'vectors' if codec.columns else 'images'}.")
+        if wrong := [k for k in config.ladder if k > codec.latents]:
+            raise UsageError(f"{codec.model.name}: this model has {codec.latents:,} latents, not {wrong[0]:,}.")
+        codecs.append(codec)
+    return codecs
+
+
+def _subject(
+    config: RateAccuracyConfig, inputs: Inputs, codec: Codec, cache: Cache, progress: Callable[[str], None]
+) -> Subject:
+    told = _told(progress, codec.model.name)
+    train, test = (encode_part(codec, part, cache, told) for part in (inputs.train, inputs.test))
+    judge = Judge(
+        inputs.train.labels, inputs.test.labels, train.features.mean(axis=0), test.features, config.metrics,
+        config.probe, config.queries, config.seed,
+    )  # fmt: skip
+    return Subject(codec, train, test, judge)
+
+
+def _told(progress: Callable[[str], None], name: str) -> Told:
+    return lambda done, total: progress(f"{name}: {done:,} of {total:,} images")
+
+
+def encode_part(codec: Codec, part: Part, cache: Cache, told: Told) -> Encoded:
+    """Encode a part, or take what was kept of it."""
+    key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device.type, part.fingerprint())
+    if (kept := cache.get(key)) is not None:
+        arrays, _ = kept
+        return Encoded(Codes(arrays["packed"], codec.latents, codec.alphabet), arrays["features"])
+    codes, features, done = [], [], 0
+    for batch in part.inputs(codec):
+        found = codec.encode_prepared(batch)
+        codes.append(found.codes.packed)
+        features.append(found.features)
+        done += len(batch)
+        told(done, len(part))
+    encoded = Encoded(Codes(np.concatenate(codes), codec.latents, codec.alphabet), np.concatenate(features))
+    cache.put(key, {}, packed=encoded.codes.packed, features=encoded.features)
+    return encoded
+
+
+def _jobs(config: RateAccuracyConfig, inputs: Inputs, subjects: list[Subject], fit: Encoded | None) -> Iterator[Job]:
+    """Yield what is measured, in the order of the table."""
+
+    def fitted(to: str | None) -> dict[str, Any]:
+        return {} if fit is None else {"fitted_to": to}
+
+    for subject in subjects:
+        name = subject.codec.model.name
+        ladder = config.ladder or subject.codec.tables.ladder
+        for latents in ladder:
+            both = latents == max(ladder) or "map@1000" in config.metrics  # symbols are searched at every rate
+            for given in ("vectors", "symbols") if both else ("vectors",):
+                depends = (*subject.depends, name, latents, given)
+                call = partial(of_codes, subject, latents, given)
+                yield Job(name, f"{latents} latents, {given}", depends, call, facts=fitted(None))
+    first = subjects[0]
+    for name in config.methods:
+        if name in FLOATS:
+            kind = FLOATS[name]
+            to = _HERE if kind.coded else None
+            bits = (kind.bits_of(first.train.features.shape[1]),)
+            yield from _baseline_jobs(config, first, name, kind, bits, "features", None, (), fitted(to))
+        elif name in BASELINES:
+            jobs_of = partial(_baseline_jobs, config, first, name, BASELINES[name], config.bits, "quantisers")
+            yield from jobs_of(None, (), fitted(_HERE))
+            if fit is not None and inputs.fit is not None:
+                sources = ", ".join(printable(path.name) for path in config.fit)
+                yield from jobs_of(fit, ("fit", inputs.fit.fingerprint()), fitted(sources))
+        elif inputs.images and name in FORMATS:
+            for side in (side for side in SIDES if side <= first.codec.size):
+                code = PixelCode(name, side)
+                depends = (*first.depends, name, side, FORMATS[name][1])
+                call = partial(of_pixels, first, inputs, code)
+                yield Job(code.name, code.coding, depends, call, code.need, fitted(None))
+
+
+def _baseline_jobs(
+    config: RateAccuracyConfig, subject: Subject, name: str, kind: type[Baseline], bits: tuple[int, ...], group: str,
+    fit: Encoded | None, depends: tuple[object, ...], facts: dict[str, Any],
+) -> Iterator[Job]:  # fmt: skip
+    """Yield the jobs of a baseline, fitted to the training images or to others."""
+    label = kind.name if fit is None else kind.name + ELSEWHERE
+    fitting = (fit or subject.train).features
+    for each in bits:
+        for suffix, options in kind.variants(config.beams, config.trials):
+            named = {"method": label, "group": group, "code": f"{each} bits{suffix}", "input": "vectors"}
+            call = partial(of_baseline, subject, kind, each, named, config.codings, fit, options)
+            on = (*subject.depends, name, *depends, each, sorted(options.items()), config.codings)
+            check = partial(kind.check, len(fitting), fitting.shape[1], each)
+            yield Job(label, named["code"], on, call, check, facts)
+
+
+def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured:
+    """Measure a prefix of our codes from a real file, by the ``vectors`` it decodes to or by its ``symbols``."""
+    start, codec = time.monotonic(), subject.codec
+    codes = replace(subject.test.codes.prefix(latents), names=None, labels=None, uncertainty=None)
+    size, codes = pricing.through_a_file(codec.header(latents=latents, source_kind="benchmark"), codec.tables, codes)
+    both = subject.train.codes.prefix(latents).symbols(), codes.symbols()
+    distance = "hamming" if codec.alphabet == 2 else "levels"
+    decoder = codec.tables.decoder
+    decoded = both[0].astype(np.float32), both[1].astype(np.float32)
+    if given == "vectors" and decoder is not None:
+        decoded, distance = (decoder.decode(both[0]), decoder.decode(both[1])), "cosine"
+    named = {"method": codec.model.name, "group": "ours", "code": f"{latents} latents", "input": given}
+    cost = {"coding": "archive", "bytes": size, "side_bytes": len(codec.tables.data)}
+    return subject.rows(named, [cost], decoded, start, distance)
+
+
+def of_baseline(
+    subject: Subject, kind: type[Baseline], bits: int, named: dict[str, Any], codings: tuple[str, ...],
+    fit: Encoded | None, options: dict[str, int], told: Told,
+) -> Measured:  # fmt: skip
+    """Measure features as a baseline keeps them, plain and through our entropy coder.
+
+    ``fit`` is what the baseline and its entropy model are fitted to in place of the training images, which the probe
+    learns from either way.
+    """
+    start, seed = time.monotonic(), subject.judge.seed
+    matrices = [subject.train.features, subject.test.features, *([] if fit is None else [fit.features])]
+    fitting = matrices[0 if fit is None else 2]
+    method, (learned, codes, *other) = fit_and_code(kind, fitting, matrices, bits, seed, **options)
+    costs = []
+    for coding in pricing.codings_of(codes, codings if kind.coded else ("packed",)):
+        paid = pricing.price(other[0] if other else learned, codes, coding, seed)
+        costs.append({"coding": coding, "bytes": paid.bytes, "side_bytes": method.side_bytes + paid.model_bytes})
+    return subject.rows(named, costs, (method.vectors(learned), method.vectors(codes)), start)
+
+
+def of_pixels(subject: Subject, inputs: Inputs, code: PixelCode, told: Told) -> Measured:
+    """Measure small images in a format, decoded and given to the network."""
+    start = time.monotonic()
+    train, *_ = _encode_pixels(subject.codec, inputs.train, code, told)
+    test, size, bare = _encode_pixels(subject.codec, inputs.test, code, told)
+    named = {"method": code.name, "group": "pixels", "code": code.coding, "input": "features"}
+    costs = [{"coding": "files", "bytes": size, "side_bytes": 0}]
+    if bare < size:
+        costs.append({"coding": "files without fixed headers", "bytes": bare, "side_bytes": 0})
+    return subject.rows(named, costs, (train, test), start)
+
+
+def _encode_pixels(codec: Codec, part: Part, code: PixelCode, told: Told) -> tuple[NDArray[np.float32], int, int]:
+    """Return the features of images that went through a pixel code, and its bytes, with headers and without."""
+    features, size, bare, done = [], 0, 0, 0
+    for batch in part.images(codec):
+        out = np.empty_like(batch)
+        for i, image in enumerate(batch):
+            out[i], whole, least = code.code(image)
+            size, bare = size + whole, bare + least
+        features.append(codec.encode_pixels(out).features)
+        done += len(batch)
+        told(done, len(part))
+    return np.concatenate(features), size, bare

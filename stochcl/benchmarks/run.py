@@ -1,0 +1,414 @@
+"""What every benchmark shares: options, jobs that are kept, child processes, the machine, and files of results."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from stochcl import __version__
+from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
+from stochcl.files import replacing
+from stochcl.messages import escape_name as printable
+from stochcl.messages import os_reason as why
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    "1",
+)
+"""Variables that keep numerical libraries to one thread; they are read when a library is first loaded."""
+
+_DISTRIBUTIONS = ("numpy", "constriction", "zstandard", "brotli", "faiss-cpu", "scikit-learn", "torch")
+_PACKAGES = {"faiss": "faiss-cpu", "pillow_jxl": "pillow-jxl-plugin"}
+_EDITION = 2  # counts changes after which a kept measurement is no longer what would be measured
+
+
+class BenchmarkError(StochclError):
+    """A method gave back other codes than it was given, or its process died: its figures do not count."""
+
+
+class ChildDiedError(BenchmarkError):
+    """A child process ended without an answer."""
+
+
+class MissingPackageError(MissingExtraError):
+    """A package of the ``bench`` extra is not installed."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(f"it needs {package}; install it with: pip install 'stochcl[bench]'.")
+        self.package = package
+
+
+def need(module: str) -> None:
+    """Raise MissingPackageError where a module of the ``bench`` extra cannot be imported."""
+    if find_spec(module) is None:
+        raise MissingPackageError(_PACKAGES.get(module, module))
+
+
+# Options: each is a field of a Config; the command line, its echo in the results and the checks are made from it.
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - as click calls it
+    *,
+    type: Any = str,  # noqa: A002
+    least: int | None = None,
+    choices: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    metavar: str | None = None,
+    split: bool = False,
+    argument: bool = False,
+) -> Any:
+    """Return a field of a Config; ``split`` takes a list parted by commas, another tuple a repeated flag."""
+    given = {"help": help, "type": type, "least": least, "choices": choices, "flags": flags, "metavar": metavar,
+             "split": split, "argument": argument}  # fmt: skip
+    return field(default=default, metadata=given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of the options of a benchmark."""
+
+    command_name: ClassVar[str] = ""
+
+    seed: int = option(0, "Of all that is random.", type=int, least=0)
+
+    @staticmethod
+    def flag(one: Any) -> str:
+        """Return the long flag of a field."""
+        return next((f for f in one.metadata["flags"] if f.startswith("--")), f"--{one.name.replace('_', '-')}")
+
+    def check(self) -> None:
+        """Raise UsageError where a value is out of its bounds."""
+        for one in fields(self):
+            given, known = getattr(self, one.name), one.metadata
+            for value in given if isinstance(given, tuple) else (given,):
+                if value is None:
+                    continue
+                if known["choices"] and value not in known["choices"]:
+                    there = ", ".join(known["choices"])
+                    raise UsageError(f"{self.flag(one)}: there is no {value!r}; choose among {there}.")
+                if known["least"] is not None and value < known["least"]:
+                    raise UsageError(f"{self.flag(one)} must be at least {known['least']}, got {value}.")
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this, without folders of the machine that it ran on."""
+        words, options = self.command_name.split(), []
+        for one in (each for each in fields(self) if each.name != "seed"):
+            given = getattr(self, one.name)
+            shown = [_shown(value) for value in (given if isinstance(given, tuple) else (given,))]
+            if one.metadata["argument"]:
+                words += [] if given is None else shown
+            elif given is True:
+                options.append(self.flag(one))
+            elif given != one.default and one.metadata["split"]:
+                options += [self.flag(one), ",".join(shown)]
+            elif given != one.default:
+                options += [word for value in shown for word in (self.flag(one), value)]
+        return shlex.join([*words, *options, "--seed", str(self.seed), "-o", "results/"])
+
+
+def _shown(value: Any) -> str:
+    return printable(Path(value).name) if isinstance(value, Path) or "/" in str(value) else str(value)
+
+
+# Jobs: what is measured, one after the other, each kept as soon as it is done.
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Rows of one job, JSON values, and by metric the score of each test row, shape (len(rows), N)."""
+
+    rows: list[dict[str, Any]]
+    values: dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement: what it is, all that its result depends on, what it needs, and the work itself."""
+
+    method: str
+    code: str
+    depends: tuple[object, ...]
+    call: Callable[[Callable[[int, int], None]], Measured]
+    check: Callable[[], object] = lambda: None
+    facts: dict[str, Any] = field(default_factory=dict)  # of the rows, but not kept: runs with and without share them
+
+    @property
+    def name(self) -> str:
+        """The job as progress and sentences call it."""
+        return f"{self.method}, {self.code}"
+
+
+@dataclass
+class Outcome:
+    """What a run has measured, what it could not, and in sentences what it left out."""
+
+    measured: list[Measured] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    cache: Cache,
+    key: tuple[object, ...],
+    *,
+    progress: Callable[[int, int, str], None],
+    say: Callable[[str], None],
+) -> Outcome:
+    """Check what every job needs, then do those that can be done; take from the cache what was done before."""
+    from threadpoolctl import threadpool_limits
+
+    outcome, refused, ready = Outcome(), [], []
+    for job in jobs:
+        try:
+            job.check()
+            ready.append(job)
+        except (UsageError, SourceError) as exc:
+            refused.append((job, exc))
+    outcome.left_out += list(_refusals(refused))
+    for line in outcome.left_out:
+        say(line)
+    for done, job in enumerate(ready):
+        progress(done, len(ready), job.name)
+
+        def told(part: int, of: int, done: int = done, name: str = job.name) -> None:
+            progress(done, len(ready), f"{name}: {part:,} of {of:,} images")
+
+        where = cache.key("row", *key, *job.depends)
+        found = cache.get(where)
+        if found is None:
+            try:
+                with threadpool_limits(1):  # sums in another order give other codes
+                    measured = job.call(told)
+            except (ChildDiedError, np.linalg.LinAlgError, ArithmeticError, MemoryError) as exc:
+                reason = str(exc) or type(exc).__name__
+                outcome.failed.append({"method": job.method, "code": job.code, "reason": reason})
+                say(f"{job.name} failed: {reason}")
+                continue
+            except (UsageError, SourceError) as exc:
+                outcome.left_out.append(f"{job.name} was left out: {exc}")
+                say(outcome.left_out[-1])
+                continue
+            cache.put(where, measured.rows, **measured.values)
+            found = measured.values, measured.rows
+        outcome.measured.append(Measured([row | job.facts for row in found[1]], dict(found[0])))
+    return outcome
+
+
+def _refusals(refused: Sequence[tuple[Job, StochclError]]) -> Iterator[str]:
+    """Yield a sentence for each reason, with all that it leaves out; one for all packages that are missing."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    packages = sorted({exc.package for _, exc in refused if isinstance(exc, MissingPackageError)})
+    extra = f"needs {' and '.join(packages)}; install with: pip install 'stochcl[bench]'."
+    for job, exc in refused:
+        reason = extra if isinstance(exc, MissingPackageError) else str(exc)
+        reasons.setdefault(reason, {}).setdefault(job.method, []).append(job.code)
+    for reason, methods in reasons.items():
+        parts = [name if reason == extra else f"{name} ({', '.join(codes)})" for name, codes in methods.items()]
+        yield f"left out: {', '.join(parts)}: {reason}"
+
+
+class Cache:
+    """A folder of arrays and facts, each under a digest of all that it depends on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def key(*parts: object) -> str:
+        """Return the digest of what a result depends on."""
+        return hashlib.sha256(json.dumps([_EDITION, __version__, *parts]).encode()).hexdigest()[:24]
+
+    def get(self, key: str) -> tuple[dict[str, NDArray[Any]], Any] | None:
+        """Return the arrays and facts that were kept, or None; what cannot be read counts as not there."""
+        try:
+            data = (self.folder / f"{key}.npz").read_bytes()
+            with np.load(io.BytesIO(data), allow_pickle=False) as found:
+                arrays = {name: found[name] for name in found.files}
+            return arrays, json.loads(str(arrays.pop("facts")))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def put(self, key: str, facts: Any, **arrays: NDArray[Any]) -> None:
+        """Keep arrays and facts (JSON values); they are there complete, or not at all."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
+        with replacing(self.folder / f"{key}.npz") as file:
+            file.write(buffer.getbuffer())
+
+
+# Child processes: native code that crashes takes its own process down and no other.
+
+
+def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of a module in a fresh process with one thread; return its value or raise its StochclError.
+
+    Raises ChildDiedError where the process ends by a signal or without an answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
+        job, answer = Path(folder, "job"), Path(folder, "answer")
+        job.write_bytes(pickle.dumps((function, arguments)))
+        code = f"import sys; sys.path[:] = {sys.path!r}; from stochcl.benchmarks.run import _answer; _answer()"
+        command = [sys.executable, "-c", code, str(job), str(answer)]
+        done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            value, error = pickle.loads(answer.read_bytes())  # from a folder that only this process and its child use
+            if error is not None:
+                raise error
+            return value
+    how = f"exit status {done.returncode}"
+    if done.returncode < 0:
+        with suppress(ValueError):
+            how = f"signal {signal.Signals(-done.returncode).name}"
+    last = (done.stderr.strip() or "nothing on standard error").splitlines()[-1]
+    raise ChildDiedError(f"its process ended by {how} ({printable(last)}).")
+
+
+def _answer() -> None:
+    """Do the job in the file that is named first, and write its value, or its StochclError, to the second."""
+    function, arguments = pickle.loads(Path(sys.argv[1]).read_bytes())
+    value, error = None, None
+    try:
+        value = function(*arguments)
+    except StochclError as exc:
+        error = exc
+    Path(sys.argv[2]).write_bytes(pickle.dumps((value, error)))
+
+
+# The machine.
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, cores and system, under fixed keys; nothing that names the machine or its user."""
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "threads": 1,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, stochcl and the compared packages that are installed."""
+    found = {"python": platform.python_version(), "stochcl": __version__}
+    for name in _DISTRIBUTIONS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit that runs, with ``-dirty`` behind it where files were changed; None outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    with suppress(OSError, subprocess.CalledProcessError):
+        git("ls-files", "--error-unmatch", "__init__.py")  # installed into somebody else's checkout, it is not ours
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return None
+
+
+def stay_on_one_core() -> None:
+    """Keep this process to the first core that it may run on, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def record(schema: str, config: Config, **facts: Any) -> dict[str, Any]:
+    """Return a result with what every result has: schema, command, commit, seed, hardware, versions."""
+    return {
+        "schema": schema,
+        "command": config.command,
+        "commit": commit(),
+        "seed": config.seed,
+        "hardware": hardware(),
+        "versions": versions(),
+        **facts,
+    }
+
+
+# Files of results.
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of results where there is none, before anything is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{printable(folder)}: this folder cannot be made: {why(exc)}.") from exc
+
+
+def write_files(files: dict[Path, bytes]) -> None:
+    """Write files in place of earlier ones, each complete or not at all."""
+    for path, data in files.items():
+        try:
+            with replacing(path) as file:
+                file.write(data)
+        except OSError as exc:
+            raise OutputError(f"{printable(path)}: it cannot be written: {why(exc)}.") from exc
+
+
+def write_results(result: dict[str, Any], folder: Path, name: str) -> list[Path]:
+    """Write ``name.json`` and ``name.csv``, and return their paths."""
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    files = {folder / f"{name}.json": text.encode(), folder / f"{name}.csv": to_csv(result).encode()}
+    write_files(files)
+    return list(files)
+
+
+def to_csv(result: dict[str, Any]) -> str:
+    """Return the rows as CSV; each carries seed, machine, versions and command, for rows get about."""
+    facts = {
+        "seed": result["seed"],
+        "hardware": "; ".join(f"{name} {value}" for name, value in result["hardware"].items()),
+        "versions": "; ".join(f"{name} {value}" for name, value in result["versions"].items()),
+        "commit": result["commit"],
+        "command": result["command"],
+    }
+    rows = [row | facts for row in [*result["rows"], *result.get("failed", [])]]
+    columns = dict.fromkeys([name for row in rows for name in row if name not in facts] + list(facts))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
