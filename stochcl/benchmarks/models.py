@@ -52,7 +52,7 @@ def fitted(rows: Codes) -> dict[str, EntropyModel]:
     """Fit every kind of model that numpy can fit to rows, by kind."""
     found = {INDEPENDENT: EntropyModel.of(IndependentModel.fit(rows), "fitted")}
     if has_autoregressive():
-        model = import_module(_AUTOREGRESSIVE).AutoregressiveModel.fit_linear(rows)
+        model = import_module("stochcl.entropy.fit").fit_linear(rows)
         found[AUTOREGRESSIVE] = EntropyModel.of(model, "fitted")
     return found
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from stochcl.benchmarks.errors import BenchmarkError
 from stochcl.benchmarks.methods import WholeArchive
 from stochcl.compress import Header
-from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
 from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
     from stochcl.codes import Codes
+    from stochcl.entropy.autoregressive import AutoregressiveModel
 
 CODINGS = ("packed", "independent", "linear", "network")
 """Bits as they are; symbols each with its own table; logistic regressions on those before; a masked network."""
@@ -60,7 +61,7 @@ def price(fitting: Codes, codes: Codes, coding: str, seed: int = 0) -> Price:
 def _tables(fitting: Codes, coding: str, seed: int) -> Tables:
     network = None
     if coding == "linear":
-        network = AutoregressiveModel.fit_linear(fitting, seed=seed)
+        network = fit_linear(fitting, seed=seed)
     elif coding == "network":
         network = _hidden_network(fitting, seed)
     return Tables((fitting.latents,), IndependentModel.fit(fitting), autoregressive=network)
@@ -70,7 +71,4 @@ def _hidden_network(fitting: Codes, seed: int) -> AutoregressiveModel | None:
     """Fit what a model trained by stochcl brings along; None where independent symbols do as well."""
     from stochcl.training.entropy import fit_entropy
 
-    network = fit_entropy(fitting, (fitting.latents,), seed=seed, precision="fp32").network
-    if network is None:
-        return None
-    return AutoregressiveModel(latents=network.latents, alphabet=network.alphabet, **network.arrays())
+    return fit_entropy(fitting, (fitting.latents,), seed=seed, precision="fp32").network

@@ -13,15 +13,17 @@ from torch import nn
 
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
-from stochcl.encoders.priors import FACTORISED, Factorised, array_shapes, first_level
-from stochcl.entropy.autoregressive import EntropyNetwork
-from stochcl.entropy.independent import nodes_per_symbol
+from stochcl.encoders.priors import FACTORISED, Factorised, first_level
+from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
+from stochcl.entropy.fit import latent_lengths
+from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
     from torch import Tensor
 
+    from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
 
 
@@ -130,8 +132,8 @@ class Encoder(nn.Module):
         self.register_buffer("ones", torch.zeros(config.latents, nodes, dtype=torch.int32))
         self.entropy: nn.Module | None = None
         if config.entropy == "autoregressive":
-            shapes = array_shapes(config.latents, config.entropy_hidden, config.alphabet)
-            self.entropy = _buffers({n: torch.zeros(shape, dtype=d) for n, (d, shape) in shapes.items()})
+            types = array_types(config.latents, config.entropy_hidden, config.alphabet, levels=len(logistic_levels()))
+            self.entropy = _buffers({n: torch.zeros(shape, dtype=_stored(d)) for n, (d, shape) in types.items()})
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -167,6 +169,10 @@ class Encoder(nn.Module):
         """Return q(z|x) from standardised features, shape (B, V)."""
         return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
 
+    def embed(self, symbols: Tensor) -> Tensor:
+        """Return symbols, integers of shape (B, D), in the form that :meth:`decode` takes."""
+        return POSTERIORS[self.config.posterior].embed(symbols, self.config)
+
     def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
         """Decode codes to standardised features, float32, shape (B, V)."""
         x = symbols - self.factorised.mean().detach()
@@ -198,23 +204,28 @@ class Encoder(nn.Module):
         """Factor that brings a centred bit to the range -1..1, and a Gaussian latent to about unit variance."""
         return 8 / self.config.alphabet if self.config.posterior == "gaussian" else 2.0
 
-    def set_entropy(self, network: EntropyNetwork | None) -> None:
+    def set_entropy(self, network: AutoregressiveModel | None) -> None:
         """Take an entropy network along, or none; the configuration says so from then on."""
         if network is None:
             self.entropy = None
             self.config = replace(self.config, entropy="independent", entropy_hidden=0)
             return
         self.config = replace(self.config, entropy="autoregressive", entropy_hidden=network.hidden)
-        shapes = array_shapes(self.config.latents, network.hidden, self.config.alphabet)
-        arrays = {n: torch.from_numpy(a.astype(np.int64)).to(shapes[n][0]) for n, a in network.arrays().items()}
-        self.entropy = _buffers(arrays).to(self.ones.device)
+        arrays = network.arrays().items()
+        stored = {name: torch.from_numpy(a.astype(np.int32)).to(_stored(a.dtype)) for name, a in arrays}
+        self.entropy = _buffers(stored).to(self.ones.device)
 
-    def entropy_network(self) -> EntropyNetwork | None:
+    def entropy_network(self) -> AutoregressiveModel | None:
         """Return the entropy network that the encoder holds, if it does."""
         if self.entropy is None:
             return None
         arrays = {name: buffer.cpu().numpy() for name, buffer in self.entropy.named_buffers()}
-        return EntropyNetwork.from_arrays(arrays, latents=self.config.latents, alphabet=self.config.alphabet)
+        return AutoregressiveModel.from_arrays(arrays, latents=self.config.latents, alphabet=self.config.alphabet)
+
+    def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
+        """Return what each latent of these codes costs on average under the encoder's entropy model, shape (D,)."""
+        table = IndependentModel(self.ones.cpu().numpy().astype(np.uint16), self.config.alphabet)
+        return latent_lengths(codes, self.entropy_network() or table)
 
     @torch.no_grad()
     def decoder_arrays(self) -> DecoderArrays:
@@ -262,6 +273,11 @@ def _head(features: int, config: EncoderConfig) -> nn.Module:
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
     return array
+
+
+def _stored(dtype: DTypeLike) -> torch.dtype:
+    """Return the type in which a model file holds integers of a type; torch has little that is unsigned."""
+    return torch.int8 if dtype == np.int8 else torch.int32
 
 
 def _buffers(tensors: dict[str, Tensor]) -> nn.Module:

@@ -114,8 +114,9 @@ class Posterior(ABC):
         Log-odds and logits are divided by it, the deviation of a Gaussian latent is multiplied by it.
         """
 
+    @staticmethod
     @abstractmethod
-    def embed(self, symbols: Tensor) -> Tensor:
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:
         """Return symbols, integers of shape (B, D), in decoder form, float32."""
 
     @abstractmethod
@@ -218,7 +219,7 @@ class Gaussian(Posterior):
         if estimator == "relaxed":
             return number
         last = self.offset + self.config.alphabet - 1
-        return straight_through(self.embed(self.symbols(number)), number.clamp(self.offset, last))
+        return straight_through(self.embed(self.symbols(number), self.config), number.clamp(self.offset, last))
 
     def mode(self) -> Tensor:  # noqa: D102
         return self.symbols(self.mean).to(symbol_type(self.config.alphabet))
@@ -227,8 +228,9 @@ class Gaussian(Posterior):
         log_deviation = self.parameters[:, self.config.latents :] + math.log(temperature)
         return Gaussian(torch.cat([self.mean, log_deviation], dim=1), self.config)
 
-    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
-        return symbols.float() + self.offset
+    @staticmethod
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
+        return symbols.float() + first_level(config.alphabet)
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
         return (draw.detach() - self.offset).round().clamp(0, self.config.alphabet - 1).long()
@@ -338,7 +340,8 @@ class Bernoulli(Posterior):
     def tempered(self, temperature: float) -> Bernoulli:  # noqa: D102
         return Bernoulli(self.parameters / temperature, self.config)
 
-    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
+    @staticmethod
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
         return symbols.float()
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
@@ -386,7 +389,7 @@ class Categorical(Posterior):
         perturbed = self.logits + gumbel.reshape(self.logits.shape)
         if estimator == "relaxed":
             return torch.softmax(perturbed / temperature, dim=2)
-        return straight_through(self.embed(perturbed.argmax(dim=2)), self.log_q.exp())
+        return straight_through(self.embed(perturbed.argmax(dim=2), self.config), self.log_q.exp())
 
     def mode(self) -> Tensor:  # noqa: D102
         return self.logits.argmax(dim=2).to(symbol_type(self.config.alphabet))
@@ -394,8 +397,9 @@ class Categorical(Posterior):
     def tempered(self, temperature: float) -> Categorical:  # noqa: D102
         return Categorical(self.parameters / temperature, self.config)
 
-    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
-        return functional.one_hot(symbols.long(), self.config.alphabet).float()
+    @staticmethod
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
+        return functional.one_hot(symbols.long(), config.alphabet).float()
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
         return draw.detach().argmax(dim=2)

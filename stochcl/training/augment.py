@@ -34,8 +34,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
-    """Draw ``count`` numbers for each key."""
+def counter_rng(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
+    """Return ``count`` uniform numbers in [0, 1) for each key: a function of key, seed and stream alone."""
     golden = _signed(0x9E3779B97F4A7C15)
     # On the CPU: bringing it to a GPU would wait for all the work that the GPU has.
     start = int(_mix(torch.tensor([seed], dtype=torch.int64) * golden + stream + 1))
@@ -45,7 +45,7 @@ def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
 
 
 def as_words(uniform: Tensor) -> Tensor:
-    """Return what :func:`keyed_uniform` drew as whole numbers, int32, which no mixed precision rounds.
+    """Return what :func:`counter_rng` drew as whole numbers, int32, which no mixed precision rounds.
 
     What wraps a network to train it in bfloat16 rounds the floats that go into it: to 8 bits, some of them to 1.
     """
@@ -108,7 +108,7 @@ class Augmentation:
 
     def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int) -> Tensor:
         """Draw one view of each image."""
-        u = keyed_uniform(keys, seed, stream, _VIEW_COLUMNS)
+        u = counter_rng(keys, seed, stream, _VIEW_COLUMNS)
         grid = functional.affine_grid(self._crop(u), [len(images), 3, self.size, self.size], align_corners=False)
         views = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         matrix, offset = self._colour(u, views.mean(dim=(2, 3)))
@@ -357,7 +357,7 @@ class StrongAugmentation:
 
     def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int, fill: Tensor) -> Tensor:
         """Draw one view of each image."""
-        drawn = keyed_uniform(keys, seed, stream, _STRONG_COLUMNS + 2 * self.operations)
+        drawn = counter_rng(keys, seed, stream, _STRONG_COLUMNS + 2 * self.operations)
         chosen = (drawn[:, _STRONG_COLUMNS::2] * len(OPERATIONS)).long()
         u = to_device(drawn, images.device)
         grid = functional.affine_grid(self._window(u, images.shape[-1]), [len(u), 3, self.size, self.size], False)

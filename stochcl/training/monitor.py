@@ -29,7 +29,7 @@ _MOSTLY_DEAD, _SAME, _UNDECIDED = 0.9, 0.8, 0.1
 
 
 def code_health(codes: Codes, family: str) -> dict[str, Any]:
-    """Return what there is to say of hard codes, for a training record."""
+    """Return figures on hard codes, for a training record."""
     entropies = marginal_entropies(codes)
     used = entropies > DEAD_BITS
     entropy = None
@@ -49,8 +49,8 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
     }
 
 
-def said_of_health(health: dict[str, Any]) -> tuple[str, ...]:
-    """Return warnings, as sentences, where a code is dead or dying; none where all is well or rows are few."""
+def health_warnings(health: dict[str, Any]) -> tuple[str, ...]:
+    """Return warnings if a code is dead or dying; none if rows are few."""
     rows, latents, used = health["rows"], health["latents"], health["used"]
     if rows < _FEW:
         return ()

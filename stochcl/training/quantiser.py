@@ -236,6 +236,11 @@ class Metric:
             power=float((variance * weight**2).mean()) or 1.0,
         )
 
+    @property
+    def relative(self) -> Tensor:
+        """Weights that bring features to unit mean square, shape (M,)."""
+        return self.weight / self.power**0.5
+
     def coordinates(self, features: NDArray[np.floating]) -> Tensor:
         """Return features, shape (N, V), in these axes, float32, shape (N, M)."""
         out = torch.empty(len(features), self.axes.shape[1])

@@ -11,8 +11,8 @@ import torch
 from torch import distributed
 
 from stochcl.encoders.inference import choose_device, precision_used
-from stochcl.errors import TrainingError, UsageError
-from stochcl.training.distributed import normalise_across_processes, rank
+from stochcl.errors import UsageError
+from stochcl.training.distributed import globalise_batch_norms, rank
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 _RESIDENT = 0.3  # of a GPU's free memory, that images may take
-_NEVER = 1 << 62
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -37,7 +36,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-class Pixels:
+class DeviceImages:
     """Images of a run, 8-bit, of which batches are taken; kept on a GPU where they fit.
 
     Parameters
@@ -60,38 +59,6 @@ class Pixels:
         if self._there is None:
             return to_device(torch.from_numpy(self._images[rows]), self._device).permute(0, 3, 1, 2)
         return self._there[to_device(torch.from_numpy(rows), self._device)].permute(0, 3, 1, 2)
-
-
-class Watch:
-    """Notices numbers that are not finite.
-
-    On a CPU at once. Asking a GPU at every step would make it wait for its next work, so it is asked every so many
-    steps, and whoever writes something that lasts calls :meth:`check` before.
-
-    Parameters
-    ----------
-    device : torch.device
-    every : int, optional
-        Steps between two questions; 1 on a CPU and 20 elsewhere by default.
-    """
-
-    def __init__(self, device: torch.device, every: int | None = None) -> None:
-        self.every = (1 if device.type == "cpu" else 20) if every is None else every
-        self._first: Tensor | None = None
-
-    @torch.no_grad()
-    def see(self, value: Tensor, step: int) -> None:
-        """Look at the number that a step came to, before its weights change."""
-        bad = torch.where(value.detach().isfinite(), _NEVER, step)
-        self._first = bad if self._first is None else torch.minimum(self._first, bad)
-        if step % self.every == 0:
-            self.check()
-
-    def check(self) -> None:
-        """Raise TrainingError if any number so far was not finite."""
-        first, self._first = self._first, None
-        if first is not None and (step := int(first)) < _NEVER:
-            raise TrainingError(f"the loss is not finite at step {step:,}; try a lower learning rate.")
 
 
 _PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
@@ -145,7 +112,7 @@ class Runtime:
     def prepare(self, module: nn.Module) -> nn.Module:
         """Return a module that, called, runs in the precision chosen and averages gradients over processes."""
         if self.fabric.world_size > 1:
-            normalise_across_processes(module)
+            globalise_batch_norms(module)
         prepared: nn.Module = self.fabric.setup_module(module)
         return prepared
 
