@@ -90,8 +90,7 @@ def decoded(encoder: Encoder, codes: stochcl.Codes, latents: int) -> np.ndarray:
     parts = []
     for start in range(0, len(codes), 4096):
         symbols = torch.from_numpy(codes[start : start + 4096].symbols().astype(np.int64))
-        posterior = encoder.posterior(torch.zeros(1, encoder.feature_dim))
-        parts.append(encoder.decode(posterior.embed(symbols), latents).numpy())
+        parts.append(encoder.decode(encoder.embed(symbols), latents).numpy())
     return np.concatenate(parts)
 
 

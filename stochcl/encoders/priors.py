@@ -59,7 +59,7 @@ def symbol_bits(alphabet: int, device: torch.device | None = None) -> Tensor:
 
 
 def decision_nodes(decisions: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
-    """Return latent, shape (T,), and node, shape (B, T), of every decision, from what comes before it in its symbol."""
+    """Return latent, shape (T,), and node, shape (B, T), of every decision, given those before it in its symbol."""
     bits = bits_per_symbol(alphabet)
     latents = decisions.shape[1] // bits
     latent = torch.arange(latents, device=decisions.device).repeat_interleave(bits)

@@ -163,7 +163,7 @@ def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None =
 
 
 def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
-    """Return the bits that each latent takes under a model, given those before it: shape (D,), the mean of all rows."""
+    """Return the mean bits of each latent under a model, given those before it, shape (D,)."""
     if not isinstance(model, AutoregressiveModel):
         return model.bits_by_latent(codes) / max(1, len(codes))
     decisions = model.bits_by_decision(codes).reshape(codes.latents, -1)

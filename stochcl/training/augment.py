@@ -91,8 +91,8 @@ class Augmentation:
     strength : float
         Of the colour distortion: brightness, contrast and saturation change by up to 0.8 of it, hue by 0.2.
     jitter, grey, blur : float
-        Probability of the colour distortion, of greyscale, and of a Gaussian blur (kornia's), which images of 64
-        pixels and fewer are better without (SimCLR, appendix B.9).
+        Probability of the colour distortion, of greyscale, and of a Gaussian blur, which images of 64 pixels and
+        fewer are better without (SimCLR, appendix B.9).
     flip : bool
         Whether every second view is mirrored.
     """
@@ -132,14 +132,12 @@ class Augmentation:
 
     def _blurred(self, views: Tensor, u: Tensor) -> Tensor:
         """Blur some views, each by its own deviation."""
-        from kornia.filters import gaussian_blur2d  # only some runs need it
-
         rows = (u[:, 11] < self.blur).nonzero()[:, 0]
         if not len(rows):
             return views
         side = self.size // _BLUR_SIDE | 1
-        deviation = (_BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12, None]).expand(-1, 2)
-        return views.index_copy(0, rows, gaussian_blur2d(views[rows], (side, side), deviation))
+        deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12]
+        return views.index_copy(0, rows, gaussian_blur(views[rows], side, deviation))
 
     def _colour(self, u: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Compose the colour changes: matrices (B, 3, 3) and offsets (B, 3), from mean colours (B, 3)."""
@@ -165,6 +163,17 @@ class Augmentation:
             matrix = step @ matrix
             offset = (step @ offset[:, :, None]).squeeze(2)
         return matrix, offset
+
+
+def gaussian_blur(images: Tensor, side: int, deviation: Tensor) -> Tensor:
+    """Blur each image by a Gaussian of its own deviation, in pixels, cut off to an odd ``side``; borders reflect."""
+    b, c, h, w = images.shape
+    offsets = torch.arange(side, device=images.device) - side // 2
+    kernels = torch.softmax(-offsets.square() / (2 * deviation.square()[:, None]), dim=1)
+    kernels = kernels.to(images.dtype).repeat_interleave(c, 0)[:, None, None]
+    planes = functional.pad(images.reshape(1, b * c, h, w), [side // 2] * 4, mode="reflect")
+    rows = functional.conv2d(planes, kernels, groups=b * c)
+    return functional.conv2d(rows, kernels.transpose(2, 3), groups=b * c).view(b, c, h, w)
 
 
 _ENHANCED = 0.9  # a factor of 0.1 to 1.9

@@ -77,7 +77,7 @@ def test_a_straight_through_draw_is_hard_to_the_last_bit_and_embeds_its_symbols(
     posterior = make_posterior(family, alphabet, rows=3000)
     draw = posterior.sample(make_uniform(posterior))
     symbols = posterior.symbols(draw)
-    assert torch.equal(draw.float(), posterior.embed(symbols))
+    assert torch.equal(draw.float(), posterior.embed(symbols, posterior.config))
     assert ((symbols >= 0) & (symbols < alphabet)).all()
     assert len(symbols.unique()) == alphabet
 
@@ -118,7 +118,7 @@ def test_the_mode_is_a_symbol_that_embeds_and_comes_back(family, alphabet):
         posterior = Gaussian(posterior.parameters, posterior.config)
     mode = posterior.mode()
     assert (mode.shape, mode.dtype) == ((500, 3), torch.uint8)
-    assert torch.equal(posterior.symbols(posterior.embed(mode)), mode.long())
+    assert torch.equal(posterior.symbols(posterior.embed(mode, posterior.config)), mode.long())
     best = log_probabilities(posterior).argmax(2)
     assert (best == mode).all()
 

@@ -9,8 +9,8 @@ from stochcl.encoders.inference import computes_in_bf16, precision_used
 from stochcl.errors import TrainingError
 from stochcl.training.entropy import MIN_CODES, fit_entropy
 from stochcl.training.loop import load_checkpoint
-from tests.encoders.latents.making import make_stage
-from tests.encoders.making import make_set, make_trainer
+from tests.training.latents.making import make_stage
+from tests.training.making import make_set, make_trainer
 
 
 @pytest.fixture
@@ -117,6 +117,6 @@ def test_a_checkpoint_is_gone_on_with_in_its_own_precision(processor, tmp_path):
 def test_of_a_checkpoint_of_other_options_no_precision_is_said(tmp_path):
     trainer = make_trainer(tmp_path, make_set(32))
     trainer.run()
-    wanted = trainer._identity() | {"lr": 5.0}
+    wanted = trainer.identity() | {"lr": 5.0}
     with pytest.raises(TrainingError, match="another lr; give the same options, or delete"):
-        load_checkpoint(trainer.checkpoint_path, trainer._modules(), trainer.optimizer, wanted)
+        load_checkpoint(trainer.checkpoint_path, trainer.modules(), trainer.optimizer, wanted)

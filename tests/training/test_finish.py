@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from stochcl.encoders.inference import encode_images
-from stochcl.entropy.fit import hard_rate
 from stochcl.errors import UsageError
 from stochcl.training.options import TrainOptions, options_from
-from tests.encoders.making import digits, make_config, make_trainer, weights
+from tests.encoders.making import make_config, weights
+from tests.training.making import digits, make_trainer
 
 CPU = torch.device("cpu")
 
@@ -24,8 +24,7 @@ def trained(tmp_path_factory):
 def test_hard_codes_of_held_out_images_cost_what_was_asked_for(trained):
     trainer, encoder = trained
     held = encode_images(encoder, trainer.data.held, CPU).codes
-    network = encoder.entropy_network()
-    bits = hard_rate(held, encoder.ones.numpy()) if network is None else network.decision_bits(held).sum()
+    bits = encoder.bits_by_latent(held).sum()
     assert bits == pytest.approx(16, rel=0.05)
     assert trainer.latents.rate == pytest.approx(bits, rel=1e-3)
 

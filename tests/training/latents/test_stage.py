@@ -4,26 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.entropy.fit import hard_rate
+from stochcl.codes import Codes
 from stochcl.errors import TrainingError, UsageError
 from stochcl.training.latents import LatentStage
 from stochcl.training.options import LatentOptions
-from tests.encoders.latents.making import make_encoder, make_features, make_stage
+from tests.training.latents.making import make_encoder, make_features, make_stage
 
 
 def decoded_error(stage, latents=None):
     """Error of decoded hard codes of held-out inputs, relative to their variance."""
-    codes = stage._codes(stage.held)
     with torch.no_grad():
-        guess = stage.encoder.decode(stage._embed(codes.symbols()), latents).numpy()
+        symbols = torch.from_numpy(stage.symbols(stage.held))
+        guess = stage.encoder.decode(stage.encoder.embed(symbols), latents).numpy()
     return float(np.square(guess - stage.held).sum() / np.square(stage.held - stage.held.mean(0)).sum())
 
 
 def coded_bits(stage):
-    codes, network = stage._codes(stage.held), stage.encoder.entropy_network()
-    if network is None:
-        return hard_rate(codes, stage.encoder.ones.numpy())
-    return float(network.decision_bits(codes).sum())
+    codes = Codes.from_symbols(stage.symbols(stage.held), alphabet=stage.encoder.config.alphabet)
+    return float(stage.encoder.bits_by_latent(codes).sum())
 
 
 @pytest.mark.parametrize(("rate", "rows", "steps"), [(8, 1200, 300), (9.5, 1200, 200), (8, 800, 300)])
