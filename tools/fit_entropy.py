@@ -21,7 +21,7 @@ import torch
 
 from stochcl.codes import Codes
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel
@@ -54,7 +54,7 @@ def main() -> None:
         return images
 
     def codes_of(images: np.ndarray) -> Codes:
-        return encode_images(encoder, images, torch.device("cpu")).codes
+        return encode(encoder, images, torch.device("cpu")).codes
 
     def report(progress: FitProgress) -> None:
         print(f"{progress.fraction:.0%} {progress.line()}", flush=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
-from stochcl.encoders.priors import FACTORISED, Factorised, first_level
+from stochcl.encoders.priors import FACTORISED, Factorised
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
 from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
@@ -201,8 +201,8 @@ class Encoder(nn.Module):
 
     @property
     def decoder_scale(self) -> float:
-        """Factor that brings a centred bit to the range -1..1, and a Gaussian latent to about unit variance."""
-        return 8 / self.config.alphabet if self.config.posterior == "gaussian" else 2.0
+        """Factor that brings centred numbers in decoder form to about -1..1 or unit variance."""
+        return POSTERIORS[self.config.posterior].decoder_scale(self.config)
 
     def set_entropy(self, network: AutoregressiveModel | None) -> None:
         """Take an entropy network along, or none; the configuration says so from then on."""
@@ -234,9 +234,9 @@ class Encoder(nn.Module):
         inputs = self.config.decoder_inputs
         codebooks = None
         if self.codebooks is None:
-            # Bits are what they are; a Gaussian latent is its symbol plus the offset.
-            offset = first_level(self.config.alphabet) if self.config.posterior == "gaussian" else 0
-            centre, scale = mean - offset, torch.full((inputs,), self.decoder_scale)
+            # The tables' decoder takes symbols; ours takes numbers, of which symbol 0 is the lowest.
+            lowest = POSTERIORS[self.config.posterior].lowest(self.config)
+            centre, scale = mean - lowest, torch.full((inputs,), self.decoder_scale)
         else:
             centre, scale = torch.zeros(inputs), torch.ones(inputs)
             missing = torch.einsum("dk,dke->de", mean, self.codebooks)

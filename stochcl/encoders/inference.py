@@ -184,10 +184,6 @@ def encode(
     return Encoded(codes, features)
 
 
-encode_images = encode
-"""The name that :func:`encode` has where there are images only."""
-
-
 def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:
     """Raise UsageError where an encoder of this configuration does not take such inputs."""
     size, columns = config.size, config.columns

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.encoders.inference import encode_images, precision_used
+from stochcl.encoders.inference import encode, precision_used
 from stochcl.encoders.priors import MaskedNetwork, quantise
 from stochcl.entropy.fit import latent_lengths, measure_ones
 from stochcl.entropy.independent import IndependentModel, node_counts, places, quantised
@@ -254,9 +254,9 @@ def fit_tables(
     """Measure the table of independent symbols, and fit the entropy network, on codes of training images."""
     chosen = np.random.default_rng(seed).permutation(len(images))[: _MEASURED_IMAGES[entropy]]
     images = images[np.sort(chosen)]
-    codes = encode_images(encoder, images, device).codes
+    codes = encode(encoder, images, device).codes
     networked = entropy == "autoregressive" and len(codes) >= MIN_CODES
-    more = encode_images(encoder, smaller_images(images, seed), device).codes if networked else None
+    more = encode(encoder, smaller_images(images, seed), device).codes if networked else None
     return fit_code_tables(
         encoder, codes, more, entropy=entropy, hidden=hidden, max_time=max_time, seed=seed, precision=precision,
         report=report,

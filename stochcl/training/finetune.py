@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import choose_device, encode_images, precision_used
+from stochcl.encoders.inference import choose_device, encode, precision_used
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import LabelsError
 from stochcl.messages import escape_name
@@ -40,7 +40,7 @@ _CHUNK = 1024
 @torch.inference_mode()
 def class_scores(encoder: Encoder, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
     """Return the classifier's log-odds, shape (N, C), of hard codes, or of features for a deterministic twin."""
-    encoded = encode_images(encoder, images, device)
+    encoded = encode(encoder, images, device)
     out = np.empty((len(images), len(encoder.config.classes)), np.float32)
     if encoder.config.classifies == "features":
         rows = torch.from_numpy(encoded.features)

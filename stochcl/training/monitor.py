@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
+from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.entropy.fit import hard_rate, measure_ones
 from stochcl.entropy.independent import node_counts
 
@@ -99,7 +100,7 @@ def _correlation(symbols: NDArray[np.integer], family: str) -> float:
     rows, latents = symbols.shape
     if latents < 2 or rows < 2:
         return 0.0
-    if family == "categorical":
+    if not POSTERIORS[family].ordered:
         commonest = [np.bincount(column).argmax() for column in symbols.T]
         symbols = symbols == np.array(commonest)
     x = symbols.astype(np.float32)
@@ -151,7 +152,7 @@ def measure_features(
         norm.load_state_dict(norm.state_dict() | found)
 
     standardise(np.zeros(width), np.ones(width))
-    found = encode_images(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
+    found = encode(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
     standardise(found.mean(axis=0, dtype=np.float64), found.var(axis=0, dtype=np.float64))
 
 
@@ -183,18 +184,18 @@ class Monitor:
     def health(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
         """Return :func:`~stochcl.training.monitor.code_health` of the held-out images' codes."""
         images = self._queries if len(self._queries) else self._bank
-        return code_health(encode_images(encoder, images, device).codes, encoder.config.posterior)
+        return code_health(encode(encoder, images, device).codes, encoder.config.posterior)
 
     def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
         """Return ``rate`` (bits an image, of held-out hard codes) and, with labels, ``knn`` (a fraction)."""
         was_training = encoder.training
         encoder.eval()
-        bank = encode_images(encoder, self._bank, device)
+        bank = encode(encoder, self._bank, device)
         ones = measure_ones(bank.codes)
         if not len(self._queries):
             encoder.train(was_training)
             return {"rate": hard_rate(bank.codes, ones)}
-        queries = encode_images(encoder, self._queries, device)
+        queries = encode(encoder, self._queries, device)
         encoder.train(was_training)
         result = {"rate": hard_rate(queries.codes, ones)}
         if len(set(self._query_labels.tolist())) > 1:

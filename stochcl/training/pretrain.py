@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.posteriors import BIT, POSTERIORS
 from stochcl.errors import UsageError
 from stochcl.training.augment import Augmentation, as_words, counter_rng, from_words
@@ -477,13 +476,15 @@ def train_latents(
     order = np.random.default_rng(options.seed).permutation(len(data.train))
     images = data.train[np.sort(order[:_MOST_IMAGES])]
     held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
-    encode = partial(encode_images, encoder, device=device, precision=options.precision)
-    features, kept = (encode(part).features for part in (images, held))
+
+    def features_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return encode(encoder, inputs, device, options.precision).features
+
+    features, held_features = features_of(images), features_of(held)
     networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
     if networked:
         # Codes of small images should be good, too; those come enlarged, without fine detail.
-        small = encode(smaller_images(images, options.seed)).features
-        features = np.concatenate([features, small])
+        features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
     views = _view_features(encoder, held, augmentation, options.seed, device)
     settings = LatentOptions(
         steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
@@ -491,7 +492,9 @@ def train_latents(
         entropy=options.entropy, seed=options.seed, precision=options.precision, whitening=options.whitening,
     )  # fmt: skip
     encoder.cpu()
-    stage = LatentStage(encoder, features, kept, settings, versions=1 + networked, views=views, report=report)
+    stage = LatentStage(
+        encoder, features, held_features, settings, versions=1 + networked, views=views, report=report
+    )
     start = start_latents(encoder, features, stage.metric, seed=options.seed) if fresh else "the head trained so far"
     fitted = stage.run()
     return replace(fitted, record={"start": start} | fitted.record)

@@ -94,7 +94,7 @@ def test_large_sets_are_sampled_by_the_seed(monkeypatch):
         rows = len(images)
         return type("", (), {"codes": Codes.from_symbols(np.zeros((rows, 2), int)), "features": np.ones((rows, 2))})
 
-    monkeypatch.setattr("stochcl.training.monitor.encode_images", note)
+    monkeypatch.setattr("stochcl.training.monitor.encode", note)
     data = make_set(50, 30)
     for seed in (0, 0, 1):
         monitor_of(data, seed, bank=10, queries=5)(make_encoder(), None)

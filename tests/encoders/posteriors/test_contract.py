@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Categorical as Reference
 from torch.distributions import kl_divergence
 
+from stochcl.encoders.config import FAMILIES
 from stochcl.encoders.posteriors import ESTIMATORS, POSTERIORS, Bernoulli, Categorical, Gaussian
 from stochcl.encoders.priors import FACTORISED, symbol_bits
 from stochcl.errors import UsageError
@@ -158,3 +159,7 @@ def test_estimators_and_temperatures_that_do_not_exist_are_refused(family):
     for temperature in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(UsageError, match="temperature is more than 0"):
             posterior.sample(uniform, "relaxed", temperature)
+
+
+def test_every_family_has_its_posterior_and_its_prior():
+    assert set(FAMILIES) == set(POSTERIORS) == set(FACTORISED)

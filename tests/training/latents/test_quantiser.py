@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from tests.training.latents.test_stage import decoded_error
 
 from stochcl.training.quantiser import Metric, deal, start_from_axes, start_from_quantiser, start_latents
 from tests.training.latents.making import make_encoder, make_features, make_stage
+from tests.training.latents.test_stage import decoded_error
 
 
 def started(**config):
