@@ -49,9 +49,9 @@ _FARTHEST = 200  # deviations: float16 rounds a number of that many to a tenth o
 
 
 class Standardise(nn.Module):
-    """Brings vectors to zero mean in every column and to unit variance on average, by one scale for all columns.
+    """Brings vectors to zero mean in every column and to unit variance on average.
 
-    So that distances between vectors stay in proportion.
+    One scale for all columns keeps distances in proportion.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: NDArray[np.floating]) -> None:
-        """Take the statistics of vectors, shape (N, W), finite, N at least 1; where all are alike the scale is 1."""
+        """Measure vectors, finite, shape (N, W), N at least 1; if all are equal, the scale is 1."""
         centre = vectors.mean(axis=0, dtype=np.float64)
         parts = (vectors[i : i + _ROWS] - centre for i in range(0, len(vectors), _ROWS))
         power = sum(float(np.square(part).sum()) for part in parts) / vectors.size
@@ -105,9 +105,9 @@ class Encoder(nn.Module):
         Probability of a one at each node of each latent's tree of decisions, in units of 1/4096, among the codes of
         the training images: what the coder's table is made of. Zero until it has been measured.
     codebooks : Parameter, float32, shape (D, K, e), or None
-        What stands for a categorical symbol in the decoder.
+        Embeddings of a categorical code's symbols in the decoder.
     classifier : Linear, from V to the number of classes, or None
-        What fine-tuning trains: it reads decoded vectors, or the features, as the configuration says.
+        Of a fine-tuned encoder; it reads decoded vectors or features, as the configuration says.
     """
 
     ones: Tensor
@@ -193,7 +193,7 @@ class Encoder(nn.Module):
         return scores
 
     def set_classes(self, classes: tuple[str, ...], classifies: str = "vectors") -> None:
-        """Take a fresh classifier of these classes, which gives all of them the same score, in place of any other."""
+        """Replace the classifier by a fresh one of these classes, which gives all of them the same score."""
         self.config = replace(self.config, classes=classes, classifies=classifies)
         self.classifier = nn.Linear(self.feature_dim, len(classes)).to(self.ones.device)
         nn.init.zeros_(self.classifier.weight)
@@ -205,7 +205,7 @@ class Encoder(nn.Module):
         return POSTERIORS[self.config.posterior].decoder_scale(self.config)
 
     def set_entropy(self, network: AutoregressiveModel | None) -> None:
-        """Take an entropy network along, or none; the configuration says so from then on."""
+        """Set the entropy network, or remove it, in the configuration, too."""
         if network is None:
             self.entropy = None
             self.config = replace(self.config, entropy="independent", entropy_hidden=0)
@@ -251,8 +251,8 @@ class Encoder(nn.Module):
 def _head(features: int, config: EncoderConfig) -> nn.Module:
     """Return a linear layer from features to the posterior's parameters, or a perceptron that ends with one.
 
-    What a ReLU gives has a mean, which rows of weights that add up to zero do not see: otherwise some of the
-    posterior's latents would begin with a value that no input changes. The mean has 1/pi of the power.
+    Outputs of a ReLU have a mean, with 1/pi of their power. Rows of weights that sum to zero ignore it; otherwise
+    some latents would start with a value that no input changes.
     """
     family = POSTERIORS[config.posterior]
     *hidden, last = (nn.Linear(i, o) for i, o in pairwise((features, *config.head, family.width(config))))

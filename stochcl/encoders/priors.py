@@ -1,4 +1,4 @@
-"""Priors p(z), learned with the encoder: what a coder believes before it has seen a code."""
+"""Priors p(z), learned with the encoder: a factorised one for each family, and an autoregressive one."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class MaskedNetwork(nn.Module):
 
     @torch.no_grad()
     def apply_masks(self) -> None:
-        """Take away what a decision may not see."""
+        """Zero the weights from decisions that are not known yet."""
         for name in ("direct", "hidden", "output"):
             getattr(self, name).mul_(self.get_buffer(f"{name}_mask"))
 
@@ -135,7 +135,7 @@ class MaskedNetwork(nn.Module):
 
 
 def spread_degrees(decisions: int, hidden: int) -> NDArray[np.int32]:
-    """Return how many decisions each hidden unit sees: spread evenly over the multiples of the stride."""
+    """Return the number of decisions that each hidden unit sees, spread evenly over the multiples of the stride."""
     stride = min(_STRIDE, decisions - 1)
     groups = max(1, (decisions - 1) // stride)
     return ((np.arange(hidden) * groups // max(1, hidden) + 1) * stride).astype(np.int32)
@@ -303,7 +303,7 @@ FACTORISED: dict[str, type[Factorised]] = {
 class AutoregressivePrior(nn.Module):
     """p(z) over the binary decisions of a code, each given those before it: the coder's own kind, in real numbers.
 
-    In a training loss it makes the encoder pay for what the coder's network will not foresee; when training ends,
+    As the rate of a training loss, it charges what the coder's network will charge; when training ends,
     :meth:`quantised` is that network.
 
     Parameters

@@ -169,8 +169,8 @@ class AutoregressiveModel:
         self._check_masks()
 
     def _check_masks(self) -> None:
-        # What a decision must not see cannot be written to a file, and would be seen when coding only.
-        # (Small integers, and one mask after the other: tables are read for a single row, too.)
+        # A file leaves masked weights out, so that they would count in coding and not in decoding.
+        # Small integers, one mask after the other: tables are read for a single row, too.
         degrees, seen = self.degrees.astype(np.int16), np.arange(self.decisions_per_row, dtype=np.int16)
         if (
             self.hidden_weights.any(where=seen[None, :] >= degrees[:, None])
@@ -418,7 +418,7 @@ def _product(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[n
 
 
 class Stepper:
-    """Walks through the decisions of many rows, one after the other: asks for each, is told, goes on.
+    """Decodes many rows decision by decision: yields the levels of the next one, and takes its values.
 
     ``for indices in stepper: ...; stepper.tell(decisions)``. The rows may belong to several blocks.
 
@@ -430,7 +430,7 @@ class Stepper:
     Attributes
     ----------
     decisions : ndarray of uint8, shape (T, rows)
-        What has been told.
+        Those decoded so far.
     """
 
     def __init__(self, model: AutoregressiveModel, rows: int) -> None:
@@ -476,7 +476,7 @@ class Stepper:
                 yield f.quantise(row, multiplier[j], bias)
 
     def tell(self, decisions: NDArray[np.uint8]) -> None:
-        """Say what the decision just asked for is in every row, uint8, shape (rows,)."""
+        """Set the decision whose levels came last, uint8, shape (rows,)."""
         j = self._done
         self.decisions[j] = decisions
         signs = self._signs[j]

@@ -1,4 +1,4 @@
-"""Two random views of an image: crop, flip and colour, for a whole batch in a few tensor operations."""
+"""Random views of images, a batch at a time: SimCLR's for pre-training, strong ones for fine-tuning."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def counter_rng(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
 
 
 def as_words(uniform: Tensor) -> Tensor:
-    """Return what :func:`counter_rng` drew as whole numbers, int32, which no mixed precision rounds.
+    """Return numbers of :func:`counter_rng` as integers, int32, which mixed precision does not round.
 
-    What wraps a network to train it in bfloat16 rounds the floats that go into it: to 8 bits, some of them to 1.
+    Fabric's wrapper rounds a network's float inputs to bfloat16, and some of these numbers to 1.
     """
     return (uniform * 2.0**24).to(torch.int32)
 

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from stochcl.encoders.inference import encode, precision_used
 from stochcl.encoders.priors import MaskedNetwork, quantise
 from stochcl.entropy.fit import latent_lengths, measure_ones
 from stochcl.entropy.independent import IndependentModel, node_counts, places, quantised
-from stochcl.training.loop import EpochOrder, FitProgress, Schedule, TrainingLoop
+from stochcl.training.loop import EpochOrder, FitProgress, Schedule, TotalLoss, TrainingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 MIN_CODES = 1000
-"""Fewer codes than this fit no network: it would learn them by heart."""
+"""Fewer codes than this get no network, which would overfit."""
 
 DEFAULT_HIDDEN = 1024
 """Hidden units of a network for many codes; see :func:`hidden_units`."""
@@ -63,11 +63,10 @@ class EntropyFit:
 
 
 def smaller_images(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Return images as they look where their sources are smaller: shrunk to a random side, and enlarged again.
+    """Return images as if their sources were smaller: shrunk to a random side, and enlarged again.
 
-    Codes of enlarged images are of another distribution (enlarged photographs lack fine detail, and some latents say
-    so), in which a network that never saw any saves little. Sides are even on a logarithmic scale between a
-    quarter of the size and all of it.
+    Enlarged photographs lack fine detail, and so their codes have another distribution, in which a network that was
+    not fitted to any saves little. Sides are even on a logarithmic scale between a quarter of the size and all of it.
     """
     size = images.shape[1]
     exponents = np.random.default_rng([seed, len(images)]).uniform(-2, 0, len(images))
@@ -80,7 +79,7 @@ def smaller_images(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
 
 
 def hidden_units(codes: int) -> int:
-    """Return how many hidden units so many codes are worth: a linear network is enough for a few thousand.
+    """Return the number of hidden units for a number of codes: a linear network is enough for a few thousand.
 
     Examples
     --------
@@ -105,8 +104,8 @@ def fit_entropy(
 ) -> EntropyFit:
     """Fit an entropy network to codes, by the bits that they cost.
 
-    Of ``versions`` stacked parts, of the same inputs in one order, an input is held out in all of them. ``initial``
-    is a network to start from, which becomes the one fitted.
+    An input is held out in all of ``versions`` stacked parts, each of the same inputs in the same order. ``initial``
+    is a network to start from; it takes the fitted weights.
     """
     if len(codes) < MIN_CODES or codes.decisions_per_row < 2:
         return EntropyFit(None, {"codes": len(codes), "reason": "too few codes"})
@@ -144,12 +143,6 @@ def fit_entropy(
         "autoregressive_bits": rungs(coded), "autoregressive_bits_float": rungs(real),
     }  # fmt: skip
     return EntropyFit(integers if coded.sum() < _WORTH * independent.sum() else None, record)
-
-
-class EntropyLosses(NamedTuple):
-    """One step's loss: nats a row."""
-
-    total: Tensor
 
 
 class EntropyStage(TrainingLoop):
@@ -196,15 +189,15 @@ class EntropyStage(TrainingLoop):
             report=report,
         )
 
-    def losses(self) -> EntropyLosses:  # noqa: D102
+    def losses(self) -> TotalLoss:  # noqa: D102
         rows = self.order.take(self.step)[0]
-        return EntropyLosses(_cost(self.network, self.codes[rows], self.precision).sum() / len(rows))
+        return TotalLoss(_cost(self.network, self.codes[rows], self.precision).sum() / len(rows))
 
-    def after_step(self, losses: EntropyLosses, fraction: float) -> None:  # noqa: D102
+    def after_step(self, losses: TotalLoss, fraction: float) -> None:  # noqa: D102
         if self.step % self.order.steps_per_epoch == 0:
             self._measure_pass()
 
-    def figures(self, losses: EntropyLosses) -> dict[str, Any]:  # noqa: D102
+    def figures(self, losses: TotalLoss) -> dict[str, Any]:  # noqa: D102
         return {"text": f"entropy network: {self.last_bits:,.1f} bits/image"}
 
     def run(self) -> int:

@@ -19,7 +19,7 @@ from stochcl.entropy.fit import hard_rate
 from stochcl.errors import TrainingError
 from stochcl.training.calibration import calibrate
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units
-from stochcl.training.loop import Schedule, TrainingLoop
+from stochcl.training.loop import Schedule, TotalLoss, TrainingLoop
 from stochcl.training.objectives import OBJECTIVES, Objective, nt_xent
 from stochcl.training.quantiser import Metric, PrincipalDecoder
 
@@ -159,29 +159,29 @@ def latent_loss(
 
 
 WHITENING = {"reconstruct": 0.0}
-"""Power of the variance by which errors are divided, where it is not :data:`_WHITENING`."""
+"""Power of the variance that errors are divided by, of objectives with another one than 1/8."""
 
 _WHITENING = 0.125
-_TRAVEL, _GAIN = 12.0, 0.01  # by what factor, its logarithm, beta may move in a run; what it moves by at least
+_TRAVEL, _GAIN = 12.0, 0.01  # logarithm of the factor that beta may move by in a run; least gain of a step
 _FIRST_BETA = 5e-4  # where it starts
-_PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with what latents' means are
-_WARM, _BETA_WARM = 100, 300  # steps until the learning rate, and the price of a bit, are what they are to be
+_PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with the latents' means
+_WARM, _BETA_WARM = 100, 300  # steps of warm-up of the learning rate, and of beta
 _HARD_ROWS = 2000
 _FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
-_PASSES = 20  # over the codes, to fit the coder's network
-_PASSES_AGAIN = 8  # where it begins as the prior that was trained: its best pass is then mostly the first
-_ROUNDS, _NEAR = 6, 0.015  # corrections of the rate, until it is that near
-_ROUND, _APPROACH = 0.15, 100  # of the steps, and at least so many, for a correction
-_SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and by what factor bits become dearer or cheaper, in a correction
-_DESCENT, _FITTING = 0.6, 0.15  # of the time that the stage may take: the descent, a fit of the entropy network
+_PASSES = 20  # over the codes, in the fit of the coder's network
+_PASSES_AGAIN = 8  # if it starts from the trained prior: mostly, the first pass is then the best
+_ROUNDS, _NEAR = 6, 0.015  # most corrections of the rate; close enough, relative to the target
+_ROUND, _APPROACH = 0.15, 100  # of the steps, and steps at least, of a correction
+_SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and factor of beta, in a correction
+_DESCENT, _FITTING = 0.6, 0.15  # of the stage's time: the descent, a fit of the entropy network
 _ROWS = 4096
 _MOST_CODES = 100_000  # for the tables
 
 
 @dataclass
 class LatentProgress:
-    """Where the stage stands; rates are in bits per input."""
+    """Progress of the latent stage; rates are in bits per input."""
 
     fraction: float
     step: int
@@ -203,7 +203,7 @@ class LatentProgress:
 
 @dataclass(frozen=True)
 class FittedLatents:
-    """What came of it; ``record`` belongs into the training record."""
+    """The rate reached, in bits, and the stage's part of the training record."""
 
     rate: float
     record: dict[str, Any] = field(default_factory=dict)
@@ -215,19 +215,18 @@ class LatentStage(TrainingLoop):
     Parameters
     ----------
     encoder : Encoder
-        What is there of it is gone on with.
+        Its weights are the start.
     features : ndarray of float, shape (N, V)
         Standardised features of the training inputs.
     held : ndarray of float, shape (M, V)
-        Of inputs that nothing is trained on; where there are none, training features stand in.
+        Of inputs that are not trained on; if there are none, training features stand in.
     options : LatentOptions
     versions : int
-        1, or 2 where the features are two stacked parts, of the same inputs in one order: as they are, and in another
-        guise. Both are trained on, and the entropy network foresees the codes of both.
+        1, or 2 if the features are stacked: the inputs as they are, and a variant of each in the same order.
+        Both are trained on, and the entropy network is fitted to the codes of both.
     views : ndarray of float, shape (M, V), optional
-        Features of augmented views of the held-out inputs; where there are none, noise makes them.
+        Features of augmented views of the held-out inputs; noisy features stand in by default.
     report : callable
-        Told of the progress.
     """
 
     progress_type, log_every, first_log = LatentProgress, 50, 0
@@ -338,7 +337,7 @@ class LatentStage(TrainingLoop):
         }  # fmt: skip
 
     def _meet_rate(self, steps: int) -> tuple[int, dict[str, Any], float]:
-        """Train on, after so many steps, until codes cost the target under the coder's own model, fitted to them.
+        """Train on, after ``steps`` steps, until codes cost the target under the coder's own model, fitted to them.
 
         Return the number of corrections, that model's record, and the rate in bits.
         """
@@ -352,7 +351,7 @@ class LatentStage(TrainingLoop):
         return rounds, record, rate
 
     def _approach(self, target: float, steps: int) -> None:
-        """Train on, bits dearer or cheaper, until hard codes cost the target under the prior, for so many steps."""
+        """Train on with another beta, until hard codes cost the target under the prior, ``steps`` steps at most."""
         controller, last = self.controller, self.step + steps
         begin = self._hard_rate()
         side, beta = math.copysign(1, begin - target), controller.beta
@@ -419,12 +418,6 @@ class LatentStage(TrainingLoop):
         return record, float(encoder.bits_by_latent(self._codes(self.held)).sum())
 
 
-class DecoderLosses(NamedTuple):
-    """One step's loss."""
-
-    total: Tensor
-
-
 class DecoderStage(TrainingLoop):
     """The decoder alone, trained on the hard codes that a file will hold, after a latent stage.
 
@@ -434,7 +427,7 @@ class DecoderStage(TrainingLoop):
     steps : int
     """
 
-    first_log, max_gradient = 0, math.inf
+    first_log = 0
 
     def __init__(self, stage: LatentStage, steps: int) -> None:
         self.stage, self.symbols = stage, torch.from_numpy(stage.symbols(stage.features).astype(np.int64))
@@ -446,7 +439,7 @@ class DecoderStage(TrainingLoop):
             torch.optim.AdamW(layers, lr=options.lr / 2, betas=(0.9, 0.98), weight_decay=options.decay),
         )
 
-    def losses(self) -> DecoderLosses:  # noqa: D102
+    def losses(self) -> TotalLoss:  # noqa: D102
         encoder, options, metric, agree = self.stage.encoder, self.stage.options, self.stage.metric, self.stage.agree
         rng = np.random.default_rng([options.seed, self.stage.step, self.step])
         rows = torch.from_numpy(rng.integers(len(self.symbols), size=self.stage.batch))
@@ -458,14 +451,14 @@ class DecoderStage(TrainingLoop):
             loss = loss + metric.error(guess, targets)
             if agree is not None:
                 loss = loss + options.agreement * agree(guess * metric.relative, targets * metric.relative)
-        return DecoderLosses(loss)
+        return TotalLoss(loss)
 
 
 def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return what compares weighted decoded coordinates with those of the features, or None.
+    """Return the comparison of weighted decoded coordinates with those of the features, or None.
 
-    The contrastive objective compares them as they are: heads would only stand between the code and what is asked of
-    it. The others need heads.
+    The contrastive objective compares them without heads, which would only stand between the code and its aim. The
+    others need heads.
     """
     if options.objective == "reconstruct":
         return None

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,9 +49,15 @@ class Losses(Protocol):
     def __iter__(self) -> Iterator[Tensor]: ...
 
 
+class TotalLoss(NamedTuple):
+    """A loss of one term."""
+
+    total: Tensor
+
+
 @dataclass(frozen=True)
 class FitProgress:
-    """How far a fit has come that reports no more than a line; ``fraction`` is of that fit."""
+    """Progress of a fit that reports a line only; ``fraction`` is of that fit."""
 
     fraction: float
     text: str
@@ -158,13 +164,13 @@ class NonFiniteGuard:
     """Raises TrainingError once a number is not finite.
 
     On a CPU at once. Reading a number from a GPU at every step would make it wait for its next work, so there only
-    every so many steps, and before anything is written (:meth:`check`).
+    every 20 steps, and before anything is written (:meth:`check`).
 
     Parameters
     ----------
     device : torch.device
     every : int, optional
-        Steps between two checks; 1 on a CPU and 20 elsewhere by default.
+        Steps between two checks; by default 1 on a CPU and 20 elsewhere.
     """
 
     def __init__(self, device: torch.device, every: int | None = None) -> None:

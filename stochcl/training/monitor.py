@@ -1,4 +1,4 @@
-"""Whether a code is alive: what its latents say, whether they say it twice, and how sure the posterior is."""
+"""Health of codes (information, redundancy, certainty), and the live figures of a run: rate and kNN accuracy."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Monitor", "knn_accuracy", "measure_features"]
 
 DEAD_BITS = 0.05
-"""A latent of less entropy says next to nothing: fewer than six rows in a thousand are not like the others."""
+"""A latent of less entropy is dead: fewer than six rows in a thousand differ from the others."""
 
-_FEW = 50  # rows of which little can be said
+_FEW = 50  # rows: fewer prove nothing
 _COLLAPSED = 1.0  # bit of all latents together
 _MOSTLY_DEAD, _SAME, _UNDECIDED = 0.9, 0.8, 0.1
 
@@ -55,29 +55,29 @@ def health_warnings(health: dict[str, Any]) -> tuple[str, ...]:
     rows, latents, used = health["rows"], health["latents"], health["used"]
     if rows < _FEW:
         return ()
-    found = []
+    problems = []
     if health["bits"] < _COLLAPSED:
-        found.append(
+        problems.append(
             f"the code has collapsed: its {latents:,} latents together say {health['bits']:.2f} bits of an input, "
             f"and {health['distinct']:,} different codes stand for {rows:,} inputs; make bits cheaper (a higher "
             "rate, a lower beta, a longer warm-up) or lower the learning rate"
         )
     elif used < (1 - _MOSTLY_DEAD) * latents:
-        found.append(
+        problems.append(
             f"{health['dead']:,} of {latents:,} latents are dead: they have the same value for nearly every input; "
             "fewer latents would give the same code, and cheaper bits would bring them to life"
         )
     if used > 1 and health["correlation"] > _SAME:
-        found.append(
+        problems.append(
             f"the latents repeat each other: the mean correlation of two of them is {health['correlation']:.2f}; the "
             "objective does not tell inputs apart by more than a few directions"
         )
     if health["certainty"] is not None and health["certainty"] < _UNDECIDED:
-        found.append(
+        problems.append(
             f"the posterior is undecided: its entropy is {health['entropy']:,.0f} bits an input, near that of coin "
             "tosses; train for longer, or make noise weigh less (a lower temperature)"
         )
-    return tuple(f"warning: {sentence}" for sentence in found)
+    return tuple(f"warning: {sentence}" for sentence in problems)
 
 
 def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
@@ -140,20 +140,20 @@ def knn_accuracy(
 def measure_features(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, precision: str = "fp32"
 ) -> None:
-    """Bring the features of a network that is not trained any more to zero mean and unit variance, in place.
+    """Bring the features of a finished network to zero mean and unit variance, in place.
 
-    Training keeps both as it goes. Published weights come without, and so do features that are pooled otherwise than
-    those the network was trained with.
+    Training does so as it goes. Published weights have no such statistics, nor has a network whose features are
+    pooled in another way than it was trained with.
     """
     width, norm = encoder.feature_dim, encoder.norm
 
     def standardise(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
-        found = {"running_mean": torch.from_numpy(mean), "running_var": torch.from_numpy(variance)}
-        norm.load_state_dict(norm.state_dict() | found)
+        statistics = {"running_mean": torch.from_numpy(mean), "running_var": torch.from_numpy(variance)}
+        norm.load_state_dict(norm.state_dict() | statistics)
 
     standardise(np.zeros(width), np.ones(width))
-    found = encode(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
-    standardise(found.mean(axis=0, dtype=np.float64), found.var(axis=0, dtype=np.float64))
+    features = encode(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
+    standardise(features.mean(axis=0, dtype=np.float64), features.var(axis=0, dtype=np.float64))
 
 
 class Monitor:

@@ -1,4 +1,4 @@
-"""Objectives: what says that two views of an input belong together."""
+"""Objectives: losses that compare two views of the same inputs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Objective(nn.Module, ABC):
     Attributes
     ----------
     needs_momentum : bool
-        Whether the objective wants, as ``targets``, what a slow copy of the network makes of the views: then whoever
-        trains one should keep a :class:`~stochcl.training.objectives.MomentumEncoder`.
+        Whether ``targets`` are the outputs of a momentum encoder, so that training has to keep one, a
+        :class:`~stochcl.training.objectives.MomentumEncoder`.
     """
 
     needs_momentum: ClassVar[bool] = False
@@ -59,12 +59,12 @@ class Objective(nn.Module, ABC):
         ----------
         first, second : Tensor
         targets : pair of Tensor, shape (B, V), optional
-            What a slow copy of the network makes of the first and of the second view. Objectives that do not follow
-            one ignore it; for those that do, the vectors themselves stand in where it is not given.
+            A momentum encoder's outputs for the first and for the second view. Only objectives that need one use
+            them; the vectors themselves are the default.
         """
 
     def step(self, fraction: float) -> None:
-        """Follow the weights after a step, when ``fraction`` of the training is done."""
+        """Update momentum heads after a step, when ``fraction`` of the training is done."""
 
 
 def projector(features: int, width: int, *, last: bool = True) -> nn.Sequential:
@@ -123,7 +123,7 @@ def momentum(fraction: float, base: float = MOMENTUM) -> float:
 
 
 class MomentumEncoder(nn.Module, Generic[Network]):
-    """A slow copy of a network.
+    """A momentum encoder: a slow copy of a network.
 
     Its weights are an average of the network's; in training mode its normalisations use the statistics of their
     batch, as the network's do. It has no gradients.
@@ -181,7 +181,7 @@ class BYOL(Objective):
         return 2 - 2 * likeness.mean()
 
     def step(self, fraction: float) -> None:
-        """Let the slow copy of the projector follow."""
+        """Update the momentum projector."""
         self.slow_head.step(self.head, momentum(fraction))
 
 

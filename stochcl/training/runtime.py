@@ -27,9 +27,9 @@ _RESIDENT = 0.3  # of a GPU's free memory, that images may take
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device; a GPU goes on working meanwhile.
+    """Copy a tensor from the CPU to a device, without waiting for a GPU's work.
 
-    A copy from memory that the system may move waits for all the work that a GPU has been given.
+    From pageable memory, the copy would wait until the GPU is idle.
     """
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -37,15 +37,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class DeviceImages:
-    """Images of a run, 8-bit, of which batches are taken; kept on a GPU where they fit.
+    """8-bit images that batches are taken from; kept on a GPU if they fit.
 
     Parameters
     ----------
     images : ndarray of uint8, shape (N, S, S, 3)
     device : torch.device
-        Where batches are needed.
+        Of the batches.
     resident : bool, optional
-        Whether all images are kept there; by default where they take less than a third of a GPU's free memory.
+        Keep all images on the device; by default if they take less than 30 % of a GPU's free memory.
     """
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device, *, resident: bool | None = None) -> None:
@@ -69,8 +69,8 @@ _PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few ten
 class Runtime:
     """The device and the processes of a run.
 
-    Under torchrun, its processes train together; with ``devices`` greater than 1, and without it, Fabric starts the
-    same program as often as that.
+    Under torchrun, its processes train together. Otherwise Fabric starts the same program once for each of
+    ``devices``.
 
     Parameters
     ----------
