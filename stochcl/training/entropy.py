@@ -232,8 +232,9 @@ def float_bits(network: MaskedNetwork, codes: Codes) -> NDArray[np.float64]:
     total = torch.zeros(codes.decisions_per_row, dtype=torch.float64)
     for start in range(0, len(codes), _ROWS):
         total += _cost(network, codes[start : start + _ROWS]).double().sum(0)
-    bits: NDArray[np.float64] = (total / len(codes) / math.log(2)).numpy()
-    return bits.reshape(codes.latents, bits_per_symbol(codes.alphabet)).sum(axis=1)
+    bits = (total / len(codes) / math.log(2)).reshape(codes.latents, bits_per_symbol(codes.alphabet))
+    latent_bits: NDArray[np.float64] = bits.sum(1).numpy()
+    return latent_bits
 
 
 _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}

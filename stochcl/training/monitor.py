@@ -86,7 +86,7 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
         return np.zeros(codes.latents)
     ones, visits = node_counts(codes)
 
-    def weighted_log(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def weighted_log(counts: NDArray[np.int64]) -> NDArray[np.float64]:
         logs: NDArray[np.float64] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
         return logs
 
