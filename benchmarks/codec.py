@@ -47,7 +47,7 @@ from stochcl.codes import MAX_ALPHABET, Codes, bits_per_symbol, symbol_dtype
 from stochcl.compress import Archive, Header
 from stochcl.compress.transcode import choose
 from stochcl.entropy import ans as coder
-from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError, MissingExtraError, SourceError, UsageError
@@ -235,7 +235,7 @@ def fitted(rows: Codes) -> dict[str, EntropyModel]:
     """Fit every kind of model that numpy can fit to rows, by kind."""
     return {
         INDEPENDENT: EntropyModel.of(IndependentModel.fit(rows), "fitted"),
-        AUTOREGRESSIVE: EntropyModel.of(AutoregressiveModel.fit_linear(rows), "fitted"),
+        AUTOREGRESSIVE: EntropyModel.of(fit_linear(rows), "fitted"),
     }
 
 

@@ -139,7 +139,7 @@ def _work(trainer: Any, options: Any) -> dict[str, Callable[[], object]]:
         # What a step computes, less its views: those are taken ready-made.
         made, trainer.augmentation = trainer.augmentation, lambda _images, _keys, _seed, stream: ready[stream]
         try:
-            trainer.runtime.backward(trainer._losses(rows, keys).total)
+            trainer.backward(trainer.losses().total)
         finally:
             trainer.augmentation = made
 
@@ -157,7 +157,7 @@ def _work(trainer: Any, options: Any) -> dict[str, Callable[[], object]]:
         FLOOR: bare,
         "loss, forward and backward": loss,
         "optimiser": optimise,
-        STEP: lambda: trainer._train_step(rows, keys),
+        STEP: trainer.run_step,
     }
 
 

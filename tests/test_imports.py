@@ -99,6 +99,24 @@ def test_a_room_imports_only_what_lies_below_it(path):
     assert rooms(path.read_text(encoding="utf-8")) <= MAY_IMPORT[room] | {room}
 
 
+FREE_OF_CIRCLES = {"entropy", "encoders", "training"}
+
+
+def imports_of(path: Path, names: set[str]) -> set[str]:
+    """Modules among ``names`` that a file imports, also for types only."""
+    return {name for name in modules(path.read_text(encoding="utf-8")) if name in names}
+
+
+@pytest.mark.parametrize("room", sorted(FREE_OF_CIRCLES))
+def test_no_file_of_a_room_imports_itself_in_a_circle(room):
+    files = {"stochcl." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    below = {name: imports_of(path, set(files)) for name, path in files.items() if room_of(path) == room}
+    while below:
+        free = {name for name, others in below.items() if not others & set(below)}
+        assert free, f"a circle among {sorted(below)}"
+        below = {name: others for name, others in below.items() if name not in free}
+
+
 def test_torch_is_imported_where_encoders_run_or_are_timed_only():
     users = {
         room_of(path)

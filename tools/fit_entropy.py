@@ -14,18 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from stochcl.codes import Codes
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.training.entropy import fit_entropy, independent_bits, smaller_images
+from stochcl.entropy.fit import latent_lengths
+from stochcl.entropy.independent import IndependentModel
+from stochcl.training.entropy import fit_entropy, smaller_images
 from stochcl.training.images import read_images
 
-DENOMINATOR = 4096
+if TYPE_CHECKING:
+    from stochcl.training.loop import FitProgress
 
 
 def main() -> None:
@@ -50,25 +54,24 @@ def main() -> None:
         return images
 
     def codes_of(images: np.ndarray) -> Codes:
-        return encode_images(encoder, images, torch.device("cpu")).codes
+        return encode(encoder, images, torch.device("cpu")).codes
 
-    def report(fraction: float, line: str) -> None:
-        print(f"{fraction:.0%} {line}", flush=True)
+    def report(progress: FitProgress) -> None:
+        print(f"{progress.fraction:.0%} {progress.line()}", flush=True)
 
     images = images_of(options.sources, options.hold_out)
     parts = [codes_of(part).packed for part in (images, smaller_images(images, options.seed))]
     fitted = fit_entropy(
         Codes(np.concatenate(parts), config.latents), config.ladder, versions=len(parts), hidden=options.hidden,
-        passes=options.passes, max_time=options.max_time, seed=options.seed, progress=report,
+        passes=options.passes, max_time=options.max_time, seed=options.seed, report=report,
     )  # fmt: skip
     record = fitted.record | {"from": loaded.sha256}
     encoder.set_entropy(fitted.network)
     print(json.dumps(record, indent=1))
     if options.measure and fitted.network:
         codes = codes_of(images_of([options.measure], 0))
-        ones = encoder.ones.numpy() / DENOMINATOR
-        alone = independent_bits(np.log(ones / (1 - ones)), codes)
-        together = fitted.network.decision_bits(codes)
+        table = IndependentModel(encoder.ones.numpy().astype(np.uint16), config.alphabet)
+        alone, together = latent_lengths(codes, table), encoder.bits_by_latent(codes)
         for k in config.ladder:
             ours, theirs = together[:k].sum(), alone[:k].sum()
             print(f"{k:,} latents: independent {theirs:,.2f}, autoregressive {ours:,.2f} bits ({ours / theirs:.3f})")

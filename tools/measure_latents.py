@@ -39,7 +39,6 @@ from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder, Standardise
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model
-from stochcl.entropy.fit import hard_rate
 from stochcl.training.entropy import fit_code_tables
 from stochcl.training.images import read_images
 from stochcl.training.monitor import code_health
@@ -65,11 +64,7 @@ class Data:
         """Measure an encoder's codes of the test inputs."""
         latents = latents or encoder.config.latents
         found = [encode(encoder, inputs, CPU).codes for inputs in (self.train, self.test)]
-        network, test = encoder.entropy_network(), found[1]
-        if network is None:
-            bits = hard_rate(test, encoder.ones.numpy())
-        else:
-            bits = float(network.decision_bits(test)[: latents * test.decisions_per_row // test.latents].sum())
+        bits = float(encoder.bits_by_latent(found[1])[:latents].sum())
         vectors = [decoded(encoder, codes, latents) for codes in found]
         symbols = [codes.prefix(latents).symbols() for codes in found]
         if encoder.config.posterior == "categorical":  # a linear probe makes nothing of the numbers of symbols
@@ -79,7 +74,7 @@ class Data:
             "bits_per_input": round(bits, 2),
             "accuracy_vectors": self._accuracy(*vectors),
             "accuracy_symbols": self._accuracy(*(s.astype(np.float32) for s in symbols)),
-            "health": code_health(test, encoder.config.posterior),
+            "health": code_health(found[1], encoder.config.posterior),
         }
         row["accuracy"] = max(row["accuracy_vectors"], row["accuracy_symbols"])
         print(json.dumps({k: v for k, v in row.items() if k != "health"}), flush=True)
@@ -95,8 +90,7 @@ def decoded(encoder: Encoder, codes: stochcl.Codes, latents: int) -> np.ndarray:
     parts = []
     for start in range(0, len(codes), 4096):
         symbols = torch.from_numpy(codes[start : start + 4096].symbols().astype(np.int64))
-        posterior = encoder.posterior(torch.zeros(1, encoder.feature_dim))
-        parts.append(encoder.decode(posterior.embed(symbols), latents).numpy())
+        parts.append(encoder.decode(encoder.embed(symbols), latents).numpy())
     return np.concatenate(parts)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from stochcl.data import Preprocess, open_source
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.training.images import read_images
 
@@ -45,7 +45,7 @@ def main() -> None:
     sources = [open_source(path) for path in options.sources]
     images = read_images(sources, Preprocess(config.size, config.fit), hold_out=options.hold_out, workers=2).train
     print(f"{len(images):,} images", flush=True)
-    encoded = encode_images(encoder, images, torch.device("cpu"))
+    encoded = encode(encoder, images, torch.device("cpu"))
     features = torch.from_numpy(encoded.features)
     symbols = encoded.codes.symbols()
     whiten = whitening(features)

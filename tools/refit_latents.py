@@ -22,7 +22,7 @@ import torch
 from stochcl.data import Preprocess, open_source
 from stochcl.encoders.config import default_ladder
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.messages import escape_name as printable
 from stochcl.training.augment import Augmentation
@@ -92,7 +92,7 @@ def main() -> None:
     augmentation = Augmentation(settings.crop)
     fitted = train_latents(encoder, data, augmentation, settings, CPU, max_time=None, report=report, fresh=True)
     health = code_health(
-        encode_images(encoder, data.held if len(data.held) else data.train[:4000], CPU).codes, config.posterior
+        encode(encoder, data.held if len(data.held) else data.train[:4000], CPU).codes, config.posterior
     )
     record = loaded.record | {
         "latents_refit": {

@@ -21,7 +21,6 @@ from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import read_regular
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode
 from stochcl.encoders.modelfile import load_model
-from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
@@ -140,14 +139,11 @@ class Codec:
     def tables(self) -> Tables:
         """The decoding tables, made from the model: a function of its tensors alone."""
         entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR, self.alphabet)
-        network = self._encoder.entropy_network()
         return Tables(
             self._encoder.config.ladder,
             entropy,
             VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
-            autoregressive=None
-            if network is None
-            else AutoregressiveModel(latents=network.latents, alphabet=network.alphabet, **network.arrays()),
+            autoregressive=self._encoder.entropy_network(),
         )
 
     @cached_property

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from stochcl.api.codec import Codec
     from stochcl.encoders.encoder import Encoder
     from stochcl.training.latents import LatentProgress
-    from stochcl.training.loop import Fitting, Progress
+    from stochcl.training.loop import FitProgress
+    from stochcl.training.pretrain import TrainProgress
 
 
 _NAME = "head.safetensors"
@@ -71,7 +72,7 @@ def train_head(
     *,
     latents: int,
     config: dict[str, Any] | None = None,
-    report: Callable[[LatentProgress | Fitting], None] = lambda progress: None,
+    report: Callable[[LatentProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
 ) -> tuple[Encoder, dict[str, Any]]:
     """Train a model of vectors, and return it with its training record.
@@ -141,10 +142,10 @@ def train_head(
 
 def rate_warnings(record: dict[str, Any]) -> tuple[str, ...]:
     """Return a warning, as a sentence, where a training record says that the rate asked for was missed."""
-    from stochcl.training.loop import said_of_rate
+    from stochcl.training import latents
 
     stage = record["latents"]
-    return said_of_rate(stage["rate"], stage["options"]["rate"], "row")
+    return latents.rate_warnings(stage["rate"], stage["options"]["rate"], "row")
 
 
 def to_bytes(encoder: Encoder, record: dict[str, Any]) -> bytes:
@@ -233,7 +234,7 @@ def train_matrix(
     source: MatrixSource,
     output: Path,
     *,
-    report: Callable[[LatentProgress | Fitting], None],
+    report: Callable[[LatentProgress | FitProgress], None],
     **options: Any,
 ) -> tuple[dict[str, Any], str]:
     """Train a model of vectors on a sample of a matrix's rows and write its file; return its record and hash.
@@ -327,7 +328,7 @@ def train(
     cache: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
-    report: Callable[[Progress | Fitting | LatentProgress], None] = lambda progress: None,
+    report: Callable[[TrainProgress | FitProgress | LatentProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:
     """Train an encoder and write its model file.
@@ -381,10 +382,10 @@ def train(
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import save_model
     from stochcl.encoders.pretrained import backbone_options, init_backbone
+    from stochcl.training import latents
     from stochcl.training.images import read_images
     from stochcl.training.logs import TensorBoardLog
-    from stochcl.training.loop import said_of_rate
-    from stochcl.training.monitor import said_of_health
+    from stochcl.training.monitor import health_warnings
     from stochcl.training.options import load_preset, options_from
     from stochcl.training.pretrain import Trainer
     from stochcl.training.runtime import Runtime
@@ -452,7 +453,7 @@ def train(
         "health": health,
         "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "hardware": (
-            f"{trainer.device.type}, {trainer.processes} processes of {torch.get_num_threads()} threads, "
+            f"{trainer.device.type}, {trainer.world_size} processes of {torch.get_num_threads()} threads, "
             f"{platform.machine()}"
         ),
     }
@@ -470,7 +471,7 @@ def train(
         rate=found["rate"],
         knn=found.get("knn"),
         initialised=begun.line() if begun else None,
-        warnings=said_of_rate(found["rate"], settings.rate) + said_of_health(health),
+        warnings=latents.rate_warnings(found["rate"], settings.rate) + health_warnings(health),
     )
 
 
@@ -478,7 +479,7 @@ def _on_matrix(
     matrix: MatrixSource, output: Path, *, resume: bool, force: bool, report: Callable[[Any], None], **options: Any
 ) -> TrainReport | None:
     """Train a model of vectors."""
-    from stochcl.training.monitor import said_of_health
+    from stochcl.training.monitor import health_warnings
 
     if resume:
         raise UsageError("training on a matrix takes minutes and keeps no checkpoint to resume; omit --resume.")
@@ -502,7 +503,7 @@ def _on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
-        warnings=((left_out,) if bad else ()) + rate_warnings(record) + said_of_health(record["health"]),
+        warnings=((left_out,) if bad else ()) + rate_warnings(record) + health_warnings(record["health"]),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stochcl.benchmarks.run import BenchmarkError
 from stochcl.compress import Archive, Header, Writer
 from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
 from stochcl.entropy.tables import Tables
 
@@ -81,7 +82,7 @@ def write_archive(
 def _tables(fitting: Codes, coding: str, seed: int) -> Tables:
     network = None
     if coding == "linear":
-        network = AutoregressiveModel.fit_linear(fitting, seed=seed)
+        network = fit_linear(fitting, seed=seed)
     elif coding == "network":
         network = _hidden_network(fitting, seed)
     return Tables((fitting.latents,), IndependentModel.fit(fitting), autoregressive=network)
@@ -91,7 +92,4 @@ def _hidden_network(fitting: Codes, seed: int) -> AutoregressiveModel | None:
     """Fit what a model trained by stochcl brings along; None where independent symbols do as well."""
     from stochcl.training.entropy import fit_entropy
 
-    network = fit_entropy(fitting, (fitting.latents,), seed=seed, precision="fp32").network
-    if network is None:
-        return None
-    return AutoregressiveModel(latents=network.latents, alphabet=network.alphabet, **network.arrays())
+    return fit_entropy(fitting, (fitting.latents,), seed=seed, precision="fp32").network

@@ -13,7 +13,7 @@ from stochcl.codes import Codes, pick
 from stochcl.compress.archive import Archive
 from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
 from stochcl.compress.segment_writer import SEGMENT_ROWS
-from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import Candidate, pack_model
 from stochcl.framing import CHUNK, FITTED, VERSION, pack_texts, unpack_texts
@@ -60,7 +60,7 @@ def fit_models(
     t = codes.decisions_per_row
     if independent.ideal_bits(codes) * rows / len(codes) <= t * (t - 1) / 2 or t == 1:
         return [independent]
-    return [independent, AutoregressiveModel.fit_linear(codes, progress=progress)]
+    return [independent, fit_linear(codes, progress=progress)]
 
 
 def price(model: EntropyModel) -> int:

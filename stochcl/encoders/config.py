@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.data.preprocess import FITS, MAX_SIZE
 from stochcl.encoders.backbones import POOLINGS, STEMS, check_backbone, feature_width, input_colours
-from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from stochcl.data.preprocess import Fit
 
+
+FAMILIES = {"bernoulli": (2, 2), "categorical": (2, MAX_ALPHABET), "gaussian": (3, MAX_ALPHABET)}
+"""Families of posteriors by the name that a model file holds: the least and the most values of a latent."""
 
 MAX_LATENTS = 4096
 """Most latents of a Bernoulli encoder: the most binary decisions that a row of an archive may have."""
@@ -36,7 +38,7 @@ MAX_CLASSES = 100_000
 """Most classes of a classifier."""
 
 _NAMED = {
-    "stem": STEMS, "posterior": POSTERIORS, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES,
+    "stem": STEMS, "posterior": FAMILIES, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES,
     "pooling": POOLINGS,
 }  # fmt: skip
 _EMBEDDING = 8
@@ -70,7 +72,7 @@ class EncoderConfig:
     width, stem
         Of a residual network, see :class:`~stochcl.encoders.backbones.ResNet`.
     posterior : str
-        Family of the latents: bernoulli, categorical or gaussian.
+        Family of the latents, one of :data:`FAMILIES`.
     latents : int
         D, the full width of a code.
     ladder : tuple of int
@@ -89,7 +91,7 @@ class EncoderConfig:
     entropy_hidden : int
         Hidden units of the entropy network; 0 where it is linear, or where there is none.
     alphabet : int
-        K, the values of a latent: 2 for Bernoulli latents; the levels of the quantiser for Gaussian ones.
+        K, the most values of a latent: 2 for Bernoulli latents; the levels of the quantiser for Gaussian ones.
     head : tuple of int
         Widths of the hidden layers between features and posterior.
     embedding : int
@@ -161,7 +163,7 @@ class EncoderConfig:
         return self.latents * max(1, self.embedding)
 
     def _check_code(self) -> None:
-        least, most = {"bernoulli": (2, 2), "gaussian": (3, MAX_ALPHABET)}.get(self.posterior, (2, MAX_ALPHABET))
+        least, most = FAMILIES[self.posterior]
         if not isinstance(self.alphabet, int) or not least <= self.alphabet <= most:
             values = f"{least} values" if least == most else f"{least} to {most} values (--alphabet)"
             raise UsageError(f"a {self.posterior} latent has {values}, not {self.alphabet}.")

@@ -13,15 +13,17 @@ from torch import nn
 
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
-from stochcl.encoders.priors import FACTORISED, Factorised, array_shapes, first_level
-from stochcl.entropy.autoregressive import EntropyNetwork
-from stochcl.entropy.independent import nodes_per_symbol
+from stochcl.encoders.priors import FACTORISED, Factorised
+from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
+from stochcl.entropy.fit import latent_lengths
+from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
     from torch import Tensor
 
+    from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
 
 
@@ -47,9 +49,9 @@ _FARTHEST = 200  # deviations: float16 rounds a number of that many to a tenth o
 
 
 class Standardise(nn.Module):
-    """Brings vectors to zero mean in every column and to unit variance on average, by one scale for all columns.
+    """Brings vectors to zero mean in every column and to unit variance on average.
 
-    So that distances between vectors stay in proportion.
+    One scale for all columns keeps distances in proportion.
 
     Attributes
     ----------
@@ -67,7 +69,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: NDArray[np.floating]) -> None:
-        """Take the statistics of vectors, shape (N, W), finite, N at least 1; where all are alike the scale is 1."""
+        """Measure vectors, finite, shape (N, W), N at least 1; if all are equal, the scale is 1."""
         centre = vectors.mean(axis=0, dtype=np.float64)
         parts = (vectors[i : i + _ROWS] - centre for i in range(0, len(vectors), _ROWS))
         power = sum(float(np.square(part).sum()) for part in parts) / vectors.size
@@ -103,9 +105,9 @@ class Encoder(nn.Module):
         Probability of a one at each node of each latent's tree of decisions, in units of 1/4096, among the codes of
         the training images: what the coder's table is made of. Zero until it has been measured.
     codebooks : Parameter, float32, shape (D, K, e), or None
-        What stands for a categorical symbol in the decoder.
+        Embeddings of a categorical code's symbols in the decoder.
     classifier : Linear, from V to the number of classes, or None
-        What fine-tuning trains: it reads decoded vectors, or the features, as the configuration says.
+        Of a fine-tuned encoder; it reads decoded vectors or features, as the configuration says.
     """
 
     ones: Tensor
@@ -130,8 +132,8 @@ class Encoder(nn.Module):
         self.register_buffer("ones", torch.zeros(config.latents, nodes, dtype=torch.int32))
         self.entropy: nn.Module | None = None
         if config.entropy == "autoregressive":
-            shapes = array_shapes(config.latents, config.entropy_hidden, config.alphabet)
-            self.entropy = _buffers({n: torch.zeros(shape, dtype=d) for n, (d, shape) in shapes.items()})
+            types = array_types(config.latents, config.entropy_hidden, config.alphabet, levels=len(logistic_levels()))
+            self.entropy = _buffers({n: torch.zeros(shape, dtype=_stored(d)) for n, (d, shape) in types.items()})
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -167,6 +169,10 @@ class Encoder(nn.Module):
         """Return q(z|x) from standardised features, shape (B, V)."""
         return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
 
+    def embed(self, symbols: Tensor) -> Tensor:
+        """Return symbols, integers of shape (B, D), in the form that :meth:`decode` takes."""
+        return POSTERIORS[self.config.posterior].embed(symbols, self.config)
+
     def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
         """Decode codes to standardised features, float32, shape (B, V)."""
         x = symbols - self.factorised.mean().detach()
@@ -187,7 +193,7 @@ class Encoder(nn.Module):
         return scores
 
     def set_classes(self, classes: tuple[str, ...], classifies: str = "vectors") -> None:
-        """Take a fresh classifier of these classes, which gives all of them the same score, in place of any other."""
+        """Replace the classifier by a fresh one of these classes, which gives all of them the same score."""
         self.config = replace(self.config, classes=classes, classifies=classifies)
         self.classifier = nn.Linear(self.feature_dim, len(classes)).to(self.ones.device)
         nn.init.zeros_(self.classifier.weight)
@@ -195,26 +201,31 @@ class Encoder(nn.Module):
 
     @property
     def decoder_scale(self) -> float:
-        """Factor that brings a centred bit to the range -1..1, and a Gaussian latent to about unit variance."""
-        return 8 / self.config.alphabet if self.config.posterior == "gaussian" else 2.0
+        """Factor that brings centred numbers in decoder form to about -1..1 or unit variance."""
+        return POSTERIORS[self.config.posterior].decoder_scale(self.config)
 
-    def set_entropy(self, network: EntropyNetwork | None) -> None:
-        """Take an entropy network along, or none; the configuration says so from then on."""
+    def set_entropy(self, network: AutoregressiveModel | None) -> None:
+        """Set the entropy network, or remove it, in the configuration, too."""
         if network is None:
             self.entropy = None
             self.config = replace(self.config, entropy="independent", entropy_hidden=0)
             return
         self.config = replace(self.config, entropy="autoregressive", entropy_hidden=network.hidden)
-        shapes = array_shapes(self.config.latents, network.hidden, self.config.alphabet)
-        arrays = {n: torch.from_numpy(a.astype(np.int64)).to(shapes[n][0]) for n, a in network.arrays().items()}
-        self.entropy = _buffers(arrays).to(self.ones.device)
+        arrays = network.arrays().items()
+        stored = {name: torch.from_numpy(a.astype(np.int32)).to(_stored(a.dtype)) for name, a in arrays}
+        self.entropy = _buffers(stored).to(self.ones.device)
 
-    def entropy_network(self) -> EntropyNetwork | None:
+    def entropy_network(self) -> AutoregressiveModel | None:
         """Return the entropy network that the encoder holds, if it does."""
         if self.entropy is None:
             return None
         arrays = {name: buffer.cpu().numpy() for name, buffer in self.entropy.named_buffers()}
-        return EntropyNetwork.from_arrays(arrays, latents=self.config.latents, alphabet=self.config.alphabet)
+        return AutoregressiveModel.from_arrays(arrays, latents=self.config.latents, alphabet=self.config.alphabet)
+
+    def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
+        """Return what each latent of these codes costs on average under the encoder's entropy model, shape (D,)."""
+        table = IndependentModel(self.ones.cpu().numpy().astype(np.uint16), self.config.alphabet)
+        return latent_lengths(codes, self.entropy_network() or table)
 
     @torch.no_grad()
     def decoder_arrays(self) -> DecoderArrays:
@@ -223,9 +234,9 @@ class Encoder(nn.Module):
         inputs = self.config.decoder_inputs
         codebooks = None
         if self.codebooks is None:
-            # Bits are what they are; a Gaussian latent is its symbol plus the offset.
-            offset = first_level(self.config.alphabet) if self.config.posterior == "gaussian" else 0
-            centre, scale = mean - offset, torch.full((inputs,), self.decoder_scale)
+            # The tables' decoder takes symbols; ours takes numbers, of which symbol 0 is the lowest.
+            lowest = POSTERIORS[self.config.posterior].lowest(self.config)
+            centre, scale = mean - lowest, torch.full((inputs,), self.decoder_scale)
         else:
             centre, scale = torch.zeros(inputs), torch.ones(inputs)
             missing = torch.einsum("dk,dke->de", mean, self.codebooks)
@@ -240,8 +251,8 @@ class Encoder(nn.Module):
 def _head(features: int, config: EncoderConfig) -> nn.Module:
     """Return a linear layer from features to the posterior's parameters, or a perceptron that ends with one.
 
-    What a ReLU gives has a mean, which rows of weights that add up to zero do not see: otherwise some of the
-    posterior's latents would begin with a value that no input changes. The mean has 1/pi of the power.
+    Outputs of a ReLU have a mean, with 1/pi of their power. Rows of weights that sum to zero ignore it; otherwise
+    some latents would start with a value that no input changes.
     """
     family = POSTERIORS[config.posterior]
     *hidden, last = (nn.Linear(i, o) for i, o in pairwise((features, *config.head, family.width(config))))
@@ -262,6 +273,11 @@ def _head(features: int, config: EncoderConfig) -> nn.Module:
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
     return array
+
+
+def _stored(dtype: DTypeLike) -> torch.dtype:
+    """Return the type in which a model file holds integers of a type; torch has little that is unsigned."""
+    return torch.int8 if dtype == np.int8 else torch.int32
 
 
 def _buffers(tensors: dict[str, Tensor]) -> nn.Module:

@@ -34,9 +34,9 @@ _inside, _before = 0, 1
 def side_by_side(run: Callable[[range], None], starts: range, cores: int) -> None:
     """Run chunks in threads, each with its share of the cores, rather than every operation on all of them.
 
-    Operations that are split over threads wait for each other dozens of times a chunk, and where another process has
-    one of the cores, for that one: on two cores of which one was busy, compressing took four times as long as on one
-    thread. Chunks wait for nothing. What is computed of each does not depend on the others.
+    An operation that is split over threads waits for the slowest, dozens of times a chunk: with one of two cores
+    busy, compressing took four times as long as on one thread. Chunks wait for nothing, and their results do not
+    depend on each other.
     """
     threads = max(n for n in (1, 2, _MOST) if n <= max(1, min(cores, len(starts))))
     if threads == 1:
@@ -48,7 +48,7 @@ def side_by_side(run: Callable[[range], None], starts: range, cores: int) -> Non
 
 @contextmanager
 def _threads_of_operations(count: int) -> Iterator[None]:
-    """Let operations have so many threads; the last that leaves, of several at a time, restores what was before."""
+    """Set PyTorch's threads per operation; the last of several contexts to leave restores the setting."""
     global _inside, _before  # noqa: PLW0603 - it is PyTorch's setting that is one for the process
     with _lock:
         if not _inside:
@@ -65,7 +65,7 @@ def _threads_of_operations(count: int) -> Iterator[None]:
 
 
 TRAIN_PRECISIONS = ("auto", "bf16", "fp32")
-"""What training may be asked for; bf16 is autocast."""
+"""Precisions of training; bf16 is autocast."""
 
 _NATIVE = ("avx512_bf16", "amx_bf16")
 _ASKED_OF_OLDER = (
@@ -77,12 +77,11 @@ _ASKED_OF_OLDER = (
 def computes_in_bf16(precision: str, device_type: str) -> bool:
     """Tell whether a network on such a device of this machine computes in bfloat16.
 
-    ``bf16`` and ``fp32`` are obeyed. ``auto`` is bf16 where the device has instructions for it: a GPU of NVIDIA's or
-    AMD's that does, other accelerators, and a processor with AVX-512 BF16 or AMX, where bf16 is faster than fp32. A
-    processor without them emulates bf16 slowly: on one with AVX2 alone 33 images of 64 pixels a second went through
-    a ResNet-10 in bf16, and 250 in fp32.
+    ``bf16`` and ``fp32`` are obeyed. ``auto`` is bf16 if the device has instructions for it: NVIDIA and AMD
+    GPUs that do, other accelerators, and CPUs with AVX-512 BF16 or AMX. Other CPUs emulate it slowly: with AVX2
+    alone, 33 images of 64 pixels a second went through a ResNet-10 in bf16, and 250 in fp32.
 
-    Training asks where it computes, not once: a network may be trained on a GPU, and its latents on the processor.
+    Every stage of training asks for its own device: a network may be trained on a GPU, its latents on the CPU.
 
     Examples
     --------
@@ -130,12 +129,12 @@ _CHUNK = {"cpu": 64, "cuda": 512, "mps": 128}
 _ROWS = 1024  # of vectors
 
 PRECISIONS = ("fp32", "bf16")
-"""What the network of an image may be computed in; bf16 is autocast, latents and decoder stay fp32."""
+"""Precisions of an image's network; bf16 is autocast, latents and decoder stay fp32."""
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What an encoder says about B images or vectors.
+    """An encoder's output for B images or vectors.
 
     Parameters
     ----------
@@ -199,10 +198,6 @@ def encode(
         symbols, alphabet=encoder.config.alphabet, uncertainty=entropy if uncertainty else None
     )
     return Encoded(codes, features)
-
-
-encode_images = encode
-"""The name that :func:`encode` has where there are images only."""
 
 
 def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:

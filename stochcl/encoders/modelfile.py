@@ -18,7 +18,7 @@ from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
 from stochcl.errors import MissingExtraError, ModelError, OutputError, StochclError
 from stochcl.files import replacing
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ _LATER = (
     "classes",
     "classifies",
     "pooling",
-)  # fields that the first models had not
+)  # fields that the first models lack
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _stored_type(name: str, tensor: Tensor) -> torch.dtype:
 
 
 def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
-    """Return what a stored tensor holds that no encoder has, if it does."""
+    """Return what is wrong with a stored tensor, or None."""
     if tensor.dtype != dtype:
         return f"{tensor.dtype}, not {dtype}"
     if not tensor.isfinite().all():
@@ -105,8 +105,8 @@ def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
 def stored_config(config: EncoderConfig) -> dict[str, Any]:
     """Return the configuration as a file and the hash hold it.
 
-    What came later than the first models is left out where it has its default value: models from before keep
-    their hash, which archives name them by.
+    Later fields are left out at their default value, so that older models keep their hash, which archives name them
+    by.
     """
     stored = asdict(config)
     if config.entropy == "independent":
@@ -124,7 +124,7 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
     tensors = _tensors(encoder)
     for name, tensor in tensors.items():
         if wrong := _wrong(name, tensor, tensor.dtype):
-            raise ModelError(f"{printable(path)}: {name} holds {wrong}; the model is not written.")
+            raise ModelError(f"{escape_name(path)}: {name} holds {wrong}; the model is not written.")
     metadata = {
         "kind": KIND,
         "config": json.dumps(stored_config(encoder.config), sort_keys=True),
@@ -134,14 +134,14 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
         with replacing(path) as file:
             file.write(save(tensors, metadata))
     except OSError as exc:
-        raise OutputError(f"{printable(path)}: the model cannot be written: {exc.strerror}.") from exc
+        raise OutputError(f"{escape_name(path)}: the model cannot be written: {exc.strerror}.") from exc
     return model_hash(tensors, encoder.config)
 
 
 @own_state()
 def load_model(path: Path) -> ModelFile:
     """Read a model file; nothing in it is executed."""
-    shown = printable(path)
+    shown = escape_name(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -173,7 +173,7 @@ def load_model(path: Path) -> ModelFile:
 
 
 def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> ModelFile:
-    shown = printable(path)
+    shown = escape_name(path)
     try:
         config = _config(shown, json.loads(metadata["config"]))
         # NaN is no JSON, and no figure.
@@ -201,7 +201,7 @@ def _config(shown: str, stored: dict[str, Any]) -> EncoderConfig:
     known = {f.name for f in fields(EncoderConfig)}
     stored = dict(stored)
     if unknown := sorted(set(stored) - known):
-        names = printable(", ".join(unknown))
+        names = escape_name(", ".join(unknown))
         msg = f"{shown}: this version of stochcl does not know {names}, which the model's configuration has"
         raise ModelError(f"{msg}; a later version made it: update stochcl.")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}

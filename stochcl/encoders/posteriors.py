@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ BIT = math.log(2)
 
 
 class Posterior(ABC):
-    """A distribution q(z|x) over D independent latents of K values, for a batch of B images.
+    """A distribution q(z|x) over D latents of up to K values, for a batch of B images.
 
     The contract:
 
@@ -40,6 +40,7 @@ class Posterior(ABC):
       (B, D, K) for one-hot vectors; :meth:`embed` brings symbols to it.
     - :meth:`sample` draws in decoder form and lets gradients through to the parameters; :meth:`mode` is the symbol
       that is stored. All randomness is the caller's: the same noise gives the same draw.
+    - Latents may differ: one of fewer than K values gives the others no probability, and draws none of them.
     - Probabilities are those of symbols, for all families alike, so that entropy is never negative and the
       divergence never more than the rate. :meth:`log_prob`, :meth:`entropy` and :meth:`kl` are in nats, as in
       torch.distributions; :meth:`rate` is in bits. All have one value a latent, shape (B, D); the sum over a row is
@@ -57,9 +58,22 @@ class Posterior(ABC):
         Its ``latents`` (D) and ``alphabet`` (K) say what there is.
     """
 
+    ordered: ClassVar[bool] = True
+    """Whether symbols are numbers, so that neighbours are alike."""
+
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
         self.parameters = parameters
         self.config = config
+
+    @staticmethod
+    def lowest(config: EncoderConfig) -> int:
+        """Return the number that symbol 0 of an ordered family stands for in decoder form."""
+        return 0
+
+    @staticmethod
+    def decoder_scale(config: EncoderConfig) -> float:
+        """Return the factor that brings centred numbers in decoder form to about -1..1 or unit variance."""
+        return 2.0
 
     @staticmethod
     @abstractmethod
@@ -114,8 +128,9 @@ class Posterior(ABC):
         Log-odds and logits are divided by it, the deviation of a Gaussian latent is multiplied by it.
         """
 
+    @staticmethod
     @abstractmethod
-    def embed(self, symbols: Tensor) -> Tensor:
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:
         """Return symbols, integers of shape (B, D), in decoder form, float32."""
 
     @abstractmethod
@@ -193,7 +208,15 @@ class Gaussian(Posterior):
         super().__init__(parameters, config)
         self.mean, log_deviation = parameters.chunk(2, dim=1)
         self.deviation = log_deviation.clamp(-_MOST, _MOST).exp()
-        self.offset = first_level(config.alphabet)
+        self.offset = self.lowest(config)
+
+    @staticmethod
+    def lowest(config: EncoderConfig) -> int:  # noqa: D102
+        return first_level(config.alphabet)
+
+    @staticmethod
+    def decoder_scale(config: EncoderConfig) -> float:  # noqa: D102
+        return 8 / config.alphabet
 
     @staticmethod
     def width(config: EncoderConfig) -> int:  # noqa: D102
@@ -218,7 +241,7 @@ class Gaussian(Posterior):
         if estimator == "relaxed":
             return number
         last = self.offset + self.config.alphabet - 1
-        return straight_through(self.embed(self.symbols(number)), number.clamp(self.offset, last))
+        return straight_through(self.embed(self.symbols(number), self.config), number.clamp(self.offset, last))
 
     def mode(self) -> Tensor:  # noqa: D102
         return self.symbols(self.mean).to(symbol_type(self.config.alphabet))
@@ -227,8 +250,9 @@ class Gaussian(Posterior):
         log_deviation = self.parameters[:, self.config.latents :] + math.log(temperature)
         return Gaussian(torch.cat([self.mean, log_deviation], dim=1), self.config)
 
-    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
-        return symbols.float() + self.offset
+    @staticmethod
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
+        return symbols.float() + first_level(config.alphabet)
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
         return (draw.detach() - self.offset).round().clamp(0, self.config.alphabet - 1).long()
@@ -338,7 +362,8 @@ class Bernoulli(Posterior):
     def tempered(self, temperature: float) -> Bernoulli:  # noqa: D102
         return Bernoulli(self.parameters / temperature, self.config)
 
-    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
+    @staticmethod
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
         return symbols.float()
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
@@ -367,6 +392,8 @@ class Categorical(Posterior):
     arXiv 1611.01144; Maddison et al., arXiv 1611.00712), points of the simplex.
     """
 
+    ordered = False
+
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
         super().__init__(parameters, config)
         self.logits = parameters.reshape(len(parameters), config.latents, config.alphabet)
@@ -386,7 +413,7 @@ class Categorical(Posterior):
         perturbed = self.logits + gumbel.reshape(self.logits.shape)
         if estimator == "relaxed":
             return torch.softmax(perturbed / temperature, dim=2)
-        return straight_through(self.embed(perturbed.argmax(dim=2)), self.log_q.exp())
+        return straight_through(self.embed(perturbed.argmax(dim=2), self.config), self.log_q.exp())
 
     def mode(self) -> Tensor:  # noqa: D102
         return self.logits.argmax(dim=2).to(symbol_type(self.config.alphabet))
@@ -394,8 +421,9 @@ class Categorical(Posterior):
     def tempered(self, temperature: float) -> Categorical:  # noqa: D102
         return Categorical(self.parameters / temperature, self.config)
 
-    def embed(self, symbols: Tensor) -> Tensor:  # noqa: D102
-        return functional.one_hot(symbols.long(), self.config.alphabet).float()
+    @staticmethod
+    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
+        return functional.one_hot(symbols.long(), config.alphabet).float()
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
         return draw.detach().argmax(dim=2)

@@ -1,4 +1,4 @@
-"""Priors p(z), learned with the encoder: what a coder believes before it has seen a code."""
+"""Priors p(z), learned with the encoder: a factorised one for each family, and an autoregressive one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
 from stochcl.entropy.autoregressive import (
-    _HIDDEN_SHIFT,
-    _INDEX_SHIFT,
-    _MAX_BIAS,
-    _STEP,
-    _TOP,
-    _UNIT,
-    LEVELS,
-    EntropyNetwork,
-    _levels,
+    BIAS_SHIFT,
+    FULL,
+    HIDDEN_SHIFT,
+    LEVEL_STEP,
+    MAX_BIAS,
+    MAX_MULTIPLIER,
+    SHIFT,
+    SIGN,
+    AutoregressiveModel,
+    logistic_levels,
 )
 from stochcl.entropy.independent import nodes_per_symbol, quantised
 
@@ -58,7 +59,7 @@ def symbol_bits(alphabet: int, device: torch.device | None = None) -> Tensor:
 
 
 def decision_nodes(decisions: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
-    """Return latent, shape (T,), and node, shape (B, T), of every decision, from what comes before it in its symbol."""
+    """Return latent, shape (T,), and node, shape (B, T), of every decision, given those before it in its symbol."""
     bits = bits_per_symbol(alphabet)
     latents = decisions.shape[1] // bits
     latent = torch.arange(latents, device=decisions.device).repeat_interleave(bits)
@@ -78,7 +79,7 @@ class MaskedNetwork(nn.Module):
     """logit_j = bias_j + direct_j s + output_j clamp(hidden s + hidden_bias, 0, 1), with s = 2 d - 1 (MADE).
 
     Germain et al., arXiv 1502.03509, with one hidden layer and direct connections. Its integer form is
-    :class:`~stochcl.entropy.autoregressive.EntropyNetwork`.
+    :class:`~stochcl.entropy.autoregressive.AutoregressiveModel`.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ class MaskedNetwork(nn.Module):
 
     @torch.no_grad()
     def apply_masks(self) -> None:
-        """Take away what a decision may not see."""
+        """Zero the weights from decisions that are not known yet."""
         for name in ("direct", "hidden", "output"):
             getattr(self, name).mul_(self.get_buffer(f"{name}_mask"))
 
@@ -134,30 +135,10 @@ class MaskedNetwork(nn.Module):
 
 
 def spread_degrees(decisions: int, hidden: int) -> NDArray[np.int32]:
-    """Return how many decisions each hidden unit sees: spread evenly over the multiples of the stride."""
+    """Return the number of decisions that each hidden unit sees, spread evenly over the multiples of the stride."""
     stride = min(_STRIDE, decisions - 1)
     groups = max(1, (decisions - 1) // stride)
     return ((np.arange(hidden) * groups // max(1, hidden) + 1) * stride).astype(np.int32)
-
-
-_MAX_MULTIPLIER = 65535
-
-
-def array_shapes(latents: int, hidden: int, alphabet: int = 2) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return the type and shape in which a model file holds each array; torch has little that is unsigned."""
-    bits = bits_per_symbol(alphabet)
-    t, i8, i32 = latents * bits, torch.int8, torch.int32
-    return {
-        "levels": (i32, (LEVELS,)),
-        "degrees": (i32, (hidden,)),
-        "hidden_weights": (i8, (hidden, t)),
-        "hidden_bias": (i32, (hidden,)),
-        "hidden_multiplier": (i32, (hidden,)),
-        "direct": (i8, (t, t)),
-        "output": (i8, (t, hidden)),
-        "multiplier": (i32, (t,)),
-        "bias": (i32, (latents, (1 << bits) - 1)),
-    }
 
 
 def _multipliers(largest: Tensor, unit: float) -> tuple[Tensor, Tensor]:
@@ -166,37 +147,39 @@ def _multipliers(largest: Tensor, unit: float) -> tuple[Tensor, Tensor]:
     The multiplier comes first and the scale from it, so that its own rounding costs nothing; what is larger than
     the largest multiplier expresses is clipped.
     """
-    multiplier = (largest / _TOP / unit).ceil().clamp(1, _MAX_MULTIPLIER)
+    multiplier = (largest / FULL / unit).ceil().clamp(1, MAX_MULTIPLIER)
     return multiplier, multiplier * unit
 
 
 @torch.no_grad()
-def quantise(network: MaskedNetwork, latents: int, alphabet: int) -> EntropyNetwork:
+def quantise(network: MaskedNetwork, latents: int, alphabet: int) -> AutoregressiveModel:
     """Round a network to integers: a scale for every hidden unit and for every decision."""
     direct, hidden, output = (network.masked(n).double() for n in ("direct", "hidden", "output"))
-    unit = 2.0**-_HIDDEN_SHIFT / _UNIT
+    unit = 2.0**-HIDDEN_SHIFT / SIGN
     hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), unit)
     # Shifts round down: half a unit is added where the rounding should be to the nearest.
-    hidden_bias = (network.hidden_bias.double() + 0.5 / _UNIT) / hidden_scale
-    unit = _STEP * 2.0 ** -(_INDEX_SHIFT - 7)  # 7: z counts in units of 1/128
+    hidden_bias = (network.hidden_bias.double() + 0.5 / SIGN) / hidden_scale
+    unit = LEVEL_STEP * SIGN / 2.0**SHIFT  # z counts in units of 1/128
     multiplier, scale = _multipliers(torch.maximum(_largest(direct), _largest(output)), unit)
-    bias = 256 * (network.bias.double() / _STEP + (LEVELS - 1) / 2 + 0.5)
+    levels = logistic_levels()
+    # In units of a level / 2**(SHIFT - BIAS_SHIFT); the middle level is even odds.
+    bias = 2.0 ** (SHIFT - BIAS_SHIFT) * (network.bias.double() / LEVEL_STEP + (len(levels) - 1) / 2 + 0.5)
 
     def integers(values: Tensor, dtype: type, most: int) -> NDArray[Any]:
         return values.round().clamp(-most, most).cpu().numpy().astype(dtype)
 
-    return EntropyNetwork(
+    return AutoregressiveModel(
         latents=latents,
         alphabet=alphabet,
-        levels=_levels(),
+        levels=levels,
         degrees=network.degrees,
-        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, _TOP),
-        hidden_bias=integers(hidden_bias, np.int32, _MAX_BIAS),
-        hidden_multiplier=integers(hidden_multiplier, np.uint16, _MAX_MULTIPLIER),
-        direct=integers(direct / scale[:, None], np.int8, _TOP),
-        output=integers(output / scale[:, None], np.int8, _TOP),
-        multiplier=integers(multiplier, np.uint16, _MAX_MULTIPLIER),
-        bias=integers(bias, np.int32, _MAX_BIAS),
+        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, FULL),
+        hidden_bias=integers(hidden_bias, np.int32, MAX_BIAS),
+        hidden_multiplier=integers(hidden_multiplier, np.uint16, MAX_MULTIPLIER),
+        direct=integers(direct / scale[:, None], np.int8, FULL),
+        output=integers(output / scale[:, None], np.int8, FULL),
+        multiplier=integers(multiplier, np.uint16, MAX_MULTIPLIER),
+        bias=integers(bias, np.int32, MAX_BIAS),
     )
 
 
@@ -320,7 +303,7 @@ FACTORISED: dict[str, type[Factorised]] = {
 class AutoregressivePrior(nn.Module):
     """p(z) over the binary decisions of a code, each given those before it: the coder's own kind, in real numbers.
 
-    In a training loss it makes the encoder pay for what the coder's network will not foresee; when training ends,
+    As the rate of a training loss, it charges what the coder's network will charge; when training ends,
     :meth:`quantised` is that network.
 
     Parameters
@@ -349,6 +332,6 @@ class AutoregressivePrior(nn.Module):
         nats: Tensor = functional.softplus(logits) - decisions * logits
         return nats / math.log(2)
 
-    def quantised(self) -> EntropyNetwork:
+    def quantised(self) -> AutoregressiveModel:
         """Return the network in integers, for the coder."""
         return quantise(self.network, self.latents, self.alphabet)

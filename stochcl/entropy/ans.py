@@ -10,7 +10,7 @@ import numpy as np
 
 from stochcl.codes import Codes, bits_per_symbol, decisions_to_symbols
 from stochcl.entropy.autoregressive import AutoregressiveModel, Stepper
-from stochcl.entropy.independent import DENOMINATOR_INDEPENDENT, IndependentModel
+from stochcl.entropy.independent import DENOMINATOR, IndependentModel
 from stochcl.errors import ChecksumMismatch, FormatError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ From a state of 0, the library's default, a zero leaves the state as it is: rows
 bound on what a number of words can hold would be true. It costs no more: the first one would set 24 bits anyway.
 """
 
-_HALF = DENOMINATOR_INDEPENDENT // 2
+_HALF = DENOMINATOR // 2
 
 _SHORT = 6
 """Runs of equal probabilities shorter than this on average are faster coded in one call, a parameter a symbol."""
@@ -43,11 +43,11 @@ _FEW = 96
 """With so few rows a block they are that short, or too few to be worth looking for."""
 
 
-@lru_cache(maxsize=DENOMINATOR_INDEPENDENT)
+@lru_cache(maxsize=DENOMINATOR)
 def _model(numerator: int) -> Any:
     import constriction
 
-    p = numerator / DENOMINATOR_INDEPENDENT
+    p = numerator / DENOMINATOR
     return constriction.stream.model.Categorical(np.array([1 - p, p]), perfect=True)
 
 
@@ -73,14 +73,14 @@ def _bounds(values: NDArray[np.integer]) -> list[int]:
 def _fold(numerators: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
     """Return numerators of at most a half, and which decisions are coded as their opposites."""
     turned = numerators > _HALF
-    return np.where(turned, DENOMINATOR_INDEPENDENT - numerators, numerators).astype(np.uint16), turned
+    return np.where(turned, DENOMINATOR - numerators, numerators).astype(np.uint16), turned
 
 
 def _push(coder: Any, symbols: NDArray[np.int32], numerators: NDArray[np.uint16]) -> None:
     """Code symbols whose numerators ascend. A stack gives back last what it took first: everything goes backwards."""
     bounds = _bounds(numerators)
     if len(symbols) < _SHORT * (len(bounds) - 1):
-        coder.encode_reverse(symbols, _family(), numerators / DENOMINATOR_INDEPENDENT)
+        coder.encode_reverse(symbols, _family(), numerators / DENOMINATOR)
         return
     for start, end in zip(bounds[-2::-1], bounds[:0:-1], strict=True):
         coder.encode_reverse(symbols[start:end], _model(int(numerators[start])))
@@ -90,7 +90,7 @@ def _pop(coder: Any, numerators: NDArray[np.uint16]) -> NDArray[np.int32]:
     """Return the next symbols, whose numerators ascend."""
     bounds = _bounds(numerators)
     if len(numerators) < _SHORT * (len(bounds) - 1):
-        return coder.decode(_family(), numerators / DENOMINATOR_INDEPENDENT)
+        return coder.decode(_family(), numerators / DENOMINATOR)
     symbols = np.empty(len(numerators), np.int32)
     for start, end in pairwise(bounds):
         symbols[start:end] = coder.decode(_model(int(numerators[start])), end - start)
@@ -213,7 +213,7 @@ class _Levels:
         self.ranks = ranks.astype(np.uint8)
         self.turned = self.turned.astype(np.uint8)
         self.models = [_model(int(k)) for k in self.numerators]
-        self.probabilities = self.numerators / DENOMINATOR_INDEPENDENT
+        self.probabilities = self.numerators / DENOMINATOR
 
 
 def _encode_autoregressive(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.codes import bits_per_symbol
-from stochcl.entropy.independent import DENOMINATOR_INDEPENDENT, MAX_DECISIONS, places
+from stochcl.entropy.independent import DENOMINATOR, MAX_DECISIONS, nodes_per_symbol
 from stochcl.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -24,161 +24,39 @@ if TYPE_CHECKING:
 MAX_HIDDEN = 4096
 """Most hidden units of a network."""
 
-LEVELS = 81
-"""Probabilities that a decision can have: log-odds in steps of 0.2, from -8 to 8."""
-
-_STEP = 0.2
-_ROWS = 2048  # of codes at a time where nothing is learned
-
-_UNIT = 128  # a hidden activation of 1 is 128, clipped to 127
-_HIDDEN_SHIFT, _INDEX_SHIFT, _BIAS_SHIFT = 14, 24, 16
-_MAX_BIAS = 1 << 24
-_TOP = 127  # of an int8 weight, both ways
-
-
-def _levels() -> NDArray[np.uint16]:
-    odds = (np.arange(LEVELS) - (LEVELS - 1) / 2) * _STEP
-    levels: NDArray[np.uint16] = np.clip(np.rint(4096 / (1 + np.exp(-odds))), 1, 4095).astype(np.uint16)
-    return levels
-
-
-@dataclass(frozen=True, eq=False)
-class EntropyNetwork:
-    """An autoregressive model of codes that is integers only, so that every machine finds the same probabilities.
-
-    A row is T = D * bits decisions d_0, d_1, ..., each seen by those after it as s_i = 2 d_i - 1. With floor shifts::
-
-        u_h = hidden_bias_h + sum_i hidden_weights_hi s_i
-        a_h = min(127, max(0, (u_h * hidden_multiplier_h) >> 14))
-        z_j = 128 * sum_{i<j} direct_ji s_i + sum_{degrees_h <= j} output_jh a_h
-        index_j = clip((z_j * multiplier_j + (bias_j << 16)) >> 24, 0, n - 1)
-        P(d_j = 1) = levels[index_j] / 4096
-
-    Parameters
-    ----------
-    latents, alphabet : int
-        D and K; bits = ceil(log2 K).
-    levels : ndarray of uint16, shape (n,)
-    degrees : ndarray of int32, shape (H,)
-        Hidden unit h sees the decisions before this one; ascending.
-    hidden_weights : ndarray of int8, shape (H, T)
-    hidden_bias : ndarray of int32, shape (H,)
-    hidden_multiplier : ndarray of uint16, shape (H,)
-    direct : ndarray of int8, shape (T, T)
-        Strictly lower triangular.
-    output : ndarray of int8, shape (T, H)
-    multiplier : ndarray of uint16, shape (T,)
-    bias : ndarray of int32, shape (D, 2**bits - 1)
-        One for each node of a symbol's binary tree, in 1/256 of a level.
-    """
-
-    latents: int
-    alphabet: int
-    levels: NDArray[np.uint16]
-    degrees: NDArray[np.int32]
-    hidden_weights: NDArray[np.int8]
-    hidden_bias: NDArray[np.int32]
-    hidden_multiplier: NDArray[np.uint16]
-    direct: NDArray[np.int8]
-    output: NDArray[np.int8]
-    multiplier: NDArray[np.uint16]
-    bias: NDArray[np.int32]
-
-    @property
-    def hidden(self) -> int:
-        """H, the number of hidden units."""
-        return len(self.degrees)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by their names."""
-        return {name: getattr(self, name) for name in ARRAYS}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, latents: int, alphabet: int) -> EntropyNetwork:
-        """Make a network of arrays of any integer type."""
-        found = {}
-        for name, dtype in _TYPES.items():
-            array = np.asarray(arrays[name]).astype(np.int64)
-            low, high = _RANGES.get(name, (np.iinfo(dtype).min, np.iinfo(dtype).max))
-            if array.size and not (low <= array.min() and array.max() <= high):
-                msg = f"{name} holds {array.min()}..{array.max()}, outside {low}..{high}"
-                raise ValueError(msg)
-            found[name] = array.astype(dtype)
-        network = cls(latents, alphabet, **found)
-        network._check()
-        return network
-
-    def _check(self) -> None:
-        """Refuse a network in which a decision would see itself or a later one."""
-        t = self.latents * bits_per_symbol(self.alphabet)
-        degrees, places = self.degrees.astype(np.int64), np.arange(t)
-        if len(degrees) and not (degrees.min() >= 1 and degrees.max() < t and (np.diff(degrees) >= 0).all()):
-            msg = f"degrees do not ascend within 1..{t - 1}"
-            raise ValueError(msg)
-        unseen = {
-            "direct": places >= places[:, None],
-            "hidden_weights": places >= degrees[:, None],
-            "output": degrees > places[:, None],
-        }
-        for name, mask in unseen.items():
-            if getattr(self, name)[mask].any():
-                msg = f"{name} has weights of decisions that come later"
-                raise ValueError(msg)
-
-    def numerators(self, codes: Codes) -> NDArray[np.uint16]:
-        """Return 4096 P(decision is 1) of every decision given those before it, uint16, shape (N, T)."""
-        signs = codes.decisions().astype(np.float64) * 2 - 1
-        # Products of integers whose sums stay below 2**53: exact in any order.
-        total = signs @ self.direct.T.astype(np.float64) * _UNIT
-        if self.hidden:
-            u = (signs @ self.hidden_weights.T.astype(np.float64)).astype(np.int64) + self.hidden_bias
-            active = np.clip((u * self.hidden_multiplier.astype(np.int64)) >> _HIDDEN_SHIFT, 0, _TOP)
-            total += active.astype(np.float64) @ self.output.T.astype(np.float64)
-        latent, node = places(codes)
-        bias = self.bias[latent, node].astype(np.int64) << _BIAS_SHIFT
-        index = (total.astype(np.int64) * self.multiplier.astype(np.int64) + bias) >> _INDEX_SHIFT
-        found: NDArray[np.uint16] = self.levels[np.clip(index, 0, len(self.levels) - 1)]
-        return found
-
-    def decision_bits(self, codes: Codes) -> NDArray[np.float64]:
-        """Return what each decision of a row costs on average over these codes, in bits, shape (T,)."""
-        total = np.zeros(codes.decisions_per_row)
-        for start in range(0, len(codes), _ROWS):
-            part = codes[start : start + _ROWS]
-            p = self.numerators(part) / 4096
-            total -= np.log2(np.where(part.decisions() == 1, p, 1 - p)).sum(axis=0)
-        return total / len(codes)
-
-
-ARRAYS = tuple(f.name for f in fields(EntropyNetwork) if f.name not in ("latents", "alphabet"))
-"""Names of the arrays of a network."""
-
-_TYPES: dict[str, type[np.integer]] = dict(zip(
-    ARRAYS,
-    [np.uint16, np.int32, np.int8, np.int32, np.uint16, np.int8, np.int8, np.uint16, np.int32], strict=True,
-))  # fmt: skip
-_RANGES = {"levels": (1, 4095), "hidden_bias": (-_MAX_BIAS, _MAX_BIAS)}
-
-MAX_HIDDEN_AUTOREGRESSIVE = 4096
 MAX_LEVELS = 256
+"""Most probabilities that a decision can have."""
+
 MAX_BIAS = 1 << 24
+"""Largest bias of a hidden unit, either way."""
+
+MAX_MULTIPLIER = 65535
+"""Largest multiplier of a row of weights."""
+
+SIGN = 128
+"""Weight of a decision beside a hidden unit, whose values are 0..127."""
+
+FULL = 127
+"""Largest value of a hidden unit, and of a weight either way."""
+
+HIDDEN_SHIFT, SHIFT, BIAS_SHIFT = 14, 24, 16
+"""Right shifts of a hidden unit and of a level, and the left shift of a bias."""
 
 _HEAD = struct.Struct("<IIII")  # latents, alphabet, hidden units, levels
-_HIDDEN_SHIFT_AUTOREGRESSIVE = 14
-_SHIFT = 24
-_SIGN = 128  # what a decision weighs beside a hidden unit, whose values are 0..127
-_FULL = 127
 
-# A product of float32 matrices of integers is exact, in whatever order it is summed, while every partial sum stays
-# under 2**24. Decisions: 127 * 4096 < 2**19. Hidden units: 127 * 127 * 1024 < 2**24, so so many at a time.
+# A product of float32 matrices of integers is exact, whatever the order of summation, while every partial sum stays
+# under 2**24. Decisions: 127 * 4096 < 2**19. Hidden units: 127 * 127 * 1024 < 2**24, so that many at a time.
 _EXACT_UNITS = 1024
 
 _COLUMNS = 256  # of the triangular matrix multiplied at a time when all decisions are known
-_ROWS_AUTOREGRESSIVE = 1024  # at a time, so that memory does not grow with a block
+_ROWS = 1024  # at a time, so that memory does not grow with a block
 _CHUNK = 32  # decisions decoded between two products with all that is known
 
+LEVEL_STEP = 0.2
+"""Log-odds between two levels."""
 
-def logistic_levels(step: float = 0.2, reach: float = 8.0) -> NDArray[np.uint16]:
+
+def logistic_levels(step: float = LEVEL_STEP, reach: float = 8.0) -> NDArray[np.uint16]:
     """Return numerators of the probabilities whose log-odds are the multiples of ``step`` within +-``reach``.
 
     A decision coded at the nearest of them costs less than ``step**2 / 96`` nats more than at its own probability.
@@ -190,9 +68,26 @@ def logistic_levels(step: float = 0.2, reach: float = 8.0) -> NDArray[np.uint16]
     """
     count = int(reach / step)
     odds = np.arange(-count, count + 1) * step
-    return np.clip(np.rint(DENOMINATOR_INDEPENDENT / (1 + np.exp(-odds))), 1, DENOMINATOR_INDEPENDENT - 1).astype(
-        np.uint16
-    )
+    return np.clip(np.rint(DENOMINATOR / (1 + np.exp(-odds))), 1, DENOMINATOR - 1).astype(np.uint16)
+
+
+def array_types(
+    latents: int, hidden: int, alphabet: int, *, levels: int
+) -> dict[str, tuple[type[np.integer], tuple[int, ...]]]:
+    """Return type and shape of each array of a model."""
+    nodes = nodes_per_symbol(alphabet)
+    t = latents * bits_per_symbol(alphabet)
+    return {
+        "levels": (np.uint16, (levels,)),
+        "degrees": (np.int32, (hidden,)),
+        "hidden_weights": (np.int8, (hidden, t)),
+        "hidden_bias": (np.int32, (hidden,)),
+        "hidden_multiplier": (np.uint16, (hidden,)),
+        "direct": (np.int8, (t, t)),
+        "output": (np.int8, (t, hidden)),
+        "multiplier": (np.uint16, (t,)),
+        "bias": (np.int32, (latents, nodes)),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,27 +150,17 @@ class AutoregressiveModel:
     def __post_init__(self) -> None:
         _check_width(self.latents, self.alphabet)
         t, h = self.decisions_per_row, len(self.degrees)
-        if not 2 <= len(self.levels) <= MAX_LEVELS or h > MAX_HIDDEN_AUTOREGRESSIVE:
+        if not 2 <= len(self.levels) <= MAX_LEVELS or h > MAX_HIDDEN:
             raise FormatError(f"an autoregressive model cannot have {len(self.levels)} levels and {h} hidden units")
-        shapes = {
-            "levels": (np.uint16, (len(self.levels),)),
-            "hidden_weights": (np.int8, (h, t)),
-            "hidden_bias": (np.int32, (h,)),
-            "hidden_multiplier": (np.uint16, (h,)),
-            "direct": (np.int8, (t, t)),
-            "output": (np.int8, (t, h)),
-            "multiplier": (np.uint16, (t,)),
-            "bias": (np.int32, (self.latents, (1 << self.bits) - 1)),
-        }
+        shapes = array_types(self.latents, h, self.alphabet, levels=len(self.levels))
+        del shapes["degrees"]  # any integers
         for name, (dtype, shape) in shapes.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != shape:
                 msg = f"an autoregressive model's {name} is {np.dtype(dtype)} of shape {shape}"
                 raise FormatError(f"{msg}, not {array.dtype} of shape {array.shape}")
-        if self.levels.min() < 1 or self.levels.max() >= DENOMINATOR_INDEPENDENT:
-            raise FormatError(
-                f"probabilities are k/{DENOMINATOR_INDEPENDENT} with k in 1..{DENOMINATOR_INDEPENDENT - 1}"
-            )
+        if self.levels.min() < 1 or self.levels.max() >= DENOMINATOR:
+            raise FormatError(f"probabilities are k/{DENOMINATOR} with k in 1..{DENOMINATOR - 1}")
         degrees = self.degrees.astype(np.int64)
         if self.degrees.ndim != 1 or (h and (degrees[0] < 1 or degrees[-1] >= t or (np.diff(degrees) < 0).any())):
             raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
@@ -284,8 +169,8 @@ class AutoregressiveModel:
         self._check_masks()
 
     def _check_masks(self) -> None:
-        # What a decision must not see cannot be written to a file, and would be seen when coding only.
-        # (Small integers, and one mask after the other: tables are read for a single row, too.)
+        # A file leaves masked weights out, so that they would count in coding and not in decoding.
+        # Small integers, one mask after the other: tables are read for a single row, too.
         degrees, seen = self.degrees.astype(np.int16), np.arange(self.decisions_per_row, dtype=np.int16)
         if (
             self.hidden_weights.any(where=seen[None, :] >= degrees[:, None])
@@ -329,14 +214,37 @@ class AutoregressiveModel:
             bias=self.bias[:latents],
         )
 
-    # Probabilities
+    @property
+    def hidden(self) -> int:
+        """H, the number of hidden units."""
+        return len(self.degrees)
+
+    def arrays(self) -> dict[str, NDArray[np.integer]]:
+        """Return the arrays by their names."""
+        names = array_types(self.latents, self.hidden, self.alphabet, levels=len(self.levels))
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[np.integer]], *, latents: int, alphabet: int
+    ) -> AutoregressiveModel:
+        """Make a model of arrays of any integer types."""
+        typed = {}
+        for name, (dtype, _) in array_types(
+            latents, len(arrays["degrees"]), alphabet, levels=len(arrays["levels"])
+        ).items():
+            array, limits = np.asarray(arrays[name]).astype(np.int64), np.iinfo(dtype)
+            if array.size and not (limits.min <= array.min() and array.max() <= limits.max):
+                raise FormatError(f"{name} of an autoregressive model exceeds {limits.min}..{limits.max}")
+            typed[name] = array.astype(dtype)
+        return cls(latents, alphabet, **typed)
 
     def level_indices(self, decisions: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the index of every decision's level, uint8, shape (T, N), of decisions, shape (N, T)."""
         f, t = self.floats, self.decisions_per_row
         out = np.empty((t, len(decisions)), np.uint8)
-        for start in range(0, len(decisions), _ROWS_AUTOREGRESSIVE):
-            part = np.ascontiguousarray(decisions[start : start + _ROWS_AUTOREGRESSIVE].T)
+        for start in range(0, len(decisions), _ROWS):
+            part = np.ascontiguousarray(decisions[start : start + _ROWS].T)
             signs = part.astype(np.float32) * 2 - 1
             active = np.empty((len(self.degrees), signs.shape[1]), np.float32)
             for low in range(0, len(active), _COLUMNS):
@@ -348,9 +256,7 @@ class AutoregressiveModel:
                 z = _product(_float(self.direct[low:high, :high]), signs[:high]).astype(np.float64)
                 f.add_output(z, self.output[low:high], active, int(np.searchsorted(self.degrees, high)))
                 bias = self._bias(part, low, high)
-                out[low:high, start : start + _ROWS_AUTOREGRESSIVE] = f.quantise(
-                    z, f.multiplier[low:high, None], bias
-                )
+                out[low:high, start : start + _ROWS] = f.quantise(z, f.multiplier[low:high, None], bias)
         return out
 
     def _bias(self, decisions: NDArray[np.uint8], low: int, high: int) -> NDArray[np.float64]:
@@ -370,7 +276,7 @@ class AutoregressiveModel:
     def bits_of(self, decisions: NDArray[np.uint8], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return what decisions, shape (N, T), at levels, shape (T, N), cost in bits, shape (T,): all rows' sum."""
         n = len(self.levels)
-        p = self.levels.astype(np.float64) / DENOMINATOR_INDEPENDENT
+        p = self.levels.astype(np.float64) / DENOMINATOR
         cost = np.stack([-np.log2(1 - p), -np.log2(p)], axis=1).reshape(-1)
         total = np.empty(len(indices))
         for j, row in enumerate(indices):
@@ -381,30 +287,14 @@ class AutoregressiveModel:
     def bits_by_decision(self, codes: Codes) -> NDArray[np.float64]:
         """Return what these codes cost under the model, in bits, shape (T,): every decision summed over all rows."""
         total = np.zeros(self.decisions_per_row)
-        for start in range(0, len(codes), 8 * _ROWS_AUTOREGRESSIVE):
-            decisions = codes[start : start + 8 * _ROWS_AUTOREGRESSIVE].decisions()
+        for start in range(0, len(codes), 8 * _ROWS):
+            decisions = codes[start : start + 8 * _ROWS].decisions()
             total += self.bits_of(decisions, self.level_indices(decisions))
         return total
 
     def ideal_bits(self, codes: Codes) -> float:
         """Return what these codes cost under the model, in bits altogether: the floor for a coder."""
         return float(self.bits_by_decision(codes).sum())
-
-    @classmethod
-    def fit_linear(
-        cls,
-        codes: Codes,
-        *,
-        seed: int = 0,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> AutoregressiveModel:
-        """Return the linear model under which these codes cost little, fitted in numpy.
-
-        See :func:`stochcl.entropy.fit.fit_linear`.
-        """
-        from stochcl.entropy.fit import fit_linear
-
-        return fit_linear(codes, seed=seed, progress=progress)
 
     # Bytes
 
@@ -434,7 +324,7 @@ class AutoregressiveModel:
             raise FormatError("an autoregressive model ends too early")
         latents, alphabet, h, n = _HEAD.unpack_from(data)
         _check_width(latents, alphabet)
-        if not 2 <= n <= MAX_LEVELS or h > MAX_HIDDEN_AUTOREGRESSIVE:
+        if not 2 <= n <= MAX_LEVELS or h > MAX_HIDDEN:
             raise FormatError(f"an autoregressive model cannot have {n:,} levels and {h:,} hidden units")
         bits = bits_per_symbol(alphabet)
         t, nodes = latents * bits, (1 << bits) - 1
@@ -485,30 +375,28 @@ class _Floats:
 
     def __init__(self, model: AutoregressiveModel) -> None:
         # Powers of two scale without rounding: what is shifted right by 24 is multiplied by 2**-24 here, and z is
-        # kept in units of _SIGN, which leaves the decisions' part as it comes.
+        # kept in units of SIGN, which leaves the decisions' part as it comes.
         self.hidden_bias = model.hidden_bias.astype(np.float64)[:, None]
-        self.hidden_multiplier = model.hidden_multiplier.astype(np.float64)[:, None] / (
-            1 << _HIDDEN_SHIFT_AUTOREGRESSIVE
-        )
-        self.multiplier = model.multiplier.astype(np.float64) * _SIGN / (1 << _SHIFT)
-        self.bias = model.bias.astype(np.float64) / (1 << (_SHIFT - 16))
+        self.hidden_multiplier = model.hidden_multiplier.astype(np.float64)[:, None] / (1 << HIDDEN_SHIFT)
+        self.multiplier = model.multiplier.astype(np.float64) * SIGN / (1 << SHIFT)
+        self.bias = model.bias.astype(np.float64) / (1 << (SHIFT - BIAS_SHIFT))
         self.top = float(len(model.levels) - 1)
 
     def activate(self, u: NDArray[np.float32], units: slice) -> NDArray[np.float32]:
         """Return the hidden units' values, 0..127, from their sums without bias; shape (units, N)."""
         scaled = (u + self.hidden_bias[units]) * self.hidden_multiplier[units]
         np.maximum(scaled, 0, out=scaled)
-        np.minimum(scaled, _FULL, out=scaled)
+        np.minimum(scaled, FULL, out=scaled)
         return np.floor(scaled, out=scaled).astype(np.float32)
 
     @staticmethod
     def add_output(
         z: NDArray[np.float64], output: NDArray[np.int8], active: NDArray[np.float32], units: int, first: int = 0
     ) -> None:
-        """Add to ``z``, shape (decisions, N), in units of _SIGN, what hidden units first..units-1 say to them."""
+        """Add to ``z``, shape (decisions, N), in units of SIGN, what hidden units first..units-1 say to them."""
         for low in range(first, units, _EXACT_UNITS):
             high = min(low + _EXACT_UNITS, units)
-            z += _product(_float(output[:, low:high]) * np.float32(1 / _SIGN), active[low:high])
+            z += _product(_float(output[:, low:high]) * np.float32(1 / SIGN), active[low:high])
 
     def quantise(self, z: NDArray[np.float64], multiplier: Any, bias: Any) -> NDArray[np.uint8]:
         """Return the index of the level; below 0 it is 0, so that rounding to 0 is rounding down."""
@@ -530,7 +418,7 @@ def _product(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[n
 
 
 class Stepper:
-    """Walks through the decisions of many rows, one after the other: asks for each, is told, goes on.
+    """Decodes many rows decision by decision: yields the levels of the next one, and takes its values.
 
     ``for indices in stepper: ...; stepper.tell(decisions)``. The rows may belong to several blocks.
 
@@ -542,7 +430,7 @@ class Stepper:
     Attributes
     ----------
     decisions : ndarray of uint8, shape (T, rows)
-        What has been told.
+        Those decoded so far.
     """
 
     def __init__(self, model: AutoregressiveModel, rows: int) -> None:
@@ -588,7 +476,7 @@ class Stepper:
                 yield f.quantise(row, multiplier[j], bias)
 
     def tell(self, decisions: NDArray[np.uint8]) -> None:
-        """Say what the decision just asked for is in every row, uint8, shape (rows,)."""
+        """Set the decision whose levels came last, uint8, shape (rows,)."""
         j = self._done
         self.decisions[j] = decisions
         signs = self._signs[j]

@@ -8,7 +8,7 @@ import numpy as np
 
 from stochcl.codes import bits_per_symbol
 from stochcl.entropy.autoregressive import AutoregressiveModel, logistic_levels
-from stochcl.entropy.independent import DENOMINATOR, DENOMINATOR_INDEPENDENT, IndependentModel, node_counts, quantised
+from stochcl.entropy.independent import DENOMINATOR, IndependentModel, node_counts, quantised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ def fit_linear(
         codes = codes[np.sort(rng.choice(len(codes), _MAX_SAMPLE, replace=False))]
     bits, t = bits_per_symbol(codes.alphabet), codes.decisions_per_row
     independent = IndependentModel.fit(codes)
-    odds = np.log(independent.ones / (DENOMINATOR_INDEPENDENT - independent.ones.astype(np.float64)))
+    odds = np.log(independent.ones / (DENOMINATOR - independent.ones.astype(np.float64)))
     below = np.tri(t, k=-1, dtype=np.float32)
     # Centred decisions leave the biases what they are where nothing depends on anything.
     mean: NDArray[np.float32] = np.zeros(t, np.float32)
@@ -174,7 +174,7 @@ def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
 def _lengths(model: EntropyModel, codes: Codes) -> NDArray[np.float64]:
     if isinstance(model, AutoregressiveModel):
         decisions = codes.decisions()
-        one = model.levels.astype(np.float64)[model.level_indices(decisions)] / DENOMINATOR_INDEPENDENT
+        one = model.levels.astype(np.float64)[model.level_indices(decisions)] / DENOMINATOR
         bits: NDArray[np.float64] = -np.log2(np.where(decisions.T != 0, one, 1 - one)).sum(axis=0)
         return bits
     costs = _symbol_costs(model)
@@ -187,6 +187,6 @@ def _symbol_costs(model: IndependentModel) -> NDArray[np.float64]:
     bits, symbols = bits_per_symbol(model.alphabet), np.arange(model.alphabet)
     costs = np.zeros((model.latents, model.alphabet))
     for level in range(bits):
-        one = model.ones[:, (1 << level) - 1 + (symbols >> bits - level)] / DENOMINATOR_INDEPENDENT
+        one = model.ones[:, (1 << level) - 1 + (symbols >> bits - level)] / DENOMINATOR
         costs -= np.log2(np.where(symbols >> bits - level - 1 & 1, one, 1 - one))
     return costs

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 
 DENOMINATOR = 4096
-"""Probabilities of the coder's tables are multiples of 1/4096."""
+"""Probabilities of the coder's tables are k/4096 with k in 1..4095."""
 
-_ROWS = 2048  # of codes at a time
+MAX_DECISIONS = 4096
+"""Most binary decisions in a row."""
+
+_ROWS = 8192  # of codes unpacked at a time
 
 
 def nodes_per_symbol(alphabet: int) -> int:
@@ -47,18 +50,22 @@ def places(codes: Codes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return latent, np.stack(nodes, axis=2).reshape(len(codes), -1)
 
 
-def node_counts(codes: Codes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def node_counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count ones and visits at every node of every latent's tree, each shape (D, 2**bits - 1)."""
-    ones = np.zeros((codes.latents, nodes_per_symbol(codes.alphabet)))
-    visits = np.zeros_like(ones)
+    bits = bits_per_symbol(codes.alphabet)
+    leaves = np.zeros((codes.latents, 1 << bits), np.int64)
     for start in range(0, len(codes), _ROWS):
-        part = codes[start : start + _ROWS]
-        latent, node = places(part)
-        decisions = part.decisions()
-        at = np.broadcast_to(latent * ones.shape[1] + node, decisions.shape).reshape(-1)
-        flat = decisions.reshape(-1)
-        ones += np.bincount(at, flat, ones.size).reshape(ones.shape)
-        visits += np.bincount(at, minlength=ones.size).reshape(ones.shape)
+        symbols = codes[start : start + _ROWS].symbols()
+        if bits == 1:
+            ones = symbols.sum(axis=0, dtype=np.int64)
+            leaves += np.stack([len(symbols) - ones, ones], axis=1)
+        else:
+            at = symbols + (np.arange(codes.latents, dtype=np.int64) << bits)
+            leaves += np.bincount(at.reshape(-1), minlength=leaves.size).reshape(leaves.shape)
+    # The children of a level's nodes, as (latent, node, decision).
+    levels = [leaves.reshape(codes.latents, 1 << level, 2, -1).sum(axis=3) for level in range(bits)]
+    ones = np.concatenate([level[:, :, 1] for level in levels], axis=1)
+    visits = np.concatenate([level.sum(axis=2) for level in levels], axis=1)
     return ones, visits
 
 
@@ -69,21 +76,13 @@ def quantised(probabilities: NDArray[np.floating]) -> NDArray[np.int32]:
     return numerators
 
 
-DENOMINATOR_INDEPENDENT = 4096
-"""All probabilities are k/4096 with k in 1..4095."""
-
-MAX_DECISIONS = 4096
-"""Most binary decisions in a row."""
-
 _HEAD = struct.Struct("<II")
 
 # Numerators that `fit` chooses from: 101 steps of at most 0.16 in log-odds. A coder's call codes all
 # decisions of one probability, so fewer distinct ones make it faster (about 600 against 100 of 1,024 latents);
 # the coarser steps cost under 0.03 % of the rate.
 _STEPS = np.unique(
-    np.clip(
-        np.rint(DENOMINATOR_INDEPENDENT / (1 + np.exp(np.linspace(-8, 8, 101)))), 1, DENOMINATOR_INDEPENDENT - 1
-    ).astype(np.uint16)
+    np.clip(np.rint(DENOMINATOR / (1 + np.exp(np.linspace(-8, 8, 101)))), 1, DENOMINATOR - 1).astype(np.uint16)
 )
 
 
@@ -117,10 +116,8 @@ class IndependentModel:
             raise FormatError(msg)
         if not 1 <= self.decisions_per_row <= MAX_DECISIONS:
             raise FormatError(f"a row has 1 to {MAX_DECISIONS} binary decisions, not {self.decisions_per_row}")
-        if self.ones.min() < 1 or self.ones.max() >= DENOMINATOR_INDEPENDENT:
-            raise FormatError(
-                f"probabilities are k/{DENOMINATOR_INDEPENDENT} with k in 1..{DENOMINATOR_INDEPENDENT - 1}"
-            )
+        if self.ones.min() < 1 or self.ones.max() >= DENOMINATOR:
+            raise FormatError(f"probabilities are k/{DENOMINATOR} with k in 1..{DENOMINATOR - 1}")
 
     @property
     def latents(self) -> int:
@@ -135,13 +132,13 @@ class IndependentModel:
     @classmethod
     def fit(cls, codes: Codes) -> IndependentModel:
         """Return the table under which these codes cost least, to within the steps of its probabilities."""
-        ones, visits = _counts(codes)
+        ones, visits = node_counts(codes)
         return cls.nearest((ones + 0.5) / (visits + 1), codes.alphabet)
 
     @classmethod
     def nearest(cls, probabilities: NDArray[np.floating], alphabet: int = 2) -> IndependentModel:
         """Round probabilities of a one, shape (D, 2**bits - 1), to the steps that tables are made of."""
-        exact = np.asarray(probabilities, np.float64) * DENOMINATOR_INDEPENDENT
+        exact = np.asarray(probabilities, np.float64) * DENOMINATOR
         above = np.clip(np.searchsorted(_STEPS, exact), 1, len(_STEPS) - 1)
         lower, upper = _STEPS[above - 1].astype(np.float64), _STEPS[above].astype(np.float64)
         nearer = np.where(exact - lower <= upper - exact, lower, upper)
@@ -149,8 +146,8 @@ class IndependentModel:
 
     def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
         """Return what these codes cost under the table, in bits, shape (D,): every latent summed over all rows."""
-        ones, visits = _counts(codes)
-        p = self.ones / DENOMINATOR_INDEPENDENT
+        ones, visits = node_counts(codes)
+        p = self.ones / DENOMINATOR
         bits: NDArray[np.float64] = -(ones * np.log2(p) + (visits - ones) * np.log2(1 - p)).sum(axis=1)
         return bits
 
@@ -190,22 +187,3 @@ class IndependentModel:
                 f"a probability table has {len(data):,} bytes, not {_HEAD.size + latents * nodes * 2:,}"
             )
         return cls(np.frombuffer(data, "<u2", offset=_HEAD.size).astype(np.uint16).reshape(latents, nodes), alphabet)
-
-
-def _counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count ones and visits at every node of every latent's tree, each shape (D, 2**bits - 1)."""
-    bits = bits_per_symbol(codes.alphabet)
-    leaves = np.zeros((codes.latents, 1 << bits), np.int64)
-    for start in range(0, len(codes), 8192):  # the unpacked symbols of a part at a time
-        symbols = codes[start : start + 8192].symbols()
-        if bits == 1:
-            ones = symbols.sum(axis=0, dtype=np.int64)
-            leaves += np.stack([len(symbols) - ones, ones], axis=1)
-        else:
-            places = symbols + (np.arange(codes.latents, dtype=np.int64) << bits)
-            leaves += np.bincount(places.reshape(-1), minlength=leaves.size).reshape(leaves.shape)
-    # The children of a level's nodes, as (latent, node, decision).
-    levels = [leaves.reshape(codes.latents, 1 << level, 2, -1).sum(axis=3) for level in range(bits)]
-    ones = np.concatenate([level[:, :, 1] for level in levels], axis=1)
-    visits = np.concatenate([level.sum(axis=2) for level in levels], axis=1)
-    return ones, visits

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stochcl.codes import bits_per_symbol
-from stochcl.entropy.autoregressive import MAX_HIDDEN_AUTOREGRESSIVE, MAX_LEVELS, AutoregressiveModel
+from stochcl.entropy.autoregressive import MAX_HIDDEN, MAX_LEVELS, AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.errors import FormatError
 from stochcl.framing import MAX_TABLE, inflate_any
@@ -68,7 +68,7 @@ def _most_bytes(latents: int, alphabet: int) -> int:
     """Return how long a model of such codes can be, so that no other is inflated: a network with all its units."""
     bits = bits_per_symbol(alphabet)
     t, nodes = latents * bits, latents * ((1 << bits) - 1)
-    return 256 + 2 * MAX_LEVELS + MAX_HIDDEN_AUTOREGRESSIVE * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
+    return 256 + 2 * MAX_LEVELS + MAX_HIDDEN * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
 
 
 def size_in_memory(model: EntropyModel) -> int:

@@ -1,4 +1,4 @@
-"""Two random views of an image: crop, flip and colour, for a whole batch in a few tensor operations."""
+"""Random views of images, a batch at a time: SimCLR's for pre-training, strong ones for fine-tuning."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
-    """Draw ``count`` numbers for each key."""
+def counter_rng(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
+    """Return ``count`` uniform numbers in [0, 1) for each key: a function of key, seed and stream alone."""
     golden = _signed(0x9E3779B97F4A7C15)
     # On the CPU: bringing it to a GPU would wait for all the work that the GPU has.
     start = int(_mix(torch.tensor([seed], dtype=torch.int64) * golden + stream + 1))
@@ -45,9 +45,9 @@ def keyed_uniform(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
 
 
 def as_words(uniform: Tensor) -> Tensor:
-    """Return what :func:`keyed_uniform` drew as whole numbers, int32, which no mixed precision rounds.
+    """Return numbers of :func:`counter_rng` as integers, int32, which mixed precision does not round.
 
-    What wraps a network to train it in bfloat16 rounds the floats that go into it: to 8 bits, some of them to 1.
+    Fabric's wrapper rounds a network's float inputs to bfloat16, and some of these numbers to 1.
     """
     return (uniform * 2.0**24).to(torch.int32)
 
@@ -91,8 +91,8 @@ class Augmentation:
     strength : float
         Of the colour distortion: brightness, contrast and saturation change by up to 0.8 of it, hue by 0.2.
     jitter, grey, blur : float
-        Probability of the colour distortion, of greyscale, and of a Gaussian blur (kornia's), which images of 64
-        pixels and fewer are better without (SimCLR, appendix B.9).
+        Probability of the colour distortion, of greyscale, and of a Gaussian blur, which images of 64 pixels and
+        fewer are better without (SimCLR, appendix B.9).
     flip : bool
         Whether every second view is mirrored.
     """
@@ -108,7 +108,7 @@ class Augmentation:
 
     def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int) -> Tensor:
         """Draw one view of each image."""
-        u = keyed_uniform(keys, seed, stream, _VIEW_COLUMNS)
+        u = counter_rng(keys, seed, stream, _VIEW_COLUMNS)
         grid = functional.affine_grid(self._crop(u), [len(images), 3, self.size, self.size], align_corners=False)
         views = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         matrix, offset = self._colour(u, views.mean(dim=(2, 3)))
@@ -132,14 +132,12 @@ class Augmentation:
 
     def _blurred(self, views: Tensor, u: Tensor) -> Tensor:
         """Blur some views, each by its own deviation."""
-        from kornia.filters import gaussian_blur2d  # only some runs need it
-
         rows = (u[:, 11] < self.blur).nonzero()[:, 0]
         if not len(rows):
             return views
         side = self.size // _BLUR_SIDE | 1
-        deviation = (_BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12, None]).expand(-1, 2)
-        return views.index_copy(0, rows, gaussian_blur2d(views[rows], (side, side), deviation))
+        deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12]
+        return views.index_copy(0, rows, gaussian_blur(views[rows], side, deviation))
 
     def _colour(self, u: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Compose the colour changes: matrices (B, 3, 3) and offsets (B, 3), from mean colours (B, 3)."""
@@ -165,6 +163,17 @@ class Augmentation:
             matrix = step @ matrix
             offset = (step @ offset[:, :, None]).squeeze(2)
         return matrix, offset
+
+
+def gaussian_blur(images: Tensor, side: int, deviation: Tensor) -> Tensor:
+    """Blur each image by a Gaussian of its own deviation, in pixels, cut off to an odd ``side``; borders reflect."""
+    b, c, h, w = images.shape
+    offsets = torch.arange(side, device=images.device) - side // 2
+    kernels = torch.softmax(-offsets.square() / (2 * deviation.square()[:, None]), dim=1)
+    kernels = kernels.to(images.dtype).repeat_interleave(c, 0)[:, None, None]
+    planes = functional.pad(images.reshape(1, b * c, h, w), [side // 2] * 4, mode="reflect")
+    rows = functional.conv2d(planes, kernels, groups=b * c)
+    return functional.conv2d(rows, kernels.transpose(2, 3), groups=b * c).view(b, c, h, w)
 
 
 _ENHANCED = 0.9  # a factor of 0.1 to 1.9
@@ -357,7 +366,7 @@ class StrongAugmentation:
 
     def __call__(self, images: Tensor, keys: Tensor, seed: int, stream: int, fill: Tensor) -> Tensor:
         """Draw one view of each image."""
-        drawn = keyed_uniform(keys, seed, stream, _STRONG_COLUMNS + 2 * self.operations)
+        drawn = counter_rng(keys, seed, stream, _STRONG_COLUMNS + 2 * self.operations)
         chosen = (drawn[:, _STRONG_COLUMNS::2] * len(OPERATIONS)).long()
         u = to_device(drawn, images.device)
         grid = functional.affine_grid(self._window(u, images.shape[-1]), [len(u), 3, self.size, self.size], False)

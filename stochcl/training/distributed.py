@@ -1,8 +1,8 @@
-"""Several processes that train one network: what they tell each other, with the right gradients.
+"""Collective operations of the processes that train one network, with the right gradients.
 
-Every process computes a loss that is averaged over all of them, and so are the gradients. A quantity that one process
-has of all rows, like the matrix of similarities, therefore sends back to each process the *sum* of the gradients that
-all processes have for its rows: averaged afterwards, that is the gradient of the loss of the whole batch.
+The loss of the whole batch is the mean of the processes' losses, and its gradient the mean of theirs. A process that
+gathers all rows, for the matrix of similarities for one, therefore sends back to each process the *sum* of the
+gradients that all processes have for its rows: averaged afterwards, that is the gradient of the whole batch's loss.
 """
 
 from __future__ import annotations
@@ -18,72 +18,65 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def processes() -> int:
-    """Return how many processes train together."""
+def world_size() -> int:
+    """Return the number of processes that train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
     """Return which of them this one is; 0 is the one that writes and prints."""
-    return distributed.get_rank() if processes() > 1 else 0
+    return distributed.get_rank() if world_size() > 1 else 0
 
 
-def gathered(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """Return the rows of all processes, in the order of their ranks; each has the same number."""
-    if processes() == 1:
+    if world_size() == 1:
         return rows
-    found: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
-    return found
+    everything: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return everything
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum over processes; backwards, gradients are summed as well."""
-    if processes() == 1:
+    if world_size() == 1:
         return values
-    found: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
-    return found
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 @torch.no_grad()
-def averaged(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over processes, without a gradient."""
-    return summed(values.detach()) / processes()
+    return all_reduce_sum(values.detach()) / world_size()
 
 
-def mean_of_all(values: Tensor) -> Tensor:
-    """Return what, averaged over processes, is the mean of all of their values.
-
-    With as many values in every process that is the mean of its own; they may also have different numbers of them,
-    or none.
-    """
-    if processes() == 1:
+def global_mean(values: Tensor) -> Tensor:
+    """Return a number whose mean over processes is the mean of all their values; a process may have none."""
+    if world_size() == 1:
         return values.mean()
-    count = summed(torch.tensor(float(values.numel()), device=values.device))
-    return values.sum() * processes() / count
+    count = all_reduce_sum(torch.tensor(float(values.numel()), device=values.device))
+    return values.sum() * world_size() / count
 
 
-def from_first(values: list[float], device: torch.device) -> list[float]:
-    """Return the numbers that the first process has."""
-    if processes() == 1:
-        return values
-    told = torch.tensor(values, dtype=torch.float64, device=device)
-    distributed.broadcast(told, 0)
-    found: list[float] = told.tolist()
-    return found
+def broadcast(value: float, device: torch.device) -> float:
+    """Return the number that the first process has."""
+    if world_size() == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.broadcast(shared, 0)
+    return float(shared)
 
 
-def anywhere(found: bool, device: torch.device) -> bool:
-    """Tell whether something is so in any process."""
-    if processes() == 1:
-        return found
-    return bool(summed(torch.tensor(float(found), device=device)))
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Tell whether a flag is set in any process."""
+    return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor(float(flag), device=device)))
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(processes())]
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
         distributed.all_gather(parts, rows)
         ctx.rows = len(rows)
         return torch.cat(parts)
@@ -110,20 +103,20 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class _AcrossProcesses(nn.modules.batchnorm._BatchNorm):
+class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """What torch's SyncBatchNorm does, which refuses to run on the CPU, written with collectives that do."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or processes() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
         values = x.float()
-        count = x.numel() // x.shape[1] * processes()
+        count = x.numel() // x.shape[1] * world_size()
         # In two passes: a mean of squares less a squared mean would cancel.
-        mean = summed(values.sum(axes)) / count
+        mean = all_reduce_sum(values.sum(axes)) / count
         centred = values - mean.view(shape)
-        variance = summed(centred.square().sum(axes)) / count
+        variance = all_reduce_sum(centred.square().sum(axes)) / count
         self._track(mean.detach(), variance.detach() * count / max(1, count - 1))
         out = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -140,30 +133,30 @@ class _AcrossProcesses(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, weight)
 
 
-class _AcrossProcesses1d(_AcrossProcesses, nn.BatchNorm1d):
+class _GlobalBatchNorm1d(_GlobalBatchNorm, nn.BatchNorm1d):
     pass
 
 
-class _AcrossProcesses2d(_AcrossProcesses, nn.BatchNorm2d):
+class _GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
     pass
 
 
-_KINDS: dict[type[nn.Module], type[_AcrossProcesses]] = {
-    nn.BatchNorm1d: _AcrossProcesses1d,
-    nn.BatchNorm2d: _AcrossProcesses2d,
+_GLOBAL: dict[type[nn.Module], type[_GlobalBatchNorm]] = {
+    nn.BatchNorm1d: _GlobalBatchNorm1d,
+    nn.BatchNorm2d: _GlobalBatchNorm2d,
 }
 
 
-def normalise_across_processes(module: nn.Module) -> None:
-    """Let a network's batch normalisations take their statistics from the batches of all processes.
+def globalise_batch_norms(module: nn.Module) -> None:
+    """Replace a network's batch normalisations by ones whose statistics are those of all processes' batches.
 
-    Their parameters, buffers and names stay what they are; in a single process nothing changes.
+    Parameters, buffers and names stay; in a single process nothing changes.
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if not isinstance(child, nn.modules.batchnorm._BatchNorm) or isinstance(child, _AcrossProcesses):
+            if not isinstance(child, nn.modules.batchnorm._BatchNorm) or isinstance(child, _GlobalBatchNorm):
                 continue
-            kind = _KINDS.get(type(child))
+            kind = _GLOBAL.get(type(child))
             if kind is None:
                 what = type(child).__name__
                 raise UsageError(f"networks with {what} train in one process only; start a single one.")

@@ -1,4 +1,4 @@
-"""The entropy network: what each binary decision of a code says about those after it, in integers."""
+"""The entropy network: fitted to codes, and rounded to integers for the coder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from torch.nn import functional
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.encoders.inference import encode_images, precision_used
+from stochcl.encoders.inference import encode, precision_used
 from stochcl.encoders.priors import MaskedNetwork, quantise
-from stochcl.entropy.autoregressive import _ROWS
-from stochcl.entropy.fit import measure_ones
-from stochcl.entropy.independent import node_counts, places, quantised
+from stochcl.entropy.fit import latent_lengths, measure_ones
+from stochcl.entropy.independent import IndependentModel, node_counts, places, quantised
+from stochcl.training.loop import EpochOrder, FitProgress, Schedule, TotalLoss, TrainingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,66 +27,46 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.entropy.autoregressive import EntropyNetwork
+    from stochcl.entropy.autoregressive import AutoregressiveModel
 
 
 MIN_CODES = 1000
-"""Fewer codes than this fit no network: it would learn them by heart."""
+"""Fewer codes than this get no network, which would overfit."""
 
 DEFAULT_HIDDEN = 1024
 """Hidden units of a network for many codes; see :func:`hidden_units`."""
+_ROWS = 2048  # of codes at a time where nothing is learned
 _BATCH, _LEAST_BATCH, _STEPS = 512, 32, 40  # rows a step, and steps that a pass should have
 # Chosen by the bits of held-out codes of training images after three passes (1,024 latents): 297.5 with these, 299.3
 # with twice the first weights, 314.8 with rates of 1e-3 and 1e-2 besides.
 _LR, _HIDDEN_LR = 4e-3, 8e-3
 _DECAY = 0.03
-_AGAIN = 0.3  # of these rates, where a network is gone on with
+_AGAIN = 0.3  # of these rates, for a network that is trained already
 _HELD, _MOST_HELD = 0.05, 4000  # of the codes: the choice between passes, and what is reported
 _WORTH = 0.99  # of the bits of independent symbols: a network that costs more is not kept
 
 
-def _network(codes: Codes, hidden: int, seed: int) -> MaskedNetwork:
-    """Return a network with real weights that begins as independent symbols."""
-    ones, visits = node_counts(codes)
-    p = (ones + 0.5) / (visits + 1)
-    bias = torch.from_numpy(np.log(p / (1 - p)).astype(np.float32))
-    return MaskedNetwork(bias, codes.decisions_per_row, hidden, seed)
-
-
-def independent_bits(log_odds: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:
-    """Return what each decision costs on average where decisions do not see each other, in bits, shape (T,)."""
-    total = np.zeros(codes.decisions_per_row)
-    for start in range(0, len(codes), _ROWS):
-        part = codes[start : start + _ROWS]
-        latent, node = places(part)
-        odds = np.asarray(log_odds, np.float64)[latent, node]
-        p = quantised(1 / (1 + np.exp(-odds))) / 4096
-        total -= np.log2(np.where(part.decisions() == 1, p, 1 - p)).sum(axis=0)
-    return total / len(codes)
-
-
 @dataclass(frozen=True)
-class Fitted:
+class EntropyFit:
     """An entropy network and what it saves.
 
     Parameters
     ----------
-    network : EntropyNetwork or None
+    network : AutoregressiveModel or None
         None where independent symbols cost no more.
     record : dict
         Bits per image at every rung, of codes that were not fitted to.
     """
 
-    network: EntropyNetwork | None
+    network: AutoregressiveModel | None
     record: dict[str, Any] = field(default_factory=dict)
 
 
 def smaller_images(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Return images as they look where their sources are smaller: shrunk to a random side, and enlarged again.
+    """Return images as if their sources were smaller: shrunk to a random side, and enlarged again.
 
-    Codes of enlarged images are of another distribution (enlarged photographs lack fine detail, and some latents say
-    so), in which a network that never saw any saves little. Sides are even on a logarithmic scale between a
-    quarter of the size and all of it.
+    Enlarged photographs lack fine detail, and so their codes have another distribution, in which a network that was
+    not fitted to any saves little. Sides are even on a logarithmic scale between a quarter of the size and all of it.
     """
     size = images.shape[1]
     exponents = np.random.default_rng([seed, len(images)]).uniform(-2, 0, len(images))
@@ -99,7 +79,7 @@ def smaller_images(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
 
 
 def hidden_units(codes: int) -> int:
-    """Return how many hidden units so many codes are worth: a linear network is enough for a few thousand.
+    """Return the number of hidden units for a number of codes: a linear network is enough for a few thousand.
 
     Examples
     --------
@@ -120,87 +100,121 @@ def fit_entropy(
     seed: int = 0,
     precision: str = "auto",
     initial: MaskedNetwork | None = None,
-    progress: Callable[[float, str], None] = lambda fraction, line: None,
-) -> Fitted:
-    """Fit an entropy network to codes, by the bits that they cost."""
+    report: Callable[[FitProgress], None] = lambda progress: None,
+) -> EntropyFit:
+    """Fit an entropy network to codes, by the bits that they cost.
+
+    An input is held out in all of ``versions`` stacked parts, each of the same inputs in the same order. ``initial``
+    is a network to start from; it takes the fitted weights.
+    """
     if len(codes) < MIN_CODES or codes.decisions_per_row < 2:
-        return Fitted(None, {"codes": len(codes), "reason": "too few codes"})
+        return EntropyFit(None, {"codes": len(codes), "reason": "too few codes"})
     started, precision = time.monotonic(), precision_used(precision, "cpu")
-    hidden = hidden_units(len(codes)) if hidden is None else hidden
     images = len(codes) // versions
     order = np.random.default_rng(seed).permutation(images)
     out = np.isin(np.arange(images), order[: int(min(_MOST_HELD / versions, images * _HELD))])
     out = np.tile(out, versions)
     held, fitted = codes[out], codes[~out]
-    network = _network(fitted, hidden, seed)
-    independent = independent_bits(network.bias.detach().numpy(), held)
-    if initial is not None:
+    ones, visits = node_counts(fitted)
+    p = (ones + 0.5) / (visits + 1)
+    if initial is None:
+        hidden = hidden_units(len(codes)) if hidden is None else hidden
+        log_odds = torch.from_numpy(np.log(p / (1 - p)).astype(np.float32))
+        network = MaskedNetwork(log_odds, codes.decisions_per_row, hidden, seed)
+    else:
         network, hidden = copy.deepcopy(initial), len(initial.degrees)
-    scale = 1.0 if initial is None else _AGAIN
-    best = _descend(network, fitted, held, passes, max_time, seed, precision, progress, scale)
+    stage = EntropyStage(
+        network, fitted, held, passes, seed=seed, max_time=max_time, precision=precision,
+        rate=1.0 if initial is None else _AGAIN, report=report,
+    )  # fmt: skip
+    best = stage.run()
     if initial is not None:
         initial.load_state_dict(network.state_dict())
-    real = float_bits(network, held)
     integers = quantise(network, codes.latents, codes.alphabet)
-    coded = integers.decision_bits(held)
-    bits = bits_per_symbol(codes.alphabet)
+    independent = latent_lengths(held, IndependentModel(quantised(p).astype(np.uint16), codes.alphabet))
+    coded, real = latent_lengths(held, integers), float_bits(network, held)
 
-    def rungs(cost: NDArray[np.float64]) -> dict[str, float]:
-        return {str(k): round(float(cost[: k * bits].sum()), 2) for k in ladder}
+    def rungs(latent_bits: NDArray[np.float64]) -> dict[str, float]:
+        return {str(k): round(float(latent_bits[:k].sum()), 2) for k in ladder}
 
     record = {
         "codes": len(fitted), "measured_codes": len(held), "hidden": hidden, "best_pass": best, "seed": seed,
         "precision": precision, "seconds": round(time.monotonic() - started), "independent_bits": rungs(independent),
         "autoregressive_bits": rungs(coded), "autoregressive_bits_float": rungs(real),
     }  # fmt: skip
-    return Fitted(integers if coded.sum() < _WORTH * independent.sum() else None, record)
+    return EntropyFit(integers if coded.sum() < _WORTH * independent.sum() else None, record)
 
 
-def _descend(
-    network: MaskedNetwork, codes: Codes, held: Codes, passes: int, max_time: float | None, seed: int, precision: str,
-    progress: Callable[[float, str], None], scale: float = 1.0,
-) -> int:  # fmt: skip
-    """Minimise the bits of ``codes``; leave the weights of the pass that codes ``held`` in fewest, return which."""
-    hidden = {"hidden", "hidden_bias", "output"}
-    named = dict(network.named_parameters())
-    groups = [
-        {"params": [p for n, p in named.items() if n in hidden], "peak": _HIDDEN_LR, "weight_decay": _DECAY},
-        {"params": [network.direct], "peak": _LR, "weight_decay": _DECAY},
-        {"params": [network.bias], "peak": _LR, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=_LR, betas=(0.9, 0.98))
-    batch = min(_BATCH, max(_LEAST_BATCH, len(codes) // _STEPS))
-    started, per_pass, step = time.monotonic(), len(codes) // batch, 0
-    warm = min(50, passes * per_pass / 10)
-    lowest, best, kept = math.inf, 0, {k: v.clone() for k, v in network.state_dict().items()}
-    fraction = 0.0
-    while fraction < 1:
-        order = np.random.default_rng([seed, step]).permutation(len(codes))
-        for i in range(per_pass):
-            part = codes[order[i * batch : (i + 1) * batch]]
-            fraction = step / (passes * per_pass)
-            if max_time:
-                fraction = max(fraction, (time.monotonic() - started) / max_time)
-            if fraction >= 1:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = (
-                    scale * group["peak"] * min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * fraction))
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss = _cost(network, part, precision).sum() / len(part)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            step += 1
-        bits = float(float_bits(network, held).sum())
-        fraction = max(fraction, step / (passes * per_pass))
-        if bits < lowest:
-            lowest, best = bits, round(step / per_pass)
-            kept = {k: v.clone() for k, v in network.state_dict().items()}
-        progress(min(1.0, fraction), f"entropy network: {bits:,.1f} bits/image")
-    network.load_state_dict(kept)
-    network.apply_masks()
-    return best
+class EntropyStage(TrainingLoop):
+    """The fit of a network to codes, in place; the weights of the pass that codes held-out rows in fewest bits stay.
+
+    Parameters
+    ----------
+    network : MaskedNetwork
+    codes, held : Codes
+        To fit to, and to choose the pass by.
+    passes : int
+    seed : int
+    max_time : float or None
+    precision : str
+        bf16 or fp32.
+    rate : float
+        Factor of the learning rates.
+    report : callable
+        Called after each pass.
+    """
+
+    progress_type, first_log = FitProgress, 0
+
+    def __init__(
+        self, network: MaskedNetwork, codes: Codes, held: Codes, passes: int, *, seed: int,
+        max_time: float | None = None, precision: str = "fp32", rate: float = 1.0,
+        report: Callable[[FitProgress], None] = lambda progress: None,
+    ) -> None:  # fmt: skip
+        self.network, self.codes, self.held, self.precision = network, codes, held, precision
+        self.order = EpochOrder(len(codes), min(_BATCH, max(_LEAST_BATCH, len(codes) // _STEPS)), seed)
+        self.log_every = self.order.steps_per_epoch
+        self.bits, self.best_pass = math.inf, 0  # of the best pass
+        self._best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        hidden = [network.hidden, network.hidden_bias, network.output]
+        groups = [
+            {"params": hidden, "lr": rate * _HIDDEN_LR, "weight_decay": _DECAY},
+            {"params": [network.direct], "lr": rate * _LR, "weight_decay": _DECAY},
+            {"params": [network.bias], "lr": rate * _LR, "weight_decay": 0.0},
+        ]
+        steps = passes * self.order.steps_per_epoch
+        super().__init__(
+            Schedule(steps, max_time, min(50, steps / 10)),
+            torch.optim.AdamW(groups, betas=(0.9, 0.98)),
+            report=report,
+        )
+
+    def losses(self) -> TotalLoss:  # noqa: D102
+        rows = self.order.take(self.step)[0]
+        return TotalLoss(_cost(self.network, self.codes[rows], self.precision).sum() / len(rows))
+
+    def after_step(self, losses: TotalLoss, fraction: float) -> None:  # noqa: D102
+        if self.step % self.order.steps_per_epoch == 0:
+            self._measure_pass()
+
+    def figures(self, losses: TotalLoss) -> dict[str, Any]:  # noqa: D102
+        return {"text": f"entropy network: {self.last_bits:,.1f} bits/image"}
+
+    def run(self) -> int:
+        """Fit, and return the number of the pass whose weights were kept."""
+        self.run_steps()
+        if self.step % self.order.steps_per_epoch:  # time ended it within a pass
+            self._measure_pass()
+            self.report(FitProgress(1.0, f"entropy network: {self.last_bits:,.1f} bits/image"))
+        self.network.load_state_dict(self._best)
+        self.network.apply_masks()
+        return self.best_pass
+
+    def _measure_pass(self) -> None:
+        self.last_bits = float(float_bits(self.network, self.held).sum())
+        if self.last_bits < self.bits:
+            self.bits, self.best_pass = self.last_bits, round(self.step / self.order.steps_per_epoch)
+            self._best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
 
 def _cost(network: MaskedNetwork, codes: Codes, precision: str = "fp32") -> Tensor:
@@ -214,12 +228,13 @@ def _cost(network: MaskedNetwork, codes: Codes, precision: str = "fp32") -> Tens
 
 @torch.no_grad()
 def float_bits(network: MaskedNetwork, codes: Codes) -> NDArray[np.float64]:
-    """Return what each decision of a row costs under the real network, in bits, shape (T,)."""
+    """Return what each latent costs on average under the network of floats, in bits, shape (D,)."""
     total = torch.zeros(codes.decisions_per_row, dtype=torch.float64)
     for start in range(0, len(codes), _ROWS):
         total += _cost(network, codes[start : start + _ROWS]).double().sum(0)
-    found: NDArray[np.float64] = (total / len(codes) / math.log(2)).numpy()
-    return found
+    bits = (total / len(codes) / math.log(2)).reshape(codes.latents, bits_per_symbol(codes.alphabet))
+    latent_bits: NDArray[np.float64] = bits.sum(1).numpy()
+    return latent_bits
 
 
 _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}
@@ -228,17 +243,17 @@ _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}
 def fit_tables(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, *, entropy: str = "autoregressive",
     hidden: int | None = None, max_time: float | None = None, seed: int = 0, precision: str = "auto",
-    progress: Callable[[float, str], None] = lambda fraction, line: None,
+    report: Callable[[FitProgress], None] = lambda progress: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the table of independent symbols, and fit the entropy network, on codes of training images."""
     chosen = np.random.default_rng(seed).permutation(len(images))[: _MEASURED_IMAGES[entropy]]
     images = images[np.sort(chosen)]
-    codes = encode_images(encoder, images, device).codes
+    codes = encode(encoder, images, device).codes
     networked = entropy == "autoregressive" and len(codes) >= MIN_CODES
-    more = encode_images(encoder, smaller_images(images, seed), device).codes if networked else None
+    more = encode(encoder, smaller_images(images, seed), device).codes if networked else None
     return fit_code_tables(
         encoder, codes, more, entropy=entropy, hidden=hidden, max_time=max_time, seed=seed, precision=precision,
-        progress=progress,
+        report=report,
     )  # fmt: skip
 
 

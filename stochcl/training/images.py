@@ -1,4 +1,4 @@
-"""Labels of images that are trained or scored on: their first folders, or a CSV."""
+"""Images to train on: their labels, and reading them into memory or into a cache on disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def labeller(
     sources: Sequence[ImageSource], labels: str | os.PathLike[str] | None = None, level: int | None = None
 ) -> Callable[[str], str]:
-    """Return what gives the label of each image of these sources, by its name."""
+    """Return the function from an image's name to its label, by a folder of its path or by a CSV."""
     names = [entry.name for source in sources for entry in source.entries]
     if labels is None:
         label: Callable[[str], str] = folder_label if level is None else partial(folder_label, level=level)
@@ -77,8 +77,7 @@ class ImageSet:
     train, held : ndarray of uint8, shape (N, S, S, 3)
         Images to train on, and those held out, which are only ever measured on.
     train_labels, held_labels : tuple of str
-        First folders of their names, or what else labels them. Training without labels never sees them; the live
-        kNN accuracy does.
+        By default the first folders of their names. Pre-training does not see them; the live kNN accuracy does.
     skipped : tuple of Failure
         Images that could not be read.
     """
@@ -158,7 +157,7 @@ def _check_memory(needed: int, images: int) -> None:
 
 
 _VERSION = 1
-_BATCH = 256  # images between two entries of the journal: what an interruption loses at most
+_BATCH = 256  # images between two entries of the journal: the most that an interruption loses
 _POLL = 0.2  # seconds
 
 
@@ -175,8 +174,8 @@ def read_cached(
     """Decode sources to files in a folder, unless that has been done, and map them.
 
     The files are named by what they hold: the sources' listings (names, sizes, times), the size and fit of the
-    squares, and which images are held out. A run that is interrupted is gone on with by the next; of several
-    processes of one machine the first decodes, and the others wait for it.
+    squares, and which images are held out. The next run resumes an interrupted one;
+    of several processes of one machine the first decodes, and the others wait for it.
     """
     place = folder / _key(sources, masks, preprocess)
     try:
@@ -207,7 +206,7 @@ def read_cached(
 
 
 def _key(sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], preprocess: Preprocess) -> str:
-    """Return the name of what these images are once they are decoded."""
+    """Return the name of the decoded images: a hash of listings, held-out images, size and fit."""
     digest = hashlib.sha256(json.dumps([_VERSION, preprocess.size, preprocess.fit]).encode())
     for source, mask in zip(sources, masks, strict=True):
         digest.update(json.dumps([source.kind, os.fspath(source.path.absolute()), len(source)]).encode() + b"\n")
@@ -224,7 +223,7 @@ def _wait_for(file: IO[bytes]) -> None:
 
 
 class _Cache:
-    """Two files of squares, one after the other, and a journal of how far they have come."""
+    """Two files of decoded squares, to train on and held out, and a journal of their progress."""
 
     def __init__(
         self, place: Path, sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], size: int
@@ -236,7 +235,7 @@ class _Cache:
         self._at = (0, 0)  # source and row to go on from
 
     def fill(self, preprocess: Preprocess, workers: int, progress: Callable[[int, int], None]) -> None:
-        """Decode what the files do not have yet."""
+        """Decode the images that the files lack."""
         total = sum(len(source) for source in self._sources)
         journal = self._place / "journal"
         self._replay(journal)
@@ -289,19 +288,19 @@ class _Cache:
         return path.open("r+b")
 
     def _replay(self, journal: Path) -> None:
-        """Take over what the journal says is in the files; a last line that is torn counts for nothing."""
+        """Read from the journal what the files hold, and drop a torn last line."""
         if not journal.exists():
             return
         data = journal.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.splitlines():
+        complete = data[: data.rfind(b"\n") + 1]
+        for line in complete.splitlines():
             s, stop, counts, failed = json.loads(line)
             self._at = (s, stop) if stop < len(self._sources[s]) else (s + 1, 0)
             self.counts = counts
             self.failures += [(s, row, reason) for row, reason in failed]
-        if len(whole) < len(data):
+        if len(complete) < len(data):
             with journal.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(len(complete))
         sizes = [(self._place / name).stat().st_size for name in ("train", "held")]
         if any(size < count * self._bytes for size, count in zip(sizes, self.counts, strict=True)):
             raise UsageError(f"{escape_name(self._place)}: decoded images are missing there; delete this folder.")

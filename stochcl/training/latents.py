@@ -1,12 +1,12 @@
-"""The latent stage: head, prior and decoder trained on features that stand still, to the rate that was asked for."""
+"""The latent stage: head, prior and decoder trained on finished features, to the rate that was asked for."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,92 +17,92 @@ from stochcl.encoders.posteriors import BIT, POSTERIORS
 from stochcl.encoders.priors import AutoregressivePrior
 from stochcl.entropy.fit import hard_rate
 from stochcl.errors import TrainingError
+from stochcl.training.calibration import calibrate
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units
-from stochcl.training.loop import Fitting, RateController
+from stochcl.training.loop import Schedule, TotalLoss, TrainingLoop
 from stochcl.training.objectives import OBJECTIVES, Objective, nt_xent
 from stochcl.training.quantiser import Metric, PrincipalDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.posteriors import Posterior
     from stochcl.training.options import LatentOptions
 
 
-_BINS = 15
-_NOISE = 0.5  # deviations of a feature: a view, where no augmented one is at hand
-_CALIBRATION_ROWS = 2000
-_TEMPERATURES = np.geomspace(0.1, 1e4, 201)  # numbers of whose draws training made near nothing need thousands
+_MISSED = 0.05  # of the target: a warning from there on
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A temperature, and how far predictions are off with it and without."""
+class RateController:
+    """Finds the beta at which codes cost the bits that were asked for.
 
-    temperature: float
-    record: dict[str, Any] = field(default_factory=dict)
+    beta moves by a bounded factor a step, in proportion to how far the measured rate is off, and stays between
+    two bounds: it starts feasible and cannot wind up, as dual ascent from zero does. Without a target it is
+    constant.
 
-    def applied(self, config: EncoderConfig) -> EncoderConfig:
-        """Return the configuration with this temperature."""
-        return replace(config, temperature=self.temperature)
+    Steps measure the rate of sampled codes, and a file holds hard ones, which the target is for. Their ratio is
+    measured now and then.
 
-
-@torch.no_grad()
-def calibrate(
-    encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, metric: Metric, *, seed: int
-) -> Calibration:
-    """Fit a temperature to how often symbols change between an input and a view of it.
-
-    Noise anneals away while an encoder is trained: its logits grow until draws are hard, and are margins then
-    rather than probabilities. What a user takes them for is how sure a symbol is. So: the posterior of the clean
-    input, its logits divided by T, predicts the symbol of a view; T minimises the negative log likelihood
-    (temperature scaling: Guo et al., arXiv 1706.04599, section 4.2), and the expected calibration error (section 2
-    there, 15 bins of equal width) compares the predicted probability that the most probable symbol changes with how
-    often it does.
+    Parameters
+    ----------
+    target : float or None
+        Bits per image.
+    beta : float
+        Where to start, in nats a bit.
+    gain : float
+        Relative change of beta in a step whose rate is twice the target.
     """
-    clean = torch.from_numpy(np.asarray(features[:_CALIBRATION_ROWS], np.float32))
-    if views is None:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(len(clean), len(metric.deviation), generator=generator)
-        other = clean + _NOISE * (drawn * metric.deviation) @ metric.axes.T
-    else:
-        other = torch.from_numpy(np.asarray(views[:_CALIBRATION_ROWS], np.float32))
-    posterior = encoder.posterior(clean)
-    mode, seen = posterior.mode().long(), encoder.posterior(other).mode().long()
-    costs = [-float(posterior.tempered(t).log_prob(seen).mean()) for t in _TEMPERATURES]
-    temperature = round(float(_TEMPERATURES[int(np.argmin(costs))]), 4)
-    changed = seen != mode
-    before, predicted_before = _error(posterior, mode, changed)
-    after, predicted = _error(posterior.tempered(temperature), mode, changed)
-    record = {
-        "temperature": temperature, "views": "augmented" if views is not None else f"noise of {_NOISE} deviations",
-        "inputs": len(clean), "measured_change": round(float(changed.float().mean()), 5),
-        "predicted_change": round(predicted, 5), "predicted_change_uncalibrated": round(predicted_before, 5),
-        "ece": round(after, 5), "ece_uncalibrated": round(before, 5),
-    }  # fmt: skip
-    return Calibration(temperature, record)
+
+    LOWEST, HIGHEST, GAIN = 1e-6, 3.0, 0.03
+
+    def __init__(self, target: float | None, beta: float = 1e-4, gain: float = GAIN) -> None:
+        self.target = target
+        self.beta = beta
+        self.gain = gain
+        self.hard_ratio = 1.0
+
+    def jump(self, rate: float, target: float, factor: float) -> None:
+        """Move beta by a factor in the direction that takes the rate to the target."""
+        beta = self.beta * factor if rate > target else self.beta / factor
+        self.beta = max(self.LOWEST, min(self.HIGHEST, beta))
+
+    def set_hard_ratio(self, hard: float, sampled: float) -> None:
+        """Set the ratio from the rates of hard and of sampled codes, in bits."""
+        if sampled > 0:
+            self.hard_ratio = max(0.1, min(2.0, hard / sampled))
+
+    def update(self, rate: float) -> None:
+        """Move beta after a step whose sampled codes cost this rate, in bits per image."""
+        if self.target is None:
+            return
+        off = max(-1.0, min(1.0, rate * self.hard_ratio / self.target - 1))
+        self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.gain * off)))
 
 
-def _error(posterior: Posterior, mode: Tensor, changed: Tensor) -> tuple[float, float]:
-    """Return the expected calibration error of the probability that a symbol changes, and its mean."""
-    predicted = (1 - posterior.log_prob(mode).exp()).clamp(0, 1).flatten()
-    bins = (predicted * _BINS).long().clamp(max=_BINS - 1)
-    totals = [torch.zeros(_BINS, dtype=torch.float64) for _ in range(2)]
-    for total, values in zip(totals, (predicted, changed.flatten()), strict=True):
-        total.index_add_(0, bins, values.double())
-    return float((totals[0] - totals[1]).abs().sum() / len(predicted)), float(predicted.mean())
+def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tuple[str, ...]:
+    """Return a warning if hard codes miss the rate that was asked for by more than 5 %.
+
+    Examples
+    --------
+    >>> rate_warnings(63, 64), rate_warnings(63, None)
+    ((), ())
+    """
+    if target is None or abs(rate / target - 1) <= _MISSED:
+        return ()
+    missed = f"the codes take {rate:,.1f} bits per {unit}, and {target:,g} were asked for"
+    advice = f"more steps or more {unit}s to train on bring the rate closer; --latents and --alphabet bound it"
+    return (f"warning: {missed}; {advice}",)
 
 
-_BESIDE = 0.01  # of its nats: whatever it is, AdamW moves a prior that nothing else pulls at by its learning rate
+_BESIDE = (
+    0.01  # of its nats: AdamW moves a prior that nothing else pulls at by its learning rate, whatever the factor
+)
 
 
-@dataclass(frozen=True)
-class LatentLosses:
+class LatentLosses(NamedTuple):
     """One step's terms: the total and the agreement in nats, relative squared errors, the rate in bits."""
 
     total: Tensor
@@ -145,8 +145,7 @@ def latent_loss(
     total = reconstruction
     agreed = targets.new_zeros(())
     if agree is not None and agreement:
-        weight = metric.weight / metric.power**0.5
-        agreed = sum((agree(guess * weight, targets * weight) for guess in guesses), agreed)
+        agreed = sum((agree(guess * metric.relative, targets * metric.relative) for guess in guesses), agreed)
         total = total + agreement * agreed
     if prior is None:
         rate = posterior.rate(encoder.prior).sum(1).mean()
@@ -160,32 +159,29 @@ def latent_loss(
 
 
 WHITENING = {"reconstruct": 0.0}
-"""Power of the variance by which errors are divided, where it is not :data:`_WHITENING`."""
+"""Power of the variance that errors are divided by, of objectives with another one than 1/8."""
 
 _WHITENING = 0.125
-_TRAVEL, _GAIN = 12.0, 0.01  # by what factor, its logarithm, beta may move in a run; what it moves by at least
+_TRAVEL, _GAIN = 12.0, 0.01  # logarithm of the factor that beta may move by in a run; least gain of a step
 _FIRST_BETA = 5e-4  # where it starts
-_PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with what latents' means are
-_WARM, _BETA_WARM = 100, 300  # steps until the learning rate, and the price of a bit, are what they are to be
-_HARD_EVERY = 50  # steps between two measurements of what hard codes cost
+_PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with the latents' means
+_WARM, _BETA_WARM = 100, 300  # steps of warm-up of the learning rate, and of beta
 _HARD_ROWS = 2000
 _FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
-_PASSES = 20  # over the codes, to fit the coder's network
-_PASSES_AGAIN = 8  # where it begins as the prior that was trained: its best pass is then mostly the first
-_ROUNDS, _NEAR = 6, 0.015  # corrections of the rate, until it is that near
-_ROUND, _APPROACH = 0.15, 100  # of the steps, and at least so many, for a correction
-_SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and by what factor bits become dearer or cheaper, in a correction
-_LARGEST_GRADIENT = 5.0
-_DESCENT, _FITTING = 0.6, 0.15  # of the time that the stage may take: the descent, a fit of the entropy network
+_PASSES = 20  # over the codes, in the fit of the coder's network
+_PASSES_AGAIN = 8  # if it starts from the trained prior: mostly, the first pass is then the best
+_ROUNDS, _NEAR = 6, 0.015  # most corrections of the rate; close enough, relative to the target
+_ROUND, _APPROACH = 0.15, 100  # of the steps, and steps at least, of a correction
+_SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and factor of beta, in a correction
+_DESCENT, _FITTING = 0.6, 0.15  # of the stage's time: the descent, a fit of the entropy network
 _ROWS = 4096
 _MOST_CODES = 100_000  # for the tables
-_LOG_EVERY = 50
 
 
 @dataclass
 class LatentProgress:
-    """Where the stage stands; rates are in bits per input."""
+    """Progress of the latent stage; rates are in bits per input."""
 
     fraction: float
     step: int
@@ -207,41 +203,42 @@ class LatentProgress:
 
 @dataclass(frozen=True)
 class FittedLatents:
-    """What came of it; ``record`` belongs into the training record."""
+    """The rate reached, in bits, and the stage's part of the training record."""
 
     rate: float
     record: dict[str, Any] = field(default_factory=dict)
 
 
-class LatentStage:
+class LatentStage(TrainingLoop):
     """Training of head, prior and decoder on features; the backbone is not touched.
 
     Parameters
     ----------
     encoder : Encoder
-        What is there of it is gone on with.
+        Its weights are the start.
     features : ndarray of float, shape (N, V)
         Standardised features of the training inputs.
     held : ndarray of float, shape (M, V)
-        Of inputs that nothing is trained on; where there are none, training features stand in.
+        Of inputs that are not trained on; if there are none, training features stand in.
     options : LatentOptions
     versions : int
-        1, or 2 where the features are two stacked parts, of the same inputs in one order: as they are, and in another
-        guise. Both are trained on, and the entropy network foresees the codes of both.
+        1, or 2 if the features are stacked: the inputs as they are, and a variant of each in the same order.
+        Both are trained on, and the entropy network is fitted to the codes of both.
     views : ndarray of float, shape (M, V), optional
-        Features of augmented views of the held-out inputs; where there are none, noise makes them.
+        Features of augmented views of the held-out inputs; noisy features stand in by default.
     report : callable
-        Told of the progress.
     """
+
+    progress_type, log_every, first_log = LatentProgress, 50, 0
 
     def __init__(
         self, encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
         versions: int = 1, views: NDArray[np.floating] | None = None,
-        report: Callable[[LatentProgress | Fitting], None] = lambda progress: None,
+        report: Callable[[Any], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         if len(features) < 2:
-            raise TrainingError("the latents of fewer than two inputs cannot be trained.")
-        self.encoder, self.options, self.report = encoder, options, report
+            raise TrainingError("latents cannot be trained on fewer than two inputs.")
+        self.encoder, self.options = encoder, options
         self.precision = precision_used(options.precision, "cpu")  # whatever device the network was trained on
         self.features, self.inputs = features, len(features) // versions
         self.held = held if len(held) else features[: min(self.inputs, _HARD_ROWS)]
@@ -259,8 +256,11 @@ class LatentStage:
         self.controller = RateController(options.rate, start, gain)
         self.batch = min(options.batch_size, len(features))
         self._ramp = min(_BETA_WARM, max(1, options.steps // 5))
-        self.started = time.monotonic()
-        self.step, self.first, self.hard = 0, 0, math.nan  # first: steps of the first descent
+        self.hard = math.nan  # the rate of hard codes
+        warmup = min(_WARM, max(1, options.steps // 10))
+        super().__init__(
+            Schedule(options.steps, options.max_time and _DESCENT * options.max_time, warmup), report=report
+        )
 
     def _make_prior(self) -> AutoregressivePrior | None:
         """Return an autoregressive prior where a rate is asked for, and codes are coded with such a one."""
@@ -272,8 +272,8 @@ class LatentStage:
         return AutoregressivePrior(config, hidden, options.seed)
 
     def run(self) -> FittedLatents:
-        """Train, and return what was reached; the encoder holds its tables and its entropy network then."""
-        encoder, options = self.encoder, self.options
+        """Train, and return the rate reached; the encoder then holds its tables and its entropy network."""
+        encoder, options, started = self.encoder, self.options, time.monotonic()
         encoder.eval()
         frozen = [p for p in encoder.backbone.parameters() if p.requires_grad]
         for parameter in frozen:
@@ -283,130 +283,103 @@ class LatentStage:
                 parameter.requires_grad_(True)
         with PrincipalDecoder(encoder, self.metric):
             self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
-            self._descend(options.steps)
-            self.first = self.step
-            rounds, fitted, rate = self._meet_rate()
-            self._settle(max(1, round(self.first * _SETTLING)))
+            self.clipped = [p for m in (encoder.head, encoder.decoder) for p in m.parameters()]
+            self.run_steps()
+            steps = self.step
+            rounds, entropy, rate = self._meet_rate(steps)
+            DecoderStage(self, max(1, round(steps * _SETTLING))).run_steps()
         for parameter in frozen:
             parameter.requires_grad_(True)
-        found = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
-        encoder.config = found.applied(encoder.config)
+        calibration = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
+        encoder.config = calibration.applied(encoder.config)
         record = {
             "options": asdict(options), "precision": self.precision, "rounds": rounds,
             "steps": self.step, "beta": self.controller.beta,
-            "rate": round(rate, 3), "entropy": fitted, "calibration": found.record,
-            "seconds": round(time.monotonic() - self.started, 1),
+            "rate": round(rate, 3), "entropy": entropy, "calibration": calibration.record,
+            "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
         return FittedLatents(rate, record)
 
-    def _descend(self, steps: int) -> None:
-        """Train head, prior and decoder for so many steps, the learning rate falling from its peak to zero."""
-        started = time.monotonic()
-        while (fraction := self._fraction(steps, started)) < 1:
-            warm = min(1.0, (self.step + 1) / min(_WARM, max(1, steps // 10)))
-            losses = self._train_step(self.options.lr * warm * 0.5 * (1 + math.cos(math.pi * fraction)))
-            if isinstance(self.agree, Objective):
-                self.agree.step(fraction)
-            if self.step > self._ramp:  # what a prior charges that has learned nothing yet says nothing of the price
-                self.controller.update(float(losses.rate))
-            if self.step % _HARD_EVERY == 0:
-                self.hard = self._hard_rate()
-                self.controller.measured(self.hard, float(losses.rate))
-            if self.step % _LOG_EVERY == 0:
-                self._log(losses, fraction)
+    def losses(self) -> LatentLosses:  # noqa: D102
+        options, encoder = self.options, self.encoder
+        rng = np.random.default_rng([options.seed, self.step])
+        rows = rng.integers(len(self.features), size=self.batch)
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        views = torch.from_numpy(np.asarray(self.features[rows], np.float32))
+        if options.noise:
+            drawn = torch.randn(len(rows), len(self.metric.deviation), generator=generator)
+            views = views + options.noise * (drawn * self.metric.deviation) @ self.metric.axes.T
+        uniform = torch.rand(
+            len(rows), POSTERIORS[encoder.config.posterior].noise(encoder.config), generator=generator
+        )
+        rungs = encoder.config.ladder[:-1] if options.nested else ()
+        latents = int(rng.choice(rungs)) if len(rungs) else None
+        beta = self.controller.beta * min(1.0, (self.step + 1) / self._ramp)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            return latent_loss(
+                encoder, self.prior, self.agree, self.metric, views, self.targets[torch.from_numpy(rows)], uniform,
+                latents=latents, beta=beta, agreement=options.agreement, estimator=options.estimator,
+            )  # fmt: skip
 
-    def _train_step(self, lr: float) -> LatentLosses:
-        """Descend by one step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
-        losses = self._losses(self.encoder.config.ladder[:-1] if self.options.nested else ())
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        layers = [p for m in (self.encoder.head, self.encoder.decoder) for p in m.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(layers, _LARGEST_GRADIENT)
-        if not math.isfinite(float(losses.total.detach()) + float(norm)):
-            raise TrainingError(f"the loss is not finite at step {self.step + 1:,}; try a lower learning rate.")
-        self.optimizer.step()
-        self.step += 1
-        return losses
+    def after_step(self, losses: LatentLosses, fraction: float) -> None:  # noqa: D102
+        if isinstance(self.agree, Objective):
+            self.agree.step(fraction)
+        if self.step > self._ramp:  # a prior that has learned nothing yet charges too much
+            self.controller.update(float(losses.rate))
+        if self.step % self.log_every == 0:
+            self.hard = self._hard_rate()
+            self.controller.set_hard_ratio(self.hard, float(losses.rate))
 
-    def _meet_rate(self) -> tuple[int, dict[str, Any], float]:
-        """Let codes cost what was asked for under the coder's own model, fitted to them.
+    def figures(self, losses: LatentLosses) -> dict[str, Any]:  # noqa: D102
+        terms = {name: float(value) for name, value in losses._asdict().items()}
+        return terms | {
+            "loss": terms["total"], "hard_rate": self.hard, "kl": self._divergence(), "beta": self.controller.beta,
+        }  # fmt: skip
 
-        Return how many corrections it took, that model's record, and the rate in bits.
+    def _meet_rate(self, steps: int) -> tuple[int, dict[str, Any], float]:
+        """Train on, after ``steps`` steps, until codes cost the target under the coder's own model, fitted to them.
+
+        Return the number of corrections, that model's record, and the rate in bits.
         """
         target, rounds = self.options.rate, 0
         record, rate = self._fit_tables()
         while target is not None and abs(rate / target - 1) > _NEAR and rounds < _ROUNDS:
             # The prior was given what the coder's own model learned, but for the rounding to integers.
-            self._approach(target * self._hard_rate() / rate)
+            self._approach(target * self._hard_rate() / rate, max(_APPROACH, round(steps * _ROUND)))
             record, rate = self._fit_tables()
             rounds += 1
         return rounds, record, rate
 
-    def _approach(self, target: float) -> None:
-        """Train on, with bits dearer or cheaper, until hard codes cost this under the prior that is trained."""
-        controller, least = self.controller, self.step + max(_APPROACH, round(self.first * _ROUND))
+    def _approach(self, target: float, steps: int) -> None:
+        """Train on with another beta, until hard codes cost the target under the prior, ``steps`` steps at most."""
+        controller, last = self.controller, self.step + steps
         begin = self._hard_rate()
         side, beta = math.copysign(1, begin - target), controller.beta
         controller.jump(begin, target, _FACTOR)
-        while (apart := side * (self._hard_rate() - target) > 0) and self.step < least:
-            if self.step % _HARD_EVERY == 0:
+        while (apart := side * (self._hard_rate() - target) > 0) and self.step < last:
+            if self.step % self.log_every == 0:
                 controller.jump(begin, target, _FACTOR)
-            self._train_step(self.options.lr * _SMALL)
-        if not apart:  # else the next try goes on from here
+            self.descend(_SMALL)
+        if not apart:  # otherwise the next correction goes on from here
             controller.beta = beta
 
     def _groups(self) -> list[dict[str, Any]]:
         """Decay weights of layers, not biases, priors or codebooks; priors learn at higher rates."""
-        encoder, decay = self.encoder, self.options.decay
+        encoder, decay, lr = self.encoder, self.options.decay, self.options.lr
         layers = [p for m in (encoder.head, encoder.decoder) for p in m.parameters()]
-        rest = [encoder.codebooks] if encoder.codebooks is not None else []
+        if isinstance(self.agree, Objective):
+            layers += self.agree.parameters()
+        codebooks = [encoder.codebooks] if encoder.codebooks is not None else []
         prior = list(self.prior.parameters()) if self.prior else []
-        heads = list(self.agree.parameters()) if isinstance(self.agree, Objective) else []
         return [
-            {"params": [p for p in layers + heads if p.ndim > 1], "weight_decay": decay, "scale": 1.0},
-            {"params": [p for p in layers + heads if p.ndim <= 1] + rest, "weight_decay": 0.0, "scale": 1.0},
-            {"params": prior, "weight_decay": decay / 10, "scale": 2.0},
-            {"params": [encoder.prior], "weight_decay": 0.0, "scale": _PRIOR_SCALE},
+            {"params": [p for p in layers if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in layers if p.ndim <= 1] + codebooks, "weight_decay": 0.0},
+            {"params": prior, "weight_decay": decay / 10, "lr": 2 * lr},
+            {"params": [encoder.prior], "weight_decay": 0.0, "lr": _PRIOR_SCALE * lr},
         ]
 
-    def _fraction(self, steps: int, started: float) -> float:
-        """How much of the descent is done, by its steps or by the time that it may take."""
-        fraction = self.step / steps
-        if self.options.max_time:
-            fraction = max(fraction, (time.monotonic() - started) / (_DESCENT * self.options.max_time))
-        return fraction
-
-    def _losses(self, rungs: Sequence[int]) -> LatentLosses:
-        options, encoder = self.options, self.encoder
-        rng = np.random.default_rng([options.seed, self.step])
-        rows = rng.integers(len(self.features), size=self.batch)
-        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        views, targets = self._take(rows), self.targets[torch.from_numpy(rows)]
-        if options.noise:
-            views = views + self._noise(len(rows), generator)
-        uniform = torch.rand(
-            len(rows), POSTERIORS[encoder.config.posterior].noise(encoder.config), generator=generator
-        )
-        latents = int(rng.choice(rungs)) if len(rungs) else None
-        beta = self.controller.beta * min(1.0, (self.step + 1) / self._ramp)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            return latent_loss(
-                encoder, self.prior, self.agree, self.metric, views, targets, uniform, latents=latents, beta=beta,
-                agreement=options.agreement, estimator=options.estimator,
-            )  # fmt: skip
-
-    def _take(self, rows: NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(np.asarray(self.features[rows], np.float32))
-
-    def _noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return noise of the features' own shape, (B, V)."""
-        drawn = torch.randn(count, len(self.metric.deviation), generator=generator)
-        return self.options.noise * (drawn * self.metric.deviation) @ self.metric.axes.T
-
     @torch.no_grad()
-    def _symbols(self, features: NDArray[np.floating]) -> NDArray[np.generic]:
+    def symbols(self, features: NDArray[np.floating]) -> NDArray[np.generic]:
         """Return the symbols that a file would hold, shape (N, D)."""
         parts = []
         for start in range(0, len(features), _ROWS):
@@ -415,7 +388,7 @@ class LatentStage:
         return np.concatenate(parts)
 
     def _codes(self, features: NDArray[np.floating]) -> Codes:
-        return Codes.from_symbols(self._symbols(features), alphabet=self.encoder.config.alphabet)
+        return Codes.from_symbols(self.symbols(features), alphabet=self.encoder.config.alphabet)
 
     @torch.no_grad()
     def _hard_rate(self) -> float:
@@ -431,37 +404,6 @@ class LatentStage:
         features = torch.from_numpy(np.asarray(self.held[:_FEW_ROWS], np.float32))
         return float(self.encoder.posterior(features).kl(self.encoder.prior).sum(1).mean()) / BIT
 
-    def _settle(self, steps: int) -> None:
-        """Train the decoder alone, on the codes that a file will hold."""
-        encoder, options = self.encoder, self.options
-        symbols = self._symbols(self.features)
-        layers = [*encoder.decoder.parameters(), *([] if encoder.codebooks is None else [encoder.codebooks])]
-        optimizer = torch.optim.AdamW(layers, lr=options.lr, betas=(0.9, 0.98), weight_decay=options.decay)
-        rungs = encoder.config.ladder[:-1] if options.nested else ()
-        weight = self.metric.weight / self.metric.power**0.5
-        for step in range(steps):
-            rng = np.random.default_rng([options.seed, self.step, step])
-            rows = rng.integers(len(symbols), size=self.batch)
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr / 2 * 0.5 * (1 + math.cos(math.pi * step / steps))
-            draw = self._embed(symbols[rows])
-            targets = self.targets[torch.from_numpy(rows)]
-            widths = [None, int(rng.choice(rungs))] if len(rungs) else [None]
-            loss = torch.zeros(())
-            for width in widths:
-                guess = encoder.decode(draw, width)
-                loss = loss + self.metric.error(guess, targets)
-                if self.agree is not None:
-                    loss = loss + options.agreement * self.agree(guess * weight, targets * weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-    def _embed(self, symbols: NDArray[np.generic]) -> Tensor:
-        family, config = POSTERIORS[self.encoder.config.posterior], self.encoder.config
-        empty = family(torch.zeros(0, family.width(config)), config)
-        return empty.embed(torch.from_numpy(symbols.astype(np.int64)))
-
     def _fit_tables(self) -> tuple[dict[str, Any], float]:
         """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""
         encoder, options = self.encoder, self.options
@@ -471,27 +413,52 @@ class LatentStage:
             hidden=options.prior_hidden, passes=_PASSES_AGAIN if self.prior else _PASSES,
             max_time=options.max_time and _FITTING * options.max_time,
             seed=options.seed, precision=options.precision, initial=self.prior.network if self.prior else None,
-            progress=lambda fraction, line: self.report(Fitting(fraction, line)),
+            report=self.report,
         )  # fmt: skip
-        held, network = self._codes(self.held), encoder.entropy_network()
-        if network is None:
-            return record, hard_rate(held, encoder.ones.numpy())
-        return record, float(network.decision_bits(held).sum())
+        return record, float(encoder.bits_by_latent(self._codes(self.held)).sum())
 
-    def _log(self, losses: LatentLosses, fraction: float) -> None:
-        progress = LatentProgress(
-            fraction=min(1.0, fraction), step=self.step, loss=float(losses.total.detach()),
-            reconstruction=float(losses.reconstruction), agreement=float(losses.agreement),
-            rate=float(losses.rate), hard_rate=self.hard, kl=self._divergence(), beta=self.controller.beta,
-        )  # fmt: skip
-        self.report(progress)
+
+class DecoderStage(TrainingLoop):
+    """The decoder alone, trained on the hard codes that a file will hold, after a latent stage.
+
+    Parameters
+    ----------
+    stage : LatentStage
+    steps : int
+    """
+
+    first_log = 0
+
+    def __init__(self, stage: LatentStage, steps: int) -> None:
+        self.stage, self.symbols = stage, torch.from_numpy(stage.symbols(stage.features).astype(np.int64))
+        self.log_every = steps + 1
+        encoder, options = stage.encoder, stage.options
+        layers = [*encoder.decoder.parameters(), *([] if encoder.codebooks is None else [encoder.codebooks])]
+        super().__init__(
+            Schedule(steps),
+            torch.optim.AdamW(layers, lr=options.lr / 2, betas=(0.9, 0.98), weight_decay=options.decay),
+        )
+
+    def losses(self) -> TotalLoss:  # noqa: D102
+        encoder, options, metric, agree = self.stage.encoder, self.stage.options, self.stage.metric, self.stage.agree
+        rng = np.random.default_rng([options.seed, self.stage.step, self.step])
+        rows = torch.from_numpy(rng.integers(len(self.symbols), size=self.stage.batch))
+        draw, targets = encoder.embed(self.symbols[rows]), self.stage.targets[rows]
+        rungs = encoder.config.ladder[:-1] if options.nested else ()
+        loss = torch.zeros(())
+        for width in [None, int(rng.choice(rungs))] if len(rungs) else [None]:
+            guess = encoder.decode(draw, width)
+            loss = loss + metric.error(guess, targets)
+            if agree is not None:
+                loss = loss + options.agreement * agree(guess * metric.relative, targets * metric.relative)
+        return TotalLoss(loss)
 
 
 def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return what compares weighted decoded coordinates with those of the features, or None.
+    """Return the comparison of weighted decoded coordinates with those of the features, or None.
 
-    The contrastive objective compares them as they are: heads would only stand between the code and what is asked of
-    it. The others need heads.
+    The contrastive objective compares them without heads, which would only stand between the code and its aim. The
+    others need heads.
     """
     if options.objective == "reconstruct":
         return None

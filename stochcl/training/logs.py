@@ -1,4 +1,4 @@
-"""Logs of a run: figures by step, for a person, for a program, for TensorBoard."""
+"""Logs of a run: JSON lines, CSV, TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Log(Protocol):
-    """Something that figures are written to."""
+    """A sink for progress."""
 
     def write(self, progress: DataclassInstance) -> None:
         """Write the figures of a step."""
@@ -45,7 +45,7 @@ class JsonLog:
         self._path = path
 
     def write(self, progress: DataclassInstance) -> None:
-        """Append the figures that there are."""
+        """Append the finite figures."""
         _append(self._path, json.dumps(_finite(progress)) + "\n")
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class JsonLog:
 
 
 class CsvLog:
-    """A table with a column for every field of the progress that it is told of, appended to.
+    """A table with a column for every field of the progress, appended to.
 
     Cells of what was not measured are empty.
 
@@ -66,7 +66,7 @@ class CsvLog:
         self._path = path
 
     def write(self, progress: DataclassInstance) -> None:
-        """Append a row, and before the first the names of the columns."""
+        """Append a row; a new table begins with the names of the columns."""
         text = StringIO()
         table = csv.DictWriter(text, [f.name for f in fields(progress)], lineterminator="\n")
         try:
@@ -109,7 +109,7 @@ class TensorBoardLog:
             raise OutputError(f"{escape_name(folder)}: the log cannot be written: {exc.strerror}.") from exc
 
     def write(self, progress: DataclassInstance) -> None:
-        """Add every figure that there is, at its step."""
+        """Add the finite figures at their step."""
         figures = _finite(progress)
         step = figures.pop("step")
         for name, value in figures.items():

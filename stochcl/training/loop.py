@@ -1,248 +1,72 @@
-"""Where a fit stands that is not a descent by steps."""
+"""The training loop that pre-training, latents, fine-tuning and the entropy network share."""
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
+import time
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from stochcl.errors import OutputError, TrainingError
-from stochcl.files import replacing
+from stochcl.errors import TrainingError
 from stochcl.messages import escape_name
+from stochcl.training.checkpoint import damaged, load_checkpoint, save_checkpoint
+from stochcl.training.distributed import all_reduce_mean, any_rank, broadcast, rank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import FrameType
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
+    from stochcl.training.logs import Log
+
+
+_MEASURE_SHARE, _MEASURE_SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
+_NEVER = 1 << 62
+
+
+class Losses(Protocol):
+    """The terms of a step's loss, a named tuple of numbers without axes; ``total`` is minimised."""
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
+class TotalLoss(NamedTuple):
+    """A loss of one term."""
+
+    total: Tensor
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """Where the fit of the entropy network stands, after the last step; ``fraction`` is of that."""
+class FitProgress:
+    """Progress of a fit that reports a line only; ``fraction`` is of that fit."""
 
     fraction: float
     text: str
 
     def line(self) -> str:
-        """Return what there is to say, on one line."""
+        """Return the line."""
         return self.text
-
-
-_MISSED = 0.05  # by how much, relative to the target, before it is said
-
-
-class RateController:
-    """Finds the beta at which codes cost the bits that were asked for.
-
-    beta moves by a bounded factor a step, in proportion to how far the measured rate is off, and stays between
-    two bounds: it starts feasible and cannot wind up, as dual ascent from zero does. Without a target it is
-    constant.
-
-    What is measured at every step is the rate of sampled codes; what a file holds are hard ones. Their ratio is
-    measured now and then, and the target is meant for hard codes.
-
-    Parameters
-    ----------
-    target : float or None
-        Bits per image.
-    beta : float
-        Where to start, in nats a bit.
-    gain : float
-        Of a step: how far beta moves, relative to itself, where the rate is twice the target.
-    """
-
-    LOWEST, HIGHEST, GAIN = 1e-6, 3.0, 0.03
-
-    def __init__(self, target: float | None, beta: float = 1e-4, gain: float = GAIN) -> None:
-        self.target = target
-        self.beta = beta
-        self.gain = gain
-        self.hard_ratio = 1.0
-
-    def jump(self, rate: float, target: float, factor: float) -> None:
-        """Make bits dearer, or cheaper, by a factor: whichever takes the rate to the target."""
-        beta = self.beta * factor if rate > target else self.beta / factor
-        self.beta = max(self.LOWEST, min(self.HIGHEST, beta))
-
-    def measured(self, hard: float, sampled: float) -> None:
-        """Take the rate of hard codes beside that of sampled ones, in bits, as the ratio from now on."""
-        if sampled > 0:
-            self.hard_ratio = max(0.1, min(2.0, hard / sampled))
-
-    def update(self, rate: float) -> None:
-        """Take the rate of one step's sampled codes, in bits per image, into account."""
-        if self.target is None:
-            return
-        off = max(-1.0, min(1.0, rate * self.hard_ratio / self.target - 1))
-        self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.gain * off)))
-
-
-def said_of_rate(rate: float, target: float | None, unit: str = "image") -> tuple[str, ...]:
-    """Return a warning, as a sentence, where hard codes miss the rate that was asked for; none without a target.
-
-    Examples
-    --------
-    >>> said_of_rate(63, 64), said_of_rate(63, None)
-    ((), ())
-    """
-    if target is None or abs(rate / target - 1) <= _MISSED:
-        return ()
-    missed = f"the codes take {rate:,.1f} bits per {unit}, and {target:,g} were asked for"
-    advice = f"more steps or more {unit}s to train on bring the rate closer; --latents and --alphabet bound it"
-    return (f"warning: {missed}; {advice}",)
-
-
-KIND = "stochcl-checkpoint-0"
-
-
-def save_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Write everything that a run needs to go on as if it had not stopped."""
-    tensors: dict[str, Tensor] = {}
-    for prefix, module in modules.items():
-        tensors |= {f"{prefix}.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    for i, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in values.items()}
-    try:
-        with replacing(path) as file:
-            file.write(save(tensors, {"kind": KIND, "state": json.dumps(state)}))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(path)}: the checkpoint cannot be written: {exc.strerror}.") from exc
-
-
-def load_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Restore modules and optimizer, and return the state."""
-    shown = escape_name(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state: dict[str, Any] = json.loads(metadata["state"])
-        stored = dict(state["options"])
-        differing = sorted(k for k in options if stored.get(k) != options[k])
-        if metadata["kind"] != KIND or differing:
-            same = "give the same options"
-            if "precision" in differing:  # which nobody need have given: auto depends on the machine and the version
-                same += f" (--precision {escape_name(str(stored.get('precision')))})"
-            msg = (
-                f"{shown}: this checkpoint belongs to a run with another {' and '.join(differing) or 'format'}; "
-                f"{same}, or delete it to start anew."
-            )
-            raise TrainingError(msg)
-        slots = _slots(tensors, optimizer)
-        for prefix, module in modules.items():
-            module.load_state_dict(_below(tensors, prefix))
-        optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as exc:
-        raise TrainingError(f"{shown}: this checkpoint is damaged ({exc}); delete it to start anew.") from exc
-    return state
-
-
-def _slots(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Return the optimizer's state by the parameters' positions; all of it, or the run would take another turn."""
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below(tensors, "optimizer").items():
-        i, _, key = name.partition(".")
-        slots.setdefault(int(i), {})[key] = tensor
-    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-    if set(slots) != set(range(len(parameters))):
-        msg = f"it has optimizer states of {len(slots)} parameters, not of {len(parameters)}"
-        raise ValueError(msg)
-    for position, slot in slots.items():
-        shapes = {parameters[position].shape, torch.Size()}
-        if set(slot) != set(slots[0]) or not {v.shape for v in slot.values()} <= shapes:
-            msg = f"the optimizer's state of parameter {position} is not one"
-            raise ValueError(msg)
-    return slots
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-
-
-class Averaged:
-    """The exponential moving average of a network (Polyak and Juditsky, 1992), statistics of normalisation included.
-
-    Parameters
-    ----------
-    network : Encoder
-    decay : float
-        Of the average, below 1. In the first steps it is (1 + t) / (10 + t), so that the beginning is forgotten.
-
-    Attributes
-    ----------
-    network : Encoder
-        A copy with averaged weights, in evaluation mode.
-    """
-
-    def __init__(self, network: Encoder, decay: float) -> None:
-        self.decay = decay
-        self.network = deepcopy(network).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, network: Encoder, step: int) -> None:
-        """Take the weights after ``step`` steps in."""
-        keep = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = self.network.state_dict(), network.state_dict()
-        floating = [name for name, tensor in ours.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([ours[n] for n in floating], [theirs[n].to(ours[n].dtype) for n in floating], 1 - keep)
-        for name in ours.keys() - set(floating):
-            ours[name].copy_(theirs[name])
-
-
-@dataclass
-class Progress:
-    """Where a run stands; ``fraction`` is of the whole run, rates are in bits, times in seconds.
-
-    ``rate`` is what the sampled codes of the batch cost in expectation, ``kl`` how far their posterior is from the
-    prior; ``held_rate`` is what the hard codes of held-out images cost.
-    """
-
-    fraction: float
-    step: int
-    epoch: float
-    elapsed: float
-    loss: float = math.nan
-    contrast: float = math.nan
-    contrast_codes: float = math.nan
-    decorrelation: float = math.nan
-    reconstruction: float = math.nan
-    rate: float = math.nan
-    kl: float = math.nan
-    beta: float = math.nan
-    lr: float = 0.0
-    images_per_second: float = 0.0
-    held_rate: float = math.nan
-    knn: float = math.nan
-
-    def line(self) -> str:
-        """Return the figures that matter, with their units, on one line."""
-        text = (
-            f"step {self.step:,}, epoch {self.epoch:.1f}, loss {self.loss:.3f} nats, "
-            f"rate {self.rate:,.0f} bits/image, {self.images_per_second:,.0f} images/s"
-        )
-        return text if math.isnan(self.knn) else f"{text}, kNN {self.knn:.1%}"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of a run.
+    """Length of a stage and course of its learning rate.
 
     Parameters
     ----------
@@ -250,16 +74,16 @@ class Schedule:
         How many there are in all.
     max_time : float or None
         Seconds, if time may end it before.
-    warmup : int
+    warmup : float
         Steps in which the learning rate rises.
     """
 
     steps: int
-    max_time: float | None
-    warmup: int
+    max_time: float | None = None
+    warmup: float = 1
 
     def fraction(self, step: int, elapsed: float) -> float:
-        """Return how much of the run is done, by steps or by time, whichever ends it first."""
+        """Return how much of the stage is done, by steps or by time, whichever ends it first."""
         done = step / self.steps if self.steps else 1.0
         if self.max_time:
             done = max(done, elapsed / self.max_time)
@@ -278,27 +102,314 @@ class Schedule:
         return warm * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Put an interruption (Ctrl-C) off until it is asked for; a second one is not put off.
+class EpochOrder:
+    """Batches of every epoch, in an order that seed and epoch decide; rows that fill no batch are left out.
 
-    Raised in the middle of a step it would leave weights, statistics and counter of different steps, and the
-    checkpoint made of them would not go on as if nothing had happened.
+    Parameters
+    ----------
+    rows : int
+        Of the data.
+    batch : int
+    seed : int
+    """
+
+    def __init__(self, rows: int, batch: int, seed: int) -> None:
+        self.batch, self.steps_per_epoch = batch, rows // batch
+        self._rows, self._seed = rows, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def take(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return a step's rows, and their random keys: one for every row and epoch."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+        rows = self._order[i * self.batch : (i + 1) * self.batch]
+        return rows, rows + self._rows * epoch
+
+
+class EMA:
+    """The exponential moving average of a network (Polyak and Juditsky, 1992), statistics of normalisation included.
+
+    Parameters
+    ----------
+    network : Encoder
+    decay : float
+        Of the average, below 1. In the first steps it is (1 + t) / (10 + t), so that the initial weights fade soon.
+
+    Attributes
+    ----------
+    network : Encoder
+        A copy with averaged weights, in evaluation mode.
+    """
+
+    def __init__(self, network: Encoder, decay: float) -> None:
+        self._source, self.decay = network, decay
+        self.network = deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Add the network's weights after ``step`` steps to the average."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = self.network.state_dict(), self._source.state_dict()
+        floating = [name for name, tensor in ours.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([ours[n] for n in floating], [theirs[n].to(ours[n].dtype) for n in floating], 1 - keep)
+        for name in ours.keys() - set(floating):
+            ours[name].copy_(theirs[name])
+
+
+class NonFiniteGuard:
+    """Raises TrainingError once a number is not finite.
+
+    On a CPU at once. Reading a number from a GPU at every step would make it wait for its next work, so there only
+    every 20 steps, and before anything is written (:meth:`check`).
+
+    Parameters
+    ----------
+    device : torch.device
+    every : int, optional
+        Steps between two checks; by default 1 on a CPU and 20 elsewhere.
+    """
+
+    def __init__(self, device: torch.device, every: int | None = None) -> None:
+        self.every = (1 if device.type == "cpu" else 20) if every is None else every
+        self._first: Tensor | None = None
+
+    @torch.no_grad()
+    def observe(self, value: Tensor, step: int) -> None:
+        """Note whether the number of a step is finite, before its weights change."""
+        bad = torch.where(value.detach().isfinite(), _NEVER, step)
+        self._first = bad if self._first is None else torch.minimum(self._first, bad)
+        if step % self.every == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise TrainingError if any number so far was not finite."""
+        first, self._first = self._first, None
+        if first is not None and (step := int(first)) < _NEVER:
+            raise TrainingError(f"the loss is not finite at step {step:,}; try a lower learning rate.")
+
+
+class TrainingLoop(ABC):
+    """The training loop. A stage is a subclass: its data and loss (:meth:`losses`) and its parameter groups.
+
+    What is random in a step depends on the seed and the step's number alone, so that a stage that is resumed from its
+    checkpoint ends with the same weights, bit for bit.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    optimizer : Optimizer or None
+        The groups' learning rates are their peaks. None where :meth:`run_steps` is called after one is set.
+    clipped : iterable of Parameter
+        What gradients are clipped of, together.
+    device : torch.device
+    ema : EMA or None
+        A moving average of the weights.
+    checkpoint : Path or None
+        Written every ``save_every`` seconds, on interruption, and at the end.
+    logs : sequence of Log
+        Figures are written to them every ``log_every`` steps.
+    report : callable
+        Called with the progress as often.
+    """
+
+    progress_type: type[Any]
+    batch = 0  # images of a step
+    log_every, first_log = 20, 1  # steps between two reports, and the step of an early one
+    save_every = 300.0  # seconds
+    measure_every = 600.0  # seconds at most; sooner where measuring takes little of the time
+    max_gradient = 5.0  # norm of all gradients together
+
+    def __init__(
+        self, schedule: Schedule, optimizer: torch.optim.Optimizer | None = None, *,
+        clipped: Iterable[nn.Parameter] = (), device: torch.device | None = None, ema: EMA | None = None,
+        checkpoint: Path | None = None, logs: Sequence[Log] = (),
+        report: Callable[[Any], None] = lambda progress: None,
+    ) -> None:  # fmt: skip
+        self.schedule, self.clipped, self.ema = schedule, list(clipped), ema
+        if optimizer is not None:
+            self.optimizer = optimizer
+        self.device = torch.device("cpu") if device is None else device
+        self.checkpoint_path, self.report = checkpoint, report
+        self.is_first = rank() == 0  # still true after the processes have parted
+        self.logs = list(logs) if self.is_first else []
+        self.guard = NonFiniteGuard(self.device)
+        self.step, self._elapsed_before, self._step_complete = 0, 0.0, True
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(checkpoint)
+        self._started = self._saved = self._measured = time.monotonic()
+        self._measure_after = _MEASURE_SOONEST
+        self.fraction = self._fraction()
+
+    # What a stage is
+
+    @abstractmethod
+    def losses(self) -> Losses:
+        """Return the loss of the next step's batch, with its gradients."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients, averaged over processes."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def after_step(self, losses: Any, fraction: float) -> None:  # noqa: B027 - few stages need it
+        """Update what follows the weights, after a step that began when ``fraction`` of the stage was done."""
+
+    def figures(self, losses: Any) -> dict[str, Any]:
+        """Return the stage's fields of its progress."""
+        return {"loss": float(losses.total)}
+
+    def measure(self) -> dict[str, float]:
+        """Return the fields of its progress that are measured now and then only."""
+        return {}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what a checkpoint holds, by prefix."""
+        return {"average": self.ema.network} if self.ema else {}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a checkpoint to be resumed."""
+        return {}
+
+    def state(self) -> dict[str, float]:
+        """Return the stage's numbers that a checkpoint holds, all finite."""
+        return {}
+
+    def load_state(self, state: dict[str, float]) -> None:  # noqa: B027
+        """Restore the numbers of :meth:`state`."""
+
+    # The loop
+
+    def run_steps(self) -> None:
+        """Train to the end of the schedule; an interruption keeps a checkpoint of the last complete step."""
+        self._started = self._saved = self._measured = time.monotonic()
+        try:
+            with deferred_interrupts() as interrupted:
+                while self.fraction < 1:
+                    self.run_step()
+                    if any_rank(interrupted(), self.device):
+                        raise KeyboardInterrupt
+        except KeyboardInterrupt as exc:
+            if self._step_complete and self.step:
+                self.save()
+            self.add_resume_hint(exc)
+            raise
+        finally:
+            for log in self.logs:
+                log.close()
+        if self.step:
+            self.save()
+
+    def run_step(self) -> None:
+        """Take one step of the schedule: the weights, what follows them, the log, the checkpoint."""
+        start, fraction = time.monotonic(), self.fraction
+        factor = self.schedule.learning_rate(self.step, fraction)
+        self._step_complete = False
+        losses = self.descend(factor)
+        self.after_step(losses, fraction)
+        self._step_complete = True
+        self.fraction = self._fraction()
+        if self.step % self.log_every == 0 or self.step == self.first_log:
+            self._log(losses, time.monotonic() - start)
+        if time.monotonic() - self._saved > self.save_every:
+            self.save()
+
+    def descend(self, factor: float) -> Losses:
+        """Take one step of the optimizer at ``factor`` times its peak learning rates.
+
+        Return the losses, averaged over processes, without gradients.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("peak", group["lr"]) * factor
+        losses = self.losses()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.backward(losses.total)
+        reduced: Losses = type(losses)(*all_reduce_mean(torch.stack(tuple(losses))))
+        checked = reduced.total
+        if self.clipped:
+            checked = checked + torch.nn.utils.clip_grad_norm_(self.clipped, self.max_gradient)
+        # Before the weights change: neither a checkpoint nor a model may be made of what follows.
+        self.guard.observe(checked, self.step + 1)
+        self.optimizer.step()
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.step)
+        return reduced
+
+    def _log(self, losses: Losses, seconds: float) -> None:
+        if not self.is_first:
+            return
+        values: dict[str, Any] = {
+            "fraction": self.fraction, "step": self.step, "elapsed": self.elapsed,
+            "lr": self.optimizer.param_groups[0]["lr"], "images_per_second": self.batch / max(seconds, 1e-9),
+        } | self.figures(losses)  # fmt: skip
+        due = min(self.measure_every, self._measure_after)
+        if self.step == self.first_log or time.monotonic() - self._measured > due:
+            start = time.monotonic()
+            values |= self.measure()
+            self._measured = time.monotonic()
+            self._measure_after = max(_MEASURE_SOONEST, (self._measured - start) / _MEASURE_SHARE)
+        names = {f.name for f in fields(self.progress_type)}
+        progress = self.progress_type(**{name: value for name, value in values.items() if name in names})
+        for log in self.logs:
+            log.write(progress)
+        self.report(progress)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds trained so far, those before an interruption included."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    def _fraction(self) -> float:
+        """Return how much of the stage is done, as the first process sees it: clocks differ."""
+        return broadcast(self.schedule.fraction(self.step, self.elapsed), self.device)
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is one, in the first process."""
+        self.guard.check()
+        if self.checkpoint_path is not None and self.is_first:
+            state = {"step": self.step, "elapsed": self.elapsed, "options": self.identity()} | self.state()
+            save_checkpoint(self.checkpoint_path, self.modules(), self.optimizer, state)
+        self._saved = time.monotonic()
+
+    def _restore(self, path: Path) -> None:
+        state = load_checkpoint(path, self.modules(), self.optimizer, self.identity())
+        try:
+            self.step, self._elapsed_before = int(state["step"]), float(state["elapsed"])
+            own = {name: float(state[name]) for name in self.state()}
+            if self.step < 1 or not all(map(math.isfinite, (self._elapsed_before, *own.values()))):
+                raise ValueError(f"step {self.step}, {self._elapsed_before} s, {own}")
+        except (KeyError, TypeError, ValueError) as exc:
+            raise damaged(path, exc) from exc
+        self.load_state(own)
+
+    def add_resume_hint(self, exc: KeyboardInterrupt) -> None:
+        """Add to an interruption where the checkpoint is, if there is one."""
+        path = self.checkpoint_path
+        if self.is_first and path is not None and path.exists():
+            exc.add_note(f"Step {self.step:,} is kept in {escape_name(path)}; pass --resume to go on.")
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], bool]]:
+    """Defer SIGINT (Ctrl-C) and SIGTERM; yield a function that tells whether one came. A second one interrupts.
+
+    Raised in the middle of a step, it would leave weights, statistics and counter of different steps, and a run
+    resumed from their checkpoint would end with other weights.
     """
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if seen:
-            signal.default_int_handler(number, frame)
+            raise KeyboardInterrupt
         seen.append(number)
 
-    # Only the main thread may, and a program with a handler of its own keeps it.
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, note)
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():  # others may not
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) == default:  # a program with a handler of its own keeps it
+                replaced[number] = signal.signal(number, note)
     try:
         yield lambda: bool(seen)
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Whether a code is alive: what its latents say, whether they say it twice, and how sure the posterior is."""
+"""Health of codes (information, redundancy, certainty), and the live figures of a run: rate and kNN accuracy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
+from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.entropy.fit import hard_rate, measure_ones
 from stochcl.entropy.independent import node_counts
 
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["Monitor", "knn_accuracy", "measure_features"]
 
 DEAD_BITS = 0.05
-"""A latent of less entropy says next to nothing: fewer than six rows in a thousand are not like the others."""
+"""A latent of less entropy is dead: fewer than six rows in a thousand differ from the others."""
 
-_FEW = 50  # rows of which little can be said
+_FEW = 50  # rows: fewer prove nothing
 _COLLAPSED = 1.0  # bit of all latents together
 _MOSTLY_DEAD, _SAME, _UNDECIDED = 0.9, 0.8, 0.1
 
 
 def code_health(codes: Codes, family: str) -> dict[str, Any]:
-    """Return what there is to say of hard codes, for a training record."""
+    """Return figures on hard codes, for a training record."""
     entropies = marginal_entropies(codes)
     used = entropies > DEAD_BITS
     entropy = None
@@ -49,34 +50,34 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
     }
 
 
-def said_of_health(health: dict[str, Any]) -> tuple[str, ...]:
-    """Return warnings, as sentences, where a code is dead or dying; none where all is well or rows are few."""
+def health_warnings(health: dict[str, Any]) -> tuple[str, ...]:
+    """Return warnings if a code is dead or dying; none if rows are few."""
     rows, latents, used = health["rows"], health["latents"], health["used"]
     if rows < _FEW:
         return ()
-    found = []
+    problems = []
     if health["bits"] < _COLLAPSED:
-        found.append(
+        problems.append(
             f"the code has collapsed: its {latents:,} latents together say {health['bits']:.2f} bits of an input, "
             f"and {health['distinct']:,} different codes stand for {rows:,} inputs; make bits cheaper (a higher "
             "rate, a lower beta, a longer warm-up) or lower the learning rate"
         )
     elif used < (1 - _MOSTLY_DEAD) * latents:
-        found.append(
+        problems.append(
             f"{health['dead']:,} of {latents:,} latents are dead: they have the same value for nearly every input; "
             "fewer latents would give the same code, and cheaper bits would bring them to life"
         )
     if used > 1 and health["correlation"] > _SAME:
-        found.append(
+        problems.append(
             f"the latents repeat each other: the mean correlation of two of them is {health['correlation']:.2f}; the "
             "objective does not tell inputs apart by more than a few directions"
         )
     if health["certainty"] is not None and health["certainty"] < _UNDECIDED:
-        found.append(
+        problems.append(
             f"the posterior is undecided: its entropy is {health['entropy']:,.0f} bits an input, near that of coin "
             "tosses; train for longer, or make noise weigh less (a lower temperature)"
         )
-    return tuple(f"warning: {sentence}" for sentence in found)
+    return tuple(f"warning: {sentence}" for sentence in problems)
 
 
 def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
@@ -85,13 +86,14 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
         return np.zeros(codes.latents)
     ones, visits = node_counts(codes)
 
-    def weighted_log(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def weighted_log(counts: NDArray[np.int64]) -> NDArray[np.float64]:
         logs: NDArray[np.float64] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
         return logs
 
     # A symbol's entropy is that of its decisions, each where it is taken.
-    entropies: NDArray[np.float64] = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
-    return np.maximum(entropies, 0)
+    entropies = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
+    clipped: NDArray[np.float64] = np.maximum(entropies, 0)
+    return clipped
 
 
 def _correlation(symbols: NDArray[np.integer], family: str) -> float:
@@ -99,7 +101,7 @@ def _correlation(symbols: NDArray[np.integer], family: str) -> float:
     rows, latents = symbols.shape
     if latents < 2 or rows < 2:
         return 0.0
-    if family == "categorical":
+    if not POSTERIORS[family].ordered:
         commonest = [np.bincount(column).argmax() for column in symbols.T]
         symbols = symbols == np.array(commonest)
     x = symbols.astype(np.float32)
@@ -139,20 +141,20 @@ def knn_accuracy(
 def measure_features(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, precision: str = "fp32"
 ) -> None:
-    """Bring the features of a network that is not trained any more to zero mean and unit variance, in place.
+    """Bring the features of a finished network to zero mean and unit variance, in place.
 
-    Training keeps both as it goes. Published weights come without, and so do features that are pooled otherwise than
-    those the network was trained with.
+    Training does so as it goes. Published weights have no such statistics, nor has a network whose features are
+    pooled in another way than it was trained with.
     """
     width, norm = encoder.feature_dim, encoder.norm
 
     def standardise(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
-        found = {"running_mean": torch.from_numpy(mean), "running_var": torch.from_numpy(variance)}
-        norm.load_state_dict(norm.state_dict() | found)
+        statistics = {"running_mean": torch.from_numpy(mean), "running_var": torch.from_numpy(variance)}
+        norm.load_state_dict(norm.state_dict() | statistics)
 
     standardise(np.zeros(width), np.ones(width))
-    found = encode_images(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
-    standardise(found.mean(axis=0, dtype=np.float64), found.var(axis=0, dtype=np.float64))
+    features = encode(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
+    standardise(features.mean(axis=0, dtype=np.float64), features.var(axis=0, dtype=np.float64))
 
 
 class Monitor:
@@ -183,18 +185,18 @@ class Monitor:
     def health(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
         """Return :func:`~stochcl.training.monitor.code_health` of the held-out images' codes."""
         images = self._queries if len(self._queries) else self._bank
-        return code_health(encode_images(encoder, images, device).codes, encoder.config.posterior)
+        return code_health(encode(encoder, images, device).codes, encoder.config.posterior)
 
     def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
         """Return ``rate`` (bits an image, of held-out hard codes) and, with labels, ``knn`` (a fraction)."""
         was_training = encoder.training
         encoder.eval()
-        bank = encode_images(encoder, self._bank, device)
+        bank = encode(encoder, self._bank, device)
         ones = measure_ones(bank.codes)
         if not len(self._queries):
             encoder.train(was_training)
             return {"rate": hard_rate(bank.codes, ones)}
-        queries = encode_images(encoder, self._queries, device)
+        queries = encode(encoder, self._queries, device)
         encoder.train(was_training)
         result = {"rate": hard_rate(queries.codes, ones)}
         if len(set(self._query_labels.tolist())) > 1:

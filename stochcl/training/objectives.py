@@ -1,4 +1,4 @@
-"""Objectives: what says that two views of an input belong together."""
+"""Objectives: losses that compare two views of the same inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stochcl.training.distributed import averaged, gathered, mean_of_all
+from stochcl.training.distributed import all_gather, all_reduce_mean, global_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class Objective(nn.Module, ABC):
       minimised, of the order of 1 to 10 so that objectives can stand in for each other beside other terms. Averaged
       over processes it is the value, and its gradients are those, of the batch of all processes.
     - Vectors are compared by direction and scale as the objective likes; they should have about unit variance.
-    - After every step of an optimizer, :meth:`step` is called, for what follows weights without a gradient.
+    - After every step of an optimizer, :meth:`step` is called, for what needs_momentum weights without a gradient.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ class Objective(nn.Module, ABC):
 
     Attributes
     ----------
-    follows : bool
-        Whether the objective wants, as ``targets``, what a slow copy of the network makes of the views: then whoever
-        trains one should keep a :class:`~stochcl.training.objectives.Follower`.
+    needs_momentum : bool
+        Whether ``targets`` are the outputs of a momentum encoder, so that training has to keep one, a
+        :class:`~stochcl.training.objectives.MomentumEncoder`.
     """
 
-    follows: ClassVar[bool] = False
+    needs_momentum: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, features: int, temperature: float = 0.2) -> None:
@@ -59,12 +59,12 @@ class Objective(nn.Module, ABC):
         ----------
         first, second : Tensor
         targets : pair of Tensor, shape (B, V), optional
-            What a slow copy of the network makes of the first and of the second view. Objectives that do not follow
-            one ignore it; for those that do, the vectors themselves stand in where it is not given.
+            A momentum encoder's outputs for the first and for the second view. Only objectives that need one use
+            them; the vectors themselves are the default.
         """
 
     def step(self, fraction: float) -> None:
-        """Follow the weights after a step, when ``fraction`` of the training is done."""
+        """Update momentum heads after a step, when ``fraction`` of the training is done."""
 
 
 def projector(features: int, width: int, *, last: bool = True) -> nn.Sequential:
@@ -97,8 +97,8 @@ class Reconstruct(Objective):
 
 def relative_error(guesses: Tensor, truth: Tensor) -> Tensor:
     """Return the mean squared error, relative to the power of the truth over all processes; shapes (..., B, V)."""
-    power = averaged(mean_of_all(truth.float().square()))
-    return mean_of_all((guesses.float() - truth.float()).square()) / power.clamp(min=1e-6)
+    power = all_reduce_mean(global_mean(truth.float().square()))
+    return global_mean((guesses.float() - truth.float()).square()) / power.clamp(min=1e-6)
 
 
 MOMENTUM = 0.95
@@ -122,8 +122,8 @@ def momentum(fraction: float, base: float = MOMENTUM) -> float:
     return 1 - (1 - base) * (math.cos(math.pi * min(1.0, fraction)) + 1) / 2
 
 
-class Follower(nn.Module, Generic[Network]):
-    """A slow copy of a network.
+class MomentumEncoder(nn.Module, Generic[Network]):
+    """A momentum encoder: a slow copy of a network.
 
     Its weights are an average of the network's; in training mode its normalisations use the statistics of their
     batch, as the network's do. It has no gradients.
@@ -165,13 +165,13 @@ class BYOL(Objective):
         P, the width of a projection.
     """
 
-    follows = True
+    needs_momentum = True
 
     def __init__(self, features: int, temperature: float = 0.2, width: int = 128) -> None:
         super().__init__(features, temperature)
         self.head = projector(features, width)
         self.predictor = projector(width, width)
-        self.slow_head = Follower(self.head)
+        self.slow_head = MomentumEncoder(self.head)
 
     def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
         guesses = self.predictor(self.head(torch.cat([first, second])))
@@ -181,13 +181,13 @@ class BYOL(Objective):
         return 2 - 2 * likeness.mean()
 
     def step(self, fraction: float) -> None:
-        """Let the slow copy of the projector follow."""
+        """Update the momentum projector."""
         self.slow_head.step(self.head, momentum(fraction))
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Return the normalised, temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709, equation 1)."""
-    a, b = gathered(a.float()), gathered(b.float())
+    a, b = all_gather(a.float()), all_gather(b.float())
     n = len(a)
     z = functional.normalize(torch.cat([a, b]), dim=1)
     with torch.autocast(z.device.type, enabled=False):  # it would take the product in bfloat16, off by 0.01 nats
@@ -226,7 +226,7 @@ SCALE = 1 / 10
 
 def decorrelation(features: Tensor) -> Tensor:
     """Return the covariance term of VICReg (Bardes et al., arXiv 2105.04906, equation 3)."""
-    features = gathered(features)
+    features = all_gather(features)
     n, width = features.shape
     correlation = features.T @ features / n
     return (correlation.square().sum() - correlation.diagonal().square().sum()) / width
@@ -242,7 +242,7 @@ def vicreg(a: Tensor, b: Tensor) -> Tensor:
 
     (the half is that of the authors' program). With several processes, the statistics are those of the rows of all.
     """
-    a, b = gathered(a.float()), gathered(b.float())
+    a, b = all_gather(a.float()), all_gather(b.float())
     with torch.autocast(a.device.type, enabled=False):
         loss = INVARIANCE * functional.mse_loss(a, b)
         for z in (a, b):

@@ -1,12 +1,10 @@
-"""Training an encoder from images."""
+"""Pre-training: an encoder trained on images without labels, and its latents once more on finished features."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,33 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.posteriors import BIT, POSTERIORS
-from stochcl.errors import TrainingError, UsageError
-from stochcl.messages import escape_name
-from stochcl.training.augment import Augmentation, as_words, from_words, keyed_uniform
-from stochcl.training.distributed import anywhere, averaged, from_first, processes, rank
+from stochcl.errors import UsageError
+from stochcl.training.augment import Augmentation, as_words, counter_rng, from_words
+from stochcl.training.distributed import rank, world_size
 from stochcl.training.entropy import MIN_CODES, fit_tables, smaller_images
-from stochcl.training.latents import FittedLatents, LatentStage
-from stochcl.training.logs import Log, make_log
-from stochcl.training.loop import (
-    Averaged,
-    Fitting,
-    Progress,
-    RateController,
-    Schedule,
-    interruptible,
-    load_checkpoint,
-    save_checkpoint,
-)
+from stochcl.training.latents import FittedLatents, LatentStage, RateController
+from stochcl.training.logs import make_log
+from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop
 from stochcl.training.monitor import Monitor, measure_features
-from stochcl.training.objectives import OBJECTIVES, Follower, Objective, decorrelation, momentum, relative_error
+from stochcl.training.objectives import (
+    OBJECTIVES,
+    MomentumEncoder,
+    Objective,
+    decorrelation,
+    momentum,
+    relative_error,
+)
 from stochcl.training.options import LatentOptions
 from stochcl.training.quantiser import start_latents
-from stochcl.training.runtime import Pixels, Runtime, Watch, to_device
+from stochcl.training.runtime import DeviceImages, Runtime, to_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -48,7 +43,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
-    from stochcl.training.latents import LatentProgress
+    from stochcl.training.logs import Log
     from stochcl.training.options import TrainOptions
 
 
@@ -56,75 +51,14 @@ _MOST_IMAGES = 200_000
 _HELD = 2000  # images that rate and calibration are measured on
 _LEAST_STEPS, _MOST_STEPS, _PASSES = 200, 3000, 60
 _ROWS = 128
-_VIEWS = 3  # the stream of random numbers that views of held-out images are drawn from
-
-
-def latent_steps(options: TrainOptions, images: int) -> int:
-    """Return how many steps the latent stage takes: about sixty passes over few images, fewer over many.
-
-    Examples
-    --------
-    >>> from stochcl.training.pretrain import TrainOptions
-    >>> [latent_steps(TrainOptions(), n) for n in (100, 10_000, 1_000_000)]
-    [200, 2343, 3000]
-    """
-    if options.latent_steps is not None:
-        return options.latent_steps
-    return max(_LEAST_STEPS, min(_MOST_STEPS, _PASSES * images // LatentOptions().batch_size))
-
-
-def train_latents(
-    encoder: Encoder,
-    data: ImageSet,
-    augmentation: Augmentation,
-    options: TrainOptions,
-    device: torch.device,
-    *,
-    max_time: float | None,
-    report: Callable[[LatentProgress | Fitting], None],
-    fresh: bool = False,
-) -> FittedLatents:
-    """Train what is behind the features once more, now that they stand still, to the rate that was asked for.
-
-    Features are those of at most 200,000 images, a seeded choice; the stage itself runs on the processor. A head that
-    is ``fresh``, not trained beside the network, begins where a classic quantiser of the features would be.
-    """
-    order = np.random.default_rng(options.seed).permutation(len(data.train))
-    images = data.train[np.sort(order[:_MOST_IMAGES])]
-    held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
-    encode = partial(encode_images, encoder, device=device, precision=options.precision)
-    features, kept = (encode(part).features for part in (images, held))
-    networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
-    if networked:
-        # What is asked of a code is asked of small images, too: they come enlarged, and lack fine detail.
-        small = encode(smaller_images(images, options.seed)).features
-        features = np.concatenate([features, small])
-    views = _view_features(encoder, held, augmentation, options.seed, device)
-    settings = LatentOptions(
-        steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
-        estimator=options.estimator, rate=options.rate, beta=options.beta, prior_hidden=options.entropy_hidden,
-        entropy=options.entropy, seed=options.seed, precision=options.precision, whitening=options.whitening,
-    )  # fmt: skip
-    encoder.cpu()
-    stage = LatentStage(encoder, features, kept, settings, versions=1 + networked, views=views, report=report)
-    begun = start_latents(encoder, features, stage.metric, seed=options.seed) if fresh else "the head trained so far"
-    fitted = stage.run()
-    return replace(fitted, record={"start": begun} | fitted.record)
-
-
-@torch.inference_mode()
-def _view_features(
-    encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device
-) -> NDArray[np.float32]:
-    """Return features of one augmented view of each image, shape (N, V)."""
-    out = np.empty((len(images), encoder.feature_dim), np.float32)
-    for start in range(0, len(images), _ROWS):
-        part = torch.from_numpy(images[start : start + _ROWS]).to(device).permute(0, 3, 1, 2)
-        keys = torch.arange(start, start + len(part), device=device)
-        views = encoder.normalise(augmentation(part, keys, seed, _VIEWS))
-        features = encoder.features(views.contiguous(memory_format=torch.channels_last))
-        out[start : start + _ROWS] = features.float().cpu().numpy()
-    return out
+_FIRST_VIEW, _SECOND_VIEW, _LATENTS, _HELD_VIEWS = range(4)  # streams of random numbers
+_ENTROPY_TIME = 0.1  # of the time of a run, for the entropy network of one without a latent stage
+_IMAGES_TIME = 0.75  # of the time of a run, for the steps on images where a latent stage follows
+_CLEAN = 4  # one image in this many is seen without augmentation, too
+_BETWEEN_RESUMES = (
+    "epochs", "max_time", "device", "devices", "compile", "entropy", "entropy_hidden", "latent_steps", "whitening",
+)  # fmt: skip
+"""Options that may change when a run is resumed."""
 
 
 DECORRELATION = 0.02
@@ -193,7 +127,7 @@ class StochasticContrastive(nn.Module):
             for name, parameter in encoder.named_parameters():
                 parameter.requires_grad_(name.startswith("backbone."))
         self.features, self.codes = (OBJECTIVES[objective](encoder.feature_dim, temperature) for _ in range(2))
-        self.slow = Follower(encoder) if self.features.follows else None
+        self.slow = MomentumEncoder(encoder) if self.features.needs_momentum else None
 
     def forward(self, views: Tensor, clean: Tensor, noise: Tensor, latents: int, beta: float) -> Losses:
         """Return the terms."""
@@ -258,7 +192,7 @@ class StochasticContrastive(nn.Module):
         return _halves(features), _halves(vectors)
 
     def step(self, fraction: float) -> None:
-        """Let everything that follows the weights do so, after a step of the optimizer."""
+        """Update momentum encoders after a step of the optimizer."""
         self.features.step(fraction)
         self.codes.step(fraction)
         if self.slow is not None:
@@ -275,33 +209,46 @@ def _halves(rows: Tensor) -> Pair:
     return first, second
 
 
-_FIRST_VIEW, _SECOND_VIEW, _LATENTS = range(3)  # streams of random numbers
-_ENTROPY_TIME = 0.1  # of the time of a run, for the entropy network of one without a latent stage
-_IMAGES_TIME = 0.75  # of the time of a run, for the steps on images where a latent stage follows
-_CLEAN = 4  # one image of so many is seen as it is, too
-_LARGEST_GRADIENT = 5.0
-_MEASURING, _SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
-# May change when a run is resumed:
-_NOT_OF_THE_STEPS = (
-    "epochs",
-    "max_time",
-    "device",
-    "devices",
-    "compile",
-    "entropy",
-    "entropy_hidden",
-    "latent_steps",
-    "whitening",
-)
+@dataclass
+class TrainProgress:
+    """Progress of pre-training; ``fraction`` is of the whole run, rates are in bits, times in seconds.
+
+    ``rate`` is what the sampled codes of the batch cost in expectation, ``kl`` the divergence of their posterior from
+    the prior; ``held_rate`` is what the hard codes of held-out images cost.
+    """
+
+    fraction: float
+    step: int
+    epoch: float
+    elapsed: float
+    loss: float = math.nan
+    contrast: float = math.nan
+    contrast_codes: float = math.nan
+    decorrelation: float = math.nan
+    reconstruction: float = math.nan
+    rate: float = math.nan
+    kl: float = math.nan
+    beta: float = math.nan
+    lr: float = 0.0
+    images_per_second: float = 0.0
+    held_rate: float = math.nan
+    knn: float = math.nan
+
+    def line(self) -> str:
+        """Return the figures that matter, with their units, on one line."""
+        text = (
+            f"step {self.step:,}, epoch {self.epoch:.1f}, loss {self.loss:.3f} nats, "
+            f"rate {self.rate:,.0f} bits/image, {self.images_per_second:,.0f} images/s"
+        )
+        return text if math.isnan(self.knn) else f"{text}, kNN {self.knn:.1%}"
 
 
-class Trainer:
-    """One run of training, which can stop after any step and go on from its checkpoint.
+class Trainer(TrainingLoop):
+    """Pre-training of an encoder, and what follows its last step: the latent stage, or the tables of its codes.
 
-    With several processes, each has a share of every batch, and all of them together do what one would have done
-    with the whole: what is random about an image is a function of the image and the epoch, statistics are those of
-    the whole batch, and so are gradients. The first process alone writes, reports, and does what follows the last
-    step.
+    With several processes, each has a share of every batch, and all of them together do what one would do with the
+    whole: random numbers of an image are a function of the image and the epoch; statistics and gradients are those
+    of the whole batch. The first process alone writes, reports, and does what follows the last step.
 
     Parameters
     ----------
@@ -309,58 +256,46 @@ class Trainer:
     options : TrainOptions
     data : ImageSet
     checkpoint : Path
-        Written every ``save_every`` seconds and on interruption; an existing one is continued.
+        See :class:`~stochcl.training.loop.TrainingLoop`; an existing one is resumed.
     log : Path or None
-        A file that figures are appended to every ``log_every`` steps: a table if its name ends in .csv, one JSON
-        object a line otherwise.
+        A table if its name ends in .csv, one JSON object a line otherwise.
     logs : sequence of Log
-        What else they are written to.
+        Further ones.
     report : callable
-        Told of the progress as often as it is logged.
     runtime : Runtime, optional
-        Where it runs; by default where the options say.
+        By default as the options say.
     initialise : callable, optional
-        What gives the fresh encoder a backbone with other weights to begin with, and returns what it loaded. Without
-        epochs that backbone is a finished one: it stays as it was given, and latents are trained on its features.
+        Gives the fresh encoder a backbone with other weights, and returns what it loaded. Without epochs that
+        backbone stays as it is, and latents are trained on its features.
     """
 
-    log_every = 20
-    save_every = 300.0
-    measure_every = 600.0  # seconds at most; sooner where measuring takes little of the time
+    progress_type = TrainProgress
 
     def __init__(
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
-        log: Path | None = None, logs: Sequence[Log] = (),
-        report: Callable[[Progress | Fitting | LatentProgress], None] = lambda progress: None,
+        log: Path | None = None, logs: Sequence[Log] = (), report: Callable[[Any], None] = lambda progress: None,
         runtime: Runtime | None = None,
         initialise: Callable[[Encoder], Initialisation | None] = lambda encoder: None,
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
         self.runtime = runtime or Runtime(options)
-        self.checkpoint_path, self.report = checkpoint, report
-        self.logs = [*([make_log(log)] if log else []), *logs] if self.runtime.first else []
-        self.device, self.processes = self.runtime.device, processes()
-        self.batch = _batch(options.batch_size, len(data.train))
-        self.steps_per_epoch = len(data.train) // self.batch
+        device, self.world_size = self.runtime.device, world_size()
+        self.batch = batch_of_all(options.batch_size, len(data.train))
+        self.order = EpochOrder(len(data.train), self.batch, options.seed)
         torch.manual_seed(options.seed)
         self.encoder = Encoder(config)
-        self.begun = initialise(self.encoder)
-        self.encoder.to(self.device)
+        self.initialisation = initialise(self.encoder)
+        self.encoder.to(device)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = Averaged(self.encoder, options.average) if options.average else None
+        ema = EMA(self.encoder, options.average) if options.average else None
         self.loss = StochasticContrastive(
-            self.encoder,
-            options.objective,
-            temperature=options.temperature,
-            estimator=options.estimator,
+            self.encoder, options.objective, temperature=options.temperature, estimator=options.estimator,
             deterministic=options.deterministic,
-        ).to(self.device)
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
+        ).to(device)  # fmt: skip
         # Where a latent stage follows, it meets the rate; the features are better off without that pressure.
         self.latent_steps = latent_steps(options, len(data.train))
         self.controller = RateController(None if self.latent_steps else options.rate, options.beta)
-        most = options.max_time and options.max_time * (_IMAGES_TIME if self.latent_steps else 1)
-        self.schedule = Schedule(options.epochs * self.steps_per_epoch, most, options.warmup)
+        max_time = options.max_time and options.max_time * (_IMAGES_TIME if self.latent_steps else 1)
         self.augmentation = Augmentation(
             options.crop, (options.area, 1.0), ratio=4 / 3 if options.area < 1 else 1.0, flip=options.flip,
             strength=options.strength, grey=options.grey, blur=options.blur,
@@ -368,114 +303,108 @@ class Trainer:
         self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
         self.entropy_record: dict[str, Any] = {}
         self.latents: FittedLatents | None = None
-        self.step, self.before, self.whole = 0, 0.0, True  # whole: not in the middle of a step
-        if checkpoint.exists():
-            self._restore()
+        super().__init__(
+            Schedule(options.epochs * self.order.steps_per_epoch, max_time, options.warmup),
+            torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98)),
+            clipped=self.encoder.parameters(), device=device, ema=ema, checkpoint=checkpoint,
+            logs=[*([make_log(log)] if log else []), *logs], report=report,
+        )  # fmt: skip
         if options.compile:
             self.encoder.backbone.compile(dynamic=False)
-        self._loss = self.runtime.prepare(self.loss)
-        self.pixels, self.watch = Pixels(data.train, self.device), Watch(self.device)
-        self.started = self.saved = self.measured = time.monotonic()
-        self.measure_after = _SOONEST
-        self.fraction = self._fraction()
-
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        modules: dict[str, torch.nn.Module] = {"loss": self.loss}  # the encoder is a part of it
-        return modules | ({"average": self.average.network} if self.average else {})
+        self._prepared = self.runtime.prepare(self.loss)
+        self.images = DeviceImages(data.train, device)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Decay the weights of layers, not their biases, normalisations or the prior."""
         parameters = [p for p in self.loss.parameters() if p.requires_grad]
-        decaying = [p for p in parameters if p.ndim > 1 and p is not self.encoder.prior]
+        decayed = [p for p in parameters if p.ndim > 1 and p is not self.encoder.prior]
         return [
-            {"params": decaying, "weight_decay": self.options.decay},
+            {"params": decayed, "weight_decay": self.options.decay},
             {"params": [p for p in parameters if p.ndim <= 1 or p is self.encoder.prior], "weight_decay": 0.0},
         ]
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what must be the same for a checkpoint to be continued; the length of a run may change."""
+    def losses(self) -> Losses:  # noqa: D102
+        seed, model, processes = self.options.seed, self.encoder, world_size()
+        # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
+        torch.manual_seed((seed * 1_000_003 + self.step * processes + rank()) % (1 << 63))
+        # Every so-many-th row, so that each process has as many of the first ones of a batch, which are seen clean.
+        rows, row_keys = (part[rank() :: processes] for part in self.order.take(self.step))
+        keys = to_device(torch.from_numpy(row_keys), self.device)
+        images = self.images.take(rows)
+        views = torch.cat([self.augmentation(images, keys, seed, s) for s in (_FIRST_VIEW, _SECOND_VIEW)])
+        noise = counter_rng(keys, seed, _LATENTS, 2 * POSTERIORS[model.config.posterior].noise(model.config))
+        rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
+        # The first quarter of the whole batch: this process has every so-many-th of it.
+        clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes))].float()
+        losses: Losses = self._prepared(
+            model.normalise(views), model.normalise(clean).contiguous(memory_format=torch.channels_last),
+            as_words(torch.cat(noise.chunk(2, dim=1))), latents=int(rung), beta=self.controller.beta,
+        )  # fmt: skip
+        return losses
+
+    def backward(self, loss: Tensor) -> None:  # noqa: D102
+        self.runtime.backward(loss)
+
+    def after_step(self, losses: Losses, fraction: float) -> None:  # noqa: D102
+        self.loss.step(fraction)
+        if self.controller.target is not None:  # reading a number waits for the GPU
+            self.controller.update(float(losses.rate))
+
+    def figures(self, losses: Losses) -> dict[str, Any]:  # noqa: D102
+        terms = {name: float(value) for name, value in losses._asdict().items()}
+        return terms | {
+            "loss": terms["total"], "epoch": self.step / self.order.steps_per_epoch, "beta": self.controller.beta,
+        }  # fmt: skip
+
+    def measure(self) -> dict[str, float]:  # noqa: D102
+        measured = self.monitor(self.result, self.device)
+        return {"held_rate": measured["rate"], "knn": measured.get("knn", math.nan)}
+
+    def modules(self) -> dict[str, nn.Module]:  # noqa: D102
+        return {"loss": self.loss} | super().modules()  # the encoder is a part of the loss
+
+    def identity(self) -> dict[str, Any]:  # noqa: D102
         options = asdict(self.options)
         config: dict[str, Any] = json.loads(json.dumps(asdict(self.encoder.config)))
-        for free in _NOT_OF_THE_STEPS:
-            options.pop(free)
-            config.pop(free, None)
+        for name in _BETWEEN_RESUMES:
+            options.pop(name)
+            config.pop(name, None)
         options["precision"] = self.runtime.precision  # not "auto", which may be another on another machine
-        options["deterministic"] = options["deterministic"] or None  # checkpoints from before do not say so
+        options["deterministic"] = options["deterministic"] or None  # older checkpoints lack it
         return options | config | {"images": len(self.data.train)}
 
-    def _restore(self) -> None:
-        state = load_checkpoint(self.checkpoint_path, self._modules(), self.optimizer, self._identity())
-        try:
-            self.step, self.before = int(state["step"]), float(state["elapsed"])
-            self.controller.beta = float(state["beta"])
-            if self.step < 1 or not math.isfinite(self.before + self.controller.beta):
-                raise ValueError(f"step {self.step}, {self.before} s, beta {self.controller.beta}")
-        except (KeyError, TypeError, ValueError) as exc:
-            msg = f"{escape_name(self.checkpoint_path)}: this checkpoint is damaged ({exc}); delete it to start anew."
-            raise TrainingError(msg) from exc
+    def state(self) -> dict[str, float]:  # noqa: D102
+        return {"beta": self.controller.beta}
 
-    def save(self) -> None:
-        """Write the checkpoint, in the first process."""
-        state = {
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "beta": self.controller.beta,
-            "options": self._identity(),
-        }
-        self.watch.check()
-        if self.runtime.first:
-            save_checkpoint(self.checkpoint_path, self._modules(), self.optimizer, state)
-        self.saved = time.monotonic()
+    def load_state(self, state: dict[str, float]) -> None:  # noqa: D102
+        self.controller.beta = state["beta"]
 
     @property
-    def elapsed(self) -> float:
-        """Seconds trained so far, those before an interruption included."""
-        return self.before + time.monotonic() - self.started
-
-    def _fraction(self) -> float:
-        """How much of the run is done, as the first process sees it: clocks differ."""
-        return from_first([self.schedule.fraction(self.step, self.elapsed)], self.device)[0]
+    def result(self) -> Encoder:
+        """The encoder as it would be written now: the average of its weights, where one is kept."""
+        return self.ema.network if self.ema and self.step else self.encoder
 
     def run(self) -> Encoder:
         """Train to the end and return the encoder, in evaluation mode, its tables fitted."""
-        try:
-            with interruptible() as interrupted:
-                for rows, keys in self._batches():
-                    self._train_step(rows, keys)
-                    if anywhere(interrupted(), self.device):
-                        raise KeyboardInterrupt
-        except KeyboardInterrupt as exc:
-            if self.whole and self.step:
-                self.save()
-            self._say_what_is_kept(exc)
-            raise
-        finally:
-            for log in self.logs:
-                log.close()
-        if self.step:
-            self.save()
-        elif not self.begun:
-            self._calibrate()
+        self.run_steps()
+        if not self.step and not self.initialisation:
+            self._calibrate_norms()
         self.runtime.close()
         self.result.eval()
-        if self.runtime.first:
+        if self.is_first:
             try:
                 self._finish()
             except KeyboardInterrupt as exc:  # the checkpoint is that of the last step
-                self._say_what_is_kept(exc)
+                self.add_resume_hint(exc)
                 raise
         return self.result.cpu()
 
-    def _say_what_is_kept(self, exc: KeyboardInterrupt) -> None:
-        if self.runtime.first and self.checkpoint_path is not None and self.checkpoint_path.exists():
-            exc.add_note(f"What was done is kept in {escape_name(self.checkpoint_path)}; pass --resume to go on.")
-
     def _finish(self) -> None:
-        """Do what follows the last step: train latents on finished features, and fit the tables of their codes."""
-        options = self.options
-        if self.begun and not self.step and not self.begun.statistics:
+        """Train latents on the finished features, and fit the tables of their codes."""
+        options, initialised = self.options, self.initialisation
+        if initialised and not self.step and not initialised.statistics:
             measure_features(self.result, self.data.train, self.device, options.precision)
-        if self.latent_steps and (self.step or self.begun):  # latents of a random network are worth nothing
+        if self.latent_steps and (self.step or initialised):  # latents of a random network are worth nothing
             self.latents = train_latents(
                 self.result, self.data, self.augmentation, options, self.device, report=self.report,
                 fresh=not self.step or options.deterministic,
@@ -486,92 +415,11 @@ class Trainer:
         self.entropy_record = fit_tables(
             self.result, self.data.train, self.device, entropy=options.entropy, hidden=options.entropy_hidden,
             max_time=options.max_time and options.max_time * _ENTROPY_TIME, seed=options.seed,
-            precision=options.precision, progress=lambda fraction, line: self.report(Fitting(fraction, line)),
+            precision=options.precision, report=self.report,
         )  # fmt: skip
-
-    @property
-    def result(self) -> Encoder:
-        """The encoder as it would be written now: the average of its weights, where one is kept."""
-        return self.average.network if self.average and self.step else self.encoder
-
-    def _batches(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield this process's rows of every batch, in an order that epoch and seed decide, and their random keys."""
-        n = len(self.data.train)
-        while self.fraction < 1:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            order = np.random.default_rng([self.options.seed, epoch]).permutation(n)
-            for i in range(first, self.steps_per_epoch):
-                # Every so many, so that each process has as many of the first ones of a batch, which are seen clean.
-                rows = order[i * self.batch : (i + 1) * self.batch][rank() :: processes()]
-                yield rows, to_device(torch.from_numpy(rows + n * epoch), self.device)
-                if self.fraction >= 1:
-                    return
-
-    def _train_step(self, rows: np.ndarray, keys: torch.Tensor) -> None:
-        start = time.monotonic()
-        lr = self.options.lr * self.schedule.learning_rate(self.step, self.fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.whole = False
-        losses = self._losses(rows, keys)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.runtime.backward(losses.total)
-        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), _LARGEST_GRADIENT)
-        told = Losses(*averaged(torch.stack(losses)))
-        # At every step, or before anything is saved: neither a checkpoint nor a model may be made of what follows.
-        self.watch.see(told.total + norm, self.step + 1)
-        self.optimizer.step()
-        self.step += 1
-        self.loss.step(self.fraction)
-        if self.average:
-            self.average.update(self.encoder, self.step)
-        if self.controller.target is not None:  # a number has to be waited for
-            self.controller.update(float(told.rate))
-        self.whole = True
-        self.fraction = self._fraction()
-        if self.step % self.log_every == 0 or self.step == 1:
-            self._log(told, lr, self.batch / max(time.monotonic() - start, 1e-9))
-        if time.monotonic() - self.saved > self.save_every:
-            self.save()
-
-    def _losses(self, rows: np.ndarray, keys: torch.Tensor) -> Losses:
-        seed, model = self.options.seed, self.encoder
-        # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
-        torch.manual_seed((seed * 1_000_003 + self.step * processes() + rank()) % (1 << 63))
-        images = self.pixels.take(rows)
-        views = torch.cat([self.augmentation(images, keys, seed, s) for s in (_FIRST_VIEW, _SECOND_VIEW)])
-        noise = keyed_uniform(keys, seed, _LATENTS, 2 * POSTERIORS[model.config.posterior].noise(model.config))
-        rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
-        # The first quarter of the whole batch: this process has every so-many-th of it.
-        clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes()))].float()
-        losses: Losses = self._loss(
-            model.normalise(views), model.normalise(clean).contiguous(memory_format=torch.channels_last),
-            as_words(torch.cat(noise.chunk(2, dim=1))), latents=int(rung), beta=self.controller.beta,
-        )  # fmt: skip
-        return losses
-
-    def _log(self, losses: Losses, lr: float, speed: float) -> None:
-        progress = Progress(
-            fraction=self.fraction, step=self.step, epoch=self.step / self.steps_per_epoch,
-            elapsed=self.elapsed, loss=float(losses.total), contrast=float(losses.contrast),
-            contrast_codes=float(losses.contrast_codes), decorrelation=float(losses.decorrelation),
-            reconstruction=float(losses.reconstruction), rate=float(losses.rate), kl=float(losses.kl),
-            beta=self.controller.beta, lr=lr, images_per_second=speed,
-        )  # fmt: skip
-        if not self.runtime.first:
-            return
-        if self.step == 1 or time.monotonic() - self.measured > min(self.measure_every, self.measure_after):
-            start = time.monotonic()
-            found = self.monitor(self.result, self.device)
-            progress.held_rate, progress.knn = found["rate"], found.get("knn", math.nan)
-            self.measured = time.monotonic()
-            self.measure_after = max(_SOONEST, (self.measured - start) / _MEASURING)
-        for log in self.logs:
-            log.write(progress)
-        self.report(progress)
 
     @torch.no_grad()
-    def _calibrate(self) -> None:
+    def _calibrate_norms(self) -> None:
         """Give an untrained network the normalisation statistics that training would have given it."""
         norms = [m for m in self.encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
@@ -585,10 +433,83 @@ class Trainer:
                 self.encoder.features(self.encoder.normalise(pixels))
 
 
-def _batch(asked: int, images: int) -> int:
-    """Return how many images a step takes, of all processes together: the same number in each."""
-    batch = min(asked, images) // processes() * processes()
-    if batch < 2 * processes():
-        msg = f"a batch of {min(asked, images)} images gives {processes()} processes fewer than two each"
+def batch_of_all(batch_size: int, images: int) -> int:
+    """Return the images of a step, of all processes together: the same number in each."""
+    processes = world_size()
+    batch = min(batch_size, images) // processes * processes
+    if batch < 2 * processes:
+        msg = f"a batch of {min(batch_size, images)} images gives {processes} processes fewer than two each"
         raise UsageError(f"{msg}; use more images, a larger batch, or fewer processes.")
     return batch
+
+
+def latent_steps(options: TrainOptions, images: int) -> int:
+    """Return the number of steps of the latent stage: about sixty passes over few images, fewer over many.
+
+    Examples
+    --------
+    >>> from stochcl.training.pretrain import TrainOptions
+    >>> [latent_steps(TrainOptions(), n) for n in (100, 10_000, 1_000_000)]
+    [200, 2343, 3000]
+    """
+    if options.latent_steps is not None:
+        return options.latent_steps
+    return max(_LEAST_STEPS, min(_MOST_STEPS, _PASSES * images // LatentOptions().batch_size))
+
+
+def train_latents(
+    encoder: Encoder,
+    data: ImageSet,
+    augmentation: Augmentation,
+    options: TrainOptions,
+    device: torch.device,
+    *,
+    max_time: float | None,
+    report: Callable[[Any], None],
+    fresh: bool = False,
+) -> FittedLatents:
+    """Train head, prior and decoder on the finished features, to the rate that was asked for.
+
+    Features are those of at most 200,000 images, a seeded choice; the stage itself runs on the CPU. A ``fresh`` head,
+    not trained beside the network, starts as a classic quantiser of the features.
+    """
+    order = np.random.default_rng(options.seed).permutation(len(data.train))
+    images = data.train[np.sort(order[:_MOST_IMAGES])]
+    held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
+
+    def features_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return encode(encoder, inputs, device, options.precision).features
+
+    features, held_features = features_of(images), features_of(held)
+    networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
+    if networked:
+        # Codes of small images should be good, too; those come enlarged, without fine detail.
+        features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
+    views = _view_features(encoder, held, augmentation, options.seed, device)
+    settings = LatentOptions(
+        steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
+        estimator=options.estimator, rate=options.rate, beta=options.beta, prior_hidden=options.entropy_hidden,
+        entropy=options.entropy, seed=options.seed, precision=options.precision, whitening=options.whitening,
+    )  # fmt: skip
+    encoder.cpu()
+    stage = LatentStage(
+        encoder, features, held_features, settings, versions=1 + networked, views=views, report=report
+    )
+    start = start_latents(encoder, features, stage.metric, seed=options.seed) if fresh else "the head trained so far"
+    fitted = stage.run()
+    return replace(fitted, record={"start": start} | fitted.record)
+
+
+@torch.inference_mode()
+def _view_features(
+    encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device
+) -> NDArray[np.float32]:
+    """Return features of one augmented view of each image, shape (N, V)."""
+    out = np.empty((len(images), encoder.feature_dim), np.float32)
+    for start in range(0, len(images), _ROWS):
+        part = torch.from_numpy(images[start : start + _ROWS]).to(device).permute(0, 3, 1, 2)
+        keys = torch.arange(start, start + len(part), device=device)
+        views = encoder.normalise(augmentation(part, keys, seed, _HELD_VIEWS))
+        features = encoder.features(views.contiguous(memory_format=torch.channels_last))
+        out[start : start + _ROWS] = features.float().cpu().numpy()
+    return out

@@ -1,4 +1,4 @@
-"""Where latents begin: at a classic quantiser of the features, in place of a random head."""
+"""The start of the latent stage: a classic quantiser of the features, in place of a random head."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ _PASSES = 20
 
 _RANGE = 4.0  # deviations of the widest axis, either way, that a quantiser's levels cover
 _DRAW = 0.5  # deviation of a draw to begin with, in steps
-_QUIET = 0.1  # of their first size: hidden units that no axis needs
+_QUIET = 0.1  # factor of hidden units that no axis needs
 
 
 def start_latents(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> str:
-    """Let latents begin at what a classic quantiser of their kind makes of the features, in place.
+    """Set head and decoder, which have learned nothing yet, to a classic quantiser of the features, in place.
 
-    The encoder's head and decoder have learned nothing that is to be kept. Parameters are those of
-    :func:`start_from_quantiser`; returned is where latents begin, in words.
+    Return the start in words.
     """
     family = encoder.config.posterior
     if family == "categorical" and start_from_quantiser(encoder, features, metric, seed=seed):
@@ -236,6 +235,12 @@ class Metric:
             power=float((variance * weight**2).mean()) or 1.0,
         )
 
+    @property
+    def relative(self) -> Tensor:
+        """Weights that bring features to unit mean square, shape (M,)."""
+        scaled: Tensor = self.weight / self.power**0.5
+        return scaled
+
     def coordinates(self, features: NDArray[np.floating]) -> Tensor:
         """Return features, shape (N, V), in these axes, float32, shape (N, M)."""
         out = torch.empty(len(features), self.axes.shape[1])
@@ -254,10 +259,9 @@ class Metric:
 
 
 class PrincipalDecoder:
-    """Lets an encoder decode to principal coordinates while it is trained: fewer than its features, and uncorrelated.
+    """A context in which an encoder decodes to M principal coordinates, fewer than its V features, and uncorrelated.
 
-    Inside the context the decoder's last layer gives M numbers; afterwards it gives V again, and nothing else has
-    changed.
+    Only the decoder's last layer changes, and is as wide as before afterwards.
     """
 
     def __init__(self, encoder: Encoder, metric: Metric) -> None:

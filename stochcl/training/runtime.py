@@ -11,8 +11,8 @@ import torch
 from torch import distributed
 
 from stochcl.encoders.inference import choose_device, precision_used
-from stochcl.errors import TrainingError, UsageError
-from stochcl.training.distributed import normalise_across_processes, rank
+from stochcl.errors import UsageError
+from stochcl.training.distributed import globalise_batch_norms, rank
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,29 +24,28 @@ if TYPE_CHECKING:
 
 
 _RESIDENT = 0.3  # of a GPU's free memory, that images may take
-_NEVER = 1 << 62
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device; a GPU goes on working meanwhile.
+    """Copy a tensor from the CPU to a device, without waiting for a GPU's work.
 
-    A copy from memory that the system may move waits for all the work that a GPU has been given.
+    From pageable memory, the copy would wait until the GPU is idle.
     """
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
-class Pixels:
-    """Images of a run, 8-bit, of which batches are taken; kept on a GPU where they fit.
+class DeviceImages:
+    """8-bit images that batches are taken from; kept on a GPU if they fit.
 
     Parameters
     ----------
     images : ndarray of uint8, shape (N, S, S, 3)
     device : torch.device
-        Where batches are needed.
+        Of the batches.
     resident : bool, optional
-        Whether all images are kept there; by default where they take less than a third of a GPU's free memory.
+        Keep all images on the device; by default if they take less than 30 % of a GPU's free memory.
     """
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device, *, resident: bool | None = None) -> None:
@@ -62,38 +61,6 @@ class Pixels:
         return self._there[to_device(torch.from_numpy(rows), self._device)].permute(0, 3, 1, 2)
 
 
-class Watch:
-    """Notices numbers that are not finite.
-
-    On a CPU at once. Asking a GPU at every step would make it wait for its next work, so it is asked every so many
-    steps, and whoever writes something that lasts calls :meth:`check` before.
-
-    Parameters
-    ----------
-    device : torch.device
-    every : int, optional
-        Steps between two questions; 1 on a CPU and 20 elsewhere by default.
-    """
-
-    def __init__(self, device: torch.device, every: int | None = None) -> None:
-        self.every = (1 if device.type == "cpu" else 20) if every is None else every
-        self._first: Tensor | None = None
-
-    @torch.no_grad()
-    def see(self, value: Tensor, step: int) -> None:
-        """Look at the number that a step came to, before its weights change."""
-        bad = torch.where(value.detach().isfinite(), _NEVER, step)
-        self._first = bad if self._first is None else torch.minimum(self._first, bad)
-        if step % self.every == 0:
-            self.check()
-
-    def check(self) -> None:
-        """Raise TrainingError if any number so far was not finite."""
-        first, self._first = self._first, None
-        if first is not None and (step := int(first)) < _NEVER:
-            raise TrainingError(f"the loss is not finite at step {step:,}; try a lower learning rate.")
-
-
 _PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
 _ACCELERATORS = ("cpu", "cuda", "mps")
 _PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few tensors
@@ -102,8 +69,8 @@ _PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few ten
 class Runtime:
     """The device and the processes of a run.
 
-    Under torchrun, its processes train together; with ``devices`` greater than 1, and without it, Fabric starts the
-    same program as often as that.
+    Under torchrun, its processes train together. Otherwise Fabric starts the same program once for each of
+    ``devices``.
 
     Parameters
     ----------
@@ -145,7 +112,7 @@ class Runtime:
     def prepare(self, module: nn.Module) -> nn.Module:
         """Return a module that, called, runs in the precision chosen and averages gradients over processes."""
         if self.fabric.world_size > 1:
-            normalise_across_processes(module)
+            globalise_batch_norms(module)
         prepared: nn.Module = self.fabric.setup_module(module)
         return prepared
 

@@ -62,7 +62,7 @@ def check(codec, given: np.ndarray, expected: np.ndarray, path, latents: int | N
         features = torch.from_numpy(encode(encoder, given, CPU).features)
         posterior = encoder.posterior(features)
         mode = posterior.mode()
-        vectors = encoder.restore(encoder.decode(posterior.embed(mode), latents)).numpy()
+        vectors = encoder.restore(encoder.decode(posterior.embed(mode, posterior.config), latents)).numpy()
     with stochcl.open(path) as archive:
         archive.verify()
         assert archive.header.alphabet == encoder.config.alphabet
@@ -148,7 +148,7 @@ def test_a_model_keeps_its_table_and_its_network_through_its_file(head, tmp_path
     assert cost < codes.decisions_per_row
     if fitted.network is not None:
         assert tables.autoregressive is not None
-        found = fitted.network.decision_bits(codes).sum()
+        found = fitted.network.ideal_bits(codes) / len(codes)
         decisions = codes.decisions()
         coded = tables.autoregressive.bits_of(decisions, tables.autoregressive.level_indices(decisions)).sum()
         assert coded / len(codes) == pytest.approx(found, rel=1e-3)

@@ -12,7 +12,7 @@ from stochcl.api import train as training
 from stochcl.api.model_info import model_info
 from stochcl.api.models import find_model
 from stochcl.encoders.backbones import ResNet
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model
 from stochcl.errors import ModelError, UsageError
 from stochcl.training.pretrain import train_latents
@@ -134,7 +134,7 @@ def test_features_that_the_file_says_nothing_of_are_measured_first(
         expected = given[name if pooling else name.replace("backbone", "module")]
         torch.testing.assert_close(found[name], expected, atol=1e-3, rtol=1e-3, check_dtype=False)
     pixels = np.stack([np.asarray(Image.open(p)) for p in sorted(images.iterdir())])
-    features = encode_images(model.encoder, pixels, torch.device("cpu")).features
+    features = encode(model.encoder, pixels, torch.device("cpu")).features
     varied = features.std(axis=0) > 0.5  # a channel may be silent
     assert np.abs(features.mean(axis=0)[varied]).max() < 0.05
     assert np.median(features.std(axis=0)[varied]) == pytest.approx(1, abs=0.01)

@@ -17,7 +17,7 @@ from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
 from stochcl.compress.repair import repair
-from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
 from stochcl.errors import ChecksumMismatch, FormatError, OutputError, SourceError
@@ -123,7 +123,7 @@ def test_what_could_not_be_read_and_now_is_is_no_longer_skipped(path):
 def test_models_that_were_fitted_to_the_archive_are_used(tmp_path):
     symbols = np.repeat(make_codes(600, 3).symbols(), 2, axis=1)  # every latent is there twice
     codes = Codes.from_symbols(symbols)
-    models = [IndependentModel.fit(codes), AutoregressiveModel.fit_linear(codes)]
+    models = [IndependentModel.fit(codes), fit_linear(codes)]
     path = tmp_path / "a"
     with Writer(path, make_header(TABLES), TABLES, embed_tables=True, fitted=models) as writer:
         writer.add(codes[:300])

@@ -13,7 +13,7 @@ from stochcl.compress import Archive, Writer
 from stochcl.compress.edit import check_alike, merge, stored_codes
 from stochcl.compress.edit import split as write_part
 from stochcl.compress.segment import read_segment
-from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
@@ -133,7 +133,7 @@ def test_splitting_between_segments_codes_nothing_again(tmp_path, monkeypatch):
 def fitted_archive(path, seed):
     """An archive whose codes are worth a model of their own."""
     codes = Codes.from_symbols(np.repeat(make_codes(300, 3, seed=seed).symbols(), 2, axis=1))
-    models = [IndependentModel.fit(codes[:3]), AutoregressiveModel.fit_linear(codes, seed=seed)]
+    models = [IndependentModel.fit(codes[:3]), fit_linear(codes, seed=seed)]
     with Writer(
         path, make_header(TABLES), TABLES, embed_tables=True, fitted=models, names=False, segment_rows=100
     ) as out:

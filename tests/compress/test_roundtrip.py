@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import Archive
-from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN
 from stochcl.entropy.tables import Tables
@@ -114,7 +114,7 @@ def test_rows_of_every_width_come_back_from_networks(tmp_path, latents, alphabet
 def test_models_that_were_fitted_to_an_archive_are_chosen_and_repay_themselves(tmp_path, alphabet):
     codes = make_chain(4000, 10, alphabet)
     tables = make_tables(10, alphabet, decoder=False)
-    linear, table = AutoregressiveModel.fit_linear(codes), IndependentModel.fit(codes)
+    linear, table = fit_linear(codes), IndependentModel.fit(codes)
     plain = write(tmp_path / "plain", codes, tables).read_bytes()
     data = write(tmp_path / "fitted", codes, tables, fitted=[table, linear]).read_bytes()
     assert check(data, codes, tables) == [FITTED]

@@ -1,16 +1,10 @@
-"""Networks, images and runs small enough that a test of them takes a moment."""
-
-from functools import cache
+"""Encoders and images small enough that a test of them takes a moment."""
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder
-from stochcl.training.images import ImageSet
-from stochcl.training.options import TrainOptions
-from stochcl.training.pretrain import Trainer
 
 
 def make_config(**changes) -> EncoderConfig:
@@ -34,30 +28,6 @@ def make_encoder(seed: int = 0, **changes) -> Encoder:
 
 def make_images(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (rows, size, size, 3), np.uint8)
-
-
-def make_set(train: int, held: int = 0, size: int = 16, labels: tuple[str, ...] = ("a", "b")) -> ImageSet:
-    pixels = make_images(train + held, size)
-    names = tuple(labels[i % len(labels)] for i in range(train + held))
-    return ImageSet(pixels[:train], pixels[train:], names[:train], names[train:], ())
-
-
-@cache
-def digits(train: int = 1200, held: int = 400) -> ImageSet:
-    """Handwritten digits, 8 x 8 grey, enlarged to 16 x 16 RGB."""
-    data = load_digits()
-    pixels = np.kron(data.images * 15, np.ones((2, 2)))[..., None].repeat(3, 3).astype(np.uint8)
-    labels = tuple(map(str, data.target))
-    end = train + held
-    return ImageSet(pixels[:train], pixels[train:end], labels[:train], labels[train:end], ())
-
-
-def make_trainer(folder, data: ImageSet, config: EncoderConfig | None = None, log=None, **options):
-    extra = {name: options.pop(name) for name in ("report", "initialise", "logs") if name in options}
-    given = {"epochs": 1, "batch_size": 8, "crop": 16, "precision": "fp32", "device": "cpu", "latent_steps": 0}
-    given |= options
-    checkpoint = folder / "checkpoint"
-    return Trainer(config or make_config(), TrainOptions(**given), data, checkpoint=checkpoint, log=log, **extra)
 
 
 def weights(encoder: Encoder) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.inference import choose_device, encode_images
+from stochcl.encoders.inference import choose_device, encode
 from stochcl.encoders.posteriors import Bernoulli
 from stochcl.errors import UsageError
 from tests.encoders.making import make_encoder, make_images
@@ -24,12 +24,12 @@ def images():
 
 @pytest.fixture(scope="module")
 def whole(encoder, images):
-    return encode_images(encoder, images, CPU)
+    return encode(encoder, images, CPU)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 65])
 def test_codes_do_not_depend_on_the_batch_size(encoder, images, whole, batch):
-    parts = [encode_images(encoder, images[i : i + batch], CPU) for i in range(0, len(images), batch)]
+    parts = [encode(encoder, images[i : i + batch], CPU) for i in range(0, len(images), batch)]
     assert np.array_equal(np.concatenate([p.codes.packed for p in parts]), whole.codes.packed)
     assert np.array_equal(np.concatenate([p.codes.uncertainty for p in parts]), whole.codes.uncertainty)
     assert np.array_equal(np.concatenate([p.features for p in parts]), whole.features)
@@ -37,7 +37,7 @@ def test_codes_do_not_depend_on_the_batch_size(encoder, images, whole, batch):
 
 def test_codes_do_not_depend_on_the_neighbours(encoder, images, whole, rng):
     order = rng.permutation(len(images))
-    assert np.array_equal(encode_images(encoder, images[order], CPU).codes.packed, whole.codes.packed[order])
+    assert np.array_equal(encode(encoder, images[order], CPU).codes.packed, whole.codes.packed[order])
     assert len(np.unique(whole.codes.packed, axis=0)) > 50
 
 
@@ -56,7 +56,7 @@ def test_codes_are_modes_with_their_entropy(encoder, images, whole):
 
 
 def test_no_images_are_no_codes(encoder):
-    encoded = encode_images(encoder, make_images(0), CPU)
+    encoded = encode(encoder, make_images(0), CPU)
     assert len(encoded.codes) == 0
     assert encoded.features.shape == (0, 32)
 
@@ -68,7 +68,7 @@ def test_no_images_are_no_codes(encoder):
 )
 def test_images_of_another_shape_are_refused(encoder, images):
     with pytest.raises(UsageError, match=r"takes uint8 images of shape \(B, 16, 16, 3\), not (uint8|float64) \("):
-        encode_images(encoder, images, CPU)
+        encode(encoder, images, CPU)
 
 
 def test_there_is_a_cpu_and_a_device_to_begin_with():
@@ -84,6 +84,6 @@ def test_a_device_that_is_not_here_is_said(name):
 
 def test_an_uncertainty_that_nobody_asks_for_is_not_computed(encoder, images, whole, monkeypatch):
     monkeypatch.setattr(Bernoulli, "entropy", None)
-    without = encode_images(encoder, images, CPU, uncertainty=False).codes
+    without = encode(encoder, images, CPU, uncertainty=False).codes
     assert without.uncertainty is None
     assert np.array_equal(without.packed, whole.codes.packed)

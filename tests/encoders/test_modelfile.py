@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from stochcl.encoders.config import EncoderConfig
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import KIND, load_model, model_hash, save_model, stored_config
 from stochcl.errors import ModelError, OutputError
 from tests.encoders.making import make_config, make_encoder, make_images
@@ -71,7 +71,7 @@ def test_a_written_model_encodes_alike_and_is_written_alike(path, tmp_path):
         assert ours.keys() == theirs.keys()
     assert parts(again)[1] == parts(path)[1]
     images, cpu = make_images(20), torch.device("cpu")
-    codes = [encode_images(load_model(p).encoder, images, cpu).codes.packed for p in (path, again)]
+    codes = [encode(load_model(p).encoder, images, cpu).codes.packed for p in (path, again)]
     assert np.array_equal(*codes)
 
 

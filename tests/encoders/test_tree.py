@@ -1,10 +1,12 @@
+"""Symbols as binary trees of decisions: probabilities at the nodes, in torch."""
+
 import numpy as np
 import pytest
 import torch
 
 from stochcl.codes import Codes
 from stochcl.encoders.priors import decision_nodes, node_probabilities, symbol_bits
-from stochcl.entropy.independent import IndependentModel, _counts, node_counts, nodes_per_symbol, places, quantised
+from stochcl.entropy.independent import nodes_per_symbol, places
 
 ALPHABETS = [2, 3, 4, 5, 8, 300]
 
@@ -12,13 +14,6 @@ ALPHABETS = [2, 3, 4, 5, 8, 300]
 def make_codes(alphabet, rows=50, latents=3, seed=0) -> Codes:
     symbols = np.random.default_rng(seed).integers(0, alphabet, (rows, latents))
     return Codes.from_symbols(symbols, alphabet=alphabet)
-
-
-@pytest.mark.parametrize("alphabet", ALPHABETS)
-def test_counts_are_those_that_the_coder_s_tables_are_fitted_to(alphabet):
-    codes = make_codes(alphabet, rows=5000 if alphabet < 300 else 200)
-    for found, expected in zip(node_counts(codes), _counts(codes), strict=True):
-        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)
@@ -53,9 +48,3 @@ def test_decisions_and_nodes_are_those_of_the_codes(alphabet):
         found_latent, found_node = decision_nodes(given, alphabet)
         assert found_latent.tolist() == latent.tolist()
         np.testing.assert_array_equal(found_node.numpy(), np.broadcast_to(node, decisions.shape))
-
-
-def test_numerators_leave_nothing_impossible():
-    numerators = quantised(np.array([[0.0, 1.0, 0.5, 1.6 / 4096, 2.4 / 4096]]))
-    assert numerators.tolist() == [[1, 4095, 2048, 2, 2]]
-    IndependentModel(numerators[:, :3].astype(np.uint16), 4)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.encoders.making import make_set, make_trainer
+from tests.training.making import make_set, make_trainer
 
 TOOLS = Path(__file__).parents[2] / "tools" / "gpu"
 

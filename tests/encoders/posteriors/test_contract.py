@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Categorical as Reference
 from torch.distributions import kl_divergence
 
+from stochcl.encoders.config import FAMILIES
 from stochcl.encoders.posteriors import ESTIMATORS, POSTERIORS, Bernoulli, Categorical, Gaussian
 from stochcl.encoders.priors import FACTORISED, symbol_bits
 from stochcl.errors import UsageError
@@ -77,7 +78,7 @@ def test_a_straight_through_draw_is_hard_to_the_last_bit_and_embeds_its_symbols(
     posterior = make_posterior(family, alphabet, rows=3000)
     draw = posterior.sample(make_uniform(posterior))
     symbols = posterior.symbols(draw)
-    assert torch.equal(draw.float(), posterior.embed(symbols))
+    assert torch.equal(draw.float(), posterior.embed(symbols, posterior.config))
     assert ((symbols >= 0) & (symbols < alphabet)).all()
     assert len(symbols.unique()) == alphabet
 
@@ -118,7 +119,7 @@ def test_the_mode_is_a_symbol_that_embeds_and_comes_back(family, alphabet):
         posterior = Gaussian(posterior.parameters, posterior.config)
     mode = posterior.mode()
     assert (mode.shape, mode.dtype) == ((500, 3), torch.uint8)
-    assert torch.equal(posterior.symbols(posterior.embed(mode)), mode.long())
+    assert torch.equal(posterior.symbols(posterior.embed(mode, posterior.config)), mode.long())
     best = log_probabilities(posterior).argmax(2)
     assert (best == mode).all()
 
@@ -158,3 +159,7 @@ def test_estimators_and_temperatures_that_do_not_exist_are_refused(family):
     for temperature in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(UsageError, match="temperature is more than 0"):
             posterior.sample(uniform, "relaxed", temperature)
+
+
+def test_every_family_has_its_posterior_and_its_prior():
+    assert set(FAMILIES) == set(POSTERIORS) == set(FACTORISED)

@@ -44,13 +44,13 @@ def test_zero_is_the_middle_of_a_bin_whatever_the_alphabet():
         mean = torch.tensor([[-0.49, 0.0, 0.49]])
         posterior = gaussian(mean, torch.ones(1, 3), alphabet)
         assert posterior.mode().unique().tolist() == [alphabet // 2]
-        assert posterior.embed(posterior.mode()).unique().tolist() == [0]
+        assert posterior.embed(posterior.mode(), posterior.config).unique().tolist() == [0]
 
 
 def test_numbers_beyond_the_levels_are_clipped():
     posterior = gaussian(torch.tensor([[-90.0, 90.0, 3.4]]), torch.ones(1, 3), 8)
     assert posterior.mode().tolist() == [[0, 7, 7]]
-    assert posterior.embed(posterior.mode()).tolist() == [[-4, 3, 3]]
+    assert posterior.embed(posterior.mode(), posterior.config).tolist() == [[-4, 3, 3]]
     draw = posterior.sample(torch.full((1, 3), 0.5))
     assert draw.tolist() == [[-4, 3, 3]]
     assert posterior.sample(torch.full((1, 3), 0.5), "relaxed")[0, :2].tolist() == [-90, 90]
@@ -100,7 +100,7 @@ def test_decisions_have_the_gradients_of_their_probabilities_at_their_nodes():
     config = make_config("gaussian", 4, latents=1)
     parameters = torch.tensor([[0.2, -0.3]], dtype=torch.float64, requires_grad=True)
     posterior = Gaussian(parameters, config)
-    draw = posterior.embed(torch.tensor([[2]]))  # 10 in binary: the node after a one
+    draw = posterior.embed(torch.tensor([[2]]), posterior.config)  # 10 in binary: the node after a one
     q = posterior.log_q.exp()[0, 0]
     for decision, probability in zip(posterior.decisions(draw)[0], (q[2] + q[3], q[3] / (q[2] + q[3])), strict=True):
         (expected,) = torch.autograd.grad(probability, parameters, retain_graph=True)

@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.training.augment import as_words, from_words, keyed_uniform
+from stochcl.training.augment import as_words, counter_rng, from_words
 
 KEYS = torch.arange(4096)
 
 
 def test_numbers_belong_to_their_key_whatever_the_batch():
-    whole = keyed_uniform(KEYS, 3, 1, 12)
+    whole = counter_rng(KEYS, 3, 1, 12)
     order = torch.randperm(4096, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(keyed_uniform(KEYS[order], 3, 1, 12), whole[order])
-    assert torch.equal(keyed_uniform(KEYS[7:8], 3, 1, 12), whole[7:8])
-    assert torch.equal(keyed_uniform(KEYS.to(torch.int32), 3, 1, 12), whole)
-    assert torch.equal(keyed_uniform(KEYS, 3, 1, 5), whole[:, :5])
+    assert torch.equal(counter_rng(KEYS[order], 3, 1, 12), whole[order])
+    assert torch.equal(counter_rng(KEYS[7:8], 3, 1, 12), whole[7:8])
+    assert torch.equal(counter_rng(KEYS.to(torch.int32), 3, 1, 12), whole)
+    assert torch.equal(counter_rng(KEYS, 3, 1, 5), whole[:, :5])
 
 
 def test_numbers_are_those_of_every_version():
@@ -28,11 +28,11 @@ def test_numbers_are_those_of_every_version():
         start = mix((seed * golden + stream + 1) % 2**64)
         row = mix((key * golden + start) % 2**64)
         expected = [(mix((row + c * golden) % 2**64) >> 40) / 2**24 for c in (1, 2, 3)]
-        assert keyed_uniform(torch.tensor([key]), seed, stream, 3)[0].tolist() == expected
+        assert counter_rng(torch.tensor([key]), seed, stream, 3)[0].tolist() == expected
 
 
 def test_numbers_are_uniform():
-    u = keyed_uniform(KEYS, 0, 0, 64)
+    u = counter_rng(KEYS, 0, 0, 64)
     assert u.dtype == torch.float32
     assert u.min() >= 0
     assert u.max() < 1
@@ -50,13 +50,13 @@ def test_numbers_are_uniform():
     [((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 1), (1, 0)), ((5, 2), (6, 2))],
 )
 def test_seeds_and_streams_are_independent(a, b):
-    x, y = (keyed_uniform(KEYS, seed, stream, 16).flatten().numpy() for seed, stream in (a, b))
+    x, y = (counter_rng(KEYS, seed, stream, 16).flatten().numpy() for seed, stream in (a, b))
     assert abs(np.corrcoef(x, y)[0, 1]) < 5 / len(x) ** 0.5
     assert (x == y).mean() < 1e-3
 
 
 def test_columns_and_neighbouring_keys_are_independent():
-    u = keyed_uniform(KEYS, 0, 0, 32).numpy()
+    u = counter_rng(KEYS, 0, 0, 32).numpy()
     columns = np.corrcoef(u.T) - np.eye(32)
     assert np.abs(columns).max() < 5.5 / 4096**0.5
     for lag in (1, 2, 64):  # of the whole table: keys, and one key's columns against the next key's
@@ -66,7 +66,7 @@ def test_columns_and_neighbouring_keys_are_independent():
 
 
 def test_words_are_the_numbers_and_cannot_be_rounded():
-    uniform = keyed_uniform(torch.arange(500), 3, 1, 40)
+    uniform = counter_rng(torch.arange(500), 3, 1, 40)
     words = as_words(uniform)
     assert words.dtype == torch.int32
     assert torch.equal(from_words(words), uniform)

@@ -11,10 +11,10 @@ import torch
 
 from stochcl.encoders.encoder import Encoder
 from stochcl.errors import TrainingError, UsageError
-from stochcl.training import finetune as finetuner
 from stochcl.training.finetune import Finetuner, class_indices, class_scores, starting_point, top1
 from stochcl.training.options import FinetuneOptions
-from tests.encoders.making import digits, make_config, make_encoder, make_set, weights
+from tests.encoders.making import make_config, make_encoder, weights
+from tests.training.making import digits, make_set
 
 CPU = torch.device("cpu")
 SEED_BASE = "0" * 64
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_refused(tuner, tmp_path):
 
 def test_the_time_may_end_it(tuner, monkeypatch):
     clock = iter(range(100_000))
-    monkeypatch.setattr(finetuner.time, "monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr("stochcl.training.loop.time.monotonic", lambda: next(clock) / 10)
     run = tuner(make_set(16), epochs=10_000, max_time=9.0)
     run.run()
     assert 0 < run.step < 60
@@ -179,8 +179,8 @@ def test_a_prior_of_any_shape_does_not_decay(tuner):
 def test_every_epoch_draws_anew(tuner, monkeypatch):
     seen = []
     run = tuner(make_set(20), epochs=3)
-    losses = run._losses
-    monkeypatch.setattr(run, "_losses", lambda rows, keys: seen.append((rows, keys.numpy())) or losses(rows, keys))
+    take = run.order.take
+    monkeypatch.setattr(run.order, "take", lambda step: seen.append(take(step)) or take(step))
     run.run()
     rows, keys = (np.concatenate(part) for part in zip(*seen, strict=True))
     assert len(keys) == len(set(keys.tolist())) == 48
@@ -190,7 +190,7 @@ def test_every_epoch_draws_anew(tuner, monkeypatch):
 
 def test_gradients_are_bounded_and_the_prior_s_is_not_among_them(tuner, monkeypatch):
     base = make_encoder()
-    monkeypatch.setattr(finetuner, "_LARGEST_GRADIENT", 1e-9)
+    monkeypatch.setattr(Finetuner, "max_gradient", 1e-9)
     encoder = tuner(make_set(16), base=base, decay=0.0, average=0.0).run()
     moved = {n: float((p - dict(base.named_parameters()).get(n, p)).detach().abs().max())
              for n, p in encoder.named_parameters()}  # fmt: skip
@@ -290,9 +290,9 @@ def test_the_network_of_other_codes_is_not_taken_along(tuner):
 
 
 def test_tables_are_refitted_to_the_new_codes(tuner):
-    from stochcl.encoders.inference import encode_images
+    from stochcl.encoders.inference import encode
     from stochcl.entropy.fit import measure_ones
 
     data = make_set(40)
     encoder = tuner(data, entropy="independent").run()
-    assert encoder.ones.numpy().tolist() == measure_ones(encode_images(encoder, data.train, CPU).codes).tolist()
+    assert encoder.ones.numpy().tolist() == measure_ones(encode(encoder, data.train, CPU).codes).tolist()

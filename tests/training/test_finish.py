@@ -4,28 +4,35 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.encoders.inference import encode_images
-from stochcl.entropy.fit import hard_rate
+from stochcl.encoders.inference import encode
 from stochcl.errors import UsageError
 from stochcl.training.options import TrainOptions, options_from
-from tests.encoders.making import digits, make_config, make_trainer, weights
+from tests.encoders.making import make_config, weights
+from tests.training.making import digits, make_trainer
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    config = make_config(width=8, latents=32, decoder=(32,))
-    options = {"epochs": 2, "batch_size": 64, "lr": 3e-3, "rate": 16.0, "latent_steps": 500}
-    trainer = make_trainer(tmp_path_factory.mktemp("run"), digits(), config, **options)
+    trainer = run_of(tmp_path_factory.mktemp("run"), rate=16.0, latent_steps=300)
     return trainer, trainer.run()
+
+
+@pytest.fixture(scope="module")
+def without_stage(tmp_path_factory):
+    return run_of(tmp_path_factory.mktemp("without"), latent_steps=0).run()
+
+
+def run_of(folder, **options):
+    config = make_config(width=8, latents=32, decoder=(32,))
+    return make_trainer(folder, digits(), config, epochs=2, batch_size=64, lr=3e-3, **options)
 
 
 def test_hard_codes_of_held_out_images_cost_what_was_asked_for(trained):
     trainer, encoder = trained
-    held = encode_images(encoder, trainer.data.held, CPU).codes
-    network = encoder.entropy_network()
-    bits = hard_rate(held, encoder.ones.numpy()) if network is None else network.decision_bits(held).sum()
+    held = encode(encoder, trainer.data.held, CPU).codes
+    bits = encoder.bits_by_latent(held).sum()
     assert bits == pytest.approx(16, rel=0.05)
     assert trainer.latents.rate == pytest.approx(bits, rel=1e-3)
 
@@ -39,13 +46,10 @@ def test_posterior_is_calibrated_on_views_of_held_out_images(trained):
     assert encoder.config.temperature == record["temperature"] != 1
 
 
-def test_backbone_is_what_the_steps_on_images_made_of_it(trained, tmp_path):
+def test_backbone_is_what_the_steps_on_images_made_of_it(trained, without_stage):
     _, encoder = trained
-    options = {"epochs": 2, "batch_size": 64, "lr": 3e-3, "rate": None, "latent_steps": 0}
-    before = make_trainer(tmp_path, digits(), make_config(width=8, latents=32, decoder=(32,)), **options).run()
-    ours, theirs = weights(encoder.backbone), weights(before.backbone)
-    assert ours == theirs
-    assert not torch.equal(encoder.head.weight, before.head.weight)
+    assert weights(encoder.backbone) == weights(without_stage.backbone)
+    assert not torch.equal(encoder.head.weight, without_stage.head.weight)
 
 
 def test_untrained_networks_are_left_as_they_are(tmp_path):
@@ -66,15 +70,13 @@ def test_negative_steps_are_refused():
         TrainOptions(latent_steps=-1)
 
 
-def test_decoded_codes_are_nearer_than_without_the_stage(trained, tmp_path):
+def test_decoded_codes_are_nearer_than_without_the_stage(trained, without_stage):
     trainer, encoder = trained
-    options = {"epochs": 2, "batch_size": 64, "lr": 3e-3, "latent_steps": 0}
-    before = make_trainer(tmp_path, digits(), make_config(width=8, latents=32, decoder=(32,)), **options).run()
 
     def error(model):
-        found = encode_images(model, trainer.data.held, CPU)
+        found = encode(model, trainer.data.held, CPU)
         with torch.no_grad():
             guess = model.decode(torch.from_numpy(found.codes.symbols()).float()).numpy()
         return float(np.square(guess - found.features).mean() / found.features.var())
 
-    assert error(encoder) < 0.8 * error(before)
+    assert error(encoder) < 0.8 * error(without_stage)

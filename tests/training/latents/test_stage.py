@@ -4,26 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.entropy.fit import hard_rate
+from stochcl.codes import Codes
 from stochcl.errors import TrainingError, UsageError
 from stochcl.training.latents import LatentStage
 from stochcl.training.options import LatentOptions
-from tests.encoders.latents.making import make_encoder, make_features, make_stage
+from tests.training.latents.making import make_encoder, make_features, make_stage
 
 
 def decoded_error(stage, latents=None):
     """Error of decoded hard codes of held-out inputs, relative to their variance."""
-    codes = stage._codes(stage.held)
     with torch.no_grad():
-        guess = stage.encoder.decode(stage._embed(codes.symbols()), latents).numpy()
+        symbols = torch.from_numpy(stage.symbols(stage.held))
+        guess = stage.encoder.decode(stage.encoder.embed(symbols), latents).numpy()
     return float(np.square(guess - stage.held).sum() / np.square(stage.held - stage.held.mean(0)).sum())
 
 
 def coded_bits(stage):
-    codes, network = stage._codes(stage.held), stage.encoder.entropy_network()
-    if network is None:
-        return hard_rate(codes, stage.encoder.ones.numpy())
-    return float(network.decision_bits(codes).sum())
+    codes = Codes.from_symbols(stage.symbols(stage.held), alphabet=stage.encoder.config.alphabet)
+    return float(stage.encoder.bits_by_latent(codes).sum())
 
 
 @pytest.mark.parametrize(("rate", "rows", "steps"), [(8, 1200, 300), (9.5, 1200, 200), (8, 800, 300)])
@@ -38,11 +36,18 @@ def test_rate_of_hard_codes_is_what_was_asked_for(rate, rows, steps):
 
 @pytest.mark.parametrize("steps", [250, 400])
 def test_the_price_of_a_bit_waits_until_the_prior_has_learned_to_charge_it(steps):
-    seen = []
-    stage = make_stage(rate=4, rows=1200, steps=steps, lr=1e-3)
-    start, stage.report = stage.controller.beta, seen.append
-    stage.run()
-    beta = {progress.step: progress.beta for progress in seen if hasattr(progress, "beta")}
+    class SeenEnough(Exception):
+        pass
+
+    def note(progress):
+        beta[progress.step] = progress.beta
+        if progress.step == 150:
+            raise SeenEnough
+
+    beta, stage = {}, make_stage(rate=4, rows=1200, steps=steps, lr=1e-3)
+    start, stage.report = stage.controller.beta, note
+    with pytest.raises(SeenEnough):
+        stage.run()
     assert beta[50] == start  # a prior that knows nothing charges much more than 4 bits
     assert beta[150] > start
 
@@ -70,7 +75,7 @@ def test_every_family_learns(family, config, estimator):
 
 
 def test_prefixes_on_the_ladder_are_codes_in_themselves():
-    nested, whole = make_stage(steps=300), make_stage(steps=300, nested=False)
+    nested, whole = make_stage(steps=200), make_stage(steps=200, nested=False)
     nested.run(), whole.run()
     errors = [decoded_error(nested, k) for k in (4, 8, 16)]
     assert errors[0] > errors[1] > errors[2]
@@ -78,7 +83,7 @@ def test_prefixes_on_the_ladder_are_codes_in_themselves():
 
 
 def test_same_seed_gives_the_same_encoder_and_another_another():
-    first, second, other = (make_stage(rate=8, steps=40, seed=seed) for seed in (3, 3, 4))
+    first, second, other = (make_stage(steps=40, seed=seed) for seed in (3, 3, 4))
     for stage in (first, second, other):
         stage.run()
     states = [stage.encoder.state_dict() for stage in (first, second, other)]
@@ -125,7 +130,7 @@ def test_progress_is_told():
 
 
 def test_time_ends_it():
-    stage = make_stage(steps=10**6, max_time=1.0, rate=8)
+    stage = make_stage(steps=10**6, max_time=0.5)
     stage.run()
     assert 0 < stage.step < 10**5
 

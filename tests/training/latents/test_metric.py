@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stochcl.training.quantiser import Metric, PrincipalDecoder
-from tests.encoders.latents.making import WIDTH, make_encoder, make_features
+from tests.training.latents.making import WIDTH, make_encoder, make_features
 
 
 @pytest.fixture(scope="module")

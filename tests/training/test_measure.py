@@ -7,7 +7,8 @@ from stochcl.codes import Codes
 from stochcl.entropy.fit import hard_rate, measure_ones
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel
 from stochcl.training.monitor import Monitor, knn_accuracy
-from tests.encoders.making import make_encoder, make_images, make_set
+from tests.encoders.making import make_encoder, make_images
+from tests.training.making import make_set
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_large_sets_are_sampled_by_the_seed(monkeypatch):
         rows = len(images)
         return type("", (), {"codes": Codes.from_symbols(np.zeros((rows, 2), int)), "features": np.ones((rows, 2))})
 
-    monkeypatch.setattr("stochcl.encoders.inference.encode_images", note)
+    monkeypatch.setattr("stochcl.training.monitor.encode", note)
     data = make_set(50, 30)
     for seed in (0, 0, 1):
         monitor_of(data, seed, bank=10, queries=5)(make_encoder(), None)

@@ -9,11 +9,11 @@ import pytest
 
 from stochcl.errors import MissingExtraError, OutputError
 from stochcl.training.logs import CsvLog, JsonLog, TensorBoardLog, make_log
-from stochcl.training.loop import Progress
-from tests.encoders.making import make_set, make_trainer
+from stochcl.training.pretrain import TrainProgress
+from tests.training.making import make_set, make_trainer
 
-FIRST = Progress(0.25, 20, 1.5, 3.25, loss=2.5, rate=31.0)
-SECOND = Progress(0.5, 40, 3.0, 6.5, loss=2.0, rate=30.0, knn=0.75)
+FIRST = TrainProgress(0.25, 20, 1.5, 3.25, loss=2.5, rate=31.0)
+SECOND = TrainProgress(0.5, 40, 3.0, 6.5, loss=2.0, rate=30.0, knn=0.75)
 
 
 def test_the_name_of_a_file_says_which_kind(tmp_path):
@@ -27,7 +27,7 @@ def test_a_table_has_a_column_for_every_figure_and_goes_on_where_it_ended(tmp_pa
         CsvLog(tmp_path / "log.csv").write(progress)
     with (tmp_path / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [f.name for f in fields(Progress)]
+    assert list(rows[0]) == [f.name for f in fields(TrainProgress)]
     assert [(row["step"], row["loss"], row["knn"]) for row in rows] == [("20", "2.5", ""), ("40", "2.0", "0.75")]
 
 

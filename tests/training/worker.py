@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from stochcl.training.distributed import rank
-from stochcl.training.loop import Progress
 from stochcl.training.objectives import OBJECTIVES
 from stochcl.training.options import TrainOptions
-from stochcl.training.pretrain import Trainer
+from stochcl.training.pretrain import Trainer, TrainProgress
 from stochcl.training.runtime import Runtime
-from tests.encoders.making import make_config, make_set
+from tests.encoders.making import make_config
+from tests.training.making import make_set
 
 STEPS = 4
 
@@ -22,10 +22,11 @@ class Noting(Trainer):
 
     log_every = 1
 
-    def _train_step(self, rows, keys):
-        super()._train_step(rows, keys)
+    def descend(self, factor):
+        losses = super().descend(factor)
         if self.step == 1:
             self.gradients = {n: p.grad.clone() for n, p in self.loss.named_parameters() if p.grad is not None}
+        return losses
 
     def _finish(self):
         """Do nothing: one process does that."""
@@ -50,7 +51,7 @@ def steps_of(objective: str, folder: Path, runtime: Runtime, options: TrainOptio
     found = {f"gradient.{n}": g for n, g in trainer.gradients.items()}
     found |= {f"weight.{n}": w for n, w in trainer.encoder.state_dict().items()}
     figures = ("loss", "contrast", "contrast_codes", "decorrelation", "reconstruction", "rate", "kl", "beta")
-    found["figures"] = torch.tensor([[getattr(p, f) for f in figures] for p in told if isinstance(p, Progress)])
+    found["figures"] = torch.tensor([[getattr(p, f) for f in figures] for p in told if isinstance(p, TrainProgress)])
     return {f"{objective}.{n}": t.contiguous() for n, t in found.items()}
 
 

@@ -8,11 +8,11 @@ import stochcl
 from stochcl.codes import Codes
 from stochcl.encoders.inference import computes_in_bf16, precision_used
 from stochcl.errors import TrainingError
+from stochcl.training.checkpoint import load_checkpoint
 from stochcl.training.entropy import MIN_CODES, fit_entropy
-from stochcl.training.loop import load_checkpoint
-from tests.encoders.latents.making import make_stage
-from tests.encoders.making import make_set, make_trainer
 from tests.making import make_pixels
+from tests.training.latents.making import make_stage
+from tests.training.making import make_set, make_trainer
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_a_checkpoint_is_gone_on_with_in_its_own_precision(processor, tmp_path):
 def test_of_a_checkpoint_of_other_options_no_precision_is_said(tmp_path):
     trainer = make_trainer(tmp_path, make_set(32))
     trainer.run()
-    wanted = trainer._identity() | {"lr": 5.0}
+    wanted = trainer.identity() | {"lr": 5.0}
     with pytest.raises(TrainingError, match="another lr; give the same options, or delete"):
-        load_checkpoint(trainer.checkpoint_path, trainer._modules(), trainer.optimizer, wanted)
+        load_checkpoint(trainer.checkpoint_path, trainer.modules(), trainer.optimizer, wanted)
 
 
 def test_what_the_caller_has_set_changes_no_code(model):

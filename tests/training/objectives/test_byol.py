@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stochcl.training.objectives import BYOL, Follower, momentum
+from stochcl.training.objectives import BYOL, MomentumEncoder, momentum
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_momentum_rises_as_published():
 
 def test_a_follower_has_weights_of_its_own():
     network = torch.nn.Linear(2, 2)
-    follower = Follower(network)
+    follower = MomentumEncoder(network)
     with torch.no_grad():
         network.weight.add_(1)
     assert not torch.equal(follower.network.weight, network.weight)

@@ -5,15 +5,17 @@ import pytest
 import torch
 
 from stochcl.errors import TrainingError
-from stochcl.training.runtime import Pixels, Watch, to_device
-from tests.encoders.making import make_images, make_set, make_trainer
+from stochcl.training.loop import NonFiniteGuard
+from stochcl.training.runtime import DeviceImages, to_device
+from tests.encoders.making import make_images
+from tests.training.making import make_set, make_trainer
 
 CPU = torch.device("cpu")
 
 
 def test_a_batch_is_the_same_wherever_the_images_are_kept():
     images, rows = make_images(20), np.array([7, 0, 19])
-    there, here = (Pixels(images, CPU, resident=resident).take(rows) for resident in (True, False))
+    there, here = (DeviceImages(images, CPU, resident=resident).take(rows) for resident in (True, False))
     assert torch.equal(there, here)
     assert np.array_equal(there.permute(0, 2, 3, 1).numpy(), images[rows])
     assert there.is_contiguous(memory_format=torch.channels_last)
@@ -21,25 +23,25 @@ def test_a_batch_is_the_same_wherever_the_images_are_kept():
 
 
 def test_numbers_that_are_not_finite_are_noticed_when_it_is_time_to_ask():
-    watch = Watch(CPU, every=5)
+    guard = NonFiniteGuard(CPU, every=5)
     for step in range(1, 5):
-        watch.see(torch.tensor(math.nan if step == 3 else 1.0), step)
+        guard.observe(torch.tensor(math.nan if step == 3 else 1.0), step)
     with pytest.raises(TrainingError, match="not finite at step 3; try a lower learning rate"):
-        watch.see(torch.tensor(1.0), 5)
-    watch.see(torch.tensor(math.inf), 6)
+        guard.observe(torch.tensor(1.0), 5)
+    guard.observe(torch.tensor(math.inf), 6)
     with pytest.raises(TrainingError, match="at step 6"):
-        watch.check()
-    watch.check()
+        guard.check()
+    guard.check()
 
 
 def test_on_a_cpu_every_step_is_looked_at_and_elsewhere_one_of_twenty():
-    assert (Watch(CPU).every, Watch(torch.device("cuda")).every) == (1, 20)
+    assert (NonFiniteGuard(CPU).every, NonFiniteGuard(torch.device("cuda")).every) == (1, 20)
 
 
 def test_nothing_is_saved_of_a_run_that_is_asked_seldom(folder, monkeypatch):
     place = folder("run")
     trainer = make_trainer(place, make_set(64), batch_size=8, lr=1e-3)
-    trainer.watch = Watch(CPU, every=1000)
+    trainer.guard = NonFiniteGuard(CPU, every=1000)
     trainer.save_every = -1.0  # after every step
     normalise = trainer.encoder.normalise
     monkeypatch.setattr(
@@ -54,7 +56,7 @@ def test_nothing_is_saved_of_a_run_that_is_asked_seldom(folder, monkeypatch):
 
 def test_a_run_that_is_asked_at_its_end_only_makes_no_model(folder, monkeypatch):
     trainer = make_trainer(folder("run"), make_set(16), batch_size=8)
-    trainer.watch = Watch(CPU, every=1000)
+    trainer.guard = NonFiniteGuard(CPU, every=1000)
     normalise = trainer.encoder.normalise
     monkeypatch.setattr(trainer.encoder, "normalise", lambda images: normalise(images * math.nan))
     with pytest.raises(TrainingError, match="the loss is not finite at step 1"):

@@ -6,7 +6,8 @@ import torch
 
 from stochcl.errors import TrainingError
 from stochcl.training.objectives import OBJECTIVES
-from tests.encoders.making import make_config, make_set, make_trainer, weights
+from tests.encoders.making import make_config, weights
+from tests.training.making import make_set, make_trainer
 
 
 def interrupt_at(step, how):
@@ -27,9 +28,13 @@ def interruption():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("precision", "how"), [("fp32", ctrl_c), ("fp32", interruption), ("bf16", ctrl_c)])
+def sigterm():
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("precision", "how"), [("fp32", sigterm), ("fp32", interruption), ("bf16", ctrl_c)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, monkeypatch):
-    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 10)
+    monkeypatch.setattr("stochcl.training.loop.TrainingLoop.log_every", 10)
     options = {"epochs": 5, "batch_size": 16, "precision": precision, "rate": 12.0}  # 20 steps; half within an epoch
     data = make_set(68)
     whole = make_trainer(folder("whole"), data, **options)
@@ -39,6 +44,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, 
     with pytest.raises(KeyboardInterrupt):
         make_trainer(place, data, report=interrupt_at(10, how), **options).run()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     second = make_trainer(place, data, **options)
     assert second.step == 10
     assert weights(second.run()) == weights(encoder)
@@ -48,13 +54,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, precision, how, 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_twenty_steps_are_ten_and_ten_whatever_the_objective(folder, objective, monkeypatch):
-    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 10)
+    monkeypatch.setattr("stochcl.training.loop.TrainingLoop.log_every", 10)
     options = {"epochs": 5, "batch_size": 16, "objective": objective, "average": 0.9, "estimator": "relaxed"}
     data = make_set(68)
     whole = make_trainer(folder("whole"), data, **options)
     encoder = whole.run()
     assert whole.step == 20
-    assert encoder is whole.average.network
+    assert encoder is whole.ema.network
     place = folder("parts")
     with pytest.raises(KeyboardInterrupt):
         make_trainer(place, data, report=interrupt_at(10, ctrl_c), **options).run()
@@ -77,7 +83,7 @@ def test_what_a_network_draws_itself_is_drawn_alike_after_an_interruption(folder
     def begin(encoder):
         encoder.backbone = Dropping(encoder.backbone)
 
-    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 2)
+    monkeypatch.setattr("stochcl.training.loop.TrainingLoop.log_every", 2)
     data, options = make_set(16), {"epochs": 2, "batch_size": 8, "initialise": begin}
     whole = make_trainer(folder("whole"), data, **options).run()
     place = folder("parts")
@@ -102,7 +108,7 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monke
     monkeypatch.setattr(trainer.optimizer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
-    assert raised.value.__notes__ == [f"What was done is kept in {trainer.checkpoint_path}; pass --resume to go on."]
+    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass --resume to go on."]
     second = make_trainer(place, data, **options)
     assert second.step == 3
     assert weights(second.run()) == expected
@@ -163,7 +169,7 @@ def test_a_checkpoint_with_a_damaged_counter_is_refused(folder, changes, monkeyp
 
 
 def save_with(changes):
-    from stochcl.training.loop import save_checkpoint
+    from stochcl.training.checkpoint import save_checkpoint
 
     return lambda path, modules, optimizer, state: save_checkpoint(path, modules, optimizer, state | changes)
 
@@ -187,7 +193,7 @@ def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
 
 
 def test_a_twin_goes_on_too_and_its_checkpoint_is_no_other_s(folder, monkeypatch):
-    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 2)
+    monkeypatch.setattr("stochcl.training.loop.TrainingLoop.log_every", 2)
     data, options = make_set(32), {"epochs": 2, "batch_size": 16, "deterministic": True}
     whole = make_trainer(folder("whole"), data, **options).run()
     place = folder("parts")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stochcl.codes import Codes, bits_per_symbol
-from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.independent import IndependentModel, node_counts, quantised
 from stochcl.errors import FormatError
 from tests.compress.making import make_codes
 
@@ -30,6 +30,7 @@ def test_a_table_counts_every_node_of_the_tree(alphabet):
                 node = (1 << level) - 1 + (symbol >> bits - level)
                 visits[j, node] += 1
                 ones[j, node] += symbol >> bits - level - 1 & 1
+    np.testing.assert_array_equal(node_counts(codes), (ones, visits))
     expected = IndependentModel.nearest((ones + 0.5) / (visits + 1), alphabet)
     np.testing.assert_array_equal(IndependentModel.fit(codes).ones, expected.ones)
 
@@ -104,3 +105,9 @@ def test_every_truncation_of_a_table_is_a_format_error():
     for end in range(len(data)):
         with pytest.raises(FormatError):
             IndependentModel.from_bytes(data[:end])
+
+
+def test_numerators_leave_nothing_impossible():
+    numerators = quantised(np.array([[0.0, 1.0, 0.5, 1.6 / 4096, 2.4 / 4096]]))
+    assert numerators.tolist() == [[1, 4095, 2048, 2, 2]]
+    IndependentModel(numerators[:, :3].astype(np.uint16), 4)

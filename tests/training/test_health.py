@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stochcl.codes import Codes
-from stochcl.training.monitor import DEAD_BITS, code_health, marginal_entropies, said_of_health
+from stochcl.training.monitor import DEAD_BITS, code_health, health_warnings, marginal_entropies
 
 ROWS = 4000
 
@@ -36,7 +36,7 @@ def test_a_lively_code_is_described_and_nothing_is_said_against_it():
     assert health["distinct"] == 64
     assert health["correlation"] < 0.05
     assert (health["entropy"], health["certainty"]) == (1.5, 0.75)
-    assert said_of_health(health) == ()
+    assert health_warnings(health) == ()
 
 
 def test_latents_that_hardly_ever_change_are_dead():
@@ -48,13 +48,13 @@ def test_latents_that_hardly_ever_change_are_dead():
     assert (health["used"], health["dead"]) == (4, 2)
     assert marginal_entropies(make(symbols))[4] < DEAD_BITS < marginal_entropies(make(symbols))[5]
     assert health["entropy"] is health["certainty"] is None
-    assert said_of_health(health) == ()
+    assert health_warnings(health) == ()
 
 
 def test_a_collapsed_code_is_said_to_be_one():
     symbols = np.zeros((ROWS, 300), int)
     symbols[: ROWS // 10, 0] = 1
-    (said,) = said_of_health(code_health(make(symbols, entropy=3.0), "bernoulli"))
+    (said,) = health_warnings(code_health(make(symbols, entropy=3.0), "bernoulli"))
     assert said.startswith("warning: the code has collapsed: its 300 latents together say 0.47 bits of an input")
     assert "2 different codes stand for 4,000 inputs" in said
 
@@ -62,10 +62,10 @@ def test_a_collapsed_code_is_said_to_be_one():
 def test_a_code_that_is_mostly_dead_is_said_to_be_one():
     symbols = np.zeros((ROWS, 100), int)
     symbols[:, :6] = fair()
-    (said,) = said_of_health(code_health(make(symbols), "bernoulli"))
+    (said,) = health_warnings(code_health(make(symbols), "bernoulli"))
     assert said.startswith("warning: 94 of 100 latents are dead")
     symbols[:, 6:12] = fair(seed=1)
-    assert said_of_health(code_health(make(symbols), "bernoulli")) == ()
+    assert health_warnings(code_health(make(symbols), "bernoulli")) == ()
 
 
 @pytest.mark.parametrize(("family", "alphabet"), [("bernoulli", 2), ("gaussian", 9), ("categorical", 9)])
@@ -76,7 +76,7 @@ def test_latents_that_repeat_each_other_are_found_whatever_the_family(family, al
     health = code_health(make(symbols, alphabet), family)
     assert health["correlation"] == pytest.approx(1, abs=1e-4 if family != "categorical" else 0.3)
     if family != "categorical":
-        assert said_of_health(health)[0].startswith("warning: the latents repeat each other")
+        assert health_warnings(health)[0].startswith("warning: the latents repeat each other")
     assert code_health(make(fair(alphabet=alphabet), alphabet), family)["correlation"] < 0.05
 
 
@@ -89,16 +89,16 @@ def test_categories_have_no_order():
 
 def test_coin_tosses_are_said_to_be_undecided():
     codes = make(fair(), entropy=5.7)
-    (said,) = said_of_health(code_health(codes, "bernoulli"))
+    (said,) = health_warnings(code_health(codes, "bernoulli"))
     assert said.startswith("warning: the posterior is undecided: its entropy is 6 bits an input")
     sure = replace(codes, uncertainty=codes.uncertainty - 3)
-    assert said_of_health(code_health(sure, "bernoulli")) == ()
+    assert health_warnings(code_health(sure, "bernoulli")) == ()
 
 
 def test_of_few_rows_nothing_is_said():
     health = code_health(make(np.zeros((49, 8), int)), "bernoulli")
     assert health["used"] == 0
-    assert said_of_health(health) == ()
-    assert said_of_health(code_health(make(np.zeros((50, 8), int)), "bernoulli"))
+    assert health_warnings(health) == ()
+    assert health_warnings(code_health(make(np.zeros((50, 8), int)), "bernoulli"))
     empty = code_health(make(np.zeros((0, 8), int), entropy=0.0), "bernoulli")
     assert (empty["rows"], empty["used"], empty["distinct"], empty["correlation"]) == (0, 0, 0, 0)

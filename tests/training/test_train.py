@@ -7,12 +7,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.entropy.fit import measure_ones
 from stochcl.errors import OutputError, TrainingError
 from stochcl.training.augment import Augmentation
-from stochcl.training.loop import Progress
-from tests.encoders.making import digits, make_config, make_images, make_set, make_trainer, weights
+from stochcl.training.pretrain import Losses, TrainProgress
+from tests.encoders.making import make_config, make_images, weights
+from tests.training.making import digits, make_set, make_trainer
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def test_without_epochs_the_untrained_network_is_calibrated(folder):
     encoder = trainer.run()
     assert (trainer.step, encoder.training, trainer.checkpoint_path.exists()) == (0, False, False)
     assert all(torch.equal(before[k], v) for k, v in encoder.named_parameters())
-    features = encode_images(encoder, data.train, CPU).features
+    features = encode(encoder, data.train, CPU).features
     assert np.abs(features.mean(0)).max() < 0.2
     assert features.std(0).mean() == pytest.approx(1, abs=0.2)
 
@@ -42,7 +43,7 @@ def test_without_epochs_the_untrained_network_is_calibrated(folder):
 def test_the_table_is_measured_on_the_codes_of_the_training_images(folder, epochs):
     data = make_set(40, 10)
     encoder = make_trainer(folder("run"), data, epochs=epochs).run()
-    expected = measure_ones(encode_images(encoder, data.train, CPU).codes)
+    expected = measure_ones(encode(encoder, data.train, CPU).codes)
     assert np.array_equal(encoder.ones.numpy(), expected)
     assert encoder.ones.min() >= 1
 
@@ -51,7 +52,7 @@ def test_training_learns_codes_of_digits(folder):
     data, config = digits(600, 400), make_config(width=8, stem="imagenet", latents=64, decoder=(32,))
 
     def accuracy(encoder):
-        train, held = (encode_images(encoder, part, CPU).codes.symbols() for part in (data.train, data.held))
+        train, held = (encode(encoder, part, CPU).codes.symbols() for part in (data.train, data.held))
         probe = LogisticRegression(max_iter=200, C=0.1).fit(train, data.train_labels)
         return probe.score(held, data.held_labels)
 
@@ -76,8 +77,8 @@ def test_a_target_brings_the_rate_towards_it(folder):
 
 def test_time_ends_a_run_and_the_rate_of_learning_with_it(folder, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr("stochcl.training.pretrain.time.monotonic", lambda: next(clock) / 10)
-    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 1)
+    monkeypatch.setattr("stochcl.training.loop.time.monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr("stochcl.training.loop.TrainingLoop.log_every", 1)
     told = []
     trainer = make_trainer(folder("run"), make_set(16), epochs=1000, max_time=20, report=told.append)
     trainer.run()
@@ -108,8 +109,8 @@ def test_the_log_holds_the_figures_one_json_object_a_line(folder):
 
 def test_live_figures_come_the_sooner_the_less_they_cost_and_every_ten_minutes_at_least(folder, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("stochcl.training.pretrain.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("stochcl.training.pretrain.Trainer.log_every", 1)
+    monkeypatch.setattr("stochcl.training.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stochcl.training.loop.TrainingLoop.log_every", 1)
     for cost, expected in [(0.0, 15.0), (3.0, 100.0), (60.0, 600.0)]:
         told, trainer = [], None
 
@@ -123,7 +124,12 @@ def test_live_figures_come_the_sooner_the_less_they_cost_and_every_ten_minutes_a
             now[0] += cost
             return {"rate": 1.0}
 
+        def descend(factor, trainer=trainer):  # a step that costs nothing
+            trainer.step += 1
+            return Losses(*[torch.zeros(())] * len(Losses._fields))
+
         monkeypatch.setattr(trainer, "monitor", measure)
+        monkeypatch.setattr(trainer, "descend", descend)
         trainer.run()
         times = [at for at, measured in told if measured]
         assert times[1] - times[0] - cost == pytest.approx(expected, abs=6)
@@ -193,7 +199,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch(folder):
 
 
 def test_a_line_of_progress_has_its_figures_with_units():
-    progress = Progress(0.5, 1200, 2.5, 60.0, loss=7.1234, rate=1013.4, images_per_second=316.2, knn=0.4321)
+    progress = TrainProgress(0.5, 1200, 2.5, 60.0, loss=7.1234, rate=1013.4, images_per_second=316.2, knn=0.4321)
     expected = "step 1,200, epoch 2.5, loss 7.123 nats, rate 1,013 bits/image, 316 images/s, kNN 43.2%"
     assert progress.line() == expected
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stochcl.encoders.inference import encode_images
+from stochcl.encoders.inference import encode
 from stochcl.errors import LabelsError
 from stochcl.training.finetune import (
     class_indices,
@@ -146,7 +146,7 @@ def test_the_twin_reads_features(batch):
 def test_scores_are_of_hard_codes():
     encoder = classifying()
     images = make_images(70)
-    symbols = encode_images(encoder, images, CPU).codes.symbols()
+    symbols = encode(encoder, images, CPU).codes.symbols()
     with torch.no_grad():
         expected = encoder.classifier(encoder.decode(torch.from_numpy(symbols).float()))
     np.testing.assert_allclose(class_scores(encoder, images, CPU), expected.numpy(), rtol=1e-4, atol=1e-4)
@@ -155,7 +155,7 @@ def test_scores_are_of_hard_codes():
 def test_scores_of_a_twin_are_of_features():
     encoder = classifying("features")
     images = make_images(7)
-    features = torch.from_numpy(encode_images(encoder, images, CPU).features)
+    features = torch.from_numpy(encode(encoder, images, CPU).features)
     with torch.no_grad():
         expected = encoder.classifier(features).numpy()
     np.testing.assert_allclose(class_scores(encoder, images, CPU), expected, rtol=1e-4, atol=1e-4)

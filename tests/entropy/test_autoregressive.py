@@ -17,6 +17,7 @@ from stochcl.entropy import autoregressive
 from stochcl.entropy import fit as linear
 from stochcl.entropy.ans import decode_block, encode_block
 from stochcl.entropy.autoregressive import MAX_BIAS, AutoregressiveModel, Stepper, logistic_levels
+from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.errors import FormatError
 from tests.compress.making import LEVELS, make_chain, make_codes, make_network, noise
@@ -410,7 +411,7 @@ def test_what_codes_cost_is_what_their_levels_say():
 def fitted(codes: Codes) -> tuple[float, float]:
     """What rows that were not fitted to cost, in bits: under a linear network, and independently."""
     half = len(codes) // 2
-    model = AutoregressiveModel.fit_linear(codes[:half])
+    model = fit_linear(codes[:half])
     return model.ideal_bits(codes[half:]), IndependentModel.fit(codes[:half]).ideal_bits(codes[half:])
 
 
@@ -425,7 +426,7 @@ def test_integers_cost_next_to_nothing_more_than_the_floats_they_were(alphabet, 
     codes, floats = make_chain(4000, 24, alphabet), []
     honest = linear._rounded
     monkeypatch.setattr(linear, "_rounded", lambda *given: floats.append(given) or honest(*given))
-    model = AutoregressiveModel.fit_linear(codes)
+    model = fit_linear(codes)
     ((_, weights, odds),) = floats
     decisions, bits = codes.decisions(), bits_per_symbol(alphabet)
     logits = (decisions * 2.0 - 1) @ weights.astype(np.float64).T
@@ -447,8 +448,8 @@ def test_fitting_finds_nothing_where_there_is_nothing(alphabet):
 
 def test_fitting_is_the_same_for_the_same_codes_and_says_how_far_it_is():
     codes, told = make_chain(300, 6), []
-    first = AutoregressiveModel.fit_linear(codes, progress=lambda done, total: told.append((done, total)))
-    assert first.to_bytes() == AutoregressiveModel.fit_linear(codes).to_bytes()
+    first = fit_linear(codes, progress=lambda done, total: told.append((done, total)))
+    assert first.to_bytes() == fit_linear(codes).to_bytes()
     assert told[-1][0] == told[-1][1] == len(told)
 
 
@@ -456,13 +457,11 @@ def test_fitting_is_the_same_for_the_same_codes_and_says_how_far_it_is():
 @pytest.mark.parametrize(("latents", "alphabet"), [(1, 2), (4, 3)])
 def test_fitting_takes_as_little_as_there_is(rows, latents, alphabet):
     codes = make_codes(rows, latents, alphabet)
-    model = AutoregressiveModel.fit_linear(codes)
+    model = fit_linear(codes)
     np.testing.assert_array_equal(decode_block(encode_block(codes, model), rows, model), codes.packed)
 
 
 @pytest.mark.parametrize("value", [0, 4])
 def test_fitting_to_constant_symbols_costs_next_to_nothing(value):
     codes = Codes.from_symbols(np.full((2000, 6), value), alphabet=5)
-    assert AutoregressiveModel.fit_linear(codes).ideal_bits(codes) < 1.1 * IndependentModel.fit(codes).ideal_bits(
-        codes
-    )
+    assert fit_linear(codes).ideal_bits(codes) < 1.1 * IndependentModel.fit(codes).ideal_bits(codes)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from stochcl.training.loop import RateController, said_of_rate
+from stochcl.training.latents import RateController, rate_warnings
 
 
 def test_target_is_meant_for_hard_codes():
     controller = RateController(50, beta=0.01)
-    controller.measured(hard=40, sampled=80)
+    controller.set_hard_ratio(hard=40, sampled=80)
     controller.update(100)  # hard codes cost just what was asked for
     assert controller.beta == 0.01
     controller.update(110)
@@ -16,7 +16,7 @@ def test_target_is_meant_for_hard_codes():
 @pytest.mark.parametrize(("hard", "sampled", "ratio"), [(1e9, 1, 2.0), (1e-9, 1, 0.1), (5, 0, 1.0)])
 def test_a_measurement_cannot_run_away(hard, sampled, ratio):
     controller = RateController(50)
-    controller.measured(hard, sampled)
+    controller.set_hard_ratio(hard, sampled)
     assert controller.hard_ratio == ratio
 
 
@@ -71,9 +71,9 @@ def test_without_a_target_beta_is_constant():
 
 @pytest.mark.parametrize("rate", [60, 68, 19.8])
 def test_a_missed_rate_is_said(rate):
-    (sentence,) = said_of_rate(rate, 64, "row")
+    (sentence,) = rate_warnings(rate, 64, "row")
     assert f"{rate:,.1f} bits per row, and 64 were asked for" in sentence
 
 
 def test_a_rate_that_is_met_or_was_not_asked_for_is_no_news():
-    assert said_of_rate(61, 64) == said_of_rate(67, 64) == said_of_rate(19.8, None) == ()
+    assert rate_warnings(61, 64) == rate_warnings(67, 64) == rate_warnings(19.8, None) == ()

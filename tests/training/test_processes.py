@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from stochcl.errors import UsageError
-from stochcl.training.distributed import normalise_across_processes
+from stochcl.training.distributed import globalise_batch_norms
 from stochcl.training.objectives import OBJECTIVES
 from stochcl.training.options import TrainOptions
-from stochcl.training.pretrain import _batch
+from stochcl.training.pretrain import batch_of_all
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,7 +23,7 @@ def found(tmp_path_factory):
     """What one process finds, and what two find together; both run at the same time."""
     places = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    worker = ["-m", "tests.encoders.training.worker"]
+    worker = ["-m", "tests.training.worker"]
     running = [
         subprocess.Popen(
             [sys.executable, *(launcher if place is places[1] else []), *worker, place],
@@ -73,7 +73,7 @@ def test_in_one_process_a_normalisation_is_what_it_was():
     network.append(torch.nn.BatchNorm1d(4 * 36, momentum=None, affine=False))
     state, images = network.state_dict(), torch.randn(5, 3, 8, 8)
     before = network(images)
-    normalise_across_processes(network)
+    globalise_batch_norms(network)
     assert network.state_dict().keys() == state.keys()
     torch.testing.assert_close(network(images), before)
     network.eval()
@@ -82,14 +82,14 @@ def test_in_one_process_a_normalisation_is_what_it_was():
 
 def test_a_normalisation_of_another_kind_is_refused():
     with pytest.raises(UsageError, match="networks with BatchNorm3d train in one process only"):
-        normalise_across_processes(torch.nn.Sequential(torch.nn.BatchNorm3d(2)))
+        globalise_batch_norms(torch.nn.Sequential(torch.nn.BatchNorm3d(2)))
 
 
 def test_processes_have_batches_of_the_same_size(monkeypatch):
-    monkeypatch.setattr("stochcl.training.distributed.processes", lambda: 4)
-    assert [_batch(*sizes) for sizes in [(64, 1000), (67, 1000), (256, 30)]] == [64, 64, 28]
+    monkeypatch.setattr("stochcl.training.pretrain.world_size", lambda: 4)
+    assert [batch_of_all(*sizes) for sizes in [(64, 1000), (67, 1000), (256, 30)]] == [64, 64, 28]
     with pytest.raises(UsageError, match="a batch of 7 images gives 4 processes fewer than two each"):
-        _batch(256, 7)
+        batch_of_all(256, 7)
 
 
 def test_a_device_that_training_has_no_use_for_is_said():
