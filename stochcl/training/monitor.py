@@ -87,11 +87,11 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     ones, visits = node_counts(codes)
 
     def weighted_log(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        logs: NDArray[np.float64] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
+        logs: NDArray[Any] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
         return logs
 
     # A symbol's entropy is that of its decisions, each where it is taken.
-    entropies = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
+    entropies: NDArray[np.floating] = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
     clipped: NDArray[np.float64] = np.maximum(entropies, 0)
     return clipped
 

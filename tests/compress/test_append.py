@@ -344,7 +344,7 @@ def test_damage_behind_the_archive_costs_what_follows_it(path, tmp_path):
     go_on(path)
     whole = path.read_bytes()
     went_on = set()
-    for at in range(0, 600, 40):
+    for at in range(8, 600, 40):  # behind the kind of the first chunk, without which it is nothing of an append's
         path.write_bytes(before)
         go_on(path, 12)
         data = bytearray(path.read_bytes())
