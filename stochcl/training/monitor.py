@@ -84,9 +84,9 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     """Return the entropy of each latent's symbols over the rows, in bits, shape (D,)."""
     if not len(codes):
         return np.zeros(codes.latents)
-    ones, visits = node_counts(codes)
+    ones, visits = (counts.astype(np.float64) for counts in node_counts(codes))
 
-    def weighted_log(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    def weighted_log(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         logs: NDArray[np.float64] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
         return logs
 

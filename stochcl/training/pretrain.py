@@ -448,7 +448,7 @@ def latent_steps(options: TrainOptions, images: int) -> int:
 
     Examples
     --------
-    >>> from stochcl.training.pretrain import TrainOptions
+    >>> from stochcl.training.options import TrainOptions
     >>> [latent_steps(TrainOptions(), n) for n in (100, 10_000, 1_000_000)]
     [200, 2343, 3000]
     """
