@@ -202,22 +202,8 @@ def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
 class Finetuner(TrainingLoop):
     """Fine-tuning of an encoder on labels.
 
-    Parameters
-    ----------
-    base : Encoder
-        Where to start, see :func:`starting_point`; it is left as it is.
-    base_sha256 : str
-        Names its weights, which a checkpoint must agree with.
-    options : FinetuneOptions
-    data : ImageSet
-        Every image with a label.
-    classes : tuple of str
-        Labels in the order of the classifier's rows.
-    checkpoint : Path
-        See :class:`~stochcl.training.loop.TrainingLoop`; an existing one is resumed.
-    log : Path or None
-        A table if its name ends in .csv, one JSON object a line otherwise.
-    report : callable
+    ``base`` is left as it is, see :func:`starting_point`; a checkpoint must agree with ``base_sha256``. Every image
+    has a label; ``classes`` are in the order of the classifier's rows.
     """
 
     progress_type = FinetuneProgress

@@ -159,15 +159,7 @@ def measure_features(
 class Monitor:
     """Measures rate and kNN accuracy on fixed, seeded subsets.
 
-    Parameters
-    ----------
-    train, held : ndarray of uint8, shape (N, S, S, 3)
-        ``held`` may be empty: then the training images stand in for both, and no accuracy is measured.
-    train_labels, held_labels : sequence of str
-    seed : int
-        Which images are taken.
-    bank, queries : int
-        How many at most.
+    Without held-out images, training images stand in for both, and no accuracy is measured.
     """
 
     def __init__(

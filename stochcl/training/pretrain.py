@@ -105,16 +105,7 @@ class StochasticContrastive(nn.Module):
 
         L = A(f) + A'(f) + gamma * C(f)
 
-    Parameters
-    ----------
-    encoder : Encoder
-    objective : str
-    temperature : float
-        Of a contrastive objective.
-    estimator : str
-        How gradients pass the draw.
-    deterministic : bool
-        Whether it is the twin's: head, decoder and prior then have no gradient.
+    A deterministic twin's head, decoder and prior have no gradient.
     """
 
     def __init__(
@@ -250,23 +241,8 @@ class Trainer(TrainingLoop):
     whole: random numbers of an image are a function of the image and the epoch; statistics and gradients are those
     of the whole batch. The first process alone writes, reports, and does what follows the last step.
 
-    Parameters
-    ----------
-    config : EncoderConfig
-    options : TrainOptions
-    data : ImageSet
-    checkpoint : Path
-        See :class:`~stochcl.training.loop.TrainingLoop`; an existing one is resumed.
-    log : Path or None
-        A table if its name ends in .csv, one JSON object a line otherwise.
-    logs : sequence of Log
-        Further ones.
-    report : callable
-    runtime : Runtime, optional
-        By default as the options say.
-    initialise : callable, optional
-        Gives the fresh encoder a backbone with other weights, and returns what it loaded. Without epochs that
-        backbone stays as it is, and latents are trained on its features.
+    ``initialise`` gives the fresh encoder a backbone with other weights, and returns what it loaded. Without epochs
+    that backbone stays as it is, and latents are trained on its features.
     """
 
     progress_type = TrainProgress
