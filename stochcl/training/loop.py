@@ -134,6 +134,15 @@ class EMA:
             ours[name].copy_(theirs[name])
 
 
+def decay_groups(parameters: Iterable[nn.Parameter], prior: nn.Parameter, decay: float) -> list[dict[str, Any]]:
+    """Return parameter groups in which weights of layers decay, and biases, normalisations and the prior do not."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in parameters:
+        (decayed if parameter.ndim > 1 and parameter is not prior else others).append(parameter)
+    return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
 class NonFiniteGuard:
     """Raises TrainingError once a number is not finite.
 

@@ -20,7 +20,7 @@ from stochcl.training.distributed import rank, world_size
 from stochcl.training.entropy import MIN_CODES, fit_tables, smaller_images
 from stochcl.training.latents import FittedLatents, LatentStage, RateController
 from stochcl.training.logs import make_log
-from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop
+from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
 from stochcl.training.objectives import (
     OBJECTIVES,
@@ -279,9 +279,12 @@ class Trainer(TrainingLoop):
         self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
         self.entropy_record: dict[str, Any] = {}
         self.latents: FittedLatents | None = None
+        trained = (p for p in self.loss.parameters() if p.requires_grad)
         super().__init__(
             Schedule(options.epochs * self.order.steps_per_epoch, max_time, options.warmup),
-            torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98)),
+            torch.optim.AdamW(
+                decay_groups(trained, self.encoder.prior, options.decay), lr=options.lr, betas=(0.9, 0.98)
+            ),
             clipped=self.encoder.parameters(), device=device, ema=ema, checkpoint=checkpoint,
             logs=[*([make_log(log)] if log else []), *logs], report=report,
         )  # fmt: skip
@@ -289,15 +292,6 @@ class Trainer(TrainingLoop):
             self.encoder.backbone.compile(dynamic=False)
         self._prepared = self.runtime.prepare(self.loss)
         self.images = DeviceImages(data.train, device)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Decay the weights of layers, not their biases, normalisations or the prior."""
-        parameters = [p for p in self.loss.parameters() if p.requires_grad]
-        decayed = [p for p in parameters if p.ndim > 1 and p is not self.encoder.prior]
-        return [
-            {"params": decayed, "weight_decay": self.options.decay},
-            {"params": [p for p in parameters if p.ndim <= 1 or p is self.encoder.prior], "weight_decay": 0.0},
-        ]
 
     def losses(self) -> Losses:  # noqa: D102
         seed, model, processes = self.options.seed, self.encoder, world_size()
