@@ -53,10 +53,7 @@ class Standardise(nn.Module):
 
     One scale for all columns keeps distances in proportion.
 
-    Attributes
-    ----------
-    centre : Tensor, float32, shape (W,)
-    scale : Tensor, float32, shape (1,)
+    Buffers are float32: ``centre``, shape (W,), and ``scale``, shape (1,).
     """
 
     centre: Tensor

@@ -136,12 +136,8 @@ PRECISIONS = ("fp32", "bf16")
 class Encoded:
     """An encoder's output for B images or vectors.
 
-    Parameters
-    ----------
-    codes : Codes
-        Modes of the posterior, with the posterior's entropy in bits as uncertainty.
-    features : ndarray of float32, shape (B, V)
-        Standardised features before the latents.
+    Codes are modes of the posterior, with its entropy in bits as uncertainty; features, float32, shape (B, V), are
+    standardised.
     """
 
     codes: Codes

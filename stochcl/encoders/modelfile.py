@@ -44,16 +44,8 @@ _LATER = (
 class ModelFile:
     """An encoder with what belongs to it.
 
-    Parameters
-    ----------
-    encoder : Encoder
-        In evaluation mode, float32.
-    name : str
-        What it is called; the file's name without its ending.
-    sha256 : str
-        Hash over its tensors and configuration, without the training record, in hex.
-    record : dict
-        How it was trained: data, options, versions, hardware, time.
+    The encoder is in evaluation mode, float32. ``sha256`` is over tensors and configuration, without the training
+    record, which says how it was trained: data, options, versions, hardware, time.
     """
 
     encoder: Encoder

@@ -81,16 +81,8 @@ class MaskedNetwork(nn.Module):
     Germain et al., arXiv 1502.03509, with one hidden layer and direct connections. Its integer form is
     :class:`~stochcl.entropy.autoregressive.AutoregressiveModel`.
 
-    Parameters
-    ----------
-    bias : Tensor of float32, shape (D, 2**bits - 1)
-        Log-odds of a one at every node of every latent's tree, to begin with.
-    decisions : int
-        T = D * bits.
-    hidden : int
-        H, the number of hidden units; 0 is a linear network.
-    seed : int
-        Of the hidden units' first weights.
+    ``bias`` has the log-odds of a one at every node of every latent's tree to start from, shape (D, 2**bits - 1).
+    There are T = D * bits decisions, and ``hidden`` units; without any the network is linear.
     """
 
     def __init__(self, bias: Tensor, decisions: int, hidden: int, seed: int) -> None:
@@ -205,11 +197,7 @@ def first_level(alphabet: int) -> int:
 class Factorised(ABC):
     """p(z) of independent latents, one family's; its learned parameters are the encoder's ``prior``.
 
-    Parameters
-    ----------
-    parameters : Tensor of float32, shape (D, ...)
-        As :meth:`initial` makes them.
-    config : EncoderConfig
+    Parameters are float32, shape (D, ...), as :meth:`initial` makes them.
     """
 
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
@@ -306,15 +294,7 @@ class AutoregressivePrior(nn.Module):
     As the rate of a training loss, it charges what the coder's network will charge; when training ends,
     :meth:`quantised` is that network.
 
-    Parameters
-    ----------
-    config : EncoderConfig
-    hidden : int
-        Hidden units; 0 is a linear network.
-    seed : int
-        Of the first weights.
-    nodes : Tensor, shape (D, 2**bits - 1), optional
-        Probabilities of a one to begin with; 1/2 by default.
+    It starts from the probabilities of a one at ``nodes``, shape (D, 2**bits - 1), 1/2 by default.
     """
 
     def __init__(self, config: EncoderConfig, hidden: int = 512, seed: int = 0, nodes: Tensor | None = None) -> None:

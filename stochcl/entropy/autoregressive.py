@@ -422,15 +422,7 @@ class Stepper:
 
     ``for indices in stepper: ...; stepper.tell(decisions)``. The rows may belong to several blocks.
 
-    Parameters
-    ----------
-    model : AutoregressiveModel
-    rows : int
-
-    Attributes
-    ----------
-    decisions : ndarray of uint8, shape (T, rows)
-        Those decoded so far.
+    ``decisions``, uint8, shape (T, rows), are those decoded so far.
     """
 
     def __init__(self, model: AutoregressiveModel, rows: int) -> None:

@@ -21,19 +21,14 @@ if TYPE_CHECKING:
 
 
 def measure_ones(codes: Codes) -> NDArray[np.int32]:
-    """Return the probability of a one at every node of every latent's tree, in units of 1/4096, of 1..4095.
-
-    The shape is (D, 2**bits - 1); of nodes that no code visits it is 1/2.
-    """
+    """Return the numerators of a table fitted to codes, 1..4095, shape (D, 2**bits - 1); even for unvisited nodes."""
     ones, visits = node_counts(codes)
     return quantised((ones + 0.5) / (visits + 1))
 
 
 def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
-    """Return -log2 p of codes under the quantised prior: bits per image in a file, before its overhead."""
-    p = ones / DENOMINATOR
-    taken, visits = node_counts(codes)
-    return float(-(taken * np.log2(p) + (visits - taken) * np.log2(1 - p)).sum() / len(codes))
+    """Return the mean bits of hard codes under a table: a file's bits per image, before its overhead."""
+    return IndependentModel(ones.astype(np.uint16), codes.alphabet).ideal_bits(codes) / len(codes)
 
 
 _STEP = 0.2  # between levels, in log-odds

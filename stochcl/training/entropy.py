@@ -50,12 +50,8 @@ _WORTH = 0.99  # of the bits of independent symbols: a network that costs more i
 class EntropyFit:
     """An entropy network and what it saves.
 
-    Parameters
-    ----------
-    network : AutoregressiveModel or None
-        None where independent symbols cost no more.
-    record : dict
-        Bits per image at every rung, of codes that were not fitted to.
+    The network is None if independent symbols cost no more. The record has the bits per image at every rung, of codes
+    that were not fitted to.
     """
 
     network: AutoregressiveModel | None
@@ -148,20 +144,7 @@ def fit_entropy(
 class EntropyStage(TrainingLoop):
     """The fit of a network to codes, in place; the weights of the pass that codes held-out rows in fewest bits stay.
 
-    Parameters
-    ----------
-    network : MaskedNetwork
-    codes, held : Codes
-        To fit to, and to choose the pass by.
-    passes : int
-    seed : int
-    max_time : float or None
-    precision : str
-        bf16 or fp32.
-    rate : float
-        Factor of the learning rates.
-    report : callable
-        Called after each pass.
+    ``rate`` is a factor of the learning rates.
     """
 
     progress_type, first_log = FitProgress, 0

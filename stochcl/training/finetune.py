@@ -19,7 +19,7 @@ from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
 from stochcl.training.entropy import fit_tables
 from stochcl.training.logs import make_log
-from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop
+from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.runtime import DeviceImages, to_device
 
 if TYPE_CHECKING:
@@ -202,22 +202,8 @@ def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
 class Finetuner(TrainingLoop):
     """Fine-tuning of an encoder on labels.
 
-    Parameters
-    ----------
-    base : Encoder
-        Where to start, see :func:`starting_point`; it is left as it is.
-    base_sha256 : str
-        Names its weights, which a checkpoint must agree with.
-    options : FinetuneOptions
-    data : ImageSet
-        Every image with a label.
-    classes : tuple of str
-        Labels in the order of the classifier's rows.
-    checkpoint : Path
-        See :class:`~stochcl.training.loop.TrainingLoop`; an existing one is resumed.
-    log : Path or None
-        A table if its name ends in .csv, one JSON object a line otherwise.
-    report : callable
+    ``base`` is left as it is, see :func:`starting_point`; a checkpoint must agree with ``base_sha256``. Every image
+    has a label; ``classes`` are in the order of the classifier's rows.
     """
 
     progress_type = FinetuneProgress
@@ -247,31 +233,19 @@ class Finetuner(TrainingLoop):
         steps = options.epochs * self.order.steps_per_epoch
         warmup = round(min(options.warmup * self.order.steps_per_epoch, _MOST_WARMUP * steps)) + 1
         self.entropy_record: dict[str, Any] = {}
+        parts = ("backbone.", "classifier.") if options.deterministic else ("",)  # this twin has no latents
+        trained = [p for name, p in self.encoder.named_parameters() if name.startswith(parts)]
+        groups = decay_groups(trained, self.encoder.prior, options.decay)
         super().__init__(
             Schedule(steps, options.max_time, warmup),
-            torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, nesterov=True),
-            clipped=(p for name, p in self._trained() if name != "prior"), device=device,
+            torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True),
+            clipped=(p for p in trained if p is not self.encoder.prior), device=device,
             ema=EMA(self.encoder, options.average) if options.average else None, checkpoint=checkpoint,
             logs=[make_log(log)] if log else [], report=report,
         )  # fmt: skip
         if options.compile:
             self.encoder.backbone.compile(dynamic=False)
         self.images = DeviceImages(data.train, device)
-
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Return the parameters that have a gradient: the deterministic twin has no latents."""
-        named = list(self.encoder.named_parameters())
-        if self.options.deterministic:
-            named = [(name, p) for name, p in named if name.startswith(("backbone.", "classifier."))]
-        return named
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Decay the weights of layers, not their biases, normalisations or the prior."""
-        decayed: list[torch.nn.Parameter] = []
-        others: list[torch.nn.Parameter] = []
-        for name, parameter in self._trained():
-            (decayed if parameter.ndim > 1 and name != "prior" else others).append(parameter)
-        return [{"params": decayed, "weight_decay": self.options.decay}, {"params": others, "weight_decay": 0.0}]
 
     def losses(self) -> Losses:  # noqa: D102
         options, model = self.options, self.encoder.train()

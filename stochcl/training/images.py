@@ -72,14 +72,8 @@ def classes_of(data: ImageSet) -> tuple[str, ...]:
 class ImageSet:
     """Decoded images.
 
-    Parameters
-    ----------
-    train, held : ndarray of uint8, shape (N, S, S, 3)
-        Images to train on, and those held out, which are only ever measured on.
-    train_labels, held_labels : tuple of str
-        By default the first folders of their names. Pre-training does not see them; the live kNN accuracy does.
-    skipped : tuple of Failure
-        Images that could not be read.
+    Images are uint8, shape (N, S, S, 3); held-out ones are only ever measured on. Labels are the first folders of
+    names by default; pre-training does not see them, the live kNN accuracy does. Those skipped could not be read.
     """
 
     train: NDArray[np.uint8]

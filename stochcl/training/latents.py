@@ -46,14 +46,8 @@ class RateController:
     Steps measure the rate of sampled codes, and a file holds hard ones, which the target is for. Their ratio is
     measured now and then.
 
-    Parameters
-    ----------
-    target : float or None
-        Bits per image.
-    beta : float
-        Where to start, in nats a bit.
-    gain : float
-        Relative change of beta in a step whose rate is twice the target.
+    The target is in bits per image, beta in nats a bit; the gain is the relative change of beta in a step whose rate
+    is twice the target.
     """
 
     LOWEST, HIGHEST, GAIN = 1e-6, 3.0, 0.03
@@ -212,21 +206,10 @@ class FittedLatents:
 class LatentStage(TrainingLoop):
     """Training of head, prior and decoder on features; the backbone is not touched.
 
-    Parameters
-    ----------
-    encoder : Encoder
-        Its weights are the start.
-    features : ndarray of float, shape (N, V)
-        Standardised features of the training inputs.
-    held : ndarray of float, shape (M, V)
-        Of inputs that are not trained on; if there are none, training features stand in.
-    options : LatentOptions
-    versions : int
-        1, or 2 if the features are stacked: the inputs as they are, and a variant of each in the same order.
-        Both are trained on, and the entropy network is fitted to the codes of both.
-    views : ndarray of float, shape (M, V), optional
-        Features of augmented views of the held-out inputs; noisy features stand in by default.
-    report : callable
+    It starts from the encoder's weights. Features are standardised, shape (N, V); ``versions`` is 2 if they are
+    stacked: the inputs as they are, and a variant of each in the same order. Held-out features, shape (M, V), are
+    only measured on, and ``views`` are features of augmented views of them; training features and noise are the
+    defaults.
     """
 
     progress_type, log_every, first_log = LatentProgress, 50, 0
@@ -419,13 +402,7 @@ class LatentStage(TrainingLoop):
 
 
 class DecoderStage(TrainingLoop):
-    """The decoder alone, trained on the hard codes that a file will hold, after a latent stage.
-
-    Parameters
-    ----------
-    stage : LatentStage
-    steps : int
-    """
+    """The decoder alone, trained on the hard codes that a file will hold, after a latent stage."""
 
     first_log = 0
 

@@ -34,12 +34,7 @@ def make_log(path: Path) -> Log:
 
 
 class JsonLog:
-    """One JSON object a line, appended.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """One JSON object a line, appended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,10 +51,6 @@ class CsvLog:
     """A table with a column for every field of the progress, appended to.
 
     Cells of what was not measured are empty.
-
-    Parameters
-    ----------
-    path : Path
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,19 +74,7 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """Scalars for TensorBoard.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Raises
-    ------
-    MissingExtraError
-        If TensorBoard is not installed.
-    OutputError
-        If the folder cannot be made.
-    """
+    """Scalars for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         try:

@@ -68,14 +68,7 @@ class FitProgress:
 class Schedule:
     """Length of a stage and course of its learning rate.
 
-    Parameters
-    ----------
-    steps : int
-        How many there are in all.
-    max_time : float or None
-        Seconds, if time may end it before.
-    warmup : float
-        Steps in which the learning rate rises.
+    It may be ended by ``max_time`` seconds; ``warmup`` is in steps.
     """
 
     steps: int
@@ -103,15 +96,7 @@ class Schedule:
 
 
 class EpochOrder:
-    """Batches of every epoch, in an order that seed and epoch decide; rows that fill no batch are left out.
-
-    Parameters
-    ----------
-    rows : int
-        Of the data.
-    batch : int
-    seed : int
-    """
+    """Batches of every epoch, in an order that seed and epoch decide; rows that fill no batch are left out."""
 
     def __init__(self, rows: int, batch: int, seed: int) -> None:
         self.batch, self.steps_per_epoch = batch, rows // batch
@@ -130,16 +115,8 @@ class EpochOrder:
 class EMA:
     """The exponential moving average of a network (Polyak and Juditsky, 1992), statistics of normalisation included.
 
-    Parameters
-    ----------
-    network : Encoder
-    decay : float
-        Of the average, below 1. In the first steps it is (1 + t) / (10 + t), so that the initial weights fade soon.
-
-    Attributes
-    ----------
-    network : Encoder
-        A copy with averaged weights, in evaluation mode.
+    ``network`` is a copy in evaluation mode. In the first steps the decay is (1 + t) / (10 + t), so that the initial
+    weights fade soon.
     """
 
     def __init__(self, network: Encoder, decay: float) -> None:
@@ -157,17 +134,20 @@ class EMA:
             ours[name].copy_(theirs[name])
 
 
+def decay_groups(parameters: Iterable[nn.Parameter], prior: nn.Parameter, decay: float) -> list[dict[str, Any]]:
+    """Return parameter groups in which weights of layers decay, and biases, normalisations and the prior do not."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in parameters:
+        (decayed if parameter.ndim > 1 and parameter is not prior else others).append(parameter)
+    return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
 class NonFiniteGuard:
     """Raises TrainingError once a number is not finite.
 
     On a CPU at once. Reading a number from a GPU at every step would make it wait for its next work, so there only
     every 20 steps, and before anything is written (:meth:`check`).
-
-    Parameters
-    ----------
-    device : torch.device
-    every : int, optional
-        Steps between two checks; by default 1 on a CPU and 20 elsewhere.
     """
 
     def __init__(self, device: torch.device, every: int | None = None) -> None:
@@ -195,22 +175,9 @@ class TrainingLoop(ABC):
     What is random in a step depends on the seed and the step's number alone, so that a stage that is resumed from its
     checkpoint ends with the same weights, bit for bit.
 
-    Parameters
-    ----------
-    schedule : Schedule
-    optimizer : Optimizer or None
-        The groups' learning rates are their peaks. None where :meth:`run_steps` is called after one is set.
-    clipped : iterable of Parameter
-        What gradients are clipped of, together.
-    device : torch.device
-    ema : EMA or None
-        A moving average of the weights.
-    checkpoint : Path or None
-        Written every ``save_every`` seconds, on interruption, and at the end.
-    logs : sequence of Log
-        Figures are written to them every ``log_every`` steps.
-    report : callable
-        Called with the progress as often.
+    The optimizer's groups have their peak learning rates, and gradients of ``clipped`` are clipped together. The
+    checkpoint is written every ``save_every`` seconds, on interruption, and at the end; figures go to ``logs`` and to
+    ``report`` every ``log_every`` steps.
     """
 
     progress_type: type[Any]

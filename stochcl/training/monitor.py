@@ -84,16 +84,15 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     """Return the entropy of each latent's symbols over the rows, in bits, shape (D,)."""
     if not len(codes):
         return np.zeros(codes.latents)
-    ones, visits = node_counts(codes)
+    ones, visits = (counts.astype(np.float64) for counts in node_counts(codes))
 
-    def weighted_log(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        logs: NDArray[Any] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
+    def weighted_log(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        logs: NDArray[np.float64] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
         return logs
 
     # A symbol's entropy is that of its decisions, each where it is taken.
-    entropies: NDArray[np.floating] = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
-    clipped: NDArray[np.float64] = np.maximum(entropies, 0)
-    return clipped
+    entropies: NDArray[np.float64] = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
+    return np.maximum(entropies, 0)
 
 
 def _correlation(symbols: NDArray[np.integer], family: str) -> float:
@@ -160,15 +159,7 @@ def measure_features(
 class Monitor:
     """Measures rate and kNN accuracy on fixed, seeded subsets.
 
-    Parameters
-    ----------
-    train, held : ndarray of uint8, shape (N, S, S, 3)
-        ``held`` may be empty: then the training images stand in for both, and no accuracy is measured.
-    train_labels, held_labels : sequence of str
-    seed : int
-        Which images are taken.
-    bank, queries : int
-        How many at most.
+    Without held-out images, training images stand in for both, and no accuracy is measured.
     """
 
     def __init__(

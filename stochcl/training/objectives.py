@@ -156,13 +156,6 @@ class BYOL(Objective):
 
     What is before the vectors (backbone, head, decoder) has a slow copy of its own where it is trained: its vectors
     come as ``targets``. Where it is not trained, as with frozen features, the vectors are their own targets.
-
-    Parameters
-    ----------
-    features, temperature
-        See :class:`~stochcl.training.objectives.Objective`; there is no temperature.
-    width : int
-        P, the width of a projection.
     """
 
     needs_momentum = True
@@ -197,15 +190,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 class NTXent(Objective):
-    """The objective of SimCLR: :func:`nt_xent` of projections, in nats.
-
-    Parameters
-    ----------
-    features, temperature
-        See :class:`~stochcl.training.objectives.Objective`.
-    width : int
-        P, the width of a projection.
-    """
+    """The objective of SimCLR: :func:`nt_xent` of projections, in nats."""
 
     def __init__(self, features: int, temperature: float = 0.2, width: int = 128) -> None:
         super().__init__(features, temperature)
@@ -255,15 +240,7 @@ def vicreg(a: Tensor, b: Tensor) -> Tensor:
 
 
 class VICReg(Objective):
-    """:func:`vicreg` of projections, a tenth of it.
-
-    Parameters
-    ----------
-    features, temperature
-        See :class:`~stochcl.training.objectives.Objective`; there is no temperature.
-    width : int
-        P, the width of a projection (the paper's is 8,192).
-    """
+    """:func:`vicreg` of projections, a tenth of it."""
 
     def __init__(self, features: int, temperature: float = 0.2, width: int = 512) -> None:
         super().__init__(features, temperature)

@@ -20,7 +20,7 @@ from stochcl.training.distributed import rank, world_size
 from stochcl.training.entropy import MIN_CODES, fit_tables, smaller_images
 from stochcl.training.latents import FittedLatents, LatentStage, RateController
 from stochcl.training.logs import make_log
-from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop
+from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
 from stochcl.training.objectives import (
     OBJECTIVES,
@@ -105,16 +105,7 @@ class StochasticContrastive(nn.Module):
 
         L = A(f) + A'(f) + gamma * C(f)
 
-    Parameters
-    ----------
-    encoder : Encoder
-    objective : str
-    temperature : float
-        Of a contrastive objective.
-    estimator : str
-        How gradients pass the draw.
-    deterministic : bool
-        Whether it is the twin's: head, decoder and prior then have no gradient.
+    A deterministic twin's head, decoder and prior have no gradient.
     """
 
     def __init__(
@@ -250,23 +241,8 @@ class Trainer(TrainingLoop):
     whole: random numbers of an image are a function of the image and the epoch; statistics and gradients are those
     of the whole batch. The first process alone writes, reports, and does what follows the last step.
 
-    Parameters
-    ----------
-    config : EncoderConfig
-    options : TrainOptions
-    data : ImageSet
-    checkpoint : Path
-        See :class:`~stochcl.training.loop.TrainingLoop`; an existing one is resumed.
-    log : Path or None
-        A table if its name ends in .csv, one JSON object a line otherwise.
-    logs : sequence of Log
-        Further ones.
-    report : callable
-    runtime : Runtime, optional
-        By default as the options say.
-    initialise : callable, optional
-        Gives the fresh encoder a backbone with other weights, and returns what it loaded. Without epochs that
-        backbone stays as it is, and latents are trained on its features.
+    ``initialise`` gives the fresh encoder a backbone with other weights, and returns what it loaded. Without epochs
+    that backbone stays as it is, and latents are trained on its features.
     """
 
     progress_type = TrainProgress
@@ -303,9 +279,12 @@ class Trainer(TrainingLoop):
         self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
         self.entropy_record: dict[str, Any] = {}
         self.latents: FittedLatents | None = None
+        trained = (p for p in self.loss.parameters() if p.requires_grad)
         super().__init__(
             Schedule(options.epochs * self.order.steps_per_epoch, max_time, options.warmup),
-            torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98)),
+            torch.optim.AdamW(
+                decay_groups(trained, self.encoder.prior, options.decay), lr=options.lr, betas=(0.9, 0.98)
+            ),
             clipped=self.encoder.parameters(), device=device, ema=ema, checkpoint=checkpoint,
             logs=[*([make_log(log)] if log else []), *logs], report=report,
         )  # fmt: skip
@@ -313,15 +292,6 @@ class Trainer(TrainingLoop):
             self.encoder.backbone.compile(dynamic=False)
         self._prepared = self.runtime.prepare(self.loss)
         self.images = DeviceImages(data.train, device)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Decay the weights of layers, not their biases, normalisations or the prior."""
-        parameters = [p for p in self.loss.parameters() if p.requires_grad]
-        decayed = [p for p in parameters if p.ndim > 1 and p is not self.encoder.prior]
-        return [
-            {"params": decayed, "weight_decay": self.options.decay},
-            {"params": [p for p in parameters if p.ndim <= 1 or p is self.encoder.prior], "weight_decay": 0.0},
-        ]
 
     def losses(self) -> Losses:  # noqa: D102
         seed, model, processes = self.options.seed, self.encoder, world_size()
@@ -448,7 +418,7 @@ def latent_steps(options: TrainOptions, images: int) -> int:
 
     Examples
     --------
-    >>> from stochcl.training.pretrain import TrainOptions
+    >>> from stochcl.training.options import TrainOptions
     >>> [latent_steps(TrainOptions(), n) for n in (100, 10_000, 1_000_000)]
     [200, 2343, 3000]
     """

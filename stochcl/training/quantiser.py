@@ -194,16 +194,8 @@ class Metric:
     counts directions of noise like those of signal. In between lies a power of the variance: errors are multiplied
     by variance**-power, 0 being the plain error and 1/2 the whitened one.
 
-    Parameters
-    ----------
-    mean : Tensor of float32, shape (V,)
-    axes : Tensor of float32, shape (V, M)
-        Orthonormal columns, by falling variance; together they hold nearly all that errors weigh.
-    deviation : Tensor of float32, shape (M,)
-        Of features along each axis.
-    weight : Tensor of float32, shape (M,)
-    power : float
-        Mean square of weighted features: what errors are relative to.
+    ``axes`` are orthonormal columns, shape (V, M), by falling variance, which hold nearly all that errors weigh;
+    ``deviation`` and ``weight`` have shape (M,), and ``power`` is the mean square of weighted features.
     """
 
     mean: Tensor

@@ -39,13 +39,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class DeviceImages:
     """8-bit images that batches are taken from; kept on a GPU if they fit.
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (N, S, S, 3)
-    device : torch.device
-        Of the batches.
-    resident : bool, optional
-        Keep all images on the device; by default if they take less than 30 % of a GPU's free memory.
+    By default if they take less than 30 % of a GPU's free memory.
     """
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device, *, resident: bool | None = None) -> None:
@@ -72,21 +66,7 @@ class Runtime:
     Under torchrun, its processes train together. Otherwise Fabric starts the same program once for each of
     ``devices``.
 
-    Parameters
-    ----------
-    options : TrainOptions
-
-    Raises
-    ------
-    UsageError
-        If there is no such device.
-
-    Attributes
-    ----------
-    first : bool
-        Whether this process writes and prints.
-    precision : str
-        bf16 or fp32: what the network computes in.
+    ``first`` is the process that writes and prints; ``precision`` is bf16 or fp32, of the network.
     """
 
     def __init__(self, options: TrainOptions) -> None:
