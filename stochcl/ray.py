@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl import errors
 from stochcl.api.codec import Codec
-from stochcl.api.compress import CompressOptions, listing
-from stochcl.api.shards import Piece, compress_to_folder, make_shard, open_of, open_piece, pieces_of
+from stochcl.api.compress import CompressOptions
+from stochcl.api.shards import Piece, compress_to_folder, make_shard, open_piece, open_planned, pieces_of
+from stochcl.api.source import listing
 from stochcl.compress.sharded import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
@@ -149,7 +150,7 @@ class ShardWorker:
     def _listed(self, codec: Codec) -> ShardSource:
         """Return the whole source, the same as the command saw."""
         if self._source is None:
-            source = open_of(self._plan.sources, codec)
+            source = open_planned(self._plan.sources, codec)
             if listing(source) != self._plan.facts["source"]:
                 raise SourceError(
                     f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let "

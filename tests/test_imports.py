@@ -11,11 +11,12 @@ import stochcl
 
 ROOT = Path(stochcl.__file__).parent
 
-GROUND = {"errors", "codes", "messages"}
+GROUND = {"errors", "codes", "messages", "options"}
 BASE = GROUND | {"files", "framing", "entropy"}
 MAY_IMPORT = {
     "errors": set(),
     "messages": set(),
+    "options": {"errors"},
     "codes": {"errors"},
     "framing": GROUND,
     "files": GROUND,
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "sklearn": BASE | {"data", "compress", "api"},
     "ray": BASE | {"data", "compress", "api"},
     "benchmarks": BASE | {"data", "encoders", "compress", "downstream", "training", "api"},
-    "cli": BASE | {"data", "compress", "api", "benchmarks", "ray"},
+    "cli": BASE | {"data", "compress", "training", "api", "benchmarks", "ray"},
     "__init__": BASE | {"compress", "api"},
     "__main__": {"cli"},
 }

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stochcl import __version__
+from stochcl.api.codec import Codec
 from stochcl.api.models import find_model
-from stochcl.api.train import _check_output, _images
+from stochcl.api.train import RunFiles, circumstances, open_images
 from stochcl.compress import Archive
 from stochcl.data import Preprocess
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name
-from stochcl.training.images import classes_of, labeller, labels_of
+from stochcl.messages import duration, escape_name
+from stochcl.training.images import classes_of, labeller, labels_of, read_images
+from stochcl.training.options import finetune_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stochcl.api.codec import Codec
     from stochcl.data import ImageSource
     from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.finetune import Finetuner
     from stochcl.training.images import ImageSet
     from stochcl.training.options import FinetuneOptions
+
+    PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ class Scores:
 
 
 def score(
-    model: str | os.PathLike[str],
-    source: str | os.PathLike[str],
+    model: PathLike,
+    source: PathLike,
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: PathLike | None = None,
     workers: int = 1,
     device: str = "auto",
 ) -> Scores:
@@ -110,7 +112,6 @@ def score(
         If images have no label, or one that the classifier does not know.
     SourceError, ModelError
     """
-    from stochcl.api.codec import Codec
     from stochcl.training.finetune import class_indices, class_scores, top1, with_mirrored
 
     codec = Codec(model, device=device)
@@ -120,7 +121,7 @@ def score(
         raise UsageError(
             f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
         )
-    images = _images(source)
+    images = open_images(source)
     label = labeller([images], labels)
     data = read_labelled(config, [images], label, workers=workers)
     truth = class_indices(data.train_labels, config.classes)
@@ -145,8 +146,6 @@ def read_labelled(
     workers: int = 1, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
     """Decode labelled images to an encoder's size."""
-    from stochcl.training.images import read_images
-
     return read_images(
         sources, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers, label=label, cache=cache
     )
@@ -160,7 +159,7 @@ class _Stored(NamedTuple):
     top1_by_latents: dict[int, float]
 
 
-def _score_file(codec: Codec, source: str | os.PathLike[str], label: Callable[[str], str], workers: int) -> _Stored:
+def _score_file(codec: Codec, source: PathLike, label: Callable[[str], str], workers: int) -> _Stored:
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
@@ -202,12 +201,13 @@ class FinetuneReport:
         return out | {"test": found} | figures
 
     def lines(self) -> list[str]:
-        """Return the report for people, less its first line."""
-        out = (
-            [] if self.held_top1 is None else [f"  top-1 of {self.held_out:,} held-out images {self.held_top1:.2f} %"]
-        )
+        """Return the report for people."""
+        work = f"{self.images:,} images, {self.steps:,} steps, {duration(self.seconds)}"
+        out = [f"{escape_name(self.model)}: {self.classes:,} classes, {self.latents:,} latents; {work}"]
         if self.initialised:
-            out.insert(0, f"  begun from {self.initialised}")
+            out.append(f"  begun from {self.initialised}")
+        if self.held_top1 is not None:
+            out.append(f"  top-1 of {self.held_out:,} held-out images {self.held_top1:.2f} %")
         if self.test is not None:
             out += [f"  {line}" for line in self.test.lines()]
         return [*out, f"  hash {self.sha256}"]
@@ -218,19 +218,19 @@ def _named(skipped: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
 
 
 def finetune(
-    model: str | os.PathLike[str],
-    sources: Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
+    model: PathLike,
+    sources: Sequence[PathLike],
+    output: PathLike,
     *,
-    labels: str | os.PathLike[str] | None = None,
-    test: str | os.PathLike[str] | None = None,
-    test_labels: str | os.PathLike[str] | None = None,
-    init: str | os.PathLike[str] | None = None,
+    labels: PathLike | None = None,
+    test: PathLike | None = None,
+    test_labels: PathLike | None = None,
+    init: PathLike | None = None,
     preset: str | None = None,
     hold_out: int = 0,
     workers: int = 1,
-    cache: str | os.PathLike[str] | None = None,
-    log: str | os.PathLike[str] | None = None,
+    cache: PathLike | None = None,
+    log: PathLike | None = None,
     resume: bool = False,
     force: bool = False,
     report: Callable[[Any], None] = lambda progress: None,
@@ -276,51 +276,41 @@ def finetune(
     SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
     """
     from stochcl.encoders.inference import choose_device
-    from stochcl.encoders.modelfile import load_model, save_model
-    from stochcl.encoders.pretrained import init_backbone
-    from stochcl.training.finetune import Finetuner, class_indices, starting_point
+    from stochcl.encoders.modelfile import load_model
+    from stochcl.training.finetune import Finetuner
 
     started = time.monotonic()
-    output = Path(output)
-    checkpoint = output.with_name(output.name + ".checkpoint")
-    log = Path(log) if log else None
-    _check_output(output, checkpoint, log, resume=resume, force=force)
+    files = RunFiles.of(output, log)
+    files.check(resume=resume, force=force)
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise UsageError("fine-tuning runs in one process; start it without torchrun, on one device.")
     if not sources:
         raise UsageError("fine-tuning needs at least one source of images.")
-    settings = _settings(preset, options)
+    settings = finetune_options(preset, options)
     choose_device(settings.device)
     base = load_model(find_model(model))
     if base.encoder.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
-    begin = starting_point(base.encoder, settings)
-    begun = None if init is None else init_backbone(begin, Path(init))
-    opened = [_images(path) for path in sources]
-    label = labeller(opened, labels)
-    unseen = [] if test is None else labels_of(_images(test), test_labels or labels)
+    encoder, weights = _start(base, settings, init)
+    opened = [open_images(path) for path in sources]
     data = read_labelled(
-        base.encoder.config, opened, label, hold_out=hold_out, workers=workers, cache=Path(cache) if cache else None
-    )
-    classes = classes_of(data)
-    class_indices(unseen, classes)  # what is wrong with test images is said before hours of training
-    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
-        checkpoint.unlink(missing_ok=True)
-    tuner = Finetuner(
-        begin, base.sha256 + (begun.sha256 if begun else ""), settings, data, classes, checkpoint=checkpoint,
-        log=log, report=report,
+        base.encoder.config, opened, labeller(opened, labels), hold_out=hold_out, workers=workers,
+        cache=None if cache is None else Path(cache),
     )  # fmt: skip
-    encoder = tuner.run()
+    classes = classes_of(data)
+    _check_test(test, test_labels or labels, classes)
+    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
+        files.checkpoint.unlink(missing_ok=True)
+    tuner = Finetuner(
+        encoder, base.sha256 + (weights.sha256 if weights else ""), settings, data, classes,
+        checkpoint=files.checkpoint, log=files.log, report=report,
+    )  # fmt: skip
+    encoder = tuner.run().cpu()
     held = 100 * tuner.held_top1() if len(data.held) else None
-    record = _record(base, begun, tuner, sources, held)
-    sha256 = save_model(encoder.cpu(), output, record)
-    checkpoint.unlink(missing_ok=True)
-    scores = None
-    if test is not None:  # of what was written; the record is no part of the hash
-        scores = score(output, test, labels=test_labels or labels, workers=workers, device=settings.device)
-        save_model(encoder, output, record | {"figures": scores.figures()})
+    record = _record(base, weights, tuner, sources, held)
+    sha256, scores = _write(encoder, files, record, test, test_labels or labels, workers, settings.device)
     return FinetuneReport(
-        model=str(output),
+        model=str(files.output),
         sha256=sha256,
         images=len(data.train),
         held_out=len(data.held),
@@ -329,25 +319,47 @@ def finetune(
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
         steps=tuner.step,
         seconds=time.monotonic() - started,
-        initialised=None if begun is None else begun.line(),
+        initialised=None if weights is None else weights.line(),
         held_top1=held,
         test=scores,
     )
 
 
-def _settings(preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
-    """Return the options of a recipe, with those that are given before them."""
-    from stochcl.training.options import FinetuneOptions
-    from stochcl.training.options import load_finetune_preset as load_preset
+def _start(
+    base: ModelFile, settings: FinetuneOptions, init: PathLike | None
+) -> tuple[Encoder, Initialisation | None]:
+    """Return the encoder to begin with, and what is known of its weights if they are not the model's."""
+    from stochcl.encoders.pretrained import init_backbone
+    from stochcl.training.finetune import starting_point
 
-    given = {name: value for name, value in options.items() if value is not None}
-    if unknown := sorted(set(given) - {f.name for f in fields(FinetuneOptions)}):
-        raise UsageError(f"fine-tuning has no option {', '.join(unknown)}.")
-    return FinetuneOptions(**(load_preset(preset) if preset else {}) | given)
+    encoder = starting_point(base.encoder, settings)
+    return encoder, None if init is None else init_backbone(encoder, Path(init))
+
+
+def _check_test(test: PathLike | None, labels: PathLike | None, classes: tuple[str, ...]) -> None:
+    """Refuse test images without a known class, before hours of training."""
+    from stochcl.training.finetune import class_indices
+
+    class_indices([] if test is None else labels_of(open_images(test), labels), classes)
+
+
+def _write(
+    encoder: Encoder, files: RunFiles, record: dict[str, Any], test: PathLike | None, labels: PathLike | None,
+    workers: int, device: str,
+) -> tuple[str, Scores | None]:  # fmt: skip
+    """Write the model, score what was written, and add the scores to its record, which is no part of the hash."""
+    from stochcl.encoders.modelfile import save_model
+
+    sha256, scores = save_model(encoder, files.output, record), None
+    files.checkpoint.unlink(missing_ok=True)
+    if test is not None:
+        scores = score(files.output, test, labels=labels, workers=workers, device=device)
+        save_model(encoder, files.output, record | {"figures": scores.figures()})
+    return sha256, scores
 
 
 def _record(
-    base: ModelFile, begun: Initialisation | None, tuner: Finetuner, sources: Sequence[str | os.PathLike[str]],
+    base: ModelFile, weights: Initialisation | None, tuner: Finetuner, sources: Sequence[PathLike],
     held: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the model file says of how it was made."""
@@ -355,7 +367,7 @@ def _record(
 
     return {
         "finetuned_from": {"name": escape_name(base.name), "sha256": base.sha256},
-        "init": None if begun is None else begun.to_json(),
+        "init": None if weights is None else weights.to_json(),
         "sources": [escape_name(Path(path).name) for path in sources],
         "images": len(tuner.data.train),
         "held_out": len(tuner.data.held),
@@ -366,6 +378,4 @@ def _record(
         "precision": tuner.precision,
         "measured": {} if held is None else {"held_top1": round(held, 3)},
         "entropy": tuner.entropy_record,
-        "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": f"{tuner.device.type}, {torch.get_num_threads()} threads, {platform.machine()}",
-    }
+    } | circumstances(f"{tuner.device.type}, {torch.get_num_threads()} threads")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import kind_of
 from stochcl.api.pictures import Pictures
-from stochcl.codes import pick
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream import pages
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.codes import Codes
-    from stochcl.compress import Header, Rows
+    from stochcl.compress import Rows
     from stochcl.entropy.tables import Tables
     from stochcl.entropy.vectors import VectorDecoder
 
@@ -200,7 +199,7 @@ def _wanted(
         found = (
             codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
         )
-        parts.append(found.features if decoder is not None else _kept(found.codes, header).symbols())
+        parts.append(found.features if decoder is not None else select_latents(found.codes, header).symbols())
     return np.concatenate(parts)
 
 
@@ -212,15 +211,11 @@ def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Cod
     codec = Codec(header.model if model is None else model, device=device)
     if codec.model.sha256 != header.model_sha256:
         raise ModelMismatch(
-            f"{escape_name(path)}: it was made by the model {escape_name(header.model)} ({header.model_sha256[:12]}), "
-            f"not by {escape_name(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
+            f"{escape_name(path)}: it was made by the model {escape_name(header.model)} "
+            f"({header.model_sha256[:12]}), not by {escape_name(codec.model.name)} "
+            f"({codec.model.sha256[:12]}); give its own with -m."
         )
     return codec.with_precision(header.precision)
-
-
-def _kept(codes: Codes, header: Header) -> Codes:
-    """Keep the latents that an archive has."""
-    return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
 
 
 def _told(archive: Rows, distances: list[float], numbers: list[int]) -> list[dict[str, Any]]:

@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.api.compress import (
-    encode_rows,
-    header_of,
-    listing,
-    none_readable,
-    of_another_kind,
-    preprocess_of,
-    refused,
-    suited,
-)
+from stochcl.api.compress import distribution_shift_warning, encode_rows, header_of, preprocess_of
+from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
@@ -36,13 +28,14 @@ from stochcl.messages import escape_name, os_reason, plural
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from stochcl.api.codec import Codec
-    from stochcl.api.compress import CompressOptions, Source
+    from stochcl.api.compress import CompressOptions
+    from stochcl.api.encode import CodecBase
+    from stochcl.api.source import Source
     from stochcl.data import ImageSource
 
     ShardSource = ImageSource | MatrixSource
     Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
-    Run = Callable[["Plan", list[int], Codec, ShardSource], Iterable[tuple[int, Made]]]
+    Run = Callable[["Plan", list[int], CodecBase, ShardSource], Iterable[tuple[int, Made]]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class Piece:
     sources : tuple of str
         Paths, absolute.
     listings : tuple of str
-        Digests of what these hold, see :func:`~stochcl.api.compress.listing`.
+        Digests of what these hold, see :func:`~stochcl.api.source.listing`.
     rows : range
         Positions of the shard's images in these sources, one after the other.
     rejected : tuple of Failure
@@ -110,8 +103,8 @@ def open_piece(piece: Piece, held: dict[str, ImageSource]) -> SubsetSource:
         source = held.get(path) or open_source(path)
         if listing(source) != digest:
             raise SourceError(
-                f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all machines "
-                "see the same files, and change none of them meanwhile."
+                f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all "
+                "machines see the same files, and change none of them meanwhile."
             )
         opened[path] = source  # type: ignore[assignment]  # a matrix has another digest
     held.clear()
@@ -191,7 +184,7 @@ class Plan:
 
 
 def compress_to_folder(
-    codec: Codec,
+    codec: CodecBase,
     sources: Sequence[str | Path],
     folder: str | Path,
     options: CompressOptions,
@@ -208,7 +201,7 @@ def compress_to_folder(
 
     Parameters
     ----------
-    codec : Codec
+    codec : CodecBase
     sources : sequence of path-like
         One or several, or patterns of shards, which every worker can read under the same names.
     folder : path-like
@@ -232,18 +225,18 @@ def compress_to_folder(
         given.
     """
     started, folder = time.monotonic(), Path(folder)
-    options.check(codec.latents, codec.columns)
+    options.check(codec)
     if options.rate is not None:
         raise UsageError(
             "--rate is met when all codes are known; compress to shards without it, and ask `stochcl merge` and then "
             "`stochcl transcode --rate` for what takes so much."
         )
     if shard_images is not None and shard_images < 1:
-        raise UsageError(f"--shard-images {shard_images} counts images; a shard has at least one.")
+        raise UsageError(f"--shard-images must be at least 1, got {shard_images}.")
     plan_sources = tuple(str(Path(source).absolute()) for source in sources)
-    images = open_of(plan_sources, codec)
+    images = open_planned(plan_sources, codec)
     if options.strict and images.rejected:
-        raise refused(images, images.rejected[0])
+        raise strict_error(images, images.rejected[0])
     plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
     _take_folder(plan, force=options.force)
     try:
@@ -268,18 +261,18 @@ def compress_to_folder(
     with open_archive(folder, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
         note = f"shards     {plural(plan.shards, 'file')}, {plural(plan.shards - len(todo), 'shard')} kept of before"
-        return replace(report, notes=(note,), warnings=of_another_kind(codec, archive))
+        return replace(report, notes=(note,), warnings=distribution_shift_warning(codec, archive))
 
 
-def open_of(sources: Sequence[str], codec: Codec) -> ShardSource:
+def open_planned(sources: Sequence[str], codec: CodecBase) -> ShardSource:
     """Open what a plan names; on every machine it must be the same."""
     source = open_sources(sources)
-    suited(source, codec)
+    check_source_fits_model(source, codec)
     return source
 
 
 def _plan(
-    codec: Codec,
+    codec: CodecBase,
     source: ShardSource,
     sources: tuple[str, ...],
     folder: Path,
@@ -385,14 +378,14 @@ def _clear_work(folder: Path) -> None:
 # Shards
 
 
-def run_here(plan: Plan, numbers: list[int], codec: Codec, source: ShardSource) -> Iterator[tuple[int, Made]]:
+def run_here(plan: Plan, numbers: list[int], codec: CodecBase, source: ShardSource) -> Iterator[tuple[int, Made]]:
     """Make shards one after the other in this process."""
     for number in numbers:
         yield number, make_shard(plan, number, codec, source)
 
 
 def make_shard(
-    plan: Plan, number: int, codec: Codec, source: ShardSource, *, part: ShardSource | None = None
+    plan: Plan, number: int, codec: CodecBase, source: ShardSource, *, part: ShardSource | None = None
 ) -> Made:
     """Encode a shard's images and write its archive, which appears whole under its name.
 
@@ -416,10 +409,7 @@ def make_shard(
             ) as writer:  # fmt: skip
                 for failure in () if number else part.rejected:
                     writer.skip(failure.name, failure.reason)
-                encode_rows(
-                    codec, part, writer, preprocess_of(codec, options), options, lambda done, total: None,
-                    beside=lambda codes: codes,
-                )  # fmt: skip
+                encode_rows(codec, part, writer, preprocess_of(codec, options), options)
             path.replace(plan.file(number))
         sync_folder(Path(plan.folder))
     except OSError as exc:
@@ -438,7 +428,7 @@ def _part(source: ShardSource, rows: range) -> ShardSource:
     return SubsetSource(source, rows)
 
 
-def look_at(plan: Plan, number: int, codec: Codec) -> Made:
+def look_at(plan: Plan, number: int, codec: CodecBase) -> Made:
     """Return a finished shard's entry in the manifest, and what was skipped for it."""
     path = plan.file(number)
     with Archive(path, tables=[codec.tables]) as archive:
@@ -453,7 +443,7 @@ def look_at(plan: Plan, number: int, codec: Codec) -> Made:
         return shard, list(archive.skipped)
 
 
-def _finished(plan: Plan, number: int, codec: Codec) -> Made | None:
+def _finished(plan: Plan, number: int, codec: CodecBase) -> Made | None:
     """Return a shard that is there already; one that cannot be read, or is not what it should be, is made anew."""
     path = plan.file(number)
     if not path.exists():
@@ -469,13 +459,13 @@ def _finished(plan: Plan, number: int, codec: Codec) -> Made | None:
     return (shard, skipped) if same and (covered == len(plan.rows(number)) or number == 0) else None
 
 
-def _commit(plan: Plan, codec: Codec, source: ShardSource, made: list[Made]) -> None:
+def _commit(plan: Plan, codec: CodecBase, source: ShardSource, made: list[Made]) -> None:
     """Write the manifest: from here on the folder is an archive."""
     folder = Path(plan.folder)
     skipped = tuple((name, reason) for _, some in made for name, reason in some)
     if not any(shard.images for shard, _ in made):
         _clear(folder)
-        raise none_readable(source, skipped[0])
+        raise no_readable_error(source, skipped[0])
     tables = None if plan.options.self_contained else keep_tables(codec.tables, folder)
     manifest = Manifest(
         shards=tuple(shard for shard, _ in made),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _FLOAT = 4  # bytes of a float32
 
 
-def said_of_tables(kept: Path | None) -> tuple[str, ...]:
+def external_tables_note(kept: Path | None) -> tuple[str, ...]:
     """Return the line that says where tables were written that an archive leans on."""
     if kept is None:
         return ()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.compress import latents_of, open_inputs
+from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import input_of, labels_of, naming, rows_of
+from stochcl.api.source import open_inputs
 from stochcl.compress import Rows, open_archive
 from stochcl.data import MatrixSource
 from stochcl.data.open import SubsetSource
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-    from stochcl.api.codec import Codec
+    from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
     from stochcl.entropy.tables import Tables
 
@@ -184,7 +185,7 @@ class Corrupter:
         Which rows of it to choose from.
     path : Path
         Their source.
-    codec : Codec
+    codec : CodecBase
         That made the archive.
     sample : int
         How many.
@@ -204,7 +205,7 @@ class Corrupter:
     """
 
     def __init__(
-        self, given: CodedSet, places: NDArray[Any], path: Path, codec: Codec, *, sample: int, seed: int
+        self, given: CodedSet, places: NDArray[Any], path: Path, codec: CodecBase, *, sample: int, seed: int
     ) -> None:
         self._given, self._seed = given, seed
         self._codec = codec.with_precision(given.archive.header.precision)
@@ -218,7 +219,8 @@ class Corrupter:
         if not found:
             first = escape_name(names[places[0]])
             raise UsageError(
-                f"{escape_name(path)}: none of its images is called as one of {escape_name(given.path)}, such as {first}."
+                f"{escape_name(path)}: none of its images has the name of one in {escape_name(given.path)}, such as "
+                f"{first}."
             )
         picked = [found[i] for i in np.sort(np.random.default_rng(seed).permutation(len(found))[:sample])]
         subset = SubsetSource(source, [row for _, row in picked])
@@ -235,7 +237,7 @@ class Corrupter:
         for what in CORRUPTIONS:
             for strength in STRENGTHS:
                 pixels = corrupt(self._pixels, what, strength, seed=self._seed)
-                codes = latents_of(self._codec.encode_prepared(pixels).codes, header)
+                codes = select_latents(self._codec.encode_prepared(pixels).codes, header)
                 yield Corrupted(what, strength, self._given.coded(codes))
 
     def __len__(self) -> int:
@@ -328,7 +330,7 @@ def measure_uncertainty(
     column: str | None = None,
     outside: Sequence[PathLike] = (),
     images: PathLike | None = None,
-    codec: Codec | None = None,
+    codec: CodecBase | None = None,
     sample: int = _SAMPLE,
     estimator: str = "auto",
     given: str = "auto",
@@ -354,7 +356,7 @@ def measure_uncertainty(
     images : path-like, optional
         Where the answered images are: a seeded sample of them is corrupted in six ways at five strengths, and
         encoded.
-    codec : Codec, optional
+    codec : CodecBase, optional
         That made the archives; needed for ``images``.
     sample : int
         How many of them.

@@ -11,8 +11,9 @@ from stochcl.api import evaluate as evaluating
 from stochcl.api import evaluate as predicting
 from stochcl.api import evaluate as selecting
 from stochcl.api import search as searching
-from stochcl.api.codec import given_tables
-from stochcl.cli.main import ARCHIVE, JSON, TABLES, progress_bar, say, show, table
+from stochcl.api.tables import resolve_tables
+from stochcl.cli.main import JSON, progress_bar, say, show, table
+from stochcl.cli.options import ARCHIVE, TABLES
 
 _FILE = click.Path(path_type=Path)
 
@@ -51,7 +52,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     from stochcl.api.explaining.writing import write_report
 
     with progress_bar("rows", rate=False) as bar:
-        told = write_report(codes, output, tables=given_tables(model), progress=bar, **options)
+        told = write_report(codes, output, tables=resolve_tables(model), progress=bar, **options)
     lines = [
         f"{told['output']}: {told['output_bytes']:,} bytes, {told['pictures']:,} pictures, {told['seconds']:.1f} s"
     ]
@@ -105,7 +106,7 @@ def search(
     if images is not None and html is None:
         raise click.UsageError("--images are shown on a page; name it with --html.")
     with progress_bar("rows") as bar:
-        found = searching.search(codes, query, tables=given_tables(tables), progress=bar, **options)
+        found = searching.search(codes, query, tables=resolve_tables(tables), progress=bar, **options)
     if html is not None:
         searching.write_search_page(found, html, images, query)
         say(f"written to {html}")
@@ -150,7 +151,7 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
       stochcl select codes.bin --labels labels.csv --latents 64 -o latents.json
       stochcl transcode codes.bin --select latents.json -o small.bin
     """
-    found = selecting.select(codes, output, tables=given_tables(model), **options)
+    found = selecting.select(codes, output, tables=resolve_tables(model), **options)
     line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
     show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)
 
@@ -207,7 +208,7 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
     path = codes or train
     if path is None or (codes and train):
         raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
-    results, facts = evaluating.evaluate_targets(path, tables=given_tables(model), **options)
+    results, facts = evaluating.evaluate_targets(path, tables=resolve_tables(model), **options)
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}"
     if len(results) == 1:
@@ -270,7 +271,7 @@ def uncertainty(
 
         options["codec"] = Codec(model, device=device)
     else:
-        options["tables"] = given_tables(model)
+        options["tables"] = resolve_tables(model)
     with progress_bar("images") as bar:
         found = measure_uncertainty(path, progress=bar, **options)
     show(found, _uncertainty_lines(found), as_json=as_json)
@@ -342,6 +343,6 @@ def predict(codes: Path | str, probe: Path, output: Path, *, tables: str | None,
     Example:
       stochcl predict codes.bin -m probe.skops -o predictions.csv
     """
-    found = predicting.predict(codes, probe, output, tables=given_tables(tables), force=force)
+    found = predicting.predict(codes, probe, output, tables=resolve_tables(tables), force=force)
     line = f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {found['images']:,} images"
     show(found, [line], as_json=as_json)

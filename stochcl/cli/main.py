@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import sys
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,22 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
-class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
-    """A file of codes, a folder of shards, or a URL (``s3://...``), of which a path would lose a slash."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """Return a path, or a URL as it is."""
-        from stochcl.compress.bytes import is_url
-
-        return value if isinstance(value, Path) or is_url(value) else Path(value)
-
-
-ARCHIVE = ArchivePath()
-TABLES = click.option(
-    "-m", "--model", help="A model or .tables file that has the decoding tables, if nothing else does."
-)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
@@ -105,39 +87,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     with console.capture() as capture:
         console.print(made)
     return [title, *(line.rstrip() for line in capture.get().splitlines()), ""]
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people do.
-
-    Examples
-    --------
-    >>> [duration(s) for s in (7.4, 75, 5400)]
-    ['7 s', '1 min 15 s', '1 h 30 min']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-
-
-class Seconds(click.ParamType[float]):
-    """A time: seconds, or a number with s, m, h or d behind it."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: D102
-        if isinstance(value, int | float):
-            return float(value)
-        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|d)?", value.strip())
-        if not match or float(match[1]) <= 0:
-            self.fail(f"{value!r} is not a time; write 90s, 90m or 1.5h.", param, ctx)
-        return float(match[1]) * _UNITS[match[2] or ""]
 
 
 @contextmanager

@@ -66,13 +66,13 @@ def test_an_interruption_leaves_what_resume_completes(
     request = ["compress", pixels, "-m", model, "--batch-size", "10", "--workers", workers, "-o"]
     partial = tmp_path / "codes.bin.partial"
     said = interrupted(*request, out, mark=tmp_path / "mark")
-    kept = f"What was done is kept in {partial}: pass --resume to go on with it."
+    kept = f"What was done is kept in {partial}: pass --resume to continue."
     assert said == ("", f"stochcl: interrupted. {kept}\n", 130)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codes.bin.partial", "codes.bin.partial.journal"]
     assert partial.stat().st_size > 0
 
     small_segments(ROWS)
-    assert "pass --resume to go on with it, or --force to start anew" in refused(*request, out, code=2)
+    assert "pass --resume" in refused(*request, out, code=2)
     run(*request, out, "--resume")
     run(*request, whole)
     assert out.read_bytes() == whole.read_bytes()
