@@ -119,6 +119,11 @@ def writer(
     return ImageWriter(path, codec, latents=latents, uncertainty=uncertainty, **options)
 
 
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """Import these when they are asked for, so that ``import stochcl`` is instant."""
     homes = {

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from stochcl.errors import OutputError, UsageError
+from stochcl.errors import OutputError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") ->
     """
     try:
         yield
+    except StochclError:
+        raise
     except OSError as exc:
         raise OutputError(f"{escape_name(path)}: {what} cannot be written: {os_reason(exc)}{advice}.") from exc
 

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from stochcl import errors
 from stochcl.api.codec import Codec
 from stochcl.api.compress import CompressOptions
-from stochcl.api.shards import Piece, compress_to_folder, make_shard, open_piece, open_planned, pieces_of
+from stochcl.api.shards import (
+    ShardInput,
+    compress_to_folder,
+    make_shard,
+    open_planned,
+    open_shard_input,
+    shard_inputs,
+)
 from stochcl.api.source import listing
 from stochcl.compress.sharded import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
@@ -168,18 +175,18 @@ class ShardWorker:
     def _answer(self, number: int, piece: str) -> str:
         try:
             count_try(self._plan, number)
-            shard, skipped = self.make(number, Piece.from_json(piece) if piece else None)
+            shard, skipped = self.make(number, ShardInput.from_json(piece) if piece else None)
         except StochclError as exc:
             return json.dumps({"error": type(exc).__name__, "message": str(exc)})
         return json.dumps({"shard": vars(shard), "skipped": skipped})
 
-    def make(self, number: int, piece: Piece | None = None) -> Made:
+    def make(self, number: int, piece: ShardInput | None = None) -> Made:
         """Make the shard of this number."""
         codec = self._ready()
         if piece is None:
             source: ShardSource = self._listed(codec)
             return make_shard(self._plan, number, codec, source)
-        part = open_piece(piece, self._held)
+        part = open_shard_input(piece, self._held)
         return make_shard(self._plan, number, codec, part, part=part)
 
 
@@ -233,7 +240,7 @@ def run_on_ray(
         pool, resources = _pool(codec, len(numbers), workers)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        pieces = pieces_of(source, ((number, plan.rows(number)) for number in numbers))
+        pieces = shard_inputs(source, ((number, plan.rows(number)) for number in numbers))
         items = [
             {"number": number, "piece": "" if piece is None else piece.to_json()}
             for number, piece in zip(numbers, pieces, strict=True)

@@ -150,7 +150,7 @@ def transcode(
             report, fitted = Report.of(written, str(output)), len(written._index.fitted)
     if refit:
         notes = (f"fitted     {plural(fitted, 'entropy model')} stored", *notes)
-    return Edit(report, before, {"fitted_models": fitted}, notes)
+    return Edit(replace(report, rate=rate), before, {"fitted_models": fitted}, notes)
 
 
 def _check_request(

@@ -140,7 +140,7 @@ def compress_source(
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
         warnings = distribution_shift_warning(codec, archive)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
-    return replace(report, notes=notes, warnings=warnings)
+    return replace(report, notes=notes, warnings=warnings, rate=options.rate)
 
 
 def _compress_to_stream(

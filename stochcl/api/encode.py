@@ -72,6 +72,13 @@ class CodecBase:
         self.model = load_model(find_model(model))
         self._encoder = self.model.encoder.to(self.device)
 
+    def __repr__(self) -> str:
+        takes = f"{self.columns}-dimensional vectors" if self.columns else f"images of {self.size} pixels"
+        return (
+            f"<{type(self).__name__} {self.model.name!r}: {takes} to {self.latents} latents of {self.alphabet} "
+            f"values, {self.precision} on {self.device}>"
+        )
+
     def _check_precision(self, precision: str) -> None:
         if precision not in self.precisions:
             raise UsageError(f"precision must be {' or '.join(self.precisions)}, got {precision!r}.")
@@ -123,6 +130,15 @@ class CodecBase:
             if network is None
             else AutoregressiveModel(latents=network.latents, alphabet=network.alphabet, **network.arrays()),
         )
+
+    @cached_property
+    def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Weights, shape (C, V), and biases, shape (C,), of a fine-tuned classifier; None where there is none."""
+        if self._encoder.classifier is None:
+            return None
+        state = self._encoder.state_dict()
+        weight, bias = (state[f"classifier.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+        return weight, bias
 
     @cached_property
     def has_packaged_tables(self) -> bool:
@@ -178,6 +194,25 @@ class CodecBase:
             encoded = self.encode_prepared(self.prepare(images), uncertainty=uncertainty)
         codes = encoded.codes if latents is None else encoded.codes.prefix(latents)
         return codes if uncertainty else replace(codes, uncertainty=None)
+
+    def decode(self, codes: Codes) -> NDArray[np.float32]:
+        """Decode codes of this model to vectors, float32, shape (N, V); of a prefix, what is missing is its mean.
+
+        Raises
+        ------
+        UsageError
+            If the model has no decoder, or the codes are wider than its own.
+        """
+        decoder = self.tables.decoder
+        if decoder is None:
+            raise UsageError("this model has no decoder to vectors; use the symbols.")
+        if codes.latents > self.latents or codes.alphabet != self.alphabet:
+            raise UsageError(
+                f"these codes have {codes.latents:,} latents of {codes.alphabet:,} values, and this model "
+                f"{self.latents:,} of {self.alphabet:,}."
+            )
+        vectors: NDArray[np.float32] = decoder.decode(codes.symbols())
+        return vectors
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""

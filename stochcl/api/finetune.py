@@ -163,8 +163,7 @@ def _score_file(codec: Codec, source: PathLike, label: Callable[[str], str], wor
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
-    config, state = codec.model.encoder.config, codec.model.encoder.state_dict()
-    weight, bias = (state[f"classifier.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+    config, (weight, bias) = codec.model.encoder.config, codec.classifier or ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "codes.bin")
         codec.compress(source, path, workers=workers)

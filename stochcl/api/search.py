@@ -105,9 +105,9 @@ def search(
     ImageError, SourceError, FormatError
     """
     if by not in BY:
-        raise UsageError(f"a search is by {', '.join(BY)}, not {by!r}.")
+        raise UsageError(f"--by must be {' or '.join(BY)}, got {by!r}.")
     if count < 1:
-        raise UsageError(f"a search finds 1 or more, not {count}.")
+        raise UsageError(f"-k must be at least 1, got {count}.")
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no images to search.")

@@ -21,9 +21,9 @@ from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, SourceError, UsageError
-from stochcl.files import replacing, sync_folder
+from stochcl.files import replacing, sync_folder, writing
 from stochcl.framing import PROLOGUE
-from stochcl.messages import escape_name, os_reason, plural
+from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardInput:
     """The images of a shard, by the sources that hold them.
 
     Parameters
@@ -72,8 +72,8 @@ class Piece:
         return cls(tuple(values["sources"]), tuple(values["listings"]), range(*values["rows"]), rejected)
 
 
-def pieces_of(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[Piece | None]:
-    """Yield a piece for each shard, a number and positions in the source; None where that has to be listed whole."""
+def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[ShardInput | None]:
+    """Yield the inputs of each shard, by number and positions; None where the source has to be listed whole."""
     digests: dict[int, str] = {}
     for number, rows in parts:
         if not isinstance(source, JoinedSource) or any(isinstance(one, ListSource) for one in source.sources):
@@ -82,7 +82,7 @@ def pieces_of(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[Pi
         which, within = source.within(rows)
         for i in which:
             digests[i] = digests.get(i) or listing(source.sources[i])
-        yield Piece(
+        yield ShardInput(
             tuple(str(source.sources[i].path) for i in which),
             tuple(digests[i] for i in which),
             within,
@@ -90,8 +90,8 @@ def pieces_of(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[Pi
         )
 
 
-def open_piece(piece: Piece, held: dict[str, ImageSource]) -> SubsetSource:
-    """Open the sources of a piece, and return its images; ``held`` has those of the piece before, and then of this.
+def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource]) -> SubsetSource:
+    """Open the sources of a shard, and return its images; ``held`` has those of the shard before, and then of this.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def open_piece(piece: Piece, held: dict[str, ImageSource]) -> SubsetSource:
         If one cannot be read, or holds something else than it did.
     """
     opened: dict[str, ImageSource] = {}
-    for path, digest in zip(piece.sources, piece.listings, strict=True):
+    for path, digest in zip(inputs.sources, inputs.listings, strict=True):
         source = held.get(path) or open_source(path)
         if listing(source) != digest:
             raise SourceError(
@@ -109,8 +109,8 @@ def open_piece(piece: Piece, held: dict[str, ImageSource]) -> SubsetSource:
         opened[path] = source  # type: ignore[assignment]  # a matrix has another digest
     held.clear()
     held.update(opened)
-    part = SubsetSource(JoinedSource([opened[path] for path in piece.sources]), piece.rows)
-    part.rejected = list(piece.rejected)
+    part = SubsetSource(JoinedSource([opened[path] for path in inputs.sources]), inputs.rows)
+    part.rejected = list(inputs.rejected)
     return part
 
 
@@ -225,6 +225,26 @@ def compress_to_folder(
         given.
     """
     started, folder = time.monotonic(), Path(folder)
+    _check_request(options, codec, shard_images)
+    plan_sources = tuple(str(Path(source).absolute()) for source in sources)
+    images = open_planned(plan_sources, codec)
+    if options.strict and images.rejected:
+        raise strict_error(images, images.rejected[0])
+    plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
+    _take_folder(plan, force=options.force)
+    try:
+        with writing(folder, advice="; complete shards are kept, repeat the command to continue"):
+            encoded, kept = _make_shards(plan, codec, images, run or run_here, progress)
+    except KeyboardInterrupt as exc:
+        exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to continue.")
+        raise
+    with open_archive(folder, tables=[codec.tables]) as archive:
+        report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
+        note = f"shards     {plural(plan.shards, 'file')}, {plural(kept, 'shard')} kept of before"
+        return replace(report, notes=(note,), warnings=distribution_shift_warning(codec, archive))
+
+
+def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
     options.check(codec)
     if options.rate is not None:
         raise UsageError(
@@ -233,35 +253,22 @@ def compress_to_folder(
         )
     if shard_images is not None and shard_images < 1:
         raise UsageError(f"--shard-images must be at least 1, got {shard_images}.")
-    plan_sources = tuple(str(Path(source).absolute()) for source in sources)
-    images = open_planned(plan_sources, codec)
-    if options.strict and images.rejected:
-        raise strict_error(images, images.rejected[0])
-    plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
-    _take_folder(plan, force=options.force)
-    try:
-        made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
-        todo = [number for number in range(plan.shards) if number not in made]
-        encoded, total = 0, len(images)
-        count = sum(len(plan.rows(number)) for number in made)
-        progress(count, total)
-        for number, shard in (run or run_here)(plan, todo, codec, images) if todo else ():
-            made[number] = shard
-            encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
-            progress(count, total)
-        _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
-    except KeyboardInterrupt as exc:
-        exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to go on.")
-        raise
-    except OSError as exc:
-        raise OutputError(
-            f"{escape_name(folder)}: it cannot be written: {os_reason(exc)}; complete shards are kept, repeat the "
-            "command to go on."
-        ) from exc
-    with open_archive(folder, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
-        note = f"shards     {plural(plan.shards, 'file')}, {plural(plan.shards - len(todo), 'shard')} kept of before"
-        return replace(report, notes=(note,), warnings=distribution_shift_warning(codec, archive))
+
+
+def _make_shards(
+    plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Callable[[int, int], None]
+) -> tuple[int, int]:
+    """Make the shards that are not there, and the manifest; return images encoded, and shards kept of before."""
+    made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
+    todo = [number for number in range(plan.shards) if number not in made]
+    encoded, count = 0, sum(len(plan.rows(number)) for number in made)
+    progress(count, len(images))
+    for number, shard in run(plan, todo, codec, images) if todo else ():
+        made[number] = shard
+        encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
+        progress(count, len(images))
+    _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
+    return encoded, plan.shards - len(todo)
 
 
 def open_planned(sources: Sequence[str], codec: CodecBase) -> ShardSource:
@@ -313,7 +320,7 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
     """Make the folder, or take over what an earlier run of the same plan left in it."""
     folder = Path(plan.folder)
     shown = escape_name(folder)
-    try:
+    with writing(folder, "the folder"):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{shown}: this is a file; shards go to a folder: name another.")
         if not folder.parent.is_dir():
@@ -331,8 +338,6 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
             with replacing(folder / _PLAN) as file:
                 file.write(json.dumps({"facts": plan.facts}).encode())
         _clear_work(folder)
-    except OSError as exc:
-        raise OutputError(f"{shown}: the folder cannot be written: {os_reason(exc)}.") from exc
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
@@ -399,22 +404,22 @@ def make_shard(
     OutputError
         If it cannot be written.
     """
-    options, part = plan.options, _part(source, plan.rows(number)) if part is None else part
-    try:
-        with tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work:
-            path = Path(work, plan.file(number).name)
-            with Writer(
-                path, _header(plan), codec.tables, embed_tables=options.self_contained,
-                names=options.names, uncertainty=options.uncertainty,
-            ) as writer:  # fmt: skip
-                for failure in () if number else part.rejected:
-                    writer.skip(failure.name, failure.reason)
-                encode_rows(codec, part, writer, preprocess_of(codec, options), options)
-            path.replace(plan.file(number))
-        sync_folder(Path(plan.folder))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(plan.file(number))}: it cannot be written: {os_reason(exc)}.") from exc
-    return look_at(plan, number, codec)
+    options, path = plan.options, plan.file(number)
+    part = _part(source, plan.rows(number)) if part is None else part
+    with (
+        writing(path),
+        tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work,
+    ):
+        with Writer(
+            Path(work, path.name), _header(plan), codec.tables, embed_tables=options.self_contained,
+            names=options.names, uncertainty=options.uncertainty,
+        ) as writer:  # fmt: skip
+            for failure in () if number else part.rejected:
+                writer.skip(failure.name, failure.reason)
+            encode_rows(codec, part, writer, preprocess_of(codec, options), options)
+        Path(work, path.name).replace(path)
+    sync_folder(path.parent)
+    return shard_entry(plan, number, codec)
 
 
 def _header(plan: Plan) -> Header:
@@ -428,7 +433,7 @@ def _part(source: ShardSource, rows: range) -> ShardSource:
     return SubsetSource(source, rows)
 
 
-def look_at(plan: Plan, number: int, codec: CodecBase) -> Made:
+def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
     """Return a finished shard's entry in the manifest, and what was skipped for it."""
     path = plan.file(number)
     with Archive(path, tables=[codec.tables]) as archive:
@@ -451,7 +456,7 @@ def _finished(plan: Plan, number: int, codec: CodecBase) -> Made | None:
     try:
         with Archive(path, tables=[codec.tables]) as archive:
             same = archive.header.to_bytes().hex() == plan.facts["header"]
-        shard, skipped = look_at(plan, number, codec)
+        shard, skipped = shard_entry(plan, number, codec)
     except (FormatError, SourceError):
         return None
     covered = shard.images + len(skipped)

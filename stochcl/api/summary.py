@@ -58,6 +58,8 @@ class Report:
         What somebody who compressed these images should know.
     vectors : bool
         Whether rows of a matrix were compressed rather than images.
+    rate : float or None
+        Bits per image that the codes were to take at most, if a rate was asked for.
     """
 
     path: str
@@ -79,6 +81,7 @@ class Report:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     vectors: bool = False
+    rate: float | None = None
 
     @classmethod
     def of(cls, archive: Rows, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -110,6 +113,11 @@ class Report:
         return "row" if self.vectors else "image"
 
     @property
+    def codes_bits_per_image(self) -> float:
+        """Bits of the codes alone, by images: the rate."""
+        return self._per_image(self.parts["codes"])
+
+    @property
     def bits_per_image(self) -> float:
         """Bits of the whole file, by images."""
         return self._per_image(self.bytes)
@@ -138,6 +146,7 @@ class Report:
             "skipped": [{"name": escape_name(name), "reason": reason} for name, reason in self.skipped],
             "bytes": self.bytes,
             "bits_per_image": round(self.bits_per_image, 3),
+            "codes_bits_per_image": round(self.codes_bits_per_image, 3),
             "parts": self.parts,
             "external_bytes": self.external_bytes,
             "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
@@ -152,10 +161,12 @@ class Report:
         if self.latents != self.model_latents:
             width += f" of {self.model_latents:,}"
         unit = self.unit
-        size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per {unit}"
+        asked = "" if self.rate is None else f" (asked for at most {self.rate:,g})"
+        rate = f"codes take {self.codes_bits_per_image:,.1f} bits per {unit}{asked}"
         out = [
-            f"{escape_name(self.path)}: {plural(self.images, unit)}, {size}",
+            f"{escape_name(self.path)}: {plural(self.images, unit)}, {rate}",
             f"  model      {escape_name(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
+            f"  file       {self.bytes:>12,} bytes  {self.bits_per_image:>10,.1f} bits per {unit}, of which",
         ]
         for name, part in self.parts.items():
             size = f"{part:>{22 - max(10, len(name))},} bytes"

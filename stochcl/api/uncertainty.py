@@ -384,7 +384,7 @@ def measure_uncertainty(
     if plot is not None:
         check_plot(plot)
     if sample < 1:
-        raise UsageError(f"at least 1 image is corrupted, not {sample}.")
+        raise UsageError(f"--sample must be at least 1, got {sample}.")
     extra = (*tables, *(() if codec is None else (codec.tables,)))
     with open_archive(path, tables=extra) as archive:
         used = input_of(archive, given)

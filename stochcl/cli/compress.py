@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def standard_input(what: str) -> IO[bytes]:
     """Return the bytes of standard input."""
+    if sys.stdin is None:
+        raise UsageError(f"standard input is closed, and {what} is read from it; send it through a pipe.")
     if sys.stdin.isatty():
         raise UsageError(f"standard input is a terminal, and {what} is read from it; send it through a pipe.")
     return sys.stdin.buffer
@@ -49,6 +51,8 @@ def output_of(path: Path) -> Path | IO[bytes]:
     """Return where an archive goes: the path, or for ``-`` standard output."""
     if str(path) != "-":
         return path
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
     if sys.stdout.isatty():
         raise UsageError(
             "standard output is a terminal, and codes are no text; send them through a pipe, or give -o a name."

@@ -26,6 +26,8 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool = False) -> None:
     """Print a result, as JSON or as lines for people, on standard output; on standard error where data goes there."""
     text = json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) if as_json else "\n".join(lines)
+    if sys.stdout is None and not err:
+        raise OutputError("the result cannot be written to standard output: it is closed.")
     try:
         click.echo(text, err=err)
     except BrokenPipeError:
@@ -39,7 +41,7 @@ def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool =
 def mute() -> None:
     """Throw away what standard output and error still hold, which Python would try to write again at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):
             stream.flush()
             continue
@@ -92,7 +94,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 @contextmanager
 def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None]]:
     """Show a bar on standard error while the block runs, if that is a terminal, and nothing if not."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total, note="": None
         return
     from rich.console import Console
@@ -163,6 +165,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that stochcl raises becomes one sentence and its exit code."""
+        _occupy_standard_streams()
         # A name may hold letters that the terminal's encoding lacks; better an escape than no result at all.
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -177,6 +180,15 @@ class Commands(click.Group):
         except KeyboardInterrupt as exc:
             click.echo(" ".join(["stochcl: interrupted.", *getattr(exc, "__notes__", ())]), err=True)
             ctx.exit(_INTERRUPTED)
+
+
+def _occupy_standard_streams() -> None:
+    """Open the null device for closed standard streams: else the next file gets their number, and their messages."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

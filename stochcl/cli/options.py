@@ -42,7 +42,9 @@ FORCE = click.option("--force", is_flag=True, help="Replace an existing output."
 RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
 LABELS = click.option("--labels", type=PATH, help="CSV file name,label..., in place of folder names.")
-COLUMN = click.option("--column", help="Column of the CSV file.  [default: the first after the name]")
+COLUMN = click.option(
+    "--label-column", "--column", "column", help="Column of the CSV file.  [default: the first after the name]"
+)
 TASK = click.option(
     "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
 )

@@ -26,8 +26,9 @@ def test_rates_and_reductions():
 
 def test_lines_for_people():
     assert report(seconds=2.0, encoded=3000, skipped=(("b.png", "it is gone"),), external_bytes=1234).lines() == [
-        "a.bin: 4 images, 200 bytes, 400.0 bits per image",
+        "a.bin: 4 images, codes take 200.0 bits per image",
         "  model      m (abababababab), 8 latents of 16, fp32",
+        "  file                200 bytes       400.0 bits per image, of which",
         "  codes               100 bytes       200.0 bits per image",
         "  tables               50 bytes       100.0 bits per image",
         "  names                20 bytes        40.0 bits per image",
@@ -42,6 +43,10 @@ def test_lines_for_people():
     ]
 
 
+def test_the_first_line_answers_the_rate_that_was_asked_for():
+    assert report(rate=250.0).lines()[0] == "a.bin: 4 images, codes take 200.0 bits per image (asked for at most 250)"
+
+
 def test_what_is_unknown_is_not_compared():
     lines = report(source_bytes=0, latents=16).lines()
     assert not any("source files" in line for line in lines)
@@ -52,6 +57,7 @@ def test_json_for_programs():
     found = report(skipped=(("caf\udce9.png", "it is gone"),), seconds=2.0, encoded=3).to_json("info")
     assert found == {
         "schema": "stochcl.info/0", "path": "a.bin", "images": 4, "bytes": 200, "bits_per_image": 400,
+        "codes_bits_per_image": 200,
         "skipped": [{"name": "caf\\udce9.png", "reason": "it is gone"}],
         "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10}, "external_bytes": 0,
         "reduction": {"source": 25, "pixels": 5, "features": 0.5},

@@ -175,7 +175,7 @@ def test_a_checkpoint_is_neither_passed_over_nor_invented(images, output, checkp
     with pytest.raises(UsageError, match="there is no such checkpoint to resume; omit --resume"):
         training.train([images], output, resume=True, **TINY)
     checkpoint.write_bytes(b"precious")
-    with pytest.raises(UsageError, match="checkpoint .* --resume"):
+    with pytest.raises(UsageError, match=r"checkpoint .* --resume"):
         training.train([images], output, **TINY)
     assert checkpoint.read_bytes() == b"precious"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import stochcl
 from stochcl import __version__
 from tests.making import process, program
 
@@ -97,3 +98,23 @@ def test_what_encodes_nothing_never_imports_torch(codes, tmp_path, command):
     said = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
     done = process(command, *arguments, before=said)
     assert (done.stderr, done.returncode) == ("False\n", 0)
+
+
+@pytest.mark.parametrize(("closed", "code"), [("2>&-", 0), (">&-", 1), ("<&- 2>&-", 0)])
+def test_closed_standard_streams_cost_nothing_but_what_would_be_printed(images, model, tmp_path, closed, code):
+    out = tmp_path / "codes.bin"
+    command = program("compress", images, "-m", model, "-o", out, "--device", "cpu")
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    with stochcl.open(out) as archive:
+        archive.verify()
+        assert len(archive) == 42
+
+
+@pytest.mark.parametrize(("closed", "arguments"), [("<&-", ("compress", "-")), (">&-", ("compress", ".", "-o", "-"))])
+def test_a_closed_stream_that_is_needed_is_named(closed, arguments):
+    output = () if "-o" in arguments else ("-o", "codes.bin")
+    command = ["sh", "-c", f'"$@" {closed}', "sh", *program(*arguments, *output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is closed" in done.stderr) == (2, True)
