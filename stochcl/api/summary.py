@@ -17,10 +17,10 @@ _FLOAT = 4  # bytes of a float32
 
 
 def external_tables_note(kept: Path | None) -> tuple[str, ...]:
-    """Return the line that says where tables were written that an archive leans on."""
+    """Return the line that says where the external tables of an archive are."""
     if kept is None:
         return ()
-    return (f"tables     are in {escape_name(kept)}; read the codes with -m, or name that folder in $STOCHCL_MODELS",)
+    return (f"tables     are in {escape_name(kept)}; keep them beside the codes, or in a folder of $STOCHCL_MODELS",)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,6 @@ class Report:
             "skipped": [{"name": escape_name(name), "reason": reason} for name, reason in self.skipped],
             "bytes": self.bytes,
             "bits_per_image": round(self.bits_per_image, 3),
-            "codes_bits_per_image": round(self.codes_bits_per_image, 3),
             "parts": self.parts,
             "external_bytes": self.external_bytes,
             "reduction": {name: round(value, 3) for name, value in self.reduction.items()},

@@ -57,7 +57,6 @@ def test_json_for_programs():
     found = report(skipped=(("caf\udce9.png", "it is gone"),), seconds=2.0, encoded=3).to_json("info")
     assert found == {
         "schema": "stochcl.info/0", "path": "a.bin", "images": 4, "bytes": 200, "bits_per_image": 400,
-        "codes_bits_per_image": 200,
         "skipped": [{"name": "caf\\udce9.png", "reason": "it is gone"}],
         "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10}, "external_bytes": 0,
         "reduction": {"source": 25, "pixels": 5, "features": 0.5},

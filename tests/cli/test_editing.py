@@ -114,8 +114,8 @@ def test_tables_and_labels_are_given_by_file(run, refused, two, tmp_path, monkey
     (tmp_path / "t").mkdir()
     bare, out = tmp_path / "t" / "bare.bin", tmp_path / "out.bin"
     assert "$STOCHCL_MODELS" in run("transcode", two[0], "-o", bare, "--external-tables").stdout
+    (tmp_path / "t" / f"{TABLES.sha256}.tables").rename(tables := tmp_path / "moved.tables")
     assert "neither in the archive" in refused("transcode", bare, "-o", out)
-    tables = tmp_path / "t" / f"{TABLES.sha256}.tables"
     run("transcode", bare, "-o", out, "--self-contained", "-m", tables)
     assert out.read_bytes() == two[0].read_bytes()
     assert "there is no such file" in refused("transcode", bare, "-o", out, "-m", "none.tables", code=2)
