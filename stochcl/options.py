@@ -138,7 +138,7 @@ def _either(choices: tuple[str, ...]) -> str:
 def _said(kind: str) -> str:
     if kind.startswith("tuple["):
         item = kind.removeprefix("tuple[").partition(",")[0]
-        return f"a list of {'whole numbers' if item == 'int' else 'numbers'}"
+        return f"{'whole ' if item == 'int' else ''}numbers such as 512,512"
     return _KINDS[kind]
 
 

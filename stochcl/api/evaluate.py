@@ -220,7 +220,7 @@ def evaluate_targets(
     groups: str | None = None,
     task: Task = "classification",
     estimator: str = "auto",
-    given: str = "auto",
+    output: str = "auto",
     latents: int | None = None,
     folds: int = 5,
     test_size: float | None = None,
@@ -244,8 +244,8 @@ def evaluate_targets(
         A CSV file ``name,group``, or a column of ``labels``; rows of a group are never both trained and scored on.
     task, estimator, folds, test_size, seed
         See :func:`stochcl.downstream.evaluate`.
-    given : str
-        symbols, vectors, or auto: vectors where the model has a vector decoder.
+    output : str
+        What the estimator reads: symbols, vectors, or auto: vectors where the model has a vector decoder.
     latents : int, optional
         Use this prefix of the codes.
     save : path-like, optional
@@ -266,7 +266,7 @@ def evaluate_targets(
     if save is not None:
         downstream.check_savable(estimator, task)
     with open_archive(path, tables=tables) as archive:
-        used = input_of(archive, given)
+        used = input_of(archive, output)
         part = _part(archive, path, labels, columns, used, latents, groups)
         header = archive.header
     facts = {

@@ -274,22 +274,13 @@ def finetune(
     ------
     SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
     """
-    from stochcl.encoders.inference import choose_device
-    from stochcl.encoders.modelfile import load_model
     from stochcl.training.finetune import Finetuner
 
     started = time.monotonic()
     files = RunFiles.of(output, log)
     files.check(resume=resume, force=force)
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise UsageError("fine-tuning runs in one process; start it without torchrun, on one device.")
-    if not sources:
-        raise UsageError("fine-tuning needs at least one source of images.")
-    settings = finetune_options(preset, options)
-    choose_device(settings.device)
-    base = load_model(find_model(model))
-    if base.encoder.config.columns is not None:
-        raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
+    settings = _settings(sources, preset, options)
+    base = _base(model)
     encoder, weights = _start(base, settings, init)
     opened = [open_images(path) for path in sources]
     data = read_labelled(
@@ -322,6 +313,27 @@ def finetune(
         held_top1=held,
         test=scores,
     )
+
+
+def _settings(sources: Sequence[PathLike], preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
+    from stochcl.encoders.inference import choose_device
+
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError("fine-tuning runs in one process; start it without torchrun, on one device.")
+    if not sources:
+        raise UsageError("fine-tuning needs at least one source of images.")
+    settings = finetune_options(preset, options)
+    choose_device(settings.device)
+    return settings
+
+
+def _base(model: PathLike) -> ModelFile:
+    from stochcl.encoders.modelfile import load_model
+
+    base = load_model(find_model(model))
+    if base.encoder.config.columns is not None:
+        raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
+    return base
 
 
 def _start(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "stochcl.search/0"
 
-BY = ("auto", "vectors", "symbols")
+OUTPUTS = ("auto", "vectors", "symbols")
 """What is compared: decoded vectors, or the symbols themselves; auto takes vectors where there is a decoder."""
 
 _ROWS = 1 << 14  # decoded at a time
@@ -57,7 +57,7 @@ def search(
     names: Sequence[str] = (),
     rows: Sequence[int] = (),
     count: int = 10,
-    by: str = "auto",
+    output: str = "auto",
     model: str | None = None,
     device: str = "auto",
     tables: Iterable[Tables | PathLike] = (),
@@ -80,8 +80,8 @@ def search(
         Rows of the archive to look for; none is its own neighbour.
     count : int
         How many to find for each.
-    by : str
-        One of :data:`BY`.
+    output : str
+        What is compared, one of :data:`OUTPUTS`.
     model : str, optional
         The archive's model, by name or file; by default the one in the package that its header names.
     device : str
@@ -99,13 +99,13 @@ def search(
     Raises
     ------
     UsageError
-        If nothing is asked for, or ``by`` or ``count`` make no sense.
+        If nothing is asked for, or ``output`` or ``count`` make no sense.
     ModelMismatch
         If the model is not the archive's.
     ImageError, SourceError, FormatError
     """
-    if by not in BY:
-        raise UsageError(f"--by must be {' or '.join(BY)}, got {by!r}.")
+    if output not in OUTPUTS:
+        raise UsageError(f"--by must be {' or '.join(OUTPUTS)}, got {output!r}.")
     if count < 1:
         raise UsageError(f"-k must be at least 1, got {count}.")
     with open_archive(path, tables=tables) as archive:
@@ -114,8 +114,8 @@ def search(
         asked = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
         if not asked:
             raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
-        decoder = None if by == "symbols" else archive.decoder
-        if by == "vectors" and decoder is None:
+        decoder = None if output == "symbols" else archive.decoder
+        if output == "vectors" and decoder is None:
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
         distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
         wanted = _wanted(archive, path, asked, model, device, decoder)

@@ -62,6 +62,13 @@ def given_paths(given: Given) -> list[Path]:
     return [path for one in given for path in expand(one)] if isinstance(given, Sequence) else []
 
 
+def check_paths_exist(given: Given) -> None:
+    """Raise SourceError for a path that is not there, before a model is loaded."""
+    for path in given_paths(given):
+        if not os.path.lexists(path):
+            raise SourceError(f"{escape_name(path)}: there is no such file or folder.")
+
+
 def open_inputs(path: PathLike, codec: CodecBase) -> ImageSource | MatrixSource:
     """Open a source of images or rows that fits a model."""
     source = open_source(path)

@@ -128,6 +128,7 @@ def train(
     """
     from stochcl.encoders.inference import choose_device
     from stochcl.training.images import read_images
+    from stochcl.training.logs import TensorBoardLog
     from stochcl.training.runtime import Runtime
 
     started = time.monotonic()
@@ -144,6 +145,7 @@ def train(
     start = None if init is None else _check_weights(config, settings, Path(init), resume=resume)
     opened = [open_images(path) for path in sources] if sources else _source_of_preset(preset_source)
     runtime = Runtime(settings)
+    logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []
     data = read_images(
         opened, Preprocess(config.size, config.fit), hold_out=preset_hold_out if hold_out is None else hold_out,
         workers=workers, cache=None if cache is None else Path(cache),
@@ -151,7 +153,7 @@ def train(
     if runtime.first:  # only now, when nothing in the request is wrong: somebody trained for it
         files.clear(resume=resume)
     runtime.wait()
-    trainer = _trainer(config, settings, data, files, runtime, init, tensorboard, report)
+    trainer = _trainer(config, settings, data, files, runtime, init, logs, report)
     encoder = trainer.run()
     if not runtime.first:
         return None
@@ -175,16 +177,14 @@ def _check_weights(config: EncoderConfig, settings: TrainOptions, init: Path, *,
 
 def _trainer(
     config: EncoderConfig, settings: TrainOptions, data: ImageSet, files: RunFiles, runtime: Any,
-    init: PathLike | None, tensorboard: PathLike | None, report: Callable[[Any], None],
+    init: PathLike | None, logs: Sequence[Any], report: Callable[[Any], None],
 ) -> Trainer:  # fmt: skip
     from stochcl.encoders.pretrained import init_backbone
-    from stochcl.training.logs import TensorBoardLog
     from stochcl.training.pretrain import Trainer
 
     return Trainer(
         config, settings, data, checkpoint=files.checkpoint, log=files.log or files.table,
-        logs=[TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else [],
-        report=report, runtime=runtime,
+        logs=logs, report=report, runtime=runtime,
         initialise=lambda encoder: None if init is None else init_backbone(encoder, Path(init)),
     )  # fmt: skip
 

@@ -333,7 +333,7 @@ def measure_uncertainty(
     codec: CodecBase | None = None,
     sample: int = _SAMPLE,
     estimator: str = "auto",
-    given: str = "auto",
+    output: str = "auto",
     latents: int | None = None,
     folds: int = 5,
     seed: int = 0,
@@ -360,7 +360,7 @@ def measure_uncertainty(
         That made the archives; needed for ``images``.
     sample : int
         How many of them.
-    estimator, given, latents, folds, seed
+    estimator, output, latents, folds, seed
         As :func:`stochcl.api.evaluate.evaluate` takes them; the estimator must give probabilities.
     plot : path-like, optional
         Draw accuracy against the share refused: .png, .svg or .pdf.
@@ -387,7 +387,7 @@ def measure_uncertainty(
         raise UsageError(f"--sample must be at least 1, got {sample}.")
     extra = (*tables, *(() if codec is None else (codec.tables,)))
     with open_archive(path, tables=extra) as archive:
-        used = input_of(archive, given)
+        used = input_of(archive, output)
         train = CodedSet.of(archive, path, used, latents)
         other = train if test is None else train.like(test, extra)
         if codec is not None and codec.model.sha256 != archive.header.model_sha256:

@@ -8,6 +8,7 @@ import click
 
 from stochcl.api import archives
 from stochcl.api.compress import CompressOptions
+from stochcl.api.source import check_paths_exist
 from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.cli.options import (
@@ -215,6 +216,7 @@ def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool,
     from stochcl.api.append import append
     from stochcl.api.codec import Codec
 
+    check_paths_exist([codes, source])
     codec = Codec(model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
         edit = append(codes, source, codec, progress=bar, **given(options))
@@ -258,7 +260,8 @@ def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: b
     Example:
       stochcl decompress codes.bin -o codes.npz
     """
-    done = archives.decompress(codes, output, tables=resolve_tables(model), **options)
+    with progress_bar("rows"):
+        done = archives.decompress(codes, output, tables=resolve_tables(model), **options)
     result = {
         "schema": "stochcl.decompress/0", "path": escape_name(done.path), "images": done.rows, "bytes": done.bytes,
         "holds": list(done.holds),

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from stochcl.api.compress import CompressOptions
+from stochcl.api.source import check_paths_exist
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.cli.options import DEVICE, PATH, given, options_of, output
 from stochcl.data import ImageSource, open_list
@@ -111,6 +112,7 @@ def compress(
 
     source = source_of(sources, files_from, null=null, folder=directory)
     out = output_of(output)
+    check_paths_exist(source)
     codec, options = Codec(model, device=device, precision=precision), given(options)
     with progress_bar("rows" if codec.columns else "images") as bar:
         if engine == "local" and shard_images is None and address is None:

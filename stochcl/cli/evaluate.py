@@ -9,7 +9,7 @@ import click
 from stochcl.api.evaluate import evaluate_targets
 from stochcl.api.evaluate import select as select_latents
 from stochcl.api.predict import predict as write_predictions
-from stochcl.api.search import BY, write_search_page
+from stochcl.api.search import OUTPUTS, write_search_page
 from stochcl.api.search import search as find_nearest
 from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
@@ -83,7 +83,8 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
       stochcl evaluate --train train.bin --test test.bin --estimator svm
     """
     path = _training_codes(codes, train)
-    results, facts = evaluate_targets(path, tables=resolve_tables(model), **options)
+    with progress_bar("rows"):
+        results, facts = evaluate_targets(path, tables=resolve_tables(model), **options)
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}"
     if len(results) == 1:
@@ -270,7 +271,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
 @click.option("--name", "names", multiple=True, help="Search for this image of the file itself; may be repeated.")
 @click.option("--row", "rows", multiple=True, type=int, help="Search for this row of it; may be repeated.")
 @click.option("-k", "count", type=int, default=10, show_default=True, help="How many to find.")
-@click.option("--by", type=click.Choice(BY), default="auto", show_default=True,
+@click.option("--by", "output", type=click.Choice(OUTPUTS), default="auto", show_default=True,
               help="Compare decoded vectors, or the symbols themselves.")  # fmt: skip
 @click.option("-m", "--model", help="The model of the codes.  [default: the one that the file names]")
 @DEVICE

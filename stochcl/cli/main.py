@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import time
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import click
 
 from stochcl import __version__
 from stochcl.errors import OutputError, StochclError
-from stochcl.messages import escape_name
+from stochcl.messages import duration, escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +35,7 @@ def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool =
         raise
     except OSError as exc:
         mute()
-        reason = (exc.strerror or str(exc)).lower()
-        raise OutputError(f"the result cannot be written to standard output: {reason}.") from exc
+        raise OutputError(f"the result cannot be written to standard output: {os_reason(exc)}.") from exc
 
 
 def mute() -> None:
@@ -91,22 +91,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [title, *(line.rstrip() for line in capture.get().splitlines()), ""]
 
 
+_EVERY = 30.0  # seconds between the lines of progress where there is no terminal
+
+
 @contextmanager
 def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a bar on standard error while the block runs, if that is a terminal, and nothing if not."""
+    """Show progress on standard error while the block runs: a bar on a terminal, else a line every half minute."""
     if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda done, total, note="": None
+        yield _plain_progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
-            return Text(f"{task.speed or 0:,.0f} {unit}/s" if rate else "", style="progress.data.speed")
+            return Text(f"{task.speed:,.0f} {unit}/s" if rate and task.speed else "", style="progress.data.speed")
 
     columns = (
-        BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate(), TimeRemainingColumn(),
+        BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -116,6 +119,20 @@ def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None
             progress.update(task, completed=done, total=total or None, note=note)  # 0: it is not known
 
         yield update
+
+
+def _plain_progress() -> Callable[..., None]:
+    started = last = time.monotonic()
+
+    def update(done: float, total: float, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _EVERY:
+            last = now
+            amount = f"{done / total:.0%}" if total else f"{done:,}"
+            say(", ".join(filter(None, [f"{amount} after {duration(now - started)}", note])))
+
+    return update
 
 
 COMMANDS = {

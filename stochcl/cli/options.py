@@ -49,7 +49,7 @@ TASK = click.option(
     "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
 )
 VECTORS_OR_SYMBOLS = click.option(
-    "--input", "given", type=click.Choice(["auto", "symbols", "vectors"]), default="auto", show_default=True,
+    "--input", "output", type=click.Choice(["auto", "symbols", "vectors"]), default="auto", show_default=True,
     help="What the estimator reads; auto: vectors if the model has a decoder.",
 )  # fmt: skip
 FOLDS = click.option(
@@ -117,7 +117,8 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]  # which is not gen
         if option_of(self.field).unit == "TIME":
             value = seconds(value, self.flag)
         elif kind.startswith("tuple["):
-            value = tuple(_number(int, part) for part in value.split(",") if part.strip())
+            numbers = tuple(_number(int, part) for part in value.split(",") if part.strip())
+            value = value if any(isinstance(number, str) for number in numbers) else numbers
         elif kind in ("int", "float"):
             value = _number({"int": int, "float": float}[kind], value)
         check_value(self.field, value, self.flag)

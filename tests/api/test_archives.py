@@ -55,7 +55,7 @@ def test_without_a_decoder_symbols_are_learned_from(tmp_path):
     assert (facts["input"], facts["latents"]) == ("symbols", 6)
     assert result.classes == ("cat", "dog")
     with pytest.raises(UsageError, match=r"a: its model has no vector decoder; use the symbols\."):
-        evaluate.evaluate(path, given="vectors")
+        evaluate.evaluate(path, output="vectors")
 
 
 def test_evaluate_gives_what_the_probe_would(codes):
@@ -63,7 +63,7 @@ def test_evaluate_gives_what_the_probe_would(codes):
 
     with stochcl.open(codes) as archive:
         expected = downstream.evaluate(archive.to_numpy(8), archive.labels, estimator="knn", seed=3, folds=4)
-    result, facts = evaluate.evaluate(codes, estimator="knn", given="symbols", latents=8, seed=3, folds=4)
+    result, facts = evaluate.evaluate(codes, estimator="knn", output="symbols", latents=8, seed=3, folds=4)
     assert (result.score, result.folds) == (expected.score, expected.folds)
     assert facts == {
         "schema": "stochcl.evaluate/0", "path": str(codes), "images": 42, "input": "symbols", "latents": 8,
@@ -76,10 +76,10 @@ def test_a_test_archive_may_be_narrower_only_where_both_are(codec, images, codes
     codec.compress(images, narrow, latents=8)
     with pytest.raises(UsageError, match=r"narrow\.bin: it has 8 latents, not 16"):
         evaluate.evaluate(codes, test=narrow, latents=16)
-    result, _ = evaluate.evaluate(codes, test=narrow, latents=8, given="symbols")
+    result, _ = evaluate.evaluate(codes, test=narrow, latents=8, output="symbols")
     assert (result.n_train, result.n_test) == (42, 42)
     with pytest.raises(UsageError, match="32"):
-        evaluate.evaluate(codes, test=narrow, given="symbols")
+        evaluate.evaluate(codes, test=narrow, output="symbols")
 
 
 def test_labels_that_the_archive_stores_are_used(tmp_path):

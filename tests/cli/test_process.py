@@ -61,6 +61,18 @@ def test_without_a_terminal_there_is_no_progress(images, model, tmp_path):
     assert done.stdout.startswith(f"{tmp_path / 'a.bin'}: 42 images")
 
 
+def test_without_a_terminal_progress_is_a_line_every_half_minute(run, images, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["stochcl.cli.main"], "_EVERY", 0)
+    result = run("compress", images, "-m", model, "-o", tmp_path / "a.bin", "--device", "cpu", "--batch-size", "21")
+    assert re.fullmatch(r"(\d+% after \d+ s\n)+", result.stderr)
+    assert "50% after " in result.stderr
+
+
+def test_a_wrong_path_is_refused_before_a_model_is_loaded(refused, tmp_path):
+    said = refused("compress", tmp_path / "nowhere", "-m", tmp_path / "no-model", "-o", tmp_path / "a.bin")
+    assert "nowhere: there is no such file or folder" in said
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_a_reader_that_has_seen_enough_is_no_error(codes, both):
     ours, theirs = os.pipe()

@@ -126,7 +126,7 @@ def test_every_part_can_be_chosen_and_compresses(run, train, images, tmp_path, o
 
 def test_widths_of_layers_are_numbers(run, tmp_path):
     said = run("train", tmp_path, "-o", tmp_path / "m.safetensors", "--decoder", "wide", code=2).stderr
-    assert "'wide' are not widths of layers; write 512 or 512,512." in said
+    assert "--decoder must be whole numbers such as 512,512, got 'wide'." in said
 
 
 def test_torchrun_trains_one_model_and_says_so_once(train, images, tmp_path):

@@ -140,7 +140,7 @@ def test_a_file_of_one_s_own_that_is_wrong_is_named(tmp_path, load, text, messag
 
 def test_layers_and_sources_of_a_preset_are_checked(tmp_path):
     path = tmp_path / "mine.toml"
-    for text, message in [("decoder = ['wide']", "list of whole numbers"), ("source = 'photos'", "'digits'")]:
+    for text, message in [("decoder = ['wide']", "whole numbers"), ("source = 'photos'", "'digits'")]:
         path.write_text(text)
         with pytest.raises(UsageError, match=message):
             load_preset(str(path))
