@@ -248,8 +248,8 @@ def test_what_is_not_a_source_of_images_is_said(output, tmp_path, untrainable):
 
 
 def test_the_entropy_network_is_fitted_in_sight_and_its_saving_kept_in_the_record(images, output, monkeypatch):
-    for module in ("codetables", "entropy"):
-        monkeypatch.setattr(f"stochcl.encoders.{module}.MIN_CODES", 20)
+    for module in ("entropy", "latents"):
+        monkeypatch.setattr(f"stochcl.training.{module}.MIN_CODES", 20, raising=False)
     said = []
     training.train([images], output, report=lambda progress: said.append(progress.line()), **TINY)
     assert any(line.startswith("entropy network: ") and line.endswith(" bits/image") for line in said)

@@ -73,19 +73,9 @@ def test_images_that_cannot_be_read_are_named(run, images, tmp_path):
 def test_a_preset_brings_its_own_images_and_is_overridden_by_options(run, tmp_path):
     out = tmp_path / "digits.safetensors"
     options = [
-        "--epochs",
-        "1",
-        "--batch-size",
-        "600",
-        "--size",
-        "16",
-        "--crop",
-        "16",
-        "--width",
-        "4",
-        "--device",
-        "cpu",
-    ]
+        "--epochs", "1", "--batch-size", "600", "--size", "16", "--crop", "16", "--width", "4", "--device", "cpu",
+        "--latent-steps", "5", "--entropy", "independent",
+    ]  # fmt: skip
     found = json.loads(run("train", "--preset", "digits", "-o", out, *options, "--latents", "24", "--json").stdout)
     assert (found["images"], found["held_out"], found["latents"], found["steps"]) == (1497, 300, 24, 2)
     assert found["knn"] is not None
