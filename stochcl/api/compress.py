@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stochcl.compress import Header, Rows
     from stochcl.compress.segment_writer import SegmentWriter
     from stochcl.data import ImageSource
-    from stochcl.data.preprocess import Preprocess
+    from stochcl.data.preprocess import Fit, Preprocess
 
     Progress = Callable[[int, int], None]
 
@@ -60,7 +60,7 @@ class CompressOptions(Options):
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
-    fit: str | None = option(
+    fit: Fit | None = option(
         None, "What happens to images that are not square.", choices=FITS, shown="as the model says"
     )
     names: bool = option(True, "Store the names.")

@@ -22,6 +22,8 @@ from stochcl.training.options import finetune_options
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from stochcl.data import ImageSource
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
@@ -117,7 +119,7 @@ def score(
     codec = Codec(model, device=device)
     encoder = codec.model.encoder
     config = encoder.config
-    if encoder.classifier is None:
+    if codec.classifier is None:
         raise UsageError(
             f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
         )
@@ -127,7 +129,9 @@ def score(
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, codec.device)
     mirrored = with_mirrored(encoder, data.train, codec.device, plain)
-    stored = _score_file(codec, source, label, workers) if config.classifies == "vectors" else _Stored(None, None, {})
+    stored = _Stored(None, None, {})
+    if config.classifies == "vectors":
+        stored = _score_file(codec, codec.classifier, source, label, workers)
     return Scores(
         source=escape_name(Path(source).name),
         images=len(data.train),
@@ -159,11 +163,17 @@ class _Stored(NamedTuple):
     top1_by_latents: dict[int, float]
 
 
-def _score_file(codec: Codec, source: PathLike, label: Callable[[str], str], workers: int) -> _Stored:
+def _score_file(
+    codec: Codec,
+    classifier: tuple[NDArray[Any], NDArray[Any]],
+    source: PathLike,
+    label: Callable[[str], str],
+    workers: int,
+) -> _Stored:
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
-    config, (weight, bias) = codec.model.encoder.config, codec.classifier or ()
+    config, (weight, bias) = codec.model.encoder.config, classifier
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "codes.bin")
         codec.compress(source, path, workers=workers)

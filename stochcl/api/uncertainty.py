@@ -77,7 +77,8 @@ def _noise(image: Pixels, strength: int, rng: Generator) -> Pixels:
 
 def _contrast(image: Pixels, strength: int, rng: Generator) -> Pixels:
     mean = image.mean(axis=(0, 1))
-    return np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
+    worse: Pixels = np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
+    return worse
 
 
 def _jpeg(image: Pixels, strength: int, rng: Generator) -> Pixels:
@@ -94,7 +95,7 @@ def _pixelate(image: Pixels, strength: int, rng: Generator) -> Pixels:
     height, width = image.shape[:2]
     small = max(1, round(width * _PIXELATE[strength])), max(1, round(height * _PIXELATE[strength]))
     coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
-    return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST), np.uint8)
 
 
 def _occlude(image: Pixels, strength: int, rng: Generator) -> Pixels:

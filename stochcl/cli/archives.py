@@ -186,7 +186,9 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
     """
     with progress_bar("images") as bar:
         reports = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
-    files = [{"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports]
+    files: list[dict[str, Any]] = [
+        {"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports
+    ]
     total = {"images": sum(r.images for r in reports), "bytes": sum(r.bytes for r in reports)}
     lines = [f"{file['path']}: {plural(file['images'], 'image')}, {file['bytes']:,} bytes" for file in files]
     result = {"schema": "stochcl.split/0", "path": escape_name(codes)} | total | {"files": files}

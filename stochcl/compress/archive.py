@@ -76,8 +76,9 @@ class Archive(Rows):
     ) -> None:
         self._shown = printable(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra = tuple(tables)
-        local = isinstance(source, str | os.PathLike) and not is_url(source)
-        self._beside = (Path(source).parent, Path()) if local else ()  # where tables may lie, too
+        self._beside: tuple[Path, ...] = ()  # folders where tables may lie, too
+        if isinstance(source, str | os.PathLike) and not is_url(source):
+            self._beside = (Path(source).parent, Path())
         with self._named():
             self._reader = open_reader(source)
             prologue = self._reader.read(0, min(PROLOGUE.size, self._reader.size))

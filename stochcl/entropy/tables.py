@@ -270,7 +270,7 @@ def find_tables(
     packaged = resources.files("stochcl").joinpath("tables", f"{sha256}.tables")
     if packaged.is_file():
         return _parse(packaged.read_bytes(), sha256, f"stochcl/tables/{sha256}.tables")
-    named = filter(None, os.environ.get("STOCHCL_MODELS", "").split(os.pathsep))
+    named = [Path(folder) for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep) if folder]
     for folder in (*named, *beside):
         if (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
             return found
