@@ -20,7 +20,7 @@ from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty, is_image_name, read_regular
 from stochcl.data.tar import TarSource, compression, looks_like_tar
 from stochcl.data.zip import ZipSource
-from stochcl.errors import SourceError, UsageError
+from stochcl.errors import SourceError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
             return Cifar10Source(path) if is_cifar10(path) else FolderSource(path)
         if stat.S_ISREG(status.st_mode):
             return _open_file(path)
+    except StochclError:  # of which some are ValueErrors
+        raise
     except FileNotFoundError as exc:
         raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
     except OSError as exc:

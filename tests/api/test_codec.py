@@ -25,6 +25,13 @@ def test_a_codec_shows_what_it_is(codec):
     assert repr(codec) == f"<Codec 'tiny': images of {SIZE} pixels to {LATENTS} latents of 2 values, fp32 on cpu>"
 
 
+def test_codes_and_archives_show_what_they_are(codec, codes):
+    assert repr(codec.encode(PIXELS, uncertainty=False)) == f"<Codes: 5 rows of {LATENTS} latents of 2 values>"
+    with stochcl.open(codes) as archive:
+        assert repr(archive) == f"<Archive {codes}: 42 rows of {LATENTS} latents of 2 values, by model 'tiny'>"
+        assert repr(archive[:3]) == f"<Codes: 3 rows of {LATENTS} latents of 2 values, with names, labels>"
+
+
 def test_codes_are_decoded_as_an_archive_decodes_them(codec, images, tmp_path):
     codec.compress(images, tmp_path / "codes.bin")
     with stochcl.open(tmp_path / "codes.bin") as archive:
