@@ -14,7 +14,7 @@ from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
-from stochcl.errors import ModelMismatch, UsageError
+from stochcl.errors import UsageError
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -143,11 +143,7 @@ def _check_grown(matrix: MatrixSource, names: Sequence[str], path: Path) -> None
 def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels: bool) -> None:
     """Refuse to append codes that the header of an archive would not be true of."""
     header, shown = archive.header, escape_name(path)
-    if header.model_sha256 != codec.model.sha256:
-        raise ModelMismatch(
-            f"{shown}: it was made by the model {escape_name(header.model)} ({header.model_sha256[:12]}), not by "
-            f"{escape_name(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
-        )
+    codec.check_made(header, path)
     own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
     if header.precision not in codec.precisions:
         known = " or ".join(codec.precisions)

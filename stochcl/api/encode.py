@@ -23,7 +23,7 @@ from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
-from stochcl.errors import ImageError, UsageError
+from stochcl.errors import ImageError, ModelMismatch, UsageError
 from stochcl.framing import BYTES, VERSION
 from stochcl.messages import escape_name
 
@@ -277,6 +277,15 @@ class CodecBase:
             except (ImageError, UsageError) as exc:
                 raise type(exc)(f"image {i:,}: {exc}") from exc
         return out
+
+    def check_made(self, header: Header, path: str | os.PathLike[str], advice: str = "give its own with -m") -> None:
+        """Raise ModelMismatch unless an archive with this header was made by this model."""
+        if header.model_sha256 != self.model.sha256:
+            raise ModelMismatch(
+                f"{escape_name(path)}: it was made by the model {escape_name(header.model)} "
+                f"({header.model_sha256[:12]}), not by {escape_name(self.model.name)} ({self.model.sha256[:12]}); "
+                f"{advice}."
+            )
 
     def header(
         self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None, uncertainty: bool = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stochcl.api.codec import Codec
 from stochcl.api.models import find_model
+from stochcl.api.summary import skipped_json
 from stochcl.api.train import RunFiles, circumstances, open_images
 from stochcl.compress import Archive
 from stochcl.data import Preprocess
@@ -202,10 +203,10 @@ class FinetuneReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types; the test's figures stand beside the run's."""
-        out = {"schema": "stochcl.finetune/0"} | asdict(self) | {"skipped": _named(self.skipped)}
+        out = {"schema": "stochcl.finetune/0"} | asdict(self) | {"skipped": skipped_json(self.skipped)}
         if self.test is None:
             return out
-        found = asdict(self.test) | {"skipped": _named(self.test.skipped)}
+        found = asdict(self.test) | {"skipped": skipped_json(self.test.skipped)}
         figures = {name: found.pop(name) for name in list(found) if "top1" in name or "bits" in name}
         return out | {"test": found} | figures
 
@@ -220,10 +221,6 @@ class FinetuneReport:
         if self.test is not None:
             out += [f"  {line}" for line in self.test.lines()]
         return [*out, f"  hash {self.sha256}"]
-
-
-def _named(skipped: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
-    return [{"name": escape_name(name), "reason": reason} for name, reason in skipped]
 
 
 def finetune(

@@ -12,6 +12,7 @@ import numpy as np
 
 from stochcl.api.evaluate import rows_of
 from stochcl.api.source import check_source_fits_model, no_readable_error, read_batches
+from stochcl.api.summary import skipped_json
 from stochcl.compress import open_archive
 from stochcl.compress.bytes import is_url
 from stochcl.compress.sharded import MANIFEST
@@ -87,7 +88,7 @@ def predict(
         "probe": escape_name(probe),
         "output": escape_name(output),
         "images": len(found.columns["name"]),
-        "skipped": [{"name": escape_name(name), "reason": reason} for name, reason in found.skipped],
+        "skipped": skipped_json(found.skipped),
         "targets": found.targets,
         "columns": [escape_name(name) for name in found.columns],
     }
@@ -159,13 +160,7 @@ def _archive_rows(
             "not have; give the images."
         )
     with open_archive(path, tables=[codec.tables]) as archive:
-        header = archive.header
-        if header.model_sha256 != codec.model.sha256:
-            raise ModelMismatch(
-                f"{escape_name(path)}: it was made by the model {escape_name(header.model)} "
-                f"({header.model_sha256[:12]}), not by {escape_name(codec.model.name)} ({codec.model.sha256[:12]}); "
-                "compress the images with this model."
-            )
+        codec.check_made(archive.header, path, "compress the images with this model")
         return archive.names or [str(i) for i in range(len(archive))], archive.to_vectors(), ()
 
 

@@ -16,7 +16,7 @@ from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream import pages
 from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest, without_own
-from stochcl.errors import ModelMismatch, UsageError
+from stochcl.errors import UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -209,12 +209,7 @@ def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Cod
 
     header = archive.header
     codec = Codec(header.model if model is None else model, device=device)
-    if codec.model.sha256 != header.model_sha256:
-        raise ModelMismatch(
-            f"{escape_name(path)}: it was made by the model {escape_name(header.model)} "
-            f"({header.model_sha256[:12]}), not by {escape_name(codec.model.name)} "
-            f"({codec.model.sha256[:12]}); give its own with -m."
-        )
+    codec.check_made(header, path)
     return codec.with_precision(header.precision)
 
 

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from stochcl.compress import Rows
 
 
 _FLOAT = 4  # bytes of a float32
+
+
+def skipped_json(skipped: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return names and reasons of images that could not be read as JSON types."""
+    return [{"name": escape_name(name), "reason": reason} for name, reason in skipped]
 
 
 def external_tables_note(kept: Path | None) -> tuple[str, ...]:
@@ -143,7 +149,7 @@ class Report:
             "schema": f"stochcl.{command}/0",
             "path": escape_name(self.path),
             "images": self.images,
-            "skipped": [{"name": escape_name(name), "reason": reason} for name, reason in self.skipped],
+            "skipped": skipped_json(self.skipped),
             "bytes": self.bytes,
             "bits_per_image": round(self.bits_per_image, 3),
             "parts": self.parts,

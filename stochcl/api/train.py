@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
 from stochcl.api.embedding_model import matrix_among, rate_warnings, train_matrix
+from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
 from stochcl.errors import OutputError, SourceError, UsageError
 from stochcl.messages import duration, escape_name, plural
@@ -51,8 +52,8 @@ class TrainReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
-        skipped = [{"name": escape_name(name), "reason": reason} for name, reason in self.skipped]
-        return {"schema": "stochcl.train/0"} | asdict(self) | {"skipped": skipped, "warnings": list(self.warnings)}
+        lists = {"skipped": skipped_json(self.skipped), "warnings": list(self.warnings)}
+        return {"schema": "stochcl.train/0"} | asdict(self) | lists
 
     def lines(self) -> list[str]:
         """Return the report for people."""

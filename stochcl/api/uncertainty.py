@@ -391,11 +391,8 @@ def measure_uncertainty(
         used = input_of(archive, output)
         train = CodedSet.of(archive, path, used, latents)
         other = train if test is None else train.like(test, extra)
-        if codec is not None and codec.model.sha256 != archive.header.model_sha256:
-            raise ModelMismatch(
-                f"{escape_name(path)}: it was made by the model {escape_name(archive.header.model)}, not by "
-                f"{escape_name(codec.model.name)}; give its own with -m."
-            )
+        if codec is not None:
+            codec.check_made(archive.header, path)
         measured = _Measured(train, other, labels, column, estimator, folds, seed)
         found = measured.errors()
         found["outside"] = [measured.foreign(train.like(one, extra), escape_name(one)) for one in outside]
