@@ -442,11 +442,13 @@ def test_tables_go_in_and_out(tmp_path, monkeypatch):
     assert kept.read_bytes() == TABLES.data  # or nobody would have them any more
     assert str(kept) in edit.lines()[-1]
     assert edit.report.bytes < edit.before[1] - len(TABLES.data)
+    (tmp_path / "kept").mkdir()
+    kept = kept.rename(tmp_path / "kept" / kept.name)
     with pytest.raises(ModelMismatch, match="neither in the archive nor in this version"):
         stochcl.transcode(tmp_path / "there" / "b.bin", tmp_path / "c.bin", self_contained=True)
     stochcl.transcode(tmp_path / "there" / "b.bin", tmp_path / "c.bin", self_contained=True, tables=[kept])
     assert (tmp_path / "c.bin").read_bytes() == a.read_bytes()
-    monkeypatch.setenv("STOCHCL_MODELS", str(tmp_path / "there"))
+    monkeypatch.setenv("STOCHCL_MODELS", str(tmp_path / "kept"))
     assert read(tmp_path / "there" / "b.bin").names == CODES.names
 
 
