@@ -6,11 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api.evaluate import evaluate_targets
-from stochcl.api.evaluate import select as select_latents
-from stochcl.api.predict import predict as write_predictions
-from stochcl.api.search import OUTPUTS, write_search_page
-from stochcl.api.search import search as find_nearest
 from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 from stochcl.cli.options import (
@@ -21,6 +16,7 @@ from stochcl.cli.options import (
     FOLDS,
     FORCE,
     LABELS,
+    OUTPUTS,
     PATH,
     PREFIX,
     SEED,
@@ -82,6 +78,8 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
       stochcl evaluate codes.bin
       stochcl evaluate --train train.bin --test test.bin --estimator svm
     """
+    from stochcl.api.evaluate import evaluate_targets
+
     path = _training_codes(codes, train)
     with progress_bar("rows"):
         results, facts = evaluate_targets(path, tables=resolve_tables(model), **options)
@@ -118,7 +116,9 @@ def predict(
       stochcl predict codes.bin -m probe.skops -o predictions.csv
       stochcl predict photos/ -m classifier.safetensors -o predictions.csv
     """
-    found = write_predictions(codes, probe, output, tables=resolve_tables(tables), **options)
+    from stochcl.api.predict import predict
+
+    found = predict(codes, probe, output, tables=resolve_tables(tables), **options)
     say_skipped([(one["name"], one["reason"]) for one in found["skipped"]])
     line = f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {found['images']:,} images"
     show(found, [line], as_json=as_json)
@@ -294,10 +294,12 @@ def search(
       stochcl search codes.bin photo.jpg -k 5
       stochcl search codes.bin --name cats/01.png --html found.html --images images/
     """
+    from stochcl.api.search import search, write_search_page
+
     if images is not None and html is None:
         raise click.UsageError("--images are shown on a page; name it with --html.")
     with progress_bar("rows") as bar:
-        found = find_nearest(codes, query, tables=resolve_tables(tables), progress=bar, **options)
+        found = search(codes, query, tables=resolve_tables(tables), progress=bar, **options)
     if html is not None:
         write_search_page(found, html, images, query)
         say(f"written to {html}")
@@ -340,6 +342,8 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
       stochcl select codes.bin --labels labels.csv --latents 64 -o latents.json
       stochcl transcode codes.bin --select latents.json -o small.bin
     """
-    found = select_latents(codes, output, tables=resolve_tables(model), **options)
+    from stochcl.api.evaluate import select
+
+    found = select(codes, output, tables=resolve_tables(model), **options)
     line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
     show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)

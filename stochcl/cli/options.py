@@ -31,6 +31,7 @@ class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not ge
         return value if isinstance(value, Path) or is_url(value) else Path(value)
 
 
+OUTPUTS = ("auto", "symbols", "vectors")
 PATH = click.Path(path_type=Path)
 ARCHIVE = ArchivePath()
 CODES = click.argument("codes", type=ARCHIVE)
@@ -49,7 +50,7 @@ TASK = click.option(
     "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
 )
 VECTORS_OR_SYMBOLS = click.option(
-    "--input", "output", type=click.Choice(["auto", "symbols", "vectors"]), default="auto", show_default=True,
+    "--input", "output", type=click.Choice(OUTPUTS), default="auto", show_default=True,
     help="What the estimator reads; auto: vectors if the model has a decoder.",
 )  # fmt: skip
 FOLDS = click.option(
