@@ -111,6 +111,8 @@ def train_head(
         raise TrainingError(
             f"a model of vectors is trained on two rows or more, and here are {len(train)} to train on."
         )
+    if (train == train[0]).all():
+        raise TrainingError("all rows to train on are equal, so there is nothing to tell apart; give others.")
     started = time.monotonic()
     settings = LatentOptions(**options)
     shape: dict[str, Any] = {"backbone": f"features:{train.shape[1]}", "latents": latents} | (config or {})

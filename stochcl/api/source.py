@@ -65,8 +65,12 @@ def given_paths(given: Given) -> list[Path]:
 def check_paths_exist(given: Given) -> None:
     """Raise SourceError for a path that is not there, before a model is loaded."""
     for path in given_paths(given):
-        if not os.path.lexists(path):
-            raise SourceError(f"{escape_name(path)}: there is no such file or folder.")
+        try:
+            os.lstat(path)
+        except FileNotFoundError as exc:
+            raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+        except (OSError, ValueError):  # which opening it explains
+            continue
 
 
 def open_inputs(path: PathLike, codec: CodecBase) -> ImageSource | MatrixSource:

@@ -80,3 +80,8 @@ def test_the_bytes_are_those_of_a_model_file(tmp_path):
         write_head(data, tmp_path / "no" / "head.safetensors")
     with pytest.raises(ModelError):
         codec_of(data[:-1])
+
+
+def test_rows_that_are_all_equal_are_refused():
+    with pytest.raises(TrainingError, match="equal"):
+        train_head(np.ones((50, 8), np.float32), make(0), latents=8)

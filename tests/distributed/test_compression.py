@@ -134,7 +134,7 @@ def test_requests_that_make_no_sense_are_refused(images, model, codec, tmp_path)
         ask(engine="spark")
     with pytest.raises(UsageError, match="--address"):
         ask(address="auto")
-    with pytest.raises(UsageError, match="--shard-images 0"):
+    with pytest.raises(UsageError, match="--shard-images must be at least 1"):
         ask(shard_images=0)
     with pytest.raises(UsageError, match="standard input"):
         ask(source="-")
