@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import os
     from typing import IO
 
-    from stochcl.api.archives import append, merge, split, transcode
+    from stochcl.api.append import append
+    from stochcl.api.archives import merge, split, transcode
     from stochcl.api.codec import Codec
-    from stochcl.api.compress import ImageWriter
+    from stochcl.api.writer import ImageWriter
     from stochcl.codes import Codes
     from stochcl.compress import Archive, FolderArchive, Writer
     from stochcl.compress.export import from_arrow
@@ -106,7 +107,7 @@ def writer(
     ...     for images, names in loader:                             # uint8, (B, H, W, 3)
     ...         out.add(images, names)
     """
-    from stochcl.api.compress import ImageWriter
+    from stochcl.api.writer import ImageWriter
 
     where = {name: options.pop(name) for name in ("device", "precision") if name in options}
     if codec is None:
@@ -118,6 +119,11 @@ def writer(
     return ImageWriter(path, codec, latents=latents, uncertainty=uncertainty, **options)
 
 
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """Import these when they are asked for, so that ``import stochcl`` is instant."""
     homes = {
@@ -125,7 +131,7 @@ def __getattr__(name: str) -> Any:
         "Writer": "stochcl.compress",
         "Codes": "stochcl.codes",
         "Codec": "stochcl.api.codec",
-        "append": "stochcl.api.archives",
+        "append": "stochcl.api.append",
         "from_arrow": "stochcl.compress.export",
         "merge": "stochcl.api.archives",
         "split": "stochcl.api.archives",

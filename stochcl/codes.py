@@ -133,6 +133,11 @@ class Codes:
     def __len__(self) -> int:
         return len(self.packed)
 
+    def __repr__(self) -> str:
+        parts = [name for name in ("names", "labels", "uncertainty") if getattr(self, name) is not None]
+        beside = f", with {', '.join(parts)}" if parts else ""
+        return f"<Codes: {len(self):,} rows of {self.latents:,} latents of {self.alphabet:,} values{beside}>"
+
     @property
     def decisions_per_row(self) -> int:
         """Binary decisions in a row: latents times bits a symbol."""

@@ -13,7 +13,7 @@ class StochclError(Exception):
     exit_code = 1
 
 
-class UsageError(StochclError):
+class UsageError(StochclError, ValueError):
     """The request cannot be carried out as it was put, whatever the data."""
 
     exit_code = 2

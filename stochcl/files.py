@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from stochcl.errors import OutputError, UsageError
+from stochcl.errors import OutputError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -52,6 +52,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") -> Iterator[None]:
+    """Turn an OSError while a path is written into the OutputError that names the path and what it is.
+
+    Examples
+    --------
+    >>> with writing("a.csv", "the log"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+        ...
+    stochcl.errors.OutputError: a.csv: the log cannot be written: no space left on device.
+    """
+    try:
+        yield
+    except StochclError:
+        raise
+    except OSError as exc:
+        raise OutputError(f"{escape_name(path)}: {what} cannot be written: {os_reason(exc)}{advice}.") from exc
 
 
 def write_all(file: RawIOBase, data: bytes) -> None:
@@ -235,3 +255,14 @@ def check_output(path: Path, source: Path, *, force: bool) -> None:
         raise UsageError(f"{shown}: this is {what}; name the file to write.")
     if not force:
         raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs, if it is not there."""
+    try:
+        with writing(folder, "the folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OutputError as exc:
+        if isinstance(exc.__cause__, FileExistsError):
+            raise UsageError(f"{escape_name(folder)}: this is a file; name a folder to write to.") from exc
+        raise

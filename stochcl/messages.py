@@ -10,7 +10,7 @@ def escape_name(name: str | os.PathLike[str]) -> str:
 
     Examples
     --------
-    >>> print(printable("caf\udce9\n.png"))
+    >>> print(escape_name("caf\udce9\n.png"))
     caf\udce9\n.png
     """
     text = os.fspath(name)
@@ -24,7 +24,7 @@ def plural(count: int, what: str) -> str:
 
     Examples
     --------
-    >>> counted(1, "image"), counted(12000, "image")
+    >>> plural(1, "image"), plural(12000, "image")
     ('1 image', '12,000 images')
     """
     return f"{count:,} {what}{'' if count == 1 else 's'}"
@@ -35,7 +35,23 @@ def os_reason(exc: OSError) -> str:
 
     Examples
     --------
-    >>> why(PermissionError(13, "Permission denied", "/a/b.png"))
+    >>> os_reason(PermissionError(13, "Permission denied", "/a/b.png"))
     'permission denied'
     """
     return (exc.strerror or str(exc) or type(exc).__name__).lower()
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people do.
+
+    Examples
+    --------
+    >>> [duration(s) for s in (7.4, 75, 5400)]
+    ['7 s', '1 min 15 s', '1 h 30 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl import errors
 from stochcl.api.codec import Codec
-from stochcl.api.compress import CompressOptions, listing
-from stochcl.api.shards import Piece, compress_to_folder, make_shard, open_of, open_piece, pieces_of
+from stochcl.api.compress import CompressOptions
+from stochcl.api.shards import (
+    ShardInput,
+    compress_to_folder,
+    make_shard,
+    open_planned,
+    open_shard_input,
+    shard_inputs,
+)
+from stochcl.api.source import listing
 from stochcl.compress.sharded import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
@@ -149,7 +157,7 @@ class ShardWorker:
     def _listed(self, codec: Codec) -> ShardSource:
         """Return the whole source, the same as the command saw."""
         if self._source is None:
-            source = open_of(self._plan.sources, codec)
+            source = open_planned(self._plan.sources, codec)
             if listing(source) != self._plan.facts["source"]:
                 raise SourceError(
                     f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let "
@@ -167,18 +175,18 @@ class ShardWorker:
     def _answer(self, number: int, piece: str) -> str:
         try:
             count_try(self._plan, number)
-            shard, skipped = self.make(number, Piece.from_json(piece) if piece else None)
+            shard, skipped = self.make(number, ShardInput.from_json(piece) if piece else None)
         except StochclError as exc:
             return json.dumps({"error": type(exc).__name__, "message": str(exc)})
         return json.dumps({"shard": vars(shard), "skipped": skipped})
 
-    def make(self, number: int, piece: Piece | None = None) -> Made:
+    def make(self, number: int, piece: ShardInput | None = None) -> Made:
         """Make the shard of this number."""
         codec = self._ready()
         if piece is None:
             source: ShardSource = self._listed(codec)
             return make_shard(self._plan, number, codec, source)
-        part = open_piece(piece, self._held)
+        part = open_shard_input(piece, self._held)
         return make_shard(self._plan, number, codec, part, part=part)
 
 
@@ -203,8 +211,8 @@ def count_try(plan: Plan, number: int) -> None:
     if tries >= MOST_TRIES:
         rows = plan.rows(number)
         raise SourceError(
-            f"{escape_name(plan.file(number))}: {tries} workers died, one after the other, making this shard of images "
-            f"{rows.start:,} to {rows.stop - 1:,}: one of them may take more memory than there is, or crash its "
+            f"{escape_name(plan.file(number))}: {tries} workers died, one after the other, making this shard of "
+            f"images {rows.start:,} to {rows.stop - 1:,}: one of them may take more memory than there is, or crash its "
             "decoder. Take fewer --workers, or find it with --engine local; shards that are complete are kept."
         )
 
@@ -232,7 +240,7 @@ def run_on_ray(
         pool, resources = _pool(codec, len(numbers), workers)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        pieces = pieces_of(source, ((number, plan.rows(number)) for number in numbers))
+        pieces = shard_inputs(source, ((number, plan.rows(number)) for number in numbers))
         items = [
             {"number": number, "piece": "" if piece is None else piece.to_json()}
             for number, piece in zip(numbers, pieces, strict=True)

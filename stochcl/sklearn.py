@@ -138,7 +138,7 @@ class EmbeddingCoder(
         UserWarning
             If the codes take more or less than the rate that was asked for, by more than 5 %.
         """
-        from stochcl.api.train import code_shape, rate_warnings, to_bytes, train_head
+        from stochcl.api.embedding_model import code_shape, rate_warnings, to_bytes, train_head
 
         self._check()
         rows: NDArray[Any] = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2)
@@ -224,7 +224,7 @@ class EmbeddingCoder(
 
     def codec(self) -> Codec:
         """Return the codec of the fitted model, which writes files, as ``compress("vectors.npy", "codes.bin")``."""
-        from stochcl.api.train import codec_of
+        from stochcl.api.embedding_model import codec_of
 
         check_is_fitted(self)
         return codec_of(self.model_)
@@ -237,7 +237,7 @@ class EmbeddingCoder(
         OutputError
             If it cannot be written.
         """
-        from stochcl.api.train import write_head
+        from stochcl.api.embedding_model import write_head
 
         check_is_fitted(self)
         write_head(self.model_, path)

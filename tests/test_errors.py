@@ -44,9 +44,9 @@ def test_every_error_says_what_it_is_and_keeps_its_message(error):
     assert (type(again), str(again)) == (error, str(raised))
 
 
-def test_what_is_wrong_with_a_file_is_a_value_error():
+def test_a_wrong_file_and_a_wrong_request_are_value_errors():
     for error in ALL:
-        assert issubclass(error, ValueError) == issubclass(error, errors.FormatError)
+        assert issubclass(error, ValueError) == issubclass(error, errors.FormatError | errors.UsageError)
 
 
 def test_no_error_is_named_like_one_of_pythons():

@@ -155,10 +155,10 @@ def test_a_mapped_matrix_is_taken_as_it_is(fitted, digits, tmp_path):
         ({"output": "bits"}, "output is symbols or vectors, not 'bits'"),
         ({"kept": 9}, "kept is 1 to 8 latents, not 9"),
         ({"latents": 0}, "latents"),
-        ({"steps": 0}, "steps is more than 0"),
-        ({"rate": -1.0}, "rate is more than 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"rate": -1.0}, "rate must be more than 0"),
         ({"posterior": "dirichlet"}, "no posterior 'dirichlet'"),
-        ({"objective": "guess"}, "no objective 'guess'"),
+        ({"objective": "guess"}, "objective must be"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused_by_fit(digits, changes, message):

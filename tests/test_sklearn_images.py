@@ -65,10 +65,10 @@ def test_clone_pickle_joblib_and_unfitted(codes, names, tmp_path):
 
 
 def test_the_model_is_loaded_once_and_again_where_its_file_changes(images, model, names, tmp_path, monkeypatch):
-    from stochcl.api import codec
+    from stochcl.api import encode
 
-    loads, load = [], codec.load_model
-    monkeypatch.setattr(codec, "load_model", lambda path: loads.append(path) or load(path))
+    loads, load = [], encode.load_model
+    monkeypatch.setattr(encode, "load_model", lambda path: loads.append(path) or load(path))
     path = tmp_path / "model.safetensors"
     path.write_bytes(model.read_bytes())
     rows, some = CodesTransformer(path, device="cpu"), [images / name for name in names[:2]]

@@ -31,7 +31,7 @@ import torch
 
 import stochcl
 from stochcl.api import train as training
-from stochcl.api.train import train_head
+from stochcl.api.embedding_model import train_head
 from stochcl.benchmarks.probes import linear_accuracy
 from stochcl.data import Preprocess
 from stochcl.data.builtin import DigitsSource

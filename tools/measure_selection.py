@@ -35,7 +35,8 @@ import numpy as np
 
 import stochcl
 from stochcl.api.archives import transcode
-from stochcl.api.evaluate import has_categories, input_of, labels_of
+from stochcl.api.evaluate import has_categories, input_of
+from stochcl.api.labels import labels_of
 from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.downstream import LatentSelector, evaluate_split
 from stochcl.downstream.evaluation import labelled

@@ -161,7 +161,7 @@ def main() -> None:
             entropy = archive.uncertainty
         found = measure_uncertainty(
             archives["train"], test=archives["test"], outside=outside, images=test, codec=codec,
-            sample=options.sample, given=options.input, seed=seed, plot=plot, tables=[codec.tables],
+            sample=options.sample, output=options.input, seed=seed, plot=plot, tables=[codec.tables],
             progress=lambda done, total: say(f"  corrupted: {done:,} of {total:,}", end="\r"),
         )  # fmt: skip
     for key in ("path", "test", "plot"):

@@ -1,66 +1,73 @@
-"""Verbs on archives, which need neither encoder nor torch: info, verify, decompress, evaluate."""
+"""Verbs on archives that need neither encoder nor PyTorch: info, decompress, transcode, merge, split."""
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
 import math
-import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochcl.api.compress import (
-    CompressOptions,
-    encode_rows,
-    listing,
-    locked,
-    none_readable,
-    open_inputs,
-    refused,
-    saying_what_is_kept,
-    unwritable,
-    write_widest,
-)
-from stochcl.api.evaluate import labels_of
-from stochcl.api.summary import Edit, Report, said_of_tables
-from stochcl.compress import Archive, open_archive
-from stochcl.compress import edit as moving
-from stochcl.compress.append import Appender
-from stochcl.compress.edit import stored_names
+from stochcl.api.compress import check_exclusive, locked, note_partial_output, unwritable, write_widest
+from stochcl.api.labels import labels_of
+from stochcl.api.summary import Edit, Report, external_tables_note
+from stochcl.compress import Archive, edit, open_archive
 from stochcl.compress.export import export
 from stochcl.compress.sharded import Joined
 from stochcl.compress.transcode import Transcoding, fit_models, sample
-from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
+from stochcl.data import read_labels
 from stochcl.data.source import read_regular
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
-from stochcl.files import check_output, sync_folder
-from stochcl.messages import escape_name, os_reason, plural
+from stochcl.files import check_output, make_folder
+from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Sequence
 
-    from stochcl.api.codec import Codec
-    from stochcl.codes import Codes
     from stochcl.compress import FolderArchive
-    from stochcl.data import LabelTable, SubsetSource
+    from stochcl.compress.export import Exported
     from stochcl.entropy.tables import Tables
 
     PathLike = str | os.PathLike[str]
     Progress = Callable[[int, int], None]
-    Where = Iterable[Tables | str | os.PathLike[str]]
+    Where = Iterable[Tables | PathLike]
 
-__all__ = ["append", "decompress", "info", "merge", "repair", "salvage", "split", "transcode", "verify"]
+__all__ = ["decompress", "info", "merge", "split", "transcode"]
 
 _MAX_SELECTION = 1 << 20  # bytes of a list of latents
 
 
 def _silent(done: int, total: int) -> None:
     """Show no progress."""
+
+
+def info(path: PathLike, *, tables: Where = ()) -> Report:
+    """Return the figures of an archive.
+
+    Raises
+    ------
+    SourceError, FormatError
+    """
+    with open_archive(path, tables=tables) as archive:
+        return Report.of(archive, str(path))
+
+
+def decompress(
+    path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False
+) -> Exported:
+    """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
+
+    Raises
+    ------
+    SourceError, FormatError, UsageError, OutputError, LabelsError
+    """
+    with open_archive(path, tables=tables) as archive:
+        given = None if labels is None else [str(label) for label in labels_of(archive, path, labels)]
+        return export(archive, output, labels=given, force=force)
 
 
 def transcode(
@@ -113,49 +120,49 @@ def transcode(
     SourceError, FormatError, LabelsError, OutputError, UsageError
     """
     path, output = Path(path), Path(output)
-    _check_request(latents, rate, select, both=self_contained and external_tables, resume=resume)
+    _check_request(latents, rate, select, resume=resume)
+    check_exclusive(self_contained=self_contained, external_tables=external_tables)
     check_output(output, path, force=force)
     with Archive(path, tables=tables) as archive:
         before = len(archive), archive.size
         job = Transcoding(
             archive,
-            embed=self_contained or (moving.is_embedded(archive) and not external_tables),
+            embed=self_contained or (edit.is_embedded(archive) and not external_tables),
             names=names,
             uncertainty=uncertainty,
-            labels=None if labels is None else _matching(archive, path, labels),
+            labels=None if labels is None else _label_lookup(archive, path, labels),
             columns=None if select is None else _columns(archive, path, select),
         )
         width = job.width if latents is None else latents
         if not 1 <= width <= job.width:
             raise UsageError(f"{escape_name(path)}: it has {plural(job.width, 'latent')}; {width:,} cannot be kept.")
-        if refit or select is not None:
-            job = replace(job, models=_fitted(job, width if rate is None else job.width, progress))
+        refit = refit or select is not None
+        if refit:
+            codes = job.cut(sample(job.archive), width if rate is None else job.width)
+            job = replace(job, models=fit_models(codes, len(job.archive), progress=progress))
         if rate is None:
-            with saying_what_is_kept(output):
+            with note_partial_output(output):
                 job.write(output, width, force=force, resume=resume, progress=progress)
         else:
             with locked(output):
-                _write_at_rate(job, output, rate)
-        notes = said_of_tables(keep_tables(archive.tables, output.parent)) if external_tables else ()
+                write_widest(job, output, rate)
+        notes = external_tables_note(keep_tables(archive.tables, output.parent)) if external_tables else ()
         with Archive(output, tables=[archive.tables]) as written:
             report, fitted = Report.of(written, str(output)), len(written._index.fitted)
-    if refit or select is not None:
+    if refit:
         notes = (f"fitted     {plural(fitted, 'entropy model')} stored", *notes)
-    return Edit(report, before, {"fitted_models": fitted}, notes)
+    return Edit(replace(report, rate=rate), before, {"fitted_models": fitted}, notes)
 
 
 def _check_request(
-    latents: int | None, rate: float | None, select: Sequence[int] | PathLike | None, *, both: bool, resume: bool
+    latents: int | None, rate: float | None, select: Sequence[int] | PathLike | None, *, resume: bool
 ) -> None:
     """Refuse options that contradict each other."""
-    if latents is not None and rate is not None:
-        raise UsageError("--latents and --rate both say how wide the codes are; give one of them.")
+    check_exclusive(latents=latents, rate=rate)
     if select is not None and (latents is not None or rate is not None):
         raise UsageError("--select says which latents are kept; give it without --latents and --rate.")
     if rate is not None and not 0 < rate < math.inf:
-        raise UsageError(f"a rate is more than 0 bits per image, and finite, not {rate}.")
-    if both:
-        raise UsageError("--self-contained and --external-tables contradict each other; give one of them.")
+        raise UsageError(f"--rate must be more than 0, got {rate}.")
     if rate is not None and resume:
         raise UsageError("--rate tries several widths and keeps nothing of an interrupted run; leave --resume out.")
 
@@ -169,7 +176,7 @@ def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> 
         if numbers.get("model_sha256") not in (None, header.model_sha256):
             raise ModelMismatch(
                 f"{where}: it was chosen for codes of the model {escape_name(str(numbers.get('model')))}, and "
-                f"{escape_name(path)} was made by {escape_name(header.model)}; choose for this one with `stochcl select`."
+                f"{escape_name(path)} was made by {escape_name(header.model)}; choose for it with `stochcl select`."
             )
         numbers = numbers.get("latents")
     if (
@@ -199,7 +206,7 @@ def _numbers(path: Path) -> Any:
         raise SourceError(f"{shown}: this is not a JSON list of the numbers of latents ({exc}).") from exc
 
 
-def _matching(archive: Archive, path: Path, labels: PathLike) -> Callable[[Sequence[str]], tuple[str, ...]]:
+def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[Sequence[str]], tuple[str, ...]]:
     """Return what gives rows their labels, once it is certain that each has one."""
     if len(archive) and archive.names is None:
         raise LabelsError(
@@ -207,302 +214,8 @@ def _matching(archive: Archive, path: Path, labels: PathLike) -> Callable[[Seque
         )
     table = read_labels(labels)
     for segment in range(len(archive._index.segments)):
-        table.match(stored_names(archive, segment))
+        table.match(edit.stored_names(archive, segment))
     return table.match
-
-
-def _fitted(job: Transcoding, width: int, progress: Progress) -> list[Any]:
-    """Return models that are fitted to a sample of the first so many of the latents that are kept."""
-    codes = job.cut(sample(job.archive), width)
-    return fit_models(codes, len(job.archive), progress=progress)
-
-
-def _write_at_rate(job: Transcoding, output: Path, rate: float) -> None:
-    """Write the widest rung of the ladder that keeps to a rate."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name[:64]}.", dir=output.parent) as folder:
-            write_widest(job, Path(folder), rate, output).replace(output)
-        sync_folder(output.parent)
-    except (OutputError, OSError) as exc:
-        raise unwritable(output, exc) from exc
-
-
-def info(path: str | os.PathLike[str], *, tables: Where = ()) -> Report:
-    """Return the figures of an archive.
-
-    Raises
-    ------
-    SourceError, FormatError
-    """
-    with open_archive(path, tables=tables) as archive:
-        return Report.of(archive, str(path))
-
-
-def verify(
-    path: str | os.PathLike[str],
-    *,
-    tables: Where = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Check every byte of an archive and return how many images and bytes were found right.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be read.
-    FormatError
-        If anything is damaged.
-    """
-    with open_archive(path, tables=tables) as archive:
-        archive.verify(progress)
-        return {
-            "schema": "stochcl.verify/0",
-            "path": escape_name(path),
-            "images": len(archive),
-            "bytes": archive.size,
-            "left_over_bytes": archive.left_over if isinstance(archive, Archive) else 0,
-            "ok": True,
-        }
-
-
-def salvage(
-    path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    tables: Where = (),
-    force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Write what is intact of a damaged archive to another, see :func:`stochcl.compress.salvage.salvage`.
-
-    Raises
-    ------
-    SourceError, FormatError, UsageError, OutputError
-    """
-    from stochcl.compress.salvage import salvage as write
-
-    done = write(path, output, tables=tables, force=force, progress=progress)
-    return {
-        "schema": "stochcl.verify/0",
-        "path": escape_name(path),
-        "salvaged": escape_name(done.path),
-        "segments": done.segments,
-        "images": done.rows,
-        "recoded_images": done.recoded,
-        "unchecked_images": done.unchecked,
-        "unnamed_images": done.unnamed,
-        "unlabelled_images": done.unlabelled,
-        "uncertainty_lost": done.uncertainty_lost,
-        "bytes": done.bytes,
-        "lost_images": done.rows_lost,
-        "lost_bytes": [list(place) for place in done.lost],
-        "tables": done.tables,
-        "ok": done.complete,
-    }
-
-
-def repair(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Undo an interrupted append, see :func:`stochcl.compress.repair.repair`.
-
-    Raises
-    ------
-    SourceError, FormatError, UsageError, OutputError
-    """
-    from stochcl.compress.repair import repair as cut_back
-
-    done = cut_back(path)
-    return {
-        "schema": "stochcl.verify/0",
-        "path": escape_name(done.path),
-        "images": done.rows,
-        "bytes": done.bytes,
-        "cut_bytes": done.cut,
-        "ok": True,
-    }
-
-
-def decompress(
-    path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    labels: str | os.PathLike[str] | None = None,
-    tables: Where = (),
-    force: bool = False,
-) -> dict[str, Any]:
-    """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
-
-    Raises
-    ------
-    SourceError, FormatError, UsageError, OutputError, LabelsError
-    """
-    with open_archive(path, tables=tables) as archive:
-        given = None if labels is None else [str(label) for label in labels_of(archive, path, labels)]
-        done = export(archive, output, labels=given, force=force)
-    return {
-        "schema": "stochcl.decompress/0",
-        "path": escape_name(done.path),
-        "images": done.rows,
-        "bytes": done.bytes,
-        "holds": list(done.holds),
-    }
-
-
-# Append
-
-
-def append(
-    path: PathLike,
-    source: PathLike,
-    codec: Codec,
-    *,
-    labels: PathLike | None = None,
-    batch_size: int = 256,
-    workers: int | None = None,
-    strict: bool = False,
-    progress: Progress = _silent,
-) -> Edit:
-    """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
-
-    Of a matrix, rows are named by their numbers: what is added are those by which it has grown. Another matrix is
-    compressed to a file of its own, and joined by :func:`merge`.
-
-    Until all is done, and after an error, the archive is as it was. An interruption keeps what is done of the new
-    behind it: the same append again goes on with that, and gives what an undisturbed one gives.
-
-    Parameters
-    ----------
-    path : path-like
-        The archive, which must have names.
-    source : path-like
-        A folder, .zip, .tar, or .npy of uint8 images; or the .npy matrix that the archive was made of, grown.
-    codec : Codec
-        Of the archive's model; it computes in the archive's precision.
-    labels : path-like, optional
-        A CSV file with labels of the new images, where the archive has labels stored.
-    batch_size, workers, strict
-        As for compressing.
-    progress : callable
-        Told how many images of how many are done.
-
-    Raises
-    ------
-    SourceError, ImageError, FormatError, LabelsError, OutputError
-    ModelMismatch, UsageError
-        If the archive is another model's, or its images were prepared otherwise, or it has no names.
-    """
-    path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict)
-    options.check(codec.latents)
-    with Archive(path) as archive:
-        _check_appendable(archive, path, codec, labels=labels is not None)
-        codec = codec.with_precision(archive.header.precision)
-    images = open_inputs(Path(source), codec)
-    table = None if labels is None else read_labels(labels)
-    started = time.monotonic()
-    with Appender(path, tables=[codec.tables]) as out:
-        before = len(out.archive), out.archive.size
-        names = out.archive.names or ()
-        if isinstance(images, MatrixSource):
-            _check_grown(images, names, path)
-        new = missing_from(images, names)
-        there = len(images) - len(new)
-        if strict and new.rejected:
-            raise refused(new, new.rejected[0])
-        if table is not None:
-            table.match(_names(new))
-        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
-        out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
-        encoded = _append_to(out, new, codec, options, table, progress)
-    with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
-    unit = report.unit
-    added = report.images - before[0]
-    notes = (f"added      {plural(added, unit)}; {plural(there, unit)} had been there already",)
-    return Edit(report, before, {"added": added, "there": there}, notes, tuple(out.skipped))
-
-
-def _append_to(
-    out: Appender,
-    new: SubsetSource | MatrixSource,
-    codec: Codec,
-    options: CompressOptions,
-    table: LabelTable | None,
-    progress: Progress,
-) -> int:
-    options = replace(options, uncertainty=out.has is not None and out.has[2])
-
-    def beside(codes: Codes) -> Codes:
-        return replace(codes, labels=None if table is None else table.match(codes.names or ()))
-
-    stated = out.header.preprocess
-    preprocess = codec.preprocess if codec.columns else Preprocess(stated["size"], stated["fit"])
-    known = {name for name, _ in out.archive.skipped}
-    for failure in () if out.position else new.rejected:
-        out.skip(failure.name, failure.reason)
-    try:
-        encoded = encode_rows(codec, new, out, preprocess, options, progress, beside=beside)
-    except (KeyboardInterrupt, SourceError) as exc:
-        if out.rows:
-            exc.add_note(
-                f"The archive is as it was; the {out.rows:,} that are done are kept behind it: repeat the command to "
-                "go on."
-            )
-        raise
-    if not out.rows and any(name not in known for name in _names(new)):
-        raise none_readable(new, out.first_skip)
-    return encoded
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _names(source: SubsetSource | MatrixSource) -> Sequence[str]:
-    return source.names if isinstance(source, MatrixSource) else [entry.name for entry in source.entries]
-
-
-def _check_grown(matrix: MatrixSource, names: Sequence[str], path: Path) -> None:
-    """Refuse a matrix with fewer rows than an archive has: it is not the one that the archive was made of."""
-    numbers = [int(name) for name in names if name.isdecimal()]
-    if numbers and max(numbers) >= matrix.total:
-        raise UsageError(
-            f"{escape_name(matrix.path)}: it has {matrix.total:,} rows, and {escape_name(path)} has row "
-            f"{max(numbers):,}; append adds the rows by which a matrix has grown. Compress another matrix to a file "
-            "of its own, and join the two with `stochcl merge`."
-        )
-
-
-def _check_appendable(archive: Archive, path: Path, codec: Codec, *, labels: bool) -> None:
-    """Refuse to append codes that the header of an archive would not be true of."""
-    header, shown = archive.header, escape_name(path)
-    if header.model_sha256 != codec.model.sha256:
-        raise ModelMismatch(
-            f"{shown}: it was made by the model {escape_name(header.model)} ({header.model_sha256[:12]}), not by "
-            f"{escape_name(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
-        )
-    own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
-    if header.precision not in codec.precisions:
-        known = " or ".join(codec.precisions)
-        raise UsageError(f"{shown}: its precision is {escape_name(header.precision)}, and this version has {known}.")
-    size, fit = own.preprocess.get("size"), header.preprocess.get("fit")
-    if codec.columns is None and (header.preprocess.get("size") != size or fit not in ("crop", "pad", "stretch")):
-        raise UsageError(f"{shown}: its images were not prepared as this model does, as squares of {size} pixels.")
-    if not len(archive):
-        return
-    if archive.names is None:
-        raise UsageError(
-            f"{shown}: its rows have no names (--no-names?), so that it cannot be told which images are there "
-            "already; compress the new ones to a file of their own, and join the two with `stochcl merge`."
-        )
-    stored = moving.has_part(archive, "labels")
-    if stored and not labels:
-        raise UsageError(f"{shown}: it has labels stored; give those of the new images with --labels.")
-    if labels and not stored:
-        raise UsageError(
-            f"{shown}: it has no labels stored; `stochcl transcode --labels` stores those of its images."
-        )
-
-
-# Merge and split
 
 
 def merge(
@@ -545,11 +258,11 @@ def merge(
             opened.append(open_archive(path, tables=tables))
             stack.enter_context(opened[-1])
         archives = Joined(opened)
-        moving.check_alike(archives, archives.names)
+        edit.check_alike(archives, archives.names)
         before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
-        with saying_what_is_kept(output):
+        with note_partial_output(output):
             embed = archives.bring_tables
-            moving.merge(archives, output, embed=embed, force=force, resume=resume, progress=progress)
+            edit.merge(archives, output, embed=embed, force=force, resume=resume, progress=progress)
     with Archive(output, tables=tables) as archive:
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
 
@@ -587,19 +300,19 @@ def split(
     """
     path, folder, tables = Path(path), Path(folder), tuple(tables)
     if (rows is None) == (parts is None):
-        raise UsageError("give either --rows, the images of each part, or --parts, how many there shall be.")
+        raise UsageError("give either --rows, the images of each part, or --parts, the number of parts.")
     with Archive(path, tables=tables) as archive:
         bounds = _bounds(archive, path, rows, parts)
         digits = max(4, len(str(len(bounds) - 1)))
         outputs = [folder / f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, len(bounds))]
-        _make_folder(folder)
-        if not force and (there := sorted(folder.glob(f"{_escaped(path.stem)}-[0-9]*"))):
+        make_folder(folder)
+        if not force and (there := sorted(folder.glob(f"{glob.escape(path.stem)}-[0-9]*"))):
             raise UsageError(
                 f"{escape_name(there[0])}: this file exists already; pass --force to replace such parts."
             )
         for output, first, last in zip(outputs, bounds[:-1], bounds[1:], strict=True):
             try:
-                moving.split(archive, output, first, last, force=force, progress=progress)
+                edit.split(archive, output, first, last, force=force, progress=progress)
             except OutputError as exc:
                 raise unwritable(output, exc, "; the parts before it are complete" if first else "") from exc
     reports = []
@@ -615,21 +328,8 @@ def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -
         raise UsageError(f"{shown}: it holds no images; there is nothing to split.")
     if rows is not None:
         if rows < 1:
-            raise UsageError(f"--rows counts images, and {rows} of them make no part.")
+            raise UsageError(f"--rows must be at least 1, got {rows}.")
         return [*range(0, total, rows), total]
     if parts is None or not 1 <= parts <= total:
         raise UsageError(f"{shown}: it holds {plural(total, 'image')}, which do not make {parts} parts.")
     return [total * i // parts for i in range(parts + 1)]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as exc:
-        raise UsageError(f"{escape_name(folder)}: this is a file; name the folder that the parts go to.") from exc
-    except OSError as exc:
-        raise OutputError(f"{escape_name(folder)}: the folder cannot be made: {os_reason(exc)}.") from exc
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)

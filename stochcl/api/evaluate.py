@@ -1,51 +1,41 @@
-"""Answers of a saved probe for the images of an archive."""
+"""Training probes on an archive's codes and scoring them, and choosing latents for a task."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import warnings
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from stochcl import downstream
-from stochcl.codes import folder_label
+from stochcl.api.labels import (
+    check_label_options,
+    groups_of,
+    label_origin,
+    labels_of,
+    labels_of_test,
+    naming,
+    split_warning,
+)
 from stochcl.compress import open_archive
-from stochcl.data import read_labels
-from stochcl.downstream import load
 from stochcl.errors import LabelsError, ModelMismatch, OutputError, UsageError
 from stochcl.files import check_output, replacing
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import Header, Rows
-    from stochcl.downstream import Evaluation, Fitted, SavedProbe, Task
+    from stochcl.downstream import Evaluation, Task
     from stochcl.entropy.tables import Tables
 
     PathLike = str | os.PathLike[str]
     Where = Iterable[Tables | PathLike]
-
-_SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"])
-
-
-@contextmanager
-def naming(path: PathLike) -> Iterator[None]:
-    """Put the file that labels came from before what is wrong with them."""
-    try:
-        yield
-    except LabelsError as exc:
-        raise LabelsError(f"{escape_name(path)}: {exc}") from exc
 
 
 def input_of(archive: Rows, given: str) -> str:
@@ -72,95 +62,6 @@ def kind_of(archive: Rows) -> str:
     return "categories" if has_categories(archive) else "levels"
 
 
-def labels_of(
-    archive: Rows,
-    path: PathLike,
-    labels: PathLike | None,
-    column: str | None = None,
-    level: int | None = None,
-    *,
-    partial: bool = False,
-) -> tuple[str, ...]:
-    """Return a label for every row: from the CSV, from a folder of its name, or as the archive has it.
-
-    Raises
-    ------
-    LabelsError
-        If there are none, or a row has none in the CSV (with ``partial``, most rows).
-    """
-    shown = escape_name(path)
-    by_name = labels is not None or level is not None
-    if archive.names is None and (by_name or archive.labels is None):
-        raise LabelsError(f"{shown}: its rows have no names to find labels by (--no-names?); compress with names.")
-    if labels is not None and archive.names is not None:
-        return read_labels(labels).match(archive.names, column, partial=partial)
-    if level is not None and archive.names is not None:
-        found = tuple(folder_label(name, level) for name in archive.names)
-        if not any(found):
-            raise LabelsError(f"{shown}: no name has a folder at --label-level {level}; its images lie less deep.")
-        return found
-    if archive.labels is None:
-        raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
-    return tuple(archive.labels)
-
-
-def check_label_options(labels: PathLike | None, columns: Iterable[str | None], level: int | None) -> None:
-    """Refuse options that say two things of where labels come from.
-
-    Raises
-    ------
-    UsageError
-    """
-    if labels is None and any(column is not None for column in columns):
-        raise UsageError("--label-column says which column of a CSV file; give that file with --labels.")
-    if labels is not None and level is not None:
-        raise UsageError("--labels and --label-level both say what the label is; give one of them.")
-    if level == 0:
-        raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
-
-
-def told_source(labels: PathLike | None, column: str | None, level: int | None, archive: Rows) -> str:
-    """Say where labels come from, for people."""
-    if labels is not None:
-        which = f"column {escape_name(column)}" if column else f"column {escape_name(read_labels(labels).columns[0])}"
-        return f"{which} of {escape_name(labels)}"
-    if level is None and archive._stored("labels"):
-        return "stored in the archive"
-    return f"folder {level or 1} of each name"
-
-
-def split_warning(classes: Iterable[object]) -> str | None:
-    """Return a warning where classes are the names of splits, as in ``train/cat``, ``val/cat``."""
-    found = sorted({str(c) for c in classes if c is not None and str(c)})
-    if len(found) < 2 or not all(name.lower() in _SPLITS for name in found):
-        return None
-    return (
-        f"the classes are {', '.join(found)}, which are names of splits; if the class is the next folder, "
-        "pass --label-level 2"
-    )
-
-
-def labels_of_test(
-    train: Iterable[str] | None, test: Iterable[str] | None, labels: PathLike | None, test_labels: PathLike | None
-) -> PathLike | None:
-    """Return the CSV of the test rows: the one given for them, else the common one, if it tells the rows apart.
-
-    Raises
-    ------
-    UsageError
-        If one CSV is for both, and a name in it is that of a training row and of a test row.
-    """
-    if test_labels is not None or labels is None:
-        return test_labels or labels
-    both = sorted(set(train or ()) & set(test or ()))
-    if both:
-        raise UsageError(
-            f"{escape_name(labels)}: {len(both):,} names, such as {escape_name(both[0])}, are those of training and of "
-            "test images, so that one file cannot label both; give the labels of the test images with --test-labels."
-        )
-    return labels
-
-
 def common_width(header: Header, test: Header, shown: Sequence[str], latents: int | None) -> int:
     """Return how many latents two archives of one model are compared on: those of the narrower, or ``latents``.
 
@@ -179,142 +80,6 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
             f"{shown[1]}: it holds other latents of the model than {shown[0]}; make both with the same --select."
         )
     return width
-
-
-def groups_of(archive: Rows, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
-    """Return a group for every row, from a CSV file ``name,group``, or else from a column of the labels' file.
-
-    Raises
-    ------
-    LabelsError
-        If there is neither such a file nor such a column, or a row is not in it, or its group is empty.
-    """
-    if Path(groups).is_file():
-        table, found = groups, labels_of(archive, path, groups)
-    elif labels is not None:
-        table, found = str(labels), labels_of(archive, path, labels, groups)
-    else:
-        raise LabelsError(
-            f"{escape_name(groups)}: there is no such file of groups; give a CSV file name,group, "
-            "or a column of --labels."
-        )
-    empty = [i for i, group in enumerate(found) if not group.strip()]
-    if empty:
-        first = escape_name((archive.names or ())[empty[0]])
-        raise LabelsError(
-            f"{escape_name(table)}: {len(empty):,} of {len(found):,} images have an empty group, the first {first}; "
-            "give every image one."
-        )
-    return found
-
-
-def predict(
-    path: PathLike,
-    probe: PathLike,
-    output: PathLike,
-    *,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-) -> dict[str, Any]:
-    """Write what a saved probe answers for each image to a CSV file.
-
-    Its columns are ``name`` (the row's number, where an archive has no names), one a target, and after each target of
-    classes, where the estimator has them, their probabilities, ``p(class)``; of several targets ``target p(class)``.
-
-    Parameters
-    ----------
-    path : path-like
-        An archive of the model that the probe was fitted on, of as many latents or more.
-    probe : path-like
-        What ``stochcl evaluate --save`` wrote.
-    output : path-like
-    tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive.
-    force : bool
-        Replace an existing output.
-
-    Raises
-    ------
-    ModelMismatch
-        If the archive is of another model, or holds other latents of it.
-    SourceError, FormatError, UsageError, OutputError
-    """
-    output = Path(output)
-    check_output(output, Path(path), force=force)
-    saved = load(probe)
-    with open_archive(path, tables=tables) as archive:
-        _check_suits(archive.header, saved, path, probe)
-        x = rows_of(archive, saved.given, saved.latents)
-        names = archive.names or [str(i) for i in range(len(archive))]
-    if x.dtype.kind != "f":
-        x = x.astype(np.float32)  # as in training
-    columns: dict[str, Any] = {"name": names}
-    for target in saved.targets:
-        columns |= _answers(target, x, alone=len(saved.targets) == 1)
-    _write(output, columns)
-    return {
-        "schema": "stochcl.predict/0",
-        "path": escape_name(path),
-        "probe": escape_name(probe),
-        "output": escape_name(output),
-        "images": len(x),
-        "targets": [_said(target) for target in saved.targets],
-        "columns": [escape_name(name) for name in columns],
-    }
-
-
-def _said(target: Fitted) -> dict[str, Any]:
-    return {
-        "target": target.target,
-        "task": target.task,
-        "estimator": target.estimator,
-        "trained_on": target.rows,
-        "classes": [escape_name(name) for name in target.classes],
-    }
-
-
-def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathLike) -> None:
-    """Refuse an archive whose rows are not what the probe was fitted on."""
-    shown, of = escape_name(path), escape_name(probe)
-    if header.model_sha256 != saved.model_sha256:
-        raise ModelMismatch(
-            f"{shown}: it was made by the model {escape_name(header.model)} ({header.model_sha256[:12]}), and {of} was "
-            f"fitted on codes of {escape_name(saved.model)} ({saved.model_sha256[:12]}); fit it on codes of this model."
-        )
-    if saved.given == "vectors" and saved.tables_sha256 not in (None, header.tables_sha256):
-        raise ModelMismatch(
-            f"{shown}: its vectors are decoded by other tables ({header.tables_sha256[:12]}) than those that {of} "
-            f"was fitted on ({str(saved.tables_sha256)[:12]}); fit it on such vectors, or on symbols."
-        )
-    there = None if header.selection is None else tuple(header.selection)
-    if header.latents < saved.latents:
-        raise UsageError(f"{shown}: it has {header.latents:,} latents, and {of} was fitted on {saved.latents:,}.")
-    if (None if there is None else there[: saved.latents]) != saved.selection:
-        raise ModelMismatch(f"{shown}: it holds other latents than those that {of} was fitted on.")
-
-
-def _answers(target: Fitted, x: NDArray[Any], *, alone: bool) -> dict[str, Any]:
-    if not len(x):
-        return {target.target: []}
-    columns: dict[str, Any] = {target.target: target.predict(x).tolist()}
-    shares = target.probabilities(x)
-    if shares is not None:
-        start = "" if alone else f"{target.target} "
-        columns |= {f"{start}p({name})": shares[:, i].tolist() for i, name in enumerate(target.classes)}
-    return columns
-
-
-def _write(output: Path, columns: dict[str, Any]) -> None:
-    text = io.StringIO(newline="")
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(columns)
-    for cells in zip(*columns.values(), strict=True):
-        out.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
-    try:
-        with replacing(output) as file:
-            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(output)}: the predictions cannot be written: {os_reason(exc)}.") from exc
 
 
 def select(
@@ -433,7 +198,7 @@ def evaluate_targets(
     groups: str | None = None,
     task: Task = "classification",
     estimator: str = "auto",
-    given: str = "auto",
+    output: str = "auto",
     latents: int | None = None,
     folds: int = 5,
     test_size: float | None = None,
@@ -464,8 +229,8 @@ def evaluate_targets(
         See :func:`stochcl.downstream.evaluate`.
     min_class : int, optional
         Leave out classes of fewer images, and say so; 2 in a cross-validation, which can do nothing with one image.
-    given : str
-        symbols, vectors, or auto: vectors where the model has a vector decoder.
+    output : str
+        What the estimator reads: symbols, vectors, or auto: vectors where the model has a vector decoder.
     latents : int, optional
         Use this prefix of the codes.
     save : path-like, optional
@@ -486,7 +251,7 @@ def evaluate_targets(
     if save is not None:
         downstream.check_savable(estimator, task)
     with open_archive(path, tables=tables) as archive:
-        used = input_of(archive, given)
+        used = input_of(archive, output)
         header, notes = archive.header, list[str]()
         from_where = _Labels(labels, tuple(columns), level)
         if test is None:
@@ -510,11 +275,11 @@ def evaluate_targets(
                 rare = {target: _rare(y, least) for target, y in part.labels.items()}
             part, other = _without(part, rare), None if other is None else _without(other, rare)
             notes += [
-                f"{len(names):,} classes of fewer than {least} images were left out, such as {escape_name(min(names))}"
+                f"{len(names):,} classes of fewer than {least} images are left out, such as {escape_name(min(names))}"
                 for names in rare.values()
                 if names
             ]
-        told = [told_source(labels, column, level, archive) for column in columns or (None,)]
+        origins = [label_origin(labels, column, level, archive) for column in columns or (None,)]
     facts = {
         "schema": "stochcl.evaluate/0",
         "path": escape_name(path),
@@ -522,7 +287,7 @@ def evaluate_targets(
         "input": used,
         "latents": width,
         "model": escape_name(header.model),
-        "labels_from": ", ".join(told),
+        "labels_from": ", ".join(origins),
     }
     how: dict[str, Any] = {"task": task, "estimator": estimator, "seed": seed}
     found: dict[str, Evaluation] = {}

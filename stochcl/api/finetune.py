@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stochcl import __version__
-from stochcl.api.evaluate import check_label_options, labels_of_test, split_warning
+from stochcl.api.codec import Codec
+from stochcl.api.labels import check_label_options, labels_of_test, split_warning
 from stochcl.api.models import find_model, initial_weights
-from stochcl.api.train import _check_output, _images
+from stochcl.api.summary import skipped_json
+from stochcl.api.train import RunFiles, circumstances, open_images
 from stochcl.compress import Archive
 from stochcl.data import Preprocess
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name
-from stochcl.training.images import classes_of, labeller, labels_of
+from stochcl.messages import duration, escape_name
+from stochcl.training.images import classes_of, labeller, labels_of, read_images
+from stochcl.training.options import finetune_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stochcl.api.codec import Codec
+    from numpy.typing import NDArray
+
     from stochcl.data import ImageSource
     from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.finetune import Finetuner
     from stochcl.training.images import ImageSet
     from stochcl.training.options import FinetuneOptions
+
+    PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,10 @@ class Scores:
 
 
 def score(
-    model: str | os.PathLike[str],
-    source: str | os.PathLike[str],
+    model: PathLike,
+    source: PathLike,
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: PathLike | None = None,
     label_level: int | None = None,
     workers: int = 1,
     device: str = "auto",
@@ -112,23 +117,24 @@ def score(
         If images have no label, or one that the classifier does not know.
     SourceError, ModelError
     """
-    from stochcl.api.codec import Codec
     from stochcl.training.finetune import class_indices, class_scores, top1, with_mirrored
 
     codec = Codec(model, device=device)
     encoder = codec.model.encoder
     config = encoder.config
-    if encoder.classifier is None:
+    if codec.classifier is None:
         raise UsageError(
             f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
         )
-    images = _images(source)
+    images = open_images(source)
     label = labeller([images], labels, label_level)
     data = read_labelled(config, [images], label, workers=workers)
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, codec.device)
     mirrored = with_mirrored(encoder, data.train, codec.device, plain)
-    stored = _score_file(codec, source, label, workers) if config.classifies == "vectors" else _Stored(None, None, {})
+    stored = _Stored(None, None, {})
+    if config.classifies == "vectors":
+        stored = _score_file(codec, codec.classifier, source, label, workers)
     return Scores(
         source=escape_name(Path(source).name),
         images=len(data.train),
@@ -147,8 +153,6 @@ def read_labelled(
     workers: int = 1, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
     """Decode labelled images to an encoder's size."""
-    from stochcl.training.images import read_images
-
     return read_images(
         sources, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers, label=label, cache=cache
     )
@@ -162,12 +166,17 @@ class _Stored(NamedTuple):
     top1_by_latents: dict[int, float]
 
 
-def _score_file(codec: Codec, source: str | os.PathLike[str], label: Callable[[str], str], workers: int) -> _Stored:
+def _score_file(
+    codec: Codec,
+    classifier: tuple[NDArray[Any], NDArray[Any]],
+    source: PathLike,
+    label: Callable[[str], str],
+    workers: int,
+) -> _Stored:
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
-    config, state = codec.model.encoder.config, codec.model.encoder.state_dict()
-    weight, bias = (state[f"classifier.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+    config, (weight, bias) = codec.model.encoder.config, classifier
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "codes.bin")
         codec.compress(source, path, workers=workers)
@@ -197,20 +206,21 @@ class FinetuneReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types; the test's figures stand beside the run's."""
-        out = {"schema": "stochcl.finetune/0"} | asdict(self) | {"skipped": _named(self.skipped)}
+        out = {"schema": "stochcl.finetune/0"} | asdict(self) | {"skipped": skipped_json(self.skipped)}
         if self.test is None:
             return out
-        found = asdict(self.test) | {"skipped": _named(self.test.skipped)}
+        found = asdict(self.test) | {"skipped": skipped_json(self.test.skipped)}
         figures = {name: found.pop(name) for name in list(found) if "top1" in name or "bits" in name}
         return out | {"test": found} | figures
 
     def lines(self) -> list[str]:
-        """Return the report for people, less its first line."""
-        out = (
-            [] if self.held_top1 is None else [f"  top-1 of {self.held_out:,} held-out images {self.held_top1:.2f} %"]
-        )
+        """Return the report for people."""
+        work = f"{self.images:,} images, {self.steps:,} steps, {duration(self.seconds)}"
+        out = [f"{escape_name(self.model)}: {self.classes:,} classes, {self.latents:,} latents; {work}"]
         if self.initialised:
-            out.insert(0, f"  begun from {self.initialised}")
+            out.append(f"  begun from {self.initialised}")
+        if self.held_top1 is not None:
+            out.append(f"  top-1 of {self.held_out:,} held-out images {self.held_top1:.2f} %")
         if self.test is not None:
             out += [f"  {line}" for line in self.test.lines()]
         if self.warning is not None:
@@ -218,25 +228,21 @@ class FinetuneReport:
         return [*out, f"  hash {self.sha256}"]
 
 
-def _named(skipped: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
-    return [{"name": escape_name(name), "reason": reason} for name, reason in skipped]
-
-
 def finetune(
-    model: str | os.PathLike[str],
-    sources: Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
+    model: PathLike,
+    sources: Sequence[PathLike],
+    output: PathLike,
     *,
-    labels: str | os.PathLike[str] | None = None,
-    test: str | os.PathLike[str] | None = None,
-    test_labels: str | os.PathLike[str] | None = None,
+    labels: PathLike | None = None,
+    test: PathLike | None = None,
+    test_labels: PathLike | None = None,
     label_level: int | None = None,
-    init: str | os.PathLike[str] | None = None,
+    init: PathLike | None = None,
     preset: str | None = None,
     hold_out: int = 0,
     workers: int = 1,
-    cache: str | os.PathLike[str] | None = None,
-    log: str | os.PathLike[str] | None = None,
+    cache: PathLike | None = None,
+    log: PathLike | None = None,
     resume: bool = False,
     force: bool = False,
     report: Callable[[Any], None] = lambda progress: None,
@@ -283,60 +289,39 @@ def finetune(
     ------
     SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
     """
-    from stochcl.encoders.inference import choose_device
-    from stochcl.encoders.modelfile import load_model, save_model
-    from stochcl.encoders.pretrained import init_backbone
-    from stochcl.training.finetune import Finetuner, class_indices, starting_point
+    from stochcl.training.finetune import Finetuner, class_indices
 
     started = time.monotonic()
     check_label_options(labels, (), label_level)
-    output = Path(output)
-    checkpoint = output.with_name(output.name + ".checkpoint")
-    log = Path(log) if log else None
-    _check_output(output, checkpoint, log, resume=resume, force=force)
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise UsageError("fine-tuning runs in one process; start it without torchrun, on one device.")
-    if not sources:
-        raise UsageError("fine-tuning needs at least one source of images.")
-    settings = _settings(preset, options)
-    choose_device(settings.device)
-    base = load_model(find_model(model))
-    if base.encoder.config.columns is not None:
-        raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
-    begin = starting_point(base.encoder, settings)
-    begun = None if init is None else init_backbone(begin, initial_weights(init))
-    opened = [_images(path) for path in sources]
+    files = RunFiles.of(output, log)
+    files.check(resume=resume, force=force)
+    settings = _settings(sources, preset, options)
+    base = _base(model)
+    encoder, weights = _start(base, settings, init)
+    opened = [open_images(path) for path in sources]
     label = labeller(opened, labels, label_level)
-    unseen: list[str] = []
-    if test is not None:
-        scored = _images(test)
-        trained = (entry.name for source in opened for entry in source.entries)
-        test_labels = labels_of_test(trained, (entry.name for entry in scored.entries), labels, test_labels)
-        unseen = labels_of(scored, test_labels, label_level)
+    test_labels, truth = (None, []) if test is None else _of_test(opened, test, labels, test_labels, label_level)
     data = read_labelled(
-        base.encoder.config, opened, label, hold_out=hold_out, workers=workers, cache=Path(cache) if cache else None
-    )
-    classes = classes_of(data)
-    class_indices(unseen, classes)  # what is wrong with test images is said before hours of training
-    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
-        checkpoint.unlink(missing_ok=True)
-    tuner = Finetuner(
-        begin, base.sha256 + (begun.sha256 if begun else ""), settings, data, classes, checkpoint=checkpoint,
-        log=log, report=report,
+        base.encoder.config, opened, label, hold_out=hold_out, workers=workers,
+        cache=None if cache is None else Path(cache),
     )  # fmt: skip
-    encoder = tuner.run()
+    classes = classes_of(data)
+    class_indices(truth, classes)  # an unknown class is refused before hours of training
+    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
+        files.checkpoint.unlink(missing_ok=True)
+    tuner = Finetuner(
+        encoder, base.sha256 + (weights.sha256 if weights else ""), settings, data, classes,
+        checkpoint=files.checkpoint, log=files.log, report=report,
+    )  # fmt: skip
+    encoder = tuner.run().cpu()
     held = 100 * tuner.held_top1() if len(data.held) else None
-    record = _record(base, begun, tuner, sources, held)
-    sha256 = save_model(encoder.cpu(), output, record)
-    checkpoint.unlink(missing_ok=True)
-    scores = None
-    if test is not None:  # of what was written; the record is no part of the hash
-        scores = score(
-            output, test, labels=test_labels, label_level=label_level, workers=workers, device=settings.device
-        )
-        save_model(encoder, output, record | {"figures": scores.figures()})
+    record = _record(base, weights, tuner, sources, held)
+    sha256, scores = _write(
+        encoder, files, record, test, labels=test_labels, label_level=label_level, workers=workers,
+        device=settings.device,
+    )  # fmt: skip
     return FinetuneReport(
-        model=str(output),
+        model=str(files.output),
         sha256=sha256,
         images=len(data.train),
         held_out=len(data.held),
@@ -345,26 +330,72 @@ def finetune(
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
         steps=tuner.step,
         seconds=time.monotonic() - started,
-        initialised=None if begun is None else begun.line(),
+        initialised=None if weights is None else weights.line(),
         held_top1=held,
         test=scores,
         warning=split_warning(classes) if labels is None else None,
     )
 
 
-def _settings(preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
-    """Return the options of a recipe, with those that are given before them."""
-    from stochcl.training.options import FinetuneOptions
-    from stochcl.training.options import load_finetune_preset as load_preset
+def _settings(sources: Sequence[PathLike], preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
+    from stochcl.encoders.inference import choose_device
 
-    given = {name: value for name, value in options.items() if value is not None}
-    if unknown := sorted(set(given) - {f.name for f in fields(FinetuneOptions)}):
-        raise UsageError(f"fine-tuning has no option {', '.join(unknown)}.")
-    return FinetuneOptions(**(load_preset(preset) if preset else {}) | given)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UsageError("fine-tuning runs in one process; start it without torchrun, on one device.")
+    if not sources:
+        raise UsageError("fine-tuning needs at least one source of images.")
+    settings = finetune_options(preset, options)
+    choose_device(settings.device)
+    return settings
+
+
+def _base(model: PathLike) -> ModelFile:
+    from stochcl.encoders.modelfile import load_model
+
+    base = load_model(find_model(model))
+    if base.encoder.config.columns is not None:
+        raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
+    return base
+
+
+def _start(
+    base: ModelFile, settings: FinetuneOptions, init: PathLike | None
+) -> tuple[Encoder, Initialisation | None]:
+    """Return the encoder to begin with, and what is known of its weights if they are not the model's."""
+    from stochcl.encoders.pretrained import init_backbone
+    from stochcl.training.finetune import starting_point
+
+    encoder = starting_point(base.encoder, settings)
+    return encoder, None if init is None else init_backbone(encoder, initial_weights(init))
+
+
+def _of_test(
+    sources: Sequence[ImageSource], test: PathLike, labels: PathLike | None, test_labels: PathLike | None,
+    level: int | None,
+) -> tuple[PathLike | None, list[str]]:  # fmt: skip
+    """Return the CSV of the test images' labels, None for folder names, and the labels."""
+    source = open_images(test)
+    trained = (entry.name for one in sources for entry in one.entries)
+    table = labels_of_test(trained, (entry.name for entry in source.entries), labels, test_labels)
+    return table, labels_of(source, table, level)
+
+
+def _write(
+    encoder: Encoder, files: RunFiles, record: dict[str, Any], test: PathLike | None, **how: Any
+) -> tuple[str, Scores | None]:  # fmt: skip
+    """Write the model, score what was written, and add the scores to its record, which is no part of the hash."""
+    from stochcl.encoders.modelfile import save_model
+
+    sha256, scores = save_model(encoder, files.output, record), None
+    files.checkpoint.unlink(missing_ok=True)
+    if test is not None:
+        scores = score(files.output, test, **how)
+        save_model(encoder, files.output, record | {"figures": scores.figures()})
+    return sha256, scores
 
 
 def _record(
-    base: ModelFile, begun: Initialisation | None, tuner: Finetuner, sources: Sequence[str | os.PathLike[str]],
+    base: ModelFile, weights: Initialisation | None, tuner: Finetuner, sources: Sequence[PathLike],
     held: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the model file says of how it was made."""
@@ -372,7 +403,7 @@ def _record(
 
     return {
         "finetuned_from": {"name": escape_name(base.name), "sha256": base.sha256},
-        "init": None if begun is None else begun.to_json(),
+        "init": None if weights is None else weights.to_json(),
         "sources": [escape_name(Path(path).name) for path in sources],
         "images": len(tuner.data.train),
         "held_out": len(tuner.data.held),
@@ -383,6 +414,4 @@ def _record(
         "precision": tuner.precision,
         "measured": {} if held is None else {"held_top1": round(held, 3)},
         "entropy": tuner.entropy_record,
-        "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": f"{tuner.device.type}, {torch.get_num_threads()} threads, {platform.machine()}",
-    }
+    } | circumstances(f"{tuner.device.type}, {torch.get_num_threads()} threads")

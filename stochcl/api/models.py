@@ -115,12 +115,12 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     candidates = [Path(model)]
     if bare:
         candidates += [folder / f"{str(model).removesuffix(ENDING)}{ENDING}" for folder in _folders()]
-    for path in candidates:
-        with suppress(OSError):  # a name too long for any file
+    with suppress(OSError):  # a name too long for any file
+        for path in candidates:
             if path.is_file():
                 return path
-            if path.is_dir():
-                raise UsageError(f"{escape_name(path)}: this is a folder; name the model file in it.")
+        if candidates[0].is_dir():
+            raise UsageError(f"{escape_name(model)}: this is a folder; name the model file in it.")
     names = ", ".join(embedded) or "none"
     raise UsageError(
         f"{escape_name(model)}: there is no model of this name and no such file; embedded models: {names}."

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import kind_of
-from stochcl.codes import pick
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest
-from stochcl.errors import ModelMismatch, UsageError
+from stochcl.errors import UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -24,15 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.codes import Codes
-    from stochcl.compress import Header, Rows
+    from stochcl.compress import Rows
     from stochcl.entropy.tables import Decoder, Tables
 
     PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.search/0"
 
-BY = ("auto", "vectors", "symbols")
+OUTPUTS = ("auto", "vectors", "symbols")
 """What is compared: decoded vectors, or the symbols themselves; auto takes vectors where there is a decoder."""
 
 _ROWS = 1 << 14  # decoded at a time
@@ -55,7 +54,7 @@ def search(
     names: Sequence[str] = (),
     rows: Sequence[int] = (),
     count: int = 10,
-    by: str = "auto",
+    output: str = "auto",
     model: str | None = None,
     device: str = "auto",
     tables: Iterable[Tables | PathLike] = (),
@@ -78,8 +77,8 @@ def search(
         Rows of the archive to look for; none is its own neighbour.
     count : int
         How many to find for each.
-    by : str
-        One of :data:`BY`.
+    output : str
+        What is compared, one of :data:`OUTPUTS`.
     model : str, optional
         The archive's model, by name or file; by default the one in the package that its header names.
     device : str
@@ -97,23 +96,23 @@ def search(
     Raises
     ------
     UsageError
-        If nothing is asked for, or ``by`` or ``count`` make no sense.
+        If nothing is asked for, or ``output`` or ``count`` make no sense.
     ModelMismatch
         If the model is not the archive's.
     ImageError, SourceError, FormatError
     """
-    if by not in BY:
-        raise UsageError(f"a search is by {', '.join(BY)}, not {by!r}.")
+    if output not in OUTPUTS:
+        raise UsageError(f"--by must be {' or '.join(OUTPUTS)}, got {output!r}.")
     if count < 1:
-        raise UsageError(f"a search finds 1 or more, not {count}.")
+        raise UsageError(f"-k must be at least 1, got {count}.")
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no images to search.")
         asked = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
         if not asked:
             raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
-        decoder = None if by == "symbols" else archive.decoder
-        if by == "vectors" and decoder is None:
+        decoder = None if output == "symbols" else archive.decoder
+        if output == "vectors" and decoder is None:
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
         distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
         wanted = _wanted(archive, path, asked, model, device, decoder)
@@ -134,7 +133,7 @@ def search(
                 {
                     "query": query.name,
                     "row": None if query.row < 0 else query.row,
-                    "neighbours": _told(archive, near, rows_found, query.row)[:count],
+                    "neighbours": _neighbours(archive, near, rows_found, query.row)[:count],
                 }
                 for query, near, rows_found in zip(asked, distances.tolist(), numbers.tolist(), strict=True)
             ],
@@ -195,7 +194,7 @@ def _wanted(
         found = (
             codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
         )
-        parts.append(found.features if decoder is not None else _kept(found.codes, header).symbols())
+        parts.append(found.features if decoder is not None else select_latents(found.codes, header).symbols())
     return np.concatenate(parts)
 
 
@@ -205,20 +204,11 @@ def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Cod
 
     header = archive.header
     codec = Codec(header.model if model is None else model, device=device)
-    if codec.model.sha256 != header.model_sha256:
-        raise ModelMismatch(
-            f"{escape_name(path)}: it was made by the model {escape_name(header.model)} ({header.model_sha256[:12]}), "
-            f"not by {escape_name(codec.model.name)} ({codec.model.sha256[:12]}); give its own with -m."
-        )
+    codec.check_made(header, path)
     return codec.with_precision(header.precision)
 
 
-def _kept(codes: Codes, header: Header) -> Codes:
-    """Keep the latents that an archive has."""
-    return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
-
-
-def _told(archive: Rows, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
+def _neighbours(archive: Rows, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
     """Return neighbours; a row of the archive that is looked for is not its own."""
     names, labels = archive.names, archive.labels
     # A vector that is not finite, of a foreign decoder, is no one's neighbour.

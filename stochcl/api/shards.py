@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.api.compress import (
-    encode_rows,
-    header_of,
-    listing,
-    none_readable,
-    of_another_kind,
-    preprocess_of,
-    refused,
-    suited,
-)
+from stochcl.api.compress import distribution_shift_warning, encode_rows, header_of, preprocess_of
+from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
@@ -29,24 +21,25 @@ from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceError, UsageError
-from stochcl.files import WriteLock, replacing, sync_folder
+from stochcl.files import WriteLock, replacing, sync_folder, writing
 from stochcl.framing import PROLOGUE
-from stochcl.messages import escape_name, os_reason, plural
+from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from stochcl.api.codec import Codec
-    from stochcl.api.compress import CompressOptions, Source
+    from stochcl.api.compress import CompressOptions
+    from stochcl.api.encode import CodecBase
+    from stochcl.api.source import Source
     from stochcl.data import ImageSource
 
     ShardSource = ImageSource | MatrixSource
     Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
-    Run = Callable[["Plan", list[int], Codec, ShardSource], Iterable[tuple[int, Made]]]
+    Run = Callable[["Plan", list[int], CodecBase, ShardSource], Iterable[tuple[int, Made]]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardInput:
     """The images of a shard, by the sources that hold them.
 
     Parameters
@@ -54,7 +47,7 @@ class Piece:
     sources : tuple of str
         Paths, absolute.
     listings : tuple of str
-        Digests of what these hold, see :func:`~stochcl.api.compress.listing`.
+        Digests of what these hold, see :func:`~stochcl.api.source.listing`.
     rows : range
         Positions of the shard's images in these sources, one after the other.
     rejected : tuple of Failure
@@ -79,8 +72,8 @@ class Piece:
         return cls(tuple(values["sources"]), tuple(values["listings"]), range(*values["rows"]), rejected)
 
 
-def pieces_of(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[Piece | None]:
-    """Yield a piece for each shard, a number and positions in the source; None where that has to be listed whole."""
+def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[ShardInput | None]:
+    """Yield the inputs of each shard, by number and positions; None where the source has to be listed whole."""
     digests: dict[int, str] = {}
     for number, rows in parts:
         if not isinstance(source, JoinedSource) or any(isinstance(one, ListSource) for one in source.sources):
@@ -89,7 +82,7 @@ def pieces_of(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[Pi
         which, within = source.within(rows)
         for i in which:
             digests[i] = digests.get(i) or listing(source.sources[i])
-        yield Piece(
+        yield ShardInput(
             tuple(str(source.sources[i].path) for i in which),
             tuple(digests[i] for i in which),
             within,
@@ -97,8 +90,8 @@ def pieces_of(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[Pi
         )
 
 
-def open_piece(piece: Piece, held: dict[str, ImageSource]) -> SubsetSource:
-    """Open the sources of a piece, and return its images; ``held`` has those of the piece before, and then of this.
+def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource]) -> SubsetSource:
+    """Open the sources of a shard, and return its images; ``held`` has those of the shard before, and then of this.
 
     Raises
     ------
@@ -106,18 +99,18 @@ def open_piece(piece: Piece, held: dict[str, ImageSource]) -> SubsetSource:
         If one cannot be read, or holds something else than it did.
     """
     opened: dict[str, ImageSource] = {}
-    for path, digest in zip(piece.sources, piece.listings, strict=True):
+    for path, digest in zip(inputs.sources, inputs.listings, strict=True):
         source = held.get(path) or open_source(path)
         if listing(source) != digest:
             raise SourceError(
-                f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all machines "
-                "see the same files, and change none of them meanwhile."
+                f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all "
+                "machines see the same files, and change none of them meanwhile."
             )
         opened[path] = source  # type: ignore[assignment]  # a matrix has another digest
     held.clear()
     held.update(opened)
-    part = SubsetSource(JoinedSource([opened[path] for path in piece.sources]), piece.rows)
-    part.rejected = list(piece.rejected)
+    part = SubsetSource(JoinedSource([opened[path] for path in inputs.sources]), inputs.rows)
+    part.rejected = list(inputs.rejected)
     return part
 
 
@@ -191,7 +184,7 @@ class Plan:
 
 
 def compress_to_folder(
-    codec: Codec,
+    codec: CodecBase,
     sources: Sequence[str | Path],
     folder: str | Path,
     options: CompressOptions,
@@ -208,7 +201,7 @@ def compress_to_folder(
 
     Parameters
     ----------
-    codec : Codec
+    codec : CodecBase
     sources : sequence of path-like
         One or several, or patterns of shards, which every worker can read under the same names.
     folder : path-like
@@ -232,57 +225,62 @@ def compress_to_folder(
         given.
     """
     started, folder = time.monotonic(), Path(folder)
-    options.check(codec.latents, codec.columns)
+    _check_request(options, codec, shard_images)
+    plan_sources = tuple(str(Path(source).absolute()) for source in sources)
+    images = open_planned(plan_sources, codec)
+    if options.strict and images.rejected:
+        raise strict_error(images, images.rejected[0])
+    plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
+    advice = "; complete shards are kept, repeat the command to continue"
+    try:
+        with _locked(plan), writing(folder, advice=advice):
+            _take_folder(plan, force=options.force)
+            encoded, kept = _make_shards(plan, codec, images, run or run_here, progress)
+    except (KeyboardInterrupt, EnvironmentFault) as exc:
+        exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to continue.")
+        raise
+    with open_archive(folder, tables=[codec.tables]) as archive:
+        report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
+        note = f"shards     {plural(plan.shards, 'file')}, {plural(kept, 'shard')} kept of before"
+        return replace(report, notes=(note,), warnings=distribution_shift_warning(codec, archive))
+
+
+def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
+    options.check(codec)
     if options.rate is not None:
         raise UsageError(
             "--rate is met when all codes are known; compress to shards without it, and ask `stochcl merge` and then "
             "`stochcl transcode --rate` for what takes so much."
         )
     if shard_images is not None and shard_images < 1:
-        raise UsageError(f"--shard-images {shard_images} counts images; a shard has at least one.")
-    plan_sources = tuple(str(Path(source).absolute()) for source in sources)
-    images = open_of(plan_sources, codec)
-    if options.strict and images.rejected:
-        raise refused(images, images.rejected[0])
-    plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
-    with _locked(plan):
-        _take_folder(plan, force=options.force)
-        try:
-            made = {
-                number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None
-            }
-            todo = [number for number in range(plan.shards) if number not in made]
-            encoded, total = 0, len(images)
-            count = sum(len(plan.rows(number)) for number in made)
-            progress(count, total)
-            for number, shard in (run or run_here)(plan, todo, codec, images) if todo else ():
-                made[number] = shard
-                encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
-                progress(count, total)
-            _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
-        except (KeyboardInterrupt, EnvironmentFault) as exc:
-            exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to go on.")
-            raise
-        except OSError as exc:
-            raise OutputError(
-                f"{escape_name(folder)}: it cannot be written: {os_reason(exc)}; complete shards are kept, repeat the "
-                "command to go on."
-            ) from exc
-    with open_archive(folder, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
-        note = f"shards     {plural(plan.shards, 'file')}, {plural(plan.shards - len(todo), 'shard')} kept of before"
-        return replace(report, notes=(note,), warnings=of_another_kind(codec, archive))
+        raise UsageError(f"--shard-images must be at least 1, got {shard_images}.")
 
 
-def open_of(sources: Sequence[str], codec: Codec) -> ShardSource:
+def _make_shards(
+    plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Callable[[int, int], None]
+) -> tuple[int, int]:
+    """Make the shards that are not there, and the manifest; return images encoded, and shards kept of before."""
+    made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
+    todo = [number for number in range(plan.shards) if number not in made]
+    encoded, count = 0, sum(len(plan.rows(number)) for number in made)
+    progress(count, len(images))
+    for number, shard in run(plan, todo, codec, images) if todo else ():
+        made[number] = shard
+        encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
+        progress(count, len(images))
+    _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
+    return encoded, plan.shards - len(todo)
+
+
+def open_planned(sources: Sequence[str], codec: CodecBase) -> ShardSource:
     """Open what a plan names; on every machine it must be the same."""
     source = open_sources(sources)
-    suited(source, codec)
+    check_source_fits_model(source, codec)
     return source
 
 
 def _plan(
-    codec: Codec,
+    codec: CodecBase,
     source: ShardSource,
     sources: tuple[str, ...],
     folder: Path,
@@ -323,7 +321,7 @@ def _locked(plan: Plan) -> WriteLock:
     """Make the folder, and take it for this run alone."""
     folder = Path(plan.folder)
     shown = escape_name(folder)
-    try:
+    with writing(folder, "the folder"):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{shown}: this is a file; shards go to a folder: name another.")
         if not folder.parent.is_dir():
@@ -332,15 +330,13 @@ def _locked(plan: Plan) -> WriteLock:
             raise UsageError(f"{shown}: the source lies in this folder; name another.")
         folder.mkdir(exist_ok=True)
         return WriteLock(folder, shown)
-    except OSError as exc:
-        raise OutputError(f"{shown}: the folder cannot be written: {os_reason(exc)}.") from exc
 
 
 def _take_folder(plan: Plan, *, force: bool) -> None:
     """Begin in the folder, or take over what an earlier run of the same plan left in it."""
     folder = Path(plan.folder)
     shown = escape_name(folder)
-    try:
+    with writing(folder, "the folder"):
         facts = _facts_of(folder)
         if facts is None and any(path.name != ".lock" for path in folder.iterdir()):
             raise UsageError(f"{shown}: this folder holds other things; name a new folder, or an empty one.")
@@ -351,8 +347,6 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
             with replacing(folder / _PLAN) as file:
                 file.write(json.dumps({"facts": plan.facts}).encode())
         _clear_work(folder)
-    except OSError as exc:
-        raise OutputError(f"{shown}: the folder cannot be written: {os_reason(exc)}.") from exc
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
@@ -398,14 +392,14 @@ def _clear_work(folder: Path) -> None:
 # Shards
 
 
-def run_here(plan: Plan, numbers: list[int], codec: Codec, source: ShardSource) -> Iterator[tuple[int, Made]]:
+def run_here(plan: Plan, numbers: list[int], codec: CodecBase, source: ShardSource) -> Iterator[tuple[int, Made]]:
     """Make shards one after the other in this process."""
     for number in numbers:
         yield number, make_shard(plan, number, codec, source)
 
 
 def make_shard(
-    plan: Plan, number: int, codec: Codec, source: ShardSource, *, part: ShardSource | None = None
+    plan: Plan, number: int, codec: CodecBase, source: ShardSource, *, part: ShardSource | None = None
 ) -> Made:
     """Encode a shard's images and write its archive, which appears whole under its name.
 
@@ -419,25 +413,22 @@ def make_shard(
     OutputError
         If it cannot be written.
     """
-    options, part = plan.options, _part(source, plan.rows(number)) if part is None else part
-    try:
-        with tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work:
-            path = Path(work, plan.file(number).name)
-            with Writer(
-                path, _header(plan), codec.tables, embed_tables=options.self_contained,
-                names=options.names, uncertainty=options.uncertainty,
-            ) as writer:  # fmt: skip
-                for failure in () if number else part.rejected:
-                    writer.skip(failure.name, failure.reason)
-                encode_rows(
-                    codec, part, writer, preprocess_of(codec, options), options, lambda done, total: None,
-                    beside=lambda codes: codes,
-                )  # fmt: skip
-            path.replace(plan.file(number))
-        sync_folder(Path(plan.folder))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(plan.file(number))}: it cannot be written: {os_reason(exc)}.") from exc
-    return look_at(plan, number, codec)
+    options, path = plan.options, plan.file(number)
+    part = _part(source, plan.rows(number)) if part is None else part
+    with (
+        writing(path),
+        tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work,
+    ):
+        with Writer(
+            Path(work, path.name), _header(plan), codec.tables, embed_tables=options.self_contained,
+            names=options.names, uncertainty=options.uncertainty,
+        ) as writer:  # fmt: skip
+            for failure in () if number else part.rejected:
+                writer.skip(failure.name, failure.reason)
+            encode_rows(codec, part, writer, preprocess_of(codec, options), options)
+        Path(work, path.name).replace(path)
+    sync_folder(path.parent)
+    return shard_entry(plan, number, codec)
 
 
 def _header(plan: Plan) -> Header:
@@ -451,7 +442,7 @@ def _part(source: ShardSource, rows: range) -> ShardSource:
     return SubsetSource(source, rows)
 
 
-def look_at(plan: Plan, number: int, codec: Codec) -> Made:
+def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
     """Return a finished shard's entry in the manifest, and what was skipped for it."""
     path = plan.file(number)
     with Archive(path, tables=[codec.tables]) as archive:
@@ -466,7 +457,7 @@ def look_at(plan: Plan, number: int, codec: Codec) -> Made:
         return shard, list(archive.skipped)
 
 
-def _finished(plan: Plan, number: int, codec: Codec) -> Made | None:
+def _finished(plan: Plan, number: int, codec: CodecBase) -> Made | None:
     """Return a shard that is there already; one that cannot be read, or is not what it should be, is made anew."""
     path = plan.file(number)
     if not path.exists():
@@ -474,7 +465,7 @@ def _finished(plan: Plan, number: int, codec: Codec) -> Made | None:
     try:
         with Archive(path, tables=[codec.tables]) as archive:
             same = archive.header.to_bytes().hex() == plan.facts["header"]
-        shard, skipped = look_at(plan, number, codec)
+        shard, skipped = shard_entry(plan, number, codec)
     except (FormatError, SourceError):
         return None
     covered = shard.images + len(skipped)
@@ -482,13 +473,13 @@ def _finished(plan: Plan, number: int, codec: Codec) -> Made | None:
     return (shard, skipped) if same and (covered == len(plan.rows(number)) or number == 0) else None
 
 
-def _commit(plan: Plan, codec: Codec, source: ShardSource, made: list[Made]) -> None:
+def _commit(plan: Plan, codec: CodecBase, source: ShardSource, made: list[Made]) -> None:
     """Write the manifest: from here on the folder is an archive."""
     folder = Path(plan.folder)
     skipped = tuple((name, reason) for _, some in made for name, reason in some)
     if not any(shard.images for shard, _ in made):
         _clear(folder)
-        raise none_readable(source, skipped[0])
+        raise no_readable_error(source, skipped[0])
     tables = None if plan.options.self_contained else keep_tables(codec.tables, folder)
     manifest = Manifest(
         shards=tuple(shard for shard, _ in made),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from stochcl.compress import Rows
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 _FLOAT = 4  # bytes of a float32
 
 
-def said_of_tables(kept: Path | None) -> tuple[str, ...]:
-    """Return the line that says where tables were written that an archive leans on."""
+def skipped_json(skipped: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return names and reasons of images that could not be read as JSON types."""
+    return [{"name": escape_name(name), "reason": reason} for name, reason in skipped]
+
+
+def external_tables_note(kept: Path | None) -> tuple[str, ...]:
+    """Return the line that says where the external tables of an archive are."""
     if kept is None:
         return ()
-    return (f"tables     are in {escape_name(kept)}; read the codes with -m, or name that folder in $STOCHCL_MODELS",)
+    return (f"tables     are in {escape_name(kept)}; keep them beside the codes, or in a folder of $STOCHCL_MODELS",)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Report:
         What somebody who compressed these images should know.
     vectors : bool
         Whether rows of a matrix were compressed rather than images.
+    rate : float or None
+        Bits per image that the codes were to take at most, if a rate was asked for.
     """
 
     path: str
@@ -79,6 +87,7 @@ class Report:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     vectors: bool = False
+    rate: float | None = None
 
     @classmethod
     def of(cls, archive: Rows, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -110,6 +119,11 @@ class Report:
         return "row" if self.vectors else "image"
 
     @property
+    def codes_bits_per_image(self) -> float:
+        """Bits of the codes alone, by images: the rate."""
+        return self._per_image(self.parts["codes"])
+
+    @property
     def bits_per_image(self) -> float:
         """Bits of the whole file, by images."""
         return self._per_image(self.bytes)
@@ -135,7 +149,7 @@ class Report:
             "schema": f"stochcl.{command}/0",
             "path": escape_name(self.path),
             "images": self.images,
-            "skipped": [{"name": escape_name(name), "reason": reason} for name, reason in self.skipped],
+            "skipped": skipped_json(self.skipped),
             "bytes": self.bytes,
             "bits_per_image": round(self.bits_per_image, 3),
             "parts": self.parts,
@@ -152,10 +166,12 @@ class Report:
         if self.latents != self.model_latents:
             width += f" of {self.model_latents:,}"
         unit = self.unit
-        size = f"{self.bytes:,} bytes, {self.bits_per_image:,.1f} bits per {unit}"
+        asked = "" if self.rate is None else f" (asked for at most {self.rate:,g})"
+        rate = f"codes take {self.codes_bits_per_image:,.1f} bits per {unit}{asked}"
         out = [
-            f"{escape_name(self.path)}: {plural(self.images, unit)}, {size}",
+            f"{escape_name(self.path)}: {plural(self.images, unit)}, {rate}",
             f"  model      {escape_name(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
+            f"  file       {self.bytes:>12,} bytes  {self.bits_per_image:>10,.1f} bits per {unit}, of which",
         ]
         for name, part in self.parts.items():
             size = f"{part:>{22 - max(10, len(name))},} bytes"

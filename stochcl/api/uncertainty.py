@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.compress import latents_of, open_inputs
-from stochcl.api.evaluate import (
-    check_label_options,
-    common_width,
-    input_of,
-    labels_of,
-    labels_of_test,
-    naming,
-    rows_of,
-    split_warning,
-)
+from stochcl.api.compress import select_latents
+from stochcl.api.evaluate import common_width, input_of, rows_of
+from stochcl.api.labels import check_label_options, labels_of, labels_of_test, naming, split_warning
+from stochcl.api.source import open_inputs
 from stochcl.compress import Rows, open_archive
 from stochcl.data import MatrixSource
 from stochcl.data.open import SubsetSource
@@ -51,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-    from stochcl.api.codec import Codec
+    from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
     from stochcl.entropy.tables import Tables
 
@@ -86,8 +79,8 @@ def _noise(image: Pixels, strength: int, rng: Generator) -> Pixels:
 
 def _contrast(image: Pixels, strength: int, rng: Generator) -> Pixels:
     mean = image.mean(axis=(0, 1))
-    changed: Pixels = np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
-    return changed
+    worse: Pixels = np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
+    return worse
 
 
 def _jpeg(image: Pixels, strength: int, rng: Generator) -> Pixels:
@@ -104,7 +97,7 @@ def _pixelate(image: Pixels, strength: int, rng: Generator) -> Pixels:
     height, width = image.shape[:2]
     small = max(1, round(width * _PIXELATE[strength])), max(1, round(height * _PIXELATE[strength]))
     coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
-    return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST), np.uint8)
 
 
 def _occlude(image: Pixels, strength: int, rng: Generator) -> Pixels:
@@ -195,7 +188,7 @@ class Corrupter:
         Which rows of it to choose from.
     path : Path
         Their source.
-    codec : Codec
+    codec : CodecBase
         That made the archive.
     sample : int
         How many.
@@ -215,7 +208,7 @@ class Corrupter:
     """
 
     def __init__(
-        self, given: CodedSet, places: NDArray[Any], path: Path, codec: Codec, *, sample: int, seed: int
+        self, given: CodedSet, places: NDArray[Any], path: Path, codec: CodecBase, *, sample: int, seed: int
     ) -> None:
         self._given, self._seed = given, seed
         self._codec = codec.with_precision(given.archive.header.precision)
@@ -229,7 +222,8 @@ class Corrupter:
         if not found:
             first = escape_name(names[places[0]])
             raise UsageError(
-                f"{escape_name(path)}: none of its images is called as one of {escape_name(given.path)}, such as {first}."
+                f"{escape_name(path)}: none of its images has the name of one in {escape_name(given.path)}, such as "
+                f"{first}."
             )
         picked = [found[i] for i in np.sort(np.random.default_rng(seed).permutation(len(found))[:sample])]
         subset = SubsetSource(source, [row for _, row in picked])
@@ -246,7 +240,7 @@ class Corrupter:
         for what in CORRUPTIONS:
             for strength in STRENGTHS:
                 pixels = corrupt(self._pixels, what, strength, seed=self._seed)
-                codes = latents_of(self._codec.encode_prepared(pixels).codes, header)
+                codes = select_latents(self._codec.encode_prepared(pixels).codes, header)
                 yield Corrupted(what, strength, self._given.coded(codes))
 
     def __len__(self) -> int:
@@ -341,10 +335,10 @@ def measure_uncertainty(
     level: int | None = None,
     outside: Sequence[PathLike] = (),
     images: PathLike | None = None,
-    codec: Codec | None = None,
+    codec: CodecBase | None = None,
     sample: int = _SAMPLE,
     estimator: str = "auto",
-    given: str = "auto",
+    output: str = "auto",
     latents: int | None = None,
     folds: int = 5,
     seed: int = 0,
@@ -367,11 +361,11 @@ def measure_uncertainty(
     images : path-like, optional
         Where the answered images are: a seeded sample of them is corrupted in six ways at five strengths, and
         encoded.
-    codec : Codec, optional
+    codec : CodecBase, optional
         That made the archives; needed for ``images``.
     sample : int
         How many of them.
-    estimator, given, latents, folds, seed
+    estimator, output, latents, folds, seed
         As :func:`stochcl.api.evaluate.evaluate` takes them; the estimator must give probabilities.
     plot : path-like, optional
         Draw accuracy against the share refused: .png, .svg or .pdf.
@@ -396,20 +390,17 @@ def measure_uncertainty(
     if plot is not None:
         check_plot(plot)
     if sample < 1:
-        raise UsageError(f"at least 1 image is corrupted, not {sample}.")
+        raise UsageError(f"--sample must be at least 1, got {sample}.")
     extra = (*tables, *(() if codec is None else (codec.tables,)))
     with open_archive(path, tables=extra) as archive:
-        used = input_of(archive, given)
+        used = input_of(archive, output)
         if test is not None and latents is None:
             with open_archive(test, tables=extra) as unseen:
                 latents = common_width(archive.header, unseen.header, (escape_name(path), escape_name(test)), None)
         train = CodedSet.of(archive, path, used, latents)
         other = train if test is None else train.like(test, extra)
-        if codec is not None and codec.model.sha256 != archive.header.model_sha256:
-            raise ModelMismatch(
-                f"{escape_name(path)}: it was made by the model {escape_name(archive.header.model)}, not by "
-                f"{escape_name(codec.model.name)}; give its own with -m."
-            )
+        if codec is not None:
+            codec.check_made(archive.header, path)
         measured = _Measured(train, other, _Labels(labels, test_labels, column, level), estimator, folds, seed)
         found = measured.errors()
         found["outside"] = [measured.foreign(train.like(one, extra), escape_name(one)) for one in outside]

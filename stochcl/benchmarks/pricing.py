@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stochcl.benchmarks.run import BenchmarkError
 from stochcl.compress import Archive, Header, Writer
-from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
 from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
+    from stochcl.entropy.autoregressive import AutoregressiveModel
     from stochcl.codes import Codes
     from stochcl.entropy.model import EntropyModel
 

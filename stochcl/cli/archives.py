@@ -1,17 +1,34 @@
-"""``stochcl verify``."""
+"""Commands on archives: info, verify, append, merge, split, transcode, decompress."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stochcl.api import archives
-from stochcl.api import archives as editing
-from stochcl.api.codec import given_tables
-from stochcl.cli.main import ARCHIVE, JSON, TABLES, progress_bar, say, say_skipped, show
+from stochcl.api.compress import CompressOptions
+from stochcl.api.source import check_paths_exist
+from stochcl.api.tables import resolve_tables
+from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
+from stochcl.cli.options import (
+    CODES,
+    CODES_FILE,
+    DEVICE,
+    FORCE,
+    LABELS,
+    PATH,
+    RESUME,
+    TABLES,
+    given,
+    options_of,
+    output,
+)
+from stochcl.compress import Archive, open_archive
 from stochcl.messages import escape_name, plural
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SHOWN = 5  # places that are damaged
 _TABLES = {
@@ -22,23 +39,32 @@ _TABLES = {
 
 
 @click.command()
-@click.argument("codes", type=ARCHIVE)
-@click.option("--salvage", type=click.Path(path_type=Path), metavar="OUT", help="Write all that is intact to OUT.")
+@CODES
+@TABLES
+@JSON
+def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
+    """Say what a file of codes holds and where its bytes go.
+
+    \b
+    Example:
+      stochcl info codes.bin
+    """
+    report = archives.info(codes, tables=resolve_tables(model))
+    show(report.to_json("info"), report.lines(), as_json=as_json)
+
+
+@click.command()
+@CODES
+@click.option("--salvage", type=PATH, metavar="OUT", help="Write everything that is intact to OUT.")
 @click.option("--repair", is_flag=True, help="Cut off what an interrupted append left behind, in place.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @TABLES
 @JSON
 @click.pass_context
 def verify(
-    ctx: click.Context,
-    codes: Path | str,
-    *,
-    salvage: Path | None,
-    repair: bool,
-    force: bool,
-    model: str | None,
+    ctx: click.Context, codes: Path | str, *, salvage: Path | None, repair: bool, force: bool, model: str | None,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Check every byte of a file of codes, and that it decodes to what was written.
 
     --salvage also takes the .partial file that an interrupted run left, and writes nothing to the file itself. It
@@ -52,88 +78,97 @@ def verify(
     if repair and salvage is not None:
         raise click.UsageError("--repair and --salvage are different things; give one of them.")
     if force and salvage is None:
-        raise click.UsageError("--force says to replace what --salvage writes; give both or neither.")
+        raise click.UsageError("--force replaces what --salvage writes; give both or neither.")
     if salvage is not None:
-        _salvage(ctx, codes, salvage, model=model, force=force, as_json=as_json)
-        return
+        ctx.exit(_salvage(codes, salvage, model=model, force=force, as_json=as_json))
+    found: dict[str, Any] = {"schema": "stochcl.verify/0", "path": escape_name(codes), "ok": True}
+    left = 0
     if repair:
-        result = archives.repair(codes)
-        lines = [
-            f"{result['path']}: {plural(result['images'], 'image')} remain, {result['cut_bytes']:,} bytes cut off"
-        ]
+        from stochcl.compress.repair import repair as cut_back
+
+        done = cut_back(codes)
+        found |= {"images": done.rows, "bytes": done.bytes, "cut_bytes": done.cut}
+        said = f"{plural(done.rows, 'image')} remain, {done.cut:,} bytes cut off"
     else:
-        with progress_bar("images") as bar:
-            result = archives.verify(codes, tables=given_tables(model), progress=bar)
-        images = plural(result["images"], "image")
-        lines = [f"{result['path']}: {images}, {result['bytes']:,} bytes, nothing damaged"]
-        if left := result["left_over_bytes"]:
-            lines.append(
-                f"{left:,} bytes follow it: an append that is running, or was interrupted and goes on when it is "
-                "repeated; --repair cuts them off"
-            )
-    show(result, lines, as_json=as_json)
+        with progress_bar("images") as bar, open_archive(codes, tables=resolve_tables(model)) as archive:
+            archive.verify(bar)
+            left = archive.left_over if isinstance(archive, Archive) else 0
+            found |= {"images": len(archive), "bytes": archive.size, "left_over_bytes": left}
+        said = f"{plural(found['images'], 'image')}, {found['bytes']:,} bytes, nothing damaged"
+    lines = [f"{found['path']}: {said}"]
+    if left:
+        lines.append(
+            f"{left:,} bytes follow it: an append that is running, or was interrupted and continues when it is "
+            "repeated; --repair cuts them off"
+        )
+    show(found, lines, as_json=as_json)
 
 
-def _salvage(
-    ctx: click.Context, codes: Path | str, output: Path, *, model: str | None, force: bool, as_json: bool
-) -> None:
+def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as_json: bool) -> int:
+    """Write what is intact, and return the exit code."""
+    from stochcl.compress.salvage import salvage
+
     with progress_bar("bytes") as bar:
-        result = archives.salvage(codes, output, tables=given_tables(model), force=force, progress=bar)
-    for line in _losses(result):
+        done = salvage(codes, out, tables=resolve_tables(model), force=force, progress=bar)
+    for line in _losses(done):
         say(line)
-    saved = f"{plural(result['images'], 'image')} in {plural(result['segments'], 'segment')}"
-    show(result, [f"{result['salvaged']}: {saved}, {result['bytes']:,} bytes"], as_json=as_json)
-    if not result["ok"]:
-        ctx.exit(1)
+    result = {
+        "schema": "stochcl.verify/0",
+        "path": escape_name(codes),
+        "salvaged": escape_name(done.path),
+        "segments": done.segments,
+        "images": done.rows,
+        "recoded_images": done.recoded,
+        "unchecked_images": done.unchecked,
+        "unnamed_images": done.unnamed,
+        "unlabelled_images": done.unlabelled,
+        "uncertainty_lost": done.uncertainty_lost,
+        "bytes": done.bytes,
+        "lost_images": done.rows_lost,
+        "lost_bytes": [list(place) for place in done.lost],
+        "tables": done.tables,
+        "ok": done.complete,
+    }
+    saved = f"{plural(done.rows, 'image')} in {plural(done.segments, 'segment')}"
+    show(result, [f"{result['salvaged']}: {saved}, {done.bytes:,} bytes"], as_json=as_json)
+    return 0 if done.complete else 1
 
 
-def _losses(result: dict[str, Any]) -> list[str]:
+def _losses(done: Any) -> list[str]:
     """Return what a person should know of what was not saved."""
-    lines = [f"damaged: bytes {start:,} to {end - 1:,}" for start, end in result["lost_bytes"][:_SHOWN]]
-    if len(result["lost_bytes"]) > _SHOWN:
-        lines.append(f"damaged: {len(result['lost_bytes']) - _SHOWN:,} more places; --json lists them all")
-    if result["lost_images"]:
-        lines.append(f"lost: {plural(result['lost_images'], 'image')}")
-    elif result["lost_images"] is None:
-        lines.append("lost: how many images is not known, for the index at the end is damaged or missing")
-    for what, some in (("names", "unnamed_images"), ("labels", "unlabelled_images")):
-        if result[some]:
-            lines.append(f"lost: the {what} of {plural(result[some], 'image')}, whose codes are intact")
-    if result["uncertainty_lost"]:
+    lines = [f"damaged: bytes {start:,} to {end - 1:,}" for start, end in done.lost[:_SHOWN]]
+    if len(done.lost) > _SHOWN:
+        lines.append(f"damaged: {len(done.lost) - _SHOWN:,} more places; --json lists them all")
+    if done.rows_lost:
+        lines.append(f"lost: {plural(done.rows_lost, 'image')}")
+    elif done.rows_lost is None:
+        lines.append("lost: an unknown number of images, for the index at the end is damaged or missing")
+    for what, count in (("names", done.unnamed), ("labels", done.unlabelled)):
+        if count:
+            lines.append(f"lost: the {what} of {plural(count, 'image')}, whose codes are intact")
+    if done.uncertainty_lost:
         lines.append("lost: the uncertainty of some images, so that it was left out for all")
-    return [*lines, *filter(None, [_TABLES[result["tables"]]])]
-
-
-_FILE = click.Path(path_type=Path)
+    return [*lines, *filter(None, [_TABLES[done.tables]])]
 
 
 @click.command()
-@click.argument("codes", type=_FILE)
-@click.option("-o", "--output", required=True, type=_FILE, help="The file of codes to write.")
-@click.option("--latents", type=click.IntRange(1), metavar="K", help="Keep the first K latents.")
+@CODES_FILE
+@output("The file of codes to write.")
+@options_of(CompressOptions, only=("latents", "rate"))
 @click.option(
-    "--rate",
-    type=click.FloatRange(0, min_open=True),
-    metavar="R",
-    help="Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and names "
-    "come on top.",
+    "--select", type=PATH, help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0."
 )
-@click.option(
-    "--select",
-    type=_FILE,
-    help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
-)
-@click.option("--refit", is_flag=True, help="Fit entropy models to these codes, and store what is worth its bytes.")
+@click.option("--refit", is_flag=True, help="Fit entropy models to these codes, and store those that save bytes.")
 @click.option("--self-contained", is_flag=True, help="Put the decoding tables into the file.")
 @click.option("--external-tables", is_flag=True, help="Leave the decoding tables out of the file.")
 @click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Do not keep names.")
 @click.option(
     "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Do not keep uncertainties."
 )
-@click.option("--labels", type=_FILE, help="Store the labels of this CSV file name,label.")
+@click.option("--labels", type=PATH, help="Store the labels of this CSV file name,label.")
 @TABLES
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left.")
+@FORCE
+@RESUME
 @JSON
 def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Write a file of codes anew: narrower, smaller, or with other names, labels or tables.
@@ -145,19 +180,15 @@ def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **
       stochcl transcode codes.bin -o small.bin --rate 64 --refit
     """
     with progress_bar("steps") as bar:
-        edit = editing.transcode(codes, output, tables=given_tables(model), progress=bar, **options)
+        edit = archives.transcode(codes, output, tables=resolve_tables(model), progress=bar, **options)
     show(edit.to_json("transcode"), edit.lines(), as_json=as_json)
 
 
 @click.command()
-@click.argument("codes", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder that the parts go to."
-)
-@click.option("--rows", type=click.IntRange(1), metavar="N", help="Images of each part; the last has the rest.")
-@click.option(
-    "--parts", type=click.IntRange(1), metavar="P", help="How many parts there shall be, as equal as can be."
-)
+@CODES_FILE
+@output("The folder that the parts go to.")
+@click.option("--rows", type=int, metavar="N", help="Images of each part; the last has the rest.")
+@click.option("--parts", type=int, metavar="P", help="Number of parts, as equal as can be.")
 @click.option("--force", is_flag=True, help="Replace parts that are there already.")
 @JSON
 def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, force: bool, as_json: bool) -> None:
@@ -170,58 +201,51 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
       stochcl split codes.bin -o parts/ --rows 10000
     """
     with progress_bar("images") as bar:
-        reports = editing.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
-    lines = [f"{escape_name(r.path)}: {plural(r.images, 'image')}, {r.bytes:,} bytes" for r in reports]
-    files = [{"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports]
-    result = {
-        "schema": "stochcl.split/0",
-        "path": escape_name(codes),
-        "images": sum(r.images for r in reports),
-        "bytes": sum(r.bytes for r in reports),
-        "files": files,
-    }
+        reports = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
+    files: list[dict[str, Any]] = [
+        {"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports
+    ]
+    total = {"images": sum(r.images for r in reports), "bytes": sum(r.bytes for r in reports)}
+    lines = [f"{file['path']}: {plural(file['images'], 'image')}, {file['bytes']:,} bytes" for file in files]
+    result = {"schema": "stochcl.split/0", "path": escape_name(codes)} | total | {"files": files}
     show(result, lines, as_json=as_json)
 
 
 @click.command()
-@click.argument("codes", type=click.Path(path_type=Path))
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "-m", "--model", default="general", show_default=True, help="The model that made the codes: a name or a file."
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
-@click.option("--workers", type=click.IntRange(0), help="Threads that decode images.  [default: one a core]")
-@click.option(
-    "--labels", type=click.Path(path_type=Path), help="A CSV file name,label, if the codes have labels stored."
-)
+@CODES_FILE
+@click.argument("source", type=PATH)
+@click.option("-m", "--model", default="general", show_default=True, help="The model that made the codes.")
+@DEVICE
+@options_of(CompressOptions, only=("batch_size", "workers"))
+@click.option("--labels", type=PATH, help="CSV file name,label, if the codes have labels stored.")
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, and add nothing.")
 @JSON
 def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool, **options: Any) -> None:
     """Add the images of a source that a file of codes does not have yet.
 
     Images are told apart by their names, and added in place. Until all is done the file opens as it was; after an
-    interruption, too, and the same command goes on. Of a matrix, the rows by which it has grown are added.
+    interruption, too, and the same command continues. Of a matrix, the rows by which it has grown are added.
 
     \b
     Example:
       stochcl append codes.bin images/
     """
-    from stochcl.api import archives as editing
+    from stochcl.api.append import append
     from stochcl.api.codec import Codec
 
+    check_paths_exist([codes, source])
     codec = Codec(model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
-        edit = editing.append(codes, source, codec, progress=bar, **options)
+        edit = append(codes, source, codec, progress=bar, **given(options))
     say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)
 
 
 @click.command()
-@click.argument("codes", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file of codes to write.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left.")
+@click.argument("codes", type=PATH, nargs=-1, required=True)
+@output("The file of codes to write.")
+@FORCE
+@RESUME
 @JSON
 def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, as_json: bool) -> None:
     """Join files of codes of one model and width, in the order given.
@@ -233,26 +257,18 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
       stochcl merge a.bin b.bin -o codes.bin
     """
     with progress_bar("images") as bar:
-        edit = editing.merge(codes, output, force=force, resume=resume, progress=bar)
+        edit = archives.merge(codes, output, force=force, resume=resume, progress=bar)
     show(edit.to_json("merge"), edit.lines(), as_json=as_json)
 
 
 @click.command()
-@click.argument("codes", type=ARCHIVE)
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A .npz, .npy, .csv, .parquet or .arrow file.",
-)
-@click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@CODES
+@output("A .npz, .npy, .csv, .parquet or .arrow file.")
+@LABELS
+@FORCE
 @TABLES
 @JSON
-def decompress(
-    codes: Path | str, output: Path, *, labels: Path | None, force: bool, model: str | None, as_json: bool
-) -> None:
+def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Decode codes to arrays: symbols, vectors, names and labels.
 
     The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, .parquet or .arrow.
@@ -261,22 +277,11 @@ def decompress(
     Example:
       stochcl decompress codes.bin -o codes.npz
     """
-    result = archives.decompress(codes, output, labels=labels, tables=given_tables(model), force=force)
-    holds = ", ".join(result["holds"])
-    line = f"{result['path']}: {holds} of {plural(result['images'], 'image')}, {result['bytes']:,} bytes"
+    with progress_bar("rows"):
+        done = archives.decompress(codes, output, tables=resolve_tables(model), **options)
+    result = {
+        "schema": "stochcl.decompress/0", "path": escape_name(done.path), "images": done.rows, "bytes": done.bytes,
+        "holds": list(done.holds),
+    }  # fmt: skip
+    line = f"{result['path']}: {', '.join(done.holds)} of {plural(done.rows, 'image')}, {done.bytes:,} bytes"
     show(result, [line], as_json=as_json)
-
-
-@click.command()
-@click.argument("codes", type=ARCHIVE)
-@TABLES
-@JSON
-def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
-    """Say what a file of codes holds and where its bytes go.
-
-    \b
-    Example:
-      stochcl info codes.bin
-    """
-    report = archives.info(codes, tables=given_tables(model))
-    show(report.to_json("info"), report.lines(), as_json=as_json)

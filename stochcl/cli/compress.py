@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from stochcl.api.compress import CompressOptions
+from stochcl.api.source import check_paths_exist
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
+from stochcl.cli.options import DEVICE, PATH, given, options_of, output
 from stochcl.data import ImageSource, open_list
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 def standard_input(what: str) -> IO[bytes]:
     """Return the bytes of standard input."""
+    if sys.stdin is None:
+        raise UsageError(f"standard input is closed, and {what} is read from it; send it through a pipe.")
     if sys.stdin.isatty():
         raise UsageError(f"standard input is a terminal, and {what} is read from it; send it through a pipe.")
     return sys.stdin.buffer
@@ -47,6 +52,8 @@ def output_of(path: Path) -> Path | IO[bytes]:
     """Return where an archive goes: the path, or for ``-`` standard output."""
     if str(path) != "-":
         return path
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
     if sys.stdout.isatty():
         raise UsageError(
             "standard output is a terminal, and codes are no text; send them through a pipe, or give -o a name."
@@ -55,103 +62,34 @@ def output_of(path: Path) -> Path | IO[bytes]:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, metavar="SOURCE...", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, metavar="SOURCE...", type=PATH)
+@output("The file of codes to write; - for standard output.")
 @click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The file of codes to write; - for standard output.",
-)
-@click.option(
-    "--files-from",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
+    "--files-from", metavar="FILE", type=PATH,
     help="Compress the image files listed in FILE, or - for standard input, in its order, in place of a SOURCE.",
-)
+)  # fmt: skip
 @click.option("-0", "--null", is_flag=True, help="The list is separated by null bytes.  [default: if it has any]")
 @click.option(
-    "-C",
-    "--directory",
-    default=".",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="What the list's paths, and so the names, are relative to.  [default: where you are]",
-)
+    "-C", "--directory", default=".", type=PATH, metavar="DIR",
+    help="What the list's paths, and so the names, are relative to.  [default: the current folder]",
+)  # fmt: skip
 @click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
-@click.option("--latents", type=click.IntRange(1), metavar="K", help="Keep the first K latents.  [default: all]")
-@click.option(
-    "--rate",
-    type=click.FloatRange(0, min_open=True),
-    metavar="R",
-    help="Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and names "
-    "come on top.",
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the network's arithmetic; bf16 is faster where the processor has it.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Images at a time; codes are the same.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    help="Threads that decode images; with --engine ray, processes with a model each.  [default: one a core]",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where to compress; ray: on many cores or machines, to a folder of shards.",
-)
-@click.option(
-    "--address", metavar="ADDRESS", help="Of a Ray cluster.  [default: RAY_ADDRESS, or this machine's cores]"
-)
-@click.option(
-    "--shard-images",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Write a folder of files of N images each, and a manifest.  [default with --engine ray: 100,000]",
-)
-@click.option(
-    "--fit",
-    type=click.Choice(["crop", "pad", "stretch"]),
-    help="What happens to images that are not square.  [default: as the model says]",
-)
-@click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Do not store names.")
-@click.option("--uncertainty", is_flag=True, help="Store how uncertain each image's code is: under a byte each.")
-@click.option("--self-contained", is_flag=True, help="Put the decoding tables into the file in any case.")
-@click.option("--external-tables", is_flag=True, help="Leave the decoding tables out of the file; they go beside it.")
-@click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, rather than skip it.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left.")
+@DEVICE
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+              help="Arithmetic of the network; bf16 is faster if the processor supports it.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Where to compress; ray: on many cores or machines, to a folder of shards.")  # fmt: skip
+@click.option("--address", help="Address of a Ray cluster.  [default: RAY_ADDRESS, or this machine's cores]")
+@click.option("--shard-images", type=int, metavar="N",
+              help="Write a folder of files of N images each, and a manifest.  "
+                   "[default with --engine ray: 100,000]")  # fmt: skip
+@options_of(CompressOptions)
 @JSON
 def compress(
-    sources: tuple[Path, ...],
-    output: Path,
-    *,
-    files_from: Path | None,
-    null: bool,
-    directory: Path,
-    model: str,
-    device: str,
-    precision: str,
-    engine: str,
-    address: str | None,
-    shard_images: int | None,
-    as_json: bool,
+    sources: tuple[Path, ...], output: Path, *, files_from: Path | None, null: bool, directory: Path, model: str,
+    device: str, precision: str, engine: str, address: str | None, shard_images: int | None, as_json: bool,
     **options: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Compress images, or a matrix of embeddings, to a file of codes.
 
     SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, or a
@@ -174,7 +112,8 @@ def compress(
 
     source = source_of(sources, files_from, null=null, folder=directory)
     out = output_of(output)
-    codec = Codec(model, device=device, precision=precision)
+    check_paths_exist(source)
+    codec, options = Codec(model, device=device, precision=precision), given(options)
     with progress_bar("rows" if codec.columns else "images") as bar:
         if engine == "local" and shard_images is None and address is None:
             report = codec.compress(source, out, progress=bar, **options)

@@ -1,213 +1,76 @@
-"""``stochcl evaluate``."""
+"""Commands that learn from codes: evaluate, predict, uncertainty, report, search, select."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api import evaluate as evaluating
-from stochcl.api import evaluate as predicting
-from stochcl.api import evaluate as selecting
-from stochcl.api import search as searching
-from stochcl.api.codec import given_tables
-from stochcl.cli.main import ARCHIVE, JSON, TABLES, progress_bar, say, show, table
+from stochcl.api.tables import resolve_tables
+from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
+from stochcl.cli.options import (
+    ARCHIVE,
+    CODES,
+    COLUMN,
+    DEVICE,
+    FOLDS,
+    FORCE,
+    LABELS,
+    LEVEL,
+    OUTPUTS,
+    PATH,
+    PREFIX,
+    SEED,
+    TABLES,
+    TASK,
+    TEST_LABELS,
+    VECTORS_OR_SYMBOLS,
+    output,
+)
 
-_FILE = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPTIONAL_CODES = click.argument("codes", required=False, type=ARCHIVE)
+TRAIN = click.option("--train", type=ARCHIVE, help="The file of codes to train on, in place of CODES.")
+TABLES_OF_CODES = click.option(
+    "--tables", help="Model or .tables file with the decoding tables, if they are found nowhere else."
+)
+
+
+def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path | str:
+    path = codes or train
+    if path is None or (codes and train):
+        raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
+    return path
 
 
 @click.command()
-@click.argument("codes", type=ARCHIVE)
-@click.option("--images", type=_FILE, metavar="SOURCE", help="What the codes were made of, for pictures.")
-@click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
-@click.option("--label-column", "--column", "column", help="Which column of it.  [default: the first after the name]")
+@OPTIONAL_CODES
+@TRAIN
+@LABELS
+@TEST_LABELS
+@LEVEL
+@click.option("--label-column", "--column", "columns", multiple=True,
+              help="Column of --labels; several targets by repeating it.  [default: first]")  # fmt: skip
 @click.option(
-    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
+    "--groups", help="Column of --labels, or a CSV file name,group: no group is both trained and scored on."
 )
-@click.option("-o", "--output", type=_FILE, default="report.html", show_default=True, help="The page to write.")
+@TASK
 @click.option(
-    "--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
-    help="How many of the strongest latents are looked at closely.",
-)  # fmt: skip
-@click.option(
-    "--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
-    help="Look at latents in at most so many images, spread evenly.",
-)  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of whatever is drawn.")
-@TABLES
-@click.option("--force", is_flag=True, help="Replace an existing page.")
-@JSON
-def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Explain a file of codes on one HTML page: bytes, latents, what they say, and what flipping them does.
-
-    The page loads nothing: it can be mailed, and opened without a network.
-
-    \b
-    Example:
-      stochcl report codes.bin --images images/ -o report.html
-      stochcl report codes.bin --images images.zip --labels labels.csv --column species
-    """
-    from stochcl.report.report import write_report
-
-    with progress_bar("rows", rate=False) as bar:
-        told = write_report(codes, output, tables=given_tables(model), progress=bar, **options)
-    lines = [
-        f"{told['output']}: {told['output_bytes']:,} bytes, {told['pictures']:,} pictures, {told['seconds']:.1f} s"
-    ]
-    if told["sampled"] < told["images"]:
-        lines.append(f"  latents are looked at in {told['sampled']:,} of {told['images']:,} images")
-    if told["probe"] is not None:
-        probe = told["probe"]
-        lines.append(
-            f"  {probe['estimator']} on {told['label']}: {probe['score']:.3f} (guessing: {probe['baseline']:.3f})"
-        )
-    lines.append("  strongest latents: " + ", ".join(str(one["latent"]) for one in told["strongest"]))
-    show(told, [*lines, *(f"  note: {note}" for note in told["notes"])], as_json=as_json)
-
-
-@click.command()
-@click.argument("codes", type=ARCHIVE)
-@click.argument("query", nargs=-1, type=_FILE)
-@click.option("--name", "names", multiple=True, help="Look for this image of the file itself; may be repeated.")
-@click.option("--row", "rows", multiple=True, type=int, help="Look for this row of it; may be repeated.")
-@click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="How many to find.")
-@click.option(
-    "--by",
-    type=click.Choice(searching.BY),
-    default="auto",
-    show_default=True,
-    help="Compare decoded vectors, or the symbols themselves.",
-)
-@click.option("-m", "--model", help="The model that the codes were made by.  [default: the one that the file names]")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-@click.option("--tables", help="A model or .tables file that has the decoding tables, if nothing else does.")
-@click.option("--html", type=_FILE, metavar="FILE", help="Write a page with what was found, too.")
-@click.option(
-    "--images", type=_FILE, metavar="SOURCE", help="What the codes were made of, for the page's thumbnails."
-)
-@JSON
-def search(
-    codes: Path | str, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
-    as_json: bool, **options: Any,
-) -> None:  # fmt: skip
-    """Find the images in a file of codes that are nearest to QUERY images, or to some of its own.
-
-    A query image is encoded by the file's model. By vectors, its features are held against what the codes decode to;
-    by symbols, bits that differ are counted. Of codes of embeddings a QUERY is a .npy matrix, each of whose rows is
-    looked for.
-
-    \b
-    Example:
-      stochcl search codes.bin photo.jpg -k 5
-      stochcl search codes.bin --name cats/01.png --html found.html --images images/
-    """
-    if images is not None and html is None:
-        raise click.UsageError("--images are shown on a page; name it with --html.")
-    with progress_bar("rows") as bar:
-        found = searching.search(codes, query, tables=given_tables(tables), progress=bar, **options)
-    if html is not None:
-        from stochcl.report.report import write_search_page
-
-        write_search_page(found, html, images, query)
-        say(f"written to {html}")
-    lines = [line for part in found["queries"] for line in table(part["query"], _COLUMNS, _match_lines(part))]
-    note = f"{found['images']:,} images by {found['by']}; distance: {found['unit']}"
-    show(found, [*lines, note], as_json=as_json)
-
-
-_COLUMNS = ("image", "rank", "label", "row", "distance")
-
-
-def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            hit["name"] or "-",
-            str(rank),
-            "-" if hit["label"] is None else hit["label"],
-            f"{hit['row']:,}",
-            f"{hit['distance']:.4g}",
-        )
-        for rank, hit in enumerate(part["neighbours"], 1)
-    ]
-
-
-@click.command()
-@click.argument("codes", type=ARCHIVE)
-@click.option("--latents", required=True, type=click.IntRange(1), metavar="K", help="How many latents to choose.")
-@click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
-@click.option("--label-column", "--column", "column", help="Which column.  [default: the first after the name]")
-@click.option(
-    "--label-level", "level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]"
-)
-@click.option(
-    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
-)
-@click.option("-o", "--output", required=True, type=_FILE, help="The JSON file to write.")
-@TABLES
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@JSON
-def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Choose the latents that a task needs, each for what it adds to those chosen before.
-
-    \b
-    Example:
-      stochcl select codes.bin --labels labels.csv --latents 64 -o latents.json
-      stochcl transcode codes.bin --select latents.json -o small.bin
-    """
-    found = selecting.select(codes, output, tables=given_tables(model), **options)
-    line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
-    show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)
-
-
-@click.command()
-@click.argument("codes", required=False, type=ARCHIVE)
-@click.option("--train", type=ARCHIVE, help="The file of codes to train on, in place of CODES.")
-@click.option("--labels", type=click.Path(path_type=Path), help="A CSV file name,label... in place of folder names.")
-@click.option("--test-labels", type=click.Path(path_type=Path), help="The same for --test.  [default: --labels]")
-@click.option(
-    "--label-level",
-    "level",
-    type=int,
-    metavar="N",
-    help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
-)
-@click.option(
-    "--label-column",
-    "--column",
-    "columns",
-    multiple=True,
-    help="Which column of --labels; several targets by repeating it.  [default: first]",
-)
-@click.option("--groups", help="A column of it, or a CSV file name,group: a group is never trained and scored on.")
-@click.option(
-    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
-)
-@click.option(
-    "--estimator",
-    default="auto",
-    show_default=True,
+    "--estimator", default="auto", show_default=True,
     help="logistic, svm, knn or boosting; ridge, knn or boosting for regression; or a scikit-learn class's path.",
-)
-@click.option(
-    "--input",
-    "given",
-    type=click.Choice(["auto", "symbols", "vectors"]),
-    default="auto",
-    show_default=True,
-    help="What the estimator is given; auto takes vectors where the model has a decoder.",
-)
-@click.option("--latents", type=click.IntRange(1), metavar="K", help="Use the first K latents.  [default: all]")
+)  # fmt: skip
+@VECTORS_OR_SYMBOLS
+@PREFIX
 @click.option("--test", type=ARCHIVE, help="Score on this file of codes.")
-@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
-@click.option(
-    "--test-size", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out this fraction instead."
-)
-@click.option(
-    "--min-class", type=click.IntRange(1), metavar="N", help="Leave out classes of fewer than N images.  [default: 2]"
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits and estimators.")
-@click.option("--save", type=click.Path(path_type=Path), help="Write the probe here, for `stochcl predict`.")
+@FOLDS
+@click.option("--test-size", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Hold out this fraction instead.")  # fmt: skip
+@click.option("--min-class", type=click.IntRange(1), metavar="N",
+              help="Leave out classes of fewer than N images.  [default: 2 in a cross-validation]")  # fmt: skip
+@SEED
+@click.option("--save", type=PATH, help="Write the probe here, for `stochcl predict`.")
 @TABLES
 @JSON
 def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_json: bool, **options: Any) -> None:
@@ -221,10 +84,11 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
       stochcl evaluate codes.bin
       stochcl evaluate --train train.bin --test test.bin --estimator svm
     """
-    path = codes or train
-    if path is None or (codes and train):
-        raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
-    results, facts = evaluating.evaluate_targets(path, tables=given_tables(model), **options)
+    from stochcl.api.evaluate import evaluate_targets
+
+    path = _training_codes(codes, train)
+    with progress_bar("rows"):
+        results, facts = evaluate_targets(path, tables=resolve_tables(model), **options)
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
@@ -239,37 +103,55 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
     show(facts | {"targets": both}, [*head, *lines, *saved], as_json=as_json)
 
 
-_SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the JSON
+@click.command()
+@CODES
+@click.option("-m", "--model", "probe", required=True, type=PATH,
+              help="What `stochcl evaluate --save` or `stochcl finetune` wrote.")  # fmt: skip
+@output("The CSV file to write.")
+@TABLES_OF_CODES
+@DEVICE
+@FORCE
+@JSON
+def predict(
+    codes: Path | str, probe: Path, output: Path, *, tables: str | None, as_json: bool, **options: Any
+) -> None:  # fmt: skip
+    """Write what a probe or a fine-tuned classifier predicts for each image: classes with probabilities, or numbers.
+
+    `stochcl evaluate train.bin --save probe.skops` saves a probe, and `stochcl finetune` writes a model with a
+    classifier. For such a model CODES may also be a source of images.
+
+    \b
+    Example:
+      stochcl predict codes.bin -m probe.skops -o predictions.csv
+      stochcl predict photos/ -m classifier.safetensors -o predictions.csv
+    """
+    from stochcl.api.predict import predict
+
+    found = predict(codes, probe, output, tables=resolve_tables(tables), **options)
+    say_skipped([(one["name"], one["reason"]) for one in found["skipped"]])
+    line = f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {found['images']:,} images"
+    show(found, [line], as_json=as_json)
 
 
 @click.command()
-@click.argument("codes", required=False, type=ARCHIVE)
-@click.option("--train", type=ARCHIVE, help="The file of codes to train the probe on, in place of CODES.")
+@OPTIONAL_CODES
+@TRAIN
 @click.option("--test", type=ARCHIVE, help="The file of codes whose images are answered.")
-@click.option("--labels", type=_FILE, help="A CSV file name,label... in place of folder names.")
-@click.option("--test-labels", type=_FILE, help="The same for --test.  [default: --labels]")
-@click.option("--label-column", "--column", "column", help="Which column.  [default: the first after the name]")
-@click.option(
-    "--label-level", "level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]"
-)
+@LABELS
+@TEST_LABELS
+@COLUMN
+@LEVEL
 @click.option("--outside", type=ARCHIVE, multiple=True, help="A file of codes of other images; may be repeated.")
-@click.option("--images", type=_FILE, help="The answered images: they are corrupted and encoded with -m.")
-@click.option("--sample", type=click.IntRange(1), default=500, show_default=True, help="How many of them.")
+@click.option("--images", type=PATH, help="The answered images: they are corrupted and encoded with -m.")
+@click.option("--sample", type=int, default=500, show_default=True, help="How many images to corrupt.")
 @click.option("--estimator", default="auto", show_default=True, help="logistic, knn or boosting.")
-@click.option(
-    "--input",
-    "given",
-    type=click.Choice(["auto", "symbols", "vectors"]),
-    default="auto",
-    show_default=True,
-    help="What the probe is given; auto takes vectors where the model has a decoder.",
-)
-@click.option("--latents", type=click.IntRange(1), metavar="K", help="Use the first K latents.  [default: all]")
-@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits, samples and noise.")
-@click.option("--plot", type=_FILE, help="Draw accuracy against refused images: .png, .svg or .pdf.")
+@VECTORS_OR_SYMBOLS
+@PREFIX
+@FOLDS
+@SEED
+@click.option("--plot", type=PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
 @click.option("-m", "--model", help="The model of the codes, for --images or for decoding tables.")
-@click.option("--device", default="auto", show_default=True, help="Where images are encoded: cpu, cuda, ...")
+@DEVICE
 @JSON
 def uncertainty(
     codes: Path | None, *, train: Path | None, model: str | None, device: str, as_json: bool, **options: Any
@@ -286,18 +168,19 @@ def uncertainty(
     """
     from stochcl.api.uncertainty import measure_uncertainty
 
-    path = codes or train
-    if path is None or (codes and train):
-        raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
+    path = _training_codes(codes, train)
     if options["images"] is not None and model is not None:
         from stochcl.api.codec import Codec
 
         options["codec"] = Codec(model, device=device)
     else:
-        options["tables"] = given_tables(model)
+        options["tables"] = resolve_tables(model)
     with progress_bar("images") as bar:
         found = measure_uncertainty(path, progress=bar, **options)
     show(found, _uncertainty_lines(found), as_json=as_json)
+
+
+_SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the JSON
 
 
 def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
@@ -351,21 +234,130 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
 
 
 @click.command()
-@click.argument("codes", type=ARCHIVE)
-@click.option("-m", "--model", "probe", required=True, type=_FILE, help="What `stochcl evaluate --save` wrote.")
-@click.option("-o", "--output", required=True, type=_FILE, help="The CSV file to write.")
-@click.option("--tables", help="A model or .tables file that has the decoding tables, if nothing else does.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@CODES
+@click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
+@LABELS
+@COLUMN
+@TASK
+@output("The page to write.", default="report.html")
+@click.option("--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
+              help="How many of the strongest latents to look at closely.")  # fmt: skip
+@click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
+              help="Look at latents in at most N images, spread evenly.")  # fmt: skip
+@SEED
+@TABLES
+@FORCE
 @JSON
-def predict(codes: Path | str, probe: Path, output: Path, *, tables: str | None, force: bool, as_json: bool) -> None:
-    """Write what a saved probe answers for each image: classes with probabilities, or numbers.
+def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+    """Explain a file of codes on one HTML page: bytes, latents, what they say, and what flipping them does.
 
-    `stochcl evaluate train.bin --save probe.skops` saves one.
+    The page loads nothing: it can be mailed, and opened without a network.
 
     \b
     Example:
-      stochcl predict codes.bin -m probe.skops -o predictions.csv
+      stochcl report codes.bin --images images/ -o report.html
+      stochcl report codes.bin --images images.zip --labels labels.csv --column species
     """
-    found = predicting.predict(codes, probe, output, tables=given_tables(tables), force=force)
-    line = f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {found['images']:,} images"
-    show(found, [line], as_json=as_json)
+    from stochcl.report.report import write_report
+
+    with progress_bar("rows", rate=False) as bar:
+        told = write_report(codes, output, tables=resolve_tables(model), progress=bar, **options)
+    lines = [
+        f"{told['output']}: {told['output_bytes']:,} bytes, {told['pictures']:,} pictures, {told['seconds']:.1f} s"
+    ]
+    if told["sampled"] < told["images"]:
+        lines.append(f"  latents are looked at in {told['sampled']:,} of {told['images']:,} images")
+    if told["probe"] is not None:
+        probe = told["probe"]
+        lines.append(
+            f"  {probe['estimator']} on {told['label']}: {probe['score']:.3f} (guessing: {probe['baseline']:.3f})"
+        )
+    lines.append("  strongest latents: " + ", ".join(str(one["latent"]) for one in told["strongest"]))
+    show(told, [*lines, *(f"  note: {note}" for note in told["notes"])], as_json=as_json)
+
+
+@click.command()
+@CODES
+@click.argument("query", nargs=-1, type=PATH)
+@click.option("--name", "names", multiple=True, help="Search for this image of the file itself; may be repeated.")
+@click.option("--row", "rows", multiple=True, type=int, help="Search for this row of it; may be repeated.")
+@click.option("-k", "count", type=int, default=10, show_default=True, help="How many to find.")
+@click.option("--by", "output", type=click.Choice(OUTPUTS), default="auto", show_default=True,
+              help="Compare decoded vectors, or the symbols themselves.")  # fmt: skip
+@click.option("-m", "--model", help="The model of the codes.  [default: the one that the file names]")
+@DEVICE
+@TABLES_OF_CODES
+@click.option("--html", type=PATH, metavar="FILE", help="Also write a page of what was found.")
+@click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for the page's thumbnails.")
+@JSON
+def search(
+    codes: Path | str, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Find the images in a file of codes that are nearest to QUERY images, or to some of its own.
+
+    A query image is encoded by the file's model. By vectors, its features are held against what the codes decode to;
+    by symbols, bits that differ are counted. Of codes of embeddings a QUERY is a .npy matrix, each of whose rows is
+    looked for.
+
+    \b
+    Example:
+      stochcl search codes.bin photo.jpg -k 5
+      stochcl search codes.bin --name cats/01.png --html found.html --images images/
+    """
+    from stochcl.api.search import search
+
+    if images is not None and html is None:
+        raise click.UsageError("--images are shown on a page; name it with --html.")
+    with progress_bar("rows") as bar:
+        found = search(codes, query, tables=resolve_tables(tables), progress=bar, **options)
+    if html is not None:
+        from stochcl.report.report import write_search_page
+
+        write_search_page(found, html, images, query)
+        say(f"written to {html}")
+    lines = [line for part in found["queries"] for line in table(part["query"], _COLUMNS, _match_lines(part))]
+    note = f"{found['images']:,} images by {found['by']}; distance: {found['unit']}"
+    show(found, [*lines, note], as_json=as_json)
+
+
+_COLUMNS = ("image", "rank", "label", "row", "distance")
+
+
+def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            hit["name"] or "-",
+            str(rank),
+            "-" if hit["label"] is None else hit["label"],
+            f"{hit['row']:,}",
+            f"{hit['distance']:.4g}",
+        )
+        for rank, hit in enumerate(part["neighbours"], 1)
+    ]
+
+
+@click.command()
+@CODES
+@click.option("--latents", required=True, type=int, metavar="K", help="How many latents to choose.")
+@LABELS
+@COLUMN
+@LEVEL
+@TASK
+@output("The JSON file to write.")
+@TABLES
+@FORCE
+@JSON
+def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+    """Choose the latents that a task needs, each for what it adds to those chosen before.
+
+    \b
+    Example:
+      stochcl select codes.bin --labels labels.csv --latents 64 -o latents.json
+      stochcl transcode codes.bin --select latents.json -o small.bin
+    """
+    from stochcl.api.evaluate import select
+
+    found = select(codes, output, tables=resolve_tables(model), **options)
+    line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
+    show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)

@@ -5,62 +5,46 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import signal
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stochcl import __version__
 from stochcl.errors import OutputError, StochclError
-from stochcl.messages import escape_name
+from stochcl.messages import duration, escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
 
-class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
-    """A file of codes, a folder of shards, or a URL (``s3://...``), of which a path would lose a slash."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """Return a path, or a URL as it is."""
-        from stochcl.compress.bytes import is_url
-
-        return value if isinstance(value, Path) or is_url(value) else Path(value)
-
-
-ARCHIVE = ArchivePath()
-TABLES = click.option(
-    "-m", "--model", help="A model or .tables file that has the decoding tables, if nothing else does."
-)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
 def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool = False) -> None:
     """Print a result, as JSON or as lines for people, on standard output; on standard error where data goes there."""
     text = json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) if as_json else "\n".join(lines)
+    if sys.stdout is None and not err:
+        raise OutputError("the result cannot be written to standard output: it is closed.")
     try:
         click.echo(text, err=err)
     except BrokenPipeError:
         raise
     except OSError as exc:
         mute()
-        reason = (exc.strerror or str(exc)).lower()
-        raise OutputError(f"the result cannot be written to standard output: {reason}.") from exc
+        raise OutputError(f"the result cannot be written to standard output: {os_reason(exc)}.") from exc
 
 
 def mute() -> None:
     """Throw away what standard output and error still hold, which Python would try to write again at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):
             stream.flush()
             continue
@@ -110,55 +94,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [title, *(line.rstrip() for line in capture.get().splitlines()), ""]
 
 
-def duration(seconds: float) -> str:
-    """Write a time as people do.
-
-    Examples
-    --------
-    >>> [duration(s) for s in (7.4, 75, 5400)]
-    ['7 s', '1 min 15 s', '1 h 30 min']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-
-
-class Seconds(click.ParamType[float]):
-    """A time: seconds, or a number with s, m, h or d behind it."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: D102
-        if isinstance(value, int | float):
-            return float(value)
-        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|d)?", value.strip())
-        if not match or float(match[1]) <= 0:
-            self.fail(f"{value!r} is not a time; write 90s, 90m or 1.5h.", param, ctx)
-        return float(match[1]) * _UNITS[match[2] or ""]
+_EVERY = 30.0  # seconds between the lines of progress where there is no terminal
 
 
 @contextmanager
 def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a bar on standard error while the block runs, if that is a terminal, and nothing if not."""
-    if not sys.stderr.isatty():
-        yield lambda done, total, note="": None
+    """Show progress on standard error while the block runs: a bar on a terminal, else a line every half minute."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield _plain_progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
-            return Text(f"{task.speed or 0:,.0f} {unit}/s" if rate else "", style="progress.data.speed")
+            return Text(f"{task.speed:,.0f} {unit}/s" if rate and task.speed else "", style="progress.data.speed")
 
     columns = (
-        BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate(), TimeRemainingColumn(),
+        BarColumn(), TextColumn("{task.percentage:>3.0f} %"), Rate(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -168,6 +122,20 @@ def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None
             progress.update(task, completed=done, total=total or None, note=note)  # 0: it is not known
 
         yield update
+
+
+def _plain_progress() -> Callable[..., None]:
+    started = last = time.monotonic()
+
+    def update(done: float, total: float, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _EVERY:
+            last = now
+            amount = f"{done / total:.0%}" if total else f"{done:,}"
+            say(", ".join(filter(None, [f"{amount} after {duration(now - started)}", note])))
+
+    return update
 
 
 COMMANDS = {
@@ -216,6 +184,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that stochcl raises becomes one sentence and its exit code."""
+        _occupy_standard_streams()
         # A name may hold letters that the terminal's encoding lacks; better an escape than no result at all.
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -253,6 +222,15 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _occupy_standard_streams() -> None:
+    """Open the null device for closed standard streams: else the next file gets their number, and their messages."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl import framing
 from stochcl.codes import bits_per_symbol, folder_label
-from stochcl.compress.bytes import Cache, open_reader
+from stochcl.compress.bytes import Cache, is_url, open_reader
 from stochcl.compress.columns import Store, unpack_uncertainty
 from stochcl.compress.header import Header
 from stochcl.compress.index import Index, cut_to_end, read_index
@@ -83,6 +84,9 @@ class Archive(Rows):
     ) -> None:
         self._shown = printable(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra = tuple(tables)
+        self._beside: tuple[Path, ...] = ()  # folders where tables may lie, too
+        if isinstance(source, str | os.PathLike) and not is_url(source):
+            self._beside = (Path(source).parent, Path())
         with self._named():
             self._reader = open_reader(source)
             prologue = self._reader.read(0, min(PROLOGUE.size, self._reader.size))
@@ -121,7 +125,7 @@ class Archive(Rows):
 
     @cached_property
     def tables(self) -> Tables:
-        """The decoding tables; from the archive, the places given, the package or ``$STOCHCL_MODELS``."""
+        """The decoding tables; from the archive, the places given, the package, ``$STOCHCL_MODELS``, or beside it."""
         with self._named():
             offset, size = self._index.tables
             if size:
@@ -133,7 +137,7 @@ class Archive(Rows):
                 if tables.sha256 != self.header.tables_sha256:
                     raise FormatError("the embedded tables are not those that the header names")
             else:
-                tables = find_tables(self.header.tables_sha256, self._extra)
+                tables = find_tables(self.header.tables_sha256, self._extra, beside=self._beside)
             if (tables.latents, tables.alphabet) != (self.header.model_latents, self.header.alphabet):
                 raise FormatError("the tables are for other latents than the header says")
         return tables

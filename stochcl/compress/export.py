@@ -29,7 +29,7 @@ _MODEL = b"stochcl.model_sha256"
 
 
 def schema_of(rows: Decoded) -> Any:
-    """Return the columns: name, label, uncertainty where it is stored, a list column of symbols and one of vectors."""
+    """Return the columns: name, label, uncertainty where stored, a list column of symbols and one of vectors."""
     pa = _pyarrow()
     header = rows.archive.header
     symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()

@@ -11,6 +11,7 @@ import numpy as np
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.compress.columns import Texts
 from stochcl.errors import UsageError
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,13 @@ class Rows(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def __repr__(self) -> str:
+        header = self.header
+        return (
+            f"<{type(self).__name__} {self._shown}: {len(self):,} rows of {header.latents:,} latents of "
+            f"{header.alphabet:,} values, by model {escape_name(header.model)!r}>"
+        )
 
     @property
     @abstractmethod

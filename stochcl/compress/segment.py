@@ -396,7 +396,7 @@ def read_texts(reader: ByteReader, index: Index, segment: int, which: str) -> tu
 
 
 def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: Sequence[Candidate]) -> Codes:
-    """Decode a segment's chunk, with one of the models that it may be coded with, and what is stored beside the rows."""
+    """Decode a segment's chunk, with one of the models that may have coded it, and what is stored beside the rows."""
     segment = read_segment(ByteReader(io.BytesIO(chunk)), 0, head)
     table, names, labels, entropy = segment.parts
     if head.model == OWN:

@@ -29,7 +29,7 @@ from stochcl.data.source import (
 )
 from stochcl.data.tar import TarSource, compression, looks_like_tar
 from stochcl.data.zip import ZipSource
-from stochcl.errors import EnvironmentFault, SourceError, UsageError
+from stochcl.errors import EnvironmentFault, SourceError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
             return Cifar10Source(path) if is_cifar10(path) else FolderSource(path)
         if stat.S_ISREG(status.st_mode):
             return _open_file(path)
+    except StochclError:  # of which some are ValueErrors
+        raise
     except FileNotFoundError as exc:
         raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
     except OSError as exc:
@@ -78,8 +80,8 @@ def _open_file(path: Path) -> ImageSource | MatrixSource:
         return ZipSource(path)
     if is_arrow(path, head):
         raise SourceError(
-            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which `stochcl compress` "
-            "to one file of codes does, and nothing else; give a folder, .zip, .tar or .npy file."
+            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which `stochcl "
+            "compress` to one file of codes does, and nothing else; give a folder, .zip, .tar or .npy file."
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)

@@ -313,8 +313,10 @@ def keep_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def find_tables(sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = ()) -> Tables:
-    """Return the tables of this name."""
+def find_tables(
+    sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = (), *, beside: Iterable[Path] = ()
+) -> Tables:
+    """Return the tables of this name: of those given, the package's, or from $STOCHCL_MODELS or folders beside."""
     for known in extra:
         if isinstance(known, Tables):
             if known.sha256 == sha256:
@@ -324,12 +326,13 @@ def find_tables(sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = 
     packaged = resources.files("stochcl").joinpath("tables", f"{sha256}.tables")
     if packaged.is_file():
         return _parse(packaged.read_bytes(), sha256, f"stochcl/tables/{sha256}.tables")
-    for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep):
-        if folder and (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
+    named = [Path(folder) for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep) if folder]
+    for folder in (*named, *beside):
+        if (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
             return found
     msg = (
-        f"the decoding tables {sha256[:16]}... are neither in the archive nor in this version of stochcl; put "
-        f"{sha256}.tables into a folder and name that folder in $STOCHCL_MODELS"
+        f"the decoding tables {sha256[:16]}... are neither in the archive nor in this version of stochcl; give the "
+        f"model with -m, or put {sha256}.tables beside the archive or into a folder named in $STOCHCL_MODELS"
     )
     raise ModelMismatch(msg)
 

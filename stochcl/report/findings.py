@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.evaluate import kind_of, labels_of, naming
+from stochcl.api.evaluate import kind_of
+from stochcl.api.labels import labels_of, naming
 from stochcl.api.summary import Report
 from stochcl.codes import Codes
 from stochcl.data import read_labels

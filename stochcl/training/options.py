@@ -1,317 +1,258 @@
-"""How the latent stage trains."""
+"""Options of training: pre-training, the latent stage and fine-tuning, and the preset files that hold them.
+
+This module does not import PyTorch, so that ``stochcl train --help`` is instant.
+"""
 
 from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stochcl.encoders.backbones import input_size
-from stochcl.encoders.config import ENTROPY, EncoderConfig
-from stochcl.encoders.inference import TRAIN_PRECISIONS
-from stochcl.encoders.posteriors import ESTIMATORS
-from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.errors import UsageError
 from stochcl.messages import escape_name, os_reason
-from stochcl.training.objectives import OBJECTIVES
+from stochcl.options import Options, check_names, check_value, declared, option
 
-_ENDING = ".toml"
-_FINETUNE = "-finetune"
+if TYPE_CHECKING:
+    from stochcl.encoders.config import EncoderConfig
 
-
-def recipe_names(*, finetuning: bool) -> tuple[str, ...]:
-    """Return the names of the recipes that come with the package, of fine-tuning or of training."""
-    names = (p.name.removesuffix(_ENDING) for p in _folder().iterdir() if p.name.endswith(_ENDING))
-    return tuple(sorted(name for name in names if name.endswith(_FINETUNE) == finetuning))
-
-
-def recipe_text(name: str, known: tuple[str, ...]) -> str:
-    """Return a recipe as it is written, by its name among those known or from a .toml file of one's own."""
-    if name in known:
-        text: str = _folder().joinpath(f"{name}{_ENDING}").read_text("utf-8")
-        return text
-    if not name.endswith(_ENDING):
-        there = ", ".join(known)
-        raise UsageError(f"there is no preset {escape_name(name)!r}; there are {there}, or name a .toml file.")
-    try:
-        return Path(name).read_text("utf-8")
-    except OSError as exc:
-        raise UsageError(f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"{escape_name(name)}: the preset is not UTF-8 text ({exc.reason}).") from exc
+OBJECTIVES = ("nt-xent", "byol", "vicreg", "reconstruct")
+PRECISIONS = ("auto", "bf16", "fp32")
+ENTROPY = ("autoregressive", "independent")
+MOST_SEED = (1 << 63) - 1
 
 
-def read_recipe(name: str, text: str, types: dict[str, str], what: str) -> dict[str, Any]:
-    """Read a recipe's options."""
-    try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise UsageError(f"{escape_name(name)}: this is not TOML ({exc}).") from exc
-    for key, value in found.items():
-        if key not in types:
-            raise UsageError(f"{escape_name(name)}: {what} has no option {escape_name(key)!r}.")
-        if not _fits(value, types[key]):
-            raise UsageError(f"{escape_name(name)}: {key} is of the type {types[key]}, not {value!r}.")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+def _precision() -> Any:
+    return option(
+        "auto", "Arithmetic; auto: bf16 if the CPU or GPU supports it, else fp32.", choices=PRECISIONS
+    )  # fmt: skip
 
 
-def _fits(value: object, declared: str) -> bool:
-    """Tell whether a value is of a field's type; whole numbers are numbers, truth values are not."""
-    if declared.startswith("tuple"):
-        item = declared.removeprefix("tuple[").partition(",")[0]
-        return isinstance(value, list) and all(_fits(v, item) for v in value)
-    names = {"int": (int,), "float": (int, float), "bool": (bool,)}
-    allowed = names.get(declared.partition(" ")[0], (str,))
-    return isinstance(value, allowed) and (isinstance(value, bool) == (declared == "bool"))
+def _seed() -> Any:
+    return option(0, "Seed of everything random.", at_least=0, at_most=MOST_SEED)
 
 
-def _folder() -> Any:
-    return resources.files("stochcl").joinpath("training", "presets")
+def _max_time() -> Any:
+    return option(None, "Train for at most this long, e.g. 90m or 2h.", more_than=0, unit="TIME")
+
+
+def _rate() -> Any:
+    return option(None, "Target rate, in bits per image.", more_than=0, unit="BITS")
 
 
 @dataclass(frozen=True)
-class LatentOptions:
-    """How head, prior and decoder are trained on features.
+class LatentOptions(Options):
+    """How head, prior and decoder are trained on features."""
 
-    Parameters
-    ----------
-    steps : int
-        Of the descent that trains all three; what follows (the decoder on finished codes, the entropy network) is
-        a fraction of it.
-    max_time : float or None
-        Seconds that the whole stage may take.
-    batch_size : int
-        Features a step.
-    lr, decay : float
-        Peak learning rate and weight decay of AdamW.
-    objective : str
-        ``reconstruct``: the decoded vector is to be the feature, which keeps distances; any other objective besides
-        agrees on what tells one input from another, which keeps what classifiers want.
-    agreement : float
-        Weight of that other objective.
-    temperature : float
-        Of the contrastive objective.
-    noise : float
-        Deviation of the noise on a feature that makes a view of it, in units of the features' own deviation along
-        each principal axis.
-    whitening : float or None
-        Power of the variance by which an error along a principal axis is divided, 0 to 1/2, see
-        :class:`~stochcl.training.quantiser.Metric`; None is 1/8, and 0 for ``reconstruct``.
-    rate : float or None
-        Target in bits per input, of the codes that a file holds.
-    beta : float
-        Nats that a bit costs, to begin with.
-    estimator : str
-        How gradients pass the draw: straight-through or relaxed.
-    nested : bool
-        Whether prefixes on the ladder are trained to be codes in themselves.
-    prior_hidden : int or None
-        Hidden units of the autoregressive prior; None lets the rows decide.
-    entropy : str
-        autoregressive or independent.
-    seed : int
-        Of everything random.
-    precision : str
-        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.inference.computes_in_bf16`.
-    """
-
-    steps: int = 3000
-    max_time: float | None = None
-    batch_size: int = 256
-    lr: float = 2e-3
-    decay: float = 1e-2
-    objective: str = "nt-xent"
-    agreement: float = 1.0
-    temperature: float = 0.1
-    noise: float = 0.0
-    whitening: float | None = None
-    rate: float | None = None
-    beta: float = 1e-4
-    estimator: str = "straight-through"
-    nested: bool = True
-    prior_hidden: int | None = None
-    entropy: str = "autoregressive"
-    seed: int = 0
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name.replace('_', '-')} is more than 0, not {getattr(self, name)}.")
-        for name in ("decay", "agreement", "noise", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is 0 or more, not {getattr(self, name)}.")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise UsageError(f"a rate is more than 0 bits per image, not {self.rate}.")
-        if self.whitening is not None and not 0 <= self.whitening <= 0.5:
-            raise UsageError(f"whitening is 0 to 0.5, not {self.whitening}.")
-        if self.objective not in OBJECTIVES:
-            raise UsageError(f"there is no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}.")
-        if self.estimator not in ESTIMATORS:
-            raise UsageError(f"there is no estimator {self.estimator!r}; there are {', '.join(ESTIMATORS)}.")
-        if self.precision not in TRAIN_PRECISIONS:
-            raise UsageError(
-                f"there is no training precision {self.precision!r}; there are {', '.join(TRAIN_PRECISIONS)}."
-            )
-
-
-_NAMED = {
-    "objective": tuple(OBJECTIVES),
-    "estimator": ESTIMATORS,
-    "precision": TRAIN_PRECISIONS,
-    "entropy": ENTROPY,
-}
-_POSITIVE = ("crop", "lr", "temperature")
-_FROM_ZERO = ("epochs", "decay", "beta", "warmup", "strength")
-_FRACTIONS = ("grey", "blur")
+    steps: int = option(3000, "Steps of the descent; later stages take a fraction of it.", at_least=1)
+    max_time: float | None = _max_time()
+    batch_size: int = option(256, "Features a step.", at_least=1)
+    lr: float = option(2e-3, "Peak learning rate of AdamW.", more_than=0)
+    decay: float = option(1e-2, "Weight decay of AdamW.", at_least=0)
+    objective: str = option(
+        "nt-xent", "reconstruct keeps distances; any other also keeps what tells inputs apart.", choices=OBJECTIVES
+    )
+    agreement: float = option(1.0, "Weight of the objective beside the reconstruction.", at_least=0)
+    temperature: float = option(0.1, "Temperature of the contrastive objective.", more_than=0)
+    noise: float = option(
+        0.0, "Noise that makes a view of a feature, in standard deviations along each principal axis.", at_least=0
+    )
+    whitening: float | None = option(
+        None,
+        "Power of the variance that divides an error along a principal axis, see training.quantiser.Metric.",
+        at_least=0, at_most=0.5, shown="1/8; 0 for reconstruct",
+    )  # fmt: skip
+    rate: float | None = _rate()
+    beta: float = option(1e-4, "Cost of a bit in nats, at first.", at_least=0)
+    estimator: str = option(
+        "straight-through", "How gradients pass the draw.", choices=("straight-through", "relaxed")
+    )
+    nested: bool = option(True, "Train the prefixes on the ladder to be codes in themselves.")
+    prior_hidden: int | None = option(
+        None, "Hidden units of the autoregressive prior.", shown="by the number of rows"
+    )
+    entropy: str = option("autoregressive", "Kind of entropy model.", choices=ENTROPY)
+    seed: int = _seed()
+    precision: str = _precision()
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """How to train.
+class EncoderOptions(Options):
+    """What a new encoder is asked to be: fields of :class:`~stochcl.encoders.config.EncoderConfig`."""
 
-    Parameters
-    ----------
-    epochs : int
-        Passes over the images; 0 writes the untrained network, to compare with. Of a network that begins with given
-        weights, 0 keeps these as they are and trains latents on its features.
-    max_time : float or None
-        Seconds after which training ends, whatever the epochs; the learning rate falls to zero by then.
-    batch_size : int
-        Images a step, of all processes together; each gives two views.
-    crop : int
-        Side of a view in pixels. Smaller than the encoder's size is faster, and right: objects look larger in
-        random crops than in whole images (Touvron et al., arXiv 1906.06423).
-    area, flip, strength, grey, blur
-        Of the views, see :class:`~stochcl.training.augment.Augmentation`; ``area`` is the smallest part of an image
-        that a view shows; 1 shows whole images, so that codes keep where things are.
-    lr, decay : float
-        Peak learning rate and weight decay of AdamW.
-    warmup : int
-        Steps in which the learning rate rises.
-    objective : str
-        What says that two views belong together: nt-xent, byol, vicreg or reconstruct.
-    temperature : float
-        Of the contrastive objective.
-    estimator : str
-        How gradients pass the draw of a code: straight-through or relaxed.
-    rate : float or None
-        Target in bits per image; None leaves ``beta`` as it is.
-    beta : float
-        Nats that a bit costs, to begin with.
-    average : float
-        Decay of a moving average of the encoder's weights, which is then what is written; 0 keeps none.
-    latent_steps : int or None
-        Steps in which head, prior and decoder are trained once more when the features are finished, to the rate that
-        is asked for; 0 leaves them as they are, None lets the number of images decide.
-    whitening : float or None
-        How that stage weighs errors along directions of little variance, 0 to 0.5, see
-        :class:`~stochcl.training.options.LatentOptions`; None leaves it to the objective.
-    deterministic : bool
-        Train the network without its stochastic layer, features standing where codes stood: the twin to compare
-        with. The latent stage then makes codes of its finished features.
-    seed : int
-        Of everything random.
-    precision : str
-        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.inference.computes_in_bf16`.
-    device : str
-        auto, cpu, cuda...
-    devices : int
-        How many of these train together, each in a process of its own; torchrun says so itself.
-    compile : bool
-        Whether torch.compile makes the backbone's kernels; on a machine with a compiler, and for long runs.
-    entropy : str
-        autoregressive (a network is fitted to the codes at the end, in a tenth of ``max_time`` at most, and kept
-        where it saves anything) or independent.
-    entropy_hidden : int or None
-        Hidden units of that network; None lets the number of codes decide.
-    """
+    posterior: str = option("bernoulli", "Family of the latents.", choices=("bernoulli", "categorical", "gaussian"))
+    latents: int = option(
+        1024, "Number of latents; for bernoulli, bits of a code.", at_least=1, at_most=4096, unit="D"
+    )
+    alphabet: int = option(2, "Values of a latent.", at_least=2, unit="K")
+    embedding: int = option(
+        0, "Numbers that stand for a categorical symbol in the decoder.", at_least=0, unit="NUMBERS",
+        shown="8, or the alphabet",
+    )  # fmt: skip
+    head: tuple[int, ...] = option((), "Hidden layers between features and latents.", unit="WIDTHS")
+    decoder: tuple[int, ...] = option((512,), "Hidden layers of the decoder.", unit="WIDTHS")
+    ladder: tuple[int, ...] = option((), unit="WIDTHS")
+    backbone: str = option(
+        "resnet10", "resnet10, 18, 34 or 50, efficientnet-lite0 or -lite2, or timm:NAME.", unit="NAME"
+    )
+    width: int = option(64, "Channels of a ResNet's first stage.", at_least=1)
+    stem: str = option("imagenet", "small: for images of 32 pixels.", choices=("imagenet", "small"))
+    pooling: str = option(
+        "mean", "Features: mean of the last stage, of all stages, or with moments.",
+        choices=("mean", "stages", "moments"),
+    )  # fmt: skip
+    size: int = option(
+        64,
+        "Side that images are brought to.",
+        at_least=1,
+        at_most=1024,
+        unit="PIXELS",
+        shown="64; 128 for efficientnet",
+    )
+    fit: str = option("crop", "What happens to images that are not square.", choices=("crop", "pad", "stretch"))
+    mean: tuple[float, ...] = option(())
+    std: tuple[float, ...] = option(())
 
-    epochs: int = 100
-    max_time: float | None = None
-    batch_size: int = 256
-    crop: int = 48
-    area: float = 0.2
-    flip: bool = True
-    strength: float = 0.5
-    grey: float = 0.2
-    blur: float = 0.0
-    lr: float = 2e-3
-    decay: float = 1e-2
-    warmup: int = 200
-    objective: str = "nt-xent"
-    temperature: float = 0.2
-    estimator: str = "straight-through"
-    rate: float | None = None
-    beta: float = 1e-4
-    average: float = 0.0
-    latent_steps: int | None = None
-    whitening: float | None = None
-    deterministic: bool = False
-    seed: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    devices: int = 1
-    compile: bool = False
-    entropy: str = "autoregressive"
-    entropy_hidden: int | None = None
+    def config(self) -> EncoderConfig:
+        """Return the configuration of such an encoder."""
+        from stochcl.encoders.config import EncoderConfig
+
+        return EncoderConfig(**asdict(self))
+
+
+@dataclass(frozen=True)
+class TrainOptions(Options):
+    """How to train an encoder."""
+
+    epochs: int = option(100, "Passes over the images; 0 with --init trains only latents.", at_least=0)
+    max_time: float | None = _max_time()
+    batch_size: int = option(256, "Images a step, of all processes together.", at_least=2)
+    # Smaller than the encoder's size is faster, and right: objects look larger in random crops than in whole images
+    # (Touvron et al., arXiv 1906.06423).
+    crop: int = option(48, "Side of the views in training.", at_least=1, unit="PIXELS", shown="3/4 of the size")
+    area: float = option(0.2, "Smallest part of an image that a view shows; 1: all of it.", more_than=0, at_most=1)
+    flip: bool = option(True, "Mirror every second view.")
+    strength: float = option(0.5, "Strength of the changes of colour.", at_least=0)
+    grey: float = option(0.2, "Fraction of views without colour.", at_least=0, at_most=1)
+    blur: float = option(0.0, "Fraction of views that are blurred.", at_least=0, at_most=1)
+    lr: float = option(2e-3, "Peak learning rate of AdamW.", more_than=0)
+    decay: float = option(1e-2, "Weight decay of AdamW.", at_least=0)
+    warmup: int = option(200, "Steps until the peak learning rate.", at_least=0, unit="STEPS")
+    objective: str = option("nt-xent", "Contrastive objective; reconstruct: none.", choices=OBJECTIVES)
+    temperature: float = option(0.2, "Temperature of nt-xent.", more_than=0)
+    estimator: str = option(
+        "straight-through", "How gradients pass the draw.", choices=("straight-through", "relaxed")
+    )
+    rate: float | None = _rate()
+    beta: float = option(1e-4, "Cost of a bit in the loss; with --rate, at first.", at_least=0, unit="NATS")
+    average: float = option(
+        0.0, "Decay of a moving average of the weights, which is then written; 0: none.", at_least=0, less_than=1
+    )
+    latent_steps: int | None = option(
+        None, "Steps of the last stage, which trains latents and decoder on finished features; 0: no such stage.",
+        at_least=0, unit="STEPS", shown="by the number of images; 3000 on a matrix",
+    )  # fmt: skip
+    whitening: float | None = option(
+        None, "In the last stage, the power of the variance that divides an error. 0: errors as they are; 0.5: all "
+        "directions alike.", at_least=0, at_most=0.5, unit="POWER", shown="0.125; 0 for reconstruct",
+    )  # fmt: skip
+    deterministic: bool = option(False, "Train without the stochastic layer, to compare with.")
+    seed: int = _seed()
+    precision: str = _precision()
+    device: str = option("auto", "cpu, cuda, ...")
+    devices: int = option(1, "Devices to train on, a process each; torchrun sets it itself.", at_least=1, unit="N")
+    compile: bool = option(False, "Compile the backbone with torch.compile.")
+    entropy: str = option(
+        "autoregressive", "Entropy model fitted to the codes; autoregressive makes smaller files.", choices=ENTROPY
+    )
+    entropy_hidden: int | None = option(
+        None, "Hidden units of the autoregressive entropy network.", at_least=0, at_most=4096, unit="UNITS",
+        shown="by the number of images",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name, known in _NAMED.items():
-            if (value := getattr(self, name)) not in known:
-                what = "training precision" if name == "precision" else name
-                raise UsageError(f"there is no {what} {value!r}; there are {', '.join(known)}.")
-        for name in _POSITIVE:
-            self._check(name, 0 < getattr(self, name) < math.inf, "more than 0")
-        for name in _FROM_ZERO:
-            self._check(name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in _FRACTIONS:
-            self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        self._check("area", 0 < self.area <= 1, "more than 0 and at most 1")
-        self._check("average", 0 <= self.average < 1, "0 or more, and less than 1")
-        self._check("batch_size", self.batch_size >= 2, "2 or more")
-        self._check("devices", self.devices >= 1, "1 or more")
+        super().__post_init__()
         if self.deterministic and self.objective == "reconstruct":
             raise UsageError("reconstruct compares codes with features, and a deterministic twin has no codes.")
-        if self.latent_steps is not None and self.latent_steps < 0:
-            raise UsageError(f"latent-steps is 0 or more, not {self.latent_steps}.")
-        self._check("whitening", self.whitening is None or 0 <= self.whitening <= 0.5, "0 to 0.5")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise UsageError(f"a rate is more than 0 bits per image, not {self.rate}.")
-        if self.max_time is not None and not self.max_time > 0:
-            raise UsageError(f"training cannot end after {self.max_time} seconds.")
-        if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"a seed is 0 to 2**63 - 1, not {self.seed}.")
-        if self.entropy_hidden is not None and not 0 <= self.entropy_hidden <= MAX_HIDDEN:
-            raise UsageError(f"an entropy network has 0 to {MAX_HIDDEN} hidden units, not {self.entropy_hidden}.")
 
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise UsageError(f"{name.replace('_', '-')} is {expected}, not {getattr(self, name)}.")
+
+@dataclass(frozen=True)
+class FinetuneOptions(Options):
+    """How to fine-tune an encoder on labels."""
+
+    epochs: int = option(30, "Passes over the images.", at_least=1)
+    max_time: float | None = _max_time()
+    batch_size: int = option(128, "Images a step.", at_least=2)
+    lr: float = option(0.02, "Peak learning rate of SGD.", more_than=0)
+    momentum: float = option(0.9, "Nesterov momentum.", more_than=0, less_than=1)
+    decay: float = option(5e-4, "Weight decay; biases, normalisations and the prior do not decay.", at_least=0)
+    warmup: float = option(
+        2.0, "Epochs until the peak learning rate; a tenth of all at most.", at_least=0, unit="EPOCHS"
+    )
+    smoothing: float = option(0.1, "Label smoothing.", at_least=0, at_most=1)
+    mixup: float = option(0.2, "Parameter of mixup's Beta distribution; 0: none.", at_least=0)
+    average: float = option(
+        0.999, "Decay of the moving average of the weights, which is written; 0: none.", at_least=0, less_than=1
+    )
+    crop: int | None = option(None, "Side of the views.", at_least=8, unit="PIXELS", shown="the model's")
+    padding: float = option(0.125, "Padding before the crop, as a fraction of the side.", at_least=0, at_most=1)
+    area: float = option(1.0, "Smallest part of an image that a view shows.", more_than=0, at_most=1)
+    flip: bool = option(True, "Mirror every second image.")
+    operations: int = option(1, "RandAugment operations an image.", at_least=0, at_most=14)
+    strength: float = option(1.0, "Strength of RandAugment.", at_least=0, at_most=1)
+    cutout: float = option(0.25, "Side of the cutout, as a fraction of the view's.", at_least=0, at_most=1)
+    nested: float = option(0.2, "Weight of a random prefix's loss; 0: only the full width.", at_least=0)
+    beta: float = option(0.0, "Cost of a bit in nats.", at_least=0, unit="NATS")
+    deterministic: bool = option(False, "Classify features without the stochastic layer, to compare with.")
+    from_scratch: bool = option(False, "Begin with fresh weights, not the model's.")
+    seed: int = _seed()
+    precision: str = _precision()
+    device: str = option("auto", "cpu, cuda, ...")
+    compile: bool = option(False, "Compile the backbone with torch.compile.")
+    entropy: str = option("autoregressive", "Entropy model fitted to the codes.", choices=ENTROPY)
+    entropy_hidden: int | None = option(
+        None, "Hidden units of the autoregressive entropy network.", at_least=0, at_most=4096, unit="UNITS",
+        shown="by the number of images",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SourceOptions(Options):
+    """What a preset may say of its source."""
+
+    source: str | None = option(None)
+    hold_out: int = option(0, at_least=0)
 
 
 def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     """Sort named options, None for those left out, into what the encoder is and how it is trained."""
+    from stochcl.encoders.backbones import input_size
+
     given = {name: value for name, value in given.items() if value is not None}
-    names = {f.name for f in fields(TrainOptions)}
-    if unknown := sorted(set(given) - config_names() - names):
-        raise UsageError(f"there is no training option {', '.join(unknown)}.")
+    check_names(given, [*declared(TrainOptions), *declared(EncoderOptions)], "training")
     if "latents" not in given and given.get("rate") and given.get("posterior", "bernoulli") == "bernoulli":
         given["latents"] = latents_for(float(given["rate"]))
-    given.setdefault("size", input_size(given.get("backbone", EncoderConfig.backbone)))
-    config = EncoderConfig(**{k: v for k, v in given.items() if k in config_names()})
+    given.setdefault("size", input_size(given.get("backbone", EncoderOptions.backbone)))
+    encoder = EncoderOptions(**{k: v for k, v in given.items() if k in declared(EncoderOptions)})
     if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
-        given["crop"] = max(16, config.size * 3 // 4 // 8 * 8)
-    return config, TrainOptions(**{k: v for k, v in given.items() if k in names})
+        given["crop"] = max(16, encoder.size * 3 // 4 // 8 * 8)
+    return encoder.config(), TrainOptions(**{k: v for k, v in given.items() if k in declared(TrainOptions)})
+
+
+def finetune_options(preset: str | None, given: dict[str, Any]) -> FinetuneOptions:
+    """Return the options of a preset, overridden by those that are given and not None."""
+    given = {name: value for name, value in given.items() if value is not None}
+    check_names(given, declared(FinetuneOptions), "fine-tuning")
+    return FinetuneOptions(**(load_finetune_preset(preset) if preset else {}) | given)
 
 
 def latents_for(rate: float) -> int:
     """Return how many bits a code should have that is to cost this much: twice as many, a power of two.
 
-    With room beyond the rate, which bits are worth it is learned; with much more, they take long to be silenced.
+    With room beyond the rate, training learns which bits are worth it; with much more, silencing them takes long.
 
     Examples
     --------
@@ -321,144 +262,75 @@ def latents_for(rate: float) -> int:
     return 1 << max(4, min(12, math.ceil(math.log2(2 * rate)))) if 0 < rate < math.inf else 16
 
 
-def config_names() -> set[str]:
-    """Return the fields of an encoder's configuration that may be asked for."""
-    # What is asked of the entropy network is no fact yet.
-    return {f.name for f in fields(EncoderConfig)} - {f.name for f in fields(TrainOptions)}
+# Presets
 
-
-_BESIDE = {"source": "str", "hold_out": "int"}
+_ENDING = ".toml"
+_FINETUNE = "-finetune"
 
 
 def preset_names() -> tuple[str, ...]:
-    """Return the names of the recipes that come with the package."""
-    return recipe_names(finetuning=False)
+    """Return the names of the training presets that come with the package."""
+    return tuple(name for name in _packaged() if not name.endswith(_FINETUNE))
+
+
+def finetune_preset_names() -> tuple[str, ...]:
+    """Return the names of the fine-tuning presets that come with the package."""
+    return tuple(name for name in _packaged() if name.endswith(_FINETUNE))
 
 
 def preset_text(name: str) -> str:
-    """Return a recipe as it is written, by its name or from a .toml file of one's own."""
-    return recipe_text(name, preset_names())
+    """Return the text of a training preset, by its name or from a .toml file."""
+    return _text(name, preset_names())
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """Read a recipe, by its name or from a .toml file of one's own."""
-    types = {f.name: str(f.type) for f in fields(EncoderConfig) if f.name in config_names()}
-    types |= {f.name: str(f.type) for f in fields(TrainOptions)} | _BESIDE
-    found = read_recipe(name, preset_text(name), types, "training")
+    """Return the options of a training preset, by its name or from a .toml file."""
+    found = _parse(name, preset_text(name), "training", EncoderOptions, TrainOptions, SourceOptions)
     if found.get("source", "digits") != "digits":
         raise UsageError(f"{escape_name(name)}: the source of a preset can only be 'digits'; name others to train.")
     return found
 
 
-_FINETUNE_POSITIVE = ("lr",)
-_FINETUNE_FRACTIONS = ("smoothing", "average", "padding", "strength", "cutout")
-_FINETUNE_FROM_ZERO = ("decay", "warmup", "mixup", "nested", "beta")
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """How to fine-tune.
-
-    Parameters
-    ----------
-    epochs : int
-        Passes over the images.
-    max_time : float or None
-        Seconds after which training ends, whatever the epochs; the learning rate falls to zero by then.
-    batch_size : int
-        Images a step.
-    lr, momentum, decay : float
-        Peak learning rate, Nesterov momentum and weight decay of SGD. Biases, normalisations and the prior do not
-        decay.
-    warmup : float
-        Epochs in which the learning rate rises, a tenth of all at most.
-    smoothing : float
-        Of the labels: this part of the probability is spread over all classes.
-    mixup : float
-        Parameter of the Beta distribution of mixing weights; 0 mixes nothing.
-    average : float
-        Decay of the moving average of the weights, which is what is written; 0 writes the weights themselves.
-    crop : int or None
-        Side of a view in pixels; None takes the encoder's size.
-    padding, area, flip, operations, strength, cutout
-        See :class:`~stochcl.training.augment.StrongAugmentation`.
-    nested : float
-        Weight of the classification from a random prefix of the code; 0 trains the full width alone.
-    beta : float
-        Nats that a bit of rate costs.
-    deterministic : bool
-        Classify the features themselves, without the stochastic layer: the twin to compare with.
-    from_scratch : bool
-        Begin with fresh weights rather than the model's.
-    seed : int
-        Of everything random.
-    precision : str
-        auto, bf16 (autocast) or fp32, see :func:`~stochcl.encoders.inference.computes_in_bf16`.
-    device : str
-        auto, cpu, cuda...
-    compile : bool
-        Whether torch.compile makes the backbone's kernels; on a machine with a compiler, and for long runs.
-    entropy, entropy_hidden
-        Of the entropy model that is fitted to the codes, see :class:`~stochcl.training.options.TrainOptions`.
-    """
-
-    epochs: int = 30
-    max_time: float | None = None
-    batch_size: int = 128
-    lr: float = 0.02
-    momentum: float = 0.9
-    decay: float = 5e-4
-    warmup: float = 2.0
-    smoothing: float = 0.1
-    mixup: float = 0.2
-    average: float = 0.999
-    crop: int | None = None
-    padding: float = 0.125
-    area: float = 1.0
-    flip: bool = True
-    operations: int = 1
-    strength: float = 1.0
-    cutout: float = 0.25
-    nested: float = 0.2
-    beta: float = 0.0
-    deterministic: bool = False
-    from_scratch: bool = False
-    seed: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool = False
-    entropy: str = "autoregressive"
-    entropy_hidden: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in _FINETUNE_POSITIVE:
-            self._check(name, 0 < getattr(self, name) < math.inf, "more than 0")
-        for name in _FINETUNE_FRACTIONS:
-            self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        for name in _FINETUNE_FROM_ZERO:
-            self._check(name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        self._check("momentum", 0 < self.momentum < 1, "more than 0 and less than 1")
-        self._check("average", self.average < 1, "less than 1")
-        self._check("area", 0 < self.area <= 1, "more than 0 and at most 1")
-        self._check("epochs", self.epochs >= 1, "1 or more")
-        self._check("batch_size", self.batch_size >= 2, "2 or more")
-        self._check("crop", self.crop is None or self.crop >= 8, "8 pixels or more")
-        self._check("operations", 0 <= self.operations <= 14, "0 to 14")
-        self._check("max_time", self.max_time is None or self.max_time > 0, "more than 0 seconds")
-        self._check("seed", 0 <= self.seed < 1 << 63, "0 to 2**63 - 1")
-        self._check("precision", self.precision in TRAIN_PRECISIONS, "auto, bf16 or fp32")
-
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise UsageError(f"{name} is {expected}, not {getattr(self, name)}.")
-
-
-def finetune_preset_names() -> tuple[str, ...]:
-    """Return the names of the recipes that come with the package."""
-    return recipe_names(finetuning=True)
-
-
 def load_finetune_preset(name: str) -> dict[str, Any]:
-    """Read a recipe, by its name or from a .toml file of one's own."""
-    types = {f.name: str(f.type) for f in fields(FinetuneOptions)}
-    return read_recipe(name, recipe_text(name, finetune_preset_names()), types, "fine-tuning")
+    """Return the options of a fine-tuning preset, by its name or from a .toml file."""
+    return _parse(name, _text(name, finetune_preset_names()), "fine-tuning", FinetuneOptions)
+
+
+def _packaged() -> list[str]:
+    names = (path.name for path in _folder().iterdir())
+    return sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
+
+
+def _folder() -> Any:
+    return resources.files("stochcl").joinpath("training", "presets")
+
+
+def _text(name: str, known: tuple[str, ...]) -> str:
+    if name in known:
+        text: str = _folder().joinpath(f"{name}{_ENDING}").read_text("utf-8")
+        return text
+    if not name.endswith(_ENDING):
+        there = ", ".join(known)
+        raise UsageError(f"there is no preset {escape_name(name)!r}; choose {there}, or name a .toml file.")
+    try:
+        return Path(name).read_text("utf-8")
+    except OSError as exc:
+        raise UsageError(f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"{escape_name(name)}: the preset is not UTF-8 text ({exc.reason}).") from exc
+
+
+def _parse(name: str, text: str, what: str, *classes: type[Options]) -> dict[str, Any]:
+    """Read a preset's options; each is a field of one of the classes."""
+    known = {key: one for cls in classes for key, one in declared(cls).items()}
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise UsageError(f"{escape_name(name)}: this is not TOML ({exc}).") from exc
+    try:
+        check_names(found, known, what)
+        for key, value in found.items():
+            check_value(known[key], value)
+    except UsageError as exc:
+        raise UsageError(f"{escape_name(name)}: {exc}") from exc
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}

@@ -21,6 +21,32 @@ def test_what_a_codec_says_of_itself(codec, model):
     assert not codec.has_packaged_tables
 
 
+def test_a_codec_shows_what_it_is(codec):
+    assert repr(codec) == f"<Codec 'tiny': images of {SIZE} pixels to {LATENTS} latents of 2 values, fp32 on cpu>"
+
+
+def test_codes_and_archives_show_what_they_are(codec, codes):
+    assert repr(codec.encode(PIXELS, uncertainty=False)) == f"<Codes: 5 rows of {LATENTS} latents of 2 values>"
+    with stochcl.open(codes) as archive:
+        assert repr(archive) == f"<Archive {codes}: 42 rows of {LATENTS} latents of 2 values, by model 'tiny'>"
+        assert repr(archive[:3]) == f"<Codes: 3 rows of {LATENTS} latents of 2 values, with names, labels>"
+
+
+def test_codes_are_decoded_as_an_archive_decodes_them(codec, images, tmp_path):
+    codec.compress(images, tmp_path / "codes.bin")
+    with stochcl.open(tmp_path / "codes.bin") as archive:
+        np.testing.assert_array_equal(codec.decode(archive[:]), archive.to_vectors())
+        np.testing.assert_array_equal(codec.decode(archive[:].prefix(8)), archive.to_vectors(8))
+    wide = stochcl.Codes.from_symbols(np.zeros((1, LATENTS + 1), np.uint8), alphabet=2)
+    with pytest.raises(UsageError, match="latents"):
+        codec.decode(wide)
+
+
+def test_dir_lists_the_public_names_and_nothing_else():
+    assert dir(stochcl) == sorted(stochcl.__all__)
+    assert all(getattr(stochcl, name) is not None for name in dir(stochcl))
+
+
 def test_codes_have_a_row_an_image_and_its_uncertainty(codec):
     codes = codec.encode(PIXELS)
     assert isinstance(codes, stochcl.Codes)

@@ -104,7 +104,7 @@ def test_uncertainty_goes_through_a_file(head, tmp_path):
     with (tmp_path / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     for given in ("vectors", "symbols"):
-        found = measure_uncertainty(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", given=given, folds=3)
+        found = measure_uncertainty(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", output=given, folds=3)
         assert (found["images"], len(found["scores"])) == (ROWS, 5)
         assert all(len(curve) == 11 for curve in found["refused"].values())
 
@@ -117,7 +117,7 @@ def test_an_archive_of_vectors_is_evaluated(head, tmp_path):
             [["name", "label"], *((name, f"c{i % 3}") for i, name in enumerate(archive.names))]
         )
     for given in ("vectors", "symbols"):
-        result, facts = evaluate(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", given=given, folds=3)
+        result, facts = evaluate(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", output=given, folds=3)
         assert facts["images"] == ROWS
         assert 0 <= result.score <= 1
     assert evaluate(tmp_path / "codes.bin", labels=tmp_path / "labels.csv", folds=3)[0].score > 0.5

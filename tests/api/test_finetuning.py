@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 import stochcl
 from stochcl.api import finetune as finetuning
 from stochcl.api.finetune import score
+from stochcl.api.predict import predict
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.errors import LabelsError, ModelError, OutputError, SourceError, TrainingError, UsageError
+from stochcl.errors import LabelsError, ModelError, ModelMismatch, OutputError, SourceError, TrainingError, UsageError
 
 FAST = {"epochs": 1, "batch_size": 16, "precision": "fp32", "device": "cpu", "lr": 0.05}
 CLASSES = ("blue", "green", "red")
@@ -84,7 +85,7 @@ def test_the_report_says_what_was_made(tuned, unseen):
         "codes_file_bytes": report.test.codes_file_bytes,
     }
     lines = report.lines()
-    assert f"    from codes.bin: {report.test.codes_top1:.2f} %" in lines[4]
+    assert f"    from codes.bin: {report.test.codes_top1:.2f} %" in lines[5]
     assert lines[-1] == f"  hash {report.sha256}"
 
 
@@ -161,7 +162,7 @@ def test_twins_are_scored_too(base, photos, unseen, out, options):
     assert encoder.config.classifies == ("features" if deterministic else "vectors")
     assert (report.test.codes_top1 is None) == deterministic
     assert report.test.test_top1_mirrored >= 0
-    assert ("from features" in report.lines()[1]) == deterministic
+    assert ("from features" in report.lines()[2]) == deterministic
     assert load_model(out).record["options"]["from_scratch"] == ("from_scratch" in options)
     stochcl.load(out, device="cpu").compress(unseen, out.with_name("codes.bin"))
 
@@ -236,8 +237,8 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(SourceError, "none", sources=(tmp_path / "none",))
     refused(SourceError, "embeddings", sources=(tmp_path / "vectors.npy",))
     refused(UsageError, "no preset 'best'", preset="best")
-    refused(UsageError, "lr is more than 0", lr=-1.0)
-    refused(UsageError, "fine-tuning has no option speed", speed=3)
+    refused(UsageError, "lr must be more than 0", lr=-1.0)
+    refused(UsageError, "fine-tuning has no option 'speed'", speed=3)
     refused(UsageError, "no checkpoint|no such checkpoint", resume=True)
     refused(ModelError, "weights cannot be read", init=tmp_path / "w.safetensors")
     refused(OutputError, "no model can be written there", path=tmp_path / "no" / "m.safetensors")
@@ -273,7 +274,7 @@ def test_it_may_begin_from_published_weights(base, photos, out, tmp_path):
     torch.manual_seed(3)
     save_file(ResNet("resnet10", width=4).state_dict(), tmp_path / "w.safetensors")
     report = finetuning.finetune(base, [photos], out, init=tmp_path / "w.safetensors", **FAST | {"lr": 1e-9})
-    assert "the stem stays fresh" in report.lines()[0]
+    assert "the stem stays fresh" in report.lines()[1]
     record = load_model(out).record
     assert record["init"]["tensors"] == 72 - 6
     theirs = ResNet("resnet10", width=4)
@@ -336,3 +337,26 @@ def test_one_image_of_a_class_and_no_more_than_a_batch(base, out, tmp_path):
     assert (report.images, report.steps) == (3, 1)
     with pytest.raises(TrainingError, match="needs at least two readable images"):
         finetuning.finetune(base, [write(tmp_path / "b", 1, classes=("x",))], out, force=True, **FAST)
+
+
+def test_the_classifier_predicts_from_codes_as_from_images(tuned, unseen, base, tmp_path):
+    model, report = tuned
+    stochcl.load(model, device="cpu").compress(unseen, tmp_path / "codes.bin")
+    answers = {}
+    for name, source in {"codes": tmp_path / "codes.bin", "images": unseen}.items():
+        found = predict(source, model, tmp_path / f"{name}.csv", device="cpu")
+        assert found["columns"] == ["name", "label", "p(blue)", "p(green)", "p(red)"]
+        assert (found["images"], found["targets"][0]["classes"]) == (36, list(CLASSES))
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            answers[name] = list(csv.DictReader(file))
+    assert answers["codes"] == answers["images"]
+    right = sum(row["label"] == row["name"].partition("/")[0] for row in answers["codes"])
+    assert 100 * right / 36 == pytest.approx(report.test.codes_top1, abs=1e-3)
+    assert all(sum(float(row[f"p({c})"]) for c in CLASSES) == pytest.approx(1, abs=1e-4) for row in answers["codes"])
+
+    with pytest.raises(UsageError, match="no classifier"):
+        predict(tmp_path / "codes.bin", base, tmp_path / "none.csv")
+    stochcl.load(base, device="cpu").compress(unseen, tmp_path / "base.bin")
+    with pytest.raises(ModelMismatch, match="compress the images with this model"):
+        predict(tmp_path / "base.bin", model, tmp_path / "none.csv")
+    assert not (tmp_path / "none.csv").exists()

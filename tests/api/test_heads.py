@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.api.train import codec_of, to_bytes, train_head, write_head
+from stochcl.api.embedding_model import codec_of, to_bytes, train_head, write_head
 from stochcl.errors import ModelError, OutputError, TrainingError, UsageError
 
 
@@ -66,7 +66,7 @@ def test_a_code_of_few_rows_is_measured_on_those():
 def test_what_cannot_be_trained():
     with pytest.raises(TrainingError, match="two rows or more, and here are 1"):
         train(rows=1)
-    with pytest.raises(UsageError, match="rate is more than 0"):
+    with pytest.raises(UsageError, match="rate must be more than 0"):
         train(rate=0.0)
     with pytest.raises(UsageError, match="latents"):
         train(latents=0)
@@ -80,3 +80,8 @@ def test_the_bytes_are_those_of_a_model_file(tmp_path):
         write_head(data, tmp_path / "no" / "head.safetensors")
     with pytest.raises(ModelError):
         codec_of(data[:-1])
+
+
+def test_rows_that_are_all_equal_are_refused():
+    with pytest.raises(TrainingError, match="equal"):
+        train_head(np.ones((50, 8), np.float32), make(0), latents=8)

@@ -58,7 +58,7 @@ def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
         ({"preset": "digits"}, "--preset belongs to"),
         ({"device": "cuda"}, "--device belongs to"),
         ({"resume": True}, "keeps no checkpoint to resume"),
-        ({"rate": -1.0}, "rate is more than 0"),
+        ({"rate": -1.0}, "rate must be more than 0"),
         ({"latents": 5000}, "latents"),
     ],
 )

@@ -26,8 +26,9 @@ def test_rates_and_reductions():
 
 def test_lines_for_people():
     assert report(seconds=2.0, encoded=3000, skipped=(("b.png", "it is gone"),), external_bytes=1234).lines() == [
-        "a.bin: 4 images, 200 bytes, 400.0 bits per image",
+        "a.bin: 4 images, codes take 200.0 bits per image",
         "  model      m (abababababab), 8 latents of 16, fp32",
+        "  file                200 bytes       400.0 bits per image, of which",
         "  codes               100 bytes       200.0 bits per image",
         "  tables               50 bytes       100.0 bits per image",
         "  names                20 bytes        40.0 bits per image",
@@ -40,6 +41,10 @@ def test_lines_for_people():
         "  skipped    1 image that could not be read",
         "  speed      1,500 images per second",
     ]
+
+
+def test_the_first_line_answers_the_rate_that_was_asked_for():
+    assert report(rate=250.0).lines()[0] == "a.bin: 4 images, codes take 200.0 bits per image (asked for at most 250)"
 
 
 def test_what_is_unknown_is_not_compared():

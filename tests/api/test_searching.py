@@ -16,7 +16,7 @@ def some(images):
 
 
 def test_an_image_finds_itself(codes, images, model, some):
-    found = search(codes, some, model=str(model), device="cpu", count=3, by="symbols")
+    found = search(codes, some, model=str(model), device="cpu", count=3, output="symbols")
     assert (found["schema"], found["images"], found["by"]) == ("stochcl.search/0", 42, "symbols")
     assert found["unit"] == "bits that differ"
     for query, path in zip(found["queries"], some, strict=True):
@@ -46,7 +46,7 @@ def test_vectors_are_held_against_features(codes, codec, model, some):
 def test_a_row_is_not_its_own_neighbour(codes):
     with stochcl.open(codes) as archive:
         names, symbols = archive.names, archive.to_numpy().astype(int)
-    found = search(codes, names=[names[5]], rows=[0, 41], by="symbols", count=41)
+    found = search(codes, names=[names[5]], rows=[0, 41], output="symbols", count=41)
     assert [query["row"] for query in found["queries"]] == [5, 0, 41]
     for query in found["queries"]:
         rows = [hit["row"] for hit in query["neighbours"]]
@@ -60,7 +60,7 @@ def test_a_narrower_archive_and_one_of_chosen_latents(codes, model, some, tmp_pa
         path = tmp_path / f"{name}.bin"
         stochcl.transcode(codes, path, **options)
         for by in ("symbols", "vectors"):
-            found = search(path, some, model=str(model), device="cpu", by=by, count=2)
+            found = search(path, some, model=str(model), device="cpu", output=by, count=2)
             assert len(found["queries"]) == 3
             if by == "symbols":
                 assert all(query["neighbours"][0]["distance"] == 0 for query in found["queries"])
@@ -82,13 +82,13 @@ def test_symbols_of_more_values(tmp_path, rng):
         train([tmp_path / "x.npy"], head, latents=8, alphabet=8, posterior=family, latent_steps=10,
               entropy="independent", device="cpu")  # fmt: skip
         stochcl.load(head, device="cpu").compress(tmp_path / "x.npy", path)
-        found = search(path, rows=[3], by="symbols", count=4)
+        found = search(path, rows=[3], output="symbols", count=4)
         assert found["unit"].startswith(unit)
         with pytest.raises(UsageError, match="its rows are vectors, so that they cannot be searched for an image"):
             search(path, [tmp_path / "a.png"], model=str(head), device="cpu")
         # A matrix: every row is looked for, by its own numbers, or by its symbols.
         np.save(tmp_path / "q.npy", np.load(tmp_path / "x.npy")[[5, 9]])
-        found = search(path, [tmp_path / "q.npy"], model=str(head), device="cpu", by="symbols", count=3)
+        found = search(path, [tmp_path / "q.npy"], model=str(head), device="cpu", output="symbols", count=3)
         assert [query["query"][-5:] for query in found["queries"]] == ["row 0", "row 1"]
         assert [query["neighbours"][0]["distance"] for query in found["queries"]] == [0, 0]
         with stochcl.open(path) as archive:
@@ -116,7 +116,7 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
         search(codes, rows=[42])
     with pytest.raises(UsageError, match=r"it has no image named nothing\.png"):
         search(codes, names=["nothing.png"])
-    with pytest.raises(UsageError, match="finds 1 or more"):
+    with pytest.raises(UsageError, match="-k must be at least 1"):
         search(codes, rows=[0], count=0)
     stochcl.transcode(codes, tmp_path / "nameless.bin", names=False)
     with pytest.raises(UsageError, match="its rows have no names"):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.api import archives, shards
-from stochcl.api import archives as editing
+from stochcl.api import archives, evaluate, shards
 from stochcl.api.compress import CompressOptions
 from stochcl.compress import FolderArchive
 from stochcl.errors import ChecksumMismatch, FormatError, ImageError, OutputError, SourceError, UsageError
@@ -94,7 +93,7 @@ def test_it_is_pickled_and_survives_it(folder):
 
 
 def test_merging_a_folder_gives_the_one_archive_with_its_tables(folder, whole, tmp_path):
-    edit = editing.merge([folder], tmp_path / "merged.bin")
+    edit = archives.merge([folder], tmp_path / "merged.bin")
     assert edit.report.images == 19
     with stochcl.open(tmp_path / "merged.bin") as archive:
         assert archive.external_bytes == 0
@@ -102,7 +101,7 @@ def test_merging_a_folder_gives_the_one_archive_with_its_tables(folder, whole, t
         assert archive.skipped == whole.skipped
         np.testing.assert_array_equal(archive.to_numpy(), whole.to_numpy())
         archive.verify()
-    editing.merge([folder, tmp_path / "merged.bin"], tmp_path / "twice.bin")
+    archives.merge([folder, tmp_path / "merged.bin"], tmp_path / "twice.bin")
     assert len(stochcl.open(tmp_path / "twice.bin")) == 38
 
 
@@ -116,19 +115,19 @@ def test_the_order_does_not_depend_on_who_is_done_first(codec, photos, folder, t
 
 
 def test_verify_finds_what_is_damaged_missing_or_exchanged(folder):
-    assert archives.verify(folder)["images"] == 19
+    stochcl.open(folder).verify()
     shard = folder / "shard-00001.bin"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     with pytest.raises(ChecksumMismatch, match=r"shard-00001\.bin: its SHA-256"):
-        archives.verify(folder)
+        stochcl.open(folder).verify()
     shutil.copy(folder / "shard-00002.bin", shard)
     with pytest.raises(FormatError, match="manifest says"):
         stochcl.open(folder)[9]
     shard.unlink()
     with pytest.raises(SourceError, match=r"shard-00001\.bin"):
-        archives.verify(folder)
+        stochcl.open(folder).verify()
     assert len(stochcl.open(folder)[:6]) == 6  # those before it are still there
 
 
@@ -216,7 +215,7 @@ def test_another_request_is_refused_unless_forced(codec, photos, folder, images)
     report = compress(codec, photos, folder, latents=16, shard_images=12, force=True)
     assert report.latents == 16
     assert len(list(folder.glob("shard-*.bin"))) == 2
-    archives.verify(folder)
+    stochcl.open(folder).verify()
 
 
 def test_what_is_not_a_folder_of_codes_is_left_alone(codec, photos, tmp_path):
@@ -249,7 +248,7 @@ def test_a_shard_of_bad_images_only_is_empty(codec, photos, tmp_path):
         assert len(archive) == 19
         assert {shard.images for shard in archive.manifest.shards} == {0, 1}
         archive.verify()
-    editing.merge([tmp_path / "codes"], tmp_path / "merged.bin")
+    archives.merge([tmp_path / "codes"], tmp_path / "merged.bin")
 
 
 def test_a_matrix_is_cut_by_rows(tmp_path, rng):
@@ -270,9 +269,9 @@ def test_a_matrix_is_cut_by_rows(tmp_path, rng):
 def test_evaluating_info_and_decompressing_take_a_folder(folder, whole, tmp_path):
     report = archives.info(folder)
     assert (report.images, sum(report.parts.values())) == (19, report.bytes)
-    found, _ = archives.evaluate(folder, folds=3)
-    assert found.score == archives.evaluate(whole._reader.path, folds=3)[0].score
-    assert archives.decompress(folder, tmp_path / "a.npz")["images"] == 19
+    found, _ = evaluate.evaluate(folder, folds=3)
+    assert found.score == evaluate.evaluate(whole._reader.path, folds=3)[0].score
+    assert archives.decompress(folder, tmp_path / "a.npz").rows == 19
 
 
 def test_a_data_loader_takes_a_folder(folder, whole):

@@ -116,8 +116,8 @@ def test_tables_and_labels_are_given_by_file(run, refused, two, tmp_path, monkey
     (tmp_path / "t").mkdir()
     bare, out = tmp_path / "t" / "bare.bin", tmp_path / "out.bin"
     assert "$STOCHCL_MODELS" in run("transcode", two[0], "-o", bare, "--external-tables").stdout
+    (tmp_path / "t" / f"{TABLES.sha256}.tables").rename(tables := tmp_path / "moved.tables")
     assert "neither in the archive" in refused("transcode", bare, "-o", out)
-    tables = tmp_path / "t" / f"{TABLES.sha256}.tables"
     run("transcode", bare, "-o", out, "--self-contained", "-m", tables)
     assert out.read_bytes() == two[0].read_bytes()
     assert "there is no such file" in refused("transcode", bare, "-o", out, "-m", "none.tables", code=2)
@@ -194,7 +194,7 @@ module.{name}.__init__.__kwdefaults__['segment_rows'] = 10
 
 def stopped(*arguments, sent, mark, module):
     """Run the program, send it a signal when its second segment is on the disk, and return what it said."""
-    name = {"writer": "Writer", "appending": "Appender"}[module]
+    name = {"writer": "Writer", "append": "Appender"}[module]
     before = WAIT.format(module=module, name=name, mark=os.fspath(mark))
     with subprocess.Popen(
         program(*arguments, before=before), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -221,9 +221,7 @@ def test_what_was_stopped_is_resumed(run, two, tmp_path, small_segments, command
     out = tmp_path / "out.bin"
     _, said, code = stopped(*arguments, "-o", out, sent=sent, mark=tmp_path / "mark", module="writer")
     if sent == signal.SIGINT:
-        assert re.fullmatch(
-            r"stochcl: interrupted\. The \d+ that are done are kept in .*\.partial: pass --resume .*\n", said
-        )
+        assert re.search(r"interrupted\. The \d+ that are done are kept in .*\.partial: pass --resume", said)
         assert code == 130
     assert not out.exists()
     run(*arguments, "-o", out, "--resume")

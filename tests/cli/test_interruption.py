@@ -67,15 +67,16 @@ def test_an_interruption_leaves_what_resume_completes(
     request = ["compress", pixels, "-m", model, "--batch-size", "10", "--workers", workers, "-o"]
     partial = tmp_path / "codes.bin.partial"
     said = interrupted(*request, out, mark=tmp_path / "mark")
-    told = rf"The (\d+) that are done are kept in {re.escape(str(partial))}: pass --resume to go on\."
-    kept = re.fullmatch(rf"stochcl: interrupted\. {told}\n", said[1])
+    kept = re.search(
+        rf"interrupted\. The (\d+) that are done are kept in {re.escape(str(partial))}: .*--resume", said[1]
+    )
     assert 0 < int(kept[1]) <= 100
     assert (said[0], said[2]) == ("", 130)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codes.bin.partial", "codes.bin.partial.journal"]
     assert partial.stat().st_size > 0
 
     small_segments(ROWS)
-    assert "pass --resume to go on with it, or --force to start anew" in refused(*request, out, code=2)
+    assert "pass --resume" in refused(*request, out, code=2)
     run(*request, out, "--resume")
     run(*request, whole)
     assert out.read_bytes() == whole.read_bytes()

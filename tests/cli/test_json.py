@@ -89,7 +89,8 @@ def test_info_says_what_compress_said(run, images, model, tmp_path):
 def test_people_read_the_same_figures(run, codes):
     found = json.loads(run("info", codes, "--json").stdout)
     text = run("info", codes).stdout
-    assert text.startswith(f"{codes}: {found['images']:,} images, {found['bytes']:,} bytes")
+    assert text.startswith(f"{codes}: {found['images']:,} images, codes take ")
+    assert f"  file       {found['bytes']:>12,} bytes" in text
     for name, size in found["parts"].items():
         assert f"  {name:<10} {size:>12,} bytes" in text
     assert "model      tiny" in text

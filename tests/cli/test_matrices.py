@@ -80,9 +80,9 @@ def test_each_model_names_what_it_takes(refused, vectors, model, images, tmp_pat
 KILLED = """
 import os
 from stochcl.compress import Writer
-import stochcl.api.compress as encoding
+import stochcl.api.source
 Writer.__init__.__kwdefaults__["segment_rows"] = 50
-encoding._MATRIX_ROWS = 20
+stochcl.api.source._MATRIX_ROWS = 20
 add = Writer.add
 def killed(self, *arguments, **options):
     add(self, *arguments, **options)

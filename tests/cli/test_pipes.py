@@ -1,5 +1,6 @@
 """stochcl between other programs: tars and lists that come in, archives that go out, readers that leave."""
 
+import io
 import os
 import pty
 import shlex
@@ -31,14 +32,14 @@ def symbols_by_name(path):
         return dict(zip(archive.names, map(bytes, archive.to_numpy()), strict=True))
 
 
-def test_a_tar_comes_in_and_an_archive_goes_out(images, model, codes, tmp_path):
+def test_a_tar_comes_in_and_an_archive_goes_out(images, model, codec, codes, tmp_path):
     tar = f"tar c -C {images} ."
     done = bash(f"{tar} | {line('compress', '-', '-m', model, '-o', '-')} | cat > {tmp_path}/a.bin")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("standard output: 42 images, ")
     assert symbols_by_name(tmp_path / "a.bin") == symbols_by_name(codes)
-    done = bash(f"{tar} | gzip | {line('compress', '-', '-m', model, '-o', tmp_path / 'b.bin')}")
-    assert (done.stderr, done.returncode) == ("", 0)
+    zipped = bash(f"{tar} | gzip", text=False).stdout
+    codec.compress(io.BytesIO(zipped), tmp_path / "b.bin")
     assert (tmp_path / "b.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
     with stochcl.open(tmp_path / "a.bin") as archive:
         archive.verify()
@@ -136,13 +137,10 @@ def test_requests_that_name_too_much_or_nothing(refused, model, tmp_path, argume
     assert said in refused("compress", *arguments, "-m", model, "-o", tmp_path / "a.bin", code=2)
 
 
-def test_what_a_stream_cannot_do_is_said(run, images, model, tmp_path):
-    done = bash(f"echo | {line('compress', '-', '-m', model, '-o', tmp_path / 'a.bin', '--resume')}")
-    assert done.returncode == 2
-    assert "cannot be read again" in done.stderr
-    done = bash(f"{line('compress', images, '-m', model, '-o', '-', '--rate', '9')} | cat")
-    assert (done.stdout, done.returncode) == ("", 2)
-    assert "--rate: this needs a file" in done.stderr
+def test_what_a_stream_cannot_do_is_said(refused, images, model, tmp_path):
+    out = tmp_path / "a.bin"
+    assert "cannot be read again" in refused("compress", "-", "-m", model, "-o", out, "--resume", code=2)
+    assert "--rate: this needs a file" in refused("compress", images, "-m", model, "-o", "-", "--rate", "9", code=2)
 
 
 def test_several_sources_and_python_streams(codec, images, codes, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import stochcl
 from stochcl import __version__
 from tests.making import process, program
 
@@ -60,6 +61,18 @@ def test_without_a_terminal_there_is_no_progress(images, model, tmp_path):
     assert done.stdout.startswith(f"{tmp_path / 'a.bin'}: 42 images")
 
 
+def test_without_a_terminal_progress_is_a_line_every_half_minute(run, images, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["stochcl.cli.main"], "_EVERY", 0)
+    result = run("compress", images, "-m", model, "-o", tmp_path / "a.bin", "--device", "cpu", "--batch-size", "21")
+    assert re.fullmatch(r"(\d+% after \d+ s\n)+", result.stderr)
+    assert "50% after " in result.stderr
+
+
+def test_a_wrong_path_is_refused_before_a_model_is_loaded(refused, tmp_path):
+    said = refused("compress", tmp_path / "nowhere", "-m", tmp_path / "no-model", "-o", tmp_path / "a.bin")
+    assert "nowhere: there is no such file or folder" in said
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_a_reader_that_has_seen_enough_is_no_error(codes, both):
     ours, theirs = os.pipe()
@@ -97,3 +110,23 @@ def test_what_encodes_nothing_never_imports_torch(codes, tmp_path, command):
     said = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
     done = process(command, *arguments, before=said)
     assert (done.stderr, done.returncode) == ("False\n", 0)
+
+
+@pytest.mark.parametrize(("closed", "code"), [("2>&-", 0), (">&-", 1), ("<&- 2>&-", 0)])
+def test_closed_standard_streams_cost_nothing_but_what_would_be_printed(images, model, tmp_path, closed, code):
+    out = tmp_path / "codes.bin"
+    command = program("compress", images, "-m", model, "-o", out, "--device", "cpu")
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    with stochcl.open(out) as archive:
+        archive.verify()
+        assert len(archive) == 42
+
+
+@pytest.mark.parametrize(("closed", "arguments"), [("<&-", ("compress", "-")), (">&-", ("compress", ".", "-o", "-"))])
+def test_a_closed_stream_that_is_needed_is_named(closed, arguments):
+    output = () if "-o" in arguments else ("-o", "codes.bin")
+    command = ["sh", "-c", f'"$@" {closed}', "sh", *program(*arguments, *output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is closed" in done.stderr) == (2, True)

@@ -26,7 +26,7 @@ def test_json_and_bad_requests(run, codes):
 
 
 def test_rows_are_searched_without_torch(codes):
-    before = "import sys; sys.modules['torch'] = None"
+    before = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
     result = process("search", codes, "--row", "1", "-k", "2", before=before)
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "False\n")
     assert "42 images" in result.stdout

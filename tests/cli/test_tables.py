@@ -7,10 +7,11 @@ import pytest
 
 @pytest.fixture
 def apart(compress, images):
-    """An archive without its tables, and where those were written."""
+    """An archive without its tables, and where those were moved to."""
     path = compress(images, "--external-tables")
-    (tables,) = path.parent.glob("*.tables")
-    return path, tables
+    (written,) = path.parent.glob("*.tables")
+    (path.parent / "elsewhere").mkdir()
+    return path, written.rename(path.parent / "elsewhere" / written.name)
 
 
 def test_tables_that_are_left_out_are_written_beside_the_file(run, apart, compress, images):
@@ -34,6 +35,16 @@ def test_a_file_is_read_with_the_tables_or_the_model_that_are_given(run, refused
     assert "decoding tables" in refused(command, path)
     run(command, path, "-m", tables)
     run(command, path, "-m", model)
+
+
+def test_tables_beside_the_file_or_in_the_current_folder_are_found(run, refused, apart, monkeypatch):
+    path, tables = apart
+    assert "-m" in refused("verify", path)
+    monkeypatch.chdir(tables.parent)
+    run("verify", path)
+    monkeypatch.chdir("/")
+    tables.rename(path.parent / tables.name)
+    run("verify", path)
 
 
 def test_so_it_is_decompressed_and_saved(run, refused, apart, tmp_path):

@@ -73,19 +73,9 @@ def test_images_that_cannot_be_read_are_named(run, images, tmp_path):
 def test_a_preset_brings_its_own_images_and_is_overridden_by_options(run, tmp_path):
     out = tmp_path / "digits.safetensors"
     options = [
-        "--epochs",
-        "1",
-        "--batch-size",
-        "600",
-        "--size",
-        "16",
-        "--crop",
-        "16",
-        "--width",
-        "4",
-        "--device",
-        "cpu",
-    ]
+        "--epochs", "1", "--batch-size", "600", "--size", "16", "--crop", "16", "--width", "4", "--device", "cpu",
+        "--latent-steps", "5", "--entropy", "independent",
+    ]  # fmt: skip
     found = json.loads(run("train", "--preset", "digits", "-o", out, *options, "--latents", "24", "--json").stdout)
     assert (found["images"], found["held_out"], found["latents"], found["steps"]) == (1497, 300, 24, 2)
     assert found["knn"] is not None
@@ -126,7 +116,7 @@ def test_every_part_can_be_chosen_and_compresses(run, train, images, tmp_path, o
 
 def test_widths_of_layers_are_numbers(run, tmp_path):
     said = run("train", tmp_path, "-o", tmp_path / "m.safetensors", "--decoder", "wide", code=2).stderr
-    assert "'wide' are not widths of layers; write 512 or 512,512." in said
+    assert "--decoder must be whole numbers such as 512,512, got 'wide'." in said
 
 
 def test_torchrun_trains_one_model_and_says_so_once(train, images, tmp_path):

@@ -79,7 +79,7 @@ def test_a_partial_file_is_saved_too(run, in_three, tmp_path):
     done = run("verify", partial, "--salvage", out, "--force", code=1)
     assert done.stderr == (
         f"damaged: bytes {places[1][1]:,} to {places[1][1] + 8:,}\n"
-        "lost: how many images is not known, for the index at the end is damaged or missing\n"
+        "lost: an unknown number of images, for the index at the end is damaged or missing\n"
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import stochcl
 from stochcl.api.compress import CompressOptions
-from stochcl.api.shards import compress_to_folder, pieces_of
+from stochcl.api.shards import compress_to_folder, shard_inputs
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
 from stochcl.ray import MOST_TRIES, ShardWorker, _read, compress_folder, need_ray
 from tests.making import json_of, process
@@ -69,7 +69,7 @@ def test_workers_elsewhere_give_the_codes_of_this_process(images, model, codec, 
 
 def through_pieces(plan, numbers, codec, source):
     """The same, each worker being told which of several sources a shard is made of."""
-    pieces = pieces_of(source, ((number, plan.rows(number)) for number in numbers))
+    pieces = shard_inputs(source, ((number, plan.rows(number)) for number in numbers))
     worker = ShardWorker(plan)
     for number, piece in zip(numbers, pieces, strict=True):
         answer = worker({"number": np.array([number]), "piece": np.array(["" if piece is None else piece.to_json()])})
@@ -134,7 +134,7 @@ def test_requests_that_make_no_sense_are_refused(images, model, codec, tmp_path)
         ask(engine="spark")
     with pytest.raises(UsageError, match="--address"):
         ask(address="auto")
-    with pytest.raises(UsageError, match="--shard-images 0"):
+    with pytest.raises(UsageError, match="--shard-images must be at least 1"):
         ask(shard_images=0)
     with pytest.raises(UsageError, match="standard input"):
         ask(source="-")

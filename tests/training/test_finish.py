@@ -66,7 +66,7 @@ def test_codes_have_twice_the_bits_of_their_rate():
 
 
 def test_negative_steps_are_refused():
-    with pytest.raises(UsageError, match="latent-steps is 0 or more, not -1"):
+    with pytest.raises(UsageError, match="latent_steps must be at least 0"):
         TrainOptions(latent_steps=-1)
 
 

@@ -1,0 +1,178 @@
+"""Adding the images of a source to an archive that does not have them yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stochcl.api.compress import CompressOptions, encode_rows
+from stochcl.api.source import listing, no_readable_error, open_inputs, strict_error
+from stochcl.api.summary import Edit, Report
+from stochcl.compress import Archive
+from stochcl.compress.append import Appender
+from stochcl.compress.edit import has_part
+from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
+from stochcl.errors import SourceError, UsageError
+from stochcl.messages import escape_name, plural
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from stochcl.api.encode import CodecBase
+    from stochcl.codes import Codes
+    from stochcl.data import LabelTable, SubsetSource
+
+    PathLike = str | os.PathLike[str]
+    Progress = Callable[[int, int], None]
+
+
+def append(
+    path: PathLike,
+    source: PathLike,
+    codec: CodecBase,
+    *,
+    labels: PathLike | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    strict: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Edit:
+    """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
+
+    Of a matrix, rows are named by their numbers: what is added are those by which it has grown. Another matrix is
+    compressed to a file of its own, and joined by :func:`merge`.
+
+    Until all is done, and after an error, the archive is as it was. An interruption keeps what is done of the new
+    behind it: the same append again continues with that, and gives what an undisturbed one gives.
+
+    Parameters
+    ----------
+    path : path-like
+        The archive, which must have names.
+    source : path-like
+        A folder, .zip, .tar, or .npy of uint8 images; or the .npy matrix that the archive was made of, grown.
+    codec : CodecBase
+        Of the archive's model; it computes in the archive's precision.
+    labels : path-like, optional
+        A CSV file with labels of the new images, where the archive has labels stored.
+    batch_size, workers, strict
+        As for compressing.
+    progress : callable
+        Told how many images of how many are done.
+
+    Raises
+    ------
+    SourceError, ImageError, FormatError, LabelsError, OutputError
+    ModelMismatch, UsageError
+        If the archive is another model's, or its images were prepared otherwise, or it has no names.
+    """
+    path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict)
+    with Archive(path) as archive:
+        _check_appendable(archive, path, codec, labels=labels is not None)
+        codec = codec.with_precision(archive.header.precision)
+    images = open_inputs(Path(source), codec)
+    table = None if labels is None else read_labels(labels)
+    started = time.monotonic()
+    with Appender(path, tables=[codec.tables]) as out:
+        before = len(out.archive), out.archive.size
+        names = out.archive.names or ()
+        if isinstance(images, MatrixSource):
+            _check_grown(images, names, path)
+        new = missing_from(images, names)
+        there = len(images) - len(new)
+        if strict and new.rejected:
+            raise strict_error(new, new.rejected[0])
+        if table is not None:
+            table.match(_names(new))
+        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
+        out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
+        encoded = _append_to(out, new, codec, options, table, progress)
+    with Archive(path, tables=[codec.tables]) as archive:
+        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+    unit = report.unit
+    added = report.images - before[0]
+    notes = (f"added      {plural(added, unit)}; {plural(there, unit)} had been there already",)
+    return Edit(report, before, {"added": added, "there": there}, notes, tuple(out.skipped))
+
+
+def _append_to(
+    out: Appender,
+    new: SubsetSource | MatrixSource,
+    codec: CodecBase,
+    options: CompressOptions,
+    table: LabelTable | None,
+    progress: Progress,
+) -> int:
+    options = replace(options, uncertainty=out.has is not None and out.has[2])
+
+    def beside(codes: Codes) -> Codes:
+        return replace(codes, labels=None if table is None else table.match(codes.names or ()))
+
+    stated = out.header.preprocess
+    preprocess = codec.preprocess if codec.columns else Preprocess(stated["size"], stated["fit"])
+    known = {name for name, _ in out.archive.skipped}
+    for failure in () if out.position else new.rejected:
+        out.skip(failure.name, failure.reason)
+    try:
+        encoded = encode_rows(codec, new, out, preprocess, options, progress, beside=beside)
+    except (KeyboardInterrupt, SourceError) as exc:
+        if out.rows:
+            exc.add_note(
+                f"The archive is as it was; the {out.rows:,} that are done are kept behind it: repeat the command to "
+                "continue."
+            )
+        raise
+    if not out.rows and any(name not in known for name in _names(new)):
+        raise no_readable_error(new, out.first_skip)
+    return encoded
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _names(source: SubsetSource | MatrixSource) -> Sequence[str]:
+    return source.names if isinstance(source, MatrixSource) else [entry.name for entry in source.entries]
+
+
+def _check_grown(matrix: MatrixSource, names: Sequence[str], path: Path) -> None:
+    """Refuse a matrix with fewer rows than an archive has: it is not the one that the archive was made of."""
+    numbers = [int(name) for name in names if name.isdecimal()]
+    if numbers and max(numbers) >= matrix.total:
+        raise UsageError(
+            f"{escape_name(matrix.path)}: it has {matrix.total:,} rows, and {escape_name(path)} has row "
+            f"{max(numbers):,}; append adds the rows by which a matrix has grown. Compress another matrix to a file "
+            "of its own, and join the two with `stochcl merge`."
+        )
+
+
+def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels: bool) -> None:
+    """Refuse to append codes that the header of an archive would not be true of."""
+    header, shown = archive.header, escape_name(path)
+    codec.check_made(header, path)
+    own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
+    if header.precision not in codec.precisions:
+        known = " or ".join(codec.precisions)
+        raise UsageError(f"{shown}: its precision is {escape_name(header.precision)}, and this version has {known}.")
+    size, fit = own.preprocess.get("size"), header.preprocess.get("fit")
+    if codec.columns is None and (header.preprocess.get("size") != size or fit not in ("crop", "pad", "stretch")):
+        raise UsageError(f"{shown}: its images were not prepared as this model does, as squares of {size} pixels.")
+    if not len(archive):
+        return
+    if archive.names is None:
+        raise UsageError(
+            f"{shown}: its rows have no names (--no-names?), so that it cannot be told which images are there "
+            "already; compress the new ones to a file of their own, and join the two with `stochcl merge`."
+        )
+    stored = has_part(archive, "labels")
+    if stored and not labels:
+        raise UsageError(f"{shown}: it has labels stored; give those of the new images with --labels.")
+    if labels and not stored:
+        raise UsageError(
+            f"{shown}: it has no labels stored; `stochcl transcode --labels` stores those of its images."
+        )

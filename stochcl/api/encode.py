@@ -1,0 +1,327 @@
+"""An encoder and the tables that its codes are decoded with."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from stochcl.api.models import DEFAULT, find_model
+from stochcl.compress import Header
+from stochcl.data import Preprocess
+from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.source import read_regular
+from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode
+from stochcl.encoders.modelfile import load_model
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import VectorDecoder
+from stochcl.errors import ImageError, ModelMismatch, UsageError
+from stochcl.framing import BYTES, VERSION
+from stochcl.messages import escape_name
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
+
+    from stochcl.codes import Codes
+    from stochcl.data.preprocess import Fit
+    from stochcl.encoders.inference import Encoded
+
+
+_DENOMINATOR = 4096
+_FLOAT = 4  # bytes
+
+
+class CodecBase:
+    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with.
+
+    Parameters
+    ----------
+    model : str or path-like
+        The name of an embedded model, or a model file.
+    device : str
+        auto, cpu, cuda...
+    precision : str
+        fp32 or bf16, of the network's arithmetic. bf16 is faster where the processor has it; a few bits in a
+        thousand come out differently, so that an archive has one precision, in its header.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model, device or precision.
+    ModelError
+        If the model file is damaged, foreign or a pickle.
+    """
+
+    precisions = PRECISIONS
+
+    def __init__(
+        self, model: str | os.PathLike[str] = DEFAULT, *, device: str = "auto", precision: str = "fp32"
+    ) -> None:
+        self._check_precision(precision)
+        self.precision = precision
+        self.device = choose_device(device)
+        self.model = load_model(find_model(model))
+        self._encoder = self.model.encoder.to(self.device)
+
+    def __repr__(self) -> str:
+        takes = f"{self.columns}-dimensional vectors" if self.columns else f"images of {self.size} pixels"
+        return (
+            f"<{type(self).__name__} {self.model.name!r}: {takes} to {self.latents} latents of {self.alphabet} "
+            f"values, {self.precision} on {self.device}>"
+        )
+
+    def _check_precision(self, precision: str) -> None:
+        if precision not in self.precisions:
+            raise UsageError(f"precision must be {' or '.join(self.precisions)}, got {precision!r}.")
+
+    def with_precision(self, precision: str) -> Self:
+        """Return this codec, or one that shares its network and computes in another precision."""
+        if precision == self.precision:
+            return self
+        self._check_precision(precision)
+        other = copy.copy(self)
+        other.precision = precision
+        return other
+
+    @property
+    def latents(self) -> int:
+        """D, the width of a code."""
+        return self._encoder.config.latents
+
+    @property
+    def alphabet(self) -> int:
+        """K, the number of values of a latent."""
+        return self._encoder.config.alphabet
+
+    @property
+    def columns(self) -> int | None:
+        """W, the width of the vectors that the model takes; None where it takes images."""
+        return self._encoder.config.columns
+
+    @property
+    def size(self) -> int:
+        """Side of the square that images are brought to, in pixels."""
+        return self._encoder.config.size
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What is done to an image before it is encoded, as the model file says."""
+        return Preprocess(self._encoder.config.size, self._encoder.config.fit)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The decoding tables, made from the model: a function of its tensors alone."""
+        entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR, self.alphabet)
+        return Tables(
+            self._encoder.config.ladder,
+            entropy,
+            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
+            autoregressive=self._encoder.entropy_network(),
+        )
+
+    @cached_property
+    def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Weights, shape (C, V), and biases, shape (C,), of a fine-tuned classifier; None where there is none."""
+        if self._encoder.classifier is None:
+            return None
+        state = self._encoder.state_dict()
+        weight, bias = (state[f"classifier.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+        return weight, bias
+
+    @cached_property
+    def has_packaged_tables(self) -> bool:
+        """Whether the package brings these tables along, so that archives need not hold them."""
+        return resources.files("stochcl").joinpath("tables", f"{self.tables.sha256}.tables").is_file()
+
+    def encode(
+        self,
+        images: NDArray[np.uint8] | NDArray[np.floating] | Sequence[Any],
+        *,
+        latents: int | None = None,
+        uncertainty: bool = True,
+    ) -> Codes:
+        """Encode images, or vectors if the model is one of vectors.
+
+        Parameters
+        ----------
+        images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W, 1), or sequence of path, Pillow image or array
+            Brought to the model's size as its preprocessing says. For a model of vectors of W numbers: an ndarray of
+            float, shape (N, W), or a sequence of such rows.
+        latents : int, optional
+            Keep this prefix only.
+        uncertainty : bool
+            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, summed over all
+            the model's latents, whichever are kept.
+
+        Returns
+        -------
+        Codes
+            One row an image.
+
+        Raises
+        ------
+        UsageError
+            If it is a single image (put it into a list), an array of another shape or type, a vector that is not
+            finite, or too narrow a model.
+        ImageError
+            If an image cannot be read; the message says which.
+
+        Examples
+        --------
+        >>> import stochcl
+        >>> from sklearn.datasets import load_sample_images
+        >>> codec = stochcl.load()
+        >>> codec.encode(load_sample_images().images).symbols().shape
+        (2, 128)
+        """
+        if latents is not None and not 1 <= latents <= self.latents:
+            raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
+        if self.columns:
+            encoded = self.encode_vectors(images)
+        else:
+            encoded = self.encode_prepared(self.prepare(images), uncertainty=uncertainty)
+        codes = encoded.codes if latents is None else encoded.codes.prefix(latents)
+        return codes if uncertainty else replace(codes, uncertainty=None)
+
+    def decode(self, codes: Codes) -> NDArray[np.float32]:
+        """Decode codes of this model to vectors, float32, shape (N, V); of a prefix, what is missing is its mean.
+
+        Raises
+        ------
+        UsageError
+            If the model has no decoder, or the codes are wider than its own.
+        """
+        decoder = self.tables.decoder
+        if decoder is None:
+            raise UsageError("this model has no decoder to vectors; use the symbols.")
+        if codes.latents > self.latents or codes.alphabet != self.alphabet:
+            raise UsageError(
+                f"these codes have {codes.latents:,} latents of {codes.alphabet:,} values, and this model "
+                f"{self.latents:,} of {self.alphabet:,}."
+            )
+        vectors: NDArray[np.float32] = decoder.decode(codes.symbols())
+        return vectors
+
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
+        """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
+        return encode(self._encoder, pixels, self.device, self.precision)
+
+    def encode_prepared(
+        self, inputs: NDArray[np.uint8] | NDArray[np.float32], *, uncertainty: bool = True
+    ) -> Encoded:
+        """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
+        return encode(self._encoder, inputs, self.device, self.precision, uncertainty=uncertainty)
+
+    def encode_vectors(self, vectors: ArrayLike) -> Encoded:
+        """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
+
+        Raises
+        ------
+        UsageError
+            If they are of another shape or type, or one is not finite as float32.
+        """
+        array = np.asarray(vectors)
+        check_inputs(self._encoder.config, array)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+        finite = np.isfinite(array).all(axis=1)
+        if not finite.all():
+            row = int(finite.argmin())
+            raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
+        return encode(self._encoder, array, self.device, self.precision)
+
+    def prepare(self, images: NDArray[Any] | Sequence[Any], *, fit: Fit | None = None) -> NDArray[np.uint8]:
+        """Bring images, as :meth:`encode` takes them, to the model's size: uint8, shape (N, size, size, 3).
+
+        Parameters
+        ----------
+        images : ndarray of uint8, or sequence of path, Pillow image or array
+        fit : str, optional
+            crop, pad or stretch; by default as the model says.
+
+        Raises
+        ------
+        ImageError, UsageError
+            As :meth:`encode`.
+        """
+        return self._pixels(images, self.preprocess if fit is None else Preprocess(self.size, fit))
+
+    def _pixels(self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
+        size = preprocess.size
+        if isinstance(images, np.ndarray):
+            if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+                found = f"{images.dtype} of shape {images.shape}"
+                raise UsageError(
+                    f"an array of images is uint8 of shape (N, H, W, 3), not {found}; put a single image into a list."
+                )
+            if images.shape[1:] == (size, size, 3):
+                return images
+        elif not isinstance(images, Sequence) or isinstance(images, str | bytes):
+            raise UsageError(f"encode takes a list of images, not one {type(images).__name__}: put it into a list.")
+        out = np.empty((len(images), size, size, 3), np.uint8)
+        for i, image in enumerate(images):
+            try:
+                out[i] = _prepare(image, preprocess)
+            except (ImageError, UsageError) as exc:
+                raise type(exc)(f"image {i:,}: {exc}") from exc
+        return out
+
+    def check_made(self, header: Header, path: str | os.PathLike[str], advice: str = "give its own with -m") -> None:
+        """Raise ModelMismatch unless an archive with this header was made by this model."""
+        if header.model_sha256 != self.model.sha256:
+            raise ModelMismatch(
+                f"{escape_name(path)}: it was made by the model {escape_name(header.model)} "
+                f"({header.model_sha256[:12]}), not by {escape_name(self.model.name)} ({self.model.sha256[:12]}); "
+                f"{advice}."
+            )
+
+    def header(
+        self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None, uncertainty: bool = False
+    ) -> Header:
+        """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
+        preprocess = preprocess or self.preprocess
+        if self.columns is None:
+            size, prepared = preprocess.size**2 * 3, {"size": preprocess.size, "fit": preprocess.fit}
+        else:
+            size, prepared = self.columns * _FLOAT, {}
+        return Header(
+            model=self.model.name,
+            model_sha256=self.model.sha256,
+            model_latents=self.latents,
+            latents=latents,
+            alphabet=self.alphabet,
+            precision=self.precision,
+            tables_sha256=self.tables.sha256,
+            feature_dim=self._encoder.feature_dim,
+            input_bytes=size,
+            source_kind=source_kind,
+            preprocess=prepared,
+            version=BYTES if uncertainty else VERSION,
+        )
+
+
+def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Bring one image of any kind to the model's square."""
+    from PIL import Image as PillowImage
+
+    if isinstance(image, str | os.PathLike):
+        try:
+            return preprocess.decode(read_regular(image, MAX_FILE_BYTES))
+        except ImageError as exc:
+            raise ImageError(f"{escape_name(image)}: {exc}.") from exc
+    if isinstance(image, np.ndarray):
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
+            raise UsageError(f"an image is uint8 of shape (H, W, 3) or (H, W), not {image.dtype} {image.shape}.")
+        image = PillowImage.fromarray(image[:, :, 0] if image.ndim == 3 and channels == 1 else image)
+    if not isinstance(image, PillowImage.Image):
+        raise UsageError(f"an image is a path, an array or a Pillow image, not {type(image).__name__}.")
+    return preprocess.convert(image)

@@ -1,0 +1,148 @@
+"""Labels of an archive's rows: from a CSV file, from a folder of their names, or as stored."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stochcl.codes import folder_label
+from stochcl.data import read_labels
+from stochcl.errors import LabelsError, UsageError
+from stochcl.messages import escape_name
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+
+    from stochcl.compress import Rows
+
+    PathLike = str | os.PathLike[str]
+
+_SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"])
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Put the file that labels came from before what is wrong with them."""
+    try:
+        yield
+    except LabelsError as exc:
+        raise LabelsError(f"{escape_name(path)}: {exc}") from exc
+
+
+def labels_of(
+    archive: Rows,
+    path: PathLike,
+    labels: PathLike | None,
+    column: str | None = None,
+    level: int | None = None,
+    *,
+    partial: bool = False,
+) -> tuple[str, ...]:
+    """Return a label for every row: from the CSV, from a folder of its name, or as the archive has it.
+
+    Raises
+    ------
+    LabelsError
+        If there are none, or a row has none in the CSV (with ``partial``, most rows).
+    """
+    shown = escape_name(path)
+    by_name = labels is not None or level is not None
+    if archive.names is None and (by_name or archive.labels is None):
+        raise LabelsError(f"{shown}: its rows have no names to find labels by (--no-names?); compress with names.")
+    if labels is not None and archive.names is not None:
+        return read_labels(labels).match(archive.names, column, partial=partial)
+    if level is not None and archive.names is not None:
+        found = tuple(folder_label(name, level) for name in archive.names)
+        if not any(found):
+            raise LabelsError(f"{shown}: no name has a folder at --label-level {level}; its images lie less deep.")
+        return found
+    if archive.labels is None:
+        raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
+    return tuple(archive.labels)
+
+
+def check_label_options(labels: PathLike | None, columns: Iterable[str | None], level: int | None) -> None:
+    """Refuse options that say two things of where labels come from.
+
+    Raises
+    ------
+    UsageError
+    """
+    if labels is None and any(column is not None for column in columns):
+        raise UsageError("--label-column says which column of a CSV file; give that file with --labels.")
+    if labels is not None and level is not None:
+        raise UsageError("--labels and --label-level both say what the label is; give one of them.")
+    if level == 0:
+        raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
+
+
+def label_origin(labels: PathLike | None, column: str | None, level: int | None, archive: Rows) -> str:
+    """Say where labels come from, for people."""
+    if labels is not None:
+        which = f"column {escape_name(column)}" if column else f"column {escape_name(read_labels(labels).columns[0])}"
+        return f"{which} of {escape_name(labels)}"
+    if level is None and archive._stored("labels"):
+        return "stored in the archive"
+    return f"folder {level or 1} of each name"
+
+
+def split_warning(classes: Iterable[object]) -> str | None:
+    """Return a warning where classes are the names of splits, as in ``train/cat``, ``val/cat``."""
+    found = sorted({str(c) for c in classes if c is not None and str(c)})
+    if len(found) < 2 or not all(name.lower() in _SPLITS for name in found):
+        return None
+    return (
+        f"the classes are {', '.join(found)}, which are names of splits; if the class is the next folder, "
+        "pass --label-level 2"
+    )
+
+
+def labels_of_test(
+    train: Iterable[str] | None, test: Iterable[str] | None, labels: PathLike | None, test_labels: PathLike | None
+) -> PathLike | None:
+    """Return the CSV of the test rows: the one given for them, else the common one, if it tells the rows apart.
+
+    Raises
+    ------
+    UsageError
+        If one CSV is for both, and a name in it is that of a training row and of a test row.
+    """
+    if test_labels is not None or labels is None:
+        return test_labels or labels
+    both = sorted(set(train or ()) & set(test or ()))
+    if both:
+        raise UsageError(
+            f"{escape_name(labels)}: {len(both):,} names, such as {escape_name(both[0])}, are those of training and "
+            "of test images, so that one file cannot label both; give the labels of the test images with "
+            "--test-labels."
+        )
+    return labels
+
+
+def groups_of(archive: Rows, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
+    """Return a group for every row, from a CSV file ``name,group``, or else from a column of the labels' file.
+
+    Raises
+    ------
+    LabelsError
+        If there is neither such a file nor such a column, or a row is not in it, or its group is empty.
+    """
+    if Path(groups).is_file():
+        table, found = groups, labels_of(archive, path, groups)
+    elif labels is not None:
+        table, found = str(labels), labels_of(archive, path, labels, groups)
+    else:
+        raise LabelsError(
+            f"{escape_name(groups)}: there is no such file of groups; give a CSV file name,group, "
+            "or a column of --labels."
+        )
+    empty = [i for i, group in enumerate(found) if not group.strip()]
+    if empty:
+        first = escape_name((archive.names or ())[empty[0]])
+        raise LabelsError(
+            f"{escape_name(table)}: {len(empty):,} of {len(found):,} images have an empty group, the first {first}; "
+            "give every image one."
+        )
+    return found

@@ -1,0 +1,237 @@
+"""Predictions for the images of an archive: of a saved probe, or of a fine-tuned model's classifier."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api.evaluate import rows_of
+from stochcl.api.source import check_source_fits_model, no_readable_error, read_batches
+from stochcl.api.summary import skipped_json
+from stochcl.compress import open_archive
+from stochcl.compress.bytes import is_url
+from stochcl.compress.sharded import MANIFEST
+from stochcl.data import open_source
+from stochcl.downstream import load
+from stochcl.errors import ModelMismatch, UsageError
+from stochcl.files import check_output, replacing, writing
+from stochcl.framing import MAGIC
+from stochcl.messages import escape_name
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.api.encode import CodecBase
+    from stochcl.compress import Header
+    from stochcl.downstream import Fitted, SavedProbe
+    from stochcl.entropy.tables import Tables
+
+    PathLike = str | os.PathLike[str]
+    Where = Iterable[Tables | PathLike]
+
+_BATCH = 256
+
+
+def predict(
+    path: PathLike,
+    probe: PathLike,
+    output: PathLike,
+    *,
+    tables: Where = (),
+    device: str = "auto",
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write what a saved probe, or a fine-tuned model's classifier, predicts for each image to a CSV file.
+
+    Its columns are ``name`` (the row's number, where an archive has no names), one a target, and after each target of
+    classes, where the estimator has them, their probabilities, ``p(class)``; of several targets ``target p(class)``.
+
+    Parameters
+    ----------
+    path : path-like
+        An archive of the model that the probe was fitted on, of as many latents or more. For a fine-tuned model, an
+        archive of its codes, or a source of images.
+    probe : path-like
+        What ``stochcl evaluate --save`` wrote, or the model file that ``stochcl finetune`` wrote.
+    output : path-like
+    tables : iterable of Tables or path-like
+        Where to look first for decoding tables that are not in the archive.
+    device : str
+        Where a fine-tuned model encodes images: auto, cpu, cuda...
+    force : bool
+        Replace an existing output.
+
+    Raises
+    ------
+    ModelMismatch
+        If the archive is of another model, or holds other latents of it.
+    SourceError, FormatError, UsageError, OutputError
+    """
+    output = Path(output)
+    check_output(output, Path(path), force=force)
+    if Path(probe).suffix == ".safetensors":
+        found = _classify(path, probe, device)
+    else:
+        found = _ask_probe(path, probe, tables)
+    _write(output, found.columns)
+    return {
+        "schema": "stochcl.predict/0",
+        "path": escape_name(path),
+        "probe": escape_name(probe),
+        "output": escape_name(output),
+        "images": len(found.columns["name"]),
+        "skipped": skipped_json(found.skipped),
+        "targets": found.targets,
+        "columns": [escape_name(name) for name in found.columns],
+    }
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    columns: dict[str, Any]
+    targets: list[dict[str, Any]]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
+    saved = load(probe)
+    with open_archive(path, tables=tables) as archive:
+        _check_suits(archive.header, saved, path, probe)
+        x = rows_of(archive, saved.given, saved.latents)
+        names = archive.names or [str(i) for i in range(len(archive))]
+    if x.dtype.kind != "f":
+        x = x.astype(np.float32)  # as in training
+    columns: dict[str, Any] = {"name": names}
+    for target in saved.targets:
+        columns |= _answers(target, x, alone=len(saved.targets) == 1)
+    return _Predictions(columns, [_said(target) for target in saved.targets])
+
+
+def _classify(path: PathLike, model: PathLike, device: str) -> _Predictions:
+    from stochcl.api.codec import Codec
+
+    codec = Codec(model, device=device)
+    config, record = codec.model.encoder.config, codec.model.record
+    if codec.classifier is None:
+        raise UsageError(
+            f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
+        )
+    names, x, skipped = _archive_rows(path, codec) if _is_archive(path) else _image_rows(path, codec)
+    weight, bias = codec.classifier
+    scores = x @ weight.T + bias
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True)) if len(x) else scores
+    shares /= shares.sum(axis=1, keepdims=True)
+    columns: dict[str, Any] = {"name": names, "label": [config.classes[i] for i in scores.argmax(axis=1)]}
+    columns |= {f"p({name})": shares[:, i].tolist() for i, name in enumerate(config.classes)}
+    target = {
+        "target": "label", "task": "classification", "estimator": "fine-tuned classifier",
+        "trained_on": record.get("images"), "classes": [escape_name(name) for name in config.classes],
+    }  # fmt: skip
+    return _Predictions(columns, [target], skipped)
+
+
+def _is_archive(path: PathLike) -> bool:
+    if is_url(path):
+        return True
+    path = Path(path)
+    if path.is_dir():
+        return (path / MANIFEST).exists()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _archive_rows(
+    path: PathLike, codec: CodecBase
+) -> tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]:
+    """Return the names and vectors of an archive of a fine-tuned model's codes."""
+    if codec.model.encoder.config.classifies == "features":
+        raise UsageError(
+            f"{escape_name(path)}: the classifier of {escape_name(codec.model.name)} reads features, which codes do "
+            "not have; give the images."
+        )
+    with open_archive(path, tables=[codec.tables]) as archive:
+        codec.check_made(archive.header, path, "compress the images with this model")
+        return archive.names or [str(i) for i in range(len(archive))], archive.to_vectors(), ()
+
+
+def _image_rows(
+    path: PathLike, codec: CodecBase
+) -> tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]:
+    """Encode images, and return the names and what the classifier reads of those that can be read."""
+    source = check_source_fits_model(open_source(path), codec)
+    decoder = None if codec.model.encoder.config.classifies == "features" else codec.tables.decoder
+    names: list[str] = []
+    parts: list[NDArray[np.float32]] = []
+    failures = list(source.rejected)
+    for batch in read_batches(source, codec.preprocess, _BATCH, None, 0):
+        failures += batch.failures
+        if batch.positions:
+            encoded = codec.encode_prepared(batch.inputs, uncertainty=False)
+            parts.append(encoded.features if decoder is None else decoder.decode(encoded.codes.symbols()))
+            names += batch.names
+    skipped = tuple((failure.name, failure.reason) for failure in failures)
+    if not names:
+        raise no_readable_error(source, skipped[0])
+    return names, np.concatenate(parts), skipped
+
+
+def _said(target: Fitted) -> dict[str, Any]:
+    return {
+        "target": target.target,
+        "task": target.task,
+        "estimator": target.estimator,
+        "trained_on": target.rows,
+        "classes": [escape_name(name) for name in target.classes],
+    }
+
+
+def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathLike) -> None:
+    """Refuse an archive whose rows are not what the probe was fitted on."""
+    shown, of = escape_name(path), escape_name(probe)
+    if header.model_sha256 != saved.model_sha256:
+        raise ModelMismatch(
+            f"{shown}: it was made by the model {escape_name(header.model)} ({header.model_sha256[:12]}), and {of} "
+            f"was fitted on codes of {escape_name(saved.model)} ({saved.model_sha256[:12]}); fit it on codes of this "
+            "model."
+        )
+    if saved.given == "vectors" and saved.tables_sha256 not in (None, header.tables_sha256):
+        raise ModelMismatch(
+            f"{shown}: its vectors are decoded by other tables ({header.tables_sha256[:12]}) than those that {of} "
+            f"was fitted on ({str(saved.tables_sha256)[:12]}); fit it on such vectors, or on symbols."
+        )
+    there = None if header.selection is None else tuple(header.selection)
+    if header.latents < saved.latents:
+        raise UsageError(f"{shown}: it has {header.latents:,} latents, and {of} was fitted on {saved.latents:,}.")
+    if (None if there is None else there[: saved.latents]) != saved.selection:
+        raise ModelMismatch(f"{shown}: it holds other latents than those that {of} was fitted on.")
+
+
+def _answers(target: Fitted, x: NDArray[Any], *, alone: bool) -> dict[str, Any]:
+    if not len(x):
+        return {target.target: []}
+    columns: dict[str, Any] = {target.target: target.predict(x).tolist()}
+    shares = target.probabilities(x)
+    if shares is not None:
+        start = "" if alone else f"{target.target} "
+        columns |= {f"{start}p({name})": shares[:, i].tolist() for i, name in enumerate(target.classes)}
+    return columns
+
+
+def _write(output: Path, columns: dict[str, Any]) -> None:
+    text = io.StringIO(newline="")
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(columns)
+    for cells in zip(*columns.values(), strict=True):
+        out.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
+    with writing(output, "the predictions"), replacing(output) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))

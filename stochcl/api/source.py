@@ -1,0 +1,176 @@
+"""Sources of a codec: opened, checked against the model, read in batches, and named in errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import IO, TYPE_CHECKING
+
+from stochcl.data import (
+    ArrowVectors,
+    ImageSource,
+    MatrixSource,
+    StreamSource,
+    TarStream,
+    open_arrow,
+    open_source,
+    open_sources,
+)
+from stochcl.data.open import expand
+from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.messages import escape_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stochcl.api.encode import CodecBase
+    from stochcl.data import Failure, Preprocess
+
+    Source = ImageSource | MatrixSource | StreamSource
+    PathLike = str | os.PathLike[str]
+    Given = PathLike | Sequence[PathLike] | IO[bytes] | Source
+
+
+_MATRIX_ROWS = 4096  # read at a time
+_MATRIX_BYTES = 32 << 20  # or fewer, where rows are as long as this
+
+
+def open_given(given: Given) -> Source:
+    """Open what a caller of :meth:`stochcl.Codec.compress` named, or return it if it is open."""
+    if isinstance(given, ImageSource | MatrixSource | StreamSource):
+        return given
+    if not isinstance(given, str | os.PathLike | Sequence):
+        return TarStream(given)
+    columns = open_arrow(given_paths(given))
+    if columns is not None:  # which may be of no length, where a file does not say that
+        return columns
+    return open_sources([given] if isinstance(given, str | os.PathLike) else given)
+
+
+def given_paths(given: Given) -> list[Path]:
+    """Return the files and folders that a source was named by."""
+    if isinstance(given, str | os.PathLike):
+        return expand(given)
+    return [path for one in given for path in expand(one)] if isinstance(given, Sequence) else []
+
+
+def check_paths_exist(given: Given) -> None:
+    """Raise SourceError for a path that is not there, before a model is loaded."""
+    for path in given_paths(given):
+        try:
+            os.lstat(path)
+        except FileNotFoundError as exc:
+            raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+        except (OSError, ValueError):  # which opening it explains
+            continue
+
+
+def open_inputs(path: PathLike, codec: CodecBase) -> ImageSource | MatrixSource:
+    """Open a source of images or rows that fits a model."""
+    source = open_source(path)
+    check_source_fits_model(source, codec)
+    return source
+
+
+def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
+    """Return a source if it holds what a model takes: images, or rows of its width; else raise UsageError."""
+    model, columns = escape_name(codec.model.name), codec.columns
+    shown = escape_name(source.path)
+    matrix = "vectors.npy" if isinstance(source, ArrowVectors) else shown  # training takes no columns
+    training = f"`stochcl train {matrix} -o head.safetensors --latents 256 --rate 64`"
+    if not isinstance(source, MatrixSource | ArrowVectors):
+        if columns is None:
+            return source
+        raise UsageError(
+            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give a model of "
+            "images with -m, or none for the default one."
+        )
+    found = f"{shown}: these are embeddings ({len(source):,} x {source.dim:,})"
+    if columns is None:
+        raise UsageError(
+            f"{found}, and the model {model} takes images; embeddings need a model of their own, as {training} makes "
+            "it, to be given with -m."
+        )
+    if columns != source.dim:
+        raise UsageError(
+            f"{found}, and the model {model} takes rows of {columns:,} numbers; give the one that was trained on "
+            f"such rows with -m, or train one with {training}."
+        )
+    return source
+
+
+@dataclass(frozen=True, eq=False)
+class InputBatch:
+    """Consecutive inputs of a source of any kind."""
+
+    rows: range
+    positions: tuple[int, ...]
+    names: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    sizes: Sequence[int]
+    inputs: NDArray[np.uint8] | NDArray[np.float32]
+    labels: tuple[str, ...] | None = None
+
+
+def read_batches(
+    source: Source, preprocess: Preprocess, batch_size: int, workers: int | None, start: int
+) -> Iterator[InputBatch]:
+    """Read a source from a position on; rows of a matrix by the thousands, whatever the batch size."""
+    if isinstance(source, MatrixSource | ArrowVectors):
+        size = max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim)))
+        for rows in source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size):
+            sizes = [rows.source_bytes // max(1, len(rows.names))] * len(rows.names)
+            yield InputBatch(rows.rows, rows.positions, rows.names, rows.failures, sizes, rows.vectors, rows.labels)
+        return
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    position = {} if isinstance(source, StreamSource) else {"start": start}
+    for b in source.batches(preprocess, batch_size=batch_size, workers=workers, **position):
+        yield InputBatch(b.rows, b.positions, b.names, b.failures, b.sizes, b.images, b.labels)
+
+
+def listing(source: Source) -> str:
+    """Return a digest of what the source holds: names, sizes and times, and what was rejected."""
+    if isinstance(source, StreamSource):  # which is never resumed
+        return ""
+    digest = hashlib.sha256(source.kind.encode())
+    if isinstance(source, MatrixSource):
+        facts = [len(source), source.dim, source.size, source.mtime_ns]
+        digest.update(json.dumps(facts).encode())
+        return digest.hexdigest()
+    lines = chain(
+        ([entry.name, entry.size, entry.mtime_ns] for entry in source.entries),
+        ([failure.name, failure.reason] for failure in source.rejected),
+    )
+    for line in lines:
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def unit_of(source: Source) -> str:
+    """Return what a row of a source is: an image, or a row of a matrix."""
+    return "row" if isinstance(source, MatrixSource | ArrowVectors) else "image"
+
+
+def strict_error(source: Source, failure: Failure) -> ImageError:
+    """Return the error with which --strict stops at an image."""
+    return ImageError(
+        f"{escape_name(source.path)}: {escape_name(failure.name)}: {failure.reason}; --strict stops at "
+        f"{unit_of(source)}s that cannot be read."
+    )
+
+
+def no_readable_error(source: Source, first: tuple[str, str]) -> SourceError:
+    """Return the error for a source of which no image can be read, the first for this reason."""
+    name, reason = first
+    return SourceError(
+        f"{escape_name(source.path)}: none of its {unit_of(source)}s can be read; the first is "
+        f"{escape_name(name)}: {reason}."
+    )

@@ -1,0 +1,156 @@
+"""Click options: those that are made from the fields of options dataclasses, and those that commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stochcl.compress.bytes import is_url
+from stochcl.errors import UsageError
+from stochcl.options import check_value, declared, kind_of, option_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from dataclasses import Field
+
+    from stochcl.options import Options
+
+    Decorator = Callable[[Any], Any]
+
+
+class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
+    """A file of codes, a folder of shards, or a URL (``s3://...``), of which a path would lose a slash."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return a path, or a URL as it is."""
+        return value if isinstance(value, Path) or is_url(value) else Path(value)
+
+
+OUTPUTS = ("auto", "symbols", "vectors")
+PATH = click.Path(path_type=Path)
+ARCHIVE = ArchivePath()
+CODES = click.argument("codes", type=ARCHIVE)
+CODES_FILE = click.argument("codes", type=PATH)
+TABLES = click.option(
+    "-m", "--model", help="Model or .tables file with the decoding tables, if they are found nowhere else."
+)
+FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
+RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+LABELS = click.option("--labels", type=PATH, help="CSV file name,label..., in place of folder names.")
+TEST_LABELS = click.option("--test-labels", type=PATH, help="The same for --test.  [default: --labels]")
+LEVEL = click.option(
+    "--label-level", "level", type=int, metavar="N",
+    help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
+)  # fmt: skip
+COLUMN = click.option(
+    "--label-column", "--column", "column", help="Column of the CSV file.  [default: the first after the name]"
+)
+TASK = click.option(
+    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
+)
+VECTORS_OR_SYMBOLS = click.option(
+    "--input", "output", type=click.Choice(OUTPUTS), default="auto", show_default=True,
+    help="What the estimator reads; auto: vectors if the model has a decoder.",
+)  # fmt: skip
+FOLDS = click.option(
+    "--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds of the cross-validation."
+)
+SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+PREFIX = click.option(
+    "--latents", type=click.IntRange(1), metavar="K", help="Use the first K latents.  [default: all]"
+)
+
+
+def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - as in click.option
+    """Return the option that names what is written."""
+    how: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option("-o", "--output", type=PATH, help=help, **how)
+
+
+def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator:
+    """Return a decorator that adds an option for each field with a help text; None where it is not given."""
+    made = [
+        _click_option(one) for cls in classes for one in declared(cls).values()
+        if option_of(one).help and (not only or one.name in only)
+    ]  # fmt: skip
+
+    def decorate(command: Any) -> Any:
+        for add in reversed(made):
+            command = add(command)
+        return command
+
+    return decorate
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _click_option(one: Field[Any]) -> Decorator:
+    made, flag = option_of(one), f"--{one.name.replace('_', '-')}"
+    shown = made.shown or (one.name if one.default is True else _shown(one.default))
+    text = made.help + (f"  [default: {shown}]" if shown else "")
+    if kind_of(one) == "bool":
+        both = f"{flag}/--no-{flag[2:]}" if one.default is True else flag
+        return click.option(both, one.name, is_flag=True, default=None, help=text)
+    unit = made.unit or (f"[{'|'.join(made.choices)}]" if made.choices else None)
+    return click.option(flag, one.name, type=OptionType(one, flag), metavar=unit, help=text)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "" if default is None or default is False else str(default)
+
+
+class OptionType(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
+    """The values of a field: of its type, and within its bounds."""
+
+    def __init__(self, one: Field[Any], flag: str) -> None:
+        self.field, self.flag = one, flag
+        self.name = {"int": "integer", "float": "number"}.get(kind_of(one), "text")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of a text."""
+        kind = kind_of(self.field)
+        if option_of(self.field).unit == "TIME":
+            value = seconds(value, self.flag)
+        elif kind.startswith("tuple["):
+            numbers = tuple(_number(int, part) for part in value.split(",") if part.strip())
+            value = value if any(isinstance(number, str) for number in numbers) else numbers
+        elif kind in ("int", "float"):
+            value = _number({"int": int, "float": float}[kind], value)
+        check_value(self.field, value, self.flag)
+        return value
+
+
+def _number(of: type, text: str) -> Any:
+    """Return the number that a text is, or the text, which is then refused with what it should be."""
+    try:
+        return of(text)
+    except ValueError:
+        return text
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str, flag: str = "") -> float:
+    """Return the seconds of a time: a number, or one with s, m, h or d behind it.
+
+    Examples
+    --------
+    >>> seconds("90m"), seconds("1.5h")
+    (5400.0, 5400.0)
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|d)?", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"{flag} must be a time such as 90s, 90m or 1.5h, got {text!r}.")
+    return float(match[1]) * _UNITS[match[2] or ""]

@@ -1,0 +1,152 @@
+"""Options: a field of a dataclass that carries its bounds, choices, unit, help and default, once.
+
+The command line makes its options from these fields, a TOML file its keys, and both their errors. ``Options`` checks
+values when it is made.
+
+>>> @dataclass(frozen=True)
+... class Decoding(Options):
+...     beam: int = option(8, "Hypotheses that are kept.", at_least=1, at_most=64)
+>>> Decoding(beam=0)
+Traceback (most recent call last):
+    ...
+stochcl.errors.UsageError: beam must be between 1 and 64, got 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from dataclasses import Field
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of an ``Options`` dataclass says beyond its name, type and default."""
+
+    help: str = ""
+    at_least: float | None = None
+    more_than: float | None = None
+    at_most: float | None = None
+    less_than: float | None = None
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    shown: str = ""  # what the help says of a default that is None or False
+
+    def allows(self, value: float) -> bool:
+        """Tell whether a number is finite and within the bounds."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.more_than is None or value > self.more_than)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.less_than is None or value < self.less_than)
+        )
+
+    def range(self) -> str:
+        """Return the bounds in words."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"between {self.at_least:,} and {self.at_most:,}"
+        words = {
+            "at least": self.at_least, "more than": self.more_than, "at most": self.at_most,
+            "less than": self.less_than,
+        }  # fmt: skip
+        return " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None) or "finite"
+
+
+def option(
+    default: Any,
+    help: str = "",  # noqa: A002 - as in click.option
+    *,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    at_most: float | None = None,
+    less_than: float | None = None,
+    choices: Iterable[str] = (),
+    unit: str = "",
+    shown: str = "",
+) -> Any:
+    """Return a dataclass field that is an option; ``unit`` stands for its value in the help."""
+    made = Option(help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown)
+    return field(default=default, metadata={_KEY: made})
+
+
+def declared(cls: type[Options]) -> dict[str, Field[Any]]:
+    """Return the fields of an ``Options`` dataclass by name."""
+    return {one.name: one for one in fields(cls)}  # type: ignore[arg-type]
+
+
+def option_of(one: Field[Any]) -> Option:
+    """Return what a field says of its option."""
+    made: Option = one.metadata.get(_KEY, Option())
+    return made
+
+
+def kind_of(one: Field[Any]) -> str:
+    """Return the type of a field's values: int, float, bool, str, or tuple[int, ...]; None is allowed beside it."""
+    text = one.type.__name__ if one.type in (int, float, bool, str) else str(one.type)  # with postponed annotations
+    kind = text.partition(" |")[0]
+    return kind if kind in _KINDS or kind.startswith("tuple[") else "str"
+
+
+def check_value(one: Field[Any], value: Any, name: str | None = None) -> None:
+    """Raise UsageError if a value is not of a field's type, or out of its bounds."""
+    if value is None and one.default is None:
+        return
+    made, kind, shown = option_of(one), kind_of(one), name or one.name
+    if made.choices:
+        if value not in made.choices:
+            raise UsageError(f"{shown} must be {_either(made.choices)}, got {value!r}.")
+    elif not _is_a(value, kind):
+        raise UsageError(f"{shown} must be {_said(kind)}, got {value!r}.")
+    elif kind in ("int", "float") and not made.allows(value):
+        raise UsageError(f"{shown} must be {made.range()}, got {value}.")
+
+
+class Options:
+    """Base of dataclasses whose fields are made by :func:`option`: values are checked when one is made."""
+
+    def __post_init__(self) -> None:
+        for one in declared(type(self)).values():
+            check_value(one, getattr(self, one.name))
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise UsageError for the first name that is not known, with the nearest one that is."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise UsageError(f"{what} has no option {name!r}{hint}")
+
+
+def _either(choices: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+
+
+def _said(kind: str) -> str:
+    if kind.startswith("tuple["):
+        item = kind.removeprefix("tuple[").partition(",")[0]
+        return f"{'whole ' if item == 'int' else ''}numbers such as 512,512"
+    return _KINDS[kind]
+
+
+def _is_a(value: object, kind: str) -> bool:
+    """Tell whether a value is of a field's type; whole numbers are numbers, truth values are not."""
+    if kind.startswith("tuple["):
+        item = kind.removeprefix("tuple[").partition(",")[0]
+        return isinstance(value, tuple | list) and all(_is_a(v, item) for v in value)
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    return isinstance(value, {"int": Integral, "float": Real, "str": str}[kind])
