@@ -173,5 +173,5 @@ def test_errors_are_whitened_as_the_option_says_and_by_default_as_the_objective_
     assert power(whitening=0.5) == pytest.approx(0.5, abs=0.05)
     assert power() == pytest.approx(0.125, abs=0.03)
     assert power(objective="reconstruct") == 0
-    with pytest.raises(UsageError, match=r"whitening is 0 to 0\.5, not 0\.7"):
+    with pytest.raises(UsageError, match="whitening must be"):
         make_stage(whitening=0.7)
