@@ -212,8 +212,8 @@ def count_try(plan: Plan, number: int) -> None:
         rows = plan.rows(number)
         raise SourceError(
             f"{escape_name(plan.file(number))}: {tries} workers died, one after the other, making this shard of "
-            f"images {rows.start:,} to {rows.stop - 1:,}: one of them may take more memory than there is, or crash its "
-            "decoder. Take fewer --workers, or find it with --engine local; shards that are complete are kept."
+            f"images {rows.start:,} to {rows.stop - 1:,}: one of them may take more memory than there is, or crash "
+            "its decoder. Take fewer --workers, or find it with --engine local; shards that are complete are kept."
         )
 
 

@@ -55,8 +55,8 @@ class CompressOptions(Options):
 
     latents: int | None = option(None, "Keep the first K latents.", at_least=1, unit="K", shown="all")
     rate: float | None = option(
-        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and names "
-        "come on top.", more_than=0, unit="R",
+        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and "
+        "names come on top.", more_than=0, unit="R",
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")

@@ -275,7 +275,8 @@ def evaluate_targets(
                 rare = {target: _rare(y, least) for target, y in part.labels.items()}
             part, other = _without(part, rare), None if other is None else _without(other, rare)
             notes += [
-                f"{len(names):,} classes of fewer than {least} images are left out, such as {escape_name(min(names))}"
+                f"{len(names):,} classes of fewer than {least} images were left out, "
+                f"such as {escape_name(min(names))}"
                 for names in rare.values()
                 if names
             ]

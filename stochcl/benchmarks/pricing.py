@@ -14,8 +14,8 @@ from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
 from stochcl.entropy.tables import Tables
 
 if TYPE_CHECKING:
-    from stochcl.entropy.autoregressive import AutoregressiveModel
     from stochcl.codes import Codes
+    from stochcl.entropy.autoregressive import AutoregressiveModel
     from stochcl.entropy.model import EntropyModel
 
 CODINGS = ("packed", "independent", "linear", "network")
