@@ -139,7 +139,7 @@ def test_a_colour_image_of_another_shape(codes, model, tmp_path):
 @pytest.mark.parametrize("count", [41, 42, 43, 100])
 def test_an_image_of_elsewhere_has_every_row_for_a_neighbour(codes, model, images, by, count):
     image = next((images / "cats").iterdir())
-    found = search(codes, [image], rows=[3], model=str(model), device="cpu", by=by, count=count)
+    found = search(codes, [image], rows=[3], model=str(model), device="cpu", output=by, count=count)
     row, image = ([n["row"] for n in query["neighbours"]] for query in found["queries"])
     assert sorted(image) == sorted(set(image))
     assert len(image) == min(count, 42)

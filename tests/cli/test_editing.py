@@ -238,7 +238,7 @@ def test_a_stopped_append_locks_nobody_out_and_goes_on(run, cats, images, model,
     run(*arguments)
     whole = cats.read_bytes()
     cats.write_bytes(before)
-    _, said, code = stopped(*arguments, sent=sent, mark=tmp_path / "mark", module="appending")
+    _, said, code = stopped(*arguments, sent=sent, mark=tmp_path / "mark", module="append")
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[sent]
     if sent != signal.SIGKILL:
         assert re.search(r"The archive is as it was; the \d+ that are done are kept behind it: repeat", said)

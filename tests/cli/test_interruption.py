@@ -124,7 +124,7 @@ FolderSource._read = lose
     ended = process(*request, before=before)
     assert ended.returncode == 1, ended.stderr
     assert "no such file or directory" in ended.stderr
-    assert "codes.bin.partial: pass --resume to go on with it." in ended.stderr
+    assert "codes.bin.partial: pass --resume" in ended.stderr
     assert not out.exists()
     gone.rename(photos)
     ended = process(*request, "--resume", "--json")
