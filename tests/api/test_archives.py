@@ -67,19 +67,20 @@ def test_evaluate_gives_what_the_probe_would(codes):
     assert (result.score, result.folds) == (expected.score, expected.folds)
     assert facts == {
         "schema": "stochcl.evaluate/0", "path": str(codes), "images": 42, "input": "symbols", "latents": 8,
-        "model": "tiny",
+        "model": "tiny", "labels_from": "folder 1 of each name",
     }  # fmt: skip
 
 
-def test_a_test_archive_may_be_narrower_only_where_both_are(codec, images, codes, tmp_path):
+def test_archives_of_two_widths_are_compared_on_the_narrower_s_latents(codec, images, codes, tmp_path):
     narrow = tmp_path / "narrow.bin"
     codec.compress(images, narrow, latents=8)
     with pytest.raises(UsageError, match=r"narrow\.bin: it has 8 latents, not 16"):
         evaluate.evaluate(codes, test=narrow, latents=16)
     result, _ = evaluate.evaluate(codes, test=narrow, latents=8, output="symbols")
     assert (result.n_train, result.n_test) == (42, 42)
-    with pytest.raises(UsageError, match="32"):
-        evaluate.evaluate(codes, test=narrow, output="symbols")
+    same, facts = evaluate.evaluate(codes, test=narrow, output="symbols")
+    assert (same.score, facts["latents"]) == (result.score, 8)
+    assert any("first 8 of both" in note for note in same.notes)
 
 
 def test_labels_that_the_archive_stores_are_used(tmp_path):

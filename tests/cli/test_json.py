@@ -16,7 +16,7 @@ def commands(images, model, codes, out):
     evaluation = {
         "schema", "path", "images", "input", "latents", "model", "task", "estimator", "n_train", "n_test", "score",
         "interval", "baseline", "balanced_accuracy", "baseline_balanced_accuracy", "duplicates", "folds", "classes",
-        "confusion", "seconds",
+        "confusion", "seconds", "labels_from",
     }  # fmt: skip
     uncertainty = {
         "schema", "path", "images", "input", "latents", "model", "trained_on", "estimator", "accuracy", "scores",
@@ -35,7 +35,7 @@ def commands(images, model, codes, out):
     return {
         "compress": (compress, REPORT | {"images_per_second"}),
         "info": (["info", codes], REPORT),
-        "verify": (["verify", codes], {"schema", "path", "images", "bytes", "ok"}),
+        "verify": (["verify", codes], {"schema", "path", "images", "bytes", "left_over_bytes", "ok"}),
         "decompress": (["decompress", codes, "-o", out / "a.npz"], {"schema", "path", "images", "bytes", "holds"}),
         "evaluate": (["evaluate", codes], evaluation),
         "uncertainty": (["uncertainty", codes], uncertainty),

@@ -96,7 +96,8 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(run, vectors, tmp_path, small
     folder, head = vectors
     command = ["compress", folder / "vectors.npy", "-m", head, "--device", "cpu"]
     assert process(*command, "-o", tmp_path / "a.bin", before=KILLED).returncode == 9
-    assert {path.name for path in tmp_path.iterdir()} == {"a.bin.partial", "a.bin.partial.journal"}
+    left = {path.name for path in tmp_path.iterdir()} - {"a.bin.lock"}  # which a killed process leaves, unlocked
+    assert left == {"a.bin.partial", "a.bin.partial.journal"}
     small_segments(50)
     assert json_of(run(*command, "-o", tmp_path / "a.bin", "--resume", "--json"))["images"] == 298
     run(*command, "-o", tmp_path / "b.bin")
