@@ -9,9 +9,9 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from stochcl.errors import OutputError, UsageError
+from stochcl.errors import OutputError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -54,11 +54,50 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") -> Iterator[None]:
+    """Turn an OSError while a path is written into the OutputError that names the path and what it is.
+
+    Examples
+    --------
+    >>> with writing("a.csv", "the log"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+        ...
+    stochcl.errors.OutputError: a.csv: the log cannot be written: no space left on device.
+    """
+    try:
+        yield
+    except StochclError:
+        raise
+    except OSError as exc:
+        raise OutputError(f"{escape_name(path)}: {what} cannot be written: {os_reason(exc)}{advice}.") from exc
+
+
 def write_all(file: RawIOBase, data: bytes) -> None:
     """Write all of the data to an unbuffered file, which may take less at a time."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) or 0 :]
+
+
+def read_all(file: Any, size: int) -> bytes:
+    """Read so many bytes, or fewer where the file ends; one call of an unbuffered file may give less."""
+    parts = []
+    while size > 0 and (data := file.read(size)):
+        parts.append(data)
+        size -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def pread_all(descriptor: int, offset: int, size: int) -> bytes:
+    """Read so many bytes at an offset, or fewer where the file ends; one call may give less, and at most 2 GiB."""
+    parts = []
+    while size > 0 and (data := os.pread(descriptor, min(size, 1 << 30), offset)):
+        parts.append(data)
+        offset += len(data)
+        size -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def lock(file: IO[bytes] | RawIOBase) -> bool:

@@ -18,7 +18,7 @@ from stochcl import errors
 from stochcl.api.codec import Codec
 from stochcl.api.compress import CompressOptions, listing
 from stochcl.api.shards import Piece, compress_to_folder, make_shard, open_of, open_piece, pieces_of
-from stochcl.compress.sharded import Shard
+from stochcl.compress.manifest import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 

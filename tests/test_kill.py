@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stochcl.compress.segment_writer import Record
-from stochcl.compress.writer import Journal
+from stochcl.compress.journal import Journal, Record
 from tests.compress.making import make_names
 from tests.kill import OLD, ROWS, Broken, look_at_output, make_jobs
 

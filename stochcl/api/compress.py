@@ -20,8 +20,9 @@ import numpy as np
 from stochcl.api.summary import Report, said_of_tables
 from stochcl.codes import Codes, label_text, pick
 from stochcl.compress import Archive, Writer
+from stochcl.compress.journal import rows_kept
+from stochcl.compress.segment_writer import StreamWriter
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.compress.writer import StreamWriter, rows_kept
 from stochcl.data import (
     ArrowVectors,
     Failure,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.compress import Header, Rows
+    from stochcl.compress import ArchiveBase, Header
     from stochcl.compress.segment_writer import SegmentWriter
     from stochcl.data.preprocess import Fit, Preprocess
 
@@ -600,7 +601,7 @@ def _paths(source: Given) -> list[Path]:
     return [path for given in source for path in expand(given)] if isinstance(source, Sequence) else []
 
 
-def of_another_kind(codec: Codec, archive: Rows) -> tuple[str, ...]:
+def of_another_kind(codec: Codec, archive: ArchiveBase) -> tuple[str, ...]:
     """Return a warning where the model's network predicts codes worse than those of its training images."""
     recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits")
     if not recorded or len(archive) < _FEW:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import Header, Rows
+    from stochcl.compress import ArchiveBase, Header
     from stochcl.downstream import Evaluation, Fitted, SavedProbe, Task
     from stochcl.entropy.tables import Tables
 
@@ -48,24 +48,24 @@ def naming(path: PathLike) -> Iterator[None]:
         raise LabelsError(f"{escape_name(path)}: {exc}") from exc
 
 
-def input_of(archive: Rows, given: str) -> str:
+def input_of(archive: ArchiveBase, given: str) -> str:
     """Return ``vectors`` or ``symbols``; of auto, vectors where the model has a decoder."""
     if given == "auto":
         return "vectors" if archive.has_decoder else "symbols"
     return given
 
 
-def rows_of(archive: Rows, used: str, latents: int | None) -> NDArray[Any]:
+def rows_of(archive: ArchiveBase, used: str, latents: int | None) -> NDArray[Any]:
     """Return vectors or symbols, shape (N, V) or (N, D)."""
     return archive.to_vectors(latents) if used == "vectors" else archive.to_numpy(latents)
 
 
-def has_categories(archive: Rows) -> bool:
+def has_categories(archive: ArchiveBase) -> bool:
     """Tell whether symbols are names rather than quantities: their model decodes them through codebooks."""
     return archive.header.alphabet > 2 and archive.decoder is not None and archive.decoder.codebooks is not None
 
 
-def kind_of(archive: Rows) -> str:
+def kind_of(archive: ArchiveBase) -> str:
     """Return what symbols are: ``bits``, ``categories``, or ``levels``, numbers in order."""
     if archive.header.alphabet == 2:
         return "bits"
@@ -73,7 +73,7 @@ def kind_of(archive: Rows) -> str:
 
 
 def labels_of(
-    archive: Rows,
+    archive: ArchiveBase,
     path: PathLike,
     labels: PathLike | None,
     column: str | None = None,
@@ -119,7 +119,7 @@ def check_label_options(labels: PathLike | None, columns: Iterable[str | None], 
         raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
 
 
-def told_source(labels: PathLike | None, column: str | None, level: int | None, archive: Rows) -> str:
+def told_source(labels: PathLike | None, column: str | None, level: int | None, archive: ArchiveBase) -> str:
     """Say where labels come from, for people."""
     if labels is not None:
         which = f"column {escape_name(column)}" if column else f"column {escape_name(read_labels(labels).columns[0])}"
@@ -181,7 +181,7 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
     return width
 
 
-def groups_of(archive: Rows, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
+def groups_of(archive: ArchiveBase, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
     """Return a group for every row, from a CSV file ``name,group``, or else from a column of the labels' file.
 
     Raises
@@ -584,7 +584,7 @@ class _Labels:
 
 
 def _part(
-    archive: Rows, path: PathLike, labels: _Labels, used: str, latents: int | None, groups: str | None = None
+    archive: ArchiveBase, path: PathLike, labels: _Labels, used: str, latents: int | None, groups: str | None = None
 ) -> _Part:
     by_target = {
         column: labels_of(archive, path, labels.path, column, partial=True) for column in labels.columns

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.codes import Codes
-    from stochcl.compress import Header, Rows
+    from stochcl.compress import ArchiveBase, Header
     from stochcl.entropy.tables import Decoder, Tables
 
     PathLike = str | os.PathLike[str]
@@ -141,7 +141,7 @@ def search(
         }
 
 
-def _own(archive: Rows, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
+def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
     """Yield the rows of the archive that are asked for."""
     if names and archive.names is None:
         raise UsageError(f"{escape_name(path)}: its rows have no names (--no-names?); give their numbers with --row.")
@@ -172,7 +172,7 @@ def _given(path: Path) -> Iterator[_Query]:
 
 
 def _wanted(
-    archive: Rows, path: PathLike, asked: list[_Query], model: str | None, device: str,
+    archive: ArchiveBase, path: PathLike, asked: list[_Query], model: str | None, device: str,
     decoder: Decoder | None,
 ) -> NDArray[Any]:  # fmt: skip
     """Return vectors or symbols of what is looked for, a row each."""
@@ -199,7 +199,7 @@ def _wanted(
     return np.concatenate(parts)
 
 
-def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Codec:
+def _codec(archive: ArchiveBase, path: PathLike, model: str | None, device: str) -> Codec:
     """Return the archive's own model, in its precision."""
     from stochcl.api.codec import Codec
 
@@ -218,7 +218,7 @@ def _kept(codes: Codes, header: Header) -> Codes:
     return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
 
 
-def _told(archive: Rows, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
+def _told(archive: ArchiveBase, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
     """Return neighbours; a row of the archive that is looked for is not its own."""
     names, labels = archive.names, archive.labels
     # A vector that is not finite, of a foreign decoder, is no one's neighbour.

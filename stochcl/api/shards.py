@@ -24,7 +24,7 @@ from stochcl.api.compress import (
 )
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
-from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
+from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
 from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables

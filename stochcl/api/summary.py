@@ -10,7 +10,7 @@ from stochcl.messages import escape_name, plural
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stochcl.compress import Rows
+    from stochcl.compress import ArchiveBase
 
 
 _FLOAT = 4  # bytes of a float32
@@ -81,7 +81,7 @@ class Report:
     vectors: bool = False
 
     @classmethod
-    def of(cls, archive: Rows, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
+    def of(cls, archive: ArchiveBase, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
         """Take the figures from an open archive."""
         header, images = archive.header, len(archive)
         return cls(

@@ -234,7 +234,7 @@ class Transcoding:
         fitted = self._chosen(latents, same=same, progress=lambda rows: progress(rows, len(archive)))
         recode = not same or bool(fitted)
         if not recode:
-            with archive._named():
+            with archive._errors:
                 fitted = list(archive._fitted)
         options = {"names": self.names, "labels": self.labels is not None, "embed": self.embed}
         options |= {} if self.uncertainty else {"uncertainty": False}
@@ -261,7 +261,7 @@ class Transcoding:
         archive = self.archive
         if same and not self.models:
             return []
-        with archive._named():
+        with archive._errors:
             old = [_cut(model, self.columns) for model in archive._fitted]
         models = [model.prefix(latents) for model in [*old, *self.models] if model is not None]
         if not models:
@@ -300,7 +300,7 @@ def _cut(model: EntropyModel, columns: Sequence[int] | None) -> EntropyModel | N
 
 def _spent(archive: Archive) -> float:
     """Return the bits that codes take in an archive, with the models that it holds for them."""
-    heads = [head for _, head in archive._index.segments]
+    heads = [segment.head for segment in archive._segments]
     fitted = sum(size + FITTED_ENTRY.size for _, size in archive._index.fitted)
     return 8.0 * (fitted + sum(head.payload + head.table.size for head in heads))
 

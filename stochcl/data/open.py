@@ -27,7 +27,8 @@ from stochcl.data.source import (
     is_image_name,
     read_listed,
 )
-from stochcl.data.tar import TarSource, compression, looks_like_tar
+from stochcl.data.tar import TarSource
+from stochcl.data.tar_headers import compression, looks_like_tar
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, UsageError
 from stochcl.messages import escape_name, os_reason

@@ -14,7 +14,6 @@ import stochcl
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
-from stochcl.compress.segment import read_segment
 from stochcl.entropy.model import FITTED
 from stochcl.errors import FormatError, ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
@@ -27,7 +26,7 @@ CODES = make_codes(ROWS, 12, names=make_names(ROWS))
 
 def blocks(path):
     with Archive(path) as archive:
-        return [read_segment(archive._reader, offset, head).blocks for offset, head in archive._index.segments]
+        return [segment.raw().blocks for segment in archive._segments]
 
 
 def read(path, **options):

@@ -206,8 +206,7 @@ def test_a_cut_second_append_goes_back_to_the_first(path):
 @pytest.mark.parametrize("call", ["fsync", "write"])
 def test_a_device_that_fails_leaves_the_archive_as_it_was(path, monkeypatch, which, call):
     from stochcl.compress import append as appending
-    from stochcl.compress import writer
-    from stochcl.compress import writer as journal
+    from stochcl.compress import journal, writer
 
     before, calls = path.read_bytes(), []
     real = {"fsync": os.fsync, "write": appending.write_all}[call]

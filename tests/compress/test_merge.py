@@ -12,7 +12,6 @@ from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.edit import check_alike, merge, stored_codes
 from stochcl.compress.edit import split as write_part
-from stochcl.compress.segment import read_segment
 from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
@@ -26,7 +25,7 @@ CODES = make_codes(60, 6, names=make_names(60))
 def blocks(path):
     """The bytes of every segment's blocks."""
     with Archive(path) as archive:
-        return [read_segment(archive._reader, offset, head).blocks for offset, head in archive._index.segments]
+        return [segment.raw().blocks for segment in archive._segments]
 
 
 def joined(paths, out, **options):
@@ -270,10 +269,11 @@ def test_a_full_disk_is_an_output_error(tmp_path, monkeypatch):
 def test_checksums_of_parts_are_looked_at(tmp_path):
     path = write(tmp_path / "a.bin", CODES, TABLES)
     with Archive(path) as archive:
-        ((offset, head),) = archive._index.segments
+        (segment,) = archive._segments
+        head = segment.head
         other = replace(head, names=replace(head.names, crc=head.names.crc ^ 1))
         with pytest.raises((ChecksumMismatch, FormatError)):
-            read_segment(archive._reader, offset, other)
+            replace(segment, head=other).raw()
 
 
 @pytest.mark.parametrize("journal", [None, b"", b"12345678 {"])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
+from stochcl.compress.journal import Journal, rows_kept
 from stochcl.compress.salvage import salvage
-from stochcl.compress.writer import Journal, rows_kept
 from stochcl.entropy.model import INDEPENDENT as PREFIX
 from stochcl.entropy.model import OWN
 from stochcl.errors import OutputError, SourceError, UsageError
@@ -427,6 +427,7 @@ def test_a_resumption_that_fails_keeps_what_was_there(tmp_path, monkeypatch, cal
 @pytest.mark.parametrize("which", range(1, 11))
 def test_who_makes_room_and_goes_on_loses_nothing(tmp_path, monkeypatch, which, uninterrupted):
     """Whatever write fails halfway, it may be tried again: its rows are still waiting."""
+    import stochcl.compress.journal
     import stochcl.compress.writer
 
     calls = []
@@ -441,7 +442,7 @@ def test_who_makes_room_and_goes_on_loses_nothing(tmp_path, monkeypatch, which, 
     path = tmp_path / "a"
     with Writer(path, make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer:
         monkeypatch.setattr(stochcl.compress.writer, "write_all", write_half)
-        monkeypatch.setattr(stochcl.compress.writer, "write_all", write_half)
+        monkeypatch.setattr(stochcl.compress.journal, "write_all", write_half)
         for i in range(40):
             if i % 8 == 3:
                 writer.skip(f"broken{i}", "it is empty", position=i)
