@@ -31,7 +31,7 @@ from stochcl.compress import edit as moving
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import stored_names
 from stochcl.compress.export import export
-from stochcl.compress.sharded import Joined
+from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
 from stochcl.data.source import read_regular
@@ -544,11 +544,11 @@ def merge(
         for path in paths:
             opened.append(open_archive(path, tables=tables))
             stack.enter_context(opened[-1])
-        archives = Joined(opened)
-        moving.check_alike(archives, archives.names)
+        archives, names, bring_tables = join(opened)
+        moving.check_alike(archives, names)
         before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
         with saying_what_is_kept(output):
-            embed = archives.bring_tables
+            embed = bring_tables
             moving.merge(archives, output, embed=embed, force=force, resume=resume, progress=progress)
     with Archive(output, tables=tables) as archive:
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})

@@ -97,6 +97,7 @@ class Archive(ArchiveBase):
         self._first_blocks = np.cumsum([0] + [len(head.words) for head in heads])
         self._rows_per_block = np.array([head.rows_per_block for head in heads], np.int64)
         self._cache: Cache[NDArray[np.uint8]] = Cache(_CACHED_BYTES)  # decoded blocks
+        self._cache_key = 0  # of this archive, where several share a cache
         self._entropies: Cache[NDArray[np.float32]] = Cache(_CACHED_BYTES // 16)  # uncertainty of segments
         self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # of segments, and fitted ones
 
@@ -125,7 +126,7 @@ class Archive(ArchiveBase):
                 check_limit(length, framing.MAX_TABLES, "the size of the tables")
                 tables = Tables.from_bytes(self._reader.read(offset + CHUNK.size, length))
                 if tables.sha256 != self.header.tables_sha256:
-                    raise FormatError("the embedded tables are not those that the header names")
+                    raise FormatError("the embedded tables are not the ones that the header names")
             else:
                 tables = find_tables(self.header.tables_sha256, self._extra)
             if (tables.latents, tables.alphabet) != (self.header.model_latents, self.header.alphabet):
@@ -290,13 +291,13 @@ class Archive(ArchiveBase):
             yield group
 
     def _blocks(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-        """Return decoded blocks; those that were decoded lately are still there."""
-        found = {key: self._cache.get(key) for key in group}
+        """Return decoded blocks, from the cache where it has them."""
+        found = {key: self._cache.get((self._cache_key, *key)) for key in group}
         missing = [key for key, packed in found.items() if packed is None]
         if missing:
             for key, decoded in zip(missing, self._decode(missing), strict=True):
                 found[key] = decoded
-                self._cache.put(key, decoded, decoded.nbytes)
+                self._cache.put((self._cache_key, *key), decoded, decoded.nbytes)
         return [packed for key in group if (packed := found[key]) is not None]
 
     def _decode(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:

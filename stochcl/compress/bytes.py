@@ -44,13 +44,8 @@ class _Guard:
 class ByteReader:
     """Random access to the bytes of an archive.
 
-    A file with a path is read with ``pread``, which shares no position between threads or processes; a file
-    object is read under a lock, and not after a fork if it is open in the parent too.
-
-    Parameters
-    ----------
-    source : path-like or binary file object
-        A file object must seek; it stays the caller's to close.
+    A file with a path is read with ``pread``, which shares no position between threads or processes; a file object is
+    read under a lock, and not after a fork if it is open in the parent too. It stays the caller's to close.
     """
 
     def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
@@ -131,15 +126,9 @@ _ALL: weakref.WeakSet[Cache] = weakref.WeakSet()
 
 
 class Cache(Generic[V]):
-    """The values used last whose sizes together are within a limit; the newest stays, whatever its size.
+    """The least recently used values go when all sizes exceed ``limit`` bytes; the newest always stays.
 
-    A fork may come while another thread holds the lock, which nobody in the child would ever release. So the child
-    gets a lock of its own; what the parent has read is there, for nothing.
-
-    Parameters
-    ----------
-    limit : int
-        Of the values' sizes, in bytes.
+    After a fork the child gets a new lock, as another thread of the parent may have held the old one.
     """
 
     def __init__(self, limit: int) -> None:

@@ -34,7 +34,7 @@ def stored_names(archive: Archive, segment: int) -> tuple[str, ...]:
 
 
 def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows: int = 16_384) -> Iterator[Codes]:
-    """Yield rows of an archive in order, so many at a time, with what is stored beside them and nothing else.
+    """Yield rows of an archive in order, ``rows`` at a time, with what is stored beside them and nothing else.
 
     (An archive's own rows have labels also where only their names tell them.) Memory is a segment's.
     """
@@ -68,7 +68,7 @@ _SAME = {
     "feature_dim": "its features have another width",
     "input_bytes": "its inputs have another size",
 }
-"""What must be the same in the headers of archives that are joined, and what is said where it is not."""
+"""What must be equal in the headers of joined archives, and how an error describes a difference."""
 
 _MODEL = ("model_sha256", "model_latents", "tables_sha256", "alphabet", "feature_dim")
 _PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}

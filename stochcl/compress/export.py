@@ -63,15 +63,7 @@ def _texts(table: Any, name: str) -> Sequence[str] | None:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Parameters
-    ----------
-    path : str
-    rows, bytes : int
-    holds : tuple of str
-        symbols, vectors, names, labels, uncertainty: what of them is in the file.
-    """
+    """The file that was written, its rows and bytes, and which of symbols, vectors, names, ... it ``holds``."""
 
     path: str
     rows: int

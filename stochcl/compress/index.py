@@ -42,28 +42,13 @@ _MAX_PAIR = 1 << 20  # of one of them
 
 @dataclass(frozen=True)
 class Index:
-    """Where everything is.
+    """Where everything in an archive is.
 
-    Parameters
-    ----------
-    rows, source_bytes : int
-    tables : (int, int)
-        Offset and bytes of the tables' chunk; (0, 0) where they are not in the archive.
-    segments : tuple of (int, SegmentHead)
-        Offset and head of each, in the order of their rows.
-    skipped : bytes
-        The packed list of images that could not be read, see :func:`pack_skipped`.
-    start : int
-        Where the index itself begins.
-    header_crc : int
-        CRC-32 of the header, which the trailer repeats: the end of another archive, which may fit in all else, is
-        so told from this one's.
-    fitted : tuple of (int, int)
-        Offset and bytes of the chunk of each model that was fitted to this archive.
-    retired : tuple of (int, int, int)
-        Offset, bytes and CRC-32 of what an append has left behind: earlier indexes with their trailers.
-    end_crc : int
-        CRC-32 of the index and its trailer, as they stand in the file: what an append will make a retired part.
+    ``segments`` are offsets and heads in the order of their rows; ``tables`` and ``fitted`` are offsets and sizes
+    of chunks, (0, 0) for tables that are not in the archive. ``skipped`` is the packed list of images that could
+    not be read, see :func:`pack_skipped`. ``start`` is where the index itself begins. ``header_crc`` is repeated in
+    the trailer, so that the end of another archive is told from this one's. ``retired`` are offset, size and CRC-32
+    of earlier indexes that an append has left behind; ``end_crc`` is what this index will have there.
     """
 
     rows: int

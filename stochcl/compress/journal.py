@@ -21,24 +21,10 @@ if TYPE_CHECKING:
 class Record:
     """One segment that is on disk.
 
-    Parameters
-    ----------
-    end : int
-        Bytes of the partial file up to and with it.
-    crc : int
-        CRC-32 of its chunk.
-    rows : int
-        Rows in it.
-    position : int
-        Where in the source its last row's successor stands.
-    source_bytes : int
-        Bytes of its rows' images in the source.
-    skipped : list of (name, reason)
-        Images before ``position`` that could not be read, since the record before.
-    waiting : dict, optional
-        With rows that waited for a full segment when the run was interrupted, what a segment does not hold of them:
-        ``places``, ``skips``, ``uncertainty``. They are no segment of the archive: a resumption takes them back, and
-        any later record makes this one void.
+    ``end`` is where it ends in the file and ``crc`` that of its chunk; ``position`` is where its source goes on;
+    ``skipped`` are the images that could not be read since the record before. ``waiting`` marks rows that waited
+    for a full segment when the run was interrupted (their ``places``, ``skips``, ``uncertainty``): they are no
+    segment of the archive, a resumption takes them back, and any later record makes this one void.
     """
 
     end: int

@@ -45,20 +45,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds.
+    """What a folder of shards holds: the shards in the order of their rows, and the model that made them.
 
-    Parameters
-    ----------
-    shards : tuple of Shard
-        In the order of their rows.
-    model : str
-    model_sha256 : str
-    tables : str or None
-        The file in the folder with the decoding tables, where the shards do not hold them and the package neither.
-    facts : dict
-        What the folder was made from and how, JSON values: the source's listing, options, images of a shard.
-    skipped : tuple of (name, reason)
-        Images that could not be read.
+    ``tables`` is the file with the decoding tables, where neither the shards nor the package hold them; ``facts`` say
+    what the folder was made from and how: the source's listing, options, images of a shard.
     """
 
     shards: tuple[Shard, ...]

@@ -165,15 +165,15 @@ class ArchiveBase(ABC):
         return self._codes(self._packed(index), index)
 
     def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
-        """Yield all rows in order, so many at a time; memory does not grow with the archive."""
+        """Yield all rows in order, ``rows`` at a time; memory does not grow with the archive."""
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
 
     def iter_shuffled(self, seed: int, rows: int = _ROWS, *, blocks: int = _WINDOW) -> Iterator[Codes]:
-        """Yield all rows once, in an order that the seed says, so many at a time; every block is decoded once.
+        """Yield all rows once, in the order of a seed, ``rows`` at a time; every block is decoded once.
 
-        Blocks are visited in random order, and rows are shuffled among so many blocks at a time: an archive of no
-        more blocks is shuffled evenly, of a larger one rows come together that stood in the same random blocks.
+        Blocks are visited in random order, and rows are shuffled within a window of ``blocks`` blocks. An archive
+        with no more blocks is shuffled evenly; in a larger one, rows of one window stay together.
         Memory does not grow with the archive. Take another seed for every epoch.
 
         Parameters
@@ -190,7 +190,7 @@ class ArchiveBase(ABC):
         ...     fit(codes.symbols(), codes.labels)
         """
         if rows < 1 or blocks < 1:
-            raise UsageError("rows are shuffled at least one at a time, and among those of at least one block.")
+            raise UsageError(f"rows and blocks must be at least 1, got {rows} and {blocks}.")
         rng = np.random.default_rng(seed)
         order = rng.permutation(int(self._first_blocks[-1]))
         packed, index = self._packed(np.arange(0)), np.arange(0)
@@ -235,7 +235,7 @@ class ArchiveBase(ABC):
         return out
 
     def to_arrow(self, *, symbols: bool = True, vectors: bool = True, rows: int = 4096) -> Any:
-        """Return a ``pyarrow.RecordBatchReader`` of all rows, decoded so many at a time when they are read.
+        """Return a ``pyarrow.RecordBatchReader`` of all rows, decoded ``rows`` at a time while it is read.
 
         Its columns are name, label, uncertainty where it is stored, ``symbols`` and ``vector`` (lists of one length):
         those of a Parquet file that :func:`~stochcl.compress.export.export` writes. ``read_all()`` makes a table.
@@ -319,7 +319,7 @@ def import_arrow() -> Any:
 
 
 class DecodedRows:
-    """What is wanted of an archive's rows as columns, decoded so many rows at a time."""
+    """The columns to export of an archive, decoded ``rows`` rows at a time."""
 
     def __init__(
         self,
@@ -331,11 +331,11 @@ class DecodedRows:
         labels: Sequence[str] | None = None,
     ) -> None:
         if rows < 1:
-            raise UsageError(f"at least 1 row is decoded at a time, not {rows}.")
+            raise UsageError(f"rows decoded at a time must be at least 1, got {rows}.")
         self.archive, self.symbols, self.rows = archive, symbols, rows
         self.decoder = archive.decoder if vectors else None
         if not symbols and self.decoder is None:
-            raise UsageError(f"{archive._shown}: without symbols nothing is left: its model has no vector decoder.")
+            raise UsageError(f"{archive._shown}: its model has no vector decoder, so symbols cannot be left out.")
         self.names, self.uncertainty = archive.names, archive.uncertainty
         self.labels = archive.labels if labels is None else labels
         if self.labels is not None and len(self.labels) != len(archive):

@@ -34,7 +34,7 @@ class Found:
 
 
 class Scanner:
-    """Finds chunks that can be told from damage, as each has a checksum of its own.
+    """Finds intact chunks in a damaged file, by the checksum that each has.
 
     ``known`` has heads by their offsets, from an intact index; they stand in for damaged ones.
     """

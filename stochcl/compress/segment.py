@@ -69,21 +69,9 @@ class Part:
 class SegmentHead:
     """What stands before a segment's parts, and again in the index.
 
-    Parameters
-    ----------
-    rows, rows_per_block : int
-        All blocks but the last have the same number of rows.
-    words : tuple of int
-        32-bit words of each block's stream.
-    crcs : tuple of int
-        CRC-32 of the packed rows of each block. They stand here and not in the blocks, so that blocks which
-        have changed places do not pass for each other: all else that blocks say of themselves may be equal.
-    model : int
-        INDEPENDENT, OWN, NETWORK or FITTED.
-    table, names, labels, entropy : Part
-        Of size 0 where there is none.
-    number : int
-        Of the archive's fitted models, the one that is used; else 0.
+    All blocks but the last have the same number of rows. ``words`` are the 32-bit words of each block's stream.
+    ``crcs`` are of the packed rows of each block: they stand here and not in the blocks, so that blocks which have
+    changed places do not pass for each other. ``number`` is that of the fitted model, where one is used, else 0.
     """
 
     rows: int

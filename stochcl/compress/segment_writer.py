@@ -35,7 +35,7 @@ class Preamble:
     def __init__(self, header: Header, tables: Tables, *, embed: bool, fitted: Sequence[EntropyModel] = ()) -> None:
         header.check()
         if header.tables_sha256 != tables.sha256:
-            msg = "the header names other tables than those that are given"
+            msg = "these are not the tables that the header names"
             raise ValueError(msg)
         self.data, self._tables_at = header.to_bytes(), (0, 0)
         if embed:
@@ -48,7 +48,7 @@ class Preamble:
             self.candidates.append(Candidate(model, FITTED, number))
 
     def _place(self, model: bytes) -> bytes:
-        """Return the chunk of a fitted model, whose place is what has been begun so far."""
+        """Return the chunk of a fitted model, and note its place."""
         payload = crc(model).to_bytes(4, "little") + model
         self._fitted_at.append((len(self.data), CHUNK.size + len(payload)))
         return CHUNK.pack(b"FITT", len(payload)) + payload
@@ -298,7 +298,7 @@ class StreamWriter(SegmentWriter):
         self._closed = True
 
     def outline(self) -> IO[bytes]:
-        """Return what was written, without the segments: enough of a file for an archive to be opened and told of."""
+        """Return a file with what was written but the segments: enough to open it as an archive and report on it."""
         return cast("IO[bytes]", _Outline(self._preamble.data, self._end, self._ending))
 
     def __enter__(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
@@ -19,7 +19,7 @@ from stochcl.errors import ChecksumMismatch, FormatError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -43,7 +43,7 @@ def open_archive(
 class FolderArchive(ArchiveBase):
     """The codes in a folder of archives, its shards, which a manifest makes one: rows count through all of them.
 
-    Shards are opened when their rows are asked for, so many at a time; each is held against the manifest then. It
+    Shards are opened when their rows are used, up to 64 at a time, and checked against the manifest. It
     may be used from several threads, after a fork, and pickled (by its path).
 
     Parameters
@@ -88,7 +88,7 @@ class FolderArchive(ArchiveBase):
     @property
     def shards(self) -> Sequence[Archive]:
         """The archives, in order, each opened when it is looked at."""
-        return _Shards(self)
+        return LazyArchives([partial(self._shard, number) for number in range(len(self.manifest.shards))])
 
     def _open(self, number: int) -> Archive:
         """Open a shard and hold it against the manifest."""
@@ -113,7 +113,7 @@ class FolderArchive(ArchiveBase):
         archive = self._opened.get(number)
         if archive is None:
             archive = self._open(number)
-            archive._cache = _Share(self._cache, number)
+            archive._cache, archive._cache_key = self._cache, number
             self._opened.put(number, archive, 1)
         return archive
 
@@ -259,80 +259,45 @@ class FolderArchive(ArchiveBase):
         return hashlib.sha256(self.manifest.to_bytes()).hexdigest()
 
 
-class _Share(Cache["NDArray[np.uint8]"]):
-    """What one shard keeps in the cache of all."""
+class LazyArchives(Sequence[Archive]):
+    """Archives that are opened when they are used, each by a function."""
 
-    def __init__(self, cache: Cache[NDArray[np.uint8]], number: int) -> None:
-        self._all, self._number = cache, number
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def get(self, key: Hashable) -> NDArray[np.uint8] | None:
-        return self._all.get((self._number, key))
-
-    def put(self, key: Hashable, value: NDArray[np.uint8], size: int) -> None:
-        self._all.put((self._number, key), value, size)
-
-
-class _Shards(Sequence[Archive]):
-    """The archives of a folder."""
-
-    def __init__(self, folder: FolderArchive) -> None:
-        self._folder = folder
+    def __init__(self, openers: Sequence[Callable[[], Archive]]) -> None:
+        self._openers = openers
 
     def __len__(self) -> int:
-        return len(self._folder.manifest.shards)
+        return len(self._openers)
 
     @overload
     def __getitem__(self, index: int) -> Archive: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
-    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
-        numbers = range(len(self))[index]
-        if isinstance(numbers, int):
-            return self._folder._shard(numbers)
-        return [self._folder._shard(number) for number in numbers]
+    def __getitem__(self, index: slice) -> LazyArchives: ...
+    def __getitem__(self, index: int | slice) -> Archive | LazyArchives:
+        chosen = self._openers[index]
+        return LazyArchives(chosen) if isinstance(chosen, Sequence) else chosen()
 
 
-class Joined(Sequence[Archive]):
-    """Archives, and the shards of folders, one after the other; shards are opened when it is their turn.
+def join(opened: Sequence[Archive | FolderArchive]) -> tuple[LazyArchives, list[str], bool]:
+    """Put archives and the shards of folders one after the other.
 
-    Parameters
-    ----------
-    opened : sequence of Archive or FolderArchive
+    Also return what messages call them, and whether a folder has decoding tables as a file, which none of them need
+    have then.
     """
+    openers: list[Callable[[], Archive]] = []
+    names = []
+    for one in opened:
+        if isinstance(one, FolderArchive):
+            openers += [partial(one._shard, number) for number in range(len(one.manifest.shards))]
+            names += [escape_name(one.path / entry.file) for entry in one.manifest.shards]
+        else:
+            openers.append(partial(_itself, one))
+            names.append(one._shown)
+    tables = any(isinstance(one, FolderArchive) and one.manifest.tables is not None for one in opened)
+    return LazyArchives(openers), names, tables
 
-    def __init__(self, opened: Sequence[Archive | FolderArchive]) -> None:
-        self._opened = opened
-        self._places: list[tuple[int, int]] = []
-        self.names: list[str] = []  # what messages call them
-        for i, one in enumerate(opened):
-            if isinstance(one, FolderArchive):
-                self._places += [(i, number) for number in range(len(one.shards))]
-                self.names += [escape_name(one.path / entry.file) for entry in one.manifest.shards]
-            else:
-                self._places.append((i, 0))
-                self.names.append(one._shown)
 
-    @property
-    def bring_tables(self) -> bool:
-        """Whether one of the folders has decoding tables as a file, which no archive need have then."""
-        return any(isinstance(one, FolderArchive) and one.manifest.tables is not None for one in self._opened)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> Archive: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
-    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        i, number = self._places[index]
-        one = self._opened[i]
-        return one.shards[number] if isinstance(one, FolderArchive) else one
+def _itself(archive: Archive) -> Archive:
+    return archive
 
 
 def _reopen(path: Path, tables: tuple[Any, ...], identity: str) -> FolderArchive:

@@ -46,7 +46,7 @@ _FACTS = {
 class JournaledWriter(SegmentWriter):
     """A segment writer whose segments are on the disk, and in a journal, as soon as they are full.
 
-    So whatever ends it, a second one goes on after the last segment that is sound: :meth:`_replay`.
+    However it ends, a second one goes on after the last intact segment: :meth:`_replay`.
     """
 
     path: Path

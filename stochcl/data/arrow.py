@@ -83,7 +83,7 @@ def rows_in(path: Path) -> int:
 
 
 def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
-    """Yield record batches of at most so many rows."""
+    """Yield record batches of at most ``rows`` rows."""
     import pyarrow as pa
     from pyarrow import ipc, parquet
 

@@ -101,8 +101,8 @@ class LabelTable:
         for name, values in self.rows.items():
             if folded.setdefault(_fold(name), values) != values:
                 raise LabelsError(
-                    f"{escape_name(self.path)}: it gives {escape_name(name)} other values than another spelling of this "
-                    "name (spaces, ./, backslashes or accents); write names as the images are called."
+                    f"{escape_name(self.path)}: it gives {escape_name(name)} other values than another spelling of "
+                    "this name (spaces, ./, backslashes or accents); write names as the images are called."
                 )
         return folded
 

@@ -48,7 +48,7 @@ _PROBE = 1 << 16  # enough of a file for any image format to be known by
 
 
 def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
-    """Open whatever holds images or embeddings."""
+    """Open a folder or file of images or embeddings."""
     path = Path(path)
     try:
         status = path.stat()
@@ -79,8 +79,8 @@ def _open_file(path: Path) -> ImageSource | MatrixSource:
         return ZipSource(path)
     if is_arrow(path, head):
         raise SourceError(
-            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which `stochcl compress` "
-            "to one file of codes does, and nothing else; give a folder, .zip, .tar or .npy file."
+            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which only `stochcl "
+            "compress` to one file of codes does; give a folder, .zip, .tar or .npy file."
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)
@@ -140,12 +140,7 @@ def open_sources(paths: Sequence[str | os.PathLike[str]]) -> ImageSource | Matri
 
 
 class JoinedSource(ImageSource):
-    """Several sources one after the other, in the order given; names are those in each, and may come twice.
-
-    Parameters
-    ----------
-    sources : sequence of ImageSource
-    """
+    """Several sources one after the other, in the order given; names are those in each, and may come twice."""
 
     kind: ClassVar[str]
 
@@ -270,14 +265,7 @@ def _checked(paths: list[str], shown: str) -> list[str]:
 
 
 class SubsetSource(ImageSource):
-    """Some images of another source, in its order; what that one rejects, this one does.
-
-    Parameters
-    ----------
-    source : ImageSource
-    rows : sequence of int
-        Their positions in it.
-    """
+    """Some images of another source, by their positions, in its order; it rejects what that one rejects."""
 
     kind = "subset"
 

@@ -151,8 +151,8 @@ class ImageSource(ABC):
     def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:
         """Return the error that ends the reading of the source at this image."""
         return EnvironmentFault(
-            f"{escape_name(self.path)}: {escape_name(self.entries[i].name)}: {exc}; this is no fault of the image, so "
-            "reading stops here."
+            f"{escape_name(self.path)}: {escape_name(self.entries[i].name)}: {exc}; this is no fault of the image, "
+            "so reading stops here."
         )
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:

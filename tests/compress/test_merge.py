@@ -17,6 +17,7 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
+from tests.making import examples
 
 TABLES = make_tables(6)
 CODES = make_codes(60, 6, names=make_names(60))
@@ -69,7 +70,7 @@ def made(rows, latents, alphabet, parts):
 PARTS = st.sets(st.sampled_from(["names", "labels", "uncertainty"]))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(15, 100))
 @given(
     st.lists(st.integers(0, 25), min_size=1, max_size=4), st.integers(1, 9), st.sampled_from([2, 5]),
     st.integers(1, 12), PARTS,
@@ -91,7 +92,7 @@ def test_what_is_joined_is_what_there_was_in_order(tmp_path_factory, sizes, late
         assert archive.source_bytes == 100 * sum(sizes)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(15, 100))
 @given(
     st.integers(1, 40), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12), PARTS,
     st.lists(st.integers(1, 39), max_size=3),

@@ -19,6 +19,7 @@ from stochcl.entropy.model import INDEPENDENT as PREFIX
 from stochcl.entropy.model import OWN
 from stochcl.errors import OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
+from tests.making import every
 
 TABLES = make_tables(6)
 CODES = make_codes(40, 6, names=make_names(40), labels=["x"] * 40, uncertainty=np.linspace(0, 6, 40))
@@ -194,7 +195,7 @@ def test_a_torn_page_of_the_partial_file_costs_what_follows_it(tmp_path, uninter
     begin(path, 40)
     size = (tmp_path / "a.partial").stat().st_size
     went_on = set()
-    for at in range(0, size, 17):
+    for at in range(0, size, every(43, 17)):
         begin(path, 40, force=True)
         went_on.add(sound_rows(path, at, ""))
         assert path.read_bytes() == uninterrupted
@@ -208,7 +209,7 @@ def test_a_torn_line_of_the_journal_costs_what_follows_it(tmp_path, uninterrupte
     journal = tmp_path / "a.partial.journal"
     first = journal.read_bytes().index(b"\n") + 1
     went_on = set()
-    for at in range(0, journal.stat().st_size, 23):
+    for at in range(0, journal.stat().st_size, every(61, 23)):
         begin(path, 40, force=True)
         position = sound_rows(path, at, ".journal")
         if at + 30 < first:  # the facts: the other lines vouch for them
@@ -408,13 +409,15 @@ def test_a_device_that_fails_keeps_what_is_on_disk(tmp_path, monkeypatch, uninte
 
 @pytest.mark.parametrize("call", ["open", "read"])
 def test_a_resumption_that_fails_keeps_what_was_there(tmp_path, monkeypatch, call, uninterrupted):
+    import stochcl.compress.writer
+
     begin(tmp_path / "a", 30)
     before = (tmp_path / "a.partial").read_bytes()
 
     def fail(*args, **options):
         raise OSError(errno.EIO, "Input/output error")
 
-    target = {"open": (Path, "open"), "read": (Writer, "_read")}[call]
+    target = {"open": (Path, "open"), "read": (stochcl.compress.writer, "read_all")}[call]
     with monkeypatch.context() as patch:
         patch.setattr(*target, fail)
         with pytest.raises((OutputError, UsageError), match=r"(?i)input/output error"):
