@@ -254,13 +254,13 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check_output(path: Path, source: Path, *, force: bool) -> None:
+def check_output(path: Path, source: Path | None, *, force: bool) -> None:
     """Refuse, before an image is read, an output that cannot be written or that somebody wants to keep."""
     shown = escape_name(path)
     try:
         folder = path.absolute().parent.is_dir()
         status = path.stat() if path.exists() else None
-        same = status is not None and source.is_file() and path.samefile(source)
+        same = status is not None and source is not None and source.is_file() and path.samefile(source)
     except OSError as exc:
         raise OutputError(f"{shown}: it cannot be written: {os_reason(exc)}; give another name.") from exc
     if not folder:

@@ -11,16 +11,16 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl import framing
-from stochcl.compress.bytes import Cache, open_reader
+from stochcl.compress.bytes import ArchiveErrors, Cache, open_reader
 from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, cut_to_end, iterate_skipped, read_index
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
 from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
 from stochcl.entropy.tables import Tables, find_tables
-from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated
+from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, check_crc, check_limit
-from stochcl.messages import escape_name, os_reason
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -369,37 +369,6 @@ class Archive(ArchiveBase):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self._reader.__getstate__()["path"], self._extra, self.header, self._end)
-
-
-_ADVICE = {
-    BadMagic: "give a file that `stochcl compress` wrote",
-    Truncated: "copy it again from where it is whole, or compress again",
-    ChecksumMismatch: "copy it again from where it is whole, or compress again",
-}
-
-
-class ArchiveErrors:
-    """Puts the archive's name before the message of a FormatError; makes a SourceError of a failing disk."""
-
-    def __init__(self, shown: str) -> None:
-        self._shown = shown
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
-            advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
-            raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
-        if isinstance(exc, FileNotFoundError):
-            raise SourceError(f"{self._shown}: there is no such file.") from exc
-        if isinstance(exc, IsADirectoryError):
-            raise SourceError(
-                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
-                "folder of codes."
-            ) from exc
-        if isinstance(exc, OSError):
-            raise SourceError(f"{self._shown}: it cannot be read: {os_reason(exc)}.") from exc
 
 
 def _reopen(path: os.PathLike[str], extra: tuple[Any, ...], header: Header, end: tuple[int, int]) -> Archive:

@@ -13,8 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
-from stochcl.errors import MissingExtraError, Truncated, UsageError
+from stochcl.errors import (
+    BadMagic,
+    ChecksumMismatch,
+    FormatError,
+    MissingExtraError,
+    SourceError,
+    Truncated,
+    UsageError,
+)
 from stochcl.files import pread_all, read_all
+from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -270,3 +279,34 @@ def _explained(url: str) -> Iterator[None]:
         if isinstance(exc, ValueError) and "rotocol not known" in str(exc):
             raise UsageError(f"{url}: there is no protocol {protocol}://; give a path or another URL.") from exc
         raise OSError(f"{type(exc).__name__}: {exc}") from exc
+
+
+_ADVICE = {
+    BadMagic: "give a file that `stochcl compress` wrote",
+    Truncated: "copy it again from where it is whole, or compress again",
+    ChecksumMismatch: "copy it again from where it is whole, or compress again",
+}
+
+
+class ArchiveErrors:
+    """Puts the archive's name before the message of a FormatError; makes a SourceError of a failing disk."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
+            advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
+            raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
+        if isinstance(exc, FileNotFoundError):
+            raise SourceError(f"{self._shown}: there is no such file.") from exc
+        if isinstance(exc, IsADirectoryError):
+            raise SourceError(
+                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
+                "folder of codes."
+            ) from exc
+        if isinstance(exc, OSError):
+            raise SourceError(f"{self._shown}: it cannot be read: {os_reason(exc)}.") from exc

@@ -126,6 +126,21 @@ class LazyStrings(Sequence[str]):
         return tuple, (tuple(self),)
 
 
+def to_unicode(text: str) -> str:
+    r"""Return text that any program reads: bytes that are not UTF-8 as ``\xNN``.
+
+    Examples
+    --------
+    >>> to_unicode("caf\udce9")
+    'caf\\xe9'
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, from labels that a program made
+        data = text.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
+
+
 _EXPONENT = struct.Struct("<b")
 _FINEST, _COARSEST = -8, 12  # of a step: 1/256 of a bit is finer than half precision has it for 64 bits
 _MOST = 1 << 16  # bits, and more than a row can have

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import Codes, symbol_dtype
-from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows, to_unicode
+from stochcl.compress.columns import to_unicode
+from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows
 from stochcl.errors import UsageError
 from stochcl.files import replacing, writing
 from stochcl.messages import escape_name

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stochcl import framing
-from stochcl.compress.archive import ArchiveErrors
-from stochcl.compress.bytes import ByteReader
+from stochcl.compress.bytes import ArchiveErrors, ByteReader
 from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, read_index
 from stochcl.compress.journal import append_journal

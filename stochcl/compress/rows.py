@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
-from stochcl.compress.columns import LazyStrings, StringColumn
+from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
 from stochcl.errors import LabelsError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -392,18 +392,3 @@ class DecodedRows:
             if vectors is not None:
                 columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dim))
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def to_unicode(text: str) -> str:
-    r"""Return text that any program reads: bytes that are not UTF-8 as ``\xNN``.
-
-    Examples
-    --------
-    >>> to_unicode("caf\udce9")
-    'caf\\xe9'
-    """
-    try:
-        data = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, from labels that a program made
-        data = text.encode("utf-8", "backslashreplace")
-    return data.decode("utf-8", "backslashreplace")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from stochcl.codes import Codes
-from stochcl.compress.archive import ArchiveErrors
-from stochcl.compress.bytes import ByteReader, Cache
+from stochcl.compress.bytes import ArchiveErrors, ByteReader, Cache
 from stochcl.compress.columns import unpack_uncertainty
 from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, read_index
@@ -20,9 +18,9 @@ from stochcl.compress.scan import Found, Scanner
 from stochcl.compress.segment import PARTS, SegmentHead, StoredSegment, read_blocks, write_segment
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, unpack_model
 from stochcl.entropy.tables import Tables, find_tables
-from stochcl.errors import BadMagic, FormatError, ModelMismatch, UnsupportedVersion, UsageError
-from stochcl.files import WriteLock, replacing, writing
-from stochcl.framing import BLOCK, CHUNK, MAX_TABLES, PROLOGUE, pack_texts, unpack_texts
+from stochcl.errors import BadMagic, FormatError, ModelMismatch, UnsupportedVersion
+from stochcl.files import WriteLock, check_output, replacing, writing
+from stochcl.framing import BLOCK, CHUNK, PROLOGUE, pack_texts, unpack_texts
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -41,28 +39,14 @@ _TRIES = 64  # fitted models tried for a segment whose own one may be damaged, w
 
 @dataclass
 class Salvaged:
-    """What :func:`salvage` wrote, and what it could not.
+    """What :func:`salvage` wrote to ``path``, and what it could not.
 
-    Parameters
-    ----------
-    path : Path
-        The new archive.
-    segments, rows, bytes : int
-        What is in it; bytes are those of the file.
-    recoded : int
-        Those of the rows whose segment has damaged blocks beside theirs.
-    unnamed, unlabelled : int
-        Those of the rows whose names or labels are lost, and empty in the new archive.
-    uncertainty_lost : bool
-        Whether the uncertainty was left out, because that of some rows is lost.
-    unchecked : int
-        Those of the rows that could not be decoded to check them, because the tables are lost.
-    lost : list of (int, int)
-        Where in the old file, from which byte to before which, something is damaged.
-    rows_lost : int or None
-        None where the index is lost too, which knows how many there were.
-    tables : str
-        ``"intact"``; ``"elsewhere"``, not in the archive, or damaged there, but found; or ``"lost"``.
+    ``segments``, ``rows`` and ``bytes`` are those of the new file. Of its rows, ``recoded`` stood beside damaged
+    blocks, ``unnamed`` and ``unlabelled`` have lost their names or labels, and ``unchecked`` could not be
+    decoded, as the tables are lost. ``uncertainty_lost`` says whether the uncertainty was left out because that
+    of some rows is damaged. ``lost`` are the ranges of the old file in which something is damaged. ``rows_lost``
+    is None where the index is lost too. ``tables`` are ``"intact"``, ``"elsewhere"`` (damaged or not in the
+    archive, but found) or ``"lost"``.
     """
 
     path: Path
@@ -101,7 +85,7 @@ def salvage(
     is copied if its checksums are right. What the damage put into the file twice is twice in the new one.
     """
     output = Path(output)
-    _check_output(Path(path), output, force=force)
+    check_output(output, Path(path), force=force)
     errors = ArchiveErrors(escape_name(path))
     with errors:
         reader = ByteReader(path)
@@ -109,18 +93,6 @@ def salvage(
         with errors:
             old = _DamagedArchive(reader, tuple(tables))
         return _write(old, errors, output, progress)
-
-
-def _check_output(path: Path, output: Path, *, force: bool) -> None:
-    shown = escape_name(output)
-    if not output.exists():
-        return
-    if not output.is_file():
-        raise UsageError(f"{shown}: this is {'a folder' if output.is_dir() else 'a device or pipe'}; name a file.")
-    if path.exists() and output.samefile(path):
-        raise UsageError(f"{shown}: this is the damaged archive itself; name another file.")
-    if not force:
-        raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
 
 
 def _write(
@@ -311,19 +283,10 @@ class _DamagedArchive:
     # Tables
 
     def _find_tables(self, scanner: Scanner, extra: tuple[Tables | str | os.PathLike[str], ...]) -> Tables | None:
-        start, size = self._kept[0][1], self.reader.size
-        found, there = None, start < size and scanner.at(start) is None
-        if there:  # the chunk's own idea of its end, or else where the next one begins
-            ends = [scanner.next(start)]
-            if (
-                size - start >= CHUNK.size
-                and (first := CHUNK.unpack(self.reader.read(start, CHUNK.size)))[0] == b"TABL"
-            ):
-                ends.insert(0, start + CHUNK.size + first[1])
-            for end in ends:
-                if found is None and (found := self._tables_until(start + CHUNK.size, end)) is not None:
-                    self.keep(start, end)
-        self.embed = there
+        start = self._kept[0][1]
+        self.embed = start < self.reader.size and scanner.at(start) is None
+        found, end = scanner.tables(start, self.header.tables_sha256) if self.embed else (None, start)
+        self.keep(start, end)
         if found is None:
             self.tables_are = "elsewhere"
             try:
@@ -333,12 +296,6 @@ class _DamagedArchive:
         if found is not None and (found.latents, found.alphabet) != (self.header.model_latents, self.header.alphabet):
             raise FormatError("the tables are for other latents than the header says")
         return found
-
-    def _tables_until(self, start: int, end: int) -> Tables | None:
-        if not start < end <= min(self.reader.size, start + MAX_TABLES):
-            return None
-        data = self.reader.read(start, end - start)
-        return Tables.from_bytes(data) if hashlib.sha256(data).hexdigest() == self.header.tables_sha256 else None
 
     # Segments
 

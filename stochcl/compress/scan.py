@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from stochcl import framing
 from stochcl.compress.index import header_crc, version_of
 from stochcl.compress.segment import SegmentHead, read_head
+from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, END_MAGIC, HEAD, SEGMENT, TRAILER, crc
 
@@ -79,6 +81,19 @@ class Scanner:
         if (size := self._index(offset)) is not None:
             return Found(offset, size, b"INDX")
         return None
+
+    def tables(self, start: int, sha256: str) -> tuple[Tables | None, int]:
+        """Return the tables whose chunk begins here, if they have this hash, and where it ends."""
+        ends = [self.next(start)]  # or the chunk's own idea of its end
+        if self._reader.size - start >= CHUNK.size:
+            kind, length = CHUNK.unpack(self._reader.read(start, CHUNK.size))
+            ends = [start + CHUNK.size + length, *ends] if kind == b"TABL" else ends
+        for end in ends:
+            if start + CHUNK.size < end <= min(self._reader.size, start + CHUNK.size + framing.MAX_TABLES):
+                data = self._reader.read(start + CHUNK.size, end - start - CHUNK.size)
+                if hashlib.sha256(data).hexdigest() == sha256:
+                    return Tables.from_bytes(data), end
+        return None, start
 
     def _head(self, at: int) -> SegmentHead | None:
         fixed = CHUNK.size + HEAD.size

@@ -16,7 +16,7 @@ from stochcl.compress.journal import Journal, Record
 from stochcl.compress.segment import decode_segment, read_head, write_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS, Preamble, SegmentWriter
 from stochcl.errors import FormatError, OutputError, SourceError, StochclError, UsageError
-from stochcl.files import WriteLock, read_all, sync_folder, write_all, writing
+from stochcl.files import WriteLock, check_output, read_all, sync_folder, write_all, writing
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
@@ -239,9 +239,9 @@ class Writer(JournaledWriter):
     def _begin(self, *, force: bool, resume: bool) -> None:
         try:
             with self._writing():
-                self._check_output(force=force)
+                check_output(self.path, None, force=force)
                 self._lock = WriteLock(self.path, escape_name(self.path))
-                self._check_output(force=force)  # again: who had it until now may have put a file there
+                check_output(self.path, None, force=force)  # again: who had it until now may have put a file there
                 there = self._look(force=force, resume=resume)
                 if resume and there and not self._only_begun():
                     self._resume()
@@ -257,15 +257,6 @@ class Writer(JournaledWriter):
         except BaseException:
             self._abandon()
             raise
-
-    def _check_output(self, *, force: bool) -> None:
-        """Refuse to replace what is there unasked."""
-        shown = escape_name(self.path)
-        if self.path.exists() and not self.path.is_file():  # --force must not put a file in the place of /dev/null
-            what = "a folder" if self.path.is_dir() else "a device or pipe"
-            raise UsageError(f"{shown}: this is {what}; name the file to write.")
-        if self.path.exists() and not force:
-            raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
 
     def _look(self, *, force: bool, resume: bool) -> bool:
         """Tell whether there is a partial file; refuse to replace it unasked."""

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, ClassVar
 
-from stochcl.data.names import sort_key
+from stochcl.data.names import is_image_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import (
     Entry,
@@ -14,7 +14,6 @@ from stochcl.data.source import (
     ImageSource,
     check_not_empty,
     is_environment_fault,
-    is_image_name,
     read_listed,
 )
 from stochcl.errors import EnvironmentFault, SourceError

@@ -16,7 +16,7 @@ from stochcl.data.array import MAGIC, ArraySource, MatrixSource, is_images, map_
 from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
 from stochcl.data.folder import FileSource, FolderSource
-from stochcl.data.names import path_name
+from stochcl.data.names import is_image_name, path_name
 from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import (
     Entry,
@@ -24,7 +24,6 @@ from stochcl.data.source import (
     ImageSource,
     check_not_empty,
     is_environment_fault,
-    is_image_name,
     read_listed,
 )
 from stochcl.data.tar import TarSource

@@ -29,15 +29,6 @@ if TYPE_CHECKING:
     from stochcl.data.preprocess import Preprocess
 
 
-IMAGE_EXTENSIONS = frozenset(
-    [
-        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
-        ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".qoi", ".jxl", ".heic", ".heif", ".mpo",
-    ]
-)  # fmt: skip
-"""Endings (lower case) of the files that are taken for images in a folder or archive; others are ignored."""
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One image of a source.
@@ -162,18 +153,6 @@ class ImageSource(ABC):
     @abstractmethod
     def _read(self, i: int) -> bytes:
         """Return the bytes of image file ``i``; the message of an ImageError is the reason alone."""
-
-
-def is_image_name(name: str) -> bool:
-    """Tell by its ending whether a name is taken for an image.
-
-    Examples
-    --------
-    >>> [is_image_name(n) for n in ("a/b.JPG", "a/b.txt", "jpg")]
-    [True, False, False]
-    """
-    stem, dot, ending = name.rpartition(".")
-    return bool(dot) and bool(stem) and f".{ending.lower()}" in IMAGE_EXTENSIONS
 
 
 def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Failure], what: str) -> None:

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from stochcl.data.names import is_hidden, sort_key
+from stochcl.data.names import is_hidden, is_image_name, sort_key
 from stochcl.data.source import (
     Entry,
     Failure,
     ImageSource,
     RandomFile,
     check_not_empty,
-    is_image_name,
     read_error,
 )
 from stochcl.data.stream import StreamSource

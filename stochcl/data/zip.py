@@ -8,9 +8,9 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
-from stochcl.data.names import is_hidden, member_name, sort_key
+from stochcl.data.names import is_hidden, is_image_name, member_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, is_image_name, read_error
+from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, read_error
 from stochcl.errors import ImageError, SourceError
 from stochcl.messages import escape_name, os_reason
 

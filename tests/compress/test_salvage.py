@@ -262,11 +262,11 @@ def test_outputs_that_are_there_are_not_touched(tmp_path):
     (tmp_path / "link").hardlink_to(path)
     (tmp_path / "out").write_bytes(b"mine")
     for out, message in (
-        ("a", "the damaged archive itself"), ("link", "the damaged archive itself"), ("out", "pass --force"),
+        ("a", "would replace the source"), ("link", "would replace the source"), ("out", "pass --force"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             salvage(path, tmp_path / out)
-    with pytest.raises(UsageError, match="the damaged archive itself"):
+    with pytest.raises(UsageError, match="would replace the source"):
         salvage(path, tmp_path / "link", force=True)
     with pytest.raises(UsageError, match="this is a folder"):
         salvage(path, tmp_path, force=True)
