@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
-from stochcl.codes import Codes, bits_per_symbol
+from stochcl.codes import Codes
 from stochcl.compress.index import Index, pack_skipped
 from stochcl.compress.journal import Record
 from stochcl.compress.segment import SegmentHead, write_segment
@@ -92,7 +92,7 @@ class SegmentWriter(ABC):
     ) -> None:
         self.header = header
         self._candidates, self._names, self._uncertainty, self._start = candidates, names, uncertainty, start
-        self._width = header.latents * bits_per_symbol(header.alphabet)
+        self._width = header.decisions_per_row
         row_bytes = max(1, -(-self._width // 8))
         self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
         self.position = 0

@@ -112,7 +112,7 @@ def expand(pattern: str | os.PathLike[str]) -> list[Path]:
         return [Path(text)]
     first, last = match.groups()
     if abs(int(last) - int(first)) >= _MOST_SHARDS:
-        raise UsageError(f"{escape_name(text)}: more than {_MOST_SHARDS:,} files are not read as one source.")
+        raise UsageError(f"{escape_name(text)}: a pattern may name at most {_MOST_SHARDS:,} files.")
     width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
     step = 1 if int(first) <= int(last) else -1
     numbers = range(int(first), int(last) + step, step)
@@ -131,7 +131,9 @@ def open_sources(paths: Sequence[str | os.PathLike[str]]) -> ImageSource | Matri
     for path in found:
         source = open_source(path)
         if not isinstance(source, ImageSource):
-            raise UsageError(f"{escape_name(path)}: these are embeddings; several sources at once are images only.")
+            raise UsageError(
+                f"{escape_name(path)}: these are embeddings; only images can be read from several sources."
+            )
         if isinstance(source, FileSource):
             source = ListSource([str(path)], shown=str(path))
         sources.append(source)

@@ -133,8 +133,8 @@ class ImageSource(ABC):
     ) -> Iterator[ImageBatch]:
         """Iterate over the images in order, from entry ``start`` on, decoding ahead in threads."""
         if batch_size < 1 or workers < 0 or start < 0:
-            msg = f"batch_size={batch_size}, workers={workers}, start={start}: these count images and threads"
-            raise UsageError(msg)
+            given = f"{batch_size}, {workers} and {start}"
+            raise UsageError(f"batch_size must be at least 1, workers and start at least 0; got {given}.")
         end = len(self)
         parts = ((self, range(a, min(a + batch_size, end))) for a in range(start, end, batch_size))
         return decode_ahead(parts, preprocess, workers)

@@ -31,10 +31,11 @@ from stochcl.data.tar_headers import (
     tar_name,
 )
 from stochcl.errors import ImageError, SourceError
+from stochcl.files import read_all
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 EXPANSION_LIMIT = 100
@@ -114,6 +115,27 @@ class TarSource(ImageSource):
         return bytes(data)
 
 
+def _image_members(
+    archive: Headers, linked: Callable[[str], tuple[int, Pieces]]
+) -> Iterator[tuple[tarfile.TarInfo, str, int, Pieces | str]]:
+    """Yield of each image its header, name, size, and where its bytes are or why it is refused.
+
+    ``linked`` gives size and places of what a hard link names, or raises ValueError.
+    """
+    while (member := archive.next()) is not None:
+        if member.isdir() or not is_image_name(member.name):
+            continue
+        try:
+            name = tar_name(member.name)
+            if is_hidden(name):
+                continue
+            size, pieces = linked(member.linkname) if member.islnk() else (member.size, pieces_of(member))
+        except ValueError as exc:
+            yield member, member.name, 0, str(exc)
+            continue
+        yield member, name, size, pieces
+
+
 class _Index:
     """One pass over a tar's headers, copying the images to ``spool`` where there is one."""
 
@@ -125,37 +147,22 @@ class _Index:
         self._earlier: dict[str, tuple[int, Pieces]] = {}
 
     def run(self, stream: Bounded | Forward) -> None:
-        archive = Headers(stream)
-        while (member := archive.next()) is not None:
-            self._enter(member, stream)
+        for member, name, size, found in _image_members(Headers(stream), self._linked):
+            if isinstance(found, str):
+                self.rejected.append(Failure(name, found))
+                continue
+            pieces = found
+            if self._spool is not None and not member.islnk():
+                pieces = [(at, self._spool.copy(stream, place, count), count) for at, place, count in found]
+            self._earlier[name] = size, pieces
+            self.listed.append((Entry(name, size, self._mtime_ns), pieces))
         if self._spool is not None:
             self._spool.finish()
 
-    def _enter(self, member: tarfile.TarInfo, stream: Bounded | Forward) -> None:
-        if member.isdir() or not is_image_name(member.name):
-            return
-        try:
-            name = tar_name(member.name)
-            if is_hidden(name):
-                return
-            if member.islnk():
-                size, pieces = self._linked(member)
-            else:
-                size, pieces = member.size, pieces_of(member)
-        except ValueError as exc:
-            self.rejected.append(Failure(member.name, str(exc)))
-            return
-        if self._spool is not None and not member.islnk():
-            pieces = [(at, self._spool.copy(stream, place, count), count) for at, place, count in pieces]
-        self._earlier[name] = size, pieces
-        self.listed.append((Entry(name, size, self._mtime_ns), pieces))
-
-    def _linked(self, member: tarfile.TarInfo) -> tuple[int, Pieces]:
-        found = self._earlier.get(tar_name(member.linkname))
+    def _linked(self, linkname: str) -> tuple[int, Pieces]:
+        found = self._earlier.get(tar_name(linkname))
         if found is None:
-            raise ValueError(
-                f"it is a link to {escape_name(member.linkname)}, which is no image before it in the tar"
-            )
+            raise ValueError(f"it is a link to {escape_name(linkname)}, which is no image before it in the tar")
         return found
 
 
@@ -206,12 +213,6 @@ class _Spool(RandomFile):
             raise SourceError(msg) from exc
 
 
-_GONE_BY = (
-    "it is a hard link to {}, which has gone by in the stream; read the tar from a file, or write it with "
-    "--hard-dereference"
-)
-
-
 class TarStream(StreamSource):
     """The images of a tar that comes through a pipe, plain or compressed, in the order in which they come.
 
@@ -249,34 +250,29 @@ class TarStream(StreamSource):
     def _members(self) -> Iterator[tuple[str, bytes | str]]:
         """Yield each image's name with its file, or with why it is refused."""
         stream = Forward(_opened(self._file))
-        archive = Headers(stream)  # which reads to the end: a pipe that is closed before kills who writes to it
-        while (member := archive.next()) is not None:
-            if member.isdir() or not is_image_name(member.name):
-                continue
-            try:
-                name = tar_name(member.name)
-                if is_hidden(name):
-                    continue
-                if member.islnk():
-                    raise ValueError(_GONE_BY.format(escape_name(member.linkname)))
-                pieces = pieces_of(member)
-            except ValueError as exc:
-                yield member.name, str(exc)
-                continue
-            if len(pieces) == 1 and pieces[0][2] == member.size:
+        # Headers are read to the end: closing a pipe early would kill its writer.
+        for _, name, size, pieces in _image_members(Headers(stream), _gone_by):
+            if isinstance(pieces, str):
+                yield name, pieces
+            elif len(pieces) == 1 and pieces[0][2] == size:
                 yield name, stream.exactly(*pieces[0][1:])
-                continue
-            data = bytearray(member.size)
-            for at, place, count in pieces:
-                data[at : at + count] = stream.exactly(place, count)
-            yield name, bytes(data)
+            else:
+                data = bytearray(size)
+                for at, place, count in pieces:
+                    data[at : at + count] = stream.exactly(place, count)
+                yield name, bytes(data)
+
+
+def _gone_by(linkname: str) -> tuple[int, Pieces]:
+    raise ValueError(
+        f"it is a hard link to {escape_name(linkname)}, which has gone by in the stream; read the tar from a file, "
+        "or write it with --hard-dereference"
+    )
 
 
 def _opened(file: IO[bytes]) -> Any:
     """Return what reads the tar, decompressed where its first bytes say that it is compressed."""
-    head = b""
-    while len(head) < BLOCK and (data := file.read(BLOCK - len(head))):
-        head += data
+    head = read_all(file, BLOCK)
     if not head:
         raise tarfile.ReadError("nothing came in")
     raw, opener = _Prefixed(head, file), decompressor(head)

@@ -375,7 +375,7 @@ def test_a_folder_as_output_is_refused(tmp_path):
 
 
 def test_a_missing_folder_is_an_output_error(tmp_path):
-    with pytest.raises(OutputError, match="cannot be written: no such file or directory"):
+    with pytest.raises(OutputError, match="folder to write to does not exist"):
         write(tmp_path / "missing" / "a", CODES, TABLES)
 
 
@@ -531,7 +531,7 @@ def test_facts_are_compared_as_json_has_them(tmp_path, uninterrupted):
 
 
 def test_tables_that_the_header_does_not_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="names other tables"):
+    with pytest.raises(ValueError, match="the header names"):
         Writer(tmp_path / "a", make_header(TABLES), make_tables(5), embed_tables=True)
     assert partials(tmp_path) == []
 
