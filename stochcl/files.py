@@ -9,7 +9,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from stochcl.errors import OutputError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
@@ -79,6 +79,25 @@ def write_all(file: RawIOBase, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) or 0 :]
+
+
+def read_all(file: Any, size: int) -> bytes:
+    """Read so many bytes, or fewer where the file ends; one call of an unbuffered file may give less."""
+    parts = []
+    while size > 0 and (data := file.read(size)):
+        parts.append(data)
+        size -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def pread_all(descriptor: int, offset: int, size: int) -> bytes:
+    """Read so many bytes at an offset, or fewer where the file ends; one call may give less, and at most 2 GiB."""
+    parts = []
+    while size > 0 and (data := os.pread(descriptor, min(size, 1 << 30), offset)):
+        parts.append(data)
+        offset += len(data)
+        size -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def lock(file: IO[bytes] | RawIOBase) -> bool:
@@ -235,13 +254,13 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check_output(path: Path, source: Path, *, force: bool) -> None:
+def check_output(path: Path, source: Path | None, *, force: bool) -> None:
     """Refuse, before an image is read, an output that cannot be written or that somebody wants to keep."""
     shown = escape_name(path)
     try:
         folder = path.absolute().parent.is_dir()
         status = path.stat() if path.exists() else None
-        same = status is not None and source.is_file() and path.samefile(source)
+        same = status is not None and source is not None and source.is_file() and path.samefile(source)
     except OSError as exc:
         raise OutputError(f"{shown}: it cannot be written: {os_reason(exc)}; give another name.") from exc
     if not folder:

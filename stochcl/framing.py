@@ -11,7 +11,7 @@ import numpy as np
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 
 MAGIC = b"\x89SCL\r\n\x1a\n"
@@ -240,24 +240,6 @@ def inflate(data: bytes, length: int, what: str) -> bytes:
     if len(raw) != length:
         raise FormatError(f"{what} inflate to {len(raw):,} bytes, not {length:,}")
     return raw
-
-
-def inflate_pieces(data: bytes, limit: int, size: int, what: str) -> Iterator[bytes]:
-    """Inflate a piece of at most so many bytes at a time, and refuse more than ``limit`` altogether."""
-    inflater, done, at, given = zlib.decompressobj(), 0, 0, b""
-    while not inflater.eof and (given or at < len(data)):
-        if not given:
-            given, at = data[at : at + size], at + size
-        try:
-            piece = inflater.decompress(given, size)
-        except zlib.error as exc:
-            raise FormatError(f"{what} cannot be inflated: {exc}") from exc
-        given = inflater.unconsumed_tail
-        done += len(piece)
-        check_limit(done, limit, f"the size of {what}")
-        yield piece
-    if not inflater.eof or inflater.unused_data or at < len(data):
-        raise FormatError(f"{what} do not end where they should")
 
 
 def inflate_any(data: bytes, limit: int, what: str) -> bytes:

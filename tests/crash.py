@@ -33,9 +33,8 @@ COMMANDS = ("compress", "append", "merge", "transcode")
 
 def slow_down(mark: Path) -> None:
     """Make segments small and writing slow, each write in two halves; make a file when it begins."""
-    from stochcl.compress import Writer, writer
+    from stochcl.compress import Writer, journal, writer
     from stochcl.compress import append as appending
-    from stochcl.compress import writer as journal
     from stochcl.compress.append import Appender
 
     for kind in (Writer, Appender):

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
+from stochcl.compress.journal import _parse
 from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
-from stochcl.compress.writer import _parse
 from stochcl.errors import FormatError
 from tests.compress.making import make_chain, make_header, make_names, make_network, make_tables, write
 from tests.making import SMALL_SEGMENTS, program, write_images

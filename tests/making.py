@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+THOROUGH = bool(os.environ.get("STOCHCL_THOROUGH"))
+"""Whether tests that try many places of a file try all of them, and random ones more examples."""
+
 LATENTS = 32
 SIZE = 32
 
@@ -16,6 +19,16 @@ CLASSES = ("cats", "dogs", "fische/süß")
 """Folders of the made images; the label is the first of each path."""
 
 PER_CLASS = 14
+
+
+def every(few: int, all_: int = 1) -> int:
+    """The step between places that a test tries: ``few`` by default, ``all_`` with STOCHCL_THOROUGH=1."""
+    return all_ if THOROUGH else few
+
+
+def examples(few: int, many: int) -> int:
+    """How many random examples a test draws: ``few`` by default, ``many`` with STOCHCL_THOROUGH=1."""
+    return many if THOROUGH else few
 
 
 def make_pixels(seed: int, shade: int = 0, size: int = 40) -> np.ndarray:

@@ -15,7 +15,7 @@ from stochcl.api.labels import labels_of
 from stochcl.api.summary import Edit, Report, external_tables_note
 from stochcl.compress import Archive, edit, open_archive
 from stochcl.compress.export import export
-from stochcl.compress.sharded import Joined
+from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
 from stochcl.data.source import read_regular
@@ -257,12 +257,11 @@ def merge(
         for path in paths:
             opened.append(open_archive(path, tables=tables))
             stack.enter_context(opened[-1])
-        archives = Joined(opened)
-        edit.check_alike(archives, archives.names)
+        archives, names, bring_tables = join(opened)
+        edit.check_alike(archives, names)
         before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
         with note_partial_output(output):
-            embed = archives.bring_tables
-            edit.merge(archives, output, embed=embed, force=force, resume=resume, progress=progress)
+            edit.merge(archives, output, embed=bring_tables, force=force, resume=resume, progress=progress)
     with Archive(output, tables=tables) as archive:
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
 

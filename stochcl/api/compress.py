@@ -23,8 +23,9 @@ from stochcl.api.source import (
 from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, pick
 from stochcl.compress import Archive, Writer
+from stochcl.compress.journal import rows_kept
+from stochcl.compress.segment_writer import StreamWriter
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.compress.writer import StreamWriter, rows_kept
 from stochcl.data import Failure, MatrixSource, StreamSource
 from stochcl.data.preprocess import FITS
 from stochcl.entropy.tables import keep_tables
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Given, Source
-    from stochcl.compress import Header, Rows
+    from stochcl.compress import ArchiveBase, Header
     from stochcl.compress.segment_writer import SegmentWriter
     from stochcl.data import ImageSource
     from stochcl.data.preprocess import Fit, Preprocess
@@ -379,7 +380,7 @@ def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
 # What is said afterwards
 
 
-def distribution_shift_warning(codec: CodecBase, archive: Rows) -> tuple[str, ...]:
+def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
     """Return a warning where the model's network predicts codes worse than those of its training images."""
     recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits")
     if not recorded or len(archive) < _FEW:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import Header, Rows
+    from stochcl.compress import ArchiveBase, Header
     from stochcl.downstream import Evaluation, Task
     from stochcl.entropy.tables import Tables
 
@@ -38,24 +38,24 @@ if TYPE_CHECKING:
     Where = Iterable[Tables | PathLike]
 
 
-def input_of(archive: Rows, given: str) -> str:
+def input_of(archive: ArchiveBase, given: str) -> str:
     """Return ``vectors`` or ``symbols``; of auto, vectors where the model has a decoder."""
     if given == "auto":
         return "vectors" if archive.has_decoder else "symbols"
     return given
 
 
-def rows_of(archive: Rows, used: str, latents: int | None) -> NDArray[Any]:
+def rows_of(archive: ArchiveBase, used: str, latents: int | None) -> NDArray[Any]:
     """Return vectors or symbols, shape (N, V) or (N, D)."""
     return archive.to_vectors(latents) if used == "vectors" else archive.to_numpy(latents)
 
 
-def has_categories(archive: Rows) -> bool:
+def has_categories(archive: ArchiveBase) -> bool:
     """Tell whether symbols are names rather than quantities: their model decodes them through codebooks."""
     return archive.header.alphabet > 2 and archive.decoder is not None and archive.decoder.codebooks is not None
 
 
-def kind_of(archive: Rows) -> str:
+def kind_of(archive: ArchiveBase) -> str:
     """Return what symbols are: ``bits``, ``categories``, or ``levels``, numbers in order."""
     if archive.header.alphabet == 2:
         return "bits"
@@ -350,7 +350,7 @@ class _Labels:
 
 
 def _part(
-    archive: Rows, path: PathLike, labels: _Labels, used: str, latents: int | None, groups: str | None = None
+    archive: ArchiveBase, path: PathLike, labels: _Labels, used: str, latents: int | None, groups: str | None = None
 ) -> _Part:
     by_target = {
         column: labels_of(archive, path, labels.path, column, partial=True) for column in labels.columns

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
-    from stochcl.compress import Rows
+    from stochcl.compress import ArchiveBase
 
     PathLike = str | os.PathLike[str]
 
@@ -32,7 +32,7 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 def labels_of(
-    archive: Rows,
+    archive: ArchiveBase,
     path: PathLike,
     labels: PathLike | None,
     column: str | None = None,
@@ -78,7 +78,7 @@ def check_label_options(labels: PathLike | None, columns: Iterable[str | None], 
         raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
 
 
-def label_origin(labels: PathLike | None, column: str | None, level: int | None, archive: Rows) -> str:
+def label_origin(labels: PathLike | None, column: str | None, level: int | None, archive: ArchiveBase) -> str:
     """Say where labels come from, for people."""
     if labels is not None:
         which = f"column {escape_name(column)}" if column else f"column {escape_name(read_labels(labels).columns[0])}"
@@ -121,7 +121,7 @@ def labels_of_test(
     return labels
 
 
-def groups_of(archive: Rows, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
+def groups_of(archive: ArchiveBase, path: PathLike, groups: str, labels: PathLike | None) -> tuple[str, ...]:
     """Return a group for every row, from a CSV file ``name,group``, or else from a column of the labels' file.
 
     Raises

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.compress import Rows
+    from stochcl.compress import ArchiveBase
     from stochcl.entropy.tables import Decoder, Tables
 
     PathLike = str | os.PathLike[str]
@@ -74,7 +74,7 @@ def search(
         Image files to look for; the archive's model encodes them, in the archive's precision. In an archive of
         embeddings, .npy matrices: every row is looked for.
     names, rows : sequence of str, sequence of int
-        Rows of the archive to look for; none is its own neighbour.
+        ArchiveBase of the archive to look for; none is its own neighbour.
     count : int
         How many to find for each.
     output : str
@@ -140,7 +140,7 @@ def search(
         }
 
 
-def _own(archive: Rows, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
+def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
     """Yield the rows of the archive that are asked for."""
     if names and archive.names is None:
         raise UsageError(f"{escape_name(path)}: its rows have no names (--no-names?); give their numbers with --row.")
@@ -171,7 +171,7 @@ def _given(path: Path) -> Iterator[_Query]:
 
 
 def _wanted(
-    archive: Rows, path: PathLike, asked: list[_Query], model: str | None, device: str,
+    archive: ArchiveBase, path: PathLike, asked: list[_Query], model: str | None, device: str,
     decoder: Decoder | None,
 ) -> NDArray[Any]:  # fmt: skip
     """Return vectors or symbols of what is looked for, a row each."""
@@ -198,7 +198,7 @@ def _wanted(
     return np.concatenate(parts)
 
 
-def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Codec:
+def _codec(archive: ArchiveBase, path: PathLike, model: str | None, device: str) -> Codec:
     """Return the archive's own model, in its precision."""
     from stochcl.api.codec import Codec
 
@@ -208,7 +208,7 @@ def _codec(archive: Rows, path: PathLike, model: str | None, device: str) -> Cod
     return codec.with_precision(header.precision)
 
 
-def _neighbours(archive: Rows, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
+def _neighbours(archive: ArchiveBase, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
     """Return neighbours; a row of the archive that is looked for is not its own."""
     names, labels = archive.names, archive.labels
     # A vector that is not finite, of a foreign decoder, is no one's neighbour.

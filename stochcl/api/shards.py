@@ -16,7 +16,7 @@ from stochcl.api.compress import distribution_shift_warning, encode_rows, header
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
-from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
+from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
 from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
@@ -449,7 +449,7 @@ def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
         shard = Shard(
             file=path.name,
             images=len(archive),
-            blocks=archive._blocks_in_all,
+            blocks=int(archive._first_blocks[-1]),
             bytes=archive.size,
             sha256=sha256_of(path),
             source_bytes=archive.source_bytes,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from stochcl.compress import Rows
+    from stochcl.compress import ArchiveBase
 
 
 _FLOAT = 4  # bytes of a float32
@@ -90,7 +90,7 @@ class Report:
     rate: float | None = None
 
     @classmethod
-    def of(cls, archive: Rows, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
+    def of(cls, archive: ArchiveBase, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
         """Take the figures from an open archive."""
         header, images = archive.header, len(archive)
         return cls(

@@ -14,7 +14,7 @@ from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import common_width, input_of, rows_of
 from stochcl.api.labels import check_label_options, labels_of, labels_of_test, naming, split_warning
 from stochcl.api.source import open_inputs
-from stochcl.compress import Rows, open_archive
+from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import MatrixSource
 from stochcl.data.open import SubsetSource
 from stochcl.downstream.evaluation import labelled
@@ -265,14 +265,14 @@ class CodedSet:
     """
 
     path: PathLike
-    archive: Rows
+    archive: ArchiveBase
     rows: Coded
     names: Sequence[str] | None
     used: str
     latents: int | None
 
     @classmethod
-    def of(cls, archive: Rows, path: PathLike, used: str, latents: int | None) -> CodedSet:
+    def of(cls, archive: ArchiveBase, path: PathLike, used: str, latents: int | None) -> CodedSet:
         """Take the rows of an open archive."""
         x = rows_of(archive, used, latents)
         symbols = x if used == "symbols" else archive.to_numpy(latents)
@@ -315,7 +315,7 @@ class CodedSet:
         return self.archive.header.alphabet == 2
 
 
-def _lengths(archive: Rows, codes: Codes, latents: int | None) -> NDArray[np.float32]:
+def _lengths(archive: ArchiveBase, codes: Codes, latents: int | None) -> NDArray[np.float32]:
     selection = archive.header.selection
     if latents is not None:
         codes, selection = codes.prefix(latents), None if selection is None else selection[:latents]

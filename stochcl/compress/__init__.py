@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stochcl.compress.archive import Archive
 from stochcl.compress.header import Header
-from stochcl.compress.rows import Rows
+from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.sharded import FolderArchive, open_archive
 from stochcl.compress.writer import Writer
 from stochcl.entropy.autoregressive import AutoregressiveModel
@@ -14,11 +14,11 @@ from stochcl.entropy.vectors import VectorDecoder
 
 __all__ = [
     "Archive",
+    "ArchiveBase",
     "AutoregressiveModel",
     "FolderArchive",
     "Header",
     "IndependentModel",
-    "Rows",
     "Tables",
     "VectorDecoder",
     "Writer",

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.compress.archive import Archive
-from stochcl.compress.index import Index
+from stochcl.compress.index import Index, pack_skipped
+from stochcl.compress.journal import append_journal
 from stochcl.compress.segment import decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
-from stochcl.compress.writer import JournaledWriter, append_journal
+from stochcl.compress.writer import JournaledWriter, open_for_changes
 from stochcl.entropy.model import FITTED, Candidate
 from stochcl.errors import OutputError, SourceError, StochclError, UsageError
 from stochcl.files import WriteLock, write_all
@@ -21,12 +22,11 @@ from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from io import FileIO
     from types import TracebackType
 
     from stochcl.codes import Codes
+    from stochcl.compress.journal import Record
     from stochcl.compress.segment import SegmentHead
-    from stochcl.compress.segment_writer import Record
     from stochcl.entropy.tables import Tables
 
 
@@ -73,15 +73,16 @@ class Appender(JournaledWriter):
     ) -> None:
         self.path = Path(path)
         self._shown = escape_name(self.path)
-        file = self._open()
+        file = open_for_changes(self.path)
         try:
-            self._lock = self._locked()
+            with self._writing():
+                self._lock = WriteLock(self.path, self._shown)
             self.archive = archive = Archive(self.path, tables=tables)
             if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 raise OutputError(f"{self._shown}: it was replaced by another file just now; try again.")
             self._old = old = archive._index
             candidates = archive.tables.candidates(archive.header.latents, archive.header.selection)
-            with archive._named():
+            with archive._errors:
                 candidates += [Candidate(model, FITTED, n) for n, model in enumerate(archive._fitted)]
                 self._old_end = archive._reader.read(old.start, archive.size - old.start)
             if len(old.retired) >= MAX_RETIRED:
@@ -96,7 +97,8 @@ class Appender(JournaledWriter):
         super().__init__(archive.header, candidates, names=names, segment_rows=segment_rows, start=archive.size)
         self._file = file
         self._has = None if first is None else tuple(part.size > 0 for part in first[1:])
-        self._failed = {name for name, _ in old.skipped}
+        self._old_skipped = archive.skipped
+        self._failed = {name for name, _ in self._old_skipped}
         self._read_now: set[str] = set()
         self._touched = self._resumable = False
         self._journal = append_journal(self.path)
@@ -108,15 +110,10 @@ class Appender(JournaledWriter):
         self._facts, self._resumable = json.loads(json.dumps(own | facts)), True
         if not self.archive.left_over:
             return
-        try:
-            story = self._journal.read()
-            if story.is_of(self._facts):
-                self._journal.start(self._facts, self._replay(story.records))
+        with self._writing():
+            if self._journal.path.exists() and (found := self._journal.read()).is_of(self._facts):
+                self._journal.start(self._facts, self._replay(found.records))
                 self._touched = True
-        except FileNotFoundError:
-            pass
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
 
     def _take_over(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
         super()._take_over(head, chunk, record)
@@ -127,24 +124,6 @@ class Appender(JournaledWriter):
     def _take_back(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
         super()._take_back(head, chunk, record)
         self._read_now |= self._failed.intersection(self._pending[0].names or ())
-
-    def _open(self) -> FileIO:
-        """Open the file to be written to."""
-        try:
-            return self.path.open("r+b", buffering=0)
-        except FileNotFoundError as exc:
-            raise SourceError(f"{self._shown}: there is no such file.") from exc
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
-
-    def _locked(self) -> WriteLock:
-        try:
-            return WriteLock(self.path, self._shown)
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
-
-    def _unwritable(self, exc: OSError) -> OutputError:
-        return OutputError(f"{self._shown}: it cannot be written: {(exc.strerror or str(exc)).lower()}.")
 
     @property
     def has(self) -> tuple[bool, ...] | None:
@@ -170,22 +149,18 @@ class Appender(JournaledWriter):
         if self._touched:
             return
         self._touched = True
-        try:
+        with self._writing():
             self._opened().truncate(self._start)
             self._journal.start(self._facts)
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
 
     def _write(self, start: int, data: bytes) -> None:
         """Write and force to disk; what has been written is the archive's only when a trailer follows it."""
         self._begin()
         file = self._opened()
-        try:
+        with self._writing():
             file.seek(start)
             write_all(file, data)
             os.fsync(file.fileno())
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
 
     # The end
 
@@ -202,8 +177,8 @@ class Appender(JournaledWriter):
     def _commit(self) -> None:
         old, start = self._old, self._end
         failed = {name for name, _ in self.skipped}
-        skipped = [pair for pair in old.skipped if pair[0] not in self._read_now | failed] + self.skipped
-        if not self._segments and sorted(skipped) == sorted(old.skipped):
+        skipped = [pair for pair in self._old_skipped if pair[0] not in self._read_now | failed] + self.skipped
+        if not self._segments and sorted(skipped) == sorted(self._old_skipped):
             self._undo()  # what a write that failed has left
             return
         self._check_there()
@@ -212,7 +187,7 @@ class Appender(JournaledWriter):
             source_bytes=old.source_bytes + self._source_bytes,
             tables=old.tables,
             segments=(*old.segments, *self._segments),
-            skipped=tuple(skipped),
+            skipped=pack_skipped(skipped),
             start=start,
             header_crc=old.header_crc,
             fitted=old.fitted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -11,24 +12,23 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl import framing
-from stochcl.codes import bits_per_symbol, folder_label
-from stochcl.compress.bytes import Cache, is_url, open_reader
-from stochcl.compress.columns import Store, unpack_uncertainty
-from stochcl.compress.header import Header
-from stochcl.compress.index import Index, cut_to_end, read_index
-from stochcl.compress.rows import Rows
-from stochcl.compress.segment import check_head, read_blocks, read_part, read_texts, values_per_row
+from stochcl.compress.bytes import ArchiveErrors, Cache, is_url, open_reader
+from stochcl.compress.header import read_header
+from stochcl.compress.index import Index, cut_to_end, iterate_skipped, read_index
+from stochcl.compress.rows import ArchiveBase
+from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
 from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
 from stochcl.entropy.tables import Tables, find_tables
-from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, Truncated
-from stochcl.framing import BLOCK, CHUNK, PROLOGUE, check_crc, check_limit
-from stochcl.messages import escape_name as printable
+from stochcl.errors import FormatError
+from stochcl.framing import CHUNK, check_crc, check_limit
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from stochcl.compress.header import Header
     from stochcl.entropy.model import EntropyModel
 
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
@@ -38,7 +38,7 @@ _CACHED_TABLES = 16 << 20  # bytes of models that the archive holds for itself
 _MOST_BLOCKS = 256  # that are decoded together
 
 
-class Archive(Rows):
+class Archive(ArchiveBase):
     """The codes in a file.
 
     Rows are read when they are asked for: ``archive[i]`` decodes one block. Everything that is read is checked:
@@ -82,41 +82,36 @@ class Archive(Rows):
         *,
         tables: Iterable[Tables | str | os.PathLike[str]] = (),
     ) -> None:
-        self._shown = printable(source) if isinstance(source, str | os.PathLike) else "the archive"
-        self._extra = tuple(tables)
+        self._shown = escape_name(source) if isinstance(source, str | os.PathLike) else "the archive"
+        self._extra, self._errors = tuple(tables), ArchiveErrors(self._shown)
         self._beside: tuple[Path, ...] = ()  # folders where tables may lie, too
         if isinstance(source, str | os.PathLike) and not is_url(source):
             self._beside = (Path(source).parent, Path())
-        with self._named():
+        with self._errors:
             self._reader = open_reader(source)
-            prologue = self._reader.read(0, min(PROLOGUE.size, self._reader.size))
-            self._header_size = PROLOGUE.size + Header.size_of(prologue)
-            text = self._reader.read(PROLOGUE.size, self._header_size - PROLOGUE.size)
-            self.header = Header.from_bytes(prologue, text)
-            self._width = self.header.latents * bits_per_symbol(self.header.alphabet)
+            self.header, self._header_size = read_header(self._reader)
+            self._width = self.header.decisions_per_row
             self.left_over = cut_to_end(self._reader, self._header_size)
             self._index: Index = read_index(self._reader, self._header_size, self._width)
-        heads = [head for _, head in self._index.segments]
+        self._segments = [
+            StoredSegment(self._reader, offset, head, self.header.version) for offset, head in self._index.segments
+        ]
+        heads = [segment.head for segment in self._segments]
         self._starts = np.cumsum([0] + [head.rows for head in heads])
         self._first_blocks = np.cumsum([0] + [len(head.words) for head in heads])
         self._rows_per_block = np.array([head.rows_per_block for head in heads], np.int64)
         self._cache: Cache[NDArray[np.uint8]] = Cache(_CACHED_BYTES)  # decoded blocks
+        self._cache_key = 0  # of this archive, where several share a cache
         self._entropies: Cache[NDArray[np.float32]] = Cache(_CACHED_BYTES // 16)  # uncertainty of segments
         self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # of segments, and fitted ones
 
-    def _named(self) -> _Named:
-        return _Named(self._shown)
-
     # What it holds
-
-    def __len__(self) -> int:
-        return self._index.rows
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Names and reasons of the images that could not be read when the archive was made."""
-        with self._named():
-            return list(self._index.skipped)
+        with self._errors:
+            return list(iterate_skipped(self._index.skipped))
 
     @property
     def source_bytes(self) -> int:
@@ -126,7 +121,7 @@ class Archive(Rows):
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables; from the archive, the places given, the package, ``$STOCHCL_MODELS``, or beside it."""
-        with self._named():
+        with self._errors:
             offset, size = self._index.tables
             if size:
                 kind, length = CHUNK.unpack(self._reader.read(offset, CHUNK.size))
@@ -135,7 +130,7 @@ class Archive(Rows):
                 check_limit(length, framing.MAX_TABLES, "the size of the tables")
                 tables = Tables.from_bytes(self._reader.read(offset + CHUNK.size, length))
                 if tables.sha256 != self.header.tables_sha256:
-                    raise FormatError("the embedded tables are not those that the header names")
+                    raise FormatError("the embedded tables are not the ones that the header names")
             else:
                 tables = find_tables(self.header.tables_sha256, self._extra, beside=self._beside)
             if (tables.latents, tables.alphabet) != (self.header.model_latents, self.header.alphabet):
@@ -150,18 +145,19 @@ class Archive(Rows):
     @property
     def own_table_rows(self) -> int:
         """Rows of segments that are coded with a table of their own, for which the model's were no better."""
-        return sum(head.rows for _, head in self._index.segments if head.model == OWN)
+        return sum(segment.head.rows for segment in self._segments if segment.head.model == OWN)
 
     @property
     def main_model(self) -> EntropyModel:
         """The entropy model that most rows are coded with."""
         rows: dict[tuple[int, ...], list[int]] = {}  # of each model: a segment, and rows
-        for number, (_, head) in enumerate(self._index.segments):
+        for number, segment in enumerate(self._segments):
+            head = segment.head
             key = (head.model, head.number, number if head.model == OWN else -1)
             rows.setdefault(key, [number, 0])[1] += head.rows
         if not rows:
             return next(reversed(self._of_tables.values()))
-        with self._named():
+        with self._errors:
             return self._model(max(rows.values(), key=lambda found: found[1])[0])
 
     @property
@@ -171,7 +167,7 @@ class Archive(Rows):
 
     def parts(self) -> dict[str, int]:
         """Return the file's bytes by what they are for; they add up to its size."""
-        heads = [head for _, head in self._index.segments]
+        heads = [segment.head for segment in self._segments]
         codes = sum(head.payload for head in heads)
         uncertainty = sum(head.entropy.size for head in heads)
         tables = self._index.tables[1] + sum(size for _, size in self._index.fitted)
@@ -186,7 +182,7 @@ class Archive(Rows):
     def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Decode the rows of these numbers, each block once."""
         packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
-        with self._named():
+        with self._errors:
             segments = np.searchsorted(self._starts, index, side="right") - 1
             blocks, rows = np.divmod(index - self._starts[segments], self._rows_per_block[segments])
             numbers = self._first_blocks[segments] + blocks
@@ -201,10 +197,6 @@ class Archive(Rows):
                     packed[places[done]] = decoded[rows[places[done]]]
                     done += 1
         return packed
-
-    @property
-    def _blocks_in_all(self) -> int:
-        return int(self._first_blocks[-1])
 
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
         """Return the numbers of the rows of some blocks, which are counted through all segments."""
@@ -222,25 +214,22 @@ class Archive(Rows):
         FormatError
             If anything is damaged.
         """
-        with self._named():
+        with self._errors:
             self._index.check_layout(self._header_size)
         _ = self.tables
-        with self._named():
+        with self._errors:
             for offset, size, checksum in self._index.retired:
                 check_crc(checksum, f"an earlier index, at byte {offset:,},", self._reader.read(offset, size))
-            for _ in self._fitted:
-                pass
-            for _ in self._index.skipped:
-                pass
-            for i, (_, head) in enumerate(self._index.segments):
-                check_head(self._reader, self._index, i)
-                for part in ("names", "labels"):
-                    if self._stored(part):
-                        read_texts(self._reader, self._index, i, part)
-                read_part(self._reader, self._index, i, "table")
-                if self._stored("entropy"):
-                    self._entropy(i)
-                for group in self._groups([(i, block) for block in range(len(head.words))]):
+            for stored in (self._fitted, iterate_skipped(self._index.skipped)):
+                for _ in stored:
+                    pass
+            for i, segment in enumerate(self._segments):
+                segment.check_head()
+                segment.part("table")
+                segment.texts("names")
+                segment.texts("labels")
+                segment.uncertainty()
+                for group in self._groups([(i, block) for block in range(len(segment.head.words))]):
                     self._decode(group)
                 progress(int(self._starts[i + 1]), len(self))
 
@@ -274,11 +263,12 @@ class Archive(Rows):
 
     def _model(self, segment: int) -> EntropyModel:
         """Return the entropy model of a segment."""
-        head = self._index.segments[segment][1]
+        head = self._segments[segment].head
         if head.model == OWN:
             own = self._own.get(segment)
             if own is None:
-                table = read_part(self._reader, self._index, segment, "table")
+                self._segments[segment].check_head()
+                table = self._segments[segment].part("table")
                 own = unpack_model(table, self.header.latents, self.header.alphabet)
                 self._own.put(segment, own, size_in_memory(own))
             return own
@@ -293,7 +283,7 @@ class Archive(Rows):
         group: list[tuple[int, int]] = []
         size, before = 0, None
         for segment, block in blocks:
-            head = self._index.segments[segment][1]
+            head = self._segments[segment].head
             key = (head.model, head.number, segment if head.model == OWN else -1)
             decisions = head.rows_of(block) * self._width
             if group and (key != before or size + decisions > _LOCKSTEP or len(group) == _MOST_BLOCKS):
@@ -305,57 +295,46 @@ class Archive(Rows):
             yield group
 
     def _blocks(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-        """Return decoded blocks; those that were decoded lately are still there."""
-        found = {key: self._cache.get(key) for key in group}
+        """Return decoded blocks, from the cache where it has them."""
+        found = {key: self._cache.get((self._cache_key, *key)) for key in group}
         missing = [key for key, packed in found.items() if packed is None]
         if missing:
             for key, decoded in zip(missing, self._decode(missing), strict=True):
                 found[key] = decoded
-                self._cache.put(key, decoded, decoded.nbytes)
+                self._cache.put((self._cache_key, *key), decoded, decoded.nbytes)
         return [packed for key in group if (packed := found[key]) is not None]
 
     def _decode(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
         """Read and decode blocks of one model together; if that fails, one by one, to say which is damaged."""
         model = self._model(group[0][0])
-        heads = [(self._index.segments[segment][1], block) for segment, block in group]
+        heads = [(self._segments[segment].head, block) for segment, block in group]
         most = max(1, _VALUES // (values_per_row(model) * max(head.rows_of(block) for head, block in heads)))
         if len(group) > most:
             return [packed for i in range(0, len(group), most) for packed in self._decode(group[i : i + most])]
-        data = []
-        for (segment, block), (head, _) in zip(group, heads, strict=True):
-            offset = self._index.segments[segment][0] + int(head.block_offsets[block])
-            data.append(self._reader.read(offset, BLOCK.size + 4 * head.words[block]))
         try:
-            return read_blocks(data, heads, model)
+            return read_blocks([(self._segments[segment], block) for segment, block in group], model)
         except FormatError as exc:
             if len(group) > 1:
                 return [self._decode([key])[0] for key in group]
-            segment, block = group[0]
-            head = heads[0][0]
-            first = int(self._starts[segment]) + block * head.rows_per_block
+            head, block = heads[0]
+            first = int(self._starts[group[0][0]]) + block * head.rows_per_block
             raise type(exc)(f"rows {first:,} to {first + head.rows_of(block) - 1:,}: {exc}") from exc
-
-    @cached_property
-    def _stores(self) -> dict[str, Store]:
-        """What reads names and labels; where no labels are stored they are the first folders of the names."""
-        stores = {which: self._store(which) for which in ("names", "labels") if self._stored(which)}
-        if "names" in stores and "labels" not in stores:
-            stores["labels"] = stores["names"].changed(folder_label)
-        return stores
 
     def _stored(self, which: str) -> bool:
         """Whether a part is in the file; it is in all segments or in none."""
-        return any(getattr(head, which).size for _, head in self._index.segments[:1])
+        return any(getattr(segment.head, which).size for segment in self._segments[:1])
 
-    def _store(self, which: str) -> Store:
+    def _texts_of(self, which: str) -> Callable[[int], Sequence[str]]:
         # With a reader of its own and no archive: so there is something to look at when the archive is closed.
-        reader, index, named = self._reader.again(), self._index, self._named()
+        reader, segments, errors = self._reader.again(), self._segments, self._errors
 
-        def read(segment: int) -> Sequence[str]:
-            with named:
-                return read_texts(reader, index, segment, which)
+        def read(number: int) -> Sequence[str]:
+            with errors:
+                segment = replace(segments[number], reader=reader)
+                segment.check_head()
+                return segment.texts(which) or ()
 
-        return Store(self._starts, read)
+        return read
 
     def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
         """Return the uncertainty of rows, from the segments that they are in; None where there is none."""
@@ -366,24 +345,22 @@ class Archive(Rows):
         for segment in np.unique(numbers).tolist():
             values = self._entropies.get(segment)
             if values is None:
-                with self._named():
-                    values = self._entropy(segment)
+                with self._errors:
+                    self._segments[segment].check_head()
+                    values = self._segments[segment].uncertainty()
+                if values is None:
+                    return None
                 self._entropies.put(segment, values, values.nbytes)
             places = numbers == segment
             found[places] = values[rows[places] - self._starts[segment]]
         return found
-
-    def _entropy(self, segment: int) -> NDArray[np.float32]:
-        data = read_part(self._reader, self._index, segment, "entropy")
-        rows = self._index.segments[segment][1].rows
-        return unpack_uncertainty(data, rows, self.header.version, f"the uncertainty of segment {segment}")
 
     # Closing, pickling
 
     def close(self) -> None:
         """Close the file. Codes that were read stay whole: their names can be looked at as long as they are there."""
         self._reader.close()
-        self.__dict__.pop("_stores", None)  # they have a descriptor of their own
+        self.__dict__.pop("_columns", None)  # they have a descriptor of their own
 
     @property
     def _end(self) -> tuple[int, int]:
@@ -396,37 +373,6 @@ class Archive(Rows):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self._reader.__getstate__()["path"], self._extra, self.header, self._end)
-
-
-_ADVICE = {
-    BadMagic: "give a file that `stochcl compress` wrote",
-    Truncated: "copy it again from where it is whole, or compress again",
-    ChecksumMismatch: "copy it again from where it is whole, or compress again",
-}
-
-
-class _Named:
-    """Puts the archive's name before the message of a FormatError; makes a SourceError of a failing disk."""
-
-    def __init__(self, shown: str) -> None:
-        self._shown = shown
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
-            advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
-            raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
-        if isinstance(exc, FileNotFoundError):
-            raise SourceError(f"{self._shown}: there is no such file.") from exc
-        if isinstance(exc, IsADirectoryError):
-            raise SourceError(
-                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
-                "folder of codes."
-            ) from exc
-        if isinstance(exc, OSError):
-            raise SourceError(f"{self._shown}: it cannot be read: {(exc.strerror or str(exc)).lower()}.") from exc
 
 
 def _reopen(path: os.PathLike[str], extra: tuple[Any, ...], header: Header, end: tuple[int, int]) -> Archive:

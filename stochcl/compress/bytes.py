@@ -1,4 +1,4 @@
-"""Reading the bytes of an archive behind a URL, through fsspec: pages that are asked for, and not the whole file."""
+"""Random access to the bytes of an archive: a file, a file object, or a URL through fsspec."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ import stat
 import threading
 import weakref
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
-from stochcl.errors import MissingExtraError, Truncated, UsageError
+from stochcl.errors import (
+    BadMagic,
+    ChecksumMismatch,
+    FormatError,
+    MissingExtraError,
+    SourceError,
+    Truncated,
+    UsageError,
+)
+from stochcl.files import pread_all, read_all
+from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
+
+_CLOSED = "the archive is closed"
 
 
 class _Guard:
@@ -40,13 +53,8 @@ class _Guard:
 class ByteReader:
     """Random access to the bytes of an archive.
 
-    A file with a path is read with ``pread``, which shares no position between threads or processes; a file
-    object is read under a lock, and not after a fork if it is open in the parent too.
-
-    Parameters
-    ----------
-    source : path-like or binary file object
-        A file object must seek; it stays the caller's to close.
+    A file with a path is read with ``pread``, which shares no position between threads or processes; a file object is
+    read under a lock, and not after a fork if it is open in the parent too. It stays the caller's to close.
     """
 
     def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
@@ -76,14 +84,7 @@ class ByteReader:
         if offset < 0 or size < 0 or offset + size > self.size:
             msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
             raise Truncated(msg)
-        if self._file is not None:
-            with self._guard.lock(self._file):
-                data = self._seek_and_read(self._file, offset, size)
-        elif self._descriptor < 0:
-            msg = "the archive is closed"
-            raise ValueError(msg)
-        else:
-            data = self._pread(offset, size)
+        data = self._read(offset, size)
         if len(data) != size:
             raise Truncated(f"the file ends after {offset + len(data):,} bytes, and {offset + size:,} are needed")
         return data
@@ -94,33 +95,20 @@ class ByteReader:
         other.__dict__.update(self.__dict__)
         if self._file is None:
             if self._descriptor < 0:
-                msg = "the archive is closed"
-                raise ValueError(msg)
+                raise ValueError(_CLOSED)
             other._descriptor = -1  # should dup fail, there is nothing to close
             other._descriptor = os.dup(self._descriptor)
         return other
 
-    @staticmethod
-    def _seek_and_read(file: IO[bytes], offset: int, size: int) -> bytes:
-        file.seek(offset)
-        data = file.read(size)
-        while 0 < len(data) < size:  # an unbuffered file may give less at a time
-            more = file.read(size - len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    def _pread(self, offset: int, size: int) -> bytes:
-        parts = []
-        while size:
-            data = os.pread(self._descriptor, min(size, 1 << 30), offset)
-            if not data:
-                break
-            parts.append(data)
-            offset += len(data)
-            size -= len(data)
-        return b"".join(parts)
+    def _read(self, offset: int, size: int) -> bytes:
+        """Read these bytes, or fewer where the file ends."""
+        if self._file is None:
+            if self._descriptor < 0:
+                raise ValueError(_CLOSED)
+            return pread_all(self._descriptor, offset, size)
+        with self._guard.lock(self._file):
+            self._file.seek(offset)
+            return read_all(self._file, size)
 
     def close(self) -> None:
         """Close what was opened here."""
@@ -147,15 +135,9 @@ _ALL: weakref.WeakSet[Cache] = weakref.WeakSet()
 
 
 class Cache(Generic[V]):
-    """The values used last whose sizes together are within a limit; the newest stays, whatever its size.
+    """The least recently used values go when all sizes exceed ``limit`` bytes; the newest always stays.
 
-    A fork may come while another thread holds the lock, which nobody in the child would ever release. So the child
-    gets a lock of its own; what the parent has read is there, for nothing.
-
-    Parameters
-    ----------
-    limit : int
-        Of the values' sizes, in bytes.
+    After a fork the child gets a new lock, as another thread of the parent may have held the old one.
     """
 
     def __init__(self, limit: int) -> None:
@@ -201,8 +183,7 @@ if hasattr(os, "register_at_fork"):
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]+)*://")
 _PAGE = 1 << 17  # about sixteen blocks: a request costs as much as the transfer of some 100 kB
-_MOST_PAGES = 64  # in one request
-_CACHED_BYTES = 32 << 20
+_PAGES = 256  # kept
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
@@ -223,118 +204,109 @@ def open_reader(source: str | os.PathLike[str] | IO[bytes]) -> ByteReader:
 
 
 class RemoteReader(ByteReader):
-    """Random access to a file behind a URL, by ranges, with what was read lately kept.
+    """Random access to a file behind a URL of any protocol that fsspec knows, through its cache of blocks.
 
     After a fork, and when it is unpickled, it opens the file system anew.
-
-    Parameters
-    ----------
-    url : str
-        Of any protocol that fsspec knows.
-
-    Raises
-    ------
-    MissingExtraError
-        If the protocol's package is not installed.
-    UsageError
-        If there is no such protocol.
-    OSError
-        If the file is not there or cannot be read.
     """
 
-    path: Path | None = None
-
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._descriptor, self._file = -1, None
-        self._lock, self._process, self._system = threading.Lock(), -1, None
-        self._pages: Cache[bytes] = Cache(_CACHED_BYTES)
-        self.closed = False
-        with _Explained(url):
-            found = self._opened()
-            self.size = int(found.size(self._place))
-            if not found.isfile(self._place):
+        self.path = self._file = None
+        self._url, self._descriptor = url, -1
+        self._lock, self._process = threading.Lock(), -1
+        self._closed = False
+        with _explained(url):
+            system, place = self._opened()
+            self.size = int(system.size(place))
+            if not system.isfile(place):
                 raise IsADirectoryError("this is no file")
+            from fsspec.caching import BlockCache
 
-    def _opened(self) -> Any:
-        """Return the file system of this process."""
+            self._cache = BlockCache(_PAGE, self._fetch, self.size, _PAGES)
+
+    def _opened(self) -> tuple[Any, str]:
+        """Return the file system of this process, and the file's place there."""
         with self._lock:
-            if self._system is None or self._process != os.getpid():
+            if self._process != os.getpid():
                 from fsspec.core import url_to_fs
 
                 self._system, self._place = url_to_fs(self._url)
                 self._process = os.getpid()
-            return self._system
+            return self._system, self._place
 
-    def read(self, offset: int, size: int) -> bytes:  # noqa: D102
-        if offset < 0 or size < 0 or offset + size > self.size:
-            msg = f"it is cut short: bytes {offset:,} to {offset + size:,} are needed, and there are {self.size:,}"
-            raise Truncated(msg)
-        if self.closed:
-            msg = "the archive is closed"
-            raise ValueError(msg)
-        first, last = offset // _PAGE, -(-(offset + size) // _PAGE)
-        pages = {page: self._pages.get(page) for page in range(first, last)}
-        missing = [page for page, data in pages.items() if data is None]
-        while missing:
-            run = 1
-            while run < min(len(missing), _MOST_PAGES) and missing[run] == missing[0] + run:
-                run += 1
-            data = self._fetch(missing[0] * _PAGE, min((missing[0] + run) * _PAGE, self.size))
-            for i, page in enumerate(missing[:run]):
-                pages[page] = part = data[i * _PAGE : (i + 1) * _PAGE]
-                self._pages.put(page, part, len(part))
-            del missing[:run]
-        start = offset - first * _PAGE
-        return b"".join(data for data in pages.values() if data is not None)[start : start + size]
+    def _read(self, offset: int, size: int) -> bytes:
+        if self._closed:
+            raise ValueError(_CLOSED)
+        if size > 2 * _PAGE:  # in one request, and not in place of what is kept
+            return self._fetch(offset, offset + size)
+        data: bytes = self._cache._fetch(offset, offset + size)
+        return data
 
     def _fetch(self, start: int, end: int) -> bytes:
-        with _Explained(self._url):
-            system = self._opened()
-            data = bytes(system.cat_file(self._place, start=start, end=end))
-        if len(data) != end - start:
-            raise Truncated(f"the file ends after {start + len(data):,} bytes, and {end:,} are needed")
-        return data
+        with _explained(self._url):
+            system, place = self._opened()
+            return bytes(system.cat_file(place, start=start, end=min(end, self.size)))
 
     def again(self) -> RemoteReader:
         """Return another reader of the same file, which shares what was read and is closed apart from this one."""
-        if self.closed:
-            msg = "the archive is closed"
-            raise ValueError(msg)
+        if self._closed:
+            raise ValueError(_CLOSED)
         other = RemoteReader.__new__(RemoteReader)
         other.__dict__.update(self.__dict__)
-        other._lock = threading.Lock()
         return other
 
     def close(self) -> None:
         """Read no more."""
-        self.closed = True
+        self._closed = True
+        self.__dict__.pop("_cache", None)  # which leads back here through its fetcher
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self._url}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Make errors of a file system's package ours, or those of a disk."""
+    protocol = re.split("://|::", url)[0].lower()
+    try:
+        yield
+    except (OSError, Truncated):
+        raise
+    except ImportError as exc:
+        extra = _EXTRAS.get(url.split("://", maxsplit=1)[0].rsplit("::", maxsplit=1)[-1].lower())
+        how = f"pip install 'stochcl[{extra}]'" if extra else f"install it ({exc})"
+        raise MissingExtraError(f"{url}: {protocol}:// needs a package that is not installed; {how}.") from exc
+    except Exception as exc:
+        if isinstance(exc, ValueError) and "rotocol not known" in str(exc):
+            raise UsageError(f"{url}: there is no protocol {protocol}://; give a path or another URL.") from exc
+        raise OSError(f"{type(exc).__name__}: {exc}") from exc
 
 
-class _Explained:
-    """Makes errors of a file system's package ours, or those of a disk."""
+_ADVICE = {
+    BadMagic: "give a file that `stochcl compress` wrote",
+    Truncated: "copy it again from where it is whole, or compress again",
+    ChecksumMismatch: "copy it again from where it is whole, or compress again",
+}
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+
+class ArchiveErrors:
+    """Puts the archive's name before the message of a FormatError; makes a SourceError of a failing disk."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        protocol = re.split("://|::", self._url)[0].lower()
-        if isinstance(exc, ImportError):
-            extra = _EXTRAS.get(self._url.split("://")[0].split("::")[-1].lower())
-            how = f"pip install 'stochcl[{extra}]'" if extra else f"install it ({exc})"
-            raise MissingExtraError(
-                f"{self._url}: {protocol}:// needs a package that is not installed; {how}."
+        if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
+            advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
+            raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
+        if isinstance(exc, FileNotFoundError):
+            raise SourceError(f"{self._shown}: there is no such file.") from exc
+        if isinstance(exc, IsADirectoryError):
+            raise SourceError(
+                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
+                "folder of codes."
             ) from exc
-        if isinstance(exc, ValueError) and "rotocol not known" in str(exc):
-            raise UsageError(f"{self._url}: there is no protocol {protocol}://; give a path or another URL.") from exc
-        if isinstance(exc, Exception) and not isinstance(exc, OSError | Truncated):
-            raise OSError(f"{type(exc).__name__}: {exc}") from exc
+        if isinstance(exc, OSError):
+            raise SourceError(f"{self._shown}: it cannot be read: {os_reason(exc)}.") from exc

@@ -25,12 +25,7 @@ _SHOWN = 8
 
 
 class PackedTexts:
-    """The texts of one segment, one after the other: objects would take 50 bytes each beside what they say.
-
-    Parameters
-    ----------
-    texts : sequence of str
-    """
+    """The texts of one segment as one string of bytes: as objects each would take 50 bytes more."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
@@ -53,27 +48,19 @@ class PackedTexts:
         return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends, strict=True)]
 
 
-class Store:
-    """All texts of one kind in an archive, read a segment at a time.
-
-    Parameters
-    ----------
-    starts : ndarray of int64, shape (segments + 1,)
-        Number of the first row of each segment, and of all rows.
-    read : callable
-        Gives the texts of a segment.
-    """
+class StringColumn:
+    """All texts of one kind in an archive, read a segment at a time; ``starts`` are the segments' first rows."""
 
     def __init__(self, starts: NDArray[np.integer], read: Callable[[int], Sequence[str]]) -> None:
         self._starts, self._read = starts, read
         self._change: Callable[[str], str] | None = None
         self._cache: Cache[PackedTexts] = Cache(_CACHED_BYTES)
 
-    def changed(self, change: Callable[[str], str]) -> Store:
+    def changed(self, change: Callable[[str], str]) -> StringColumn:
         """Return what is made of the same texts, read once for both."""
-        store = Store(self._starts, self._read)
-        store._change, store._cache = change, self._cache
-        return store
+        column = StringColumn(self._starts, self._read)
+        column._change, column._cache = change, self._cache
+        return column
 
     def take(self, rows: NDArray[np.integer]) -> list[str]:
         """Return the texts of these rows; each segment is read once."""
@@ -94,22 +81,16 @@ class Store:
         return packed
 
 
-class Texts(Sequence[str]):
-    """Names or labels of some rows, read when they are looked at; otherwise as a tuple of them.
+class LazyStrings(Sequence[str]):
+    """Names or labels of some rows, read when they are used; equal to the tuple of them, and pickled as one.
 
-    It is equal to the tuple of its texts, and pickled as one. A slice of it is another of its kind.
-    Those of an archive that was opened by its path can be looked at after it has been closed.
-
-    Parameters
-    ----------
-    store : Store
-    rows : range or ndarray of integers
+    Those of an archive that was opened by its path stay readable after it is closed.
     """
 
-    __slots__ = ("_rows", "_store")
+    __slots__ = ("_column", "_rows")
 
-    def __init__(self, store: Store, rows: range | NDArray[np.integer]) -> None:
-        self._store, self._rows = store, rows
+    def __init__(self, column: StringColumn, rows: range | NDArray[np.integer]) -> None:
+        self._column, self._rows = column, rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,19 +98,19 @@ class Texts(Sequence[str]):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> Texts: ...
-    def __getitem__(self, index: int | slice) -> str | Texts:
+    def __getitem__(self, index: slice) -> LazyStrings: ...
+    def __getitem__(self, index: int | slice) -> str | LazyStrings:
         """Return one text, or the view of some."""
         if isinstance(index, slice):
-            return Texts(self._store, self._rows[index])
-        return self._store.take(np.array([self._rows[index]], np.int64))[0]
+            return LazyStrings(self._column, self._rows[index])
+        return self._column.take(np.array([self._rows[index]], np.int64))[0]
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _PART):
-            yield from self._store.take(np.asarray(self._rows[start : start + _PART], np.int64))
+            yield from self._column.take(np.asarray(self._rows[start : start + _PART], np.int64))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, tuple | Texts):
+        if not isinstance(other, tuple | LazyStrings):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
@@ -143,6 +124,21 @@ class Texts(Sequence[str]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tuple, (tuple(self),)
+
+
+def to_unicode(text: str) -> str:
+    r"""Return text that any program reads: bytes that are not UTF-8 as ``\xNN``.
+
+    Examples
+    --------
+    >>> to_unicode("caf\udce9")
+    'caf\\xe9'
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, from labels that a program made
+        data = text.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
 
 
 _EXPONENT = struct.Struct("<b")

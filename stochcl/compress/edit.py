@@ -10,60 +10,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import Codes
-from stochcl.compress.columns import unpack_uncertainty
-from stochcl.compress.segment import as_version, read_parts, read_segment
+from stochcl.compress.segment import as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED
 from stochcl.errors import FormatError, ModelMismatch, UsageError
-from stochcl.framing import crc, unpack_texts
+from stochcl.framing import crc
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
     from stochcl.compress.archive import Archive
-    from stochcl.compress.segment import RawSegment
+    from stochcl.compress.segment import RawSegment, StoredSegment
     from stochcl.entropy.model import EntropyModel
 
 
 def stored_names(archive: Archive, segment: int) -> tuple[str, ...]:
     """Return the names of one segment's rows, none if they were left out; all others stay on the disk."""
-    offset, head = archive._index.segments[segment]
-    with archive._named():
-        names = read_parts(archive._reader, offset, head)[1]
-        return unpack_texts(names, head.rows, f"the names of segment {segment}") if names else ()
+    with archive._errors:
+        stored = archive._segments[segment]
+        stored.check_head()
+        return stored.texts("names") or ()
 
 
 def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows: int = 16_384) -> Iterator[Codes]:
-    """Yield rows of an archive in order, so many at a time, with what is stored beside them and nothing else.
+    """Yield rows of an archive in order, ``rows`` at a time, with what is stored beside them and nothing else.
 
     (An archive's own rows have labels also where only their names tell them.) Memory is a segment's.
     """
-    last = len(archive) if last is None else last
-    low = 0
-    for segment, (offset, head) in enumerate(archive._index.segments):
-        high = low + head.rows
-        a, b = max(low, first), min(high, last)
-        if a < b:
-            with archive._named():
-                _, names, labels, entropy = read_parts(archive._reader, offset, head)
-                texts = [
-                    unpack_texts(data, head.rows, f"the {what} of segment {segment}") if data else None
-                    for data, what in ((names, "names"), (labels, "labels"))
-                ]
-                uncertainty = unpack_uncertainty(entropy, head.rows, archive.header.version) if entropy else None
-            for start in range(a, b, rows):
-                stop = min(start + rows, b)
-                here = slice(start - low, stop - low)
-                yield Codes(
-                    archive._packed(np.arange(start, stop)),
-                    archive.header.latents,
-                    archive.header.alphabet,
-                    names=None if texts[0] is None else texts[0][here],
-                    labels=None if texts[1] is None else texts[1][here],
-                    uncertainty=None if uncertainty is None else uncertainty[here],
-                )
-        low = high
+    for low, high, segment in _segments(archive, first, last):
+        with archive._errors:
+            segment.check_head()
+            names, labels, uncertainty = segment.texts("names"), segment.texts("labels"), segment.uncertainty()
+        end = high if last is None else min(high, last)
+        for start in range(max(low, first), end, rows):
+            stop = min(start + rows, end)
+            here = slice(start - low, stop - low)
+            yield Codes(
+                archive._packed(np.arange(start, stop)),
+                archive.header.latents,
+                archive.header.alphabet,
+                names=None if names is None else names[here],
+                labels=None if labels is None else labels[here],
+                uncertainty=None if uncertainty is None else uncertainty[here],
+            )
 
 
 _SAME = {
@@ -78,7 +68,7 @@ _SAME = {
     "feature_dim": "its features have another width",
     "input_bytes": "its inputs have another size",
 }
-"""What must be the same in the headers of archives that are joined, and what is said where it is not."""
+"""What must be equal in the headers of joined archives, and how an error describes a difference."""
 
 _MODEL = ("model_sha256", "model_latents", "tables_sha256", "alphabet", "feature_dim")
 _PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}
@@ -104,8 +94,7 @@ def facts_of(archives: Sequence[Archive], **options: Any) -> dict[str, Any]:
 
 def has_part(archive: Archive, part: str) -> bool:
     """Tell whether an archive's rows have ``names``, ``labels`` or ``entropy`` stored; not if it has no rows."""
-    segments = archive._index.segments
-    return bool(segments) and getattr(segments[0][1], part).size > 0
+    return archive._stored(part)
 
 
 def is_embedded(archive: Archive) -> bool:
@@ -200,10 +189,10 @@ def _fitted_of(
     known: dict[tuple[str, bytes], int] = {}
     numbers = []
     for archive in archives:
-        used = sorted({head.number for _, _, _, head in _segments(archive, first, last) if head.model == FITTED})
+        used = sorted({s.head.number for _, _, s in _segments(archive, first, last) if s.head.model == FITTED})
         mapping = {}
         for number in used:
-            with archive._named():
+            with archive._errors:
                 model = archive._fitted_model(number)
             key = model.kind, model.to_bytes()
             if key not in known:
@@ -214,15 +203,12 @@ def _fitted_of(
     return models, numbers
 
 
-def _segments(archive: Archive, first: int, last: int | None) -> Iterator[tuple[int, int, int, Any]]:
-    """Yield the first row, the end, the offset and the head of every segment that has some of these rows."""
+def _segments(archive: Archive, first: int, last: int | None) -> Iterator[tuple[int, int, StoredSegment]]:
+    """Yield the first row, the end and the segment, of every one that has some of these rows."""
     last = len(archive) if last is None else last
-    low = 0
-    for offset, head in archive._index.segments:
-        high = low + head.rows
+    for (low, high), segment in zip(pairwise(archive._starts.tolist()), archive._segments, strict=True):
         if low < last and high > first:
-            yield low, high, offset, head
-        low = high
+            yield low, high, segment
 
 
 def move_rows(
@@ -239,16 +225,15 @@ def move_rows(
     """Give a writer rows of an archive: whole segments as they are, others to be coded again."""
     last = len(archive) if last is None else last
     bytes_of, rows = archive.source_bytes, max(1, len(archive))
-    for low, high, offset, head in _segments(archive, first, last):
+    for low, high, stored in _segments(archive, first, last):
         start, stop = max(low, first, first + writer.position - at), min(high, last)
         if start >= stop:
             continue
         if (start, stop) == (low, high):
-            with archive._named():
-                segment = read_segment(archive._reader, offset, head)
-                segment = as_version(segment, archive.header.version, writer.header.version)
-            if head.model == FITTED and numbers is not None:
-                segment = segment.having(number=numbers[head.number])
+            with archive._errors:
+                segment = as_version(stored.raw(), archive.header.version, writer.header.version)
+            if stored.head.model == FITTED and numbers is not None:
+                segment = segment.having(number=numbers[stored.head.number])
             share = bytes_of * high // rows - bytes_of * low // rows
             writer.add_segment(change(segment), source_bytes=share)
         else:

@@ -12,58 +12,18 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import Codes, symbol_dtype
-from stochcl.errors import LabelsError, MissingExtraError, OutputError, UsageError
-from stochcl.files import replacing
+from stochcl.compress.columns import to_unicode
+from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows
+from stochcl.errors import UsageError
+from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.compress.rows import Rows
-
-
-_ALPHABET = b"stochcl.alphabet"  # in the schema's metadata
-_MODEL = b"stochcl.model_sha256"
-
-
-def schema_of(rows: Decoded) -> Any:
-    """Return the columns: name, label, uncertainty where stored, a list column of symbols and one of vectors."""
-    pa = _pyarrow()
-    header = rows.archive.header
-    symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
-    fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
-    if rows.uncertainty is not None:
-        fields.append(pa.field("uncertainty", pa.float32()))
-    if rows.symbols:
-        fields.append(pa.field("symbols", pa.list_(symbol, rows.latents)))
-    if rows.vectors:
-        fields.append(pa.field("vector", pa.list_(pa.float32(), rows.dim)))
-    return pa.schema(fields, {_ALPHABET: str(header.alphabet), _MODEL: header.model_sha256})
-
-
-def record_batches(rows: Decoded, schema: Any) -> Iterator[Any]:
-    """Yield the rows as record batches, part by part."""
-    pa = _pyarrow()
-    for where, symbols, vectors in rows.parts():
-        columns = [
-            pa.array(rows.shown(texts[where]) if texts else [None] * len(symbols), pa.string())
-            for texts in (rows.names, rows.labels)
-        ]
-        if rows.uncertainty is not None:
-            columns.append(pa.array(rows.uncertainty[where], pa.float32()))
-        if rows.symbols:
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(symbols.reshape(-1)), rows.latents))
-        if vectors is not None:
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), rows.dim))
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def reader_of(rows: Decoded) -> Any:
-    """Return what Arrow reads the rows by, a ``pyarrow.RecordBatchReader``."""
-    pa, schema = _pyarrow(), schema_of(rows)
-    return pa.RecordBatchReader.from_batches(schema, record_batches(rows, schema))
+    from stochcl.compress.rows import ArchiveBase
 
 
 def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
@@ -82,7 +42,7 @@ def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
             f"rows of the table have {min(lengths):,} to {max(lengths):,} symbols; all codes are of one width."
         )
     if alphabet is None:
-        alphabet = int((table.schema.metadata or {}).get(_ALPHABET, b"2"))
+        alphabet = int((table.schema.metadata or {}).get(ARROW_ALPHABET, b"2"))
     try:
         return Codes.from_symbols(
             flat.reshape(rows, lengths.pop()),
@@ -102,26 +62,9 @@ def _texts(table: Any, name: str) -> Sequence[str] | None:
     return ["" if text is None else str(text) for text in table.column(name).to_pylist()]
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow as pa
-    except ImportError as exc:
-        msg = "Arrow and Parquet need pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
-        raise MissingExtraError(msg) from exc
-    return pa
-
-
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Parameters
-    ----------
-    path : str
-    rows, bytes : int
-    holds : tuple of str
-        symbols, vectors, names, labels, uncertainty: what of them is in the file.
-    """
+    """The file that was written, its rows and bytes, and which of symbols, vectors, names, ... it ``holds``."""
 
     path: str
     rows: int
@@ -130,7 +73,7 @@ class Exported:
 
 
 def export(
-    archive: Rows,
+    archive: ArchiveBase,
     path: str | os.PathLike[str],
     *,
     symbols: bool = True,
@@ -153,81 +96,25 @@ def export(
         )
     if os.path.lexists(path) and not force:
         raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
-    if chunk < 1:
-        raise UsageError(f"at least 1 row is decoded at a time, not {chunk}.")
-    rows = Decoded(archive, symbols, vectors, labels, chunk)
-    if not (rows.symbols or rows.vectors):
-        raise UsageError(f"{shown}: without symbols nothing is left, for the model has no vector decoder.")
-    try:
+    rows = DecodedRows(archive, symbols=symbols, vectors=vectors, labels=labels, rows=chunk)
+    with writing(path):
         with replacing(path) as file:
-            holds = writer(rows, file)
+            writer(rows, file)
+        holds = (("vectors",) if rows.decoder else ("symbols",)) if writer is _npy else _holds(rows)
         return Exported(str(path), len(archive), path.stat().st_size, holds)
-    except OSError as exc:
-        raise OutputError(f"{shown}: it cannot be written: {(exc.strerror or str(exc)).lower()}.") from exc
 
 
-class Decoded:
-    """The rows of an archive, decoded part by part, and what of them is wanted."""
-
-    def __init__(self, archive: Rows, symbols: bool, vectors: bool, labels: Sequence[str] | None, chunk: int) -> None:
-        self.archive = archive
-        self.names = archive.names
-        self.labels = archive.labels if labels is None else labels
-        if self.labels is not None and len(self.labels) != len(archive):
-            raise LabelsError(
-                f"there are {len(archive):,} images and {len(self.labels):,} labels; give one for each."
-            )
-        self.uncertainty = archive.uncertainty
-        self.symbols = symbols
-        self.decoder = archive.decoder if vectors else None
-        self.vectors = self.decoder is not None
-        self.latents = archive.header.latents
-        self.dim = 0 if self.decoder is None else self.decoder.dim
-        self.chunk = chunk
-
-    def __len__(self) -> int:
-        return len(self.archive)
-
-    @property
-    def holds(self) -> tuple[str, ...]:
-        """What of symbols, vectors, names, labels and uncertainty there is."""
-        there: dict[str, object] = {
-            "symbols": self.symbols,
-            "vectors": self.vectors,
-            "names": self.names,
-            "labels": self.labels,
-        }
-        there["uncertainty"] = self.uncertainty is not None
-        return tuple(name for name, present in there.items() if present)
-
-    @staticmethod
-    def shown(texts: Sequence[str]) -> list[str]:
-        """Return names or labels as any program reads them."""
-        return [_unicode(text) for text in texts]
-
-    def symbol_parts(self) -> Iterator[NDArray[np.uint8 | np.uint16]]:
-        """Yield symbols, part by part."""
-        for codes in self.archive.iter_codes(self.chunk):
-            yield codes.symbols()
-
-    def vector_parts(self) -> Iterator[NDArray[np.float32]]:
-        """Yield vectors, part by part; nothing where they are not wanted."""
-        if self.decoder is not None:
-            for symbols in self.symbol_parts():
-                yield self.decoder.decode(symbols)
-
-    def parts(self) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16], NDArray[np.float32] | None]]:
-        """Yield which rows, their symbols, and their vectors where they are wanted."""
-        start = 0
-        for symbols in self.symbol_parts():
-            vectors = None if self.decoder is None else self.decoder.decode(symbols)
-            yield slice(start, start + len(symbols)), symbols, vectors
-            start += len(symbols)
+def _holds(rows: DecodedRows) -> tuple[str, ...]:
+    """Return which of symbols, vectors, names, labels and uncertainty there are."""
+    there = {"symbols": rows.symbols, "vectors": rows.decoder, "names": rows.names, "labels": rows.labels}
+    return tuple(name for name, present in there.items() if present) + ("uncertainty",) * (
+        rows.uncertainty is not None
+    )
 
 
-def _npz(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
+def _npz(rows: DecodedRows, file: IO[bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as arrays:
-        for name in rows.holds:
+        for name in _holds(rows):
             # numpy's own layout; zip64 from the start, because the size is not known when a member begins
             with arrays.open(f"{name}.npy", "w", force_zip64=True) as member:
                 if name == "symbols":
@@ -237,33 +124,31 @@ def _npz(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
                 elif name == "uncertainty" and rows.uncertainty is not None:
                     _write_array(member, (len(rows),), np.dtype("<f4"), [rows.uncertainty])
                 else:
-                    _write_texts(getattr(rows, name), rows.chunk, member)
-    return rows.holds
+                    _write_texts(getattr(rows, name), rows.rows, member)
 
 
-def _npy(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
-    if rows.vectors:
+def _npy(rows: DecodedRows, file: IO[bytes]) -> None:
+    if rows.decoder is not None:
         _write_vectors(rows, file)
-        return ("vectors",)
-    _write_symbols(rows, file)
-    return ("symbols",)
+    else:
+        _write_symbols(rows, file)
 
 
-def _write_symbols(rows: Decoded, file: IO[bytes]) -> None:
+def _write_symbols(rows: DecodedRows, file: IO[bytes]) -> None:
     dtype = np.dtype(symbol_dtype(rows.archive.header.alphabet)).newbyteorder("<")
     _write_array(file, (len(rows), rows.latents), dtype, rows.symbol_parts())
 
 
-def _write_vectors(rows: Decoded, file: IO[bytes]) -> None:
+def _write_vectors(rows: DecodedRows, file: IO[bytes]) -> None:
     _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
 
 
 def _write_texts(texts: Sequence[str], chunk: int, file: IO[bytes]) -> None:
     # numpy's texts all take the room of the longest; part by part only the file does, where zeros deflate well
-    width = max(1, max((len(_unicode(text)) for text in texts), default=0))
+    width = max(1, max((len(to_unicode(text)) for text in texts), default=0))
     dtype = np.dtype(f"<U{width}")
     parts = (
-        np.array([_unicode(text) for text in texts[start : start + chunk]], dtype)
+        np.array([to_unicode(text) for text in texts[start : start + chunk]], dtype)
         for start in range(0, len(texts), chunk)
     )
     _write_array(file, (len(texts),), dtype, parts)
@@ -289,7 +174,7 @@ class _Utf8:
         return self.file.write(text.encode("utf-8"))
 
 
-def _csv(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
+def _csv(rows: DecodedRows, file: IO[bytes]) -> None:
     out = csv.writer(_Utf8(file))
     out.writerow(
         ["name", "label"]
@@ -305,46 +190,28 @@ def _csv(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
             whole = symbols[i].tolist() if rows.symbols else []
             # nine digits bring every float32 back
             real = [] if vectors is None else [f"{value:.9g}" for value in vectors[i].tolist()]
-            out.writerow([_unicode(name), _unicode(label), *([] if sure is None else [sure[i]]), *whole, *real])
-    return rows.holds
+            out.writerow([to_unicode(name), to_unicode(label), *([] if sure is None else [sure[i]]), *whole, *real])
 
 
-def _parquet(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
-    schema = schema_of(rows)
+def _parquet(rows: DecodedRows, file: IO[bytes]) -> None:
+    schema = rows.schema()
     from pyarrow import parquet
 
     with parquet.ParquetWriter(file, schema, compression="zstd") as out:
-        for batch in record_batches(rows, schema):
+        for batch in rows.record_batches(schema):
             out.write_batch(batch)
-    return rows.holds
 
 
-def _arrow(rows: Decoded, file: IO[bytes]) -> tuple[str, ...]:
-    schema = schema_of(rows)
+def _arrow(rows: DecodedRows, file: IO[bytes]) -> None:
+    schema = rows.schema()
     from pyarrow import ipc
 
     with ipc.new_file(file, schema) as out:
-        for batch in record_batches(rows, schema):
+        for batch in rows.record_batches(schema):
             out.write_batch(batch)
-    return rows.holds
 
 
-def _unicode(text: str) -> str:
-    r"""Return text that any program reads: bytes that are not UTF-8 as ``\xNN``.
-
-    Examples
-    --------
-    >>> _unicode("caf\udce9")
-    'caf\\xe9'
-    """
-    try:
-        data = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, from labels that a program made
-        data = text.encode("utf-8", "backslashreplace")
-    return data.decode("utf-8", "backslashreplace")
-
-
-_WRITERS: dict[str, Callable[[Decoded, IO[bytes]], tuple[str, ...]]] = {
+_WRITERS: dict[str, Callable[[DecodedRows, IO[bytes]], None]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".csv": _csv,

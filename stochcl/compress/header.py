@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
 from stochcl.framing import MAGIC, MAX_HEADER, MAX_INPUT, PROLOGUE, VERSION, VERSIONS, check_crc, check_limit, crc
+
+if TYPE_CHECKING:
+    from stochcl.compress.bytes import ByteReader
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Header:
     preprocess: dict[str, Any] = field(default_factory=dict)
     selection: tuple[int, ...] | None = None
     version: int = VERSION
+
+    @property
+    def decisions_per_row(self) -> int:
+        """Bits of a row before it is coded."""
+        return self.latents * bits_per_symbol(self.alphabet)
 
     def to_bytes(self) -> bytes:
         """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
@@ -142,6 +150,13 @@ class Header:
             ):
                 raise FormatError(f"the header's selection is not {self.latents} latents of the model, ascending")
         check_limit(max(self.feature_dim, self.input_bytes), MAX_INPUT, "a size in the header")
+
+
+def read_header(reader: ByteReader) -> tuple[Header, int]:
+    """Read the header of an archive; return it and the bytes that it takes with its prologue."""
+    prologue = reader.read(0, min(PROLOGUE.size, reader.size))
+    size = Header.size_of(prologue)
+    return Header.from_bytes(prologue, reader.read(PROLOGUE.size, size)), PROLOGUE.size + size
 
 
 def _selection(value: object) -> tuple[int, ...] | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stochcl import framing
 from stochcl.compress.segment import SegmentHead
@@ -26,12 +25,12 @@ from stochcl.framing import (
     check_crc,
     check_limit,
     crc,
-    inflate_pieces,
+    inflate_any,
     unpack,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from stochcl.compress.bytes import ByteReader
 
@@ -39,41 +38,24 @@ _CHUNKS = (b"TABL", b"FITT", b"SEGM", b"INDX")
 _APPENDED = (b"SEGM", b"INDX", bytes(4))  # what an append begins with, or leaves when the power fails
 _MAX_SKIPPED = 1 << 25  # bytes of the list of skipped images, inflated
 _MAX_PAIR = 1 << 20  # of one of them
-_FEW = 1024  # bytes, deflated, of a list that is read when the archive is opened
-_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where everything is.
+    """Where everything in an archive is.
 
-    Parameters
-    ----------
-    rows, source_bytes : int
-    tables : (int, int)
-        Offset and bytes of the tables' chunk; (0, 0) where they are not in the archive.
-    segments : tuple of (int, SegmentHead)
-        Offset and head of each, in the order of their rows.
-    skipped : sequence of (str, str)
-        Names and reasons of images that could not be read.
-    start : int
-        Where the index itself begins.
-    header_crc : int
-        CRC-32 of the header, which the trailer repeats: the end of another archive, which may fit in all else, is
-        so told from this one's.
-    fitted : tuple of (int, int)
-        Offset and bytes of the chunk of each model that was fitted to this archive.
-    retired : tuple of (int, int, int)
-        Offset, bytes and CRC-32 of what an append has left behind: earlier indexes with their trailers.
-    end_crc : int
-        CRC-32 of the index and its trailer, as they stand in the file: what an append will make a retired part.
+    ``segments`` are offsets and heads in the order of their rows; ``tables`` and ``fitted`` are offsets and sizes
+    of chunks, (0, 0) for tables that are not in the archive. ``skipped`` is the packed list of images that could
+    not be read, see :func:`pack_skipped`. ``start`` is where the index itself begins. ``header_crc`` is repeated in
+    the trailer, so that the end of another archive is told from this one's. ``retired`` are offset, size and CRC-32
+    of earlier indexes that an append has left behind; ``end_crc`` is what this index will have there.
     """
 
     rows: int
     source_bytes: int
     tables: tuple[int, int]
     segments: tuple[tuple[int, SegmentHead], ...]
-    skipped: Sequence[tuple[str, str]]
+    skipped: bytes
     start: int
     header_crc: int
     fitted: tuple[tuple[int, int], ...] = ()
@@ -100,9 +82,8 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """Write the index and the trailer, which are the end of the file."""
-        skipped = _deflated(self.skipped)
-        counts = len(self.segments), len(skipped), len(self.fitted), len(self.retired)
-        parts = [INDEX.pack(self.rows, self.source_bytes, *self.tables, *counts), skipped]
+        counts = len(self.segments), len(self.skipped), len(self.fitted), len(self.retired)
+        parts = [INDEX.pack(self.rows, self.source_bytes, *self.tables, *counts), self.skipped]
         parts += [FITTED.pack(*entry) for entry in self.fitted]
         parts += [RETIRED.pack(*entry) for entry in self.retired]
         for offset, head in self.segments:
@@ -203,7 +184,7 @@ def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int, vers
     position = INDEX.size + skipped_size
     if position > len(data):
         raise Truncated("the list of skipped images ends too early")
-    skipped = _skipped(data[INDEX.size : position])
+    skipped = data[INDEX.size : position]
     ends = position + FITTED.size * fitted_count, position + FITTED.size * fitted_count + RETIRED.size * retired_count
     if ends[1] > len(data):
         raise Truncated("the index ends before its segments")
@@ -235,87 +216,8 @@ def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int, vers
     )
 
 
-class Skipped(Sequence[tuple[str, str]]):
-    """A long list of skipped images: inflated and read a piece at a time, whenever it is gone through.
-
-    Deflated it may have a thousandth of its bytes, and as objects it takes twenty times as many, so that a small
-    file could take gigabytes when it is opened.
-
-    Parameters
-    ----------
-    data : bytes
-        Deflated.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __getitem__(self, index: Any) -> Any:
-        return tuple(self)[index]
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Yield names and reasons."""
-        text, at, first, ended = "", 0, True, False
-        pieces = inflate_pieces(self.data, _MAX_SKIPPED, _PIECE, "the list of skipped images")
-        while not ended:
-            piece = next(pieces, None)
-            ended = piece is None
-            try:
-                text, at, many = text[at:] + (piece or b"").decode("ascii"), 0, True
-                while match := (_OPENING if first else _COMMA).match(text, at):
-                    pairs, end = _pairs(text, match.end(), many=many)
-                    if pairs:
-                        yield from pairs
-                        at, first = end, False
-                    elif not many:
-                        break
-                    else:
-                        many = False
-            except (ValueError, RecursionError) as exc:
-                if isinstance(exc, FormatError):
-                    raise
-                raise FormatError(f"the list of skipped images is not JSON ({exc})") from exc
-            if len(text) - at > _MAX_PAIR + _PIECE:
-                raise FormatError("the list of skipped images is not JSON")
-        if not (_EMPTY if first else _CLOSING).fullmatch(text, at):
-            raise FormatError("the list of skipped images is not JSON: it does not end as a list does")
-
-
-_DECODER = json.JSONDecoder()
-_SPACE = r"[ \t\n\r]*"
-_OPENING, _COMMA = re.compile(rf"{_SPACE}\[{_SPACE}(?=[^\] \t\n\r])"), re.compile(rf"{_SPACE},{_SPACE}(?=[^ \t\n\r])")
-_CLOSING, _EMPTY = re.compile(rf"{_SPACE}\]{_SPACE}"), re.compile(rf"{_SPACE}\[{_SPACE}\]{_SPACE}")
-
-
-def _pairs(text: str, start: int, *, many: bool) -> tuple[list[tuple[str, str]], int]:
-    """Read one pair from here on, or as many as there are, at twenty times the speed, and return where they end.
-
-    None, if the first does not end within the text, or what looks like the end of the last is within a name.
-    """
-    try:
-        if many:
-            end = text.rfind("],", start) + 1
-            return _checked(json.loads(f"[{text[start:end]}]")) if end > start else [], end
-        value, end = _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError:
-        return [], start
-    return _checked([value]), end
-
-
-def _checked(values: list[Any]) -> list[tuple[str, str]]:
-    for value in values:
-        if type(value) is not list or len(value) != 2 or type(value[0]) is not str or type(value[1]) is not str:
-            raise FormatError("the list of skipped images is not one of names and reasons")
-    return [(name, reason) for name, reason in values]
-
-
-def _deflated(skipped: Sequence[tuple[str, str]]) -> bytes:
-    """Write a list of skipped images; those beyond what a list may have are counted in its last entry."""
-    if isinstance(skipped, Skipped):
-        return skipped.data
+def pack_skipped(skipped: Sequence[tuple[str, str]]) -> bytes:
+    """Write names and reasons of skipped images; what goes beyond the limit is counted in the last entry."""
     if not skipped:
         return b""
     texts, size = [json.dumps(pair) for pair in skipped], 2
@@ -327,8 +229,24 @@ def _deflated(skipped: Sequence[tuple[str, str]]) -> bytes:
     return zlib.compress(f"[{', '.join(texts)}]".encode("ascii"), 9)
 
 
-def _skipped(data: bytes) -> Sequence[tuple[str, str]]:
+_STRING = rb'"(?:[^"\\\x00-\x1f\x80-\xff]++|\\.)*+"'
+_PAIR = re.compile(rb"\s*(\[\s*+%s\s*+,\s*+%s\s*+\])\s*+([,\]])" % (_STRING, _STRING))
+
+
+def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
+    """Yield names and reasons of skipped images, one at a time: as objects they take twenty times their bytes."""
     if not data:
-        return ()
-    skipped = Skipped(data)
-    return tuple(skipped) if len(data) <= _FEW else skipped
+        return
+    text = inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip()
+    at, end = 1, b"," if text.startswith(b"[") else b""
+    while end == b"," and (match := _PAIR.match(text, at)):
+        try:
+            name, reason = json.loads(match[1])
+        except ValueError as exc:
+            raise FormatError(f"the list of skipped images is not JSON ({exc})") from exc
+        if len(match[1]) > _MAX_PAIR:
+            raise FormatError(f"an entry of the list of skipped images has more than {_MAX_PAIR:,} bytes")
+        yield name, reason
+        at, end = match.end(), match[2]
+    if not (end == b"]" and at == len(text)) and not re.fullmatch(rb"\[\s*\]", text):
+        raise FormatError("the list of skipped images is not a JSON list of names and reasons")

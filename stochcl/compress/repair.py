@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stochcl.codes import bits_per_symbol
-from stochcl.compress.archive import _Named
-from stochcl.compress.bytes import ByteReader
-from stochcl.compress.header import Header
+from stochcl import framing
+from stochcl.compress.bytes import ArchiveErrors, ByteReader
+from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, read_index
-from stochcl.compress.writer import append_journal
-from stochcl.errors import FormatError, OutputError, SourceError, Truncated, UsageError
-from stochcl.files import WriteLock
-from stochcl.framing import END_MAGIC, PROLOGUE
-from stochcl.messages import escape_name as printable
-
-if TYPE_CHECKING:
-    from io import FileIO
+from stochcl.compress.journal import append_journal
+from stochcl.compress.segment import StoredSegment
+from stochcl.compress.writer import open_for_changes
+from stochcl.errors import FormatError, UsageError
+from stochcl.files import WriteLock, writing
+from stochcl.framing import END_MAGIC
+from stochcl.messages import escape_name
 
 _WINDOW = 1 << 20  # bytes searched at a time
 
@@ -37,50 +35,25 @@ class Repaired:
 def repair(path: str | os.PathLike[str]) -> Repaired:
     """Cut an archive back to its last complete state, in place; what follows was not finished and is lost."""
     path = Path(path)
-    shown = printable(path)
-    with _Named(shown):
+    shown = escape_name(path)
+    with ArchiveErrors(shown):
         ByteReader(path).close()  # says what is wrong with a path, as for any archive
-    try:
+    with writing(path):
         held = WriteLock(path, shown)
-    except OSError as exc:
-        raise _unwritable(shown, exc) from exc
-    with held, _open(path) as file:
-        with _Named(shown):
-            reader = ByteReader(path)
-            try:
-                end, index = _last_end(reader, shown)
-            finally:
-                reader.close()
-        try:
+    with held, open_for_changes(path) as file:
+        with ArchiveErrors(shown), closing(ByteReader(path)) as reader:
+            end, index = _last_end(reader, shown)
+        with writing(path):
             file.truncate(end)
             os.fsync(file.fileno())
-        except OSError as exc:
-            raise _unwritable(shown, exc) from exc
         append_journal(path).remove()
         return Repaired(path, index.rows, end, reader.size - end)
 
 
-def _open(path: Path) -> FileIO:
-    """Open the file to be changed."""
-    shown = printable(path)
-    try:
-        return path.open("r+b", buffering=0)
-    except FileNotFoundError as exc:
-        raise SourceError(f"{shown}: there is no such file.") from exc
-    except OSError as exc:
-        raise _unwritable(shown, exc) from exc
-
-
-def _unwritable(shown: str, exc: OSError) -> OutputError:
-    return OutputError(f"{shown}: it cannot be written: {(exc.strerror or str(exc)).lower()}.")
-
-
 def _last_end(reader: ByteReader, shown: str) -> tuple[int, Index]:
     """Return where the last complete archive in the file ends, and its index."""
-    prologue = reader.read(0, min(PROLOGUE.size, reader.size))
-    size = PROLOGUE.size + Header.size_of(prologue)
-    header = Header.from_bytes(prologue, reader.read(PROLOGUE.size, size - PROLOGUE.size))
-    width = header.latents * bits_per_symbol(header.alphabet)
+    header, size = read_header(reader)
+    width = header.decisions_per_row
     stop = reader.size
     if stop >= size + len(END_MAGIC) and reader.read(stop - len(END_MAGIC), len(END_MAGIC)) == END_MAGIC:
         # What an append leaves when it is interrupted has no end. Going back would throw away what can be saved.
@@ -111,26 +84,11 @@ def _before(reader: ByteReader, stop: int) -> int | None:
     return None
 
 
-class _Cut(ByteReader):
-    """The first bytes of a file, as if there were no others."""
-
-    def __init__(self, reader: ByteReader, size: int) -> None:
-        self._whole, self.size = reader, size
-
-    def read(self, offset: int, size: int) -> bytes:
-        if offset + size > self.size:
-            raise Truncated("it ends too early")
-        return self._whole.read(offset, size)
-
-    def close(self) -> None:
-        """Leave the file to the other."""
-
-
 def _index(reader: ByteReader, end: int, header_size: int, width: int) -> Index:
     """Return the index of the archive that ends here; raise FormatError if none does."""
-    cut = _Cut(reader, end)
-    index = read_index(cut, header_size, width)
+    shorter = reader.again()
+    shorter.size = end
+    index = read_index(shorter, header_size, width)
     for offset, head in index.segments:
-        if cut.read(offset, len(head.start)) != head.start:
-            raise FormatError(f"the segment at byte {offset:,} is not what the index says")
+        StoredSegment(shorter, offset, head, framing.VERSION).check_head()
     return index

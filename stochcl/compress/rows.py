@@ -1,4 +1,4 @@
-"""Rows of codes, read when they are asked for: what one archive and a folder of them share."""
+"""What one archive and a folder of archives share: rows of codes, decoded on demand."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.codes import Codes, symbol_dtype
-from stochcl.compress.columns import Texts
-from stochcl.errors import UsageError
+from stochcl.codes import Codes, folder_label, symbol_dtype
+from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
+from stochcl.errors import LabelsError, MissingExtraError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from stochcl.compress.columns import Store
     from stochcl.compress.header import Header
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Decoder, Tables
 
 _ROWS = 8192  # decoded at a time
 _WINDOW = 64  # blocks among which rows are shuffled
+ARROW_ALPHABET, _ARROW_MODEL = b"stochcl.alphabet", b"stochcl.model_sha256"  # in the metadata of an Arrow schema
 
 
-class Rows(ABC):
-    """Codes of one model and width, by row, by range, in order or shuffled; nothing is decoded before it is wanted.
+class ArchiveBase(ABC):
+    """Codes of one model and width, by row, by range, in order or shuffled; nothing is decoded before it is used.
 
-    What differs between one file and many is below: how rows of some numbers are decoded, where their names are, and
-    how many blocks there are.
+    An archive counts its segments, and a folder its shards: ``_starts`` has the first row of each and then all rows,
+    ``_first_blocks`` likewise blocks.
     """
 
     header: Header
     _shown: str  # the path, as messages name it
+    _starts: NDArray[np.integer]
+    _first_blocks: NDArray[np.integer]
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
     def __repr__(self) -> str:
         header = self.header
@@ -106,19 +108,22 @@ class Rows(ABC):
     def _stored(self, which: str) -> bool:
         """Whether ``names``, ``labels`` or ``entropy`` are stored."""
 
-    @property
     @abstractmethod
-    def _stores(self) -> dict[str, Store]:
-        """What reads names and labels, of those that there are."""
-
-    @property
-    @abstractmethod
-    def _blocks_in_all(self) -> int:
-        """How many blocks there are."""
+    def _texts_of(self, which: str) -> Callable[[int], Sequence[str]]:
+        """Return what reads the names or labels of a segment or shard, also when this is closed."""
 
     @abstractmethod
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
         """Return the numbers of the rows of some blocks, which are counted through."""
+
+    @cached_property
+    def _columns(self) -> dict[str, StringColumn]:
+        """Names and labels; where no labels are stored they are the first folders of the names."""
+        stored = [which for which in ("names", "labels") if self._stored(which)]
+        columns = {which: StringColumn(self._starts, self._texts_of(which)) for which in stored}
+        if "names" in columns and "labels" not in columns:
+            columns["labels"] = columns["names"].changed(folder_label)
+        return columns
 
     def __enter__(self) -> Self:
         return self
@@ -168,15 +173,15 @@ class Rows(ABC):
         return self._codes(self._packed(index), index)
 
     def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
-        """Yield all rows in order, so many at a time; memory does not grow with the archive."""
+        """Yield all rows in order, ``rows`` at a time; memory does not grow with the archive."""
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
 
     def iter_shuffled(self, seed: int, rows: int = _ROWS, *, blocks: int = _WINDOW) -> Iterator[Codes]:
-        """Yield all rows once, in an order that the seed says, so many at a time; every block is decoded once.
+        """Yield all rows once, in the order of a seed, ``rows`` at a time; every block is decoded once.
 
-        Blocks are visited in random order, and rows are shuffled among so many blocks at a time: an archive of no
-        more blocks is shuffled evenly, of a larger one rows come together that stood in the same random blocks.
+        Blocks are visited in random order, and rows are shuffled within a window of ``blocks`` blocks. An archive
+        with no more blocks is shuffled evenly; in a larger one, rows of one window stay together.
         Memory does not grow with the archive. Take another seed for every epoch.
 
         Parameters
@@ -193,9 +198,9 @@ class Rows(ABC):
         ...     fit(codes.symbols(), codes.labels)
         """
         if rows < 1 or blocks < 1:
-            raise UsageError("rows are shuffled at least one at a time, and among those of at least one block.")
+            raise UsageError(f"rows and blocks must be at least 1, got {rows} and {blocks}.")
         rng = np.random.default_rng(seed)
-        order = rng.permutation(self._blocks_in_all)
+        order = rng.permutation(int(self._first_blocks[-1]))
         packed, index = self._packed(np.arange(0)), np.arange(0)
         for start in range(0, len(order), blocks):
             window = rng.permutation(self._rows_of_blocks(order[start : start + blocks]))
@@ -238,7 +243,7 @@ class Rows(ABC):
         return out
 
     def to_arrow(self, *, symbols: bool = True, vectors: bool = True, rows: int = 4096) -> Any:
-        """Return a ``pyarrow.RecordBatchReader`` of all rows, decoded so many at a time when they are read.
+        """Return a ``pyarrow.RecordBatchReader`` of all rows, decoded ``rows`` at a time while it is read.
 
         Its columns are name, label, uncertainty where it is stored, ``symbols`` and ``vector`` (lists of one length):
         those of a Parquet file that :func:`~stochcl.compress.export.export` writes. ``read_all()`` makes a table.
@@ -261,12 +266,9 @@ class Rows(ABC):
         >>> table = archive.to_arrow(vectors=False).read_all()  # doctest: +SKIP
         >>> datasets.Dataset(table)  # doctest: +SKIP
         """
-        from stochcl.compress.export import Decoded, reader_of
-
-        decoded = Decoded(self, symbols, vectors, None, rows)
-        if not (decoded.symbols or decoded.vectors):
-            raise UsageError(f"{self._shown}: without symbols nothing is left, for the model has no vector decoder.")
-        return reader_of(decoded)
+        decoded = DecodedRows(self, symbols=symbols, vectors=vectors, rows=rows)
+        pa, schema = import_arrow(), decoded.schema()
+        return pa.RecordBatchReader.from_batches(schema, decoded.record_batches(schema))
 
     def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
         """Yield all rows' first latents, part by part, without their names."""
@@ -292,10 +294,10 @@ class Rows(ABC):
             uncertainty=self._uncertainty(index),
         )
 
-    def _texts(self, which: str, rows: range | NDArray[np.integer]) -> Texts | None:
+    def _texts(self, which: str, rows: range | NDArray[np.integer]) -> LazyStrings | None:
         """Return names or labels of rows, or None where there are none."""
-        store = self._stores.get(which)
-        return None if store is None else Texts(store, rows)
+        column = self._columns.get(which)
+        return None if column is None else LazyStrings(column, rows)
 
 
 def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
@@ -312,3 +314,89 @@ def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
     if len(outside):
         raise IndexError(f"there is no row {outside[0]:,} in an archive of {count:,}")
     return np.where(index < 0, index + count, index)
+
+
+def import_arrow() -> Any:
+    """Return pyarrow."""
+    try:
+        import pyarrow as pa
+    except ImportError as exc:
+        msg = "Arrow and Parquet need pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
+        raise MissingExtraError(msg) from exc
+    return pa
+
+
+class DecodedRows:
+    """The columns to export of an archive, decoded ``rows`` rows at a time."""
+
+    def __init__(
+        self,
+        archive: ArchiveBase,
+        *,
+        symbols: bool,
+        vectors: bool,
+        rows: int,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        if rows < 1:
+            raise UsageError(f"rows decoded at a time must be at least 1, got {rows}.")
+        self.archive, self.symbols, self.rows = archive, symbols, rows
+        self.decoder = archive.decoder if vectors else None
+        if not symbols and self.decoder is None:
+            raise UsageError(f"{archive._shown}: its model has no vector decoder, so symbols cannot be left out.")
+        self.names, self.uncertainty = archive.names, archive.uncertainty
+        self.labels = archive.labels if labels is None else labels
+        if self.labels is not None and len(self.labels) != len(archive):
+            raise LabelsError(
+                f"there are {len(archive):,} images and {len(self.labels):,} labels; give one for each."
+            )
+        self.latents = archive.header.latents
+        self.dim = 0 if self.decoder is None else self.decoder.dim
+
+    def __len__(self) -> int:
+        return len(self.archive)
+
+    def symbol_parts(self) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+        """Yield symbols, part by part."""
+        return (codes.symbols() for codes in self.archive.iter_codes(self.rows))
+
+    def vector_parts(self) -> Iterator[NDArray[np.float32]]:
+        """Yield vectors, part by part."""
+        return (vectors for _, _, vectors in self.parts() if vectors is not None)
+
+    def parts(self) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16], NDArray[np.float32] | None]]:
+        """Yield which rows, their symbols, and their vectors where they are wanted."""
+        start = 0
+        for symbols in self.symbol_parts():
+            vectors = None if self.decoder is None else self.decoder.decode(symbols)
+            yield slice(start, start + len(symbols)), symbols, vectors
+            start += len(symbols)
+
+    def schema(self) -> Any:
+        """Return Arrow's columns: name, label, uncertainty where it is stored, lists of symbols and of vectors."""
+        pa, header = import_arrow(), self.archive.header
+        symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
+        fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
+        if self.uncertainty is not None:
+            fields.append(pa.field("uncertainty", pa.float32()))
+        if self.symbols:
+            fields.append(pa.field("symbols", pa.list_(symbol, self.latents)))
+        if self.decoder is not None:
+            fields.append(pa.field("vector", pa.list_(pa.float32(), self.dim)))
+        return pa.schema(fields, {ARROW_ALPHABET: str(header.alphabet), _ARROW_MODEL: header.model_sha256})
+
+    def record_batches(self, schema: Any) -> Iterator[Any]:
+        """Yield Arrow's record batches."""
+        pa = import_arrow()
+        for where, symbols, vectors in self.parts():
+            columns = [
+                pa.array([to_unicode(t) for t in texts[where]] if texts else [None] * len(symbols), pa.string())
+                for texts in (self.names, self.labels)
+            ]
+            if self.uncertainty is not None:
+                columns.append(pa.array(self.uncertainty[where], pa.float32()))
+            if self.symbols:
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(symbols.reshape(-1)), self.latents))
+            if vectors is not None:
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dim))
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)

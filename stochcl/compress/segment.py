@@ -6,7 +6,6 @@ import io
 import struct
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,11 +40,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.compress.header import Header
-    from stochcl.compress.index import Index
     from stochcl.entropy.model import EntropyModel
 
 
 KIND = b"SEGM"
+PARTS = ("table", "names", "labels", "entropy")
+"""What stands beside a segment's blocks, in this order."""
 
 _BLOCK_BITS = 1 << 16  # payload that a block aims at: streams cost 32 to 51 bits each, so 0.07 %
 _WORD_BITS = 32
@@ -59,26 +59,19 @@ class Part:
     size: int
     crc: int
 
+    @classmethod
+    def of(cls, data: bytes) -> Part:
+        """Describe these bytes."""
+        return cls(len(data), crc(data) if data else 0)
+
 
 @dataclass(frozen=True)
 class SegmentHead:
     """What stands before a segment's parts, and again in the index.
 
-    Parameters
-    ----------
-    rows, rows_per_block : int
-        All blocks but the last have the same number of rows.
-    words : tuple of int
-        32-bit words of each block's stream.
-    crcs : tuple of int
-        CRC-32 of the packed rows of each block. They stand here and not in the blocks, so that blocks which
-        have changed places do not pass for each other: all else that blocks say of themselves may be equal.
-    model : int
-        INDEPENDENT, OWN, NETWORK or FITTED.
-    table, names, labels, entropy : Part
-        Of size 0 where there is none.
-    number : int
-        Of the archive's fitted models, the one that is used; else 0.
+    All blocks but the last have the same number of rows. ``words`` are the 32-bit words of each block's stream.
+    ``crcs`` are of the packed rows of each block: they stand here and not in the blocks, so that blocks which have
+    changed places do not pass for each other. ``number`` is that of the fitted model, where one is used, else 0.
     """
 
     rows: int
@@ -137,6 +130,11 @@ class SegmentHead:
     def rows_of(self, block: int) -> int:
         """Return how many rows a block has."""
         return min(self.rows_per_block, self.rows - block * self.rows_per_block)
+
+    def with_parts(self, parts: Sequence[bytes], number: int) -> SegmentHead:
+        """Return the head of a segment with other parts, and another number of its model."""
+        table, names, labels, entropy = map(Part.of, parts)
+        return replace(self, table=table, names=names, labels=labels, entropy=entropy, number=number)
 
     @classmethod
     def parse(cls, data: bytes, decisions_per_row: int, version: int = framing.VERSION) -> SegmentHead:
@@ -221,18 +219,9 @@ def write_segment(
         pack_texts(codes.labels) if codes.labels is not None else b"",
         pack_uncertainty(codes.uncertainty, version) if codes.uncertainty is not None else b"",
     ]
-    stated, names, labels, entropy = (Part(len(p), crc(p) if p else 0) for p in parts)
+    stated, names, labels, entropy = map(Part.of, parts)
     head = SegmentHead(
-        len(codes),
-        rows_per_block,
-        tuple(words),
-        tuple(crcs),
-        best.kind,
-        stated,
-        names,
-        labels,
-        entropy,
-        best.number,
+        len(codes), rows_per_block, tuple(words), tuple(crcs), best.kind, stated, names, labels, entropy, best.number
     )
     return head, b"".join([head.start, *parts, *blocks])
 
@@ -249,45 +238,88 @@ def values_per_row(model: EntropyModel) -> int:
     return decisions + (len(model.degrees) if isinstance(model, AutoregressiveModel) else 0)
 
 
-def read_blocks(
-    data: Sequence[bytes], heads: Sequence[tuple[SegmentHead, int]], model: EntropyModel
-) -> list[NDArray[np.uint8]]:
-    """Decode blocks that one model codes, their own heads included, to packed rows."""
-    streams, values = [], values_per_row(model)
-    for block, (head, number) in zip(data, heads, strict=True):
-        # A few words can claim many rows, and each takes memory for all units of a network.
-        check_limit(head.rows_of(number) * values, framing.MAX_BLOCK_VALUES, "the size of a block, with its network,")
-        rows, words, payload_crc = unpack(BLOCK, block, 0, "a block's head")
-        if (rows, words) != (head.rows_of(number), head.words[number]):
-            msg = (
-                f"a block says that it has {rows} rows in {words} words, and the index {head.rows_of(number)} rows "
-                f"in {head.words[number]} words"
+@dataclass(frozen=True)
+class StoredSegment:
+    """One segment as it lies in a file; all that is read of it is checked against its head."""
+
+    reader: ByteReader
+    offset: int
+    head: SegmentHead
+    version: int
+
+    def _shown(self, what: str) -> str:
+        return f"{what} of the segment at byte {self.offset:,}"
+
+    def check_head(self) -> None:
+        """Raise FormatError unless the segment begins with this head."""
+        start = self.head.start
+        if self.reader.read(self.offset, len(start)) != start:
+            raise FormatError(f"the segment at byte {self.offset:,} is not what the index says")
+
+    def range_of(self, which: str) -> tuple[int, int]:
+        """Return where a part begins and ends in the file: table, names, labels or entropy."""
+        place = PARTS.index(which)
+        start = self.offset + self.head.parts_at + sum(part.size for part in self.head.parts[:place])
+        return start, start + self.head.parts[place].size
+
+    def part(self, which: str) -> bytes:
+        """Read one part; empty where it is not stored."""
+        start, end = self.range_of(which)
+        data = self.reader.read(start, end - start)
+        check_crc(getattr(self.head, which).crc, self._shown(f"the {which}"), data)
+        return data
+
+    def texts(self, which: str) -> tuple[str, ...] | None:
+        """Read the names or labels; None where they are not stored."""
+        data = self.part(which)
+        return unpack_texts(data, self.head.rows, self._shown(f"the {which}")) if data else None
+
+    def uncertainty(self) -> NDArray[np.float32] | None:
+        """Read the entropies of the rows; None where they are not stored."""
+        data = self.part("entropy")
+        return (
+            unpack_uncertainty(data, self.head.rows, self.version, self._shown("the uncertainty")) if data else None
+        )
+
+    def block(self, number: int) -> bytes:
+        """Read one block with its own head."""
+        expected = self.head.rows_of(number), self.head.words[number]
+        start = self.offset + int(self.head.block_offsets[number])
+        data = self.reader.read(start, BLOCK.size + 4 * expected[1])
+        rows, words, checksum = BLOCK.unpack_from(data)
+        if (rows, words) != expected:
+            raise FormatError(
+                f"a block says that it has {rows} rows in {words} words, and the index {expected[0]} rows in "
+                f"{expected[1]} words"
             )
-            raise FormatError(msg)
-        payload = block[BLOCK.size :]
-        check_crc(payload_crc, "a block", payload)
-        streams.append(np.frombuffer(payload, "<u4").astype(np.uint32))
-    decoded = decode_blocks(streams, [head.rows_of(number) for head, number in heads], model)
-    for packed, (head, number) in zip(decoded, heads, strict=True):
-        check_crc(head.crcs[number], "what a block decodes to", packed.tobytes())
+        check_crc(checksum, self._shown(f"block {number}"), data[BLOCK.size :])
+        return data
+
+    def raw(self) -> RawSegment:
+        """Read all of it, and check everything but what its blocks decode to."""
+        self.check_head()
+        table, names, labels, entropy = (self.part(which) for which in PARTS)
+        blocks = b"".join(self.block(number) for number in range(len(self.head.words)))
+        return RawSegment(self.head, (table, names, labels, entropy), blocks)
+
+
+def read_blocks(blocks: Sequence[tuple[StoredSegment, int]], model: EntropyModel) -> list[NDArray[np.uint8]]:
+    """Decode blocks that one model codes, each a segment and its number there, to packed rows."""
+    streams, rows, values = [], [], values_per_row(model)
+    for segment, number in blocks:
+        rows.append(segment.head.rows_of(number))
+        # A few words can claim many rows, and each takes memory for all units of a network.
+        check_limit(rows[-1] * values, framing.MAX_BLOCK_VALUES, "the size of a block, with its network,")
+        streams.append(np.frombuffer(segment.block(number)[BLOCK.size :], "<u4").astype(np.uint32))
+    decoded = decode_blocks(streams, rows, model)
+    for packed, (segment, number) in zip(decoded, blocks, strict=True):
+        check_crc(segment.head.crcs[number], "what a block decodes to", packed.tobytes())
     return decoded
-
-
-_NAMES = ("the table", "the names", "the labels", "the uncertainty")
 
 
 @dataclass(frozen=True)
 class RawSegment:
-    """One segment's bytes.
-
-    Parameters
-    ----------
-    head : SegmentHead
-    parts : (bytes, bytes, bytes, bytes)
-        Table, names, labels and uncertainty; empty where there are none.
-    blocks : bytes
-        All blocks, one after the other.
-    """
+    """One segment's bytes: table, names, labels and entropy, empty where there are none, and all blocks."""
 
     head: SegmentHead
     parts: tuple[bytes, bytes, bytes, bytes]
@@ -303,27 +335,11 @@ class RawSegment:
         """Whether its rows have names, labels and uncertainty."""
         return bool(self.parts[1]), bool(self.parts[2]), bool(self.parts[3])
 
-    def having(
-        self,
-        *,
-        names: bytes | None = None,
-        labels: bytes | None = None,
-        entropy: bytes | None = None,
-        number: int | None = None,
-    ) -> RawSegment:
-        """Return the segment with other names, labels, uncertainty (packed; empty: none), or number of its model."""
-        table, old_names, old_labels, old_entropy = self.parts
-        names = old_names if names is None else names
-        labels = old_labels if labels is None else labels
-        entropy = old_entropy if entropy is None else entropy
-        head = replace(
-            self.head,
-            names=Part(len(names), crc(names) if names else 0),
-            labels=Part(len(labels), crc(labels) if labels else 0),
-            entropy=Part(len(entropy), crc(entropy) if entropy else 0),
-            number=self.head.number if number is None else number,
-        )
-        return RawSegment(head, (table, names, labels, entropy), self.blocks)
+    def having(self, *, number: int | None = None, **parts: bytes) -> RawSegment:
+        """Return the segment with other names, labels or entropy (packed; empty: none), or number of its model."""
+        data = dict(zip(PARTS, self.parts, strict=True)) | parts
+        head = self.head.with_parts(list(data.values()), self.head.number if number is None else number)
+        return RawSegment(head, (data["table"], data["names"], data["labels"], data["entropy"]), self.blocks)
 
 
 def as_version(segment: RawSegment, old: int, new: int) -> RawSegment:
@@ -337,82 +353,21 @@ def as_version(segment: RawSegment, old: int, new: int) -> RawSegment:
         raise FormatError(f"a segment's uncertainty makes no sense: {exc}") from exc
 
 
-def read_segment(reader: ByteReader, offset: int, head: SegmentHead) -> RawSegment:
-    """Read a segment, and check everything of it but what its blocks decode to."""
-    parts = read_parts(reader, offset, head)
-    blocks = reader.read(offset + head.size - head.payload, head.payload)
-    at = 0
-    for number, words in enumerate(head.words):
-        rows, stated, payload_crc = unpack(BLOCK, blocks, at, "a block's head")
-        if (rows, stated) != (head.rows_of(number), words):
-            raise FormatError(f"a block of the segment at byte {offset:,} is not what the index says")
-        end = at + BLOCK.size + 4 * words
-        check_crc(payload_crc, f"block {number} of the segment at byte {offset:,}", blocks[at + BLOCK.size : end])
-        at = end
-    return RawSegment(head, parts, blocks)
-
-
-def read_parts(reader: ByteReader, offset: int, head: SegmentHead) -> tuple[bytes, bytes, bytes, bytes]:
-    """Read a segment's table, names, labels and uncertainty, and check them."""
-    start = head.start
-    if reader.read(offset, len(start)) != start:
-        raise FormatError(f"the segment at byte {offset:,} is not what the index says")
-    at, parts = offset + head.parts_at, []
-    for what, part in zip(_NAMES, head.parts, strict=True):
-        data = reader.read(at, part.size)
-        check_crc(part.crc, f"{what} of the segment at byte {offset:,}", data)
-        parts.append(data)
-        at += part.size
-    table, names, labels, entropy = parts
-    return table, names, labels, entropy
-
-
-_PARTS = ("table", "names", "labels", "entropy")
-
-
-def check_head(reader: ByteReader, index: Index, segment: int) -> None:
-    """Raise FormatError unless a segment begins as the index says."""
-    offset, head = index.segments[segment]
-    start = head.start
-    if reader.read(offset, len(start)) != start:
-        raise FormatError(f"the segment at byte {offset:,} is not what the index says")
-
-
-def read_part(reader: ByteReader, index: Index, segment: int, which: str) -> bytes:
-    """Read and check one part of a segment: table, names, labels or entropy."""
-    check_head(reader, index, segment)
-    offset, head = index.segments[segment]
-    before = _PARTS[: _PARTS.index(which)]
-    part = getattr(head, which)
-    data = reader.read(offset + head.parts_at + sum(getattr(head, name).size for name in before), part.size)
-    check_crc(part.crc, f"the {which} of segment {segment}", data)
-    return data
-
-
-def read_texts(reader: ByteReader, index: Index, segment: int, which: str) -> tuple[str, ...]:
-    """Read the names or labels of a segment's rows."""
-    data = read_part(reader, index, segment, which)
-    return unpack_texts(data, index.segments[segment][1].rows, f"the {which} of segment {segment}")
-
-
 def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: Sequence[Candidate]) -> Codes:
-    """Decode a segment's chunk, with one of the models that may have coded it, and what is stored beside the rows."""
-    segment = read_segment(ByteReader(io.BytesIO(chunk)), 0, head)
-    table, names, labels, entropy = segment.parts
+    """Decode a segment's chunk with one of some models, and read what is stored beside the rows."""
+    segment = StoredSegment(ByteReader(io.BytesIO(chunk)), 0, head, header.version)
     if head.model == OWN:
-        models = [unpack_model(table, header.latents, header.alphabet)]
+        models = [unpack_model(segment.part("table"), header.latents, header.alphabet)]
     else:
         models = [c.model for c in candidates if (c.kind, c.number) == (head.model, head.number)]
     if not models:
         raise FormatError(f"a segment is coded with the model {head.model}, number {head.number}, which is not there")
-    ends = [*head.block_offsets.tolist(), head.size]
-    blocks = [chunk[start:end] for start, end in pairwise(ends)]
-    packed = [read_blocks([block], [(head, number)], models[0])[0] for number, block in enumerate(blocks)]
+    packed = [read_blocks([(segment, number)], models[0])[0] for number in range(len(head.words))]
     return Codes(
         np.concatenate(packed),
         header.latents,
         header.alphabet,
-        names=unpack_texts(names, head.rows, "the names of a segment") if names else None,
-        labels=unpack_texts(labels, head.rows, "the labels of a segment") if labels else None,
-        uncertainty=unpack_uncertainty(entropy, head.rows, header.version) if entropy else None,
+        names=segment.texts("names"),
+        labels=segment.texts("labels"),
+        uncertainty=segment.uncertainty(),
     )

@@ -1,17 +1,23 @@
-"""What an archive begins with: header, tables, fitted models; and the index that speaks for them at its end."""
+"""Coding rows segment by segment: the preamble of an archive, the base of all writers, and the writer of streams."""
 
 from __future__ import annotations
 
+import io
+import os
+import stat
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
-from stochcl.codes import Codes, bits_per_symbol
-from stochcl.compress.index import Index
+from stochcl.codes import Codes
+from stochcl.compress.index import Index, pack_skipped
+from stochcl.compress.journal import Record
 from stochcl.compress.segment import SegmentHead, write_segment
 from stochcl.entropy.model import FITTED, Candidate, pack_model
-from stochcl.errors import LimitExceeded
+from stochcl.errors import LimitExceeded, OutputError
+from stochcl.files import lock
 from stochcl.framing import CHUNK, PROLOGUE, crc
+from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,29 +29,13 @@ if TYPE_CHECKING:
     from stochcl.entropy.tables import Tables
 
 
-class Beginning:
-    """The bytes before the first segment, and the models that segments may be coded with.
-
-    Parameters
-    ----------
-    header : Header
-    tables : Tables
-        Those that ``header.tables_sha256`` names.
-    embed : bool
-        Whether they go into the archive.
-    fitted : sequence of IndependentModel or AutoregressiveModel
-        Models of the archive's own latents that are to be stored in it.
-
-    Attributes
-    ----------
-    data : bytes
-    candidates : list of Candidate
-    """
+class Preamble:
+    """The bytes before the first segment (header, tables, fitted models), and the models to code segments with."""
 
     def __init__(self, header: Header, tables: Tables, *, embed: bool, fitted: Sequence[EntropyModel] = ()) -> None:
         header.check()
         if header.tables_sha256 != tables.sha256:
-            msg = "the header names other tables than those that are given"
+            msg = "these are not the tables that the header names"
             raise ValueError(msg)
         self.data, self._tables_at = header.to_bytes(), (0, 0)
         if embed:
@@ -58,7 +48,7 @@ class Beginning:
             self.candidates.append(Candidate(model, FITTED, number))
 
     def _place(self, model: bytes) -> bytes:
-        """Return the chunk of a fitted model, whose place is what has been begun so far."""
+        """Return the chunk of a fitted model, and note its place."""
         payload = crc(model).to_bytes(4, "little") + model
         self._fitted_at.append((len(self.data), CHUNK.size + len(payload)))
         return CHUNK.pack(b"FITT", len(payload)) + payload
@@ -66,48 +56,15 @@ class Beginning:
     def index(self, writer: SegmentWriter, start: int) -> Index:
         """Return the index of all that a writer has written, to begin at ``start``."""
         return Index(
-            rows=sum(head.rows for _, head in writer.written),
-            source_bytes=writer.source_bytes,
+            rows=sum(head.rows for _, head in writer._segments),
+            source_bytes=writer._source_bytes,
             tables=self._tables_at,
-            segments=writer.written,
-            skipped=tuple(writer.skipped),
+            segments=tuple(writer._segments),
+            skipped=pack_skipped(writer.skipped),
             start=start,
             header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
             fitted=tuple(self._fitted_at),
         )
-
-
-@dataclass(frozen=True)
-class Record:
-    """One segment that is on disk.
-
-    Parameters
-    ----------
-    end : int
-        Bytes of the partial file up to and with it.
-    crc : int
-        CRC-32 of its chunk.
-    rows : int
-        Rows in it.
-    position : int
-        Where in the source its last row's successor stands.
-    source_bytes : int
-        Bytes of its rows' images in the source.
-    skipped : list of (name, reason)
-        Images before ``position`` that could not be read, since the record before.
-    waiting : dict, optional
-        With rows that waited for a full segment when the run was interrupted, what a segment does not hold of them:
-        ``places``, ``skips``, ``uncertainty``. They are no segment of the archive: a resumption takes them back, and
-        any later record makes this one void.
-    """
-
-    end: int
-    crc: int
-    rows: int
-    position: int
-    source_bytes: int
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    waiting: dict[str, Any] | None = None
 
 
 SEGMENT_ROWS = 16_384
@@ -118,21 +75,9 @@ SEGMENT_BYTES = 64 << 20
 
 
 class SegmentWriter(ABC):
-    """Takes rows, codes them segment by segment with the cheapest of some models, and hands each segment on.
+    """Codes rows segment by segment with the cheapest of some models, and gives each segment to :meth:`_store`.
 
-    What becomes of a segment is :meth:`_store`'s affair. A segment counts as written once that has returned; when
-    it raises, its rows are still waiting, and may be tried again.
-
-    Parameters
-    ----------
-    header : Header
-    candidates : list of Candidate
-        The models that segments may be coded with.
-    names, uncertainty : bool
-        Whether to store the rows' names, and their uncertainty, where they have them.
-    segment_rows : int
-    start : int
-        Where the first segment goes.
+    A segment counts as written once that has returned; when it raises, its rows wait and may be tried again.
     """
 
     def __init__(
@@ -147,7 +92,7 @@ class SegmentWriter(ABC):
     ) -> None:
         self.header = header
         self._candidates, self._names, self._uncertainty, self._start = candidates, names, uncertainty, start
-        self._width = header.latents * bits_per_symbol(header.alphabet)
+        self._width = header.decisions_per_row
         row_bytes = max(1, -(-self._width // 8))
         self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
         self.position = 0
@@ -226,7 +171,7 @@ class SegmentWriter(ABC):
         if not self._uncertainty:
             segment = segment.having(entropy=b"")
         self._check_has(segment.has)
-        self._flush_rows()
+        self.flush()
         self._take(segment.head, segment.chunk, self.position + segment.head.rows, source_bytes)
 
     def _check_has(self, has: tuple[bool, ...]) -> None:
@@ -238,16 +183,6 @@ class SegmentWriter(ABC):
     def skip(self, name: str, reason: str, *, position: int = 0) -> None:
         """Record an image that could not be read, at its position in the source."""
         self._new_skips.append((position, name, reason))
-
-    @property
-    def written(self) -> tuple[tuple[int, SegmentHead], ...]:
-        """Offset and head of each segment that is written."""
-        return tuple(self._segments)
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the images of the segments that are written, in their source."""
-        return self._source_bytes
 
     @property
     def first_skip(self) -> tuple[str, str]:
@@ -284,16 +219,125 @@ class SegmentWriter(ABC):
         self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
 
     def flush(self) -> None:
-        """Write all rows that are waiting as a segment, be it a small one."""
-        self._flush_rows()
-
-    def _flush_rows(self) -> None:
-        """Write all rows that are waiting."""
+        """Write all rows that are waiting as a segment, even a small one."""
         while self._places:
             self._flush(len(self._places))
 
     def _flush_all(self) -> None:
         """Write what is waiting, and count all images that could not be read."""
-        self._flush_rows()
+        self.flush()
         self.skipped += [(name, reason) for _, name, reason in self._new_skips]
         self._new_skips = []
+
+
+class StreamWriter(SegmentWriter):
+    """Writes an archive to a file object, front to back; use it in a ``with`` statement.
+
+    The bytes are those that :class:`~stochcl.compress.Writer` writes to a file. Left by an exception, the stream
+    lacks its end, and who reads it says that it is cut short.
+
+    Parameters
+    ----------
+    file : binary file object
+        To be written to; it stays the caller's to close.
+    header, tables, embed_tables, names, uncertainty, segment_rows
+        As of :class:`~stochcl.compress.Writer`.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or is a file that another process writes an archive to. A reader that has
+        gone is BrokenPipeError.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        header: Header,
+        tables: Tables,
+        *,
+        embed_tables: bool,
+        names: bool = True,
+        uncertainty: bool = True,
+        segment_rows: int = SEGMENT_ROWS,
+    ) -> None:
+        self._out = file
+        _take(file)
+        self._preamble = Preamble(header, tables, embed=embed_tables)
+        self._closed, self._ending = False, b""
+        super().__init__(
+            header, self._preamble.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
+            start=len(self._preamble.data),
+        )  # fmt: skip
+        self._write(self._preamble.data)
+
+    def _store(self, start: int, chunk: bytes, record: Record) -> None:
+        self._write(chunk)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self._out.write(view) or 0 :]
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OutputError(f"the stream cannot be written to: {os_reason(exc)}.") from exc
+
+    def finish(self) -> None:
+        """Write what is waiting, the index and the trailer.
+
+        Raises
+        ------
+        OutputError
+        """
+        self._flush_all()
+        self._ending = self._preamble.index(self, self._end).to_bytes()
+        self._write(self._ending)
+        self._closed = True
+
+    def outline(self) -> IO[bytes]:
+        """Return a file with what was written but the segments: enough to open it as an archive and report on it."""
+        return cast("IO[bytes]", _Outline(self._preamble.data, self._end, self._ending))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None and not self._closed:
+            self.finish()
+
+
+def _take(file: IO[bytes]) -> None:
+    """Refuse a file that another process writes to; the lock goes when all that have it open have closed it."""
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, OSError):  # it is in memory, say
+        return
+    if stat.S_ISREG(status.st_mode) and not lock(file):
+        msg = "another process is writing an archive to this file; wait until that has finished, or give another."
+        raise OutputError(msg)
+
+
+class _Outline(io.RawIOBase):
+    """A file of which the beginning and the end are there."""
+
+    def __init__(self, head: bytes, end_at: int, end: bytes) -> None:
+        self._parts = {0: head, end_at: end}
+        self._size, self._at = end_at + len(end), 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> Any:
+        for start, data in self._parts.items():
+            if start <= self._at < start + len(data):
+                found = data[self._at - start :][: None if size < 0 else size]
+                self._at += len(found)
+                return found
+        return b""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")

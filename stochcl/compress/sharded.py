@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from stochcl.codes import bits_per_symbol, folder_label
 from stochcl.compress.archive import Archive
 from stochcl.compress.bytes import Cache
-from stochcl.compress.columns import Store
-from stochcl.compress.rows import Rows
-from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, OutputError, SourceError, UnsupportedVersion
-from stochcl.files import replacing
-from stochcl.messages import escape_name, os_reason
+from stochcl.compress.manifest import read_manifest, sha256_of
+from stochcl.compress.rows import ArchiveBase
+from stochcl.errors import ChecksumMismatch, FormatError
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -31,148 +27,8 @@ if TYPE_CHECKING:
     from stochcl.entropy.tables import Tables
 
 
-MANIFEST = "manifest.json"
-"""The file that makes a folder of archives one archive; written last, so that it is the commit."""
-
-SCHEMA = "stochcl.folder/1"
-
-_MAX_BYTES = 1 << 31  # a thousand shards take 200 kB; the rest is names of skipped images
-_MAX_COUNT = 1 << 48  # images, blocks or bytes of a shard
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One archive of a folder.
-
-    Parameters
-    ----------
-    file : str
-        Its name in the folder.
-    images, blocks : int
-        Rows and blocks in it.
-    bytes : int
-    sha256 : str
-        Of the file.
-    source_bytes : int
-        Of its images in their source.
-    """
-
-    file: str
-    images: int
-    blocks: int
-    bytes: int
-    sha256: str
-    source_bytes: int
-
-    def check(self) -> None:
-        """Raise FormatError where this cannot be a file of the folder."""
-        if Path(self.file).name != self.file or self.file in ("", ".", "..") or "\0" in self.file:
-            raise FormatError(f"it names {self.file!r}, which is not a file of the folder")
-        for name in ("images", "blocks", "bytes", "source_bytes"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
-                raise FormatError(f"its {name} of {self.file} are {value!r}, not a number of them")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a folder of shards holds.
-
-    Parameters
-    ----------
-    shards : tuple of Shard
-        In the order of their rows.
-    model : str
-    model_sha256 : str
-    tables : str or None
-        The file in the folder with the decoding tables, where the shards do not hold them and the package neither.
-    facts : dict
-        What the folder was made from and how, JSON values: the source's listing, options, images of a shard.
-    skipped : tuple of (name, reason)
-        Images that could not be read.
-    """
-
-    shards: tuple[Shard, ...]
-    model: str
-    model_sha256: str
-    tables: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    skipped: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def images(self) -> int:
-        """Rows in all."""
-        return sum(shard.images for shard in self.shards)
-
-    def to_bytes(self) -> bytes:
-        """Return the file's bytes, JSON in ASCII."""
-        values = {"schema": SCHEMA, "images": self.images} | asdict(self)
-        return (json.dumps(values, indent=1) + "\n").encode("ascii")
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest:
-        """Read the file's bytes."""
-        try:
-            values = json.loads(data)
-            schema = values.pop("schema")
-            if schema != SCHEMA:
-                raise UnsupportedVersion(f"its schema is {schema!r}, and this version reads {SCHEMA}")
-            images = values.pop("images")
-            values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
-            values["skipped"] = tuple((str(name), str(reason)) for name, reason in values["skipped"])
-            found = cls(**values)
-        except FormatError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-            raise FormatError(f"it is not a manifest of codes ({exc})") from exc
-        if not found.shards:
-            raise FormatError("it names no shard")
-        for shard in found.shards:
-            shard.check()
-        if found.tables is not None and Path(str(found.tables)).name != found.tables:
-            raise FormatError(f"it names {found.tables!r}, which is not a file of the folder")
-        if images != found.images:
-            raise FormatError(f"it says {images!r} images, and its shards hold {found.images:,}")
-        return found
-
-
-def is_folder_of_codes(path: Path) -> bool:
-    """Tell whether there is a folder here that has been completed."""
-    return (path / MANIFEST).is_file()
-
-
-def read_manifest(folder: Path) -> tuple[Manifest, int]:
-    """Return the manifest of a folder, and its bytes on disk."""
-    path = folder / MANIFEST
-    try:
-        if not path.is_file():
-            raise SourceError(
-                f"{escape_name(folder)}: this folder has no {MANIFEST}: it is not a folder of codes, or compressing "
-                "to it was not finished; run the command that began it again."
-            )
-        if path.stat().st_size > _MAX_BYTES:
-            raise LimitExceeded(f"{escape_name(path)}: a manifest has no more than {_MAX_BYTES:,} bytes.")
-        data = path.read_bytes()
-    except OSError as exc:
-        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
-    try:
-        return Manifest.from_bytes(data), len(data)
-    except FormatError as exc:
-        raise type(exc)(f"{escape_name(path)}: {exc}; compress again, or mend it from a copy.") from exc
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put a manifest into a folder, which makes it an archive."""
-    try:
-        with replacing(folder / MANIFEST) as file:
-            file.write(manifest.to_bytes())
-    except OSError as exc:
-        raise OutputError(f"{escape_name(folder / MANIFEST)}: it cannot be written: {os_reason(exc)}.") from exc
-
-
 _OPEN = 64  # archives that are open at a time, a descriptor each
 _CACHED_BYTES = 64 << 20  # of packed rows, of all shards together
-_CHUNK = 1 << 20
 
 
 def open_archive(
@@ -184,10 +40,10 @@ def open_archive(
     return Archive(path, tables=tables)
 
 
-class FolderArchive(Rows):
+class FolderArchive(ArchiveBase):
     """The codes in a folder of archives, its shards, which a manifest makes one: rows count through all of them.
 
-    Shards are opened when their rows are asked for, so many at a time; each is held against the manifest then. It
+    Shards are opened when their rows are used, up to 64 at a time, and checked against the manifest. It
     may be used from several threads, after a fork, and pickled (by its path).
 
     Parameters
@@ -225,20 +81,20 @@ class FolderArchive(Rows):
             self.header = first.header
         if self.header.model_sha256 != self.manifest.model_sha256:
             raise FormatError(f"{self._shown}: its shards were made by another model than its manifest says.")
-        self._width = self.header.latents * bits_per_symbol(self.header.alphabet)
+        self._width = self.header.decisions_per_row
 
     # Shards
 
     @property
     def shards(self) -> Sequence[Archive]:
         """The archives, in order, each opened when it is looked at."""
-        return _Shards(self)
+        return LazyArchives([partial(self._shard, number) for number in range(len(self.manifest.shards))])
 
     def _open(self, number: int) -> Archive:
         """Open a shard and hold it against the manifest."""
         entry = self.manifest.shards[number]
         archive = Archive(self.path / entry.file, tables=self._extra)
-        found = {"images": len(archive), "blocks": archive._blocks_in_all, "bytes": archive.size}
+        found = {"images": len(archive), "blocks": int(archive._first_blocks[-1]), "bytes": archive.size}
         for name, value in found.items():
             if value != (said := getattr(entry, name)):
                 archive.close()
@@ -257,7 +113,7 @@ class FolderArchive(Rows):
         archive = self._opened.get(number)
         if archive is None:
             archive = self._open(number)
-            archive._cache = _Share(self._cache, number)
+            archive._cache, archive._cache_key = self._cache, number
             self._opened.put(number, archive, 1)
         return archive
 
@@ -273,9 +129,6 @@ class FolderArchive(Rows):
         return next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
 
     # What it holds
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -369,10 +222,6 @@ class FolderArchive(Rows):
             found[places] = self._shard(number)._uncertainty(rows[places] - self._starts[number])
         return found
 
-    @property
-    def _blocks_in_all(self) -> int:
-        return int(self._first_blocks[-1])
-
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
         shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
         return np.concatenate(
@@ -386,15 +235,7 @@ class FolderArchive(Rows):
     def _stored(self, which: str) -> bool:
         return self._shard(self._filled)._stored(which)
 
-    @cached_property
-    def _stores(self) -> dict[str, Store]:
-        stores = {which: Store(self._starts, self._reading(which)) for which in ("names", "labels")}
-        stores = {which: store for which, store in stores.items() if self._stored(which)}
-        if "names" in stores and "labels" not in stores:
-            stores["labels"] = stores["names"].changed(folder_label)
-        return stores
-
-    def _reading(self, which: str) -> Callable[[int], Sequence[str]]:
+    def _texts_of(self, which: str) -> Callable[[int], Sequence[str]]:
         def read(number: int) -> Sequence[str]:  # also when the folder has been closed
             with self._open(number) as archive:
                 return tuple(getattr(archive, which))
@@ -418,96 +259,45 @@ class FolderArchive(Rows):
         return hashlib.sha256(self.manifest.to_bytes()).hexdigest()
 
 
-class _Share(Cache["NDArray[np.uint8]"]):
-    """What one shard keeps in the cache of all."""
+class LazyArchives(Sequence[Archive]):
+    """Archives that are opened when they are used, each by a function."""
 
-    def __init__(self, cache: Cache[NDArray[np.uint8]], number: int) -> None:
-        self._all, self._number = cache, number
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def get(self, key: Hashable) -> NDArray[np.uint8] | None:
-        return self._all.get((self._number, key))
-
-    def put(self, key: Hashable, value: NDArray[np.uint8], size: int) -> None:
-        self._all.put((self._number, key), value, size)
-
-
-class _Shards(Sequence[Archive]):
-    """The archives of a folder."""
-
-    def __init__(self, folder: FolderArchive) -> None:
-        self._folder = folder
+    def __init__(self, openers: Sequence[Callable[[], Archive]]) -> None:
+        self._openers = openers
 
     def __len__(self) -> int:
-        return len(self._folder.manifest.shards)
+        return len(self._openers)
 
     @overload
     def __getitem__(self, index: int) -> Archive: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
-    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
-        numbers = range(len(self))[index]
-        if isinstance(numbers, int):
-            return self._folder._shard(numbers)
-        return [self._folder._shard(number) for number in numbers]
+    def __getitem__(self, index: slice) -> LazyArchives: ...
+    def __getitem__(self, index: int | slice) -> Archive | LazyArchives:
+        chosen = self._openers[index]
+        return LazyArchives(chosen) if isinstance(chosen, Sequence) else chosen()
 
 
-class Joined(Sequence[Archive]):
-    """Archives, and the shards of folders, one after the other; shards are opened when it is their turn.
+def join(opened: Sequence[Archive | FolderArchive]) -> tuple[LazyArchives, list[str], bool]:
+    """Put archives and the shards of folders one after the other.
 
-    Parameters
-    ----------
-    opened : sequence of Archive or FolderArchive
+    Also return what messages call them, and whether a folder has decoding tables as a file, which none of them need
+    have then.
     """
-
-    def __init__(self, opened: Sequence[Archive | FolderArchive]) -> None:
-        self._opened = opened
-        self._places: list[tuple[int, int]] = []
-        self.names: list[str] = []  # what messages call them
-        for i, one in enumerate(opened):
-            if isinstance(one, FolderArchive):
-                self._places += [(i, number) for number in range(len(one.shards))]
-                self.names += [escape_name(one.path / entry.file) for entry in one.manifest.shards]
-            else:
-                self._places.append((i, 0))
-                self.names.append(one._shown)
-
-    @property
-    def bring_tables(self) -> bool:
-        """Whether one of the folders has decoding tables as a file, which no archive need have then."""
-        return any(isinstance(one, FolderArchive) and one.manifest.tables is not None for one in self._opened)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> Archive: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Archive]: ...
-    def __getitem__(self, index: int | slice) -> Archive | Sequence[Archive]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        i, number = self._places[index]
-        one = self._opened[i]
-        return one.shards[number] if isinstance(one, FolderArchive) else one
+    openers: list[Callable[[], Archive]] = []
+    names = []
+    for one in opened:
+        if isinstance(one, FolderArchive):
+            openers += [partial(one._shard, number) for number in range(len(one.manifest.shards))]
+            names += [escape_name(one.path / entry.file) for entry in one.manifest.shards]
+        else:
+            openers.append(partial(_itself, one))
+            names.append(one._shown)
+    tables = any(isinstance(one, FolderArchive) and one.manifest.tables is not None for one in opened)
+    return LazyArchives(openers), names, tables
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while data := file.read(_CHUNK):
-                digest.update(data)
-    except FileNotFoundError as exc:
-        raise SourceError(
-            f"{escape_name(path)}: this shard is missing; compress again, which makes it anew."
-        ) from exc
-    except OSError as exc:
-        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
-    return digest.hexdigest()
+def _itself(archive: Archive) -> Archive:
+    return archive
 
 
 def _reopen(path: Path, tables: tuple[Any, ...], identity: str) -> FolderArchive:

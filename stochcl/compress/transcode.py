@@ -50,7 +50,7 @@ def sample(archive: Archive) -> Codes:
 def fit_models(
     codes: Codes, rows: int, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[EntropyModel]:
-    """Fit an independent and a linear autoregressive model to a sample of so many rows.
+    """Fit an independent and a linear autoregressive model to a sample of ``rows`` rows.
 
     The latter is left out where all rows together have less than a bit for each of its weights: it could not pay.
     """
@@ -128,7 +128,7 @@ def segments_of(archive: Archive, cut: Callable[[Codes], Codes]) -> Iterable[Cod
 def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.float64]:
     """Return what the first latents of a segment cost, for every number of them: bits, shape (D,).
 
-    Exact for every model, as each latent costs what it does whatever follows. A table of a segment's own counts
+    Exact for every model, as the cost of a latent does not depend on what follows. A table of a segment's own counts
     where it pays; its own bytes do not, as they are not the codes'.
     """
     own = IndependentModel.fit(codes)
@@ -148,23 +148,12 @@ def _by_latent(model: EntropyModel, codes: Codes) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Transcoding:
-    """What becomes of an archive, at whatever width.
+    """An archive that is written anew, at any width.
 
-    Parameters
-    ----------
-    archive : Archive
-    embed : bool
-        Whether the new one holds its decoding tables.
-    names : bool
-        Whether it keeps the rows' names.
-    uncertainty : bool
-        Whether it keeps their uncertainty, where it is stored.
-    labels : callable, optional
-        Gives the labels of rows by their names; without it, stored ones are kept.
-    models : sequence of IndependentModel or AutoregressiveModel
-        Fitted to all the latents that are kept; those that pay for themselves are stored.
-    columns : tuple of int, optional
-        Which of the archive's latents are kept, ascending, before ``latents`` cuts them; by default all.
+    ``embed``, ``names`` and ``uncertainty`` say what the new one stores. ``labels`` gives the labels of rows by
+    their names; without it, stored ones are kept. ``models`` are fitted to all the latents that are kept; the ones
+    that pay for themselves are stored. ``columns`` are the latents to keep, ascending, before ``latents`` cuts
+    them; by default all.
     """
 
     archive: Archive
@@ -188,7 +177,7 @@ class Transcoding:
         return (*(rung for rung in self.archive.tables.ladder if rung < self.width), self.width)
 
     def header(self, latents: int) -> Header:
-        """Return the header of an archive of the first so many."""
+        """Return the header of an archive of the first ``latents`` latents."""
         header = self.archive.header
         chosen = range(header.latents) if self.columns is None else self.columns
         of_model = range(header.model_latents) if header.selection is None else header.selection
@@ -198,7 +187,7 @@ class Transcoding:
         return replace(header, latents=latents, selection=None if prefix else kept, version=version)
 
     def cut(self, codes: Codes, latents: int) -> Codes:
-        """Keep the first so many of the latents that are kept at all."""
+        """Cut codes to the first ``latents`` of the latents that are kept."""
         if self.columns is None:
             return codes if latents == codes.latents else codes.prefix(latents)
         return pick(codes, self.columns[:latents])
@@ -225,7 +214,7 @@ class Transcoding:
         resume: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> float:
-        """Write the first so many latents; return the bits per image that their codes take on disk.
+        """Write the first ``latents`` latents; return the bits per image that their codes take on disk.
 
         Segments whose codes stay what they are move without being coded again.
         """
@@ -234,7 +223,7 @@ class Transcoding:
         fitted = self._chosen(latents, same=same, progress=lambda rows: progress(rows, len(archive)))
         recode = not same or bool(fitted)
         if not recode:
-            with archive._named():
+            with archive._errors:
                 fitted = list(archive._fitted)
         options = {"names": self.names, "labels": self.labels is not None, "embed": self.embed}
         options |= {} if self.uncertainty else {"uncertainty": False}
@@ -261,7 +250,7 @@ class Transcoding:
         archive = self.archive
         if same and not self.models:
             return []
-        with archive._named():
+        with archive._errors:
             old = [_cut(model, self.columns) for model in archive._fitted]
         models = [model.prefix(latents) for model in [*old, *self.models] if model is not None]
         if not models:
@@ -300,7 +289,7 @@ def _cut(model: EntropyModel, columns: Sequence[int] | None) -> EntropyModel | N
 
 def _spent(archive: Archive) -> float:
     """Return the bits that codes take in an archive, with the models that it holds for them."""
-    heads = [head for _, head in archive._index.segments]
+    heads = [segment.head for segment in archive._segments]
     fitted = sum(size + FITTED_ENTRY.size for _, size in archive._index.fitted)
     return 8.0 * (fitted + sum(head.payload + head.table.size for head in heads))
 

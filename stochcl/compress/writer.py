@@ -1,29 +1,28 @@
-"""Writing an archive: to a partial file with a journal, which becomes the archive by rename."""
+"""Writing an archive to a partial file with a journal; it becomes the archive by rename."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import stat
-from abc import abstractmethod
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from stochcl.codes import Codes
+from stochcl.compress.journal import Journal, Record
 from stochcl.compress.segment import decode_segment, read_head, write_segment
-from stochcl.compress.segment_writer import SEGMENT_ROWS, Beginning, Record, SegmentWriter
+from stochcl.compress.segment_writer import SEGMENT_ROWS, Preamble, SegmentWriter
 from stochcl.errors import FormatError, OutputError, SourceError, StochclError, UsageError
-from stochcl.files import WriteLock, lock, sync_folder, write_all
+from stochcl.files import WriteLock, check_output, read_all, sync_folder, write_all, writing
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from io import FileIO
     from types import TracebackType
 
@@ -31,268 +30,6 @@ if TYPE_CHECKING:
     from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Tables
-
-
-class StreamWriter(SegmentWriter):
-    """Writes an archive to a file object, front to back; use it in a ``with`` statement.
-
-    The bytes are those that :class:`~stochcl.compress.Writer` writes to a file. Left by an exception, the stream
-    lacks its end, and who reads it says that it is cut short.
-
-    Parameters
-    ----------
-    file : binary file object
-        To be written to; it stays the caller's to close.
-    header, tables, embed_tables, names, uncertainty, segment_rows
-        As of :class:`~stochcl.compress.Writer`.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written, or is a file that another process writes an archive to. A reader that has
-        gone is BrokenPipeError.
-    """
-
-    def __init__(
-        self,
-        file: IO[bytes],
-        header: Header,
-        tables: Tables,
-        *,
-        embed_tables: bool,
-        names: bool = True,
-        uncertainty: bool = True,
-        segment_rows: int = SEGMENT_ROWS,
-    ) -> None:
-        self._out = file
-        _take(file)
-        self._beginning = Beginning(header, tables, embed=embed_tables)
-        self._closed, self._ending = False, b""
-        super().__init__(
-            header, self._beginning.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
-            start=len(self._beginning.data),
-        )  # fmt: skip
-        self._write(self._beginning.data)
-
-    def _store(self, start: int, chunk: bytes, record: Record) -> None:
-        self._write(chunk)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[self._out.write(view) or 0 :]
-            self._out.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as exc:
-            raise OutputError(f"the stream cannot be written to: {(exc.strerror or str(exc)).lower()}.") from exc
-
-    def finish(self) -> None:
-        """Write what is waiting, the index and the trailer.
-
-        Raises
-        ------
-        OutputError
-        """
-        self._flush_all()
-        self._ending = self._beginning.index(self, self._end).to_bytes()
-        self._write(self._ending)
-        self._closed = True
-
-    def outline(self) -> IO[bytes]:
-        """Return what was written, without the segments: enough of a file for an archive to be opened and told of."""
-        return cast("IO[bytes]", _Outline(self._beginning.data, self._end, self._ending))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is None and not self._closed:
-            self.finish()
-
-
-def _take(file: IO[bytes]) -> None:
-    """Refuse a file that another process writes to; the lock goes when all that have it open have closed it."""
-    try:
-        status = os.fstat(file.fileno())
-    except (AttributeError, OSError):  # it is in memory, say
-        return
-    if stat.S_ISREG(status.st_mode) and not lock(file):
-        msg = "another process is writing an archive to this file; wait until that has finished, or give another."
-        raise OutputError(msg)
-
-
-class _Outline(io.RawIOBase):
-    """A file of which the beginning and the end are there."""
-
-    def __init__(self, head: bytes, end_at: int, end: bytes) -> None:
-        self._parts = {0: head, end_at: end}
-        self._size, self._at = end_at + len(end), 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> Any:
-        for start, data in self._parts.items():
-            if start <= self._at < start + len(data):
-                found = data[self._at - start :][: None if size < 0 else size]
-                self._at += len(found)
-                return found
-        return b""
-
-    def fileno(self) -> int:
-        raise io.UnsupportedOperation("fileno")
-
-
-@dataclass(frozen=True)
-class Story:
-    """What a journal tells.
-
-    Parameters
-    ----------
-    facts : dict or None
-        None where that line is torn.
-    run : int or None
-        CRC-32 of the facts, which every record repeats; None where nothing is left.
-    records : list of Record
-        Up to the first line that is torn.
-    """
-
-    facts: dict[str, Any] | None
-    run: int | None
-    records: list[Record]
-
-    def is_of(self, facts: dict[str, Any]) -> bool:
-        """Tell whether this is the journal of a run of these facts."""
-        return self.run == _run_of(facts)
-
-    @property
-    def rows(self) -> int:
-        """Rows that a resumption need not do again."""
-        return sum(r.rows for i, r in enumerate(self.records) if r.waiting is None or i == len(self.records) - 1)
-
-
-class Journal:
-    """A file of JSON lines: the facts of the run, then a record for every segment, each with its checksum.
-
-    A record is written, and forced to disk, only after its segment has been. So whatever was interrupted, a
-    segment that the journal has is whole. A line that is torn ends it, but for the first: the others repeat its
-    checksum.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: FileIO | None = None
-        self._run = 0
-
-    def start(self, facts: dict[str, Any], records: Sequence[Record] = ()) -> None:
-        """Begin a journal, or begin one anew with the records that it keeps."""
-        self._run = _run_of(facts)
-        path = self._new if records else self.path  # what is there stays until all that is kept is on the disk
-        self._file = path.open("wb", buffering=0)
-        self._write({"facts": facts})
-        for record in records:
-            self.append(record)
-        if records:
-            path.replace(self.path)
-
-    @property
-    def _new(self) -> Path:
-        return self.path.with_name(self.path.name + ".new")
-
-    def append(self, record: Record) -> None:
-        """Add a segment."""
-        self._write(self._value(record))
-
-    def _value(self, record: Record) -> dict[str, Any]:
-        return {key: value for key, value in asdict(record).items() if value is not None} | {"run": self._run}
-
-    def read(self) -> Story:
-        """Return what an existing journal tells."""
-        facts, run, records = None, None, []
-        for number, line in enumerate(self.path.read_bytes().split(b"\n")):
-            value = _parse(line + b"\n")
-            if number == 0:
-                if isinstance(value, dict) and isinstance(value.get("facts"), dict):
-                    facts, run = value["facts"], _run_of(value["facts"])
-                continue
-            record = _record(value, run)
-            if record is None:
-                break
-            run = value["run"]
-            records.append(record)
-        return Story(facts, run, records)
-
-    def _write(self, value: dict[str, Any]) -> None:
-        if self._file is None:
-            msg = "the journal is not open"
-            raise ValueError(msg)
-        end = self._file.tell()
-        try:
-            write_all(self._file, _line(value))
-            os.fsync(self._file.fileno())
-        except OSError:
-            with suppress(OSError):  # a line that is torn would end the journal for those after it
-                self._file.truncate(end)
-                self._file.seek(end)
-            raise
-
-    def close(self) -> None:
-        """Close the file; it stays."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def remove(self) -> None:
-        """Close and delete the file."""
-        self.close()
-        self.path.unlink(missing_ok=True)
-        self._new.unlink(missing_ok=True)
-
-
-def _text(value: Any) -> bytes:
-    # ASCII JSON keeps undecodable bytes of names: lone surrogates are written as escapes.
-    return json.dumps(value, sort_keys=True).encode("ascii")
-
-
-def _line(value: Any) -> bytes:
-    text = _text(value)
-    return b"%08x %s\n" % (crc(text), text)
-
-
-def _run_of(facts: dict[str, Any]) -> int:
-    return crc(_text(facts))
-
-
-def _record(value: Any, run: int | None) -> Record | None:
-    """Return the record of a line, or None if it is torn, or another run's."""
-    if not isinstance(value, dict) or "end" not in value or run not in (None, value.get("run")):
-        return None
-    fields = {key: value[key] for key in value if key != "run"}
-    return Record(**fields | {"skipped": [(name, reason) for name, reason in value["skipped"]]})
-
-
-def _parse(line: bytes) -> Any:
-    """Return the value of one line, or None if it is torn."""
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or checksum != b"%08x" % crc(text):
-        return None
-    return json.loads(text)
-
-
-def rows_kept(path: Path) -> int:
-    """Return how many rows the journal at a path says are on the disk, 0 where there is none."""
-    try:
-        return Journal(path).read().rows
-    except OSError:
-        return 0
-
-
-def append_journal(path: Path) -> Journal:
-    """Return the journal of an append to the archive at a path."""
-    return Journal(path.with_name(path.name + ".append.journal"))
 
 
 _FACTS = {
@@ -309,28 +46,27 @@ _FACTS = {
 class JournaledWriter(SegmentWriter):
     """A segment writer whose segments are on the disk, and in a journal, as soon as they are full.
 
-    So whatever ends it, a second one goes on after the last segment that is sound: :meth:`_replay`.
+    However it ends, a second one goes on after the last intact segment: :meth:`_replay`.
     """
 
+    path: Path
     _journal: Journal
     _lock: WriteLock | None = None
     _kept = False
     """Whether rows that waited for a full segment are on the disk."""
 
-    @abstractmethod
-    def _unwritable(self, exc: OSError) -> OutputError:
-        """Return the error for a disk that fails."""
+    def _writing(self) -> AbstractContextManager[None]:
+        """Turn a failure of the disk into an OutputError."""
+        return writing(self.path)
 
     def _store(self, start: int, chunk: bytes, record: Record) -> None:
         """Write a segment, and then say so in the journal."""
         file = self._opened()
-        try:
+        with self._writing():
             file.seek(start)
             write_all(file, chunk)
             os.fsync(file.fileno())
             self._journal.append(record)
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
 
     def keep(self) -> None:
         """Put the rows that wait for a full segment onto the disk, where a resumption takes them back.
@@ -339,12 +75,9 @@ class JournaledWriter(SegmentWriter):
         """
         if self._file is None or not self._places:
             return
-        try:
-            records = [record for record in self._journal.read().records if record.waiting is None]
-        except FileNotFoundError:  # nothing is stored
-            records = []
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
+        with self._writing():
+            records = self._journal.read().records if self._journal.path.exists() else []
+        records = [record for record in records if record.waiting is None]
         end, position = (records[-1].end, records[-1].position) if records else (self._start, 0)
         codes, places = Codes.concatenate(self._pending)[: len(self._places)], self._places
         stored = sum(at < position for at, _ in places)
@@ -366,7 +99,7 @@ class JournaledWriter(SegmentWriter):
         file, end, sound = self._opened(), self._start, list[Record]()
         for record in records:
             file.seek(end)
-            chunk = self._read(file, record.end - end)
+            chunk = read_all(file, record.end - end)
             try:
                 if len(chunk) != record.end - end or crc(chunk) != record.crc:
                     break
@@ -403,15 +136,6 @@ class JournaledWriter(SegmentWriter):
         self._has = codes.names is not None, codes.labels is not None, uncertainty is not None
         self.position, self._kept = record.position, True
 
-    @staticmethod
-    def _read(file: FileIO, size: int) -> bytes:
-        """Read so many bytes, or fewer where the file ends; one call may give less."""
-        parts = []
-        while size > 0 and (data := file.read(size)):
-            parts.append(data)
-            size -= len(data)
-        return b"".join(parts)
-
     def _close_files(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -423,6 +147,17 @@ class JournaledWriter(SegmentWriter):
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def open_for_changes(path: Path) -> FileIO:
+    """Open an existing file to be changed in place."""
+    try:
+        with writing(path):
+            return path.open("r+b", buffering=0)
+    except OutputError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            raise SourceError(f"{escape_name(path)}: there is no such file.") from exc
+        raise
 
 
 class Writer(JournaledWriter):
@@ -487,16 +222,15 @@ class Writer(JournaledWriter):
         facts: dict[str, Any] | None = None,
         segment_rows: int = SEGMENT_ROWS,
     ) -> None:
-        self._beginning = begin = Beginning(header, tables, embed=embed_tables, fitted=fitted)
-        self._start_bytes = begin.data
+        self._preamble = preamble = Preamble(header, tables, embed=embed_tables, fitted=fitted)
         super().__init__(
-            header, begin.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
-            start=len(self._start_bytes),
+            header, preamble.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
+            start=len(self._preamble.data),
         )  # fmt: skip
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
-        facts = {"header": crc(self._start_bytes), "names": names, "segment_rows": segment_rows} | (facts or {})
+        facts = {"header": crc(self._preamble.data), "names": names, "segment_rows": segment_rows} | (facts or {})
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))  # as the journal will give them back
         self._begin(force=force, resume=resume)
 
@@ -504,36 +238,25 @@ class Writer(JournaledWriter):
 
     def _begin(self, *, force: bool, resume: bool) -> None:
         try:
-            self._check_output(force=force)
-            self._lock = WriteLock(self.path, escape_name(self.path))
-            self._check_output(force=force)  # again: who had it until now may have put a file there
-            there = self._look(force=force, resume=resume)
-            if resume and there and not self._only_begun():
-                self._resume()
-                return
-        except BaseException as exc:
+            with self._writing():
+                check_output(self.path, None, force=force)
+                self._lock = WriteLock(self.path, escape_name(self.path))
+                check_output(self.path, None, force=force)  # again: who had it until now may have put a file there
+                there = self._look(force=force, resume=resume)
+                if resume and there and not self._only_begun():
+                    self._resume()
+                    return
+        except BaseException:
             self.close()  # what an earlier run left is not ours to delete
-            if isinstance(exc, OSError):
-                raise self._unwritable(exc) from exc
             raise
         try:
-            self._file = self.partial.open("w+b", buffering=0)
-            write_all(self._file, self._start_bytes)
-            self._journal.start(self._facts)
-        except BaseException as exc:
+            with self._writing():
+                self._file = self.partial.open("w+b", buffering=0)
+                write_all(self._file, self._preamble.data)
+                self._journal.start(self._facts)
+        except BaseException:
             self._abandon()
-            if isinstance(exc, OSError):
-                raise self._unwritable(exc) from exc
             raise
-
-    def _check_output(self, *, force: bool) -> None:
-        """Refuse to replace what is there unasked."""
-        shown = escape_name(self.path)
-        if self.path.exists() and not self.path.is_file():  # --force must not put a file in the place of /dev/null
-            what = "a folder" if self.path.is_dir() else "a device or pipe"
-            raise UsageError(f"{shown}: this is {what}; name the file to write.")
-        if self.path.exists() and not force:
-            raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
 
     def _look(self, *, force: bool, resume: bool) -> bool:
         """Tell whether there is a partial file; refuse to replace it unasked."""
@@ -548,26 +271,28 @@ class Writer(JournaledWriter):
 
     def _only_begun(self) -> bool:
         """Tell whether a run ended before it had written down what it was about: it has no segment to go on with."""
-        if self.partial.stat().st_size > len(self._start_bytes):
+        if self.partial.stat().st_size > len(self._preamble.data):
             return False
         return not self._journal.path.exists() or b"\n" not in self._journal.path.read_bytes()
 
     def _resume(self) -> None:
         shown = escape_name(self.partial)
         try:
-            story = self._journal.read()
+            found = self._journal.read()
         except OSError as exc:
             msg = f"{shown}: its journal cannot be read ({os_reason(exc)}); pass --force in place of --resume."
             raise UsageError(msg) from exc
-        if not story.is_of(self._facts):
-            raise UsageError(f"{shown}: {self._differing(story.facts)}")
+        if not found.is_of(self._facts):
+            raise UsageError(f"{shown}: {self._differences(found.facts)}")
         self._file = self.partial.open("r+b", buffering=0)
-        if self._read(self._file, len(self._start_bytes)) != self._start_bytes:  # the facts say that it was the same
+        if (
+            read_all(self._file, len(self._preamble.data)) != self._preamble.data
+        ):  # the facts say that it was the same
             self._file.seek(0)
-            write_all(self._file, self._start_bytes)
-        self._journal.start(self._facts, self._replay(story.records))
+            write_all(self._file, self._preamble.data)
+        self._journal.start(self._facts, self._replay(found.records))
 
-    def _differing(self, facts: dict[str, Any] | None) -> str:
+    def _differences(self, facts: dict[str, Any] | None) -> str:
         """Say how a journal's facts are others than this run's."""
         if facts is None:
             return "its journal is damaged, or another run's; pass --force in place of --resume to start anew."
@@ -579,12 +304,9 @@ class Writer(JournaledWriter):
             "--resume to start anew."
         )
 
-    def _unwritable(self, exc: OSError) -> OutputError:
-        reason = (exc.strerror or str(exc)).lower()
-        kept = f" What was done is kept in {escape_name(self.partial)}: make room and pass --resume."
-        return OutputError(
-            f"{escape_name(self.path)}: it cannot be written: {reason}.{kept if self._segments or self._kept else ''}"
-        )
+    def _writing(self) -> AbstractContextManager[None]:
+        kept = f". What was done is kept in {escape_name(self.partial)}: make room and pass --resume"
+        return writing(self.path, advice=kept if self._segments or self._kept else "")
 
     # The end
 
@@ -598,17 +320,15 @@ class Writer(JournaledWriter):
         """
         self._flush_all()
         file, start = self._opened(), self._end
-        try:
+        with self._writing():
             file.seek(start)
-            write_all(file, self._beginning.index(self, start).to_bytes())
+            write_all(file, self._preamble.index(self, start).to_bytes())
             file.truncate()
             os.fsync(file.fileno())
             file.close()
             self._file = None
             self.partial.replace(self.path)
             sync_folder(self.path.parent)
-        except OSError as exc:
-            raise self._unwritable(exc) from exc
         self._journal.remove()
         self._release()
 

@@ -234,7 +234,7 @@ class MatrixSource:
         Rows that hold NaN or infinity, also those that overflow float32, are failures.
         """
         if batch_size < 1 or start < 0:
-            raise UsageError(f"batch_size={batch_size}, start={start}: these count rows")
+            raise UsageError(f"batch_size must be at least 1 and start at least 0; got {batch_size} and {start}.")
         total = len(self)
         return (self._batch(range(a, min(a + batch_size, total))) for a in range(start, total, batch_size))
 

@@ -13,7 +13,7 @@ from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
 from stochcl.data.names import path_name
 from stochcl.data.source import Failure
-from stochcl.data.tar import BATCH_BYTES, Loaded, StreamSource
+from stochcl.data.stream import StreamSource
 from stochcl.errors import MissingExtraError, SourceError, UsageError
 from stochcl.messages import escape_name
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-
-    from stochcl.data.preprocess import Preprocess
-    from stochcl.data.source import ImageBatch
 
 
 _MAGICS = {b"PAR1": "parquet", b"ARRO": "file", b"\xff\xff\xff\xff": "stream"}
@@ -86,7 +83,7 @@ def rows_in(path: Path) -> int:
 
 
 def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
-    """Yield record batches of at most so many rows."""
+    """Yield record batches of at most ``rows`` rows."""
     import pyarrow as pa
     from pyarrow import ipc, parquet
 
@@ -241,20 +238,15 @@ class ArrowSource(StreamSource):
 class ArrowImages(ArrowSource):
     """Images whose files are in a column."""
 
-    def _parts(self, batch_size: int) -> Iterator[Loaded]:
-        part, row = Loaded(self.path), 0
+    def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
+        row = 0
         for column, names, labels in self._records(min(batch_size, _IMAGES)):
             for i, value in enumerate(column.to_pylist()):
                 file, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
                 name, file = _named(names[i] or path, row, self._rows, file)
-                part.enter(name, file, None if labels is None else labels[i])
+                yield name, file, None if labels is None else labels[i]
                 row += 1
-                if len(part) == batch_size or part.bytes >= BATCH_BYTES:
-                    yield part
-                    part = Loaded(self.path)
-        if len(part):
-            yield part
-        elif not row:
+        if not row:
             raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no image.")
 
 
@@ -273,11 +265,7 @@ class ArrowVectors(ArrowSource):
                 return len(value)
         raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no vector.")
 
-    def _parts(self, batch_size: int) -> Iterator[Loaded]:
-        raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")
-
-    def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
-        """Vectors are not images; see :meth:`vectors`."""
+    def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
         raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")
 
     def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:

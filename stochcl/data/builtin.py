@@ -1,9 +1,8 @@
-"""The handwritten digits that scikit-learn carries, as a source of labelled images to train on anywhere."""
+"""Known data sets: the handwritten digits of scikit-learn, example images, and CIFAR-10."""
 
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import re
 from io import BytesIO
@@ -15,10 +14,12 @@ from PIL import Image
 
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
-from stochcl.errors import ImageError, OutputError, SourceError
+from stochcl.errors import ImageError, SourceError
+from stochcl.files import writing
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
@@ -75,18 +76,12 @@ def write_examples(folder: str | os.PathLike[str]) -> int:
     and two of patches of photographs (``china``, ``flower``, 96 x 96 JPEG). The same images every time.
     """
     written = 0
-    try:
+    with writing(folder, "the example images"):
         for name, image in _images():
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".png":
-                image.save(path, optimize=True)
-            else:
-                image.save(path, quality=_JPEG_QUALITY)
+            image.save(path, **({"optimize": True} if path.suffix == ".png" else {"quality": _JPEG_QUALITY}))
             written += 1
-    except OSError as exc:
-        msg = f"{escape_name(os.fspath(folder))}: the example images cannot be written: {os_reason(exc)}."
-        raise OutputError(msg) from exc
     return written
 
 

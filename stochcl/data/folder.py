@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, ClassVar
 
-from stochcl.data.names import sort_key
+from stochcl.data.names import is_image_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import (
     Entry,
@@ -14,12 +14,10 @@ from stochcl.data.source import (
     ImageSource,
     check_not_empty,
     is_environment_fault,
-    is_image_name,
     read_listed,
 )
 from stochcl.errors import EnvironmentFault, SourceError
-from stochcl.messages import escape_name as printable
-from stochcl.messages import os_reason as why
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,9 +89,9 @@ class _Listing:
                     folders.extend(self._sort_out(items, f"{name}/" if name else ""))
             except OSError as exc:
                 if not name or is_environment_fault(exc):
-                    msg = f"{printable(self.root / name)}: this folder cannot be read: {why(exc)}."
+                    msg = f"{escape_name(self.root / name)}: this folder cannot be read: {os_reason(exc)}."
                     raise (SourceError if not name else EnvironmentFault)(msg) from exc
-                self.rejected.append(Failure(name, f"the folder cannot be read: {why(exc)}"))
+                self.rejected.append(Failure(name, f"the folder cannot be read: {os_reason(exc)}"))
 
     def _sort_out(self, items: Iterator[os.DirEntry[str]], prefix: str) -> list[str]:
         """Enter a folder's files into the lists; return its real folders."""
@@ -110,7 +108,7 @@ class _Listing:
             except OSError as exc:
                 if is_environment_fault(exc):
                     raise
-                self.rejected.append(Failure(name, f"it cannot be looked at: {why(exc)}"))
+                self.rejected.append(Failure(name, f"it cannot be looked at: {os_reason(exc)}"))
         return folders
 
     def _enter(self, name: str, item: os.DirEntry[str]) -> None:

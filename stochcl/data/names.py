@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import re
 
+IMAGE_EXTENSIONS = frozenset(
+    [
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
+        ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".qoi", ".jxl", ".heic", ".heif", ".mpo",
+    ]
+)  # fmt: skip
+"""Endings (lower case) of the files that are taken for images in a folder or archive; others are ignored."""
+
 MAX_NAME_BYTES = 65_535
 """Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
 
@@ -76,3 +84,15 @@ def is_hidden(name: str) -> bool:
     [True, True, False]
     """
     return name.startswith((".", "__MACOSX/")) or "/." in name
+
+
+def is_image_name(name: str) -> bool:
+    """Tell by its ending whether a name is taken for an image.
+
+    Examples
+    --------
+    >>> [is_image_name(n) for n in ("a/b.JPG", "a/b.txt", "jpg")]
+    [True, False, False]
+    """
+    stem, dot, ending = name.rpartition(".")
+    return bool(dot) and bool(stem) and f".{ending.lower()}" in IMAGE_EXTENSIONS

@@ -16,7 +16,7 @@ from stochcl.data.array import MAGIC, ArraySource, MatrixSource, is_images, map_
 from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
 from stochcl.data.folder import FileSource, FolderSource
-from stochcl.data.names import path_name
+from stochcl.data.names import is_image_name, path_name
 from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import (
     Entry,
@@ -24,10 +24,10 @@ from stochcl.data.source import (
     ImageSource,
     check_not_empty,
     is_environment_fault,
-    is_image_name,
     read_listed,
 )
-from stochcl.data.tar import TarSource, compression, looks_like_tar
+from stochcl.data.tar import TarSource
+from stochcl.data.tar_headers import compression, looks_like_tar
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
@@ -47,7 +47,7 @@ _PROBE = 1 << 16  # enough of a file for any image format to be known by
 
 
 def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
-    """Open whatever holds images or embeddings."""
+    """Open a folder or file of images or embeddings."""
     path = Path(path)
     try:
         status = path.stat()
@@ -80,8 +80,8 @@ def _open_file(path: Path) -> ImageSource | MatrixSource:
         return ZipSource(path)
     if is_arrow(path, head):
         raise SourceError(
-            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which `stochcl "
-            "compress` to one file of codes does, and nothing else; give a folder, .zip, .tar or .npy file."
+            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which only `stochcl "
+            "compress` to one file of codes does; give a folder, .zip, .tar or .npy file."
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)
@@ -114,7 +114,7 @@ def expand(pattern: str | os.PathLike[str]) -> list[Path]:
         return [Path(text)]
     first, last = match.groups()
     if abs(int(last) - int(first)) >= _MOST_SHARDS:
-        raise UsageError(f"{escape_name(text)}: more than {_MOST_SHARDS:,} files are not read as one source.")
+        raise UsageError(f"{escape_name(text)}: a pattern may name at most {_MOST_SHARDS:,} files.")
     width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
     step = 1 if int(first) <= int(last) else -1
     numbers = range(int(first), int(last) + step, step)
@@ -133,7 +133,9 @@ def open_sources(paths: Sequence[str | os.PathLike[str]]) -> ImageSource | Matri
     for path in found:
         source = open_source(path)
         if not isinstance(source, ImageSource):
-            raise UsageError(f"{escape_name(path)}: these are embeddings; several sources at once are images only.")
+            raise UsageError(
+                f"{escape_name(path)}: these are embeddings; only images can be read from several sources."
+            )
         if isinstance(source, FileSource):
             source = ListSource([str(path)], shown=str(path))
         sources.append(source)
@@ -141,12 +143,7 @@ def open_sources(paths: Sequence[str | os.PathLike[str]]) -> ImageSource | Matri
 
 
 class JoinedSource(ImageSource):
-    """Several sources one after the other, in the order given; names are those in each, and may come twice.
-
-    Parameters
-    ----------
-    sources : sequence of ImageSource
-    """
+    """Several sources one after the other, in the order given; names are those in each, and may come twice."""
 
     kind: ClassVar[str]
 
@@ -271,14 +268,7 @@ def _checked(paths: list[str], shown: str) -> list[str]:
 
 
 class SubsetSource(ImageSource):
-    """Some images of another source, in its order; what that one rejects, this one does.
-
-    Parameters
-    ----------
-    source : ImageSource
-    rows : sequence of int
-        Their positions in it.
-    """
+    """Some images of another source, by their positions, in its order; it rejects what that one rejects."""
 
     kind = "subset"
 

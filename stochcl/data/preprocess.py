@@ -162,21 +162,9 @@ _REDUCING_GAP = 3.0
 _DRAFT_GAP = 2.0
 
 _FORMATS = [
-    "JPEG",
-    "MPO",
-    "PNG",
-    "GIF",
-    "WEBP",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-    "QOI",
-    "JXL",
-    "HEIF",
-]  # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image,
+    "JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI", "JXL", "HEIF",
+]  # fmt: skip
+# none that runs a program (EPS runs Ghostscript) or only holds a reference to an image,
 # and none that is known by no magic number and so sees an image in any bytes (TGA)
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")

@@ -17,6 +17,7 @@ import numpy as np
 
 from stochcl.data.preprocess import quiet_pillow
 from stochcl.errors import EnvironmentFault, ImageError, SourceError, UsageError
+from stochcl.files import pread_all, read_all
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -26,38 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.data.preprocess import Preprocess
-
-
-IMAGE_EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".gif",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".avif",
-        ".qoi",
-        ".jxl",
-        ".heic",
-        ".heif",
-        ".mpo",
-    ]
-)
-"""Endings (lower case) of the files that are taken for images in a folder or archive; others are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +133,11 @@ class ImageSource(ABC):
     ) -> Iterator[ImageBatch]:
         """Iterate over the images in order, from entry ``start`` on, decoding ahead in threads."""
         if batch_size < 1 or workers < 0 or start < 0:
-            msg = f"batch_size={batch_size}, workers={workers}, start={start}: these count images and threads"
-            raise UsageError(msg)
-        return decode_batches(self, preprocess, batch_size, workers, start)
+            given = f"{batch_size}, {workers} and {start}"
+            raise UsageError(f"batch_size must be at least 1, workers and start at least 0; got {given}.")
+        end = len(self)
+        parts = ((self, range(a, min(a + batch_size, end))) for a in range(start, end, batch_size))
+        return decode_ahead(parts, preprocess, workers)
 
     def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:
         """Return the error that ends the reading of the source at this image."""
@@ -182,18 +153,6 @@ class ImageSource(ABC):
     @abstractmethod
     def _read(self, i: int) -> bytes:
         """Return the bytes of image file ``i``; the message of an ImageError is the reason alone."""
-
-
-def is_image_name(name: str) -> bool:
-    """Tell by its ending whether a name is taken for an image.
-
-    Examples
-    --------
-    >>> [is_image_name(n) for n in ("a/b.JPG", "a/b.txt", "jpg")]
-    [True, False, False]
-    """
-    stem, dot, ending = name.rpartition(".")
-    return bool(dot) and bool(stem) and f".{ending.lower()}" in IMAGE_EXTENSIONS
 
 
 def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Failure], what: str) -> None:
@@ -263,22 +222,12 @@ def _read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
             raise ImageError("it is not a regular file")
         if status.st_size > limit:
             raise ImageError(f"it has {status.st_size:,} bytes, and more than {limit:,} are not read")
-        return _read_all(file, status.st_size, limit)
-
-
-def _read_all(file: Any, expected: int, limit: int) -> bytes:
-    data: bytes = file.read(expected + 1)
-    if len(data) == expected:
+        data = read_all(file, status.st_size + 1)
+        if len(data) > status.st_size:  # the file has grown: go on to its end
+            data += read_all(file, limit + 1 - len(data))
+        if len(data) > limit:
+            raise ImageError(f"it has more than {limit:,} bytes, which are not read")
         return data
-    parts = [data]
-    total = len(data)
-    while data and total <= limit:  # the file changed, or the read was cut short: go on to its end
-        data = file.read(1 << 20)
-        parts.append(data)
-        total += len(data)
-    if total > limit:
-        raise ImageError(f"it has more than {limit:,} bytes, which are not read")
-    return b"".join(parts)
 
 
 class RandomFile:
@@ -313,16 +262,7 @@ class RandomFile:
             with self._lock:
                 file.seek(offset)
                 return bytes(file.read(count))
-        data = os.pread(file.fileno(), count, offset)
-        if len(data) == count or not data:
-            return data
-        parts = [data]
-        got = len(data)
-        while data and got < count:  # a read may return less: signals, network file systems, 2 GiB
-            data = os.pread(file.fileno(), count - got, offset + got)
-            parts.append(data)
-            got += len(data)
-        return b"".join(parts)
+        return pread_all(file.fileno(), offset, count)
 
     def _open(self) -> Any:
         """Open the file to stay open; return None where too many are."""
@@ -376,15 +316,6 @@ class _Pending:
     parts: list[Future[dict[int, str]]]
 
 
-def decode_batches(
-    source: ImageSource, preprocess: Preprocess, batch_size: int, workers: int, start: int
-) -> Iterator[ImageBatch]:
-    """Yield the batches of :meth:`ImageSource.batches`; closing the generator ends its threads."""
-    end = len(source)
-    ranges = (range(a, min(a + batch_size, end)) for a in range(start, end, batch_size))
-    return decode_ahead(((source, rows) for rows in ranges), preprocess, workers)
-
-
 def decode_ahead(
     parts: Iterator[tuple[ImageSource, range]], preprocess: Preprocess, workers: int
 ) -> Iterator[ImageBatch]:
@@ -419,11 +350,7 @@ def _allocate(rows: range, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 
 def _submit(
-    executor: ThreadPoolExecutor,
-    source: ImageSource,
-    preprocess: Preprocess,
-    rows: range,
-    stop: threading.Event,
+    executor: ThreadPoolExecutor, source: ImageSource, preprocess: Preprocess, rows: range, stop: threading.Event
 ) -> _Pending:
     images = _allocate(rows, preprocess)
     parts = [
@@ -434,11 +361,7 @@ def _submit(
 
 
 def _fill(
-    source: ImageSource,
-    preprocess: Preprocess,
-    rows: range,
-    images: NDArray[np.uint8],
-    stop: threading.Event,
+    source: ImageSource, preprocess: Preprocess, rows: range, images: NDArray[np.uint8], stop: threading.Event
 ) -> dict[int, str]:
     """Decode ``rows`` into ``images`` and return the reasons of those that could not be."""
     reasons: dict[int, str] = {}

@@ -8,12 +8,11 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
-from stochcl.data.names import is_hidden, member_name, sort_key
+from stochcl.data.names import is_hidden, is_image_name, member_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, is_image_name, read_error
+from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, read_error
 from stochcl.errors import ImageError, SourceError
-from stochcl.messages import escape_name as printable
-from stochcl.messages import os_reason as why
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,10 +101,10 @@ def _central_directory(path: Path) -> list[zipfile.ZipInfo]:
         with path.open("rb") as file, zipfile.ZipFile(_Unflagged(file)) as archive:
             return archive.infolist()
     except OSError as exc:
-        raise SourceError(f"{printable(path)}: this zip cannot be read: {why(exc)}.") from exc
+        raise SourceError(f"{escape_name(path)}: this zip cannot be read: {os_reason(exc)}.") from exc
     except Exception as exc:  # zipfile raises many kinds of error on damaged directories
         msg = (
-            f"{printable(path)}: this zip is truncated or damaged ({printable(str(exc))}); "
+            f"{escape_name(path)}: this zip is truncated or damaged ({escape_name(str(exc))}); "
             "copy it again or repack it."
         )
         raise SourceError(msg) from exc

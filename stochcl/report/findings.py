@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import Rows
+    from stochcl.compress import ArchiveBase
     from stochcl.downstream import Task
 
     PathLike = str | os.PathLike[str]
@@ -116,7 +116,7 @@ def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def read_data(
-    archive: Rows,
+    archive: ArchiveBase,
     path: PathLike,
     *,
     labels: PathLike | None,
@@ -155,7 +155,7 @@ def read_data(
 
 
 def _read_labels(
-    archive: Rows,
+    archive: ArchiveBase,
     path: PathLike,
     rows: NDArray[np.integer],
     labels: PathLike | None,

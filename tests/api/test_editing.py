@@ -14,11 +14,10 @@ import stochcl
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
-from stochcl.compress.segment import read_segment
 from stochcl.entropy.model import FITTED
 from stochcl.errors import FormatError, ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
-from tests.making import make_model, write_images
+from tests.making import examples, make_model, write_images
 
 TABLES = make_tables(12)
 ROWS = 60
@@ -27,7 +26,7 @@ CODES = make_codes(ROWS, 12, names=make_names(ROWS))
 
 def blocks(path):
     with Archive(path) as archive:
-        return [read_segment(archive._reader, offset, head).blocks for offset, head in archive._index.segments]
+        return [segment.raw().blocks for segment in archive._segments]
 
 
 def read(path, **options):
@@ -294,7 +293,7 @@ def test_outputs_are_not_replaced_unasked(tmp_path):
 # Transcode
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(12, 100))
 @given(
     st.integers(0, 40), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12), st.booleans(), st.booleans(),
     st.data(),

@@ -116,7 +116,7 @@ def test_outputs_are_replaced_with_force_only(run, refused, codes, tmp_path):
     run("verify", codes, "--salvage", out, "--force")
     assert out.read_bytes() == codes.read_bytes()
     said = refused("verify", codes, "--salvage", tmp_path / "none" / "out.bin")
-    assert said.endswith("it cannot be written: no such file or directory.")
+    assert said.endswith("the folder to write to does not exist; make it first.")
 
 
 def test_options_that_do_not_go_together_are_usage_errors(run, codes, tmp_path):

@@ -22,6 +22,7 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
 from stochcl.errors import ChecksumMismatch, FormatError, OutputError, SourceError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
+from tests.making import every, examples
 
 TABLES = make_tables(6)
 CODES = make_codes(40, 6, names=make_names(40))
@@ -72,7 +73,7 @@ def test_appending_again_and_again(path):
         assert len(archive._index.retired) == 15
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(15, 100))
 @given(
     st.integers(0, 30), st.integers(0, 30), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12),
     st.sets(st.sampled_from(["names", "labels", "uncertainty"])),
@@ -160,14 +161,14 @@ def test_a_file_that_is_cut_anywhere_is_the_archive_before(path):
         out.add(CODES[25:])
     after = path.read_bytes()
     cut = path.with_name("cut.bin")
-    for end in range(len(before), len(after)):
+    for end in sorted({*range(len(before), len(after), every(5)), len(after) - 1}):
         cut.write_bytes(after[:end])
         with Archive(cut) as archive:
             archive.verify()
             same(archive[:], CODES[:25])
             assert (archive.left_over, archive.size) == (end - len(before), len(before))
             assert sum(archive.parts().values()) == len(before)
-    for end in range(1, len(before)):  # what was never complete is no append
+    for end in range(1, len(before), every(3)):  # what was never complete is no append
         cut.write_bytes(after[:end])
         with pytest.raises(FormatError):
             Archive(cut)
@@ -206,8 +207,7 @@ def test_a_cut_second_append_goes_back_to_the_first(path):
 @pytest.mark.parametrize("call", ["fsync", "write"])
 def test_a_device_that_fails_leaves_the_archive_as_it_was(path, monkeypatch, which, call):
     from stochcl.compress import append as appending
-    from stochcl.compress import writer
-    from stochcl.compress import writer as journal
+    from stochcl.compress import journal, writer
 
     before, calls = path.read_bytes(), []
     real = {"fsync": os.fsync, "write": appending.write_all}[call]

@@ -121,7 +121,7 @@ def test_a_fork_while_a_thread_reads_inherits_no_lock(made):
     with Archive(path) as archive:
         check(archive, codes, 0, 5)
         held, go_on = threading.Event(), threading.Event()
-        caches = [archive._cache, archive._entropies, archive._stores["names"]._cache]
+        caches = [archive._cache, archive._entropies, archive._columns["names"]._cache]
 
         def hold():
             for cache in caches:

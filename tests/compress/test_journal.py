@@ -1,7 +1,6 @@
 import pytest
 
-from stochcl.compress.segment_writer import Record
-from stochcl.compress.writer import Journal
+from stochcl.compress.journal import Journal, Record
 
 RECORDS = [
     Record(100, 1, 10, 12, 1000, [("a\udcff.png", "it is empty")]),

@@ -13,7 +13,7 @@ from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
 from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
-from stochcl.compress.writer import StreamWriter
+from stochcl.compress.segment_writer import StreamWriter
 from stochcl.errors import OutputError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 

@@ -12,12 +12,12 @@ from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.edit import check_alike, merge, stored_codes
 from stochcl.compress.edit import split as write_part
-from stochcl.compress.segment import read_segment
 from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
+from tests.making import examples
 
 TABLES = make_tables(6)
 CODES = make_codes(60, 6, names=make_names(60))
@@ -26,7 +26,7 @@ CODES = make_codes(60, 6, names=make_names(60))
 def blocks(path):
     """The bytes of every segment's blocks."""
     with Archive(path) as archive:
-        return [read_segment(archive._reader, offset, head).blocks for offset, head in archive._index.segments]
+        return [segment.raw().blocks for segment in archive._segments]
 
 
 def joined(paths, out, **options):
@@ -70,7 +70,7 @@ def made(rows, latents, alphabet, parts):
 PARTS = st.sets(st.sampled_from(["names", "labels", "uncertainty"]))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(15, 100))
 @given(
     st.lists(st.integers(0, 25), min_size=1, max_size=4), st.integers(1, 9), st.sampled_from([2, 5]),
     st.integers(1, 12), PARTS,
@@ -92,7 +92,7 @@ def test_what_is_joined_is_what_there_was_in_order(tmp_path_factory, sizes, late
         assert archive.source_bytes == 100 * sum(sizes)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(15, 100))
 @given(
     st.integers(1, 40), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12), PARTS,
     st.lists(st.integers(1, 39), max_size=3),
@@ -270,10 +270,11 @@ def test_a_full_disk_is_an_output_error(tmp_path, monkeypatch):
 def test_checksums_of_parts_are_looked_at(tmp_path):
     path = write(tmp_path / "a.bin", CODES, TABLES)
     with Archive(path) as archive:
-        ((offset, head),) = archive._index.segments
+        (segment,) = archive._segments
+        head = segment.head
         other = replace(head, names=replace(head.names, crc=head.names.crc ^ 1))
         with pytest.raises((ChecksumMismatch, FormatError)):
-            read_segment(archive._reader, offset, other)
+            replace(segment, head=other).raw()
 
 
 @pytest.mark.parametrize("journal", [None, b"", b"12345678 {"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stochcl.compress import Archive
-from stochcl.compress.columns import PackedTexts, Store, Texts
+from stochcl.compress.columns import LazyStrings, PackedTexts, StringColumn
 from stochcl.errors import ChecksumMismatch
 from tests.compress.making import make_codes, make_tables, write
 
@@ -20,7 +20,7 @@ def make_texts(rows=range(8), read=None):
             read.append(number)
         return NAMES[STARTS[number] : STARTS[number + 1]]
 
-    return Texts(Store(STARTS, segment), rows)
+    return LazyStrings(StringColumn(STARTS, segment), rows)
 
 
 def test_packed_texts_give_back_what_they_were_given():
@@ -61,7 +61,7 @@ def test_only_the_segments_that_are_looked_at_are_read_and_each_once():
 
 
 def test_many_are_shown_by_a_few():
-    texts = Texts(Store(np.array([0, 50]), lambda _: [str(i) for i in range(50)]), range(50))
+    texts = LazyStrings(StringColumn(np.array([0, 50]), lambda _: [str(i) for i in range(50)]), range(50))
     assert repr(texts) == "('0', '1', '2', '3', '4', '5', '6', '7', ... 50 in all)"
 
 
@@ -81,9 +81,9 @@ def test_damaged_names_do_not_keep_rows_from_being_read(path):
     with Archive(path) as archive:
         codes = archive[30:50]
         assert codes.names[9] == "cat/39"
-        with pytest.raises(ChecksumMismatch, match="a: the names of segment 1"):
+        with pytest.raises(ChecksumMismatch, match="a: the names of the segment at byte"):
             _ = codes.names[10]
-        with pytest.raises(ChecksumMismatch, match="the names of segment 1"):
+        with pytest.raises(ChecksumMismatch, match="the names of the segment at byte"):
             archive.verify()
 
 

@@ -160,7 +160,10 @@ def test_every_damage_of_it_is_a_format_error_and_salvage_keeps_the_codes(tmp_pa
         damaged[start + i] ^= 1 << i % 8
         with pytest.raises(FormatError):
             Archive(io.BytesIO(bytes(damaged))).verify()
-        with Archive(io.BytesIO(bytes(damaged))) as archive, pytest.raises(FormatError, match="entropy of segment 1"):
+        with (
+            Archive(io.BytesIO(bytes(damaged))) as archive,
+            pytest.raises(FormatError, match="the entropy of"),
+        ):
             _ = archive.uncertainty
     (tmp_path / "damaged").write_bytes(damaged)
     salvage(tmp_path / "damaged", tmp_path / "saved")

@@ -141,5 +141,5 @@ def test_a_source_that_fails_raises_and_ends_the_threads():
 
 @pytest.mark.parametrize("numbers", [{"batch_size": 0}, {"workers": -1}, {"start": -1}])
 def test_numbers_out_of_range_are_refused_at_once(numbers):
-    with pytest.raises(UsageError, match="count images and threads"):
+    with pytest.raises(UsageError, match="at least 1"):
         Counted(3).batches(SMALL, **numbers)

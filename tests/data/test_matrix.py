@@ -114,7 +114,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(saved):
 def test_numbers_out_of_range(saved):
     source = open_source(saved(np.ones((3, 2), np.float32)))
     for numbers in ({"batch_size": 0}, {"start": -1}):
-        with pytest.raises(UsageError, match="count rows"):
+        with pytest.raises(UsageError, match="at least 1"):
             source.batches(**numbers)
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from stochcl.data.preprocess import MAX_PIXELS, PAD_GREY, Preprocess, _formats, to_eight_bits
 from stochcl.errors import ImageError
+from tests.making import examples
 
 SIZE = 32
 
@@ -255,7 +256,7 @@ def test_every_truncation_is_an_error(pixels, as_file, kind):
 
 
 def test_truncation_is_an_error_whatever_the_size(as_file):
-    noise = np.random.default_rng(0).integers(0, 255, (900, 700, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (450, 350, 3), dtype=np.uint8)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
         data = as_file(noise, kind)
         with pytest.raises(ImageError, match=r"truncated or damaged|not an image"):
@@ -274,7 +275,7 @@ def one_of_each_kind():
 STORED = dict(one_of_each_kind())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(60, 300))
 @given(data=st.data(), kind=st.sampled_from(sorted(STORED)))
 def test_damage_is_an_image_error_or_an_image(data, kind):
     stored = bytearray(STORED[kind])

@@ -11,6 +11,7 @@ import pytest
 
 from stochcl.data import Preprocess, ZipSource, open_source
 from stochcl.errors import ImageError, SourceError
+from tests.making import every
 
 SMALL = Preprocess(8)
 
@@ -162,7 +163,7 @@ def test_a_bomb_is_not_unpacked(zipped):
 def test_every_flipped_byte_is_an_error_or_harmless(zipped, as_file, method):
     path = zipped([("a.png", shade(as_file, 9)), ("b.png", shade(as_file, 9))], method=method)
     data = path.read_bytes()
-    for at in range(len(data)):
+    for at in range(0, len(data), every(3)):
         damaged = bytearray(data)
         damaged[at] ^= 0x41
         path.write_bytes(damaged)

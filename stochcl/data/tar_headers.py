@@ -1,0 +1,227 @@
+"""The headers and streams of a tar, plain or compressed."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from typing import IO, TYPE_CHECKING, Any
+
+from stochcl.data.names import member_name
+from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+BLOCK = 512
+"""Unit of a tar: headers and data begin at its multiples."""
+
+MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
+_CHUNK = 1 << 20
+_ZSTD_FEED = 1 << 10  # compressed bytes taken at a time: they unpack to 32 MiB at most
+
+DAMAGE = (
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+def compression(path: Path) -> Callable[[IO[bytes]], Any] | None:
+    """Return what decompresses a file that is open, known by its first bytes; None where it is plain."""
+    with path.open("rb") as file:
+        return decompressor(file.read(6))
+
+
+def decompressor(head: bytes) -> Callable[[Any], Any] | None:
+    """Return what decompresses a stream that begins like this; None where it is plain."""
+    openers: dict[bytes, Callable[[Any], Any]] = {
+        b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+        b"BZh": bz2.BZ2File,
+        b"\xfd7zXZ\0": lzma.LZMAFile,
+        b"\x28\xb5\x2f\xfd": _Zstd,
+    }
+    return next((opener for magic, opener in openers.items() if head.startswith(magic)), None)
+
+
+class _Zstd:
+    """A Zstandard stream of any number of frames, read from front to back; a frame that is cut off is damage."""
+
+    def __init__(self, raw: Any) -> None:
+        try:
+            import zstandard
+        except ImportError as exc:
+            msg = "a .tar.zst file needs zstandard, which is not installed; run: pip install 'stochcl[zstd]'."
+            raise MissingExtraError(msg) from exc
+        self._raw, self._error = raw, zstandard.ZstdError
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._ready, self._waiting = b"", b""
+
+    def read(self, count: int) -> bytes:
+        while not self._ready:
+            data = self._waiting or self._raw.read(_ZSTD_FEED)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the compressed stream ends too early")
+                return b""
+            self._frame, self._waiting = self._frame or self._new(), b""
+            try:
+                self._ready = self._frame.decompress(data)
+            except self._error as exc:
+                raise tarfile.ReadError(str(exc)) from exc
+            if self._frame.eof:
+                self._frame, self._waiting = None, self._frame.unused_data
+        data, self._ready = self._ready[:count], self._ready[count:]
+        return data
+
+
+def looks_like_tar(head: bytes) -> bool:
+    """Tell whether the first 512 bytes are a tar header: its magic, or for old tars its checksum.
+
+    Examples
+    --------
+    >>> [looks_like_tar(head) for head in (tarfile.TarInfo("a.png").tobuf(), bytes(512), b"GIF89a")]
+    [True, False, False]
+    """
+    try:
+        tarfile.TarInfo.frombuf(head[:BLOCK], "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
+
+
+Pieces = list[tuple[int, int, int]]
+"""Where the bytes of a member are: for each piece its place in the file, its place in the archive, and its length."""
+
+
+class Headers(tarfile.TarFile):
+    """The headers of a tar, of all that are joined one behind the other, with or without the marks that end them."""
+
+    def __init__(self, stream: Bounded | Forward) -> None:
+        self._ended = self._junk = self._begun = False
+        super().__init__(fileobj=stream, encoding="utf-8")  # type: ignore[arg-type]
+        self._begun = True
+
+    def next(self) -> tarfile.TarInfo | None:
+        """Return the next header, None at the end; what tarfile would take for an end is damage."""
+        if not self._begun:  # TarFile's own __init__ looks for the first
+            return None
+        self.members: list[tarfile.TarInfo] = []  # tarfile would keep every header
+        stream: Any = self.fileobj
+        if self.offset != stream.tell():
+            stream.seek(self.offset - 1)
+            if not stream.read(1):
+                raise tarfile.ReadError("unexpected end of data")
+        while True:
+            try:
+                member = self.tarinfo.fromtarfile(self)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+                self._ended, self.pax_headers = True, {}
+            except tarfile.EmptyHeaderError as exc:  # type: ignore[attr-defined]
+                if not self.offset:
+                    raise tarfile.ReadError("it is empty") from exc
+                return None
+            except tarfile.HeaderError as exc:
+                if not self._ended:
+                    raise tarfile.ReadError(str(exc)) from exc
+                if isinstance(exc, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+                    return None
+                self._junk = True  # behind the end of a tar anything may stand, but not a part of another
+            else:
+                if self._junk:
+                    raise tarfile.ReadError("a header between the tars that are joined here is damaged")
+                self._ended = False
+                return member
+            self.offset += BLOCK
+
+
+def tar_name(stored: str) -> str:
+    """Return the name of a member as tar has it, without a leading ``/``; errors as those of ``member_name``."""
+    return member_name(stored.lstrip("/"))
+
+
+def pieces_of(member: tarfile.TarInfo) -> Pieces:
+    """Return where the bytes of a member are, several pieces of a sparse one; ValueError where it is not read."""
+    if member.issym() or member.islnk():
+        raise ValueError("it is a link, and links in a tar are not followed")
+    if not member.isreg():
+        raise ValueError("it is not a regular file")
+    if member.size > MAX_FILE_BYTES:
+        raise ValueError(f"it has {member.size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
+    if not member.issparse():
+        return [(0, member.offset_data, member.size)]
+    pieces, place = [], member.offset_data
+    for at, count in getattr(member, "sparse", ()):
+        if at < 0 or count < 0 or at + count > member.size:
+            raise ValueError("it is sparse, and its map is damaged")
+        if count:
+            pieces.append((at, place, count))
+        place += count
+    return pieces
+
+
+class Bounded:
+    """A stream for tarfile that refuses to read more at once than any honest header holds."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self.seek = raw.seek
+        self.tell = raw.tell
+
+    def read(self, count: int) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        if not 0 <= count <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        return self._raw.read(count)
+
+
+class Forward:
+    """A stream as tarfile wants it, which reads on for what lies ahead and refuses what no honest header asks for."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self._at = raw, 0
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def read(self, count: int) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        if not 0 <= count <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        return self._read(count)
+
+    def _read(self, count: int) -> bytes:
+        parts = []
+        while count and (data := self._raw.read(count)):
+            parts.append(data)
+            count -= len(data)
+            self._at += len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def seek(self, position: int) -> None:
+        """Read on to a position ahead."""
+        if position < self._at:
+            raise tarfile.ReadError("a header points backwards")
+        while self._at < position:
+            if not self._read(min(_CHUNK, position - self._at)):
+                raise tarfile.ReadError("unexpected end of data")
+
+    def exactly(self, position: int, count: int) -> bytes:
+        """Return what lies at a position ahead."""
+        self.seek(position)
+        data = self._read(count)
+        if len(data) < count:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
