@@ -142,7 +142,7 @@ class Codec:
         return Tables(
             self._encoder.config.ladder,
             entropy,
-            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
+            self._encoder.residual_decoder() or VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
             autoregressive=self._encoder.entropy_network(),
         )
 
@@ -282,7 +282,7 @@ class Codec:
             alphabet=self.alphabet,
             precision=self.precision,
             tables_sha256=self.tables.sha256,
-            feature_dim=self._encoder.feature_dim,
+            feature_dim=self._encoder.vector_dim,
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,
