@@ -35,6 +35,7 @@ from stochcl.data import (
 )
 from stochcl.data.open import expand
 from stochcl.data.preprocess import FITS
+from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, ImageError, OutputError, SourceError, UsageError
 from stochcl.files import WriteLock, check_output, sync_folder
@@ -135,6 +136,7 @@ def _as_many(texts: Sequence[Any], rows: Codes, what: str) -> Sequence[Any]:
     return texts
 
 
+_HARDLY = 0.05  # of the codes' bytes: tables that add less come along
 _MATRIX_ROWS = 4096  # read at a time
 _MATRIX_BYTES = 32 << 20  # or fewer, where rows are as long as this
 
@@ -184,9 +186,13 @@ class CompressOptions:
     force: bool = False
     resume: bool = False
 
-    def embeds(self, codec: Codec) -> bool:
-        """Whether the decoding tables go into the file."""
-        return self.self_contained or not (self.external_tables or codec.has_packaged_tables)
+    def embeds(self, codec: Codec, rows: int = 0, latents: int | None = None) -> bool:
+        """Whether the decoding tables go into the file: where nobody else brings them, or they hardly show."""
+        if self.self_contained or self.external_tables:
+            return self.self_contained
+        if not codec.has_packaged_tables:
+            return True
+        return len(codec.tables.data) < _HARDLY * rows * expected_bits(codec.tables, latents) / 8
 
     def check(self, latents: int, columns: int | None = None) -> None:
         """Raise UsageError where options contradict each other, the model's width, or that it takes vectors."""
@@ -238,7 +244,7 @@ def encode_source(
         path,
         header_of(codec, source, options, latents),
         codec.tables,
-        embed_tables=options.embeds(codec),
+        embed_tables=options.embeds(codec, len(source), latents),
         names=options.names,
         uncertainty=options.uncertainty,
         force=options.force,
@@ -459,7 +465,7 @@ def _compress_at_rate(
     with Archive(full, tables=[codec.tables]) as archive:
         try:
             with tempfile.TemporaryDirectory(prefix=f".{path.name[:64]}.", dir=path.parent) as folder:
-                job = Transcoding(archive, embed=options.embeds(codec), names=options.names)
+                job = Transcoding(archive, embed=options.embeds(codec, len(archive), options.latents), names=options.names)
                 write_widest(job, Path(folder), rate, path).replace(path)
             sync_folder(path.parent)
         except (OutputError, OSError) as exc:

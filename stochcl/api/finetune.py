@@ -303,6 +303,11 @@ def finetune(
     base = load_model(find_model(model))
     if base.encoder.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
+    if base.encoder.config.posterior == "residual":
+        raise UsageError(
+            f"{escape_name(model)}: this model has residual latents, which are fitted and not trained; fine-tune a "
+            "model of another posterior, or fit these anew with `stochcl train --epochs 0`."
+        )
     begin = starting_point(base.encoder, settings)
     begun = None if init is None else init_backbone(begin, initial_weights(init))
     opened = [_images(path) for path in sources]

@@ -472,7 +472,7 @@ def train(
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
         steps=trainer.step,
         seconds=time.monotonic() - started,
-        latents=config.latents,
+        latents=encoder.config.latents,
         rate=found["rate"],
         knn=found.get("knn"),
         initialised=begun.line() if begun else None,

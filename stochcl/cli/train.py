@@ -212,8 +212,8 @@ def _silence(done: float, total: float, note: str = "") -> None:
 @click.option("--deterministic", is_flag=True, default=None,
               help="The twin to compare with: no stochastic layer while the network is trained.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of nt-xent.  [default: 0.2]")
-@click.option("--posterior", type=click.Choice(["bernoulli", "categorical", "gaussian"]),
-              help="Family of the latents.  [default: bernoulli]")  # fmt: skip
+@click.option("--posterior", type=click.Choice(["bernoulli", "categorical", "gaussian", "residual"]),
+              help="Family of the latents.  [default: bernoulli; residual on a matrix]")  # fmt: skip
 @click.option("--latents", type=click.IntRange(1, 4096), help="How many; bits of a bernoulli code.  [default: 1024]")
 @click.option("--alphabet", type=click.IntRange(2), metavar="K", help="Values of a latent.  [default: 2]")
 @click.option("--estimator", type=click.Choice(["straight-through", "relaxed"]),

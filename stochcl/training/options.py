@@ -293,6 +293,9 @@ class TrainOptions:
             raise UsageError(f"{name.replace('_', '-')} is {expected}, not {getattr(self, name)}.")
 
 
+_MOST_BITS = 256  # of a residual code, where no rate is asked for
+
+
 def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     """Sort named options, None for those left out, into what the encoder is and how it is trained."""
     given = {name: value for name, value in given.items() if value is not None}
@@ -301,8 +304,15 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
         raise UsageError(f"there is no training option {', '.join(unknown)}.")
     if "latents" not in given and given.get("rate") and given.get("posterior", "bernoulli") == "bernoulli":
         given["latents"] = latents_for(float(given["rate"]))
+    if given.get("posterior") == "residual":
+        given.setdefault("latents", max(1, min(_MOST_BITS, round(given.get("rate") or _MOST_BITS))))
+        given.setdefault("transform", "sqrt")
     given.setdefault("size", input_size(given.get("backbone", EncoderConfig.backbone)))
     config = EncoderConfig(**{k: v for k, v in given.items() if k in config_names()})
+    if config.posterior == "residual" and given.get("epochs") != 0 and not given.get("deterministic"):
+        raise UsageError(
+            "residual latents are fitted to a finished network; give --init and --epochs 0, or --deterministic."
+        )
     if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
         given["crop"] = max(16, config.size * 3 // 4 // 8 * 8)
     return config, TrainOptions(**{k: v for k, v in given.items() if k in names})
