@@ -465,7 +465,8 @@ def _compress_at_rate(
     with Archive(full, tables=[codec.tables]) as archive:
         try:
             with tempfile.TemporaryDirectory(prefix=f".{path.name[:64]}.", dir=path.parent) as folder:
-                job = Transcoding(archive, embed=options.embeds(codec, len(archive), options.latents), names=options.names)
+                embed = options.embeds(codec, len(archive))
+                job = Transcoding(archive, embed=embed, names=options.names)
                 write_widest(job, Path(folder), rate, path).replace(path)
             sync_folder(path.parent)
         except (OutputError, OSError) as exc:

@@ -22,12 +22,24 @@ if TYPE_CHECKING:
 BEAM = 8
 """Codes that the search keeps for a row at every stage."""
 
+GRID = 31
+"""Integers, either way, in which a number of a word is held: they deflate to five bits, and lose nothing."""
+
+_MOST = 127  # integers either way of decoding tables
 _PARALLEL = 0.05  # of a sign's own square: signs along axes that agree in less than this are chosen together
 
 
 def signed_root(numbers: Tensor) -> Tensor:
     """Return the square root of numbers' sizes, with their signs."""
     return numbers.sign() * numbers.abs().sqrt()
+
+
+def on_grid(numbers: Tensor, dim: int | None = None, grid: int = GRID) -> Tensor:
+    """Return numbers rounded so that decoding tables hold them as they are; of one scale, or one along ``dim``."""
+    size = numbers.abs()
+    largest = (size.amax() if dim is None else size.amax(dim, keepdim=True)).clamp(min=1e-12)
+    integers = ((numbers / largest * grid).round() * (_MOST / grid)).round()
+    return integers * (largest / _MOST)
 
 
 class ReducedHead(nn.Module):
@@ -81,11 +93,12 @@ class Words(nn.Module):
         m = config.reduced
         self.latents, self.bits = config.latents, config.stages
         named = [b for b in config.stages if b > 1]
-        self.books = nn.ParameterList(torch.randn(1 << b, m) for b in named)
-        self.signs = nn.Parameter(torch.randn(len(config.stages) - len(named), m) / 8)
+        self.books = nn.ParameterList(on_grid(torch.randn(1 << b, m)) for b in named)
+        signs = torch.randn(len(config.stages) - len(named), m) / 8
+        self.signs = nn.Parameter(on_grid(signs, dim=1) if len(signs) else signs)
         self.log_temperature = nn.Parameter(torch.zeros(len(config.stages)))
         mapped = config.columns is not None
-        self.output = nn.Parameter(torch.randn(m, features) / m**0.5) if mapped else None
+        self.output = nn.Parameter(on_grid(torch.randn(m, features), dim=0, grid=_MOST) / m**0.5) if mapped else None
         self.centre = nn.Parameter(torch.zeros(features)) if mapped else None
 
     def stages(self) -> list[Tensor]:
@@ -124,7 +137,7 @@ def _ends(sizes: Iterable[int]) -> list[int]:
 
 
 class Distances(NamedTuple):
-    """Squared distances of points to every word of the named stages, less the points' own squares, and inner products.
+    """Squared distances of points to every word of the named stages, less the points' own squares.
 
     Parameters
     ----------
@@ -307,9 +320,7 @@ class Residual(Posterior):
         for j in range(len(signs)):
             logit = 2 * products[:, j] * self._inverse[start + j]
             begin = ends[start + j]
-            form = _drawn(
-                torch.stack([-logit, logit], dim=1), gumbel[:, begin : begin + 2], estimator, temperature
-            )
+            form = _drawn(torch.stack([-logit, logit], dim=1), gumbel[:, begin : begin + 2], estimator, temperature)
             products = products - (form[:, 1:] - form[:, :1]) * gram[j]
             parts.append(form)
         return torch.cat(parts, dim=1)

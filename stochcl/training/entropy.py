@@ -62,13 +62,12 @@ class EntropyFit:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def smaller_images(
-    images: NDArray[np.uint8], seed: int, sides: tuple[int, int] | None = None
-) -> NDArray[np.uint8]:
+def smaller_images(images: NDArray[np.uint8], seed: int, sides: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Return images as if their sources were smaller: shrunk to a random side, and enlarged again.
 
     Enlarged photographs lack fine detail, and so their codes have another distribution, in which a network that was
-    not fitted to any saves little. Sides are even on a logarithmic scale between a quarter of the size and all of it, or between ``sides``.
+    not fitted to any saves little. Sides are even on a logarithmic scale between a quarter of the size and all of it, or
+    between ``sides``.
     """
     size = images.shape[1]
     low, high = (-2.0, 0.0) if sides is None else (min(0.0, math.log2(side / size)) for side in sides)

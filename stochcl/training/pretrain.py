@@ -408,7 +408,9 @@ class Trainer(TrainingLoop):
         if initialised and not self.step and not initialised.statistics:
             measure_features(self.result, self.data.train, self.device, options.precision)
         fitted = self.result.config.posterior == "residual"
-        if fitted or (self.latent_steps and (self.step or initialised)):  # latents of a random network are worth nothing
+        if fitted or (
+            self.latent_steps and (self.step or initialised)
+        ):  # those of a random network are worth nothing
             self.latents = train_latents(
                 self.result, self.data, self.augmentation, options, self.device, report=self.report,
                 fresh=not self.step or options.deterministic,
@@ -489,7 +491,8 @@ def train_latents(
     networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
     if residual:
         check_objective(options.objective)
-        seen = _view_features(encoder, images, _metric_views(encoder.config.size, options), options.seed, device, shrunk=_METRIC_SIDES)
+        augmented = _metric_views(encoder.config.size, options)
+        seen = _view_features(encoder, images, augmented, options.seed, device, shrunk=_METRIC_SIDES)
     elif networked:
         # Codes of small images should be good, too; those come enlarged, without fine detail.
         features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
@@ -521,7 +524,11 @@ def _metric_views(size: int, options: TrainOptions) -> Augmentation:
 
 @torch.inference_mode()
 def _view_features(
-    encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device,
+    encoder: Encoder,
+    images: NDArray[np.uint8],
+    augmentation: Augmentation,
+    seed: int,
+    device: torch.device,
     shrunk: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
     """Return features of one augmented view of each image, shape (N, V), of a smaller image if ``shrunk`` says so."""

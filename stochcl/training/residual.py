@@ -12,7 +12,9 @@ import torch
 from stochcl.codes import Codes
 from stochcl.encoders.config import residual_stages
 from stochcl.encoders.encoder import Standardise
-from stochcl.encoders.residual import BEAM, ReducedHead, Words, signed_root
+from stochcl.encoders.residual import BEAM, GRID, ReducedHead, Words, on_grid, signed_root
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
 from stochcl.errors import TrainingError, UsageError
 from stochcl.training.entropy import fit_code_tables
 from stochcl.training.latents import FittedLatents
@@ -36,10 +38,11 @@ _NEIGHBOURS = 3
 _MOST_ROWS = 40_000  # that words are fitted to
 _MOST_PAIRED = 20_000  # rows among which neighbours are looked for
 _WORDS_WIDTH = 96  # coordinates in which words of two bits and more live
-_GRID = 31  # integers either way in which a number of a word is held: they deflate to five bits
+_LARGE_MAP = 100_000  # numbers of an output map that is held on the coarse grid
 _ROWS = 4096
 _ROWS_A_WORD = 8
-_HIDDEN = 96  # units of the entropy network
+_HIDDEN = {"images": 96, "vectors": 32}  # units of the entropy network
+_MOST_TABLES = {"images": 300_000, "vectors": 150_000}  # bytes; a network that leads beyond is not kept
 _LINEAR_ROWS = 4000  # fewer rows get a network without hidden units
 _PASSES = 20
 _NEAR, _ROUNDS = 0.02, 3  # close enough to the rate, relative to it; most fits
@@ -212,7 +215,7 @@ def space(rows: Rows, views: Rows | None, objective: str, width: int, shrink: fl
 def sign_stages(residual: Rows, count: int, narrow: int) -> Rows:
     """Return the words (count, m) of one-bit stages: the axis with most variance left comes next, and may come again.
 
-    Axes are principal among the first ``narrow`` coordinates, and the others themselves, which tables hold for nothing.
+    Axes are principal among the first ``narrow`` coordinates, and the others themselves, which deflate to nothing.
     """
     m = residual.shape[1]
     axes = np.eye(m, dtype=np.float32)
@@ -230,14 +233,6 @@ def sign_stages(residual: Rows, count: int, narrow: int) -> Rows:
     return out
 
 
-def on_grid(numbers: Rows, axis: int | None = None, grid: int = _GRID) -> Rows:
-    """Return numbers rounded so that tables, which have 127 integers either way, hold them as they are."""
-    largest = np.maximum(np.abs(numbers).max(axis=axis, keepdims=axis is not None), 1e-12)
-    integers = np.rint(np.rint(numbers / largest * grid) * (127 / grid))
-    rounded: Rows = (integers * (largest / 127)).astype(np.float32)
-    return rounded
-
-
 def ordered(words: Rows) -> Rows:
     """Return words so ordered that their bits halve them, each time along the axis of most variance.
 
@@ -251,6 +246,12 @@ def ordered(words: Rows) -> Rows:
     order = np.argsort(along, kind="stable")
     half = len(words) // 2
     return np.concatenate([ordered(words[order[:half]]), ordered(words[order[half:]])])
+
+
+def _rounded(numbers: Rows, dim: int | None = None, grid: int = GRID) -> Rows:
+    """Return numbers as decoding tables hold them."""
+    rounded: Rows = on_grid(torch.from_numpy(numbers), dim, grid).numpy()
+    return rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,12 +278,12 @@ def fit(
     books = residual_books(head, [1 << b for b in stages if b > 1], rng)
     for _ in range(refits if books else 0):
         books = refit(head, beam_encode(head, books), books)
-    books = [on_grid(ordered(book)) for book in books]
+    books = [_rounded(ordered(book)) for book in books]
     left = flat.copy()
     left[:, :narrow] -= decode_words(beam_encode(head, books), books, narrow) if books else 0
     signs = sign_stages(left, len(stages) - len(books), narrow)
     wide = [np.pad(book, ((0, 0), (0, flat.shape[1] - narrow))) for book in books]
-    return Fitted(mean, matrix, wide, on_grid(signs, axis=1))
+    return Fitted(mean, matrix, wide, _rounded(signs, dim=1))
 
 
 def check_objective(objective: str) -> None:
@@ -365,7 +366,8 @@ def _set_latents(
     )  # fmt: skip
     encoder.set_residual(stages, fitted.matrix.shape[1], config.transform)
     head, words = encoder.head, encoder.decoder
-    assert isinstance(head, ReducedHead) and isinstance(words, Words)
+    assert isinstance(head, ReducedHead)
+    assert isinstance(words, Words)
     head.weight.copy_(torch.from_numpy(np.ascontiguousarray((fitted.matrix * np.reshape(spread, (-1, 1))).T)).half())
     head.mean.copy_(torch.from_numpy(fitted.mean @ fitted.matrix))
     if shift is not None and head.shift is not None:
@@ -402,7 +404,7 @@ def _output(encoder: Encoder, rows: Rows) -> tuple[Rows, Rows]:
     gram = points.T @ points
     ridge = 1e-4 * np.trace(gram) / len(gram) + 1e-9
     output = np.linalg.solve(gram + ridge * np.eye(len(gram)), points.T @ (rows - centre))
-    output = on_grid(output.astype(np.float32), axis=0, grid=127)
+    output = _rounded(output.astype(np.float32), dim=0, grid=127 if output.size < _LARGE_MAP else GRID)
     return output, (centre - middle @ output).astype(np.float32)
 
 
@@ -427,20 +429,27 @@ def _fit_tables(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, options: LatentOptions,
     report: Callable[[Any], None],
 ) -> dict[str, Any]:  # fmt: skip
+    kind = "images" if encoder.config.columns is None else "vectors"
     few = len(features) < _LINEAR_ROWS
-    hidden = (0 if few else _HIDDEN) if options.prior_hidden is None else options.prior_hidden
+    hidden = (0 if few else _HIDDEN[kind]) if options.prior_hidden is None else options.prior_hidden
+    codes = _codes(encoder, features[:_MOST_CODES])
     more = None if views is None else _codes(encoder, views[:_MOST_CODES])
-    return fit_code_tables(
-        encoder, _codes(encoder, features[:_MOST_CODES]), more, entropy=options.entropy, hidden=hidden,
+    record = fit_code_tables(
+        encoder, codes, more, entropy=options.entropy, hidden=hidden,
         passes=_PASSES, max_time=options.max_time and options.max_time / 2, seed=options.seed,
         precision=options.precision, report=report,
     )  # fmt: skip
+    if (network := encoder.entropy_network()) is not None and options.prior_hidden is None:
+        ones = IndependentModel(encoder.ones.numpy().astype(np.uint16), 2)
+        tables = Tables(encoder.config.ladder, ones, encoder.residual_decoder(), network)
+        if len(tables.data) > _MOST_TABLES[kind]:
+            encoder.set_entropy(None)
+            record = record | {"reason": "tables too large"}
+    return record
 
 
 @torch.no_grad()
-def _fit_temperatures(
-    encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None
-) -> None:
+def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None) -> None:
     """Set each stage's temperature so that a row's distances predict the words of its view, or near neighbour.
 
     They minimise the negative log likelihood, as temperature scaling does (Guo et al., arXiv 1706.04599).
