@@ -408,9 +408,8 @@ class Trainer(TrainingLoop):
         if initialised and not self.step and not initialised.statistics:
             measure_features(self.result, self.data.train, self.device, options.precision)
         fitted = self.result.config.posterior == "residual"
-        if fitted or (
-            self.latent_steps and (self.step or initialised)
-        ):  # those of a random network are worth nothing
+        trained = self.latent_steps and (self.step or initialised)  # latents of a random network are worth nothing
+        if fitted or trained:
             self.latents = train_latents(
                 self.result, self.data, self.augmentation, options, self.device, report=self.report,
                 fresh=not self.step or options.deterministic,

@@ -14,6 +14,7 @@ from stochcl.encoders.config import residual_stages
 from stochcl.encoders.encoder import Standardise
 from stochcl.encoders.residual import BEAM, GRID, ReducedHead, Words, on_grid, signed_root
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
 from stochcl.errors import TrainingError, UsageError
 from stochcl.training.entropy import fit_code_tables
@@ -325,6 +326,8 @@ def fit_residual(
     most = max(1, min(8, int(np.log2(max(2, len(features) / _ROWS_A_WORD)))))
     asked = encoder.config.stages
     bits, rounds, rate, record = encoder.config.latents, 0, 0.0, {}
+    if options.rate is not None:
+        bits = max(1, min(MAX_RESIDUAL, round(options.rate)))
     while rounds < _ROUNDS:
         stages = asked if sum(asked) == bits and max(asked) <= most else residual_stages(bits, most)
         _set_latents(encoder, features, views, stages, options)
@@ -333,7 +336,7 @@ def fit_residual(
         rounds, rate = rounds + 1, float(costs.sum())
         if options.rate is None or abs(rate / options.rate - 1) <= _NEAR:
             break
-        wanted = max(1, min(encoder.config.latents * 2, round(bits * options.rate / rate)))
+        wanted = max(1, min(MAX_RESIDUAL, 2 * bits, round(bits * options.rate / rate)))
         if wanted == bits:
             break
         bits = wanted
