@@ -19,6 +19,7 @@ from stochcl.entropy.tables import Tables
 from stochcl.errors import TrainingError, UsageError
 from stochcl.training.entropy import fit_code_tables
 from stochcl.training.latents import FittedLatents
+from stochcl.training.loop import FitProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 OBJECTIVES = ("nt-xent", "reconstruct")
 """Objectives that residual latents can be fitted for: what tells rows apart, or distances."""
 
-_NEIGHBOURS = 3
+_NEIGHBOURS = 20
+_SHRINK = {"views": 1.5, "neighbours": 1.0}  # powers of what views share, and neighbours
+_CANDIDATES_A_WORD = 256  # of the beam's, that k-means sees
+_STEP = 0.3  # of the root mean square error that a stage leaves: what its words are rounded to
 _MOST_ROWS = 40_000  # that words are fitted to
 _MOST_PAIRED = 20_000  # rows among which neighbours are looked for
 _WORDS_WIDTH = 96  # coordinates in which words of two bits and more live
@@ -142,16 +146,26 @@ def refit(rows: Rows, symbols: Names, books: Sequence[Rows], ridge: float = 1e-2
     return [new[offsets[i] : offsets[i + 1]] for i in range(len(books))]
 
 
+def shrink_words(rows: Rows, words: Rows, fitted: int) -> Rows:
+    """Return words less the share of each coordinate's variance that is noise of their means (James and Stein)."""
+    index, _ = nearest(rows, words)
+    noise = ((rows - words[index]) ** 2).mean(0) * len(words) / fitted
+    kept = np.maximum(1 - noise / np.maximum((words**2).mean(0), 1e-12), 0)
+    shrunk: Rows = (words * kept).astype(np.float32)
+    return shrunk
+
+
 def residual_books(
-    rows: Rows, sizes: Sequence[int], rng: np.random.Generator, width: int = 4, rounds: int = 6
+    rows: Rows, sizes: Sequence[int], rng: np.random.Generator, width: int = BEAM, rounds: int = 10
 ) -> list[Rows]:
     """Return books fitted stage by stage to the residuals that a beam leaves."""
     books: list[Rows] = []
     residual, cost = rows[:, None, :], np.zeros((len(rows), 1), np.float32)
     for count in sizes:
         flat = residual.reshape(-1, rows.shape[1])
-        sample = flat if len(flat) <= 30_000 else flat[rng.permutation(len(flat))[:30_000]]
-        words = kmeans(sample, count, rng, rounds if books else 2 * rounds)
+        limit = max(_CANDIDATES_A_WORD * count, 4096)
+        few = flat if len(flat) <= limit else flat[rng.choice(len(flat), limit, replace=False)]
+        words = shrink_words(few, kmeans(few, count, rng, rounds), min(len(rows), len(few)))
         books.append(words)
         parts = [
             beam_step(residual[i : i + 2048], cost[i : i + 2048], words, width)[2:] for i in range(0, len(rows), 2048)
@@ -167,24 +181,41 @@ def power(matrix: Rows, exponent: float) -> Rows:
     return raised
 
 
-def neighbour_pairs(rows: Rows, count: int = _NEIGHBOURS, block: int = 1024) -> tuple[Rows, Rows]:
-    """Return two aligned arrays: each row, and each of its nearest neighbours by cosine."""
-    count = min(count, len(rows) - 1)
+def nearest_rows(rows: Rows, count: int, block: int = 1024) -> Names:
+    """Return the indices (N, count) of each row's nearest others by cosine."""
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
     near = np.empty((len(rows), count), np.intp)
     for start in range(0, len(rows), block):
         scores = unit[start : start + block] @ unit.T
         scores[np.arange(len(scores)), np.arange(start, start + len(scores))] = -np.inf
         near[start : start + block] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    return np.repeat(rows, count, axis=0), rows[near].reshape(-1, rows.shape[1])
+    return near
 
 
-def metric(first: Rows, second: Rows, shrink: float = 1.0, ridge: float = 0.02) -> Rows:
-    """Return the map (m x m) that whitens what differs between the views and shrinks what they do not share."""
+def neighbour_moments(rows: Rows, count: int = _NEIGHBOURS, limit: int = _MOST_PAIRED) -> tuple[Rows, Rows]:
+    """Return the scatter between near neighbours and what they share, over at most ``limit`` rows."""
+    rows = rows[:limit] - rows[:limit].mean(0)
+    near = nearest_rows(rows, min(count, len(rows) - 1))
+    shared = np.zeros_like(rows)
+    for column in near.T:
+        shared += rows[column]
+    cross = rows.T @ shared
+    used = np.bincount(near.ravel(), minlength=len(rows)).astype(np.float32)
+    square = near.shape[1] * (rows.T @ rows) + (rows * used[:, None]).T @ rows
+    between = (cross + cross.T) / (2 * near.size)
+    return square / (2 * near.size) - between, between
+
+
+def view_moments(first: Rows, second: Rows) -> tuple[Rows, Rows]:
+    """Return the scatter between two views of the same rows and what they share."""
     first, second = first - first.mean(0), second - second.mean(0)
-    gap, m = first - second, first.shape[1]
-    within = gap.T @ gap / (2 * len(gap))
-    between = (first.T @ second + second.T @ first) / (2 * len(first))
+    gap = first - second
+    return gap.T @ gap / (2 * len(gap)), (first.T @ second + second.T @ first) / (2 * len(first))
+
+
+def metric(within: Rows, between: Rows, shrink: float = 1.0, ridge: float = 0.02) -> Rows:
+    """Return the map (m x m) that whitens what differs between the views and shrinks what they do not share."""
+    m = len(within)
     white = power(within + (ridge * np.trace(within) / m + 1e-9) * np.eye(m, dtype=np.float32), -0.5)
     ratio, axes = np.linalg.eigh(white @ between @ white)
     ratio, axes = np.maximum(ratio[::-1], 0), axes[:, ::-1]
@@ -206,9 +237,9 @@ def space(rows: Rows, views: Rows | None, objective: str, width: int, shrink: fl
     if not spread > 0:
         raise TrainingError("the rows to train on are all alike, and no code can tell them apart; give other rows.")
     if objective != "reconstruct":
-        some = flat[:_MOST_PAIRED]
-        pair = neighbour_pairs(some) if views is None else (flat, (views - mean) @ axes)
-        axes = axes @ metric(pair[0] / spread, pair[1] / spread, shrink)
+        flat = flat / spread
+        moments = neighbour_moments(flat) if views is None else view_moments(flat, (views - mean) @ axes / spread)
+        axes = axes @ metric(*moments, shrink)
     scale = np.sqrt(((centred @ axes) ** 2).sum(1).mean() / 96)
     return mean, (axes / max(scale, 1e-12)).astype(np.float32)
 
@@ -255,6 +286,18 @@ def _rounded(numbers: Rows, dim: int | None = None, grid: int = GRID) -> Rows:
     return rounded
 
 
+def rounded_books(rows: Rows, books: list[Rows]) -> list[Rows]:
+    """Return books in steps that are a share of the error that each stage leaves: tables then deflate to a third."""
+    if not books:
+        return books
+    names, left, out = beam_encode(rows, books), rows.copy(), []
+    for stage, book in enumerate(books):
+        left -= book[names[:, stage]]
+        step = max(_STEP * float(np.sqrt((left**2).mean())), 1e-12)
+        out.append(_rounded(book, grid=int(np.clip(np.rint(np.abs(book).max() / step), 1, 127))))
+    return out
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """What a fit finds: the map to the reduced space, and the words of all stages."""
@@ -267,10 +310,12 @@ class Fitted:
 
 def fit(
     rows: Rows, stages: Sequence[int], *, views: Rows | None = None, objective: str = "nt-xent", width: int = 256,
-    words_width: int = _WORDS_WIDTH, shrink: float = 1.0, seed: int = 0, refits: int = 3,
+    words_width: int = _WORDS_WIDTH, shrink: float | None = None, seed: int = 0, refits: int = 3,
 ) -> Fitted:  # fmt: skip
     """Fit a residual code of these stages to rows, shape (N, d), and where given to a view of each."""
     rng = np.random.default_rng(seed)
+    if shrink is None:
+        shrink = _SHRINK["neighbours" if views is None else "views"]
     mean, matrix = space(rows, views, objective, width, shrink)
     matrix = matrix.astype(np.float16).astype(np.float32)
     flat = (rows - mean) @ matrix
@@ -279,7 +324,7 @@ def fit(
     books = residual_books(head, [1 << b for b in stages if b > 1], rng)
     for _ in range(refits if books else 0):
         books = refit(head, beam_encode(head, books), books)
-    books = [_rounded(ordered(book)) for book in books]
+    books = rounded_books(head, [ordered(book) for book in books])
     left = flat.copy()
     left[:, :narrow] -= decode_words(beam_encode(head, books), books, narrow) if books else 0
     signs = sign_stages(left, len(stages) - len(books), narrow)
@@ -334,6 +379,7 @@ def fit_residual(
         record = _fit_tables(encoder, features, views, options, report)
         costs = encoder.bits_by_latent(_codes(encoder, held))
         rounds, rate = rounds + 1, float(costs.sum())
+        report(FitProgress(rounds / _ROUNDS, f"residual latents: {bits} bits cost {rate:,.1f} of held-out rows"))
         if options.rate is None or abs(rate / options.rate - 1) <= _NEAR:
             break
         wanted = max(1, min(MAX_RESIDUAL, 2 * bits, round(bits * options.rate / rate)))
@@ -458,10 +504,8 @@ def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: N
     They minimise the negative log likelihood, as temperature scaling does (Guo et al., arXiv 1706.04599).
     """
     clean = np.asarray(features[:_PAIRS], np.float32)
-    if views is not None:
-        other = np.asarray(views[:_PAIRS], np.float32)
-    else:
-        clean, other = neighbour_pairs(clean, 1)
+    near = clean[nearest_rows(clean, 1)[:, 0]] if views is None else views[:_PAIRS]
+    other = np.asarray(near, np.float32)
     words = encoder.decoder
     seen = encoder.posterior(torch.from_numpy(other)).mode()
     start = torch.from_numpy(clean)
