@@ -159,6 +159,7 @@ class EmbeddingCoder(
             entropy=self.entropy,
             seed=seed,
         )
+        self.latents_ = encoder.config.latents
         self.model_ = to_bytes(encoder, self.record_)
         self.rate_ = float(self.record_["latents"]["rate"])
         for missed in rate_warnings(self.record_):

@@ -178,15 +178,25 @@ class Tables:  # the models 0 and, if there is one, 2; `vectors`, if there is a 
         source, sections = Bytes(data), {}
         must(source.take(8) == b"\x89SCT\r\n\x1a\n", "not tables")
         version, count, self.latents, self.alphabet, rungs = source.numbers("HHIII")
-        must((version, self.latents, self.alphabet) == (1, *shape), "tables of another version or shape")
+        must(version in (1, 2), "tables of another version")
+        must((self.latents, self.alphabet) == shape, "tables of another shape")
         self.rungs = source.array("<u4", rungs)
         must(zlib.crc32(data[: source.at]) == source.number(), "checksum of the tables' beginning")
         for _ in range(count):
             kind, size, crc = source.numbers("16sII")
-            must(sections.setdefault(kind, content := source.take(size, crc)) is content, "a section twice")
+            content = source.take(size, crc)
+            if version == 2:
+                inflated = (part := Bytes(content)).number()
+                content = inflate(part.take(), inflated)
+                must(len(content) == inflated, "a section of another length")
+            must(sections.setdefault(kind, content) is content, "a section twice")
         source.end()
+        self.name = tables_name(data, rungs, sections)
         test = Bytes(sections.pop(b"self-test".ljust(16, b"\0")))
-        decoder, books = (sections.pop(kind.ljust(16, b"\0"), None) for kind in (b"mlp", b"codebooks"))
+        kinds = (b"mlp", b"codebooks") if version == 1 else (b"residual",)
+        decoder, *books = (sections.pop(kind.ljust(16, b"\0"), None) for kind in kinds)
+        self.residual = Residual(Bytes(decoder), self.latents) if version == 2 and decoder else None
+        decoder, books = (decoder, *books) if version == 1 else (None, None)
         self.books = books and self.codebooks(Bytes(books))
         must(decoder or not books, "codebooks without a decoder")
         self.layers = decoder and self.mlp(Bytes(decoder))
@@ -218,6 +228,8 @@ class Tables:  # the models 0 and, if there is one, 2; `vectors`, if there is a 
         return self.books[0].shape[2] if self.books else 1
 
     def vectors(self, symbols, latents):
+        if self.residual:
+            return self.residual.vectors(symbols, latents)
         (centre, scale), *layers = self.layers
         values = np.zeros((len(symbols), self.latents, self.width()), np.float32)
         numbers = self.books[0][latents, symbols] if self.books else symbols[:, :, None]
@@ -234,11 +246,48 @@ class Tables:  # the models 0 and, if there is one, 2; `vectors`, if there is a 
         for _, model in sorted(self.models.items()):
             found = model.decode(source.array("<u4", source.number()), 8, np.arange(self.latents))
             must((found == symbols).all(), "the self-test's rows")
-        if self.layers:
+        if self.layers or self.residual:
             vectors = np.clip(self.vectors(symbols, np.arange(self.latents)), -65504, 65504)
             expected = source.array("<f2", vectors.size).reshape(vectors.shape)
             must((abs(vectors - expected) <= 0.01 * abs(expected) + 0.01).all(), "the self-test's vectors")
         source.end()
+
+
+def tables_name(data, rungs, sections):  # of version 2: the hash of the tables with their sections not deflated
+    if data[8:10] == b"\1\0":
+        return sha256(data).hexdigest()
+    parts = [data[: 28 + 4 * rungs]]
+    for kind, content in sections.items():
+        parts += [kind, struct.pack("<II", len(content), zlib.crc32(content)), content]
+    return sha256(b"".join(parts)).hexdigest()
+
+
+class Residual:
+    def __init__(self, source, latents):
+        width, dim, stages = source.numbers("III")
+        self.bits = source.array("u1", stages)
+        must(width and ((self.bits > 0) & (self.bits <= 8)).all() and sum(self.bits) == latents, "the stages")
+        scales = source.array("<f4", stages)
+        self.words = [
+            source.array("i1", width << b).reshape(-1, width) * s for b, s in zip(self.bits, scales, strict=True)
+        ]
+        output = source.array("i1", width * dim).reshape(width, dim)
+        self.output, self.centre = output * source.array("<f4", dim), source.array("<f4", dim)
+        source.end()
+        must(
+            all(np.isfinite(part).all() for part in (scales, self.output, self.centre)), "a number that is not finite"
+        )
+
+    def vectors(self, symbols, latents):
+        total, first = np.zeros((len(symbols), self.words[0].shape[1])), 0
+        for bits, words in zip(self.bits.tolist(), self.words, strict=True):
+            known = [j for j in range(bits) if first + j in latents]
+            digits = np.arange(1 << bits)[:, None] >> np.arange(bits - 1, -1, -1) & 1
+            for row in range(len(symbols) if known else 0):
+                given = [symbols[row, np.flatnonzero(latents == first + j)[0]] for j in known]
+                total[row] += words[(digits[:, known] == given).all(axis=1)].mean(axis=0)
+            first += bits
+        return total @ self.output + self.centre if len(self.centre) else total
 
 
 class Archive:
@@ -255,8 +304,8 @@ class Archive:
         self.skipped = json.loads(inflate(index.take(skipped), 1 << 28)) if skipped else []
         must(embedded[0] == (begin if embedded[1] else 0), "the tables' place")
         tables = self.chunk(b"TABL", *embedded).data if embedded[1] else tables
-        must(sha256(tables).hexdigest() == self.header["tables_sha256"], "other tables")
         self.tables = Tables(tables, (self.header["model_latents"], self.header["alphabet"]))
+        must(self.tables.name == self.header["tables_sha256"], "other tables")
         chunks = [self.chunk(b"FITT", *index.numbers("QQ")) for _ in range(fitted)]
         self.fitted = [self.own_model(part.take(crc=part.number())) for part in chunks]
         for _ in range(retired):

@@ -28,6 +28,7 @@ from stochcl.compress.segment_writer import StreamWriter
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, MatrixSource, StreamSource
 from stochcl.data.preprocess import FITS
+from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, SourceError, UsageError
 from stochcl.files import WriteLock, check_output, sync_folder
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 _FEW = 100  # images whose mean says little, and a file's own parts much
+_HARDLY = 0.05  # of the codes' bytes: tables that add less come along
 _MUCH = 1.3  # times the bits of images like the model's training images
 
 
@@ -84,9 +86,13 @@ class CompressOptions(Options):
         if self.fit is not None and codec.columns is not None:
             raise UsageError("--fit says what happens to images, and this model takes vectors; leave it out.")
 
-    def embeds(self, codec: CodecBase) -> bool:
-        """Whether the decoding tables go into the file."""
-        return self.self_contained or not (self.external_tables or codec.has_packaged_tables)
+    def embeds(self, codec: CodecBase, rows: int = 0, latents: int | None = None) -> bool:
+        """Whether the decoding tables go into the file: where nobody else brings them, or they hardly show."""
+        if self.self_contained or self.external_tables:
+            return self.self_contained
+        if not codec.has_packaged_tables:
+            return True
+        return len(codec.tables.data) < _HARDLY * rows * expected_bits(codec.tables, latents) / 8
 
 
 def check_exclusive(**options: object) -> None:
@@ -179,7 +185,7 @@ def encode_source(
         path,
         header_of(codec, source, options, latents),
         codec.tables,
-        embed_tables=options.embeds(codec),
+        embed_tables=options.embeds(codec, len(source), latents),
         names=options.names,
         uncertainty=options.uncertainty,
         force=options.force,
@@ -288,7 +294,7 @@ def _compress_at_rate(
     else:
         encoded = encode_source(codec, source, full, options, codec.latents, progress)
     with Archive(full, tables=[codec.tables]) as archive:
-        job = Transcoding(archive, embed=options.embeds(codec), names=options.names)
+        job = Transcoding(archive, embed=options.embeds(codec, len(archive)), names=options.names)
         try:
             advice = f"; all latents are kept in {escape_name(full)}: make room and pass --resume"
             write_widest(job, path, rate, advice)

@@ -123,7 +123,7 @@ class CodecBase:
         return Tables(
             self._encoder.config.ladder,
             entropy,
-            VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
+            self._encoder.residual_decoder() or VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
             autoregressive=self._encoder.entropy_network(),
         )
 
@@ -300,7 +300,7 @@ class CodecBase:
             alphabet=self.alphabet,
             precision=self.precision,
             tables_sha256=self.tables.sha256,
-            feature_dim=self._encoder.feature_dim,
+            feature_dim=self._encoder.vector_dim,
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,

@@ -90,6 +90,8 @@ class ModelInfo:
         config = self.config
         layers = " + ".join(f"{width:,}" for width in config.decoder)
         through = f"through layers of {layers}" if layers else "by one linear layer"
+        if config.posterior == "residual":
+            through = f"as sums of {len(config.stages)} words"
         packaged = "they come with the package" if self.packaged_tables else "archives bring them along"
         out = [
             f"{printable(self.name)}: {self._network()}, {self.parameters:,} parameters, {self.bytes:,} bytes",
@@ -199,7 +201,7 @@ def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
         tables_bytes=len(codec.tables.data),
         packaged_tables=codec.has_packaged_tables,
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
-        feature_dim=encoder.feature_dim,
+        feature_dim=encoder.vector_dim,
         config=encoder.config,
         record=codec.model.record,
     )

@@ -10,13 +10,15 @@ from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.data.preprocess import FITS, MAX_SIZE
 from stochcl.encoders.backbones import POOLINGS, STEMS, check_backbone, feature_width, input_colours
 from stochcl.entropy.autoregressive import MAX_HIDDEN
+from stochcl.entropy.residual import MAX_RESIDUAL, MAX_STAGE_BITS
+from stochcl.entropy.vectors import MAX_WIDTH
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from stochcl.data.preprocess import Fit
 
 
-FAMILIES = {"bernoulli": (2, 2), "categorical": (2, MAX_ALPHABET), "gaussian": (3, MAX_ALPHABET)}
+FAMILIES = {"bernoulli": (2, 2), "categorical": (2, MAX_ALPHABET), "gaussian": (3, MAX_ALPHABET), "residual": (2, 2)}
 """Families of posteriors by the name that a model file holds: the least and the most values of a latent."""
 
 MAX_LATENTS = 4096
@@ -37,11 +39,53 @@ CLASSIFIES = ("vectors", "features")
 MAX_CLASSES = 100_000
 """Most classes of a classifier."""
 
+TRANSFORMS = ("none", "sqrt")
+"""What a residual encoder does to features first."""
+
 _NAMED = {
     "stem": STEMS, "posterior": FAMILIES, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES,
-    "pooling": POOLINGS,
+    "pooling": POOLINGS, "transform": TRANSFORMS,
 }  # fmt: skip
 _EMBEDDING = 8
+
+_WORDS = (8, 8, *(6, 5, 5) * 3)  # bits of the stages; 16, 32 and 64 bits end one
+_REDUCED = {"images": 96, "vectors": 256}  # numbers of the reduced space, where nobody says how many
+_SIGN_RUNGS = (16, 128, 32)  # bits between rungs of sign stages, up to where, and from there on
+
+
+def residual_stages(latents: int, most: int = 8) -> tuple[int, ...]:
+    """Return the bits of the stages of a residual code: words first, then signs; ``most`` bounds a word's bits.
+
+    Examples
+    --------
+    >>> residual_stages(20)
+    (8, 8, 4)
+    >>> residual_stages(68)[-5:]
+    (5, 1, 1, 1, 1)
+    """
+    stages: list[int] = []
+    for bits in _WORDS:
+        left = latents - sum(stages)
+        if left > 0:
+            stages.append(min(bits, most, left))
+    return (*stages, *[1] * (latents - sum(stages)))
+
+
+def residual_ladder(stages: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the prefixes of a residual code that are codes in themselves: ends of words, and some of the signs.
+
+    Examples
+    --------
+    >>> residual_ladder(residual_stages(140))
+    (8, 16, 22, 27, 32, 38, 43, 48, 54, 59, 64, 80, 96, 112, 128, 140)
+    """
+    ends = [sum(stages[: i + 1]) for i in range(len(stages))]
+    near, far, apart = _SIGN_RUNGS
+    kept = [
+        end for end, bits in zip(ends, stages, strict=True)
+        if bits > 1 or end % (near if end <= far else apart) == 0 or end == ends[-1]
+    ]  # fmt: skip
+    return tuple(kept)
 
 
 def default_ladder(latents: int) -> tuple[int, ...]:
@@ -108,6 +152,13 @@ class EncoderConfig:
         What the features of a residual network or an EfficientNet-Lite are: the mean of the last stage or of all of
         them side by side, or (of the first kind) with where and how widely the earlier ones answer.
 
+    stages : tuple of int
+        Bits of the stages of residual latents, those of two bits and more first; together they are ``latents``.
+    reduced : int
+        m, the numbers of the space in which residual words add up.
+    transform : str
+        What features of a residual encoder go through first: none or sqrt, a signed square root.
+
     Raises
     ------
     UsageError
@@ -134,8 +185,13 @@ class EncoderConfig:
     classes: tuple[str, ...] = ()
     classifies: str = "vectors"
     pooling: str = "mean"
+    stages: tuple[int, ...] = ()
+    reduced: int = 0
+    transform: str = "none"
 
     def __post_init__(self) -> None:
+        if self.posterior == "residual":
+            self._fill_residual()
         if not self.ladder:
             object.__setattr__(self, "ladder", default_ladder(self.latents))
         if self.posterior == "categorical" and self.embedding == 0:
@@ -162,7 +218,38 @@ class EncoderConfig:
         """How many numbers the vector decoder's first layer takes."""
         return self.latents * max(1, self.embedding)
 
+    def _fill_residual(self) -> None:
+        """Fill in what a residual code leaves open; it has no perceptrons."""
+        for name in ("head", "decoder"):
+            object.__setattr__(self, name, ())
+        if isinstance(self.latents, int) and not self.stages and 1 <= self.latents <= MAX_RESIDUAL:
+            object.__setattr__(self, "stages", residual_stages(self.latents))
+        if not self.reduced:
+            columns = self.columns
+            reduced = _REDUCED["images"] if columns is None else min(columns, _REDUCED["vectors"])
+            object.__setattr__(self, "reduced", reduced)
+        if not self.ladder and self.stages:
+            object.__setattr__(self, "ladder", residual_ladder(self.stages))
+
+    def _check_residual(self) -> None:
+        bits = self.stages
+        if self.posterior != "residual":
+            if bits or self.reduced or self.transform != "none":
+                raise UsageError(f"only residual latents have stages, and these are {self.posterior}.")
+            return
+        if self.latents > MAX_RESIDUAL:
+            raise UsageError(f"a residual code has 1 to {MAX_RESIDUAL} bits, not {self.latents}.")
+        ordered = [b for b in bits if b > 1] + [b for b in bits if b == 1]
+        if sum(bits) != self.latents or list(bits) != ordered or not all(1 <= b <= MAX_STAGE_BITS for b in bits):
+            raise UsageError(
+                f"the stages {bits} of a residual code have 1 to {MAX_STAGE_BITS} bits each, those of one bit last, "
+                f"and {self.latents} together."
+            )
+        if not isinstance(self.reduced, int) or not 1 <= self.reduced <= MAX_WIDTH:
+            raise UsageError(f"words of a residual code have 1 to {MAX_WIDTH:,} numbers, not {self.reduced}.")
+
     def _check_code(self) -> None:
+        self._check_residual()
         least, most = FAMILIES[self.posterior]
         if not isinstance(self.alphabet, int) or not least <= self.alphabet <= most:
             values = f"{least} values" if least == most else f"{least} to {most} values (--alphabet)"

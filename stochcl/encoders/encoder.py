@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from torch import nn
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised
+from stochcl.encoders.residual import ReducedHead, Residual, Words
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
 from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
+from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,7 +122,11 @@ class Encoder(nn.Module):
         self.head = _head(features, config)
         self.prior = nn.Parameter(FACTORISED[config.posterior].initial(config))
         widths = (config.decoder_inputs, *config.decoder, features)
-        self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.decoder: Any
+        if config.posterior == "residual":
+            self.decoder = Words(config, features)
+        else:
+            self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.codebooks: nn.Parameter | None = None
         if config.embedding:
             self.codebooks = nn.Parameter(torch.randn(config.latents, config.alphabet, config.embedding))
@@ -136,8 +142,14 @@ class Encoder(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """V, the width of the features and of a decoded vector."""
+        """V, the width of the features and of a decoded vector, but of images with residual latents."""
         return int(self.backbone.features)
+
+    @property
+    def vector_dim(self) -> int:
+        """The width of a decoded vector: of residual latents of images, that of the space where words add up."""
+        config = self.config
+        return config.reduced if config.posterior == "residual" and not config.columns else self.feature_dim
 
     @property
     def factorised(self) -> Factorised:
@@ -164,6 +176,8 @@ class Encoder(nn.Module):
 
     def posterior(self, features: Tensor) -> Posterior:
         """Return q(z|x) from standardised features, shape (B, V)."""
+        if isinstance(self.decoder, Words):
+            return Residual(self.head(features).float(), self.config, self.decoder)
         return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
 
     def embed(self, symbols: Tensor) -> Tensor:
@@ -171,7 +185,10 @@ class Encoder(nn.Module):
         return POSTERIORS[self.config.posterior].embed(symbols, self.config)
 
     def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
-        """Decode codes to standardised features, float32, shape (B, V)."""
+        """Decode codes to standardised features, float32, shape (B, V); see :attr:`vector_dim`."""
+        if isinstance(self.decoder, Words):
+            points: Tensor = self.decoder(symbols, latents)
+            return points.float()
         x = symbols - self.factorised.mean().detach()
         x = x * self.decoder_scale if self.codebooks is None else torch.einsum("bdk,dke->bde", x, self.codebooks)
         if latents is not None and latents < self.config.latents:
@@ -200,6 +217,32 @@ class Encoder(nn.Module):
     def decoder_scale(self) -> float:
         """Factor that brings centred numbers in decoder form to about -1..1 or unit variance."""
         return POSTERIORS[self.config.posterior].decoder_scale(self.config)
+
+    def set_residual(self, stages: tuple[int, ...], reduced: int, transform: str) -> None:
+        """Replace the latents by fresh residual ones of these stages; their width follows."""
+        self.config = replace(
+            self.config, posterior="residual", latents=sum(stages), stages=stages, ladder=(), reduced=reduced,
+            transform=transform, alphabet=2, embedding=0, entropy="independent", entropy_hidden=0, temperature=1.0,
+        )  # fmt: skip
+        device = self.ones.device
+        self.head = ReducedHead(self.feature_dim, self.config).to(device)
+        self.decoder = Words(self.config, self.feature_dim).to(device)
+        self.prior = nn.Parameter(FACTORISED["residual"].initial(self.config).to(device))
+        self.codebooks, self.entropy = None, None
+        self.ones = torch.zeros(self.config.latents, 1, dtype=torch.int32, device=device)
+
+    @torch.no_grad()
+    def residual_decoder(self) -> ResidualDecoder | None:
+        """Return what decodes residual latents, in the integers of decoding tables; None of other latents."""
+        if not isinstance(self.decoder, Words):
+            return None
+        words = [_numpy(stage) for stage in self.decoder.stages()]
+        if self.decoder.output is None or self.decoder.centre is None:
+            return ResidualDecoder.of_stages(words)
+        scale = self.norm.scale if isinstance(self.norm, Standardise) else 1.0
+        return ResidualDecoder.of_stages(
+            words, _numpy(self.decoder.output * scale), _numpy(self.restore(self.decoder.centre))
+        )
 
     def set_entropy(self, network: AutoregressiveModel | None) -> None:
         """Set the entropy network, or remove it, in the configuration, too."""
@@ -251,6 +294,8 @@ def _head(features: int, config: EncoderConfig) -> nn.Module:
     Outputs of a ReLU have a mean, with 1/pi of their power. Rows of weights that sum to zero ignore it; otherwise
     some latents would start with a value that no input changes.
     """
+    if config.posterior == "residual":
+        return ReducedHead(features, config)
     family = POSTERIORS[config.posterior]
     *hidden, last = (nn.Linear(i, o) for i, o in pairwise((features, *config.head, family.width(config))))
     for layer in hidden:

@@ -37,6 +37,9 @@ _LATER = (
     "classes",
     "classifies",
     "pooling",
+    "stages",
+    "reduced",
+    "transform",
 )  # fields that the first models lack
 
 

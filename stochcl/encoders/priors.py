@@ -284,6 +284,7 @@ FACTORISED: dict[str, type[Factorised]] = {
     "bernoulli": BernoulliPrior,
     "categorical": CategoricalPrior,
     "gaussian": LogisticPrior,
+    "residual": BernoulliPrior,
 }
 """Factorised priors by the name of the posterior's family."""
 

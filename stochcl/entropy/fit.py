@@ -140,6 +140,12 @@ def _rounded(codes: Codes, weights: NDArray[np.float32], odds: NDArray[np.float6
     )
 
 
+def expected_bits(tables: Tables, latents: int | None = None) -> float:
+    """Return what a row of the first latents costs on average by the tables' independent probabilities, in bits."""
+    costs = _symbol_costs(tables.entropy if latents is None else tables.entropy.prefix(latents))
+    return float((np.exp2(-costs) * costs).sum())
+
+
 _ROWS = 512
 
 

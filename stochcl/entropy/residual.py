@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_STAGE_BITS = 8
 """Most bits that name a word: a stage has at most 256 words."""
 
+MAX_RESIDUAL = 512
+"""Most bits of a residual code that is trained here; a file may have more."""
+
 _HEAD = struct.Struct("<III")  # width of the words, width of the output (0: none), stages
 _CHUNK = 4096  # rows
 

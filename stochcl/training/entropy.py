@@ -58,17 +58,19 @@ class EntropyFit:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def smaller_images(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+def smaller_images(images: NDArray[np.uint8], seed: int, sides: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Return images as if their sources were smaller: shrunk to a random side, and enlarged again.
 
     Enlarged photographs lack fine detail, and so their codes have another distribution, in which a network that was
-    not fitted to any saves little. Sides are even on a logarithmic scale between a quarter of the size and all of it.
+    not fitted to any saves little. Sides are even on a logarithmic scale, between a quarter of the size and all
+    of it or between ``sides``.
     """
     size = images.shape[1]
-    exponents = np.random.default_rng([seed, len(images)]).uniform(-2, 0, len(images))
-    sides = np.maximum(1, np.rint(size * 2.0**exponents)).astype(int)
+    low, high = (-2.0, 0.0) if sides is None else (min(0.0, math.log2(side / size)) for side in sides)
+    exponents = np.random.default_rng([seed, len(images)]).uniform(low, high, len(images))
+    drawn = np.maximum(1, np.rint(size * 2.0**exponents)).astype(int)
     out = np.empty_like(images)
-    for i, side in enumerate(sides.tolist()):
+    for i, side in enumerate(drawn.tolist()):
         small = Image.fromarray(images[i]).resize((side, side), Image.Resampling.BICUBIC)
         out[i] = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
     return out

@@ -83,7 +83,12 @@ class LatentOptions(Options):
 class EncoderOptions(Options):
     """What a new encoder is asked to be: fields of :class:`~stochcl.encoders.config.EncoderConfig`."""
 
-    posterior: str = option("bernoulli", "Family of the latents.", choices=("bernoulli", "categorical", "gaussian"))
+    posterior: str = option(
+        "bernoulli",
+        "Family of the latents.",
+        choices=("bernoulli", "categorical", "gaussian", "residual"),
+        shown="bernoulli; residual on a matrix",
+    )
     latents: int = option(
         1024, "Number of latents; for bernoulli, bits of a code.", at_least=1, at_most=4096, unit="D"
     )
@@ -92,6 +97,8 @@ class EncoderOptions(Options):
         0, "Numbers that stand for a categorical symbol in the decoder.", at_least=0, unit="NUMBERS",
         shown="8, or the alphabet",
     )  # fmt: skip
+    reduced: int = option(0, "Coordinates that residual words live in.", at_least=0, unit="M", shown="128 at most")
+    transform: str = option("none", "What features go through before residual latents.", choices=("none", "sqrt"))
     head: tuple[int, ...] = option((), "Hidden layers between features and latents.", unit="WIDTHS")
     decoder: tuple[int, ...] = option((512,), "Hidden layers of the decoder.", unit="WIDTHS")
     ladder: tuple[int, ...] = option((), unit="WIDTHS")
@@ -227,6 +234,9 @@ class SourceOptions(Options):
     hold_out: int = option(0, at_least=0)
 
 
+_MOST_BITS = 256  # of a residual code, where no rate is asked for
+
+
 def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     """Sort named options, None for those left out, into what the encoder is and how it is trained."""
     from stochcl.encoders.backbones import input_size
@@ -235,8 +245,15 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     check_names(given, [*declared(TrainOptions), *declared(EncoderOptions)], "training")
     if "latents" not in given and given.get("rate") and given.get("posterior", "bernoulli") == "bernoulli":
         given["latents"] = latents_for(float(given["rate"]))
+    if given.get("posterior") == "residual":
+        given.setdefault("latents", max(1, min(_MOST_BITS, round(given.get("rate") or _MOST_BITS))))
+        given.setdefault("transform", "sqrt")
     given.setdefault("size", input_size(given.get("backbone", EncoderOptions.backbone)))
     encoder = EncoderOptions(**{k: v for k, v in given.items() if k in declared(EncoderOptions)})
+    if encoder.posterior == "residual" and given.get("epochs") != 0 and not given.get("deterministic"):
+        raise UsageError(
+            "residual latents are fitted to a finished network; give --init and --epochs 0, or --deterministic."
+        )
     if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
         given["crop"] = max(16, encoder.size * 3 // 4 // 8 * 8)
     return encoder.config(), TrainOptions(**{k: v for k, v in given.items() if k in declared(TrainOptions)})

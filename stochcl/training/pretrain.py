@@ -32,6 +32,7 @@ from stochcl.training.objectives import (
 )
 from stochcl.training.options import LatentOptions
 from stochcl.training.quantiser import start_latents
+from stochcl.training.residual import check_objective, fit_residual
 from stochcl.training.runtime import DeviceImages, Runtime, to_device
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ _ROWS = 128
 _FIRST_VIEW, _SECOND_VIEW, _LATENTS, _HELD_VIEWS = range(4)  # streams of random numbers
 _ENTROPY_TIME = 0.1  # of the time of a run, for the entropy network of one without a latent stage
 _IMAGES_TIME = 0.75  # of the time of a run, for the steps on images where a latent stage follows
+_METRIC_AREA, _METRIC_BLUR = 0.4, 0.5  # of the views that residual latents' metric is fitted to
+_METRIC_SIDES = (24, 64)  # pixels that those are shrunk to
 _CLEAN = 4  # one image in this many is seen without augmentation, too
 _BETWEEN_RESUMES = (
     "epochs", "max_time", "device", "devices", "compile", "entropy", "entropy_hidden", "latent_steps", "whitening",
@@ -374,7 +377,9 @@ class Trainer(TrainingLoop):
         options, initialised = self.options, self.initialisation
         if initialised and not self.step and not initialised.statistics:
             measure_features(self.result, self.data.train, self.device, options.precision)
-        if self.latent_steps and (self.step or initialised):  # latents of a random network are worth nothing
+        fitted = self.result.config.posterior == "residual"
+        trained = self.latent_steps and (self.step or initialised)  # latents of a random network are worth nothing
+        if fitted or trained:
             self.latents = train_latents(
                 self.result, self.data, self.augmentation, options, self.device, report=self.report,
                 fresh=not self.step or options.deterministic,
@@ -451,16 +456,24 @@ def train_latents(
         return encode(encoder, inputs, device, options.precision).features
 
     features, held_features = features_of(images), features_of(held)
+    residual = encoder.config.posterior == "residual"
     networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
-    if networked:
+    if residual:
+        check_objective(options.objective)
+        augmented = _metric_views(encoder.config.size, options)
+        seen = _view_features(encoder, images, augmented, options.seed, device, shrunk=_METRIC_SIDES)
+    elif networked:
         # Codes of small images should be good, too; those come enlarged, without fine detail.
         features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
-    views = _view_features(encoder, held, augmentation, options.seed, device)
+    views = None if residual else _view_features(encoder, held, augmentation, options.seed, device)
     settings = LatentOptions(
         steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
         estimator=options.estimator, rate=options.rate, beta=options.beta, prior_hidden=options.entropy_hidden,
         entropy=options.entropy, seed=options.seed, precision=options.precision, whitening=options.whitening,
     )  # fmt: skip
+    if residual:
+        latents = fit_residual(encoder.cpu(), features, held_features, settings, views=seen, report=report)
+        return replace(latents, record={"start": "residual quantisation"} | latents.record)
     encoder.cpu()
     stage = LatentStage(
         encoder, features, held_features, settings, versions=1 + networked, views=views, report=report
@@ -470,14 +483,30 @@ def train_latents(
     return replace(fitted, record={"start": start} | fitted.record)
 
 
+def _metric_views(size: int, options: TrainOptions) -> Augmentation:
+    """Return the views that say what differs in an image without its being another: gentle ones, of all its size."""
+    return Augmentation(
+        size, (max(options.area, _METRIC_AREA), 1.0), flip=options.flip, strength=options.strength, grey=options.grey,
+        blur=max(options.blur, _METRIC_BLUR),
+    )  # fmt: skip
+
+
 @torch.inference_mode()
 def _view_features(
-    encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device
+    encoder: Encoder,
+    images: NDArray[np.uint8],
+    augmentation: Augmentation,
+    seed: int,
+    device: torch.device,
+    shrunk: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
-    """Return features of one augmented view of each image, shape (N, V)."""
+    """Return features of one augmented view of each image, shape (N, V), of a smaller image if ``shrunk`` says so."""
     out = np.empty((len(images), encoder.feature_dim), np.float32)
     for start in range(0, len(images), _ROWS):
-        part = torch.from_numpy(images[start : start + _ROWS]).to(device).permute(0, 3, 1, 2)
+        rows = images[start : start + _ROWS]
+        if shrunk:
+            rows = smaller_images(rows, seed + start, shrunk)
+        part = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2)
         keys = torch.arange(start, start + len(part), device=device)
         views = encoder.normalise(augmentation(part, keys, seed, _HELD_VIEWS))
         features = encoder.features(views.contiguous(memory_format=torch.channels_last))

@@ -20,9 +20,12 @@ def matrix(tmp_path):
     return tmp_path / "vectors.npy"
 
 
+MANY = {"epochs": 20, "posterior": "gaussian"}
+
+
 def test_a_model_of_a_matrix_compresses_it(matrix, tmp_path):
     told = []
-    report = training.train([matrix], tmp_path / "head.safetensors", report=told.append, **OPTIONS | {"epochs": 20})
+    report = training.train([matrix], tmp_path / "head.safetensors", report=told.append, **OPTIONS | MANY)
     assert (report.images + report.held_out, report.latents, report.unit) == (399, 16, "row")
     assert report.to_json()["schema"] == "stochcl.train/0"
     assert told

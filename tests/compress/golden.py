@@ -13,7 +13,15 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN
 from stochcl.entropy.tables import Tables
 from stochcl.framing import crc
-from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
+from tests.compress.making import (
+    make_chain,
+    make_codes,
+    make_names,
+    make_network,
+    make_residual_tables,
+    make_tables,
+    write,
+)
 
 SKIPPED = (("broken/\udce9.png", "it is empty"), ("cat/0003.jpg", "it is cut short"))
 
@@ -95,6 +103,13 @@ def archives() -> dict[str, Golden]:
             selected, linear, (), (FITTED,), {"selection": chosen, "fitted": [make_network(5)]}
         ),
         "appended.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 2, appended=20),
+        "residual.bin": Golden(make_codes(60, 7, seed=8), make_residual_tables(), SKIPPED),
+        "residual-map.bin": Golden(make_codes(60, 7, seed=8).prefix(4), make_residual_tables(dim=6)),
+        "residual-selection.bin": Golden(
+            Codes.from_symbols(make_codes(40, 7, seed=9).symbols()[:, (0, 2, 4, 6)]),
+            make_residual_tables(),
+            options={"selection": (0, 2, 4, 6)},
+        ),
         "wide.bin": Golden(make_codes(330, 512, seed=7), make_tables(512, decoder=False)),
         "blocks.bin": Golden(
             make_chain(12_000, 16),

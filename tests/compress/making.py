@@ -9,9 +9,11 @@ from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress import Header, Writer
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
 
+STAGES = (3, 2, 1, 1)  # bits of the words of residual codes
 LEVELS = np.array([1, 9, 74, 194, 488, 1000, 1500, 2048, 2596, 3096, 3608, 3902, 4022, 4087, 4095], np.uint16)
 
 
@@ -134,3 +136,17 @@ def usual_zlib() -> bool:
     """Tell whether this zlib deflates as zlib itself does; zlib-ng, for one, gives other bytes."""
     probe = "".join(f"{i * i % 97:x}/{i:04d}.jpg" for i in range(200)).encode()
     return zlib.crc32(zlib.compress(probe, 9)) == 0xD1D0892C
+
+
+def make_residual(stages=STAGES, width=4, dim=0) -> ResidualDecoder:
+    words = [noise(1 << bits, width, seed) - 0.5 for seed, bits in enumerate(stages)]
+    if not dim:
+        return ResidualDecoder.of_stages(words)
+    return ResidualDecoder.of_stages(words, noise(width, dim, 50) - 0.5, noise(1, dim, 51)[0])
+
+
+def make_residual_tables(stages=STAGES, dim=0) -> Tables:
+    latents = sum(stages)
+    ends = tuple(int(end) for end in np.cumsum(stages))
+    entropy = IndependentModel.fit(make_codes(200, latents))
+    return Tables(ends, entropy, make_residual(stages, dim=dim), make_network(latents, hidden=3))

@@ -99,7 +99,7 @@ def agree(data: bytes, tables: Tables) -> independent_reader.Archive:
         uncertainty = archive[:].uncertainty
         assert pure.uncertainty == (None if uncertainty is None else uncertainty.tolist())
         assert tuple(pure.tables.rungs) == archive.tables.ladder
-        if pure.tables.layers and len(archive):
+        if (pure.tables.layers or pure.tables.residual) and len(archive):
             np.testing.assert_allclose(pure.vectors(), archive.to_vectors(), rtol=1e-3, atol=1e-4)
     return pure
 
@@ -150,4 +150,4 @@ def test_the_independent_reader_is_independent():
     source = Path(independent_reader.__file__).read_text("utf-8")
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported == {"json", "struct", "zlib", "hashlib", "itertools", "numpy"}
-    assert source.count("\n") < 360
+    assert source.count("\n") < 400

@@ -113,6 +113,8 @@ def test_the_hash_is_of_every_tensor_and_all_of_the_configuration(path):
     changes += [{"posterior": "gaussian", "alphabet": 4}, {"posterior": "gaussian", "alphabet": 5}]
     changes += [{"posterior": "categorical", "embedding": 1}, {"posterior": "categorical", "embedding": 2}]
     changes += [{"pooling": "stages"}, {"pooling": "moments"}]
+    residual = {"posterior": "residual", "reduced": 3}
+    changes += [residual, residual | {"stages": (4, 4)}, residual | {"reduced": 4}, residual | {"transform": "sqrt"}]
     changes += [{"classes": ("a", "b")}, {"classes": ("b", "a")}, {"classes": ("a", "b"), "classifies": "features"}]
     hashes |= {model_hash(tensors, make_config(**{"latents": 8} | c)) for c in changes}
     assert len(hashes) == 1 + len(tensors) + 3 + len(changes)

@@ -10,28 +10,17 @@ from hypothesis import strategies as st
 
 from stochcl.compress import Archive, Writer
 from stochcl.entropy import tables as tables_module
-from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables, find_tables, save_tables
 from stochcl.errors import FormatError, LimitExceeded
 from stochcl.framing import crc
-from tests.compress.making import make_codes, make_header, make_network, noise
-
-STAGES = (3, 2, 1, 1)
-
-
-def make_residual(stages=STAGES, width=4, dim=0) -> ResidualDecoder:
-    words = [noise(1 << bits, width, seed) - 0.5 for seed, bits in enumerate(stages)]
-    if not dim:
-        return ResidualDecoder.of_stages(words)
-    return ResidualDecoder.of_stages(words, noise(width, dim, 50) - 0.5, noise(1, dim, 51)[0])
-
-
-def make_residual_tables(stages=STAGES, dim=0) -> Tables:
-    latents = sum(stages)
-    ends = tuple(int(end) for end in np.cumsum(stages))
-    entropy = IndependentModel.fit(make_codes(200, latents))
-    return Tables(ends, entropy, make_residual(stages, dim=dim), make_network(latents, hidden=3))
+from tests.compress.making import (
+    STAGES,
+    make_codes,
+    make_header,
+    make_residual,
+    make_residual_tables,
+)
 
 
 def summed(decoder: ResidualDecoder, bits: np.ndarray) -> np.ndarray:
