@@ -28,7 +28,7 @@ def test_it_is_stored_and_counted_apart(run, sure, codes, images, model):
 
 
 def test_a_rate_is_that_of_the_codes(compress, images):
-    plain, found = compress(images, "--rate", "9"), compress(images, "--rate", "9", "--uncertainty", name="b.bin")
+    plain, found = compress(images, "--rate", "12"), compress(images, "--rate", "12", "--uncertainty", name="b.bin")
     with stochcl.open(plain) as a, stochcl.open(found) as b:
         assert a.header.latents == b.header.latents
         assert len(b.uncertainty) == len(a)
