@@ -98,7 +98,7 @@ class Judge:
             if not (self.forging and what.startswith("what a block decodes to")):
                 check_crc(expected, what, *parts)
 
-        stochcl.framing.check_crc = check  # type: ignore[attr-defined]
+        stochcl.compress.segment.check_crc = check  # type: ignore[attr-defined]
 
     def case(self, number: int) -> Finding | None:
         """Make and judge one case; the same number gives the same."""
