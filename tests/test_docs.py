@@ -15,6 +15,9 @@ sys.path.remove(str(ROOT / "tools"))
 
 LANGUAGES = {"sh", "python", "text", "toml", "json", "bibtex"}
 
+FOLDERS = ("docs", "examples", "stochcl", "tools")
+TEXTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
+
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
@@ -35,6 +38,12 @@ def test_every_block_is_found_and_every_exception_has_a_reason(page):
     assert sum(language in {"sh", "python"} for language in opened) == len(list(run_pages.BLOCK.finditer(text)))
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text("utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
 def test_an_example_that_fails_or_prints_something_else_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(run_pages, "ROOT", tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
@@ -45,7 +54,7 @@ def test_an_example_that_fails_or_prints_something_else_is_seen(tmp_path, monkey
     assert "```text\none 1\n```" in page.read_text()
     assert not run_pages.check(page)
     page.write_text("```sh\nstochcl info missing.bin\n```\n")
-    with pytest.raises(RuntimeError, match="missing.bin"):
+    with pytest.raises(RuntimeError, match="there is no such file"):
         run_pages.check(page)
 
 

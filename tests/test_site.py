@@ -29,7 +29,7 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     assert done.returncode == 0, done.stderr
     start = (tmp_path / "index.html").read_text("utf-8")
     assert not re.findall(r"<(?:script|img)[^>]*src=\"?https?:|<link[^>]*stylesheet[^>]*https?:", start)
-    assert "class=\"doc doc-heading\"" in (tmp_path / "reference" / "api" / "index.html").read_text("utf-8")
+    assert 'class="doc doc-heading"' in (tmp_path / "reference" / "api" / "index.html").read_text("utf-8")
 
 
 def test_the_notebook_stores_no_output():

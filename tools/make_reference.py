@@ -1,6 +1,6 @@
 """Write docs/reference/cli.md from the commands themselves.
 
-    python tools/make_reference.py
+python tools/make_reference.py
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def shorten(printed: str, shown: str) -> str:
 
 
 def without_numbers(text: str) -> str:
-    """Return the words of an output, since numbers differ from machine to machine."""
-    return " ".join(re.sub(r"\d[\d.,]*", "0", text).split())
+    """Return the words of an output: numbers and hashes differ from machine to machine."""
+    return " ".join(re.sub(r"\b[0-9a-f]{12,}\b|\d[\d.,]*", "0", text).split())
 
 
 def check(path: Path, *, write: bool = False) -> list[str]:
@@ -128,7 +128,9 @@ def check(path: Path, *, write: bool = False) -> list[str]:
             continue
         real = shorten(printed, block["output"])
         if without_numbers(real) != without_numbers(block["output"]):
-            wrong.append(f"{path.relative_to(ROOT)}: after\n{block['code']}the page shows another output than\n{real}")
+            wrong.append(
+                f"{path.relative_to(ROOT)}: after\n{block['code']}the page shows another output than\n{real}"
+            )
         if write:
             text = text[: block.start("output")] + real + text[block.end("output") :]
     if write:
