@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import stochcl
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 run_pages = importlib.import_module("run_pages")
@@ -61,3 +63,7 @@ def test_an_example_that_fails_or_prints_something_else_is_seen(tmp_path, monkey
 def test_the_command_reference_is_what_the_program_says():
     page = make_reference.PAGE.read_text("utf-8")
     assert page == make_reference.reference(), "run python tools/make_reference.py"
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {stochcl.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")

@@ -19,7 +19,7 @@ START = """# Command line
 Results go to standard output, everything else to standard error. `--json` prints a result as one JSON object with a
 `schema`. Exit codes: 0 done, 1 the data is wrong, 2 the request is.
 
-Completion of commands and options in your shell, for the line in its start file (`zsh_source` and `fish_source` likewise):
+For completion in bash put this line into `~/.bashrc` (zsh and fish: `zsh_source`, `fish_source`):
 
     eval "$(_STOCHCL_COMPLETE=bash_source stochcl)"
 """
