@@ -1,7 +1,7 @@
-"""Carry measured costs to 10^8 and 10^9 images, as docs/SCALE.md has them.
+"""Carry measured costs to 10^8 and 10^9 images, as docs/explanation/scale.md has them.
 
     python tools/reckon_scale.py            # prints the two tables
-    python tools/reckon_scale.py --write    # and puts them into docs/SCALE.md
+    python tools/reckon_scale.py --write    # and puts them into docs/explanation/scale.md
 
 Every figure is read from a file of benchmarks/results; what is assumed beside (cores of a machine, a network's speed)
 is a constant here and said in the page. A test holds the page to what this prints.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "SCALE.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "explanation" / "scale.md"
 COUNTS = (10**8, 10**9)
 CORES = 64  # of a machine; assumed
 NETWORK = 10e9 / 8  # bytes a second between storage and machines, 10 Gbit/s; assumed
@@ -198,7 +198,7 @@ def in_page(text: str, found: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/SCALE.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/explanation/scale.md")
     found = tables(Costs.measured())
     if parser.parse_args().write:
         PAGE.write_text(in_page(PAGE.read_text("utf-8"), found), encoding="utf-8")

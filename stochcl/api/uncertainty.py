@@ -377,7 +377,7 @@ def measure_uncertainty(
     Returns
     -------
     dict
-        As JSON types; see docs/DOWNSTREAM.md.
+        As JSON types; see docs/explanation/uncertainty.md.
 
     Raises
     ------

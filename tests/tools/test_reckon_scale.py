@@ -1,4 +1,4 @@
-"""docs/SCALE.md has what the measured files give, and nothing that was typed."""
+"""docs/explanation/scale.md has what the measured files give, and nothing that was typed."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ def test_times_and_sizes_are_written_in_units_of_their_size(tool):
 
 
 def test_figures_of_a_million_images_are_those_of_the_file(tool):
-    """The paragraph before the tables is prose: its numbers are looked up here."""
+    """The list before the tables is prose: its numbers are looked up here."""
     text, found = tool.PAGE.read_text("utf-8"), json.loads((tool.RESULTS / "scale.json").read_text("utf-8"))
     flat, reading = found["flatness"], found["reading"]
     for clock in ("images_per_processor_second", "images_per_second"):
@@ -53,14 +53,15 @@ def test_figures_of_a_million_images_are_those_of_the_file(tool):
 def test_figures_of_loading_are_those_of_the_file(tool):
     steps = json.loads((tool.RESULTS / "loading.json").read_text("utf-8"))["steps"]
     epochs = steps["CodesDataset, shuffled"]
-    pipelines, scale = (ROOT / "docs" / "PIPELINES.md").read_text("utf-8"), tool.PAGE.read_text("utf-8")
+    loaders = (ROOT / "docs" / "how-to" / "train-on-codes.md").read_text("utf-8")
+    scale = tool.PAGE.read_text("utf-8")
     stream, naive = (
         f"{steps[name]['rows_per_processor_second']:,}"
         for name in ("CodesStream, shuffled", "CodesDataset, shuffled, keep_bytes=0")
     )
-    assert f"in order | {steps['CodesDataset, in order']['rows_per_processor_second']:,} |" in pipelines
+    assert f"in order | {steps['CodesDataset, in order']['rows_per_processor_second']:,} |" in loaders
     first, second = (f"{epochs[name]['rows_per_processor_second']:,}" for name in ("first_epoch", "second_epoch"))
-    assert f"{first}, and {second} |" in pipelines
-    assert f"every epoch | {stream} |" in pipelines
-    assert f"of its rows | {naive} |" in pipelines
+    assert f"{first}, and {second} |" in loaders
+    assert f"every epoch | {stream} |" in loaders
+    assert f"of its rows | {naive} |" in loaders
     assert f"({naive} rows a second where `CodesStream` gives {stream}," in scale

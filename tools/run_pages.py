@@ -1,0 +1,153 @@
+"""Run the examples of the documentation, and keep the output that the pages show up to date.
+
+    python tools/run_pages.py                      # every page: fail if an example fails or shows another output
+    python tools/run_pages.py docs/tutorial.md     # one page
+    python tools/run_pages.py --write              # put the real output into the pages
+
+A page's ``sh`` and ``python`` blocks run in order in one new folder, which holds ``examples/images`` and a smaller
+``photos/CLASS/NAME.jpg``. A ``text`` block right after one of them is what it prints; a line ``...`` stands for the
+rest. Outputs are compared without their numbers. ``<!-- not run: reason -->`` before a block leaves it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(
+    r"(?P<skip>^<!-- not run: [^\n]+ -->\n\s*)?"
+    r"^```(?P<language>sh|python)\n(?P<code>.*?)^```\n"
+    r"(?P<between>\n*)(?:^```text\n(?P<output>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+SHELL_ONLY = re.compile(r"[|;&<>$(){}*\\#]")
+
+
+def pages() -> list[Path]:
+    """Return the pages whose examples run; the format's page has a test of its own."""
+    return sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "FORMAT.md")
+
+
+@dataclass
+class Page:
+    """One page while its examples run: a folder and the names that its Python blocks have made."""
+
+    path: Path
+    folder: Path
+    names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
+
+    def __post_init__(self) -> None:
+        images = ROOT / "examples" / "images"
+        shutil.copytree(images, self.folder / "examples" / "images")
+        for label in ("china", "flower"):
+            (self.folder / "photos" / label).mkdir(parents=True)
+            for path in sorted((images / label).glob("*.jpg"))[:6]:
+                shutil.copy(path, self.folder / "photos" / label)
+
+    def run(self) -> list[tuple[re.Match[str], str]]:
+        """Run the blocks in order; return each with what it printed."""
+        text = self.path.read_text("utf-8")
+        with contextlib.chdir(self.folder):
+            return [(block, self.run_block(block)) for block in BLOCK.finditer(text) if not block["skip"]]
+
+    def run_block(self, block: re.Match[str]) -> str:
+        code, printed = block["code"], io.StringIO()
+        try:
+            if block["language"] == "python":
+                with contextlib.redirect_stdout(printed):
+                    exec(compile(code, str(self.path), "exec"), self.names)
+                return printed.getvalue()
+            lines = code.splitlines()
+            if all(line.startswith("stochcl ") for line in lines) and not any(map(SHELL_ONLY.search, lines)):
+                return "".join(run_command(shlex.split(line)[1:]) for line in lines)
+            return run_shell(code)
+        except Exception as error:
+            raise RuntimeError(f"{self.path.relative_to(ROOT)}: this example failed:\n{code}{error}") from error
+
+
+def run_command(arguments: list[str]) -> str:
+    """Run a stochcl command in this process, which has imported what it needs."""
+    from click.testing import CliRunner
+
+    from stochcl.cli import main
+
+    found = CliRunner().invoke(main, arguments, prog_name="stochcl")
+    if found.exit_code:
+        raise RuntimeError(f"exit code {found.exit_code}: {found.stderr}") from found.exception
+    return found.stdout
+
+
+def run_shell(code: str) -> str:
+    """Run lines in bash, with ``stochcl`` and ``python`` being this interpreter's and this checkout's."""
+    python = shlex.quote(sys.executable)
+    start = f'set -euo pipefail\nstochcl() {{ {python} -m stochcl "$@"; }}\npython() {{ {python} "$@"; }}\n'
+    done = subprocess.run(
+        ["bash", "-c", start + code],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    if done.returncode or "Traceback" in done.stderr:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def shorten(printed: str, shown: str) -> str:
+    """Cut an output where the page does, at its line of three dots."""
+    lines = shown.splitlines()
+    if "..." not in lines:
+        return printed
+    return "".join(f"{line}\n" for line in printed.splitlines()[: lines.index("...")]) + "...\n"
+
+
+def without_numbers(text: str) -> str:
+    """Return the words of an output: numbers and hashes differ from machine to machine."""
+    return " ".join(re.sub(r"\b[0-9a-f]{12,}\b|\d[\d.,]*", "0", text).split())
+
+
+def check(path: Path, *, write: bool = False) -> list[str]:
+    """Run a page's examples; return what it shows that is not what they print."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Page(path, Path(folder)).run()
+    text, wrong = path.read_text("utf-8"), []
+    for block, printed in reversed(found):
+        if block["output"] is None:
+            continue
+        real = shorten(printed, block["output"])
+        if without_numbers(real) != without_numbers(block["output"]):
+            wrong.append(
+                f"{path.relative_to(ROOT)}: after\n{block['code']}the page shows another output than\n{real}"
+            )
+        if write:
+            text = text[: block.start("output")] + real + text[block.end("output") :]
+    if write:
+        path.write_text(text, encoding="utf-8")
+    return wrong[::-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the real output into the pages")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    wrong = [fault for page in options.pages or pages() for fault in check(page.resolve(), write=options.write)]
+    print("\n".join(wrong))
+    sys.exit(bool(wrong) and not options.write)
+
+
+if __name__ == "__main__":
+    main()
