@@ -281,7 +281,7 @@ class Encoder(nn.Module):
             centre, scale = torch.zeros(inputs), torch.ones(inputs)
             missing = torch.einsum("dk,dke->de", mean, self.codebooks)
             codebooks = _numpy(self.codebooks - missing[:, None])
-        weights: list[tuple[Tensor, Tensor]] = [tuple(layer.parameters()) for layer in self.decoder]  # type: ignore[misc]
+        weights: list[tuple[Tensor, Tensor]] = [tuple(layer.parameters()) for layer in self.decoder]
         if isinstance(self.norm, Standardise):
             weight, bias = weights[-1]
             weights[-1] = (weight * self.norm.scale, self.restore(bias))

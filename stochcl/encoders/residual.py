@@ -108,7 +108,7 @@ class Words(nn.Module):
     def forward(self, draw: Tensor, latents: int | None = None) -> Tensor:
         """Return standardised vectors, or points where there is no map, of a draw in decoder form."""
         points = self.points(draw, latents)
-        return points if self.output is None else points @ self.output + self.centre
+        return points if self.output is None or self.centre is None else points @ self.output + self.centre
 
     def points(self, draw: Tensor, latents: int | None = None) -> Tensor:
         """Return the sums of words of a draw, or of its first latents; a word cut short is the mean it leaves."""
@@ -334,12 +334,12 @@ class Residual(Posterior):
         )
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
-        forms = draw.detach().split([1 << b for b in self.config.stages], dim=1)
+        forms = torch.split(draw.detach(), [1 << b for b in self.config.stages], dim=1)
         return self._written([functional.one_hot(form.argmax(1), form.shape[1]).float() for form in forms]).long()
 
     def decisions(self, draw: Tensor) -> Tensor:
         """Return the bits of the names, a linear function of one-hot vectors: gradients are the draw's."""
-        return self._written(list(draw.split([1 << b for b in self.config.stages], dim=1)))
+        return self._written(list(torch.split(draw, [1 << b for b in self.config.stages], dim=1)))
 
     def _written(self, forms: list[Tensor]) -> Tensor:
         return torch.cat([form @ _written_bits(form) for form in forms], dim=1)
@@ -382,7 +382,7 @@ class Residual(Posterior):
         return (functional.softplus(prior) - probability * prior) / BIT
 
 
-POSTERIORS["residual"] = Residual  # type: ignore[assignment]
+POSTERIORS["residual"] = Residual
 
 
 def _named(bits: Tensor) -> Tensor:

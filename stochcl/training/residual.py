@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.residual import Residual
     from stochcl.training.options import LatentOptions
 
-    Rows = NDArray[np.float32]
+    Rows = NDArray[np.floating]
     Names = NDArray[np.intp]
 
 OBJECTIVES = ("nt-xent", "reconstruct")
@@ -435,7 +435,9 @@ def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
     norm = encoder.norm
     if isinstance(norm, Standardise):
         return norm.centre / norm.scale, np.ones(len(norm.centre), np.float32)
-    deviation = (norm.running_var + norm.eps).sqrt()
+    assert norm.running_mean is not None  # with statistics, as the encoder makes it
+    assert norm.running_var is not None
+    deviation = torch.sqrt(norm.running_var + norm.eps)
     return norm.running_mean / deviation, np.ones(len(deviation), np.float32)
 
 
