@@ -243,7 +243,8 @@ def encode_rows(
         for row, failure in zip(failed, part.failures, strict=True):
             writer.skip(failure.name, failure.reason, position=row)
         if part.positions:
-            codes = codec.encode_prepared(part.inputs, uncertainty=options.uncertainty).codes
+            width = writer.header.latents if writer.header.selection is None else None
+            codes = codec.encode_prepared(part.inputs, uncertainty=options.uncertainty, latents=width).codes
             codes = replace(select_latents(codes, writer.header), names=part.names, labels=part.labels)
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)

@@ -17,7 +17,7 @@ from stochcl.compress import Header
 from stochcl.data import Preprocess
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import read_regular
-from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode
+from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, points
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
@@ -185,10 +185,9 @@ class CodecBase:
         if latents is not None and not 1 <= latents <= self.latents:
             raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
         if self.columns:
-            encoded = self.encode_vectors(images)
+            codes = self.encode_vectors(images, latents=latents).codes
         else:
-            encoded = self.encode_prepared(self.prepare(images), uncertainty=uncertainty)
-        codes = encoded.codes if latents is None else encoded.codes.prefix(latents)
+            codes = self.encode_prepared(self.prepare(images), uncertainty=uncertainty, latents=latents).codes
         return codes if uncertainty else replace(codes, uncertainty=None)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
@@ -215,12 +214,16 @@ class CodecBase:
         return encode(self._encoder, pixels, self.device, self.precision)
 
     def encode_prepared(
-        self, inputs: NDArray[np.uint8] | NDArray[np.float32], *, uncertainty: bool = True
+        self, inputs: NDArray[np.uint8] | NDArray[np.float32], *, uncertainty: bool = True, latents: int | None = None
     ) -> Encoded:
         """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
-        return encode(self._encoder, inputs, self.device, self.precision, uncertainty=uncertainty)
+        return encode(self._encoder, inputs, self.device, self.precision, uncertainty=uncertainty, latents=latents)
 
-    def encode_vectors(self, vectors: ArrayLike) -> Encoded:
+    def vectors_of(self, encoded: Encoded) -> NDArray[np.float32]:
+        """Return the vectors, not rounded to a code, that decoded vectors of images stand for: shape (N, V)."""
+        return points(self._encoder, encoded.features, self.device)
+
+    def encode_vectors(self, vectors: ArrayLike, *, latents: int | None = None) -> Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
 
         Raises
@@ -236,7 +239,7 @@ class CodecBase:
         if not finite.all():
             row = int(finite.argmin())
             raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
-        return encode(self._encoder, array, self.device, self.precision)
+        return encode(self._encoder, array, self.device, self.precision, latents=latents)
 
     def prepare(self, images: NDArray[Any] | Sequence[Any], *, fit: Fit | None = None) -> NDArray[np.uint8]:
         """Bring images, as :meth:`encode` takes them, to the model's size: uint8, shape (N, size, size, 3).

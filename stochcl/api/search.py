@@ -194,7 +194,9 @@ def _wanted(
         found = (
             codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
         )
-        parts.append(found.features if decoder is not None else select_latents(found.codes, header).symbols())
+        parts.append(
+            codec.vectors_of(found) if decoder is not None else select_latents(found.codes, header).symbols()
+        )
     return np.concatenate(parts)
 
 

@@ -49,7 +49,7 @@ _NAMED = {
 _EMBEDDING = 8
 
 _WORDS = (8, 8, *(6, 5, 5) * 3)  # bits of the stages; 16, 32 and 64 bits end one
-_REDUCED = {"images": 96, "vectors": 256}  # numbers of the reduced space, where nobody says how many
+_REDUCED = {"images": 128, "vectors": 256}  # numbers of the reduced space, where nobody says how many
 _SIGN_RUNGS = (16, 128, 32)  # bits between rungs of sign stages, up to where, and from there on
 
 

@@ -159,13 +159,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def encode(
     encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device,
-    precision: str = "fp32", *, uncertainty: bool = True,
+    precision: str = "fp32", *, uncertainty: bool = True, latents: int | None = None,
 ) -> Encoded:  # fmt: skip
-    """Encode images or vectors, whichever the encoder takes."""
+    """Encode images or vectors, whichever the encoder takes, as codes of all latents or of the first."""
     check_inputs(encoder.config, inputs)
     chunk = _CHUNK.get(device.type, 64) if encoder.config.columns is None else _ROWS
     dtype = np.uint8 if encoder.config.columns is None else np.float32
-    symbols = np.empty((len(inputs), encoder.config.latents), symbol_dtype(encoder.config.alphabet))
+    width = encoder.config.latents if latents is None else latents
+    symbols = np.empty((len(inputs), width), symbol_dtype(encoder.config.alphabet))
     entropy = np.empty(len(inputs), np.float32)
     features = np.empty((len(inputs), encoder.feature_dim), np.float32)
 
@@ -180,7 +181,7 @@ def encode(
                 latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
             latent = latent.float()
             posterior = encoder.posterior(latent)
-            symbols[rows] = posterior.mode()[: len(part)].cpu().numpy()
+            symbols[rows] = posterior.mode_of(width)[: len(part)].cpu().numpy()
             if uncertainty:
                 # Less than 0 is rounding.
                 doubt = posterior.tempered(encoder.config.temperature).entropy().sum(1).clamp(min=0)
@@ -194,6 +195,16 @@ def encode(
         symbols, alphabet=encoder.config.alphabet, uncertainty=entropy if uncertainty else None
     )
     return Encoded(codes, features)
+
+
+@torch.inference_mode()
+def points(encoder: Encoder, features: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+    """Return what decoded vectors approximate: points of the space of residual words, or the features themselves."""
+    if encoder.config.posterior != "residual" or encoder.config.columns:
+        return features
+    parts = (torch.from_numpy(features[i : i + _ROWS]).to(device) for i in range(0, len(features), _ROWS))
+    found: NDArray[np.float32] = np.concatenate([encoder.head(part).float().cpu().numpy() for part in parts])
+    return found
 
 
 def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:

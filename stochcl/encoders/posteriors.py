@@ -121,6 +121,10 @@ class Posterior(ABC):
     def mode(self) -> Tensor:
         """Return the symbols that a file holds, shape (B, D), uint8, or int32 where K > 256."""
 
+    def mode_of(self, latents: int) -> Tensor:
+        """Return the best code of this many latents, shape (B, latents): by default the mode's prefix."""
+        return self.mode()[:, :latents]
+
     @abstractmethod
     def tempered(self, temperature: float) -> Posterior:
         """Return a posterior of the same mode, less sure of it where the temperature is above 1.

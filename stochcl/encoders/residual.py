@@ -136,6 +136,10 @@ def _ends(sizes: Iterable[int]) -> list[int]:
     return list(accumulate(sizes, initial=0))
 
 
+def _bits_of(book: Tensor) -> int:
+    return len(book).bit_length() - 1
+
+
 class Distances(NamedTuple):
     """Squared distances of points to every word of the named stages, less the points' own squares.
 
@@ -159,6 +163,11 @@ class Distances(NamedTuple):
         words = torch.cat([points.new_zeros(0, points.shape[1]), *books])
         first = torch.addmm(words.square().sum(1), points, words.T, alpha=-2)
         return cls(first, 2 * words @ words.T, _ends(map(len, books)))
+
+    def prefix(self, stages: int) -> Distances:
+        """Return those of the first stages."""
+        ends = self.ends[: stages + 1]
+        return Distances(self.first[:, : ends[-1]], self.gram, ends)
 
     def after(self, paths: Tensor, stage: int) -> Tensor:
         """Return those of a stage's words, shape (B, P, K), after each of P paths, places of words (B, P, stage)."""
@@ -267,10 +276,22 @@ class Residual(Posterior):
     def mode(self) -> Tensor:  # noqa: D102
         return self._mode
 
+    @torch.no_grad()
+    def mode_of(self, latents: int) -> Tensor:
+        """Return the code of the first stages alone, searched for itself: nearer to the point than the mode's prefix.
+
+        As a prefix the first word only has to lead to a good sum; for itself it is the nearest word.
+        """
+        stages = [end for end in accumulate(map(_bits_of, self.words.books)) if end - latents < 0]
+        if len(stages) == len(self.words.books):
+            return super().mode_of(latents)
+        first = self._distances
+        return self._bits(beam_search(first.prefix(len(stages) + 1)))[:, :latents]
+
     def _bits(self, paths: Tensor) -> Tensor:
         """Return the bits, uint8, that write the named stages' names."""
         parts = [paths.new_zeros(len(paths), 0)]
-        for stage, book in enumerate(self.words.books):
+        for stage, book in enumerate(list(self.words.books)[: paths.shape[1]]):
             shifts = torch.arange(len(book).bit_length() - 2, -1, -1, device=paths.device)
             parts.append((paths[:, stage, None] - self._distances.ends[stage]) >> shifts & 1)
         return torch.cat(parts, dim=1).to(torch.uint8)

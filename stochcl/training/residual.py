@@ -431,14 +431,14 @@ def _set_latents(
 
 
 def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
-    """Return what brings features to their networks' zero, and the factors of roots that make columns alike."""
+    """Return what brings features to their network's zero, and factors that make the roots those of its numbers."""
     norm = encoder.norm
     if isinstance(norm, Standardise):
         return norm.centre / norm.scale, np.ones(len(norm.centre), np.float32)
     assert norm.running_mean is not None  # with statistics, as the encoder makes it
     assert norm.running_var is not None
     deviation = torch.sqrt(norm.running_var + norm.eps)
-    return norm.running_mean / deviation, np.ones(len(deviation), np.float32)
+    return norm.running_mean / deviation, deviation.sqrt().numpy()
 
 
 def _output(encoder: Encoder, rows: Rows) -> tuple[Rows, Rows]:

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import stochcl
-from stochcl.api.train import codec_of, to_bytes, train, train_head
+from stochcl.api.embedding_model import codec_of, to_bytes, train_head
+from stochcl.api.search import search
+from stochcl.api.train import train
 from stochcl.encoders.inference import encode
 from stochcl.encoders.residual import on_grid
 from stochcl.errors import TrainingError, UsageError
@@ -150,6 +152,10 @@ def test_images_get_residual_latents_of_a_finished_network(images, tmp_path):
     with stochcl.open(tmp_path / "codes.bin") as archive:
         assert len(archive) == PER_CLASS * len(CLASSES)
         assert archive.to_vectors().shape[1] == archive.header.feature_dim == codec.model.encoder.config.reduced
+        name = archive.names[3]
+    # A query is a point of the space that codes decode to, not the features, which are of another width.
+    found = search(tmp_path / "codes.bin", [images / name], count=3, output="vectors", model=str(again), device="cpu")
+    assert name in [neighbour["name"] for neighbour in found["queries"][0]["neighbours"]]
 
 
 def test_residual_latents_are_not_trained_by_steps_on_images(images, tmp_path):

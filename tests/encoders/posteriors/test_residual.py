@@ -172,3 +172,29 @@ def test_the_ladder_has_ends_of_stages_only(latents, most):
     assert set(ladder) <= set(np.cumsum(stages).tolist())
     assert ladder[-1] == latents
     assert list(ladder) == sorted(set(ladder))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000))
+def test_a_code_of_the_first_stages_is_searched_for_itself(seed):
+    """It is nearer to the point than the full code's prefix is, and its first name is the nearest word."""
+    encoder = make_encoder(seed=seed)
+    posterior = encoder.posterior(features(30, seed=seed))
+    books, points = list(encoder.decoder.books), posterior.parameters
+    for latents in (3, 5, 7):
+        own, prefix = posterior.mode_of(latents), posterior.mode()[:, :latents]
+        assert own.shape == prefix.shape
+        decoder = encoder.decoder
+        errors = [
+            (points - decoder.points(posterior.embed(_filled(code, posterior.mode()), encoder.config), latents))
+            .square().sum(1) for code in (own, prefix)
+        ]  # fmt: skip
+        assert (errors[0] <= errors[1] + 1e-5).all()
+    names = (posterior.mode_of(3).long() * torch.tensor([4, 2, 1])).sum(1)
+    torch.testing.assert_close(names, torch.cdist(points, books[0]).argmin(1))
+    torch.testing.assert_close(posterior.mode_of(9), posterior.mode())
+    torch.testing.assert_close(posterior.mode_of(8), posterior.mode()[:, :8])
+
+
+def _filled(code, whole):
+    return torch.cat([code, whole[:, code.shape[1] :]], dim=1)
