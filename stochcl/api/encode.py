@@ -17,7 +17,7 @@ from stochcl.compress import Header
 from stochcl.data import Preprocess
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import read_regular
-from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, points
+from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
@@ -218,6 +218,10 @@ class CodecBase:
     ) -> Encoded:
         """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
         return encode(self._encoder, inputs, self.device, self.precision, uncertainty=uncertainty, latents=latents)
+
+    def narrowed(self, codes: Codes, features: NDArray[np.float32], latents: int) -> Codes:
+        """Return codes of the first latents, as encoding to so few gives them, without names."""
+        return narrowed(self._encoder, codes, features, latents, self.device)
 
     def vectors_of(self, encoded: Encoded) -> NDArray[np.float32]:
         """Return the vectors, not rounded to a code, that decoded vectors of images stand for: shape (N, V)."""

@@ -252,9 +252,10 @@ def _baseline_jobs(
 def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured:
     """Measure a prefix of our codes from a real file, by the ``vectors`` it decodes to or by its ``symbols``."""
     start, codec = time.monotonic(), subject.codec
-    codes = replace(subject.test.codes.prefix(latents), names=None, labels=None, uncertainty=None)
+    train, codes = (codec.narrowed(part.codes, part.features, latents) for part in (subject.train, subject.test))
+    codes = replace(codes, names=None, labels=None, uncertainty=None)
     size, codes = pricing.through_a_file(codec.header(latents=latents, source_kind="benchmark"), codec.tables, codes)
-    both = subject.train.codes.prefix(latents).symbols(), codes.symbols()
+    both = train.symbols(), codes.symbols()
     distance = "hamming" if codec.alphabet == 2 else "levels"
     decoder = codec.tables.decoder
     decoded = both[0].astype(np.float32), both[1].astype(np.float32)

@@ -207,6 +207,19 @@ def points(encoder: Encoder, features: NDArray[np.float32], device: torch.device
     return found
 
 
+@torch.inference_mode()
+def narrowed(
+    encoder: Encoder, codes: Codes, features: NDArray[np.float32], latents: int, device: torch.device
+) -> Codes:
+    """Return codes of the first latents; residual ones are searched for themselves, others are a prefix."""
+    if encoder.config.posterior != "residual":
+        return codes.prefix(latents)
+    parts = (features[i : i + _ROWS] for i in range(0, len(features), _ROWS))
+    modes = [encoder.posterior(torch.from_numpy(part).to(device)).mode_of(latents).cpu().numpy() for part in parts]
+    symbols = np.concatenate(modes) if modes else np.empty((0, latents), np.uint8)
+    return Codes.from_symbols(symbols, alphabet=encoder.config.alphabet)
+
+
 def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:
     """Raise UsageError where an encoder of this configuration does not take such inputs."""
     size, columns = config.size, config.columns
