@@ -30,7 +30,7 @@ from stochcl.data.tar_headers import (
     pieces_of,
     tar_name,
 )
-from stochcl.errors import ImageError, SourceError
+from stochcl.errors import ImageError, MissingExtraError, SourceError
 from stochcl.files import read_all
 from stochcl.messages import escape_name, os_reason
 
@@ -74,6 +74,8 @@ class TarSource(ImageSource):
                 spool = _Spool(self.path) if opener else None
                 found = _Index(self.path, spool)
                 found.run(Forward(opener(file)) if opener else Bounded(file))
+        except MissingExtraError:  # a ValueError, too
+            raise
         except DAMAGE as exc:
             raise SourceError(
                 f"{escape_name(self.path)}: this tar is truncated or damaged "
@@ -236,6 +238,8 @@ class TarStream(StreamSource):
             for name, file in self._members():
                 yield name, file, None
                 count += 1
+        except MissingExtraError:  # a ValueError, too
+            raise
         except (*DAMAGE, OSError) as exc:
             reason = os_reason(exc) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
             after = f" after {count:,} images" if count else ""

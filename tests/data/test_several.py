@@ -32,7 +32,7 @@ def test_a_name_that_is_there_is_no_pattern(tmp_path):
     path = tmp_path / "a{1..2}.tar"
     path.write_bytes(b"")
     assert expand(path) == [path]
-    with pytest.raises(UsageError, match="more than 1,000,000"):
+    with pytest.raises(UsageError, match="at most 1,000,000"):
         expand("{0..1000000}.tar")
 
 
