@@ -100,8 +100,8 @@ class Initialisation:
         return f"{text}; not used: {_listed(self.unused)}" if self.unused else text
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
-        return asdict(self) | {"fresh": list(self.fresh), "unused": list(self.unused)}
+        """Return the report as JSON types; of the path only the file's name, for where it lay is no one's concern."""
+        return asdict(self) | {"path": Path(self.path).name, "fresh": list(self.fresh), "unused": list(self.unused)}
 
 
 def find_weights(name: str) -> Path | None:

@@ -33,10 +33,11 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
     """Return figures on hard codes, for a training record."""
     entropies = marginal_entropies(codes)
     used = entropies > DEAD_BITS
-    entropy = None
+    entropy = certainty = None
     if codes.uncertainty is not None and len(codes):
         entropy = float(np.mean(codes.uncertainty, dtype=np.float64))
-    most = codes.latents * np.log2(codes.alphabet)
+        if family != "residual":  # whose last signs are near coin tosses by design
+            certainty = round(1 - entropy / (codes.latents * np.log2(codes.alphabet)), 4)
     return {
         "rows": len(codes),
         "latents": codes.latents,
@@ -46,7 +47,7 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
         "distinct": len(np.unique(codes.packed, axis=0)),
         "correlation": round(_correlation(codes.symbols()[:, used], family), 4),
         "entropy": None if entropy is None else round(entropy, 3),
-        "certainty": None if entropy is None else round(1 - entropy / most, 4),
+        "certainty": certainty,
     }
 
 

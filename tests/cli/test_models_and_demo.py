@@ -84,9 +84,9 @@ def test_info_in_json(run, model, codec):
 
 def test_info_knows_the_packaged_models_by_name(run):
     lines = run("models", "info", "general").stdout.splitlines()
-    assert lines[2] == "  hash: 7b2666cf315568d2ef6b5c41bff2a14f845a28f0a48ce80e20c73f806b9e2554"
+    assert lines[2] == "  hash: 927f5774a29c911e26d57b9983b9835710a6273a05a50d07337ecee9ff0b515e"
     assert lines[3].endswith(" bytes; they come with the package)")
-    assert "  entropy: autoregressive network, 1,024 hidden units" in lines
+    assert "  entropy: autoregressive network, 96 hidden units" in lines
 
 
 @pytest.mark.parametrize("classifies", ["vectors", "features"])

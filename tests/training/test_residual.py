@@ -8,9 +8,11 @@ import stochcl
 from stochcl.api.embedding_model import codec_of, to_bytes, train_head
 from stochcl.api.search import search
 from stochcl.api.train import train
+from stochcl.codes import Codes
 from stochcl.encoders.inference import encode
 from stochcl.encoders.residual import on_grid
 from stochcl.errors import TrainingError, UsageError
+from stochcl.training.monitor import code_health, health_warnings
 from stochcl.training.options import options_from
 from stochcl.training.residual import (
     beam_encode,
@@ -209,3 +211,11 @@ def test_views_say_which_directions_matter():
     fitted = fit(rows, (6, 2), views=views, width=6)
     weight = np.square(fitted.matrix).sum(1)
     assert weight[:3].max() < 0.1 * weight[3:].min()
+
+
+@pytest.mark.parametrize(("family", "said"), [("bernoulli", True), ("residual", False)])
+def test_signs_near_coin_tosses_are_no_undecided_posterior(family, said):
+    symbols = np.random.default_rng(0).integers(0, 2, (400, 16))
+    codes = Codes.from_symbols(symbols, uncertainty=np.full(400, 15.5, np.float32))
+    warnings = health_warnings(code_health(codes, family))
+    assert any("undecided" in warning for warning in warnings) == said
