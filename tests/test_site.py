@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -30,6 +31,13 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     start = (tmp_path / "index.html").read_text("utf-8")
     assert not re.findall(r"<(?:script|img)[^>]*src=\"?https?:|<link[^>]*stylesheet[^>]*https?:", start)
     assert 'class="doc doc-heading"' in (tmp_path / "reference" / "api" / "index.html").read_text("utf-8")
+
+
+def test_every_name_in_the_reference_exists():
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference" / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert names
+    for name in names:
+        pkgutil.resolve_name(name)
 
 
 def test_the_notebook_stores_no_output():

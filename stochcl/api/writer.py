@@ -62,7 +62,7 @@ class ImageWriter(Writer):
 
         Parameters
         ----------
-        rows : Codes, or what :meth:`stochcl.CodecBase.encode` takes
+        rows : Codes, or what :meth:`stochcl.Codec.encode` takes
             Images of shape (B, H, W, 3), uint8, or a list of paths, Pillow images and arrays; a tensor is taken as
             the array that it holds.
         names, labels : sequence, optional

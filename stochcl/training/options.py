@@ -102,6 +102,7 @@ class EncoderOptions(Options):
     head: tuple[int, ...] = option((), "Hidden layers between features and latents.", unit="WIDTHS")
     decoder: tuple[int, ...] = option((512,), "Hidden layers of the decoder.", unit="WIDTHS")
     ladder: tuple[int, ...] = option((), unit="WIDTHS")
+    stages: tuple[int, ...] = option((), unit="BITS")
     backbone: str = option(
         "resnet10", "resnet10, 18, 34 or 50, efficientnet-lite0 or -lite2, or timm:NAME.", unit="NAME"
     )
