@@ -92,7 +92,9 @@ class CompressOptions(Options):
             return self.self_contained
         if not codec.has_packaged_tables:
             return True
-        return len(codec.tables.data) < _HARDLY * rows * expected_bits(codec.tables, latents) / 8
+        bits = expected_bits(codec.tables, latents)
+        bits = bits if self.rate is None else min(bits, self.rate)
+        return len(codec.tables.data) < _HARDLY * rows * bits / 8
 
 
 def check_exclusive(**options: object) -> None:
