@@ -2,7 +2,7 @@
 
 import pytest
 
-from stochcl.encoders import backbones, inference, posteriors
+from stochcl.encoders import backbones, encoder, inference, posteriors
 from stochcl.encoders.config import ENTROPY, EncoderConfig
 from stochcl.errors import UsageError
 from stochcl.training import objectives
@@ -31,7 +31,7 @@ FOR_A_GPU = ("cifar10-resnet50", "imagenet-resnet50", "tiny-imagenet-resnet18")
         (TrainOptions, "objective", objectives.OBJECTIVES), (LatentOptions, "objective", objectives.OBJECTIVES),
         (TrainOptions, "estimator", posteriors.ESTIMATORS), (LatentOptions, "estimator", posteriors.ESTIMATORS),
         (TrainOptions, "precision", inference.TRAIN_PRECISIONS), (TrainOptions, "entropy", ENTROPY),
-        (EncoderOptions, "posterior", posteriors.POSTERIORS), (EncoderOptions, "stem", backbones.STEMS),
+        (EncoderOptions, "posterior", encoder.POSTERIORS), (EncoderOptions, "stem", backbones.STEMS),
         (EncoderOptions, "pooling", backbones.POOLINGS),
     ],
 )  # fmt: skip
