@@ -46,8 +46,9 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        timm = _timm()
         try:
-            self.network: Any = _timm().create_model(name, pretrained=False, num_classes=0)
+            self.network: Any = timm.create_model(name, pretrained=False, num_classes=0)
         except (RuntimeError, TypeError, ValueError) as exc:
             reason = str(exc).partition("\n")[0]
             raise UsageError(
