@@ -390,8 +390,9 @@ def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
 
 
 def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
-    """Return a warning where the model's network predicts codes worse than those of its training images."""
-    recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits")
+    """Return a warning where the model predicts codes worse than those of its training images."""
+    network = codec.tables.autoregressive is not None  # a record may tell of one that was not worth its bytes
+    recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits" if network else "independent_bits")
     if not recorded or len(archive) < _FEW:
         return ()
     # The first latents carry the most, so that nothing is expected of fewer than the lowest rung has.
@@ -403,7 +404,7 @@ def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[
     spent, unit = archive.parts()["codes"] * 8 / len(archive), "row" if codec.columns else "image"
     if spent > _MUCH * expected:
         found = f"these codes take {spent:,.0f} bits per {unit}, the model's training {unit}s {expected:,.0f}"
-    elif archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2:
+    elif network and archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2:
         found = "the model predicts these codes worse than a plain table of their frequencies does"
     else:
         return ()
