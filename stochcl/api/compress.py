@@ -408,7 +408,8 @@ def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[
         found = "the model predicts these codes worse than a plain table of their frequencies does"
     else:
         return ()
-    advice = "`stochcl transcode --refit` may make the file smaller, and `stochcl train` a model that knows them"
+    fitted = "`stochcl train`" if codec.columns else "`stochcl adapt`"
+    advice = f"`stochcl transcode --refit` may make the file smaller, and {fitted} makes a model that knows them"
     return (f"warning: {found}: the {unit}s may be of a kind that it was not trained on; {advice}",)
 
 

@@ -7,10 +7,10 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.errors import ModelError, UsageError
 from stochcl.messages import escape_name, os_reason
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT = "general"
 """The model that is used where none is named."""
-
-ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,6 @@ def _natural(item: tuple[str, str]) -> list[tuple[int, str]]:
     return [
         (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", item[0].replace(",", ""))
     ]
-
-
-def embedded_models() -> tuple[Path, ...]:
-    """Return the model files that come with the package, by name."""
-    folder = Path(str(resources.files("stochcl").joinpath("models")))
-    return tuple(sorted(folder.glob(f"*{ENDING}")))
 
 
 def _folders() -> Iterator[Path]:

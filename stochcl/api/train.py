@@ -82,6 +82,8 @@ def train(
     cache: PathLike | None = None,
     resume: bool = False,
     force: bool = False,
+    most_images: int | None = None,
+    share_backbone: bool = False,
     report: Callable[[TrainProgress | FitProgress | LatentProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:
@@ -115,6 +117,10 @@ def train(
         A folder where decoded images are kept, to be mapped rather than held in memory, and found by the next run.
     resume, force : bool
         Go on from the checkpoint; replace an existing model file or checkpoint.
+    most_images : int, optional
+        Train on a seeded choice of so many images at most.
+    share_backbone : bool
+        Leave a backbone that a packaged model has out of the file.
     report : callable
         Told of the progress.
     **options
@@ -153,7 +159,7 @@ def train(
     logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []
     data = read_images(
         opened, Preprocess(config.size, config.fit), hold_out=preset_hold_out if hold_out is None else hold_out,
-        workers=workers, cache=None if cache is None else Path(cache),
+        workers=workers, cache=None if cache is None else Path(cache), most=most_images, seed=settings.seed,
     )  # fmt: skip
     if runtime.first:  # only now, when nothing in the request is wrong: somebody trained for it
         files.clear(resume=resume)
@@ -162,7 +168,7 @@ def train(
     encoder = trainer.run()
     if not runtime.first:
         return None
-    return _write_model(trainer, encoder, files, opened, preset, start, started)
+    return _write_model(trainer, encoder, files, opened, preset, start, started, share_backbone=share_backbone)
 
 
 def _check_weights(config: EncoderConfig, settings: TrainOptions, weights: Path, *, resume: bool) -> Initialisation:
@@ -196,7 +202,7 @@ def _trainer(
 
 def _write_model(
     trainer: Trainer, encoder: Encoder, files: RunFiles, sources: list[ImageSource], preset: str | None,
-    start: Initialisation | None, started: float,
+    start: Initialisation | None, started: float, *, share_backbone: bool,
 ) -> TrainReport:  # fmt: skip
     """Measure what was trained, write it with its record, and report."""
     import torch
@@ -226,7 +232,7 @@ def _write_model(
         "latents": trainer.latents.record if trainer.latents else {},
         "health": health,
     } | circumstances(f"{trainer.device.type}, {trainer.world_size} processes of {torch.get_num_threads()} threads")
-    sha256 = save_model(encoder, files.output, record)
+    sha256 = save_model(encoder, files.output, record, share_backbone=share_backbone)
     files.checkpoint.unlink(missing_ok=True)
     return TrainReport(
         model=str(files.output),

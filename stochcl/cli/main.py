@@ -154,6 +154,7 @@ COMMANDS = {
     "search": ("evaluate", "Find the nearest images in a file of codes."),
     "select": ("evaluate", "Choose the latents that a task needs."),
     "train": ("train", "Train an encoder on your own images."),
+    "adapt": ("train", "Fit the default model's code to your own images, in minutes."),
     "finetune": ("train", "Train a model on labels, and keep its classifier."),
     "benchmark": ("benchmark", "Set the codec beside other compressors, on this machine."),
     "models": ("train", "List the models that come with stochcl, with their figures."),

@@ -1,4 +1,4 @@
-"""``stochcl train``, ``finetune``, ``models`` and ``demo``."""
+"""``stochcl train``, ``adapt``, ``finetune``, ``models`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from stochcl.training.options import EncoderOptions, FinetuneOptions, TrainOptio
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from stochcl.api.train import TrainReport
 
 HOLD_OUT = click.option(
     "--hold-out", type=click.IntRange(0), metavar="N",
@@ -190,8 +192,43 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
 
     with progress_bar("images", rate=False) if is_first_process() else nullcontext(_no_progress) as bar:
         report = train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
-    if report is None:
-        return
+    if report is not None:
+        _show_trained(report, as_json=as_json)
+
+
+@click.command()
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=PATH)
+@output("The model file to write.")
+@click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), metavar="BITS", help="Bits per image.  [default: 256]"
+)
+@HOLD_OUT
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+@click.option("--force", is_flag=True, help="Replace an existing model file.")
+@JSON
+def adapt(sources: Sequence[Path], output: Path, *, hold_out: int | None, as_json: bool, **options: Any) -> None:
+    """Fit a model's code to your own images, without labels, in minutes.
+
+    SOURCE is a folder, .zip or .tar of images, or a .npy array of them; a choice of 5,000 at most is fitted to. The
+    network stays the model's, bit for bit. A model file that shares the network of a packaged model leaves it out.
+
+    \b
+    Example:
+      stochcl adapt photos/ -o mine.safetensors
+      stochcl compress photos/ -m mine.safetensors -o codes.bin --latents 64
+    """
+    from stochcl.api.adapt import adapt
+
+    with progress_bar("images", rate=False) as bar:
+        report = adapt(
+            sources, output, hold_out=hold_out or 0, report=lambda p: bar(p.fraction, 1.0, p.line()), **options
+        )
+    _show_trained(report, as_json=as_json)
+
+
+def _show_trained(report: TrainReport, *, as_json: bool) -> None:
     say_skipped(report.skipped)
     for warning in report.warnings:
         say(warning)

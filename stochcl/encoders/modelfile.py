@@ -14,6 +14,7 @@ from safetensors.torch import save
 from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import own_state
+from stochcl.encoders.packaged import BASE, canonical, hash_tensors, with_backbone, without_packaged_backbone
 from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
 from stochcl.errors import MissingExtraError, ModelError, OutputError, StochclError
@@ -89,11 +90,8 @@ def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
 
 def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
     """Hash tensors (names, types, shapes, bytes) and configuration, in hex; independent of the file's layout."""
-    digest = hashlib.sha256(_canonical(stored_config(config)))
-    for name, tensor in sorted(tensors.items()):
-        head = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-        digest.update(_canonical(head))
-        digest.update(tensor.contiguous().numpy().tobytes())
+    digest = hashlib.sha256(canonical(stored_config(config)))
+    hash_tensors(digest, tensors)
     return digest.hexdigest()
 
 
@@ -110,12 +108,11 @@ def stored_config(config: EncoderConfig) -> dict[str, Any]:
     return {name: value for name, value in stored.items() if name not in _LATER or value != defaults[name]}
 
 
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_backbone: bool = False) -> str:
+    """Write a model file, complete or not at all, and return the model's hash.
 
-
-def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
-    """Write a model file, complete or not at all, and return the model's hash."""
+    With ``share_backbone``, the file leaves out a backbone that a packaged model has; the hash is the same.
+    """
     tensors = _tensors(encoder)
     for name, tensor in tensors.items():
         if wrong := _wrong(name, tensor, tensor.dtype):
@@ -125,9 +122,13 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any]) -> str:
         "config": json.dumps(stored_config(encoder.config), sort_keys=True),
         "record": json.dumps(record, sort_keys=True),
     }
+    stored = tensors
+    if share_backbone:
+        stored, base = without_packaged_backbone(tensors)
+        metadata |= {BASE: base} if base else {}
     try:
         with replacing(path) as file:
-            file.write(save(tensors, metadata))
+            file.write(save(stored, metadata))
     except OSError as exc:
         raise OutputError(f"{escape_name(path)}: the model cannot be written: {exc.strerror}.") from exc
     return model_hash(tensors, encoder.config)
@@ -164,7 +165,7 @@ def load_model(path: Path) -> ModelFile:
     except (SafetensorError, OSError, ValueError) as exc:
         msg = f"{shown}: this is not a stochcl model, or it is damaged ({exc}); fetch or train it again."
         raise ModelError(msg) from exc
-    return _assemble(path, tensors, metadata)
+    return _assemble(path, with_backbone(shown, tensors, metadata), metadata)
 
 
 def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> ModelFile:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
+from stochcl.encoders.packaged import with_backbone
 from stochcl.errors import ModelError, UsageError
 from stochcl.messages import escape_name, os_reason
 
@@ -204,11 +205,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             )
             raise ModelError(msg)
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except OSError as exc:
         raise ModelError(f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
     except (SafetensorError, ValueError) as exc:
         raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
+    return with_backbone(shown, tensors, metadata)
 
 
 def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from stochcl.codes import folder_label
 from stochcl.data import Failure, ImageSource, Preprocess, held_out, read_labels
+from stochcl.data.open import SubsetSource
 from stochcl.errors import LabelsError, OutputError, TrainingError, UsageError
 from stochcl.files import lock
 from stochcl.messages import escape_name, os_reason
@@ -92,12 +93,19 @@ def read_images(
     progress: Callable[[int, int], None] = lambda done, total: None,
     label: Callable[[str], str] = folder_label,
     cache: Path | None = None,
+    most: int | None = None,
+    seed: int = 0,
 ) -> ImageSet:
-    """Decode sources into memory, or to files of a folder that are mapped."""
-    total = sum(len(source) for source in sources)
+    """Decode sources into memory, or to files of a folder that are mapped.
+
+    ``most`` bounds the images to train on, a seeded choice from all sources.
+    """
     masks = [
         held_out(source.entries, hold_out, label) if hold_out else np.zeros(len(source), bool) for source in sources
     ]
+    if most is not None:
+        sources, masks = _choose(sources, masks, most, seed)
+    total = sum(len(source) for source in sources)
     if cache is not None:
         return read_cached(cache, sources, masks, preprocess, workers=workers, progress=progress, label=label)
     _check_memory(total * preprocess.size**2 * 3, total)
@@ -127,6 +135,20 @@ def read_images(
         held_labels=tuple(labels[True]),
         skipped=tuple(skipped),
     )
+
+
+def _choose(
+    sources: Sequence[ImageSource], masks: list[NDArray[np.bool_]], most: int, seed: int
+) -> tuple[list[ImageSource], list[NDArray[np.bool_]]]:
+    """Return sources with all held-out images and ``most`` of the others at most, and which are held out."""
+    free = np.flatnonzero(~np.concatenate(masks))
+    kept = np.concatenate(masks)
+    kept[np.random.default_rng(seed).permutation(free)[:most]] = True
+    parts = np.split(kept, np.cumsum([len(mask) for mask in masks])[:-1])
+    chosen = [
+        SubsetSource(source, np.flatnonzero(part).tolist()) for source, part in zip(sources, parts, strict=True)
+    ]
+    return list(chosen), [mask[part] for mask, part in zip(masks, parts, strict=True)]
 
 
 def check_enough(images: int, sources: Sequence[ImageSource]) -> None:

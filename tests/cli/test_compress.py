@@ -161,6 +161,7 @@ def test_images_of_a_kind_that_the_model_does_not_know_bring_a_warning(run, tmp_
     result = run("compress", tmp_path / "noise.npy", "-o", tmp_path / "a.bin", "--device", "cpu", "--json")
     assert result.stderr.startswith("warning: ")
     assert "a kind that it was not trained on; `stochcl transcode --refit`" in result.stderr
+    assert "`stochcl adapt`" in result.stderr
     json.loads(result.stdout)
 
 

@@ -1,0 +1,90 @@
+"""Models that come with the package, and model files that leave their backbone to one of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stochcl.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+ENDING = ".safetensors"
+BASE = "base"
+"""Key of a model file's metadata: the hash of the backbone that the file leaves to a packaged model."""
+
+_BACKBONE = "backbone."
+
+
+def embedded_models() -> tuple[Path, ...]:
+    """Return the model files that come with the package, by name."""
+    folder = Path(str(resources.files("stochcl").joinpath("models")))
+    return tuple(sorted(folder.glob(f"*{ENDING}")))
+
+
+def canonical(value: object) -> bytes:
+    """Return JSON as it is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+
+
+def hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Add names, types, shapes and bytes of tensors to a digest."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(canonical([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]))
+        digest.update(tensor.contiguous().numpy().tobytes())
+
+
+def without_packaged_backbone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+    """Return tensors without the backbone, and its hash; all of them and None if no packaged model has it."""
+    sha256 = _hash({name: tensor for name, tensor in tensors.items() if name.startswith(_BACKBONE)})
+    if _packaged_backbone(sha256) is None:
+        return tensors, None
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_BACKBONE)}, sha256
+
+
+def with_backbone(shown: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of a model file with those of the backbone that it leaves to a packaged model.
+
+    Raises
+    ------
+    ModelError
+        If this version of the package has no such backbone.
+    """
+    sha256 = metadata.get(BASE) if metadata.get("kind", "").startswith("stochcl-encoder") else None
+    if sha256 is None:
+        return tensors
+    found = _packaged_backbone(sha256)
+    if found is None:
+        raise ModelError(
+            f"{shown}: this model shares the backbone of a model that comes with stochcl, and this version brings "
+            f"another one (not {sha256[:12]}); use the version that made it, or make it again with `stochcl adapt`."
+        )
+    return tensors | found
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    hash_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def _packaged_backbone(sha256: str) -> dict[str, Tensor] | None:
+    """Return the tensors of the packaged backbone of this hash, which is checked."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in embedded_models():
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith(_BACKBONE)]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError, ValueError):  # damaged: it has no backbone to lend
+            continue
+        if tensors and _hash(tensors) == sha256:
+            return tensors
+    return None
