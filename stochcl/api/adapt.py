@@ -64,13 +64,19 @@ def adapt(
     ------
     SourceError, TrainingError, UsageError, ModelError, OutputError
     """
+    from stochcl.encoders.backbones import feature_width
+    from stochcl.encoders.pretrained import backbone_options
+
     if (matrix := matrix_among(sources)) is not None:
         raise UsageError(
             f"{escape_name(matrix.path)}: these are embeddings, which no network is kept for; `stochcl train` "
             "makes a model of them in a minute."
         )
+    path = find_model(model)
+    if feature_width(backbone_options(path).get("backbone", "")) is not None:
+        raise UsageError(f"{escape_name(path)}: this model takes vectors, not images; name a model of images.")
     adapted = train(
-        sources, output, init=find_model(model), epochs=0, posterior="residual", rate=rate, hold_out=hold_out,
+        sources, output, init=path, epochs=0, posterior="residual", rate=rate, hold_out=hold_out,
         seed=seed, device=device, force=force, report=report, most_images=MOST_IMAGES, share_backbone=True,
         workers=min(_MOST_WORKERS, os.cpu_count() or 1),
     )  # fmt: skip

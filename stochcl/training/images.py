@@ -145,10 +145,9 @@ def _choose(
     kept = np.concatenate(masks)
     kept[np.random.default_rng(seed).permutation(free)[:most]] = True
     parts = np.split(kept, np.cumsum([len(mask) for mask in masks])[:-1])
-    chosen = [
-        SubsetSource(source, np.flatnonzero(part).tolist()) for source, part in zip(sources, parts, strict=True)
-    ]
-    return list(chosen), [mask[part] for mask, part in zip(masks, parts, strict=True)]
+    rows = [np.flatnonzero(part).tolist() for part in parts]
+    chosen: list[ImageSource] = [SubsetSource(source, part) for source, part in zip(sources, rows, strict=True)]
+    return chosen, [mask[part] for mask, part in zip(masks, parts, strict=True)]
 
 
 def check_enough(images: int, sources: Sequence[ImageSource]) -> None:

@@ -116,7 +116,7 @@ def test_embeddings_have_no_network_to_keep(model, images, tmp_path):
     with pytest.raises(UsageError, match="embeddings"):
         adapt([tmp_path / "vectors.npy"], tmp_path / "m.safetensors", model=model)
     train([tmp_path / "vectors.npy"], tmp_path / "vectors.safetensors", latents=8, latent_steps=5)
-    with pytest.raises(UsageError, match="vectors"):
+    with pytest.raises(UsageError, match="takes vectors"):
         adapt([images], tmp_path / "m.safetensors", model=tmp_path / "vectors.safetensors")
 
 
