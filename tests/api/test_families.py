@@ -64,13 +64,16 @@ def check(codec, given: np.ndarray, expected: np.ndarray, path, latents: int | N
     with torch.no_grad():
         features = torch.from_numpy(encode(encoder, given, CPU).features)
         posterior = encoder.posterior(features)
-        mode = posterior.mode()
-        vectors = encoder.restore(encoder.decode(posterior.embed(mode, posterior.config), latents)).numpy()
+        width = encoder.config.latents if latents is None else latents
+        mode = posterior.mode_of(width)
+        filled = torch.cat([mode, posterior.mode()[:, width:]], dim=1)
+        vectors = encoder.restore(encoder.decode(posterior.embed(filled, posterior.config), latents)).numpy()
     with stochcl.open(path) as archive:
         archive.verify()
         assert archive.header.alphabet == encoder.config.alphabet
-        np.testing.assert_array_equal(archive.to_numpy(), mode.numpy()[:, :latents])
-        np.testing.assert_array_equal(archive.to_numpy(), expected[:, :latents])
+        np.testing.assert_array_equal(archive.to_numpy(), mode.numpy())
+        if latents is None or encoder.config.posterior != "residual":  # whose narrow codes are searched for themselves
+            np.testing.assert_array_equal(archive.to_numpy(), expected[:, :latents])
         found = archive.to_vectors()
     # float16 weights, summed in another order
     np.testing.assert_allclose(found, vectors, rtol=0, atol=4e-3 * vectors.std())

@@ -121,7 +121,7 @@ def test_tables_are_small(width, latents, limit):
 
 def test_rows_that_are_alike_are_refused():
     for rows in (np.ones((50, 6), np.float32), np.full((2, 6), 3, np.float32)):
-        with pytest.raises(TrainingError, match="all alike"):
+        with pytest.raises(TrainingError, match="equal"):
             train_head(rows, rows[:0], latents=8, config={"posterior": "residual"})
 
 
