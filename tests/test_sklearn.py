@@ -63,7 +63,10 @@ def test_more_latents_keep_more(fitted, digits):
     whole = fitted.transform(x)
     for kept in (8, 32):
         narrow = pickle.loads(pickle.dumps(fitted)).set_params(kept=kept)
-        assert np.array_equal(narrow.transform(x), whole[:, :kept])
+        own, prefix = (
+            np.square(x - narrow.inverse_transform(c)).sum() for c in (narrow.transform(x), whole[:, :kept])
+        )
+        assert own <= prefix  # what is kept is searched for itself
         assert len(narrow.get_feature_names_out()) == kept
         errors.append(np.square(x - narrow.inverse_transform(whole[:, :kept])).sum())
     assert errors[1] < 0.8 * errors[0]

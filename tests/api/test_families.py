@@ -72,7 +72,9 @@ def check(codec, given: np.ndarray, expected: np.ndarray, path, latents: int | N
         archive.verify()
         assert archive.header.alphabet == encoder.config.alphabet
         np.testing.assert_array_equal(archive.to_numpy(), mode.numpy())
-        if latents is None or encoder.config.posterior != "residual":  # whose narrow codes are searched for themselves
+        if (
+            latents is None or encoder.config.posterior != "residual"
+        ):  # whose narrow codes are searched for themselves
             np.testing.assert_array_equal(archive.to_numpy(), expected[:, :latents])
         found = archive.to_vectors()
     # float16 weights, summed in another order
