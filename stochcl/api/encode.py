@@ -156,7 +156,7 @@ class CodecBase:
             Brought to the model's size as its preprocessing says. For a model of vectors of W numbers: an ndarray of
             float, shape (N, W), or a sequence of such rows.
         latents : int, optional
-            Keep this prefix only.
+            Encode to the first so many; residual codes are searched for themselves, others are a prefix.
         uncertainty : bool
             Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, summed over all
             the model's latents, whichever are kept.
