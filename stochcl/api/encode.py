@@ -180,7 +180,7 @@ class CodecBase:
         >>> from sklearn.datasets import load_sample_images
         >>> codec = stochcl.load()
         >>> codec.encode(load_sample_images().images).symbols().shape
-        (2, 128)
+        (2, 256)
         """
         if latents is not None and not 1 <= latents <= self.latents:
             raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")

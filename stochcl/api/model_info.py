@@ -187,7 +187,7 @@ def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
     Examples
     --------
     >>> model_info("general").tables_sha256[:16]
-    '0ade22fc2cc6031f'
+    '8ecd1e8e899b323c'
     """
     path = find_model(model)
     codec = Codec(path, device="cpu")
