@@ -124,7 +124,7 @@ def train(
     report : callable
         Told of the progress.
     **options
-        Fields of :class:`stochcl.training.options.EncoderOptions` and
+        Fields of :class:`stochcl.encoders.config.EncoderConfig` and
         :class:`stochcl.training.options.TrainOptions`; those that are None are left to preset and defaults.
 
     Returns

@@ -93,7 +93,7 @@ def benchmark_throughput(
     floors together and of the forward pass to the whole, on both clocks.
     """
     from stochcl.api.codec import Codec
-    from stochcl.encoders.backbones import input_size
+    from stochcl.encoders.config import input_size
 
     config.check()
     with ExitStack() as stack:

@@ -74,9 +74,10 @@ def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - 
 
 
 def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator:
-    """Return a decorator that adds an option for each field with a help text; None where it is not given."""
+    """Return a decorator that adds an option for each field with a help text, a class's own before its bases'."""
     made = [
-        _click_option(one) for cls in classes for one in declared(cls).values()
+        _click_option(one) for cls in classes
+        for one in sorted(declared(cls).values(), key=lambda one: one.name not in vars(cls)["__annotations__"])
         if option_of(one).help and (not only or one.name in only)
     ]  # fmt: skip
 

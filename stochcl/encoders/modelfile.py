@@ -17,8 +17,8 @@ from stochcl.encoders.inference import own_state
 from stochcl.encoders.packaged import BASE, canonical, hash_tensors, with_backbone, without_packaged_backbone
 from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
-from stochcl.errors import MissingExtraError, ModelError, OutputError, StochclError
-from stochcl.files import replacing
+from stochcl.errors import MissingExtraError, ModelError, StochclError
+from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -126,11 +126,8 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_ba
     if share_backbone:
         stored, base = without_packaged_backbone(tensors)
         metadata |= {BASE: base} if base else {}
-    try:
-        with replacing(path) as file:
-            file.write(save(stored, metadata))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(path)}: the model cannot be written: {exc.strerror}.") from exc
+    with writing(path, "the model"), replacing(path) as file:
+        file.write(save(stored, metadata))
     return model_hash(tensors, encoder.config)
 
 

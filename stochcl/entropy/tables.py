@@ -21,8 +21,8 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import Codebooks, VectorDecoder
-from stochcl.errors import FormatError, ModelMismatch, OutputError, UnsupportedVersion
-from stochcl.files import replacing
+from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
+from stochcl.files import replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
 from stochcl.messages import escape_name
 
@@ -294,13 +294,8 @@ def _slice(data: bytes, start: int, size: int) -> bytes:
 def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
     """Write tables into a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
-    try:
-        with replacing(path) as file:
-            file.write(tables.data)
-    except OSError as exc:
-        raise OutputError(
-            f"{escape_name(path)}: the tables cannot be written: {(exc.strerror or str(exc)).lower()}."
-        ) from exc
+    with writing(path, "the tables"), replacing(path) as file:
+        file.write(tables.data)
     return path
 
 

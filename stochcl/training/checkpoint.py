@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from stochcl.errors import OutputError, TrainingError
-from stochcl.files import replacing
+from stochcl.errors import TrainingError
+from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -31,11 +31,8 @@ def save_checkpoint(
         tensors |= {f"{prefix}.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in values.items()}
-    try:
-        with replacing(path) as file:
-            file.write(save(tensors, {"kind": KIND, "state": json.dumps(state)}))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(path)}: the checkpoint cannot be written: {exc.strerror}.") from exc
+    with writing(path, "the checkpoint"), replacing(path) as file:
+        file.write(save(tensors, {"kind": KIND, "state": json.dumps(state)}))
 
 
 def load_checkpoint(

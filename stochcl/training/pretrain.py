@@ -19,7 +19,7 @@ from stochcl.training.augment import Augmentation, as_words, counter_rng, from_w
 from stochcl.training.distributed import rank, world_size
 from stochcl.training.entropy import MIN_CODES, fit_tables, smaller_images
 from stochcl.training.latents import FittedLatents, LatentStage, RateController
-from stochcl.training.logs import make_log
+from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
 from stochcl.training.objectives import (
@@ -289,7 +289,7 @@ class Trainer(TrainingLoop):
                 decay_groups(trained, self.encoder.prior, options.decay), lr=options.lr, betas=(0.9, 0.98)
             ),
             clipped=self.encoder.parameters(), device=device, ema=ema, checkpoint=checkpoint,
-            logs=[*([make_log(log)] if log else []), *logs], report=report,
+            logs=[*([FileLog(log)] if log else []), *logs], report=report,
         )  # fmt: skip
         if options.compile:
             self.encoder.backbone.compile(dynamic=False)
