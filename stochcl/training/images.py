@@ -284,7 +284,9 @@ class _Cache(_Decoded):
 
     def images(self) -> list[NDArray[np.uint8]]:
         """Return the mapped images; writing to them changes no file."""
-        return [
-            np.asarray(np.memmap(self.place / name, np.uint8, "c", shape=(count, *self.shape)))
-            if count else np.empty((0, *self.shape), np.uint8) for name, count in zip(_FILES, self.counts, strict=True)
-        ]  # fmt: skip
+        mapped = []
+        for name, count in zip(_FILES, self.counts, strict=True):
+            shape = (count, *self.shape)  # an empty file cannot be mapped
+            found = np.memmap(self.place / name, np.uint8, "c", shape=shape) if count else np.empty(shape, np.uint8)
+            mapped.append(np.asarray(found))
+        return mapped

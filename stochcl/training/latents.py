@@ -395,7 +395,7 @@ class LatentStage(TrainingLoop):
             encoder, self._codes(first), self._codes(second) if len(second) else None, entropy=options.entropy,
             hidden=options.prior_hidden, passes=_PASSES_AGAIN if self.prior else _PASSES,
             max_time=options.max_time and _FITTING * options.max_time,
-            seed=options.seed, precision=options.precision, initial=self.prior.network if self.prior else None,
+            seed=options.seed, precision=options.precision, initial=self.prior,
             report=self.report,
         )  # fmt: skip
         return record, float(encoder.bits_by_latent(self._codes(self.held)).sum())

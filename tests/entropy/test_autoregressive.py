@@ -424,10 +424,10 @@ def test_fitting_finds_what_depends_on_what(alphabet):
 @pytest.mark.parametrize("alphabet", [2, 5])
 def test_integers_cost_next_to_nothing_more_than_the_floats_they_were(alphabet, monkeypatch):
     codes, floats = make_chain(4000, 24, alphabet), []
-    honest = linear._rounded
-    monkeypatch.setattr(linear, "_rounded", lambda *given: floats.append(given) or honest(*given))
+    honest = linear.rounded_model
+    monkeypatch.setattr(linear, "rounded_model", lambda *given: floats.append(given) or honest(*given))
     model = fit_linear(codes)
-    ((_, weights, odds),) = floats
+    ((_, _, odds, weights),) = floats
     decisions, bits = codes.decisions(), bits_per_symbol(alphabet)
     logits = (decisions * 2.0 - 1) @ weights.astype(np.float64).T
     for j in range(model.decisions_per_row):
