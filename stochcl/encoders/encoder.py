@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, log
 from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,22 +28,6 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
-
-
-__all__ = ["DecoderArrays", "Encoder", "Standardise"]
-
-
-class DecoderArrays(NamedTuple):
-    """A vector decoder as numpy arrays, float32.
-
-    ``centre`` and ``scale`` are of shape (D,), of ``D * e`` for a categorical code; ``layers`` has weight and bias of
-    each; ``codebooks`` are the embeddings of a categorical code's symbols, shape (D, K, e).
-    """
-
-    centre: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
-    codebooks: NDArray[np.float32] | None = None
 
 
 _ROWS = 8192  # of vectors at a time
@@ -231,19 +216,6 @@ class Encoder(nn.Module):
         self.codebooks, self.entropy = None, None
         self.ones = torch.zeros(self.config.latents, 1, dtype=torch.int32, device=device)
 
-    @torch.no_grad()
-    def residual_decoder(self) -> ResidualDecoder | None:
-        """Return what decodes residual latents, in the integers of decoding tables; None of other latents."""
-        if not isinstance(self.decoder, Words):
-            return None
-        words = [_numpy(stage) for stage in self.decoder.stages()]
-        if self.decoder.output is None or self.decoder.centre is None:
-            return ResidualDecoder.of_stages(words)
-        scale = self.norm.scale if isinstance(self.norm, Standardise) else 1.0
-        return ResidualDecoder.of_stages(
-            words, _numpy(self.decoder.output * scale), _numpy(self.restore(self.decoder.centre))
-        )
-
     def set_entropy(self, network: AutoregressiveModel | None) -> None:
         """Set the entropy network, or remove it, in the configuration, too."""
         if network is None:
@@ -268,8 +240,14 @@ class Encoder(nn.Module):
         return latent_lengths(codes, self.entropy_network() or table)
 
     @torch.no_grad()
-    def decoder_arrays(self) -> DecoderArrays:
-        """Return the decoder as numpy arrays, from symbols, to vectors in the units of :meth:`restore`."""
+    def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
+        """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""
+        restored = isinstance(self.norm, Standardise)
+        power = self.norm.scale if isinstance(self.norm, Standardise) else 1.0
+        if isinstance(self.decoder, Words):
+            words, output, centre = self.decoder.stages(), self.decoder.output, self.decoder.centre
+            mapped = () if output is None or centre is None else (output * power, self.restore(centre))
+            return ResidualDecoder.of_stages([_numpy(stage) for stage in words], *map(_numpy, mapped))
         mean = self.factorised.mean().float()
         inputs = self.config.decoder_inputs
         codebooks = None
@@ -282,10 +260,11 @@ class Encoder(nn.Module):
             missing = torch.einsum("dk,dke->de", mean, self.codebooks)
             codebooks = _numpy(self.codebooks - missing[:, None])
         weights: list[tuple[Tensor, Tensor]] = [tuple(layer.parameters()) for layer in self.decoder]
-        if isinstance(self.norm, Standardise):
+        if restored:
             weight, bias = weights[-1]
-            weights[-1] = (weight * self.norm.scale, self.restore(bias))
-        return DecoderArrays(_numpy(centre), _numpy(scale), [(_numpy(w), _numpy(b)) for w, b in weights], codebooks)
+            weights[-1] = (weight * power, self.restore(bias))
+        layers = [(_numpy(w), _numpy(b)) for w, b in weights]
+        return VectorDecoder.from_arrays(_numpy(centre), _numpy(scale), layers, codebooks)
 
 
 def _head(features: int, config: EncoderConfig) -> nn.Module:

@@ -320,7 +320,10 @@ def find_tables(
             return found
     packaged = resources.files("stochcl").joinpath("tables", f"{sha256}.tables")
     if packaged.is_file():
-        return _parse(packaged.read_bytes(), sha256, f"stochcl/tables/{sha256}.tables")
+        where = f"stochcl/tables/{sha256}.tables"
+        if (found := _parse(packaged.read_bytes(), sha256, where)) is None:
+            raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
+        return found
     named = [Path(folder) for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep) if folder]
     for folder in (*named, *beside):
         if (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
@@ -333,33 +336,20 @@ def find_tables(
 
 
 def _read(path: Path, sha256: str) -> Tables | None:
+    """Return the tables of a file, if they have this name."""
     try:
-        if path.stat().st_size > MAX_TABLES:
-            return None
-        data = path.read_bytes()
+        data = path.read_bytes() if path.stat().st_size <= MAX_TABLES else b""
     except OSError:
-        return None
-    if hashlib.sha256(data).hexdigest() != sha256 and not _named(data, sha256):
         return None
     return _parse(data, sha256, escape_name(path))
 
 
-def _named(data: bytes, sha256: str) -> bool:
-    """Tell whether deflated tables have this name."""
-    try:
-        return Tables.from_bytes(data).sha256 == sha256
-    except FormatError:
-        return False
-
-
-def _parse(data: bytes, sha256: str, where: str) -> Tables:
+def _parse(data: bytes, sha256: str, where: str) -> Tables | None:
+    """Return the tables of some bytes, if they have this name."""
     try:
         tables = Tables.from_bytes(data)
-        named = tables.sha256 == sha256
     except FormatError as exc:
         if hashlib.sha256(data).hexdigest() == sha256:
             raise type(exc)(f"{where}: {exc}") from exc
-        named = False
-    if not named:
-        raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
-    return tables
+        return None
+    return tables if tables.sha256 == sha256 else None

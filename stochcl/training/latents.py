@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from stochcl.training.calibration import calibrate
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units
 from stochcl.training.loop import Schedule, TotalLoss, TrainingLoop
 from stochcl.training.objectives import OBJECTIVES, Objective, nt_xent
-from stochcl.training.quantiser import Metric, PrincipalDecoder
+from stochcl.training.quantiser import Metric, principal_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,7 +264,7 @@ class LatentStage(TrainingLoop):
         for name, parameter in encoder.named_parameters():  # an average of weights, and a twin, come with none
             if not name.startswith(("backbone.", "classifier.")):
                 parameter.requires_grad_(True)
-        with PrincipalDecoder(encoder, self.metric):
+        with principal_decoder(encoder, self.metric):
             self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
             self.clipped = [p for m in (encoder.head, encoder.decoder) for p in m.parameters()]
             self.run_steps()
@@ -273,12 +273,12 @@ class LatentStage(TrainingLoop):
             DecoderStage(self, max(1, round(steps * _SETTLING))).run_steps()
         for parameter in frozen:
             parameter.requires_grad_(True)
-        calibration = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
-        encoder.config = calibration.applied(encoder.config)
+        temperature, calibration = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
+        encoder.config = replace(encoder.config, temperature=temperature)
         record = {
             "options": asdict(options), "precision": self.precision, "rounds": rounds,
             "steps": self.step, "beta": self.controller.beta,
-            "rate": round(rate, 3), "entropy": entropy, "calibration": calibration.record,
+            "rate": round(rate, 3), "entropy": entropy, "calibration": calibration,
             "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
         return FittedLatents(rate, record)

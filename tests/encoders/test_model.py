@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from stochcl.encoders.config import EncoderConfig, default_ladder
-from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError
 from tests.encoders.making import make_config, make_encoder
 
@@ -38,11 +37,10 @@ def test_latents_beyond_a_prefix_change_nothing(encoder, symbols):
 
 @pytest.mark.parametrize("latents", [1, 8, 24])
 def test_the_decoder_s_arrays_decode_alike_in_numpy(encoder, symbols, latents):
-    centre, scale, layers, codebooks = encoder.decoder_arrays()
-    assert codebooks is None
-    assert (centre.shape, scale.shape) == ((24,), (24,))
-    assert [w.shape for w, _ in layers] == [(12, 24), (10, 12), (32, 10)]
-    decoder = VectorDecoder.from_arrays(centre, scale, layers)
+    decoder = encoder.vector_decoder()
+    assert decoder.codebooks is None
+    assert (decoder.centre.shape, decoder.scale.shape) == ((24,), (24,))
+    assert [w.shape for w, _ in decoder.layers] == [(12, 24), (10, 12), (32, 10)]
     vectors = decoder.decode(symbols[:, :latents])
     expected = encoder.decode(torch.from_numpy(symbols).float(), latents).detach().numpy()
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-3)  # the decoder's weights are rounded to float16
@@ -51,7 +49,7 @@ def test_the_decoder_s_arrays_decode_alike_in_numpy(encoder, symbols, latents):
 
 def test_without_hidden_layers_the_decoder_is_linear(symbols):
     encoder = make_encoder(latents=24, decoder=())
-    vectors = VectorDecoder.from_arrays(*encoder.decoder_arrays()).decode(symbols)
+    vectors = encoder.vector_decoder().decode(symbols)
     expected = encoder.decode(torch.from_numpy(symbols).float()).detach().numpy()
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-3)
 
@@ -88,7 +86,7 @@ def test_what_is_missing_is_the_prior_s_mean_in_every_family(other):
 @pytest.mark.parametrize("latents", [1, 4, 10])
 def test_the_decoder_s_arrays_decode_alike_in_numpy_in_every_family(other, latents):
     encoder, symbols = other
-    decoder = VectorDecoder.from_arrays(*encoder.decoder_arrays())
+    decoder = encoder.vector_decoder()
     assert (decoder.latents, decoder.dim) == (10, encoder.feature_dim)
     with torch.no_grad():
         expected = encoder.restore(encoder.decode(embedded(encoder, symbols), latents)).numpy()
