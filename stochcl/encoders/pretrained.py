@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
-from stochcl.encoders.packaged import with_backbone
+from stochcl.encoders.packaged import read_tensors, with_backbone
 from stochcl.errors import ModelError, UsageError
 from stochcl.messages import escape_name, os_reason
 
@@ -71,18 +70,9 @@ _SHOWN = 4  # names that a message lists
 class Initialisation:
     """What was loaded into a backbone.
 
-    Parameters
-    ----------
-    path, sha256 : str
-        The file, and the SHA-256 of its bytes in hex.
-    tensors, parameters : int
-        How many were loaded, statistics included, and how many numbers they hold.
-    fresh : tuple of str
-        Tensors of the backbone that stayed as they were: those of a stem of another kind.
-    unused : tuple of str
-        Tensors of the file that the backbone has no place for.
-    statistics : bool
-        Whether mean and variance of the features came along, as they do from a stochcl model with the same pooling.
+    ``tensors`` were loaded, which hold ``parameters`` numbers; ``fresh`` are those of a stem of another kind, which
+    stayed as they were, and the file's ``unused`` ones have no place in the backbone. ``statistics`` says whether
+    mean and variance of the features came along, as they do from a stochcl model with the same pooling.
     """
 
     path: str
@@ -198,19 +188,16 @@ def _read(path: Path) -> dict[str, Tensor]:
         if is_pickle(head) and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        if is_pickle(head):
-            msg = (
-                f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it "
-                f"comes from, convert it with `{convert_command(path)}`."
-            )
-            raise ModelError(msg)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+        tensors, metadata = ({}, {}) if is_pickle(head) else read_tensors(path)
     except OSError as exc:
         raise ModelError(f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
-    except (SafetensorError, ValueError) as exc:
+    except ValueError as exc:
         raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
+    if is_pickle(head):
+        raise ModelError(
+            f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it comes "
+            f"from, convert it with `{convert_command(path)}`."
+        )
     return with_backbone(shown, tensors, metadata)
 
 
@@ -271,9 +258,8 @@ def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], giv
 def _metadata_of_ours(path: Path) -> dict[str, str]:
     """Return what a stochcl model file says beside its tensors; nothing of any other file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError, ValueError):
+        _, metadata = read_tensors(path, None)
+    except (OSError, ValueError):
         return {}
     return metadata if metadata.get("kind", "").startswith("stochcl-encoder") else {}
 

@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from stochcl.encoders.packaged import read_tensors
 from stochcl.errors import TrainingError
 from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
@@ -40,9 +40,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore modules and optimizer, and return the state."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
         state: dict[str, Any] = json.loads(metadata["state"])
         stored = dict(state["options"])
         differing = sorted(k for k in identity if stored.get(k) != identity[k])
@@ -59,7 +57,7 @@ def load_checkpoint(
         for prefix, module in modules.items():
             module.load_state_dict(_under(tensors, prefix))
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as exc:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as exc:
         raise damaged(path, exc) from exc
     return state
 
