@@ -11,7 +11,8 @@ from stochcl.encoders.inference import encode
 from stochcl.entropy.fit import measure_ones
 from stochcl.errors import OutputError, TrainingError
 from stochcl.training.augment import Augmentation
-from stochcl.training.pretrain import Losses, TrainProgress
+from stochcl.training.objectives import Losses
+from stochcl.training.pretrain import TrainProgress
 from tests.encoders.making import make_config, make_images, weights
 from tests.training.making import digits, make_set, make_trainer
 
