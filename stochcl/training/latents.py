@@ -53,14 +53,13 @@ class RateController:
     LOWEST, HIGHEST, GAIN = 1e-6, 3.0, 0.03
 
     def __init__(self, target: float | None, beta: float = 1e-4, gain: float = GAIN) -> None:
-        self.target = target
-        self.beta = beta
-        self.gain = gain
-        self.hard_ratio = 1.0
+        self.target, self.beta, self.gain, self.hard_ratio = target, beta, gain, 1.0
 
     def jump(self, rate: float, target: float, factor: float) -> None:
         """Move beta by a factor in the direction that takes the rate to the target."""
-        beta = self.beta * factor if rate > target else self.beta / factor
+        self._set(self.beta * factor if rate > target else self.beta / factor)
+
+    def _set(self, beta: float) -> None:
         self.beta = max(self.LOWEST, min(self.HIGHEST, beta))
 
     def set_hard_ratio(self, hard: float, sampled: float) -> None:
@@ -73,7 +72,7 @@ class RateController:
         if self.target is None:
             return
         off = max(-1.0, min(1.0, rate * self.hard_ratio / self.target - 1))
-        self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.gain * off)))
+        self._set(self.beta * (1 + self.gain * off))
 
 
 def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tuple[str, ...]:
@@ -91,9 +90,8 @@ def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tup
     return (f"warning: {missed}; {advice}",)
 
 
-_BESIDE = (
-    0.01  # of its nats: AdamW moves a prior that nothing else pulls at by its learning rate, whatever the factor
-)
+# Of its nats: AdamW moves a prior that nothing else pulls at by its learning rate, whatever the factor.
+_BESIDE = 0.01
 
 
 class LatentLosses(NamedTuple):
@@ -106,24 +104,13 @@ class LatentLosses(NamedTuple):
 
 
 def latent_loss(
-    encoder: Encoder,
-    prior: AutoregressivePrior | None,
-    agree: Callable[[Tensor, Tensor], Tensor] | None,
-    metric: Metric,
-    views: Tensor,
-    targets: Tensor,
-    noise: Tensor,
-    *,
-    latents: int | None,
-    beta: float,
-    agreement: float,
-    estimator: str,
+    stage: LatentStage, views: Tensor, targets: Tensor, noise: Tensor, *, latents: int | None, beta: float
 ) -> LatentLosses:
     r"""Return the loss of one batch.
 
     With the code z ~ q(z|v) of a view v of the feature f, z_k its first k latents, g the decoder and W the metric,
 
-        L = sum over c in {z, z_k}:  |W (g(c) - f)|^2 / E|W f|^2  +  a * A(W g(c), W f)   +   beta * E_q[-log2 p(z)]
+        L = sum over c in {z, z_k}:  |W (g(c) - f)|^2 / E|W f|^2  +  A(W g(c), W f)   +   beta * E_q[-log2 p(z)]
 
     where A, the agreement, is by default the normalised temperature-scaled cross-entropy: to find the feature that a
     code stands for among those of the batch, and the other way round. It bounds from below what the code says about
@@ -131,16 +118,11 @@ def latent_loss(
     the squared error keeps what has variance. p is the autoregressive prior, if there is one: the coder's own kind
     of model. The factorised prior is then fitted beside, to codes that it has no influence on.
     """
+    encoder, prior = stage.encoder, stage.prior
     posterior = encoder.posterior(views)
-    draw = posterior.sample(noise, estimator)
-    widths = [None] if latents is None else [None, latents]
-    guesses = [encoder.decode(draw, k) for k in widths]
-    reconstruction = sum((metric.error(guess, targets) for guess in guesses[1:]), metric.error(guesses[0], targets))
-    total = reconstruction
-    agreed = targets.new_zeros(())
-    if agree is not None and agreement:
-        agreed = sum((agree(guess * metric.relative, targets * metric.relative) for guess in guesses), agreed)
-        total = total + agreement * agreed
+    draw = posterior.sample(noise, stage.options.estimator)
+    reconstruction, agreed = stage.decoded(draw, targets, latents)
+    total = reconstruction + agreed
     if prior is None:
         rate = posterior.rate(encoder.prior).sum(1).mean()
         total = total + beta * rate
@@ -152,10 +134,6 @@ def latent_loss(
     return LatentLosses(total, reconstruction.detach(), agreed.detach(), rate.detach())
 
 
-WHITENING = {"reconstruct": 0.0}
-"""Power of the variance that errors are divided by, of objectives with another one than 1/8."""
-
-_WHITENING = 0.125
 _TRAVEL, _GAIN = 12.0, 0.01  # logarithm of the factor that beta may move by in a run; least gain of a step
 _FIRST_BETA = 5e-4  # where it starts
 _PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with the latents' means
@@ -226,10 +204,8 @@ class LatentStage(TrainingLoop):
         self.features, self.inputs = features, len(features) // versions
         self.held = held if len(held) else features[: min(self.inputs, _HARD_ROWS)]
         self.views = views if len(held) else None
-        whitening = options.whitening
-        if whitening is None:
-            whitening = WHITENING.get(options.objective, _WHITENING)
-        self.metric = Metric.of(np.asarray(features), whitening)
+        whitening = 0.0 if options.objective == "reconstruct" else 0.125
+        self.metric = Metric.of(np.asarray(features), whitening if options.whitening is None else options.whitening)
         self.targets = self.metric.coordinates(features)
         self.agree = make_agreement(options, self.metric)
         self.prior = self._make_prior()
@@ -289,20 +265,26 @@ class LatentStage(TrainingLoop):
         rows = rng.integers(len(self.features), size=self.batch)
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         views = torch.from_numpy(np.asarray(self.features[rows], np.float32))
-        if options.noise:
-            drawn = torch.randn(len(rows), len(self.metric.deviation), generator=generator)
-            views = views + options.noise * (drawn * self.metric.deviation) @ self.metric.axes.T
-        uniform = torch.rand(
-            len(rows), POSTERIORS[encoder.config.posterior].noise(encoder.config), generator=generator
-        )
-        rungs = encoder.config.ladder[:-1] if options.nested else ()
-        latents = int(rng.choice(rungs)) if len(rungs) else None
+        count = POSTERIORS[encoder.config.posterior].noise(encoder.config)
+        uniform = torch.rand(len(rows), count, generator=generator)
+        latents = self.rung(rng)
         beta = self.controller.beta * min(1.0, (self.step + 1) / self._ramp)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            return latent_loss(
-                encoder, self.prior, self.agree, self.metric, views, self.targets[torch.from_numpy(rows)], uniform,
-                latents=latents, beta=beta, agreement=options.agreement, estimator=options.estimator,
-            )  # fmt: skip
+            return latent_loss(self, views, self.targets[torch.from_numpy(rows)], uniform, latents=latents, beta=beta)
+
+    def rung(self, rng: np.random.Generator) -> int | None:
+        """Draw the prefix that is trained beside the full width, if any is."""
+        rungs = self.encoder.config.ladder[:-1] if self.options.nested else ()
+        return int(rng.choice(rungs)) if len(rungs) else None
+
+    def decoded(self, draw: Tensor, targets: Tensor, latents: int | None) -> tuple[Tensor, Tensor]:
+        """Return error and agreement of what a code, and its first latents, decode to."""
+        guesses = [self.encoder.decode(draw, k) for k in ([None] if latents is None else [None, latents])]
+        error = torch.stack([self.metric.error(guess, targets) for guess in guesses]).sum()
+        if self.agree is None:
+            return error, error.new_zeros(())
+        w = self.metric.relative
+        return error, torch.stack([self.agree(guess * w, targets * w) for guess in guesses]).sum()
 
     def after_step(self, losses: LatentLosses, fraction: float) -> None:  # noqa: D102
         if isinstance(self.agree, Objective):
@@ -417,18 +399,11 @@ class DecoderStage(TrainingLoop):
         )
 
     def losses(self) -> TotalLoss:  # noqa: D102
-        encoder, options, metric, agree = self.stage.encoder, self.stage.options, self.stage.metric, self.stage.agree
-        rng = np.random.default_rng([options.seed, self.stage.step, self.step])
-        rows = torch.from_numpy(rng.integers(len(self.symbols), size=self.stage.batch))
-        draw, targets = encoder.embed(self.symbols[rows]), self.stage.targets[rows]
-        rungs = encoder.config.ladder[:-1] if options.nested else ()
-        loss = torch.zeros(())
-        for width in [None, int(rng.choice(rungs))] if len(rungs) else [None]:
-            guess = encoder.decode(draw, width)
-            loss = loss + metric.error(guess, targets)
-            if agree is not None:
-                loss = loss + options.agreement * agree(guess * metric.relative, targets * metric.relative)
-        return TotalLoss(loss)
+        stage = self.stage
+        rng = np.random.default_rng([stage.options.seed, stage.step, self.step])
+        rows = torch.from_numpy(rng.integers(len(self.symbols), size=stage.batch))
+        draw, latents = stage.encoder.embed(self.symbols[rows]), stage.rung(rng)
+        return TotalLoss(sum(stage.decoded(draw, stage.targets[rows], latents), torch.zeros(())))
 
 
 def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, Tensor], Tensor] | None:

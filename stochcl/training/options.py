@@ -73,11 +73,7 @@ class LatentOptions(CodeOptions):
 
     steps: int = option(3000, "Steps of the descent; later stages take a fraction of it.", at_least=1)
     batch_size: int = option(256, "Features a step.", at_least=1)
-    agreement: float = option(1.0, "Weight of the objective beside the reconstruction.", at_least=0)
     temperature: float = option(0.1, "Temperature of the contrastive objective.", more_than=0)
-    noise: float = option(
-        0.0, "Noise that makes a view of a feature, in standard deviations along each principal axis.", at_least=0
-    )
     nested: bool = option(True, "Train the prefixes on the ladder to be codes in themselves.")
     prior_hidden: int | None = _hidden("by the number of rows")
 

@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_ends_it():
         ({"lr": math.nan}, "lr"),
         ({"temperature": 0.0}, "temperature"),
         ({"rate": -1}, "rate"),
-        ({"agreement": -1}, "agreement"),
+        ({"batch_size": 0}, "batch_size"),
         ({"estimator": "reinforce"}, "reinforce"),
         ({"objective": "guess"}, "guess"),
         ({"precision": "fp8"}, "fp8"),
