@@ -77,8 +77,8 @@ def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator
     """Return a decorator that adds an option for each field with a help text, a class's own before its bases'."""
     made = [
         _click_option(one) for cls in classes
-        for one in sorted(declared(cls).values(), key=lambda one: one.name not in vars(cls)["__annotations__"])
-        if option_of(one).help and (not only or one.name in only)
+        for base in cls.__mro__ for one in declared(cls).values()
+        if one.name in _owned(cls, base) and option_of(one).help and (not only or one.name in only)
     ]  # fmt: skip
 
     def decorate(command: Any) -> Any:
@@ -87,6 +87,14 @@ def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator
         return command
 
     return decorate
+
+
+def _owned(cls: type[Options], base: type) -> set[str]:
+    """Return the names of fields that a base declares, and no class before it."""
+    before = cls.__mro__[: cls.__mro__.index(base)]
+    return set(vars(base).get("__annotations__", {})).difference(
+        *(vars(c).get("__annotations__", {}) for c in before)
+    )
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

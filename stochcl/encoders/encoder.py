@@ -242,11 +242,10 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
         """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""
-        restored = isinstance(self.norm, Standardise)
         power = self.norm.scale if isinstance(self.norm, Standardise) else 1.0
         if isinstance(self.decoder, Words):
-            words, output, centre = self.decoder.stages(), self.decoder.output, self.decoder.centre
-            mapped = () if output is None or centre is None else (output * power, self.restore(centre))
+            words, output, middle = self.decoder.stages(), self.decoder.output, self.decoder.centre
+            mapped = () if output is None or middle is None else (output * power, self.restore(middle))
             return ResidualDecoder.of_stages([_numpy(stage) for stage in words], *map(_numpy, mapped))
         mean = self.factorised.mean().float()
         inputs = self.config.decoder_inputs
@@ -260,7 +259,7 @@ class Encoder(nn.Module):
             missing = torch.einsum("dk,dke->de", mean, self.codebooks)
             codebooks = _numpy(self.codebooks - missing[:, None])
         weights: list[tuple[Tensor, Tensor]] = [tuple(layer.parameters()) for layer in self.decoder]
-        if restored:
+        if isinstance(self.norm, Standardise):
             weight, bias = weights[-1]
             weights[-1] = (weight * power, self.restore(bias))
         layers = [(_numpy(w), _numpy(b)) for w, b in weights]

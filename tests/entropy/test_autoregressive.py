@@ -304,7 +304,7 @@ def changed(array: np.ndarray, at: tuple[int, ...], value: int) -> np.ndarray:
         (lambda m: {"degrees": changed(m.degrees, (0,), 0)}, "degrees of hidden units"),
         (lambda m: {"degrees": changed(m.degrees, (4,), 15)}, "degrees of hidden units|known yet"),
         (lambda m: {"degrees": m.degrees[::-1].copy()}, "degrees of hidden units"),
-        (lambda m: {"degrees": np.ones(4097, np.uint16)}, "4097 hidden units"),
+        (lambda m: {"degrees": np.ones(4097, np.uint16)}, "4,097 hidden units"),
         (lambda m: {"degrees": m.degrees[:-1]}, "of shape"),
         (lambda m: {"degrees": m.degrees[:, None]}, "degrees of hidden units|shape"),
         (lambda m: {"hidden_weights": m.hidden_weights[:, :-1]}, "hidden_weights is int8"),
