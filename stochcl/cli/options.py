@@ -76,9 +76,8 @@ def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - 
 def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator:
     """Return a decorator that adds an option for each field with a help text, a class's own before its bases'."""
     made = [
-        _click_option(one) for cls in classes
-        for base in cls.__mro__ for one in declared(cls).values()
-        if one.name in _owned(cls, base) and option_of(one).help and (not only or one.name in only)
+        _click_option(one) for cls in classes for one in _own_first(cls)
+        if option_of(one).help and (not only or one.name in only)
     ]  # fmt: skip
 
     def decorate(command: Any) -> Any:
@@ -89,12 +88,9 @@ def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator
     return decorate
 
 
-def _owned(cls: type[Options], base: type) -> set[str]:
-    """Return the names of fields that a base declares, and no class before it."""
-    before = cls.__mro__[: cls.__mro__.index(base)]
-    return set(vars(base).get("__annotations__", {})).difference(
-        *(vars(c).get("__annotations__", {}) for c in before)
-    )
+def _own_first(cls: type[Options]) -> list[Field[Any]]:
+    names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
+    return [declared(cls)[name] for name in names]
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
