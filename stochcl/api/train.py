@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
-    from stochcl.training.latents import LatentProgress
     from stochcl.training.loop import FitProgress
     from stochcl.training.options import TrainOptions
     from stochcl.training.pretrain import Trainer, TrainProgress
@@ -84,7 +83,7 @@ def train(
     force: bool = False,
     most_images: int | None = None,
     share_backbone: bool = False,
-    report: Callable[[TrainProgress | FitProgress | LatentProgress], None] = lambda progress: None,
+    report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:
     """Train an encoder and write its model file.

@@ -144,31 +144,25 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
     """Load weights into the backbone of an encoder, in place.
 
     The file holds the names of the backbone's own state dict (those of torchvision for a residual network, those of
-    the published file for an EfficientNet-Lite),
-    all behind one prefix or none: ``module.``, ``backbone.``, ``encoder.``... A stochcl model file is such a file,
-    and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
+    the published file for an EfficientNet-Lite), all behind one prefix or none: ``module.``, ``backbone.``,
+    ``encoder.``... A stochcl model file is such a file, and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
     the normalisation behind them: it was learned for other channels.
     """
     network = _network(encoder)
     tensors = _read(path)
     expected = network.state_dict()
     prefix = _prefix(path, tensors, expected)
-    given = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
-    fresh = _other_stem(network, expected, {name: tensors[full] for name, full in given.items()})
+    given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    fresh = _other_stem(network, expected, given)
     wanted = {name: tensor for name, tensor in expected.items() if name not in fresh}
-    _check_layout(path, network, wanted, {name: tensors[full] for name, full in given.items()})
-    used = {name: tensors[given[name]] for name in wanted if name in given}
+    _check_layout(path, network, wanted, given)
+    used = {name: given[name] for name in wanted if name in given}
     network.load_state_dict(used, strict=False)
     statistics = _load_statistics(encoder, tensors) if _metadata_of_ours(path) else set()
-    unused = set(tensors) - {given[name] for name in used} - statistics
+    unused = set(tensors) - {prefix + name for name in used} - statistics
+    numbers = sum(tensor.numel() for tensor in used.values())
     return Initialisation(
-        path=escape_name(path),
-        sha256=_file_hash(path),
-        tensors=len(used),
-        parameters=sum(tensor.numel() for tensor in used.values()),
-        fresh=fresh,
-        unused=tuple(sorted(unused)),
-        statistics=bool(statistics),
+        escape_name(path), _file_hash(path), len(used), numbers, fresh, tuple(sorted(unused)), bool(statistics)
     )
 
 
@@ -206,16 +200,13 @@ def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor])
     found: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in expected:
-                found["".join(f"{part}." for part in parts[:i])] += 1
+        known = (i for i in range(len(parts)) if ".".join(parts[i:]) in expected)
+        found.update("".join(f"{part}." for part in parts[:i]) for i in known)
     if not found:
-        first = next(iter(expected))
-        msg = (
-            f"{escape_name(path)}: no tensor of this file has a name that the backbone knows, such as {first}; "
-            f"it holds {_listed(tuple(tensors))}."
+        raise ModelError(
+            f"{escape_name(path)}: no tensor of this file has a name that the backbone knows, such as "
+            f"{next(iter(expected))}; it holds {_listed(tuple(tensors))}."
         )
-        raise ModelError(msg)
     most = max(found.values())
     best = sorted(prefix for prefix, count in found.items() if count == most)
     if len(best) > 1:

@@ -13,13 +13,13 @@ import torch
 
 from stochcl.codes import Codes
 from stochcl.encoders.inference import precision_used
-from stochcl.encoders.posteriors import BIT, POSTERIORS
+from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.priors import AutoregressivePrior
 from stochcl.entropy.fit import hard_rate
 from stochcl.errors import TrainingError
 from stochcl.training.calibration import calibrate
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units
-from stochcl.training.loop import Schedule, TotalLoss, TrainingLoop
+from stochcl.training.loop import FitProgress, Schedule, TotalLoss, TrainingLoop
 from stochcl.training.objectives import OBJECTIVES, Objective, nt_xent
 from stochcl.training.quantiser import Metric, principal_decoder
 
@@ -139,7 +139,6 @@ _FIRST_BETA = 5e-4  # where it starts
 _PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with the latents' means
 _WARM, _BETA_WARM = 100, 300  # steps of warm-up of the learning rate, and of beta
 _HARD_ROWS = 2000
-_FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
 _PASSES = 20  # over the codes, in the fit of the coder's network
 _PASSES_AGAIN = 8  # if it starts from the trained prior: mostly, the first pass is then the best
@@ -149,28 +148,6 @@ _SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and factor of beta, in a cor
 _DESCENT, _FITTING = 0.6, 0.15  # of the stage's time: the descent, a fit of the entropy network
 _ROWS = 4096
 _MOST_CODES = 100_000  # for the tables
-
-
-@dataclass
-class LatentProgress:
-    """Progress of the latent stage; rates are in bits per input."""
-
-    fraction: float
-    step: int
-    loss: float
-    reconstruction: float
-    agreement: float
-    rate: float
-    hard_rate: float
-    kl: float
-    beta: float
-
-    def line(self) -> str:
-        """Return the figures that matter, with their units, on one line."""
-        return (
-            f"latents: step {self.step:,}, error {self.reconstruction:.3f} of the features' power, "
-            f"rate {self.hard_rate:,.1f} bits/input"
-        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +167,7 @@ class LatentStage(TrainingLoop):
     defaults.
     """
 
-    progress_type, log_every, first_log = LatentProgress, 50, 0
+    progress_type, log_every, first_log = FitProgress, 50, 0
 
     def __init__(
         self, encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
@@ -296,10 +273,8 @@ class LatentStage(TrainingLoop):
             self.controller.set_hard_ratio(self.hard, float(losses.rate))
 
     def figures(self, losses: LatentLosses) -> dict[str, Any]:  # noqa: D102
-        terms = {name: float(value) for name, value in losses._asdict().items()}
-        return terms | {
-            "loss": terms["total"], "hard_rate": self.hard, "kl": self._divergence(), "beta": self.controller.beta,
-        }  # fmt: skip
+        error = f"error {float(losses.reconstruction):.3f} of the features' power"
+        return {"text": f"latents: step {self.step:,}, {error}, rate {self.hard:,.1f} bits/input"}
 
     def _meet_rate(self, steps: int) -> tuple[int, dict[str, Any], float]:
         """Train on, after ``steps`` steps, until codes cost the target under the coder's own model, fitted to them.
@@ -362,12 +337,6 @@ class LatentStage(TrainingLoop):
         if self.prior is None:
             return hard_rate(codes, self.encoder.factorised.numerators())
         return float(self.prior.bits(torch.from_numpy(codes.decisions()).float()).sum(1).mean())
-
-    @torch.no_grad()
-    def _divergence(self) -> float:
-        """Return KL(q||p) of held-out inputs under the factorised prior, in bits."""
-        features = torch.from_numpy(np.asarray(self.held[:_FEW_ROWS], np.float32))
-        return float(self.encoder.posterior(features).kl(self.encoder.prior).sum(1).mean()) / BIT
 
     def _fit_tables(self) -> tuple[dict[str, Any], float]:
         """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""

@@ -216,7 +216,7 @@ print(digest.hexdigest())
 def test_the_number_of_threads_changes_nothing():
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
     found = set()
-    for threads in "1", "2", "5":
+    for threads in "1", "3":
         environment = os.environ | dict.fromkeys(names, threads)
         root = Path(__file__).parents[2]
         run = subprocess.run(
@@ -388,10 +388,10 @@ def test_codes_of_every_width_come_back(latents, alphabet):
 
 def test_the_payload_is_within_a_thousandth_of_the_ideal():
     """The rest is the end of each stream: 32 to 51 bits, of 64 kbit."""
-    codes, model = make_chain(60_000, 128), make_network(128, hidden=20)
+    codes, model = make_chain(20_000, 128), make_network(128, hidden=20)
     rows = round(65_536 / (model.ideal_bits(codes) / len(codes)))
     words = sum(len(encode_block(codes[start : start + rows], model)) for start in range(0, len(codes), rows))
-    assert 4 * words > 200_000
+    assert 4 * words > 60_000
     ideal = model.ideal_bits(codes)
     assert ideal < 32 * words <= 1.001 * ideal
 
