@@ -104,6 +104,14 @@ class Encoder(nn.Module):
         self.backbone = make_backbone(config.backbone, width=config.width, stem=config.stem, pooling=config.pooling)
         features = self.backbone.features
         self.norm = Standardise(features) if config.columns else nn.BatchNorm1d(features, affine=False)
+        self._make_latents()
+        self.classifier = nn.Linear(features, len(config.classes)) if config.classes else None
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def _make_latents(self) -> None:
+        """Make what depends on the latents, fresh."""
+        config, features = self.config, self.feature_dim
         self.head = _head(features, config)
         self.prior = nn.Parameter(FACTORISED[config.posterior].initial(config))
         widths = (config.decoder_inputs, *config.decoder, features)
@@ -115,15 +123,12 @@ class Encoder(nn.Module):
         self.codebooks: nn.Parameter | None = None
         if config.embedding:
             self.codebooks = nn.Parameter(torch.randn(config.latents, config.alphabet, config.embedding))
-        self.classifier = nn.Linear(features, len(config.classes)) if config.classes else None
         nodes = nodes_per_symbol(config.alphabet)
         self.register_buffer("ones", torch.zeros(config.latents, nodes, dtype=torch.int32))
         self.entropy: nn.Module | None = None
         if config.entropy == "autoregressive":
             types = array_types(config.latents, config.entropy_hidden, config.alphabet, levels=len(logistic_levels()))
             self.entropy = _buffers({n: torch.zeros(shape, dtype=_stored(d)) for n, (d, shape) in types.items()})
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
     @property
     def feature_dim(self) -> int:
@@ -209,12 +214,8 @@ class Encoder(nn.Module):
             self.config, posterior="residual", latents=sum(stages), stages=stages, ladder=(), reduced=reduced,
             transform=transform, alphabet=2, embedding=0, entropy="independent", entropy_hidden=0, temperature=1.0,
         )  # fmt: skip
-        device = self.ones.device
-        self.head = ReducedHead(self.feature_dim, self.config).to(device)
-        self.decoder = Words(self.config, self.feature_dim).to(device)
-        self.prior = nn.Parameter(FACTORISED["residual"].initial(self.config).to(device))
-        self.codebooks, self.entropy = None, None
-        self.ones = torch.zeros(self.config.latents, 1, dtype=torch.int32, device=device)
+        self._make_latents()
+        self.to(self.mean.device)
 
     def set_entropy(self, network: AutoregressiveModel | None) -> None:
         """Set the entropy network, or remove it, in the configuration, too."""

@@ -145,8 +145,8 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
 
     The file holds the names of the backbone's own state dict (those of torchvision for a residual network, those of
     the published file for an EfficientNet-Lite), all behind one prefix or none: ``module.``, ``backbone.``,
-    ``encoder.``... A stochcl model file is such a file, and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
-    the normalisation behind them: it was learned for other channels.
+    ``encoder.``... A stochcl model file is such a file, and brings the statistics of its features along. Weights for
+    a stem with another kernel are left alone, with the normalisation behind them: it was learned for other channels.
     """
     network = _network(encoder)
     tensors = _read(path)

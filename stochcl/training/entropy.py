@@ -87,18 +87,10 @@ def hidden_units(codes: int) -> int:
 
 
 def fit_entropy(
-    codes: Codes,
-    ladder: tuple[int, ...],
-    *,
-    versions: int = 1,
-    hidden: int | None = None,
-    passes: int = 20,
-    max_time: float | None = None,
-    seed: int = 0,
-    precision: str = "auto",
-    initial: AutoregressivePrior | None = None,
-    report: Callable[[FitProgress], None] = lambda progress: None,
-) -> EntropyFit:
+    codes: Codes, ladder: tuple[int, ...], *, versions: int = 1, hidden: int | None = None, passes: int = 20,
+    max_time: float | None = None, seed: int = 0, precision: str = "auto",
+    initial: AutoregressivePrior | None = None, report: Callable[[FitProgress], None] = lambda progress: None,
+) -> EntropyFit:  # fmt: skip
     """Fit an entropy network to codes, by the bits that they cost.
 
     An input is held out in all of ``versions`` stacked parts, each of the same inputs in the same order. ``initial``
@@ -218,8 +210,7 @@ _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}
 
 def fit_tables(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, *, entropy: str = "autoregressive",
-    hidden: int | None = None, max_time: float | None = None, seed: int = 0, precision: str = "auto",
-    report: Callable[[FitProgress], None] = lambda progress: None,
+    seed: int = 0, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the table of independent symbols, and fit the entropy network, on codes of training images."""
     chosen = np.random.default_rng(seed).permutation(len(images))[: _MEASURED_IMAGES[entropy]]
@@ -227,10 +218,7 @@ def fit_tables(
     codes = encode(encoder, images, device).codes
     networked = entropy == "autoregressive" and len(codes) >= MIN_CODES
     more = encode(encoder, smaller_images(images, seed), device).codes if networked else None
-    return fit_code_tables(
-        encoder, codes, more, entropy=entropy, hidden=hidden, max_time=max_time, seed=seed, precision=precision,
-        report=report,
-    )  # fmt: skip
+    return fit_code_tables(encoder, codes, more, entropy=entropy, seed=seed, **options)
 
 
 def fit_code_tables(
@@ -238,12 +226,11 @@ def fit_code_tables(
 ) -> dict[str, Any]:
     """Measure the table of independent symbols, and fit the entropy network, on given codes."""
     encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
+    encoder.set_entropy(None)
     if entropy == "independent" or len(codes) < MIN_CODES:
-        encoder.set_entropy(None)
         return {}
-    versions = 1
     if more is not None:
-        codes, versions = Codes(np.concatenate([codes.packed, more.packed]), codes.latents, codes.alphabet), 2
-    fitted = fit_entropy(codes, encoder.config.ladder, versions=versions, **options)
+        codes = Codes(np.concatenate([codes.packed, more.packed]), codes.latents, codes.alphabet)
+    fitted = fit_entropy(codes, encoder.config.ladder, versions=1 + (more is not None), **options)
     encoder.set_entropy(fitted.network)
     return fitted.record
