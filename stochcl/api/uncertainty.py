@@ -17,7 +17,7 @@ from stochcl.api.source import open_inputs
 from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import MatrixSource
 from stochcl.data.open import SubsetSource
-from stochcl.downstream.evaluation import labelled
+from stochcl.downstream.labelled import labelled
 from stochcl.downstream.metrics import make_splits
 from stochcl.downstream.uncertainty import (
     CONFIDENCE,

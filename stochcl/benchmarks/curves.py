@@ -25,14 +25,10 @@ if TYPE_CHECKING:
 LEAST = 4
 """Points that a curve needs."""
 
-PAPER = 588
-"""224 x 224 x 3 bytes by 2,048 bits (Ramapuram et al., arXiv 2110.00552, section 1)."""
-
 BITS = ("bits_per_image", "bits_with_side", "bits_with_side_of_a_million")
 
 NAME = "results"
 
-_PIXEL_BITS, _FLOAT_BITS = 24, 32
 _DRAWS = 1000
 _LEAST_DRAWS = 0.5  # of the draws that must give a figure, for an interval to be given
 _NARROW = 0.01  # a shared range of accuracy below which a saving means nothing
@@ -182,34 +178,6 @@ def _saving_facts(ours: Points, other: Points, seed: int) -> dict[str, Any]:
     }
 
 
-def reductions(rows: list[dict[str, Any]], features: int, side: int | None) -> list[dict[str, Any]]:
-    """Say what our codes are worth at a 588th of three things that one may mean by it.
-
-    Returns ``of`` what, its 588th in ``bits``, and the most accurate of our codes of at most as many bits of payload,
-    if there is one, with its accuracy ``relative`` to float32 features. ``side`` is that of the images themselves.
-    """
-    whole: dict[str, float | None] = {
-        "pixels at 224 x 224": 224 * 224 * _PIXEL_BITS,
-        f"pixels at the images' own {side} x {side}": None if side is None else side * side * _PIXEL_BITS,
-        f"float32 features, {features}": features * _FLOAT_BITS,
-    }
-    reference = next((row["accuracy"] for row in rows if row["method"] == "float32"), None)
-    found = []
-    for of, bits in whole.items():
-        if bits is None:
-            continue
-        least = bits / PAPER
-        ours = [row for row in rows if row["group"] == "ours" and row["bits_per_image"] <= least]
-        best = max(ours, key=lambda row: row["accuracy"], default=None)
-        line: dict[str, Any] = {"of": of, "bits": round(least, 1), "code": None}
-        if best is not None:
-            line |= {key: best[key] for key in ("code", "input", "bits_per_image", "accuracy")}
-            line["method"] = best["method"]
-            line["relative"] = None if not reference else best["accuracy"] / reference
-        found.append(line)
-    return found
-
-
 _MARKERS = "osD^v<>PX*hp"
 _STYLES = ("-", "--", "-.", ":")
 _SHADES = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d5a97", "#c77700", "#4d4d4d", "#00868b", "#a0522d")
@@ -356,23 +324,13 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def summary(result: dict[str, Any]) -> Iterator[str]:
-    """Yield sentences: bits by those of others at equal accuracy, and what is left at a 588th."""
+    """Yield sentences: what quantisers were fitted to, and our bits by those of others at equal accuracy."""
     if (fit := result.get("fit")) is not None:
         yield (
             f"'fitted elsewhere' are quantisers fitted, with the tables of their codes, to {fit['images']:,} images "
             f"of {', '.join(fit['sources'])}; the probe learns from the same images as in all other rows"
         )
     yield from _comparisons(result)
-    for line in result["reductions"]:
-        at = f"a 588th of {line['of']} is {line['bits']:,.1f} bits per image"
-        if line["code"] is None:
-            yield f"{at}: none of our codes is that small"
-            continue
-        relative = "" if line["relative"] is None else f", {line['relative']:.1%} of what float32 features have"
-        yield (
-            f"{at}: {line['accuracy']:.2%} accuracy{relative} ({line['method']}, {line['code']}, "
-            f"{line['bits_per_image']:,.1f} bits)"
-        )
 
 
 def _comparisons(result: dict[str, Any]) -> Iterator[str]:

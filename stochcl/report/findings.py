@@ -15,7 +15,7 @@ from stochcl.codes import Codes
 from stochcl.data import read_labels
 from stochcl.downstream import interpretation as of
 from stochcl.downstream import make_estimator, metrics
-from stochcl.downstream.evaluation import labelled
+from stochcl.downstream.labelled import labelled
 from stochcl.downstream.metrics import make_splits
 from stochcl.entropy.fit import latent_lengths
 from stochcl.errors import LabelsError, UsageError
@@ -287,7 +287,7 @@ class Findings:
     compared: NDArray[np.integer]
     associated: NDArray[np.float64]
     strongest: NDArray[np.integer]
-    sides: dict[int, list[of.Side]]
+    sides: dict[int, list[of.ActivationExamples]]
     probe: Probe | None
     interventions: list[of.Intervention]
     projection: of.Projection
@@ -321,19 +321,21 @@ def compute_findings(
     strongest = compared[best[changing[best]]]
     tell("choosing images")
     y = None if labels is None else labels.y
-    sides = {c: of.sides(sample, c, typical=TYPICAL, random=RANDOM, y=y, seed=seed) for c in strongest.tolist()}
+    sides = {
+        column: of.activation_examples(sample, column, typical=TYPICAL, random=RANDOM, y=y, seed=seed)
+        for column in strongest.tolist()
+    }
     tell("training a probe")
     probe, notes = (None, list[str]()) if labels is None else train_probe(sample, labels, seed)
     tell("flipping latents")
     flipped = np.arange(len(sample)) if probe is None else probe.held
-    interventions = of.intervene(
-        sample,
-        strongest.tolist(),
-        rows=np.sort(rng.permutation(flipped)[:FLIPPED_ROWS]),
-        known=np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS]),
-        probe=None if probe is None else probe.answers,
+    flips = of.Flips(
+        sample, np.sort(rng.permutation(flipped)[:FLIPPED_ROWS]),
+        np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS]),
+        None if probe is None else probe.answers,
         classes=labels is not None and labels.task == "classification",
-    )
+    )  # fmt: skip
+    interventions = [flips.of(column) for column in strongest.tolist()]
     tell("drawing the map")
     order = np.argsort([] if data.uncertainty is None else data.uncertainty, kind="stable")
     half = min(EXTREMES, len(order) // 2)

@@ -103,7 +103,7 @@ def entry(against, saved, *, coding="linear", bits="bits_per_image", low=0.3, hi
 
 
 def said(*entries):
-    return list(curves.summary({"savings": entries, "reductions": []}))
+    return list(curves.summary({"savings": entries}))
 
 
 def test_savings_are_said_as_factors_of_payload_and_at_a_million():
@@ -140,17 +140,3 @@ def test_a_death_is_a_line_of_the_table():
     (line,) = curves.lines(result)
     assert line[:3] == ("OPQ", "8 bits", "failed: signal SIGABRT")
     assert len(line) == len(curves.columns(result))
-
-
-def test_reductions_are_the_best_code_below_the_bits():
-    def row(bits, accuracy, group="ours", method="m"):
-        return {"group": group, "method": method, "bits_per_image": bits, "accuracy": accuracy, "code": f"{bits}",
-                "input": "vectors"}  # fmt: skip
-
-    rows = [row(30, 0.4), row(40, 0.5), row(50, 0.9), row(2000, 0.6), row(16384, 0.8, "features", "float32")]
-    found = curves.reductions(rows, 512, 32)
-    assert [line["bits"] for line in found] == [2048.0, 41.8, 27.9]
-    assert [line.get("accuracy") for line in found] == [0.9, 0.5, None]
-    assert found[1]["relative"] == pytest.approx(0.5 / 0.8)
-    assert [line["of"] for line in curves.reductions(rows, 2048, None)][1] == "float32 features, 2048"
-    assert curves.reductions(rows, 2048, None)[1]["bits"] == 111.5

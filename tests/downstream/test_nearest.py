@@ -85,5 +85,5 @@ def test_no_more_rows_than_their_numbers_hold():
     found = Nearest(np.ones((1, 1)), DISTANCES["hamming"], 1)
     found.seen = (1 << 32) - 1
     found.add(np.ones((1, 1)))
-    with pytest.raises(ValueError, match="rows are numbered with 32 bits"):
+    with pytest.raises(ValueError, match="4,294,967,296"):
         found.add(np.ones((1, 1)))
