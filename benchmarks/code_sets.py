@@ -35,6 +35,7 @@ INDEPENDENT, AUTOREGRESSIVE = "independent", "autoregressive"
 CIFAR10_ZIP, CIFAR10_CODES = "cifar10-test.zip", "cifar10-test-codes.bin"
 
 _LATENTS = 128
+_TRAINING = 12_000  # faiss asks for 39 rows a centroid
 _FACTORS = 6  # hidden bits of the correlated set; their 64 states are summed over for the exact entropy
 
 
@@ -196,7 +197,7 @@ def opq(rows: int, latents: int, seed: int) -> CodeSet:
             out[mine] += rng.normal(size=(mine.sum(), loadings.shape[1])) @ loadings[k]
         return rng.permutation(out).astype(np.float32)
 
-    training, *matrices = vectors(12_000), vectors(rows), vectors(rows)  # faiss asks for 39 rows a centroid
+    training, *matrices = vectors(_TRAINING), vectors(rows), vectors(rows)
     fitting, coded = call_in_child(_quantised, training, matrices, indices, seed)
     return CodeSet("opq", coded, fitted(fitting), f"{indices} OPQ indices of seeded vectors of {dim} dimensions")
 

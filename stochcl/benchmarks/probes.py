@@ -97,7 +97,7 @@ class Judge:
         self, train: NDArray[np.generic], test: NDArray[np.generic], distance: str
     ) -> NDArray[np.floating]:
         """Return each query's average precision among the first thousand training rows."""
-        from stochcl.downstream.neighbors import DISTANCES, Nearest
+        from stochcl.downstream.distances import DISTANCES, Nearest
 
         # Short codes have many equal distances; these go by the order of rows, which sources have by class.
         order = np.random.default_rng([self.seed, 41]).permutation(len(train))

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest, without_own
-from stochcl.downstream.selection import indicator_products
-from stochcl.errors import UsageError
+from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest, without_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
     from stochcl.entropy.tables import Decoder
 
     Answers = Callable[[NDArray[Any]], NDArray[np.float64]]
-
-KINDS = tuple(OF_KINDS)
-"""What symbols are: 0 or 1, numbers in order, or names."""
 
 LOW, HIGH = 0.1, 0.9  # quantiles that stand for a low and a high level
 ROWS = 4096  # made floats at a time
@@ -45,23 +40,14 @@ class Sample:
     """Vectors, float32, shape (N, V), or the symbols where there is no decoder."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"latents are {', '.join(KINDS)}, not {self.kind!r}.")
-        if self.symbols.ndim != 2 or not len(self.symbols):
-            raise UsageError(f"codes to look at have shape (N, D), at least one row, not {self.symbols.shape}.")
         object.__setattr__(self, "x", self.decode(self.symbols))
 
     def __len__(self) -> int:
         return len(self.symbols)
 
     @property
-    def latents(self) -> int:
-        """D."""
-        return int(self.symbols.shape[1])
-
-    @property
     def distance(self) -> str:
-        """Which of :data:`~stochcl.downstream.neighbors.DISTANCES` compares rows."""
+        """Which of :data:`~stochcl.downstream.distances.DISTANCES` compares rows."""
         return OF_KINDS[self.kind] if self.decoder is None else "cosine"
 
     def decode(self, symbols: NDArray[Any]) -> NDArray[Any]:
@@ -110,20 +96,16 @@ def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def weights(sample: Sample) -> NDArray[np.float64]:
-    """Return the share of the vectors' variance that goes with each latent, shape (D,), or zeros without a decoder.
-
-    This is the R2 of a regression of all numbers of the vectors on one latent: on its value, or on its category.
-    Latents that go together share it, so the shares do not add up to 1.
-    """
+    """Return the R2 of the vectors on each latent alone, shape (D,), or zeros without a decoder."""
     if sample.decoder is None:
-        return np.zeros(sample.latents)
+        return np.zeros(sample.symbols.shape[1])
     centred = sample.x - sample.x.mean(axis=0, dtype=np.float64).astype(np.float32)
     total = float(np.square(centred, dtype=np.float64).sum())
     if not total > 0 or not np.isfinite(total):  # one row, or a foreign decoder that overflows
-        return np.zeros(sample.latents)
+        return np.zeros(sample.symbols.shape[1])
     if sample.kind == "categories":
         return np.array([_between(column, centred) for column in sample.symbols.T]) / total
-    products = np.zeros((sample.latents, centred.shape[1]), np.float32)
+    products = np.zeros((sample.symbols.shape[1], centred.shape[1]), np.float32)
     for rows, part in _scaled(sample.symbols):
         products += part.T @ centred[rows]
     shares: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
@@ -165,6 +147,8 @@ def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> 
 
 def _cramer(symbols: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return Cramer's V of all pairs of columns, from products of their indicators."""
+    from stochcl.downstream.selection import indicator_products  # scikit-learn takes a second to import
+
     gram, _, groups = indicator_products(symbols, np.zeros((len(symbols), 1)))
     starts = [group.start for group in groups]
     values = np.array([group.stop - group.start for group in groups])
@@ -306,7 +290,7 @@ def _labels_of(
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What flipping a latent does to one row: its nearest rows before and after, and the probe's answers, (2, C)."""
+    """What a flip does to one row: its nearest rows before and after, and the probe's answers, (2, C)."""
 
     row: int
     before: NDArray[np.int64]
@@ -390,7 +374,7 @@ class Flips:
     def _nearest(self, queries: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the nearest of the known rows, without the queries themselves."""
         found = Nearest(queries, self._distance, min(NEIGHBORS + 1, len(self._known)), prepared=True)
-        found.add_prepared(self._known)
+        found.add(self._known, prepared=True)
         return without_own(*found.sorted(), self._own)
 
 
@@ -405,16 +389,8 @@ def _median(values: NDArray[Any]) -> float:
     return float(np.median(np.nan_to_num(values, posinf=0)))
 
 
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """Rows on a plane: ``points`` of shape (N, 2), and each direction's share of all variance."""
-
-    points: NDArray[np.float64]
-    shares: tuple[float, float]
-
-
-def project(x: NDArray[Any]) -> Projection:
-    """Return rows, shape (N, V), on their first two principal components; each points to its greatest loading."""
+def project(x: NDArray[Any]) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    """Return rows on their first two principal components, shape (N, 2), and each one's share of all variance."""
     centred = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
     centred -= centred.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)  # scikit-learn's PCA takes neither one row nor one column
@@ -425,4 +401,4 @@ def project(x: NDArray[Any]) -> Projection:
     points: NDArray[np.float64] = centred @ (axes * np.where(signs == 0, 1, signs))
     total = max(float(values.sum()), 0.0)
     first, second = (max(float(value), 0.0) / total if total else 0.0 for value in (values[-1], values[-2]))
-    return Projection(points + 0.0, (first, second))
+    return points + 0.0, (first, second)

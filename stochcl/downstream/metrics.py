@@ -50,7 +50,7 @@ class Duplicates:
 
 def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
     """Look up rows to score on, at most a seeded 2,000, among the rows of their split to train on."""
-    from stochcl.downstream.neighbors import nearest
+    from stochcl.downstream.distances import nearest
 
     packed, bits = _one_hot(symbols)
     differ = symbols.shape[1] // _SHARE
@@ -69,7 +69,7 @@ def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed:
 
 def _one_hot(symbols: NDArray[np.integer]) -> tuple[NDArray[np.uint64], int]:
     """Pack symbols so that each that differs changes the same number of bits: one, of bits; two, of more values."""
-    from stochcl.downstream.neighbors import pack_bits
+    from stochcl.downstream.distances import pack_bits
 
     alphabet = int(symbols.max(initial=1)) + 1
     if alphabet == 2:

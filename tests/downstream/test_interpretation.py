@@ -11,7 +11,6 @@ from sklearn.metrics import mutual_info_score
 
 from stochcl.downstream import interpretation as of
 from stochcl.entropy.vectors import VectorDecoder
-from stochcl.errors import UsageError
 
 
 def make_decoder(weights):
@@ -152,13 +151,6 @@ def test_levels_go_to_their_far_end_and_categories_to_the_most_frequent(categori
     assert of.Sample(x[:1], "levels").ends(0) == (2, 2)
 
 
-def test_what_is_no_sample_is_refused():
-    with pytest.raises(UsageError, match="at least one row"):
-        of.Sample(np.zeros((0, 3), int), "bits")
-    with pytest.raises(UsageError, match="latents are bits, levels, categories"):
-        of.Sample(np.zeros((1, 3), int), "colours")
-
-
 def test_a_flip_does_what_the_decoder_says(bits):
     weights = np.zeros((6, 3))
     weights[0, 0], weights[2, 1], weights[3, 2] = 4, 1, 0.2  # the others are deaf
@@ -235,8 +227,8 @@ def test_sides_of_levels_are_their_ends_and_of_categories_the_most_frequent(cate
 
 def test_the_map_is_scikit_learns(rng):
     x = rng.normal(size=(50, 6)) * [1, 5, 2, 1, 1, 1]
-    found, pca = of.project(x), PCA(2)
+    (points, shares), pca = of.project(x), PCA(2)
     expected = pca.fit_transform(x)
-    np.testing.assert_allclose(np.abs(found.points), np.abs(expected), atol=1e-9)
-    np.testing.assert_allclose(found.shares, pca.explained_variance_ratio_)
-    assert of.project(np.ones((3, 1))).points.tolist() == [[0, 0]] * 3
+    np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-9)
+    np.testing.assert_allclose(shares, pca.explained_variance_ratio_)
+    assert of.project(np.ones((3, 1)))[0].tolist() == [[0, 0]] * 3

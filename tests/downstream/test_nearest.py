@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stochcl.downstream import neighbors as nearest
-from stochcl.downstream.neighbors import DISTANCES, Nearest, without_own
+from stochcl.downstream import distances as nearest
+from stochcl.downstream.distances import DISTANCES, Nearest, without_own
 
 
 def by_definition(name, queries, rows):

@@ -164,6 +164,7 @@ MAKERS = [code_sets.skewed, code_sets.correlated, code_sets.opq]
 @pytest.mark.parametrize("make", MAKERS)
 def test_sets_are_seeded_and_of_the_size_asked_for(make, monkeypatch):
     monkeypatch.setattr(code_sets, "call_in_child", lambda function, *given: function(*given))
+    monkeypatch.setattr(code_sets, "_TRAINING", 400)
     first, again, other = make(60, 16, 1), make(60, 16, 1), make(60, 16, 2)
     assert len(first.codes) == 60
     assert first.codes.decisions_per_row == 16

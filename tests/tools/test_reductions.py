@@ -15,9 +15,9 @@ def test_reductions_are_the_best_code_below_the_bits():
                 "input": "vectors"}  # fmt: skip
 
     rows = [row(30, 0.4), row(40, 0.5), row(50, 0.9), row(2000, 0.6), row(16384, 0.8, "features", "float32")]
-    found = reductions(rows, 512, 32)
+    found = reductions({"rows": rows, "features": 512}, 32)
     assert [line["bits"] for line in found] == [2048.0, 41.8, 27.9]
     assert [line.get("accuracy") for line in found] == [0.9, 0.5, None]
     assert found[1]["relative"] == pytest.approx(0.5 / 0.8)
-    assert [line["of"] for line in reductions(rows, 2048, None)][1] == "float32 features, 2048"
-    assert reductions(rows, 2048, None)[1]["bits"] == 111.5
+    _, features = reductions({"rows": rows, "features": 2048}, None)
+    assert (features["of"], features["bits"]) == ("float32 features, 2048", 111.5)
