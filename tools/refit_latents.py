@@ -24,7 +24,7 @@ from stochcl.encoders.config import default_ladder
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
 from stochcl.training.augment import Augmentation
 from stochcl.training.images import read_images
 from stochcl.training.monitor import code_health, measure_features
@@ -96,7 +96,7 @@ def main() -> None:
     )
     record = loaded.record | {
         "latents_refit": {
-            "from": loaded.sha256, "sources": [printable(path.name) for path in options.sources],
+            "from": loaded.sha256, "sources": [escape_name(path.name) for path in options.sources],
             "images": len(data.train), "held_out": len(data.held),
         },
         "latents": fitted.record, "entropy": fitted.record["entropy"], "health": health,
