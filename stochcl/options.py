@@ -157,4 +157,5 @@ def _is_a(value: object, kind: str) -> bool:
     """Tell whether a value is of a field's type; whole numbers are numbers, truth values are not."""
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
-    return isinstance(value, {"int": Integral, "float": Real, "str": str, "Path": (str, os.PathLike)}[kind])
+    types: dict[str, Any] = {"int": Integral, "float": Real, "str": str, "Path": (str, os.PathLike)}
+    return isinstance(value, types[kind])

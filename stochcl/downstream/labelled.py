@@ -75,11 +75,10 @@ def labelled(
     values = [plain_label(label) for label in given.tolist()]
     if set(map(str, values)) == {"-1", "1"}:  # signs
         values = [str(value) for value in values]
-    labels: list[Any]
+    labels: list[Any] = [label_text(label) or None for label in values]
     if task == "regression":
-        labels, kind = [_number(label, i, names) for i, label in enumerate(values)], float
-    else:
-        labels, kind = [label_text(label) or None for label in values], str
+        labels = [_number(label, i, names) for i, label in enumerate(values)]
+    kind = float if task == "regression" else str
     kept = np.array([label is not None for label in labels], dtype=bool)
     known = np.array([label for label in labels if label is not None], dtype=kind)
     return LabelledRows(features if kept.all() else features[kept], known, kept, symbols)
