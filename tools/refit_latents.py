@@ -38,7 +38,7 @@ def widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(","))) if text else ()
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("sources", type=Path, nargs="+")
@@ -53,8 +53,11 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="Of the network's arithmetic.")
     for name, value in (("latents", 256), ("alphabet", 16), ("hold-out", 0), ("steps", 3000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} by default")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    options = arguments()
     torch.manual_seed(options.seed)
     loaded = load_model(options.model)
     ladder = tuple(map(int, options.ladder.split(","))) if options.ladder else default_ladder(options.latents)

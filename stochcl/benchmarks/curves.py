@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -44,22 +45,6 @@ class Points:
 
     bits: NDArray[np.float64]
     values: NDArray[np.generic]
-
-
-@dataclass(frozen=True)
-class Saving:
-    """Bits of one method by those of another at equal accuracy.
-
-    ``saving`` is the mean over the shared range of accuracy of the logarithm of bits: 0.5 is half of the other's bits
-    saved, 0 none, and -1 means twice as many. ``low`` and ``high`` are the ends of the 95 % interval, or None where
-    too few of the draws give a figure.
-    """
-
-    saving: float
-    low: float | None
-    high: float | None
-    accuracies: tuple[float, float]
-    draws: int
 
 
 def pareto(bits: ArrayLike, accuracy: ArrayLike) -> NDArray[np.intp]:
@@ -112,29 +97,30 @@ def mean_saving(
     return float(1 - np.exp((areas[0] - areas[1]) / (high - low))), (float(low), float(high))
 
 
-def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -> Saving:
-    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points."""
-    if ours.values.shape[1] != other.values.shape[1]:
+def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -> dict[str, Any]:
+    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points.
+
+    ``saving`` is 0.5 where half of the other's bits are saved, and -1 where there are twice as many; its ends,
+    ``saving_low`` and ``saving_high``, are None where too few of the draws give a figure.
+    """
+    n = ours.values.shape[1]
+    if other.values.shape[1] != n:
         raise NoSavingError(
-            f"curves are compared on the same test rows, and these have {ours.values.shape[1]:,} and "
-            f"{other.values.shape[1]:,}."
+            f"curves are compared on the same test rows, and these have {n:,} and {other.values.shape[1]:,}."
         )
     found, accuracies = mean_saving(ours.bits, ours.values.mean(axis=1), other.bits, other.values.mean(axis=1))
-    n = ours.values.shape[1]
     rng = np.random.default_rng([seed, 23])
     a, b = (curve.values.astype(np.float32) for curve in (ours, other))
     values = []
     for _ in range(draws):
         # How often each row is drawn, n times with replacement.
         times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float32) / n
-        try:
+        with suppress(NoSavingError):
             values.append(mean_saving(ours.bits, a @ times, other.bits, b @ times)[0])
-        except NoSavingError:
-            continue
-    if len(values) < max(2, _LEAST_DRAWS * draws):
-        return Saving(found, None, None, accuracies, len(values))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Saving(found, float(low), float(high), accuracies, len(values))
+    low = high = None
+    if len(values) >= max(2, _LEAST_DRAWS * draws):
+        low, high = map(float, np.quantile(values, [0.025, 0.975]))
+    return {"saving": found, "saving_low": low, "saving_high": high, "accuracies": list(accuracies)}
 
 
 def curve_of(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -161,21 +147,11 @@ def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], 
                     Points(np.array([rows[i][column] for i in part]), scores[part]) for part in (places[first], at)
                 )
                 entry = {"metric": metric, "ours": first[0], "against": curve[0], "coding": curve[1], "bits": column}
-                found.append(entry | _saving_facts(ours, other, seed))
+                try:
+                    found.append(entry | saving(ours, other, seed=seed))
+                except NoSavingError as exc:
+                    found.append(entry | {"saving": None, "refused": str(exc)})
     return found
-
-
-def _saving_facts(ours: Points, other: Points, seed: int) -> dict[str, Any]:
-    try:
-        held = saving(ours, other, seed=seed)
-    except NoSavingError as exc:
-        return {"saving": None, "refused": str(exc)}
-    return {
-        "saving": held.saving,
-        "saving_low": held.low,
-        "saving_high": held.high,
-        "accuracies": list(held.accuracies),
-    }
 
 
 _MARKERS = "osD^v<>PX*hp"
