@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.benchmarks import curves, rate_accuracy
+from stochcl.benchmarks import curves, rate_accuracy, throughput
 from stochcl.benchmarks.inputs import RateAccuracyConfig
 from stochcl.benchmarks.run import write_results
+from stochcl.benchmarks.throughput import ThroughputConfig
 from stochcl.cli.main import JSON, progress_bar, say, show, table
 from stochcl.cli.options import PATH, given, options_of
 from stochcl.cli.options import output as output_option
@@ -77,6 +78,7 @@ def benchmark() -> None:
     \b
     Example:
       stochcl benchmark rate-accuracy photos/ -o results/
+      stochcl benchmark throughput -o results/
     """
 
 
@@ -102,6 +104,18 @@ Example:
   stochcl benchmark rate-accuracy x.npy --test y.npy -m head.safetensors --metric recall@10 -o results/
 """
 
+_THROUGHPUT = """Time every stage of `stochcl compress` and the whole, beside bare decoding, forward pass and coding.
+
+All are measured in rounds, one after the other, with one thread of arithmetic, in processor time and on the
+clock. SOURCE is a folder or archive of images; without one, JPEG files are made. The archive's codes are checked.
+
+\b
+Example:
+  stochcl benchmark throughput -o results/
+  stochcl benchmark throughput --backbone resnet50 --size 224 --images 32 -o results/
+  stochcl benchmark throughput photos.zip --images 5000 --device cuda --precision bf16 --compile -o results/
+"""
+
 benchmark.add_command(
     command_of(
         RateAccuracyConfig,
@@ -113,5 +127,16 @@ benchmark.add_command(
         unit="methods",
         write=curves.write_all,
         after=lambda result: list(curves.summary(result)),
+    )
+)
+benchmark.add_command(
+    command_of(
+        ThroughputConfig,
+        "throughput",
+        click.argument("source", required=False, metavar="[SOURCE]", type=PATH),
+        lambda config, folder, *, progress, say: throughput.benchmark_throughput(config, progress=progress),
+        lambda result: [(throughput.title(result), throughput.COLUMNS, throughput.lines(result))],
+        help=_THROUGHPUT,
+        unit="rounds",
     )
 )

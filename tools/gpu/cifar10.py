@@ -102,15 +102,13 @@ def stop_after(minutes: float | None) -> None:
 
 def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
     """Do what has not been done yet, and return the figures."""
-    import torch
-
     from stochcl.api.finetune import score
-    from stochcl.benchmarks.run import commit, hardware, versions
+    from stochcl.benchmarks.run import commit, versions
+    from stochcl.benchmarks.throughput import facts
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import load_model
 
-    started, device = time.monotonic(), choose_device(options.device)
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    started = time.monotonic()
     sources = options.train
     if options.images_per_class:
         sources = [subset(sources, options.images_per_class, work)]
@@ -144,7 +142,7 @@ def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
         "model_sha256": second.sha256,
         "seconds": first["seconds"] * bool(first["steps"]) + second.record["seconds"],
         "seconds_of_this_call": round(time.monotonic() - started),
-        "hardware": hardware() | {"device": device.type, "threads": threads()} | gpu,
+        "hardware": facts(choose_device(options.device)) | {"threads": threads()},
         "versions": versions(),
     }
 

@@ -1,12 +1,4 @@
-"""Time every stage of `stochcl compress` and the whole, beside bare decoding, forward pass and coding.
-
-    python benchmarks/throughput.py -o results/
-    python benchmarks/throughput.py --backbone resnet50 --size 224 --images 32 -o results/
-    python benchmarks/throughput.py photos.zip --images 5000 --device cuda --precision bf16 --compile -o results/
-
-All are measured in rounds, one after the other, with one thread of arithmetic, in processor time and on the clock.
-SOURCE is a folder or archive of images; without one, JPEG files are made. The archive's codes are checked.
-"""
+"""How fast ``stochcl compress`` is: every stage and the whole, beside what cannot be done without."""
 
 from __future__ import annotations
 
@@ -25,11 +17,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import click
 import numpy as np
 
 from stochcl.benchmarks.run import BenchmarkError, Config, hardware, record
-from stochcl.cli.benchmark import command_of
 from stochcl.codes import Codes
 from stochcl.compress import Archive
 from stochcl.compress.segment import write_segment
@@ -65,7 +55,7 @@ _BATCH = 256  # images that compressing hands on at a time
 class ThroughputConfig(Config):
     """What is timed: a model on images, or an untrained network on images that are made."""
 
-    command_name: ClassVar[str] = "python benchmarks/throughput.py"
+    command_name: ClassVar[str] = "stochcl benchmark throughput"
 
     source: Path | None = option(None)
     model: Path | None = option(None, "A model's name or file.", short="-m", unit="MODEL", shown="the default model")
@@ -408,15 +398,3 @@ def peak() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-main = command_of(
-    ThroughputConfig, "throughput",
-    click.argument("source", required=False, metavar="[SOURCE]", type=click.Path(path_type=Path)),
-    lambda config, folder, *, progress, say: benchmark_throughput(config, progress=progress),
-    lambda result: [(title(result), COLUMNS, lines(result))],
-    help=__doc__, unit="rounds", script=True,
-)  # fmt: skip
-
-if __name__ == "__main__":
-    main()

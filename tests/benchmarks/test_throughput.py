@@ -1,21 +1,9 @@
-"""benchmarks/throughput.py: stages and floors of compressing, and the clock that measures them."""
-
-import json
-import os
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
+from stochcl.benchmarks import throughput
 from stochcl.benchmarks.run import BenchmarkError
-from stochcl.compress import Archive
-from stochcl.errors import UsageError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import throughput
-from throughput import (
+from stochcl.benchmarks.throughput import (
     COLUMNS,
     FLOORS,
     STAGES,
@@ -30,6 +18,8 @@ from throughput import (
     row,
     title,
 )
+from stochcl.compress import Archive
+from stochcl.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +42,7 @@ def test_every_stage_the_whole_and_the_floors_are_measured(model, images):
     parts = sum(rows[name]["core_ms_each"] for name in STAGES)
     assert parts > rows["encode"]["core_ms_each"]
     assert f"{result['ratios']['floors / whole, core']['median']:.3f}" in title(result)
-    assert result["command"].startswith("python benchmarks/throughput.py photos --model ")
+    assert result["command"].startswith("stochcl benchmark throughput photos --model ")
     assert str(images) not in result["command"]
 
 
@@ -157,20 +147,3 @@ def test_a_row_is_of_one_image():
     shown = lines({"rows": [found]})[0]
     assert len(shown) == len(COLUMNS)
     assert shown == ("stage", "3.000", "2.000", "4.000", "10.000", "333", "100", "5.0")
-
-
-def test_the_script_prints_a_table_and_writes_files(images, model, tmp_path):
-    def run(*options):
-        return CliRunner().invoke(
-            throughput.main, list(map(os.fspath, [images, "-m", model, "-o", tmp_path, *options]))
-        )
-
-    result = run("--device", "cpu", "--repeat", "1")
-    assert result.exit_code == 0, result.output
-    assert "floors / whole (core seconds)" in result.stdout
-    assert "entropy-code" in result.stdout
-    written = json.loads((tmp_path / "throughput.json").read_text())
-    assert [row["stage"] for row in written["rows"]][:3] == ["read", "decode", "resize"]
-    assert (tmp_path / "throughput.csv").read_text().count("\n") == 11
-    refused = run("--size", "64")
-    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
