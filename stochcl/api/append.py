@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stochcl.api.compress import CompressOptions, encode_rows
+from stochcl.api.compress import CompressOptions, Encoded, encode_rows
 from stochcl.api.source import listing, no_readable_error, open_inputs, strict_error
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
+from stochcl.data.pixels import FULL_DEPTH
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import escape_name, plural
 
@@ -93,7 +94,7 @@ def append(
         out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
     unit = report.unit
     added = report.images - before[0]
     notes = (f"added      {plural(added, unit)}; {plural(there, unit)} had been there already",)
@@ -107,14 +108,16 @@ def _append_to(
     options: CompressOptions,
     table: LabelTable | None,
     progress: Progress,
-) -> int:
+) -> Encoded:
     options = replace(options, uncertainty=out.has is not None and out.has[2])
 
     def beside(codes: Codes) -> Codes:
         return replace(codes, labels=None if table is None else table.match(codes.names or ()))
 
     stated = out.header.preprocess
-    preprocess = codec.preprocess if codec.columns else Preprocess(stated["size"], stated["fit"])
+    preprocess = codec.preprocess
+    if codec.columns is None:  # of 16-bit images as many bits as those that are there have
+        preprocess = Preprocess(stated["size"], stated["fit"], stated.get("depth", FULL_DEPTH))
     known = {name for name, _ in out.archive.skipped}
     for failure in () if out.position else new.rejected:
         out.skip(failure.name, failure.reason)

@@ -18,7 +18,7 @@ from stochcl.compress.export import export
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
-from stochcl.data.source import read_regular
+from stochcl.data.access import read_regular
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from stochcl.files import check_output, make_folder

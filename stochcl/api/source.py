@@ -8,12 +8,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from stochcl.data import (
     ArrowVectors,
     ImageSource,
     MatrixSource,
+    SourceOptions,
     StreamSource,
     TarStream,
     open_arrow,
@@ -21,12 +23,14 @@ from stochcl.data import (
     open_sources,
 )
 from stochcl.data.open import expand
+from stochcl.data.options import DEFAULTS
+from stochcl.data.url import open_url
 from stochcl.errors import ImageError, SourceError, UsageError
 from stochcl.messages import escape_name
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -43,23 +47,34 @@ _MATRIX_ROWS = 4096  # read at a time
 _MATRIX_BYTES = 32 << 20  # or fewer, where rows are as long as this
 
 
-def open_given(given: Given) -> Source:
-    """Open what a caller of :meth:`stochcl.Codec.compress` named, or return it if it is open."""
+def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | None = None) -> Source:
+    """Open what a caller of :meth:`stochcl.Codec.compress` named, or return it if it is open.
+
+    ``takes`` is what the model wants: rows of so many numbers, 0 for images, None where that is not known.
+    """
     if isinstance(given, ImageSource | MatrixSource | StreamSource):
         return given
     if not isinstance(given, str | os.PathLike | Sequence):
-        return TarStream(given)
-    columns = open_arrow(given_paths(given))
+        return TarStream(given, options=options)
+    columns = open_arrow(given_paths(given), options, takes)
     if columns is not None:  # which may be of no length, where a file does not say that
         return columns
-    return open_sources([given] if isinstance(given, str | os.PathLike) else given)
+    asked = [f"--{name.replace('_', '-')}" for name in ("column", "id_column") if getattr(options, name) is not None]
+    if options.label_column is not None and options.label_files != "json":
+        asked.append("--label-column")
+    if asked:
+        raise UsageError(f"{' and '.join(asked)}: this is no table; only .parquet and .arrow files have columns.")
+    if is_url(given) and len(expand(given)) == 1:
+        return open_url(str(given), options)
+    return open_sources([given] if isinstance(given, str | os.PathLike) else given, options)
 
 
 def given_paths(given: Given) -> list[Path]:
-    """Return the files and folders that a source was named by."""
+    """Return the files and folders that a source was named by; not URLs."""
     if isinstance(given, str | os.PathLike):
-        return expand(given)
-    return [path for one in given for path in expand(one)] if isinstance(given, Sequence) else []
+        return [path for path in expand(given) if isinstance(path, Path)]
+    paths = given if isinstance(given, Sequence) else ()
+    return [path for one in paths for path in expand(one) if isinstance(path, Path)]
 
 
 def check_paths_exist(given: Given) -> None:
@@ -118,6 +133,7 @@ class InputBatch:
     sizes: Sequence[int]
     inputs: NDArray[np.uint8] | NDArray[np.float32]
     labels: tuple[str, ...] | None = None
+    damaged: tuple[Failure, ...] = ()
 
 
 def read_batches(
@@ -133,7 +149,7 @@ def read_batches(
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     position = {} if isinstance(source, StreamSource) else {"start": start}
     for b in source.batches(preprocess, batch_size=batch_size, workers=workers, **position):
-        yield InputBatch(b.rows, b.positions, b.names, b.failures, b.sizes, b.images, b.labels)
+        yield InputBatch(b.rows, b.positions, b.names, b.failures, b.sizes, b.images, b.labels, b.damaged)
 
 
 def listing(source: Source) -> str:
@@ -143,7 +159,7 @@ def listing(source: Source) -> str:
     digest = hashlib.sha256(source.kind.encode())
     if isinstance(source, MatrixSource):
         facts = [len(source), source.dim, source.size, source.mtime_ns]
-        digest.update(json.dumps(facts).encode())
+        digest.update(json.dumps(facts + (source.files if len(source.files) > 1 else [])).encode())
         return digest.hexdigest()
     lines = chain(
         ([entry.name, entry.size, entry.mtime_ns] for entry in source.entries),
@@ -151,6 +167,8 @@ def listing(source: Source) -> str:
     )
     for line in lines:
         digest.update(json.dumps(line).encode() + b"\n")
+    if source.labels is not None:
+        digest.update(json.dumps(list(source.labels)).encode())
     return digest.hexdigest()
 
 

@@ -217,7 +217,7 @@ def _write_model(
         found["rate"] = trainer.latents.rate
     health = trainer.monitor.health(encoder, cpu)
     record = {
-        "sources": [escape_name(source.path.name) for source in sources],
+        "sources": [escape_name(Path(source.path).name) for source in sources],
         "images": len(data.train),
         "held_out": len(data.held),
         "steps": trainer.step,

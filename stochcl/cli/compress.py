@@ -10,7 +10,7 @@ import click
 from stochcl.api.compress import CompressOptions
 from stochcl.api.source import check_paths_exist
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import DEVICE, PATH, given, options_of, output
+from stochcl.cli.options import ARCHIVE, DEVICE, PATH, given, options_of, output
 from stochcl.data import ImageSource, open_list
 from stochcl.errors import UsageError
 
@@ -62,7 +62,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, metavar="SOURCE...", type=PATH)
+@click.argument("sources", nargs=-1, metavar="SOURCE...", type=ARCHIVE)
 @output("The file of codes to write; - for standard output.")
 @click.option(
     "--files-from", metavar="FILE", type=PATH,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.compress.bytes import is_url
 from stochcl.errors import UsageError
 from stochcl.options import check_value, declared, kind_of, option_of
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

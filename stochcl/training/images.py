@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -171,7 +171,7 @@ def _check_memory(needed: int, images: int) -> None:
         raise UsageError(msg)
 
 
-_VERSION = 1
+_VERSION = 2
 _BATCH = 256  # images between two entries of the journal: the most that an interruption loses
 _POLL = 0.2  # seconds
 
@@ -224,7 +224,7 @@ def _key(sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], pre
     """Return the name of the decoded images: a hash of listings, held-out images, size and fit."""
     digest = hashlib.sha256(json.dumps([_VERSION, preprocess.size, preprocess.fit]).encode())
     for source, mask in zip(sources, masks, strict=True):
-        digest.update(json.dumps([source.kind, os.fspath(source.path.absolute()), len(source)]).encode() + b"\n")
+        digest.update(json.dumps([source.kind, str(Path(source.path).absolute()), len(source)]).encode() + b"\n")
         for entry in source.entries:
             digest.update(json.dumps([entry.name, entry.size, entry.mtime_ns]).encode() + b"\n")
         digest.update(np.packbits(mask).tobytes())

@@ -48,7 +48,7 @@ def test_rows_that_are_not_finite_are_counted_and_said(matrix, tmp_path):
 
 
 def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("stochcl.data.array.MOST_BYTES", 9 * 4 * 100)
+    monkeypatch.setattr("stochcl.data.matrix.MOST_BYTES", 9 * 4 * 100)
     report = training.train([matrix], tmp_path / "head.safetensors", **OPTIONS)
     assert report.images + report.held_out == 100
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.data import Failure, MatrixSource, open_source
+from stochcl.data.array import map_array
 from stochcl.errors import SourceError, UsageError
 
 
@@ -63,8 +64,7 @@ def test_rows_that_are_not_finite_are_named(tmp_path_factory, rows, batch_size, 
 
 
 def test_a_matrix_is_mapped_not_read(saved):
-    source = open_source(saved(np.ones((10, 2), np.float32)))
-    base = source._array
+    base = map_array(saved(np.ones((10, 2), np.float32)))
     while not isinstance(base, np.memmap):
         base = base.base
     assert not base.flags.writeable
