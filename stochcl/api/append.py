@@ -89,6 +89,7 @@ def append(
         if strict and new.rejected:
             raise strict_error(new, new.rejected[0])
         if table is not None:
+            table = table.of(_names(new))
             table.match(_names(new))
         facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
         out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})

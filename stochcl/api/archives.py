@@ -212,8 +212,10 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
         raise LabelsError(
             f"{escape_name(path)}: its rows have no names to find labels by (--no-names?); compress with names."
         )
-    table = read_labels(labels)
-    for segment in range(len(archive._index.segments)):
+    table, segments = read_labels(labels), range(len(archive._index.segments))
+    if table.is_array:
+        table = table.of([name for segment in segments for name in edit.stored_names(archive, segment)])
+    for segment in segments:
         table.match(edit.stored_names(archive, segment))
     return table.match
 

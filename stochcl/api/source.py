@@ -64,17 +64,20 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
         asked.append("--label-column")
     if asked:
         raise UsageError(f"{' and '.join(asked)}: this is no table; only .parquet and .arrow files have columns.")
-    if is_url(given) and len(expand(given)) == 1:
+    if is_url(given) and len(expand(str(given))) == 1:
         return open_url(str(given), options)
-    return open_sources([given] if isinstance(given, str | os.PathLike) else given, options)
+    return open_sources(_named(given), options)
 
 
 def given_paths(given: Given) -> list[Path]:
     """Return the files and folders that a source was named by; not URLs."""
-    if isinstance(given, str | os.PathLike):
-        return [path for path in expand(given) if isinstance(path, Path)]
-    paths = given if isinstance(given, Sequence) else ()
-    return [path for one in paths for path in expand(one) if isinstance(path, Path)]
+    if not isinstance(given, str | os.PathLike | Sequence):
+        return []
+    return [path for one in _named(given) for path in expand(one) if isinstance(path, Path)]
+
+
+def _named(given: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+    return [given] if isinstance(given, str | os.PathLike) else given
 
 
 def check_paths_exist(given: Given) -> None:

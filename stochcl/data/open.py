@@ -21,7 +21,6 @@ from stochcl.data.matrix import MatrixSource
 from stochcl.data.names import is_image_name, path_name
 from stochcl.data.options import DEFAULTS, SourceOptions
 from stochcl.data.preprocess import MAX_FILE_BYTES, identify
-from stochcl.data.remarks import SAMPLED
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
@@ -172,7 +171,7 @@ class JoinedSource(ImageSource):
         self.told = (*dict.fromkeys(line for source in sources for line in source.told), *_shared_names(sources))
         self._ends = list(accumulate(len(source) for source in sources))
 
-    def _sample(self, most: int = SAMPLED) -> Iterator[bytes]:
+    def _sample(self, most: int) -> Iterator[bytes]:
         for source in self.sources[:: -(-len(self.sources) // most)]:
             yield from source._sample(max(1, most // len(self.sources)))
 

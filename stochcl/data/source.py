@@ -131,7 +131,7 @@ class ImageSource(ABC):
         if preprocess.depth is not None:
             return preprocess
         if self._depth is None:
-            self._depth = common_depth(self._sample())
+            self._depth = common_depth(self._sample(SAMPLED))
         return replace(preprocess, depth=self._depth[0])
 
     def remarks(self) -> list[str]:
@@ -140,7 +140,7 @@ class ImageSource(ABC):
         others = remark_on_others(self.others, 0 if self.labels else len(self))
         return [line for line in (depth, others, *self.told) if line]
 
-    def _sample(self, most: int = SAMPLED) -> Iterator[bytes]:
+    def _sample(self, most: int) -> Iterator[bytes]:
         """Yield files that may be 16-bit images, evenly spread over the source; none where there are no files."""
         if type(self)._image is not ImageSource._image:
             return

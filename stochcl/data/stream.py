@@ -72,6 +72,7 @@ class StreamSource(ABC):
         self._ahead: list[_Image] = []  # read to decide on the depth, and not given yet
         self._rest: Iterator[_Image] | None = None
         self._unlabelled = self._late = 0
+        self._decided = True
         self._broken: SourceError | None = None
 
     def settle(self, preprocess: Preprocess) -> Preprocess:
@@ -79,6 +80,7 @@ class StreamSource(ABC):
         if preprocess.depth is not None:
             return preprocess
         if self._depth is None:
+            self._decided = False
             self._depth = common_depth(self._read_ahead())
         return replace(preprocess, depth=self._depth[0])
 
@@ -91,6 +93,7 @@ class StreamSource(ABC):
                 size += len(file)
                 if isinstance(file, str) or not may_be_16_bit(name) or depth_used(file) is None:
                     return
+                self._decided = True
                 yield file
                 if len(self._ahead) == SAMPLED or size >= BATCH_BYTES:
                     return
@@ -102,9 +105,8 @@ class StreamSource(ABC):
         yield from ahead
         if self._broken is not None:
             raise self._broken
-        decided = self._depth is None or bool(self._depth[1])
         for name, file, label in self._images(batch_size) if self._rest is None else self._rest:
-            if not decided and isinstance(file, bytes) and may_be_16_bit(name) and (used := depth_used(file)):
+            if not self._decided and isinstance(file, bytes) and may_be_16_bit(name) and (used := depth_used(file)):
                 self._late = max(self._late, used[0])
             yield name, file, label
 

@@ -55,8 +55,10 @@ class UrlSource(ImageSource):
         system, root = self._remote.opened()
         if system.isfile(root):
             return [(root.rstrip("/").rpartition("/")[2], root, system.info(root))]
-        found = []
-        for place, info in system.find(root, detail=True).items():
+        found, there = [], system.find(root, detail=True)
+        if not there:
+            raise FileNotFoundError(root)
+        for place, info in there.items():
             name = place.removeprefix(root.rstrip("/")).lstrip("/")
             if is_hidden(name) or (kind := files.kind(name)) == "other":
                 continue
