@@ -19,7 +19,7 @@ class _Handler(SimpleHTTPRequestHandler):
         if self.lengths or keyword.lower() != "content-length":
             super().send_header(keyword, value)
 
-    def do_GET(self):  # noqa: N802 - as http.server calls it
+    def do_GET(self):
         asked = self.headers.get("Range")
         path = self.translate_path(self.path)
         if not asked or not self.ranges:

@@ -53,6 +53,11 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
     ``takes`` is what the model wants: rows of so many numbers, 0 for images, None where that is not known.
     """
     if isinstance(given, ImageSource | MatrixSource | StreamSource):
+        if options.any_name or options.label_files or options.column or options.id_column:
+            raise UsageError(
+                "--any-name, --label-files, --column and --id-column say how a source is listed, and this one is "
+                "listed already (--files-from?); leave them out."
+            )
         return given
     if not isinstance(given, str | os.PathLike | Sequence):
         return TarStream(given, options=options)
@@ -91,9 +96,9 @@ def check_paths_exist(given: Given) -> None:
             continue
 
 
-def open_inputs(path: PathLike, codec: CodecBase) -> ImageSource | MatrixSource:
+def open_inputs(path: PathLike, codec: CodecBase, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
     """Open a source of images or rows that fits a model."""
-    source = open_source(path)
+    source = open_source(path, options)
     check_source_fits_model(source, codec)
     return source
 

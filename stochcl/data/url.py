@@ -35,7 +35,9 @@ class UrlSource(ImageSource):
             with url_errors(url):
                 found = self._list(files)
         except FileNotFoundError as exc:
-            raise SourceError(f"{escape_name(url)}: there is nothing there, or the server lists no folder.") from exc
+            raise SourceError(
+                f"{escape_name(url)}: there is nothing there, or the server cannot be reached or lists no folder."
+            ) from exc
         except OSError as exc:
             raise SourceError(f"{escape_name(url)}: it cannot be read: {os_reason(exc)}.") from exc
         for name, place, info in found:

@@ -60,7 +60,7 @@ def test_http_serves_single_images_and_tars(tree, png, codec, tmp_path, run_comp
         assert tuple(archive.names) == tuple(f"cat/{i}.png" for i in range(5))
     with stochcl.open(tmp_path / "x.bin") as archive:
         assert len(archive) == 2
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match="cannot be reached"):
         open_source(f"{url}/x.png")
 
 
