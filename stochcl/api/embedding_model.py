@@ -155,8 +155,10 @@ def row_warnings(record: dict[str, Any]) -> tuple[str, ...]:
     if rows < _FEW_ROWS:
         found.append(f"{plural(rows, 'row')} to train on: codes of others may be poor; give {_FEW_ROWS:,} or more")
     if constant:
-        same = f"{plural(constant, 'column')} {'has' if constant == 1 else 'have'} the same value in all rows to train on"
-        found.append(f"{same}; codes say nothing of that")
+        have = "has" if constant == 1 else "have"
+        found.append(
+            f"{plural(constant, 'column')} {have} one value in all rows to train on: codes say nothing of it"
+        )
     return tuple(found)
 
 

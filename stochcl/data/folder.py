@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from stochcl.data.access import PROBE, is_environment_fault, read_listed
 from stochcl.data.names import sort_key
 from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions
-from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.errors import EnvironmentFault, SourceError
 from stochcl.messages import escape_name, os_reason
@@ -120,7 +120,7 @@ class _Listing:
         if not item.is_file():
             return False
         with (self.root / name).open("rb") as file:
-            return self._files.is_image(name, file.read(PROBE))
+            return identify(file.read(PROBE))
 
     def _enter(self, name: str, item: os.DirEntry[str]) -> None:
         try:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 from stochcl.codes import label_text
 from stochcl.data.names import LABEL_ENDINGS, is_image_name
 from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH
-from stochcl.data.preprocess import identify
 from stochcl.data.remarks import ending_of
 from stochcl.errors import ImageError, SourceError, UsageError
 from stochcl.messages import escape_name
@@ -90,12 +89,6 @@ class FileFilter:
             return "unknown"
         self.others[ending_of(name)] += 1
         return "other"
-
-    def is_image(self, name: str, head: bytes) -> bool:
-        """Tell whether a file that begins like this is an image, and count it if not."""
-        found = identify(head)
-        self.others[ending_of(name)] += not found
-        return found
 
     def add_label(self, name: str, read: Callable[[], bytes]) -> None:
         """Enter a file that labels an image."""

@@ -77,7 +77,8 @@ def counted(others: Counter[str]) -> str:
     """
     parts = [f"{count:,} {escape_name(ending) or 'without an ending'}" for ending, count in others.most_common(4)]
     more = ", ..." if len(others) > 4 else ""
-    return f"{plural(others.total(), 'file')} whose names end otherwise ({', '.join(parts)}{more})"
+    names = "name ends" if others.total() == 1 else "names end"
+    return f"{plural(others.total(), 'file')} whose {names} otherwise ({', '.join(parts)}{more})"
 
 
 def remark_on_others(others: Counter[str] | None, unlabelled: int) -> str:

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from stochcl.data.access import PROBE, RandomFile, read_error
 from stochcl.data.names import is_hidden, is_image_name, sort_key
 from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions, group_of
+from stochcl.data.preprocess import identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.stream import StreamSource
 from stochcl.data.tar_headers import (
@@ -157,7 +158,7 @@ class _Index:
             if kind == "label":
                 self._files.add_label(name, partial(read_pieces, self._file, pieces, size))
                 continue
-            if kind == "unknown" and not self._files.is_image(name, self._head(pieces)):
+            if kind == "unknown" and not identify(self._head(pieces)):
                 continue
             self._earlier[name] = size, pieces
             self.listed.append((Entry(name, size, self._mtime_ns), pieces))
@@ -313,7 +314,7 @@ class TarStream(StreamSource):
                 self._recent.read(member.linkname) if member.islnk()
                 else _joined([(at, stream.exactly(place, count)) for at, place, count in pieces], size)
             )  # fmt: skip
-            if kind != "unknown" or files.is_image(name, data[:PROBE]):
+            if kind != "unknown" or identify(data[:PROBE]):
                 self._recent.keep(name, data)
                 yield name, kind, data
         self.told = () if headers.ended else (_NO_END,)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from stochcl.data.access import PROBE
 from stochcl.data.names import is_hidden, path_name, sort_key
 from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions
-from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.tar import TarStream
 from stochcl.data.tar_headers import TAR_ENDINGS
@@ -66,7 +66,7 @@ class UrlSource(ImageSource):
                 continue
             if kind == "label":
                 files.add_label(name, lambda place=place: self._bytes_at(place))  # type: ignore[misc]
-            elif kind == "image" or files.is_image(name, bytes(system.cat_file(place, start=0, end=PROBE))):
+            elif kind == "image" or identify(bytes(system.cat_file(place, start=0, end=PROBE))):
                 found.append((name, place, info))
         return found
 

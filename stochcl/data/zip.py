@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 from stochcl.data.access import RandomFile, read_error
 from stochcl.data.names import is_hidden, is_image_name, member_name, sort_key
 from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions, read_or_nothing
-from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.errors import ImageError, SourceError
 from stochcl.messages import escape_name, os_reason
@@ -78,7 +78,7 @@ class ZipSource(ImageSource):
             read = partial(self._read_member, member, info.file_size)
             if kind == "label":
                 files.add_label(name, read)
-            elif kind == "image" or files.is_image(name, read_or_nothing(read)):
+            elif kind == "image" or identify(read_or_nothing(read)):
                 listed.append((Entry(name, info.file_size, status.st_mtime_ns), member))
         listed.sort(key=lambda pair: sort_key(pair[0].name))
         self.entries = [entry for entry, _ in listed]

@@ -68,7 +68,7 @@ def test_other_files_are_counted_and_looked_into_on_request(tmp_path, png, kind)
     assert "--any-name" in line
     source = open_source(path, SourceOptions(any_name=True))
     assert [name for name, _ in read(source)] == ["a/1.png", "a/2.jpg_large", "a/3", "a/4.jpg?x=1"]
-    assert "left out 1 file whose" in source.remarks()[0].replace("files", "file")
+    assert source.remarks() == []
     if kind.startswith("tar"):
         stream = TarStream(io.BytesIO(path.read_bytes()), options=SourceOptions(any_name=True))
         assert [name for name, _ in read(stream)] == ["a/1.png", "a/2.jpg_large", "a/3", "a/4.jpg?x=1"]
