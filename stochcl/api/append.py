@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows, said_of
-from stochcl.api.source import listing, no_readable_error, open_inputs, strict_error
+from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows
+from stochcl.api.source import listing, no_readable_error, open_inputs, source_warnings, strict_error
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
@@ -104,7 +104,7 @@ def append(
     unit = report.unit
     added = report.images - before[0]
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
-    notes += [line.removeprefix("warning: ") for line in said_of(new, encoded)]
+    notes += [line.removeprefix("warning: ") for line in source_warnings(new, encoded.damaged)]
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
 
 

@@ -18,6 +18,7 @@ from stochcl.api.source import (
     no_readable_error,
     open_given,
     read_batches,
+    source_warnings,
     strict_error,
 )
 from stochcl.api.summary import Report, external_tables_note
@@ -149,7 +150,7 @@ def compress_source(
             encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (*said_of(source, encoded), *distribution_shift_warning(codec, archive))
+        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
 
@@ -174,7 +175,7 @@ def _compress_to_stream(
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
         report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (*said_of(source, encoded), *distribution_shift_warning(codec, archive))
+        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
         return replace(report, warnings=warnings, damaged=tuple(encoded.damaged))
 
 
@@ -231,18 +232,6 @@ class Encoded:
 
     rows: int = 0
     damaged: Sequence[Failure] = ()
-
-
-def said_of(source: Source, encoded: Encoded) -> list[str]:
-    """Return warnings of what was found in a source."""
-    lines = source.remarks()
-    if encoded.damaged:
-        first, count = encoded.damaged[0], len(encoded.damaged)
-        lines.append(
-            f"{plural(count, 'image')} {'is' if count == 1 else 'are'} damaged and could be read all the same, the "
-            f"first {escape_name(first.name)}: {first.reason}; --strict stops at such images"
-        )
-    return [f"warning: {line}" for line in lines]
 
 
 def encode_rows(

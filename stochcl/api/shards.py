@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stochcl.api.compress import distribution_shift_warning, encode_rows, header_of, preprocess_of
-from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
+from stochcl.api.source import check_source_fits_model, listing, no_readable_error, source_warnings, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
@@ -245,7 +245,9 @@ def compress_to_folder(
     with open_archive(folder, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
         note = f"shards     {plural(plan.shards, 'file')}, {plural(kept, 'shard')} kept of before"
-        return replace(report, notes=(note,), warnings=distribution_shift_warning(codec, archive))
+        return replace(
+            report, notes=(note,), warnings=(*source_warnings(images), *distribution_shift_warning(codec, archive))
+        )
 
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:

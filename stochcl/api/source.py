@@ -26,7 +26,7 @@ from stochcl.data.open import expand
 from stochcl.data.options import DEFAULTS
 from stochcl.data.url import open_url
 from stochcl.errors import ImageError, SourceError, UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
@@ -183,6 +183,18 @@ def listing(source: Source) -> str:
 def unit_of(source: Source) -> str:
     """Return what a row of a source is: an image, or a row of a matrix."""
     return "row" if isinstance(source, MatrixSource | ArrowVectors) else "image"
+
+
+def source_warnings(source: Source, damaged: Sequence[Failure] = ()) -> list[str]:
+    """Return warnings of what was found in a source, and of images that are damaged and were read all the same."""
+    lines = source.remarks()
+    if damaged:
+        first, count = damaged[0], len(damaged)
+        lines.append(
+            f"{plural(count, 'image')} {'is' if count == 1 else 'are'} damaged and could be read all the same, the "
+            f"first {escape_name(first.name)}: {first.reason}; --strict stops at such images"
+        )
+    return [f"warning: {line}" for line in lines]
 
 
 def strict_error(source: Source, failure: Failure) -> ImageError:
