@@ -20,8 +20,8 @@ from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
 from stochcl.data.source import read_regular
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
-from stochcl.files import check_output, make_folder
+from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, OutputExists, SourceError, UsageError
+from stochcl.files import check_output, make_folder, target_of
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def transcode(
     _check_request(latents, rate, select, resume=resume)
     check_exclusive(self_contained=self_contained, external_tables=external_tables)
     check_output(output, path, force=force)
+    shown, output = str(output), target_of(output)
     with Archive(path, tables=tables) as archive:
         before = len(archive), archive.size
         job = Transcoding(
@@ -148,7 +149,7 @@ def transcode(
                 write_widest(job, output, rate)
         notes = external_tables_note(keep_tables(archive.tables, output.parent)) if external_tables else ()
         with Archive(output, tables=[archive.tables]) as written:
-            report, fitted = Report.of(written, str(output)), len(written._index.fitted)
+            report, fitted = Report.of(written, shown), len(written._index.fitted)
     if refit:
         notes = (f"fitted     {plural(fitted, 'entropy model')} stored", *notes)
     return Edit(replace(report, rate=rate), before, {"fitted_models": fitted}, notes)
@@ -260,7 +261,7 @@ def merge(
         archives, names, bring_tables = join(opened)
         edit.check_alike(archives, names)
         before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
-        with note_partial_output(output):
+        with note_partial_output(target_of(output)):
             edit.merge(archives, output, embed=bring_tables, force=force, resume=resume, progress=progress)
     with Archive(output, tables=tables) as archive:
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
@@ -306,7 +307,7 @@ def split(
         outputs = [folder / f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, len(bounds))]
         make_folder(folder)
         if not force and (there := sorted(folder.glob(f"{glob.escape(path.stem)}-[0-9]*"))):
-            raise UsageError(
+            raise OutputExists(
                 f"{escape_name(there[0])}: this file exists already; pass --force to replace such parts."
             )
         for output, first, last in zip(outputs, bounds[:-1], bounds[1:], strict=True):

@@ -30,8 +30,8 @@ from stochcl.data import Failure, MatrixSource, StreamSource
 from stochcl.data.preprocess import FITS
 from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import FormatError, OutputError, SourceError, UsageError
-from stochcl.files import WriteLock, check_output, sync_folder
+from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
+from stochcl.files import WriteLock, check_output, sync_folder, target_of
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.options import Options, option
 
@@ -139,14 +139,14 @@ def compress_source(
         )
     for read in given_paths(given):
         check_output(path, read, force=options.force)
-    started = time.monotonic()
+    started, shown, path = time.monotonic(), str(path), target_of(path)
     with note_partial_output(path):
         if options.rate is None:
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
             encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+        report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded)
         warnings = distribution_shift_warning(codec, archive)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     return replace(report, notes=notes, warnings=warnings, rate=options.rate)
@@ -353,7 +353,7 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
     """Refuse a complete archive at full width that is not what this request would write."""
     shown = escape_name(full)
     if not options.resume:
-        raise UsageError(
+        raise OutputExists(
             f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start anew."
         )
     if isinstance(source, StreamSource):  # which is not resumed
@@ -420,7 +420,7 @@ def note_partial_output(path: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SourceError) as exc:
         if not getattr(exc, "__notes__", ()) and (hint := _resume_hint(path)):
-            exc.add_note(hint)
+            exc.add_note(for_caller(hint))
         raise
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.encoders.packaged import ENDING, embedded_models
-from stochcl.errors import ModelError, UsageError
+from stochcl.errors import ModelError, ModelNotFound, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         if candidates[0].is_dir():
             raise UsageError(f"{escape_name(model)}: this is a folder; name the model file in it.")
     names = ", ".join(embedded) or "none"
-    raise UsageError(
+    raise ModelNotFound(
         f"{escape_name(model)}: there is no model of this name and no such file; embedded models: {names}."
     )
 

@@ -142,14 +142,9 @@ def search(
 
 def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
     """Yield the rows of the archive that are asked for."""
-    if names and archive.names is None:
-        raise UsageError(f"{escape_name(path)}: its rows have no names (--no-names?); give their numbers with --row.")
-    stored = archive.names or ()
-    places = {name: i for i, name in reversed(list(enumerate(stored)))} if names else {}
     for name in names:
-        if name not in places:
-            raise UsageError(f"{escape_name(path)}: it has no image named {escape_name(name)}.")
-        yield _Query(escape_name(name), places[name])
+        yield _Query(escape_name(name), archive.row(name))
+    stored = archive.names
     for row in rows:
         if not 0 <= row < len(archive):
             raise UsageError(f"{escape_name(path)}: its rows are 0 to {len(archive) - 1:,}, not {row:,}.")

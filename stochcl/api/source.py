@@ -21,7 +21,7 @@ from stochcl.data import (
     open_sources,
 )
 from stochcl.data.open import expand
-from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.errors import ImageError, SourceError, SourceNotFound, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def check_paths_exist(given: Given) -> None:
         try:
             os.lstat(path)
         except FileNotFoundError as exc:
-            raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+            raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
         except (OSError, ValueError):  # which opening it explains
             continue
 

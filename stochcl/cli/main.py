@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl import __version__
-from stochcl.errors import OutputError, StochclError
+from stochcl.errors import OutputError, StochclError, command_line
 from stochcl.messages import duration, escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ class Commands(click.Group):
         # A name may hold letters that the terminal's encoding lacks; better an escape than no result at all.
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
+        ctx.with_resource(command_line())  # until the message is out
         try:
             with _terminable():
                 return super().invoke(ctx)

@@ -19,6 +19,8 @@ from stochcl.errors import (
     FormatError,
     MissingExtraError,
     SourceError,
+    SourceNotFound,
+    StochclError,
     Truncated,
     UsageError,
 )
@@ -301,8 +303,10 @@ class ArchiveErrors:
         if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
             advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
             raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
+        if isinstance(exc, StochclError):  # of which some are OSErrors
+            return
         if isinstance(exc, FileNotFoundError):
-            raise SourceError(f"{self._shown}: there is no such file.") from exc
+            raise SourceNotFound(f"{self._shown}: there is no such file.") from exc
         if isinstance(exc, IsADirectoryError):
             raise SourceError(
                 f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "

@@ -29,7 +29,7 @@ from stochcl.data.source import (
 from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import compression, looks_like_tar
 from stochcl.data.zip import ZipSource
-from stochcl.errors import EnvironmentFault, SourceError, StochclError, UsageError
+from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
     except StochclError:  # of which some are ValueErrors
         raise
     except FileNotFoundError as exc:
-        raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+        raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
     except OSError as exc:
         raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
     except ValueError as exc:  # a NUL in the path

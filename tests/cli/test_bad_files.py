@@ -212,9 +212,10 @@ def test_archives_without_names_or_folders(refused, compress, images, tmp_path):
     bare = compress(images, "--no-names", name="bare.bin")
     path = tmp_path / "labels.csv"
     path.write_text("name,label\na,b\n")
-    for options in ([], ["--labels", path]):
-        said = refused("evaluate", bare, *options)
-        assert said == f"{bare}: its rows have no names to find labels by (--no-names?); compress with names."
+    loose = compress(images / "cats", "--no-names", name="loose.bin")
+    for archive, options in ((loose, []), (bare, ["--labels", path])):
+        said = refused("evaluate", archive, *options)
+        assert said == f"{archive}: its rows have no names to find labels by (--no-names?); compress with names."
     flat = compress(images / "cats", name="flat.bin")
     said = refused("evaluate", flat)
     assert said == f"{flat}: it has no labels, for its images lie in no folders; give them with --labels."
