@@ -42,6 +42,8 @@ class Option:
     choices: tuple[str, ...] = ()
     unit: str = ""
     shown: str = ""  # what the help says of a default that is None or False
+    flags: tuple[str, ...] = ()  # on the command line, where they are not --NAME
+    required: bool = False
 
     def allows(self, value: float) -> bool:
         """Tell whether a number is finite and within the bounds."""
@@ -75,9 +77,11 @@ def option(
     choices: Iterable[str] = (),
     unit: str = "",
     shown: str = "",
+    flags: Iterable[str] = (),
+    required: bool = False,
 ) -> Any:
     """Return a dataclass field that is an option; ``unit`` stands for its value in the help."""
-    made = Option(help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown)
+    made = Option(help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown, tuple(flags), required)
     return field(default=default, metadata={_KEY: made})
 
 
@@ -101,7 +105,7 @@ def kind_of(one: Field[Any]) -> str:
 
 def check_value(one: Field[Any], value: Any, name: str | None = None) -> None:
     """Raise UsageError if a value is not of a field's type, or out of its bounds."""
-    if value is None and one.default is None:
+    if value is None and one.default is None and not option_of(one).required:
         return
     made, kind, shown = option_of(one), kind_of(one), name or one.name
     if made.choices:

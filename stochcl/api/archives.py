@@ -57,7 +57,13 @@ def info(path: PathLike, *, tables: Where = ()) -> Report:
 
 
 def decompress(
-    path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False
+    path: PathLike,
+    output: PathLike,
+    *,
+    labels: PathLike | None = None,
+    tables: Where = (),
+    force: bool = False,
+    progress: Progress = _silent,
 ) -> Exported:
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
 
@@ -67,7 +73,7 @@ def decompress(
     """
     with open_archive(path, tables=tables) as archive:
         given = None if labels is None else [str(label) for label in labels_of(archive, path, labels)]
-        return export(archive, output, labels=given, force=force)
+        return export(archive, output, labels=given, force=force, progress=progress)
 
 
 def transcode(
@@ -103,15 +109,15 @@ def transcode(
     refit : bool
         Fit entropy models to the codes, and store those that are worth their own bytes.
     self_contained, external_tables : bool
-        Put the decoding tables into the file, or leave them out; by default as it was.
+        Put the decoder into the file, or leave it out; by default as it was.
     names, uncertainty : bool
         Whether to keep the rows' names, and their uncertainty, where they are stored.
     labels : path-like, optional
         A CSV file ``name,label``, whose labels are stored.
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive.
+        Where to look first for decoders that are not in the archive.
     force, resume : bool
-        Replace an existing output; go on with what an interrupted run left.
+        Replace an existing output; continue what an interrupted run left.
     progress : callable
         Told how much of how much is done, in each step from the beginning.
 
@@ -233,12 +239,12 @@ def merge(
     Parameters
     ----------
     paths : sequence of path-like
-        Files of codes, or folders of shards, of which all shards are taken in order.
+        Archives, or folders of shards, of which all shards are taken in order.
     output : path-like
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archives.
+        Where to look first for decoders that are not in the archives.
     force, resume : bool
-        Replace an existing output; go on with what an interrupted run left.
+        Replace an existing output; continue what an interrupted run left.
     progress : callable
         Told how many images of how many are done.
 
@@ -249,7 +255,7 @@ def merge(
         If the archives do not go together; the message names the first that does not.
     """
     if not paths:
-        raise UsageError("there is nothing to merge: name the files of codes to join.")
+        raise UsageError("there is nothing to merge: name the archives to join.")
     output, tables = Path(output), tuple(tables)
     for path in paths:
         check_output(output, Path(path), force=force)

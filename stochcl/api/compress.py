@@ -1,4 +1,4 @@
-"""Compressing a source to a file of codes."""
+"""Compressing a source to an archive."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class CompressOptions(Options):
 
     latents: int | None = option(None, "Keep the first K latents.", at_least=1, unit="K", shown="all")
     rate: float | None = option(
-        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and "
-        "names come on top.", more_than=0, unit="R",
+        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; decoder "
+        "and names come on top.", more_than=0, unit="R",
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
@@ -68,8 +68,8 @@ class CompressOptions(Options):
     )
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
-    self_contained: bool = option(False, "Put the decoding tables into the file in any case.")
-    external_tables: bool = option(False, "Leave the decoding tables out of the file; they go beside it.")
+    self_contained: bool = option(False, "Put the decoder into the archive in any case.")
+    external_tables: bool = option(False, "Put the decoder into a file beside the archive.")
     strict: bool = option(False, "Stop at an image that cannot be read, rather than skip it.")
     force: bool = option(False, "Replace an existing output.")
     resume: bool = option(False, "Continue an interrupted run.")
@@ -299,7 +299,7 @@ def _compress_at_rate(
     with Archive(full, tables=[codec.tables]) as archive:
         job = Transcoding(archive, embed=options.embeds(codec, len(archive)), names=options.names)
         try:
-            advice = f"; all latents are kept in {escape_name(full)}: make room and pass --resume"
+            advice = f"; all latents are kept in {escape_name(full)}: free some disk space and pass --resume"
             write_widest(job, path, rate, advice)
         except UsageError:
             full.unlink()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stochcl.api.compress import distribution_shift_warning, encode_rows, header_of, preprocess_of
+from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
@@ -305,7 +306,7 @@ def _plan(
     return Plan(
         sources=sources,
         folder=str(folder.absolute()),
-        model=str(Path(model).absolute()) if Path(model).is_file() else model,
+        model=portable_name(model),
         device=codec.device.type,
         precision=codec.precision,
         shard_images=shard_images,

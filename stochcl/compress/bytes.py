@@ -309,8 +309,8 @@ class ArchiveErrors:
             raise SourceNotFound(f"{self._shown}: there is no such file.") from exc
         if isinstance(exc, IsADirectoryError):
             raise SourceError(
-                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
-                "folder of codes."
+                f"{self._shown}: this is a folder, and one archive is needed; `stochcl merge` makes one of a folder "
+                "of shards."
             ) from exc
         if isinstance(exc, OSError):
             raise SourceError(f"{self._shown}: it cannot be read: {os_reason(exc)}.") from exc

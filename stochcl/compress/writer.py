@@ -313,7 +313,7 @@ class Writer(JournaledWriter):
         )
 
     def _writing(self) -> AbstractContextManager[None]:
-        kept = f". What was done is kept in {escape_name(self.partial)}: make room and pass --resume"
+        kept = f". What was done is kept in {escape_name(self.partial)}: free some disk space and pass --resume"
         return writing(self.path, advice=kept if self._segments or self._kept else "")
 
     # The end

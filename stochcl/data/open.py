@@ -81,7 +81,7 @@ def _open_file(path: Path) -> ImageSource | MatrixSource:
     if is_arrow(path, head):
         raise SourceError(
             f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which only `stochcl "
-            "compress` to one file of codes does; give a folder, .zip, .tar or .npy file."
+            "compress` to one archive does; give a folder, .zip, .tar or .npy file."
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)

@@ -27,12 +27,12 @@ MOST_SEED = (1 << 63) - 1
 
 def _precision() -> Any:
     return option(
-        "auto", "Arithmetic; auto: bf16 if the CPU or GPU supports it, else fp32.", choices=PRECISIONS
+        "auto", "Numeric precision; auto: bf16 if the CPU or GPU supports it, else fp32.", choices=PRECISIONS
     )  # fmt: skip
 
 
 def _seed() -> Any:
-    return option(0, "Seed of everything random.", at_least=0, at_most=MOST_SEED)
+    return option(0, "Random seed.", at_least=0, at_most=MOST_SEED)
 
 
 def _max_time() -> Any:

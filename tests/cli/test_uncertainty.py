@@ -5,7 +5,7 @@ import json
 import pytest
 
 import stochcl
-from stochcl.api.uncertainty import CORRUPTIONS
+from stochcl.api.corruptions import CORRUPTIONS
 from tests.making import make_model, process, write_images
 
 KEYS = {
