@@ -24,6 +24,7 @@ from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, pick
 from stochcl.compress import Archive, Writer
 from stochcl.compress.journal import rows_kept
+from stochcl.compress.manifest import MANIFEST
 from stochcl.compress.segment_writer import StreamWriter
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, MatrixSource, StreamSource
@@ -136,6 +137,11 @@ def compress_source(
         raise UsageError(
             f"{escape_name(source.path)}: a stream cannot be read again, so there is nothing to --resume; "
             f"`stochcl verify {escape_name(path)}.partial --salvage OUT` makes an archive of what was kept."
+        )
+    if (path / MANIFEST).exists():
+        raise UsageError(
+            f"{escape_name(path)}: this is a folder of shards; pass the --shard-images that it was made with to "
+            "continue it or, with --force, to replace it; or name a file to write."
         )
     for read in given_paths(given):
         check_output(path, read, force=options.force)

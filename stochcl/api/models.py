@@ -147,8 +147,8 @@ def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Pa
 
 def portable_name(model: str | os.PathLike[str]) -> str:
     """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
-    embedded = {path.stem for path in embedded_models()}
-    return str(model) if str(model) in embedded else str(find_model(model).absolute())
+    path, embedded = Path(model), {path.stem for path in embedded_models()}
+    return str(path.absolute()) if str(model) not in embedded and path.is_file() else str(model)
 
 
 def initial_weights(init: str | os.PathLike[str]) -> Path:

@@ -1,6 +1,8 @@
 """Compressing to a folder of shards, and reading the folder as one archive."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
 
@@ -191,6 +193,28 @@ def test_a_rerun_makes_only_what_is_not_finished(codec, photos, folder, tmp_path
         assert (out / path.name).read_bytes() == path.read_bytes()
     compress(codec, photos, out, run=counting(made))
     assert made == [1, 2]  # all of it was there
+
+
+def test_a_second_run_into_the_folder_continues_and_says_so(codec, photos, folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "3 shards kept of before" in compress(codec, photos, folder).notes[0]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(UsageError, match="this is a folder of shards; pass the shard_images"):
+        codec.compress(photos, folder)
+
+
+def test_a_full_disk_names_the_shard_and_what_to_do(codec, photos, folder, tmp_path, monkeypatch):
+    def fsync(descriptor):
+        if list(tmp_path.glob("out/shard-00000.bin")):  # the first is complete
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutputError, match=r"no space .* complete shards are kept: free .* repeat") as raised:
+        compress(codec, photos, tmp_path / "out")
+    assert ".work" not in str(raised.value)
+    assert "resume" not in str(raised.value)
+    monkeypatch.undo()
+    assert "1 shard kept of before" in compress(codec, photos, tmp_path / "out").notes[0]
 
 
 def test_a_second_run_into_the_folder_is_refused_while_the_first_runs(codec, photos, folder, tmp_path):
