@@ -306,14 +306,9 @@ def _read(
         if asked.task == "classification":
             least = asked.min_class or (2 if test is None else 1)
             with naming(labels.path or path):
-                rare = {target: _rare(y, least) for target, y in part.labels.items()}
+                rare = {target: rare_classes(y, least) for target, y in part.labels.items()}
             part, other = _without(part, rare), None if other is None else _without(other, rare)
-            notes += [
-                f"{len(names):,} classes of fewer than {least} images were left out, "
-                f"such as {escape_name(min(names))}"
-                for names in rare.values()
-                if names
-            ]
+            notes += [rare_note(names, least) for names in rare.values() if names]
         origins = [label_origin(labels.path, column, labels.level, archive) for column in labels.columns or (None,)]
     return _Data(header, used, width, part, other, origins, notes)
 
@@ -387,7 +382,12 @@ def _part(
     return _Part(x, symbols, by_target, archive.names, of_groups)
 
 
-def _rare(labels: Sequence[str], least: int) -> set[str]:
+def rare_note(names: set[str], least: int) -> str:
+    """Say which classes were left out."""
+    return f"{len(names):,} classes of fewer than {least} images were left out, such as {escape_name(min(names))}"
+
+
+def rare_classes(labels: Sequence[str], least: int) -> set[str]:
     """Return the classes that fewer images have; LabelsError where all of them are such."""
     counts = {label: count for label, count in Counter(labels).items() if label.strip()}
     rare = {label for label, count in counts.items() if count < least}

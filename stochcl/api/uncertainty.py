@@ -11,7 +11,7 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.corruptions import CORRUPTIONS, STRENGTHS, corrupt
-from stochcl.api.evaluate import common_width, input_of, rows_of
+from stochcl.api.evaluate import common_width, input_of, rare_classes, rare_note, rows_of
 from stochcl.api.labels import check_label_options, labels_of, labels_of_test, naming, split_warning
 from stochcl.api.options import UncertaintyOptions
 from stochcl.api.source import open_inputs
@@ -273,6 +273,9 @@ class _Measured:
         column, level = labels.column, labels.level
         with naming(labels.train or train.path):
             given = labels_of(train.archive, train.path, labels.train, column, level, partial=True)
+            if test is train and (rare := rare_classes(given, 2)):  # which a cross-validation can do nothing with
+                given = tuple("" if label in rare else label for label in given)
+                self.notes.append(rare_note(rare, 2))
             rows = labelled(train.rows.x, given, "classification")
             rows.check_learnable()
         known = train.rows.take(rows.kept)
