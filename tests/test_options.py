@@ -14,10 +14,10 @@ from stochcl.cli import main
 from stochcl.cli.options import given, options_of
 from stochcl.errors import UsageError, command_line
 from stochcl.options import Options, check_names, declared, kind_of, option, option_of
-from stochcl.training.options import EncoderOptions, FinetuneOptions, LatentOptions, TrainOptions
+from stochcl.training.options import EncoderConfig, FinetuneOptions, LatentOptions, TrainOptions
 
 CLASSES = (
-    CompressOptions, EncoderOptions, EvaluateOptions, FinetuneOptions, LatentOptions, SearchOptions, SelectOptions,
+    CompressOptions, EncoderConfig, EvaluateOptions, FinetuneOptions, LatentOptions, SearchOptions, SelectOptions,
     TrainOptions, UncertaintyOptions,
 )  # fmt: skip
 
@@ -35,7 +35,10 @@ def wrong_values(one):
     yield {"int": 1.5, "float": "many", "bool": 1, "str": 3}.get(kind, ("a",))
 
 
-CASES = [(cls, name, value) for cls in CLASSES for name, one in declared(cls).items() for value in wrong_values(one)]
+CASES = [
+    (cls, name, value)
+    for cls in CLASSES for name, one in declared(cls).items() if name != "classes" for value in wrong_values(one)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("cls", "name", "value"), CASES, ids=lambda v: getattr(v, "__name__", str(v)))
@@ -51,7 +54,7 @@ def test_an_option_that_is_required_is_asked_for():
 
 COMMANDS = {
     "compress": [CompressOptions], "evaluate": [EvaluateOptions], "finetune": [FinetuneOptions],
-    "search": [SearchOptions], "select": [SelectOptions], "train": [TrainOptions, EncoderOptions],
+    "search": [SearchOptions], "select": [SelectOptions], "train": [TrainOptions, EncoderConfig],
     "uncertainty": [UncertaintyOptions],
 }  # fmt: skip
 
@@ -77,7 +80,8 @@ def test_every_option_takes_its_bounds(cls):
         for value in (made.at_least, made.at_most):
             if value is not None:
                 option_of(one).allows(value)
-        assert made.required or getattr(defaults, one.name) == one.default
+        unset = made.required or one.default == ()  # which may be filled in
+        assert unset or getattr(defaults, one.name) == one.default
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def select(
     SourceError, FormatError, LabelsError, UsageError, OutputError
     """
     from stochcl.downstream import LatentSelector
-    from stochcl.downstream.evaluation import labelled
+    from stochcl.downstream.labelled import labelled
 
     asked = SelectOptions(**options)
     check_label_options(labels, [column], level)

@@ -161,9 +161,9 @@ def _told(record: dict[str, Any], indent: str = "") -> list[str]:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        items = value.items()
+        items = list(value.items())
         if all(str(key).isdecimal() for key in value):
-            items = sorted(items, key=lambda item: int(item[0]))
+            items.sort(key=lambda item: int(item[0]))
         return ", ".join(f"{printable(str(k))} {_text(v)}" for k, v in items if v is not None)
     if isinstance(value, list):
         runs = [(text, len(list(same))) for text, same in groupby(map(_text, value))]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stochcl.options import Options, option
+
+if TYPE_CHECKING:
+    from stochcl.downstream import Task
 
 TASKS = ("classification", "regression")
 OUTPUTS = ("auto", "symbols", "vectors")
@@ -15,7 +19,7 @@ class SelectOptions(Options):
     """Which latents to choose."""
 
     latents: int = option(None, "How many latents to choose.", at_least=1, unit="K", required=True)
-    task: str = option("classification", "What the labels are.", choices=TASKS)
+    task: Task = option("classification", "What the labels are.", choices=TASKS)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class ProbeOptions(Options):
 class EvaluateOptions(ProbeOptions):
     """How to train a probe, and score it."""
 
-    task: str = option("classification", "What the labels are.", choices=TASKS)
+    task: Task = option("classification", "What the labels are.", choices=TASKS)
     test_size: float | None = option(
         None, "Hold out this fraction, in place of a cross-validation.", more_than=0, less_than=1
     )

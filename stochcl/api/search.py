@@ -15,7 +15,7 @@ from stochcl.api.models import model_of
 from stochcl.api.options import SearchOptions
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
-from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest
+from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
 from stochcl.messages import escape_name
 

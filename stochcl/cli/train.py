@@ -12,7 +12,7 @@ from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.cli.options import INPUT, PATH, command, options_of, output, section
 from stochcl.messages import escape_name
 from stochcl.training import options as training
-from stochcl.training.options import EncoderOptions, FinetuneOptions, TrainOptions
+from stochcl.training.options import EncoderConfig, FinetuneOptions, TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -199,12 +199,12 @@ def finetune(
     "Code",
     options_of(TrainOptions, only=("rate",)),
     options_of(
-        EncoderOptions,
+        EncoderConfig,
         only=("posterior", "latents", "alphabet", "embedding", "reduced", "transform", "head", "decoder"),
     ),
     options_of(TrainOptions, only=("latent_steps", "whitening", "entropy", "entropy_hidden")),
 )
-@section("Network", options_of(EncoderOptions, only=("backbone", "width", "stem", "pooling", "size", "fit")))
+@section("Network", options_of(EncoderConfig, only=("backbone", "width", "stem", "pooling", "size", "fit")))
 @section("Loss", options_of(TrainOptions, only=("objective", "temperature", "estimator", "beta", "deterministic")))
 @section("Augmentation", options_of(TrainOptions, only=("crop", "area", "flip", "strength", "grey", "blur")))
 @section(
