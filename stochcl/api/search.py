@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.compress import ArchiveBase
-    from stochcl.downstream.neighbors import Distance
+    from stochcl.downstream.distances import Distance
     from stochcl.entropy.tables import Decoder, Tables
 
     PathLike = str | os.PathLike[str]
