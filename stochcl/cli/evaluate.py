@@ -224,7 +224,7 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
 @command()
 @CODES
 @output("The page to write.", default="report.html")
-@click.option("--images", type=INPUT, metavar="SOURCE", help="What the codes were made of, for pictures.")
+@click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
 @section("Labels", LABELS, COLUMN, options_of(EvaluateOptions, only=("task",)))
 @section(
     "Latents",
