@@ -177,7 +177,7 @@ class ShardWorker:
             count_try(self._plan, number)
             shard, skipped = self.make(number, ShardInput.from_json(piece) if piece else None)
         except StochclError as exc:
-            return json.dumps({"error": type(exc).__name__, "message": str(exc)})
+            return json.dumps({"error": type(exc).__name__, "message": " ".join(map(str, exc.args))})
         return json.dumps({"shard": vars(shard), "skipped": skipped})
 
     def make(self, number: int, piece: ShardInput | None = None) -> Made:
@@ -260,7 +260,7 @@ def run_on_ray(
         except ray.exceptions.RayError as exc:
             reason = escape_name(str(exc).strip().splitlines()[-1])
             raise UsageError(
-                f"Ray gave up ({reason}); the shards that are complete are kept: repeat the command to go on."
+                f"Ray gave up ({reason}); the shards that are complete are kept: repeat the command to continue."
             ) from exc
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stochcl.api.codec import codec_of
 from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows
 from stochcl.api.source import listing, no_readable_error, open_inputs, source_warnings, strict_error
 from stochcl.api.summary import Edit, Report
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 def append(
     path: PathLike,
     source: PathLike,
-    codec: CodecBase,
+    codec: CodecBase | None = None,
     *,
     labels: PathLike | None = None,
     batch_size: int = 256,
@@ -58,8 +59,8 @@ def append(
         The archive, which must have names.
     source : path-like
         A folder, .zip, .tar, or .npy of uint8 images; or the .npy matrix that the archive was made of, grown.
-    codec : CodecBase
-        Of the archive's model; it computes in the archive's precision.
+    codec : CodecBase, optional
+        Of the archive's model, which is else found by its hash; it computes in the archive's precision.
     labels : path-like, optional
         A CSV file with labels of the new images, where the archive has labels stored.
     batch_size, workers, strict
@@ -78,6 +79,7 @@ def append(
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
     check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
     labelled = labels is not None or _labels_come_along(options)
+    codec = codec_of(path) if codec is None else codec
     with Archive(path) as archive:
         _check_appendable(archive, path, codec, labels=labelled)
         codec = codec.with_precision(archive.header.precision)

@@ -1,4 +1,4 @@
-"""Compressing a source to a file of codes."""
+"""Compressing a source to an archive."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, Writer
 from stochcl.compress.journal import rows_kept
+from stochcl.compress.manifest import MANIFEST
 from stochcl.compress.segment_writer import StreamWriter
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
 from stochcl.data.preprocess import FITS
 from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import FormatError, OutputError, SourceError, UsageError
-from stochcl.files import WriteLock, check_output, sync_folder
+from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
+from stochcl.files import WriteLock, check_output, sync_folder, target_of
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.options import option
 
@@ -59,8 +60,8 @@ class CompressOptions(SourceOptions):
 
     latents: int | None = option(None, "Keep the first K latents.", at_least=1, unit="K", shown="all")
     rate: float | None = option(
-        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and "
-        "names come on top.", more_than=0, unit="R",
+        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; decoder "
+        "and names come on top.", more_than=0, unit="R",
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
@@ -69,8 +70,8 @@ class CompressOptions(SourceOptions):
     )
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
-    self_contained: bool = option(False, "Put the decoding tables into the file in any case.")
-    external_tables: bool = option(False, "Leave the decoding tables out of the file; they go beside it.")
+    self_contained: bool = option(False, "Put the decoder into the archive in any case.")
+    external_tables: bool = option(False, "Put the decoder into a file beside the archive.")
     strict: bool = option(False, "Stop at an image that cannot be read, rather than skip it.")
     force: bool = option(False, "Replace an existing output.")
     resume: bool = option(False, "Continue an interrupted run.")
@@ -140,16 +141,21 @@ def compress_source(
             f"{escape_name(source.path)}: a stream cannot be read again, so there is nothing to --resume; "
             f"`stochcl verify {escape_name(path)}.partial --salvage OUT` makes an archive of what was kept."
         )
+    if (path / MANIFEST).exists():
+        raise UsageError(
+            f"{escape_name(path)}: this is a folder of shards; pass the --shard-images that it was made with to "
+            "continue it or, with --force, to replace it; or name a file to write."
+        )
     for read in given_paths(given):
         check_output(path, read, force=options.force)
-    started = time.monotonic()
+    started, shown, path = time.monotonic(), str(path), target_of(path)
     with note_partial_output(path):
         if options.rate is None:
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
             encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
+        report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
         warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
@@ -316,7 +322,7 @@ def _compress_at_rate(
     with Archive(full, tables=[codec.tables]) as archive:
         job = Transcoding(archive, embed=options.embeds(codec, len(archive)), names=options.names)
         try:
-            advice = f"; all latents are kept in {escape_name(full)}: make room and pass --resume"
+            advice = f"; all latents are kept in {escape_name(full)}: free some disk space and pass --resume"
             write_widest(job, path, rate, advice)
         except UsageError:
             full.unlink()
@@ -370,7 +376,7 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
     """Refuse a complete archive at full width that is not what this request would write."""
     shown = escape_name(full)
     if not options.resume:
-        raise UsageError(
+        raise OutputExists(
             f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start anew."
         )
     if isinstance(source, StreamSource):  # which is not resumed
@@ -437,7 +443,7 @@ def note_partial_output(path: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SourceError) as exc:
         if not getattr(exc, "__notes__", ()) and (hint := _resume_hint(path)):
-            exc.add_note(hint)
+            exc.add_note(for_caller(hint))
         raise
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,7 +20,7 @@ from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.tables import Tables
+from stochcl.entropy.tables import Tables, is_packaged
 from stochcl.errors import ImageError, ModelMismatch, UsageError
 from stochcl.framing import BYTES, VERSION
 from stochcl.messages import escape_name
@@ -139,7 +138,7 @@ class CodecBase:
     @cached_property
     def has_packaged_tables(self) -> bool:
         """Whether the package brings these tables along, so that archives need not hold them."""
-        return resources.files("stochcl").joinpath("tables", f"{self.tables.sha256}.tables").is_file()
+        return is_packaged(self.tables.sha256)
 
     def encode(
         self,

@@ -6,13 +6,21 @@ import json
 import shutil
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.api.compress import distribution_shift_warning, encode_rows, header_of, preprocess_of
+from stochcl.api.compress import (
+    distribution_shift_warning,
+    encode_rows,
+    header_of,
+    preprocess_of,
+    unwritable,
+)
+from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, source_warnings, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
@@ -41,18 +49,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardInput:
-    """The images of a shard, by the sources that hold them.
+    """The images of a shard: the paths and digests of the sources that hold them, and their positions in these.
 
-    Parameters
-    ----------
-    sources : tuple of str
-        Paths, absolute.
-    listings : tuple of str
-        Digests of what these hold, see :func:`~stochcl.api.source.listing`.
-    rows : range
-        Positions of the shard's images in these sources, one after the other.
-    rejected : tuple of Failure
-        Images of all sources that will not be opened, where it is this shard that names them.
+    ``rejected`` are the images of all sources that will not be opened, where it is this shard that names them.
     """
 
     sources: tuple[str, ...]
@@ -94,10 +93,7 @@ def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator
 def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: CompressOptions) -> SubsetSource:
     """Open the sources of a shard, and return its images; ``held`` has those of the shard before, and then of this.
 
-    Raises
-    ------
-    SourceError
-        If one cannot be read, or holds something else than it did.
+    SourceError if one cannot be read, or holds something else than it did.
     """
     opened: dict[str, ImageSource] = {}
     for path, digest in zip(inputs.sources, inputs.listings, strict=True):
@@ -120,6 +116,7 @@ SHARD_IMAGES = 100_000
 
 _PLAN = "plan.json"  # what is being made, until the manifest says what was
 _WORK = ".work-"
+_CONTINUE = "; complete shards are kept: free some disk space and repeat the command to continue"
 _DIFFERING = {
     "source": "source (images were added, removed or changed)",
     "images": "source (images were added or removed)",
@@ -141,20 +138,7 @@ _DIFFERING = {
 class Plan:
     """What is compressed to which folder, and how; a worker elsewhere needs no more to make any shard.
 
-    Parameters
-    ----------
-    sources : tuple of str
-        Absolute paths, or patterns of them, which mean the same wherever a worker runs.
-    folder : str
-        An absolute path.
-    model : str
-        The name of an embedded model, or the absolute path of a model file.
-    device, precision : str
-        Of the encoder: cpu, cuda...; fp32...
-    shard_images : int
-    options : CompressOptions
-    facts : dict
-        JSON values that must be the same for shards that are there already to be kept.
+    Paths are absolute. ``facts`` must be the same for shards that are there already to be kept.
     """
 
     sources: tuple[str, ...]
@@ -199,25 +183,9 @@ def compress_to_folder(
     """Compress a source to a folder of shards, and then their manifest, which makes it one archive.
 
     The rows' order, their codes and the folder's files do not depend on who makes which shard when. Shards that an
-    earlier run of the same request has finished are kept.
-
-    Parameters
-    ----------
-    codec : CodecBase
-    sources : sequence of path-like
-        One or several, or patterns of shards, which every worker can read under the same names.
-    folder : path-like
-    options : CompressOptions
-        ``rate`` must be None: it is known only when all codes are.
-    model : str
-        What ``codec`` was loaded from, for workers to load it from.
-    shard_images : int, optional
-        Images of a shard, :data:`SHARD_IMAGES` by default.
-    run : callable
-        Makes the shards of these numbers, here or elsewhere, and yields each with what was made; in this process by
-        default.
-    progress : callable
-        Told how many images of how many are done.
+    earlier run of the same request has finished are kept. Every worker must find the sources, and ``model``, what
+    ``codec`` was loaded from, under the same names. ``run`` makes the shards of some numbers, here or elsewhere, and
+    yields each; in this process by default.
 
     Raises
     ------
@@ -234,9 +202,8 @@ def compress_to_folder(
         raise strict_error(images, images.rejected[0])
     options = replace(options, depth=preprocess_of(codec, options, images).depth)  # for all shards alike
     plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
-    advice = "; complete shards are kept, repeat the command to continue"
     try:
-        with _locked(plan), writing(folder, advice=advice):
+        with _locked(plan), writing(folder, advice=_CONTINUE):
             _take_folder(plan, force=options.force)
             encoded, kept = _make_shards(plan, codec, images, run or run_here, progress)
     except (KeyboardInterrupt, EnvironmentFault) as exc:
@@ -311,7 +278,7 @@ def _plan(
     return Plan(
         sources=sources,
         folder=str(folder.absolute()),
-        model=str(Path(model).absolute()) if Path(model).is_file() else model,
+        model=portable_name(model),
         device=codec.device.type,
         precision=codec.precision,
         shard_images=shard_images,
@@ -411,13 +378,6 @@ def make_shard(
 
     ``part`` is its images, where they are not cut from the source. Two workers may make the same one at a time, where
     the first was thought lost: both write the same bytes.
-
-    Raises
-    ------
-    ImageError
-        If an image cannot be read and ``strict`` is asked for.
-    OutputError
-        If it cannot be written.
     """
     options, path = plan.options, plan.file(number)
     part = _part(source, plan.rows(number)) if part is None else part
@@ -425,7 +385,7 @@ def make_shard(
         writing(path),
         tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work,
     ):
-        with Writer(
+        with _naming(path), Writer(
             Path(work, path.name), _header(plan), codec.tables, embed_tables=options.self_contained,
             names=options.names, uncertainty=options.uncertainty,
         ) as writer:  # fmt: skip
@@ -435,6 +395,15 @@ def make_shard(
         Path(work, path.name).replace(path)
     sync_folder(path.parent)
     return shard_entry(plan, number, codec)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error name the shard, and not the work folder, of which nothing is kept."""
+    try:
+        yield
+    except OutputError as exc:
+        raise unwritable(path, exc, _CONTINUE) from exc
 
 
 def _header(plan: Plan) -> Header:

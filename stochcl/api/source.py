@@ -25,7 +25,7 @@ from stochcl.data import (
 from stochcl.data.open import expand
 from stochcl.data.options import DEFAULTS
 from stochcl.data.url import open_url
-from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.errors import ImageError, SourceError, SourceNotFound, UsageError
 from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
@@ -91,7 +91,7 @@ def check_paths_exist(given: Given) -> None:
         try:
             os.lstat(path)
         except FileNotFoundError as exc:
-            raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+            raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
         except (OSError, ValueError):  # which opening it explains
             continue
 

@@ -14,7 +14,7 @@ from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warning
 from stochcl.api.models import initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import OutputError, SourceError, UsageError
+from stochcl.errors import OutputError, OutputExists, SourceError, UsageError
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import load_preset, options_from
 
@@ -330,7 +330,7 @@ class RunFiles:
                     "is writable."
                 )
         if self.output.exists() and not (force or resume):
-            raise UsageError(f"{escape_name(self.output)}: this file exists already; pass --force to replace it.")
+            raise OutputExists(f"{escape_name(self.output)}: this file exists already; pass --force to replace it.")
         if self.checkpoint.exists() and not (force or resume):
             raise UsageError(
                 f"{escape_name(self.checkpoint)}: this is the checkpoint of an interrupted run; pass --resume to "

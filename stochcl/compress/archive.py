@@ -87,7 +87,7 @@ class Archive(ArchiveBase):
         self._extra, self._errors = tuple(tables), ArchiveErrors(self._shown)
         self._beside: tuple[Path, ...] = ()  # folders where tables may lie, too
         if isinstance(source, str | os.PathLike) and not is_url(source):
-            self._beside = (Path(source).parent, Path())
+            self._beside = (Path(source).parent, Path(os.path.realpath(source)).parent, Path())
         with self._errors:
             self._reader = open_reader(source)
             self.header, self._header_size = read_header(self._reader)
@@ -173,10 +173,11 @@ class Archive(ArchiveBase):
         uncertainty = sum(head.entropy.size for head in heads)
         tables = self._index.tables[1] + sum(size for _, size in self._index.fitted)
         tables += sum(head.table.size for head in heads)
-        names = sum(head.names.size + head.labels.size for head in heads)
-        index = self.size - self._header_size - codes - tables - names - uncertainty
+        names, labels = (sum(getattr(head, part).size for head in heads) for part in ("names", "labels"))
+        index = self.size - self._header_size - codes - tables - names - labels - uncertainty
         sizes = {"codes": codes, "tables": tables, "names": names, "index": index, "header": self._header_size}
-        return sizes | ({"uncertainty": uncertainty} if uncertainty else {})
+        optional = {"labels": labels, "uncertainty": uncertainty}
+        return sizes | {part: size for part, size in optional.items() if size}
 
     # Rows
 

@@ -16,6 +16,8 @@ from stochcl.errors import (
     ChecksumMismatch,
     FormatError,
     SourceError,
+    SourceNotFound,
+    StochclError,
     Truncated,
 )
 from stochcl.files import pread_all, read_all
@@ -268,12 +270,14 @@ class ArchiveErrors:
         if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
             advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
             raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
+        if isinstance(exc, StochclError):  # of which some are OSErrors
+            return
         if isinstance(exc, FileNotFoundError):
-            raise SourceError(f"{self._shown}: there is no such file.") from exc
+            raise SourceNotFound(f"{self._shown}: there is no such file.") from exc
         if isinstance(exc, IsADirectoryError):
             raise SourceError(
-                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
-                "folder of codes."
+                f"{self._shown}: this is a folder, and one archive is needed; `stochcl merge` makes one of a folder "
+                "of shards."
             ) from exc
         if isinstance(exc, OSError):
             raise SourceError(f"{self._shown}: it cannot be read: {os_reason(exc)}.") from exc

@@ -59,7 +59,7 @@ def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows
 _SAME = {
     "model_sha256": "it was made by another model",
     "model_latents": "its model has another width",
-    "tables_sha256": "it has other decoding tables",
+    "tables_sha256": "it has another decoder",
     "alphabet": "its latents have another alphabet",
     "latents": "it has another number of latents",
     "selection": "it has other latents of the model",

@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
-from stochcl.codes import Codes
+from stochcl.codes import Codes, folder_label
 from stochcl.compress.index import Index, pack_skipped
 from stochcl.compress.journal import Record
 from stochcl.compress.segment import SegmentHead, write_segment
 from stochcl.entropy.model import FITTED, Candidate, pack_model
 from stochcl.errors import LimitExceeded, OutputError
 from stochcl.files import lock
-from stochcl.framing import CHUNK, PROLOGUE, crc
+from stochcl.framing import CHUNK, PROLOGUE, crc, pack_texts, unpack_texts
 from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class SegmentWriter(ABC):
         if not len(codes):
             return
         if not self._names:
-            codes = replace(codes, names=None)
+            codes = replace(codes, names=None, labels=_labels(codes.names, codes.labels))
         if not self._uncertainty:
             codes = replace(codes, uncertainty=None)
         self._check_has((codes.names is not None, codes.labels is not None, codes.uncertainty is not None))
@@ -167,7 +167,7 @@ class SegmentWriter(ABC):
         is waiting is written before.
         """
         if not self._names:
-            segment = segment.having(names=b"")
+            segment = segment.having(names=b"", labels=_packed_labels(segment))
         if not self._uncertainty:
             segment = segment.having(entropy=b"")
         self._check_has(segment.has)
@@ -228,6 +228,20 @@ class SegmentWriter(ABC):
         self.flush()
         self.skipped += [(name, reason) for _, name, reason in self._new_skips]
         self._new_skips = []
+
+
+def _labels(names: Sequence[str] | None, labels: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the labels that stay when names go: those of their own, else the first folders of the names."""
+    return labels if labels is not None or names is None else tuple(map(folder_label, names))
+
+
+def _packed_labels(segment: RawSegment) -> bytes:
+    """Return the labels of a segment that loses its names."""
+    _, names, labels, _ = segment.parts
+    if labels or not names:
+        return labels
+    texts = unpack_texts(names, segment.head.rows, "the names of a segment")
+    return pack_texts([folder_label(name) for name in texts])
 
 
 class StreamWriter(SegmentWriter):

@@ -18,7 +18,7 @@ from stochcl.data.options import DEFAULTS, SourceOptions
 from stochcl.data.preprocess import identify
 from stochcl.data.source import Failure
 from stochcl.data.stream import StreamSource
-from stochcl.errors import MissingExtraError, SourceError, UsageError
+from stochcl.errors import MissingExtraError, SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ def explained(path: Path) -> Iterator[None]:
 
     try:
         yield
+    except StochclError:  # of which some are OSErrors or ValueErrors
+        raise
     except FileNotFoundError as exc:
-        raise SourceError(f"{escape_name(path)}: there is no such file.") from exc
+        raise SourceNotFound(f"{escape_name(path)}: there is no such file.") from exc
     except (pa.ArrowException, OSError, ValueError, KeyError) as exc:
         reason = escape_name(str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__)
         raise SourceError(f"{escape_name(path)}: it cannot be read as Parquet or Arrow ({reason}).") from exc

@@ -26,7 +26,7 @@ from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
 from stochcl.data.url import UrlSource, open_url
 from stochcl.data.zip import ZipSource
-from stochcl.errors import EnvironmentFault, SourceError, StochclError, UsageError
+from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.files import is_lfs_pointer
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.remote import is_url
@@ -63,7 +63,7 @@ def open_source(path: str | os.PathLike[str], options: SourceOptions = DEFAULTS)
     except StochclError:  # of which some are ValueErrors
         raise
     except FileNotFoundError as exc:
-        raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+        raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
     except OSError as exc:
         raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
     except ValueError as exc:  # a NUL in the path
@@ -88,7 +88,7 @@ def _open_file(path: Path, options: SourceOptions) -> ImageSource | MatrixSource
     if is_arrow(path, head):
         raise SourceError(
             f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which only `stochcl "
-            "compress` to one file of codes does; give a folder, .zip, .tar or .npy file."
+            "compress` to one archive does; give a folder, .zip, .tar or .npy file."
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)

@@ -140,7 +140,7 @@ def read_data(
     codes = Codes(np.concatenate(packed), header.latents, header.alphabet)
     sample = of.Sample(codes.symbols(), kind_of(archive), archive.decoder)
     if sample.decoder is not None and not np.isfinite(sample.x).all():
-        notes.append("Some vectors hold numbers that are not finite: the decoding tables are damaged.")
+        notes.append("Some vectors hold numbers that are not finite: the decoder is damaged.")
     rated = codes[np.sort(np.random.default_rng(seed).permutation(len(codes))[:RATED_ROWS])]
     return ReportData(
         facts=Report.of(archive, str(path)),

@@ -147,7 +147,7 @@ def test_damage_among_the_codes_is_found_where_they_are_read(run, refused, codes
 @pytest.mark.parametrize("command", READERS)
 def test_no_archive_is_there(refused, tmp_path, command):
     for path, message in [
-        (tmp_path / "nowhere.bin", "there is no such file."),
+        (tmp_path / "nowhere.bin", "there is no such file or folder."),
         (tmp_path, NO_MANIFEST),
         (tmp_path / ("x" * 300), "it cannot be read: file name too long."),
     ]:
@@ -198,7 +198,7 @@ def test_labels_that_do_not_match(refused, codes, tmp_path, case):
 
 def test_labels_that_are_not_there(refused, codes, tmp_path):
     said = refused("evaluate", codes, "--labels", tmp_path / "no.csv")
-    assert said == f"{tmp_path / 'no.csv'}: the labels cannot be read: no such file or directory."
+    assert said == f"{tmp_path / 'no.csv'}: there is no such file or folder."
     path = tmp_path / "labels.csv"
     path.write_text("name,label\ncats/00.png,7\n")
     assert "there is no column size; the columns are label." in refused(
@@ -212,9 +212,10 @@ def test_archives_without_names_or_folders(refused, compress, images, tmp_path):
     bare = compress(images, "--no-names", name="bare.bin")
     path = tmp_path / "labels.csv"
     path.write_text("name,label\na,b\n")
-    for options in ([], ["--labels", path]):
-        said = refused("evaluate", bare, *options)
-        assert said == f"{bare}: its rows have no names to find labels by (--no-names?); compress with names."
+    loose = compress(images / "cats", "--no-names", name="loose.bin")
+    for archive, options in ((loose, []), (bare, ["--labels", path])):
+        said = refused("evaluate", archive, *options)
+        assert said == f"{archive}: its rows have no names to find labels by (--no-names?); compress with names."
     flat = compress(images / "cats", name="flat.bin")
     said = refused("evaluate", flat)
     assert said == f"{flat}: it has no labels, for its images lie in no folders; give them with --labels."

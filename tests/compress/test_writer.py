@@ -322,14 +322,14 @@ def test_a_partial_file_of_another_run_is_refused(tmp_path):
     begin(tmp_path / "a", 30, facts={"source": "that"})
     with pytest.raises(UsageError, match="begun with another source"):
         begin(tmp_path / "a", 40, facts={"source": "this"}, resume=True)
-    with pytest.raises(UsageError, match="begun with another choice of --no-names"):
+    with pytest.raises(UsageError, match="begun with another choice of names=False"):
         begin(tmp_path / "a", 40, facts={"source": "that"}, resume=True, names=False)
     assert partials(tmp_path) == ["a.partial", "a.partial.journal"]
 
 
 def test_a_partial_file_is_not_replaced_unasked(tmp_path, uninterrupted):
     begin(tmp_path / "a", 30)
-    with pytest.raises(UsageError, match=r"--resume .* --force"):
+    with pytest.raises(UsageError, match=r"resume=True .* force=True"):
         begin(tmp_path / "a", 40)
     with Writer(
         tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10, force=True
@@ -342,7 +342,7 @@ def test_a_partial_file_is_not_replaced_unasked(tmp_path, uninterrupted):
 def test_an_existing_output_is_not_replaced_unasked(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"precious")
-    with pytest.raises(UsageError, match="exists already; pass --force"):
+    with pytest.raises(UsageError, match="exists already; pass force=True"):
         write(path, CODES, TABLES)
     assert path.read_bytes() == b"precious"
     write(path, CODES, TABLES, force=True)
@@ -398,7 +398,7 @@ def test_a_device_that_fails_keeps_what_is_on_disk(tmp_path, monkeypatch, uninte
 
     monkeypatch.setattr(os, "fsync", fsync)
     with (
-        pytest.raises(OutputError, match=r"no space left on device\. What was done is kept in .*--resume"),
+        pytest.raises(OutputError, match=r"no space left on device\. What was done is kept in .*resume=True"),
         Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer,
     ):
         add_from(writer)
@@ -583,7 +583,7 @@ def test_a_full_disk_loses_nothing_and_leaves_no_half_archive(tmp_path, where, u
     assert run.returncode == 7, run.stderr
     assert run.stdout.startswith(f"{tmp_path / 'a'}: it cannot be written: file too large.")
     assert run.stdout.count("\n") == 1
-    assert ("pass --resume" in run.stdout) == (where != 100)
+    assert ("pass resume=True" in run.stdout) == (where != 100)
     assert not run.stderr
     assert not (tmp_path / "a").exists()
     assert (tmp_path / "a.partial").exists() == (where != 100)
