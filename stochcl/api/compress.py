@@ -110,7 +110,6 @@ def header_of(codec: CodecBase, source: Source, options: CompressOptions, latent
         latents=latents,
         preprocess=preprocess_of(codec, options),
         source_kind=source.kind,
-        uncertainty=options.uncertainty,
     )
 
 

@@ -23,7 +23,6 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import ImageError, ModelMismatch, UsageError
-from stochcl.framing import BYTES, VERSION
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -290,9 +289,7 @@ class CodecBase:
                 f"{advice}."
             )
 
-    def header(
-        self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None, uncertainty: bool = False
-    ) -> Header:
+    def header(self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None) -> Header:
         """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
         preprocess = preprocess or self.preprocess
         if self.columns is None:
@@ -311,7 +308,6 @@ class CodecBase:
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,
-            version=BYTES if uncertainty else VERSION,
         )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.compress.archive import Archive
-from stochcl.compress.index import Index, pack_skipped
+from stochcl.compress.index import pack_skipped
 from stochcl.compress.journal import append_journal
 from stochcl.compress.segment import decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
@@ -182,15 +183,13 @@ class Appender(JournaledWriter):
             self._undo()  # what a write that failed has left
             return
         self._check_there()
-        index = Index(
+        index = replace(
+            old,
             rows=old.rows + self.added,
             source_bytes=old.source_bytes + self._source_bytes,
-            tables=old.tables,
             segments=(*old.segments, *self._segments),
             skipped=pack_skipped(skipped),
             start=start,
-            header_crc=old.header_crc,
-            fitted=old.fitted,
             retired=(*old.retired, (old.start, len(self._old_end), crc(self._old_end))),
         ).to_bytes()
         # The trailer goes last, and alone: when it is on the disk, so is all that it speaks for.

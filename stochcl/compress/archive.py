@@ -93,9 +93,7 @@ class Archive(ArchiveBase):
             self._width = self.header.decisions_per_row
             self.left_over = cut_to_end(self._reader, self._header_size)
             self._index: Index = read_index(self._reader, self._header_size, self._width)
-        self._segments = [
-            StoredSegment(self._reader, offset, head, self.header.version) for offset, head in self._index.segments
-        ]
+        self._segments = [StoredSegment(self._reader, offset, head) for offset, head in self._index.segments]
         heads = [segment.head for segment in self._segments]
         self._starts = np.cumsum([0] + [head.rows for head in heads])
         self._first_blocks = np.cumsum([0] + [len(head.words) for head in heads])

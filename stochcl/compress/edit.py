@@ -231,7 +231,7 @@ def move_rows(
             continue
         if (start, stop) == (low, high):
             with archive._errors:
-                segment = as_version(stored.raw(), archive.header.version, writer.header.version)
+                segment = as_version(stored.raw(), writer.header.version)
             if stored.head.model == FITTED and numbers is not None:
                 segment = segment.having(number=numbers[stored.head.number])
             share = bytes_of * high // rows - bytes_of * low // rows

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
-from stochcl.framing import MAGIC, MAX_HEADER, MAX_INPUT, PROLOGUE, VERSION, VERSIONS, check_crc, check_limit, crc
+from stochcl.framing import (
+    MAGIC,
+    MAX_HEADER,
+    MAX_INPUT,
+    PROLOGUE,
+    VERSION,
+    VERSIONS,
+    check_crc,
+    check_limit,
+    crc,
+    inflate_any,
+)
 
 if TYPE_CHECKING:
     from stochcl.compress.bytes import ByteReader
+
+
+DICTIONARY = (
+    b'"bf16""fp16""pad""stretch""selection":[0,1,2,3,4,5,6,7,8,9,"source_kind":"benchmark""stream""matrix""array"'
+    b'"tar""zip""mixed"{"alphabet":16,"feature_dim":512,"input_bytes":150528,"latents":64,"model":"embeddings",'
+    b'"model_latents":512,"precision":"fp32","preprocess":{},"source_kind":"matrix"}'
+    b'{"alphabet":2,"feature_dim":128,"input_bytes":49152,"latents":256,"model":"general","model_latents":256,'
+    b'"precision":"fp32","preprocess":{"fit":"crop","size":128},"source_kind":"folder"}'
+)
+"""What headers are deflated with from version 3 on: most of them repeat most of it. It is part of the format."""
+
+_HASHES = ("model_sha256", "tables_sha256")
+_DEFLATED = 3  # the first version whose header is deflated, behind these hashes
+_HASH = 32
 
 
 @dataclass(frozen=True)
@@ -46,7 +72,7 @@ class Header:
     selection : tuple of int, optional
         Which of the encoder's latents these are, ascending, where they are not its first ones.
     version : int
-        Of the format: 2 where rows have an uncertainty of a byte, else 1. It stands in the prologue.
+        Of the format. It stands in the prologue.
     """
 
     model: str
@@ -61,7 +87,7 @@ class Header:
     source_kind: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
     selection: tuple[int, ...] | None = None
-    version: int = VERSION
+    version: int = field(default=VERSION, compare=False)
 
     @property
     def decisions_per_row(self) -> int:
@@ -74,8 +100,14 @@ class Header:
         del values["version"]
         if self.selection is None:
             del values["selection"]
+        hashes = b""
+        if self.version >= _DEFLATED:
+            hashes = b"".join(bytes.fromhex(values.pop(name)) for name in _HASHES)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-        check_limit(len(text), MAX_HEADER, "the size of the header")
+        check_limit(len(text), MAX_HEADER - len(hashes), "the size of the header")
+        if hashes:
+            deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=DICTIONARY)
+            text = hashes + deflater.compress(text) + deflater.flush()
         head = PROLOGUE.pack(MAGIC, self.version, 0, len(text), 0)[:-4]
         return head + crc(head, text).to_bytes(4, "little") + text
 
@@ -93,7 +125,7 @@ class Header:
         _, version, reserved, size, _ = PROLOGUE.unpack(prologue)
         if version not in VERSIONS:
             advice = "update stochcl" if version else "it is from before version 1: compress again"
-            known = " and ".join(map(str, VERSIONS))
+            known = f"1 to {VERSION}"
             msg = f"this archive has version {version} of the format, and this program reads {known}; {advice}"
             raise UnsupportedVersion(msg)
         if reserved:
@@ -104,6 +136,11 @@ class Header:
     def from_bytes(cls, prologue: bytes, text: bytes) -> Header:
         """Read a header whose prologue has passed :meth:`size_of`."""
         check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
+        version = PROLOGUE.unpack(prologue)[1]
+        hashes = {}
+        if version >= _DEFLATED:
+            hashes = {name: text[i * _HASH : (i + 1) * _HASH].hex() for i, name in enumerate(_HASHES)}
+            text = inflate_any(text[len(_HASHES) * _HASH :], MAX_HEADER, "the header", DICTIONARY)
         try:
             values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
         except (ValueError, RecursionError) as exc:
@@ -111,7 +148,8 @@ class Header:
         if not isinstance(values, dict):
             raise FormatError("the header is not a JSON object")
         kinds = {"str": str, "int": int, "dict[str, Any]": dict}
-        known: dict[str, Any] = {"version": PROLOGUE.unpack(prologue)[1]}
+        values |= hashes
+        known: dict[str, Any] = {"version": version}
         for f in fields(cls):  # names that are not known are a later version's remarks
             if f.name in known:
                 continue
@@ -135,7 +173,7 @@ class Header:
             )
             raise FormatError(msg)
         check_limit(self.model_latents * bits_per_symbol(self.alphabet), MAX_DECISIONS, "the width of a row")
-        for name in ("model_sha256", "tables_sha256"):
+        for name in _HASHES:
             value = getattr(self, name)
             if len(value) != 64 or set(value) - set("0123456789abcdef"):
                 raise FormatError(f"the header's {name} is not a SHA-256 in hex")

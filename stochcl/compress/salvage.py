@@ -230,6 +230,7 @@ class _NewArchive:
             start=self._at,
             header_crc=int.from_bytes(self._old.header_bytes[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
             fitted=tuple(self._fitted),
+            version=self._old.header.version,
         )
         self._put(index.to_bytes())
 
@@ -301,7 +302,7 @@ class _DamagedArchive:
 
     def segment(self, offset: int, head: SegmentHead) -> StoredSegment:
         """Return a segment whose head is known."""
-        return StoredSegment(self.reader, offset, head, self.header.version)
+        return StoredSegment(self.reader, offset, head)
 
     @staticmethod
     def parts(segment: StoredSegment) -> tuple[dict[str, bytes], set[str]]:

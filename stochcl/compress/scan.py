@@ -13,7 +13,7 @@ from stochcl.compress.index import header_crc, version_of
 from stochcl.compress.segment import SegmentHead, read_head
 from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError
-from stochcl.framing import CHUNK, END_MAGIC, HEAD, SEGMENT, TRAILER, crc
+from stochcl.framing import CHUNK, END_MAGIC, HEAD, TRAILER, crc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 1 << 20  # bytes searched at a time
 _KINDS = re.compile(rb"SEGM|FITT|INDX")
-_MOST_OF_HEAD = SEGMENT.size + 13 * framing.MAX_SEGMENT_ROWS  # for a block, a varint of nine bytes and a checksum
+_MOST_OF_HEAD = 13 * (framing.MAX_SEGMENT_ROWS + 5)  # for a block, a varint of nine bytes and a checksum
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Scanner:
     def _head(self, at: int) -> SegmentHead | None:
         fixed = CHUNK.size + HEAD.size
         room = self._reader.size - at - fixed
-        if room >= SEGMENT.size:
+        if room > 0:
             data = self._reader.read(at, fixed)
             size = HEAD.unpack_from(data, CHUNK.size)[0]
             if data.startswith(b"SEGM") and size <= min(room, _MOST_OF_HEAD):
