@@ -62,6 +62,8 @@ TRAILER = struct.Struct("<QQII8s")
 
 MAX_HEADER = 1 << 20
 MAX_INPUT = 1 << 48
+MAX_SOURCE = 1 << 60
+MAX_NESTING = 32
 MAX_TABLES = 1 << 28
 MAX_TABLE = 1 << 26
 MAX_FITTED = 1 << 16

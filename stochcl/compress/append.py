@@ -79,6 +79,7 @@ class Appender(JournaledWriter):
             with self._writing():
                 self._lock = WriteLock(self.path, self._shown)
             self.archive = archive = Archive(self.path, tables=tables)
+            self._old_skipped = archive.skipped
             if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 raise OutputError(f"{self._shown}: it was replaced by another file just now; try again.")
             self._old = old = archive._index
@@ -98,7 +99,6 @@ class Appender(JournaledWriter):
         super().__init__(archive.header, candidates, names=names, segment_rows=segment_rows, start=archive.size)
         self._file = file
         self._has = None if first is None else tuple(part.size > 0 for part in first[1:])
-        self._old_skipped = archive.skipped
         self._failed = {name for name, _ in self._old_skipped}
         self._read_now: set[str] = set()
         self._touched = self._resumable = False

@@ -14,7 +14,7 @@ import numpy as np
 from stochcl import framing
 from stochcl.compress.bytes import ArchiveErrors, Cache, is_url, open_reader
 from stochcl.compress.header import read_header
-from stochcl.compress.index import Index, cut_to_end, iterate_skipped, read_index
+from stochcl.compress.index import Index, check_earlier, cut_to_end, iterate_skipped, read_index
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
 from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
@@ -216,8 +216,7 @@ class Archive(ArchiveBase):
             self._index.check_layout(self._header_size)
         _ = self.tables
         with self._errors:
-            for offset, size, checksum in self._index.retired:
-                check_crc(checksum, f"an earlier index, at byte {offset:,},", self._reader.read(offset, size))
+            check_earlier(self._reader, self._index, self._header_size, self._width)
             for stored in (self._fitted, iterate_skipped(self._index.skipped)):
                 for _ in stored:
                     pass

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.entropy.independent import MAX_DECISIONS
-from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
+from stochcl.errors import BadMagic, FormatError, LimitExceeded, Truncated, UnsupportedVersion
 from stochcl.framing import (
     MAGIC,
     MAX_HEADER,
     MAX_INPUT,
+    MAX_NESTING,
     PROLOGUE,
     VERSION,
     VERSIONS,
@@ -96,13 +98,14 @@ class Header:
 
     def to_bytes(self) -> bytes:
         """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
-        values = asdict(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         del values["version"]
         if self.selection is None:
             del values["selection"]
         hashes = b""
         if self.version >= _DEFLATED:
             hashes = b"".join(bytes.fromhex(values.pop(name)) for name in _HASHES)
+        _check_nesting(values)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
         check_limit(len(text), MAX_HEADER - len(hashes), "the size of the header")
         if hashes:
@@ -142,11 +145,15 @@ class Header:
             hashes = {name: text[i * _HASH : (i + 1) * _HASH].hex() for i, name in enumerate(_HASHES)}
             text = inflate_any(text[len(_HASHES) * _HASH :], MAX_HEADER, "the header", DICTIONARY)
         try:
-            values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+            values = json.loads(
+                text.decode("ascii"), object_pairs_hook=_once, parse_constant=_number, parse_float=_number,
+                parse_int=_integer,
+            )  # fmt: skip
         except (ValueError, RecursionError) as exc:
-            raise FormatError(f"the header is not JSON ({exc})") from exc
+            raise FormatError(f"the header is not JSON as it should be ({exc})") from exc
         if not isinstance(values, dict):
             raise FormatError("the header is not a JSON object")
+        _check_nesting(values)
         kinds = {"str": str, "int": int, "dict[str, Any]": dict}
         values |= hashes
         known: dict[str, Any] = {"version": version}
@@ -155,7 +162,7 @@ class Header:
                 continue
             value = values.get(f.name)
             if f.name == "selection":
-                known[f.name] = _selection(value)
+                known[f.name] = _selection(value) if f.name in values else None
                 continue
             if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool):
                 raise FormatError(f"the header's {f.name} is {value!r:.60}, not of type {f.type}")
@@ -197,9 +204,7 @@ def read_header(reader: ByteReader) -> tuple[Header, int]:
     return Header.from_bytes(prologue, reader.read(PROLOGUE.size, size)), PROLOGUE.size + size
 
 
-def _selection(value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
+def _selection(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or any(not isinstance(i, int) or isinstance(i, bool) for i in value):
         raise FormatError("the header's selection is not a list of integers")
     return tuple(value)
@@ -214,6 +219,29 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _no_number(constant: str) -> None:
-    msg = f"{constant} is not a number"
-    raise ValueError(msg)
+def _number(text: str) -> float:
+    """Return a finite number; what is larger than a float would be read as infinite, and could not be written."""
+    value = float(text)
+    if not math.isfinite(value):
+        msg = f"{text[:20]} is not a number that is finite"
+        raise ValueError(msg)
+    return value
+
+
+def _integer(text: str) -> int:
+    value = int(text[:21])
+    if len(text) > 21 or not -(1 << 63) <= value < 1 << 64:
+        msg = f"{text[:20]}... is more than 64 bits"
+        raise ValueError(msg)
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    """Raise LimitExceeded where lists and objects stand in each other too deep: whoever writes them anew recurs."""
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        nested = [part for part in level if isinstance(part, dict | list)]
+        if not nested:
+            return
+        level = [part for parts in nested for part in (parts.values() if isinstance(parts, dict) else parts)]
+    raise LimitExceeded(f"the header nests lists and objects more than {MAX_NESTING} deep")

@@ -90,6 +90,7 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """Write the index and the trailer, which are the end of the file."""
+        check_limit(self.source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
         counts = len(self.segments), len(self.skipped), len(self.fitted), len(self.retired)
         numbers = partial(pack_numbers, version=self.version)
         parts = [numbers(INDEX, (self.rows, self.source_bytes, *self.tables, *counts)), self.skipped]
@@ -139,6 +140,25 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
 def _is_short(version: int, segments: int) -> bool:
     """Tell whether the index has the checksum of a segment's head in place of the head: where it is the only one."""
     return version >= _SHORT and segments == 1
+
+
+def check_earlier(reader: ByteReader, index: Index, header_size: int, decisions_per_row: int) -> None:
+    """Raise FormatError unless each retired part is the end of the archive that it was, of which this is the next."""
+    shorter = reader.again()
+    try:
+        for number, (offset, size, checksum) in enumerate(index.retired):
+            what = f"an earlier index, at byte {offset:,},"
+            check_crc(checksum, what, reader.read(offset, size))
+            shorter.size = offset + size
+            earlier = read_index(shorter, header_size, decisions_per_row)
+            kept = earlier.tables, earlier.fitted, earlier.retired, earlier.segments
+            now = index.tables, index.fitted, index.retired[:number], index.segments[: len(earlier.segments)]
+            if earlier.start != offset or kept != now:
+                raise FormatError(f"{what} is not that of an archive to which the later rows were appended")
+            for _ in iterate_skipped(earlier.skipped):
+                pass
+    finally:
+        shorter.close()
 
 
 def cut_to_end(reader: ByteReader, header_size: int) -> int:
@@ -194,6 +214,7 @@ def _parse(data: bytes, reader: ByteReader, start: int, of_header: int, decision
     (counts,), position = numbers(INDEX, offset=0, what="the index")
     rows, source_bytes, *tables, count, skipped_size, fitted_count, retired_count = counts
     check_limit(rows, framing.MAX_ROWS, "the number of rows")
+    check_limit(source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
     check_limit(count, framing.MAX_SEGMENTS, "the number of segments")
     check_limit(fitted_count, framing.MAX_FITTED, "the number of fitted models")
     check_limit(retired_count, framing.MAX_RETIRED, "the number of retired parts")
@@ -249,14 +270,15 @@ def pack_skipped(skipped: Sequence[tuple[str, str]]) -> bytes:
 
 
 _STRING = rb'"(?:[^"\\\x00-\x1f\x80-\xff]++|\\.)*+"'
-_PAIR = re.compile(rb"\s*(\[\s*+%s\s*+,\s*+%s\s*+\])\s*+([,\]])" % (_STRING, _STRING))
+_SPACE = b"[ \t\n\r]*+"
+_PAIR = re.compile(_SPACE + _SPACE.join([rb"(\[", _STRING, b",", _STRING, rb"\])", rb"([,\]])"]))
 
 
 def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
     """Yield names and reasons of skipped images, one at a time: as objects they take twenty times their bytes."""
     if not data:
         return
-    text = inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip()
+    text = inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip(b" \t\n\r")
     at, end = 1, b"," if text.startswith(b"[") else b""
     while end == b"," and (match := _PAIR.match(text, at)):
         try:
@@ -267,5 +289,5 @@ def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
             raise FormatError(f"an entry of the list of skipped images has more than {_MAX_PAIR:,} bytes")
         yield name, reason
         at, end = match.end(), match[2]
-    if not (end == b"]" and at == len(text)) and not re.fullmatch(rb"\[\s*\]", text):
+    if not (end == b"]" and at == len(text)) and not re.fullmatch(rb"\[%s\]" % _SPACE, text):
         raise FormatError("the list of skipped images is not a JSON list of names and reasons")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,9 +89,10 @@ class Scanner:
             ends = [start + CHUNK.size + length, *ends] if kind == b"TABL" else ends
         for end in ends:
             if start + CHUNK.size < end <= min(self._reader.size, start + CHUNK.size + framing.MAX_TABLES):
-                data = self._reader.read(start + CHUNK.size, end - start - CHUNK.size)
-                if hashlib.sha256(data).hexdigest() == sha256:
-                    return Tables.from_bytes(data), end
+                with suppress(FormatError):
+                    found = Tables.from_bytes(self._reader.read(start + CHUNK.size, end - start - CHUNK.size))
+                    if found.sha256 == sha256:
+                        return found, end
         return None, start
 
     def _head(self, at: int) -> SegmentHead | None:

@@ -59,6 +59,7 @@ def test_the_example_is_what_is_written(tmp_path):
         tables_sha256=tables.sha256,
         input_bytes=3,
         source_kind="folder",
+        version=1,
     )
     with Writer(tmp_path / "a", header, tables, embed_tables=True) as writer:
         writer.add(replace(CODES), sizes=[100] * 3)
