@@ -108,7 +108,6 @@ class Archive:
         begins, ends = zip(*sorted(self.parts), strict=True)
         must(begins == (begin, *ends[:-1]), "a gap between the parts")
         self.symbols = np.concatenate([np.empty((0, len(self.latents)), np.int64), *(part[0] for part in read)])
-        must(len(self.symbols) == index["rows"], "the number of rows")
         self.names, self.labels, self.uncertainty = (self.joined([part[k] for part in read]) for k in (1, 2, 3))
 
     def read_header(self, source):
@@ -120,7 +119,9 @@ class Archive:
         hashes = {"model_sha256": text[:32].hex(), "tables_sha256": text[32:64].hex()} if version > 2 else {}
         self.header = read_json(inflate(text[64:], 1 << 20, DICTIONARY) if version > 2 else text) | hashes
         must(depth(self.header) <= 32, "the header's nesting")
-        self.latents = np.array(self.header.get("selection", range(self.header["latents"])))
+        chosen = self.header.get("selection", list(range(self.header["latents"])))
+        must(type(chosen) is list and all(type(latent) is int for latent in chosen), "the selection")
+        self.latents = np.array(chosen)
         must(len(self.latents) == self.header["latents"] and (np.diff(self.latents) > 0).all(), "the selection")
         return source.at
 
@@ -137,6 +138,8 @@ class Archive:
         found["retired"] = [tuple(index.fields("QQI", self.version)) for _ in range(retired)]
         found["segments"] = [self.entry(index, segments == 1 and self.version > 2) for _ in range(segments)]
         index.end()
+        counts = [Bytes(head).fields("I", self.version)[0] for _, _, head in found["segments"]]
+        must(sum(counts) == rows, "the number of rows")
         return found
 
     def entry(self, index, short):

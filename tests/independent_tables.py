@@ -1,4 +1,4 @@
-"""Reads decoding tables and streams from docs/FORMAT.md alone: the half of the independent reader without archives."""
+"""Reads decoding tables and streams from docs/FORMAT.md alone; tests/independent_reader.py reads archives with it."""
 
 import struct
 import zlib

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.compress.archive import Archive
-from stochcl.compress.index import pack_skipped
+from stochcl.compress.index import check_earlier, pack_skipped
 from stochcl.compress.journal import append_journal
 from stochcl.compress.segment import decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
@@ -80,6 +80,8 @@ class Appender(JournaledWriter):
                 self._lock = WriteLock(self.path, self._shown)
             self.archive = archive = Archive(self.path, tables=tables)
             self._old_skipped = archive.skipped
+            with archive._errors:
+                check_earlier(archive._reader, archive._index, archive._header_size, archive._width)
             if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 raise OutputError(f"{self._shown}: it was replaced by another file just now; try again.")
             self._old = old = archive._index

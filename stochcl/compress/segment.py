@@ -300,9 +300,12 @@ class StoredSegment:
         return data
 
     def raw(self) -> RawSegment:
-        """Read all of it, and check everything but what its blocks decode to."""
+        """Read all of it, and check everything but its table and what its blocks decode to."""
         self.check_head()
         table, names, labels, entropy = (self.part(which) for which in PARTS)
+        for which in ("names", "labels"):
+            self.texts(which)
+        self.uncertainty()
         blocks = b"".join(self.block(number) for number in range(len(self.head.words)))
         return RawSegment(self.head, (table, names, labels, entropy), blocks)
 
