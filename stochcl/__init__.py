@@ -58,9 +58,11 @@ def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", pre
 
 
 def open(  # noqa: A001 - stochcl.open, as gzip.open
-    path: str | os.PathLike[str] | IO[bytes],
+    path: str | os.PathLike[str] | IO[bytes], *, trusted: bool | None = None
 ) -> Archive | FolderArchive:
     """Open an archive of codes, at a path or a URL (``s3://...``), or a folder of shards; torch is not imported.
+
+    A small file that asks for hours of work, or for all memory, is refused, unless it is ``trusted``.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
     """
     from stochcl.compress import open_archive
 
-    return open_archive(path)
+    return open_archive(path, trusted=trusted)
 
 
 def writer(

@@ -45,6 +45,7 @@ _SHORT = 3  # the first version whose index does not repeat the head of a single
 _CRC = struct.Struct("<I")
 _MAX_SKIPPED = 1 << 25  # bytes of the list of skipped images, inflated
 _MAX_PAIR = 1 << 20  # of one of them
+_MAX_PAIRS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def pack_skipped(skipped: Sequence[tuple[str, str]]) -> bytes:
     texts, size = [json.dumps(pair) for pair in skipped], 2
     for number, text in enumerate(texts):
         size += len(text) + 2
-        if size > _MAX_SKIPPED - 100:
+        if size > _MAX_SKIPPED - 100 or number == _MAX_PAIRS - 1 < len(texts) - 1:
             texts[number:] = [json.dumps(("...", f"{len(texts) - number:,} more could not be read"))]
             break
     return zlib.compress(f"[{', '.join(texts)}]".encode("ascii"), 9)
@@ -279,7 +280,7 @@ def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
     if not data:
         return
     text = inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip(b" \t\n\r")
-    at, end = 1, b"," if text.startswith(b"[") else b""
+    count, at, end = 0, 1, b"," if text.startswith(b"[") else b""
     while end == b"," and (match := _PAIR.match(text, at)):
         try:
             name, reason = json.loads(match[1])
@@ -287,6 +288,8 @@ def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
             raise FormatError(f"the list of skipped images is not JSON ({exc})") from exc
         if len(match[1]) > _MAX_PAIR:
             raise FormatError(f"an entry of the list of skipped images has more than {_MAX_PAIR:,} bytes")
+        count += 1
+        check_limit(count, _MAX_PAIRS, "the number of skipped images")
         yield name, reason
         at, end = match.end(), match[2]
     if not (end == b"]" and at == len(text)) and not re.fullmatch(rb"\[%s\]" % _SPACE, text):
