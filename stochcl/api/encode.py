@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +22,7 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import ImageError, ModelMismatch, UsageError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:

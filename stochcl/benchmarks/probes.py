@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.downstream.metrics import average_precision, wilson
 from stochcl.downstream.neighbors import DISTANCES, Nearest
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable

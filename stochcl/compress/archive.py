@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
 from stochcl.entropy.tables import Tables, find_tables
 from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, check_crc, check_limit
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:

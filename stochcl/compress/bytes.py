@@ -131,7 +131,7 @@ class ByteReader:
 
 V = TypeVar("V")
 
-_ALL: weakref.WeakSet[Cache] = weakref.WeakSet()
+_ALL: weakref.WeakSet[Cache | RemoteReader] = weakref.WeakSet()  # whose locks a child must not inherit
 
 
 class Cache(Generic[V]):
@@ -174,8 +174,8 @@ class Cache(Generic[V]):
 
 
 def _after_fork() -> None:
-    for cache in list(_ALL):
-        cache._after_fork()
+    for holder in list(_ALL):
+        holder._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -214,6 +214,7 @@ class RemoteReader(ByteReader):
         self._url, self._descriptor = url, -1
         self._lock, self._process = threading.Lock(), -1
         self._closed = False
+        _ALL.add(self)
         with _explained(url):
             system, place = self._opened()
             self.size = int(system.size(place))
@@ -222,6 +223,9 @@ class RemoteReader(ByteReader):
             from fsspec.caching import BlockCache
 
             self._cache = BlockCache(_PAGE, self._fetch, self.size, _PAGES)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
 
     def _opened(self) -> tuple[Any, str]:
         """Return the file system of this process, and the file's place there."""
@@ -252,6 +256,7 @@ class RemoteReader(ByteReader):
             raise ValueError(_CLOSED)
         other = RemoteReader.__new__(RemoteReader)
         other.__dict__.update(self.__dict__)
+        _ALL.add(other)
         return other
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +34,7 @@ from stochcl.framing import (
     unpack_texts,
     unpack_varints,
 )
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
@@ -17,6 +17,7 @@ from stochcl.compress.limits import Limits
 from stochcl.compress.manifest import read_manifest, sha256_of
 from stochcl.compress.rows import ArchiveBase
 from stochcl.errors import ChecksumMismatch, FormatError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:

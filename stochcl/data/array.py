@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from stochcl.data.preprocess import MAX_PIXELS, Preprocess
 from stochcl.data.source import Entry, Failure, ImageSource
 from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:

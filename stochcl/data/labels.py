@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import unicodedata
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from stochcl.codes import folder_label
 from stochcl.errors import LabelsError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
