@@ -161,11 +161,7 @@ class Forger:
             return self._json("header", text.replace(before.hex().encode(), now.hex().encode()))
         hashes, text = text[:64], zlib.decompressobj(-15, DICTIONARY).decompress(text[64:])
         deflater = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=DICTIONARY)
-        raw = self._json("header", text)
-        if self.rng.random() < 0.0005:
-            self.done.append("the header is a bomb")
-            raw += b" " * (1 << 24)
-        deflated = deflater.compress(raw) + deflater.flush()
+        deflated = deflater.compress(self._json("header", text)) + deflater.flush()
         return self("hashes", hashes.replace(before, now)) + self("deflated header", deflated)
 
     def _numbers(self, layout: struct.Struct, *values: int) -> bytes:
@@ -253,10 +249,11 @@ class Forger:
         sizes = []
         for part in parts:
             sizes += [self("a part's bytes", len(part), 1 << 32), zlib.crc32(part) if part else 0]
-        fixed = (
-            self("rows", rows, 1 << 32), self("rows a block", per_block, 1 << 32),
-            self("blocks", len(blocks), 1 << 32), self("entropy model", model, 256), self("number", number, 1 << 16),
-        )  # fmt: skip
+        fixed = [
+            self(what, n, 1 << 32)
+            for what, n in (("rows", rows), ("rows a block", per_block), ("blocks", len(blocks)))
+        ]
+        fixed += [self("entropy model", model, 256), self("number", number, 1 << 16)]
         crcs = struct.pack(f"<{len(s.crcs)}I", *s.crcs)
         head = self("head", self._numbers(SEGMENT, *fixed, *sizes) + b"".join(map(_varint, words)) + crcs)
         payload = HEAD.pack(self("head's bytes", len(head), 1 << 32), zlib.crc32(head)) + head
