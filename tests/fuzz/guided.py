@@ -60,8 +60,9 @@ def main() -> None:
     def one(data: bytes) -> Any:
         read(data)
 
-    arguments = sys.argv if any(not a.startswith("-") for a in sys.argv[1:]) else [*sys.argv, str(CORPUS)]
-    atheris.Setup(arguments, one)
+    itself = f"{sys.executable} -m tests.fuzz.guided"  # which -merge and -jobs call
+    options = sys.argv[1:] if any(not a.startswith("-") for a in sys.argv[1:]) else [*sys.argv[1:], str(CORPUS)]
+    atheris.Setup([itself, *options], one)
     atheris.Fuzz()
 
 
