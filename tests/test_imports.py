@@ -11,10 +11,11 @@ import stochcl
 
 ROOT = Path(stochcl.__file__).parent
 
-GROUND = {"errors", "codes", "messages", "options"}
+GROUND = {"errors", "codes", "lazy", "messages", "options"}
 BASE = GROUND | {"files", "framing", "remote", "entropy"}
 MAY_IMPORT = {
     "errors": set(),
+    "lazy": set(),
     "messages": set(),
     "options": {"errors"},
     "codes": {"errors"},

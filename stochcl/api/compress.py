@@ -112,7 +112,6 @@ def header_of(codec: CodecBase, source: Source, options: CompressOptions, latent
         latents=latents,
         preprocess=preprocess_of(codec, options, source),
         source_kind=source.kind,
-        uncertainty=options.uncertainty,
     )
 
 

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -22,7 +21,7 @@ from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables, is_packaged
 from stochcl.errors import ImageError, ModelMismatch, UsageError
-from stochcl.framing import BYTES, VERSION
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -289,9 +288,7 @@ class CodecBase:
                 f"{advice}."
             )
 
-    def header(
-        self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None, uncertainty: bool = False
-    ) -> Header:
+    def header(self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None) -> Header:
         """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
         preprocess = preprocess or self.preprocess
         if self.columns is None:
@@ -313,7 +310,6 @@ class CodecBase:
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,
-            version=BYTES if uncertainty else VERSION,
         )
 
 

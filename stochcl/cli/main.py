@@ -279,7 +279,10 @@ def _occupy_standard_streams() -> None:
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="stochcl")
-def main() -> None:
+@click.option(
+    "--trusted", is_flag=True, help="Decode files that ask for more work or memory than files of their size."
+)
+def main(trusted: bool) -> None:
     """Turn images or embeddings into codes of some 30 bytes that scikit-learn can train on.
 
     \b
@@ -287,3 +290,5 @@ def main() -> None:
     stochcl info codes.bin                    what the archive holds
     stochcl evaluate codes.bin                a classifier trained on the codes
     """
+    if trusted:
+        os.environ["STOCHCL_TRUSTED"] = "1"

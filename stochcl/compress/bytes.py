@@ -130,7 +130,7 @@ class ByteReader:
 
 V = TypeVar("V")
 
-_ALL: weakref.WeakSet[Cache] = weakref.WeakSet()
+_ALL: weakref.WeakSet[Cache | RemoteReader] = weakref.WeakSet()  # whose locks a child must not inherit
 
 
 class Cache(Generic[V]):
@@ -173,8 +173,8 @@ class Cache(Generic[V]):
 
 
 def _after_fork() -> None:
-    for cache in list(_ALL):
-        cache._after_fork()
+    for holder in list(_ALL):
+        holder._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -201,6 +201,7 @@ class RemoteReader(ByteReader):
         self._remote, self._descriptor = Remote(url), -1
         self._closed = False
         self._whole: list[bytes] = []  # all of it, where the server gives nothing less
+        _ALL.add(self)
         with url_errors(url):
             system, place = self._remote.opened()
             size = system.size(place)
@@ -213,6 +214,9 @@ class RemoteReader(ByteReader):
             from fsspec.caching import BlockCache
 
             self._cache = BlockCache(_PAGE, self._fetch, self.size, _PAGES)
+
+    def _after_fork(self) -> None:
+        self._remote = Remote(self._remote.url)
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._closed:
@@ -239,6 +243,7 @@ class RemoteReader(ByteReader):
             raise ValueError(_CLOSED)
         other = RemoteReader.__new__(RemoteReader)
         other.__dict__.update(self.__dict__)
+        _ALL.add(other)
         return other
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
 from stochcl.errors import LabelsError, MissingExtraError, NameNotFound, UsageError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from stochcl.compress.bytes import ArchiveErrors
     from stochcl.compress.header import Header
+    from stochcl.compress.limits import Limits
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Decoder, Tables
 
 _ROWS = 8192  # decoded at a time
+_VALUES = 1 << 25  # of vectors that are exported at a time
 _WINDOW = 64  # blocks among which rows are shuffled
 ARROW_ALPHABET, _ARROW_MODEL = b"stochcl.alphabet", b"stochcl.model_sha256"  # in the metadata of an Arrow schema
 
@@ -36,6 +39,8 @@ class ArchiveBase(ABC):
 
     header: Header
     _shown: str  # the path, as messages name it
+    _errors: ArchiveErrors
+    _limits: Limits
     _starts: NDArray[np.integer]
     _first_blocks: NDArray[np.integer]
 
@@ -259,6 +264,9 @@ class ArchiveBase(ABC):
         decoder = self.decoder
         if decoder is None:
             raise UsageError(f"{self._shown}: its model has no vector decoder; use the symbols.")
+        with self._errors:
+            self._limits.check_memory(len(self), decoder)
+            self._limits.check_vectors(len(self), decoder)
         out = np.empty((len(self), decoder.dim), np.float32)
         for rows, symbols in self._symbols(k):
             out[rows] = decoder.decode(symbols)
@@ -375,6 +383,10 @@ class DecodedRows:
             )
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim
+        if self.decoder is not None:
+            with archive._errors:
+                archive._limits.check_vectors(len(archive), self.decoder)
+            self.rows = min(rows, max(1, _VALUES // self.dim))
 
     def __len__(self) -> int:
         return len(self.archive)

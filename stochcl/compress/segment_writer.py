@@ -64,6 +64,7 @@ class Preamble:
             start=start,
             header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
             fitted=tuple(self._fitted_at),
+            version=writer.header.version,
         )
 
 
@@ -313,7 +314,9 @@ class StreamWriter(SegmentWriter):
 
     def outline(self) -> IO[bytes]:
         """Return a file with what was written but the segments: enough to open it as an archive and report on it."""
-        return cast("IO[bytes]", _Outline(self._preamble.data, self._end, self._ending))
+        parts = {0: self._preamble.data, self._end: self._ending}
+        parts |= {start: head.start for start, head in self._segments[:1]}  # whose head the index may leave out
+        return cast("IO[bytes]", _Outline(parts))
 
     def __enter__(self) -> Self:
         return self
@@ -335,11 +338,11 @@ def _take(file: IO[bytes]) -> None:
 
 
 class _Outline(io.RawIOBase):
-    """A file of which the beginning and the end are there."""
+    """A file of which only some parts are there, by where they begin."""
 
-    def __init__(self, head: bytes, end_at: int, end: bytes) -> None:
-        self._parts = {0: head, end_at: end}
-        self._size, self._at = end_at + len(end), 0
+    def __init__(self, parts: dict[int, bytes]) -> None:
+        self._parts = parts
+        self._size, self._at = max(start + len(data) for start, data in parts.items()), 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 
 _FACTS = {
-    "header": "model, --precision, --latents, --fit or --uncertainty",
+    "header": "model, --precision, --latents, --fit or version of stochcl",
     "names": "choice of --no-names",
+    "uncertainty": "choice of --uncertainty",
     "strict": "choice of --strict",
     "device": "--device",
     "source": "source (images were added, removed or changed)",
@@ -239,8 +240,9 @@ class Writer(JournaledWriter):
         self.path = target_of(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
-        facts = {"header": crc(self._preamble.data), "names": names, "segment_rows": segment_rows} | (facts or {})
-        self._facts: dict[str, Any] = json.loads(json.dumps(facts))  # as the journal will give them back
+        own = {"header": crc(self._preamble.data), "names": names, "uncertainty": uncertainty}
+        own |= {"segment_rows": segment_rows}
+        self._facts: dict[str, Any] = json.loads(json.dumps(own | (facts or {})))  # as the journal gives them back
         self._begin(force=force, resume=resume)
 
     # The state of a run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import unicodedata
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from stochcl.codes import folder_label, label_text
 from stochcl.data.array import MAGIC, row_names
 from stochcl.errors import LabelsError
 from stochcl.files import is_lfs_pointer
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:

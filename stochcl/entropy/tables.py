@@ -7,7 +7,6 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from stochcl.entropy.vectors import Codebooks, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
 from stochcl.files import replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:

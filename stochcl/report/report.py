@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
 from stochcl.errors import SourceError, UsageError
 from stochcl.files import check_output
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 from stochcl.report import plots
 from stochcl.report.findings import compute_findings, read_data
