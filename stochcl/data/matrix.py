@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +11,7 @@ import numpy as np
 from stochcl.data.array import map_array, row_names
 from stochcl.data.source import Failure
 from stochcl.errors import SourceError, UsageError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
