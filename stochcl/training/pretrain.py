@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import encode
+from stochcl.encoders.inference import encode, side_by_side
 from stochcl.encoders.posteriors import BIT, POSTERIORS
 from stochcl.errors import UsageError
 from stochcl.training.augment import Augmentation, as_words, counter_rng, from_words
@@ -491,7 +491,6 @@ def _metric_views(size: int, options: TrainOptions) -> Augmentation:
     )  # fmt: skip
 
 
-@torch.inference_mode()
 def _view_features(
     encoder: Encoder,
     images: NDArray[np.uint8],
@@ -502,13 +501,18 @@ def _view_features(
 ) -> NDArray[np.float32]:
     """Return features of one augmented view of each image, shape (N, V), of a smaller image if ``shrunk`` says so."""
     out = np.empty((len(images), encoder.feature_dim), np.float32)
-    for start in range(0, len(images), _ROWS):
-        rows = images[start : start + _ROWS]
-        if shrunk:
-            rows = smaller_images(rows, seed + start, shrunk)
-        part = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2)
-        keys = torch.arange(start, start + len(part), device=device)
-        views = encoder.normalise(augmentation(part, keys, seed, _HELD_VIEWS))
-        features = encoder.features(views.contiguous(memory_format=torch.channels_last))
-        out[start : start + _ROWS] = features.float().cpu().numpy()
+
+    @torch.inference_mode()  # which holds for one thread
+    def run(starts: range) -> None:
+        for start in starts:
+            rows = images[start : start + _ROWS]
+            if shrunk:
+                rows = smaller_images(rows, seed + start, shrunk)
+            part = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2)
+            keys = torch.arange(start, start + len(part), device=device)
+            views = encoder.normalise(augmentation(part, keys, seed, _HELD_VIEWS))
+            features = encoder.features(views.contiguous(memory_format=torch.channels_last))
+            out[start : start + _ROWS] = features.float().cpu().numpy()
+
+    side_by_side(run, range(0, len(images), _ROWS), torch.get_num_threads() if device.type == "cpu" else 1)
     return out
