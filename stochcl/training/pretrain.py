@@ -449,7 +449,8 @@ def train_latents(
     not trained beside the network, starts as a classic quantiser of the features.
     """
     order = np.random.default_rng(options.seed).permutation(len(data.train))
-    images = data.train[np.sort(order[:_MOST_IMAGES])]
+    few = len(data.train) <= _MOST_IMAGES  # a choice is a copy, in memory, even of images that are mapped
+    images = data.train if few else data.train[np.sort(order[:_MOST_IMAGES])]
     held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
 
     def features_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
