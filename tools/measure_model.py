@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             ladder = () if role == "model" else (Codec(path).latents,)
             for probe in PROBES:
                 metrics = ("accuracy", "map@1000") if probe == "logistic" else ("accuracy",)
-                asked = replace(request, models=(str(path),), probe=probe, ladder=ladder, metrics=metrics)
+                asked = replace(request, model=(path,), probe=probe, ladder=ladder, metric=metrics)
                 found = benchmark_rate_accuracy(asked, work / name, say=say)
                 counts[name] = found["n"]
                 for row in found["rows"]:
