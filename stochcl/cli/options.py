@@ -90,8 +90,9 @@ def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator
 
 
 def _own_first(cls: type[Options]) -> list[Field[Any]]:
+    fields = declared(cls)
     names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
-    return [declared(cls)[name] for name in names]
+    return [fields[name] for name in names if name in fields]  # a ClassVar is none
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
