@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from stochcl.encoders.posteriors import BIT, POSTERIORS, Posterior, inside, straight_through
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -327,7 +327,7 @@ def test_wrong_labels_are_refused(codes, out, tmp_path):
     refused([f"{name}," for name in names], "fewer than two different")
     refused([f"{name},a" for name in names], "regression needs numbers", task="regression")
     refused([f"{name},{i}" for i, name in enumerate(names)], "there is no column colour", column="colour")
-    with pytest.raises(UsageError, match="give that file with --labels"):
+    with pytest.raises(UsageError, match="give that file with labels"):
         report(codes, out, column="colour")
     with pytest.raises(LabelsError, match="regression needs numbers"):
         report(codes, out, task="regression")
