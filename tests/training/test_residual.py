@@ -160,6 +160,21 @@ def test_images_get_residual_latents_of_a_finished_network(images, tmp_path):
     assert name in [neighbour["name"] for neighbour in found["queries"][0]["neighbours"]]
 
 
+def test_residual_latents_do_not_depend_on_how_many_cores_there_are(images, tmp_path):
+    path, before, found = tmp_path / "a.safetensors", torch.get_num_threads(), set()
+    shape = {"width": 4, "size": SIZE, "device": "cpu"}
+    train([images], path, epochs=1, batch_size=16, latents=8, decoder=(8,), **shape)
+    try:
+        for cores in (1, 2):
+            torch.set_num_threads(cores)
+            out = tmp_path / f"{cores}.safetensors"
+            train([images] * 4, out, init=path, epochs=0, posterior="residual", rate=12.0, device="cpu")
+            found.add(stochcl.load(out, device="cpu").model.sha256)
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
 def test_residual_latents_are_not_trained_by_steps_on_images(images, tmp_path):
     with pytest.raises(UsageError, match="finished network"):
         options_from({"posterior": "residual", "epochs": 3})
