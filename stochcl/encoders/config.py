@@ -48,13 +48,17 @@ _NAMED = {
 }  # fmt: skip
 _EMBEDDING = 8
 
-_WORDS = (8, 8, *(6, 5, 5) * 3)  # bits of the stages; 16, 32 and 64 bits end one
-_REDUCED = {"images": 128, "vectors": 256}  # numbers of the reduced space, where nobody says how many
+# Bits of the stages: 16, 32 and 64 bits end one. On embeddings of text four stages of 256 words are worth half a point
+# at 32 bits, and one at 64.
+_WORDS = {"images": (8, 8, *(6, 5, 5) * 3), "vectors": (*(8,) * 4, *(6, 5, 5) * 2)}
+_REDUCED = {"images": 128, "vectors": 320}  # numbers of the reduced space, where nobody says how many
 _SIGN_RUNGS = (16, 128, 32)  # bits between rungs of sign stages, up to where, and from there on
 
 
-def residual_stages(latents: int, most: int = 8) -> tuple[int, ...]:
+def residual_stages(latents: int, most: int = 8, kind: str = "images") -> tuple[int, ...]:
     """Return the bits of the stages of a residual code: words first, then signs; ``most`` bounds a word's bits.
+
+    ``kind`` is what is coded, images or vectors.
 
     Examples
     --------
@@ -64,7 +68,7 @@ def residual_stages(latents: int, most: int = 8) -> tuple[int, ...]:
     (5, 1, 1, 1, 1)
     """
     stages: list[int] = []
-    for bits in _WORDS:
+    for bits in _WORDS[kind]:
         left = latents - sum(stages)
         if left > 0:
             stages.append(min(bits, most, left))
@@ -222,12 +226,11 @@ class EncoderConfig:
         """Fill in what a residual code leaves open; it has no perceptrons."""
         for name in ("head", "decoder"):
             object.__setattr__(self, name, ())
+        kind, columns = ("images", MAX_WIDTH) if self.columns is None else ("vectors", self.columns)
         if isinstance(self.latents, int) and not self.stages and 1 <= self.latents <= MAX_RESIDUAL:
-            object.__setattr__(self, "stages", residual_stages(self.latents))
+            object.__setattr__(self, "stages", residual_stages(self.latents, kind=kind))
         if not self.reduced:
-            columns = self.columns
-            reduced = _REDUCED["images"] if columns is None else min(columns, _REDUCED["vectors"])
-            object.__setattr__(self, "reduced", reduced)
+            object.__setattr__(self, "reduced", min(columns, _REDUCED[kind]))
         if not self.ladder and self.stages:
             object.__setattr__(self, "ladder", residual_ladder(self.stages))
 

@@ -34,8 +34,11 @@ def signed_root(numbers: Tensor) -> Tensor:
     return numbers.sign() * numbers.abs().sqrt()
 
 
-def on_grid(numbers: Tensor, dim: int | None = None, grid: int = GRID) -> Tensor:
-    """Return numbers rounded so that decoding tables hold them as they are; of one scale, or one along ``dim``."""
+def on_grid(numbers: Tensor, dim: int | None = None, grid: int | Tensor = GRID) -> Tensor:
+    """Return numbers rounded so that decoding tables hold them as they are; of one scale, or one along ``dim``.
+
+    ``grid`` is the integers either way, 1 to 127, that a number can be rounded to, or those of each number.
+    """
     size = numbers.abs()
     largest = (size.amax() if dim is None else size.amax(dim, keepdim=True)).clamp(min=1e-12)
     integers = ((numbers / largest * grid).round() * (_MOST / grid)).round()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,14 @@ OBJECTIVES = ("nt-xent", "reconstruct")
 _NEIGHBOURS = 20
 _SHRINK = {"views": 1.5, "neighbours": 1.0}  # powers of what views share, and neighbours
 _CANDIDATES_A_WORD = 256  # of the beam's, that k-means sees
-_STEP = 0.3  # of the root mean square error that a stage leaves: what its words are rounded to
+_STEP = {"images": 0.3, "vectors": 0.4}  # of the root mean square error that a stage leaves: steps of its words
 _MOST_ROWS = 40_000  # that words are fitted to
 _MOST_PAIRED = 20_000  # rows among which neighbours are looked for
-_WORDS_WIDTH = 96  # coordinates in which words of two bits and more live
-_LARGE_MAP = 100_000  # numbers of an output map that is held on the coarse grid
+_WORDS_WIDTH = {"images": 96, "vectors": 192}  # coordinates in which words of two bits and more live
+_SEEN = 512  # principal axes in which the metric of vectors is found
+_MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
+_COARSER = 9  # tries, each of steps larger by a half, to keep tables small
+_OTHER_TABLES = 4000  # bytes of tables besides words and map
 _ROWS = 4096
 _ROWS_A_WORD = 8
 _HIDDEN = {"images": 96, "vectors": 32}  # units of the entropy network
@@ -223,15 +227,18 @@ def metric(within: Rows, between: Rows, shrink: float = 1.0, ridge: float = 0.02
     return mapped
 
 
-def space(rows: Rows, views: Rows | None, objective: str, width: int, shrink: float) -> tuple[Rows, Rows]:
+def space(
+    rows: Rows, views: Rows | None, objective: str, width: int, shrink: float, seen: int = 0
+) -> tuple[Rows, Rows]:
     """Return mean (d,) and map (d x m) to the space in which squared error is what an error costs.
 
-    Views of the rows, in their order, say what differs in a row; without them its nearest neighbours do.
+    Views of the rows, in their order, say what differs in a row; without them its nearest neighbours do. The metric
+    is found in the first ``seen`` principal axes, or in ``width`` of them where these are more.
     """
     mean = rows.mean(0, dtype=np.float64).astype(np.float32)
     centred = rows - mean
     _, axes = np.linalg.eigh(centred.T @ centred / len(rows))
-    axes = axes[:, ::-1][:, : min(width, rows.shape[1])].astype(np.float32)
+    axes = axes[:, ::-1][:, : max(width, seen)].astype(np.float32)
     flat = centred @ axes
     spread = float(np.sqrt((flat**2).mean()))
     if not spread > 0:
@@ -240,6 +247,7 @@ def space(rows: Rows, views: Rows | None, objective: str, width: int, shrink: fl
         flat = flat / spread
         moments = neighbour_moments(flat) if views is None else view_moments(flat, (views - mean) @ axes / spread)
         axes = axes @ metric(*moments, shrink)
+    axes = axes[:, :width]
     scale = np.sqrt(((centred @ axes) ** 2).sum(1).mean() / 96)
     return mean, (axes / max(scale, 1e-12)).astype(np.float32)
 
@@ -280,20 +288,20 @@ def ordered(words: Rows) -> Rows:
     return np.concatenate([ordered(words[order[:half]]), ordered(words[order[half:]])])
 
 
-def _rounded(numbers: Rows, dim: int | None = None, grid: int = GRID) -> Rows:
+def _rounded(numbers: Rows, dim: int | None = None, grid: int | torch.Tensor = GRID) -> Rows:
     """Return numbers as decoding tables hold them."""
     rounded: Rows = on_grid(torch.from_numpy(numbers), dim, grid).numpy()
     return rounded
 
 
-def rounded_books(rows: Rows, books: list[Rows]) -> list[Rows]:
-    """Return books in steps that are a share of the error that each stage leaves: tables then deflate to a third."""
+def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
+    """Return books in steps that are a share of the error that each stage leaves: tables deflate to a third."""
     if not books:
         return books
     names, left, out = beam_encode(rows, books), rows.copy(), []
     for stage, book in enumerate(books):
         left -= book[names[:, stage]]
-        step = max(_STEP * float(np.sqrt((left**2).mean())), 1e-12)
+        step = max(share * float(np.sqrt((left**2).mean())), 1e-12)
         out.append(_rounded(book, grid=int(np.clip(np.rint(np.abs(book).max() / step), 1, 127))))
     return out
 
@@ -309,25 +317,29 @@ class Fitted:
 
 
 def fit(
-    rows: Rows, stages: Sequence[int], *, views: Rows | None = None, objective: str = "nt-xent", width: int = 256,
-    words_width: int = _WORDS_WIDTH, shrink: float | None = None, seed: int = 0, refits: int = 3,
+    rows: Rows, stages: Sequence[int], *, kind: str = "vectors", views: Rows | None = None,
+    objective: str = "nt-xent", width: int = 256, shrink: float | None = None, seed: int = 0, refits: int = 3,
 ) -> Fitted:  # fmt: skip
-    """Fit a residual code of these stages to rows, shape (N, d), and where given to a view of each."""
+    """Fit a residual code of these stages to rows, shape (N, d), and where given to a view of each.
+
+    ``kind`` is what the rows are features of, images or vectors. Signs of vectors are those of single coordinates,
+    which tables hold for nothing: turned ones were no better on text, and worse from 128 bits on.
+    """
     rng = np.random.default_rng(seed)
     if shrink is None:
         shrink = _SHRINK["neighbours" if views is None else "views"]
-    mean, matrix = space(rows, views, objective, width, shrink)
+    mean, matrix = space(rows, views, objective, width, shrink, _SEEN if kind == "vectors" else 0)
     matrix = matrix.astype(np.float16).astype(np.float32)
     flat = (rows - mean) @ matrix
-    narrow = min(words_width, flat.shape[1])
+    narrow = min(_WORDS_WIDTH[kind], flat.shape[1])
     head = np.ascontiguousarray(flat[:, :narrow])
     books = residual_books(head, [1 << b for b in stages if b > 1], rng)
     for _ in range(refits if books else 0):
         books = refit(head, beam_encode(head, books), books)
-    books = rounded_books(head, [ordered(book) for book in books])
+    books = rounded_books(head, [ordered(book) for book in books], _STEP[kind])
     left = flat.copy()
     left[:, :narrow] -= decode_words(beam_encode(head, books), books, narrow) if books else 0
-    signs = sign_stages(left, len(stages) - len(books), narrow)
+    signs = sign_stages(left, len(stages) - len(books), narrow if kind == "images" else 0)
     wide = [np.pad(book, ((0, 0), (0, flat.shape[1] - narrow))) for book in books]
     return Fitted(mean, matrix, wide, _rounded(signs, dim=1))
 
@@ -369,12 +381,12 @@ def fit_residual(
     encoder.eval()
     held = held if len(held) else features[:_PAIRS]
     most = max(1, min(8, int(np.log2(max(2, len(features) / _ROWS_A_WORD)))))
-    asked = encoder.config.stages
+    asked, kind = encoder.config.stages, _kind(encoder)
     bits, rounds, rate, record = encoder.config.latents, 0, 0.0, {}
     if options.rate is not None:
         bits = max(1, min(MAX_RESIDUAL, round(options.rate)))
     while rounds < _ROUNDS:
-        stages = asked if sum(asked) == bits and max(asked) <= most else residual_stages(bits, most)
+        stages = asked if sum(asked) == bits and max(asked) <= most else residual_stages(bits, most, kind)
         _set_latents(encoder, features, views, stages, options)
         record = _fit_tables(encoder, features, views, options, report)
         costs = encoder.bits_by_latent(_codes(encoder, held))
@@ -410,8 +422,8 @@ def _set_latents(
 
     rows = transformed(features)
     fitted = fit(
-        rows, stages, views=None if views is None else transformed(views), objective=options.objective,
-        width=config.reduced, seed=options.seed,
+        rows, stages, kind=_kind(encoder), views=None if views is None else transformed(views),
+        objective=options.objective, width=config.reduced, seed=options.seed,
     )  # fmt: skip
     encoder.set_residual(stages, fitted.matrix.shape[1], config.transform)
     head, words = encoder.head, encoder.decoder
@@ -425,9 +437,13 @@ def _set_latents(
         book.copy_(torch.from_numpy(found))
     words.signs.copy_(torch.from_numpy(fitted.signs))
     if words.output is not None and words.centre is not None:
-        output, centre = _output(encoder, np.asarray(features[chosen], np.float32))
+        output, centre = _output(encoder, np.asarray(features[chosen], np.float32), _MAP_STEP[options.objective])
         words.output.copy_(torch.from_numpy(output))
         words.centre.copy_(torch.from_numpy(centre))
+
+
+def _kind(encoder: Encoder) -> str:
+    return "images" if encoder.config.columns is None else "vectors"
 
 
 def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
@@ -441,8 +457,12 @@ def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
     return norm.running_mean / deviation, deviation.sqrt().numpy()
 
 
-def _output(encoder: Encoder, rows: Rows) -> tuple[Rows, Rows]:
-    """Return map and centre, of least squared error, from what codes decode to to the rows."""
+def _output(encoder: Encoder, rows: Rows, share: float) -> tuple[Rows, Rows]:
+    """Return map and centre, of least squared error, from what codes decode to to the rows.
+
+    The map is rounded in steps that are a share of the error that codes leave, so that what they decode to hardly
+    ever varies along costs next to nothing; where tables would be too large nevertheless, in larger ones.
+    """
     words = encoder.decoder
     points = np.concatenate(
         [
@@ -454,9 +474,36 @@ def _output(encoder: Encoder, rows: Rows) -> tuple[Rows, Rows]:
     points = points - middle
     gram = points.T @ points
     ridge = 1e-4 * np.trace(gram) / len(gram) + 1e-9
-    output = np.linalg.solve(gram + ridge * np.eye(len(gram)), points.T @ (rows - centre))
-    output = _rounded(output.astype(np.float32), dim=0, grid=127 if output.size < _LARGE_MAP else GRID)
+    product = points.T @ (rows - centre)
+    exact = np.linalg.solve(gram + ridge * np.eye(len(gram)), product)
+    error = max(np.square(rows - centre).sum() - (exact * product).sum(), 0) / rows.size
+    deviation = np.sqrt(gram.diagonal() / len(rows))
+    held = np.concatenate([stage.detach().numpy() / stage.abs().max().item() for stage in words.stages()])
+    left = _MOST_TABLES["vectors"] - _deflated(held, axis=None) - _OTHER_TABLES - 8 * rows.shape[1]
+    for coarser in range(_COARSER):
+        step = share * 2 ** (coarser / 2) * float(np.sqrt(error / len(gram)))
+        output = rounded_map(exact.astype(np.float32), deviation, step)
+        if _deflated(output, axis=0) <= left:
+            break
     return output, (centre - middle @ output).astype(np.float32)
+
+
+def _deflated(numbers: Rows, axis: int | None) -> int:
+    """Return about the bytes of numbers in decoding tables."""
+    integers = np.rint(numbers * (127 / np.maximum(np.abs(numbers).max(axis), 1e-30)))
+    return len(zlib.compress(integers.astype(np.int8).tobytes(), 9))
+
+
+def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
+    """Return a map, shape (m, V), in steps of about ``step`` for coordinates of these deviations, multiplied by them.
+
+    Rows that matter less than such a rounding does are zero.
+    """
+    weight = np.sqrt(np.square(output).mean(1)) * deviation
+    output = np.where(weight[:, None] < step / 12**0.5, np.float32(0), output)
+    wanted = np.abs(output).max(0).mean() * deviation / max(step, 1e-12)
+    grid = np.clip(np.rint(2 ** (np.rint(2 * np.log2(np.maximum(wanted, 1))) / 2)), 1, 127)  # few: they deflate
+    return _rounded(output, dim=0, grid=torch.from_numpy(grid[:, None].astype(np.float32)))
 
 
 def _points(encoder: Encoder, words: Words, rows: Rows) -> NDArray[np.float64]:
@@ -480,8 +527,7 @@ def _fit_tables(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, options: LatentOptions,
     report: Callable[[Any], None],
 ) -> dict[str, Any]:  # fmt: skip
-    kind = "images" if encoder.config.columns is None else "vectors"
-    few = len(features) < _LINEAR_ROWS
+    kind, few = _kind(encoder), len(features) < _LINEAR_ROWS
     hidden = (0 if few else _HIDDEN[kind]) if options.prior_hidden is None else options.prior_hidden
     codes = _codes(encoder, features[:_MOST_CODES])
     more = None if views is None else _codes(encoder, views[:_MOST_CODES])
