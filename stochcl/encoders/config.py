@@ -48,8 +48,8 @@ _NAMED = {
 }  # fmt: skip
 _EMBEDDING = 8
 
-# Bits of the stages: 16, 32 and 64 bits end one. On embeddings of text four stages of 256 words are worth half a point
-# at 32 bits, and one at 64.
+# Bits of the stages: 16, 32 and 64 bits end one. On embeddings of text four stages of 256 words are worth half a
+# point at 32 bits, and a point at 64.
 _WORDS = {"images": (8, 8, *(6, 5, 5) * 3), "vectors": (*(8,) * 4, *(6, 5, 5) * 2)}
 _REDUCED = {"images": 128, "vectors": 320}  # numbers of the reduced space, where nobody says how many
 _SIGN_RUNGS = (16, 128, 32)  # bits between rungs of sign stages, up to where, and from there on
