@@ -25,6 +25,7 @@ BEAM = 8
 GRID = 31
 """Integers, either way, in which a number of a word is held: they deflate to five bits, and lose nothing."""
 
+_BLOCK = 256  # rows that are searched at a time: what they need stays in a core's cache
 _MOST = 127  # integers either way of decoding tables
 _PARALLEL = 0.05  # of a sign's own square: signs along axes that agree in less than this are chosen together
 
@@ -167,6 +168,10 @@ class Distances(NamedTuple):
         first = torch.addmm(words.square().sum(1), points, words.T, alpha=-2)
         return cls(first, 2 * words @ words.T, _ends(map(len, books)))
 
+    def rows(self, start: int, end: int) -> Distances:
+        """Return those of some of the points."""
+        return self._replace(first=self.first[start:end])
+
     def prefix(self, stages: int) -> Distances:
         """Return those of the first stages."""
         ends = self.ends[: stages + 1]
@@ -184,6 +189,12 @@ class Distances(NamedTuple):
 
 def beam_search(distances: Distances, width: int = BEAM) -> Tensor:
     """Return the words' places, shape (B, stages), of the nearest sum that a search of this width finds."""
+    blocks = (distances.rows(start, start + _BLOCK) for start in range(0, len(distances.first), _BLOCK))
+    empty = torch.zeros(0, len(distances.ends) - 1, dtype=torch.long, device=distances.first.device)
+    return torch.cat([empty, *(_block_search(block, width) for block in blocks)])
+
+
+def _block_search(distances: Distances, width: int) -> Tensor:
     rows = len(distances.first)
     paths = torch.zeros(rows, 1, 0, dtype=torch.long, device=distances.first.device)
     cost = distances.first.new_zeros(rows, 1)

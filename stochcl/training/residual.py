@@ -40,14 +40,14 @@ OBJECTIVES = ("nt-xent", "reconstruct")
 _NEIGHBOURS = 20
 _SHRINK = {"views": 1.5, "neighbours": 1.0}  # powers of what views share, and neighbours
 _CANDIDATES_A_WORD = 256  # of the beam's, that k-means sees
-_STEP = {"images": 0.3, "vectors": 0.4}  # of the root mean square error that a stage leaves: steps of its words
+_STEP = {"images": 0.3, "vectors": 0.5}  # of the root mean square error that a stage leaves: steps of its words
 _MOST_ROWS = 40_000  # that words are fitted to
 _MOST_PAIRED = 20_000  # rows among which neighbours are looked for
 _WORDS_WIDTH = {"images": 96, "vectors": 192}  # coordinates in which words of two bits and more live
 _SEEN = 512  # principal axes in which the metric of vectors is found
 _MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
-_COARSER = 9  # tries, each of steps larger by a half, to keep tables small
-_OTHER_TABLES = 4000  # bytes of tables besides words and map
+_COARSER = 9  # tries, each of steps 1.4 times as large, to keep tables small
+_OTHER_TABLES = 16_000  # bytes of tables besides words and map: the entropy network, the self-test
 _ROWS = 4096
 _ROWS_A_WORD = 8
 _HIDDEN = {"images": 96, "vectors": 32}  # units of the entropy network
@@ -437,9 +437,7 @@ def _set_latents(
         book.copy_(torch.from_numpy(found))
     words.signs.copy_(torch.from_numpy(fitted.signs))
     if words.output is not None and words.centre is not None:
-        output, centre = _output(encoder, np.asarray(features[chosen], np.float32), _MAP_STEP[options.objective])
-        words.output.copy_(torch.from_numpy(output))
-        words.centre.copy_(torch.from_numpy(centre))
+        _set_output(encoder, np.asarray(features[chosen], np.float32), _MAP_STEP[options.objective])
 
 
 def _kind(encoder: Encoder) -> str:
@@ -457,13 +455,16 @@ def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
     return norm.running_mean / deviation, deviation.sqrt().numpy()
 
 
-def _output(encoder: Encoder, rows: Rows, share: float) -> tuple[Rows, Rows]:
-    """Return map and centre, of least squared error, from what codes decode to to the rows.
+def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
+    """Set the map, of least squared error, from what codes decode to to the rows.
 
-    The map is rounded in steps that are a share of the error that codes leave, so that what they decode to hardly
-    ever varies along costs next to nothing; where tables would be too large nevertheless, in larger ones.
+    It is rounded in steps that are a share of the error that codes leave; in larger ones where tables would be too
+    large.
     """
     words = encoder.decoder
+    assert isinstance(words, Words)
+    assert words.output is not None
+    assert words.centre is not None
     points = np.concatenate(
         [
             _points(encoder, words, rows[start : start + _ROWS])
@@ -478,20 +479,15 @@ def _output(encoder: Encoder, rows: Rows, share: float) -> tuple[Rows, Rows]:
     exact = np.linalg.solve(gram + ridge * np.eye(len(gram)), product)
     error = max(np.square(rows - centre).sum() - (exact * product).sum(), 0) / rows.size
     deviation = np.sqrt(gram.diagonal() / len(rows))
-    held = np.concatenate([stage.detach().numpy() / stage.abs().max().item() for stage in words.stages()])
-    left = _MOST_TABLES["vectors"] - _deflated(held, axis=None) - _OTHER_TABLES - 8 * rows.shape[1]
     for coarser in range(_COARSER):
         step = share * 2 ** (coarser / 2) * float(np.sqrt(error / len(gram)))
         output = rounded_map(exact.astype(np.float32), deviation, step)
-        if _deflated(output, axis=0) <= left:
-            break
-    return output, (centre - middle @ output).astype(np.float32)
-
-
-def _deflated(numbers: Rows, axis: int | None) -> int:
-    """Return about the bytes of numbers in decoding tables."""
-    integers = np.rint(numbers * (127 / np.maximum(np.abs(numbers).max(axis), 1e-30)))
-    return len(zlib.compress(integers.astype(np.int8).tobytes(), 9))
+        words.output.copy_(torch.from_numpy(output))
+        words.centre.copy_(torch.from_numpy((centre - middle @ output).astype(np.float32)))
+        decoder = encoder.residual_decoder()
+        assert decoder is not None
+        if len(zlib.compress(decoder.to_bytes(), 9)) <= _MOST_TABLES["vectors"] - _OTHER_TABLES:
+            return
 
 
 def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
