@@ -82,13 +82,15 @@ class MaskedNetwork(nn.Module):
     :class:`~stochcl.entropy.autoregressive.AutoregressiveModel`.
 
     ``bias`` has the log-odds of a one at every node of every latent's tree to start from, shape (D, 2**bits - 1).
-    There are T = D * bits decisions, and ``hidden`` units; without any the network is linear.
+    There are T = D * bits decisions, and ``hidden`` units; without any the network is linear. Decisions from
+    ``joint`` on, where it is given, depend on none and none depends on them.
     """
 
-    def __init__(self, bias: Tensor, decisions: int, hidden: int, seed: int) -> None:
+    def __init__(self, bias: Tensor, decisions: int, hidden: int, seed: int, joint: int | None = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.degrees = spread_degrees(decisions, hidden)
+        joint = decisions if joint is None else joint
+        self.degrees = spread_degrees(joint, hidden)
         degrees, places = torch.from_numpy(self.degrees).long(), torch.arange(decisions)
         self.bias = nn.Parameter(bias)
         self.direct = nn.Parameter(torch.zeros(decisions, decisions))
@@ -97,9 +99,9 @@ class MaskedNetwork(nn.Module):
         self.hidden_bias = nn.Parameter(torch.full((hidden,), 0.5))
         self.output = nn.Parameter(torch.zeros(decisions, hidden))
         masks = {
-            "direct": torch.ones(decisions, decisions).tril(-1),
+            "direct": torch.ones(decisions, decisions).tril(-1) * (places < joint)[:, None],
             "hidden": (places < degrees[:, None]).float(),
-            "output": (degrees <= places[:, None]).float(),
+            "output": ((degrees <= places[:, None]) & (places < joint)[:, None]).float(),
         }
         for name, mask in masks.items():
             self.register_buffer(f"{name}_mask", mask, persistent=False)

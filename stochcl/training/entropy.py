@@ -98,12 +98,14 @@ def fit_entropy(
     seed: int = 0,
     precision: str = "auto",
     initial: MaskedNetwork | None = None,
+    joint: int | None = None,
     report: Callable[[FitProgress], None] = lambda progress: None,
 ) -> EntropyFit:
     """Fit an entropy network to codes, by the bits that they cost.
 
     An input is held out in all of ``versions`` stacked parts, each of the same inputs in the same order. ``initial``
-    is a network to start from; it takes the fitted weights.
+    is a network to start from; it takes the fitted weights. A new one takes decisions from ``joint`` on as
+    independent.
     """
     if len(codes) < MIN_CODES or codes.decisions_per_row < 2:
         return EntropyFit(None, {"codes": len(codes), "reason": "too few codes"})
@@ -118,7 +120,7 @@ def fit_entropy(
     if initial is None:
         hidden = hidden_units(len(codes)) if hidden is None else hidden
         log_odds = torch.from_numpy(np.log(p / (1 - p)).astype(np.float32))
-        network = MaskedNetwork(log_odds, codes.decisions_per_row, hidden, seed)
+        network = MaskedNetwork(log_odds, codes.decisions_per_row, hidden, seed, joint)
     else:
         network, hidden = copy.deepcopy(initial), len(initial.degrees)
     stage = EntropyStage(

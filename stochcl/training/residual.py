@@ -47,7 +47,7 @@ _WORDS_WIDTH = {"images": 96, "vectors": 192}  # coordinates in which words of t
 _SEEN = 512  # principal axes in which the metric of vectors is found
 _MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
 _COARSER = 9  # tries, each of steps 1.4 times as large, to keep tables small
-_OTHER_TABLES = 16_000  # bytes of tables besides words and map: the entropy network, the self-test
+_OTHER_TABLES = 13_000  # bytes of tables besides words and map: the entropy network, the self-test
 _ROWS = 4096
 _ROWS_A_WORD = 8
 _HIDDEN = {"images": 96, "vectors": 32}  # units of the entropy network
@@ -525,11 +525,14 @@ def _fit_tables(
 ) -> dict[str, Any]:  # fmt: skip
     kind, few = _kind(encoder), len(features) < _LINEAR_ROWS
     hidden = (0 if few else _HIDDEN[kind]) if options.prior_hidden is None else options.prior_hidden
+    # Signs of coordinates hardly depend on each other, and their weights would be most of the network.
+    named = sum(bits for bits in encoder.config.stages if bits > 1)
+    joint = named if kind == "vectors" and named > 1 else None
     codes = _codes(encoder, features[:_MOST_CODES])
     more = None if views is None else _codes(encoder, views[:_MOST_CODES])
     record = fit_code_tables(
         encoder, codes, more, entropy=options.entropy, hidden=hidden,
-        passes=_PASSES, max_time=options.max_time and options.max_time / 2, seed=options.seed,
+        joint=joint, passes=_PASSES, max_time=options.max_time and options.max_time / 2, seed=options.seed,
         precision=options.precision, report=report,
     )  # fmt: skip
     if (network := encoder.entropy_network()) is not None and options.prior_hidden is None:
