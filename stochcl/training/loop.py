@@ -260,9 +260,6 @@ class TrainingLoop(ABC):
                 self.save()
             self.add_resume_hint(exc)
             raise
-        finally:
-            for log in self.logs:
-                log.close()
         if self.step:
             self.save()
 
