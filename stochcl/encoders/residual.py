@@ -336,9 +336,8 @@ class Residual(Posterior):
 
     def tempered(self, temperature: float) -> Residual:  # noqa: D102
         other = Residual(self.parameters, self.config, self.words, self.sharpness / temperature)
-        for name in ("_distances", "_paths", "_mode"):  # which do not depend on it
-            if name in self.__dict__:
-                other.__dict__[name] = self.__dict__[name]
+        other.__dict__["_distances"] = self._distances  # neither they nor what follows depend on it
+        other.__dict__ |= {name: self.__dict__[name] for name in ("_paths", "_mode") if name in self.__dict__}
         return other
 
     def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:  # noqa: D102

@@ -484,9 +484,7 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
         output = rounded_map(exact.astype(np.float32), deviation, step)
         words.output.copy_(torch.from_numpy(output))
         words.centre.copy_(torch.from_numpy((centre - middle @ output).astype(np.float32)))
-        decoder = encoder.residual_decoder()
-        assert decoder is not None
-        if len(zlib.compress(decoder.to_bytes(), 9)) <= _MOST_TABLES["vectors"] - _OTHER_TABLES:
+        if len(zlib.compress(encoder.vector_decoder().to_bytes(), 9)) <= _MOST_TABLES["vectors"] - _OTHER_TABLES:
             return
 
 
@@ -558,11 +556,12 @@ def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: N
     start = torch.from_numpy(clean)
     unit = torch.stack([4 * stage.var(0, correction=0).sum() for stage in words.stages()]).clamp(min=1e-12).log()
     stages = np.repeat(np.arange(len(words.bits)), words.bits)
+    words.log_temperature.copy_(unit)
+    posterior: Residual = encoder.posterior(start)  # type: ignore[assignment]
     best, costs = unit.clone(), torch.full((len(words.bits),), torch.inf)
     for temperature in _TEMPERATURES:
-        words.log_temperature.copy_(unit + float(np.log(temperature)))
-        tried = encoder.posterior(start).log_prob(seen).mean(0)
+        tried = posterior.tempered(float(temperature)).log_prob(seen).mean(0)
         cost = torch.zeros(len(words.bits)).index_add_(0, torch.from_numpy(stages), -tried)
         better = cost < costs
-        best, costs = torch.where(better, words.log_temperature, best), torch.where(better, cost, costs)
+        best, costs = torch.where(better, unit + float(np.log(temperature)), best), torch.where(better, cost, costs)
     words.log_temperature.copy_(best)
