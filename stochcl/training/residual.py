@@ -43,7 +43,8 @@ _CANDIDATES_A_WORD = 256  # of the beam's, that k-means sees
 _STEP = {"images": 0.3, "vectors": 0.5}  # of the root mean square error that a stage leaves: steps of its words
 _MOST_ROWS = 40_000  # that words are fitted to
 _MOST_PAIRED = 20_000  # rows among which neighbours are looked for
-_WORDS_WIDTH = {"images": 96, "vectors": 192}  # coordinates in which words of two bits and more live
+_WORDS_WIDTH = 96, 192  # coordinates in which words of two bits and more live, the least and, of vectors, the most
+_WORDS_BY_COLUMNS = 192 * 384  # of vectors: the wider they are, the more of the tables is their map
 _SEEN = 512  # principal axes in which the metric of vectors is found
 _MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
 _COARSER = 9  # tries, each of steps 1.4 times as large, to keep tables small
@@ -331,7 +332,10 @@ def fit(
     mean, matrix = space(rows, views, objective, width, shrink, _SEEN if kind == "vectors" else 0)
     matrix = matrix.astype(np.float16).astype(np.float32)
     flat = (rows - mean) @ matrix
-    narrow = min(_WORDS_WIDTH[kind], flat.shape[1])
+    least, most = _WORDS_WIDTH
+    narrow = min(
+        least if kind == "images" else max(least, min(most, _WORDS_BY_COLUMNS // rows.shape[1])), flat.shape[1]
+    )
     head = np.ascontiguousarray(flat[:, :narrow])
     books = residual_books(head, [1 << b for b in stages if b > 1], rng)
     for _ in range(refits if books else 0):
