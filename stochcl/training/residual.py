@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,17 @@ import torch
 from stochcl.codes import Codes
 from stochcl.encoders.config import residual_stages
 from stochcl.encoders.encoder import Standardise
-from stochcl.encoders.residual import BEAM, GRID, ReducedHead, Words, on_grid, signed_root
+from stochcl.encoders.residual import (
+    BEAM,
+    GRID,
+    Distances,
+    Named,
+    ReducedHead,
+    Words,
+    beam_search,
+    on_grid,
+    signed_root,
+)  # fmt: skip
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
@@ -107,22 +117,12 @@ def beam_step(residual: Rows, cost: Rows, words: Rows, width: int) -> tuple[Name
     return parent, symbol, residual, cost
 
 
-def beam_encode(rows: Rows, books: Sequence[Rows], width: int = BEAM, block: int = 2048) -> Names:
-    """Return the symbols (n, stages) of the cheapest path of a beam search over the books."""
-    out = np.empty((len(rows), len(books)), np.intp)
-    for start in range(0, len(rows), block):
-        residual = rows[start : start + block, None, :]
-        cost = np.zeros((len(residual), 1), np.float32)
-        trail = []
-        for words in books:
-            parent, symbol, residual, cost = beam_step(residual, cost, words, width)
-            trail.append((parent, symbol))
-        at = cost.argmin(1)
-        for stage in range(len(books) - 1, -1, -1):
-            parent, symbol = trail[stage]
-            out[start : start + block, stage] = symbol[np.arange(len(at)), at]
-            at = parent[np.arange(len(at)), at]
-    return out
+def beam_encode(rows: Rows, books: Sequence[Rows], block: int = 4096) -> Names:
+    """Return the symbols (n, stages) of the nearest sums that the encoder's own search finds."""
+    named = Named.of([torch.from_numpy(book) for book in books], torch.zeros(0, rows.shape[1]))
+    begins = torch.tensor(named.ends[:-1])
+    parts = (torch.from_numpy(rows[start : start + block]) for start in range(0, len(rows), block))
+    return np.concatenate([(beam_search(Distances.of(part, named)) - begins).numpy() for part in parts])
 
 
 def decode_words(symbols: Names, books: Sequence[Rows], width: int) -> Rows:
@@ -309,23 +309,29 @@ def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a fit finds: the map to the reduced space, and the words of all stages."""
+    """What a fit finds: the map to the reduced space, and words, named ones in ``narrow`` coordinates."""
 
     mean: Rows
     matrix: Rows
     books: list[Rows]
     signs: Rows
+    narrow: int
 
 
 def fit(
     rows: Rows, stages: Sequence[int], *, kind: str = "vectors", views: Rows | None = None,
     objective: str = "nt-xent", width: int = 256, shrink: float | None = None, seed: int = 0, refits: int = 3,
+    known: Fitted | None = None,
 ) -> Fitted:  # fmt: skip
     """Fit a residual code of these stages to rows, shape (N, d), and where given to a view of each.
 
-    ``kind`` is what the rows are features of, images or vectors. Signs of vectors are those of single coordinates,
+    ``kind`` is what the rows are features of, images or vectors; ``known`` an earlier fit to them, whose words are
+    kept where they are as many. Signs of vectors are those of single coordinates,
     which tables hold for nothing: turned ones were no better on text, and worse from 128 bits on.
     """
+    sizes = [1 << b for b in stages if b > 1]
+    if known is not None and sizes == [len(book) for book in known.books]:
+        return _with_signs(known, rows, len(stages), kind)
     rng = np.random.default_rng(seed)
     if shrink is None:
         shrink = _SHRINK["neighbours" if views is None else "views"]
@@ -337,15 +343,22 @@ def fit(
         least if kind == "images" else max(least, min(most, _WORDS_BY_COLUMNS // rows.shape[1])), flat.shape[1]
     )
     head = np.ascontiguousarray(flat[:, :narrow])
-    books = residual_books(head, [1 << b for b in stages if b > 1], rng)
+    books = residual_books(head, sizes, rng)
     for _ in range(refits if books else 0):
         books = refit(head, beam_encode(head, books), books)
     books = rounded_books(head, [ordered(book) for book in books], _STEP[kind])
-    left = flat.copy()
-    left[:, :narrow] -= decode_words(beam_encode(head, books), books, narrow) if books else 0
-    signs = sign_stages(left, len(stages) - len(books), narrow if kind == "images" else 0)
-    wide = [np.pad(book, ((0, 0), (0, flat.shape[1] - narrow))) for book in books]
-    return Fitted(mean, matrix, wide, _rounded(signs, dim=1))
+    books = [np.pad(book, ((0, 0), (0, flat.shape[1] - narrow))) for book in books]
+    fitted = Fitted(mean, matrix, books, np.zeros((0, flat.shape[1]), np.float32), narrow)
+    return _with_signs(fitted, rows, len(stages), kind)
+
+
+def _with_signs(fitted: Fitted, rows: Rows, stages: int, kind: str) -> Fitted:
+    """Return a fit with the sign stages that it needs to have so many stages."""
+    left = (rows - fitted.mean) @ fitted.matrix
+    if fitted.books:
+        left -= decode_words(beam_encode(left, fitted.books), fitted.books, left.shape[1])
+    signs = sign_stages(left, stages - len(fitted.books), fitted.narrow if kind == "images" else 0)
+    return replace(fitted, signs=_rounded(signs, dim=1))
 
 
 def check_objective(objective: str) -> None:
@@ -386,12 +399,12 @@ def fit_residual(
     held = held if len(held) else features[:_PAIRS]
     most = max(1, min(8, int(np.log2(max(2, len(features) / _ROWS_A_WORD)))))
     asked, kind = encoder.config.stages, _kind(encoder)
-    bits, rounds, rate, record = encoder.config.latents, 0, 0.0, {}
+    bits, rounds, rate, record, fitted = encoder.config.latents, 0, 0.0, {}, None
     if options.rate is not None:
         bits = max(1, min(MAX_RESIDUAL, round(options.rate)))
     while rounds < _ROUNDS:
         stages = asked if sum(asked) == bits and max(asked) <= most else residual_stages(bits, most, kind)
-        _set_latents(encoder, features, views, stages, options)
+        fitted = _set_latents(encoder, features, views, stages, options, fitted)
         record = _fit_tables(encoder, features, views, options, report)
         costs = encoder.bits_by_latent(_codes(encoder, held))
         rounds, rate = rounds + 1, float(costs.sum())
@@ -413,9 +426,9 @@ def fit_residual(
 @torch.no_grad()
 def _set_latents(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, stages: tuple[int, ...],
-    options: LatentOptions,
-) -> None:  # fmt: skip
-    """Fit metric and words, and set the encoder's head and decoder to them."""
+    options: LatentOptions, known: Fitted | None,
+) -> Fitted:  # fmt: skip
+    """Fit metric and words, set the encoder's head and decoder to them, and return them."""
     config = encoder.config
     chosen = np.sort(np.random.default_rng(options.seed).permutation(len(features))[:_MOST_ROWS])
     shift, spread = _roots(encoder) if config.transform == "sqrt" else (None, 1.0)
@@ -427,7 +440,7 @@ def _set_latents(
     rows = transformed(features)
     fitted = fit(
         rows, stages, kind=_kind(encoder), views=None if views is None else transformed(views),
-        objective=options.objective, width=config.reduced, seed=options.seed,
+        objective=options.objective, width=config.reduced, seed=options.seed, known=known,
     )  # fmt: skip
     encoder.set_residual(stages, fitted.matrix.shape[1], config.transform)
     head, words = encoder.head, encoder.decoder
@@ -442,6 +455,7 @@ def _set_latents(
     words.signs.copy_(torch.from_numpy(fitted.signs))
     if words.output is not None and words.centre is not None:
         _set_output(encoder, np.asarray(features[chosen], np.float32), _MAP_STEP[options.objective])
+    return fitted
 
 
 def _kind(encoder: Encoder) -> str:
