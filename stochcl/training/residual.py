@@ -57,14 +57,14 @@ _WORDS_WIDTH = 96, 192  # coordinates in which words of two bits and more live, 
 _WORDS_BY_COLUMNS = 192 * 384  # of vectors: the wider they are, the more of the tables is their map
 _SEEN = 512  # principal axes in which the metric of vectors is found
 _MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
-_COARSER = 9  # tries, each of steps 1.4 times as large, to keep tables small
-_OTHER_TABLES = 13_000  # bytes of tables besides words and map: the entropy network, the self-test
+_COARSER = 17  # tries, each of steps 1.2 times as large, to keep tables small
+_OTHER_TABLES = 11_000, 16  # bytes of tables besides words and map: the entropy network, a self-test by the column
 _ROWS = 4096
 _ROWS_A_WORD = 8
-_HIDDEN = {"images": 96, "vectors": 32}  # units of the entropy network
+_HIDDEN = {"images": 96, "vectors": 128}  # units of the entropy network
+_PASSES = {"images": 20, "vectors": 60}
 _MOST_TABLES = {"images": 300_000, "vectors": 150_000}  # bytes; a network that leads beyond is not kept
 _LINEAR_ROWS = 4000  # fewer rows get a network without hidden units
-_PASSES = 20
 _NEAR, _ROUNDS = 0.02, 3  # close enough to the rate, relative to it; most fits
 _MOST_CODES = 100_000
 _PAIRS = 2000  # that temperatures are fitted to
@@ -497,12 +497,13 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
     exact = np.linalg.solve(gram + ridge * np.eye(len(gram)), product)
     error = max(np.square(rows - centre).sum() - (exact * product).sum(), 0) / rows.size
     deviation = np.sqrt(gram.diagonal() / len(rows))
+    left = _MOST_TABLES["vectors"] - _OTHER_TABLES[0] - _OTHER_TABLES[1] * rows.shape[1]
     for coarser in range(_COARSER):
-        step = share * 2 ** (coarser / 2) * float(np.sqrt(error / len(gram)))
+        step = share * 2 ** (coarser / 4) * float(np.sqrt(error / len(gram)))
         output = rounded_map(exact.astype(np.float32), deviation, step)
         words.output.copy_(torch.from_numpy(output))
         words.centre.copy_(torch.from_numpy((centre - middle @ output).astype(np.float32)))
-        if len(zlib.compress(encoder.vector_decoder().to_bytes(), 9)) <= _MOST_TABLES["vectors"] - _OTHER_TABLES:
+        if len(zlib.compress(encoder.vector_decoder().to_bytes(), 9)) <= left:
             return
 
 
@@ -548,7 +549,7 @@ def _fit_tables(
     more = None if views is None else _codes(encoder, views[:_MOST_CODES])
     record = fit_code_tables(
         encoder, codes, more, entropy=options.entropy, hidden=hidden,
-        joint=joint, passes=_PASSES, max_time=options.max_time and options.max_time / 2, seed=options.seed,
+        joint=joint, passes=_PASSES[kind], max_time=options.max_time and options.max_time / 2, seed=options.seed,
         precision=options.precision, report=report,
     )  # fmt: skip
     if (network := encoder.entropy_network()) is not None and options.prior_hidden is None:
