@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from io import FileIO, RawIOBase
 
 
+_LFS = b"version https://git-lfs"
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Tell by its first bytes, 20 or more, whether a file is a Git LFS pointer in place of what it is called.
+
+    Examples
+    --------
+    >>> is_lfs_pointer(b"version https://git-lfs.github.com/spec/v1"), is_lfs_pointer(b"version")
+    (True, False)
+    """
+    return len(head) >= 20 and head[: len(_LFS)] == _LFS[: len(head)]
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a temporary sibling of ``path`` for writing; put it in its place when the block ends well.

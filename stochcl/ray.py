@@ -157,7 +157,7 @@ class ShardWorker:
     def _listed(self, codec: Codec) -> ShardSource:
         """Return the whole source, the same as the command saw."""
         if self._source is None:
-            source = open_planned(self._plan.sources, codec)
+            source = open_planned(self._plan.sources, codec, self._plan.options)
             if listing(source) != self._plan.facts["source"]:
                 raise SourceError(
                     f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let "
@@ -186,7 +186,7 @@ class ShardWorker:
         if piece is None:
             source: ShardSource = self._listed(codec)
             return make_shard(self._plan, number, codec, source)
-        part = open_shard_input(piece, self._held)
+        part = open_shard_input(piece, self._held, self._plan.options)
         return make_shard(self._plan, number, codec, part, part=part)
 
 

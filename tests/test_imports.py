@@ -12,7 +12,7 @@ import stochcl
 ROOT = Path(stochcl.__file__).parent
 
 GROUND = {"errors", "codes", "messages", "options"}
-BASE = GROUND | {"files", "framing", "entropy"}
+BASE = GROUND | {"files", "framing", "remote", "entropy"}
 MAY_IMPORT = {
     "errors": set(),
     "messages": set(),
@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "codes": {"errors"},
     "framing": GROUND,
     "files": GROUND,
-    "data": GROUND | {"files"},
+    "remote": GROUND,
+    "data": GROUND | {"files", "remote"},
     "entropy": GROUND | {"files", "framing"},
     "compress": BASE,
     "encoders": BASE | {"data"},

@@ -18,7 +18,7 @@ from stochcl.compress.export import export
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
-from stochcl.data.source import read_regular
+from stochcl.data.access import read_regular
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from stochcl.files import check_output, make_folder
@@ -212,8 +212,10 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
         raise LabelsError(
             f"{escape_name(path)}: its rows have no names to find labels by (--no-names?); compress with names."
         )
-    table = read_labels(labels)
-    for segment in range(len(archive._index.segments)):
+    table, segments = read_labels(labels), range(len(archive._index.segments))
+    if table.is_array:
+        table = table.of([name for segment in segments for name in edit.stored_names(archive, segment)])
+    for segment in segments:
         table.match(edit.stored_names(archive, segment))
     return table.match
 

@@ -15,8 +15,9 @@ import numpy as np
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header
 from stochcl.data import Preprocess
-from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import read_regular
+from stochcl.data.access import read_regular
+from stochcl.data.pixels import FULL_DEPTH
+from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
@@ -295,7 +296,10 @@ class CodecBase:
         """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
         preprocess = preprocess or self.preprocess
         if self.columns is None:
+            prepared: dict[str, Any]
             size, prepared = preprocess.size**2 * 3, {"size": preprocess.size, "fit": preprocess.fit}
+            if preprocess.depth not in (None, FULL_DEPTH):  # of 16-bit images that use fewer bits
+                prepared["depth"] = preprocess.depth
         else:
             size, prepared = self.columns * _FLOAT, {}
         return Header(
@@ -321,6 +325,8 @@ def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preproce
     if isinstance(image, str | os.PathLike):
         try:
             return preprocess.decode(read_regular(image, MAX_FILE_BYTES))
+        except DamagedImage as exc:
+            return exc.pixels
         except ImageError as exc:
             raise ImageError(f"{escape_name(image)}: {exc}.") from exc
     if isinstance(image, np.ndarray):

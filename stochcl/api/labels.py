@@ -40,7 +40,7 @@ def labels_of(
     *,
     partial: bool = False,
 ) -> tuple[str, ...]:
-    """Return a label for every row: from the CSV, from a folder of its name, or as the archive has it.
+    """Return a label for every row: from a CSV or .npy file, from a folder of its name, or as the archive has it.
 
     Raises
     ------
@@ -48,11 +48,14 @@ def labels_of(
         If there are none, or a row has none in the CSV (with ``partial``, most rows).
     """
     shown = escape_name(path)
+    table = None if labels is None else read_labels(labels)
+    if table is not None and table.is_array and archive.names is None:
+        return table.match([""] * len(archive), column)
     by_name = labels is not None or level is not None
     if archive.names is None and (by_name or archive.labels is None):
         raise LabelsError(f"{shown}: its rows have no names to find labels by (--no-names?); compress with names.")
-    if labels is not None and archive.names is not None:
-        return read_labels(labels).match(archive.names, column, partial=partial)
+    if table is not None and archive.names is not None:
+        return table.match(archive.names, column, partial=partial)
     if level is not None and archive.names is not None:
         found = tuple(folder_label(name, level) for name in archive.names)
         if not any(found):

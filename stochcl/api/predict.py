@@ -14,7 +14,6 @@ from stochcl.api.evaluate import rows_of
 from stochcl.api.source import check_source_fits_model, no_readable_error, read_batches
 from stochcl.api.summary import skipped_json
 from stochcl.compress import open_archive
-from stochcl.compress.bytes import is_url
 from stochcl.compress.manifest import MANIFEST
 from stochcl.data import open_source
 from stochcl.downstream import load
@@ -22,6 +21,7 @@ from stochcl.errors import ModelMismatch, UsageError
 from stochcl.files import check_output, replacing, writing
 from stochcl.framing import MAGIC
 from stochcl.messages import escape_name
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     import os

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stochcl.api.compress import distribution_shift_warning, encode_rows, header_of, preprocess_of
-from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
+from stochcl.api.source import check_source_fits_model, listing, no_readable_error, source_warnings, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
@@ -24,6 +24,7 @@ from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceErr
 from stochcl.files import WriteLock, replacing, sync_folder, writing
 from stochcl.framing import PROLOGUE
 from stochcl.messages import escape_name, plural
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,7 +91,7 @@ def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator
         )
 
 
-def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource]) -> SubsetSource:
+def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: CompressOptions) -> SubsetSource:
     """Open the sources of a shard, and return its images; ``held`` has those of the shard before, and then of this.
 
     Raises
@@ -100,7 +101,7 @@ def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource]) -> Subset
     """
     opened: dict[str, ImageSource] = {}
     for path, digest in zip(inputs.sources, inputs.listings, strict=True):
-        source = held.get(path) or open_source(path)
+        source = held.get(path) or open_source(path, options)
         if listing(source) != digest:
             raise SourceError(
                 f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all "
@@ -130,6 +131,7 @@ _DIFFERING = {
     "uncertainty": "choice of --uncertainty",
     "strict": "choice of --strict",
     "self_contained": "choice of --self-contained",
+    "label_level": "--label-level",
     "device": "--device",
 }
 """What must be the same for shards that are there to be kept, as a person knows it."""
@@ -226,10 +228,11 @@ def compress_to_folder(
     """
     started, folder = time.monotonic(), Path(folder)
     _check_request(options, codec, shard_images)
-    plan_sources = tuple(str(Path(source).absolute()) for source in sources)
-    images = open_planned(plan_sources, codec)
+    plan_sources = tuple(str(source) if is_url(source) else str(Path(source).absolute()) for source in sources)
+    images = open_planned(plan_sources, codec, options)
     if options.strict and images.rejected:
         raise strict_error(images, images.rejected[0])
+    options = replace(options, depth=preprocess_of(codec, options, images).depth)  # for all shards alike
     plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
     advice = "; complete shards are kept, repeat the command to continue"
     try:
@@ -242,7 +245,9 @@ def compress_to_folder(
     with open_archive(folder, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
         note = f"shards     {plural(plan.shards, 'file')}, {plural(kept, 'shard')} kept of before"
-        return replace(report, notes=(note,), warnings=distribution_shift_warning(codec, archive))
+        return replace(
+            report, notes=(note,), warnings=(*source_warnings(images), *distribution_shift_warning(codec, archive))
+        )
 
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
@@ -272,9 +277,9 @@ def _make_shards(
     return encoded, plan.shards - len(todo)
 
 
-def open_planned(sources: Sequence[str], codec: CodecBase) -> ShardSource:
+def open_planned(sources: Sequence[str], codec: CodecBase, options: CompressOptions) -> ShardSource:
     """Open what a plan names; on every machine it must be the same."""
-    source = open_sources(sources)
+    source = open_sources(sources, options)
     check_source_fits_model(source, codec)
     return source
 
@@ -300,6 +305,7 @@ def _plan(
         "uncertainty": options.uncertainty,
         "strict": options.strict,
         "self_contained": options.self_contained,
+        "label_level": options.label_level,
         "device": codec.device.type,
     }
     return Plan(
@@ -425,7 +431,7 @@ def make_shard(
         ) as writer:  # fmt: skip
             for failure in () if number else part.rejected:
                 writer.skip(failure.name, failure.reason)
-            encode_rows(codec, part, writer, preprocess_of(codec, options), options)
+            encode_rows(codec, part, writer, preprocess_of(codec, options, part), options)
         Path(work, path.name).replace(path)
     sync_folder(path.parent)
     return shard_entry(plan, number, codec)
@@ -438,7 +444,7 @@ def _header(plan: Plan) -> Header:
 
 def _part(source: ShardSource, rows: range) -> ShardSource:
     if isinstance(source, MatrixSource):
-        return MatrixSource(source.path, np.arange(rows.start, rows.stop))
+        return source.at(np.arange(rows.start, rows.stop))
     return SubsetSource(source, rows)
 
 

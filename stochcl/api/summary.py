@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stochcl.compress import ArchiveBase
+    from stochcl.data import Failure
 
 
 _FLOAT = 4  # bytes of a float32
@@ -66,6 +67,8 @@ class Report:
         Whether rows of a matrix were compressed rather than images.
     rate : float or None
         Bits per image that the codes were to take at most, if a rate was asked for.
+    damaged : tuple of Failure
+        Images that are damaged and could be read all the same, where compressing has just been done.
     """
 
     path: str
@@ -88,6 +91,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     vectors: bool = False
     rate: float | None = None
+    damaged: tuple[Failure, ...] = ()
 
     @classmethod
     def of(cls, archive: ArchiveBase, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -158,7 +162,9 @@ class Report:
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
             "latents": self.latents,
             "precision": self.precision,
-        } | ({} if speed is None else {"images_per_second": round(speed, 1)})
+            **({} if speed is None else {"images_per_second": round(speed, 1)}),
+            **({} if not self.damaged else {"damaged": skipped_json((f.name, f.reason) for f in self.damaged)}),
+        }
 
     def lines(self) -> list[str]:
         """Return the figures for people."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
-from stochcl.api.embedding_model import matrix_among, rate_warnings, train_matrix
+from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warnings, train_matrix
 from stochcl.api.models import initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
@@ -216,7 +216,7 @@ def _write_model(
         found["rate"] = trainer.latents.rate
     health = trainer.monitor.health(encoder, cpu)
     record = {
-        "sources": [escape_name(source.path.name) for source in sources],
+        "sources": [escape_name(Path(source.path).name) for source in sources],
         "images": len(data.train),
         "held_out": len(data.held),
         "steps": trainer.step,
@@ -287,7 +287,10 @@ def _train_on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
-        warnings=((left_out,) if bad else ()) + rate_warnings(record) + health_warnings(record["health"]),
+        warnings=((left_out,) if bad else ())
+        + row_warnings(record)
+        + rate_warnings(record)
+        + health_warnings(record["health"]),
     )
 
 

@@ -60,39 +60,25 @@ SIDES = (8, 12, 16, 32)
 _RIFF_HEADERS = 12 + 8 + 10  # RIFF and WEBP; the chunk; VP8's frame header, which holds the size
 _SCAN, _END = b"\xff\xda", 2  # JPEG's start of scan, and the bytes of the end marker
 
+# By name: those made for a number of bits, and those with a fixed number of bits for every column.
 BASELINES: dict[str, type[Baseline]] = {
-    "random-signs": RandomSigns,
-    "pca-signs": PrincipalSigns,
-    "itq": Itq,
-    "pq": Product,
-    "opq": OptimisedProduct,
-    "rq": Residual,
-    "rq-4bit": SmallResidual,
-    "lsq": LocalSearch,
-    "pca-scalar": PrincipalScalar,
-}
-"""Those that are made for a number of bits."""
-
+    "random-signs": RandomSigns, "pca-signs": PrincipalSigns, "itq": Itq, "pq": Product, "opq": OptimisedProduct,
+    "rq": Residual, "rq-4bit": SmallResidual, "lsq": LocalSearch, "pca-scalar": PrincipalScalar,
+}  # fmt: skip
 FLOATS: dict[str, type[PerColumn]] = {
-    "float32": Float32,
-    "float16": Float16,
-    "int8": Int8,
-    "rabitq": RaBitQ,
-    "binary": Binary,
-}
-"""Those that have a fixed number of bits for every column."""
+    "float32": Float32, "float16": Float16, "int8": Int8, "rabitq": RaBitQ, "binary": Binary
+}  # fmt: skip
 
+# Pillow's names and settings; qualities below 20 cost accuracy faster than bits.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 20, "optimize": True, "subsampling": 2}),
     "webp": ("WEBP", {"quality": 20, "method": 6}),
     "avif": ("AVIF", {"quality": 20, "speed": 6}),
     "jxl": ("JXL", {"quality": 20, "effort": 5}),
 }
-"""Pillow's names and settings. Qualities below 20 cost accuracy faster than bits."""
 
+# What stands beside ours: the network's features as numbers, features quantised, and small images.
 GROUPS = {"features": tuple(FLOATS), "quantisers": tuple(BASELINES), "pixels": tuple(FORMATS)}
-"""What stands beside ours: the network's features as numbers, features quantised, and small images."""
-
 METHODS = tuple(name for names in GROUPS.values() for name in names)
 
 

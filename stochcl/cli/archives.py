@@ -12,6 +12,7 @@ from stochcl.api.source import check_paths_exist
 from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.cli.options import (
+    ARCHIVE,
     CODES,
     CODES_FILE,
     DEVICE,
@@ -213,14 +214,25 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 
 @click.command()
 @CODES_FILE
-@click.argument("source", type=PATH)
+@click.argument("source", type=ARCHIVE)
 @click.option("-m", "--model", default="general", show_default=True, help="The model that made the codes.")
 @DEVICE
-@options_of(CompressOptions, only=("batch_size", "workers"))
-@click.option("--labels", type=PATH, help="CSV file name,label, if the codes have labels stored.")
+@options_of(
+    CompressOptions,
+    only=(
+        "any_name",
+        "label_level",
+        "label_files",
+        "label_column",
+        "max_pixels",
+        "batch_size",
+        "workers",
+    ),
+)
+@click.option("--labels", type=PATH, help="CSV file name,label or .npy array, if the codes have labels stored.")
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, and add nothing.")
 @JSON
-def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool, **options: Any) -> None:
+def append(codes: Path, source: Path | str, *, model: str, device: str, as_json: bool, **options: Any) -> None:
     """Add the images of a source that a file of codes does not have yet.
 
     Images are told apart by their names, and added in place. Until all is done the file opens as it was; after an

@@ -10,7 +10,7 @@ import click
 from stochcl.api.compress import CompressOptions
 from stochcl.api.source import check_paths_exist
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import DEVICE, PATH, given, options_of, output
+from stochcl.cli.options import ARCHIVE, DEVICE, PATH, given, options_of, output
 from stochcl.data import ImageSource, open_list
 from stochcl.errors import UsageError
 
@@ -62,7 +62,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, metavar="SOURCE...", type=PATH)
+@click.argument("sources", nargs=-1, metavar="SOURCE...", type=ARCHIVE)
 @output("The file of codes to write; - for standard output.")
 @click.option(
     "--files-from", metavar="FILE", type=PATH,
@@ -92,8 +92,8 @@ def compress(
 ) -> None:  # fmt: skip
     """Compress images, or a matrix of embeddings, to a file of codes.
 
-    SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, or a
-    .parquet or .arrow file with a column of images or vectors.
+    SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
+    or .arrow file with a column of images or vectors, or the URL of a folder, an image or a .tar.
     Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
     from standard input, and its images are kept in the order in which they come.
     An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a

@@ -238,6 +238,7 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
 @click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
 @LABELS
 @COLUMN
+@LEVEL
 @TASK
 @output("The page to write.", default="report.html")
 @click.option("--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",

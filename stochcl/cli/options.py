@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.compress.bytes import is_url
 from stochcl.errors import UsageError
 from stochcl.options import check_value, declared, item_of, kind_of, option_of
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -43,7 +43,9 @@ TABLES = click.option(
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
 RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-LABELS = click.option("--labels", type=PATH, help="CSV file name,label..., in place of folder names.")
+LABELS = click.option(
+    "--labels", type=PATH, help="CSV file name,label..., or .npy array with a label a row, in place of folder names."
+)
 TEST_LABELS = click.option("--test-labels", type=PATH, help="The same for --test.  [default: --labels]")
 LEVEL = click.option(
     "--label-level", "level", type=int, metavar="N",
@@ -90,8 +92,9 @@ def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator
 
 
 def _own_first(cls: type[Options]) -> list[Field[Any]]:
+    fields = declared(cls)
     names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
-    return [declared(cls)[name] for name in names]
+    return [fields[name] for name in names if name in fields]  # a ClassVar is none
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

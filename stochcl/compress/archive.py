@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl import framing
-from stochcl.compress.bytes import ArchiveErrors, Cache, is_url, open_reader
+from stochcl.compress.bytes import ArchiveErrors, Cache, open_reader
 from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, cut_to_end, iterate_skipped, read_index
 from stochcl.compress.rows import ArchiveBase
@@ -22,6 +22,7 @@ from stochcl.entropy.tables import Tables, find_tables
 from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, check_crc, check_limit
 from stochcl.messages import escape_name
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

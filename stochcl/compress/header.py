@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
+from stochcl.files import is_lfs_pointer
 from stochcl.framing import MAGIC, MAX_HEADER, MAX_INPUT, PROLOGUE, VERSION, VERSIONS, check_crc, check_limit, crc
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Header:
     @classmethod
     def size_of(cls, prologue: bytes) -> int:
         """Return how many bytes of header follow a prologue."""
+        if is_lfs_pointer(prologue):
+            raise FormatError("this is a Git LFS pointer in place of an archive of codes: run git lfs pull")
         if not prologue.startswith(MAGIC[: len(prologue)]) or not prologue:
             msg = (
                 f"this is not an archive of codes: it begins with {prologue[:8].hex(' ') or 'nothing'}, not with "

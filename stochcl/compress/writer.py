@@ -38,6 +38,7 @@ _FACTS = {
     "strict": "choice of --strict",
     "device": "--device",
     "source": "source (images were added, removed or changed)",
+    "label_level": "--label-level",
     "segment_rows": "size of segments",
 }
 """What the journal keeps of a run, as a person knows it."""

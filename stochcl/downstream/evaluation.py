@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _SHOWN_CLASSES = 20
 _LEAST_SHOWN = 20  # letters of a class's name, or as many as tell it from others
+_MOST_CLASSES = 1000  # of which a confusion matrix is kept: a million counts
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,20 @@ class Evaluation:
     ----------
     task, estimator : str
     n_train, n_test : int
-        Rows trained and scored on (with cross-validation: rows the first fold trains on, and all rows).
+        Rows trained (of cross-validation in the first fold) and scored on.
     score, baseline : float
         Accuracy, or R2, over all scored rows; and that of guessing the training rows' largest class, or their mean.
     interval : (float, float) or None
         95 % confidence interval of the score over the rows scored on: Wilson's, or by bootstrap (of 10 rows or more).
-    balanced_accuracy, baseline_balanced_accuracy : float or None
-        Mean over classes of the fraction of their rows that is found; and of that guess.
-    mae, rmse, baseline_mae, baseline_rmse : float or None
-        Mean absolute and root mean square error of a regression, in the label's unit; and of that guess.
+    balanced_accuracy, mae, rmse, baseline_balanced_accuracy, baseline_mae, baseline_rmse : float or None
+        Mean over classes of the share of their rows that is found, or errors in the label's unit; and of that guess.
     folds : tuple of float
         The score of each fold; one for a held-out split. NaN for the R2 of a fold whose labels are all equal.
     classes, confusion : tuple
         Sorted classes, and counts by true (rows) and predicted class; none for more than 1,000 classes.
     duplicates : Duplicates or None
-        How many scored rows have a near duplicate among those trained on, where symbols were given.
     seconds : float
     notes : tuple of str
-        What a reader should know: rows left out, fewer folds, a fit that stopped early.
     """
 
     task: Task
@@ -83,7 +80,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON types, leaving out those that the task does not have; NaN becomes None."""
+        """Return the figures that the task has as JSON types; NaN becomes None."""
         return {name: _plain(value) for name, value in vars(self).items() if value is not None and value != ()}
 
     def summary(self) -> str:
@@ -160,9 +157,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_MOST_CLASSES = 1000  # of which a confusion matrix is kept: a million counts
-
-
 def evaluate(
     x: ArrayLike,
     y: Sequence[object] | ArrayLike,
@@ -234,10 +228,7 @@ def evaluate_split(
     seed: int = 0,
     symbols: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
 ) -> Evaluation:
-    """Train a probe on some rows and score it on others, see :func:`evaluate`; ``symbols`` are the codes of both.
-
-    A class that only the rows to score on have cannot be found: it counts as wrong, and is noted.
-    """
+    """Train a probe on some rows and score it on others, see :func:`evaluate`; ``symbols`` are the codes of both."""
     started = time.monotonic()
     train, test = labelled(x_train, y_train, task), labelled(x_test, y_test, task)
     if train.x.shape[1] != test.x.shape[1]:

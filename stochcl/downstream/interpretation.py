@@ -132,10 +132,7 @@ def _scaled(symbols: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]
 
 
 def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-    """Return how latents go together, shape (D, D): Pearson's correlation, or Cramer's V of categories.
-
-    A latent that never changes goes with nothing, itself included.
-    """
+    """Return Pearson's correlations, or Cramer's V of categories, (D, D); 0 for a latent that never changes."""
     symbols = sample.symbols if columns is None else sample.symbols[:, columns]
     if sample.kind == "categories":
         return _cramer(symbols)

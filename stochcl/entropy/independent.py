@@ -91,18 +91,9 @@ _STEPS = np.unique(
 class IndependentModel:
     """Every symbol on its own: a binary tree of probabilities for each latent.
 
-    Parameters
-    ----------
-    ones : ndarray of uint16, shape (D, 2**bits - 1)
-        Numerators k of P(decision is 1) = k/4096. A symbol's decisions go down a tree, most significant first;
-        the node after the decisions d1..dl is number 2**l - 1 + (d1..dl as an integer).
-    alphabet : int
-        K, the number of values a latent takes; bits = ceil(log2 K).
-
-    Raises
-    ------
-    FormatError
-        If the table has the wrong shape or a numerator outside 1..4095.
+    ``ones``, uint16, shape (D, 2**bits - 1), are the numerators k of P(decision is 1) = k/4096. A symbol's decisions
+    go down a tree, most significant first; the node after the decisions d1..dl is number 2**l - 1 + (d1..dl as an
+    integer). ``alphabet`` is K, the number of values a latent takes; bits = ceil(log2 K).
     """
 
     ones: NDArray[np.uint16]

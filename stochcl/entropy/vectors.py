@@ -28,17 +28,7 @@ _CODEBOOKS_HEAD = struct.Struct("<III")
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """One table of embeddings a latent, centred: a latent that a code does not have counts as zeros.
-
-    Parameters
-    ----------
-    embeddings : ndarray of float16, shape (D, K, e)
-
-    Raises
-    ------
-    FormatError
-        If the shape makes no sense or a number is not finite.
-    """
+    """One table of embeddings a latent, float16, shape (D, K, e), centred: a missing latent counts as zeros."""
 
     embeddings: NDArray[np.float16]
 
@@ -115,18 +105,8 @@ class VectorDecoder:
     symbol's embedding stands for the symbol. Between layers stands a ReLU. Weights are stored as float16 and
     evaluated in float32, so vectors agree across machines to rounding; symbols, unlike them, agree exactly.
 
-    Parameters
-    ----------
-    centre, scale : ndarray of float32, shape (D,), or (D * e,) with codebooks
-    layers : tuple of (weight, bias)
-        float16 of shape (out, in) and (out,); the first ``in`` is as long as ``centre``.
-    codebooks : Codebooks, optional
-        The embeddings of a categorical code's symbols.
-
-    Raises
-    ------
-    FormatError
-        If shapes do not fit together or a number is not finite.
+    ``centre`` and ``scale`` are float32, of shape (D,), or (D * e,) with codebooks; ``layers`` are weights and
+    biases, float16, of shape (out, in) and (out,), whose first ``in`` is as long as ``centre``.
     """
 
     centre: NDArray[np.float32]

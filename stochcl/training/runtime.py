@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -54,7 +54,7 @@ class DeviceImages:
         return self._there[to_device(torch.from_numpy(rows), self._device)].permute(0, 3, 1, 2)
 
 
-_PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
+_PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
 _ACCELERATORS = ("cpu", "cuda", "mps")
 _PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few tensors
 

@@ -68,7 +68,7 @@ def test_training_learns_codes_of_digits(folder):
 
 def test_a_target_brings_the_rate_towards_it(folder):
     # Without the controller's work this run ends at 28 bits.
-    data, config, told = digits(240, 0), make_config(stem="imagenet", latents=32), []
+    data, config, told = digits(400, 0), make_config(stem="imagenet", latents=32), []
     options = {"rate": 8.0, "epochs": 20, "batch_size": 40, "beta": 1e-2, "lr": 0.1}
     make_trainer(folder("run"), data, config, report=told.append, **options).run()
     assert told[0].rate == pytest.approx(32, abs=0.1)
