@@ -21,6 +21,7 @@ from stochcl.training.residual import (
     ordered,
     refit,
     residual_books,
+    rounded_map,
     sign_stages,
 )
 from tests.making import CLASSES, PER_CLASS, SIZE
@@ -111,12 +112,35 @@ def test_uncertainty_is_how_sure_the_words_are(model):
     assert len(np.unique(entropy)) > 300
 
 
-@pytest.mark.parametrize(("width", "latents", "limit"), [(384, 256, 150_000), (64, 64, 150_000)])
-def test_tables_are_small(width, latents, limit):
+@pytest.mark.parametrize(("width", "latents"), [(384, 256), (64, 64), (1280, 80)])
+def test_tables_are_small(width, latents):
     rng = np.random.default_rng(0)
     rows = (rng.normal(0, 1, (2500, width)) * np.linspace(2, 0.1, width)).astype(np.float32)
     encoder, record = train_head(rows, rows[:200], latents=latents, config={"posterior": "residual"})
-    assert len(codec_of(to_bytes(encoder, record)).tables.data) < limit
+    assert len(codec_of(to_bytes(encoder, record)).tables.data) < 150_000
+
+
+def test_a_map_errs_by_its_step_and_leaves_out_what_matters_less():
+    rng = np.random.default_rng(0)
+    output = rng.normal(0, 1, (40, 300)).astype(np.float32)
+    deviation = np.geomspace(1, 1e-3, 40)
+    step = 0.05
+    rounded = rounded_map(output, deviation, step)
+    errors = np.sqrt(np.square(output - rounded).mean(1)) * deviation
+    assert errors.max() < step / 2
+    assert (rounded[:10] != 0).mean() > 0.8
+    assert not rounded[deviation < step / 4].any()
+
+
+def test_the_entropy_network_of_vectors_joins_names_alone():
+    rows = make(4500)
+    encoder, _ = train_head(rows, rows[:500], latents=60, config={"posterior": "residual"})
+    network = encoder.entropy_network()
+    named = sum(bits for bits in encoder.config.stages if bits > 1)
+    assert named < encoder.config.latents
+    assert network.direct[:named].any()
+    assert not network.direct[named:].any()
+    assert not network.output[named:].any()
 
 
 def test_rows_that_are_alike_are_refused():
