@@ -246,7 +246,7 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(ModelError, "weights cannot be read", init=tmp_path / "w.safetensors")
     refused(OutputError, "no model can be written there", path=tmp_path / "no" / "m.safetensors")
     out.write_bytes(b"precious")
-    refused(UsageError, "exists already; pass --force")
+    refused(UsageError, "exists already; pass force=True")
     assert out.read_bytes() == b"precious"
 
 
