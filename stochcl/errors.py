@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 _FLAG = re.compile(
     r"(?<![\w-])(?:--(?P<no>no-)?(?P<name>[a-z][a-z-]*[a-z])|-(?P<short>[mk])\b)(?: (?P<value>-?\d+))?"
 )
-_SWITCHES = {"any-name", "external-tables", "force", "refit", "resume", "self-contained", "strict", "trusted", "uncertainty"}
+_SWITCHES = {
+    "any-name", "external-tables", "force", "refit", "resume", "self-contained", "strict", "trusted", "uncertainty",
+}  # fmt: skip
 _ARGUMENTS = {"by": "output", "input": "output"}
 _SHORT = {"m": "model=", "k": "count"}
 _command_line = False

@@ -60,7 +60,8 @@ def labels_of(
     if level is not None and archive.names is not None:
         found = tuple(folder_label(name, level) for name in archive.names)
         if not any(found):
-            raise LabelsError(f"{shown}: no name has a folder at {option_name(*_LEVEL)} {level}; its images lie less deep.")
+            asked = f"{option_name(*_LEVEL)} {level}"
+            raise LabelsError(f"{shown}: no name has a folder at {asked}; its images lie less deep.")
         return found
     if archive.labels is None:
         raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
