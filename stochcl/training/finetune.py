@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from stochcl.encoders.config import FAMILIES, EncoderConfig
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import choose_device, encode, precision_used
 from stochcl.encoders.posteriors import POSTERIORS
@@ -191,12 +192,36 @@ class FinetuneProgress:
         return text if math.isnan(self.held_top1) else f"{text}, held-out top-1 {self.held_top1:.1%}"
 
 
+_LATENTS_IN_PLACE = 32  # of residual latents, which are fitted and not trained
+
+
 def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
-    """Return the encoder that fine-tuning starts from: the base, or one like it with fresh weights."""
-    if not options.from_scratch:
+    """Return the encoder that fine-tuning starts from: the base, or one with fresh latents, or fresh throughout."""
+    asked = {name: getattr(options, name) for name in ("posterior", "latents", "alphabet")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    residual = base.config.posterior == "residual"
+    if not (asked or residual or options.from_scratch):
         return base
+    config = base.config
+    if asked or residual:
+        config = _with_latents(config, asked)
     torch.manual_seed(options.seed)
-    return Encoder(base.config)
+    encoder = Encoder(config)
+    if not options.from_scratch:
+        encoder.backbone.load_state_dict(base.backbone.state_dict())
+        encoder.norm.load_state_dict(base.norm.state_dict())
+    return encoder
+
+
+def _with_latents(config: EncoderConfig, asked: dict[str, Any]) -> EncoderConfig:
+    """Return a configuration with other latents; what is not asked for stays, unless it is of residual latents."""
+    changed: dict[str, Any] = {"ladder": (), "embedding": 0, "temperature": 1.0}
+    if config.posterior == "residual":
+        changed |= {"posterior": "bernoulli", "latents": _LATENTS_IN_PLACE}
+        changed |= {"stages": (), "reduced": 0, "transform": "none"}
+    if asked.get("posterior", "categorical") != config.posterior:
+        changed["alphabet"] = FAMILIES[asked.get("posterior", "bernoulli")][0]
+    return replace(config, **changed | asked, entropy="independent", entropy_hidden=0)
 
 
 class Finetuner(TrainingLoop):
@@ -224,10 +249,12 @@ class Finetuner(TrainingLoop):
         self.encoder.requires_grad_(True)
         self.labels = class_indices(data.train_labels, classes)
         self.held_labels = class_indices(data.held_labels, classes)
-        self.augmentation = StrongAugmentation(
-            options.crop or base.config.size, options.padding, options.area, options.flip, options.operations,
-            options.strength, options.cutout,
-        )  # fmt: skip
+        self.augmentations = [
+            StrongAugmentation(
+                side, options.padding, options.area, options.flip, options.operations, options.strength, options.cutout
+            )
+            for side in options.crop or (base.config.size,)
+        ]
         self.batch = min(options.batch_size, len(data.train))
         self.order = EpochOrder(len(data.train), self.batch, options.seed)
         steps = options.epochs * self.order.steps_per_epoch
@@ -235,7 +262,13 @@ class Finetuner(TrainingLoop):
         self.entropy_record: dict[str, Any] = {}
         parts = ("backbone.", "classifier.") if options.deterministic else ("",)  # this twin has no latents
         trained = [p for name, p in self.encoder.named_parameters() if name.startswith(parts)]
-        groups = decay_groups(trained, self.encoder.prior, options.decay)
+        below = {id(p) for p in self.encoder.backbone.parameters()}
+        groups = []
+        for factor, own in ((1.0, False), (options.backbone_lr, True)):
+            part = decay_groups(
+                (p for p in trained if (id(p) in below) == own), self.encoder.prior, options.decay
+            )
+            groups += [group | {"lr": options.lr * factor} for group in part]
         super().__init__(
             Schedule(steps, options.max_time, warmup),
             torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True),
@@ -253,7 +286,9 @@ class Finetuner(TrainingLoop):
         torch.manual_seed((options.seed * 1_000_003 + self.step) % (1 << 63))
         rows, row_keys = self.order.take(self.step)
         keys = torch.from_numpy(row_keys)  # on the CPU, where operations are chosen
-        views = model.normalise(self.augmentation(self.images.take(rows), keys, options.seed, _VIEW, model.mean))
+        phase = min(int(self.fraction * len(self.augmentations)), len(self.augmentations) - 1)
+        augment = self.augmentations[phase]
+        views = model.normalise(augment(self.images.take(rows), keys, options.seed, _VIEW, model.mean))
         labels = to_device(torch.from_numpy(self.labels[rows]), self.device)
         targets = soft_targets(labels, len(model.config.classes), options.smoothing)
         views, targets = mixup(views, targets, options.mixup, [options.seed, self.step, _MIXING])
