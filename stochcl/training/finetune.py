@@ -18,7 +18,7 @@ from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import LabelsError
 from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
-from stochcl.training.entropy import fit_tables
+from stochcl.training.entropy import MIN_CODES, fit_tables
 from stochcl.training.logs import make_log
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.runtime import DeviceImages, to_device
@@ -161,10 +161,11 @@ def _prior_fit(encoder: Encoder, posterior: Posterior) -> Tensor:
     return nats - nats.detach()
 
 
-_VIEW, _LATENTS, _MIXING, _PREFIX = range(4)  # streams of random numbers
+_VIEW, _LATENTS, _MIXING, _PREFIX, _TABLES = range(5)  # streams of random numbers
 _BETWEEN_RESUMES = ("epochs", "max_time", "device", "compile", "entropy", "entropy_hidden")
 """Options that may change when a run is resumed."""
 _MOST_WARMUP = 0.1  # of the run
+_TABLE_IMAGES = 300  # for each latent
 _ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
 
 
@@ -224,6 +225,13 @@ def _with_latents(config: EncoderConfig, asked: dict[str, Any]) -> EncoderConfig
     return replace(config, **changed | asked, entropy="independent", entropy_hidden=0)
 
 
+def _optimizer(groups: list[dict[str, Any]], options: FinetuneOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "adamw":
+        # Not fused: a checkpoint does not keep how its moments lie in memory, and fused code takes them as they lie.
+        return torch.optim.AdamW(groups, lr=options.lr)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)
+
+
 class Finetuner(TrainingLoop):
     """Fine-tuning of an encoder on labels.
 
@@ -251,7 +259,13 @@ class Finetuner(TrainingLoop):
         self.held_labels = class_indices(data.held_labels, classes)
         self.augmentations = [
             StrongAugmentation(
-                side, options.padding, options.area, options.flip, options.operations, options.strength, options.cutout
+                side,
+                options.padding,
+                options.area,
+                options.flip,
+                options.operations,
+                options.strength,
+                options.cutout,
             )
             for side in options.crop or (base.config.size,)
         ]
@@ -265,13 +279,11 @@ class Finetuner(TrainingLoop):
         below = {id(p) for p in self.encoder.backbone.parameters()}
         groups = []
         for factor, own in ((1.0, False), (options.backbone_lr, True)):
-            part = decay_groups(
-                (p for p in trained if (id(p) in below) == own), self.encoder.prior, options.decay
-            )
+            part = decay_groups((p for p in trained if (id(p) in below) == own), self.encoder.prior, options.decay)
             groups += [group | {"lr": options.lr * factor} for group in part]
         super().__init__(
             Schedule(steps, options.max_time, warmup),
-            torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True),
+            _optimizer(groups, options),
             clipped=(p for p in trained if p is not self.encoder.prior), device=device,
             ema=EMA(self.encoder, options.average) if options.average else None, checkpoint=checkpoint,
             logs=[make_log(log)] if log else [], report=report,
@@ -317,6 +329,7 @@ class Finetuner(TrainingLoop):
 
     def identity(self) -> dict[str, Any]:  # noqa: D102
         options = {k: v for k, v in asdict(self.options).items() if k not in _BETWEEN_RESUMES}
+        options["crop"] = list(options["crop"])  # as JSON gives it back
         options["precision"] = self.precision  # not "auto", which may be another on another machine
         classes = list(self.encoder.config.classes)
         return options | {"model": self.base_sha256, "classes": classes, "images": len(self.data.train)}
@@ -336,9 +349,18 @@ class Finetuner(TrainingLoop):
         self.run_steps()
         options = self.options
         self.entropy_record = fit_tables(
-            self.result.eval(), self.data.train, self.device, seed=options.seed, precision=options.precision,
+            self.result.eval(), self._for_tables(), self.device, seed=options.seed, precision=options.precision,
             # Codes of a twin without a stochastic layer are not worth a network.
             entropy="independent" if options.deterministic else options.entropy, hidden=options.entropy_hidden,
             max_time=options.max_time and options.max_time * _ENTROPY_TIME, report=self.report,
         )  # fmt: skip
         return self.result
+
+    def _for_tables(self) -> NDArray[np.uint8]:
+        """Return images whose codes the tables are fitted to: short codes need few."""
+        images = self.data.train
+        most = max(MIN_CODES, _TABLE_IMAGES * self.encoder.config.latents)
+        if len(images) <= most:
+            return images
+        chosen = np.random.default_rng([self.options.seed, _TABLES]).permutation(len(images))[:most]
+        return images[np.sort(chosen)]

@@ -194,11 +194,12 @@ class FinetuneOptions(Options):
     epochs: int = option(30, "Passes over the images.", at_least=1)
     max_time: float | None = _max_time()
     batch_size: int = option(128, "Images a step.", at_least=2)
-    lr: float = option(0.02, "Peak learning rate of SGD.", more_than=0)
+    optimizer: str = option("sgd", "Optimizer; adamw does with few epochs.", choices=("sgd", "adamw"))
+    lr: float = option(0.02, "Peak learning rate.", more_than=0)
     backbone_lr: float = option(
         1.0, "Learning rate of the backbone, as a part of that of what stands on it.", more_than=0, at_most=1
     )
-    momentum: float = option(0.9, "Nesterov momentum.", more_than=0, less_than=1)
+    momentum: float = option(0.9, "Nesterov momentum of sgd.", more_than=0, less_than=1)
     decay: float = option(5e-4, "Weight decay; biases, normalisations and the prior do not decay.", at_least=0)
     warmup: float = option(
         2.0, "Epochs until the peak learning rate; a tenth of all at most.", at_least=0, unit="EPOCHS"

@@ -233,9 +233,6 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(UsageError, "needs at least one source", sources=())
     refused(UsageError, "nowhere: there is no model of this name", model="nowhere")
     refused(UsageError, "this model takes vectors", model=tmp_path / "v.safetensors")
-    residual = {"posterior": "residual", "latents": 4, "stages": (3, 1), "reduced": 3}
-    save_model(Encoder(EncoderConfig(width=4, stem="small", size=16, **residual)), tmp_path / "r.safetensors", {})
-    refused(UsageError, "r.safetensors: this model has residual latents", model=tmp_path / "r.safetensors")
     refused(ModelError, "not a stochcl model", model=tmp_path / "bad.safetensors")
     refused(SourceError, "none", sources=(tmp_path / "none",))
     refused(SourceError, "embeddings", sources=(tmp_path / "vectors.npy",))
