@@ -263,6 +263,10 @@ class ResNet(nn.Module):
                 pooled.append(moments(x))
         return torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
 
+    def first_stages(self, count: int) -> list[nn.Module]:
+        """Return what runs before and in the first stages."""
+        return [self.conv1, self.bn1, *(self.get_submodule(f"layer{i + 1}") for i in range(count))]
+
 
 FEATURES_PREFIX = "features:"
 """What a configuration writes before the width of vectors that are the features themselves."""

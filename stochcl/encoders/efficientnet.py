@@ -105,6 +105,10 @@ class EfficientNetLite(nn.Module):
         pooled.append(x.mean(dim=(2, 3)))
         return torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
 
+    def first_stages(self, count: int) -> list[nn.Module]:
+        """Return what runs before and in the first stages."""
+        return [self._conv_stem, self._bn0, *self._blocks[: self._ends[count - 1] + 1]]
+
 
 class _Block(nn.Module):
     """A 1 x 1 convolution that widens, one over places, and a 1 x 1 that narrows, around a shortcut."""

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.config import FAMILIES, EncoderConfig
+from stochcl.encoders.efficientnet import EfficientNetLite
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import choose_device, encode, precision_used
 from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.errors import LabelsError
+from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
 from stochcl.training.entropy import MIN_CODES, fit_tables
@@ -225,6 +227,17 @@ def _with_latents(config: EncoderConfig, asked: dict[str, Any]) -> EncoderConfig
     return replace(config, **changed | asked, entropy="independent", entropy_hidden=0)
 
 
+def _first_stages(encoder: Encoder, count: int) -> list[torch.nn.Module]:
+    """Return the modules of the first stages, made untrainable."""
+    if not count:
+        return []
+    if not isinstance(encoder.backbone, ResNet | EfficientNetLite):
+        raise UsageError(
+            f"the first stages of {encoder.config.backbone} cannot be frozen: it does not say what they are."
+        )
+    return [module.requires_grad_(False) for module in encoder.backbone.first_stages(count)]
+
+
 def _optimizer(groups: list[dict[str, Any]], options: FinetuneOptions) -> torch.optim.Optimizer:
     if options.optimizer == "adamw":
         # Not fused: a checkpoint does not keep how its moments lie in memory, and fused code takes them as they lie.
@@ -255,27 +268,18 @@ class Finetuner(TrainingLoop):
         self.encoder.to(device)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.encoder.requires_grad_(True)
+        self.frozen = _first_stages(self.encoder, options.frozen)
         self.labels = class_indices(data.train_labels, classes)
         self.held_labels = class_indices(data.held_labels, classes)
-        self.augmentations = [
-            StrongAugmentation(
-                side,
-                options.padding,
-                options.area,
-                options.flip,
-                options.operations,
-                options.strength,
-                options.cutout,
-            )
-            for side in options.crop or (base.config.size,)
-        ]
+        strong = (options.padding, options.area, options.flip, options.operations, options.strength, options.cutout)
+        self.augmentations = [StrongAugmentation(side, *strong) for side in options.crop or (base.config.size,)]
         self.batch = min(options.batch_size, len(data.train))
         self.order = EpochOrder(len(data.train), self.batch, options.seed)
         steps = options.epochs * self.order.steps_per_epoch
         warmup = round(min(options.warmup * self.order.steps_per_epoch, _MOST_WARMUP * steps)) + 1
         self.entropy_record: dict[str, Any] = {}
         parts = ("backbone.", "classifier.") if options.deterministic else ("",)  # this twin has no latents
-        trained = [p for name, p in self.encoder.named_parameters() if name.startswith(parts)]
+        trained = [p for name, p in self.encoder.named_parameters() if name.startswith(parts) and p.requires_grad]
         below = {id(p) for p in self.encoder.backbone.parameters()}
         groups = []
         for factor, own in ((1.0, False), (options.backbone_lr, True)):
@@ -294,6 +298,8 @@ class Finetuner(TrainingLoop):
 
     def losses(self) -> Losses:  # noqa: D102
         options, model = self.options, self.encoder.train()
+        for module in self.frozen:
+            module.eval()
         # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
         torch.manual_seed((options.seed * 1_000_003 + self.step) % (1 << 63))
         rows, row_keys = self.order.take(self.step)

@@ -199,6 +199,10 @@ class FinetuneOptions(Options):
     backbone_lr: float = option(
         1.0, "Learning rate of the backbone, as a part of that of what stands on it.", more_than=0, at_most=1
     )
+    frozen: int = option(
+        0, "First stages of the backbone that stay as they are, which may halve the work.", at_least=0, at_most=3,
+        unit="STAGES",
+    )  # fmt: skip
     momentum: float = option(0.9, "Nesterov momentum of sgd.", more_than=0, less_than=1)
     decay: float = option(5e-4, "Weight decay; biases, normalisations and the prior do not decay.", at_least=0)
     warmup: float = option(

@@ -78,7 +78,7 @@ def stop_at(step, how):
     [
         ({}, ctrl_c), ({"precision": "bf16"}, interruption), ({"average": 0.0}, ctrl_c),
         ({"deterministic": True}, ctrl_c), ({"from_scratch": True}, ctrl_c),
-        ({"optimizer": "adamw", "lr": 0.003, "crop": (8, 16), "area": 0.5, "latents": 24}, ctrl_c),
+        ({"optimizer": "adamw", "lr": 0.003, "crop": (8, 16), "area": 0.5, "frozen": 1, "latents": 24}, ctrl_c),
     ],
     ids=str,
 )  # fmt: skip
@@ -332,6 +332,32 @@ def test_the_backbone_may_learn_more_slowly(tuner):
     assert len(rates) == len(named)
     for name, rate in rates.items():
         assert rate == pytest.approx(0.001 if name.startswith("backbone.") else 0.01), name
+
+
+@pytest.mark.parametrize(
+    ("backbone", "first"),
+    [
+        ({}, ("conv1.", "bn1.", "layer1.", "layer2.")),
+        ({"backbone": "efficientnet-lite0"}, ("_conv_stem.", "_bn0.", "_blocks.0.", "_blocks.1.", "_blocks.2.")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_first_stages_may_stay_as_they_are(tuner, backbone, first):
+    base = make_encoder(**backbone)
+    run = tuner(make_set(16), base=base, frozen=2, average=0.0)
+    run.run_steps()
+    before = base.backbone.state_dict()
+    same = {name for name, tensor in run.encoder.backbone.state_dict().items() if torch.equal(tensor, before[name])}
+    assert {name for name in before if name.startswith(first)} <= same
+    moved = {name for name in before if name.endswith("running_mean") and not name.startswith(first)}
+    assert moved
+    assert not moved & same
+
+
+def test_stages_of_a_network_that_has_none_cannot_stay(tuner, monkeypatch):
+    monkeypatch.setattr("stochcl.training.finetune.ResNet", Encoder)
+    with pytest.raises(UsageError, match="resnet10 cannot be frozen"):
+        tuner(make_set(16), frozen=1)
 
 
 def test_the_network_of_other_codes_is_not_taken_along(tuner):
