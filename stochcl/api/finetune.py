@@ -302,7 +302,7 @@ def finetune(
     label = labeller(opened, labels, label_level)
     test_labels, truth = (None, []) if test is None else _of_test(opened, test, labels, test_labels, label_level)
     data = read_labelled(
-        base.encoder.config, opened, label, hold_out=hold_out, workers=workers,
+        encoder.config, opened, label, hold_out=hold_out, workers=workers,
         cache=None if cache is None else Path(cache),
     )  # fmt: skip
     classes = classes_of(data)

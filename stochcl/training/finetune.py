@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from stochcl.codes import bits_per_symbol
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.config import FAMILIES, EncoderConfig
 from stochcl.encoders.efficientnet import EfficientNetLite
@@ -167,7 +168,7 @@ _VIEW, _LATENTS, _MIXING, _PREFIX, _TABLES = range(5)  # streams of random numbe
 _BETWEEN_RESUMES = ("epochs", "max_time", "device", "compile", "entropy", "entropy_hidden")
 """Options that may change when a run is resumed."""
 _MOST_WARMUP = 0.1  # of the run
-_TABLE_IMAGES = 300  # for each latent
+_TABLE_IMAGES = 200  # for each bit of a code
 _ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
 
 
@@ -195,19 +196,23 @@ class FinetuneProgress:
         return text if math.isnan(self.held_top1) else f"{text}, held-out top-1 {self.held_top1:.1%}"
 
 
-_LATENTS_IN_PLACE = 32  # of residual latents, which are fitted and not trained
+_IN_PLACE = {"posterior": "gaussian", "latents": 16, "alphabet": 4}
+"""Latents in place of residual ones, which are fitted and not trained: 32 bits. On features of a frozen network, 16
+numbers of four values kept more of the classes than 32 bits that are drawn, or 8 symbols of 16 values."""
 
 
 def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
-    """Return the encoder that fine-tuning starts from: the base, or one with fresh latents, or fresh throughout."""
+    """Return the encoder that fine-tuning starts from: with the base's weights, with fresh latents, or all fresh."""
     asked = {name: getattr(options, name) for name in ("posterior", "latents", "alphabet")}
     asked = {name: value for name, value in asked.items() if value is not None}
     residual = base.config.posterior == "residual"
-    if not (asked or residual or options.from_scratch):
-        return base
-    config = base.config
+    config = replace(base.config, size=options.size or base.config.size)
     if asked or residual:
         config = _with_latents(config, asked)
+    if not (asked or residual or options.from_scratch):
+        encoder = copy(base)
+        encoder.config = config
+        return encoder
     torch.manual_seed(options.seed)
     encoder = Encoder(config)
     if not options.from_scratch:
@@ -220,10 +225,10 @@ def _with_latents(config: EncoderConfig, asked: dict[str, Any]) -> EncoderConfig
     """Return a configuration with other latents; what is not asked for stays, unless it is of residual latents."""
     changed: dict[str, Any] = {"ladder": (), "embedding": 0, "temperature": 1.0}
     if config.posterior == "residual":
-        changed |= {"posterior": "bernoulli", "latents": _LATENTS_IN_PLACE}
-        changed |= {"stages": (), "reduced": 0, "transform": "none"}
-    if asked.get("posterior", "categorical") != config.posterior:
-        changed["alphabet"] = FAMILIES[asked.get("posterior", "bernoulli")][0]
+        changed |= _IN_PLACE | {"stages": (), "reduced": 0, "transform": "none"}
+    family = changed.get("posterior", config.posterior)
+    if asked.get("posterior", family) != family:
+        changed["alphabet"] = FAMILIES[asked["posterior"]][0]
     return replace(config, **changed | asked, entropy="independent", entropy_hidden=0)
 
 
@@ -364,8 +369,8 @@ class Finetuner(TrainingLoop):
 
     def _for_tables(self) -> NDArray[np.uint8]:
         """Return images whose codes the tables are fitted to: short codes need few."""
-        images = self.data.train
-        most = max(MIN_CODES, _TABLE_IMAGES * self.encoder.config.latents)
+        images, config = self.data.train, self.encoder.config
+        most = max(MIN_CODES, _TABLE_IMAGES * config.latents * bits_per_symbol(config.alphabet))
         if len(images) <= most:
             return images
         chosen = np.random.default_rng([self.options.seed, _TABLES]).permutation(len(images))[:most]

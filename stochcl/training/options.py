@@ -213,9 +213,12 @@ class FinetuneOptions(Options):
     average: float = option(
         0.999, "Decay of the moving average of the weights, which is written; 0: none.", at_least=0, less_than=1
     )
+    size: int | None = option(
+        None, "Side that images are brought to.", at_least=8, at_most=1024, unit="PIXELS", shown="the model's"
+    )
     crop: tuple[int, ...] = option(
         (), "Side of the views; several, such as 64,96,128: one after another, each for an equal part of the run.",
-        unit="PIXELS", shown="the model's",
+        unit="PIXELS", shown="that size",
     )  # fmt: skip
     padding: float = option(0.125, "Padding before the crop, as a fraction of the side.", at_least=0, at_most=1)
     area: float = option(1.0, "Smallest part of an image that a view shows.", more_than=0, at_most=1)
@@ -227,13 +230,15 @@ class FinetuneOptions(Options):
     beta: float = option(0.0, "Cost of a bit in nats.", at_least=0, unit="NATS")
     posterior: str | None = option(
         None, "Family of fresh latents, in place of the model's.", choices=("bernoulli", "categorical", "gaussian"),
-        shown="the model's; bernoulli in place of residual ones",
+        shown="the model's; gaussian in place of residual ones",
     )  # fmt: skip
     latents: int | None = option(
         None, "Number of fresh latents.", at_least=1, at_most=4096, unit="D",
-        shown="the model's; 32 in place of residual ones",
+        shown="the model's; 16 in place of residual ones",
     )  # fmt: skip
-    alphabet: int | None = option(None, "Values of a fresh latent.", at_least=2, unit="K", shown="the model's; 2")
+    alphabet: int | None = option(
+        None, "Values of a fresh latent.", at_least=2, unit="K", shown="the model's; 4 in place of residual ones"
+    )
     deterministic: bool = option(False, "Classify features without the stochastic layer, to compare with.")
     from_scratch: bool = option(False, "Begin with fresh weights, not the model's.")
     seed: int = _seed()

@@ -290,8 +290,9 @@ def test_digits_are_learned_through_32_latents(tuner, options):
         ({}, {"latents": 24}, ("bernoulli", 24, 2, (8, 16, 24), (8,))),
         ({}, CATEGORICAL, ("categorical", 3, 5, (3,), (8,))),
         ({}, {"posterior": "gaussian"}, ("gaussian", 16, 3, (8, 16), (8,))),
-        (RESIDUAL, {}, ("bernoulli", 32, 2, (8, 16, 32), ())),
-        (RESIDUAL, {"from_scratch": True}, ("bernoulli", 32, 2, (8, 16, 32), ())),
+        (RESIDUAL, {}, ("gaussian", 16, 4, (8, 16), ())),
+        (RESIDUAL, {"from_scratch": True}, ("gaussian", 16, 4, (8, 16), ())),
+        (RESIDUAL, {"posterior": "bernoulli", "latents": 32}, ("bernoulli", 32, 2, (8, 16, 32), ())),
         (RESIDUAL, {"posterior": "categorical", "alphabet": 16, "latents": 8}, ("categorical", 8, 16, (8,), ())),
         (CATEGORICAL, {"latents": 4}, ("categorical", 4, 5, (4,), (8,))),
     ],
@@ -313,7 +314,10 @@ def test_latents_may_be_fresh_and_take_the_place_of_residual_ones(base, asked, f
 
 def test_latents_are_the_model_s_where_nothing_else_is_asked():
     base = make_encoder()
-    assert starting_point(base, FinetuneOptions()) is base
+    encoder = starting_point(base, FinetuneOptions(size=24))
+    assert weights(encoder) == weights(base)
+    assert (encoder.config.size, base.config.size) == (24, 16)
+    assert starting_point(base, FinetuneOptions()).config == base.config
 
 
 def test_views_grow_in_equal_parts_of_the_run(tuner, monkeypatch):
