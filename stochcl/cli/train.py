@@ -119,7 +119,9 @@ def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -
 @click.option("--test-labels", type=PATH, metavar="CSV", help="Labels of the test images.  [default: --labels]")
 @click.option("--label-level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]")
 @click.option(
-    "--preset", metavar="NAME", help="Options to begin with: cifar10-finetune, imagenet-finetune, or a .toml file."
+    "--preset",
+    metavar="NAME",
+    help="Options to begin with: cifar10-finetune, cifar10-lite0-finetune, imagenet-finetune, or a .toml file.",
 )
 @INIT
 @HOLD_OUT

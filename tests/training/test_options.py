@@ -71,7 +71,7 @@ def test_requests_that_make_no_sense_are_refused(make, hint):
 
 def test_the_presets_of_the_package():
     assert preset_names() == NAMES
-    assert finetune_preset_names() == ("cifar10-finetune", "imagenet-finetune")
+    assert finetune_preset_names() == ("cifar10-finetune", "cifar10-lite0-finetune", "imagenet-finetune")
     for name in finetune_preset_names():
         FinetuneOptions(**load_finetune_preset(name))
 
@@ -89,6 +89,11 @@ def test_each_makes_sense_and_says_in_words_what_it_is_for(name):
     if name in FOR_A_GPU:
         assert config.backbone == name.rpartition("-")[2]
         assert "has not been run yet" in text
+
+
+def test_a_view_has_eight_pixels_or_more():
+    with pytest.raises(UsageError, match="crop must be 8 pixels or more, got 4"):
+        FinetuneOptions(crop=(64, 4))
 
 
 def test_the_preset_that_keeps_position_shows_whole_images_as_they_are():
