@@ -101,7 +101,8 @@ def test_an_interruption_leaves_a_checkpoint_to_go_on_from(run, model, images, t
     assert said[0] == ""
     assert "Traceback" not in said[1]
     kept = rf"is kept in {re.escape(str(out))}\.checkpoint; pass --resume to go on"
-    told = re.search(rf"stochcl: interrupted\. Step ([\d,]+) {kept}\.\n\Z", said[1])  # behind progress, on a slow machine
+    # Behind progress, where the machine is slow.
+    told = re.search(rf"stochcl: interrupted\. Step ([\d,]+) {kept}\.\n\Z", said[1])
     assert told
     assert (tmp_path / "tuned.safetensors.checkpoint").exists()
     found = json.loads(run(*long, "--resume", "--max-time", "1s", "--json").stdout)
