@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stochcl.benchmarks.run import Config, option, record
+from stochcl.benchmarks.run import Config, record
 from stochcl.benchmarks.throughput import (
     COLUMNS,
     autocast,
@@ -29,6 +29,7 @@ from stochcl.benchmarks.throughput import (
     waiting_for,
 )
 from stochcl.cli.benchmark import command_of
+from stochcl.options import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,20 +49,17 @@ class TrainingSpeedConfig(Config):
     command_name: ClassVar[str] = "python benchmarks/training_speed.py"
 
     preset: str | None = option(None, "Options of training to begin with, as `stochcl train` has them.")
-    backbone: str | None = option(None, "resnet10, 18, 34 or 50.  [default: the preset's, or resnet10]")
-    size: int | None = option(
-        None, "Of images.  [default: the preset's, or 64]", type=int, least=16, metavar="PIXELS"
-    )
-    crop: int | None = option(
-        None, "Of views.  [default: the preset's, or 3/4]", type=int, least=16, metavar="PIXELS"
-    )
-    batch_size: int | None = option(None, "Images a step.  [default: the preset's, or 256]", type=int, least=2)
+    backbone: str | None = option(None, "resnet10, 18, 34 or 50.", shown="the preset's, or resnet10")
+    size: int | None = option(None, "Of images.", at_least=16, unit="PIXELS", shown="the preset's, or 64")
+    crop: int | None = option(None, "Of views.", at_least=16, unit="PIXELS", shown="the preset's, or 3/4")
+    batch_size: int | None = option(None, "Images a step.", at_least=2, shown="the preset's, or 256")
     precision: str | None = option(
-        None, "As in training.  [default: the preset's, or auto]", choices=("auto", "bf16", "fp32")
+        None, "As in training.", choices=("auto", "bf16", "fp32"), shown="the preset's, or auto"
     )
     device: str = option("auto", "cpu, cuda, ...")
-    compile: bool = option(False, "Let torch.compile make the network's kernels.", type=bool)
-    repeat: int = option(5, "Steps that are measured.", type=int, least=1)
+    compile: bool = option(False, "Let torch.compile make the network's kernels.")
+    repeat: int = option(5, "Steps that are measured.", at_least=1)
+    seed: int = option(0, "Seed of everything random.", at_least=0)
 
 
 def benchmark_training(
@@ -70,7 +68,6 @@ def benchmark_training(
     """Measure the parts of a step, the step and the bare pass, interleaved; ``limit`` is the part that takes most."""
     from stochcl.training.options import load_preset, options_from
 
-    config.check()
     given = load_preset(config.preset) if config.preset else {}
     given = {name: value for name, value in given.items() if name not in ("source", "hold_out")}
     given |= {name: getattr(config, name) for name in _OPTIONS if getattr(config, name) is not None}
@@ -173,7 +170,7 @@ def title(result: dict[str, Any]) -> str:
 
 
 main = command_of(
-    TrainingSpeedConfig, "training",
+    TrainingSpeedConfig, "training", lambda command: command,
     lambda config, folder, *, progress, say: benchmark_training(config, progress=progress),
     lambda result: [(title(result), COLUMNS, lines(result))],
     help=__doc__, unit="rounds", script=True,

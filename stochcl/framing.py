@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
 
 MAGIC = b"\x89SCL\r\n\x1a\n"
@@ -107,6 +110,27 @@ def check_limit(value: int, limit: int, what: str) -> int:
     if value > limit:
         raise LimitExceeded(f"{what} is {value:,}, and more than {limit:,} is not allowed")
     return value
+
+
+class ArrayReader:
+    """Arrays of a byte string, one after the other; errors name ``what`` it is."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self.data, self.what, self.at = data, what, 0
+
+    def take(self, dtype: str, *shape: int) -> NDArray[Any]:
+        """Return the next array, in the machine's byte order; nothing is taken of what is not there."""
+        count, kind = math.prod(shape), np.dtype(dtype)
+        if len(self.data) < (needed := self.at + count * kind.itemsize):
+            raise Truncated(f"{self.what} ends too early: it has {len(self.data):,} bytes, not {needed:,} or more")
+        array = np.frombuffer(self.data, kind, count, self.at)
+        self.at += array.nbytes
+        return array.astype(kind.newbyteorder("=")).reshape(shape)
+
+    def end(self) -> None:
+        """Raise FormatError where bytes are left."""
+        if self.at != len(self.data):
+            raise FormatError(f"{self.what} has {len(self.data):,} bytes, not {self.at:,}")
 
 
 def pack_varints(values: Iterable[int]) -> bytes:

@@ -15,6 +15,7 @@ stochcl.errors.UsageError: beam must be between 1 and 64, got 0.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from dataclasses import Field
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "Path": "a path"}
 _KEY = "option"
 
 
@@ -42,6 +43,7 @@ class Option:
     choices: tuple[str, ...] = ()
     unit: str = ""
     shown: str = ""  # what the help says of a default that is None or False
+    short: str = ""  # a short flag
 
     def allows(self, value: float) -> bool:
         """Tell whether a number is finite and within the bounds."""
@@ -75,9 +77,10 @@ def option(
     choices: Iterable[str] = (),
     unit: str = "",
     shown: str = "",
+    short: str = "",
 ) -> Any:
     """Return a dataclass field that is an option; ``unit`` stands for its value in the help."""
-    made = Option(help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown)
+    made = Option(help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown, short)
     return field(default=default, metadata={_KEY: made})
 
 
@@ -99,18 +102,27 @@ def kind_of(one: Field[Any]) -> str:
     return kind if kind in _KINDS or kind.startswith("tuple[") else "str"
 
 
+def item_of(kind: str) -> str | None:
+    """Return the type of a tuple's values, None where the kind is no tuple's."""
+    return kind.removeprefix("tuple[").partition(",")[0] if kind.startswith("tuple[") else None
+
+
 def check_value(one: Field[Any], value: Any, name: str | None = None) -> None:
     """Raise UsageError if a value is not of a field's type, or out of its bounds."""
     if value is None and one.default is None:
         return
     made, kind, shown = option_of(one), kind_of(one), name or one.name
-    if made.choices:
-        if value not in made.choices:
-            raise UsageError(f"{shown} must be {_either(made.choices)}, got {value!r}.")
-    elif not _is_a(value, kind):
+    item = item_of(kind)
+    if item is not None and not isinstance(value, tuple | list):
         raise UsageError(f"{shown} must be {_said(kind)}, got {value!r}.")
-    elif kind in ("int", "float") and not made.allows(value):
-        raise UsageError(f"{shown} must be {made.range()}, got {value}.")
+    for each in (value,) if item is None else value:
+        if made.choices:
+            if each not in made.choices:
+                raise UsageError(f"{shown} must be {_either(made.choices)}, got {each!r}.")
+        elif not _is_a(each, item or kind):
+            raise UsageError(f"{shown} must be {_said(kind)}, got {value!r}.")
+        elif (item or kind) in ("int", "float") and not made.allows(each):
+            raise UsageError(f"{shown} must be {made.range()}, got {each}.")
 
 
 class Options:
@@ -136,17 +148,14 @@ def _either(choices: tuple[str, ...]) -> str:
 
 
 def _said(kind: str) -> str:
-    if kind.startswith("tuple["):
-        item = kind.removeprefix("tuple[").partition(",")[0]
-        return f"{'whole ' if item == 'int' else ''}numbers such as 512,512"
-    return _KINDS[kind]
+    if (item := item_of(kind)) is None:
+        return _KINDS[kind]
+    return {"int": "whole numbers such as 512,512", "float": "numbers such as 512,512"}.get(item, f"{item} values")
 
 
 def _is_a(value: object, kind: str) -> bool:
     """Tell whether a value is of a field's type; whole numbers are numbers, truth values are not."""
-    if kind.startswith("tuple["):
-        item = kind.removeprefix("tuple[").partition(",")[0]
-        return isinstance(value, tuple | list) and all(_is_a(v, item) for v in value)
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
-    return isinstance(value, {"int": Integral, "float": Real, "str": str}[kind])
+    types: dict[str, Any] = {"int": Integral, "float": Real, "str": str, "Path": (str, os.PathLike)}
+    return isinstance(value, types[kind])

@@ -157,7 +157,7 @@ def test_a_mapped_matrix_is_taken_as_it_is(fitted, digits, tmp_path):
         ({"latents": 0}, "latents"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"rate": -1.0}, "rate must be more than 0"),
-        ({"posterior": "dirichlet"}, "no posterior 'dirichlet'"),
+        ({"posterior": "dirichlet"}, "posterior must be"),
         ({"objective": "guess"}, "objective must be"),
     ],
 )

@@ -34,12 +34,12 @@ import stochcl
 from stochcl.api import train as training
 from stochcl.api.codec import Codec
 from stochcl.api.evaluate import has_categories
-from stochcl.benchmarks.inputs import JoinedSource
-from stochcl.benchmarks.probes import linear_accuracy
+from stochcl.benchmarks.probes import answers
 from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.codes import folder_label
 from stochcl.data import ImageSource, Preprocess, SubsetSource, held_out, open_source
 from stochcl.data.builtin import DigitsSource
+from stochcl.data.open import JoinedSource
 from stochcl.downstream import wilson
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def measure(codec: Codec, task: Task, folder: Path, seed: int) -> dict[str, Any]
             continue
         at = time.monotonic()
         fitted, scored = x.astype(np.float32), x_test.astype(np.float32)
-        accuracy, penalty = linear_accuracy(fitted, train.labels, scored, test.labels, seed=seed)
-        low, high = wilson(round(accuracy * len(scored)), len(scored))
+        right, penalty = answers("logistic", fitted, train.labels, scored, test.labels, seed=seed)
+        accuracy, (low, high) = float(right.mean()), wilson(int(right.sum()), len(scored))
         rows.append({
             "input": name,
             "columns": fitted.shape[1],

@@ -32,7 +32,7 @@ import torch
 import stochcl
 from stochcl.api import train as training
 from stochcl.api.embedding_model import train_head
-from stochcl.benchmarks.probes import linear_accuracy
+from stochcl.benchmarks.probes import answers
 from stochcl.data import Preprocess
 from stochcl.data.builtin import DigitsSource
 from stochcl.encoders.config import EncoderConfig
@@ -81,7 +81,7 @@ class Data:
         return row
 
     def _accuracy(self, train: np.ndarray, test: np.ndarray) -> float:
-        return round(linear_accuracy(train, self.labels, test, self.test_labels)[0], 4)
+        return round(float(answers("logistic", train, self.labels, test, self.test_labels)[0].mean()), 4)
 
 
 @torch.no_grad()

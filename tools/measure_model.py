@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         for role, path in given.items():
             ladder = () if role == "model" else (Codec(path).latents,)
             for probe in PROBES:
-                asked = replace(request, models=(str(path),), probe=probe, ladder=ladder)
+                asked = replace(request, model=(path,), probe=probe, ladder=ladder)
                 found = benchmark_rate_accuracy(asked, work / name, say=say)
                 counts[name] = found["n"]
                 for row in found["rows"]:

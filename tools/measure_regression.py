@@ -39,11 +39,11 @@ import stochcl
 from stochcl.api import train as training
 from stochcl.api.codec import Codec
 from stochcl.api.evaluate import has_categories
-from stochcl.benchmarks.inputs import JoinedSource
 from stochcl.benchmarks.probes import NEAREST, answers
 from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.data import ImageSource, Preprocess, SubsetSource, held_out, open_source
 from stochcl.data.labels import read_labels
+from stochcl.data.open import JoinedSource
 from stochcl.downstream import wilson
 from stochcl.downstream.metrics import bootstrap_r_squared, mean_absolute_error, r_squared
 

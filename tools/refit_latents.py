@@ -24,7 +24,7 @@ from stochcl.encoders.config import default_ladder
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
 from stochcl.training.augment import Augmentation
 from stochcl.training.images import read_images
 from stochcl.training.monitor import code_health, measure_features
@@ -38,7 +38,7 @@ def widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(","))) if text else ()
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("sources", type=Path, nargs="+")
@@ -53,8 +53,11 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="Of the network's arithmetic.")
     for name, value in (("latents", 256), ("alphabet", 16), ("hold-out", 0), ("steps", 3000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} by default")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    options = arguments()
     torch.manual_seed(options.seed)
     loaded = load_model(options.model)
     ladder = tuple(map(int, options.ladder.split(","))) if options.ladder else default_ladder(options.latents)
@@ -96,7 +99,7 @@ def main() -> None:
     )
     record = loaded.record | {
         "latents_refit": {
-            "from": loaded.sha256, "sources": [printable(path.name) for path in options.sources],
+            "from": loaded.sha256, "sources": [escape_name(path.name) for path in options.sources],
             "images": len(data.train), "held_out": len(data.held),
         },
         "latents": fitted.record, "entropy": fitted.record["entropy"], "health": health,

@@ -16,8 +16,7 @@ from stochcl.cli.main import JSON, show
 from stochcl.data.array import row_names
 from stochcl.errors import OutputError, StochclError, UsageError
 from stochcl.files import replacing
-from stochcl.messages import escape_name as printable
-from stochcl.messages import os_reason as why
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     import os
@@ -215,7 +214,7 @@ def write_sprites(
     folder = Path(output)
     paths = folder / IMAGES, folder / TABLE
     if not force and (there := [path for path in paths if path.exists()]):
-        raise UsageError(f"{printable(there[0])}: this file exists already; pass --force to replace it.")
+        raise UsageError(f"{escape_name(there[0])}: this file exists already; pass --force to replace it.")
     made = make_sprites(images, size=size, seed=seed, colour=colour, plain=plain)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,10 +223,10 @@ def write_sprites(
         with replacing(paths[1]) as file:
             file.write(made.table(row_names(range(images), images)).encode())
     except OSError as exc:
-        raise OutputError(f"{printable(folder)}: sprites cannot be written there: {why(exc)}.") from exc
+        raise OutputError(f"{escape_name(folder)}: sprites cannot be written there: {os_reason(exc)}.") from exc
     return {
         "schema": "stochcl.sprites/0", "images": images, "size": size, "seed": seed, "colour": colour, "plain": plain,
-        "columns": list(FACTORS), "paths": [printable(path) for path in paths],
+        "columns": list(FACTORS), "paths": [escape_name(path) for path in paths],
         "bytes": sum(path.stat().st_size for path in paths),
     }  # fmt: skip
 

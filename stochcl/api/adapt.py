@@ -64,7 +64,7 @@ def adapt(
     ------
     SourceError, TrainingError, UsageError, ModelError, OutputError
     """
-    from stochcl.encoders.backbones import feature_width
+    from stochcl.encoders.config import feature_width
     from stochcl.encoders.pretrained import backbone_options
 
     if (matrix := matrix_among(sources)) is not None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.training.latents import LatentProgress
     from stochcl.training.loop import FitProgress
 
 
@@ -71,7 +70,7 @@ def train_head(
     *,
     latents: int,
     config: dict[str, Any] | None = None,
-    report: Callable[[LatentProgress | FitProgress], None] = lambda progress: None,
+    report: Callable[[FitProgress], None] = lambda progress: None,
     **options: Any,
 ) -> tuple[Encoder, dict[str, Any]]:
     """Train a model of vectors, and return it with its training record.
@@ -233,7 +232,7 @@ def train_matrix(
     source: MatrixSource,
     output: Path,
     *,
-    report: Callable[[LatentProgress | FitProgress], None],
+    report: Callable[[FitProgress], None],
     **options: Any,
 ) -> tuple[dict[str, Any], str]:
     """Train a model of vectors on a sample of a matrix's rows and write its file; return its record and hash.

@@ -21,7 +21,6 @@ from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, 
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
-from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import ImageError, ModelMismatch, UsageError
 from stochcl.framing import BYTES, VERSION
 from stochcl.messages import escape_name
@@ -123,7 +122,7 @@ class CodecBase:
         return Tables(
             self._encoder.config.ladder,
             entropy,
-            self._encoder.residual_decoder() or VectorDecoder.from_arrays(*self._encoder.decoder_arrays()),
+            self._encoder.vector_decoder(),
             autoregressive=self._encoder.entropy_network(),
         )
 

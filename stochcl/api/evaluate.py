@@ -125,7 +125,7 @@ def select(
     SourceError, FormatError, LabelsError, UsageError, OutputError
     """
     from stochcl.downstream import LatentSelector
-    from stochcl.downstream.evaluation import labelled
+    from stochcl.downstream.labelled import labelled
 
     check_label_options(labels, [column], level)
     output = Path(output)

@@ -105,7 +105,7 @@ def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
     saved = load(probe)
     with open_archive(path, tables=tables) as archive:
         _check_suits(archive.header, saved, path, probe)
-        x = rows_of(archive, saved.given, saved.latents)
+        x = rows_of(archive, saved.output, saved.latents)
         names = archive.names or [str(i) for i in range(len(archive))]
     if x.dtype.kind != "f":
         x = x.astype(np.float32)  # as in training
@@ -204,7 +204,7 @@ def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathL
             f"was fitted on codes of {escape_name(saved.model)} ({saved.model_sha256[:12]}); fit it on codes of this "
             "model."
         )
-    if saved.given == "vectors" and saved.tables_sha256 not in (None, header.tables_sha256):
+    if saved.output == "vectors" and saved.tables_sha256 not in (None, header.tables_sha256):
         raise ModelMismatch(
             f"{shown}: its vectors are decoded by other tables ({header.tables_sha256[:12]}) than those that {of} "
             f"was fitted on ({str(saved.tables_sha256)[:12]}); fit it on such vectors, or on symbols."

@@ -13,7 +13,7 @@ from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import kind_of
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
-from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest
+from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
 from stochcl.messages import escape_name
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
-    from stochcl.training.latents import LatentProgress
     from stochcl.training.loop import FitProgress
     from stochcl.training.options import TrainOptions
     from stochcl.training.pretrain import Trainer, TrainProgress
@@ -84,7 +83,7 @@ def train(
     force: bool = False,
     most_images: int | None = None,
     share_backbone: bool = False,
-    report: Callable[[TrainProgress | FitProgress | LatentProgress], None] = lambda progress: None,
+    report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:
     """Train an encoder and write its model file.
@@ -124,7 +123,7 @@ def train(
     report : callable
         Told of the progress.
     **options
-        Fields of :class:`stochcl.training.options.EncoderOptions` and
+        Fields of :class:`stochcl.encoders.config.EncoderConfig` and
         :class:`stochcl.training.options.TrainOptions`; those that are None are left to preset and defaults.
 
     Returns

@@ -17,15 +17,15 @@ from stochcl.api.source import open_inputs
 from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import MatrixSource
 from stochcl.data.open import SubsetSource
-from stochcl.downstream.evaluation import labelled
+from stochcl.downstream.labelled import labelled
 from stochcl.downstream.metrics import make_splits
 from stochcl.downstream.uncertainty import (
     CONFIDENCE,
     ENTROPY,
     NEEDS_LABELS,
     SCORES,
-    Coded,
-    Doubter,
+    CodeBatch,
+    UncertaintyScorer,
     auroc,
     auroc_of_copies,
     check_plot,
@@ -170,12 +170,12 @@ class Corrupted:
     ----------
     what : str
     strength : int
-    rows : Coded
+    rows : CodeBatch
     """
 
     what: str
     strength: int
-    rows: Coded
+    rows: CodeBatch
 
 
 class Corrupter:
@@ -256,7 +256,7 @@ class CodedSet:
     path : path-like
     archive : Archive
         May be closed.
-    rows : Coded
+    rows : CodeBatch
     names : sequence of str or None
     used : str
         What a probe is given: vectors or symbols.
@@ -266,7 +266,7 @@ class CodedSet:
 
     path: PathLike
     archive: ArchiveBase
-    rows: Coded
+    rows: CodeBatch
     names: Sequence[str] | None
     used: str
     latents: int | None
@@ -278,7 +278,7 @@ class CodedSet:
         symbols = x if used == "symbols" else archive.to_numpy(latents)
         parts = [_lengths(archive, codes, latents) for codes in archive.iter_codes()]
         lengths = np.concatenate([np.zeros(0, np.float32), *parts])
-        return cls(path, archive, Coded(x, symbols, lengths, archive.uncertainty), archive.names, used, latents)
+        return cls(path, archive, CodeBatch(x, symbols, lengths, archive.uncertainty), archive.names, used, latents)
 
     def like(self, path: PathLike, tables: Where) -> CodedSet:
         """Read another archive, of the same model and latents.
@@ -300,14 +300,14 @@ class CodedSet:
                 raise UsageError(msg)
             return CodedSet.of(archive, path, self.used, self.latents)
 
-    def coded(self, codes: Codes) -> Coded:
+    def coded(self, codes: Codes) -> CodeBatch:
         """Return codes of the archive's latents as rows like these."""
         lengths = _lengths(self.archive, codes, self.latents)
         if self.latents is not None:
             codes = codes.prefix(self.latents)
         symbols, decoder = codes.symbols(), self.archive.decoder
         x: NDArray[Any] = symbols if self.used == "symbols" or decoder is None else decoder.decode(symbols)
-        return Coded(x, symbols, lengths, codes.uncertainty)
+        return CodeBatch(x, symbols, lengths, codes.uncertainty)
 
     @property
     def binary(self) -> bool:
@@ -477,7 +477,7 @@ class _Measured:
 
     def _answer(
         self,
-        known: Coded,
+        known: CodeBatch,
         y: NDArray[Any],
         truth: NDArray[Any],
         splits: Sequence[Split],
@@ -488,7 +488,9 @@ class _Measured:
         self.wrong = np.zeros(len(truth), bool)
         self.scores: dict[str, NDArray[np.float64]] = {}
         for first, second in splits:
-            doubter = Doubter(known.take(first), y[first], estimator=estimator, binary=binary, seed=self.seed)
+            doubter = UncertaintyScorer(
+                known.take(first), y[first], estimator=estimator, binary=binary, seed=self.seed
+            )
             answers, scores = doubter.answers(self.rows.take(second))
             self.wrong[second] = answers != truth[second]
             for name, values in scores.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,10 @@ if TYPE_CHECKING:
 LEAST = 4
 """Points that a curve needs."""
 
-PAPER = 588
-"""224 x 224 x 3 bytes by 2,048 bits (Ramapuram et al., arXiv 2110.00552, section 1)."""
-
 BITS = ("bits_per_image", "bits_with_side", "bits_with_side_of_a_million")
 
 NAME = "results"
 
-_PIXEL_BITS, _FLOAT_BITS = 24, 32
 _DRAWS = 1000
 _LEAST_DRAWS = 0.5  # of the draws that must give a figure, for an interval to be given
 _NARROW = 0.01  # a shared range of accuracy below which a saving means nothing
@@ -48,22 +45,6 @@ class Points:
 
     bits: NDArray[np.float64]
     values: NDArray[np.generic]
-
-
-@dataclass(frozen=True)
-class Saving:
-    """Bits of one method by those of another at equal accuracy.
-
-    ``saving`` is the mean over the shared range of accuracy of the logarithm of bits: 0.5 is half of the other's bits
-    saved, 0 none, and -1 means twice as many. ``low`` and ``high`` are the ends of the 95 % interval, or None where
-    too few of the draws give a figure.
-    """
-
-    saving: float
-    low: float | None
-    high: float | None
-    accuracies: tuple[float, float]
-    draws: int
 
 
 def pareto(bits: ArrayLike, accuracy: ArrayLike) -> NDArray[np.intp]:
@@ -116,29 +97,30 @@ def mean_saving(
     return float(1 - np.exp((areas[0] - areas[1]) / (high - low))), (float(low), float(high))
 
 
-def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -> Saving:
-    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points."""
-    if ours.values.shape[1] != other.values.shape[1]:
+def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -> dict[str, Any]:
+    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points.
+
+    ``saving`` is 0.5 where half of the other's bits are saved, and -1 where there are twice as many; its ends,
+    ``saving_low`` and ``saving_high``, are None where too few of the draws give a figure.
+    """
+    n = ours.values.shape[1]
+    if other.values.shape[1] != n:
         raise NoSavingError(
-            f"curves are compared on the same test rows, and these have {ours.values.shape[1]:,} and "
-            f"{other.values.shape[1]:,}."
+            f"curves are compared on the same test rows, and these have {n:,} and {other.values.shape[1]:,}."
         )
     found, accuracies = mean_saving(ours.bits, ours.values.mean(axis=1), other.bits, other.values.mean(axis=1))
-    n = ours.values.shape[1]
     rng = np.random.default_rng([seed, 23])
     a, b = (curve.values.astype(np.float32) for curve in (ours, other))
     values = []
     for _ in range(draws):
         # How often each row is drawn, n times with replacement.
         times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float32) / n
-        try:
+        with suppress(NoSavingError):
             values.append(mean_saving(ours.bits, a @ times, other.bits, b @ times)[0])
-        except NoSavingError:
-            continue
-    if len(values) < max(2, _LEAST_DRAWS * draws):
-        return Saving(found, None, None, accuracies, len(values))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Saving(found, float(low), float(high), accuracies, len(values))
+    low = high = None
+    if len(values) >= max(2, _LEAST_DRAWS * draws):
+        low, high = map(float, np.quantile(values, [0.025, 0.975]))
+    return {"saving": found, "saving_low": low, "saving_high": high, "accuracies": list(accuracies)}
 
 
 def curve_of(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -165,48 +147,10 @@ def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], 
                     Points(np.array([rows[i][column] for i in part]), scores[part]) for part in (places[first], at)
                 )
                 entry = {"metric": metric, "ours": first[0], "against": curve[0], "coding": curve[1], "bits": column}
-                found.append(entry | _saving_facts(ours, other, seed))
-    return found
-
-
-def _saving_facts(ours: Points, other: Points, seed: int) -> dict[str, Any]:
-    try:
-        held = saving(ours, other, seed=seed)
-    except NoSavingError as exc:
-        return {"saving": None, "refused": str(exc)}
-    return {
-        "saving": held.saving,
-        "saving_low": held.low,
-        "saving_high": held.high,
-        "accuracies": list(held.accuracies),
-    }
-
-
-def reductions(rows: list[dict[str, Any]], features: int, side: int | None) -> list[dict[str, Any]]:
-    """Say what our codes are worth at a 588th of three things that one may mean by it.
-
-    Returns ``of`` what, its 588th in ``bits``, and the most accurate of our codes of at most as many bits of payload,
-    if there is one, with its accuracy ``relative`` to float32 features. ``side`` is that of the images themselves.
-    """
-    whole: dict[str, float | None] = {
-        "pixels at 224 x 224": 224 * 224 * _PIXEL_BITS,
-        f"pixels at the images' own {side} x {side}": None if side is None else side * side * _PIXEL_BITS,
-        f"float32 features, {features}": features * _FLOAT_BITS,
-    }
-    reference = next((row["accuracy"] for row in rows if row["method"] == "float32"), None)
-    found = []
-    for of, bits in whole.items():
-        if bits is None:
-            continue
-        least = bits / PAPER
-        ours = [row for row in rows if row["group"] == "ours" and row["bits_per_image"] <= least]
-        best = max(ours, key=lambda row: row["accuracy"], default=None)
-        line: dict[str, Any] = {"of": of, "bits": round(least, 1), "code": None}
-        if best is not None:
-            line |= {key: best[key] for key in ("code", "input", "bits_per_image", "accuracy")}
-            line["method"] = best["method"]
-            line["relative"] = None if not reference else best["accuracy"] / reference
-        found.append(line)
+                try:
+                    found.append(entry | saving(ours, other, seed=seed))
+                except NoSavingError as exc:
+                    found.append(entry | {"saving": None, "refused": str(exc)})
     return found
 
 
@@ -356,23 +300,13 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def summary(result: dict[str, Any]) -> Iterator[str]:
-    """Yield sentences: bits by those of others at equal accuracy, and what is left at a 588th."""
+    """Yield sentences: what quantisers were fitted to, and our bits by those of others at equal accuracy."""
     if (fit := result.get("fit")) is not None:
         yield (
             f"'fitted elsewhere' are quantisers fitted, with the tables of their codes, to {fit['images']:,} images "
             f"of {', '.join(fit['sources'])}; the probe learns from the same images as in all other rows"
         )
     yield from _comparisons(result)
-    for line in result["reductions"]:
-        at = f"a 588th of {line['of']} is {line['bits']:,.1f} bits per image"
-        if line["code"] is None:
-            yield f"{at}: none of our codes is that small"
-            continue
-        relative = "" if line["relative"] is None else f", {line['relative']:.1%} of what float32 features have"
-        yield (
-            f"{at}: {line['accuracy']:.2%} accuracy{relative} ({line['method']}, {line['code']}, "
-            f"{line['bits_per_image']:,.1f} bits)"
-        )
 
 
 def _comparisons(result: dict[str, Any]) -> Iterator[str]:

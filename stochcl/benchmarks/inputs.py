@@ -6,9 +6,7 @@ import hashlib
 import io
 import json
 import struct
-from dataclasses import dataclass, fields
-from itertools import accumulate
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,21 +27,25 @@ from stochcl.benchmarks.baselines import (
 from stochcl.benchmarks.pricing import CODINGS
 from stochcl.benchmarks.probes import METRICS, NEIGHBOURS, PROBES
 from stochcl.benchmarks.quantisers import LocalSearch, OptimisedProduct, Product, Residual, SmallResidual
-from stochcl.benchmarks.run import Config, need, option
+from stochcl.benchmarks.run import Config, need
 from stochcl.codes import folder_label
-from stochcl.data import ImageSource, MatrixSource, held_out, open_source
+from stochcl.data import ImageSource, held_out
 from stochcl.data.builtin import DigitsSource
 from stochcl.data.labels import read_labels
+from stochcl.data.open import JoinedSource, open_sources
 from stochcl.errors import MissingExtraError, SourceError, UsageError
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
+from stochcl.options import declared, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.data.preprocess import Preprocess
+
+    Rows = ImageSource | NDArray[np.float32]
 
 _BATCH = 256
 _PARTS = 5  # one of which is scored on where nothing else is named
@@ -58,39 +60,25 @@ SIDES = (8, 12, 16, 32)
 _RIFF_HEADERS = 12 + 8 + 10  # RIFF and WEBP; the chunk; VP8's frame header, which holds the size
 _SCAN, _END = b"\xff\xda", 2  # JPEG's start of scan, and the bytes of the end marker
 
+# By name: those made for a number of bits, and those with a fixed number of bits for every column.
 BASELINES: dict[str, type[Baseline]] = {
-    "random-signs": RandomSigns,
-    "pca-signs": PrincipalSigns,
-    "itq": Itq,
-    "pq": Product,
-    "opq": OptimisedProduct,
-    "rq": Residual,
-    "rq-4bit": SmallResidual,
-    "lsq": LocalSearch,
-    "pca-scalar": PrincipalScalar,
-}
-"""Those that are made for a number of bits."""
-
+    "random-signs": RandomSigns, "pca-signs": PrincipalSigns, "itq": Itq, "pq": Product, "opq": OptimisedProduct,
+    "rq": Residual, "rq-4bit": SmallResidual, "lsq": LocalSearch, "pca-scalar": PrincipalScalar,
+}  # fmt: skip
 FLOATS: dict[str, type[PerColumn]] = {
-    "float32": Float32,
-    "float16": Float16,
-    "int8": Int8,
-    "rabitq": RaBitQ,
-    "binary": Binary,
-}
-"""Those that have a fixed number of bits for every column."""
+    "float32": Float32, "float16": Float16, "int8": Int8, "rabitq": RaBitQ, "binary": Binary
+}  # fmt: skip
 
+# Pillow's names and settings; qualities below 20 cost accuracy faster than bits.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 20, "optimize": True, "subsampling": 2}),
     "webp": ("WEBP", {"quality": 20, "method": 6}),
     "avif": ("AVIF", {"quality": 20, "speed": 6}),
     "jxl": ("JXL", {"quality": 20, "effort": 5}),
 }
-"""Pillow's names and settings. Qualities below 20 cost accuracy faster than bits."""
 
+# What stands beside ours: the network's features as numbers, features quantised, and small images.
 GROUPS = {"features": tuple(FLOATS), "quantisers": tuple(BASELINES), "pixels": tuple(FORMATS)}
-"""What stands beside ours: the network's features as numbers, features quantised, and small images."""
-
 METHODS = tuple(name for names in GROUPS.values() for name in names)
 
 
@@ -100,65 +88,51 @@ class RateAccuracyConfig(Config):
 
     command_name: ClassVar[str] = "stochcl benchmark rate-accuracy"
 
-    sources: tuple[Path, ...] = option((), "", type=Path, argument=True, metavar="SOURCE...")
+    sources: tuple[Path, ...] = option(())
     test: Path | None = option(
-        None, "More of the same, to score on.  [default: a fifth of each class of SOURCE]", type=Path, metavar="TEST"
+        None, "More of the same, to score on.", unit="TEST", shown="a fifth of each class of SOURCE"
     )
     hold_out: int = option(
-        0, "Score on the last N images of each class of each SOURCE, as training leaves them.", type=int, least=0,
-        metavar="N",
-    )  # fmt: skip
+        0, "Score on the last N images of each class of each SOURCE, as training leaves them.", at_least=0, unit="N"
+    )
     labels: Path | None = option(
-        None, "Of SOURCE: CSV name,label; of a matrix also .npy.  [default: first folders]", type=Path, metavar="FILE"
+        None, "Of SOURCE: CSV name,label; of a matrix also .npy.", unit="FILE", shown="first folders"
     )
-    test_labels: Path | None = option(None, "Of TEST.", type=Path, metavar="FILE")
-    models: tuple[str, ...] = option(
-        (), "A model's name or file; may be repeated.  [default: general]", flags=("-m", "--model"), metavar="MODEL"
+    test_labels: Path | None = option(None, "Of TEST.", unit="FILE")
+    model: tuple[Path, ...] = option(
+        (), "A model's name or file; may be repeated.", short="-m", unit="MODEL", shown="general"
     )
-    metrics: tuple[str, ...] = option(
-        ("accuracy",), "What is measured; may be repeated.", choices=tuple(METRICS), flags=("--metric",)
-    )
+    metric: tuple[str, ...] = option(("accuracy",), "What is measured; may be repeated.", choices=METRICS)
     probe: str = option("logistic", "Whose accuracy it is.", choices=PROBES)
-    queries: int = option(2000, "Test rows that recall@10 and map@1000 look up, at most.", type=int, least=1)
-    ladder: tuple[int, ...] = option(
-        (), "Prefixes of our codes.  [default: the model's]", type=int, least=1, split=True, metavar="K,K,..."
-    )
+    queries: int = option(2000, "Test rows that recall@10 and map@1000 look up, at most.", at_least=1)
+    ladder: tuple[int, ...] = option((), "Prefixes of our codes.", at_least=1, unit="K,K,...", shown="the model's")
     bits: tuple[int, ...] = option(
-        (8, 16, 32, 64, 128, 256), "That quantisers are made for.", type=int, least=1, split=True, metavar="B,B,..."
+        (8, 16, 32, 64, 128, 256), "That quantisers are made for.", at_least=1, unit="B,B,..."
     )
     baselines: tuple[str, ...] = option(
         ("all",), "all, none, or of features, quantisers, pixels and single methods.",
-        choices=("all", "none", *GROUPS, *METHODS), split=True, metavar="NAMES",
+        choices=("all", "none", *GROUPS, *METHODS), unit="NAMES",
     )  # fmt: skip
-    codings: tuple[str, ...] = option(
-        ("packed", "linear"), "How their codes are stored: plain, and through our coder.", choices=CODINGS,
-        split=True, flags=("--coding",), metavar="NAMES",
-    )  # fmt: skip
-    beams: tuple[int, ...] = option(
-        (4, 8), "Of residual quantisation, one row each.", type=int, least=1, split=True, flags=("--beam",),
-        metavar="N,N,...",
-    )  # fmt: skip
-    trials: int = option(1, "Seeds that residual quantisation is fitted with, one row each.", type=int, least=1)
-    train_images: int | None = option(None, "To learn from, at most.", type=int, least=2, metavar="N")
-    test_images: int | None = option(None, "To score on, at most.", type=int, least=2, metavar="N")
-    fit: tuple[Path, ...] = option(
-        (), "Measure quantisers fitted to these images, too; may be repeated.", type=Path, flags=("--fit-to",),
-        metavar="OTHER",
-    )  # fmt: skip
-    fit_images: int = option(20_000, "Of OTHER, at most.", type=int, least=2, metavar="N")
+    coding: tuple[str, ...] = option(
+        ("packed", "linear"), "How their codes are stored: plain, and through our coder.", choices=CODINGS
+    )
+    beam: tuple[int, ...] = option((4, 8), "Of residual quantisation, one row each.", at_least=1, unit="N,N,...")
+    trials: int = option(1, "Seeds that residual quantisation is fitted with, one row each.", at_least=1)
+    train_images: int | None = option(None, "To learn from, at most.", at_least=2, unit="N")
+    test_images: int | None = option(None, "To score on, at most.", at_least=2, unit="N")
+    fit_to: tuple[Path, ...] = option(
+        (), "Measure quantisers fitted to these images, too; may be repeated.", unit="OTHER"
+    )
+    fit_images: int = option(20_000, "Of OTHER, at most.", at_least=2, unit="N")
     fit_hold_out: int = option(
-        0,
-        "Not the last N images of each class of each OTHER, as training leaves them.",
-        type=int,
-        least=0,
-        metavar="N",
+        0, "Not the last N images of each class of each OTHER, as training leaves them.", at_least=0, unit="N"
     )
     precision: str = option("fp32", "Of the networks.", choices=("fp32", "bf16"))
     device: str = option("cpu", "cpu, cuda, ...")
+    seed: int = option(0, "Seed of everything random.", at_least=0)
 
-    def check(self) -> None:
-        """Raise UsageError where the parts do not go together."""
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if {"all", "none"} & set(self.baselines) and len(self.baselines) > 1:
             raise UsageError("--baselines all or none stands alone; leave the other names out.")
         if not self.sources:
@@ -167,9 +141,9 @@ class RateAccuracyConfig(Config):
             raise UsageError("--test and --hold-out both say what is scored on; give one of them.")
         if self.test_labels is not None and self.test is None:
             raise UsageError("--test-labels are those of --test; name that, too.")
-        if not self.fit:
-            changed = [one for one in fields(self) if one.name in ("fit_images", "fit_hold_out")]
-            if any(getattr(self, one.name) != one.default for one in changed):
+        if not self.fit_to:
+            known = declared(type(self))
+            if any(getattr(self, name) != known[name].default for name in ("fit_images", "fit_hold_out")):
                 raise UsageError("--fit-images and --fit-hold-out are of --fit-to; name that, too.")
             return
         if not set(self.methods) & set(BASELINES):
@@ -179,8 +153,8 @@ class RateAccuracyConfig(Config):
             )
         # Not elsewhere, and images that are scored on would be fitted to.
         measured = {path.resolve() for path in (*self.sources, self.test) if path is not None}
-        if same := [path for path in self.fit if path.resolve() in measured]:
-            raise UsageError(f"{printable(same[0])}: this is measured on, too; --fit-to names other images.")
+        if same := [path for path in self.fit_to if path.resolve() in measured]:
+            raise UsageError(f"{escape_name(same[0])}: this is measured on, too; --fit-to names other images.")
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -193,7 +167,7 @@ class RateAccuracyConfig(Config):
     @property
     def needs_labels(self) -> bool:
         """Whether a metric asks for classes."""
-        return set(self.metrics) != {"recall@10"}
+        return set(self.metric) != {"recall@10"}
 
 
 @dataclass(frozen=True)
@@ -242,10 +216,10 @@ class PixelCode:
 
 
 def bare_bytes(kind: str, data: bytes) -> int:
-    """Return how many bytes of a file are not headers, a lower bound of what it would take with the rest agreed upon.
+    """Return the bytes of a file without its headers, a lower bound of what it takes with the rest agreed upon.
 
-    Of JPEG the scans with their Huffman tables left out, of WebP the frame without its header, of AVIF the media
-    data; JPEG XL's bare codestream counts whole, for its few header bytes are not on byte boundaries.
+    Of JPEG the scans without their Huffman tables, of WebP the frame without its header, of AVIF the media data
+    boxes (ISO/IEC 14496-12, 4.2); JPEG XL's bare codestream counts whole.
     """
     if kind == "jpeg":
         start = data.index(_SCAN)
@@ -253,73 +227,36 @@ def bare_bytes(kind: str, data: bytes) -> int:
         return len(data) - (start + 2 + length) - _END
     if kind == "webp":
         return max(0, len(data) - _RIFF_HEADERS)
-    if kind == "avif":
-        return _media(data)
-    return len(data)
-
-
-def _media(data: bytes) -> int:
-    """Return the bytes in the media data boxes of an ISO base media file (ISO/IEC 14496-12, 4.2)."""
+    if kind != "avif":
+        return len(data)
     at = found = 0
     while at + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, at)
+        size, box = struct.unpack_from(">I4s", data, at)
         size = int(size) or len(data) - at  # 0: to the end
-        found += size - 8 if kind == b"mdat" else 0
+        found += size - 8 if box == b"mdat" else 0
         at += max(size, 8)
     return found
 
 
-class JoinedSource(ImageSource):
-    """The images of one source after those of another; in no order of names, so that nothing compresses it."""
-
-    kind: ClassVar[str] = "joined"
-
-    def __init__(self, sources: Sequence[ImageSource]) -> None:
-        self.sources = tuple(sources)
-        self.path = self.sources[0].path
-        self.entries = [entry for source in self.sources for entry in source.entries]
-        self.rejected = [failure for source in self.sources for failure in source.rejected]
-        self._ends = np.array(list(accumulate(len(source) for source in self.sources)))
-
-    def _place(self, i: int) -> tuple[ImageSource, int]:
-        """Return which source an image is of, and where it is there."""
-        at = int(np.searchsorted(self._ends, i, side="right"))
-        return self.sources[at], i - (int(self._ends[at - 1]) if at else 0)
-
-    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
-        source, row = self._place(i)
-        return source._image(row, preprocess)
-
-    def _read(self, i: int) -> bytes:
-        source, row = self._place(i)
-        return source._read(row)
-
-
 @dataclass(frozen=True, eq=False)
-class Part:
+class Split:
     """Rows of a source that are fitted to, or scored on; a matrix is float32, shape (M, V)."""
 
-    source: ImageSource | NDArray[np.float32]
+    source: Rows
     rows: NDArray[np.intp]
     labels: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def images(self, codec: Codec) -> Iterator[NDArray[np.uint8]]:
-        """Yield the images as the codec prepares them, uint8, shape (B, S, S, 3); a bad one ends the run."""
-        assert isinstance(self.source, ImageSource)
+    def batches(self, codec: Codec) -> Iterator[NDArray[Any]]:
+        """Yield what the codec encodes: images as it prepares them, uint8, (B, S, S, 3), or rows of a matrix."""
         for start in range(0, len(self.rows), _BATCH):
-            rows = self.rows[start : start + _BATCH].tolist()
-            yield np.stack([self.source.load(row, codec.preprocess) for row in rows])
-
-    def inputs(self, codec: Codec) -> Iterator[NDArray[Any]]:
-        """Yield what the codec encodes: images, or rows of a matrix."""
-        if isinstance(self.source, ImageSource):
-            yield from self.images(codec)
-            return
-        for start in range(0, len(self.rows), _BATCH):
-            yield self.source[self.rows[start : start + _BATCH]]
+            rows = self.rows[start : start + _BATCH]
+            if isinstance(self.source, ImageSource):
+                yield np.stack([self.source.load(row, codec.preprocess) for row in rows.tolist()])
+            else:
+                yield self.source[rows]
 
     def fingerprint(self) -> str:
         """Return a digest of the rows: names, sizes and times of files, or the numbers; and the labels."""
@@ -331,53 +268,46 @@ class Part:
             digest.update(self.source[self.rows].tobytes())
         return digest.hexdigest()
 
+    def largest(self, most: int | None, rng: np.random.Generator) -> Split:
+        """Return at most so many of the rows, the same share of every class."""
+        if most is None or most >= len(self):
+            return self
+        kept = np.flatnonzero(_share(self.labels, most / len(self), rng))
+        kept = np.sort(rng.permutation(kept)[:most])
+        return Split(self.source, self.rows[kept], self.labels[kept])
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """What the probe learns from, what is scored on, and what quantisers are fitted to besides (without labels)."""
 
-    train: Part
-    test: Part
-    fit: Part | None = None
+    train: Split
+    test: Split
+    fit: Split | None = None
 
     @property
     def images(self) -> bool:
         """Whether these are images, rather than vectors."""
         return isinstance(self.train.source, ImageSource)
 
-    def source_side(self) -> int | None:
-        """Return the side of the images themselves, where the first hundred are all squares of one size."""
-        from PIL import Image
-
-        if not isinstance(self.test.source, ImageSource):
-            return None
-        sizes = set()
-        for row in self.test.rows[:100].tolist():
-            sizes.add(Image.open(io.BytesIO(self.test.source._read(row))).size)
-        (size, *others) = sizes
-        return size[0] if not others and size[0] == size[1] else None
-
 
 def read_inputs(config: RateAccuracyConfig) -> Inputs:
     """Open what is named, match labels, and choose rows."""
-    parts = [_open(path, config.labels, needed=config.needs_labels) for path in config.sources]
-    source, labels = _joined([source for source, _ in parts]), np.concatenate([found for _, found in parts])
-    shown = printable(config.sources[0])
+    source, labels = _open(config.sources, config.labels, needed=config.needs_labels)
+    shown = escape_name(config.sources[0])
     rng = np.random.default_rng([config.seed, 29])
     if config.test is None:
         scored = _last(source, labels, config.hold_out) if config.hold_out else _share(labels, 1 / _PARTS, rng)
-        train = Part(source, np.flatnonzero(~scored), labels[~scored])
-        test = Part(source, np.flatnonzero(scored), labels[scored])
+        train = Split(source, np.flatnonzero(~scored), labels[~scored])
+        test = Split(source, np.flatnonzero(scored), labels[scored])
     else:
-        other, other_labels = _open(config.test, config.test_labels, needed=config.needs_labels)
+        other, other_labels = _open((config.test,), config.test_labels, needed=config.needs_labels)
         _check_alike(other, source, config.test, config.sources[0])
-        train = Part(source, np.arange(len(labels)), labels)
-        test = Part(other, np.arange(len(other_labels)), other_labels)
-    train, test = (
-        _fewer(part, most, rng) for part, most in ((train, config.train_images), (test, config.test_images))
-    )
+        train = Split(source, np.arange(len(labels)), labels)
+        test = Split(other, np.arange(len(other_labels)), other_labels)
+    train, test = train.largest(config.train_images, rng), test.largest(config.test_images, rng)
     classes = len(np.unique(train.labels))
-    if "recall@10" in config.metrics and len(test) <= NEIGHBOURS:
+    if "recall@10" in config.metric and len(test) <= NEIGHBOURS:
         raise SourceError(
             f"{shown}: {len(test)} rows to score on are too few to look for {NEIGHBOURS} neighbours in."
         )
@@ -386,14 +316,14 @@ def read_inputs(config: RateAccuracyConfig) -> Inputs:
             f"{shown}: this leaves {len(train):,} images of {classes} classes "
             f"to fit to and {len(test):,} to score on; a classifier needs two classes and more images."
         )
-    return Inputs(train, test, _elsewhere(config, source) if config.fit else None)
+    return Inputs(train, test, _elsewhere(config, source) if config.fit_to else None)
 
 
-def _elsewhere(config: RateAccuracyConfig, like: ImageSource | NDArray[np.float32]) -> Part:
+def _elsewhere(config: RateAccuracyConfig, like: Rows) -> Split:
     """Open what quantisers are fitted to besides, and draw rows of it."""
-    source = _joined([_rows_of(path) for path in config.fit])
-    shown = printable(config.fit[0])
-    _check_alike(source, like, config.fit[0], config.sources[0])
+    source = _rows_of(config.fit_to)
+    shown = escape_name(config.fit_to[0])
+    _check_alike(source, like, config.fit_to[0], config.sources[0])
     kept = np.arange(len(source))
     if isinstance(source, ImageSource):
         names = np.array([folder_label(entry.name) for entry in source.entries], np.str_)
@@ -404,14 +334,12 @@ def _elsewhere(config: RateAccuracyConfig, like: ImageSource | NDArray[np.float3
         raise SourceError(f"{shown}: this leaves {len(kept)} images to fit quantisers to; name a source with more.")
     # Of its own generator: the images that are learned from and scored on are the same with it and without.
     rows = np.sort(np.random.default_rng([config.seed, 43]).permutation(kept)[: config.fit_images])
-    return Part(source, rows, np.full(len(rows), ""))
+    return Split(source, rows, np.full(len(rows), ""))
 
 
-def _check_alike(
-    source: ImageSource | NDArray[np.float32], like: ImageSource | NDArray[np.float32], path: Path, other: Path
-) -> None:
+def _check_alike(source: Rows, like: Rows, path: Path, other: Path) -> None:
     """Raise where one source is of images and the other of rows, or their rows differ in width."""
-    shown, measured = printable(path), printable(other)
+    shown, measured = escape_name(path), escape_name(other)
     if isinstance(source, ImageSource) or isinstance(like, ImageSource):
         if not (isinstance(source, ImageSource) and isinstance(like, ImageSource)):
             raise UsageError(f"{shown}: of this and {measured} one is a matrix only.")
@@ -420,31 +348,22 @@ def _check_alike(
         raise SourceError(f"{shown}: {have}.")
 
 
-def _joined(sources: Sequence[ImageSource | NDArray[np.float32]]) -> ImageSource | NDArray[np.float32]:
-    """Return the only source, or several of images as one."""
-    if len(sources) == 1:
-        return sources[0]
-    images = [source for source in sources if isinstance(source, ImageSource)]
-    if len(images) < len(sources):
-        raise UsageError("several sources are taken of images only; join matrices with numpy.concatenate.")
-    return JoinedSource(images)
+def _rows_of(paths: Sequence[Path]) -> Rows:
+    """Open images, of several sources as one, or read a matrix."""
+    if [str(path) for path in paths] == ["digits"] and not paths[0].exists():
+        return DigitsSource()
+    source = open_sources(paths)
+    if isinstance(source, ImageSource):
+        return source
+    vectors = source.take(slice(None))
+    if not np.isfinite(vectors).all():
+        raise SourceError(f"{escape_name(paths[0])}: some of its numbers are not finite; leave those rows out.")
+    return vectors
 
 
-def _last(source: ImageSource | NDArray[np.float32], labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:
-    """Mark the last rows of each class of each source, as :func:`stochcl.data.held_out` does for training."""
-    lengths = [len(part) for part in source.sources] if isinstance(source, JoinedSource) else [len(labels)]
-    marks = []
-    for part in np.split(labels, np.cumsum(lengths)[:-1]):
-        names = part.tolist()
-        marks.append(held_out(names, count, label=lambda name: name))
-    return np.concatenate(marks)
-
-
-def _open(
-    path: Path, labels: Path | None, *, needed: bool
-) -> tuple[ImageSource | NDArray[np.float32], NDArray[np.str_]]:
-    """Open a source with the labels of its rows, empty ones for a matrix where nobody asks for them."""
-    source = _rows_of(path)
+def _open(paths: Sequence[Path], labels: Path | None, *, needed: bool) -> tuple[Rows, NDArray[np.str_]]:
+    """Open sources with the labels of their rows, empty ones for a matrix where nobody asks for them."""
+    source = _rows_of(paths)
     if isinstance(source, ImageSource):
         names = [entry.name for entry in source.entries]
         found = [folder_label(name) for name in names] if labels is None else read_labels(labels).match(names)
@@ -452,16 +371,25 @@ def _open(
     if labels is None and not needed:
         return source, np.full(len(source), "")
     if labels is None:
-        raise UsageError(f"{printable(path)}: a matrix has no labels of its own; give them with --labels.")
-    if labels.suffix == ".npy":
-        return source, _labels(labels, len(source))
-    return source, np.asarray(read_labels(labels).match([str(i) for i in range(len(source))]), np.str_)
+        raise UsageError(f"{escape_name(paths[0])}: a matrix has no labels of its own; give them with --labels.")
+    if labels.suffix != ".npy":
+        return source, np.asarray(read_labels(labels).match([str(i) for i in range(len(source))]), np.str_)
+    try:
+        array = np.load(labels, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise SourceError(
+            f"{escape_name(labels)}: these labels cannot be read ({exc}); save them with numpy.save."
+        ) from exc
+    if not isinstance(array, np.ndarray) or array.shape != (len(source),) or array.dtype.kind not in "iuU":
+        raise SourceError(f"{escape_name(labels)}: labels are one integer or text for each of {len(source):,} rows.")
+    return source, array.astype(np.str_)
 
 
-def _rows_of(path: Path) -> ImageSource | NDArray[np.float32]:
-    """Open images, or read a matrix."""
-    source = DigitsSource() if str(path) == "digits" and not path.exists() else open_source(path)
-    return source if isinstance(source, ImageSource) else _matrix(path)
+def _last(source: Rows, labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:
+    """Mark the last rows of each class of each source, as :func:`stochcl.data.held_out` does for training."""
+    lengths = [len(part) for part in source.sources] if isinstance(source, JoinedSource) else [len(labels)]
+    parts = np.split(labels, np.cumsum(lengths)[:-1])
+    return np.concatenate([held_out(part.tolist(), count, label=str) for part in parts])
 
 
 def _share(labels: NDArray[np.str_], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -472,33 +400,3 @@ def _share(labels: NDArray[np.str_], share: float, rng: np.random.Generator) -> 
         count = round(share * len(rows))
         marked[rows[: max(count, 1) if len(rows) > 1 else count]] = True
     return marked
-
-
-def _fewer(part: Part, most: int | None, rng: np.random.Generator) -> Part:
-    if most is None or most >= len(part):
-        return part
-    kept = np.flatnonzero(_share(part.labels, most / len(part), rng))
-    kept = np.sort(rng.permutation(kept)[:most])
-    return Part(part.source, part.rows[kept], part.labels[kept])
-
-
-def _matrix(path: Path) -> NDArray[np.float32]:
-    source = open_source(path)
-    if not isinstance(source, MatrixSource):
-        raise SourceError(f"{printable(path)}: this holds no embeddings, and a matrix was expected.")
-    vectors = source.take(slice(None))
-    if not np.isfinite(vectors).all():
-        raise SourceError(f"{printable(path)}: some of its numbers are not finite; leave those rows out.")
-    return vectors
-
-
-def _labels(path: Path, rows: int) -> NDArray[np.str_]:
-    try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as exc:
-        raise SourceError(
-            f"{printable(path)}: these labels cannot be read ({exc}); save them with numpy.save."
-        ) from exc
-    if not isinstance(labels, np.ndarray) or labels.shape != (rows,) or labels.dtype.kind not in "iuU":
-        raise SourceError(f"{printable(path)}: labels are one integer or text for each of {rows:,} rows.")
-    return labels.astype(np.str_)

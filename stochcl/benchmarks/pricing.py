@@ -64,12 +64,7 @@ def through_a_file(header: Header, tables: Tables, codes: Codes) -> tuple[int, C
 
 
 def write_archive(
-    header: Header,
-    tables: Tables,
-    codes: Codes,
-    *,
-    embed_tables: bool = False,
-    fitted: tuple[EntropyModel, ...] = (),
+    header: Header, tables: Tables, codes: Codes, *, embed_tables: bool = False, fitted: tuple[EntropyModel, ...] = ()
 ) -> bytes:
     """Return the file that a writer leaves, with header, index and checksums; without names."""
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.downstream.metrics import average_precision, wilson
-from stochcl.downstream.neighbors import DISTANCES, Nearest
+from stochcl.downstream.metrics import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +97,8 @@ class Judge:
         self, train: NDArray[np.generic], test: NDArray[np.generic], distance: str
     ) -> NDArray[np.floating]:
         """Return each query's average precision among the first thousand training rows."""
+        from stochcl.downstream.distances import DISTANCES, Nearest
+
         # Short codes have many equal distances; these go by the order of rows, which sources have by class.
         order = np.random.default_rng([self.seed, 41]).permutation(len(train))
         labels, wanted = self.train_labels[order], self.test_labels[self.queries]
@@ -116,19 +117,6 @@ def interval(scores: NDArray[np.floating], seed: int) -> tuple[float, float]:
     draws = [scores[rng.integers(len(scores), size=len(scores))].mean() for _ in range(_RESAMPLES)]
     low, high = np.quantile(draws, [0.025, 0.975])
     return round(float(low), 4), round(float(high), 4)
-
-
-def linear_accuracy(
-    train: NDArray[np.float32],
-    labels: NDArray[np.generic],
-    test: NDArray[np.float32],
-    test_labels: NDArray[np.generic],
-    *,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return the accuracy of logistic regression on standardised columns, and the penalty that was chosen."""
-    right, chosen = answers("logistic", train, labels, test, test_labels, seed=seed)
-    return float(right.mean()), chosen
 
 
 def answers(
@@ -157,25 +145,18 @@ def answers(
     return right, best
 
 
-def _quiet(model: Any, x: NDArray[np.float32], y: NDArray[np.generic]) -> Any:
+def _linear(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float, *, svm: bool = False) -> Any:
     from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        # A hundred steps fix the accuracy long before they fix the weights.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x, y)
-
-
-def _logistic(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
     from sklearn.linear_model import LogisticRegression
-
-    return _quiet(LogisticRegression(C=1 / (penalty * len(x)), max_iter=100, tol=1e-3), x, y)
-
-
-def _svm(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float) -> Any:
     from sklearn.svm import LinearSVC
 
-    return _quiet(LinearSVC(C=1 / (penalty * len(x)), dual=len(x) < x.shape[1], tol=1e-3, max_iter=200), x, y)
+    strength = 1 / (penalty * len(x))
+    model = LogisticRegression(C=strength, max_iter=100, tol=1e-3)
+    if svm:
+        model = LinearSVC(C=strength, dual=len(x) < x.shape[1], tol=1e-3, max_iter=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy is fixed long before the weights are
+        return model.fit(x, y)
 
 
 def _nearest(x: NDArray[np.float32], y: NDArray[np.generic], count: float) -> Any:
@@ -185,8 +166,8 @@ def _nearest(x: NDArray[np.float32], y: NDArray[np.generic], count: float) -> An
 
 
 _PROBES: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
-    "logistic": (_logistic, PENALTIES),
-    "svm": (_svm, PENALTIES),
+    "logistic": (_linear, PENALTIES),
+    "svm": (partial(_linear, svm=True), PENALTIES),
     "knn": (_nearest, NEAREST),
 }
 PROBES = tuple(_PROBES)
@@ -214,3 +195,20 @@ def recalls(true: NDArray[np.intp], found: NDArray[np.intp]) -> NDArray[np.float
     """Return for each query the fraction of its true neighbours, shape (n, 10), that are among those found."""
     hits: NDArray[np.floating] = (true[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
     return hits
+
+
+def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the average precision of each query over what was returned to it, shape (M,).
+
+    AP@k as papers on hashing have it: normalised by the relevant among the k, not by all there are.
+
+    Examples
+    --------
+    >>> average_precision(np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)).round(4).tolist()
+    [0.8333, 0.0]
+    """
+    found = np.cumsum(relevant, axis=1)
+    precision = found / np.arange(1, relevant.shape[1] + 1)
+    total = found[:, -1] if relevant.shape[1] else np.zeros(len(relevant))
+    averaged: NDArray[np.float64] = (precision * relevant).sum(axis=1) / np.maximum(total, 1)
+    return averaged

@@ -11,13 +11,13 @@ import numpy as np
 
 from stochcl.benchmarks import pricing
 from stochcl.benchmarks.baselines import fit_and_code
-from stochcl.benchmarks.curves import reductions, savings
+from stochcl.benchmarks.curves import savings
 from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SIDES, PixelCode, read_inputs
 from stochcl.benchmarks.probes import Judge
 from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
 from stochcl.codes import Codes
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.benchmarks.baselines import Baseline
-    from stochcl.benchmarks.inputs import Inputs, Part, RateAccuracyConfig
+    from stochcl.benchmarks.inputs import Inputs, RateAccuracyConfig, Split
 
     Told = Callable[[int, int], None]
 
@@ -95,11 +95,9 @@ def benchmark_rate_accuracy(
     """Measure everything that was asked for, and keep it in ``folder/cache`` for another run.
 
     Returns JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one a code and way to store
-    it; ``failed``, whose process died; ``left_out``, in sentences; ``savings``, ours against every other curve;
-    ``reductions``, what is left at 1/588 of what. Where quantisers are fitted to other sources, too, ``fit`` says to
-    which, and ``fitted_to`` of each row to what.
+    it; ``failed``, whose process died; ``left_out``, in sentences; ``savings``, ours against every other curve. Where
+    quantisers are fitted to other sources, too, ``fit`` says to which, and ``fitted_to`` of each row to what.
     """
-    config.check()
     cache = Cache(folder / CACHE)
     inputs = read_inputs(config)
     codecs = _codecs(config, inputs)
@@ -111,34 +109,32 @@ def benchmark_rate_accuracy(
         told = _told(partial(progress, 0, len(codecs)), "images to fit to")
         fit = encode_part(codecs[0], inputs.fit, cache, told)
     prints = inputs.train.fingerprint(), inputs.test.fingerprint()
-    key = (*prints, config.probe, config.seed, config.metrics, config.queries)
+    key = (*prints, config.probe, config.seed, config.metric, config.queries)
     outcome = run_jobs(list(_jobs(config, inputs, subjects, fit)), cache, key, progress=progress, say=say)
     rows = [row for found in outcome.measured for row in found.rows]
     values = {}
     if outcome.measured:
         names = outcome.measured[0].values
         values = {name: np.concatenate([found.values[name] for found in outcome.measured]) for name in names}
-    dimension = subjects[0].train.features.shape[1]
     told_fit = {}
     if inputs.fit is not None:
-        sources = [printable(path.name) for path in config.fit]
+        sources = [escape_name(path.name) for path in config.fit_to]
         told_fit = {"fit": {"sources": sources, "images": len(inputs.fit), "hold_out": config.fit_hold_out}}
     return record(
         SCHEMA,
         config,
         probe=config.probe,
-        metrics=list(config.metrics),
+        metrics=list(config.metric),
         precision=config.precision,
         n={"train": len(inputs.train), "test": len(inputs.test), "queries": len(subjects[0].judge.queries)},
         **told_fit,
         classes=len(np.unique(inputs.train.labels)),
         models=[{"name": codec.model.name, "sha256": codec.model.sha256} for codec in codecs],
-        features=dimension,
+        features=subjects[0].train.features.shape[1],
         left_out=outcome.left_out,
         failed=outcome.failed,
         rows=rows,
         savings=savings(rows, values, seed=config.seed),
-        reductions=reductions(rows, dimension, inputs.source_side()) if "accuracy" in values else [],
     )
 
 
@@ -146,7 +142,7 @@ def _codecs(config: RateAccuracyConfig, inputs: Inputs) -> list[Codec]:
     """Load the models, and refuse those that take something else."""
     from stochcl.api.codec import Codec
 
-    names = config.models or ((_DEFAULT_MODEL,) if inputs.images else ())
+    names = config.model or ((_DEFAULT_MODEL,) if inputs.images else ())
     if not names:
         raise UsageError(
             "a matrix of embeddings takes a model that was trained on such rows: `stochcl train train.npy -o "
@@ -154,7 +150,7 @@ def _codecs(config: RateAccuracyConfig, inputs: Inputs) -> list[Codec]:
         )
     codecs = []
     for name in names:
-        codec = Codec(name, device=config.device, precision=config.precision)
+        codec = Codec(str(name), device=config.device, precision=config.precision)
         if inputs.images == (codec.columns is not None):
             raise UsageError(f"{codec.model.name}: this model takes {'vectors' if codec.columns else 'images'}.")
         if wrong := [k for k in config.ladder if k > codec.latents]:
@@ -169,7 +165,7 @@ def _subject(
     told = _told(progress, codec.model.name)
     train, test = (encode_part(codec, part, cache, told) for part in (inputs.train, inputs.test))
     judge = Judge(
-        inputs.train.labels, inputs.test.labels, train.features.mean(axis=0), test.features, config.metrics,
+        inputs.train.labels, inputs.test.labels, train.features.mean(axis=0), test.features, config.metric,
         config.probe, config.queries, config.seed,
     )  # fmt: skip
     return Subject(codec, train, test, judge)
@@ -179,14 +175,14 @@ def _told(progress: Callable[[str], None], name: str) -> Told:
     return lambda done, total: progress(f"{name}: {done:,} of {total:,} images")
 
 
-def encode_part(codec: Codec, part: Part, cache: Cache, told: Told) -> Encoded:
+def encode_part(codec: Codec, part: Split, cache: Cache, told: Told) -> Encoded:
     """Encode a part, or take what was kept of it."""
     key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device.type, part.fingerprint())
     if (kept := cache.get(key)) is not None:
         arrays, _ = kept
         return Encoded(Codes(arrays["packed"], codec.latents, codec.alphabet), arrays["features"])
     codes, features, done = [], [], 0
-    for batch in part.inputs(codec):
+    for batch in part.batches(codec):
         found = codec.encode_prepared(batch)
         codes.append(found.codes.packed)
         features.append(found.features)
@@ -207,7 +203,7 @@ def _jobs(config: RateAccuracyConfig, inputs: Inputs, subjects: list[Subject], f
         name = subject.codec.model.name
         ladder = config.ladder or subject.codec.tables.ladder
         for latents in ladder:
-            both = latents == max(ladder) or "map@1000" in config.metrics  # symbols are searched at every rate
+            both = latents == max(ladder) or "map@1000" in config.metric  # symbols are searched at every rate
             for given in ("vectors", "symbols") if both else ("vectors",):
                 depends = (*subject.depends, name, latents, given)
                 call = partial(of_codes, subject, latents, given)
@@ -223,7 +219,7 @@ def _jobs(config: RateAccuracyConfig, inputs: Inputs, subjects: list[Subject], f
             jobs_of = partial(_baseline_jobs, config, first, name, BASELINES[name], config.bits, "quantisers")
             yield from jobs_of(None, (), fitted(_HERE))
             if fit is not None and inputs.fit is not None:
-                sources = ", ".join(printable(path.name) for path in config.fit)
+                sources = ", ".join(escape_name(path.name) for path in config.fit_to)
                 yield from jobs_of(fit, ("fit", inputs.fit.fingerprint()), fitted(sources))
         elif inputs.images and name in FORMATS:
             for side in (side for side in SIDES if side <= first.codec.size):
@@ -241,10 +237,10 @@ def _baseline_jobs(
     label = kind.name if fit is None else kind.name + ELSEWHERE
     fitting = (fit or subject.train).features
     for each in bits:
-        for suffix, options in kind.variants(config.beams, config.trials):
+        for suffix, options in kind.variants(config.beam, config.trials):
             named = {"method": label, "group": group, "code": f"{each} bits{suffix}", "input": "vectors"}
-            call = partial(of_baseline, subject, kind, each, named, config.codings, fit, options)
-            on = (*subject.depends, name, *depends, each, sorted(options.items()), config.codings)
+            call = partial(of_baseline, subject, kind, each, named, config.coding, fit, options)
+            on = (*subject.depends, name, *depends, each, sorted(options.items()), config.coding)
             check = partial(kind.check, len(fitting), fitting.shape[1], each)
             yield Job(label, named["code"], on, call, check, facts)
 
@@ -298,10 +294,10 @@ def of_pixels(subject: Subject, inputs: Inputs, code: PixelCode, told: Told) -> 
     return subject.rows(named, costs, (train, test), start)
 
 
-def _encode_pixels(codec: Codec, part: Part, code: PixelCode, told: Told) -> tuple[NDArray[np.float32], int, int]:
+def _encode_pixels(codec: Codec, part: Split, code: PixelCode, told: Told) -> tuple[NDArray[np.float32], int, int]:
     """Return the features of images that went through a pixel code, and its bytes, with headers and without."""
     features, size, bare, done = [], 0, 0, 0
-    for batch in part.images(codec):
+    for batch in part.batches(codec):
         out = np.empty_like(batch)
         for i, image in enumerate(batch):
             out[i], whole, least = code.code(image)

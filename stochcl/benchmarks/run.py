@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stochcl import __version__
-from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
-from stochcl.files import replacing
-from stochcl.messages import escape_name as printable
-from stochcl.messages import os_reason as why
+from stochcl.errors import MissingExtraError, SourceError, StochclError, UsageError
+from stochcl.files import replacing, writing
+from stochcl.messages import escape_name
+from stochcl.options import Options, declared, kind_of, option_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,73 +68,31 @@ def need(module: str) -> None:
         raise MissingPackageError(_PACKAGES.get(module, module))
 
 
-# Options: each is a field of a Config; the command line, its echo in the results and the checks are made from it.
-
-
-def option(
-    default: Any,
-    help: str,  # noqa: A002 - as click calls it
-    *,
-    type: Any = str,  # noqa: A002
-    least: int | None = None,
-    choices: tuple[str, ...] = (),
-    flags: tuple[str, ...] = (),
-    metavar: str | None = None,
-    split: bool = False,
-    argument: bool = False,
-) -> Any:
-    """Return a field of a Config; ``split`` takes a list parted by commas, another tuple a repeated flag."""
-    given = {"help": help, "type": type, "least": least, "choices": choices, "flags": flags, "metavar": metavar,
-             "split": split, "argument": argument}  # fmt: skip
-    return field(default=default, metadata=given)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Base of the options of a benchmark."""
+class Config(Options):
+    """Base of the options of a benchmark; a field without a help text is a positional argument."""
 
     command_name: ClassVar[str] = ""
-
-    seed: int = option(0, "Of all that is random.", type=int, least=0)
-
-    @staticmethod
-    def flag(one: Any) -> str:
-        """Return the long flag of a field."""
-        return next((f for f in one.metadata["flags"] if f.startswith("--")), f"--{one.name.replace('_', '-')}")
-
-    def check(self) -> None:
-        """Raise UsageError where a value is out of its bounds."""
-        for one in fields(self):
-            given, known = getattr(self, one.name), one.metadata
-            for value in given if isinstance(given, tuple) else (given,):
-                if value is None:
-                    continue
-                if known["choices"] and value not in known["choices"]:
-                    there = ", ".join(known["choices"])
-                    raise UsageError(f"{self.flag(one)}: there is no {value!r}; choose among {there}.")
-                if known["least"] is not None and value < known["least"]:
-                    raise UsageError(f"{self.flag(one)} must be at least {known['least']}, got {value}.")
+    seed: int
 
     @property
     def command(self) -> str:
         """The command line that asks for this, without folders of the machine that it ran on."""
         words, options = self.command_name.split(), []
-        for one in (each for each in fields(self) if each.name != "seed"):
-            given = getattr(self, one.name)
-            shown = [_shown(value) for value in (given if isinstance(given, tuple) else (given,))]
-            if one.metadata["argument"]:
-                words += [] if given is None else shown
+        for one in declared(type(self)).values():
+            given, flag = getattr(self, one.name), f"--{one.name.replace('_', '-')}"
+            values = [_without_folder(value) for value in (given if isinstance(given, tuple) else (given,))]
+            if not option_of(one).help:
+                words += [] if given is None else values
             elif given is True:
-                options.append(self.flag(one))
-            elif given != one.default and one.metadata["split"]:
-                options += [self.flag(one), ",".join(shown)]
-            elif given != one.default:
-                options += [word for value in shown for word in (self.flag(one), value)]
-        return shlex.join([*words, *options, "--seed", str(self.seed), "-o", "results/"])
+                options.append(flag)
+            elif given != one.default or one.name == "seed":
+                repeated = values if kind_of(one) == "tuple[Path, ...]" else [",".join(values)]
+                options += [word for value in repeated for word in (flag, value)]
+        return shlex.join([*words, *options, "-o", "results/"])
 
 
-def _shown(value: Any) -> str:
-    return printable(Path(value).name) if isinstance(value, Path) or "/" in str(value) else str(value)
+def _without_folder(value: Any) -> str:
+    return escape_name(Path(value).name) if isinstance(value, Path) or "/" in str(value) else str(value)
 
 
 # Jobs: what is measured, one after the other, each kept as soon as it is done.
@@ -289,7 +247,7 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         with suppress(ValueError):
             how = f"signal {signal.Signals(-done.returncode).name}"
     last = (done.stderr.strip() or "nothing on standard error").splitlines()[-1]
-    raise ChildDiedError(f"its process ended by {how} ({printable(last)}).")
+    raise ChildDiedError(f"its process ended by {how} ({escape_name(last)}).")
 
 
 def _answer() -> None:
@@ -370,41 +328,25 @@ def record(schema: str, config: Config, **facts: Any) -> dict[str, Any]:
 # Files of results.
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of results where there is none, before anything is measured."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise OutputError(f"{printable(folder)}: this folder cannot be made: {why(exc)}.") from exc
-
-
-def write_files(files: dict[Path, bytes]) -> None:
-    """Write files in place of earlier ones, each complete or not at all."""
-    for path, data in files.items():
-        try:
-            with replacing(path) as file:
-                file.write(data)
-        except OSError as exc:
-            raise OutputError(f"{printable(path)}: it cannot be written: {why(exc)}.") from exc
-
-
 def write_results(result: dict[str, Any], folder: Path, name: str) -> list[Path]:
     """Write ``name.json`` and ``name.csv``, and return their paths."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    files = {folder / f"{name}.json": text.encode(), folder / f"{name}.csv": to_csv(result).encode()}
-    write_files(files)
+    return write_files({folder / f"{name}.json": text.encode(), folder / f"{name}.csv": to_csv(result).encode()})
+
+
+def write_files(files: dict[Path, bytes]) -> list[Path]:
+    """Write files in place of earlier ones, each complete or not at all; return their paths."""
+    for path, data in files.items():
+        with writing(path), replacing(path) as file:
+            file.write(data)
     return list(files)
 
 
 def to_csv(result: dict[str, Any]) -> str:
     """Return the rows as CSV; each carries seed, machine, versions and command, for rows get about."""
-    facts = {
-        "seed": result["seed"],
-        "hardware": "; ".join(f"{name} {value}" for name, value in result["hardware"].items()),
-        "versions": "; ".join(f"{name} {value}" for name, value in result["versions"].items()),
-        "commit": result["commit"],
-        "command": result["command"],
-    }
+    facts = {name: result[name] for name in ("seed", "hardware", "versions", "commit", "command")}
+    for name in ("hardware", "versions"):
+        facts[name] = "; ".join(f"{key} {value}" for key, value in facts[name].items())
     rows = [row | facts for row in [*result["rows"], *result.get("failed", [])]]
     columns = dict.fromkeys([name for row in rows for name in row if name not in facts] + list(facts))
     out = io.StringIO()

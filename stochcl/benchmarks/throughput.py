@@ -9,6 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stochcl.benchmarks.run import BenchmarkError, Config, hardware, option, record
+from stochcl.benchmarks.run import BenchmarkError, Config, hardware, record
 from stochcl.codes import Codes
 from stochcl.compress import Archive
 from stochcl.compress.segment import write_segment
@@ -29,7 +30,8 @@ from stochcl.entropy.ans import encode_block
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import OWN
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
+from stochcl.options import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,11 +43,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "stochcl.benchmark.throughput/0"
 FLOORS = ("floor: decode", "floor: forward", "floor: code")
-"""Bare image decoding, the bare forward pass on tensors in memory, and the bare coder."""
-
 STAGES = ("read", "decode", "resize", "encode", "entropy-code", "write")
 WHOLE = "whole"
-UNTRAINED_LATENTS = 2048
 
 _COARSE = 9  # numbers across of the noise that images are made of
 _QUALITY = 90
@@ -58,24 +57,22 @@ class ThroughputConfig(Config):
 
     command_name: ClassVar[str] = "stochcl benchmark throughput"
 
-    source: Path | None = option(None, "", type=Path, argument=True, metavar="SOURCE")
-    model: str | None = option(
-        None, "A model's name or file.  [default: the default model]", flags=("-m", "--model"), metavar="MODEL"
-    )
+    source: Path | None = option(None)
+    model: Path | None = option(None, "A model's name or file.", short="-m", unit="MODEL", shown="the default model")
     backbone: str | None = option(None, "An untrained network in its place: resnet10, 18, 34 or 50.")
-    size: int | None = option(None, "Of its images.  [default: 64]", type=int, least=16, metavar="PIXELS")
-    images: int = option(512, "Made, or at most of SOURCE.", type=int, least=1)
+    size: int | None = option(None, "Of its images.", at_least=16, unit="PIXELS", shown="64")
+    images: int = option(512, "Made, or at most of SOURCE.", at_least=1)
     image_size: int | None = option(
-        None, "Side of images that are made.  [default: 1.5 times the network's]", type=int, least=1, metavar="PIXELS"
+        None, "Side of images that are made.", at_least=1, unit="PIXELS", shown="1.5 times the network's"
     )
     device: str = option("auto", "cpu, cuda, ...")
     precision: str = option("fp32", "Of the network.", choices=("fp32", "bf16"))
-    compile: bool = option(False, "Let torch.compile make the network's kernels.", type=bool)
-    repeat: int = option(5, "Rounds that are measured.", type=int, least=1)
+    compile: bool = option(False, "Let torch.compile make the network's kernels.")
+    repeat: int = option(5, "Rounds that are measured.", at_least=1)
+    seed: int = option(0, "Seed of everything random.", at_least=0)
 
-    def check(self) -> None:
-        """Raise UsageError where the parts do not go together."""
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.model is not None and self.backbone is not None:
             raise UsageError("--model and --backbone both say which network; give one of them.")
         if self.size is not None and self.backbone is None:
@@ -89,26 +86,26 @@ def benchmark_throughput(
 ) -> dict[str, Any]:
     """Measure stages, floors and the whole, interleaved, and see that the archive's codes are right.
 
-    Returns JSON values under the schema ``stochcl.benchmark.throughput/0``: ``rows``, one a stage; ``ratios``, of the
-    floors together and of the forward pass to the whole, on both clocks.
+    Returns ``rows``, one a stage, and ``ratios`` of floors and stages to the whole, on both clocks, as JSON values.
     """
     from stochcl.api.codec import Codec
-    from stochcl.encoders.backbones import input_size
+    from stochcl.encoders.config import input_size
 
-    config.check()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stochcl-")))
         name = config.model
         if config.backbone is not None:
-            size = config.size or input_size(config.backbone)
-            make_model(folder / "untrained.safetensors", config.backbone, size, config.seed)
-            name = str(folder / "untrained.safetensors")
-        codec = Codec(device=config.device) if name is None else Codec(name, device=config.device)
+            name = folder / "untrained.safetensors"
+            make_model(name, config.backbone, config.size or input_size(config.backbone), config.seed)
+        codec = Codec(device=config.device) if name is None else Codec(str(name), device=config.device)
         codec = codec.with_precision(config.precision)
-        source = config.source or _made(config, folder, codec)
+        source = config.source
+        if source is None:
+            source = folder / "images"
+            make_images(source, config.images, config.image_size or codec.size * 3 // 2, config.seed)
         stack.enter_context(one_thread())
         stack.enter_context(autocast(codec.device, config.precision))
-        stages = Stages(codec, _images(source), source, folder, most=config.images)
+        stages = Stages(codec, source, folder, most=config.images)
         if config.compile:
             codec._encoder.backbone.compile()
         times = interleave(stages.work(), config.repeat, wait=waiting_for(codec.device), progress=progress)
@@ -120,33 +117,11 @@ def benchmark_throughput(
         for what, parts in (("floors", FLOORS), ("forward", FLOORS[1:2]), ("stages", STAGES))
     }
     return record(
-        SCHEMA,
-        config,
-        n=count,
-        network=codec._encoder.config.backbone,
-        size=codec.size,
-        latents=codec.latents,
-        precision=config.precision,
-        compile=config.compile,
-        hardware=facts(codec.device),
-        agreement_with_fp32=round(same, 6),
-        ratios=ratios,
+        SCHEMA, config, n=count, network=codec._encoder.config.backbone, size=codec.size, latents=codec.latents,
+        precision=config.precision, compile=config.compile, hardware=facts(codec.device),
+        agreement_with_fp32=round(same, 6), ratios=ratios,
         rows=[row(stage, taken, count) for stage, taken in times.items()],
-    )
-
-
-def _made(config: ThroughputConfig, folder: Path, codec: Any) -> Path:
-    made = folder / "images"
-    made.mkdir()
-    make_images(made, config.images, config.image_size or codec.size * 3 // 2, config.seed)
-    return made
-
-
-def _images(path: Path) -> ImageSource:
-    source = open_source(path)
-    if not isinstance(source, ImageSource):
-        raise UsageError(f"{printable(path)}: this is a matrix of embeddings; throughput is measured on images.")
-    return source
+    )  # fmt: skip
 
 
 def title(result: dict[str, Any]) -> str:
@@ -162,9 +137,10 @@ def title(result: dict[str, Any]) -> str:
 class Stages:
     """What is measured, over the images of a source that can be read, the first ``most`` of them."""
 
-    def __init__(self, codec: Codec, source: ImageSource, path: Path, folder: Path, *, most: int) -> None:
-        if isinstance(source, ArraySource):
-            raise UsageError("throughput is measured on image files; an array has nothing to decode.")
+    def __init__(self, codec: Codec, path: Path, folder: Path, *, most: int) -> None:
+        source = open_source(path)
+        if not isinstance(source, ImageSource) or isinstance(source, ArraySource):
+            raise UsageError(f"{escape_name(path)}: this is an array; throughput is measured on image files.")
         if len(source) > most:
             raise UsageError(
                 f"this source has {len(source):,} images, and all of them would be compressed, not {most:,}; "
@@ -173,80 +149,57 @@ class Stages:
         import torch
 
         self.codec, self.source, self.path, self.folder = codec, source, path, folder
-        self.rows = range(len(source))
-        self.pixels = np.stack([source.load(i, codec.preprocess) for i in self.rows])
-        self.data = [source._read(i) for i in self.rows]
+        self.pixels = np.stack([source.load(i, codec.preprocess) for i in range(len(source))])
+        self.data = [source._read(i) for i in range(len(source))]
         encoder, device = codec._encoder, codec.device
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             pixels = torch.from_numpy(self.pixels).to(device).permute(0, 3, 1, 2).float()
             self.tensors = encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
             self.codes = codec.with_precision("fp32").encode_prepared(self.pixels).codes
-        names = tuple(source.entries[i].name for i in self.rows)
+        names = tuple(entry.name for entry in source.entries)
         self.named = replace(self.codes, names=names, uncertainty=None)
         self.encoded = self.codes
         self.candidates = codec.tables.candidates(codec.latents, None)
         self.head, self.chunk = write_segment(self.named, self.candidates)
-        own = IndependentModel.fit(self.codes)
         chosen = [c.model for c in self.candidates if (c.kind, c.number) == (self.head.model, self.head.number)]
-        self.model: Any = own if self.head.model == OWN else chosen[0]
+        self.model: Any = IndependentModel.fit(self.codes) if self.head.model == OWN else chosen[0]
         self.archive = folder / "whole.bin"
 
     def work(self) -> dict[str, Callable[[], object]]:
         """Return the work by name: stages, the whole, floors."""
+        images = list(self.decoded())
         return {
-            "read": self.read,
-            "decode": self.decode,
-            "resize": self.resize(),
+            "read": lambda: deque(map(self.source._read, range(len(self.data))), maxlen=0),
+            "decode": lambda: deque(self.decoded(), maxlen=0),
+            "resize": lambda: deque(map(self.codec.preprocess.apply, images), maxlen=0),
             "encode": self.encode,
             "entropy-code": lambda: write_segment(self.named, self.candidates),
             "write": self.write,
             "whole": self.whole,
-            "floor: decode": self.decode,
+            "floor: decode": lambda: deque(self.decoded(), maxlen=0),
             "floor: forward": self.forward,
             "floor: code": self.code,
         }
 
-    def read(self) -> None:
-        """Read the files, which the system has in memory after the first time."""
-        for i in self.rows:
-            self.source._read(i)
-
-    def decode(self) -> None:
+    def decoded(self) -> Iterator[Image.Image]:
         """Decode files in memory with Pillow alone, at the scale that preprocessing asks of it."""
-        for data in self.data:
-            self._opened(data)
-
-    def _opened(self, data: bytes) -> Image.Image:
         from PIL import Image
 
-        image = Image.open(BytesIO(data))
         preprocess = self.codec.preprocess
-        image.draft(None, preprocess._scaled(*image.size, preprocess.size * _DRAFT_GAP))
-        image.load()
-        return image
-
-    def resize(self) -> Callable[[], None]:
-        """Return what brings decoded images to the network's size; they are decoded before."""
-        images = [self._opened(data) for data in self.data]
-
-        def resize() -> None:
-            for image in images:
-                self.codec.preprocess.apply(image)
-
-        return resize
+        for data in self.data:
+            image = Image.open(BytesIO(data))
+            image.draft(None, preprocess._scaled(*image.size, preprocess.size * _DRAFT_GAP))
+            image.load()
+            yield image
 
     def encode(self) -> None:
         """From 8-bit pixels to packed codes, in batches as compressing has them."""
-        starts = range(0, len(self.pixels), _BATCH)
+        parts = [self.pixels[start : start + _BATCH] for start in range(0, len(self.pixels), _BATCH)]
         encode = partial(self.codec.encode_prepared, uncertainty=False)
-        parts = [encode(self.pixels[start : start + _BATCH]).codes for start in starts]
-        self.encoded = Codes.concatenate(parts)
+        self.encoded = Codes.concatenate([encode(part).codes for part in parts])
 
     def forward(self) -> None:
-        """Run the network alone, on normalised tensors that are on the device, to the modes of the latents.
-
-        In as many rows at a time as encoding has, the last ones not filled up.
-        """
+        """Run the network alone, on normalised tensors that are on the device, in batches as encoding has them."""
         import torch
 
         from stochcl.encoders.inference import _CHUNK
@@ -278,19 +231,15 @@ class Stages:
         with Archive(self.archive, tables=[self.codec.tables]) as archive:
             found = archive[:]
         if not np.array_equal(found.packed, self.encoded.packed):
-            raise BenchmarkError(
-                "the archive holds other codes than the network gives; no figure of this run counts."
-            )
+            raise BenchmarkError("the archive holds other codes than the network gives; no figure counts.")
         return float((found.symbols() == self.codes.symbols()).mean())
-
-
-# The setting.
 
 
 def make_images(folder: Path, count: int, side: int, seed: int) -> None:
     """Write JPEG files of smooth coloured noise with grain, side x side pixels: what a photograph costs, roughly."""
     from PIL import Image
 
+    folder.mkdir()
     rng = np.random.default_rng(seed)
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (_COARSE, _COARSE, 3), dtype=np.uint8))
@@ -310,7 +259,7 @@ def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = Encoder(EncoderConfig(backbone=backbone, size=size, latents=UNTRAINED_LATENTS)).eval()
+        encoder = Encoder(EncoderConfig(backbone=backbone, size=size, latents=2048)).eval()
     encoder.ones.fill_(2048)  # a half, in units of 1/4096: nothing is known of its codes
     save_model(encoder, path, {"untrained": True})
 
@@ -345,7 +294,7 @@ def waiting_for(device: torch.device) -> Callable[[], None]:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Return the machine's facts, with the GPU's name where one was used, and that it may have been shared."""
+    """Return the machine's facts, with the GPU's name where one was used."""
     import torch
 
     found = hardware() | {"device": device.type}
@@ -354,15 +303,9 @@ def facts(device: torch.device) -> dict[str, Any]:
     return found
 
 
-# The clock.
-
-
 @dataclass
 class Times:
-    """What one piece of work took, a number a round: processor seconds of all threads, and seconds on the clock.
-
-    ``peak_bytes`` is what a first, unmeasured round added at its highest to the process as it stood before.
-    """
+    """Processor seconds of all threads and seconds on the clock, one of each a round; and the memory of the first."""
 
     core: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
@@ -379,12 +322,6 @@ def interleave(
     """Do all of the work once to warm up and see its memory, then ``repeat`` times, one piece after the other.
 
     ``wait`` returns when the device has done its work; ``progress`` is told how many pieces are done, and the next.
-
-    Examples
-    --------
-    >>> times = interleave({"sum": lambda: sum(range(1000))}, 3)
-    >>> len(times["sum"].core), len(times["sum"].wall)
-    (3, 3)
     """
     times = {name: Times() for name in work}
     for turn in range(repeat + 1):
@@ -404,13 +341,7 @@ def interleave(
 
 
 def ratio(times: Mapping[str, Times], above: Sequence[str], below: str, clock: str = "core") -> dict[str, float]:
-    """Return what some work takes together, by what other work takes: median and range over the rounds.
-
-    Examples
-    --------
-    >>> ratio({"a": Times([1, 2, 3]), "b": Times([2, 4, 4])}, ["a"], "b")
-    {'median': 0.5, 'low': 0.5, 'high': 0.75}
-    """
+    """Return what some work takes together, by what other work takes: median and range over the rounds."""
     rounds = zip(*(getattr(times[name], clock) for name in (*above, below)), strict=True)
     found = [sum(parts) / max(whole, 1e-12) for *parts, whole in rounds]
     return {"median": round(statistics.median(found), 4), "low": round(min(found), 4), "high": round(max(found), 4)}
@@ -419,13 +350,11 @@ def ratio(times: Mapping[str, Times], above: Sequence[str], below: str, clock: s
 def row(stage: str, times: Times, count: int) -> dict[str, Any]:
     """Return a row of results: milliseconds of one image, or view, on either clock, how many a second, and memory."""
     core, wall = statistics.median(times.core), statistics.median(times.wall)
+    spent = {"core_ms_each": core, "core_ms_each_low": min(times.core), "core_ms_each_high": max(times.core)}
     return {
         "stage": stage,
         "n": count,
-        "core_ms_each": round(core / count * 1e3, 5),
-        "core_ms_each_low": round(min(times.core) / count * 1e3, 5),
-        "core_ms_each_high": round(max(times.core) / count * 1e3, 5),
-        "wall_ms_each": round(wall / count * 1e3, 5),
+        **{name: round(seconds / count * 1e3, 5) for name, seconds in (spent | {"wall_ms_each": wall}).items()},
         "each_per_core_second": round(count / max(core, 1e-9), 1),
         "each_per_second": round(count / max(wall, 1e-9), 1),
         "repeats": len(times.core),
@@ -434,18 +363,16 @@ def row(stage: str, times: Times, count: int) -> dict[str, Any]:
 
 
 COLUMNS = ("stage", "core ms", "low", "high", "wall ms", "a core-second", "a second", "peak MB")
-"""Of the table for people: milliseconds of one image or view, and how many in a second."""
 
 
 def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the lines of the table."""
+    milliseconds = ("core_ms_each", "core_ms_each_low", "core_ms_each_high", "wall_ms_each")
     return [
         (
             row["stage"],
-            *(f"{row[name]:,.3f}" for name in ("core_ms_each", "core_ms_each_low", "core_ms_each_high")),
-            f"{row['wall_ms_each']:,.3f}",
-            f"{row['each_per_core_second']:,.0f}",
-            f"{row['each_per_second']:,.0f}",
+            *(f"{row[name]:,.3f}" for name in milliseconds),
+            *(f"{row[name]:,.0f}" for name in ("each_per_core_second", "each_per_second")),
             f"{row['peak_bytes'] / 1e6:,.1f}",
         )
         for row in result["rows"]

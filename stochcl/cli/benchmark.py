@@ -2,73 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stochcl.benchmarks import curves, rate_accuracy, throughput
 from stochcl.benchmarks.inputs import RateAccuracyConfig
-from stochcl.benchmarks.run import make_folder, write_results
+from stochcl.benchmarks.run import write_results
 from stochcl.benchmarks.throughput import ThroughputConfig
 from stochcl.cli.main import JSON, progress_bar, say, show, table
+from stochcl.cli.options import PATH, given, options_of
+from stochcl.cli.options import output as output_option
 from stochcl.errors import StochclError
+from stochcl.files import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from stochcl.benchmarks.run import Config
 
     Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
-class _Listed(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
-    """Values parted by commas."""
+class Script(click.Command):
+    """A command that is not below ``stochcl``: it prints its own errors."""
 
-    name = "list"
-
-    def __init__(self, of: type) -> None:
-        self.of = of
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        if isinstance(value, tuple):
-            return value
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run; an error that stochcl raises becomes one sentence and its exit code."""
         try:
-            return tuple(self.of(part.strip()) for part in value.split(",") if part.strip())
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers parted by commas, such as 32,64.", param, ctx)
-
-
-def _parameter(config: type[Config], one: Any) -> Callable[[Any], Any]:
-    """Return the click argument or option of a field of a Config."""
-    known, many = one.metadata, isinstance(one.default, tuple)
-    kind: Any = click.Path(path_type=Path) if known["type"] is Path else known["type"]
-    if known["argument"]:
-        more: dict[str, Any] = (
-            {"nargs": -1, "required": not known["metavar"].startswith("[")} if many else {"required": False}
-        )
-        return click.argument(one.name, metavar=known["metavar"], type=kind, **more)
-    flags = (*(known["flags"] or (config.flag(one),)), one.name)
-    if kind is bool:
-        return click.option(*flags, is_flag=True, help=known["help"])
-    if known["split"]:
-        kind = _Listed(known["type"])
-    elif known["choices"]:
-        kind = click.Choice(known["choices"])
-    elif known["least"] is not None:
-        kind = click.IntRange(known["least"])
-    help, shown = known["help"], ",".join(map(str, one.default)) if many else one.default  # noqa: A001
-    if shown not in (None, "", 0) and "[default" not in help:
-        help += f"  [default: {shown}]"  # noqa: A001
-    multiple = many and not known["split"]
-    more = {"default": one.default, "multiple": multiple, "metavar": known["metavar"]}
-    return click.option(*flags, type=kind, help=help, **more)
+            return super().main(*args, **options)
+        except StochclError as exc:
+            say(f"{self.name}: {exc}")
+            raise SystemExit(exc.exit_code) from exc
 
 
 def command_of(
     config: type[Config],
     name: str,
+    argument: Callable[[Any], Any],
     measure: Callable[..., dict[str, Any]],
     tables: Callable[[dict[str, Any]], list[Table]],
     *,
@@ -78,13 +50,13 @@ def command_of(
     after: Callable[[dict[str, Any]], list[str]] = lambda result: [],
     script: bool = False,
 ) -> click.Command:
-    """Return the command of a benchmark: its options, and one that measures, writes and prints.
+    """Return the command of a benchmark that measures, writes and prints; ``argument`` adds what it is given.
 
-    ``measure`` takes the Config, the folder of results, ``progress`` and ``say``; a ``script`` prints its own errors.
+    ``measure`` takes the Config, the folder of results, ``progress`` and ``say``.
     """
 
     def run(output: Path, *, as_json: bool, **options: Any) -> None:
-        asked = config(**options)
+        asked = config(**given(options))
         make_folder(output)
         with progress_bar(unit, rate=False) as bar:
             result = measure(asked, output, progress=bar, say=say)
@@ -93,22 +65,8 @@ def command_of(
         show(result, [*lines, *after(result)], as_json=as_json)
         say(f"written to {paths[0]} and beside it {', '.join(path.name for path in paths[1:])}")
 
-    def run_script(**given: Any) -> None:
-        try:
-            run(**given)
-        except StochclError as exc:
-            say(f"{name}: {exc}")
-            raise SystemExit(exc.exit_code) from exc
-
-    found: Any = JSON(run_script if script else run)
-    found = click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
-                         help="The folder for results.")(found)  # fmt: skip
-    own = [one for one in fields(config) if one.name != "seed"] + [
-        one for one in fields(config) if one.name == "seed"
-    ]
-    for one in reversed(own):
-        found = _parameter(config, one)(found)
-    return click.command(name, help=help)(found)
+    command = argument(options_of(config)(output_option("The folder for results.")(JSON(run))))
+    return click.command(name, Script if script else click.Command, help=help)(command)
 
 
 @click.group()
@@ -162,6 +120,7 @@ benchmark.add_command(
     command_of(
         RateAccuracyConfig,
         "rate-accuracy",
+        click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=PATH),
         rate_accuracy.benchmark_rate_accuracy,
         lambda result: [(curves.title(result), curves.columns(result), curves.lines(result))],
         help=_RATE_ACCURACY,
@@ -174,6 +133,7 @@ benchmark.add_command(
     command_of(
         ThroughputConfig,
         "throughput",
+        click.argument("source", required=False, metavar="[SOURCE]", type=PATH),
         lambda config, folder, *, progress, say: throughput.benchmark_throughput(config, progress=progress),
         lambda result: [(throughput.title(result), throughput.COLUMNS, throughput.lines(result))],
         help=_THROUGHPUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 
 from stochcl.compress.bytes import is_url
 from stochcl.errors import UsageError
-from stochcl.options import check_value, declared, kind_of, option_of
+from stochcl.options import check_value, declared, item_of, kind_of, option_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -74,9 +75,9 @@ def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - 
 
 
 def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator:
-    """Return a decorator that adds an option for each field with a help text; None where it is not given."""
+    """Return a decorator that adds an option for each field with a help text, a class's own before its bases'."""
     made = [
-        _click_option(one) for cls in classes for one in declared(cls).values()
+        _click_option(one) for cls in classes for one in _own_first(cls)
         if option_of(one).help and (not only or one.name in only)
     ]  # fmt: skip
 
@@ -86,6 +87,12 @@ def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator
         return command
 
     return decorate
+
+
+def _own_first(cls: type[Options]) -> list[Field[Any]]:
+    fields = declared(cls)
+    names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
+    return [fields[name] for name in names if name in fields]  # a ClassVar is none
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +108,11 @@ def _click_option(one: Field[Any]) -> Decorator:
         both = f"{flag}/--no-{flag[2:]}" if one.default is True else flag
         return click.option(both, one.name, is_flag=True, default=None, help=text)
     unit = made.unit or (f"[{'|'.join(made.choices)}]" if made.choices else None)
-    return click.option(flag, one.name, type=OptionType(one, flag), metavar=unit, help=text)
+    flags = (made.short, flag) if made.short else (flag,)
+    many: dict[str, Any] = {}
+    if item_of(kind_of(one)):
+        many = {"multiple": True, "callback": lambda _ctx, _param, values: tuple(chain(*values)) or None}
+    return click.option(*flags, one.name, type=OptionType(one, flag), metavar=unit, help=text, **many)
 
 
 def _shown(default: Any) -> str:
@@ -120,21 +131,24 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]  # which is not gen
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value of a text."""
         kind = kind_of(self.field)
+        item = item_of(kind)
         if option_of(self.field).unit == "TIME":
             value = seconds(value, self.flag)
-        elif kind.startswith("tuple["):
-            numbers = tuple(_number(int, part) for part in value.split(",") if part.strip())
-            value = value if any(isinstance(number, str) for number in numbers) else numbers
-        elif kind in ("int", "float"):
-            value = _number({"int": int, "float": float}[kind], value)
+        elif item == "Path":
+            value = (Path(value),)
+        elif item is not None:
+            parts = tuple(_value(item, part.strip()) for part in value.split(",") if part.strip())
+            value = value if item != "str" and any(isinstance(part, str) for part in parts) else parts
+        else:
+            value = _value(kind, value)
         check_value(self.field, value, self.flag)
         return value
 
 
-def _number(of: type, text: str) -> Any:
-    """Return the number that a text is, or the text, which is then refused with what it should be."""
+def _value(kind: str, text: str) -> Any:
+    """Return the value that a text is, or the text, which is then refused with what it should be."""
     try:
-        return of(text)
+        return {"int": int, "float": float, "Path": Path}.get(kind, str)(text)
     except ValueError:
         return text
 

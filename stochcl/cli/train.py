@@ -12,7 +12,7 @@ from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.cli.options import PATH, options_of, output
 from stochcl.messages import escape_name
 from stochcl.training import options as training
-from stochcl.training.options import EncoderOptions, FinetuneOptions, TrainOptions
+from stochcl.training.options import EncoderConfig, FinetuneOptions, TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,7 +166,7 @@ def finetune(
               help="Print the file of a preset and exit.")  # fmt: skip
 @HOLD_OUT
 @INIT
-@options_of(TrainOptions, EncoderOptions)
+@options_of(TrainOptions, EncoderConfig)
 @WORKERS
 @CACHE
 @click.option("--log", type=PATH, help=f"{_LOG}  [default: OUTPUT.csv]")

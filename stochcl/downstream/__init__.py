@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
-from stochcl.downstream.evaluation import Evaluation, evaluate, evaluate_split, fit
-from stochcl.downstream.metrics import wilson
-from stochcl.downstream.probes import ESTIMATORS, TASKS, Fitted, SavedProbe, Task, check_savable, load, make_estimator
-
-if TYPE_CHECKING:
-    from stochcl.downstream.neighbors import CodeIndex, HammingKNeighborsClassifier, HammingKNeighborsRegressor
-    from stochcl.downstream.selection import LatentSelector
-
-__all__ = [
-    "ESTIMATORS",
-    "TASKS",
-    "CodeIndex",
-    "Evaluation",
-    "Fitted",
-    "HammingKNeighborsClassifier",
-    "HammingKNeighborsRegressor",
-    "LatentSelector",
-    "SavedProbe",
-    "Task",
-    "check_savable",
-    "evaluate",
-    "evaluate_split",
-    "fit",
-    "load",
-    "make_estimator",
-    "wilson",
-]
-
-_LAZY = {  # their base classes are scikit-learn's, which takes a second to import
-    "CodeIndex": "neighbors",
-    "HammingKNeighborsClassifier": "neighbors",
-    "HammingKNeighborsRegressor": "neighbors",
-    "LatentSelector": "selection",
+_HOMES = {
+    "evaluation": ("Evaluation", "evaluate", "evaluate_split", "fit"),
+    "metrics": ("wilson",),
+    "neighbors": ("CodeIndex", "HammingKNeighborsClassifier", "HammingKNeighborsRegressor"),
+    "probes": ("ESTIMATORS", "TASKS", "Fitted", "SavedProbe", "Task", "check_savable", "load", "make_estimator"),
+    "selection": ("LatentSelector",),
 }
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    """Import these when they are asked for."""
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    """Import a name when it is asked for: scikit-learn takes a second."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,21 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.downstream.neighbors import DISTANCES, OF_KINDS, Nearest, without_own
-from stochcl.downstream.selection import indicator_products
-from stochcl.errors import UsageError
+from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest, without_own
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from stochcl.entropy.tables import Decoder
 
     Answers = Callable[[NDArray[Any]], NDArray[np.float64]]
-
-KINDS = tuple(OF_KINDS)
-"""What symbols are: 0 or 1, numbers in order, or names."""
 
 LOW, HIGH = 0.1, 0.9  # quantiles that stand for a low and a high level
 ROWS = 4096  # made floats at a time
@@ -36,29 +31,7 @@ SHOWN_NEIGHBORS = 6
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Some rows of codes, to look at.
-
-    Parameters
-    ----------
-    symbols : ndarray of int, shape (N, D)
-    kind : str
-        One of :data:`KINDS`.
-    decoder : Decoder, optional
-        The decoder of these latents to vectors.
-
-    Raises
-    ------
-    UsageError
-        If there are no rows, or there is no such kind.
-
-    Examples
-    --------
-    >>> sample = Sample(np.array([[0, 1], [1, 1]], np.uint8), "bits")
-    >>> sample.x.shape, sample.ends(0)
-    ((2, 2), (0, 1))
-    >>> sample.flipped(0)[:, 0].tolist()
-    [1, 0]
-    """
+    """Some rows of codes, symbols of shape (N, D), with the decoder of these latents to vectors, if there is one."""
 
     symbols: NDArray[Any]
     kind: str
@@ -67,23 +40,14 @@ class Sample:
     """Vectors, float32, shape (N, V), or the symbols where there is no decoder."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"latents are {', '.join(KINDS)}, not {self.kind!r}.")
-        if self.symbols.ndim != 2 or not len(self.symbols):
-            raise UsageError(f"codes to look at have shape (N, D), at least one row, not {self.symbols.shape}.")
         object.__setattr__(self, "x", self.decode(self.symbols))
 
     def __len__(self) -> int:
         return len(self.symbols)
 
     @property
-    def latents(self) -> int:
-        """D."""
-        return int(self.symbols.shape[1])
-
-    @property
     def distance(self) -> str:
-        """Which of :data:`~stochcl.downstream.neighbors.DISTANCES` compares rows."""
+        """Which of :data:`~stochcl.downstream.distances.DISTANCES` compares rows."""
         return OF_KINDS[self.kind] if self.decoder is None else "cosine"
 
     def decode(self, symbols: NDArray[Any]) -> NDArray[Any]:
@@ -91,11 +55,7 @@ class Sample:
         return symbols if self.decoder is None else self.decoder.decode(symbols)
 
     def ends(self, column: int) -> tuple[int, int]:
-        """Return the two values that a latent is switched between; of one that never changes both are the same.
-
-        Of bits 0 and 1; of levels the 10th and the 90th percentile, or the least and the greatest where these are
-        equal; of categories the two most frequent ones.
-        """
+        """Return the values that a latent is switched between: 0 and 1, two percentiles, or frequent categories."""
         values = self.symbols[:, column]
         if self.kind == "bits":
             return 0, 1
@@ -104,12 +64,6 @@ class Sample:
             return (int(low), int(high)) if low < high else (int(values.min()), int(values.max()))
         found = _by_frequency(values)
         return found[0], found[min(1, len(found) - 1)]
-
-    def switched(self, symbols: NDArray[Any], column: int, value: int) -> NDArray[Any]:
-        """Return a copy of symbols, shape (n, D), with a latent at this value."""
-        out = symbols.copy()
-        out[:, column] = value
-        return out
 
     def flipped(self, column: int, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[Any]:
         """Return rows' symbols with a latent at that one of its :meth:`ends` that it is farther from."""
@@ -129,20 +83,12 @@ def _by_frequency(values: NDArray[np.integer]) -> list[int]:
 
 
 def value_counts(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.int64]:
-    """Count how often each latent takes each value, shape (D, K).
-
-    >>> value_counts(np.array([[0, 1], [1, 1]]), 2).tolist()
-    [[1, 1], [0, 2]]
-    """
+    """Count how often each latent takes each value, shape (D, K)."""
     return np.stack([np.bincount(column, minlength=alphabet) for column in symbols.T.astype(np.intp)])
 
 
 def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the entropy of each latent by itself, in bits, shape (D,), from counts of its values, shape (D, K).
-
-    >>> entropies(np.array([[2, 2], [4, 0]])).tolist()
-    [1.0, 0.0]
-    """
+    """Return the entropy of each latent by itself, in bits, shape (D,), from counts of its values, shape (D, K)."""
     from scipy.stats import entropy
 
     bits: NDArray[np.float64] = entropy(counts, base=2, axis=1)
@@ -150,20 +96,16 @@ def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def weights(sample: Sample) -> NDArray[np.float64]:
-    """Return the share of the vectors' variance that goes with each latent, shape (D,), or zeros without a decoder.
-
-    This is the R2 of a regression of all numbers of the vectors on one latent: on its value, or on its category.
-    Latents that go together share it, so the shares do not add up to 1.
-    """
+    """Return the R2 of the vectors on each latent alone, shape (D,), or zeros without a decoder."""
     if sample.decoder is None:
-        return np.zeros(sample.latents)
+        return np.zeros(sample.symbols.shape[1])
     centred = sample.x - sample.x.mean(axis=0, dtype=np.float64).astype(np.float32)
     total = float(np.square(centred, dtype=np.float64).sum())
     if not total > 0 or not np.isfinite(total):  # one row, or a foreign decoder that overflows
-        return np.zeros(sample.latents)
+        return np.zeros(sample.symbols.shape[1])
     if sample.kind == "categories":
         return np.array([_between(column, centred) for column in sample.symbols.T]) / total
-    products = np.zeros((sample.latents, centred.shape[1]), np.float32)
+    products = np.zeros((sample.symbols.shape[1], centred.shape[1]), np.float32)
     for rows, part in _scaled(sample.symbols):
         products += part.T @ centred[rows]
     shares: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
@@ -190,11 +132,7 @@ def _scaled(symbols: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]
 
 
 def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-    """Return how latents go together, shape (D, D), or some of them.
-
-    Of bits and levels Pearson's correlation, -1 to 1; of categories Cramer's V, 0 to 1. A latent that never changes
-    goes with nothing, itself included.
-    """
+    """Return Pearson's correlations, or Cramer's V of categories, (D, D); 0 for a latent that never changes."""
     symbols = sample.symbols if columns is None else sample.symbols[:, columns]
     if sample.kind == "categories":
         return _cramer(symbols)
@@ -206,6 +144,8 @@ def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> 
 
 def _cramer(symbols: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return Cramer's V of all pairs of columns, from products of their indicators."""
+    from stochcl.downstream.selection import indicator_products  # scikit-learn takes a second to import
+
     gram, _, groups = indicator_products(symbols, np.zeros((len(symbols), 1)))
     starts = [group.start for group in groups]
     values = np.array([group.stop - group.start for group in groups])
@@ -216,13 +156,7 @@ def _cramer(symbols: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def strongest(scores: NDArray[np.floating], associated: NDArray[np.floating], count: int) -> NDArray[np.intp]:
-    """Return the latents with the greatest scores, shape (D,), but no two that say the same.
-
-    Latents whose association, shape (D, D), with one already chosen is 0.7 or more come last.
-
-    >>> strongest(np.array([3.0, 2, 1]), np.array([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]]), 2).tolist()
-    [0, 2]
-    """
+    """Return the latents with the greatest scores; those associated with a chosen one by 0.7 or more come last."""
     order = np.argsort(-scores, kind="stable").tolist()
     chosen: list[int] = []
     for column in order:
@@ -236,16 +170,9 @@ def strongest(scores: NDArray[np.floating], associated: NDArray[np.floating], co
 
 @dataclass(frozen=True, eq=False)
 class Information:
-    """Mutual information of latents with a label, in bits.
+    """Mutual information of latents with a label, in bits, shape (D,), corrected for small samples.
 
-    Parameters
-    ----------
-    bits : ndarray of float64, shape (D,)
-        Corrected for the bias of small samples; none below 0.
-    label_bits : float
-        Entropy of the label, the most that could be said.
-    chance : float
-        With 95 %, no latent exceeds this if none has anything to do with the label.
+    ``label_bits`` is the label's entropy; by ``chance`` no latent exceeds that bound with 95 %.
     """
 
     bits: NDArray[np.float64]
@@ -258,13 +185,6 @@ def mutual_information(symbols: NDArray[np.integer], y: NDArray[Any], *, ordered
 
     From counts, less their bias (Miller, 1955): (values - 1) (classes - 1) / (2 N ln 2). Numbers are cut at their
     deciles; latents with more than 16 levels at 16 quantiles. Chance is by the G test with Bonferroni's correction.
-
-    Examples
-    --------
-    >>> codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 100)
-    >>> found = mutual_information(codes, codes[:, 0], ordered=True)
-    >>> found.bits.round(2).tolist(), found.label_bits
-    ([1.0, 0.0], 1.0)
     """
     from scipy.stats import chi2
     from sklearn.metrics import mutual_info_score
@@ -294,23 +214,12 @@ def _binned(values: NDArray[Any], bins: int) -> NDArray[np.integer]:
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """Rows in which a latent has one value, or is among its low or high ones.
+class ActivationExamples:
+    """Rows in which a latent has one value, or is among its low or high ones, with examples of them.
 
-    Parameters
-    ----------
-    name : str
-        on, off, low, high, or "value 7".
-    share : float
-        Of all rows.
-    typical : ndarray of int
-        Rows that lie farthest along what distinguishes this side, the most typical first.
-    random : ndarray of int
-        Others of them, drawn evenly.
-    classes : tuple of (name, share here, share of all)
-        The classes that are most above their usual share, the first first.
-    means : tuple of (here, of all) or None
-        Means of labels that are numbers.
+    ``typical`` rows lie farthest along what distinguishes this side; ``random`` ones are drawn from the others.
+    ``classes`` are those most above their usual share: name, share here, share of all. ``means`` are those of labels
+    that are numbers, here and of all.
     """
 
     name: str
@@ -321,13 +230,10 @@ class Side:
     means: tuple[float, float] | None = None
 
 
-def sides(
+def activation_examples(
     sample: Sample, column: int, *, typical: int, random: int, y: NDArray[Any] | None = None, seed: int = 0
-) -> list[Side]:
-    """Return both sides of a bit or a level, or the most frequent values of a category, each with rows to show.
-
-    The direction to a side is the difference of the mean vectors; without a decoder, of mean symbols.
-    """
+) -> list[ActivationExamples]:
+    """Return both sides of a bit or a level, or the most frequent values of a category, each with rows to show."""
     rng = np.random.default_rng([seed, column])
     out = []
     for name, members in _members(sample, column):
@@ -335,10 +241,8 @@ def sides(
         ordered = rows[np.argsort(-_along(sample, members)[rows], kind="stable")]
         others = ordered[typical:]
         drawn = np.sort(rng.choice(others, min(random, len(others)), replace=False)) if len(others) else others
-        numbers = y is not None and y.dtype.kind == "f"
-        classes = () if y is None or numbers else _classes(y, members)
-        means = _means(y, members) if y is not None and numbers else None
-        out.append(Side(name, len(rows) / len(sample), ordered[:typical], drawn, classes, means))
+        classes, means = ((), None) if y is None else _labels_of(y, members)
+        out.append(ActivationExamples(name, len(rows) / len(sample), ordered[:typical], drawn, classes, means))
     return out
 
 
@@ -363,40 +267,27 @@ def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
     return found
 
 
-def _means(y: NDArray[np.floating], members: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """Return the mean of numbers on a side and everywhere."""
-    known = np.isfinite(y)
-    here = y[members & known]
-    return (float(here.mean()), float(y[known].mean())) if len(here) else None
-
-
-def _classes(y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3) -> tuple[tuple[str, float, float], ...]:
-    """Return the classes that are more frequent on a side than everywhere."""
-    known = y != ""
+def _labels_of(
+    y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3
+) -> tuple[tuple[tuple[str, float, float], ...], tuple[float, float] | None]:
+    """Return the classes that are more frequent on a side than everywhere; or the means there and everywhere."""
+    numbers = y.dtype.kind == "f"
+    known = np.isfinite(y) if numbers else y != ""
     here, everywhere = y[members & known], y[known]
     if not len(here):
-        return ()
+        return (), None
+    if numbers:
+        return (), (float(here.mean()), float(everywhere.mean()))
     names, counts = np.unique(everywhere, return_counts=True)
     usual = counts / len(everywhere)
     found = np.bincount(np.searchsorted(names, here), minlength=len(names)) / len(here)
-    order = np.argsort(usual - found, kind="stable")[:shown]
-    return tuple((str(names[i]), float(found[i]), float(usual[i])) for i in order.tolist() if found[i] > usual[i])
+    order = [i for i in np.argsort(usual - found, kind="stable")[:shown].tolist() if found[i] > usual[i]]
+    return tuple((str(names[i]), float(found[i]), float(usual[i])) for i in order), None
 
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What flipping a latent does to one row.
-
-    Parameters
-    ----------
-    row : int
-    before, after : ndarray of int
-        Its nearest rows, itself left out, as it is and flipped.
-    answers : ndarray of float64, shape (2, C), optional
-        The probe's, before and after.
-    to : str
-        What the latent is flipped to.
-    """
+    """What a flip does to one row: its nearest rows before and after, and the probe's answers, (2, C)."""
 
     row: int
     before: NDArray[np.int64]
@@ -409,21 +300,10 @@ class Effect:
 class Intervention:
     """What flipping a latent does to rows, one by one.
 
-    Parameters
-    ----------
-    column : int
-    moved : float
-        Median distance that flipping moves a row.
-    nearest : float
-        Median distance of a row to its nearest other one, to compare that with.
-    kept : float
-        Of a row's 10 nearest ones, the share that stays, on average.
-    changed : float or None
-        Share of rows for which the probe gives another answer; None without classes.
-    means : ndarray of float64, shape (2, C), or None
-        Mean of the probe's answers with the latent at one end (off, low) in all rows, and at the other.
-    example : Effect
-        On the row whose nearest ones change most, among rows that are no example of an earlier latent.
+    ``moved`` is the median distance that rows move, ``nearest`` that to their nearest row as they are, ``kept`` the
+    share of their 10 nearest rows that stays, ``changed`` that of other answers of a probe of classes. ``means``, (2,
+    C), are the probe's mean answers with the latent at one end, and at the other. The ``example`` is the row whose
+    nearest ones change most, among those that are no example yet.
     """
 
     column: int
@@ -435,33 +315,18 @@ class Intervention:
     example: Effect
 
 
-def intervene(
-    sample: Sample,
-    columns: Sequence[int],
-    *,
-    rows: NDArray[np.integer],
-    known: NDArray[np.integer],
-    probe: Answers | None = None,
-    classes: bool = True,
-) -> list[Intervention]:
-    """Flip latents, one at a time, in some rows, and look where they go among others."""
-    flips = _Flips(sample, rows, known, probe, classes=classes)
-    return [flips.of(column) for column in columns]
-
-
-class _Flips:
-    """Rows as they are, to compare with what flips make of them."""
+class Flips:
+    """Flips latents, one at a time, in some ``rows``, and looks where they go among the rows that are ``known``."""
 
     def __init__(
-        self, sample: Sample, rows: NDArray[np.integer], known: NDArray[np.integer], probe: Answers | None, *,
-        classes: bool,
+        self, sample: Sample, rows: NDArray[np.integer], known: NDArray[np.integer], probe: Answers | None = None, *,
+        classes: bool = True,
     ) -> None:  # fmt: skip
         self.sample, self.rows, self.known, self.probe, self.classes = sample, rows, known, probe, classes
         self._distance = DISTANCES[sample.distance]
         self._known = self._distance.prepare(sample.x[known])
         own = np.searchsorted(known, rows)  # where each row is among those known, or -1
-        own[(own == len(known)) | (known[np.minimum(own, len(known) - 1)] != rows)] = -1
-        self._own = own
+        self._own = np.where(np.append(known, -1)[own] == rows, own, -1)
         self._base = self._distance.prepare(sample.x[rows])
         distances, self._before = self._nearest(self._base)
         self._typical = _median(distances[:, 0]) if distances.shape[1] else 0.0
@@ -485,7 +350,10 @@ class _Flips:
             answers = np.stack([self._said[most], then[most]])
             changed = float((self._said.argmax(axis=1) != then.argmax(axis=1)).mean()) if self.classes else None
         before, later = (self.known[nearest[most][:SHOWN_NEIGHBORS]] for nearest in (self._before, after))
-        to = _value_name(self.sample, column, int(symbols[most, column]))
+        value = int(symbols[most, column])
+        on = value == self.sample.ends(column)[1]
+        names = {"bits": ("off", "on"), "levels": ("low", "high")}.get(self.sample.kind, (f"value {value}",) * 2)
+        to = names[on]
         example = Effect(int(self.rows[most]), before, later, answers, to)
         kept = float(shared.mean()) if shared.size else 1.0
         return Intervention(column, _median(moved), self._typical, kept, changed, self._means(column), example)
@@ -494,14 +362,16 @@ class _Flips:
         """Return the probe's mean answers with a latent at one end, and at the other, in all rows."""
         if self.probe is None:
             return None
-        symbols = self.sample.symbols[self.rows]
-        ends = [self.sample.switched(symbols, column, end) for end in self.sample.ends(column)]
-        return np.stack([self.probe(self.sample.decode(end)).mean(axis=0) for end in ends])
+        symbols, means = self.sample.symbols[self.rows], []
+        for end in self.sample.ends(column):
+            symbols[:, column] = end
+            means.append(self.probe(self.sample.decode(symbols)).mean(axis=0))
+        return np.stack(means)
 
     def _nearest(self, queries: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the nearest of the known rows, without the queries themselves."""
         found = Nearest(queries, self._distance, min(NEIGHBORS + 1, len(self._known)), prepared=True)
-        found.add_prepared(self._known)
+        found.add(self._known, prepared=True)
         return without_own(*found.sorted(), self._own)
 
 
@@ -516,30 +386,8 @@ def _median(values: NDArray[Any]) -> float:
     return float(np.median(np.nan_to_num(values, posinf=0)))
 
 
-def _value_name(sample: Sample, column: int, value: int) -> str:
-    """Return what to call a value of a latent."""
-    if sample.kind == "bits":
-        return "on" if value else "off"
-    if sample.kind == "levels":
-        return "high" if value == sample.ends(column)[1] else "low"
-    return f"value {value}"
-
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """Rows on a plane: ``points`` of shape (N, 2), and each direction's share of all variance."""
-
-    points: NDArray[np.float64]
-    shares: tuple[float, float]
-
-
-def project(x: NDArray[Any]) -> Projection:
-    """Return rows, shape (N, V), on their first two principal components; each points to its greatest loading.
-
-    >>> found = project(np.array([[0.0, 0, 1], [0, 4, 1], [0, 8, 1]]))
-    >>> found.points[:, 0].tolist(), found.shares
-    ([-4.0, 0.0, 4.0], (1.0, 0.0))
-    """
+def project(x: NDArray[Any]) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    """Return rows on their first two principal components, shape (N, 2), and each one's share of all variance."""
     centred = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
     centred -= centred.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)  # scikit-learn's PCA takes neither one row nor one column
@@ -550,4 +398,4 @@ def project(x: NDArray[Any]) -> Projection:
     points: NDArray[np.float64] = centred @ (axes * np.where(signs == 0, 1, signs))
     total = max(float(values.sum()), 0.0)
     first, second = (max(float(value), 0.0) / total if total else 0.0 for value in (values[-1], values[-2]))
-    return Projection(points + 0.0, (first, second))
+    return points + 0.0, (first, second)

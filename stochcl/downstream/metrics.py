@@ -26,18 +26,9 @@ _SHARE = 64  # near: at most a 64th of the latents differ
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How many of the rows to score on have a near duplicate among those to train on.
+    """How many of the scored rows that were looked up have the code of a training row, or one that is near it.
 
-    Parameters
-    ----------
-    checked : int
-        Rows that were looked up: a seeded sample, where there are more than 2,000.
-    identical : int
-        Those whose code is also in a training row.
-    near : int
-        Those whose code differs from a training row's in ``differ`` latents at most, the identical among them.
-    differ : int
-        A 64th of the latents.
+    ``near`` counts rows whose code differs in at most ``differ`` latents, a 64th of them, the identical included.
     """
 
     checked: int
@@ -58,16 +49,8 @@ class Duplicates:
 
 
 def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
-    """Look up rows to score on among the rows of their split to train on.
-
-    Examples
-    --------
-    >>> symbols = np.zeros((3, 64), int)
-    >>> symbols[2, 0] = 1
-    >>> find_duplicates(symbols, [(np.array([0]), np.array([1, 2]))], seed=0)
-    Duplicates(checked=2, identical=1, near=2, differ=1)
-    """
-    from stochcl.downstream.neighbors import nearest
+    """Look up rows to score on, at most a seeded 2,000, among the rows of their split to train on."""
+    from stochcl.downstream.distances import nearest
 
     packed, bits = _one_hot(symbols)
     differ = symbols.shape[1] // _SHARE
@@ -86,7 +69,7 @@ def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed:
 
 def _one_hot(symbols: NDArray[np.integer]) -> tuple[NDArray[np.uint64], int]:
     """Pack symbols so that each that differs changes the same number of bits: one, of bits; two, of more values."""
-    from stochcl.downstream.neighbors import pack_bits
+    from stochcl.downstream.distances import pack_bits
 
     alphabet = int(symbols.max(initial=1)) + 1
     if alphabet == 2:
@@ -99,31 +82,10 @@ _Z = 1.959964  # 95 % of a normal distribution
 _RESAMPLES = 1000
 
 
-def accuracy(truth: NDArray[Any], answer: NDArray[Any]) -> float:
-    """Return the fraction of answers, shape (N,), that are right."""
-    return float((truth == answer).mean())
-
-
 def r_squared(truth: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
-    """Return R2, 1 minus squared error by variance; NaN where all true values are equal.
-
-    Examples
-    --------
-    >>> r_squared(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.0]))
-    0.5
-    """
+    """Return R2, 1 minus squared error by variance; NaN where all true values are equal."""
     spread = ((truth - truth.mean()) ** 2).sum()
     return float(1 - ((truth - answer) ** 2).sum() / spread) if spread > 0 else math.nan
-
-
-def mean_absolute_error(truth: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
-    """Return the mean of the errors' sizes, in the label's unit."""
-    return float(np.abs(answer - truth).mean())
-
-
-def root_mean_square_error(truth: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
-    """Return the root of the mean of the squared errors, in the label's unit."""
-    return float(np.sqrt(((answer - truth) ** 2).mean()))
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -163,50 +125,6 @@ def bootstrap_r_squared(
         return None
     low, high = np.quantile(1 - sums[:, 0] / spread, [0.025, 0.975])
     return float(low), float(high)
-
-
-def balanced_accuracy(truth: NDArray[Any], answer: NDArray[Any]) -> float:
-    """Return the mean, over the classes that are there, of the fraction of their rows that is found.
-
-    Examples
-    --------
-    >>> balanced_accuracy(np.array(["a", "a", "a", "b"]), np.array(["a", "a", "a", "a"]))
-    0.5
-    """
-    _, codes = np.unique(truth, return_inverse=True)
-    return float((np.bincount(codes, weights=truth == answer) / np.bincount(codes)).mean())
-
-
-def confusion(truth: NDArray[Any], answer: NDArray[Any], classes: NDArray[Any]) -> tuple[tuple[int, ...], ...]:
-    """Count answers by true class (rows) and predicted class (columns), in the sorted order of ``classes``.
-
-    Examples
-    --------
-    >>> confusion(np.array(["a", "a", "b"]), np.array(["a", "b", "b"]), np.array(["a", "b"]))
-    ((1, 1), (0, 1))
-    """
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(counts, (np.searchsorted(classes, truth), np.searchsorted(classes, answer)), 1)
-    return tuple(tuple(row) for row in counts.tolist())
-
-
-def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the average precision of each query over what was returned to it, shape (M,).
-
-    Precision at each rank where something relevant stands, averaged over those ranks; 0 where there is none. Over
-    the first k returned that is AP@k as papers on hashing have it (mAP@1000 on CIFAR-10): normalised by the relevant
-    among the k, not by all there are.
-
-    Examples
-    --------
-    >>> average_precision(np.array([[1, 0, 1, 0], [0, 0, 0, 0]], bool)).round(4).tolist()
-    [0.8333, 0.0]
-    """
-    found = np.cumsum(relevant, axis=1)
-    precision = found / np.arange(1, relevant.shape[1] + 1)
-    total = found[:, -1] if relevant.shape[1] else np.zeros(len(relevant))
-    averaged: NDArray[np.float64] = (precision * relevant).sum(axis=1) / np.maximum(total, 1)
-    return averaged
 
 
 def make_splits(
@@ -263,17 +181,8 @@ def _splitter(task: Task, folds: int, test_size: float | None, groups: NDArray[A
         return kind(1, test_size=test_size, random_state=seed)
     if groups is None:
         return (ms.StratifiedKFold if by_class else ms.KFold)(folds, shuffle=True, random_state=seed)
-    return ms.StratifiedGroupKFold(folds, shuffle=True, random_state=seed) if by_class else _GroupFolds(folds, seed)
-
-
-class _GroupFolds:
-    """Cross-validation over shuffled groups: scikit-learn's own shuffles them only from version 1.6 on."""
-
-    def __init__(self, folds: int, seed: int) -> None:
-        self.folds = folds
-        self.seed = seed
-
-    def split(self, x: NDArray[Any], y: NDArray[Any], groups: NDArray[Any]) -> list[Split]:
-        order = np.random.default_rng(self.seed).permutation(np.unique(groups))
-        inside = [np.isin(groups, part) for part in np.array_split(order, self.folds)]
-        return [(np.flatnonzero(~test), np.flatnonzero(test)) for test in inside]
+    return (
+        ms.StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        if by_class
+        else ms.GroupKFold(folds, shuffle=True, random_state=seed)
+    )

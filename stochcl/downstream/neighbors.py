@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -10,226 +9,22 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from stochcl.downstream.distances import DISTANCES, Nearest, nearest, pack_bits, without_own
 
+if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
 __all__ = ["CodeIndex", "HammingKNeighborsClassifier", "HammingKNeighborsRegressor"]
 
-_ROWS = 1 << 14  # compared at a time
-_PAIR = 40  # bytes that a distance takes: in its own type, as float32, as a key, and copies of these
-_DIGITS = 6  # of a cosine: the seventh depends on the order in which a processor sums
 
-
-@dataclass(frozen=True)
-class Distance:
-    """A distance of rows from each other.
-
-    Parameters
-    ----------
-    name, unit : str
-        How it is asked for, and what it counts.
-    prepare : callable
-        Rows, shape (n, D), to what is compared, n rows; done once for each.
-    between : callable
-        Prepared queries and rows to distances, none below 0, shape (M, n).
-    """
-
-    name: str
-    unit: str
-    prepare: Callable[[NDArray[Any]], NDArray[Any]]
-    between: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
-
-
-def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Pack bits, shape (N, D), into words, shape (N, ceil(D / 64)); unused bits are 0.
-
-    Examples
-    --------
-    >>> pack_bits(np.ones((2, 65), bool)).shape
-    (2, 2)
-    """
-    packed = np.packbits(bits, axis=1)
-    missing = -packed.shape[1] % 8
-    return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, missing)))).view(np.uint64)
-
-
-def _differing(queries: NDArray[np.uint64], rows: NDArray[np.uint64]) -> NDArray[Any]:
-    # What is added up is a byte a word; in narrow sums it takes two thirds of the time that 64 bits take.
-    sums = np.zeros((len(queries), len(rows)), np.uint16 if 64 * rows.shape[1] < 1 << 16 else np.uint32)
-    columns = np.ascontiguousarray(rows.T)
-    for word, column in enumerate(columns):
-        sums += np.bitwise_count(queries[:, word, None] ^ column)
-    return sums
-
-
-def _pairwise(metric: str) -> Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]:
-    def between(queries: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-        from scipy.spatial.distance import cdist
-
-        found: NDArray[Any] = cdist(queries, rows, metric)
-        # scipy gives the share of the columns that differ; what is counted is how many
-        return np.rint(found * rows.shape[1]) if metric == "hamming" else found
-
-    return between
-
-
-def _unit_length(rows: NDArray[Any]) -> NDArray[np.float32]:
-    rows = rows.astype(np.float32, copy=False)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is last, and no one's warning
-        length = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1, keepdims=True))
-        return (rows / np.where(length > 0, length, 1)).astype(np.float32)
-
-
-def _angle(queries: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        found: NDArray[np.float32] = np.maximum(1 - queries @ rows.T, 0).round(_DIGITS)
-    return found
-
-
-def _length(queries: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    # In float64: the squares cancel where rows are near.
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.square(queries).sum(axis=1)[:, None] + np.square(rows).sum(axis=1) - 2 * (queries @ rows.T)
-        found: NDArray[np.float64] = np.sqrt(np.maximum(squares, 0)).round(_DIGITS)
-    return found
-
-
-def _as(dtype: type[np.generic]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    return lambda rows: rows.astype(dtype, copy=False)
-
-
-DISTANCES = {
-    distance.name: distance
-    for distance in (
-        Distance("hamming", "bits that differ", lambda rows: pack_bits(rows != 0), _differing),
-        Distance("levels", "levels apart, summed over latents", _as(np.float64), _pairwise("cityblock")),
-        Distance("symbols", "latents that differ", _as(np.float64), _pairwise("hamming")),
-        Distance("cosine", "1 - cosine", _unit_length, _angle),
-        Distance("euclidean", "length of the difference", _as(np.float64), _length),
-    )
-}
-"""By name: of bits, of symbols in order and of symbols without one, and two of vectors."""
-
-
-OF_KINDS = {"bits": "hamming", "levels": "levels", "categories": "symbols"}
-"""Which of them compares symbols that are bits, numbers in order, or names."""
-
-
-class Nearest:
-    """The nearest of the rows that have been seen so far, for each query.
-
-    Parameters
-    ----------
-    queries : ndarray, shape (M, D)
-    distance : Distance
-    count : int
-        k, how many to remember.
-    memory : int
-        Bytes that distances may take at a time.
-    prepared : bool
-        Whether the queries have been prepared by the distance.
-
-    Examples
-    --------
-    >>> found = Nearest(np.array([[1, 1, 1]]), DISTANCES["hamming"], 2)
-    >>> found.add(np.array([[0, 0, 0], [1, 1, 0]]))
-    >>> found.add(np.array([[1, 1, 1]]))
-    >>> distances, numbers = found.sorted()
-    >>> distances.tolist(), numbers.tolist()
-    ([[0.0, 1.0]], [[2, 1]])
-    """
-
-    def __init__(
-        self,
-        queries: NDArray[Any],
-        distance: Distance,
-        count: int,
-        *,
-        memory: int = 64 << 20,
-        prepared: bool = False,
-    ) -> None:
-        self._queries = queries if prepared else distance.prepare(queries)
-        self._distance, self._count, self._memory = distance, count, memory
-        self._best = np.empty((len(queries), 0), np.uint64)
-        self.seen = 0
-
-    def add(self, rows: NDArray[Any]) -> None:
-        """Look at more rows, shape (n, D), which are numbered on."""
-        for start in range(0, len(rows), _ROWS):
-            self.add_prepared(self._distance.prepare(rows[start : start + _ROWS]))
-
-    def add_prepared(self, rows: NDArray[Any]) -> None:
-        """Look at more rows that the distance has prepared."""
-        for start in range(0, len(rows), _ROWS):
-            self._add(rows[start : start + _ROWS])
-
-    def _add(self, rows: NDArray[Any]) -> None:
-        if self.seen + len(rows) > 1 << 32:
-            msg = "rows are numbered with 32 bits, so that a search goes through 4,294,967,296 at most"
-            raise ValueError(msg)
-        numbers = np.arange(self.seen, self.seen + len(rows), dtype=np.uint64)
-        kept = min(self._count, self.seen + len(rows))
-        best = np.empty((len(self._best), kept), np.uint64)
-        step = max(1, self._memory // (_PAIR * (len(rows) + self._count)))
-        for first in range(0, len(best), step):
-            part = slice(first, first + step)
-            keys = _keys(self._distance.between(self._queries[part], rows), numbers)
-            keys = np.concatenate([self._best[part], keys], axis=1)
-            best[part] = keys if keys.shape[1] <= kept else np.partition(keys, kept - 1, axis=1)[:, :kept]
-        self._best = best
-        self.seen += len(rows)
-
-    def sorted(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return distances, ascending, and numbers of rows, both of shape (M, k), or fewer columns for fewer rows.
-
-        Among equal distances the earlier row comes first; a distance that is no number comes last.
-        """
-        best = np.sort(self._best, axis=1)
-        distances = (best >> np.uint64(32)).astype(np.uint32).view(np.float32)
-        return distances, (best & np.uint64(0xFFFFFFFF)).astype(np.int64)
-
-
-def _keys(distances: NDArray[Any], numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return numbers that order by distance, then by row, so that ties do not depend on how rows are cut into parts.
-
-    The bits of a float32 that is not negative order as it does.
-    """
-    single = np.abs(np.ascontiguousarray(distances, np.float32))  # of minus zero, too
-    return single.view(np.uint32).astype(np.uint64) << np.uint64(32) | numbers
-
-
-def nearest(
-    queries: NDArray[np.uint64], rows: NDArray[np.uint64], count: int, *, memory: int = 64 << 20
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the rows that differ from each query in the fewest bits.
-
-    Examples
-    --------
-    >>> rows = pack_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1]], bool))
-    >>> distances, numbers = nearest(rows[2:], rows, 2)
-    >>> distances.tolist(), numbers.tolist()
-    ([[0, 1]], [[2, 1]])
-    """
-    found = Nearest(queries, DISTANCES["hamming"], count, memory=memory, prepared=True)
-    found.add_prepared(rows)
-    distances, numbers = found.sorted()
-    return distances.astype(np.int64), numbers
-
-
-def without_own(
-    distances: NDArray[np.float32], numbers: NDArray[np.int64], own: NDArray[np.integer]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Leave out, of the k + 1 nearest of each query, the row that it is itself, or else the last; both (M, k)."""
-    kept = numbers != own[:, None]
-    kept[kept.all(axis=1), -1] = False
-    shape = len(numbers), numbers.shape[1] - 1
-    return distances[kept].reshape(shape), numbers[kept].reshape(shape)
-
-
-_WEIGHTS = ("uniform", "distance")
+def _checked(count: int, rows: int, memory: float) -> int:
+    """Return the number of neighbours; ValueError where there are not so many rows, or memory is not positive."""
+    if not memory > 0:
+        raise ValueError(f"working_memory must be more than 0 MiB, got {memory}")
+    if not 1 <= count <= rows:
+        raise ValueError(f"n_neighbors must be between 1 and the number of rows, got {count}: n_samples = {rows}")
+    return int(count)
 
 
 class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
@@ -244,28 +39,18 @@ class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
         """Return how many bits the nearest training rows differ in, ascending, and their numbers, both (N, k)."""
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False)
-        count = self._count(self.n_neighbors if n_neighbors is None else n_neighbors)
+        asked = self.n_neighbors if n_neighbors is None else n_neighbors
+        count = _checked(asked, len(self.packed_), self.working_memory)
         memory = int(self.working_memory * (1 << 20))
         return nearest(pack_bits(rows > self.thresholds_), self.packed_, count, memory=memory)
 
     def _remember(self, rows: NDArray[Any]) -> None:
         """Learn the thresholds, and keep the rows as bits."""
-        if self.weights not in _WEIGHTS:
-            msg = f"weights are {' or '.join(_WEIGHTS)}, not {self.weights!r}"
-            raise ValueError(msg)
-        if not self.working_memory > 0:
-            msg = f"working_memory is more than 0 MiB, not {self.working_memory}"
-            raise ValueError(msg)
+        if self.weights not in ("uniform", "distance"):
+            raise ValueError(f"weights must be uniform or distance, got {self.weights!r}")
+        _checked(self.n_neighbors, len(rows), self.working_memory)
         self.thresholds_ = _thresholds(rows)
         self.packed_ = pack_bits(rows > self.thresholds_)
-        self._count(self.n_neighbors)
-
-    def _count(self, asked: int) -> int:
-        rows = len(self.packed_)
-        if not 1 <= asked <= rows:
-            msg = f"n_neighbors is 1 to the number of training rows, not {asked}: n_samples = {rows}"
-            raise ValueError(msg)
-        return int(asked)
 
     def _weighed(self, X: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return the weights of each row's neighbours, which sum to 1, and their numbers."""
@@ -454,13 +239,12 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
             If rows are not finite, or a parameter makes no sense.
         """
         if self.metric not in ("auto", *DISTANCES):
-            msg = f"metric is auto, {', '.join(DISTANCES)}, not {self.metric!r}"
-            raise ValueError(msg)
-        if not self.working_memory > 0:
-            msg = f"working_memory is more than 0 MiB, not {self.working_memory}"
-            raise ValueError(msg)
+            raise ValueError(f"metric must be auto or one of {', '.join(DISTANCES)}, got {self.metric!r}")
+        _checked(1, 1, self.working_memory)
         rows = validate_data(self, X)
-        self.metric_ = self._metric_of(rows) if self.metric == "auto" else self.metric
+        self.metric_ = self.metric
+        if self.metric == "auto":
+            self.metric_ = "cosine" if rows.dtype.kind == "f" else "hamming" if _are_bits(rows) else "levels"
         self._check_bits(rows)
         self._rows = DISTANCES[self.metric_].prepare(rows)
         self.n_samples_fit_ = len(rows)
@@ -483,11 +267,9 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
             If more are asked for than there are rows, or queries do not fit them.
         """
         check_is_fitted(self)
-        count = self.n_neighbors if n_neighbors is None else n_neighbors
         own = X is None
-        if not 1 <= count <= self.n_samples_fit_ - own:
-            msg = f"n_neighbors is 1 to the number of rows, not {count}: n_samples_fit = {self.n_samples_fit_}"
-            raise ValueError(msg)
+        asked = self.n_neighbors if n_neighbors is None else n_neighbors
+        count = _checked(asked, self.n_samples_fit_ - own, self.working_memory)
         distance = DISTANCES[self.metric_]
         if own:
             queries = self._rows
@@ -496,20 +278,14 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
             self._check_bits(rows)
             queries = distance.prepare(rows)
         memory = int(self.working_memory * (1 << 20))
-        found = Nearest(queries, distance, int(count) + own, memory=memory, prepared=True)
-        found.add_prepared(self._rows)
+        found = Nearest(queries, distance, count + own, memory=memory, prepared=True)
+        found.add(self._rows, prepared=True)
         distances, numbers = found.sorted()
         return without_own(distances, numbers, np.arange(len(queries))) if own else (distances, numbers)
 
-    def _metric_of(self, rows: NDArray[Any]) -> str:
-        if rows.dtype.kind == "f":
-            return "cosine"
-        return "hamming" if _are_bits(rows) else "levels"
-
     def _check_bits(self, rows: NDArray[Any]) -> None:
         if self.metric_ == "hamming" and not _are_bits(rows):
-            msg = "hamming compares bits: rows hold 0 and 1; take the metric levels or symbols for others"
-            raise ValueError(msg)
+            raise ValueError("hamming compares bits, 0 and 1; take the metric levels or symbols for other rows")
 
 
 def _are_bits(rows: NDArray[Any]) -> bool:

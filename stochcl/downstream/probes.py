@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stochcl.errors import OutputError, SourceError, UsageError
-from stochcl.files import replacing
+from stochcl.errors import SourceError, UsageError
+from stochcl.files import replacing, writing
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     import os
@@ -26,85 +28,60 @@ _NEIGHBOURS = 20
 TASKS: tuple[Task, ...] = ("classification", "regression")
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What an estimator is made for: rows to train on, a seed, whether they are symbols, and of two values."""
-
-    rows: int
-    seed: int
-    symbols: bool
-    binary: bool
-
-
-def _logistic(given: _Given) -> Any:
-    from sklearn.linear_model import LogisticRegression
+def _scaled(estimator: Any) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), estimator)
+
+
+def _logistic(rows: int, seed: int, metric: str) -> Any:
+    from sklearn.linear_model import LogisticRegression
 
     # scikit-learn's C weighs the sum over rows, so a constant C regularises less and less as rows grow.
-    strength = min(1.0, _ROWS_AT_ONE / given.rows)
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500, tol=1e-3))
+    return _scaled(LogisticRegression(C=min(1.0, _ROWS_AT_ONE / rows), max_iter=500, tol=1e-3))
 
 
-def _svm(given: _Given) -> Any:
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def _svm(rows: int, seed: int, metric: str) -> Any:
     from sklearn.svm import LinearSVC
 
-    return make_pipeline(StandardScaler(), LinearSVC(C=0.001, dual="auto", random_state=given.seed, max_iter=2000))
+    return _scaled(LinearSVC(C=0.001, dual="auto", random_state=seed, max_iter=2000))
 
 
-def _knn(given: _Given) -> Any:
-    if given.symbols and given.binary:
-        from stochcl.downstream.neighbors import HammingKNeighborsClassifier
-
-        return HammingKNeighborsClassifier(min(_NEIGHBOURS, given.rows))
-    from sklearn.neighbors import KNeighborsClassifier
-
-    return KNeighborsClassifier(**_neighbours(given))
-
-
-def _boosting(given: _Given) -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier(random_state=given.seed)
-
-
-def _ridge(_: _Given) -> Any:
+def _ridge(rows: int, seed: int, metric: str) -> Any:
     import numpy as np
     from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(0, 5, 11)))
+    return _scaled(RidgeCV(alphas=np.logspace(0, 5, 11)))
 
 
-def _knn_regression(given: _Given) -> Any:
-    if given.symbols and given.binary:
-        from stochcl.downstream.neighbors import HammingKNeighborsRegressor
+def _knn(rows: int, seed: int, metric: str, kind: str = "Classifier") -> Any:
+    """Return nearest neighbours: of packed bits our own, else scikit-learn's."""
+    from sklearn import neighbors as others
 
-        return HammingKNeighborsRegressor(min(_NEIGHBOURS, given.rows))
-    from sklearn.neighbors import KNeighborsRegressor
+    from stochcl.downstream import neighbors as ours
 
-    return KNeighborsRegressor(**_neighbours(given))
-
-
-def _neighbours(given: _Given) -> dict[str, Any]:
-    metric = "hamming" if given.symbols else "cosine"
-    return {"n_neighbors": min(_NEIGHBOURS, given.rows), "metric": metric, "algorithm": "brute"}
+    count = min(_NEIGHBOURS, rows)
+    if metric == "bits":
+        return getattr(ours, f"HammingKNeighbors{kind}")(count)
+    return getattr(others, f"KNeighbors{kind}")(count, metric=metric, algorithm="brute")
 
 
-def _boosting_regression(given: _Given) -> Any:
-    from sklearn.ensemble import HistGradientBoostingRegressor
+def _boosting(rows: int, seed: int, metric: str, kind: str = "Classifier") -> Any:
+    from sklearn import ensemble
 
-    return HistGradientBoostingRegressor(random_state=given.seed)
+    return getattr(ensemble, f"HistGradientBoosting{kind}")(random_state=seed)
 
 
-ESTIMATORS: dict[Task, dict[str, Callable[[_Given], Any]]] = {
+ESTIMATORS: dict[Task, dict[str, Callable[[int, int, str], Any]]] = {
     "classification": {"logistic": _logistic, "svm": _svm, "knn": _knn, "boosting": _boosting},
-    "regression": {"ridge": _ridge, "knn": _knn_regression, "boosting": _boosting_regression},
+    "regression": {
+        "ridge": _ridge,
+        "knn": partial(_knn, kind="Regressor"),
+        "boosting": partial(_boosting, kind="Regressor"),
+    },
 }
-"""Probes by task and name; the first is the default."""
+"""Probes by task and name, of rows to train on, a seed and a metric; the first is the default."""
 
 
 def make_estimator(
@@ -117,7 +94,7 @@ def make_estimator(
     if name == "auto":
         name = next(iter(known))
     if name in known:
-        return name, known[name](_Given(rows, seed, symbols, binary))
+        return name, known[name](rows, seed, "bits" if symbols and binary else "hamming" if symbols else "cosine")
     if "." not in name:
         there = ", ".join(known)
         raise UsageError(f"there is no {task} estimator {name!r}; there are {there}, or name a class by its path.")
@@ -160,21 +137,7 @@ TRUSTED = (
 
 @dataclass(frozen=True)
 class Fitted:
-    """A probe of one target.
-
-    Parameters
-    ----------
-    target : str
-        What it answers: ``label``, or the column of the CSV.
-    task : str
-        classification or regression.
-    estimator : str
-        Its name.
-    probe : estimator
-        Fitted on rows of what :class:`SavedProbe` says.
-    rows : int
-        How many.
-    """
+    """A probe of one target, ``label`` or a column of the CSV, fitted on so many rows."""
 
     target: str
     task: Task
@@ -200,26 +163,13 @@ class Fitted:
 class SavedProbe:
     """Fitted probes, with all that decides which archives they can be asked about.
 
-    Parameters
-    ----------
-    model : str
-        Name of the model that made the codes.
-    model_sha256 : str
-        Its hash.
-    given : str
-        What a row is: ``symbols`` or ``vectors``.
-    latents : int
-        Of how many latents.
-    selection : tuple of int or None
-        Which of the model's, where not the first so many.
-    targets : tuple of Fitted
-    tables_sha256 : str or None
-        Name of the decoding tables that made the vectors; None where it was not recorded.
+    ``output`` says what a row is, ``symbols`` or ``vectors``, and ``selection`` of which latents of the model, where
+    they are not the first ones. ``tables_sha256`` names the decoding tables that made the vectors, if it is known.
     """
 
     model: str
     model_sha256: str
-    given: str
+    output: str
     latents: int
     selection: tuple[int, ...] | None
     targets: tuple[Fitted, ...]
@@ -233,7 +183,7 @@ class SavedProbe:
             "schema": SCHEMA,
             "model": self.model,
             "model_sha256": self.model_sha256,
-            "input": self.given,
+            "input": self.output,
             "latents": self.latents,
             "selection": None if self.selection is None else list(self.selection),
             "tables_sha256": self.tables_sha256,
@@ -241,28 +191,23 @@ class SavedProbe:
         }
         data = skops.io.dumps(content)
         _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
-        try:
-            with replacing(path) as file:
-                file.write(data)
-        except OSError as exc:
-            raise OutputError(f"{_shown(path)}: the probe cannot be written: {_why(exc)}.") from exc
+        with writing(path, "the probe"), replacing(path) as file:
+            file.write(data)
 
 
 def load(path: str | os.PathLike[str]) -> SavedProbe:
     """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread."""
     import skops.io
 
+    shown = escape_name(path)
     try:
         data = Path(path).read_bytes()
     except OSError as exc:
-        raise SourceError(f"{_shown(path)}: the probe cannot be read: {_why(exc)}.") from exc
-    wrong = f"{_shown(path)}: this is no probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
+        raise SourceError(f"{shown}: the probe cannot be read: {os_reason(exc)}.") from exc
+    wrong = f"{shown}: this is no probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
     try:
-        refused = _untrusted(data)
-        if refused:
-            raise SourceError(
-                f"{_shown(path)}: it holds {refused[0]!r}, which is no part of a probe; it was not loaded."
-            )
+        if refused := _untrusted(data):
+            raise SourceError(f"{shown}: it holds {refused[0]!r}, which is no part of a probe; it was not loaded.")
         content = skops.io.loads(data, trusted=list(TRUSTED))
     except SourceError:
         raise
@@ -294,10 +239,7 @@ def _checked(content: dict[str, Any]) -> SavedProbe:
 
 
 def check_savable(estimator: str, task: Task) -> None:
-    """Refuse an estimator whose file would hold types that :func:`load` refuses, before anything is trained on.
-
-    It is fitted to a few made rows for that. What it cannot be fitted to, tells nothing here.
-    """
+    """Refuse an estimator whose file, fitted to a few made rows, would hold types that :func:`load` refuses."""
     import numpy as np
     import skops.io
 
@@ -322,13 +264,3 @@ def _untrusted(data: bytes) -> list[str]:
     import skops.io
 
     return sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
-
-
-def _shown(path: str | os.PathLike[str]) -> str:
-    # Downstream does not import data, whose printable() this is: control characters as escapes.
-    text = str(path)
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _why(exc: OSError) -> str:
-    return (exc.strerror or str(exc)).lower()

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import wilson
-from stochcl.downstream.neighbors import DISTANCES, Nearest
 from stochcl.downstream.probes import make_estimator
-from stochcl.errors import OutputError, UsageError
-from stochcl.files import replacing
+from stochcl.errors import UsageError
+from stochcl.files import replacing, writing
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     import os
@@ -40,19 +41,8 @@ _ROWS = 20_000  # among which neighbours are sought: a seeded sample of the rows
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
-    """Rows of codes.
-
-    Parameters
-    ----------
-    x : ndarray, shape (N, V)
-        What a probe is given, vectors or symbols.
-    symbols : ndarray of int, shape (N, D)
-    lengths : ndarray of float32, shape (N,)
-        Bits of each row.
-    entropy : ndarray of float32, shape (N,), optional
-        The stored uncertainty.
-    """
+class CodeBatch:
+    """Rows of codes: what a probe reads, symbols, bits of each row, and the stored uncertainty, if there is one."""
 
     x: NDArray[Any]
     symbols: NDArray[Any]
@@ -62,34 +52,20 @@ class Coded:
     def __len__(self) -> int:
         return len(self.x)
 
-    def take(self, rows: NDArray[Any]) -> Coded:
+    def take(self, rows: NDArray[Any]) -> CodeBatch:
         """Return some of the rows."""
         entropy = None if self.entropy is None else self.entropy[rows]
-        return Coded(self.x[rows], self.symbols[rows], self.lengths[rows], entropy)
+        return CodeBatch(self.x[rows], self.symbols[rows], self.lengths[rows], entropy)
 
 
-class Doubter:
+class UncertaintyScorer:
     """A probe, and the rows that it was trained on, which give other rows their scores.
 
-    Parameters
-    ----------
-    rows : Coded
-        To train on.
-    labels : ndarray of str, shape (N,)
-    estimator : str
-        Of :func:`~stochcl.downstream.probes.make_estimator`; one that gives probabilities.
-    binary : bool
-        Whether symbols are 0 or 1: neighbours then go by Hamming distance, else by what the probe is given.
-    seed : int
-
-    Raises
-    ------
-    UsageError
-        If the estimator gives no probabilities, or cannot be trained.
+    ``binary`` says that symbols are 0 or 1: neighbours then go by Hamming distance, else by what the probe reads.
     """
 
     def __init__(
-        self, rows: Coded, labels: NDArray[Any], *, estimator: str = "auto", binary: bool, seed: int = 0
+        self, rows: CodeBatch, labels: NDArray[Any], *, estimator: str = "auto", binary: bool, seed: int = 0
     ) -> None:
         symbols = rows.x.dtype.kind != "f"
         self.estimator, probe = make_estimator(
@@ -113,16 +89,16 @@ class Doubter:
         self._known = self._compared(rows)[np.sort(chosen)]
 
     @staticmethod
-    def _given(rows: Coded) -> NDArray[Any]:
+    def _given(rows: CodeBatch) -> NDArray[Any]:
         """Return floats, as evaluate does."""
         return rows.x if rows.x.dtype.kind == "f" else rows.x.astype(np.float32)
 
-    def _compared(self, rows: Coded) -> NDArray[Any]:
+    def _compared(self, rows: CodeBatch) -> NDArray[Any]:
         """Return what distances are measured between."""
         return rows.symbols if self._binary else rows.x
 
-    def answers(self, rows: Coded) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
-        """Return the probe's answers, shape (N,), and the scores that these rows have, each of shape (N,)."""
+    def answers(self, rows: CodeBatch) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
+        """Return the probe's answers, and the scores that these rows have, each of shape (N,)."""
         shares = self.probe.predict_proba(self._given(rows))
         near = Nearest(self._compared(rows), self._distance, min(_NEIGHBOURS, len(self._known)))
         near.add(self._known)
@@ -146,16 +122,7 @@ REFUSED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class Auroc:
-    """How often what was to be found has the higher score than what was not, ties by half.
-
-    Parameters
-    ----------
-    value : float
-        0.5 is chance.
-    low, high : float
-        95 % interval (DeLong et al., Biometrics 44, 1988).
-    positives, negatives : int
-    """
+    """How often positives have the higher score, ties by half, with its 95 % interval (DeLong et al., 1988)."""
 
     value: float
     low: float
@@ -169,16 +136,7 @@ class Auroc:
 
 
 def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Auroc | None:
-    """Return the area under the curve of a score, shape (N,), that should be high for positives.
-
-    None where there are none, or nothing else.
-
-    Examples
-    --------
-    >>> found = auroc(np.array([True, True, False, False]), np.array([3.0, 1.0, 2.0, 0.0]))
-    >>> found.value
-    0.75
-    """
+    """Return the AUROC of a score, shape (N,), that should be high for positives; None without two kinds of rows."""
     if not positive.any() or positive.all():
         return None
     found, others = _placements(positive, score)
@@ -192,14 +150,7 @@ def auroc_of_copies(
 ) -> Auroc | None:
     """Return the AUROC over several copies of each image, both of shape (copies, N).
 
-    What is wrong in one copy is likely wrong in the next, so that the interval is that of a bootstrap over images
-    (Efron, 1979, percentiles), each with all its copies.
-
-    Examples
-    --------
-    >>> found = auroc_of_copies(np.array([[True, False], [True, False]]), np.array([[2.0, 1.0], [3.0, 2.0]]))
-    >>> found.value
-    0.875
+    What is wrong in one copy is likely wrong in the next: the interval is of a bootstrap over images.
     """
     whole = auroc(positive.ravel(), score.ravel())
     if whole is None:
@@ -217,10 +168,7 @@ def auroc_of_copies(
 def difference(
     positive: NDArray[np.bool_], first: NDArray[np.floating], second: NDArray[np.floating]
 ) -> tuple[float, float, float] | None:
-    """Return by how much the first score's AUROC exceeds the second's on the same rows, and its 95 % interval.
-
-    Paired, as DeLong et al. do it; None without two kinds of rows.
-    """
+    """Return by how much the first score's AUROC exceeds the second's on the same rows, and its 95 % interval."""
     if not positive.any() or positive.all():
         return None
     a, b = _placements(positive, first), _placements(positive, second)
@@ -258,17 +206,7 @@ def _interval(value: float, found: NDArray[np.float64], others: NDArray[np.float
 
 @dataclass(frozen=True)
 class Kept:
-    """What is left when the least certain images are refused.
-
-    Parameters
-    ----------
-    refused : float
-        Share of the images.
-    images : int
-        That are left.
-    accuracy, low, high : float
-        Of these, and its 95 % interval (Wilson).
-    """
+    """The images left when a share is refused, the least certain: their accuracy with its 95 % interval (Wilson)."""
 
     refused: float
     images: int
@@ -289,13 +227,7 @@ class Kept:
 def refuse(
     wrong: NDArray[np.bool_], score: NDArray[np.floating], *, seed: int = 0, shares: tuple[float, ...] = REFUSED
 ) -> tuple[Kept, ...]:
-    """Refuse the rows of the highest scores and say how accurate the rest is.
-
-    Examples
-    --------
-    >>> [kept.accuracy for kept in refuse(np.array([True, False]), np.array([0.9, 0.1]), shares=(0, 0.5))]
-    [0.5, 1.0]
-    """
+    """Refuse the rows of the highest scores and say how accurate the rest is."""
     chance = np.random.default_rng(seed).permutation(len(wrong))
     order = np.lexsort((chance, score))
     right = np.cumsum(~wrong[order])
@@ -321,7 +253,9 @@ _LOOKS = (  # line, mark, grey
 def check_plot(path: str | os.PathLike[str]) -> None:
     """Raise UsageError unless a picture of this name can be drawn."""
     if Path(path).suffix.lower() not in ENDINGS:
-        raise UsageError(f"{path}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings.")
+        raise UsageError(
+            f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings."
+        )
 
 
 def draw_refusal(
@@ -353,8 +287,5 @@ def draw_refusal(
     axes.legend(title="uncertain by (band: 95 %)", fontsize="small", title_fontsize="small")
     picture = io.BytesIO()
     figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=150)
-    try:
-        with replacing(Path(path)) as file:
-            file.write(picture.getvalue())
-    except OSError as exc:
-        raise OutputError(f"{path}: the plot cannot be written: {(exc.strerror or str(exc)).lower()}.") from exc
+    with writing(path, "the plot"), replacing(path) as file:
+        file.write(picture.getvalue())

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from stochcl.encoders.efficientnet import EFFICIENTNETS, MEAN, SIZE, STD, EfficientNetLite
+from stochcl.encoders.config import EFFICIENTNETS, POOLINGS, STEMS, TIMM_PREFIX, check_backbone, feature_width
+from stochcl.encoders.efficientnet import EfficientNetLite
 from stochcl.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-PREFIX = "timm:"
-"""What a configuration writes before the name of a timm model."""
-
-
 class TimmBackbone(nn.Module):
-    """A network of timm without its classifier: images to pooled features.
+    """A network of timm without its classifier: images to pooled features; its weights begin random.
 
-    Its weights begin random: published ones come from a safetensors file, see
-    :func:`stochcl.encoders.pretrained.init_backbone`. Nothing is downloaded.
-
-    Parameters
-    ----------
-    name : str
-        What ``timm.create_model`` takes, without ``timm:``.
-
-    Attributes
-    ----------
-    features : int
-        V, the width of its features, as the network says.
-
-    Raises
-    ------
-    MissingExtraError
-        If timm is not installed.
-    UsageError
-        If it has no such model, or one without pooled features.
+    ``name`` is what ``timm.create_model`` takes. Published weights come from a safetensors file, see
+    :func:`stochcl.encoders.pretrained.init_backbone`; nothing is downloaded.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        timm = _timm()
+        try:
+            import timm
+        except ImportError as exc:
+            msg = "backbones called timm:NAME need the timm package; install it with `pip install 'stochcl[timm]'`."
+            raise MissingExtraError(msg) from exc
         try:
             self.network: Any = timm.create_model(name, pretrained=False, num_classes=0)
         except (RuntimeError, TypeError, ValueError) as exc:
@@ -66,62 +49,49 @@ class TimmBackbone(nn.Module):
         return out
 
 
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as exc:
-        msg = "backbones called timm:NAME need the timm package; install it with `pip install 'stochcl[timm]'`."
-        raise MissingExtraError(msg) from exc
-    return timm
-
-
 _NARROW = 8  # channels
 
 
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut (He et al., arXiv 1512.03385, figure 5 left)."""
+class _Block(nn.Module):
+    """Convolutions around a shortcut; children are named as torchvision's are."""
+
+    expansion: int
+
+    def __init__(self, inputs: int, *convolutions: nn.Conv2d, stride: int) -> None:
+        super().__init__()
+        for i, convolution in enumerate(convolutions, 1):
+            self.add_module(f"conv{i}", convolution)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(convolution.out_channels))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, convolutions[-1].out_channels, stride)
+        self.depth = len(convolutions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        for i in range(1, self.depth + 1):
+            x = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x))
+            x = self.relu(x + shortcut if i == self.depth else x)
+        return x
+
+
+class BasicBlock(_Block):
+    """Two 3 x 3 convolutions (He et al., arXiv 1512.03385, figure 5 left)."""
 
     expansion = 1
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        out: Tensor = self.relu(self.bn2(self.conv2(x)) + shortcut)
-        return out
+        first = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        super().__init__(inputs, first, nn.Conv2d(width, width, 3, 1, 1, bias=False), stride=stride)
 
 
-class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 (it strides, as in torchvision), 1 x 1 convolutions around a shortcut (figure 5 right)."""
+class Bottleneck(_Block):
+    """1 x 1, 3 x 3 (it strides, as in torchvision), 1 x 1 convolutions (figure 5 right)."""
 
     expansion = 4
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = width * self.expansion
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        out: Tensor = self.relu(self.bn3(self.conv3(x)) + shortcut)
-        return out
+        first, middle = nn.Conv2d(inputs, width, 1, bias=False), nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        super().__init__(inputs, first, middle, nn.Conv2d(width, 4 * width, 1, bias=False), stride=stride)
 
 
 class _NarrowShortcut(nn.Conv2d):
@@ -142,27 +112,13 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-@dataclass(frozen=True)
-class _Shape:
-    block: type[BasicBlock] | type[Bottleneck]
-    depths: tuple[int, int, int, int]
-
-
-BACKBONES = {
-    "resnet10": _Shape(BasicBlock, (1, 1, 1, 1)),
-    "resnet18": _Shape(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": _Shape(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": _Shape(Bottleneck, (3, 4, 6, 3)),
+BACKBONES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
 """Residual networks by name: the block and how many of it each of the four stages has."""
-
-STEMS = ("imagenet", "small")
-"""First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's); 3 x 3 by 1 for images of 32 to 64 pixels."""
-
-
-POOLINGS = ("mean", "stages", "moments")
-"""What features are: the last stage's mean over places; those of all four stages side by side; or the moments of the
-first three beside the last's mean."""
 
 MOMENTS = 6
 """Numbers that a channel of a stage gives: see :func:`moments`."""
@@ -199,49 +155,33 @@ _NOTHING = 1e-4  # mass of a whole stage that is as good as none
 class ResNet(nn.Module):
     """A residual network without its classifier: images to pooled features.
 
-    Parameters
-    ----------
-    name : str
-        A key of ``BACKBONES``.
-    width : int
-        Channels of the first stage; 64 is torchvision's. Each of the three later stages doubles it.
-    stem : str
-        One of ``STEMS``.
-    pooling : str
-        One of ``POOLINGS``. What training without labels makes invariant is the last stage; earlier stages still tell
-        apart what it has given up, so all four together suit tasks that nobody has thought of yet. A mean knows where
-        something is by what the edges' padding lets through only; moments say it.
-
-    Raises
-    ------
-    UsageError
-        If there is no such backbone, stem or pooling.
+    ``width`` is the channels of the first stage (64 is torchvision's), which each later stage doubles. What training
+    without labels makes invariant is the last stage; earlier stages still tell apart what it has given up, so all
+    four together suit tasks that nobody has thought of yet. A mean knows where something is by what the edges'
+    padding lets through only; moments say it.
     """
 
     def __init__(self, name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean") -> None:
         super().__init__()
-        if name not in BACKBONES:
-            raise UsageError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}.")
-        if stem not in STEMS:
-            raise UsageError(f"there is no stem {stem!r}; there are {', '.join(STEMS)}.")
-        if pooling not in POOLINGS:
-            raise UsageError(f"there is no pooling {pooling!r}; there are {', '.join(POOLINGS)}.")
-        shape = BACKBONES[name]
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
-        else:
-            self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-            self.maxpool = nn.Identity()
+        for what, value, known in (
+            ("backbone", name, BACKBONES),
+            ("stem", stem, STEMS),
+            ("pooling", pooling, POOLINGS),
+        ):
+            if value not in known:
+                raise UsageError(f"there is no {what} {value!r}; there are {', '.join(known)}.")
+        block, depths = BACKBONES[name]
+        large = stem == "imagenet"
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False) if large else nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         inputs, widths = width, []
-        for stage, depth in enumerate(shape.depths):
+        for stage, depth in enumerate(depths):
             blocks = []
             for i in range(depth):
-                block = shape.block(inputs, width << stage, stride=2 if stage and i == 0 else 1)
-                inputs = (width << stage) * shape.block.expansion
-                blocks.append(block)
+                blocks.append(block(inputs, width << stage, 2 if stage and i == 0 else 1))
+                inputs = (width << stage) * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             widths.append(inputs)
         self.pooling = pooling
@@ -268,21 +208,8 @@ class ResNet(nn.Module):
         return [self.conv1, self.bn1, *(self.get_submodule(f"layer{i + 1}") for i in range(count))]
 
 
-FEATURES_PREFIX = "features:"
-"""What a configuration writes before the width of vectors that are the features themselves."""
-
-MAX_FEATURES = 1 << 16
-"""Widest vectors: what an archive's decoder can give back."""
-
-
 class Features(nn.Module):
-    """The backbone of vectors that are features already: it hands them on.
-
-    Parameters
-    ----------
-    features : int
-        W, their width.
-    """
+    """The backbone of vectors that are features already: it hands them on."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -291,41 +218,6 @@ class Features(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Return the vectors, float, shape (B, W)."""
         return vectors
-
-
-def feature_width(name: str) -> int | None:
-    """Return W of ``features:W``, or None for a backbone that takes images.
-
-    Examples
-    --------
-    >>> feature_width("features:512"), feature_width("resnet18")
-    (512, None)
-    """
-    if not name.startswith(FEATURES_PREFIX):
-        return None
-    digits = name.removeprefix(FEATURES_PREFIX)
-    if not (digits.isascii() and digits.isdecimal() and 1 <= int(digits[:9]) <= MAX_FEATURES and digits[0] != "0"):
-        raise UsageError(f"the backbone {name!r} is not features:W with a width W of 1 to {MAX_FEATURES:,}.")
-    return int(digits)
-
-
-def check_backbone(name: str) -> None:
-    """Refuse what cannot be the name of a backbone; timm's own names are timm's to know."""
-    text = isinstance(name, str)  # a model file may hold anything
-    known = (*BACKBONES, *EFFICIENTNETS)
-    if text and (name in known or feature_width(name) or (name.startswith(PREFIX) and len(name) > len(PREFIX))):
-        return
-    raise UsageError(f"there is no backbone {name!r}; there are {', '.join(known)}, timm:NAME and features:W.")
-
-
-def input_size(name: str) -> int:
-    """Return the side, in pixels, that images are brought to for a backbone if nobody says otherwise."""
-    return SIZE if name in EFFICIENTNETS else 64
-
-
-def input_colours(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and deviation of each colour channel, of values in 0..1, that a backbone expects."""
-    return (MEAN, STD) if name in EFFICIENTNETS else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def make_backbone(
@@ -341,4 +233,4 @@ def make_backbone(
         raise UsageError(f"the backbone {name} has no stages to pool; {pooling} is for {', '.join(BACKBONES)}.")
     if columns := feature_width(name):
         return Features(columns)
-    return TimmBackbone(name.removeprefix(PREFIX))
+    return TimmBackbone(name.removeprefix(TIMM_PREFIX))

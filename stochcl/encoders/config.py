@@ -1,18 +1,19 @@
-"""The configuration of an encoder: what it is, apart from its weights."""
+"""The configuration of an encoder: what it is, apart from its weights. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.data.preprocess import FITS, MAX_SIZE
-from stochcl.encoders.backbones import POOLINGS, STEMS, check_backbone, feature_width, input_colours
 from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.entropy.residual import MAX_RESIDUAL, MAX_STAGE_BITS
 from stochcl.entropy.vectors import MAX_WIDTH
 from stochcl.errors import UsageError
+from stochcl.options import Options, option
 
 if TYPE_CHECKING:
     from stochcl.data.preprocess import Fit
@@ -21,36 +22,71 @@ if TYPE_CHECKING:
 FAMILIES = {"bernoulli": (2, 2), "categorical": (2, MAX_ALPHABET), "gaussian": (3, MAX_ALPHABET), "residual": (2, 2)}
 """Families of posteriors by the name that a model file holds: the least and the most values of a latent."""
 
+RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50")
+
+EFFICIENTNETS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}
+"""EfficientNet-Lite by name: how many times wider and deeper than the smallest it is."""
+
+TIMM_PREFIX, FEATURES_PREFIX = "timm:", "features:"
+"""What a configuration writes before the name of a timm model, and before the width of vectors."""
+
+STEMS = ("imagenet", "small")
+"""First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's); 3 x 3 by 1 for images of 32 to 64 pixels."""
+
+POOLINGS = ("mean", "stages", "moments")
+"""What features are: the last stage's mean over places; those of all stages side by side; or the moments of the
+earlier stages beside the last's mean."""
+
 MAX_LATENTS = 4096
 """Most latents of a Bernoulli encoder: the most binary decisions that a row of an archive may have."""
 
-MAX_DECODER_INPUTS = 1 << 16
-"""Most inputs of the vector decoder."""
-
-MAX_CODEBOOK_NUMBERS = 1 << 25
-"""Most numbers in the codebooks of a categorical code: 64 MB of decoding tables."""
-
-ENTROPY = ("independent", "autoregressive")
+ENTROPY = ("autoregressive", "independent")
 """Kinds of entropy model that an encoder can bring along."""
 
-CLASSIFIES = ("vectors", "features")
-"""What a classifier can read."""
-
-MAX_CLASSES = 100_000
-"""Most classes of a classifier."""
-
-TRANSFORMS = ("none", "sqrt")
-"""What a residual encoder does to features first."""
-
-_NAMED = {
-    "stem": STEMS, "posterior": FAMILIES, "fit": FITS, "entropy": ENTROPY, "classifies": CLASSIFIES,
-    "pooling": POOLINGS, "transform": TRANSFORMS,
-}  # fmt: skip
+_MAX_CODEBOOK_NUMBERS = 1 << 25  # in the codebooks of a categorical code: 64 MB of decoding tables
+_MAX_CLASSES = 100_000
 _EMBEDDING = 8
-
 _WORDS = (8, 8, *(6, 5, 5) * 3)  # bits of the stages; 16, 32 and 64 bits end one
 _REDUCED = {"images": 128, "vectors": 256}  # numbers of the reduced space, where nobody says how many
 _SIGN_RUNGS = (16, 128, 32)  # bits between rungs of sign stages, up to where, and from there on
+
+
+def feature_width(name: str) -> int | None:
+    """Return W of ``features:W``, or None for a backbone that takes images.
+
+    Examples
+    --------
+    >>> feature_width("features:512"), feature_width("resnet18")
+    (512, None)
+    """
+    if not name.startswith(FEATURES_PREFIX):
+        return None
+    digits = name.removeprefix(FEATURES_PREFIX)
+    if not (digits.isascii() and digits.isdecimal() and 1 <= int(digits[:9]) <= MAX_WIDTH and digits[0] != "0"):
+        raise UsageError(f"the backbone {name!r} is not features:W with a width W of 1 to {MAX_WIDTH:,}.")
+    return int(digits)
+
+
+def check_backbone(name: str) -> None:
+    """Refuse what cannot be the name of a backbone; timm's own names are timm's to know."""
+    known = (*RESNETS, *EFFICIENTNETS)
+    if not (name in known or feature_width(name) or name.removeprefix(TIMM_PREFIX) not in (name, "")):
+        raise UsageError(f"there is no backbone {name!r}; there are {', '.join(known)}, timm:NAME and features:W.")
+
+
+def input_size(backbone: str) -> int:
+    """Return the side, in pixels, that images are brought to where nobody says otherwise.
+
+    128 takes a third of the time of 224, and enlarged small images gain nothing from more.
+    """
+    return 128 if backbone in EFFICIENTNETS else 64
+
+
+def input_colours(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each colour channel, of values in 0..1, that a backbone expects."""
+    if backbone in EFFICIENTNETS:  # these networks take (pixel - 127) / 128
+        return (127 / 255,) * 3, (128 / 255,) * 3
+    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def residual_stages(latents: int, most: int = 8) -> tuple[int, ...]:
@@ -79,13 +115,12 @@ def residual_ladder(stages: tuple[int, ...]) -> tuple[int, ...]:
     >>> residual_ladder(residual_stages(140))
     (8, 16, 22, 27, 32, 38, 43, 48, 54, 59, 64, 80, 96, 112, 128, 140)
     """
-    ends = [sum(stages[: i + 1]) for i in range(len(stages))]
     near, far, apart = _SIGN_RUNGS
-    kept = [
+    ends = list(accumulate(stages))
+    return tuple(
         end for end, bits in zip(ends, stages, strict=True)
         if bits > 1 or end % (near if end <= far else apart) == 0 or end == ends[-1]
-    ]  # fmt: skip
-    return tuple(kept)
+    )  # fmt: skip
 
 
 def default_ladder(latents: int) -> tuple[int, ...]:
@@ -96,68 +131,32 @@ def default_ladder(latents: int) -> tuple[int, ...]:
     >>> default_ladder(48)
     (8, 16, 32, 48)
     """
-    ladder = []
-    k = 8
-    while k < latents:
-        ladder.append(k)
-        k *= 2
-    return (*ladder, latents)
+    return (*(1 << i for i in range(3, (latents - 1).bit_length())), latents)
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Options):
     """What an encoder is, apart from its weights.
+
+    Fields that a user is asked for say so themselves. ``backbone`` may be ``features:W``, for an encoder of vectors
+    of W numbers, to which ``width``, ``stem``, ``size``, ``fit``, ``mean`` and ``std`` mean nothing.
 
     Parameters
     ----------
-    backbone : str
-        ``resnet10|18|34|50``, ``efficientnet-lite0|2``, ``timm:NAME``, or ``features:W`` for an encoder of vectors of
-        W numbers, to which ``width``, ``stem``, ``size``, ``fit``, ``mean`` and ``std`` mean nothing.
-    width, stem
-        Of a residual network, see :class:`~stochcl.encoders.backbones.ResNet`.
-    posterior : str
-        Family of the latents, one of :data:`FAMILIES`.
-    latents : int
-        D, the full width of a code.
     ladder : tuple of int
         Prefixes that are codes in themselves, ascending, the last of them ``latents``.
-    decoder : tuple of int
-        Widths of the vector decoder's hidden layers.
-    size : int
-        Side of the square that images are brought to, in pixels.
-    fit : str
-        What happens to an image that is not square: crop, pad or stretch.
     mean, std : tuple of float
-        Of each colour channel, of values in 0..1; by default what the backbone expects, which is mostly their
-        statistics over ImageNet.
-    entropy : str
-        Kind of the entropy model: independent symbols, or autoregressive (an entropy network beside them).
-    entropy_hidden : int
-        Hidden units of the entropy network; 0 where it is linear, or where there is none.
-    alphabet : int
-        K, the most values of a latent: 2 for Bernoulli latents; the levels of the quantiser for Gaussian ones.
-    head : tuple of int
-        Widths of the hidden layers between features and posterior.
-    embedding : int
-        e, the numbers that stand for a categorical symbol in the decoder; 0 lets the alphabet decide (8 at most), and
-        is right for the other families.
+        Of each colour channel, of values in 0..1; by default what the backbone expects.
+    entropy, entropy_hidden
+        Kind of the entropy model, and the hidden units of its network (0: linear, or none).
     temperature : float
-        What the posterior's logits are divided by where its uncertainty is asked for: fitted to how often symbols
-        change.
+        What the posterior's logits are divided by where its uncertainty is asked for.
     classes : tuple of str
-        What the classifier of a fine-tuned encoder tells apart, in the order of its rows; none where there is none.
+        What the classifier of a fine-tuned encoder tells apart, in the order of its rows.
     classifies : str
-        What that classifier reads: the vectors that codes decode to, or the features before the latents.
-    pooling : str
-        What the features of a residual network or an EfficientNet-Lite are: the mean of the last stage or of all of
-        them side by side, or (of the first kind) with where and how widely the earlier ones answer.
-
+        What that classifier reads: the ``vectors`` that codes decode to, or the ``features`` before the latents.
     stages : tuple of int
         Bits of the stages of residual latents, those of two bits and more first; together they are ``latents``.
-    reduced : int
-        m, the numbers of the space in which residual words add up.
-    transform : str
-        What features of a residual encoder go through first: none or sqrt, a signed square root.
 
     Raises
     ------
@@ -165,48 +164,57 @@ class EncoderConfig:
         If it makes no sense.
     """
 
-    backbone: str = "resnet10"
-    width: int = 64
-    stem: str = "imagenet"
-    posterior: str = "bernoulli"
-    latents: int = 1024
-    ladder: tuple[int, ...] = ()
-    decoder: tuple[int, ...] = (512,)
-    size: int = 64
-    fit: Fit = "crop"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    backbone: str = option(
+        "resnet10", "resnet10, 18, 34 or 50, efficientnet-lite0 or -lite2, or timm:NAME.", unit="NAME"
+    )
+    width: int = option(64, "Channels of a ResNet's first stage.", at_least=1)
+    stem: str = option("imagenet", "small: for images of 32 pixels.", choices=STEMS)
+    posterior: str = option(
+        "bernoulli", "Family of the latents.", choices=FAMILIES, shown="bernoulli; residual on a matrix"
+    )
+    latents: int = option(
+        1024, "Number of latents; for bernoulli, bits of a code.", at_least=1, at_most=MAX_LATENTS, unit="D"
+    )
+    ladder: tuple[int, ...] = option((), unit="WIDTHS")
+    decoder: tuple[int, ...] = option((512,), "Hidden layers of the decoder.", unit="WIDTHS")
+    size: int = option(
+        64, "Side that images are brought to.", at_least=1, at_most=MAX_SIZE, unit="PIXELS",
+        shown="64; 128 for efficientnet",
+    )  # fmt: skip
+    fit: Fit = option("crop", "What happens to images that are not square.", choices=FITS)
+    mean: tuple[float, ...] = option(())
+    std: tuple[float, ...] = option(())
     entropy: str = "independent"
     entropy_hidden: int = 0
-    alphabet: int = 2
-    head: tuple[int, ...] = ()
-    embedding: int = 0
+    alphabet: int = option(2, "Values of a latent.", at_least=2, unit="K")
+    head: tuple[int, ...] = option((), "Hidden layers between features and latents.", unit="WIDTHS")
+    embedding: int = option(
+        0, "Numbers that stand for a categorical symbol in the decoder.", at_least=0, unit="NUMBERS",
+        shown="8, or the alphabet",
+    )  # fmt: skip
     temperature: float = 1.0
     classes: tuple[str, ...] = ()
     classifies: str = "vectors"
-    pooling: str = "mean"
-    stages: tuple[int, ...] = ()
-    reduced: int = 0
-    transform: str = "none"
+    pooling: str = option(
+        "mean", "Features: mean of the last stage, of all stages, or with moments.", choices=POOLINGS
+    )
+    stages: tuple[int, ...] = option((), unit="BITS")
+    reduced: int = option(
+        0, "Coordinates that residual words live in.", at_least=0, at_most=MAX_WIDTH, unit="M", shown="128 at most"
+    )
+    transform: str = option("none", "What features go through before residual latents.", choices=("none", "sqrt"))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_backbone(self.backbone)
         if self.posterior == "residual":
             self._fill_residual()
-        if not self.ladder:
-            object.__setattr__(self, "ladder", default_ladder(self.latents))
-        if self.posterior == "categorical" and self.embedding == 0:
-            object.__setattr__(self, "embedding", min(_EMBEDDING, self.alphabet))
-        for name, known in _NAMED.items():
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f"there is no {name} {value!r}; there are {', '.join(known)}.")
-        check_backbone(self.backbone)
         mean, std = input_colours(self.backbone)
-        object.__setattr__(self, "mean", self.mean or mean)
-        object.__setattr__(self, "std", self.std or std)
+        embedding = min(_EMBEDDING, self.alphabet) if self.posterior == "categorical" else 0
+        self._fill(ladder=default_ladder(self.latents), embedding=embedding, mean=mean, std=std)
+        self._check_residual()
         self._check_code()
-        self._check_layers()
-        self._check_images()
-        self._check_classes()
+        self._check_network()
 
     @property
     def columns(self) -> int | None:
@@ -218,18 +226,18 @@ class EncoderConfig:
         """How many numbers the vector decoder's first layer takes."""
         return self.latents * max(1, self.embedding)
 
+    def _fill(self, **values: object) -> None:
+        """Set fields that are left open."""
+        for name, value in values.items():
+            object.__setattr__(self, name, getattr(self, name) or value)
+
     def _fill_residual(self) -> None:
-        """Fill in what a residual code leaves open; it has no perceptrons."""
-        for name in ("head", "decoder"):
+        for name in ("head", "decoder"):  # a residual code has no perceptrons
             object.__setattr__(self, name, ())
-        if isinstance(self.latents, int) and not self.stages and 1 <= self.latents <= MAX_RESIDUAL:
-            object.__setattr__(self, "stages", residual_stages(self.latents))
-        if not self.reduced:
-            columns = self.columns
-            reduced = _REDUCED["images"] if columns is None else min(columns, _REDUCED["vectors"])
-            object.__setattr__(self, "reduced", reduced)
-        if not self.ladder and self.stages:
-            object.__setattr__(self, "ladder", residual_ladder(self.stages))
+        columns = self.columns
+        reduced = _REDUCED["images"] if columns is None else min(columns, _REDUCED["vectors"])
+        self._fill(stages=residual_stages(self.latents), reduced=reduced)
+        self._fill(ladder=residual_ladder(self.stages))
 
     def _check_residual(self) -> None:
         bits = self.stages
@@ -239,64 +247,47 @@ class EncoderConfig:
             return
         if self.latents > MAX_RESIDUAL:
             raise UsageError(f"a residual code has 1 to {MAX_RESIDUAL} bits, not {self.latents}.")
-        ordered = [b for b in bits if b > 1] + [b for b in bits if b == 1]
+        ordered = sorted(bits, key=lambda b: b == 1)
         if sum(bits) != self.latents or list(bits) != ordered or not all(1 <= b <= MAX_STAGE_BITS for b in bits):
             raise UsageError(
                 f"the stages {bits} of a residual code have 1 to {MAX_STAGE_BITS} bits each, those of one bit last, "
                 f"and {self.latents} together."
             )
-        if not isinstance(self.reduced, int) or not 1 <= self.reduced <= MAX_WIDTH:
-            raise UsageError(f"words of a residual code have 1 to {MAX_WIDTH:,} numbers, not {self.reduced}.")
 
     def _check_code(self) -> None:
-        self._check_residual()
         least, most = FAMILIES[self.posterior]
-        if not isinstance(self.alphabet, int) or not least <= self.alphabet <= most:
+        if not least <= self.alphabet <= most:
             values = f"{least} values" if least == most else f"{least} to {most} values (--alphabet)"
             raise UsageError(f"a {self.posterior} latent has {values}, not {self.alphabet}.")
         most = MAX_LATENTS // bits_per_symbol(self.alphabet)
-        if not isinstance(self.latents, int) or not 1 <= self.latents <= most:
-            of = "" if self.alphabet == 2 else f" of {self.alphabet} values"
-            raise UsageError(f"an encoder has 1 to {most} latents{of}, not {self.latents}.")
+        if self.latents > most:
+            raise UsageError(f"an encoder has 1 to {most} latents of {self.alphabet} values, not {self.latents}.")
         ascends = list(self.ladder) == sorted(set(self.ladder))
         if not ascends or self.ladder[0] < 1 or self.ladder[-1] != self.latents:
             raise UsageError(f"the ladder {self.ladder} must ascend to the full width, {self.latents}.")
-        if self.posterior != "categorical" and self.embedding != 0:
+        if self.posterior != "categorical" and self.embedding:
             raise UsageError(f"only categorical symbols have embeddings, and these latents are {self.posterior}.")
-        if not isinstance(self.embedding, int) or self.embedding < 0 or self.decoder_inputs > MAX_DECODER_INPUTS:
+        if self.decoder_inputs > MAX_WIDTH or self.embedding * self.latents * self.alphabet > _MAX_CODEBOOK_NUMBERS:
             raise UsageError(
-                f"embeddings of {self.embedding} numbers for {self.latents} latents are not 1 to "
-                f"{MAX_DECODER_INPUTS:,} numbers together."
-            )
-        if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
-            raise UsageError(f"a posterior's temperature is more than 0, not {self.temperature}.")
-        if self.decoder_inputs * self.alphabet > MAX_CODEBOOK_NUMBERS and self.embedding:
-            raise UsageError(
-                f"codebooks of {self.latents} x {self.alphabet} x {self.embedding} numbers are more than "
-                f"{MAX_CODEBOOK_NUMBERS:,}; take fewer latents, symbols or numbers."
+                f"embeddings of {self.latents} latents x {self.alphabet} symbols x {self.embedding} numbers are too "
+                f"many: a row has at most {MAX_WIDTH:,}, and all of them are at most {_MAX_CODEBOOK_NUMBERS:,}."
             )
 
-    def _check_layers(self) -> None:
-        if min((self.width, *self.decoder, *self.head)) < 1:
-            layers = " and ".join(str(w) for w in (self.width, self.decoder, self.head) if w != ())
-            raise UsageError(f"the layers of an encoder cannot have widths of {layers}.")
-        most = MAX_HIDDEN if self.entropy == "autoregressive" else 0
-        if not isinstance(self.entropy_hidden, int) or not 0 <= self.entropy_hidden <= most:
-            msg = f"an entropy model of {self.entropy} symbols has 0 to {most} hidden units"
-            raise UsageError(f"{msg}, not {self.entropy_hidden}.")
-
-    def _check_images(self) -> None:
-        if not isinstance(self.size, int) or not 1 <= self.size <= MAX_SIZE:
-            raise UsageError(f"images are brought to 1 to {MAX_SIZE} pixels a side, not {self.size}.")
+    def _check_network(self) -> None:
+        if min((1, *self.decoder, *self.head)) < 1:
+            raise UsageError(f"the layers of an encoder cannot have widths of {self.decoder} and {self.head}.")
+        most = {"autoregressive": MAX_HIDDEN, "independent": 0}.get(self.entropy, -1)
+        if not 0 <= self.entropy_hidden <= most:
+            raise UsageError(
+                f"an entropy model has no kind {self.entropy!r} with {self.entropy_hidden} hidden units."
+            )
         colours = (*self.mean, *self.std)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, colours)) or min(self.std) <= 0:
             raise UsageError(f"colours cannot have a mean of {self.mean} and a deviation of {self.std}.")
-
-    def _check_classes(self) -> None:
-        named = all(isinstance(name, str) and name for name in self.classes)
-        if not named or len(set(self.classes)) < len(self.classes):
-            raise UsageError("the classes of a classifier are texts, none of them empty, and all different.")
-        if len(self.classes) == 1 or len(self.classes) > MAX_CLASSES:
-            raise UsageError(f"a classifier has 2 to {MAX_CLASSES:,} classes, not {len(self.classes):,}.")
-        if not self.classes and self.classifies != "vectors":
-            raise UsageError(f"an encoder without classes does not classify {self.classifies}.")
+        if self.temperature <= 0:
+            raise UsageError(f"a posterior's temperature is more than 0, not {self.temperature}.")
+        count = len(self.classes)
+        if not all(self.classes) or len(set(self.classes)) < count or count == 1 or count > _MAX_CLASSES:
+            raise UsageError(f"a classifier has 2 to {_MAX_CLASSES:,} classes with names, all different.")
+        if self.classifies not in ("vectors", "features") or (not self.classes and self.classifies != "vectors"):
+            raise UsageError(f"an encoder with {count:,} classes does not classify {self.classifies}.")

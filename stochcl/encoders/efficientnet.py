@@ -9,23 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from stochcl.encoders.config import EFFICIENTNETS
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-EFFICIENTNETS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}
-"""EfficientNet-Lite by name: how many times wider and deeper than the smallest it is."""
-
-EFFICIENTNET_POOLINGS = ("mean", "stages")
-"""What features are: the mean of the head's channels over places; or those of all seven stages beside it."""
-
-MEAN, STD = (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)
-"""Of each colour channel, of values in 0..1: these networks take (pixel - 127) / 128."""
-
-SIZE = 128
-"""Side of the images in pixels: a third of the time of 224; enlarged small images gain nothing from more."""
 
 _STEM, _HEAD = 32, 1280  # channels
 _STAGES = (  # blocks, kernel, stride, expansion, channels
@@ -45,32 +34,12 @@ class EfficientNetLite(nn.Module):
 
     Inverted residual blocks without squeeze-and-excitation, ReLU6 (Tan and Le, arXiv 1905.11946, and Google's
     ``tensorflow/tpu``). Padding is TensorFlow's "same": at stride 2 it is wider on the right and below.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``EFFICIENTNETS``.
-    pooling : str
-        One of ``EFFICIENTNET_POOLINGS``.
-
-    Attributes
-    ----------
-    features : int
-        V, the width of its features.
-
-    Raises
-    ------
-    UsageError
-        If there is no such network or pooling.
     """
 
     def __init__(self, name: str, *, pooling: str = "mean") -> None:
         super().__init__()
-        if name not in EFFICIENTNETS:
-            raise UsageError(f"there is no backbone {name!r}; there are {', '.join(EFFICIENTNETS)}.")
-        if pooling not in EFFICIENTNET_POOLINGS:
-            there = ", ".join(EFFICIENTNET_POOLINGS)
-            raise UsageError(f"{name} has no pooling {pooling!r}; there are {there}.")
+        if pooling not in ("mean", "stages"):
+            raise UsageError(f"{name} has no pooling {pooling!r}; there are mean, stages.")
         width, depth = EFFICIENTNETS[name]
         self._conv_stem = _Convolution(3, _STEM, 3, 2)
         self._bn0 = _norm(_STEM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, log
 from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,22 +28,6 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
-
-
-__all__ = ["DecoderArrays", "Encoder", "Standardise"]
-
-
-class DecoderArrays(NamedTuple):
-    """A vector decoder as numpy arrays, float32.
-
-    ``centre`` and ``scale`` are of shape (D,), of ``D * e`` for a categorical code; ``layers`` has weight and bias of
-    each; ``codebooks`` are the embeddings of a categorical code's symbols, shape (D, K, e).
-    """
-
-    centre: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
-    codebooks: NDArray[np.float32] | None = None
 
 
 _ROWS = 8192  # of vectors at a time
@@ -119,6 +104,14 @@ class Encoder(nn.Module):
         self.backbone = make_backbone(config.backbone, width=config.width, stem=config.stem, pooling=config.pooling)
         features = self.backbone.features
         self.norm = Standardise(features) if config.columns else nn.BatchNorm1d(features, affine=False)
+        self._make_latents()
+        self.classifier = nn.Linear(features, len(config.classes)) if config.classes else None
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def _make_latents(self) -> None:
+        """Make what depends on the latents, fresh."""
+        config, features = self.config, self.feature_dim
         self.head = _head(features, config)
         self.prior = nn.Parameter(FACTORISED[config.posterior].initial(config))
         widths = (config.decoder_inputs, *config.decoder, features)
@@ -130,15 +123,12 @@ class Encoder(nn.Module):
         self.codebooks: nn.Parameter | None = None
         if config.embedding:
             self.codebooks = nn.Parameter(torch.randn(config.latents, config.alphabet, config.embedding))
-        self.classifier = nn.Linear(features, len(config.classes)) if config.classes else None
         nodes = nodes_per_symbol(config.alphabet)
         self.register_buffer("ones", torch.zeros(config.latents, nodes, dtype=torch.int32))
         self.entropy: nn.Module | None = None
         if config.entropy == "autoregressive":
             types = array_types(config.latents, config.entropy_hidden, config.alphabet, levels=len(logistic_levels()))
             self.entropy = _buffers({n: torch.zeros(shape, dtype=_stored(d)) for n, (d, shape) in types.items()})
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
     @property
     def feature_dim(self) -> int:
@@ -224,25 +214,8 @@ class Encoder(nn.Module):
             self.config, posterior="residual", latents=sum(stages), stages=stages, ladder=(), reduced=reduced,
             transform=transform, alphabet=2, embedding=0, entropy="independent", entropy_hidden=0, temperature=1.0,
         )  # fmt: skip
-        device = self.ones.device
-        self.head = ReducedHead(self.feature_dim, self.config).to(device)
-        self.decoder = Words(self.config, self.feature_dim).to(device)
-        self.prior = nn.Parameter(FACTORISED["residual"].initial(self.config).to(device))
-        self.codebooks, self.entropy = None, None
-        self.ones = torch.zeros(self.config.latents, 1, dtype=torch.int32, device=device)
-
-    @torch.no_grad()
-    def residual_decoder(self) -> ResidualDecoder | None:
-        """Return what decodes residual latents, in the integers of decoding tables; None of other latents."""
-        if not isinstance(self.decoder, Words):
-            return None
-        words = [_numpy(stage) for stage in self.decoder.stages()]
-        if self.decoder.output is None or self.decoder.centre is None:
-            return ResidualDecoder.of_stages(words)
-        scale = self.norm.scale if isinstance(self.norm, Standardise) else 1.0
-        return ResidualDecoder.of_stages(
-            words, _numpy(self.decoder.output * scale), _numpy(self.restore(self.decoder.centre))
-        )
+        self._make_latents()
+        self.to(self.mean.device)
 
     def set_entropy(self, network: AutoregressiveModel | None) -> None:
         """Set the entropy network, or remove it, in the configuration, too."""
@@ -268,8 +241,13 @@ class Encoder(nn.Module):
         return latent_lengths(codes, self.entropy_network() or table)
 
     @torch.no_grad()
-    def decoder_arrays(self) -> DecoderArrays:
-        """Return the decoder as numpy arrays, from symbols, to vectors in the units of :meth:`restore`."""
+    def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
+        """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""
+        power = self.norm.scale if isinstance(self.norm, Standardise) else 1.0
+        if isinstance(self.decoder, Words):
+            words, output, middle = self.decoder.stages(), self.decoder.output, self.decoder.centre
+            mapped = () if output is None or middle is None else (output * power, self.restore(middle))
+            return ResidualDecoder.of_stages([_numpy(stage) for stage in words], *map(_numpy, mapped))
         mean = self.factorised.mean().float()
         inputs = self.config.decoder_inputs
         codebooks = None
@@ -284,8 +262,9 @@ class Encoder(nn.Module):
         weights: list[tuple[Tensor, Tensor]] = [tuple(layer.parameters()) for layer in self.decoder]
         if isinstance(self.norm, Standardise):
             weight, bias = weights[-1]
-            weights[-1] = (weight * self.norm.scale, self.restore(bias))
-        return DecoderArrays(_numpy(centre), _numpy(scale), [(_numpy(w), _numpy(b)) for w, b in weights], codebooks)
+            weights[-1] = (weight * power, self.restore(bias))
+        layers = [(_numpy(w), _numpy(b)) for w, b in weights]
+        return VectorDecoder.from_arrays(_numpy(centre), _numpy(scale), layers, codebooks)
 
 
 def _head(features: int, config: EncoderConfig) -> nn.Module:

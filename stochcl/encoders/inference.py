@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -67,11 +67,8 @@ def _threads_of_operations(count: int) -> Iterator[None]:
 TRAIN_PRECISIONS = ("auto", "bf16", "fp32")
 """Precisions of training; bf16 is autocast."""
 
-_NATIVE = ("avx512_bf16", "amx_bf16")
-_ASKED_OF_OLDER = (
-    "_is_avx512_bf16_supported",
-    "_is_amx_tile_supported",
-)  # of PyTorch without a table of capabilities
+_NATIVE = ("avx512_bf16", "amx_bf16", "_is_avx512_bf16_supported", "_is_amx_tile_supported")
+"""Instructions for bfloat16, as PyTorch names them, and functions of PyTorch without a table of capabilities."""
 
 
 def computes_in_bf16(precision: str, device_type: str) -> bool:
@@ -94,11 +91,10 @@ def computes_in_bf16(precision: str, device_type: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device_type != "cpu":
         return True
-    capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if capabilities is not None:
-        found = capabilities()
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
         return any(bool(found.get(name)) for name in _NATIVE)
-    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in _ASKED_OF_OLDER)
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in _NATIVE)
 
 
 def precision_used(precision: str, device_type: str) -> str:
@@ -202,9 +198,7 @@ def points(encoder: Encoder, features: NDArray[np.float32], device: torch.device
     """Return what decoded vectors approximate: points of the space of residual words, or the features themselves."""
     if encoder.config.posterior != "residual" or encoder.config.columns:
         return features
-    parts = (torch.from_numpy(features[i : i + _ROWS]).to(device) for i in range(0, len(features), _ROWS))
-    found: NDArray[np.float32] = np.concatenate([encoder.head(part).float().cpu().numpy() for part in parts])
-    return found
+    return _by_parts(features, device, lambda part: encoder.head(part).float())
 
 
 @torch.inference_mode()
@@ -214,10 +208,14 @@ def narrowed(
     """Return codes of the first latents; residual ones are searched for themselves, others are a prefix."""
     if encoder.config.posterior != "residual":
         return codes.prefix(latents)
-    parts = (features[i : i + _ROWS] for i in range(0, len(features), _ROWS))
-    modes = [encoder.posterior(torch.from_numpy(part).to(device)).mode_of(latents).cpu().numpy() for part in parts]
-    symbols = np.concatenate(modes) if modes else np.empty((0, latents), np.uint8)
-    return Codes.from_symbols(symbols, alphabet=encoder.config.alphabet)
+    symbols = _by_parts(features, device, lambda part: encoder.posterior(part).mode_of(latents))
+    return Codes.from_symbols(symbols.reshape(-1, latents), alphabet=encoder.config.alphabet)
+
+
+def _by_parts(features: NDArray[np.float32], device: torch.device, give: Callable[[Tensor], Tensor]) -> NDArray[Any]:
+    parts = (torch.from_numpy(features[i : i + _ROWS]).to(device) for i in range(0, len(features), _ROWS))
+    found = [give(part).cpu().numpy() for part in parts]
+    return np.concatenate(found) if found else np.empty(0, np.uint8)
 
 
 def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import own_state
-from stochcl.encoders.packaged import BASE, canonical, hash_tensors, with_backbone, without_packaged_backbone
+from stochcl.encoders.packaged import (
+    BASE,
+    canonical,
+    hash_tensors,
+    read_tensors,
+    with_backbone,
+    without_packaged_backbone,
+)
 from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
-from stochcl.errors import MissingExtraError, ModelError, OutputError, StochclError
-from stochcl.files import replacing
+from stochcl.errors import MissingExtraError, ModelError, StochclError
+from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -30,18 +35,10 @@ KIND = "stochcl-encoder-0"
 """What the metadata of a model file says that it is."""
 
 _MAX_BYTES = 4 << 30
-_LATER = (
-    "alphabet",
-    "head",
-    "embedding",
-    "temperature",
-    "classes",
-    "classifies",
-    "pooling",
-    "stages",
-    "reduced",
+_LATER = (  # fields that the first models lack
+    "alphabet", "head", "embedding", "temperature", "classes", "classifies", "pooling", "stages", "reduced",
     "transform",
-)  # fields that the first models lack
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,10 @@ class ModelFile:
 
 def _tensors(encoder: Encoder) -> dict[str, Tensor]:
     """Return what is stored: weights as fp16, statistics and the prior as they are, no step counters."""
-    out = {}
-    for name, tensor in sorted(encoder.state_dict().items()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        out[name] = tensor.detach().to("cpu", _stored_type(name, tensor)).contiguous()
-    return out
+    return {
+        name: tensor.detach().to("cpu", _stored_type(name, tensor)).contiguous()
+        for name, tensor in sorted(encoder.state_dict().items()) if not name.endswith("num_batches_tracked")
+    }  # fmt: skip
 
 
 def _stored_type(name: str, tensor: Tensor) -> torch.dtype:
@@ -90,9 +85,7 @@ def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
 
 def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
     """Hash tensors (names, types, shapes, bytes) and configuration, in hex; independent of the file's layout."""
-    digest = hashlib.sha256(canonical(stored_config(config)))
-    hash_tensors(digest, tensors)
-    return digest.hexdigest()
+    return hash_tensors(tensors, canonical(stored_config(config)))
 
 
 def stored_config(config: EncoderConfig) -> dict[str, Any]:
@@ -126,11 +119,8 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_ba
     if share_backbone:
         stored, base = without_packaged_backbone(tensors)
         metadata |= {BASE: base} if base else {}
-    try:
-        with replacing(path) as file:
-            file.write(save(stored, metadata))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(path)}: the model cannot be written: {exc.strerror}.") from exc
+    with writing(path, "the model"), replacing(path) as file:
+        file.write(save(stored, metadata))
     return model_hash(tensors, encoder.config)
 
 
@@ -145,26 +135,24 @@ def load_model(path: Path) -> ModelFile:
     except OSError as exc:
         raise ModelError(f"{shown}: the model cannot be read: {exc.strerror}.") from exc
     if is_pickle(head):
-        msg = (
+        raise ModelError(
             f"{shown}: this is a pickle (a PyTorch checkpoint?), which could run any program when it is loaded; "
             "stochcl reads safetensors model files, as `stochcl train` writes them."
         )
-        raise ModelError(msg)
     if not 8 < size <= _MAX_BYTES:
         raise ModelError(f"{shown}: this is not a stochcl model: it has {size:,} bytes.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != KIND:
-                msg = (
-                    f"{shown}: this is a safetensors file but not a stochcl model of a kind that this version "
-                    f"knows (it says {metadata.get('kind')!r}, not {KIND!r})."
-                )
-                raise ModelError(msg)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as exc:
-        msg = f"{shown}: this is not a stochcl model, or it is damaged ({exc}); fetch or train it again."
-        raise ModelError(msg) from exc
+        kind = read_tensors(path, None)[1].get("kind")
+        if kind != KIND:
+            raise ModelError(
+                f"{shown}: this is a safetensors file but not a stochcl model of a kind that this version knows "
+                f"(it says {kind!r}, not {KIND!r})."
+            )
+        tensors, metadata = read_tensors(path)
+    except (OSError, ValueError) as exc:
+        raise ModelError(
+            f"{shown}: this is not a stochcl model, or it is damaged ({exc}); fetch or train it again."
+        ) from exc
     return _assemble(path, with_backbone(shown, tensors, metadata), metadata)
 
 

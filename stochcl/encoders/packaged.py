@@ -6,7 +6,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stochcl.errors import ModelError
 
@@ -22,6 +22,21 @@ BASE = "base"
 _BACKBONE = "backbone."
 
 
+def read_tensors(path: Path, prefix: str | None = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file whose names begin so (None: no tensors), and its metadata.
+
+    The errors are those of safetensors and of the system.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [] if prefix is None else [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except SafetensorError as exc:
+        raise ValueError(str(exc)) from exc
+
+
 def embedded_models() -> tuple[Path, ...]:
     """Return the model files that come with the package, by name."""
     folder = Path(str(resources.files("stochcl").joinpath("models")))
@@ -33,16 +48,18 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
 
 
-def hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Add names, types, shapes and bytes of tensors to a digest."""
+def hash_tensors(tensors: Mapping[str, Tensor], head: bytes = b"") -> str:
+    """Return the hash of a head and of names, types, shapes and bytes of tensors, in hex."""
+    digest = hashlib.sha256(head)
     for name, tensor in sorted(tensors.items()):
         digest.update(canonical([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]))
         digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def without_packaged_backbone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
     """Return tensors without the backbone, and its hash; all of them and None if no packaged model has it."""
-    sha256 = _hash({name: tensor for name, tensor in tensors.items() if name.startswith(_BACKBONE)})
+    sha256 = hash_tensors({name: tensor for name, tensor in tensors.items() if name.startswith(_BACKBONE)})
     if _packaged_backbone(sha256) is None:
         return tensors, None
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_BACKBONE)}, sha256
@@ -68,23 +85,13 @@ def with_backbone(shown: str, tensors: dict[str, Tensor], metadata: dict[str, st
     return tensors | found
 
 
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    hash_tensors(digest, tensors)
-    return digest.hexdigest()
-
-
 def _packaged_backbone(sha256: str) -> dict[str, Tensor] | None:
     """Return the tensors of the packaged backbone of this hash, which is checked."""
-    from safetensors import SafetensorError, safe_open
-
     for path in embedded_models():
         try:
-            with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(_BACKBONE)]  # noqa: SIM118
-                tensors = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError, ValueError):  # damaged: it has no backbone to lend
+            tensors, _ = read_tensors(path, _BACKBONE)
+        except (OSError, ValueError):  # damaged: it has no backbone to lend
             continue
-        if tensors and _hash(tensors) == sha256:
+        if tensors and hash_tensors(tensors) == sha256:
             return tensors
     return None

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
-from stochcl.encoders.priors import LogisticPrior, first_level, symbol_bits
+from stochcl.encoders.priors import FACTORISED, first_level, symbol_bits
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,15 +47,8 @@ class Posterior(ABC):
       the image's.
     - The rate is what a coder with the prior's probabilities pays for a drawn code, in expectation: the cross-entropy
       of posterior and prior, not their divergence, which only bits-back coding would reach.
-    - A prior is given by its parameters, the encoder's ``prior``, as the family's
-      :class:`~stochcl.encoders.priors.Factorised` reads them.
-
-    Parameters
-    ----------
-    parameters : Tensor of float, shape (B, family.width(config))
-        What the encoder's head says.
-    config : EncoderConfig
-        Its ``latents`` (D) and ``alphabet`` (K) say what there is.
+    - ``parameters`` are what the encoder's head says, float, shape (B, family.width(config)); a prior is given by its
+      parameters, the encoder's ``prior``, as the family's :class:`~stochcl.encoders.priors.Factorised` reads them.
     """
 
     ordered: ClassVar[bool] = True
@@ -76,14 +69,14 @@ class Posterior(ABC):
         return 2.0
 
     @staticmethod
-    @abstractmethod
     def width(config: EncoderConfig) -> int:
         """Return how many numbers the head gives an image."""
+        return config.latents
 
     @staticmethod
-    @abstractmethod
     def noise(config: EncoderConfig) -> int:
         """Return how many uniform numbers a draw takes an image."""
+        return config.latents
 
     @staticmethod
     def initialise(head: nn.Linear, config: EncoderConfig) -> None:
@@ -98,23 +91,12 @@ class Posterior(ABC):
 
     @abstractmethod
     def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:
-        """Draw in decoder form.
+        """Draw in decoder form from noise of [0, 1), float32, shape (B, family.noise(config)).
 
-        Parameters
-        ----------
-        uniform : Tensor of float32, shape (B, family.noise(config))
-            In [0, 1).
-        estimator : str
-            ``straight-through``: what a decoder will see, exactly; gradients are those of the probabilities (Bengio
-            et al., arXiv 1308.3432). ``relaxed``: a point near it, with the gradients of the point itself.
-            The nearest symbol to it is what ``straight-through`` draws from the same noise.
-        temperature : float
-            Of a relaxed draw: towards 0 it becomes hard, and its gradients noisy.
-
-        Raises
-        ------
-        UsageError
-            If there is no such estimator, or the temperature is not positive.
+        ``straight-through``: what a decoder will see, exactly; gradients are those of the probabilities (Bengio et
+        al., arXiv 1308.3432). ``relaxed``: a point near it, with the gradients of the point itself; the nearest
+        symbol to it is what ``straight-through`` draws from the same noise. Towards a temperature of 0 it becomes
+        hard, and its gradients noisy.
         """
 
     @abstractmethod
@@ -125,17 +107,17 @@ class Posterior(ABC):
         """Return the best code of this many latents, shape (B, latents): by default the mode's prefix."""
         return self.mode()[:, :latents]
 
-    @abstractmethod
     def tempered(self, temperature: float) -> Posterior:
         """Return a posterior of the same mode, less sure of it where the temperature is above 1.
 
         Log-odds and logits are divided by it, the deviation of a Gaussian latent is multiplied by it.
         """
+        return type(self)(self.parameters / temperature, self.config)
 
     @staticmethod
-    @abstractmethod
     def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:
         """Return symbols, integers of shape (B, D), in decoder form, float32."""
+        return symbols.float()
 
     @abstractmethod
     def symbols(self, draw: Tensor) -> Tensor:
@@ -149,21 +131,29 @@ class Posterior(ABC):
         they have, each family says.
         """
 
-    @abstractmethod
+    @property
+    def log_q(self) -> Tensor:
+        """Log q of every symbol, in nats, shape (B, D, K)."""
+        raise NotImplementedError
+
     def log_prob(self, symbols: Tensor) -> Tensor:
         """Return log q(symbols | x) of each latent, in nats, shape (B, D)."""
+        return self.log_q.gather(2, symbols.long()[:, :, None])[:, :, 0]
 
-    @abstractmethod
     def entropy(self) -> Tensor:
         """Return the entropy of each latent, in nats, shape (B, D)."""
+        return -(self.log_q.exp() * self.log_q).sum(2)
 
-    @abstractmethod
     def rate(self, prior: Tensor) -> Tensor:
         """Return the cross-entropy with the prior of each latent, in bits, shape (B, D)."""
+        return -(self.log_q.exp() * self._log_p(prior)).sum(2) / BIT
 
     def kl(self, prior: Tensor) -> Tensor:
         """Return the divergence KL(q||p) of each latent, in nats, shape (B, D)."""
-        return self.rate(prior) * BIT - self.entropy()
+        return (self.log_q.exp() * (self.log_q - self._log_p(prior))).sum(2)
+
+    def _log_p(self, prior: Tensor) -> Tensor:
+        return FACTORISED[self.config.posterior](prior, self.config).log_prob()
 
     def _check(self, estimator: str, temperature: float) -> None:
         if estimator not in ESTIMATORS:
@@ -227,10 +217,6 @@ class Gaussian(Posterior):
         return 2 * config.latents
 
     @staticmethod
-    def noise(config: EncoderConfig) -> int:  # noqa: D102
-        return config.latents
-
-    @staticmethod
     def initialise(head: nn.Linear, config: EncoderConfig) -> None:
         """Let the means fill the quantiser's range, four deviations either way, with deviations of half a step."""
         mean, log_deviation = head.weight.chunk(2)
@@ -262,8 +248,7 @@ class Gaussian(Posterior):
         return (draw.detach() - self.offset).round().clamp(0, self.config.alphabet - 1).long()
 
     @cached_property
-    def log_q(self) -> Tensor:
-        """Log q of every symbol, in nats, shape (B, D, K)."""
+    def log_q(self) -> Tensor:  # noqa: D102
         k = self.config.alphabet
         edges = torch.arange(1, k, device=self.mean.device) + self.offset - 0.5
         inner = (edges - self.mean[:, :, None]) / self.deviation[:, :, None]
@@ -303,15 +288,6 @@ class Gaussian(Posterior):
             lower, torch.where(symbols == self.config.alphabet - 1, beyond, edge + 1 / self.deviation)
         )
 
-    def entropy(self) -> Tensor:  # noqa: D102
-        return -(self.log_q.exp() * self.log_q).sum(2)
-
-    def rate(self, prior: Tensor) -> Tensor:  # noqa: D102
-        return -(self.log_q.exp() * LogisticPrior(prior, self.config).log_prob()).sum(2) / BIT
-
-    def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
-        return (self.log_q.exp() * (self.log_q - LogisticPrior(prior, self.config).log_prob())).sum(2)
-
 
 def _log_between(lower: Tensor, upper: Tensor) -> Tensor:
     """Return log of the standard normal's probability between two numbers."""
@@ -340,19 +316,6 @@ class Bernoulli(Posterior):
     numbers of 0..1.
     """
 
-    @property
-    def logits(self) -> Tensor:
-        """Log-odds of a one, shape (B, D)."""
-        return self.parameters
-
-    @staticmethod
-    def width(config: EncoderConfig) -> int:  # noqa: D102
-        return config.latents
-
-    @staticmethod
-    def noise(config: EncoderConfig) -> int:  # noqa: D102
-        return config.latents
-
     def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:  # noqa: D102
         self._check(estimator, temperature)
         if estimator == "relaxed":
@@ -362,13 +325,6 @@ class Bernoulli(Posterior):
 
     def mode(self) -> Tensor:  # noqa: D102
         return (self.parameters > 0).to(torch.uint8)
-
-    def tempered(self, temperature: float) -> Bernoulli:  # noqa: D102
-        return Bernoulli(self.parameters / temperature, self.config)
-
-    @staticmethod
-    def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
-        return symbols.float()
 
     def symbols(self, draw: Tensor) -> Tensor:  # noqa: D102
         return (draw.detach() > 0.5).long()
@@ -388,6 +344,9 @@ class Bernoulli(Posterior):
         probability = torch.sigmoid(self.parameters)
         return (functional.softplus(prior) - probability * prior) / BIT
 
+    def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
+        return self.rate(prior) * BIT - self.entropy()
+
 
 class Categorical(Posterior):
     """D independent symbols of 0..K-1; the parameters, shape (B, D * K), are their logits, latent after latent.
@@ -401,7 +360,10 @@ class Categorical(Posterior):
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
         super().__init__(parameters, config)
         self.logits = parameters.reshape(len(parameters), config.latents, config.alphabet)
-        self.log_q = torch.log_softmax(self.logits, dim=2)
+
+    @cached_property
+    def log_q(self) -> Tensor:  # noqa: D102
+        return torch.log_softmax(self.logits, dim=2)
 
     @staticmethod
     def width(config: EncoderConfig) -> int:  # noqa: D102
@@ -422,9 +384,6 @@ class Categorical(Posterior):
     def mode(self) -> Tensor:  # noqa: D102
         return self.logits.argmax(dim=2).to(symbol_type(self.config.alphabet))
 
-    def tempered(self, temperature: float) -> Categorical:  # noqa: D102
-        return Categorical(self.parameters / temperature, self.config)
-
     @staticmethod
     def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:  # noqa: D102
         return functional.one_hot(symbols.long(), config.alphabet).float()
@@ -438,18 +397,6 @@ class Categorical(Posterior):
         With a straight-through draw, a decision's gradient is that of its probability, over all symbols.
         """
         return (draw @ symbol_bits(self.config.alphabet, draw.device).to(draw.dtype)).reshape(len(draw), -1)
-
-    def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
-        return self.log_q.gather(2, symbols.long()[:, :, None])[:, :, 0]
-
-    def entropy(self) -> Tensor:  # noqa: D102
-        return -(self.log_q.exp() * self.log_q).sum(2)
-
-    def rate(self, prior: Tensor) -> Tensor:  # noqa: D102
-        return -(self.log_q.exp() * torch.log_softmax(prior, dim=1)).sum(2) / BIT
-
-    def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
-        return (self.log_q.exp() * (self.log_q - torch.log_softmax(prior, dim=1))).sum(2)
 
 
 POSTERIORS: dict[str, type[Posterior]] = {

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
-from stochcl.encoders.packaged import with_backbone
+from stochcl.encoders.packaged import read_tensors, with_backbone
 from stochcl.errors import ModelError, UsageError
 from stochcl.messages import escape_name, os_reason
 
@@ -71,18 +70,9 @@ _SHOWN = 4  # names that a message lists
 class Initialisation:
     """What was loaded into a backbone.
 
-    Parameters
-    ----------
-    path, sha256 : str
-        The file, and the SHA-256 of its bytes in hex.
-    tensors, parameters : int
-        How many were loaded, statistics included, and how many numbers they hold.
-    fresh : tuple of str
-        Tensors of the backbone that stayed as they were: those of a stem of another kind.
-    unused : tuple of str
-        Tensors of the file that the backbone has no place for.
-    statistics : bool
-        Whether mean and variance of the features came along, as they do from a stochcl model with the same pooling.
+    ``tensors`` were loaded, which hold ``parameters`` numbers; ``fresh`` are those of a stem of another kind, which
+    stayed as they were, and the file's ``unused`` ones have no place in the backbone. ``statistics`` says whether
+    mean and variance of the features came along, as they do from a stochcl model with the same pooling.
     """
 
     path: str
@@ -154,31 +144,25 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
     """Load weights into the backbone of an encoder, in place.
 
     The file holds the names of the backbone's own state dict (those of torchvision for a residual network, those of
-    the published file for an EfficientNet-Lite),
-    all behind one prefix or none: ``module.``, ``backbone.``, ``encoder.``... A stochcl model file is such a file,
-    and brings the statistics of its features along. Weights for a stem with another kernel are left alone, with
-    the normalisation behind them: it was learned for other channels.
+    the published file for an EfficientNet-Lite), all behind one prefix or none: ``module.``, ``backbone.``,
+    ``encoder.``... A stochcl model file is such a file, and brings the statistics of its features along. Weights for
+    a stem with another kernel are left alone, with the normalisation behind them: it was learned for other channels.
     """
     network = _network(encoder)
     tensors = _read(path)
     expected = network.state_dict()
     prefix = _prefix(path, tensors, expected)
-    given = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
-    fresh = _other_stem(network, expected, {name: tensors[full] for name, full in given.items()})
+    given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    fresh = _other_stem(network, expected, given)
     wanted = {name: tensor for name, tensor in expected.items() if name not in fresh}
-    _check_layout(path, network, wanted, {name: tensors[full] for name, full in given.items()})
-    used = {name: tensors[given[name]] for name in wanted if name in given}
+    _check_layout(path, network, wanted, given)
+    used = {name: given[name] for name in wanted if name in given}
     network.load_state_dict(used, strict=False)
     statistics = _load_statistics(encoder, tensors) if _metadata_of_ours(path) else set()
-    unused = set(tensors) - {given[name] for name in used} - statistics
+    unused = set(tensors) - {prefix + name for name in used} - statistics
+    numbers = sum(tensor.numel() for tensor in used.values())
     return Initialisation(
-        path=escape_name(path),
-        sha256=_file_hash(path),
-        tensors=len(used),
-        parameters=sum(tensor.numel() for tensor in used.values()),
-        fresh=fresh,
-        unused=tuple(sorted(unused)),
-        statistics=bool(statistics),
+        escape_name(path), _file_hash(path), len(used), numbers, fresh, tuple(sorted(unused)), bool(statistics)
     )
 
 
@@ -198,19 +182,16 @@ def _read(path: Path) -> dict[str, Tensor]:
         if is_pickle(head) and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        if is_pickle(head):
-            msg = (
-                f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it "
-                f"comes from, convert it with `{convert_command(path)}`."
-            )
-            raise ModelError(msg)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+        tensors, metadata = ({}, {}) if is_pickle(head) else read_tensors(path)
     except OSError as exc:
         raise ModelError(f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
-    except (SafetensorError, ValueError) as exc:
+    except ValueError as exc:
         raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
+    if is_pickle(head):
+        raise ModelError(
+            f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it comes "
+            f"from, convert it with `{convert_command(path)}`."
+        )
     return with_backbone(shown, tensors, metadata)
 
 
@@ -219,16 +200,13 @@ def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor])
     found: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in expected:
-                found["".join(f"{part}." for part in parts[:i])] += 1
+        known = (i for i in range(len(parts)) if ".".join(parts[i:]) in expected)
+        found.update("".join(f"{part}." for part in parts[:i]) for i in known)
     if not found:
-        first = next(iter(expected))
-        msg = (
-            f"{escape_name(path)}: no tensor of this file has a name that the backbone knows, such as {first}; "
-            f"it holds {_listed(tuple(tensors))}."
+        raise ModelError(
+            f"{escape_name(path)}: no tensor of this file has a name that the backbone knows, such as "
+            f"{next(iter(expected))}; it holds {_listed(tuple(tensors))}."
         )
-        raise ModelError(msg)
     most = max(found.values())
     best = sorted(prefix for prefix, count in found.items() if count == most)
     if len(best) > 1:
@@ -271,9 +249,8 @@ def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], giv
 def _metadata_of_ours(path: Path) -> dict[str, str]:
     """Return what a stochcl model file says beside its tensors; nothing of any other file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError, ValueError):
+        _, metadata = read_tensors(path, None)
+    except (OSError, ValueError):
         return {}
     return metadata if metadata.get("kind", "").startswith("stochcl-encoder") else {}
 

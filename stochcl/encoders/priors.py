@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,26 +12,18 @@ from torch import nn
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
-from stochcl.entropy.autoregressive import (
-    BIAS_SHIFT,
-    FULL,
-    HIDDEN_SHIFT,
-    LEVEL_STEP,
-    MAX_BIAS,
-    MAX_MULTIPLIER,
-    SHIFT,
-    SIGN,
-    AutoregressiveModel,
-    logistic_levels,
-)
+from stochcl.entropy.fit import rounded_model
 from stochcl.entropy.independent import nodes_per_symbol, quantised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
+    from stochcl.entropy.autoregressive import AutoregressiveModel
 
+_LEAST = 1e-6  # probability that a prior starts from
 _REACHED = 1e-18  # a probability whose square, by which its gradient is divided, float32 still holds
 
 
@@ -64,10 +56,9 @@ def decision_nodes(decisions: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
     latents = decisions.shape[1] // bits
     latent = torch.arange(latents, device=decisions.device).repeat_interleave(bits)
     hard = (decisions.detach() > 0.5).long().reshape(-1, latents, bits)
-    node, nodes = torch.zeros_like(hard[..., 0]), []
-    for level in range(bits):
-        nodes.append(node)
-        node = 2 * node + 1 + hard[..., level]
+    nodes = [torch.zeros_like(hard[..., 0])]
+    for level in range(bits - 1):
+        nodes.append(2 * nodes[-1] + 1 + hard[..., level])
     return latent, torch.stack(nodes, dim=2).reshape(len(decisions), -1)
 
 
@@ -75,24 +66,30 @@ _STRIDE = 8  # hidden units begin at multiples of this many decisions: a decoder
 _FIRST = 0.5  # deviation of a hidden unit's sum before training
 
 
-class MaskedNetwork(nn.Module):
-    """logit_j = bias_j + direct_j s + output_j clamp(hidden s + hidden_bias, 0, 1), with s = 2 d - 1 (MADE).
+class AutoregressivePrior(nn.Module):
+    """p(z) over the binary decisions d of a code, each given those before it, with s = 2 d - 1 (MADE):
 
-    Germain et al., arXiv 1502.03509, with one hidden layer and direct connections. Its integer form is
-    :class:`~stochcl.entropy.autoregressive.AutoregressiveModel`.
+        logit_j = bias_j + direct_j s + output_j clamp(hidden s + hidden_bias, 0, 1)
 
-    ``bias`` has the log-odds of a one at every node of every latent's tree to start from, shape (D, 2**bits - 1).
-    There are T = D * bits decisions, and ``hidden`` units; without any the network is linear.
-    """
+    Germain et al., arXiv 1502.03509, with one hidden layer, or none, and direct connections. As the rate of a
+    training loss, it charges what the coder's network will charge: :meth:`quantised` is that network.
 
-    def __init__(self, bias: Tensor, decisions: int, hidden: int, seed: int) -> None:
+    ``code`` has ``latents`` and ``alphabet``. The network starts from the probabilities of a one at ``nodes`` of
+    every latent's tree, shape (D, 2**bits - 1), 1/2 by default; ``bias`` has their log-odds.
+    """  # noqa: D400
+
+    def __init__(self, code: EncoderConfig | Codes, hidden: int, seed: int = 0, nodes: Tensor | None = None) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        self.latents, self.alphabet = code.latents, code.alphabet
+        if nodes is None:
+            nodes = torch.full((code.latents, nodes_per_symbol(code.alphabet)), 0.5)
+        decisions = code.latents * bits_per_symbol(code.alphabet)
         self.degrees = spread_degrees(decisions, hidden)
         degrees, places = torch.from_numpy(self.degrees).long(), torch.arange(decisions)
-        self.bias = nn.Parameter(bias)
-        self.direct = nn.Parameter(torch.zeros(decisions, decisions))
+        generator = torch.Generator().manual_seed(seed)
         start = _FIRST * torch.randn(hidden, decisions, generator=generator) / degrees[:, None].sqrt()
+        self.bias = nn.Parameter(torch.logit(nodes.float(), eps=_LEAST))
+        self.direct = nn.Parameter(torch.zeros(decisions, decisions))
         self.hidden = nn.Parameter(start)
         self.hidden_bias = nn.Parameter(torch.full((hidden,), 0.5))
         self.output = nn.Parameter(torch.zeros(decisions, hidden))
@@ -116,14 +113,31 @@ class MaskedNetwork(nn.Module):
         weight: Tensor = getattr(self, name) * self.get_buffer(f"{name}_mask")
         return weight
 
-    def forward(self, decisions: Tensor, latent: Tensor, node: Tensor) -> Tensor:
+    def forward(self, decisions: Tensor) -> Tensor:
         """Return log-odds, shape (B, T), of decisions, float32, shape (B, T)."""
         signs = 2 * decisions - 1
         logits = functional.linear(signs, self.masked("direct"))
         if len(self.degrees):
             u = functional.linear(signs, self.masked("hidden"), self.hidden_bias)
             logits = logits + functional.linear(functional.hardtanh(u, 0, 1), self.masked("output"))
-        return logits.float() + self.bias[latent, node]
+        bias = self.bias[:, 0] if self.alphabet == 2 else self.bias[decision_nodes(decisions, self.alphabet)]
+        return logits.float() + bias
+
+    def bits(self, decisions: Tensor) -> Tensor:
+        """Return what each decision costs given those before it, in bits, shape (B, T)."""
+        logits = self(decisions)
+        nats: Tensor = functional.softplus(logits) - decisions * logits
+        return nats / math.log(2)
+
+    @torch.no_grad()
+    def quantised(self) -> AutoregressiveModel:
+        """Return the network in integers, for the coder."""
+        named = [self.bias, self.masked("direct"), self.masked("hidden"), self.hidden_bias, self.masked("output")]
+        bias, direct, hidden, hidden_bias, output = (t.double().cpu().numpy() for t in named)
+        return rounded_model(
+            self.latents, self.alphabet, bias, direct, degrees=self.degrees, hidden=hidden, hidden_bias=hidden_bias,
+            output=output,
+        )  # fmt: skip
 
 
 def spread_degrees(decisions: int, hidden: int) -> NDArray[np.int32]:
@@ -131,53 +145,6 @@ def spread_degrees(decisions: int, hidden: int) -> NDArray[np.int32]:
     stride = min(_STRIDE, decisions - 1)
     groups = max(1, (decisions - 1) // stride)
     return ((np.arange(hidden) * groups // max(1, hidden) + 1) * stride).astype(np.int32)
-
-
-def _multipliers(largest: Tensor, unit: float) -> tuple[Tensor, Tensor]:
-    """Return integer multipliers and the scale of a weight of 1, both shape (rows,).
-
-    The multiplier comes first and the scale from it, so that its own rounding costs nothing; what is larger than
-    the largest multiplier expresses is clipped.
-    """
-    multiplier = (largest / FULL / unit).ceil().clamp(1, MAX_MULTIPLIER)
-    return multiplier, multiplier * unit
-
-
-@torch.no_grad()
-def quantise(network: MaskedNetwork, latents: int, alphabet: int) -> AutoregressiveModel:
-    """Round a network to integers: a scale for every hidden unit and for every decision."""
-    direct, hidden, output = (network.masked(n).double() for n in ("direct", "hidden", "output"))
-    unit = 2.0**-HIDDEN_SHIFT / SIGN
-    hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), unit)
-    # Shifts round down: half a unit is added where the rounding should be to the nearest.
-    hidden_bias = (network.hidden_bias.double() + 0.5 / SIGN) / hidden_scale
-    unit = LEVEL_STEP * SIGN / 2.0**SHIFT  # z counts in units of 1/128
-    multiplier, scale = _multipliers(torch.maximum(_largest(direct), _largest(output)), unit)
-    levels = logistic_levels()
-    # In units of a level / 2**(SHIFT - BIAS_SHIFT); the middle level is even odds.
-    bias = 2.0 ** (SHIFT - BIAS_SHIFT) * (network.bias.double() / LEVEL_STEP + (len(levels) - 1) / 2 + 0.5)
-
-    def integers(values: Tensor, dtype: type, most: int) -> NDArray[Any]:
-        return values.round().clamp(-most, most).cpu().numpy().astype(dtype)
-
-    return AutoregressiveModel(
-        latents=latents,
-        alphabet=alphabet,
-        levels=levels,
-        degrees=network.degrees,
-        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, FULL),
-        hidden_bias=integers(hidden_bias, np.int32, MAX_BIAS),
-        hidden_multiplier=integers(hidden_multiplier, np.uint16, MAX_MULTIPLIER),
-        direct=integers(direct / scale[:, None], np.int8, FULL),
-        output=integers(output / scale[:, None], np.int8, FULL),
-        multiplier=integers(multiplier, np.uint16, MAX_MULTIPLIER),
-        bias=integers(bias, np.int32, MAX_BIAS),
-    )
-
-
-def _largest(weights: Tensor) -> Tensor:
-    """Return the largest weight, shape (rows,), of either sign; 0 where there are no columns."""
-    return weights.abs().amax(dim=1) if weights.shape[1] else weights.new_zeros(len(weights))
 
 
 _LEAST_SCALE = 0.06  # steps: sigmoid(-0.5 / 0.06) is 1/4096
@@ -287,32 +254,3 @@ FACTORISED: dict[str, type[Factorised]] = {
     "residual": BernoulliPrior,
 }
 """Factorised priors by the name of the posterior's family."""
-
-
-class AutoregressivePrior(nn.Module):
-    """p(z) over the binary decisions of a code, each given those before it: the coder's own kind, in real numbers.
-
-    As the rate of a training loss, it charges what the coder's network will charge; when training ends,
-    :meth:`quantised` is that network.
-
-    It starts from the probabilities of a one at ``nodes``, shape (D, 2**bits - 1), 1/2 by default.
-    """
-
-    def __init__(self, config: EncoderConfig, hidden: int = 512, seed: int = 0, nodes: Tensor | None = None) -> None:
-        super().__init__()
-        self.latents, self.alphabet = config.latents, config.alphabet
-        if nodes is None:
-            nodes = torch.full((config.latents, nodes_per_symbol(config.alphabet)), 0.5)
-        decisions = config.latents * bits_per_symbol(config.alphabet)
-        self.network = MaskedNetwork(torch.logit(nodes.float(), eps=1e-4), decisions, hidden, seed)
-
-    def bits(self, decisions: Tensor) -> Tensor:
-        """Return what each decision costs given those before it, in bits, shape (B, T)."""
-        latent, node = decision_nodes(decisions, self.alphabet)
-        logits = self.network(decisions, latent, node)
-        nats: Tensor = functional.softplus(logits) - decisions * logits
-        return nats / math.log(2)
-
-    def quantised(self) -> AutoregressiveModel:
-        """Return the network in integers, for the coder."""
-        return quantise(self.network, self.latents, self.alphabet)

@@ -402,6 +402,9 @@ class Residual(Posterior):
         probability = torch.cat([*parts, torch.sigmoid(self._log_odds(paths, ones))], dim=1)
         return (functional.softplus(prior) - probability * prior) / BIT
 
+    def kl(self, prior: Tensor) -> Tensor:  # noqa: D102
+        return self.rate(prior) * BIT - self.entropy()
+
 
 POSTERIORS["residual"] = Residual
 

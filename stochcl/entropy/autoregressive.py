@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from stochcl.codes import bits_per_symbol
 from stochcl.entropy.independent import DENOMINATOR, MAX_DECISIONS, nodes_per_symbol
 from stochcl.errors import FormatError
+from stochcl.framing import ArrayReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -148,11 +149,9 @@ class AutoregressiveModel:
     kind = "autoregressive"
 
     def __post_init__(self) -> None:
-        _check_width(self.latents, self.alphabet)
-        t, h = self.decisions_per_row, len(self.degrees)
-        if not 2 <= len(self.levels) <= MAX_LEVELS or h > MAX_HIDDEN:
-            raise FormatError(f"an autoregressive model cannot have {len(self.levels)} levels and {h} hidden units")
-        shapes = array_types(self.latents, h, self.alphabet, levels=len(self.levels))
+        _check_sizes(self.latents, self.alphabet, self.hidden, len(self.levels))
+        t = self.decisions_per_row
+        shapes = array_types(self.latents, self.hidden, self.alphabet, levels=len(self.levels))
         del shapes["degrees"]  # any integers
         for name, (dtype, shape) in shapes.items():
             array = getattr(self, name)
@@ -161,23 +160,13 @@ class AutoregressiveModel:
                 raise FormatError(f"{msg}, not {array.dtype} of shape {array.shape}")
         if self.levels.min() < 1 or self.levels.max() >= DENOMINATOR:
             raise FormatError(f"probabilities are k/{DENOMINATOR} with k in 1..{DENOMINATOR - 1}")
-        degrees = self.degrees.astype(np.int64)
-        if self.degrees.ndim != 1 or (h and (degrees[0] < 1 or degrees[-1] >= t or (np.diff(degrees) < 0).any())):
-            raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
-        if h and np.abs(self.hidden_bias.astype(np.int64)).max() > MAX_BIAS:
+        if np.abs(self.hidden_bias.astype(np.int64)).max(initial=0) > MAX_BIAS:
             raise FormatError("the bias of a hidden unit is too large")
-        self._check_masks()
-
-    def _check_masks(self) -> None:
         # A file leaves masked weights out, so that they would count in coding and not in decoding.
-        # Small integers, one mask after the other: tables are read for a single row, too.
-        degrees, seen = self.degrees.astype(np.int16), np.arange(self.decisions_per_row, dtype=np.int16)
-        if (
-            self.hidden_weights.any(where=seen[None, :] >= degrees[:, None])
-            or self.direct.any(where=seen[None, :] >= seen[:, None])
-            or self.output.any(where=degrees[None, :] > seen[:, None])
-        ):
-            raise FormatError("an autoregressive model looks at decisions that are not known yet")
+        masks = _known(self.degrees, t)
+        for weights, known in zip((self.hidden_weights, self.direct, self.output), masks, strict=True):
+            if weights.any(where=~known):
+                raise FormatError("an autoregressive model looks at decisions that are not known yet")
 
     @property
     def bits(self) -> int:
@@ -200,19 +189,12 @@ class AutoregressiveModel:
             return self
         t = latents * self.bits
         h = int(np.searchsorted(self.degrees, t))
-        return AutoregressiveModel(
-            latents=latents,
-            alphabet=self.alphabet,
-            levels=self.levels,
-            degrees=self.degrees[:h],
-            hidden_weights=self.hidden_weights[:h, :t],
-            hidden_bias=self.hidden_bias[:h],
-            hidden_multiplier=self.hidden_multiplier[:h],
-            direct=self.direct[:t, :t],
-            output=self.output[:t, :h],
-            multiplier=self.multiplier[:t],
+        return replace(
+            self, latents=latents, degrees=self.degrees[:h], hidden_weights=self.hidden_weights[:h, :t],
+            hidden_bias=self.hidden_bias[:h], hidden_multiplier=self.hidden_multiplier[:h],
+            direct=self.direct[:t, :t], output=self.output[:t, :h], multiplier=self.multiplier[:t],
             bias=self.bias[:latents],
-        )
+        )  # fmt: skip
 
     @property
     def hidden(self) -> int:
@@ -300,74 +282,35 @@ class AutoregressiveModel:
 
     def to_bytes(self) -> bytes:
         """Write the model, little-endian, as docs/FORMAT.md says; weights that are 0 by their place are left out."""
-        t, h = self.decisions_per_row, len(self.degrees)
-        known = np.searchsorted(self.degrees, np.arange(t), side="right")
-        return b"".join(
-            [
-                _HEAD.pack(self.latents, self.alphabet, h, len(self.levels)),
-                self.levels.astype("<u2").tobytes(),
-                self.degrees.astype("<u2").tobytes(),
-                self.hidden_bias.astype("<i4").tobytes(),
-                self.hidden_multiplier.astype("<u2").tobytes(),
-                self.multiplier.astype("<u2").tobytes(),
-                self.bias.astype("<i4").tobytes(),
-                *(self.hidden_weights[i, :d].tobytes() for i, d in enumerate(self.degrees.tolist())),
-                *(self.direct[j, :j].tobytes() for j in range(t)),
-                *(self.output[j, :k].tobytes() for j, k in enumerate(known.tolist())),
-            ]
-        )
+        hidden, direct, output = _known(self.degrees, self.decisions_per_row)
+        parts = [
+            self.levels.astype("<u2"), self.degrees.astype("<u2"), self.hidden_bias.astype("<i4"),
+            self.hidden_multiplier.astype("<u2"), self.multiplier.astype("<u2"), self.bias.astype("<i4"),
+            self.hidden_weights[hidden], self.direct[direct], self.output[output],
+        ]  # fmt: skip
+        head = _HEAD.pack(self.latents, self.alphabet, self.hidden, len(self.levels))
+        return head + b"".join(part.tobytes() for part in parts)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> AutoregressiveModel:
         """Read what :meth:`to_bytes` wrote."""
-        if len(data) < _HEAD.size:
-            raise FormatError("an autoregressive model ends too early")
-        latents, alphabet, h, n = _HEAD.unpack_from(data)
-        _check_width(latents, alphabet)
-        if not 2 <= n <= MAX_LEVELS or h > MAX_HIDDEN:
-            raise FormatError(f"an autoregressive model cannot have {n:,} levels and {h:,} hidden units")
-        bits = bits_per_symbol(alphabet)
-        t, nodes = latents * bits, (1 << bits) - 1
-        fixed = _HEAD.size + 2 * n + 8 * h + 2 * t + 4 * latents * nodes
-        if len(data) < fixed:
-            raise FormatError("an autoregressive model ends too early")
-        at = _HEAD.size
-
-        def take(dtype: str, count: int) -> NDArray[Any]:
-            nonlocal at
-            array = np.frombuffer(data, dtype, count, at)
-            at += array.nbytes
-            return array.astype(array.dtype.newbyteorder("="))
-
-        levels, degrees = take("<u2", n), take("<u2", h)
-        if h and (degrees.min() < 1 or degrees.max() >= t or (np.diff(degrees.astype(np.int64)) < 0).any()):
-            raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {t - 1}")
-        known = np.searchsorted(degrees, np.arange(t), side="right")
-        size = fixed + int(degrees.sum(dtype=np.int64)) + t * (t - 1) // 2 + int(known.sum())
-        if len(data) != size:
-            raise FormatError(f"an autoregressive model has {len(data):,} bytes, not {size:,}")
-        hidden_bias, hidden_multiplier = take("<i4", h), take("<u2", h)
-        multiplier, bias = take("<u2", t), take("<i4", latents * nodes).reshape(latents, nodes)
-        weights, packed = [], np.frombuffer(data, np.int8)
-        for lengths, width in ((degrees, t), (np.arange(t), t), (known, h)):
-            full = np.zeros((len(lengths), width), np.int8)
-            for row, length in zip(full, lengths.tolist(), strict=True):
-                row[:length] = packed[at : at + length]
-                at += length
+        reader = ArrayReader(data, "an autoregressive model")
+        latents, alphabet, h, n = reader.take("<u4", 4).tolist()
+        _check_sizes(latents, alphabet, h, n)
+        t = latents * bits_per_symbol(alphabet)
+        levels, degrees, hidden_bias = reader.take("<u2", n), reader.take("<u2", h), reader.take("<i4", h)
+        hidden_multiplier, multiplier = reader.take("<u2", h), reader.take("<u2", t)
+        bias = reader.take("<i4", latents, nodes_per_symbol(alphabet))
+        weights = []
+        for known in _known(degrees, t):
+            full = np.zeros(known.shape, np.int8)
+            full[known] = reader.take("i1", int(np.count_nonzero(known)))
             weights.append(full)
+        reader.end()
         return cls(
-            latents=latents,
-            alphabet=alphabet,
-            levels=levels,
-            degrees=degrees,
-            hidden_weights=weights[0],
-            hidden_bias=hidden_bias,
-            hidden_multiplier=hidden_multiplier,
-            direct=weights[1],
-            output=weights[2],
-            multiplier=multiplier,
-            bias=bias,
-        )
+            latents, alphabet, levels, degrees, weights[0], hidden_bias, hidden_multiplier, weights[1], weights[2],
+            multiplier, bias,
+        )  # fmt: skip
 
 
 class _Floats:
@@ -484,8 +427,19 @@ def _float(weights: NDArray[np.int8]) -> NDArray[np.float32]:
     return weights.astype(np.float32)
 
 
-def _check_width(latents: int, alphabet: int) -> None:
+def _known(degrees: NDArray[np.integer], decisions: int) -> tuple[NDArray[np.bool_], ...]:
+    """Return where hidden weights, direct ones and outputs may stand: from what is known already."""
+    seen = np.arange(decisions, dtype=np.int32)
+    ends = degrees.astype(np.int32)
+    if ends.ndim != 1 or (len(ends) and (np.diff(ends, prepend=1, append=decisions - 1) < 0).any()):
+        raise FormatError(f"the degrees of hidden units do not ascend from 1 to at most {decisions - 1}")
+    return seen < ends[:, None], seen < seen[:, None], ends <= seen[:, None]
+
+
+def _check_sizes(latents: int, alphabet: int, hidden: int, levels: int) -> None:
     if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
         raise FormatError(f"an autoregressive model of {latents:,} latents of {alphabet:,} values makes no sense")
+    if not 2 <= levels <= MAX_LEVELS or hidden > MAX_HIDDEN:
+        raise FormatError(f"an autoregressive model cannot have {levels:,} levels and {hidden:,} hidden units")
     if (width := latents * bits_per_symbol(alphabet)) > MAX_DECISIONS:
         raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {width:,}")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.codes import bits_per_symbol
-from stochcl.entropy.autoregressive import AutoregressiveModel, logistic_levels
-from stochcl.entropy.independent import DENOMINATOR, IndependentModel, node_counts, quantised
+from stochcl.entropy.autoregressive import (
+    BIAS_SHIFT,
+    FULL,
+    HIDDEN_SHIFT,
+    LEVEL_STEP,
+    MAX_BIAS,
+    MAX_MULTIPLIER,
+    SHIFT,
+    SIGN,
+    AutoregressiveModel,
+    logistic_levels,
+)  # fmt: skip
+from stochcl.entropy.independent import DENOMINATOR, IndependentModel, node_counts, places, quantised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +42,6 @@ def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
     return IndependentModel(ones.astype(np.uint16), codes.alphabet).ideal_bits(codes) / len(codes)
 
 
-_STEP = 0.2  # between levels, in log-odds
 _BATCH = 1024
 _PASSES, _LEAST, _MOST = 30, 200, 1500  # over the rows; of steps
 _RATE = 0.01
@@ -70,7 +80,7 @@ def fit_linear(
         part = codes if len(codes) <= _BATCH else codes[rng.integers(len(codes), size=_BATCH)]
         decisions = part.decisions()
         signs = decisions.astype(np.float32) * 2 - 1 - mean
-        logits = signs @ weights.T + shift + _base(odds, decisions, bits)
+        logits = signs @ weights.T + shift + odds[places(part)].astype(np.float32)
         error = (1 / (1 + np.exp(-logits)) - decisions) / len(part)
         gradients = (error.T @ signs + _PENALTY / len(codes) * weights) * below, error.sum(axis=0)
         rate = _RATE * min(1, (step + 1) / 20) * 0.5 * (1 + np.cos(np.pi * step / steps))
@@ -78,8 +88,9 @@ def fit_linear(
             _adam(x, g, moment, step, rate)
         progress(step + 1, steps)
     np.clip(weights, -_MAX_WEIGHT, _MAX_WEIGHT, out=weights)
-    constant = shift - weights @ mean
-    return _rounded(codes, weights, odds + constant.reshape(-1, bits)[:, _levels_of_nodes(bits)])
+    constant = (shift - weights @ mean).reshape(-1, bits)
+    level_of_node = np.repeat(np.arange(bits), 1 << np.arange(bits))
+    return rounded_model(codes.latents, codes.alphabet, odds + constant[:, level_of_node], weights)
 
 
 def _adam(
@@ -97,47 +108,57 @@ def _adam(
     x -= np.float32(rate / (1 - 0.9 ** (step + 1))) * mean / corrected
 
 
-def _levels_of_nodes(bits: int) -> NDArray[np.intp]:
-    """Return which of a symbol's decisions each node of its tree stands for."""
-    return np.concatenate([np.full(1 << level, level, np.intp) for level in range(bits)])
+def rounded_model(
+    latents: int, alphabet: int, bias: NDArray[np.floating], direct: NDArray[np.floating], *,
+    degrees: NDArray[np.integer] | None = None, hidden: NDArray[np.floating] | None = None,
+    hidden_bias: NDArray[np.floating] | None = None, output: NDArray[np.floating] | None = None,
+) -> AutoregressiveModel:  # fmt: skip
+    """Round a network of floats to integers, with a scale for every hidden unit and for every decision.
 
+    ``bias``, shape (D, 2**bits - 1), and ``direct``, shape (T, T), are in log-odds; hidden units have values of 0..1.
+    """
+    t = len(direct)
+    hidden = np.zeros((0, t)) if hidden is None else hidden
+    hidden_bias = np.zeros(len(hidden)) if hidden_bias is None else hidden_bias
+    output = np.zeros((t, len(hidden))) if output is None else output
+    hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), 2.0**-HIDDEN_SHIFT / SIGN)
+    unit = LEVEL_STEP * SIGN / 2.0**SHIFT  # z counts in units of 1/128
+    multiplier, scale = _multipliers(np.maximum(_largest(direct), _largest(output)), unit)
+    levels = logistic_levels()
 
-def _base(odds: NDArray[np.float64], decisions: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
-    """Return the independent log-odds of every decision, shape (N, T) or (1, T)."""
-    if bits == 1:
-        return odds[:, 0][None].astype(np.float32)
-    grouped = decisions.reshape(len(decisions), -1, bits).astype(np.intp)
-    out = np.empty(grouped.shape, np.float32)
-    prefix = np.zeros(grouped.shape[:2], np.intp)
-    for level in range(bits):
-        out[:, :, level] = odds[np.arange(len(odds)), (1 << level) - 1 + prefix]
-        prefix = prefix * 2 + grouped[:, :, level]
-    return out.reshape(len(decisions), -1)
+    def integers(values: NDArray[np.floating], dtype: type[np.integer], most: int) -> NDArray[Any]:
+        return np.clip(np.rint(values), -most, most).astype(dtype)
 
-
-def _rounded(codes: Codes, weights: NDArray[np.float32], odds: NDArray[np.float64]) -> AutoregressiveModel:
-    """Return the integers nearest to a model of floats: log-odds = weights @ signs + odds of the node."""
-    t = len(weights)
-    levels = logistic_levels(_STEP)
-    scale = np.maximum(np.abs(weights).max(axis=1), 1e-6).astype(np.float64) / 127
-    # z = 128 * rounded @ signs, and weights @ signs = z * scale / 128; a level is _STEP wide.
-    multiplier = np.clip(np.rint(scale / 128 / _STEP * (1 << 24)), 1, 65535)
-    rounded = np.clip(np.rint(weights / (multiplier * 128 * _STEP / (1 << 24))[:, None]), -127, 127)
-    # Levels are at -8, -7.8 ...; rounding down after adding a half takes the nearest.
-    bias = np.rint(256 * (odds / _STEP + (len(levels) - 1) / 2 + 0.5))
     return AutoregressiveModel(
-        latents=codes.latents,
-        alphabet=codes.alphabet,
-        levels=levels,
-        degrees=np.zeros(0, np.uint16),
-        hidden_weights=np.zeros((0, t), np.int8),
-        hidden_bias=np.zeros(0, np.int32),
-        hidden_multiplier=np.zeros(0, np.uint16),
-        direct=rounded.astype(np.int8),
-        output=np.zeros((t, 0), np.int8),
-        multiplier=multiplier.astype(np.uint16),
-        bias=bias.astype(np.int32),
-    )
+        latents, alphabet, levels=levels,
+        degrees=np.zeros(0, np.uint16) if degrees is None else degrees,
+        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, FULL),
+        # Shifts round down: half a unit is added where the rounding should be to the nearest.
+        hidden_bias=integers((hidden_bias + 0.5 / SIGN) / hidden_scale, np.int32, MAX_BIAS),
+        hidden_multiplier=integers(hidden_multiplier, np.uint16, MAX_MULTIPLIER),
+        direct=integers(direct / scale[:, None], np.int8, FULL),
+        output=integers(output / scale[:, None], np.int8, FULL),
+        multiplier=integers(multiplier, np.uint16, MAX_MULTIPLIER),
+        # In units of a level / 2**(SHIFT - BIAS_SHIFT); the middle level is even odds.
+        bias=integers(
+            2.0 ** (SHIFT - BIAS_SHIFT) * (bias / LEVEL_STEP + (len(levels) - 1) / 2 + 0.5), np.int32, MAX_BIAS
+        ),
+    )  # fmt: skip
+
+
+def _multipliers(largest: NDArray[np.floating], unit: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return integer multipliers and the scale of a weight of 1, both shape (rows,).
+
+    The multiplier comes first and the scale from it, so that its own rounding costs nothing; what is larger than
+    the largest multiplier expresses is clipped.
+    """
+    multiplier = np.clip(np.ceil(largest / FULL / unit), 1, MAX_MULTIPLIER)
+    return multiplier, multiplier * unit
+
+
+def _largest(weights: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the largest weight of either sign, shape (rows,)."""
+    return np.abs(weights).max(axis=1, initial=0).astype(np.float64)
 
 
 def expected_bits(tables: Tables, latents: int | None = None) -> float:
@@ -157,30 +178,21 @@ def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None =
     model = tables.candidates(codes.latents, selection)[-1].model
     out = np.empty(len(codes), np.float32)
     for start in range(0, len(codes), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(codes)))
-        part = np.arange(len(codes))[rows]
-        out[rows] = _lengths(model, codes.__class__(codes.packed[part], codes.latents, codes.alphabet))
+        part = codes[start : start + _ROWS]
+        decisions = part.decisions()
+        if isinstance(model, AutoregressiveModel):
+            ones = model.levels[model.level_indices(decisions)].T
+        else:
+            ones = model.ones[places(part)]
+        out[start : start + _ROWS] = -np.log2(np.where(decisions, ones, DENOMINATOR - ones) / DENOMINATOR).sum(axis=1)
     return out
 
 
 def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
     """Return the mean bits of each latent under a model, given those before it, shape (D,)."""
-    if not isinstance(model, AutoregressiveModel):
-        return model.bits_by_latent(codes) / max(1, len(codes))
-    decisions = model.bits_by_decision(codes).reshape(codes.latents, -1)
-    bits: NDArray[np.float64] = decisions.sum(axis=1) / max(1, len(codes))
-    return bits
-
-
-def _lengths(model: EntropyModel, codes: Codes) -> NDArray[np.float64]:
-    if isinstance(model, AutoregressiveModel):
-        decisions = codes.decisions()
-        one = model.levels.astype(np.float64)[model.level_indices(decisions)] / DENOMINATOR
-        bits: NDArray[np.float64] = -np.log2(np.where(decisions.T != 0, one, 1 - one)).sum(axis=0)
-        return bits
-    costs = _symbol_costs(model)
-    taken: NDArray[np.float64] = costs[np.arange(codes.latents), codes.symbols()].sum(axis=1)
-    return taken
+    bits = model.bits_by_latent(codes) if isinstance(model, IndependentModel) else model.bits_by_decision(codes)
+    found: NDArray[np.float64] = bits.reshape(codes.latents, -1).sum(axis=1) / max(1, len(codes))
+    return found
 
 
 def _symbol_costs(model: IndependentModel) -> NDArray[np.float64]:

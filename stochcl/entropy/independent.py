@@ -10,6 +10,7 @@ import numpy as np
 
 from stochcl.codes import bits_per_symbol
 from stochcl.errors import FormatError
+from stochcl.framing import ArrayReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,18 +91,9 @@ _STEPS = np.unique(
 class IndependentModel:
     """Every symbol on its own: a binary tree of probabilities for each latent.
 
-    Parameters
-    ----------
-    ones : ndarray of uint16, shape (D, 2**bits - 1)
-        Numerators k of P(decision is 1) = k/4096. A symbol's decisions go down a tree, most significant first;
-        the node after the decisions d1..dl is number 2**l - 1 + (d1..dl as an integer).
-    alphabet : int
-        K, the number of values a latent takes; bits = ceil(log2 K).
-
-    Raises
-    ------
-    FormatError
-        If the table has the wrong shape or a numerator outside 1..4095.
+    ``ones``, uint16, shape (D, 2**bits - 1), are the numerators k of P(decision is 1) = k/4096. A symbol's decisions
+    go down a tree, most significant first; the node after the decisions d1..dl is number 2**l - 1 + (d1..dl as an
+    integer). ``alphabet`` is K, the number of values a latent takes; bits = ceil(log2 K).
     """
 
     ones: NDArray[np.uint16]
@@ -173,17 +165,13 @@ class IndependentModel:
     @classmethod
     def from_bytes(cls, data: bytes) -> IndependentModel:
         """Read what :meth:`to_bytes` wrote."""
-        if len(data) < _HEAD.size:
-            raise FormatError("a probability table ends too early")
-        latents, alphabet = _HEAD.unpack_from(data)
+        reader = ArrayReader(data, "a probability table")
+        latents, alphabet = reader.take("<u4", 2).tolist()
         if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
             raise FormatError(f"a probability table of {latents} latents of {alphabet} values makes no sense")
         bits = bits_per_symbol(alphabet)
         if latents * bits > MAX_DECISIONS:
             raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {latents * bits}")
-        nodes = (1 << bits) - 1
-        if len(data) != _HEAD.size + latents * nodes * 2:
-            raise FormatError(
-                f"a probability table has {len(data):,} bytes, not {_HEAD.size + latents * nodes * 2:,}"
-            )
-        return cls(np.frombuffer(data, "<u2", offset=_HEAD.size).astype(np.uint16).reshape(latents, nodes), alphabet)
+        ones = reader.take("<u2", latents, (1 << bits) - 1)
+        reader.end()
+        return cls(ones, alphabet)

@@ -35,16 +35,9 @@ _KINDS: dict[str, type[IndependentModel] | type[AutoregressiveModel]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """An entropy model that is already paid for, and how a segment's head names it.
+    """An entropy model that is already paid for, of the archive's latents, and how a segment's head names it.
 
-    Parameters
-    ----------
-    model : IndependentModel or AutoregressiveModel
-        Of the archive's latents.
-    kind : int
-        INDEPENDENT, NETWORK or FITTED.
-    number : int
-        Which of the fitted models.
+    ``kind`` is INDEPENDENT, NETWORK or FITTED; ``number`` says which of the fitted models.
     """
 
     model: EntropyModel

@@ -21,8 +21,8 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import Codebooks, VectorDecoder
-from stochcl.errors import FormatError, ModelMismatch, OutputError, UnsupportedVersion
-from stochcl.files import replacing
+from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
+from stochcl.files import replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
 from stochcl.messages import escape_name
 
@@ -294,13 +294,8 @@ def _slice(data: bytes, start: int, size: int) -> bytes:
 def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
     """Write tables into a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
-    try:
-        with replacing(path) as file:
-            file.write(tables.data)
-    except OSError as exc:
-        raise OutputError(
-            f"{escape_name(path)}: the tables cannot be written: {(exc.strerror or str(exc)).lower()}."
-        ) from exc
+    with writing(path, "the tables"), replacing(path) as file:
+        file.write(tables.data)
     return path
 
 
@@ -325,7 +320,10 @@ def find_tables(
             return found
     packaged = resources.files("stochcl").joinpath("tables", f"{sha256}.tables")
     if packaged.is_file():
-        return _parse(packaged.read_bytes(), sha256, f"stochcl/tables/{sha256}.tables")
+        where = f"stochcl/tables/{sha256}.tables"
+        if (found := _parse(packaged.read_bytes(), sha256, where)) is None:
+            raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
+        return found
     named = [Path(folder) for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep) if folder]
     for folder in (*named, *beside):
         if (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
@@ -338,33 +336,20 @@ def find_tables(
 
 
 def _read(path: Path, sha256: str) -> Tables | None:
+    """Return the tables of a file, if they have this name."""
     try:
-        if path.stat().st_size > MAX_TABLES:
-            return None
-        data = path.read_bytes()
+        data = path.read_bytes() if path.stat().st_size <= MAX_TABLES else b""
     except OSError:
-        return None
-    if hashlib.sha256(data).hexdigest() != sha256 and not _named(data, sha256):
         return None
     return _parse(data, sha256, escape_name(path))
 
 
-def _named(data: bytes, sha256: str) -> bool:
-    """Tell whether deflated tables have this name."""
-    try:
-        return Tables.from_bytes(data).sha256 == sha256
-    except FormatError:
-        return False
-
-
-def _parse(data: bytes, sha256: str, where: str) -> Tables:
+def _parse(data: bytes, sha256: str, where: str) -> Tables | None:
+    """Return the tables of some bytes, if they have this name."""
     try:
         tables = Tables.from_bytes(data)
-        named = tables.sha256 == sha256
     except FormatError as exc:
         if hashlib.sha256(data).hexdigest() == sha256:
             raise type(exc)(f"{where}: {exc}") from exc
-        named = False
-    if not named:
-        raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
-    return tables
+        return None
+    return tables if tables.sha256 == sha256 else None

@@ -12,7 +12,7 @@ import numpy as np
 from stochcl.codes import MAX_ALPHABET
 from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.errors import FormatError
-from stochcl.framing import check_limit
+from stochcl.framing import ArrayReader, check_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,17 +28,7 @@ _CODEBOOKS_HEAD = struct.Struct("<III")
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """One table of embeddings a latent, centred: a latent that a code does not have counts as zeros.
-
-    Parameters
-    ----------
-    embeddings : ndarray of float16, shape (D, K, e)
-
-    Raises
-    ------
-    FormatError
-        If the shape makes no sense or a number is not finite.
-    """
+    """One table of embeddings a latent, float16, shape (D, K, e), centred: a missing latent counts as zeros."""
 
     embeddings: NDArray[np.float16]
 
@@ -84,15 +74,12 @@ class Codebooks:
     @classmethod
     def from_bytes(cls, data: bytes) -> Codebooks:
         """Read what :meth:`to_bytes` wrote."""
-        if len(data) < _CODEBOOKS_HEAD.size:
-            raise FormatError("codebooks end too early")
-        latents, alphabet, width = _CODEBOOKS_HEAD.unpack_from(data)
+        reader = ArrayReader(data, "a set of codebooks")
+        latents, alphabet, width = reader.take("<u4", 3).tolist()
         _check_shape(latents, alphabet, width)
-        needed = _CODEBOOKS_HEAD.size + 2 * latents * alphabet * width
-        if len(data) != needed:
-            raise FormatError(f"codebooks have {len(data):,} bytes, not {needed:,}")
-        numbers = np.frombuffer(data, "<f2", offset=_CODEBOOKS_HEAD.size).astype(np.float16)
-        return cls(numbers.reshape(latents, alphabet, width))
+        embeddings = reader.take("<f2", latents, alphabet, width)
+        reader.end()
+        return cls(embeddings)
 
 
 def _check_shape(latents: int, alphabet: int, width: int) -> None:
@@ -118,18 +105,8 @@ class VectorDecoder:
     symbol's embedding stands for the symbol. Between layers stands a ReLU. Weights are stored as float16 and
     evaluated in float32, so vectors agree across machines to rounding; symbols, unlike them, agree exactly.
 
-    Parameters
-    ----------
-    centre, scale : ndarray of float32, shape (D,), or (D * e,) with codebooks
-    layers : tuple of (weight, bias)
-        float16 of shape (out, in) and (out,); the first ``in`` is as long as ``centre``.
-    codebooks : Codebooks, optional
-        The embeddings of a categorical code's symbols.
-
-    Raises
-    ------
-    FormatError
-        If shapes do not fit together or a number is not finite.
+    ``centre`` and ``scale`` are float32, of shape (D,), or (D * e,) with codebooks; ``layers`` are weights and
+    biases, float16, of shape (out, in) and (out,), whose first ``in`` is as long as ``centre``.
     """
 
     centre: NDArray[np.float32]
@@ -239,29 +216,12 @@ class VectorDecoder:
     @classmethod
     def from_bytes(cls, data: bytes, codebooks: Codebooks | None = None) -> VectorDecoder:
         """Read what :meth:`to_bytes` wrote, beside the codebooks that it was written with."""
-        if len(data) < _DECODER_HEAD.size:
-            raise FormatError("a vector decoder ends too early")
-        inputs, count = _DECODER_HEAD.unpack_from(data)
+        reader = ArrayReader(data, "a vector decoder")
+        inputs, count = reader.take("<u4", 2).tolist()
         check_limit(count, _MAX_LAYERS, "the number of a vector decoder's layers")
-        if len(data) < _DECODER_HEAD.size + 4 * count or not count:
-            raise FormatError("a vector decoder ends too early")
-        widths = [inputs, *struct.unpack_from(f"<{count}I", data, _DECODER_HEAD.size)]
+        widths = [inputs, *reader.take("<u4", count).tolist()]
         check_limit(max(widths), MAX_WIDTH, "the width of a vector decoder's layer")
-        needed = _DECODER_HEAD.size + 4 * count + 8 * inputs
-        needed += sum(2 * (i + 1) * o for i, o in pairwise(widths))
-        if len(data) != needed:
-            raise FormatError(f"a vector decoder has {len(data):,} bytes, not {needed:,}")
-        position = _DECODER_HEAD.size + 4 * count
-
-        def take(dtype: str, *shape: int) -> NDArray[np.floating]:
-            nonlocal position
-            size = int(np.prod(shape, dtype=np.int64))
-            array = np.frombuffer(data, dtype, size, position)
-            position += array.nbytes
-            return array.reshape(shape)
-
-        centre, scale = take("<f4", inputs).astype(np.float32), take("<f4", inputs).astype(np.float32)
-        layers = (
-            (take("<f2", o, i).astype(np.float16), take("<f2", o).astype(np.float16)) for i, o in pairwise(widths)
-        )
-        return cls(centre, scale, tuple(layers), codebooks)
+        centre, scale = reader.take("<f4", inputs), reader.take("<f4", inputs)
+        layers = tuple((reader.take("<f2", o, i), reader.take("<f2", o)) for i, o in pairwise(widths))
+        reader.end()
+        return cls(centre, scale, layers, codebooks)

@@ -15,11 +15,11 @@ from stochcl.codes import Codes
 from stochcl.data import read_labels
 from stochcl.downstream import interpretation as of
 from stochcl.downstream import make_estimator, metrics
-from stochcl.downstream.evaluation import labelled
+from stochcl.downstream.labelled import labelled
 from stochcl.downstream.metrics import make_splits
 from stochcl.entropy.fit import latent_lengths
 from stochcl.errors import LabelsError, UsageError
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     import os
@@ -72,7 +72,7 @@ class Labels:
         """Return the label of a sampled row as text, empty where there is none."""
         if not self.known[row]:
             return ""
-        return f"{self.y[row]:g}" if self.task == "regression" else printable(str(self.y[row]))
+        return f"{self.y[row]:g}" if self.task == "regression" else escape_name(str(self.y[row]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class ReportData:
 
     def name(self, row: int) -> str:
         """Return the name of a row of the archive, or its number."""
-        return f"{self.facts.unit} {row:,}" if self.names is None else printable(self.names[row])
+        return f"{self.facts.unit} {row:,}" if self.names is None else escape_name(self.names[row])
 
 
 def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
@@ -128,7 +128,7 @@ def read_data(
 ) -> ReportData:
     """Read the facts and the sampled rows of an open archive."""
     if not len(archive):
-        raise UsageError(f"{printable(path)}: it holds no images to report on.")
+        raise UsageError(f"{escape_name(path)}: it holds no images to report on.")
     header, notes = archive.header, list[str]()
     rows = sampled_rows(len(archive), most, seed)
     given = _read_labels(archive, path, rows, labels, column, task, notes)  # before rows, which take longer
@@ -185,7 +185,7 @@ def _read_labels(
     y = np.full(len(some), np.nan) if task == "regression" else np.full(len(some), "", object)
     y[found.kept] = found.y
     target = column or ("folder" if labels is None else read_labels(labels).columns[0])
-    return Labels(printable(target), task, y if task == "regression" else y.astype(str))
+    return Labels(escape_name(target), task, y if task == "regression" else y.astype(str))
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,10 +287,10 @@ class Findings:
     compared: NDArray[np.integer]
     associated: NDArray[np.float64]
     strongest: NDArray[np.integer]
-    sides: dict[int, list[of.Side]]
+    sides: dict[int, list[of.ActivationExamples]]
     probe: Probe | None
     interventions: list[of.Intervention]
-    projection: of.Projection
+    projection: tuple[NDArray[np.float64], tuple[float, float]]
     mapped: NDArray[np.integer]
     certain: NDArray[np.integer]
     uncertain: NDArray[np.integer]
@@ -321,19 +321,21 @@ def compute_findings(
     strongest = compared[best[changing[best]]]
     tell("choosing images")
     y = None if labels is None else labels.y
-    sides = {c: of.sides(sample, c, typical=TYPICAL, random=RANDOM, y=y, seed=seed) for c in strongest.tolist()}
+    sides = {
+        column: of.activation_examples(sample, column, typical=TYPICAL, random=RANDOM, y=y, seed=seed)
+        for column in strongest.tolist()
+    }
     tell("training a probe")
     probe, notes = (None, list[str]()) if labels is None else train_probe(sample, labels, seed)
     tell("flipping latents")
     flipped = np.arange(len(sample)) if probe is None else probe.held
-    interventions = of.intervene(
-        sample,
-        strongest.tolist(),
-        rows=np.sort(rng.permutation(flipped)[:FLIPPED_ROWS]),
-        known=np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS]),
-        probe=None if probe is None else probe.answers,
+    flips = of.Flips(
+        sample, np.sort(rng.permutation(flipped)[:FLIPPED_ROWS]),
+        np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS]),
+        None if probe is None else probe.answers,
         classes=labels is not None and labels.task == "classification",
-    )
+    )  # fmt: skip
+    interventions = [flips.of(column) for column in strongest.tolist()]
     tell("drawing the map")
     order = np.argsort([] if data.uncertainty is None else data.uncertainty, kind="stable")
     half = min(EXTREMES, len(order) // 2)

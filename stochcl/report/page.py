@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.data import ImageSource, Preprocess, open_source
-from stochcl.errors import EnvironmentFault, ImageError, OutputError, UsageError
-from stochcl.files import replacing
-from stochcl.messages import escape_name as printable
+from stochcl.errors import EnvironmentFault, ImageError, UsageError
+from stochcl.files import replacing, writing
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
+    import os
+
     from jinja2 import Environment
     from numpy.typing import NDArray
 
@@ -60,7 +61,7 @@ def _visible(value: Any) -> Any:
     """Write what is not Unicode or has no shape as an escape, since files may have any bytes as names."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
+    return escape_name(value)
 
 
 @cache
@@ -84,12 +85,8 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(path: str | os.PathLike[str], text: str) -> None:
     """Write a page, whole or not at all."""
-    try:
-        with replacing(path) as file:
-            file.write(text.encode("utf-8"))
-    except OSError as exc:
-        reason = (exc.strerror or str(exc)).lower()
-        raise OutputError(f"{printable(os.fspath(path))}: the page cannot be written: {reason}.") from exc
+    with writing(path, "the page"), replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def thumbnail(pixels: NDArray[Any]) -> str:
@@ -107,9 +104,9 @@ class Thumbnails:
     def __init__(self, path: str | os.PathLike[str], *, size: int = 96) -> None:
         source = open_source(path)
         if not isinstance(source, ImageSource):
-            raise UsageError(f"{printable(path)}: this holds vectors; thumbnails are made of images.")
+            raise UsageError(f"{escape_name(path)}: this holds vectors; thumbnails are made of images.")
         self.source, self._preprocess = source, Preprocess(size, "pad")
-        self._rows = {printable(entry.name): row for row, entry in reversed(list(enumerate(source.entries)))}
+        self._rows = {escape_name(entry.name): row for row, entry in reversed(list(enumerate(source.entries)))}
         self._made: dict[int, str | None] = {}
         self.asked: set[str | int] = set()
         self.missing: set[str | int] = set()

@@ -13,7 +13,7 @@ from stochcl import __version__
 from stochcl.compress import open_archive
 from stochcl.errors import SourceError, UsageError
 from stochcl.files import check_output
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
 from stochcl.report import plots
 from stochcl.report.findings import compute_findings, read_data
 from stochcl.report.page import Thumbnails, number, percent, render, write_page
@@ -82,7 +82,7 @@ def write_report(
         page = render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
                       seed=seed, version=__version__)  # fmt: skip
     write_page(output, page)
-    size = {"output": printable(output), "output_bytes": len(page.encode("utf-8"))}
+    size = {"output": escape_name(output), "output_bytes": len(page.encode("utf-8"))}
     return _to_json(view) | size | {"seconds": round(time.monotonic() - started, 3)}
 
 
@@ -104,7 +104,7 @@ class View:
             return [self._gone]
         if self.thumbnails is None:
             return []
-        notes, where, facts = list[str](), printable(self.images or ""), self.data.facts
+        notes, where, facts = list[str](), escape_name(self.images or ""), self.data.facts
         if self.data.names is None and len(self.thumbnails.source) != facts.images:
             notes.append(
                 f"The archive has no names (--no-names?), and {where} has {len(self.thumbnails.source):,} images for "
@@ -245,7 +245,7 @@ class View:
     @cached_property
     def map(self) -> dict[str, Any]:
         """The map: its plot, pictures with their places in percent, and a plot for each of the largest classes."""
-        points, labels = self.found.projection.points, self.data.labels
+        points, labels = self.found.projection[0], self.data.labels
         low, high = np.quantile(points, [0.002, 0.998], axis=0)
         inside = ((points >= low) & (points <= high)).all(axis=1)
         pad = np.maximum((0.04, 0.06) * (high - low), 1e-9)  # pictures stay inside
@@ -256,7 +256,7 @@ class View:
             names, counts = np.unique(labels.y[labels.known], return_counts=True)
             for name in names[np.sort(np.argsort(-counts, kind="stable")[:CLASS_MAPS])].tolist():
                 own = points[drawn[labels.y[drawn] == name]]
-                classes.append((printable(name), plots.dot_map(own, low, high, color=plots.ACCENT, alpha=0.9)))
+                classes.append((escape_name(name), plots.dot_map(own, low, high, color=plots.ACCENT, alpha=0.9)))
             more = len(names) - len(classes)
         return {
             "plot": plots.dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
@@ -283,7 +283,7 @@ def _to_json(view: View) -> dict[str, Any]:
     probe, missing = found.probe, 0 if pictures is None else len(pictures.missing)
     return {
         "schema": SCHEMA,
-        "path": printable(facts.path),
+        "path": escape_name(facts.path),
         "images": facts.images,
         "sampled": len(data.rows),
         "latents": facts.latents,
@@ -322,7 +322,7 @@ def write_search_page(
 ) -> None:
     """Write what a search found as one HTML page."""
     thumbnails = None if images is None else Thumbnails(images)
-    files = {printable(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
+    files = {escape_name(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
 
     def image(name: str | None) -> str | None:
         return None if thumbnails is None or name is None else thumbnails.of(name)

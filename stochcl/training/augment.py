@@ -80,21 +80,10 @@ class Augmentation:
     all affine in RGB and are composed into one 3 x 4 matrix an image. That makes two passes over the pixels
     where a chain of operations makes eight, and the parameters of an image are a function of its key alone.
 
-    Parameters
-    ----------
-    size : int
-        Side of a view in pixels.
-    area : tuple of float
-        Smallest and largest part of the image's area that a crop covers.
-    ratio : float
-        Largest aspect ratio of a crop; the smallest is its inverse.
-    strength : float
-        Of the colour distortion: brightness, contrast and saturation change by up to 0.8 of it, hue by 0.2.
-    jitter, grey, blur : float
-        Probability of the colour distortion, of greyscale, and of a Gaussian blur, which images of 64 pixels and
-        fewer are better without (SimCLR, appendix B.9).
-    flip : bool
-        Whether every second view is mirrored.
+    ``size`` is the side of a view in pixels, ``area`` the smallest and the largest part of the image that a crop
+    covers, ``ratio`` its largest aspect ratio. Brightness, contrast and saturation change by up to 0.8 of
+    ``strength``, hue by 0.2 of it. ``jitter``, ``grey`` and ``blur`` are probabilities; images of 64 pixels and fewer
+    are better without blur (SimCLR, appendix B.9).
     """
 
     size: int
@@ -114,8 +103,9 @@ class Augmentation:
         matrix, offset = self._colour(u, views.mean(dim=(2, 3)))
         views = torch.baddbmm(offset[:, :, None], matrix, views.flatten(2)).view_as(views)
         views = views.clamp_(0, 255)
-        if self.blur:
-            views = self._blurred(views, u)
+        if self.blur and len(rows := (u[:, 11] < self.blur).nonzero()[:, 0]):
+            deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12]
+            views = views.index_copy(0, rows, gaussian_blur(views[rows], self.size // _BLUR_SIDE | 1, deviation))
         return views.contiguous(memory_format=torch.channels_last)
 
     def _crop(self, u: Tensor) -> Tensor:
@@ -130,15 +120,6 @@ class Augmentation:
         y = (2 * u[:, 3] - 1) * (1 - height)
         return torch.stack([width * flip, zero, x, zero, height, y], dim=1).view(-1, 2, 3)
 
-    def _blurred(self, views: Tensor, u: Tensor) -> Tensor:
-        """Blur some views, each by its own deviation."""
-        rows = (u[:, 11] < self.blur).nonzero()[:, 0]
-        if not len(rows):
-            return views
-        side = self.size // _BLUR_SIDE | 1
-        deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * u[rows, 12]
-        return views.index_copy(0, rows, gaussian_blur(views[rows], side, deviation))
-
     def _colour(self, u: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Compose the colour changes: matrices (B, 3, 3) and offsets (B, 3), from mean colours (B, 3)."""
         b = len(u)
@@ -150,8 +131,7 @@ class Augmentation:
         yiq, inverse = _yiq(u.device)
         luma = yiq[0].expand(3, 3)
         eye = torch.eye(3, device=u.device)
-        rotation = torch.zeros(b, 3, 3, device=u.device)
-        rotation[:, 0, 0] = 1
+        rotation = eye.repeat(b, 1, 1)
         rotation[:, 1, 1] = rotation[:, 2, 2] = torch.cos(angle)
         rotation[:, 1, 2], rotation[:, 2, 1] = -torch.sin(angle), torch.sin(angle)
         hue = inverse @ rotation @ yiq
@@ -181,7 +161,6 @@ _SHEARED = 0.3
 _SHIFTED = 0.45  # of the side
 _TURNED = 30.0  # degrees
 _POSTERISED = 4  # bits that are lost at most
-_LUMA = (0.299, 0.587, 0.114)
 GREY = 128.0
 """What stands where a moved image has left its place."""
 
@@ -196,13 +175,7 @@ def _blend(plain: Tensor, images: Tensor, amount: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    return (images * _weights(images.device, images.dtype)).sum(1, keepdim=True)
-
-
-@cache  # making it at every use would wait for a GPU
-@torch.inference_mode(mode=False)
-def _weights(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(_LUMA, device=device, dtype=dtype).view(3, 1, 1)
+    return (images * _yiq(images.device)[0][0].to(images.dtype).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def brightness(images: Tensor, amount: Tensor) -> Tensor:
@@ -267,10 +240,12 @@ def identity(images: Tensor, amount: Tensor) -> Tensor:
     return images
 
 
-def _moved(images: Tensor, rows: list[Tensor]) -> Tensor:
-    """Sample images at affinely moved places; ``rows`` are the six entries of each matrix, from output to input."""
-    matrix = torch.stack(rows, dim=1).view(-1, 2, 3).to(images.dtype)
-    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+def _moved(images: Tensor, changed: dict[int, Tensor]) -> Tensor:
+    """Sample images at affinely moved places: entries of the matrices from output to input, by their place in it."""
+    matrix = torch.eye(2, 3, device=images.device, dtype=images.dtype).flatten().repeat(len(images), 1)
+    for place, values in changed.items():
+        matrix[:, place] = values
+    grid = functional.affine_grid(matrix.view(-1, 2, 3), list(images.shape), align_corners=False)
     # Grid sampling fills with zeros: of images less GREY, that is GREY.
     return functional.grid_sample(images - GREY, grid, align_corners=False) + GREY
 
@@ -278,32 +253,28 @@ def _moved(images: Tensor, rows: list[Tensor]) -> Tensor:
 def rotate(images: Tensor, amount: Tensor) -> Tensor:
     """Turn about the middle, anticlockwise where the amount is positive."""
     angle = torch.deg2rad(_TURNED * amount)
-    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
-    return _moved(images, [cos, -sin, zero, sin, cos, zero])
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return _moved(images, {0: cos, 1: -sin, 3: sin, 4: cos})
 
 
 def shear_x(images: Tensor, amount: Tensor) -> Tensor:
     """Shear along the rows."""
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _moved(images, [one, _SHEARED * amount, zero, zero, one, zero])
+    return _moved(images, {1: _SHEARED * amount})
 
 
 def shear_y(images: Tensor, amount: Tensor) -> Tensor:
     """Shear along the columns."""
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _moved(images, [one, zero, zero, _SHEARED * amount, one, zero])
+    return _moved(images, {3: _SHEARED * amount})
 
 
 def shift_x(images: Tensor, amount: Tensor) -> Tensor:
     """Move sideways."""
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _moved(images, [one, zero, 2 * _SHIFTED * amount, zero, one, zero])
+    return _moved(images, {2: 2 * _SHIFTED * amount})
 
 
 def shift_y(images: Tensor, amount: Tensor) -> Tensor:
     """Move up or down."""
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _moved(images, [one, zero, zero, zero, one, 2 * _SHIFTED * amount])
+    return _moved(images, {5: 2 * _SHIFTED * amount})
 
 
 OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
@@ -336,24 +307,10 @@ class StrongAugmentation:
     2103.10158): evenly from those of RandAugment, with an even strength. A square is cut out (DeVries and Taylor,
     arXiv 1708.04552).
 
-    Parameters
-    ----------
-    size : int
-        Side of a view in pixels. Where it is smaller than the image's and ``area`` is 1, a view is a piece of the
-        image at its own scale: seen smaller in training, objects would be too large at test (Touvron et al., arXiv
-        1906.06423).
-    padding : float
-        How far a window reaches beyond the image, as a part of its side.
-    area : float
-        Smallest part of the image's area that a window covers, which is then brought to the view's size.
-    flip : bool
-        Mirror every second image.
-    operations : int
-        How many are applied, one after the other.
-    strength : float
-        Of the strongest, 0..1.
-    cutout : float
-        Side of the square that is cut out, as a part of the view's; 0 for none.
+    ``padding`` and ``cutout`` are parts of the side; ``area`` is the smallest part of the image that a window covers,
+    which is then brought to the view's ``size``. Where that is smaller than the image's and ``area`` is 1, a view is
+    a piece of the image at its own scale: seen smaller in training, objects would be too large at test (Touvron et
+    al., arXiv 1906.06423).
     """
 
     size: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.posteriors import Posterior
     from stochcl.training.quantiser import Metric
@@ -24,22 +22,10 @@ _CALIBRATION_ROWS = 2000
 _TEMPERATURES = np.geomspace(0.1, 1e4, 201)  # numbers of whose draws training made near nothing need thousands
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A temperature, and how far predictions are off with it and without."""
-
-    temperature: float
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def applied(self, config: EncoderConfig) -> EncoderConfig:
-        """Return the configuration with this temperature."""
-        return replace(config, temperature=self.temperature)
-
-
 @torch.no_grad()
 def calibrate(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, metric: Metric, *, seed: int
-) -> Calibration:
+) -> tuple[float, dict[str, Any]]:
     """Fit a temperature to how often symbols change between an input and a view of it.
 
     Noise anneals away while an encoder is trained: its logits grow until draws are hard, and are margins then
@@ -69,7 +55,7 @@ def calibrate(
         "predicted_change": round(predicted, 5), "predicted_change_uncalibrated": round(predicted_before, 5),
         "ece": round(after, 5), "ece_uncalibrated": round(before, 5),
     }  # fmt: skip
-    return Calibration(temperature, record)
+    return temperature, record
 
 
 def _error(posterior: Posterior, mode: Tensor, changed: Tensor) -> tuple[float, float]:

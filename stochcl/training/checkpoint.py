@@ -6,11 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from stochcl.errors import OutputError, TrainingError
-from stochcl.files import replacing
+from stochcl.encoders.packaged import read_tensors
+from stochcl.errors import TrainingError
+from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -31,11 +31,8 @@ def save_checkpoint(
         tensors |= {f"{prefix}.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in values.items()}
-    try:
-        with replacing(path) as file:
-            file.write(save(tensors, {"kind": KIND, "state": json.dumps(state)}))
-    except OSError as exc:
-        raise OutputError(f"{escape_name(path)}: the checkpoint cannot be written: {exc.strerror}.") from exc
+    with writing(path, "the checkpoint"), replacing(path) as file:
+        file.write(save(tensors, {"kind": KIND, "state": json.dumps(state)}))
 
 
 def load_checkpoint(
@@ -43,9 +40,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore modules and optimizer, and return the state."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
         state: dict[str, Any] = json.loads(metadata["state"])
         stored = dict(state["options"])
         differing = sorted(k for k in identity if stored.get(k) != identity[k])
@@ -62,7 +57,7 @@ def load_checkpoint(
         for prefix, module in modules.items():
             module.load_state_dict(_under(tensors, prefix))
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as exc:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as exc:
         raise damaged(path, exc) from exc
     return state
 

@@ -28,20 +28,19 @@ def rank() -> int:
     return distributed.get_rank() if world_size() > 1 else 0
 
 
-def all_gather(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of their ranks; each has the same number."""
-    if world_size() == 1:
-        return rows
-    everything: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
-    return everything
-
-
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum over processes; backwards, gradients are summed as well."""
     if world_size() == 1:
         return values
     total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return total
+
+
+def all_gather(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, in the order of their ranks; each has the same number."""
+    parts = [torch.zeros_like(rows)] * world_size()
+    parts[rank()] = rows
+    return all_reduce_sum(torch.cat(parts)) if len(parts) > 1 else rows
 
 
 @torch.no_grad()
@@ -72,23 +71,6 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor(float(flag), device=device)))
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        distributed.all_gather(parts, rows)
-        ctx.rows = len(rows)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        distributed.all_reduce(total)
-        begin = distributed.get_rank() * ctx.rows
-        return total[begin : begin + ctx.rows]
-
-
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -98,9 +80,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        distributed.all_reduce(total)
-        return total
+        return _Sum.forward(ctx, gradients[0])
 
 
 class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -123,6 +103,9 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             out = out * self.weight.float().view(shape) + self.bias.float().view(shape)
         return out.to(x.dtype)
 
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Take any number of axes."""
+
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -133,36 +116,14 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, weight)
 
 
-class _GlobalBatchNorm1d(_GlobalBatchNorm, nn.BatchNorm1d):
-    pass
-
-
-class _GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
-    pass
-
-
-_GLOBAL: dict[type[nn.Module], type[_GlobalBatchNorm]] = {
-    nn.BatchNorm1d: _GlobalBatchNorm1d,
-    nn.BatchNorm2d: _GlobalBatchNorm2d,
-}
-
-
 def globalise_batch_norms(module: nn.Module) -> None:
     """Replace a network's batch normalisations by ones whose statistics are those of all processes' batches.
 
     Parameters, buffers and names stay; in a single process nothing changes.
     """
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if not isinstance(child, nn.modules.batchnorm._BatchNorm) or isinstance(child, _GlobalBatchNorm):
-                continue
-            kind = _GLOBAL.get(type(child))
-            if kind is None:
-                what = type(child).__name__
-                raise UsageError(f"networks with {what} train in one process only; start a single one.")
-            made = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            made.weight, made.bias = child.weight, child.bias
-            made.running_mean, made.running_var = child.running_mean, child.running_var
-            made.num_batches_tracked = child.num_batches_tracked
-            made.train(child.training)
-            setattr(parent, name, made)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.__class__ = _GlobalBatchNorm  # type: ignore[assignment]
+        elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, _GlobalBatchNorm):
+            what = type(norm).__name__
+            raise UsageError(f"networks with {what} train in one process only; start a single one.")

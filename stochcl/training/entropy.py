@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 
-from stochcl.codes import Codes, bits_per_symbol
+from stochcl.codes import Codes
 from stochcl.encoders.inference import encode, precision_used
-from stochcl.encoders.priors import MaskedNetwork, quantise
+from stochcl.encoders.posteriors import BIT
+from stochcl.encoders.priors import AutoregressivePrior
 from stochcl.entropy.fit import latent_lengths, measure_ones
-from stochcl.entropy.independent import IndependentModel, node_counts, places, quantised
+from stochcl.entropy.independent import IndependentModel, node_counts, quantised
 from stochcl.training.loop import EpochOrder, FitProgress, Schedule, TotalLoss, TrainingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from stochcl.encoders.encoder import Encoder
     from stochcl.entropy.autoregressive import AutoregressiveModel
@@ -88,18 +87,10 @@ def hidden_units(codes: int) -> int:
 
 
 def fit_entropy(
-    codes: Codes,
-    ladder: tuple[int, ...],
-    *,
-    versions: int = 1,
-    hidden: int | None = None,
-    passes: int = 20,
-    max_time: float | None = None,
-    seed: int = 0,
-    precision: str = "auto",
-    initial: MaskedNetwork | None = None,
-    report: Callable[[FitProgress], None] = lambda progress: None,
-) -> EntropyFit:
+    codes: Codes, ladder: tuple[int, ...], *, versions: int = 1, hidden: int | None = None, passes: int = 20,
+    max_time: float | None = None, seed: int = 0, precision: str = "auto",
+    initial: AutoregressivePrior | None = None, report: Callable[[FitProgress], None] = lambda progress: None,
+) -> EntropyFit:  # fmt: skip
     """Fit an entropy network to codes, by the bits that they cost.
 
     An input is held out in all of ``versions`` stacked parts, each of the same inputs in the same order. ``initial``
@@ -117,8 +108,7 @@ def fit_entropy(
     p = (ones + 0.5) / (visits + 1)
     if initial is None:
         hidden = hidden_units(len(codes)) if hidden is None else hidden
-        log_odds = torch.from_numpy(np.log(p / (1 - p)).astype(np.float32))
-        network = MaskedNetwork(log_odds, codes.decisions_per_row, hidden, seed)
+        network = AutoregressivePrior(codes, hidden, seed, torch.from_numpy(p))
     else:
         network, hidden = copy.deepcopy(initial), len(initial.degrees)
     stage = EntropyStage(
@@ -128,7 +118,7 @@ def fit_entropy(
     best = stage.run()
     if initial is not None:
         initial.load_state_dict(network.state_dict())
-    integers = quantise(network, codes.latents, codes.alphabet)
+    integers = network.quantised()
     independent = latent_lengths(held, IndependentModel(quantised(p).astype(np.uint16), codes.alphabet))
     coded, real = latent_lengths(held, integers), float_bits(network, held)
 
@@ -152,7 +142,7 @@ class EntropyStage(TrainingLoop):
     progress_type, first_log = FitProgress, 0
 
     def __init__(
-        self, network: MaskedNetwork, codes: Codes, held: Codes, passes: int, *, seed: int,
+        self, network: AutoregressivePrior, codes: Codes, held: Codes, passes: int, *, seed: int,
         max_time: float | None = None, precision: str = "fp32", rate: float = 1.0,
         report: Callable[[FitProgress], None] = lambda progress: None,
     ) -> None:  # fmt: skip
@@ -176,7 +166,9 @@ class EntropyStage(TrainingLoop):
 
     def losses(self) -> TotalLoss:  # noqa: D102
         rows = self.order.take(self.step)[0]
-        return TotalLoss(_cost(self.network, self.codes[rows], self.precision).sum() / len(rows))
+        decisions = torch.from_numpy(self.codes[rows].decisions()).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            return TotalLoss(self.network.bits(decisions).sum() * BIT / len(rows))
 
     def after_step(self, losses: TotalLoss, fraction: float) -> None:  # noqa: D102
         if self.step % self.order.steps_per_epoch == 0:
@@ -202,23 +194,14 @@ class EntropyStage(TrainingLoop):
             self._best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
 
-def _cost(network: MaskedNetwork, codes: Codes, precision: str = "fp32") -> Tensor:
-    """Return what every decision costs, in nats, shape (B, T)."""
-    decisions = torch.from_numpy(codes.decisions()).float()
-    latent, node = map(torch.from_numpy, places(codes))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        logits = network(decisions, latent, node)
-    return functional.binary_cross_entropy_with_logits(logits, decisions, reduction="none")
-
-
 @torch.no_grad()
-def float_bits(network: MaskedNetwork, codes: Codes) -> NDArray[np.float64]:
+def float_bits(network: AutoregressivePrior, codes: Codes) -> NDArray[np.float64]:
     """Return what each latent costs on average under the network of floats, in bits, shape (D,)."""
     total = torch.zeros(codes.decisions_per_row, dtype=torch.float64)
     for start in range(0, len(codes), _ROWS):
-        total += _cost(network, codes[start : start + _ROWS]).double().sum(0)
-    bits = (total / len(codes) / math.log(2)).reshape(codes.latents, bits_per_symbol(codes.alphabet))
-    latent_bits: NDArray[np.float64] = bits.sum(1).numpy()
+        decisions = torch.from_numpy(codes[start : start + _ROWS].decisions()).float()
+        total += network.bits(decisions).double().sum(0)
+    latent_bits: NDArray[np.float64] = (total / len(codes)).reshape(codes.latents, -1).sum(1).numpy()
     return latent_bits
 
 
@@ -227,8 +210,7 @@ _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}
 
 def fit_tables(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, *, entropy: str = "autoregressive",
-    hidden: int | None = None, max_time: float | None = None, seed: int = 0, precision: str = "auto",
-    report: Callable[[FitProgress], None] = lambda progress: None,
+    seed: int = 0, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the table of independent symbols, and fit the entropy network, on codes of training images."""
     chosen = np.random.default_rng(seed).permutation(len(images))[: _MEASURED_IMAGES[entropy]]
@@ -236,10 +218,7 @@ def fit_tables(
     codes = encode(encoder, images, device).codes
     networked = entropy == "autoregressive" and len(codes) >= MIN_CODES
     more = encode(encoder, smaller_images(images, seed), device).codes if networked else None
-    return fit_code_tables(
-        encoder, codes, more, entropy=entropy, hidden=hidden, max_time=max_time, seed=seed, precision=precision,
-        report=report,
-    )  # fmt: skip
+    return fit_code_tables(encoder, codes, more, entropy=entropy, seed=seed, **options)
 
 
 def fit_code_tables(
@@ -247,12 +226,11 @@ def fit_code_tables(
 ) -> dict[str, Any]:
     """Measure the table of independent symbols, and fit the entropy network, on given codes."""
     encoder.ones.copy_(torch.from_numpy(measure_ones(codes)))
+    encoder.set_entropy(None)
     if entropy == "independent" or len(codes) < MIN_CODES:
-        encoder.set_entropy(None)
         return {}
-    versions = 1
     if more is not None:
-        codes, versions = Codes(np.concatenate([codes.packed, more.packed]), codes.latents, codes.alphabet), 2
-    fitted = fit_entropy(codes, encoder.config.ladder, versions=versions, **options)
+        codes = Codes(np.concatenate([codes.packed, more.packed]), codes.latents, codes.alphabet)
+    fitted = fit_entropy(codes, encoder.config.ladder, versions=1 + (more is not None), **options)
     encoder.set_entropy(fitted.network)
     return fitted.record

@@ -22,7 +22,7 @@ from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
 from stochcl.training.entropy import MIN_CODES, fit_tables
-from stochcl.training.logs import make_log
+from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.runtime import DeviceImages, to_device
 
@@ -295,7 +295,7 @@ class Finetuner(TrainingLoop):
             _optimizer(groups, options),
             clipped=(p for p in trained if p is not self.encoder.prior), device=device,
             ema=EMA(self.encoder, options.average) if options.average else None, checkpoint=checkpoint,
-            logs=[make_log(log)] if log else [], report=report,
+            logs=[FileLog(log)] if log else [], report=report,
         )  # fmt: skip
         if options.compile:
             self.encoder.backbone.compile(dynamic=False)

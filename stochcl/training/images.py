@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from stochcl.files import lock
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -85,17 +87,10 @@ class ImageSet:
 
 
 def read_images(
-    sources: Sequence[ImageSource],
-    preprocess: Preprocess,
-    *,
-    hold_out: int = 0,
-    workers: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    label: Callable[[str], str] = folder_label,
-    cache: Path | None = None,
-    most: int | None = None,
-    seed: int = 0,
-) -> ImageSet:
+    sources: Sequence[ImageSource], preprocess: Preprocess, *, hold_out: int = 0, workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None, label: Callable[[str], str] = folder_label,
+    cache: Path | None = None, most: int | None = None, seed: int = 0,
+) -> ImageSet:  # fmt: skip
     """Decode sources into memory, or to files of a folder that are mapped.
 
     ``most`` bounds the images to train on, a seeded choice from all sources.
@@ -105,36 +100,24 @@ def read_images(
     ]
     if most is not None:
         sources, masks = _choose(sources, masks, most, seed)
-    total = sum(len(source) for source in sources)
-    if cache is not None:
-        return read_cached(cache, sources, masks, preprocess, workers=workers, progress=progress, label=label)
-    _check_memory(total * preprocess.size**2 * 3, total)
-    # Images to train on fill this array from its beginning; taking them out of it at the end would need it twice.
-    images = np.empty((total, preprocess.size, preprocess.size, 3), np.uint8)
-    held = [images[:0].copy()]
-    labels: dict[bool, list[str]] = {False: [], True: []}
+    if cache is None:
+        decoded = _Decoded(sources, masks, preprocess)
+        decoded.fill(workers, progress)
+    else:
+        decoded = _read_cached(cache, sources, masks, preprocess, workers, progress)
+    bad = {(s, row): reason for s, row, reason in decoded.failures}
+    labels: tuple[list[str], list[str]] = [], []
     skipped: list[Failure] = []
-    done = 0
-    for source, mask in zip(sources, masks, strict=True):
+    for s, (source, mask) in enumerate(zip(sources, masks, strict=True)):
         skipped += source.rejected
-        for batch in source.batches(preprocess, workers=workers):
-            out = mask[list(batch.positions)]
-            begin = len(labels[False])
-            images[begin : begin + len(out) - out.sum()] = batch.images[~out]
-            held.append(batch.images[out])
-            for name, kept_out in zip(batch.names, out.tolist(), strict=True):
-                labels[kept_out].append(label(name))
-            skipped += batch.failures
-            done += len(batch.rows)
-            progress(done, total)
-    check_enough(len(labels[False]), sources)
-    return ImageSet(
-        train=images[: len(labels[False])],
-        held=np.concatenate(held),
-        train_labels=tuple(labels[False]),
-        held_labels=tuple(labels[True]),
-        skipped=tuple(skipped),
-    )
+        for row, (entry, out) in enumerate(zip(source.entries, mask.tolist(), strict=True)):
+            if (s, row) in bad:
+                skipped.append(Failure(entry.name, bad[s, row]))
+            else:
+                labels[out].append(label(entry.name))
+    train, held = decoded.images()
+    check_enough(len(train), sources)
+    return ImageSet(train, held, tuple(labels[False]), tuple(labels[True]), tuple(skipped))
 
 
 def _choose(
@@ -157,183 +140,153 @@ def check_enough(images: int, sources: Sequence[ImageSource]) -> None:
         raise TrainingError(f"{names}: training needs at least two readable images; add images or hold out fewer.")
 
 
-def _check_memory(needed: int, images: int) -> None:
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not every system says
-        return
-    if needed > 0.7 * memory:
-        msg = (
-            f"{images:,} decoded images need {needed / 2**30:.1f} GiB, and this machine has "
-            f"{memory / 2**30:.1f} GiB of memory; pass --cache FOLDER to keep them on a disk, or train on fewer "
-            "images or at a smaller size."
-        )
-        raise UsageError(msg)
-
-
 _VERSION = 1
 _BATCH = 256  # images between two entries of the journal: the most that an interruption loses
 _POLL = 0.2  # seconds
+_FILES = ("train", "held")
 
 
-def read_cached(
-    folder: Path,
-    sources: Sequence[ImageSource],
-    masks: Sequence[NDArray[np.bool_]],
-    preprocess: Preprocess,
-    *,
-    workers: int,
-    progress: Callable[[int, int], None],
-    label: Callable[[str], str],
-) -> ImageSet:
-    """Decode sources to files in a folder, unless that has been done, and map them.
+class _Decoded:
+    """Decoded squares, those to train on and those held out, in memory."""
 
-    The files are named by what they hold: the sources' listings (names, sizes, times), the size and fit of the
-    squares, and which images are held out. The next run resumes an interrupted one;
-    of several processes of one machine the first decodes, and the others wait for it.
+    def __init__(
+        self, sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], preprocess: Preprocess
+    ) -> None:
+        self.sources, self.masks, self.preprocess = sources, masks, preprocess
+        self.shape = (preprocess.size, preprocess.size, 3)
+        self.total, held = sum(map(len, masks)), int(sum(mask.sum() for mask in masks))
+        self.room = (self.total - held, held)
+        self.counts = [0, 0]  # images to train on, and held out
+        self.failures: list[tuple[int, int, str]] = []  # source, row, reason
+        self.at = (0, 0)  # source and row to go on from
+        self.open()
+
+    def open(self) -> None:
+        """Take memory for all images."""
+        try:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):  # not every system says
+            memory = 1 << 62
+        self.refuse_beyond(0.7 * memory, self.total, f"this machine has {memory / 2**30:.1f} GiB of memory",
+                           "pass --cache FOLDER to keep them on a disk")  # fmt: skip
+        self._arrays = [np.empty((count, *self.shape), np.uint8) for count in self.room]
+
+    def refuse_beyond(self, room: float, images: int, there: str, advice: str) -> None:
+        """Refuse images that need more bytes than there are."""
+        needed = images * math.prod(self.shape)
+        if needed > room:
+            raise UsageError(
+                f"{images:,} decoded images need {needed / 2**30:.1f} GiB, and {there}; {advice}, or train on fewer "
+                "images or at a smaller size."
+            )
+
+    def fill(self, workers: int, progress: Callable[[int, int], None]) -> None:
+        """Decode the images that are not there yet."""
+        before = [0, *accumulate(map(len, self.masks))]
+        first, start = self.at
+        progress(before[first] + start, self.total)
+        for s in range(first, len(self.sources)):
+            for batch in self.sources[s].batches(
+                self.preprocess, batch_size=_BATCH, workers=workers, start=start if s == first else 0
+            ):
+                self.add(s, batch)
+                progress(before[s] + batch.rows.stop, self.total)
+
+    def add(self, s: int, batch: ImageBatch) -> None:
+        """Take a batch of a source."""
+        out = self.masks[s][list(batch.positions)]
+        for which in (0, 1):
+            images = batch.images[out == bool(which)]
+            self.write(which, images)
+            self.counts[which] += len(images)
+        failed = sorted(set(batch.rows).difference(batch.positions))
+        self.failures += [(s, row, f.reason) for row, f in zip(failed, batch.failures, strict=True)]
+
+    def write(self, which: int, images: NDArray[np.uint8]) -> None:
+        """Append images."""
+        self._arrays[which][self.counts[which] : self.counts[which] + len(images)] = images
+
+    def images(self) -> list[NDArray[np.uint8]]:
+        """Return images to train on and those held out, uint8, (N, S, S, 3)."""
+        return [array[:count] for array, count in zip(self._arrays, self.counts, strict=True)]
+
+
+def _read_cached(
+    folder: Path, sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], preprocess: Preprocess,
+    workers: int, progress: Callable[[int, int], None],
+) -> _Decoded:  # fmt: skip
+    """Decode sources to files in a folder, unless that has been done.
+
+    The files are named by a hash of what they hold: the sources' listings (names, sizes, times), the size and fit of
+    the squares, and which images are held out. Of several processes of one machine the first decodes, and the others
+    wait for it.
     """
-    place = folder / _key(sources, masks, preprocess)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with (place / "lock").open("ab") as file:
-            _wait_for(file)
-            cache = _Cache(place, sources, masks, preprocess.size)
-            cache.fill(preprocess, workers, progress)
-        train, held = cache.mapped()
-    except OSError as exc:
-        raise OutputError(f"{escape_name(place)}: decoded images cannot be kept there: {os_reason(exc)}.") from exc
-    bad = {(failure[0], failure[1]) for failure in cache.failures}
-    labels: dict[bool, list[str]] = {False: [], True: []}
-    for s, (source, mask) in enumerate(zip(sources, masks, strict=True)):
-        for row, (entry, out) in enumerate(zip(source.entries, mask.tolist(), strict=True)):
-            if (s, row) not in bad:
-                labels[out].append(label(entry.name))
-    check_enough(len(train), sources)
-    skipped = [
-        failure
-        for s, source in enumerate(sources)
-        for failure in [
-            *source.rejected,
-            *(Failure(source.entries[row].name, reason) for where, row, reason in cache.failures if where == s),
-        ]
-    ]
-    return ImageSet(train, held, tuple(labels[False]), tuple(labels[True]), tuple(skipped))
-
-
-def _key(sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], preprocess: Preprocess) -> str:
-    """Return the name of the decoded images: a hash of listings, held-out images, size and fit."""
     digest = hashlib.sha256(json.dumps([_VERSION, preprocess.size, preprocess.fit]).encode())
     for source, mask in zip(sources, masks, strict=True):
         digest.update(json.dumps([source.kind, os.fspath(source.path.absolute()), len(source)]).encode() + b"\n")
         for entry in source.entries:
             digest.update(json.dumps([entry.name, entry.size, entry.mtime_ns]).encode() + b"\n")
         digest.update(np.packbits(mask).tobytes())
-    return digest.hexdigest()[:32]
+    place = folder / digest.hexdigest()[:32]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / "lock").open("ab") as file:
+            while not lock(file):
+                time.sleep(_POLL)
+            cache = _Cache(place, sources, masks, preprocess)
+            cache.fill(workers, progress)
+    except OSError as exc:
+        raise OutputError(f"{escape_name(place)}: decoded images cannot be kept there: {os_reason(exc)}.") from exc
+    return cache
 
 
-def _wait_for(file: IO[bytes]) -> None:
-    """Wait until no other process is at it."""
-    while not lock(file):
-        time.sleep(_POLL)
+class _Cache(_Decoded):
+    """The same in two files, with a journal of their progress: an interrupted run is gone on with."""
 
+    def __init__(self, place: Path, *args: Any) -> None:
+        self.place = place
+        super().__init__(*args)
 
-class _Cache:
-    """Two files of decoded squares, to train on and held out, and a journal of their progress."""
-
-    def __init__(
-        self, place: Path, sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], size: int
-    ) -> None:
-        self._place, self._sources, self._masks = place, sources, masks
-        self._shape, self._bytes = (size, size, 3), size * size * 3
-        self.counts = [0, 0]  # images to train on, and held out
-        self.failures: list[tuple[int, int, str]] = []  # source, row, reason
-        self._at = (0, 0)  # source and row to go on from
-
-    def fill(self, preprocess: Preprocess, workers: int, progress: Callable[[int, int], None]) -> None:
-        """Decode the images that the files lack."""
-        total = sum(len(source) for source in self._sources)
-        journal = self._place / "journal"
-        self._replay(journal)
-        before = [sum(len(source) for source in self._sources[:s]) for s in range(len(self._sources) + 1)]
-        done = before[self._at[0]] + self._at[1]
-        progress(done, total)
-        if done == total:
-            return
-        self._check_room(total - done)
-        with (
-            self._open("train") as train,
-            self._open("held") as held,
-            journal.open("ab", buffering=0) as lines,
-        ):
-            files = (train, held)
-            for file, count in zip(files, self.counts, strict=True):
-                file.truncate(count * self._bytes)
-                file.seek(0, os.SEEK_END)
-            for s, batch in self._batches(preprocess, workers):
-                self._take(s, batch, files)
-                for file in files:
-                    file.flush()
-                    os.fsync(file.fileno())
-                failed = [[row, reason] for where, row, reason in self.failures if (where, row) >= self._at]
-                self._at = (s, batch.rows.stop) if batch.rows.stop < len(self._sources[s]) else (s + 1, 0)
-                lines.write(json.dumps([s, batch.rows.stop, self.counts, failed]).encode() + b"\n")
-                os.fsync(lines.fileno())
-                progress(before[s] + batch.rows.stop, total)
-
-    def _take(self, s: int, batch: ImageBatch, files: tuple[IO[bytes], IO[bytes]]) -> None:
-        out = self._masks[s][list(batch.positions)]
-        for which, file in enumerate(files):
-            images = batch.images[out == bool(which)]
-            file.write(images.tobytes())
-            self.counts[which] += len(images)
-        failed = sorted(set(batch.rows).difference(batch.positions))
-        self.failures += [(s, row, f.reason) for row, f in zip(failed, batch.failures, strict=True)]
-
-    def _batches(self, preprocess: Preprocess, workers: int) -> Iterator[tuple[int, ImageBatch]]:
-        first, start = self._at
-        for s in range(first, len(self._sources)):
-            for batch in self._sources[s].batches(
-                preprocess, batch_size=_BATCH, workers=workers, start=start if s == first else 0
-            ):
-                yield s, batch
-
-    def _open(self, name: str) -> IO[bytes]:
-        path = self._place / name
-        path.touch()
-        return path.open("r+b")
-
-    def _replay(self, journal: Path) -> None:
+    def open(self) -> None:
         """Read from the journal what the files hold, and drop a torn last line."""
-        if not journal.exists():
-            return
-        data = journal.read_bytes()
+        for name in (*_FILES, "journal"):
+            (self.place / name).touch()
+        data = (self.place / "journal").read_bytes()
         complete = data[: data.rfind(b"\n") + 1]
         for line in complete.splitlines():
-            s, stop, counts, failed = json.loads(line)
-            self._at = (s, stop) if stop < len(self._sources[s]) else (s + 1, 0)
-            self.counts = counts
+            s, stop, self.counts, failed = json.loads(line)
+            self.at = (s, stop) if stop < len(self.sources[s]) else (s + 1, 0)
             self.failures += [(s, row, reason) for row, reason in failed]
-        if len(complete) < len(data):
-            with journal.open("r+b") as file:
-                file.truncate(len(complete))
-        sizes = [(self._place / name).stat().st_size for name in ("train", "held")]
-        if any(size < count * self._bytes for size, count in zip(sizes, self.counts, strict=True)):
-            raise UsageError(f"{escape_name(self._place)}: decoded images are missing there; delete this folder.")
+        os.truncate(self.place / "journal", len(complete))
+        for name, count in zip(_FILES, self.counts, strict=True):
+            if (self.place / name).stat().st_size < count * math.prod(self.shape):
+                raise UsageError(f"{escape_name(self.place)}: decoded images are missing there; delete this folder.")
+        free = shutil.disk_usage(self.place).free
+        left = self.total - sum(self.counts) - len(self.failures)
+        self.refuse_beyond(free, left, f"the disk has {free / 2**30:.1f} GiB left", "give another folder")
 
-    def _check_room(self, images: int) -> None:
-        free, needed = shutil.disk_usage(self._place).free, images * self._bytes
-        if needed > free:
-            raise UsageError(
-                f"{escape_name(self._place)}: {images:,} decoded images need {needed / 2**30:.1f} GiB, and the disk "
-                f"has {free / 2**30:.1f} GiB left; give another folder, or train on fewer images or at a smaller "
-                "size."
-            )
+    def add(self, s: int, batch: ImageBatch) -> None:
+        """Take a batch, and note it once it is on the disk."""
+        known = len(self.failures)
+        super().add(s, batch)
+        failed = [failure[1:] for failure in self.failures[known:]]
+        with (self.place / "journal").open("ab", buffering=0) as lines:
+            lines.write(json.dumps([s, batch.rows.stop, self.counts, failed]).encode() + b"\n")
+            os.fsync(lines.fileno())
 
-    def mapped(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return images to train on and those held out, uint8, (N, S, S, 3); writing to them changes no file."""
-        return self._map("train", self.counts[0]), self._map("held", self.counts[1])
+    def write(self, which: int, images: NDArray[np.uint8]) -> None:
+        """Write images behind those that the journal knows."""
+        with (self.place / _FILES[which]).open("r+b") as file:
+            file.seek(self.counts[which] * math.prod(self.shape))
+            file.write(images.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
 
-    def _map(self, name: str, count: int) -> NDArray[np.uint8]:
-        if not count:
-            return np.empty((0, *self._shape), np.uint8)
-        return np.asarray(np.memmap(self._place / name, np.uint8, "c", shape=(count, *self._shape)))
+    def images(self) -> list[NDArray[np.uint8]]:
+        """Return the mapped images; writing to them changes no file."""
+        mapped = []
+        for name, count in zip(_FILES, self.counts, strict=True):
+            shape = (count, *self.shape)  # an empty file cannot be mapped
+            found = np.memmap(self.place / name, np.uint8, "c", shape=shape) if count else np.empty(shape, np.uint8)
+            mapped.append(np.asarray(found))
+        return mapped

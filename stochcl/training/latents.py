@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,15 +13,15 @@ import torch
 
 from stochcl.codes import Codes
 from stochcl.encoders.inference import precision_used
-from stochcl.encoders.posteriors import BIT, POSTERIORS
+from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.priors import AutoregressivePrior
 from stochcl.entropy.fit import hard_rate
 from stochcl.errors import TrainingError
 from stochcl.training.calibration import calibrate
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units
-from stochcl.training.loop import Schedule, TotalLoss, TrainingLoop
+from stochcl.training.loop import FitProgress, Schedule, TotalLoss, TrainingLoop
 from stochcl.training.objectives import OBJECTIVES, Objective, nt_xent
-from stochcl.training.quantiser import Metric, PrincipalDecoder
+from stochcl.training.quantiser import Metric, principal_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,14 +53,13 @@ class RateController:
     LOWEST, HIGHEST, GAIN = 1e-6, 3.0, 0.03
 
     def __init__(self, target: float | None, beta: float = 1e-4, gain: float = GAIN) -> None:
-        self.target = target
-        self.beta = beta
-        self.gain = gain
-        self.hard_ratio = 1.0
+        self.target, self.beta, self.gain, self.hard_ratio = target, beta, gain, 1.0
 
     def jump(self, rate: float, target: float, factor: float) -> None:
         """Move beta by a factor in the direction that takes the rate to the target."""
-        beta = self.beta * factor if rate > target else self.beta / factor
+        self._set(self.beta * factor if rate > target else self.beta / factor)
+
+    def _set(self, beta: float) -> None:
         self.beta = max(self.LOWEST, min(self.HIGHEST, beta))
 
     def set_hard_ratio(self, hard: float, sampled: float) -> None:
@@ -73,7 +72,7 @@ class RateController:
         if self.target is None:
             return
         off = max(-1.0, min(1.0, rate * self.hard_ratio / self.target - 1))
-        self.beta = max(self.LOWEST, min(self.HIGHEST, self.beta * (1 + self.gain * off)))
+        self._set(self.beta * (1 + self.gain * off))
 
 
 def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tuple[str, ...]:
@@ -91,9 +90,8 @@ def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tup
     return (f"warning: {missed}; {advice}",)
 
 
-_BESIDE = (
-    0.01  # of its nats: AdamW moves a prior that nothing else pulls at by its learning rate, whatever the factor
-)
+# Of its nats: AdamW moves a prior that nothing else pulls at by its learning rate, whatever the factor.
+_BESIDE = 0.01
 
 
 class LatentLosses(NamedTuple):
@@ -106,24 +104,13 @@ class LatentLosses(NamedTuple):
 
 
 def latent_loss(
-    encoder: Encoder,
-    prior: AutoregressivePrior | None,
-    agree: Callable[[Tensor, Tensor], Tensor] | None,
-    metric: Metric,
-    views: Tensor,
-    targets: Tensor,
-    noise: Tensor,
-    *,
-    latents: int | None,
-    beta: float,
-    agreement: float,
-    estimator: str,
+    stage: LatentStage, views: Tensor, targets: Tensor, noise: Tensor, *, latents: int | None, beta: float
 ) -> LatentLosses:
     r"""Return the loss of one batch.
 
     With the code z ~ q(z|v) of a view v of the feature f, z_k its first k latents, g the decoder and W the metric,
 
-        L = sum over c in {z, z_k}:  |W (g(c) - f)|^2 / E|W f|^2  +  a * A(W g(c), W f)   +   beta * E_q[-log2 p(z)]
+        L = sum over c in {z, z_k}:  |W (g(c) - f)|^2 / E|W f|^2  +  A(W g(c), W f)   +   beta * E_q[-log2 p(z)]
 
     where A, the agreement, is by default the normalised temperature-scaled cross-entropy: to find the feature that a
     code stands for among those of the batch, and the other way round. It bounds from below what the code says about
@@ -131,16 +118,11 @@ def latent_loss(
     the squared error keeps what has variance. p is the autoregressive prior, if there is one: the coder's own kind
     of model. The factorised prior is then fitted beside, to codes that it has no influence on.
     """
+    encoder, prior = stage.encoder, stage.prior
     posterior = encoder.posterior(views)
-    draw = posterior.sample(noise, estimator)
-    widths = [None] if latents is None else [None, latents]
-    guesses = [encoder.decode(draw, k) for k in widths]
-    reconstruction = sum((metric.error(guess, targets) for guess in guesses[1:]), metric.error(guesses[0], targets))
-    total = reconstruction
-    agreed = targets.new_zeros(())
-    if agree is not None and agreement:
-        agreed = sum((agree(guess * metric.relative, targets * metric.relative) for guess in guesses), agreed)
-        total = total + agreement * agreed
+    draw = posterior.sample(noise, stage.options.estimator)
+    reconstruction, agreed = stage.decoded(draw, targets, latents)
+    total = reconstruction + agreed
     if prior is None:
         rate = posterior.rate(encoder.prior).sum(1).mean()
         total = total + beta * rate
@@ -152,16 +134,11 @@ def latent_loss(
     return LatentLosses(total, reconstruction.detach(), agreed.detach(), rate.detach())
 
 
-WHITENING = {"reconstruct": 0.0}
-"""Power of the variance that errors are divided by, of objectives with another one than 1/8."""
-
-_WHITENING = 0.125
 _TRAVEL, _GAIN = 12.0, 0.01  # logarithm of the factor that beta may move by in a run; least gain of a step
 _FIRST_BETA = 5e-4  # where it starts
 _PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with the latents' means
 _WARM, _BETA_WARM = 100, 300  # steps of warm-up of the learning rate, and of beta
 _HARD_ROWS = 2000
-_FEW_ROWS = 256  # for what is only logged
 _SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
 _PASSES = 20  # over the codes, in the fit of the coder's network
 _PASSES_AGAIN = 8  # if it starts from the trained prior: mostly, the first pass is then the best
@@ -171,28 +148,6 @@ _SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and factor of beta, in a cor
 _DESCENT, _FITTING = 0.6, 0.15  # of the stage's time: the descent, a fit of the entropy network
 _ROWS = 4096
 _MOST_CODES = 100_000  # for the tables
-
-
-@dataclass
-class LatentProgress:
-    """Progress of the latent stage; rates are in bits per input."""
-
-    fraction: float
-    step: int
-    loss: float
-    reconstruction: float
-    agreement: float
-    rate: float
-    hard_rate: float
-    kl: float
-    beta: float
-
-    def line(self) -> str:
-        """Return the figures that matter, with their units, on one line."""
-        return (
-            f"latents: step {self.step:,}, error {self.reconstruction:.3f} of the features' power, "
-            f"rate {self.hard_rate:,.1f} bits/input"
-        )
 
 
 @dataclass(frozen=True)
@@ -212,7 +167,7 @@ class LatentStage(TrainingLoop):
     defaults.
     """
 
-    progress_type, log_every, first_log = LatentProgress, 50, 0
+    progress_type, log_every, first_log = FitProgress, 50, 0
 
     def __init__(
         self, encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
@@ -226,10 +181,8 @@ class LatentStage(TrainingLoop):
         self.features, self.inputs = features, len(features) // versions
         self.held = held if len(held) else features[: min(self.inputs, _HARD_ROWS)]
         self.views = views if len(held) else None
-        whitening = options.whitening
-        if whitening is None:
-            whitening = WHITENING.get(options.objective, _WHITENING)
-        self.metric = Metric.of(np.asarray(features), whitening)
+        whitening = 0.0 if options.objective == "reconstruct" else 0.125
+        self.metric = Metric.of(np.asarray(features), whitening if options.whitening is None else options.whitening)
         self.targets = self.metric.coordinates(features)
         self.agree = make_agreement(options, self.metric)
         self.prior = self._make_prior()
@@ -264,7 +217,7 @@ class LatentStage(TrainingLoop):
         for name, parameter in encoder.named_parameters():  # an average of weights, and a twin, come with none
             if not name.startswith(("backbone.", "classifier.")):
                 parameter.requires_grad_(True)
-        with PrincipalDecoder(encoder, self.metric):
+        with principal_decoder(encoder, self.metric):
             self.optimizer = torch.optim.AdamW(self._groups(), lr=options.lr, betas=(0.9, 0.98))
             self.clipped = [p for m in (encoder.head, encoder.decoder) for p in m.parameters()]
             self.run_steps()
@@ -273,12 +226,12 @@ class LatentStage(TrainingLoop):
             DecoderStage(self, max(1, round(steps * _SETTLING))).run_steps()
         for parameter in frozen:
             parameter.requires_grad_(True)
-        calibration = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
-        encoder.config = calibration.applied(encoder.config)
+        temperature, calibration = calibrate(encoder, self.held, self.views, self.metric, seed=options.seed)
+        encoder.config = replace(encoder.config, temperature=temperature)
         record = {
             "options": asdict(options), "precision": self.precision, "rounds": rounds,
             "steps": self.step, "beta": self.controller.beta,
-            "rate": round(rate, 3), "entropy": entropy, "calibration": calibration.record,
+            "rate": round(rate, 3), "entropy": entropy, "calibration": calibration,
             "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
         return FittedLatents(rate, record)
@@ -289,20 +242,26 @@ class LatentStage(TrainingLoop):
         rows = rng.integers(len(self.features), size=self.batch)
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         views = torch.from_numpy(np.asarray(self.features[rows], np.float32))
-        if options.noise:
-            drawn = torch.randn(len(rows), len(self.metric.deviation), generator=generator)
-            views = views + options.noise * (drawn * self.metric.deviation) @ self.metric.axes.T
-        uniform = torch.rand(
-            len(rows), POSTERIORS[encoder.config.posterior].noise(encoder.config), generator=generator
-        )
-        rungs = encoder.config.ladder[:-1] if options.nested else ()
-        latents = int(rng.choice(rungs)) if len(rungs) else None
+        count = POSTERIORS[encoder.config.posterior].noise(encoder.config)
+        uniform = torch.rand(len(rows), count, generator=generator)
+        latents = self.rung(rng)
         beta = self.controller.beta * min(1.0, (self.step + 1) / self._ramp)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            return latent_loss(
-                encoder, self.prior, self.agree, self.metric, views, self.targets[torch.from_numpy(rows)], uniform,
-                latents=latents, beta=beta, agreement=options.agreement, estimator=options.estimator,
-            )  # fmt: skip
+            return latent_loss(self, views, self.targets[torch.from_numpy(rows)], uniform, latents=latents, beta=beta)
+
+    def rung(self, rng: np.random.Generator) -> int | None:
+        """Draw the prefix that is trained beside the full width, if any is."""
+        rungs = self.encoder.config.ladder[:-1] if self.options.nested else ()
+        return int(rng.choice(rungs)) if len(rungs) else None
+
+    def decoded(self, draw: Tensor, targets: Tensor, latents: int | None) -> tuple[Tensor, Tensor]:
+        """Return error and agreement of what a code, and its first latents, decode to."""
+        guesses = [self.encoder.decode(draw, k) for k in ([None] if latents is None else [None, latents])]
+        error = torch.stack([self.metric.error(guess, targets) for guess in guesses]).sum()
+        if self.agree is None:
+            return error, error.new_zeros(())
+        w = self.metric.relative
+        return error, torch.stack([self.agree(guess * w, targets * w) for guess in guesses]).sum()
 
     def after_step(self, losses: LatentLosses, fraction: float) -> None:  # noqa: D102
         if isinstance(self.agree, Objective):
@@ -314,10 +273,8 @@ class LatentStage(TrainingLoop):
             self.controller.set_hard_ratio(self.hard, float(losses.rate))
 
     def figures(self, losses: LatentLosses) -> dict[str, Any]:  # noqa: D102
-        terms = {name: float(value) for name, value in losses._asdict().items()}
-        return terms | {
-            "loss": terms["total"], "hard_rate": self.hard, "kl": self._divergence(), "beta": self.controller.beta,
-        }  # fmt: skip
+        error = f"error {float(losses.reconstruction):.3f} of the features' power"
+        return {"text": f"latents: step {self.step:,}, {error}, rate {self.hard:,.1f} bits/input"}
 
     def _meet_rate(self, steps: int) -> tuple[int, dict[str, Any], float]:
         """Train on, after ``steps`` steps, until codes cost the target under the coder's own model, fitted to them.
@@ -381,12 +338,6 @@ class LatentStage(TrainingLoop):
             return hard_rate(codes, self.encoder.factorised.numerators())
         return float(self.prior.bits(torch.from_numpy(codes.decisions()).float()).sum(1).mean())
 
-    @torch.no_grad()
-    def _divergence(self) -> float:
-        """Return KL(q||p) of held-out inputs under the factorised prior, in bits."""
-        features = torch.from_numpy(np.asarray(self.held[:_FEW_ROWS], np.float32))
-        return float(self.encoder.posterior(features).kl(self.encoder.prior).sum(1).mean()) / BIT
-
     def _fit_tables(self) -> tuple[dict[str, Any], float]:
         """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""
         encoder, options = self.encoder, self.options
@@ -395,7 +346,7 @@ class LatentStage(TrainingLoop):
             encoder, self._codes(first), self._codes(second) if len(second) else None, entropy=options.entropy,
             hidden=options.prior_hidden, passes=_PASSES_AGAIN if self.prior else _PASSES,
             max_time=options.max_time and _FITTING * options.max_time,
-            seed=options.seed, precision=options.precision, initial=self.prior.network if self.prior else None,
+            seed=options.seed, precision=options.precision, initial=self.prior,
             report=self.report,
         )  # fmt: skip
         return record, float(encoder.bits_by_latent(self._codes(self.held)).sum())
@@ -417,18 +368,11 @@ class DecoderStage(TrainingLoop):
         )
 
     def losses(self) -> TotalLoss:  # noqa: D102
-        encoder, options, metric, agree = self.stage.encoder, self.stage.options, self.stage.metric, self.stage.agree
-        rng = np.random.default_rng([options.seed, self.stage.step, self.step])
-        rows = torch.from_numpy(rng.integers(len(self.symbols), size=self.stage.batch))
-        draw, targets = encoder.embed(self.symbols[rows]), self.stage.targets[rows]
-        rungs = encoder.config.ladder[:-1] if options.nested else ()
-        loss = torch.zeros(())
-        for width in [None, int(rng.choice(rungs))] if len(rungs) else [None]:
-            guess = encoder.decode(draw, width)
-            loss = loss + metric.error(guess, targets)
-            if agree is not None:
-                loss = loss + options.agreement * agree(guess * metric.relative, targets * metric.relative)
-        return TotalLoss(loss)
+        stage = self.stage
+        rng = np.random.default_rng([stage.options.seed, stage.step, self.step])
+        rows = torch.from_numpy(rng.integers(len(self.symbols), size=stage.batch))
+        draw, latents = stage.encoder.embed(self.symbols[rows]), stage.rung(rng)
+        return TotalLoss(sum(stage.decoded(draw, stage.targets[rows], latents), torch.zeros(())))
 
 
 def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -261,9 +261,6 @@ class TrainingLoop(ABC):
                 self.save()
             self.add_resume_hint(exc)
             raise
-        finally:
-            for log in self.logs:
-                log.close()
         if self.step:
             self.save()
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
 
 
-__all__ = ["Monitor", "knn_accuracy", "measure_features"]
-
 DEAD_BITS = 0.05
 """A latent of less entropy is dead: fewer than six rows in a thousand differ from the others."""
 
@@ -35,9 +33,9 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
     used = entropies > DEAD_BITS
     entropy = certainty = None
     if codes.uncertainty is not None and len(codes):
-        entropy = float(np.mean(codes.uncertainty, dtype=np.float64))
+        entropy = round(float(np.mean(codes.uncertainty, dtype=np.float64)), 3)
         if family != "residual":  # whose last signs are near coin tosses by design
-            certainty = round(1 - entropy / (codes.latents * np.log2(codes.alphabet)), 4)
+            certainty = round(1 - entropy / (codes.latents * float(np.log2(codes.alphabet))), 4)
     return {
         "rows": len(codes),
         "latents": codes.latents,
@@ -46,7 +44,7 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
         "bits": round(float(entropies.sum()), 3),
         "distinct": len(np.unique(codes.packed, axis=0)),
         "correlation": round(_correlation(codes.symbols()[:, used], family), 4),
-        "entropy": None if entropy is None else round(entropy, 3),
+        "entropy": entropy,
         "certainty": certainty,
     }
 
@@ -85,30 +83,21 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     """Return the entropy of each latent's symbols over the rows, in bits, shape (D,)."""
     if not len(codes):
         return np.zeros(codes.latents)
-    ones, visits = (counts.astype(np.float64) for counts in node_counts(codes))
-
-    def weighted_log(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        logs: NDArray[np.float64] = counts * np.log2(np.maximum(counts, 1) / np.maximum(visits, 1))
-        return logs
-
+    ones, visits = node_counts(codes)
     # A symbol's entropy is that of its decisions, each where it is taken.
-    entropies: NDArray[np.float64] = -(weighted_log(ones) + weighted_log(visits - ones)).sum(axis=1) / len(codes)
-    return np.maximum(entropies, 0)
+    bits = sum(-n * np.log2(np.maximum(n, 1) / np.maximum(visits, 1)) for n in (ones, visits - ones))
+    entropies: NDArray[np.float64] = np.maximum(np.sum(bits, axis=1) / len(codes), 0)
+    return entropies
 
 
 def _correlation(symbols: NDArray[np.integer], family: str) -> float:
-    """Return the mean absolute correlation between two columns."""
-    rows, latents = symbols.shape
-    if latents < 2 or rows < 2:
+    """Return the mean absolute correlation between two columns, none of which is constant."""
+    latents = symbols.shape[1]
+    if latents < 2 or len(symbols) < 2:
         return 0.0
     if not POSTERIORS[family].ordered:
-        commonest = [np.bincount(column).argmax() for column in symbols.T]
-        symbols = symbols == np.array(commonest)
-    x = symbols.astype(np.float32)
-    x -= x.mean(axis=0)
-    deviation = np.sqrt(np.square(x).mean(axis=0))
-    x /= np.maximum(deviation, 1e-6)
-    r = np.abs(x.T @ x) / rows
+        symbols = symbols == np.array([np.bincount(column).argmax() for column in symbols.T])
+    r = np.abs(np.corrcoef(symbols, rowvar=False, dtype=np.float64))
     return float((r.sum() - np.trace(r)) / (latents * (latents - 1)))
 
 
@@ -123,19 +112,12 @@ def knn_accuracy(
 
     The live measure of Wu et al. (arXiv 1805.01978, section 3.4), with its temperature of 0.07.
     """
-    classes, ids = np.unique(bank_labels, return_inverse=True)
+    from sklearn.neighbors import KNeighborsClassifier
 
-    def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        scaled: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        return scaled
-
-    similarity = unit(query) @ unit(bank).T
-    k = min(neighbours, len(bank))
-    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    weight = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
-    votes = np.zeros((len(query), len(classes)))
-    np.add.at(votes, (np.arange(len(query))[:, None], ids[nearest]), weight)
-    return float((classes[votes.argmax(axis=1)] == query_labels).mean())
+    voter = KNeighborsClassifier(
+        min(neighbours, len(bank)), metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    return float(voter.fit(bank, bank_labels).score(query, query_labels))
 
 
 def measure_features(
@@ -168,14 +150,14 @@ class Monitor:
         held_labels: tuple[str, ...], *, seed: int, bank: int = 4000, queries: int = 2000,
     ) -> None:  # fmt: skip
         rng = np.random.default_rng(seed)
-        self._bank_rows = np.sort(rng.permutation(len(train))[:bank])
-        self._query_rows = np.sort(rng.permutation(len(held))[:queries])
-        self._bank, self._queries = train[self._bank_rows], held[self._query_rows]
-        self._bank_labels = np.array([train_labels[i] for i in self._bank_rows])
-        self._query_labels = np.array([held_labels[i] for i in self._query_rows])
+        bank_rows = np.sort(rng.permutation(len(train))[:bank])
+        query_rows = np.sort(rng.permutation(len(held))[:queries])
+        self._bank, self._queries = train[bank_rows], held[query_rows]
+        self._bank_labels = np.array([train_labels[i] for i in bank_rows])
+        self._query_labels = np.array([held_labels[i] for i in query_rows])
 
     def health(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
-        """Return :func:`~stochcl.training.monitor.code_health` of the held-out images' codes."""
+        """Return :func:`code_health` of the held-out images' codes."""
         images = self._queries if len(self._queries) else self._bank
         return code_health(encode(encoder, images, device).codes, encoder.config.posterior)
 
@@ -184,13 +166,9 @@ class Monitor:
         was_training = encoder.training
         encoder.eval()
         bank = encode(encoder, self._bank, device)
-        ones = measure_ones(bank.codes)
-        if not len(self._queries):
-            encoder.train(was_training)
-            return {"rate": hard_rate(bank.codes, ones)}
-        queries = encode(encoder, self._queries, device)
+        queries = encode(encoder, self._queries, device) if len(self._queries) else bank
         encoder.train(was_training)
-        result = {"rate": hard_rate(queries.codes, ones)}
+        result = {"rate": hard_rate(queries.codes, measure_ones(bank.codes))}
         if len(set(self._query_labels.tolist())) > 1:
             result["knn"] = knn_accuracy(bank.features, self._bank_labels, queries.features, self._query_labels)
         return result

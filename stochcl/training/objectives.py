@@ -5,47 +5,33 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from stochcl.encoders.posteriors import BIT
+from stochcl.training.augment import from_words
 from stochcl.training.distributed import all_gather, all_reduce_mean, global_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-__all__ = ["BYOL", "OBJECTIVES", "NTXent", "Objective", "Reconstruct", "VICReg", "decorrelation", "nt_xent"]
+    from stochcl.encoders.encoder import Encoder
 
 
 class Objective(nn.Module, ABC):
     """A comparison of two views of the same inputs, with heads of its own that are thrown away after training.
 
-    The contract:
-
-    - ``objective(first, second)`` compares two matrices of vectors, row by row, and returns one number to be
-      minimised, of the order of 1 to 10 so that objectives can stand in for each other beside other terms. Averaged
-      over processes it is the value, and its gradients are those, of the batch of all processes.
-    - Vectors are compared by direction and scale as the objective likes; they should have about unit variance.
-    - After every step of an optimizer, :meth:`step` is called, for what needs_momentum weights without a gradient.
-
-    Parameters
-    ----------
-    features : int
-        V, the width of the vectors.
-    temperature : float
-        Of objectives that have one.
-
-    Attributes
-    ----------
-    needs_momentum : bool
-        Whether ``targets`` are the outputs of a momentum encoder, so that training has to keep one, a
-        :class:`~stochcl.training.objectives.MomentumEncoder`.
+    ``objective(first, second)`` compares two matrices of vectors of about unit variance, row by row, and returns one
+    number to be minimised, of the order of 1 to 10 so that objectives can stand in for each other beside other terms.
+    Averaged over processes it is the value, and its gradients are those, of the batch of all processes. After every
+    step of an optimizer, :meth:`step` is called.
     """
 
     needs_momentum: ClassVar[bool] = False
+    """Whether ``targets`` are the outputs of a :class:`MomentumEncoder`, which training then keeps."""
 
     @abstractmethod
     def __init__(self, features: int, temperature: float = 0.2) -> None:
@@ -55,12 +41,8 @@ class Objective(nn.Module, ABC):
     def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Compare vectors, float, shape (B, V), row i of one with row i of the other.
 
-        Parameters
-        ----------
-        first, second : Tensor
-        targets : pair of Tensor, shape (B, V), optional
-            A momentum encoder's outputs for the first and for the second view. Only objectives that need one use
-            them; the vectors themselves are the default.
+        ``targets`` are a momentum encoder's outputs for the first and for the second view; the vectors themselves are
+        the default.
         """
 
     def step(self, fraction: float) -> None:
@@ -123,15 +105,9 @@ def momentum(fraction: float, base: float = MOMENTUM) -> float:
 
 
 class MomentumEncoder(nn.Module, Generic[Network]):
-    """A momentum encoder: a slow copy of a network.
+    """A slow copy of a network, ``network``: its weights are an average of the network's, without gradients.
 
-    Its weights are an average of the network's; in training mode its normalisations use the statistics of their
-    batch, as the network's do. It has no gradients.
-
-    Attributes
-    ----------
-    network : Module
-        The copy.
+    In training mode its normalisations use the statistics of their batch, as the network's do.
     """
 
     network: Network
@@ -258,3 +234,133 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "reconstruct": Reconstruct,
 }
 """Objectives by their names."""
+
+
+DECORRELATION = 0.02
+"""gamma: what the covariance term is multiplied by."""
+
+
+Pair = tuple["Tensor", "Tensor"]
+
+
+def _halves(rows: Tensor) -> Pair:
+    first, second = rows.chunk(2)
+    return first, second
+
+
+class Losses(NamedTuple):
+    """One step's terms: agreements and the total in nats, the next two mean squares, rates in bits."""
+
+    total: Tensor
+    contrast: Tensor
+    contrast_codes: Tensor
+    decorrelation: Tensor
+    reconstruction: Tensor
+    rate: Tensor
+    kl: Tensor
+
+
+class StochasticContrastive(nn.Module):
+    r"""The loss of one batch, with the heads that are thrown away after training.
+
+    With features f, code z ~ q(z|f), z_k its first k latents, g the decoder, A and A' objectives that compare views
+    (:mod:`stochcl.training.objectives`), f* the features of the clean image (in evaluation mode, no gradient),
+
+        L = A(f) + A'(g(z)) / 2 + A'(g(z_k)) / 2 + gamma * C(f)
+            + |g(z) - f*|^2 / 2|f*|^2 + |g(z_k) - f*|^2 / 2|f*|^2 + beta * E_q[-log2 p(z)]
+
+    The agreement of decoded codes is that of Ramapuram et al. (arXiv 2110.00552, section 3); the one of features
+    keeps the backbone learning while codes are still noise. z_k makes the code nested (Rippel et al., arXiv
+    1402.0915). Reconstructing the clean image's features, from the codes of its views and from its own, makes the
+    decoded vector worth what the features are worth. It trains latents and decoder only, lest the backbone make
+    features that are easy to reconstruct rather than useful; C is the covariance term of VICReg, against variance
+    that gathers in few directions. The rate is the posterior's cross-entropy with the prior: what a file pays.
+
+    Where A follows a slow copy (BYOL), the copy is of the whole encoder: its features are the targets of A, what it
+    decodes from its own draws of full codes those of A'.
+
+    Its deterministic twin has features where codes stood, and nothing that only codes have:
+
+        L = A(f) + A'(f) + gamma * C(f)
+
+    A deterministic twin's head, decoder and prior have no gradient.
+    """
+
+    def __init__(
+        self, encoder: Encoder, objective: str = "nt-xent", *, temperature: float = 0.2,
+        estimator: str = "straight-through", deterministic: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.encoder, self.estimator, self.deterministic = encoder, estimator, deterministic
+        if deterministic:
+            for name, parameter in encoder.named_parameters():
+                parameter.requires_grad_(name.startswith("backbone."))
+        self.features, self.codes = (OBJECTIVES[objective](encoder.feature_dim, temperature) for _ in range(2))
+        self.slow = MomentumEncoder(encoder) if self.features.needs_momentum else None
+
+    def forward(self, views: Tensor, clean: Tensor, noise: Tensor, latents: int, beta: float) -> Losses:
+        """Return the terms."""
+        model = self.encoder
+        if self.deterministic:
+            return self._twin(views)
+        if not noise.is_floating_point():
+            noise = from_words(noise)
+        model.eval()
+        with torch.no_grad():
+            target = model.features(clean)
+        model.train()
+
+        features = model.features(views)
+        posterior = model.posterior(features)
+        symbols = posterior.sample(noise, self.estimator)
+        vectors, short = model.decode(symbols), model.decode(symbols, latents)
+
+        slow_features, slow_vectors = self._slow(views, noise)
+        contrast = self.features(*_halves(features), slow_features)
+        contrast_codes = sum(self.codes(*_halves(decoded), slow_vectors) for decoded in (vectors, short)) / 2
+
+        c, b = len(clean), len(views) // 2
+        rows = torch.cat([features[:c], features[b : b + c], target]).detach()
+        symbols = model.posterior(rows).sample(torch.cat([noise[:c], noise[b : b + c], noise[:c]]), self.estimator)
+        guesses = torch.stack([model.decode(symbols), model.decode(symbols, latents)])
+        # Relative to the target's own power: while the running statistics lag behind the first, large steps,
+        # "standardised" features are anything but, and an absolute error drowns the other terms.
+        reconstruction = relative_error(guesses, target.repeat(2, 3, 1))
+
+        spread = decorrelation(features)
+        rate = posterior.rate(model.prior).sum(1).mean()
+        with torch.no_grad():  # looked at only
+            kl = posterior.kl(model.prior).sum(1).mean() / BIT
+        total = contrast + contrast_codes + DECORRELATION * spread + reconstruction + beta * rate
+        terms = (contrast, contrast_codes, spread, reconstruction, rate, kl)
+        return Losses(total, *(term.detach() for term in terms))
+
+    def _twin(self, views: Tensor) -> Losses:
+        """Return the terms of the twin without latents."""
+        self.encoder.train()
+        features = self.encoder.features(views)
+        slow = None
+        if self.slow is not None:
+            with torch.no_grad():
+                slow = _halves(self.slow.network.features(views))
+        contrast, again = (objective(*_halves(features), slow) for objective in (self.features, self.codes))
+        spread, zero = decorrelation(features), features.new_zeros(())
+        total = contrast + again + DECORRELATION * spread
+        return Losses(total, contrast.detach(), again.detach(), spread.detach(), zero, zero, zero)
+
+    @torch.no_grad()
+    def _slow(self, views: Tensor, noise: Tensor) -> tuple[Pair | None, Pair | None]:
+        """Return what the slow copy makes of first and second views: features, and vectors decoded from codes."""
+        if self.slow is None:
+            return None, None
+        network = self.slow.network
+        features = network.features(views)
+        vectors = network.decode(network.posterior(features).sample(noise))
+        return _halves(features), _halves(vectors)
+
+    def step(self, fraction: float) -> None:
+        """Update momentum encoders after a step of the optimizer."""
+        self.features.step(fraction)
+        self.codes.step(fraction)
+        if self.slow is not None:
+            self.slow.step(self.encoder, momentum(fraction))

@@ -7,136 +7,91 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stochcl.encoders.config import ENTROPY, EncoderConfig, input_size
+from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.errors import UsageError
 from stochcl.messages import escape_name, os_reason
 from stochcl.options import Options, check_names, check_value, declared, option
 
 if TYPE_CHECKING:
-    from stochcl.encoders.config import EncoderConfig
+    from dataclasses import Field
+
+__all__ = ["EncoderConfig", "FinetuneOptions", "LatentOptions", "TrainOptions", "finetune_options", "options_from"]
+
+_FOLDER = resources.files("stochcl").joinpath("training", "presets")
 
 OBJECTIVES = ("nt-xent", "byol", "vicreg", "reconstruct")
-PRECISIONS = ("auto", "bf16", "fp32")
-ENTROPY = ("autoregressive", "independent")
-MOST_SEED = (1 << 63) - 1
+_PRECISION = "Arithmetic; auto: bf16 if the CPU or GPU supports it, else fp32."
+_WHITENING = (
+    "In the last stage, the power of the variance that divides an error. 0: errors as they are; 0.5: all "
+    "directions alike."
+)
 
 
-def _precision() -> Any:
-    return option(
-        "auto", "Arithmetic; auto: bf16 if the CPU or GPU supports it, else fp32.", choices=PRECISIONS
-    )  # fmt: skip
+def _hidden(shown: str) -> Any:
+    help_text = "Hidden units of the autoregressive entropy network."
+    return option(None, help_text, at_least=0, at_most=MAX_HIDDEN, unit="UNITS", shown=shown)
 
 
-def _seed() -> Any:
-    return option(0, "Seed of everything random.", at_least=0, at_most=MOST_SEED)
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """Options of every kind of training."""
 
-
-def _max_time() -> Any:
-    return option(None, "Train for at most this long, e.g. 90m or 2h.", more_than=0, unit="TIME")
-
-
-def _rate() -> Any:
-    return option(None, "Target rate, in bits per image.", more_than=0, unit="BITS")
-
-
-@dataclass(frozen=True)
-class LatentOptions(Options):
-    """How head, prior and decoder are trained on features."""
-
-    steps: int = option(3000, "Steps of the descent; later stages take a fraction of it.", at_least=1)
-    max_time: float | None = _max_time()
-    batch_size: int = option(256, "Features a step.", at_least=1)
-    lr: float = option(2e-3, "Peak learning rate of AdamW.", more_than=0)
-    decay: float = option(1e-2, "Weight decay of AdamW.", at_least=0)
-    objective: str = option(
-        "nt-xent", "reconstruct keeps distances; any other also keeps what tells inputs apart.", choices=OBJECTIVES
+    max_time: float | None = option(None, "Train for at most this long, e.g. 90m or 2h.", more_than=0, unit="TIME")
+    seed: int = option(0, "Seed of everything random.", at_least=0, at_most=(1 << 63) - 1)
+    precision: str = option("auto", _PRECISION, choices=("auto", "bf16", "fp32"))
+    entropy: str = option(
+        "autoregressive", "Entropy model fitted to the codes; autoregressive makes smaller files.", choices=ENTROPY
     )
-    agreement: float = option(1.0, "Weight of the objective beside the reconstruction.", at_least=0)
-    temperature: float = option(0.1, "Temperature of the contrastive objective.", more_than=0)
-    noise: float = option(
-        0.0, "Noise that makes a view of a feature, in standard deviations along each principal axis.", at_least=0
-    )
-    whitening: float | None = option(
-        None,
-        "Power of the variance that divides an error along a principal axis, see training.quantiser.Metric.",
-        at_least=0, at_most=0.5, shown="1/8; 0 for reconstruct",
-    )  # fmt: skip
-    rate: float | None = _rate()
-    beta: float = option(1e-4, "Cost of a bit in nats, at first.", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeOptions(RunOptions):
+    """Options of training that makes codes of a rate."""
+
+    objective: str = option("nt-xent", "Contrastive objective; reconstruct: none.", choices=OBJECTIVES)
     estimator: str = option(
         "straight-through", "How gradients pass the draw.", choices=("straight-through", "relaxed")
     )
+    lr: float = option(2e-3, "Peak learning rate of AdamW.", more_than=0)
+    decay: float = option(1e-2, "Weight decay of AdamW.", at_least=0)
+    rate: float | None = option(None, "Target rate, in bits per image.", more_than=0, unit="BITS")
+    beta: float = option(1e-4, "Cost of a bit in the loss; with --rate, at first.", at_least=0, unit="NATS")
+    whitening: float | None = option(
+        None, _WHITENING, at_least=0, at_most=0.5, unit="POWER", shown="0.125; 0 for reconstruct"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions(CodeOptions):
+    """How head, prior and decoder are trained on features."""
+
+    steps: int = option(3000, "Steps of the descent; later stages take a fraction of it.", at_least=1)
+    batch_size: int = option(256, "Features a step.", at_least=1)
+    temperature: float = option(0.1, "Temperature of the contrastive objective.", more_than=0)
     nested: bool = option(True, "Train the prefixes on the ladder to be codes in themselves.")
-    prior_hidden: int | None = option(
-        None, "Hidden units of the autoregressive prior.", shown="by the number of rows"
-    )
-    entropy: str = option("autoregressive", "Kind of entropy model.", choices=ENTROPY)
-    seed: int = _seed()
-    precision: str = _precision()
+    prior_hidden: int | None = _hidden("by the number of rows")
 
 
-@dataclass(frozen=True)
-class EncoderOptions(Options):
-    """What a new encoder is asked to be: fields of :class:`~stochcl.encoders.config.EncoderConfig`."""
+@dataclass(frozen=True, kw_only=True)
+class _NetworkOptions(RunOptions):
+    """Options of training that changes the network."""
 
-    posterior: str = option(
-        "bernoulli",
-        "Family of the latents.",
-        choices=("bernoulli", "categorical", "gaussian", "residual"),
-        shown="bernoulli; residual on a matrix",
-    )
-    latents: int = option(
-        1024, "Number of latents; for bernoulli, bits of a code.", at_least=1, at_most=4096, unit="D"
-    )
-    alphabet: int = option(2, "Values of a latent.", at_least=2, unit="K")
-    embedding: int = option(
-        0, "Numbers that stand for a categorical symbol in the decoder.", at_least=0, unit="NUMBERS",
-        shown="8, or the alphabet",
-    )  # fmt: skip
-    reduced: int = option(0, "Coordinates that residual words live in.", at_least=0, unit="M", shown="128 at most")
-    transform: str = option("none", "What features go through before residual latents.", choices=("none", "sqrt"))
-    head: tuple[int, ...] = option((), "Hidden layers between features and latents.", unit="WIDTHS")
-    decoder: tuple[int, ...] = option((512,), "Hidden layers of the decoder.", unit="WIDTHS")
-    ladder: tuple[int, ...] = option((), unit="WIDTHS")
-    stages: tuple[int, ...] = option((), unit="BITS")
-    backbone: str = option(
-        "resnet10", "resnet10, 18, 34 or 50, efficientnet-lite0 or -lite2, or timm:NAME.", unit="NAME"
-    )
-    width: int = option(64, "Channels of a ResNet's first stage.", at_least=1)
-    stem: str = option("imagenet", "small: for images of 32 pixels.", choices=("imagenet", "small"))
-    pooling: str = option(
-        "mean", "Features: mean of the last stage, of all stages, or with moments.",
-        choices=("mean", "stages", "moments"),
-    )  # fmt: skip
-    size: int = option(
-        64,
-        "Side that images are brought to.",
-        at_least=1,
-        at_most=1024,
-        unit="PIXELS",
-        shown="64; 128 for efficientnet",
-    )
-    fit: str = option("crop", "What happens to images that are not square.", choices=("crop", "pad", "stretch"))
-    mean: tuple[float, ...] = option(())
-    std: tuple[float, ...] = option(())
-
-    def config(self) -> EncoderConfig:
-        """Return the configuration of such an encoder."""
-        from stochcl.encoders.config import EncoderConfig
-
-        return EncoderConfig(**asdict(self))
+    device: str = option("auto", "cpu, cuda, ...")
+    compile: bool = option(False, "Compile the backbone with torch.compile.")
+    entropy_hidden: int | None = _hidden("by the number of images")
 
 
-@dataclass(frozen=True)
-class TrainOptions(Options):
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(CodeOptions, _NetworkOptions):
     """How to train an encoder."""
 
     epochs: int = option(100, "Passes over the images; 0 with --init trains only latents.", at_least=0)
-    max_time: float | None = _max_time()
     batch_size: int = option(256, "Images a step, of all processes together.", at_least=2)
     # Smaller than the encoder's size is faster, and right: objects look larger in random crops than in whole images
     # (Touvron et al., arXiv 1906.06423).
@@ -146,16 +101,8 @@ class TrainOptions(Options):
     strength: float = option(0.5, "Strength of the changes of colour.", at_least=0)
     grey: float = option(0.2, "Fraction of views without colour.", at_least=0, at_most=1)
     blur: float = option(0.0, "Fraction of views that are blurred.", at_least=0, at_most=1)
-    lr: float = option(2e-3, "Peak learning rate of AdamW.", more_than=0)
-    decay: float = option(1e-2, "Weight decay of AdamW.", at_least=0)
     warmup: int = option(200, "Steps until the peak learning rate.", at_least=0, unit="STEPS")
-    objective: str = option("nt-xent", "Contrastive objective; reconstruct: none.", choices=OBJECTIVES)
     temperature: float = option(0.2, "Temperature of nt-xent.", more_than=0)
-    estimator: str = option(
-        "straight-through", "How gradients pass the draw.", choices=("straight-through", "relaxed")
-    )
-    rate: float | None = _rate()
-    beta: float = option(1e-4, "Cost of a bit in the loss; with --rate, at first.", at_least=0, unit="NATS")
     average: float = option(
         0.0, "Decay of a moving average of the weights, which is then written; 0: none.", at_least=0, less_than=1
     )
@@ -163,23 +110,8 @@ class TrainOptions(Options):
         None, "Steps of the last stage, which trains latents and decoder on finished features; 0: no such stage.",
         at_least=0, unit="STEPS", shown="by the number of images; 3000 on a matrix",
     )  # fmt: skip
-    whitening: float | None = option(
-        None, "In the last stage, the power of the variance that divides an error. 0: errors as they are; 0.5: all "
-        "directions alike.", at_least=0, at_most=0.5, unit="POWER", shown="0.125; 0 for reconstruct",
-    )  # fmt: skip
     deterministic: bool = option(False, "Train without the stochastic layer, to compare with.")
-    seed: int = _seed()
-    precision: str = _precision()
-    device: str = option("auto", "cpu, cuda, ...")
     devices: int = option(1, "Devices to train on, a process each; torchrun sets it itself.", at_least=1, unit="N")
-    compile: bool = option(False, "Compile the backbone with torch.compile.")
-    entropy: str = option(
-        "autoregressive", "Entropy model fitted to the codes; autoregressive makes smaller files.", choices=ENTROPY
-    )
-    entropy_hidden: int | None = option(
-        None, "Hidden units of the autoregressive entropy network.", at_least=0, at_most=4096, unit="UNITS",
-        shown="by the number of images",
-    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,12 +119,11 @@ class TrainOptions(Options):
             raise UsageError("reconstruct compares codes with features, and a deterministic twin has no codes.")
 
 
-@dataclass(frozen=True)
-class FinetuneOptions(Options):
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(_NetworkOptions):
     """How to fine-tune an encoder on labels."""
 
     epochs: int = option(30, "Passes over the images.", at_least=1)
-    max_time: float | None = _max_time()
     batch_size: int = option(128, "Images a step.", at_least=2)
     optimizer: str = option("sgd", "Optimizer; adamw does with few epochs.", choices=("sgd", "adamw"))
     lr: float = option(0.02, "Peak learning rate.", more_than=0)
@@ -241,15 +172,6 @@ class FinetuneOptions(Options):
     )
     deterministic: bool = option(False, "Classify features without the stochastic layer, to compare with.")
     from_scratch: bool = option(False, "Begin with fresh weights, not the model's.")
-    seed: int = _seed()
-    precision: str = _precision()
-    device: str = option("auto", "cpu, cuda, ...")
-    compile: bool = option(False, "Compile the backbone with torch.compile.")
-    entropy: str = option("autoregressive", "Entropy model fitted to the codes.", choices=ENTROPY)
-    entropy_hidden: int | None = option(
-        None, "Hidden units of the autoregressive entropy network.", at_least=0, at_most=4096, unit="UNITS",
-        shown="by the number of images",
-    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -265,29 +187,32 @@ class SourceOptions(Options):
     hold_out: int = option(0, at_least=0)
 
 
+def encoder_fields() -> dict[str, Field[Any]]:
+    """Return the fields of a configuration that training can be asked for."""
+    return {name: one for name, one in declared(EncoderConfig).items() if "option" in one.metadata}
+
+
 _MOST_BITS = 256  # of a residual code, where no rate is asked for
 
 
 def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     """Sort named options, None for those left out, into what the encoder is and how it is trained."""
-    from stochcl.encoders.backbones import input_size
-
     given = {name: value for name, value in given.items() if value is not None}
-    check_names(given, [*declared(TrainOptions), *declared(EncoderOptions)], "training")
+    check_names(given, [*declared(TrainOptions), *encoder_fields()], "training")
     if "latents" not in given and given.get("rate") and given.get("posterior", "bernoulli") == "bernoulli":
         given["latents"] = latents_for(float(given["rate"]))
     if given.get("posterior") == "residual":
         given.setdefault("latents", max(1, min(_MOST_BITS, round(given.get("rate") or _MOST_BITS))))
         given.setdefault("transform", "sqrt")
-    given.setdefault("size", input_size(given.get("backbone", EncoderOptions.backbone)))
-    encoder = EncoderOptions(**{k: v for k, v in given.items() if k in declared(EncoderOptions)})
+    given.setdefault("size", input_size(given.get("backbone", EncoderConfig.backbone)))
+    encoder = EncoderConfig(**{k: v for k, v in given.items() if k in encoder_fields()})
     if encoder.posterior == "residual" and given.get("epochs") != 0 and not given.get("deterministic"):
         raise UsageError(
             "residual latents are fitted to a finished network; give --init and --epochs 0, or --deterministic."
         )
     if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
         given["crop"] = max(16, encoder.size * 3 // 4 // 8 * 8)
-    return encoder.config(), TrainOptions(**{k: v for k, v in given.items() if k in declared(TrainOptions)})
+    return encoder, TrainOptions(**{k: v for k, v in given.items() if k in declared(TrainOptions)})
 
 
 def finetune_options(preset: str | None, given: dict[str, Any]) -> FinetuneOptions:
@@ -312,28 +237,34 @@ def latents_for(rate: float) -> int:
 
 # Presets
 
-_ENDING = ".toml"
 _FINETUNE = "-finetune"
 
 
-def preset_names() -> tuple[str, ...]:
-    """Return the names of the training presets that come with the package."""
-    return tuple(name for name in _packaged() if not name.endswith(_FINETUNE))
+def preset_names(*, finetune: bool = False) -> tuple[str, ...]:
+    """Return the names of the presets that come with the package, for training or for fine-tuning."""
+    names = sorted(path.name.removesuffix(".toml") for path in _FOLDER.iterdir() if path.name.endswith(".toml"))
+    return tuple(name for name in names if name.endswith(_FINETUNE) == finetune)
 
 
-def finetune_preset_names() -> tuple[str, ...]:
-    """Return the names of the fine-tuning presets that come with the package."""
-    return tuple(name for name in _packaged() if name.endswith(_FINETUNE))
-
-
-def preset_text(name: str) -> str:
-    """Return the text of a training preset, by its name or from a .toml file."""
-    return _text(name, preset_names())
+def preset_text(name: str, *, finetune: bool = False) -> str:
+    """Return the text of a preset, by its name or from a .toml file."""
+    known = preset_names(finetune=finetune)
+    if name not in known and not name.endswith(".toml"):
+        raise UsageError(
+            f"there is no preset {escape_name(name)!r}; choose {', '.join(known)}, or name a .toml file."
+        )
+    try:
+        return (_FOLDER.joinpath(f"{name}.toml") if name in known else Path(name)).read_text("utf-8")
+    except OSError as exc:
+        raise UsageError(f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"{escape_name(name)}: the preset is not UTF-8 text ({exc.reason}).") from exc
 
 
 def load_preset(name: str) -> dict[str, Any]:
     """Return the options of a training preset, by its name or from a .toml file."""
-    found = _parse(name, preset_text(name), "training", EncoderOptions, TrainOptions, SourceOptions)
+    known = encoder_fields() | declared(TrainOptions) | declared(SourceOptions)
+    found = _parse(name, preset_text(name), "training", known)
     if found.get("source", "digits") != "digits":
         raise UsageError(f"{escape_name(name)}: the source of a preset can only be 'digits'; name others to train.")
     return found
@@ -341,44 +272,18 @@ def load_preset(name: str) -> dict[str, Any]:
 
 def load_finetune_preset(name: str) -> dict[str, Any]:
     """Return the options of a fine-tuning preset, by its name or from a .toml file."""
-    return _parse(name, _text(name, finetune_preset_names()), "fine-tuning", FinetuneOptions)
+    return _parse(name, preset_text(name, finetune=True), "fine-tuning", declared(FinetuneOptions))
 
 
-def _packaged() -> list[str]:
-    names = (path.name for path in _folder().iterdir())
-    return sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
-
-
-def _folder() -> Any:
-    return resources.files("stochcl").joinpath("training", "presets")
-
-
-def _text(name: str, known: tuple[str, ...]) -> str:
-    if name in known:
-        text: str = _folder().joinpath(f"{name}{_ENDING}").read_text("utf-8")
-        return text
-    if not name.endswith(_ENDING):
-        there = ", ".join(known)
-        raise UsageError(f"there is no preset {escape_name(name)!r}; choose {there}, or name a .toml file.")
-    try:
-        return Path(name).read_text("utf-8")
-    except OSError as exc:
-        raise UsageError(f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"{escape_name(name)}: the preset is not UTF-8 text ({exc.reason}).") from exc
-
-
-def _parse(name: str, text: str, what: str, *classes: type[Options]) -> dict[str, Any]:
-    """Read a preset's options; each is a field of one of the classes."""
-    known = {key: one for cls in classes for key, one in declared(cls).items()}
+def _parse(name: str, text: str, what: str, known: dict[str, Field[Any]]) -> dict[str, Any]:
+    """Read a preset's options, each of which is a known field."""
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise UsageError(f"{escape_name(name)}: this is not TOML ({exc}).") from exc
-    try:
         check_names(found, known, what)
         for key, value in found.items():
             check_value(known[key], value)
+    except tomllib.TOMLDecodeError as exc:
+        raise UsageError(f"{escape_name(name)}: this is not TOML ({exc}).") from exc
     except UsageError as exc:
         raise UsageError(f"{escape_name(name)}: {exc}") from exc
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,23 +13,16 @@ from torch import Tensor, nn
 
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import encode
-from stochcl.encoders.posteriors import BIT, POSTERIORS
+from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import UsageError
-from stochcl.training.augment import Augmentation, as_words, counter_rng, from_words
+from stochcl.training.augment import Augmentation, as_words, counter_rng
 from stochcl.training.distributed import rank, world_size
 from stochcl.training.entropy import MIN_CODES, fit_tables, smaller_images
 from stochcl.training.latents import FittedLatents, LatentStage, RateController
-from stochcl.training.logs import make_log
+from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
-from stochcl.training.objectives import (
-    OBJECTIVES,
-    MomentumEncoder,
-    Objective,
-    decorrelation,
-    momentum,
-    relative_error,
-)
+from stochcl.training.objectives import Losses, StochasticContrastive
 from stochcl.training.options import LatentOptions
 from stochcl.training.quantiser import start_latents
 from stochcl.training.residual import check_objective, fit_residual
@@ -62,145 +55,9 @@ _BETWEEN_RESUMES = (
     "epochs", "max_time", "device", "devices", "compile", "entropy", "entropy_hidden", "latent_steps", "whitening",
 )  # fmt: skip
 """Options that may change when a run is resumed."""
-
-
-DECORRELATION = 0.02
-"""gamma: what the covariance term is multiplied by."""
-
-Pair = tuple[Tensor, Tensor]
-
-
-class Losses(NamedTuple):
-    """One step's terms: agreements and the total in nats, the next two mean squares, rates in bits."""
-
-    total: Tensor
-    contrast: Tensor
-    contrast_codes: Tensor
-    decorrelation: Tensor
-    reconstruction: Tensor
-    rate: Tensor
-    kl: Tensor
-
-
-class StochasticContrastive(nn.Module):
-    r"""The loss of one batch, with the heads that are thrown away after training.
-
-    With features f, code z ~ q(z|f), z_k its first k latents, g the decoder, A and A' objectives that compare views
-    (:mod:`stochcl.training.objectives`), f* the features of the clean image (in evaluation mode, no gradient),
-
-        L = A(f) + A'(g(z)) / 2 + A'(g(z_k)) / 2 + gamma * C(f)
-            + |g(z) - f*|^2 / 2|f*|^2 + |g(z_k) - f*|^2 / 2|f*|^2 + beta * E_q[-log2 p(z)]
-
-    The agreement of decoded codes is that of Ramapuram et al. (arXiv 2110.00552, section 3); the
-    one of features keeps the backbone learning while codes are still noise. z_k makes the code nested
-    (Rippel et al., arXiv 1402.0915). Reconstructing the clean image's features, from the codes of its views
-    and from its own, makes the decoded vector worth what the features are worth. It trains latents and decoder
-    only, lest the backbone make features that are easy to reconstruct rather than useful; C is the covariance
-    term of VICReg, against variance that gathers in few directions, which a squared error counts by their variance
-    and a classifier does not. (Both came in together, on ResNet-10 and Tiny-ImageNet: 84 % of the variance in 8 of
-    512 directions before, 45 % after further training with both; which of the two did it was not measured.)
-    The rate is the posterior's cross-entropy with the prior: what a file pays.
-
-    Where A follows a slow copy (BYOL), the copy is of the whole encoder: its features are the targets of A, what it
-    decodes from its own draws of full codes those of A'.
-
-    Its deterministic twin has features where codes stood, and nothing that only codes have:
-
-        L = A(f) + A'(f) + gamma * C(f)
-
-    A deterministic twin's head, decoder and prior have no gradient.
-    """
-
-    def __init__(
-        self, encoder: Encoder, objective: str = "nt-xent", *, temperature: float = 0.2,
-        estimator: str = "straight-through", deterministic: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.encoder, self.estimator, self.deterministic = encoder, estimator, deterministic
-        if deterministic:
-            for name, parameter in encoder.named_parameters():
-                parameter.requires_grad_(name.startswith("backbone."))
-        self.features, self.codes = (OBJECTIVES[objective](encoder.feature_dim, temperature) for _ in range(2))
-        self.slow = MomentumEncoder(encoder) if self.features.needs_momentum else None
-
-    def forward(self, views: Tensor, clean: Tensor, noise: Tensor, latents: int, beta: float) -> Losses:
-        """Return the terms."""
-        model = self.encoder
-        if self.deterministic:
-            return self._twin(views)
-        if not noise.is_floating_point():
-            noise = from_words(noise)
-        model.eval()
-        with torch.no_grad():
-            target = model.features(clean)
-        model.train()
-
-        features = model.features(views)
-        posterior = model.posterior(features)
-        symbols = posterior.sample(noise, self.estimator)
-        vectors, short = model.decode(symbols), model.decode(symbols, latents)
-
-        slow_features, slow_vectors = self._slow(views, noise)
-        contrast = _agreement(self.features, features, slow_features)
-        contrast_codes = (
-            _agreement(self.codes, vectors, slow_vectors) / 2 + _agreement(self.codes, short, slow_vectors) / 2
-        )
-
-        c, b = len(clean), len(views) // 2
-        rows = torch.cat([features[:c], features[b : b + c], target]).detach()
-        symbols = model.posterior(rows).sample(torch.cat([noise[:c], noise[b : b + c], noise[:c]]), self.estimator)
-        guesses = torch.stack([model.decode(symbols), model.decode(symbols, latents)])
-        # Relative to the target's own power: while the running statistics lag behind the first, large steps,
-        # "standardised" features are anything but, and an absolute error drowns the other terms.
-        reconstruction = relative_error(guesses, target.repeat(2, 3, 1))
-
-        spread = decorrelation(features)
-        rate = posterior.rate(model.prior).sum(1).mean()
-        with torch.no_grad():  # looked at only
-            kl = posterior.kl(model.prior).sum(1).mean() / BIT
-        total = contrast + contrast_codes + DECORRELATION * spread + reconstruction + beta * rate
-        terms = (contrast, contrast_codes, spread, reconstruction, rate, kl)
-        return Losses(total, *(term.detach() for term in terms))
-
-    def _twin(self, views: Tensor) -> Losses:
-        """Return the terms of the twin without latents."""
-        self.encoder.train()
-        features = self.encoder.features(views)
-        slow = None
-        if self.slow is not None:
-            with torch.no_grad():
-                slow = _halves(self.slow.network.features(views))
-        contrast, again = (_agreement(objective, features, slow) for objective in (self.features, self.codes))
-        spread, zero = decorrelation(features), features.new_zeros(())
-        total = contrast + again + DECORRELATION * spread
-        return Losses(total, contrast.detach(), again.detach(), spread.detach(), zero, zero, zero)
-
-    @torch.no_grad()
-    def _slow(self, views: Tensor, noise: Tensor) -> tuple[Pair | None, Pair | None]:
-        """Return what the slow copy makes of first and second views: features, and vectors decoded from codes."""
-        if self.slow is None:
-            return None, None
-        network = self.slow.network
-        features = network.features(views)
-        vectors = network.decode(network.posterior(features).sample(noise))
-        return _halves(features), _halves(vectors)
-
-    def step(self, fraction: float) -> None:
-        """Update momentum encoders after a step of the optimizer."""
-        self.features.step(fraction)
-        self.codes.step(fraction)
-        if self.slow is not None:
-            self.slow.step(self.encoder, momentum(fraction))
-
-
-def _agreement(objective: Objective, vectors: Tensor, targets: Pair | None) -> Tensor:
-    compared: Tensor = objective(*_halves(vectors), targets)
-    return compared
-
-
-def _halves(rows: Tensor) -> Pair:
-    first, second = rows.chunk(2)
-    return first, second
+_ALSO_OF_LATENTS = (
+    "objective", "estimator", "rate", "beta", "entropy", "seed", "precision", "whitening",
+)  # fmt: skip
 
 
 @dataclass
@@ -289,7 +146,7 @@ class Trainer(TrainingLoop):
                 decay_groups(trained, self.encoder.prior, options.decay), lr=options.lr, betas=(0.9, 0.98)
             ),
             clipped=self.encoder.parameters(), device=device, ema=ema, checkpoint=checkpoint,
-            logs=[*([make_log(log)] if log else []), *logs], report=report,
+            logs=[*([FileLog(log)] if log else []), *logs], report=report,
         )  # fmt: skip
         if options.compile:
             self.encoder.backbone.compile(dynamic=False)
@@ -433,16 +290,9 @@ def latent_steps(options: TrainOptions, images: int) -> int:
 
 
 def train_latents(
-    encoder: Encoder,
-    data: ImageSet,
-    augmentation: Augmentation,
-    options: TrainOptions,
-    device: torch.device,
-    *,
-    max_time: float | None,
-    report: Callable[[Any], None],
-    fresh: bool = False,
-) -> FittedLatents:
+    encoder: Encoder, data: ImageSet, augmentation: Augmentation, options: TrainOptions, device: torch.device, *,
+    max_time: float | None, report: Callable[[Any], None], fresh: bool = False,
+) -> FittedLatents:  # fmt: skip
     """Train head, prior and decoder on the finished features, to the rate that was asked for.
 
     Features are those of at most 200,000 images, a seeded choice; the stage itself runs on the CPU. A ``fresh`` head,
@@ -456,24 +306,20 @@ def train_latents(
         return encode(encoder, inputs, device, options.precision).features
 
     features, held_features = features_of(images), features_of(held)
-    residual = encoder.config.posterior == "residual"
-    networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
-    if residual:
-        check_objective(options.objective)
-        augmented = _metric_views(encoder.config.size, options)
-        seen = _view_features(encoder, images, augmented, options.seed, device, shrunk=_METRIC_SIDES)
-    elif networked:
-        # Codes of small images should be good, too; those come enlarged, without fine detail.
-        features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
-    views = None if residual else _view_features(encoder, held, augmentation, options.seed, device)
     settings = LatentOptions(
-        steps=latent_steps(options, len(data.train)), max_time=max_time, objective=options.objective,
-        estimator=options.estimator, rate=options.rate, beta=options.beta, prior_hidden=options.entropy_hidden,
-        entropy=options.entropy, seed=options.seed, precision=options.precision, whitening=options.whitening,
+        steps=latent_steps(options, len(data.train)), max_time=max_time, prior_hidden=options.entropy_hidden,
+        **{name: getattr(options, name) for name in _ALSO_OF_LATENTS},
     )  # fmt: skip
-    if residual:
+    if encoder.config.posterior == "residual":
+        check_objective(options.objective)
+        seen = _view_features(encoder, images, _metric_views(encoder.config.size, options), options.seed, device,
+                              shrunk=_METRIC_SIDES)  # fmt: skip
         latents = fit_residual(encoder.cpu(), features, held_features, settings, views=seen, report=report)
         return replace(latents, record={"start": "residual quantisation"} | latents.record)
+    networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
+    if networked:  # codes of small images should be good, too; those come enlarged, without fine detail
+        features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
+    views = _view_features(encoder, held, augmentation, options.seed, device)
     encoder.cpu()
     stage = LatentStage(
         encoder, features, held_features, settings, versions=1 + networked, views=views, report=report
@@ -493,13 +339,9 @@ def _metric_views(size: int, options: TrainOptions) -> Augmentation:
 
 @torch.inference_mode()
 def _view_features(
-    encoder: Encoder,
-    images: NDArray[np.uint8],
-    augmentation: Augmentation,
-    seed: int,
-    device: torch.device,
+    encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device,
     shrunk: tuple[int, int] | None = None,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32]:  # fmt: skip
     """Return features of one augmented view of each image, shape (N, V), of a smaller image if ``shrunk`` says so."""
     out = np.empty((len(images), encoder.feature_dim), np.float32)
     for start in range(0, len(images), _ROWS):

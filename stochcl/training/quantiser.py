@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -250,27 +253,24 @@ class Metric:
         return ((guesses - targets) * self.weight).square().mean() / self.power
 
 
-class PrincipalDecoder:
-    """A context in which an encoder decodes to M principal coordinates, fewer than its V features, and uncorrelated.
+@contextmanager
+def principal_decoder(encoder: Encoder, metric: Metric) -> Iterator[None]:
+    """Let an encoder decode to M principal coordinates, fewer than its V features, and uncorrelated.
 
     Only the decoder's last layer changes, and is as wide as before afterwards.
     """
+    _replace_last(encoder, lambda weight, bias: (metric.axes.T @ weight, metric.axes.T @ (bias - metric.mean)))
+    try:
+        yield
+    finally:
+        _replace_last(encoder, lambda weight, bias: (metric.axes @ weight, metric.axes @ bias + metric.mean))
 
-    def __init__(self, encoder: Encoder, metric: Metric) -> None:
-        self._layers, self._metric = encoder.decoder, metric  # nn.ModuleList of nn.Linear
 
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        last, metric = cast("nn.Linear", self._layers[-1]), self._metric
-        rotated = nn.Linear(last.in_features, metric.axes.shape[1], device=last.weight.device)
-        rotated.weight.copy_(metric.axes.T @ last.weight)
-        rotated.bias.copy_(metric.axes.T @ (last.bias - metric.mean))
-        self._layers[-1] = rotated
-
-    @torch.no_grad()
-    def __exit__(self, *exc: object) -> None:
-        rotated, metric = cast("nn.Linear", self._layers[-1]), self._metric
-        last = nn.Linear(rotated.in_features, len(metric.mean), device=rotated.weight.device)
-        last.weight.copy_(metric.axes @ rotated.weight)
-        last.bias.copy_(metric.axes @ rotated.bias + metric.mean)
-        self._layers[-1] = last
+@torch.no_grad()
+def _replace_last(encoder: Encoder, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    last = encoder.decoder[-1]
+    weight, bias = change(last.weight, last.bias)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    encoder.decoder[-1] = layer

@@ -492,7 +492,7 @@ def _fit_tables(
     )  # fmt: skip
     if (network := encoder.entropy_network()) is not None and options.prior_hidden is None:
         ones = IndependentModel(encoder.ones.numpy().astype(np.uint16), 2)
-        tables = Tables(encoder.config.ladder, ones, encoder.residual_decoder(), network)
+        tables = Tables(encoder.config.ladder, ones, encoder.vector_decoder(), network)
         if len(tables.data) > _MOST_TABLES[kind]:
             encoder.set_entropy(None)
             record = record | {"reason": "tables too large"}

@@ -16,7 +16,6 @@ from stochcl.training.distributed import globalise_batch_norms, rank
 
 if TYPE_CHECKING:
     import numpy as np
-    from lightning_fabric import Fabric
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -55,7 +54,7 @@ class DeviceImages:
         return self._there[to_device(torch.from_numpy(rows), self._device)].permute(0, 3, 1, 2)
 
 
-_PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
+_PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
 _ACCELERATORS = ("cpu", "cuda", "mps")
 _PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few tensors
 
@@ -73,13 +72,19 @@ class Runtime:
         chosen = choose_device(options.device)
         if chosen.type not in _ACCELERATORS:
             raise UsageError(f"training runs on {', '.join(_ACCELERATORS)}, not on {chosen.type}.")
+        from lightning_fabric import Fabric  # seconds, and only training needs it
+        from lightning_fabric.strategies.ddp import DDPStrategy
+
+        for name in ("lightning.fabric", "lightning_fabric"):  # every process would introduce itself
+            logging.getLogger(name).setLevel(logging.WARNING)
         local, nodes = _started_by_torchrun() or (options.devices, 1)
         self._opened = not distributed.is_initialized()
         self.precision = precision_used(options.precision, chosen.type)
-        self.fabric = _fabric(
+        several = DDPStrategy(process_group_backend="nccl" if chosen.type == "cuda" else "gloo")
+        self.fabric = Fabric(
             accelerator=chosen.type, num_nodes=nodes, precision=_PRECISIONS[self.precision],
             devices=[chosen.index] if local * nodes == 1 and chosen.index is not None else local,
-            strategy=_data_parallel(chosen.type) if local * nodes > 1 else "auto",
+            strategy=several if local * nodes > 1 else "auto",
         )  # fmt: skip
         self.fabric.launch()
         self.first = rank() == 0  # also after the processes have parted
@@ -121,17 +126,3 @@ def _started_by_torchrun() -> tuple[int, int] | None:
     except (KeyError, ValueError):
         return None
     return local, max(1, world // max(1, local))
-
-
-def _fabric(**options: Any) -> Fabric:
-    from lightning_fabric import Fabric  # seconds, and only training needs it
-
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # every process would introduce itself
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    return Fabric(**options)
-
-
-def _data_parallel(device: str) -> Any:
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
-    return DDPStrategy(process_group_backend="nccl" if device == "cuda" else "gloo")

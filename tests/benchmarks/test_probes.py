@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stochcl.benchmarks import pricing, probes
-from stochcl.benchmarks.probes import Judge
+from stochcl.benchmarks.probes import Judge, average_precision
 from stochcl.codes import Codes
-from stochcl.downstream.metrics import average_precision
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 12))))
@@ -54,12 +53,13 @@ def test_a_penalty_is_chosen_without_the_test_rows():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 40)).astype(np.float32)
     y = (x[:, 0] + 0.3 * rng.normal(size=300) > 0).astype(int)
-    accuracy, penalty = probes.linear_accuracy(x[:200], y[:200], x[200:], y[200:])
-    assert accuracy > 0.8
-    again = probes.linear_accuracy(x[:200], y[:200], x[200:], 1 - y[200:])
-    assert again == (pytest.approx(1 - accuracy), penalty)
+    right, penalty = probes.answers("logistic", x[:200], y[:200], x[200:], y[200:])
+    assert right.mean() > 0.8
+    again, same = probes.answers("logistic", x[:200], y[:200], x[200:], 1 - y[200:])
+    assert (again == ~right).all()
+    assert same == penalty
     noise = rng.integers(0, 2, 200)  # nothing to learn: the strongest penalty does best, or as well
-    assert probes.linear_accuracy(x[:200], noise, x[200:], y[200:])[1] >= penalty
+    assert probes.answers("logistic", x[:200], noise, x[200:], y[200:])[1] >= penalty
 
 
 def test_neighbours_are_those_of_sorted_distances(monkeypatch):

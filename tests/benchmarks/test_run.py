@@ -1,5 +1,7 @@
 """What benchmarks share: options, jobs that are kept, processes that may die, and files."""
 
+from __future__ import annotations
+
 import csv
 import io
 import os
@@ -12,37 +14,31 @@ import numpy as np
 import pytest
 
 from stochcl.benchmarks import run
-from stochcl.benchmarks.run import Cache, ChildDiedError, Config, Job, Measured, call_in_child, option, run_jobs
-from stochcl.errors import SourceError, UsageError
+from stochcl.benchmarks.run import Cache, ChildDiedError, Config, Job, Measured, call_in_child, run_jobs
+from stochcl.errors import SourceError
+from stochcl.options import option
 
 
 @dataclass(frozen=True)
 class Options(Config):
     command_name: ClassVar[str] = "stochcl benchmark it"
 
-    sources: tuple[Path, ...] = option((), "", type=Path, argument=True, metavar="SOURCE...")
-    models: tuple[str, ...] = option((), "", flags=("-m", "--model"))
-    bits: tuple[int, ...] = option((16, 32), "", type=int, least=1, split=True)
-    probe: str = option("knn", "", choices=("knn", "svm"))
-    compile: bool = option(False, "", type=bool)
+    sources: tuple[Path, ...] = option(())
+    model: tuple[Path, ...] = option((), "A model.")
+    bits: tuple[int, ...] = option((16, 32), "Bits.")
+    probe: str = option("knn", "A probe.")
+    compile: bool = option(False, "Compile it.")
+    seed: int = option(0, "Seed.")
 
 
 def test_the_command_line_names_what_is_not_the_default_and_no_folder():
     assert Options().command == "stochcl benchmark it --seed 0 -o results/"
-    asked = Options((Path("/a/b c.zip"),), ("/x/m.safetensors", "general"), (8, 9), "svm", True, seed=3)
+    models = Path("/x/m.safetensors"), Path("general")
+    asked = Options((Path("/a/b c.zip"),), models, (8, 9), "svm", True, seed=3)
     assert asked.command == (
         "stochcl benchmark it 'b c.zip' --model m.safetensors --model general --bits 8,9 --probe svm --compile "
         "--seed 3 -o results/"
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [({"bits": (0,)}, "--bits must be at least 1, got 0"), ({"seed": -1}, "--seed"), ({"probe": "x"}, "'x'")],
-)
-def test_values_out_of_their_bounds_are_refused(change, said):
-    with pytest.raises(UsageError, match=said):
-        Options(**change).check()
 
 
 def kill_myself(number):

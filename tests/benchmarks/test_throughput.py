@@ -89,7 +89,7 @@ def test_other_codes_than_the_encoders_are_no_result(model, images, monkeypatch)
     [
         ({"model": "general", "backbone": "resnet18"}, "give one of them"),
         ({"size": 64}, "give --backbone too"),
-        ({"precision": "fp8"}, "choose among fp32, bf16"),
+        ({"precision": "fp8"}, "must be fp32 or bf16"),
         ({"repeat": 0}, "at least 1"),
         ({"images": 10}, "this source has 42 images, and all of them would be compressed, not 10; pass --images 42"),
         ({"image_size": 99}, "leave it out where a source is named"),
@@ -102,17 +102,11 @@ def test_what_does_not_go_together_is_said(model, images, options, message):
         benchmark_throughput(ThroughputConfig(**given))
 
 
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((4, 8), np.float32), "measured on images"),
-        (np.zeros((4, 8, 8, 3), np.uint8), "an array has nothing to decode"),
-    ],
-)
-def test_an_array_has_nothing_to_decode(model, tmp_path, array, message):
+@pytest.mark.parametrize("array", [np.zeros((4, 8), np.float32), np.zeros((4, 8, 8, 3), np.uint8)])
+def test_an_array_has_nothing_to_decode(model, tmp_path, array):
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(UsageError, match=message):
-        benchmark_throughput(ThroughputConfig(source=tmp_path / "a.npy", model=str(model), device="cpu"))
+    with pytest.raises(UsageError, match="image files"):
+        benchmark_throughput(ThroughputConfig(source=tmp_path / "a.npy", model=model, device="cpu"))
 
 
 def test_work_is_done_in_rounds_after_one_that_is_not_measured():

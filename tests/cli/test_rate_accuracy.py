@@ -25,7 +25,6 @@ def test_a_table_sentences_and_files(run, asked, tmp_path):
     assert ours == ["8 latents", "32 latents", "32 latents"]
     assert "bits per image" in result.stdout
     assert "float32" in result.stdout
-    assert "a 588th of pixels at 224 x 224 is 2,048.0 bits per image" in result.stdout
     assert "written to" in result.stderr
     again = run(*asked, "--json")
     assert json.loads(again.stdout)["rows"] == written["rows"]
@@ -53,14 +52,13 @@ def test_two_metrics_at_once(run, asked, images):
     result = run(*asked, "--test", images, "--metric", "recall@10", "--metric", "map@1000", "--queries", "5")
     assert "recall@10" in result.stdout
     assert "map@1000" in result.stdout
-    assert "588th" not in result.stdout  # of accuracy alone
 
 
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--bits", "32,many"], 2, "'32,many' is not a list of numbers parted by commas"),
-        (["--baselines", "gif"], 2, "there is no 'gif'"),
+        (["--bits", "32,many"], 2, "--bits must be whole numbers"),
+        (["--baselines", "gif"], 2, "--baselines must be"),
         (["--probe", "forest"], 2, "forest"),
         (["--fit-to", "digits"], 2, "--fit-to is what quantisers are fitted to, and --baselines names none"),
         (["--fit-images", "50"], 2, "are of --fit-to; name that, too"),

@@ -107,7 +107,7 @@ def with_shape(content: bytes, *shape: int) -> bytes:
     [
         (lambda s: s.pop(2), FormatError, "codebooks, and no vector decoder"),
         (lambda s: s.pop(1), FormatError, "the vector decoder takes 12 latents"),
-        (lambda s: s.__setitem__(1, (b"codebooks", b"\1\0")), FormatError, "end too early"),
+        (lambda s: s.__setitem__(1, (b"codebooks", b"\1\0")), FormatError, "ends too early"),
         (lambda s: s.__setitem__(1, (b"codebooks", s[1][1][:-2])), FormatError, "bytes, not"),
         (lambda s: s.__setitem__(1, (b"codebooks", s[1][1] + b"\0\0")), FormatError, "bytes, not"),
         (lambda s: s.__setitem__(1, (b"codebooks", s[1][1][:-2] + b"\0\x7e")), FormatError, "not finite"),

@@ -109,7 +109,7 @@ def test_rows_of_a_group_stay_together():
 
 
 def test_a_fit_that_stops_early_is_noted_and_warns_nobody(monkeypatch):
-    def short(given):
+    def short(*given):
         return LogisticRegression(max_iter=1)
 
     monkeypatch.setitem(ESTIMATORS["classification"], "short", short)
@@ -133,7 +133,7 @@ class Odd(ClassifierMixin, BaseEstimator):
 
 
 def test_other_warnings_become_notes_once(monkeypatch):
-    monkeypatch.setitem(ESTIMATORS["classification"], "odd", lambda given: Odd())
+    monkeypatch.setitem(ESTIMATORS["classification"], "odd", lambda *given: Odd())
     found = evaluate(X, LABELS, estimator="odd")
     assert found.notes == ("odd warned: odd things",)
     assert found.score == 0
@@ -142,7 +142,7 @@ def test_other_warnings_become_notes_once(monkeypatch):
 
 @pytest.mark.parametrize("answer", [lambda x: x, lambda x: np.full(len(x), np.nan), lambda x: np.zeros(1)])
 def test_answers_that_make_no_sense_are_refused(monkeypatch, answer):
-    monkeypatch.setitem(ESTIMATORS["classification"], "odd", lambda given: Odd(answer))
+    monkeypatch.setitem(ESTIMATORS["classification"], "odd", lambda *given: Odd(answer))
     with pytest.raises(UsageError, match="odd does not answer with one finite value"):
         evaluate(X, LABELS, estimator="odd")
 

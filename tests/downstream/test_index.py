@@ -61,11 +61,11 @@ def test_clone_pickle_joblib(tmp_path):
         (
             {"metric": "nearness"},
             [[1]],
-            "metric is auto, hamming, levels, symbols, cosine, euclidean, not 'nearness'",
+            "metric must be",
         ),
         ({"metric": "hamming"}, [[2]], "hamming compares bits"),
-        ({"working_memory": 0}, [[1]], "working_memory is more than 0 MiB"),
-        ({"n_neighbors": 2}, [[1]], "n_neighbors is 1 to the number of rows, not 2: n_samples_fit = 1"),
+        ({"working_memory": 0}, [[1]], "working_memory"),
+        ({"n_neighbors": 2}, [[1]], "n_neighbors"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, x, message):

@@ -11,7 +11,6 @@ from sklearn.metrics import mutual_info_score
 
 from stochcl.downstream import interpretation as of
 from stochcl.entropy.vectors import VectorDecoder
-from stochcl.errors import UsageError
 
 
 def make_decoder(weights):
@@ -152,13 +151,6 @@ def test_levels_go_to_their_far_end_and_categories_to_the_most_frequent(categori
     assert of.Sample(x[:1], "levels").ends(0) == (2, 2)
 
 
-def test_what_is_no_sample_is_refused():
-    with pytest.raises(UsageError, match="at least one row"):
-        of.Sample(np.zeros((0, 3), int), "bits")
-    with pytest.raises(UsageError, match="latents are bits, levels, categories"):
-        of.Sample(np.zeros((1, 3), int), "colours")
-
-
 def test_a_flip_does_what_the_decoder_says(bits):
     weights = np.zeros((6, 3))
     weights[0, 0], weights[2, 1], weights[3, 2] = 4, 1, 0.2  # the others are deaf
@@ -168,7 +160,8 @@ def test_a_flip_does_what_the_decoder_says(bits):
         return np.stack([x[:, 0] > 0, x[:, 0] <= 0], axis=1).astype(float)
 
     rows, known = np.arange(0, 600, 7), np.arange(600)
-    first, deaf, weak = of.intervene(sample, [0, 4, 3], rows=rows, known=known, probe=probe)
+    flips = of.Flips(sample, rows, known, probe)
+    first, deaf, weak = (flips.of(column) for column in (0, 4, 3))
     assert (first.changed, deaf.changed, weak.changed) == (1, 0, 0)
     assert (deaf.moved, deaf.kept) == (0, 1)
     assert first.moved > 0.5 > weak.moved > 0
@@ -184,7 +177,7 @@ def test_a_flip_does_what_the_decoder_says(bits):
 
 def test_without_a_decoder_symbols_are_compared(bits, categories):
     for x, kind in ((bits, "bits"), (categories, "categories"), (categories, "levels")):
-        (one,) = of.intervene(of.Sample(x, kind), [0], rows=np.arange(20), known=np.arange(0, 600, 2))
+        one = of.Flips(of.Sample(x, kind), np.arange(20), np.arange(0, 600, 2)).of(0)
         assert one.moved >= 1
         assert one.changed is None
         assert one.means is None
@@ -192,7 +185,7 @@ def test_without_a_decoder_symbols_are_compared(bits, categories):
 
 
 def test_a_single_row_has_no_neighbours():
-    (one,) = of.intervene(of.Sample(np.ones((1, 2), np.uint8), "bits"), [0], rows=np.arange(1), known=np.arange(1))
+    one = of.Flips(of.Sample(np.ones((1, 2), np.uint8), "bits"), np.arange(1), np.arange(1)).of(0)
     assert one.example.before.tolist() == one.example.after.tolist() == []
     assert one.kept == 1
 
@@ -202,7 +195,7 @@ def test_a_single_row_has_no_neighbours():
 
 def test_sides_are_of_their_value_and_typical_rows_come_first(bits, rng):
     sample = of.Sample(bits, "bits", make_decoder(rng.normal(size=(6, 4))))
-    on, off = of.sides(sample, 0, typical=5, random=3, y=np.where(bits[:, 1] == 1, "cat", "dog"))
+    on, off = of.activation_examples(sample, 0, typical=5, random=3, y=np.where(bits[:, 1] == 1, "cat", "dog"))
     for side, value in ((on, 1), (off, 0)):
         rows = np.r_[side.typical, side.random]
         assert (bits[rows, 0] == value).all()
@@ -213,29 +206,29 @@ def test_sides_are_of_their_value_and_typical_rows_come_first(bits, rng):
     (name, here, usual), *_ = on.classes
     assert (name, round(here, 1)) == ("cat", 0.9)
     assert usual == pytest.approx((bits[:, 1] == 1).mean())
-    assert of.sides(sample, 0, typical=5, random=3)[0].random.tolist() == on.random.tolist()
+    assert of.activation_examples(sample, 0, typical=5, random=3)[0].random.tolist() == on.random.tolist()
     y = np.where(rng.random(600) < 0.1, np.nan, 2.0 * bits[:, 0])
-    on, off = of.sides(sample, 0, typical=5, random=3, y=y)
+    on, off = of.activation_examples(sample, 0, typical=5, random=3, y=y)
     assert (on.means[0], off.means[0], on.classes) == (2, 0, ())
     assert on.means[1] == pytest.approx(np.nanmean(y))
 
 
 def test_sides_of_levels_are_their_ends_and_of_categories_the_most_frequent(categories):
-    high, low = of.sides(of.Sample(np.arange(100)[:, None], "levels"), 0, typical=50, random=2)
+    high, low = of.activation_examples(of.Sample(np.arange(100)[:, None], "levels"), 0, typical=50, random=2)
     assert sorted(high.typical.tolist()) == list(range(89, 100))
     assert sorted(low.typical.tolist()) == list(range(11))
-    found = of.sides(of.Sample(categories, "categories"), 0, typical=3, random=2)
+    found = of.activation_examples(of.Sample(categories, "categories"), 0, typical=3, random=2)
     assert len(found) == 4
     shares = [side.share for side in found]
     assert shares == sorted(shares, reverse=True)
-    one, none = of.sides(of.Sample(np.ones((3, 1), int), "bits"), 0, typical=2, random=2)
+    one, none = of.activation_examples(of.Sample(np.ones((3, 1), int), "bits"), 0, typical=2, random=2)
     assert (one.share, none.share, len(none.typical)) == (1, 0, 0)
 
 
 def test_the_map_is_scikit_learns(rng):
     x = rng.normal(size=(50, 6)) * [1, 5, 2, 1, 1, 1]
-    found, pca = of.project(x), PCA(2)
+    (points, shares), pca = of.project(x), PCA(2)
     expected = pca.fit_transform(x)
-    np.testing.assert_allclose(np.abs(found.points), np.abs(expected), atol=1e-9)
-    np.testing.assert_allclose(found.shares, pca.explained_variance_ratio_)
-    assert of.project(np.ones((3, 1))).points.tolist() == [[0, 0]] * 3
+    np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-9)
+    np.testing.assert_allclose(shares, pca.explained_variance_ratio_)
+    assert of.project(np.ones((3, 1)))[0].tolist() == [[0, 0]] * 3

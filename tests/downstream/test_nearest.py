@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stochcl.downstream import neighbors as nearest
-from stochcl.downstream.neighbors import DISTANCES, Nearest, without_own
+from stochcl.downstream import distances as nearest
+from stochcl.downstream.distances import DISTANCES, Nearest, without_own
 
 
 def by_definition(name, queries, rows):
@@ -85,5 +85,5 @@ def test_no_more_rows_than_their_numbers_hold():
     found = Nearest(np.ones((1, 1)), DISTANCES["hamming"], 1)
     found.seen = (1 << 32) - 1
     found.add(np.ones((1, 1)))
-    with pytest.raises(ValueError, match="rows are numbered with 32 bits"):
+    with pytest.raises(ValueError, match="4,294,967,296"):
         found.add(np.ones((1, 1)))

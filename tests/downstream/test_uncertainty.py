@@ -11,8 +11,8 @@ from stochcl.downstream.uncertainty import (
     LENGTH,
     NEIGHBOURS,
     REFUSED,
-    Coded,
-    Doubter,
+    CodeBatch,
+    UncertaintyScorer,
     auroc,
     auroc_of_copies,
     difference,
@@ -106,13 +106,13 @@ def coded(rng):
         if not foreign:
             bits[:, :20] = (labels[:, None] == 1) ^ (rng.random((rows, 20)) < noise)
         symbols = bits.astype(np.uint8)
-        return Coded(symbols, symbols, rng.random(rows).astype(np.float32), None), np.where(labels, "b", "a")
+        return CodeBatch(symbols, symbols, rng.random(rows).astype(np.float32), None), np.where(labels, "b", "a")
 
     return make
 
 
 def test_scores_of_what_is_between_classes_and_of_what_is_foreign(coded):
-    doubter = Doubter(*coded(300), binary=True)
+    doubter = UncertaintyScorer(*coded(300), binary=True)
     answers, inside = doubter.answers((known := coded(200))[0])
     assert (answers == known[1]).mean() > 0.95
     _, outside = doubter.answers(coded(200, foreign=True)[0])
@@ -126,7 +126,7 @@ def test_scores_of_what_is_between_classes_and_of_what_is_foreign(coded):
 @pytest.mark.parametrize("binary", [True, False])
 def test_neighbours_are_those_of_a_search_by_hand(coded, binary):
     (rows, labels), (others, _) = coded(50), coded(7)
-    _, scores = Doubter(rows, labels, binary=binary).answers(others)
+    _, scores = UncertaintyScorer(rows, labels, binary=binary).answers(others)
     distances = (others.symbols[:, None] != rows.symbols).sum(axis=2)
     np.testing.assert_allclose(scores[NEIGHBOURS], np.sort(distances)[:, :10].mean(axis=1))
 
@@ -134,18 +134,18 @@ def test_neighbours_are_those_of_a_search_by_hand(coded, binary):
 def test_a_stored_entropy_is_a_score(coded):
     (rows, labels), (others, _) = coded(50), coded(7)
     entropy = np.arange(7, dtype=np.float32)
-    sure = Coded(others.x, others.symbols, others.lengths, entropy)
-    _, scores = Doubter(rows, labels, binary=True).answers(sure)
+    sure = CodeBatch(others.x, others.symbols, others.lengths, entropy)
+    _, scores = UncertaintyScorer(rows, labels, binary=True).answers(sure)
     np.testing.assert_array_equal(scores[ENTROPY], entropy)
     assert ATYPICAL not in scores  # nobody knows what is usual
-    known = Coded(rows.x, rows.symbols, rows.lengths, np.full(50, 4, np.float32))
-    _, scores = Doubter(known, labels, binary=True).answers(sure)
+    known = CodeBatch(rows.x, rows.symbols, rows.lengths, np.full(50, 4, np.float32))
+    _, scores = UncertaintyScorer(known, labels, binary=True).answers(sure)
     np.testing.assert_array_equal(scores[ATYPICAL], [4, 3, 2, 1, 0, 1, 2])
 
 
 def test_a_probe_without_probabilities_is_refused(coded):
     with pytest.raises(UsageError, match="svm: it gives no probabilities"):
-        Doubter(*coded(20), estimator="svm", binary=True)
+        UncertaintyScorer(*coded(20), estimator="svm", binary=True)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

@@ -50,7 +50,7 @@ def test_codes_are_modes_with_their_entropy(encoder, images, whole):
     assert whole.codes.latents == 40
     assert whole.codes.alphabet == 2
     agree = whole.codes.symbols() == posterior.mode().numpy()
-    assert agree[posterior.logits.abs().numpy() > 1e-3].all()
+    assert agree[posterior.parameters.abs().numpy() > 1e-3].all()
     np.testing.assert_allclose(whole.features, features.numpy(), rtol=0, atol=1e-4)
     np.testing.assert_allclose(whole.codes.uncertainty, posterior.entropy().sum(1).numpy() / math.log(2), rtol=1e-3)
 

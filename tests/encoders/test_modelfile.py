@@ -143,7 +143,7 @@ def test_a_flipped_bit_is_refused_or_is_another_model(path):
     # Tensors have no checksum of their own; the hash, which archives hold, tells such a model from the right one.
     whole, good = path.read_bytes(), load_model(path)
     header = 8 + int.from_bytes(whole[:8], "little")
-    places = [*range(0, header, header // 150), *range(header, len(whole), (len(whole) - header) // 30)]
+    places = [*range(0, header, header // 100), *range(header, len(whole), (len(whole) - header) // 20)]
     refusals = 0
     for i, place in enumerate(places):
         damaged = bytearray(whole)
@@ -156,7 +156,7 @@ def test_a_flipped_bit_is_refused_or_is_another_model(path):
             refusals += 1
         else:
             assert model.sha256 != good.sha256 or model.record != good.record, place
-    assert refusals > 120
+    assert refusals > 80
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_tensors_that_no_encoder_has_are_refused(path, name, value, message):
         ({"latents": 9}, "tensors are not those|makes no sense"),
         ({"latents": "8"}, "makes no sense"),
         ({"latents": 10**9}, "makes no sense"),
-        ({"size": -1}, "pixels a side, not -1"),
-        ({"fit": "squeeze"}, "no fit 'squeeze'"),
+        ({"size": -1}, "size must be"),
+        ({"fit": "squeeze"}, "fit must be"),
         ({"width": 0}, "makes no sense"),
         ({"width": 10**12}, "tensors are not those|makes no sense"),
         ({"mean": [1]}, "makes no sense"),
         ({"ladder": [[8]]}, "makes no sense"),
         ({"posterior": ["bernoulli"]}, "makes no sense"),
-        ({"backbone": None}, "no backbone None"),
+        ({"backbone": None}, "backbone must be text"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(path, config, message):
@@ -235,7 +235,7 @@ def test_a_pickle_is_never_loaded(path, protocol):
 def test_what_cannot_be_read_or_written_is_said(encoder, tmp_path):
     refused(tmp_path / "none.safetensors", "cannot be read: No such file")
     refused(tmp_path, "cannot be read: Is a directory")
-    with pytest.raises(OutputError, match="cannot be written: No such file"):
+    with pytest.raises(OutputError, match="cannot be written: no such file"):
         save_model(encoder, tmp_path / "none" / "m.safetensors", {})
 
 

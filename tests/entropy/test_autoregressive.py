@@ -216,7 +216,7 @@ print(digest.hexdigest())
 def test_the_number_of_threads_changes_nothing():
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
     found = set()
-    for threads in "1", "2", "5":
+    for threads in "1", "3":
         environment = os.environ | dict.fromkeys(names, threads)
         root = Path(__file__).parents[2]
         run = subprocess.run(
@@ -304,7 +304,7 @@ def changed(array: np.ndarray, at: tuple[int, ...], value: int) -> np.ndarray:
         (lambda m: {"degrees": changed(m.degrees, (0,), 0)}, "degrees of hidden units"),
         (lambda m: {"degrees": changed(m.degrees, (4,), 15)}, "degrees of hidden units|known yet"),
         (lambda m: {"degrees": m.degrees[::-1].copy()}, "degrees of hidden units"),
-        (lambda m: {"degrees": np.ones(4097, np.uint16)}, "4097 hidden units"),
+        (lambda m: {"degrees": np.ones(4097, np.uint16)}, "4,097 hidden units"),
         (lambda m: {"degrees": m.degrees[:-1]}, "of shape"),
         (lambda m: {"degrees": m.degrees[:, None]}, "degrees of hidden units|shape"),
         (lambda m: {"hidden_weights": m.hidden_weights[:, :-1]}, "hidden_weights is int8"),
@@ -388,10 +388,10 @@ def test_codes_of_every_width_come_back(latents, alphabet):
 
 def test_the_payload_is_within_a_thousandth_of_the_ideal():
     """The rest is the end of each stream: 32 to 51 bits, of 64 kbit."""
-    codes, model = make_chain(60_000, 128), make_network(128, hidden=20)
+    codes, model = make_chain(20_000, 128), make_network(128, hidden=20)
     rows = round(65_536 / (model.ideal_bits(codes) / len(codes)))
     words = sum(len(encode_block(codes[start : start + rows], model)) for start in range(0, len(codes), rows))
-    assert 4 * words > 200_000
+    assert 4 * words > 60_000
     ideal = model.ideal_bits(codes)
     assert ideal < 32 * words <= 1.001 * ideal
 
@@ -424,10 +424,10 @@ def test_fitting_finds_what_depends_on_what(alphabet):
 @pytest.mark.parametrize("alphabet", [2, 5])
 def test_integers_cost_next_to_nothing_more_than_the_floats_they_were(alphabet, monkeypatch):
     codes, floats = make_chain(4000, 24, alphabet), []
-    honest = linear._rounded
-    monkeypatch.setattr(linear, "_rounded", lambda *given: floats.append(given) or honest(*given))
+    honest = linear.rounded_model
+    monkeypatch.setattr(linear, "rounded_model", lambda *given: floats.append(given) or honest(*given))
     model = fit_linear(codes)
-    ((_, weights, odds),) = floats
+    ((_, _, odds, weights),) = floats
     decisions, bits = codes.decisions(), bits_per_symbol(alphabet)
     logits = (decisions * 2.0 - 1) @ weights.astype(np.float64).T
     for j in range(model.decisions_per_row):

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import matplotlib as mpl
 import numpy as np
 import pytest
+from markupsafe import Markup
 
 import stochcl
 from stochcl.api import shards
@@ -84,6 +85,16 @@ def report(path, out, **options):
     told = write_report(path, out, force=True, **options)
     assert told["output_bytes"] == out.stat().st_size
     return told, Page(out)
+
+
+@pytest.fixture(autouse=True)
+def few_plots(request, monkeypatch):
+    """Drawing takes most of a report's time; tests that do not look at plots get empty ones."""
+    drawn = "all_of_it", "same_again", "plots_take", "figures_on_the_page", "every_family"
+    if not any(part in request.node.name for part in drawn):
+        monkeypatch.setattr(
+            "stochcl.report.plots._draw", lambda *given, **options: Markup('<svg aria-hidden="true"></svg>')
+        )
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """benchmarks/codec.py: a row for every method, sets that are what they say, and no wrong answer."""
 
-import csv
 import json
 import os
 import sys
@@ -11,13 +10,16 @@ import pytest
 from click.testing import CliRunner
 
 import stochcl
+from stochcl.benchmarks.run import BenchmarkError
 from stochcl.codes import Codes
 from stochcl.entropy.independent import IndependentModel
-from stochcl.errors import MissingExtraError, SourceError, UsageError
+from stochcl.errors import MissingExtraError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import code_sets
 import codec as benchmark
-from codec import CodeSet, Measurement, PerSymbol, Zlib, entries_of, measure, symbol_probabilities
+from code_sets import CodecConfig, CodeSet, NoDataError
+from codec import Method, measure, methods_of, symbol_probabilities
 
 OURS = {"independent", "archive"}
 OTHERS = {
@@ -25,6 +27,9 @@ OTHERS = {
     "zstd -19, columns", "brotli -11, rows", "brotli -11, columns", "constriction, perfect=True",
     "constriction, perfect=False",
 }  # fmt: skip
+
+
+RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +52,14 @@ def run():
 
 
 @pytest.fixture
-def few_methods(monkeypatch):
-    """Processes take their time to start; where the methods do not matter, one is enough."""
-    every = benchmark.entries_of
-    monkeypatch.setattr(benchmark, "entries_of", lambda *given: every(*given)[:1])
+def one_process(monkeypatch):
+    """Processes take their time to start; where it does not matter, the methods run in this one."""
+    monkeypatch.setattr(benchmark, "stay_on_one_core", lambda: None)
+    monkeypatch.setattr(benchmark, "restart_peak", benchmark.peak)
+    monkeypatch.setattr(benchmark, "call_in_child", lambda function, *given: function(*given))
 
 
+@pytest.mark.usefixtures("one_process")
 def test_every_method_stands_beside_ours(run, codes, tmp_path):
     folder = tmp_path / "new" / "results"
     result = run(codes, "-o", folder, "--repeat", "1", "--latents", "16", "--seed", "7")
@@ -74,24 +81,24 @@ def test_every_method_stands_beside_ours(run, codes, tmp_path):
         assert row["ours"] == (row["method"] in OURS | {"autoregressive"})
     for method in rows:
         assert f"  {method} " in result.stdout
-    with (folder / "codec.csv").open(newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
-    assert [row["method"] for row in table] == list(rows)
-    assert {row["command"] for row in table} == {written["command"]}
-    assert all(row["hardware"] and row["versions"] and row["seed"] == "7" and row["n"] == "42" for row in table)
-
-
-def test_no_folder_of_the_machine_stands_in_the_results(run, codes, tmp_path, few_methods):
-    run(codes, "-o", tmp_path / "r")
-    for name in ("codec.json", "codec.csv"):
-        text = (tmp_path / "r" / name).read_text("utf-8")
+    for name in ("codec.json", "codec.csv"):  # no folder of this machine
+        text = (folder / name).read_text("utf-8")
         assert str(tmp_path) not in text
         assert str(Path(codes).parent) not in text
 
 
-def test_built_in_sets_and_what_is_left_out(run, tmp_path, few_methods):
-    options = ["--rows", "40", "--latents", "16", "--repeat", "1", "--json"]
-    result = run("-o", tmp_path, *options)
+def test_every_method_runs_in_a_process_of_its_own(rng):
+    made = code_set(some_codes(rng, 20, 4, 2))
+    (method,) = (one for one in methods_of(made, pytest.fail) if one.name == "zlib -9, rows")
+    assert benchmark.run(method, made, 1)["correct"]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_built_in_sets_and_what_is_left_out(run, tmp_path, monkeypatch):
+    every = benchmark.methods_of
+    monkeypatch.setattr(benchmark, "methods_of", lambda *given: every(*given)[:1])
+    monkeypatch.setattr(code_sets, "call_in_child", lambda *given: [some_codes(RNG, 40, 2, 256)] * 2)
+    result = run("-o", tmp_path, "--rows", "40", "--latents", "16", "--repeat", "1", "--json")
     found = json.loads(result.stdout)
     assert [(row["set"], row["n"]) for row in found["rows"]] == [("skewed", 40), ("correlated", 40), ("opq", 40)]
     sentence = "cifar10-16 was left out: $STOCHCL_DATA names no folder that holds cifar10-test.zip."
@@ -101,14 +108,14 @@ def test_built_in_sets_and_what_is_left_out(run, tmp_path, few_methods):
     assert kinds == {"skewed": 2, "correlated": 2, "opq": 256}
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_missing_extra_is_one_sentence_and_its_rows_are_left_out(run, tmp_path, monkeypatch):
     def find_spec(name):
         return None if name in {"zstandard", "brotli", "faiss"} else object()
 
     monkeypatch.setattr("stochcl.benchmarks.run.find_spec", find_spec)
-    options = ["--rows", "9", "--latents", "8", "--repeat", "1", "--only", "skewed", "--only", "opq", "--json"]
-    result = run("-o", tmp_path, *options)
-    found = json.loads(result.stdout)
+    options = ["--rows", "9", "--latents", "8", "--repeat", "1", "--only", "skewed,opq", "--json"]
+    found = json.loads(run("-o", tmp_path, *options).stdout)
     install = "install it with: pip install 'stochcl[bench]'."
     assert f"zstd -19 was left out: it needs zstandard; {install}" in found["left_out"]
     assert f"brotli -11 was left out: it needs brotli; {install}" in found["left_out"]
@@ -117,43 +124,47 @@ def test_a_missing_extra_is_one_sentence_and_its_rows_are_left_out(run, tmp_path
     assert {"xz -9e, rows", "independent"} <= {row["method"] for row in found["rows"]}
 
 
+def reversed_rows(codes):
+    return codes[::-1].packed.tobytes()
+
+
+def no_rows(data):
+    raise ValueError("no rows")
+
+
 @pytest.mark.parametrize(
-    ("latents", "alphabet", "message"),
+    ("encode", "decode", "message"),
     [
-        (7, 2, "zlib on skewed: it gave back other codes than it was given; no figure of this run counts."),
-        (80, 2, "zlib on skewed: its process ended by exit status 1 (ValueError"),
+        (reversed_rows, lambda data: Codes(np.frombuffer(data, np.uint8)[:, None], 8, 2), "gave back other codes"),
+        (reversed_rows, no_rows, r"its process ended by exit status 1 \(ValueError"),
     ],
 )
-def test_a_wrong_method_fails_the_run(run, tmp_path, monkeypatch, latents, alphabet, message):
-    def entries(code_set, leave_out):
-        return [benchmark.Entry(Zlib("zlib", len(code_set.codes), latents, alphabet, "rows"))]
-
-    monkeypatch.setattr(benchmark, "entries_of", entries)
-    monkeypatch.setattr(benchmark, "fitted", lambda rows: {"independent": _independent(rows)})
-    options = ["--only", "skewed", "--rows", "9", "--latents", "8"]
-    assert message in run("-o", tmp_path, *options, code=1).stderr
-    assert not (tmp_path / "codec.json").exists()
-
-
-def _independent(rows):
-    return benchmark.EntropyModel.of(IndependentModel.fit(rows), "fitted")
+def test_a_wrong_method_fails_the_run(monkeypatch, encode, decode, message):
+    if "other codes" in message:
+        monkeypatch.setattr(benchmark, "call_in_child", lambda function, *given: function(*given))
+        monkeypatch.setattr(benchmark, "stay_on_one_core", lambda: None)
+    made = code_sets.skewed(9, 8, 0)
+    with pytest.raises(BenchmarkError, match=f"wrong on skewed: .*{message}"):
+        benchmark.run(Method("wrong", encode, decode), made, 1)
 
 
 def test_what_it_refuses(run, codes, tmp_path):
     assert "--only chooses among" in run(codes, "--only", "opq", "-o", tmp_path, code=2).stderr
-    np.save(tmp_path / "one.npy", np.zeros((1, 8), np.uint8))
-    assert "fewer than two rows" in run(tmp_path / "one.npy", "-o", tmp_path, code=1).stderr
+    assert "32 latents, not 33" in run(codes, "--latents", "33", "-o", tmp_path, code=2).stderr
+    assert "no such file" in run(tmp_path / "no.bin", "-o", tmp_path, code=1).stderr
     (tmp_path / "file").touch()
-    assert "this folder cannot be made" in run(codes, "-o", tmp_path / "file", code=1).stderr
-    for words, options in {"'skewed'": ["--only", "x"], "--rows": ["--rows", "1"]}.items():
+    assert "this is a file" in run(codes, "-o", tmp_path / "file", code=2).stderr
+    for words, options in {"--only must be": ["--only", "x"], "--rows": ["--rows", "1"]}.items():
         assert words in run("-o", tmp_path, *options, code=2).stderr
 
 
-MAKERS = [benchmark.skewed, benchmark.correlated, benchmark.opq]
+MAKERS = [code_sets.skewed, code_sets.correlated, code_sets.opq]
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_sets_are_seeded_and_of_the_size_asked_for(make):
+def test_sets_are_seeded_and_of_the_size_asked_for(make, monkeypatch):
+    monkeypatch.setattr(code_sets, "call_in_child", lambda function, *given: function(*given))
+    monkeypatch.setattr(code_sets, "_TRAINING", 400)
     first, again, other = make(60, 16, 1), make(60, 16, 1), make(60, 16, 2)
     assert len(first.codes) == 60
     assert first.codes.decisions_per_row == 16
@@ -162,26 +173,27 @@ def test_sets_are_seeded_and_of_the_size_asked_for(make):
 
 
 def test_the_ideal_of_skewed_bits_is_the_entropy_of_their_distribution():
-    made = benchmark.skewed(4000, 32, 0)
+    made = code_sets.skewed(4000, 32, 0)
     bits, kind = made.ideal
     assert kind in made.models
     assert bits / 4000 == pytest.approx(made.source_bits, rel=0.02)
 
 
 def test_correlated_bits_cost_less_than_independent_ones():
-    made = benchmark.correlated(4000, 64, 0)
+    made = code_sets.correlated(4000, 64, 0)
     assert made.source_bits < 0.8 * made.models["independent"].model.ideal_bits(made.codes) / 4000
 
 
 def test_the_probability_of_a_mixture_adds_up_to_one():
     p = np.random.default_rng(0).random((5, 3))
     every = (np.arange(8)[:, None] >> np.arange(3) & 1).astype(bool)
-    bits = [benchmark._mixture_bits(row[None], p) for row in every]
+    bits = [code_sets.mixture_bits(row[None], p) for row in every]
     assert sum(2.0**-b for b in bits) == pytest.approx(1)
 
 
-def read(path, **options):
-    return benchmark.read_source(path, **({"latents": None, "rows": None, "refit": False, "seed": 0} | options))
+def read(path, latents=None, **options):
+    with stochcl.open(path) as archive:
+        return code_sets.of_archive("codes", archive, CodecConfig(**options), latents)
 
 
 def test_an_archive_is_coded_with_its_own_tables(codes):
@@ -202,67 +214,10 @@ def test_refit_codes_other_rows_than_it_fits(codes):
     assert "every second row" in made.notes[0]
 
 
-@pytest.mark.parametrize("ending", ["npy", "npz"])
-def test_symbols_of_an_array(tmp_path, rng, ending):
-    path = tmp_path / f"symbols.{ending}"
-    symbols = rng.integers(0, 7, (21, 4), dtype=np.uint8)
-    symbols[0, 0] = 6
-    if ending == "npy":
-        np.save(path, symbols)
-    else:
-        np.savez(path, symbols=symbols, names=np.array(["x"] * 21))
-    made = read(path)
-    assert made.codes.alphabet == 7
-    assert (made.codes.symbols() == symbols[::2]).all()
-
-
-def test_features_become_opq_indices(tmp_path, rng):
-    path = tmp_path / "features.npy"
-    np.save(path, rng.normal(size=(600, 10)).astype(np.float16))
-    made = read(path, latents=32)
-    assert (made.codes.alphabet, made.codes.latents, len(made.codes)) == (256, 4, 300)
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((4, 4, 4), np.uint8), "not uint8 of shape (4, 4, 4)"),
-        (np.array([[0, -1], [1, 0]]), "not in -1 to 1"),
-        (np.array([[0, 4096], [1, 0]]), "symbols lie in 0 to 4095"),
-        (np.zeros((1, 4), np.uint8), "fewer than two rows"),
-        (np.zeros((0, 4), np.uint8), "it is empty"),
-        (np.zeros((4, 5000), np.uint8), "4096 binary decisions"),
-        (np.zeros((40, 4), np.float32), "needs 512 rows or more"),
-        (np.full((600, 4), np.nan), "not finite"),
-    ],
-)
-def test_arrays_that_are_refused(tmp_path, array, message):
-    path = tmp_path / "array.npy"
-    np.save(path, array)
-    with pytest.raises(SourceError) as caught:
-        read(path)
-    assert message in str(caught.value)
-
-
-def test_other_files_that_are_refused(tmp_path, codes):
-    with pytest.raises(SourceError, match="no such file"):
-        read(tmp_path / "no.npy")
-    with pytest.raises(SourceError, match="no such file"):
-        read(tmp_path / "no.bin")
-    (tmp_path / "bad.npy").write_bytes(b"text")
-    with pytest.raises(SourceError, match="no NumPy file"):
-        read(tmp_path / "bad.npy")
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(SourceError, match="no array called symbols"):
-        read(tmp_path / "other.npz")
-    with pytest.raises(UsageError, match="32 latents, not 33"):
-        read(codes, latents=33)
-
-
 def test_without_faiss_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr("stochcl.benchmarks.run.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"faiss-cpu; install it with: pip install 'stochcl\[bench\]'\."):
-        benchmark.opq(10, 16, 0)
+        code_sets.opq(10, 16, 0)
 
 
 def test_codes_of_cifar10_are_made_once_and_made_again_for_another_model(tmp_path, images, codec, monkeypatch):
@@ -277,16 +232,18 @@ def test_codes_of_cifar10_are_made_once_and_made_again_for_another_model(tmp_pat
             return codec.compress(images, path, **options)
 
     monkeypatch.setattr("stochcl.api.codec.Codec", Codec)
+    with pytest.raises(NoDataError, match="cifar10-test"):
+        code_sets.cifar10(tmp_path, CodecConfig(), 16, print)
     monkeypatch.setenv("STOCHCL_DATA", str(tmp_path))
-    (tmp_path / benchmark.CIFAR10_ZIP).touch()
+    (tmp_path / code_sets.CIFAR10_ZIP).touch()
 
     def take():
-        return benchmark.cifar10(tmp_path, latents=16, rows=None, refit=False, say=lambda line: None)
+        return code_sets.cifar10(tmp_path, CodecConfig(), 16, lambda line: None)
 
     assert take().name == "cifar10-16"
     assert len(take().codes) == 42
-    assert made == [tmp_path / benchmark.CIFAR10_ZIP]
-    (tmp_path / benchmark.CIFAR10_CODES).write_bytes(b"of another version")
+    assert made == [tmp_path / code_sets.CIFAR10_ZIP]
+    (tmp_path / code_sets.CIFAR10_CODES).write_bytes(b"of another version")
     assert len(take().codes) == 42
     assert len(made) == 2
 
@@ -300,61 +257,61 @@ def some_codes(rng, rows, latents, alphabet):
 
 
 def code_set(codes):
-    return CodeSet("some", codes, benchmark.fitted(codes), "for a test")
+    return CodeSet("some", codes, code_sets.fitted(codes), "for a test")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("layout", [benchmark.ROWS, benchmark.COLUMNS, benchmark.PLANES])
 def test_layouts_can_be_taken_up_again(rng, shape, layout):
     codes = some_codes(rng, *shape)
-    data = benchmark.lay_out(codes, layout)
-    again = benchmark.take_up(data, layout, *shape)
+    data = benchmark.serialize(layout, codes)
+    again = benchmark.deserialize(layout, shape, data)
     assert (again.packed == codes.packed).all()
     assert (again.latents, again.alphabet) == shape[1:]
 
 
 def test_columns_put_equal_latents_side_by_side():
     codes = Codes.from_symbols([[1, 0, 1]] * 16)
-    assert benchmark.lay_out(codes, benchmark.COLUMNS) == bytes([255, 255, 0, 0, 255, 255])
+    assert benchmark.serialize(benchmark.COLUMNS, codes) == bytes([255, 255, 0, 0, 255, 255])
     wide = Codes.from_symbols([[7, 200], [8, 201]], alphabet=256)
-    assert benchmark.lay_out(wide, benchmark.COLUMNS) == bytes([7, 8, 200, 201])
-    assert benchmark.lay_out(wide, benchmark.ROWS) == bytes([7, 200, 8, 201])
+    assert benchmark.serialize(benchmark.COLUMNS, wide) == bytes([7, 8, 200, 201])
+    assert benchmark.serialize(benchmark.ROWS, wide) == bytes([7, 200, 8, 201])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_method_gives_the_codes_back(rng, shape):
     codes = some_codes(rng, *shape)
-    for entry in entries_of(code_set(codes), pytest.fail):
-        data = entry.method.encode(codes)
-        again = entry.method.decode(data)
-        assert (again.packed == codes.packed).all(), entry.method.name
-        assert (again.latents, again.alphabet) == shape[1:], entry.method.name
+    for method in methods_of(code_set(codes), pytest.fail):
+        again = method.decode(method.encode(codes))
+        assert (again.packed == codes.packed).all(), method.name
+        assert (again.latents, again.alphabet) == shape[1:], method.name
 
 
 def test_blocks_hold_all_rows_where_there_are_many_blocks(rng):
     codes = Codes.from_symbols(rng.random((3000, 64)) < 0.5)
-    entry = entries_of(code_set(codes), pytest.fail)[0]
-    assert entry.method.rows_per_block == pytest.approx(1024, rel=0.01)
-    data = entry.method.encode(codes)
-    assert (entry.method.decode(data).packed == codes.packed).all()
-    assert len(data) * 8 <= 1.001 * entry.method.model.ideal_bits(codes) + 64
+    model = IndependentModel.fit(codes)
+    assert benchmark.block_rows(64, 64) == 1024
+    data = benchmark.encode_blocks(model, 1024, codes)
+    assert (benchmark.decode_blocks(model, 1024, (3000, 64, 2), data).packed == codes.packed).all()
+    assert len(data) * 8 <= 1.001 * model.ideal_bits(codes) + 64
 
 
-@pytest.mark.parametrize(("make", "fitted"), [(benchmark.correlated, 1), (benchmark.skewed, 0)])
+@pytest.mark.parametrize(("make", "fitted"), [(code_sets.correlated, 1), (code_sets.skewed, 0)])
 def test_the_file_of_codes_without_a_model_holds_the_models_that_pay(make, fitted):
     made = make(4000, 32, 0)
-    (entry,) = [entry for entry in entries_of(made, print) if entry.method.name == "archive"]
-    assert len(entry.method.fitted) == fitted  # none for independent bits: a table of the segment itself does as well
-    assert len(entry.method.encode(made.codes)) < 0.95 * made.codes.packed.nbytes
+    (method,) = [method for method in methods_of(made, print) if method.name == "archive"]
+    fits = method.encode.args[2]
+    assert len(fits) == fitted  # none for independent bits: a table of the segment itself does as well
+    assert len(method.encode(made.codes)) < 0.95 * made.codes.packed.nbytes
 
 
 def test_a_stream_is_the_same_whatever_the_size_of_calls(rng, monkeypatch):
     codes = some_codes(rng, 100, 7, 6)
-    method = PerSymbol("x", 100, 7, 6, IndependentModel.fit(codes), perfect=True)
-    at_once = method.encode(codes)
+    probabilities = symbol_probabilities(IndependentModel.fit(codes))
+    at_once = benchmark.encode_each(probabilities, True, codes)
     monkeypatch.setattr("codec._PARAMETERS", 7 * 6 * 9)
-    assert method.encode(codes) == at_once
-    assert (method.decode(at_once).packed == codes.packed).all()
+    assert benchmark.encode_each(probabilities, True, codes) == at_once
+    assert (benchmark.decode_each(probabilities, True, (100, 7, 6), at_once).packed == codes.packed).all()
 
 
 def test_probabilities_of_symbols_are_products_of_decisions(rng):
@@ -370,11 +327,11 @@ def test_probabilities_of_symbols_are_products_of_decisions(rng):
 def test_a_measurement_has_sizes_times_and_memory(rng, monkeypatch):
     monkeypatch.setattr(benchmark, "stay_on_one_core", lambda: None)
     codes = some_codes(rng, 50, 8, 2)
-    for entry in entries_of(code_set(codes), pytest.fail):
-        found = measure(Measurement(entry.method, entry.method, codes, 2))
-        assert found["correct"] is True
-        assert found["bytes"] == len(entry.method.encode(codes))
-        for way in ("encode", "decode"):
-            assert found[way]["repeats"] == 2
-            assert found[way]["seconds"] > 0
-            assert found[way]["peak_bytes"] >= 0
+    method = methods_of(code_set(codes), pytest.fail)[0]
+    found = measure(method.encode, method.decode, codes, 2)
+    assert found["correct"] is True
+    assert found["bytes"] == len(method.encode(codes))
+    for way in ("encode", "decode"):
+        assert found[way]["repeats"] == 2
+        assert found[way]["seconds"] > 0
+        assert found[way]["peak_bytes"] >= 0

@@ -3,6 +3,7 @@
 import importlib
 import json
 import zipfile
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def write_zip(path, per_class, seed, ending):
                 file.writestr(f"{name}/{i:03d}.{ending}", data.getvalue())
 
 
-def test_digits_are_learned_from_codes_and_scored_on_those_that_the_model_has_not_seen(tool, tmp_path):
+def test_digits_are_learned_from_codes_and_scored_on_those_that_the_model_has_not_seen(tool, tmp_path, monkeypatch):
+    quick = partial(tool.training.train, latent_steps=200, entropy="independent")
+    monkeypatch.setattr(tool.training, "train", quick)
     out = tmp_path / "c.json"
     tool.main(["--only", "digits", "--epochs", "1", "--device", "cpu", "-n", "250", "-o", str(out)])
     result = json.loads(out.read_text())

@@ -11,11 +11,25 @@ from click.testing import CliRunner
 from stochcl.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import throughput
 from training_speed import FLOOR, PARTS, STEP, TrainingSpeedConfig, benchmark_training, main, title
 
 # At 16 pixels the last convolutions are of single pixels, whose gradients in bf16 PyTorch 2.13.0 now and then takes
 # from memory that nobody has written to.
 TINY = {"backbone": "resnet10", "size": 32, "crop": 32, "batch_size": 8, "device": "cpu", "repeat": 1}
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """Free memory is given back before every part; in a process of tests that takes most of the time."""
+    monkeypatch.setattr(throughput, "restart_peak", throughput.peak)
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Nothing is measured: what is asked of a step is said without taking one."""
+    times = throughput.Times([1.0], [1.0])
+    monkeypatch.setattr("training_speed.interleave", lambda work, *given, **options: dict.fromkeys(work, times))
 
 
 def test_the_parts_of_a_step_are_measured_beside_the_bare_pass():
@@ -29,6 +43,7 @@ def test_the_parts_of_a_step_are_measured_beside_the_bare_pass():
     assert set(result["ratios"]) == {f"{FLOOR} / {STEP}, {clock}" for clock in ("core", "wall")}
 
 
+@pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize(
     ("native", "given", "used"), [(True, None, "bf16"), (False, None, "fp32"), (False, "bf16", "bf16")]
 )
@@ -37,6 +52,7 @@ def test_the_precision_is_what_training_would_take(monkeypatch, native, given, u
     assert benchmark_training(TrainingSpeedConfig(**TINY, precision=given))["precision"] == used
 
 
+@pytest.mark.usefixtures("no_work")
 def test_a_preset_is_what_is_measured_but_for_what_is_given():
     result = benchmark_training(TrainingSpeedConfig(preset="digits", batch_size=8, device="cpu", repeat=1))
     assert (result["size"], result["crop"], result["batch_size"]) == (32, 24, 8)
@@ -49,6 +65,7 @@ def test_what_there_is_not_is_said(options, message):
         benchmark_training(TrainingSpeedConfig(**TINY | options))
 
 
+@pytest.mark.usefixtures("no_work")
 def test_the_script_prints_a_table_and_writes_files(tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     result = CliRunner().invoke(main, [*options, "-o", str(tmp_path)])

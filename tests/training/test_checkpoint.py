@@ -184,7 +184,7 @@ def test_a_checkpoint_is_replaced_as_a_whole_or_not_at_all(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match="checkpoint cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match="checkpoint cannot be written: no space left on device"):
         Run(steps=5).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint"]

@@ -123,7 +123,7 @@ def test_the_pass_that_codes_the_others_best_is_kept(monkeypatch):
     monkeypatch.setattr(entropy, "_HIDDEN_LR", 0.1)
     told = []
     found = fitted(
-        noisy, hidden=64, passes=40, report=lambda progress: told.append(float(progress.line().split()[2]))
+        noisy, hidden=128, passes=40, report=lambda progress: told.append(float(progress.line().split()[2]))
     )
     assert found.record["autoregressive_bits_float"]["40"] == pytest.approx(min(told), abs=0.1)
     assert told[-1] > min(told)  # it learned its codes by heart

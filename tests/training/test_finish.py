@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    trainer = run_of(tmp_path_factory.mktemp("run"), rate=16.0, latent_steps=300)
+    trainer = run_of(tmp_path_factory.mktemp("run"), rate=16.0, latent_steps=200)
     return trainer, trainer.run()
 
 
@@ -26,7 +26,7 @@ def without_stage(tmp_path_factory):
 
 def run_of(folder, **options):
     config = make_config(width=8, latents=32, decoder=(32,))
-    return make_trainer(folder, digits(), config, epochs=2, batch_size=64, lr=3e-3, **options)
+    return make_trainer(folder, digits(600, 300), config, epochs=2, batch_size=64, lr=3e-3, **options)
 
 
 def test_hard_codes_of_held_out_images_cost_what_was_asked_for(trained):

@@ -80,7 +80,7 @@ def test_progress_comes_to_its_end(folder):
     told = []
     files = {f"{i:03d}.png": None if i == 2 else 1 for i in range(300)}
     read_images([folder(files)], SQUARE, progress=lambda done, total: told.append((done, total)))
-    assert told == [(256, 300), (300, 300)]
+    assert told == [(0, 300), (256, 300), (300, 300)]
 
 
 @pytest.mark.parametrize(

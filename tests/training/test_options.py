@@ -2,18 +2,16 @@
 
 import pytest
 
-from stochcl.encoders import backbones, encoder, inference, posteriors
+from stochcl.encoders import encoder, inference, posteriors
 from stochcl.encoders.config import ENTROPY, EncoderConfig
 from stochcl.errors import UsageError
 from stochcl.training import objectives
 from stochcl.training import options as training
 from stochcl.training.options import (
-    EncoderOptions,
     FinetuneOptions,
     LatentOptions,
     TrainOptions,
     finetune_options,
-    finetune_preset_names,
     load_finetune_preset,
     load_preset,
     options_from,
@@ -31,16 +29,11 @@ FOR_A_GPU = ("cifar10-resnet50", "imagenet-resnet50", "tiny-imagenet-resnet18")
         (TrainOptions, "objective", objectives.OBJECTIVES), (LatentOptions, "objective", objectives.OBJECTIVES),
         (TrainOptions, "estimator", posteriors.ESTIMATORS), (LatentOptions, "estimator", posteriors.ESTIMATORS),
         (TrainOptions, "precision", inference.TRAIN_PRECISIONS), (TrainOptions, "entropy", ENTROPY),
-        (EncoderOptions, "posterior", encoder.POSTERIORS), (EncoderOptions, "stem", backbones.STEMS),
-        (EncoderOptions, "pooling", backbones.POOLINGS),
+        (EncoderConfig, "posterior", encoder.POSTERIORS),
     ],
 )  # fmt: skip
 def test_choices_are_those_that_the_code_has(cls, name, known):
     assert set(training.declared(cls)[name].metadata["option"].choices) == set(known)
-
-
-def test_an_encoder_that_nothing_is_asked_of_is_the_default():
-    assert EncoderOptions().config() == EncoderConfig()
 
 
 def test_options_are_sorted_into_encoder_and_training():
@@ -69,10 +62,16 @@ def test_requests_that_make_no_sense_are_refused(make, hint):
         make()
 
 
+@pytest.mark.parametrize("name", ["classes", "classifies", "ladders"])
+def test_what_only_a_trained_encoder_has_is_nothing_to_ask_for(name):
+    with pytest.raises(UsageError, match=f"no option '{name}'"):
+        options_from({name: "vectors"})
+
+
 def test_the_presets_of_the_package():
     assert preset_names() == NAMES
-    assert finetune_preset_names() == ("cifar10-finetune", "cifar10-lite0-finetune", "imagenet-finetune")
-    for name in finetune_preset_names():
+    assert preset_names(finetune=True) == ("cifar10-finetune", "cifar10-lite0-finetune", "imagenet-finetune")
+    for name in preset_names(finetune=True):
         FinetuneOptions(**load_finetune_preset(name))
 
 

@@ -79,7 +79,7 @@ def test_bits_decode_to_what_the_encoder_itself_reconstructs(model):
         symbols = encoder.posterior(encoder.features(torch.from_numpy(rows))).mode()
         for latents in (*encoder.config.ladder, 5):
             own = encoder.restore(encoder.decode(encoder.embed(symbols), latents)).numpy()
-            found = encoder.residual_decoder().decode(symbols.numpy()[:, :latents])
+            found = encoder.vector_decoder().decode(symbols.numpy()[:, :latents])
             np.testing.assert_allclose(found, own, rtol=1e-3, atol=1e-3)
 
 

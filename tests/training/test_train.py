@@ -11,7 +11,8 @@ from stochcl.encoders.inference import encode
 from stochcl.entropy.fit import measure_ones
 from stochcl.errors import OutputError, TrainingError
 from stochcl.training.augment import Augmentation
-from stochcl.training.pretrain import Losses, TrainProgress
+from stochcl.training.objectives import Losses
+from stochcl.training.pretrain import TrainProgress
 from tests.encoders.making import make_config, make_images, weights
 from tests.training.making import digits, make_set, make_trainer
 
@@ -168,7 +169,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_spoils_no_checkpoint
 
 def test_a_log_that_cannot_be_written_is_said(folder):
     place = folder("run")
-    with pytest.raises(OutputError, match=r"none/log: the log cannot be written: No such file or directory\."):
+    with pytest.raises(OutputError, match=r"none/log: the log cannot be written: no such file or directory\."):
         make_trainer(place, make_set(16), log=place / "none" / "log").run()
 
 

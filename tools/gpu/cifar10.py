@@ -184,7 +184,7 @@ def begun(output: Path) -> bool:
 def probed(options: argparse.Namespace, sources: list[Path], model: Path, output: Path) -> dict[str, float]:
     """Return linear and kNN accuracy in percent, of test images, from what a model gives without fine-tuning."""
     from stochcl.api.codec import Codec
-    from stochcl.benchmarks.probes import linear_accuracy
+    from stochcl.benchmarks.probes import answers
 
     if output.exists():
         found: dict[str, float] = json.loads(output.read_text())
@@ -195,7 +195,7 @@ def probed(options: argparse.Namespace, sources: list[Path], model: Path, output
     found = {}
     for what in given["latent" if options.arm == "latent" else "features"]:
         rows = train[what], train["labels"], test[what], test["labels"]
-        found[f"{what}_linear"] = round(100 * linear_accuracy(*rows, seed=options.seed)[0], 3)
+        found[f"{what}_linear"] = round(100 * float(answers("logistic", *rows, seed=options.seed)[0].mean()), 3)
         found[f"{what}_knn"] = round(100 * knn(*rows), 3)
         say(f"  before fine-tuning, {what}: linear {found[f'{what}_linear']} %, kNN {found[f'{what}_knn']} %")
     output.write_text(json.dumps(found) + "\n")

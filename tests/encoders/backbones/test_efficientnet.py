@@ -165,11 +165,11 @@ def test_published_weights_are_found_in_the_package_that_has_them(known_file):
 def test_training_latents_begins_with_published_weights_by_name(known_file, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
     np.save(tmp_path / "images.npy", pixels)
-    given = {"epochs": 0, "latent_steps": 20, "latents": 8, "rate": 4.0, "size": 32, "pooling": "stages"}
+    given = {"epochs": 0, "latent_steps": 5, "latents": 8, "size": 32, "pooling": "stages"}
     training.train([tmp_path / "images.npy"], tmp_path / "m.safetensors", init=LITE0, device="cpu", **given)
     model = load_model(tmp_path / "m.safetensors")
     assert (model.encoder.config.backbone, model.encoder.feature_dim) == (LITE0, 2064)
-    assert model.record["latents"]["steps"] >= 20
+    assert model.record["latents"]["steps"] >= 5
     expected = network().state_dict()["_conv_head.weight"]
     torch.testing.assert_close(model.encoder.backbone._conv_head.weight, expected, atol=1e-3, rtol=1e-3)
 

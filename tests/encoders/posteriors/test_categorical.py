@@ -45,7 +45,7 @@ def test_relaxed_draws_are_those_of_torch_s_relaxed_distributions(family, temper
     one = make_posterior(family, alphabet, rows=1, latents=2)
     posterior = POSTERIORS[family](one.parameters.expand(rows, -1), one.config)
     draws = posterior.sample(make_uniform(posterior), "relaxed", temperature)
-    logits = posterior.logits.detach().clone().requires_grad_()
+    logits = (posterior.logits if family == "categorical" else posterior.parameters).detach().clone().requires_grad_()
     reference = RelaxedBernoulli if family == "bernoulli" else RelaxedOneHotCategorical
 
     def log_density(tau):

@@ -147,7 +147,7 @@ def test_every_prefix_decodes_from_tables_as_in_the_encoder(latents, images):
     if images:
         encoder.decoder.output = encoder.decoder.centre = None
     symbols = encoder.posterior(features()).mode()
-    decoder = encoder.residual_decoder()
+    decoder = encoder.vector_decoder()
     expected = encoder.decode(encoder.embed(symbols), latents).detach().numpy()
     np.testing.assert_allclose(decoder.decode(symbols.numpy()[:, :latents]), expected, rtol=1e-4, atol=1e-4)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.training.quantiser import Metric, PrincipalDecoder
+from stochcl.training.quantiser import Metric, principal_decoder
 from tests.training.latents.making import WIDTH, make_encoder, make_features
 
 
@@ -70,7 +70,7 @@ def test_decoder_gives_coordinates_inside_and_features_outside(features):
     draw = torch.randint(2, (40, 16)).float()
     with torch.no_grad():
         before = encoder.decode(draw)
-        with PrincipalDecoder(encoder, metric):
+        with principal_decoder(encoder, metric):
             inside = encoder.decode(draw)
         after = encoder.decode(draw)
     torch.testing.assert_close(inside, (before - metric.mean) @ metric.axes, atol=1e-5, rtol=1e-5)
@@ -80,6 +80,6 @@ def test_decoder_gives_coordinates_inside_and_features_outside(features):
 
 def test_decoder_comes_back_after_an_error(features):
     encoder = make_encoder()
-    with pytest.raises(KeyboardInterrupt), PrincipalDecoder(encoder, Metric.of(features, 0.0)):
+    with pytest.raises(KeyboardInterrupt), principal_decoder(encoder, Metric.of(features, 0.0)):
         raise KeyboardInterrupt
     assert encoder.decode(torch.zeros(2, 16)).shape == (2, WIDTH)

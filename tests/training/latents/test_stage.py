@@ -40,8 +40,8 @@ def test_the_price_of_a_bit_waits_until_the_prior_has_learned_to_charge_it(steps
         pass
 
     def note(progress):
-        beta[progress.step] = progress.beta
-        if progress.step == 150:
+        beta[stage.step] = stage.controller.beta
+        if stage.step == 150:
             raise SeenEnough
 
     beta, stage = {}, make_stage(rate=4, rows=1200, steps=steps, lr=1e-3)
@@ -125,8 +125,9 @@ def test_progress_is_told():
     LatentStage(
         encoder, features, held, LatentOptions(steps=100, batch_size=32, prior_hidden=0), report=seen.append
     ).run()
-    assert [progress.step for progress in seen] == [50, 100]
-    assert all("bits" in progress.line() and math.isfinite(progress.hard_rate) for progress in seen)
+    lines = [progress.line() for progress in seen]
+    assert [line.partition(",")[0] for line in lines] == ["latents: step 50", "latents: step 100"]
+    assert all("bits" in line and "nan" not in line for line in lines)
 
 
 def test_time_ends_it():
@@ -153,7 +154,7 @@ def test_a_loss_that_is_not_finite_ends_it():
         ({"lr": math.nan}, "lr"),
         ({"temperature": 0.0}, "temperature"),
         ({"rate": -1}, "rate"),
-        ({"agreement": -1}, "agreement"),
+        ({"batch_size": 0}, "batch_size"),
         ({"estimator": "reinforce"}, "reinforce"),
         ({"objective": "guess"}, "guess"),
         ({"precision": "fp8"}, "fp8"),
