@@ -126,7 +126,8 @@ class _Convolution(nn.Conv2d):
 
     def _depthwise(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        out: Tensor = Depthwise.apply(x.to(dtype), self.weight.to(dtype), self.stride[0], int(self.padding[0]))
+        weight, padding = self.weight.to(dtype), int(self.padding[0])
+        out: Tensor = Depthwise.apply(x.to(dtype), weight, self.stride[0], padding)  # type: ignore[no-untyped-call]
         return out
 
     def _around(self, n: int) -> tuple[int, int]:

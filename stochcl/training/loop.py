@@ -363,14 +363,14 @@ def deferred_interrupts() -> Iterator[Callable[[], type[KeyboardInterrupt] | Non
     Raised in the middle of a step, it would leave weights, statistics and counter of different steps, and a run
     resumed from their checkpoint would end with other weights.
     """
-    seen: list[int] = []
+    seen: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if seen:
             raise KeyboardInterrupt
-        seen.append(number)
+        seen.append(signal.Signals(number))
 
-    replaced = {}
+    replaced: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # others may not
         for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
             handler = signal.getsignal(number)
