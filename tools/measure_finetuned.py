@@ -56,22 +56,26 @@ def main() -> None:
     parser.add_argument("--note", help="what else a reader must know")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    result = json.loads(options.output.read_text()) if options.output.exists() else {}
-    rows = {row["model_sha256"]: row for row in result.get("arms", ())}
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     for path in options.models:
-        model = load_model(path)
-        if model.sha256 not in rows:
-            rows[model.sha256] = row(path, options.test, options.trained_at, options.output)
-        others = result.get("other_tasks")
-        if others is None and options.data and model.encoder.config.classifies == "vectors":
-            result["other_tasks"] = other_tasks(path, options.test, options.data)
-        result |= {
+        model, found = load_model(path), read(options.output)
+        arms, others = [], {}
+        if model.sha256 not in [one["model_sha256"] for one in found.get("arms", ())]:
+            arms = [row(path, options.test, options.trained_at, options.output)]
+        if "other_tasks" not in found and options.data and model.encoder.config.classifies == "vectors":
+            others = {"other_tasks": other_tasks(path, options.test, options.data)}
+        found = read(options.output)  # again: another process may have scored another arm
+        found |= {
             "schema": SCHEMA, "command": shlex.join(["python", "tools/measure_finetuned.py", *words]),
             "commit": commit(), "hardware": hardware(), "versions": versions(), "note": options.note,
-            "arms": list(rows.values()),
-        }  # fmt: skip
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+            "arms": [*found.get("arms", ()), *arms],
+        } | others  # fmt: skip
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def row(path: Path, test: Path, trained_at: str | None, output: Path) -> dict[str, Any]:
