@@ -82,6 +82,7 @@ def row(path: Path, test: Path, trained_at: str | None, output: Path) -> dict[st
     """Score a model, and say how it was made."""
     model, started = load_model(path), time.monotonic()
     record, found = model.record, asdict(score(path, test))
+    found["test_images"] = found.pop("images")
     settings = record["options"]
     arm = "deterministic twin" if settings["deterministic"] else "latents"
     arm = f"from scratch, {arm}" if settings["from_scratch"] else arm
@@ -90,7 +91,7 @@ def row(path: Path, test: Path, trained_at: str | None, output: Path) -> dict[st
     if log.exists():
         copied = output.with_name(f"{output.stem}-{path.stem}.jsonl")
         shutil.copyfile(log, copied)
-    right = round(found["test_top1"] / 100 * found["images"])
+    right = round(found["test_top1"] / 100 * found["test_images"])
     return {
         "arm": arm,
         "command": command(record, path.name),
@@ -103,7 +104,7 @@ def row(path: Path, test: Path, trained_at: str | None, output: Path) -> dict[st
         "epochs": round(record["images_seen"] / record["images"], 2),
         "hours": round(record["seconds"] / _HOUR, 3),
         "options": settings,
-        "test_top1_interval": [round(100 * bound, 2) for bound in wilson(right, found["images"])],
+        "test_top1_interval": [round(100 * bound, 2) for bound in wilson(right, found["test_images"])],
         **{name: value for name, value in found.items() if name != "skipped"},
         "seconds_to_score": round(time.monotonic() - started),
     }
