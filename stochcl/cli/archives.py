@@ -243,7 +243,6 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     """
     from stochcl.api.append import append
     from stochcl.api.codec import codec_of
-    from stochcl.compress.archive import Archive
 
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
