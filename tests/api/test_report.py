@@ -8,7 +8,8 @@ from stochcl.messages import plural as counted
 
 def report(**changes):
     given = {
-        "path": "a.bin", "images": 4, "skipped": (), "bytes": 200, "external_bytes": 0, "decoder_ships": False, "source_bytes": 5000,
+        "path": "a.bin", "images": 4, "skipped": (), "bytes": 200, "external_bytes": 0,
+        "decoder_ships": False, "source_bytes": 5000,
         "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10},
         "pixel_bytes": 1000, "feature_bytes": 100, "model": "m", "model_sha256": "ab" * 32, "latents": 8,
         "model_latents": 16, "precision": "fp32",

@@ -214,7 +214,7 @@ def test_matrices_that_do_not_serve(matrices, tmp_path, other):
         (
             {"fit_to": (tmp_path / "fit.npy", tmp_path / "wide.npy")},
             UsageError,
-            "several sources",
+            "give files of one kind",
         ),
         ({"fit_hold_out": 3}, UsageError, "a matrix has none"),
     ):
