@@ -1,4 +1,4 @@
-"""stochcl: compress what a neural network knows about an image.
+"""stochcl: turn images or embeddings into codes of some 30 bytes that scikit-learn can train on.
 
 >>> import stochcl
 >>> codec = stochcl.load()                            # doctest: +SKIP
@@ -59,8 +59,14 @@ def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", pre
 
 def open(  # noqa: A001 - stochcl.open, as gzip.open
     path: str | os.PathLike[str] | IO[bytes],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    trusted: bool | None = None,
 ) -> Archive | FolderArchive:
     """Open an archive of codes, at a path or a URL (``s3://...``), or a folder of shards; torch is not imported.
+
+    ``model`` is a model or .tables file with the decoder, if that is neither in the archive nor in the package.
+    A small file that asks for hours of work, or for all memory, is refused, unless it is ``trusted``.
 
     Raises
     ------
@@ -73,7 +79,11 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
     """
     from stochcl.compress import open_archive
 
-    return open_archive(path)
+    if model is None:
+        return open_archive(path, trusted=trusted)
+    from stochcl.api.tables import resolve_tables
+
+    return open_archive(path, tables=resolve_tables(model), trusted=trusted)
 
 
 def writer(

@@ -1,6 +1,67 @@
-"""The exceptions a user can meet: one tree, one sentence each, and the exit code that a command gives."""
+"""The exceptions a user can meet: one tree, one sentence each, and the exit code that a command gives.
+
+Messages name options as the command line does, ``--force``. A program is told the argument, ``force=True``.
+"""
 
 from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FLAG = re.compile(
+    r"(?<![\w-])(?:--(?P<no>no-)?(?P<name>[a-z][a-z-]*[a-z])|-(?P<short>[mk])\b)(?: (?P<value>-?\d+))?"
+)
+_SWITCHES = {
+    "any-name", "external-tables", "force", "refit", "resume", "self-contained", "strict", "trusted", "uncertainty",
+}  # fmt: skip
+_ARGUMENTS = {"by": "output", "input": "output"}
+_SHORT = {"m": "model=", "k": "count"}
+_command_line = False
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Let messages name options by their flags while the block runs."""
+    global _command_line  # noqa: PLW0603 - a process speaks to one kind of user
+    before, _command_line = _command_line, True
+    try:
+        yield
+    finally:
+        _command_line = before
+
+
+def for_caller(message: str) -> str:
+    """Return a message with the names that options have for whoever calls: flags, or arguments of a function.
+
+    Commands in backticks stay as they are.
+
+    Examples
+    --------
+    >>> for_caller("it exists; pass --force, or --no-names with --label-level 2 (`stochcl merge --force`).")
+    'it exists; pass force=True, or names=False with label_level=2 (`stochcl merge --force`).'
+    """
+    if _command_line:
+        return message
+    parts = message.split("`")
+    return "`".join(part if i % 2 else _FLAG.sub(_argument, part) for i, part in enumerate(parts))
+
+
+def option_name(flag: str, argument: str) -> str:
+    """Return what whoever calls knows an option as, where a function's argument is not named like its flag."""
+    return flag if _command_line else argument
+
+
+def _argument(match: re.Match[str]) -> str:
+    flag, value = match["name"], match["value"]
+    if match["no"]:
+        return f"{flag.replace('-', '_')}=False"
+    name = _SHORT[match["short"]] if match["short"] else _ARGUMENTS.get(flag, flag.replace("-", "_"))
+    value = "True" if flag in _SWITCHES and value is None else value
+    return name if value is None else f"{name}={value}"
 
 
 class StochclError(Exception):
@@ -11,6 +72,9 @@ class StochclError(Exception):
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return for_caller(" ".join(map(str, self.args)))
 
 
 class UsageError(StochclError, ValueError):
@@ -23,8 +87,24 @@ class MissingExtraError(UsageError):
     """A feature needs a package that is not installed; the message names the extra to install."""
 
 
+class ModelNotFound(UsageError, FileNotFoundError):
+    """There is no model of this name, and no such file."""
+
+
+class OutputExists(UsageError, FileExistsError):
+    """The output is there already; the message says how to replace or continue it."""
+
+
+class NameNotFound(UsageError, KeyError):
+    """An archive has no row of this name."""
+
+
 class SourceError(StochclError):
     """A source of images or embeddings cannot be read as a whole."""
+
+
+class SourceNotFound(SourceError, FileNotFoundError):
+    """There is no such file or folder."""
 
 
 class EnvironmentFault(SourceError):
@@ -35,11 +115,11 @@ class ImageError(StochclError):
     """One image of a source cannot be read; compression names, counts and skips it."""
 
 
-class LabelsError(StochclError):
+class LabelsError(StochclError, ValueError):
     """Labels are missing, malformed, or do not match the names of an archive."""
 
 
-class ModelError(StochclError):
+class ModelError(StochclError, ValueError):
     """A model file is damaged, foreign, or of a kind that this version does not know."""
 
 

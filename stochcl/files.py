@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from stochcl.errors import OutputError, StochclError, UsageError
+from stochcl.errors import OutputError, OutputExists, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -19,12 +19,47 @@ if TYPE_CHECKING:
     from io import FileIO, RawIOBase
 
 
+_LFS = b"version https://git-lfs"
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Tell by its first bytes, 20 or more, whether a file is a Git LFS pointer in place of what it is called.
+
+    Examples
+    --------
+    >>> is_lfs_pointer(b"version https://git-lfs.github.com/spec/v1"), is_lfs_pointer(b"version")
+    (True, False)
+    """
+    return len(head) >= 20 and head[: len(_LFS)] == _LFS[: len(head)]
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a symbolic link names, there or not; any other path as it is."""
+    is_link = os.path.islink(path) and (os.path.isfile(path) or not os.path.exists(path))  # noqa: PTH110, PTH113, PTH114
+    return Path(os.path.realpath(path) if is_link else path)
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is there; where pathlib raises (a name too long, a closed folder), it is not."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a file; where pathlib raises, it is not."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a folder; where pathlib raises, it is not."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a temporary sibling of ``path`` for writing; put it in its place when the block ends well.
 
     The file is flushed to disk before the rename, and the folder after it. If the block raises, or writing
-    does, the temporary file is removed and ``path`` is as it was.
+    does, the temporary file is removed and ``path`` is as it was. A symbolic link stays: what it names is replaced.
 
     Examples
     --------
@@ -35,7 +70,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     ...     pathlib.Path(folder, "a").read_bytes()
     b'all of it'
     """
-    path = Path(path)
+    path = target_of(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -258,7 +293,7 @@ def check_output(path: Path, source: Path | None, *, force: bool) -> None:
     """Refuse, before an image is read, an output that cannot be written or that somebody wants to keep."""
     shown = escape_name(path)
     try:
-        folder = path.absolute().parent.is_dir()
+        folder = target_of(path).absolute().parent.is_dir()
         status = path.stat() if path.exists() else None
         same = status is not None and source is not None and source.is_file() and path.samefile(source)
     except OSError as exc:
@@ -273,7 +308,7 @@ def check_output(path: Path, source: Path | None, *, force: bool) -> None:
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
         raise UsageError(f"{shown}: this is {what}; name the file to write.")
     if not force:
-        raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
+        raise OutputExists(f"{shown}: this file exists already; pass --force to replace it.")
 
 
 def make_folder(folder: Path) -> None:

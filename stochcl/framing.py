@@ -23,14 +23,11 @@ MAGIC = b"\x89SCL\r\n\x1a\n"
 END_MAGIC = b"SCL\x89END\n"
 """Last eight bytes of a complete archive."""
 
-VERSION = 1
-"""What an archive is written as that needs no later one."""
+VERSION = 3
+"""What a new archive is written as. Rows that are added to an older one are written as that is."""
 
-BYTES = 2
-"""What an archive is written as whose rows have a byte of uncertainty each, deflated."""
-
-VERSIONS = (VERSION, BYTES)
-"""What is read."""
+VERSIONS = (1, 2, VERSION)
+"""What is read. Version 2 deflates the uncertainty of rows, and version 3 the header; its numbers are varints."""
 
 PROLOGUE = struct.Struct("<8sHHII")
 """Magic, version, reserved (0), bytes of the header, CRC-32 of the fields before it and the header."""
@@ -68,6 +65,8 @@ TRAILER = struct.Struct("<QQII8s")
 
 MAX_HEADER = 1 << 20
 MAX_INPUT = 1 << 48
+MAX_SOURCE = 1 << 60
+MAX_NESTING = 32
 MAX_TABLES = 1 << 28
 MAX_TABLE = 1 << 26
 MAX_FITTED = 1 << 16
@@ -85,6 +84,8 @@ A segment's rows and texts are bounded because kilobytes of a forged file inflat
 an object of 50 bytes, however short it is.
 """
 
+
+_VARINTS = 3  # the first version that has varints in its index and heads
 
 _MANY = 64
 """So many numbers are read faster by numpy."""
@@ -201,6 +202,31 @@ def unpack(layout: struct.Struct, data: bytes, offset: int, what: str) -> tuple[
     return layout.unpack_from(data, offset)
 
 
+def pack_numbers(layout: struct.Struct, values: Sequence[int], version: int) -> bytes:
+    """Write numbers of an index or a head: as this structure, or from version 3 on as varints."""
+    return pack_varints(values) if version >= _VARINTS else layout.pack(*values)
+
+
+def unpack_numbers(
+    layout: struct.Struct, data: bytes, offset: int, what: str, version: int, count: int = 1
+) -> tuple[list[tuple[int, ...]], int]:
+    """Read ``count`` times what :func:`pack_numbers` wrote; return it and where it ends."""
+    if version < _VARINTS:
+        end = offset + layout.size * count
+        if len(data) < end:
+            raise Truncated(f"{what} ends too early: {len(data) - offset:,} bytes of {end - offset:,}")
+        return list(layout.iter_unpack(data[offset:end])), end
+    width = len(layout.unpack(bytes(layout.size)))
+    values, end = unpack_varints(data, width * count, offset)
+    rows = list(zip(*[iter(values)] * width, strict=True))
+    try:
+        for row in rows:
+            layout.pack(*row)
+    except struct.error as exc:
+        raise FormatError(f"{what} has a number that is larger than it can be ({exc})") from exc
+    return rows, end
+
+
 def pack_texts(texts: Sequence[str]) -> bytes:
     """Write strings compactly: what each shares with the one before, and the rest, deflated.
 
@@ -266,9 +292,12 @@ def inflate(data: bytes, length: int, what: str) -> bytes:
     return raw
 
 
-def inflate_any(data: bytes, limit: int, what: str) -> bytes:
-    """Inflate to however many bytes there are, but refuse more than ``limit``."""
-    inflater = zlib.decompressobj()
+def inflate_any(data: bytes, limit: int, what: str, dictionary: bytes = b"") -> bytes:
+    """Inflate to however many bytes there are, but refuse more than ``limit``.
+
+    What was deflated with a preset dictionary has neither zlib's head nor its checksum.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS, dictionary) if dictionary else zlib.decompressobj()
     try:
         raw = inflater.decompress(data, limit + 1)
     except zlib.error as exc:

@@ -44,6 +44,8 @@ class Option:
     unit: str = ""
     shown: str = ""  # what the help says of a default that is None or False
     short: str = ""  # a short flag
+    flags: tuple[str, ...] = ()  # on the command line, where they are not --NAME
+    required: bool = False
 
     def allows(self, value: float) -> bool:
         """Tell whether a number is finite and within the bounds."""
@@ -78,9 +80,13 @@ def option(
     unit: str = "",
     shown: str = "",
     short: str = "",
+    flags: Iterable[str] = (),
+    required: bool = False,
 ) -> Any:
     """Return a dataclass field that is an option; ``unit`` stands for its value in the help."""
-    made = Option(help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown, short)
+    made = Option(
+        help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown, short, tuple(flags), required
+    )
     return field(default=default, metadata={_KEY: made})
 
 
@@ -109,7 +115,7 @@ def item_of(kind: str) -> str | None:
 
 def check_value(one: Field[Any], value: Any, name: str | None = None) -> None:
     """Raise UsageError if a value is not of a field's type, or out of its bounds."""
-    if value is None and one.default is None:
+    if value is None and one.default is None and not option_of(one).required:
         return
     made, kind, shown = option_of(one), kind_of(one), name or one.name
     item = item_of(kind)

@@ -157,7 +157,7 @@ class ShardWorker:
     def _listed(self, codec: Codec) -> ShardSource:
         """Return the whole source, the same as the command saw."""
         if self._source is None:
-            source = open_planned(self._plan.sources, codec)
+            source = open_planned(self._plan.sources, codec, self._plan.options)
             if listing(source) != self._plan.facts["source"]:
                 raise SourceError(
                     f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let "
@@ -177,7 +177,7 @@ class ShardWorker:
             count_try(self._plan, number)
             shard, skipped = self.make(number, ShardInput.from_json(piece) if piece else None)
         except StochclError as exc:
-            return json.dumps({"error": type(exc).__name__, "message": str(exc)})
+            return json.dumps({"error": type(exc).__name__, "message": " ".join(map(str, exc.args))})
         return json.dumps({"shard": vars(shard), "skipped": skipped})
 
     def make(self, number: int, piece: ShardInput | None = None) -> Made:
@@ -186,7 +186,7 @@ class ShardWorker:
         if piece is None:
             source: ShardSource = self._listed(codec)
             return make_shard(self._plan, number, codec, source)
-        part = open_shard_input(piece, self._held)
+        part = open_shard_input(piece, self._held, self._plan.options)
         return make_shard(self._plan, number, codec, part, part=part)
 
 
@@ -260,7 +260,7 @@ def run_on_ray(
         except ray.exceptions.RayError as exc:
             reason = escape_name(str(exc).strip().splitlines()[-1])
             raise UsageError(
-                f"Ray gave up ({reason}); the shards that are complete are kept: repeat the command to go on."
+                f"Ray gave up ({reason}); the shards that are complete are kept: repeat the command to continue."
             ) from exc
 
 

@@ -7,57 +7,48 @@ the page says, a stream that decodes and ends as it should is the one that its r
 import json
 import struct
 import zlib
-from hashlib import sha256
-from itertools import pairwise
 
 import numpy as np
 
-FULL = 1 << 24  # a stream's probabilities are multiples of 1 / FULL, and its state begins there
+from tests.independent_tables import Bytes, Tables, inflate, must, named_model
+
+DICTIONARY = (
+    b'"bf16""fp16""pad""stretch""selection":[0,1,2,3,4,5,6,7,8,9,"source_kind":"benchmark""stream""matrix""array"'
+    b'"tar""zip""mixed"{"alphabet":16,"feature_dim":512,"input_bytes":150528,"latents":64,"model":"embeddings",'
+    b'"model_latents":512,"precision":"fp32","preprocess":{},"source_kind":"matrix"}'
+    b'{"alphabet":2,"feature_dim":128,"input_bytes":49152,"latents":256,"model":"general","model_latents":256,'
+    b'"precision":"fp32","preprocess":{"fit":"crop","size":128},"source_kind":"folder"}'
+)
 
 
-def must(condition, what):
-    if not condition:
-        raise ValueError(what)
+def read_json(data):
+    def once(pairs):
+        must(len(dict(pairs)) == len(pairs), "a key twice")
+        return dict(pairs)
+
+    def whole(text):
+        must(-(1 << 63) <= int(text) < 1 << 64, "a whole number of more than 64 bits")
+        return int(text)
+
+    def number(text):
+        must(abs(float(text)) < float("inf"), "a number that is not finite")
+        return float(text)
+
+    hooks = {"object_pairs_hook": once, "parse_int": whole, "parse_float": number, "parse_constant": number}
+    return json.loads(data.decode("ascii"), **hooks)
 
 
-class Bytes:  # that are taken from the front: more than there are is an error, and so is leaving some
-    def __init__(self, data, at=0):
-        self.data, self.at = data, at
-
-    def take(self, count=None, crc=None):
-        count = len(self.data) - self.at if count is None else count
-        must(0 <= self.at <= len(self.data) - count, f"{count} bytes at {self.at} of {len(self.data)}")
-        self.at += count
-        taken = self.data[self.at - count : self.at]
-        must(crc is None or zlib.crc32(taken) == crc, f"checksum of the bytes before {self.at}")
-        return taken
-
-    def number(self, kind="I"):
-        return self.numbers(kind)[0]
-
-    def numbers(self, layout):
-        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
-
-    def array(self, kind, count):
-        values = np.frombuffer(self.take(int(count) * np.dtype(kind).itemsize), kind)
-        return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
-
-    def varint(self):
-        digits = [self.number("B")]
-        while digits[-1] > 127:
-            digits.append(self.number("B"))
-        must(len(digits) == 1 or (digits[-1] and len(digits) < 10), "a varint that is too long")
-        return sum((digit & 127) << 7 * place for place, digit in enumerate(digits))
-
-    def end(self):
-        must(self.at == len(self.data), f"{len(self.data) - self.at} bytes too many")
+def depth(value):
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
 
-def inflate(data, limit):
-    stream = zlib.decompressobj()
-    inflated = stream.decompress(data, limit + 1)
-    must(stream.eof and not stream.unused_data and len(inflated) <= limit, "deflated bytes do not end as they should")
-    return inflated
+def skipped_pairs(data):
+    pairs = read_json(inflate(data, 1 << 25)) if data else []
+    must(type(pairs) is list and len(pairs) <= 1 << 20, "the list of skipped images")
+    for pair in pairs:
+        must(type(pair) is list and len(pair) == 2 and all(type(text) is str for text in pair), "a skipped image")
+    return pairs
 
 
 def texts(data, rows):
@@ -79,215 +70,16 @@ def texts(data, rows):
 def uncertainty(source, rows, version):
     if version == 1:
         must(len(source.data) == 2 * rows, "uncertainty that is not two bytes a row")
-        return source.array("<f2", rows)
+        return entropies(source.array("<f2", rows))
     exponent, least = source.number("b"), source.varint()
-    must(-8 <= exponent <= 12 and least * 2.0**exponent <= 1 << 16, "the least uncertainty")
+    must(-8 <= exponent <= 12 and least < 1 << 24, "the least uncertainty")
     steps = Bytes(inflate(source.take(), rows)).array("u1", rows)
-    return ((least + steps) * 2.0**exponent).astype(np.float32)
+    return entropies(((least + steps) * 2.0**exponent).astype(np.float32))
 
 
-class Stream:  # decisions out of the words of a block
-    def __init__(self, words):
-        self.words = words.tolist()
-        must(self.words and self.words[-1], "a stream without words, or with a last word of 0")
-        self.state = self.words.pop()
-        self.state = self.state << 32 | self.words.pop() if self.words else self.state
-
-    def take(self, numerators):
-        coded = np.minimum(numerators, 4096 - numerators).ravel()
-        order = np.argsort(coded, kind="stable")
-        decisions, state, words = [], self.state, self.words
-        for numerator in coded[order].tolist():
-            one, q = numerator << 12, state & FULL - 1
-            decisions.append(int(q >= FULL - one))
-            start, width = (FULL - one, one) if decisions[-1] else (0, FULL - one)
-            state = (state >> 24) * width + q - start
-            if state < 1 << 32 and words:
-                state = state << 32 | words.pop()
-        self.state, taken = state, np.empty(len(coded), np.int64)
-        taken[order] = decisions
-        return taken.reshape(numerators.shape) ^ (numerators > 2048)
-
-
-class Model:  # what the two kinds of entropy model share; their `run` goes through the passes of a block
-    def __init__(self, data):
-        self.latents, self.alphabet = (source := Bytes(data)).numbers("II")
-        must(2 <= self.alphabet <= 4096 and 1 <= self.latents <= 4096, "a model's shape")
-        self.bits = (self.alphabet - 1).bit_length()
-        self.nodes = (1 << self.bits) - 1
-        numerators = self.parse(source)
-        must(((numerators > 0) & (numerators < 4096)).all(), "a numerator that is not 1 to 4095")
-        source.end()
-
-    def decode(self, words, rows, latents):
-        symbols = np.zeros((rows, len(latents)), np.int64)
-        self.run(symbols, (stream := Stream(words)).take, latents)
-        must(not stream.words and stream.state == FULL, "a stream that does not end where it should")
-        must((symbols < self.alphabet).all(), "a symbol beyond the alphabet")
-        return symbols
-
-
-class Independent(Model):
-    def parse(self, source):
-        self.degrees = np.zeros(0)
-        self.numerators = source.array("<u2", self.latents * self.nodes).reshape(-1, self.nodes)
-        return self.numerators
-
-    def run(self, symbols, take, latents):
-        for depth in range(self.bits):
-            symbols += symbols + take(self.numerators[latents, 2**depth - 1 + symbols])
-
-
-class Network(Model):
-    def parse(self, source):
-        (hidden, levels), decisions = source.numbers("II"), self.latents * self.bits
-        self.levels, self.degrees = source.array("<u2", levels), source.array("<u2", hidden)
-        self.hidden_bias, self.hidden_multiplier = source.array("<i4", hidden), source.array("<u2", hidden)
-        self.multiplier = source.array("<u2", decisions)
-        self.bias = source.array("<i4", self.latents * self.nodes).reshape(-1, self.nodes)
-        must(all(1 <= a <= b < decisions for a, b in pairwise([*self.degrees, decisions - 1])), "the degrees")
-        self.hidden = [source.array("i1", degree) for degree in self.degrees]
-        self.direct = [source.array("i1", j) for j in range(decisions)]
-        self.output = [source.array("i1", np.count_nonzero(self.degrees <= j)) for j in range(decisions)]
-        return self.levels
-
-    def run(self, symbols, take, latents):
-        signs = np.zeros((len(symbols), len(latents) * self.bits), np.int64)
-        units = np.zeros((len(symbols), len(self.degrees)), np.int64)
-        for j in range(signs.shape[1]):
-            for h in np.flatnonzero(self.degrees == j):
-                u = self.hidden_bias[h] + signs[:, :j] @ self.hidden[h]
-                units[:, h] = np.clip(u * self.hidden_multiplier[h] >> 14, 0, 127)
-            z = 128 * (signs[:, :j] @ self.direct[j]) + units[:, : len(self.output[j])] @ self.output[j]
-            latent, depth = divmod(j, self.bits)
-            bias = self.bias[latent, 2**depth - 1 + symbols[:, latent]]
-            index = np.clip(z * self.multiplier[j] + (bias << 16) >> 24, 0, len(self.levels) - 1)
-            decisions = take(self.levels[index])
-            symbols[:, latent] += symbols[:, latent] + decisions
-            signs[:, j] = 2 * decisions - 1
-
-
-def named_model(data, shape):
-    model = {b"independent\0\0\0\0\0": Independent, b"autoregressive\0\0": Network}[data[:16]](data[16:])
-    must((model.latents, model.alphabet) == shape, "a model of another shape")
-    return model
-
-
-class Tables:  # the models 0 and, if there is one, 2; `vectors`, if there is a decoder
-    def __init__(self, data, shape):
-        source, sections = Bytes(data), {}
-        must(source.take(8) == b"\x89SCT\r\n\x1a\n", "not tables")
-        version, count, self.latents, self.alphabet, rungs = source.numbers("HHIII")
-        must(version in (1, 2), "tables of another version")
-        must((self.latents, self.alphabet) == shape, "tables of another shape")
-        self.rungs = source.array("<u4", rungs)
-        must(zlib.crc32(data[: source.at]) == source.number(), "checksum of the tables' beginning")
-        for _ in range(count):
-            kind, size, crc = source.numbers("16sII")
-            content = source.take(size, crc)
-            if version == 2:
-                inflated = (part := Bytes(content)).number()
-                content = inflate(part.take(), inflated)
-                must(len(content) == inflated, "a section of another length")
-            must(sections.setdefault(kind, content) is content, "a section twice")
-        source.end()
-        self.name = tables_name(data, rungs, sections)
-        test = Bytes(sections.pop(b"self-test".ljust(16, b"\0")))
-        kinds = (b"mlp", b"codebooks") if version == 1 else (b"residual",)
-        decoder, *books = (sections.pop(kind.ljust(16, b"\0"), None) for kind in kinds)
-        self.residual = Residual(Bytes(decoder), self.latents) if version == 2 and decoder else None
-        decoder, books = (decoder, *books) if version == 1 else (None, None)
-        self.books = books and self.codebooks(Bytes(books))
-        must(decoder or not books, "codebooks without a decoder")
-        self.layers = decoder and self.mlp(Bytes(decoder))
-        models = [named_model(kind + content, shape) for kind, content in sections.items()]
-        self.models = {0 if isinstance(model, Independent) else 2: model for model in models}
-        self.test(test)
-
-    def codebooks(self, source):
-        latents, alphabet, width = source.numbers("III")
-        must((latents, alphabet) == (self.latents, self.alphabet), "codebooks of another shape")
-        must(0 < latents * width <= 1 << 16, "the width of embeddings")
-        books = source.array("<f2", latents * alphabet * width).reshape(latents, alphabet, width)
-        source.end()
-        must(np.isfinite(books).all(), "a number that is not finite")
-        return [books]
-
-    def mlp(self, source):
-        latents, count = source.numbers("II")
-        widths = [latents, *source.array("<u4", count)]
-        layers = [[source.array("<f4", latents), source.array("<f4", latents)]]
-        for width, out in pairwise(widths):
-            layers.append([source.array("<f2", out * width).reshape(out, width), source.array("<f2", out)])
-        source.end()
-        must(latents == self.latents * self.width(), "the decoder's inputs")
-        must(all(np.isfinite(part).all() for layer in layers for part in layer), "a number that is not finite")
-        return layers
-
-    def width(self):
-        return self.books[0].shape[2] if self.books else 1
-
-    def vectors(self, symbols, latents):
-        if self.residual:
-            return self.residual.vectors(symbols, latents)
-        (centre, scale), *layers = self.layers
-        values = np.zeros((len(symbols), self.latents, self.width()), np.float32)
-        numbers = self.books[0][latents, symbols] if self.books else symbols[:, :, None]
-        centre, scale = (part.reshape(self.latents, -1) for part in (centre, scale))
-        values[:, latents] = (numbers - centre[latents]) * scale[latents]
-        values = values.reshape(len(symbols), -1)
-        for number, (weights, biases) in enumerate(layers):
-            values = (np.maximum(values, 0) if number else values) @ weights.T + biases
-        return values
-
-    def test(self, source):
-        products = [[(1000003 * i + 40503 * j + 12345) * 2654435761 for j in range(self.latents)] for i in range(8)]
-        symbols = np.array([[(product % 2**64 >> 15) % self.alphabet for product in row] for row in products])
-        for _, model in sorted(self.models.items()):
-            found = model.decode(source.array("<u4", source.number()), 8, np.arange(self.latents))
-            must((found == symbols).all(), "the self-test's rows")
-        if self.layers or self.residual:
-            vectors = np.clip(self.vectors(symbols, np.arange(self.latents)), -65504, 65504)
-            expected = source.array("<f2", vectors.size).reshape(vectors.shape)
-            must((abs(vectors - expected) <= 0.01 * abs(expected) + 0.01).all(), "the self-test's vectors")
-        source.end()
-
-
-def tables_name(data, rungs, sections):  # of version 2: the hash of the tables with their sections not deflated
-    if data[8:10] == b"\1\0":
-        return sha256(data).hexdigest()
-    parts = [data[: 28 + 4 * rungs]]
-    for kind, content in sections.items():
-        parts += [kind, struct.pack("<II", len(content), zlib.crc32(content)), content]
-    return sha256(b"".join(parts)).hexdigest()
-
-
-class Residual:
-    def __init__(self, source, latents):
-        width, dim, stages = source.numbers("III")
-        self.bits = source.array("u1", stages)
-        must(width and ((self.bits > 0) & (self.bits <= 8)).all() and sum(self.bits) == latents, "the stages")
-        scales = source.array("<f4", stages)
-        self.words = [
-            source.array("i1", width << b).reshape(-1, width) * s for b, s in zip(self.bits, scales, strict=True)
-        ]
-        output = source.array("i1", width * dim).reshape(width, dim)
-        self.output, self.centre = output * source.array("<f4", dim), source.array("<f4", dim)
-        source.end()
-        must(
-            all(np.isfinite(part).all() for part in (scales, self.output, self.centre)), "a number that is not finite"
-        )
-
-    def vectors(self, symbols, latents):
-        total, first = np.zeros((len(symbols), self.words[0].shape[1])), 0
-        for bits, words in zip(self.bits.tolist(), self.words, strict=True):
-            known = [j for j in range(bits) if first + j in latents]
-            digits = np.arange(1 << bits)[:, None] >> np.arange(bits - 1, -1, -1) & 1
-            for row in range(len(symbols) if known else 0):
-                given = [symbols[row, np.flatnonzero(latents == first + j)[0]] for j in known]
-                total[row] += words[(digits[:, known] == given).all(axis=1)].mean(axis=0)
-            first += bits
-        return total @ self.output + self.centre if len(self.centre) else total
+def entropies(values):
+    must(((values >= 0) & (values <= 65504)).all(), "an uncertainty that is no entropy")
+    return values
 
 
 class Archive:
@@ -296,39 +88,65 @@ class Archive:
     def __init__(self, data, tables=None):
         self.data, self.parts = data, []
         begin = self.read_header(Bytes(data))
-        self.data = data = self.committed(begin)
-        offset, size, crc, header_crc, closing = Bytes(data, len(data) - 32).numbers("QQI4s8s")
-        must((header_crc, closing, offset + size + 32) == (data[16:20], b"SCL\x89END\n", len(data)), "the trailer")
-        index = self.chunk(b"INDX", offset, size, crc)
-        rows, self.source_bytes, *embedded, segments, skipped, fitted, retired = index.numbers("QQQQIIII")
-        self.skipped = json.loads(inflate(index.take(skipped), 1 << 28)) if skipped else []
+        self.data = self.committed(begin)
+        index = self.read_index(len(self.data))
+        self.source_bytes, self.skipped, embedded = index["source_bytes"], index["skipped"], index["tables"]
         must(embedded[0] == (begin if embedded[1] else 0), "the tables' place")
         tables = self.chunk(b"TABL", *embedded).data if embedded[1] else tables
         self.tables = Tables(tables, (self.header["model_latents"], self.header["alphabet"]))
         must(self.tables.name == self.header["tables_sha256"], "other tables")
-        chunks = [self.chunk(b"FITT", *index.numbers("QQ")) for _ in range(fitted)]
+        chunks = [self.chunk(b"FITT", *place) for place in index["fitted"]]
         self.fitted = [self.own_model(part.take(crc=part.number())) for part in chunks]
-        for _ in range(retired):
-            offset, size, crc = index.numbers("QQI")
+        for number, (offset, size, crc) in enumerate(index["retired"]):
             self.chunk(b"INDX", offset, size, crc, trailer=32)
-        read = [self.segment(index) for _ in range(segments)]
-        index.end()
+            earlier = self.read_index(offset + size)
+            must(earlier["start"] == offset and earlier["retired"] == index["retired"][:number], "an earlier index")
+            must(all(earlier[key] == index[key] for key in ("tables", "fitted")), "an earlier index")
+            must(earlier["segments"] == index["segments"][: len(earlier["segments"])], "an earlier index's segments")
+        read = [self.segment(*place) for place in index["segments"]]
+        self.parts.append((index["start"], len(self.data) - 32))
         begins, ends = zip(*sorted(self.parts), strict=True)
         must(begins == (begin, *ends[:-1]), "a gap between the parts")
         self.symbols = np.concatenate([np.empty((0, len(self.latents)), np.int64), *(part[0] for part in read)])
-        must(len(self.symbols) == rows, "the number of rows")
         self.names, self.labels, self.uncertainty = (self.joined([part[k] for part in read]) for k in (1, 2, 3))
 
     def read_header(self, source):
         must(source.take(8) == b"\x89SCL\r\n\x1a\n", "not an archive of codes")
         version, reserved, size, crc = source.numbers("HHII")
-        must(version in (1, 2) and reserved == 0, "the version, or reserved bytes")
-        self.version = version
-        must(zlib.crc32(self.data[:16] + source.take(size)) == crc, "checksum of the header")
-        self.header = json.loads(self.data[20 : source.at].decode("ascii"))
-        self.latents = np.array(self.header.get("selection", range(self.header["latents"])))
+        must(1 <= version <= 3 and reserved == 0 and size <= 1 << 20, "the version, or reserved bytes")
+        self.version, text = version, source.take(size)
+        must(zlib.crc32(self.data[:16] + text) == crc, "checksum of the header")
+        hashes = {"model_sha256": text[:32].hex(), "tables_sha256": text[32:64].hex()} if version > 2 else {}
+        self.header = read_json(inflate(text[64:], 1 << 20, DICTIONARY) if version > 2 else text) | hashes
+        must(depth(self.header) <= 32, "the header's nesting")
+        chosen = self.header.get("selection", list(range(self.header["latents"])))
+        must(type(chosen) is list and all(type(latent) is int for latent in chosen), "the selection")
+        self.latents = np.array(chosen)
         must(len(self.latents) == self.header["latents"] and (np.diff(self.latents) > 0).all(), "the selection")
         return source.at
+
+    def read_index(self, end):  # of the archive that ends there: the whole one, or one before an append
+        start, size, crc, header_crc, closing = Bytes(self.data[:end], end - 32).numbers("QQI4s8s")
+        must((header_crc, closing, start + size + 32) == (self.data[16:20], b"SCL\x89END\n", end), "the trailer")
+        index = Bytes(Bytes(self.data, start).take(size, crc))
+        must(index.numbers("4sQ") == (b"INDX", size - 12), "the index")
+        rows, source_bytes, *tables, segments, skipped, fitted, retired = index.fields("QQQQIIII", self.version)
+        must(source_bytes <= 1 << 60, "the source's bytes")
+        found = {"start": start, "rows": rows, "source_bytes": source_bytes, "tables": tables}
+        found["skipped"] = skipped_pairs(index.take(skipped))
+        found["fitted"] = [tuple(index.fields("QQ", self.version)) for _ in range(fitted)]
+        found["retired"] = [tuple(index.fields("QQI", self.version)) for _ in range(retired)]
+        found["segments"] = [self.entry(index, segments == 1 and self.version > 2) for _ in range(segments)]
+        index.end()
+        counts = [Bytes(head).fields("I", self.version)[0] for _, _, head in found["segments"]]
+        must(sum(counts) == rows, "the number of rows")
+        return found
+
+    def entry(self, index, short):
+        offset, size, head_size = index.fields("QQI", self.version)
+        if not short:
+            return offset, size, index.take(head_size)
+        return offset, size, Bytes(self.data, offset + 20).take(head_size, crc=index.number())
 
     def committed(self, at):  # the bytes up to the last trailer, without an append that has not been finished
         data, end = self.data, 0
@@ -359,20 +177,21 @@ class Archive:
         return self.tables.vectors(self.symbols, self.latents)
 
     def chunk(self, kind, offset, size, crc=None, trailer=0):
+        self.parts.append((offset, offset + size))
         found = Bytes(Bytes(self.data, offset).take(size, crc))
         must(found.numbers("4sQ") == (kind, size - 12 - trailer), f"a chunk of the kind {kind}")
-        self.parts.append((offset, offset + size))
         return Bytes(found.take())
 
     def own_model(self, data):
         return named_model(inflate(data, 1 << 26), (len(self.latents), self.header["alphabet"]))
 
-    def segment(self, index):
-        offset, size, head_size = index.numbers("QQI")
-        part, head = self.chunk(b"SEGM", offset, size), Bytes(index.take(head_size))
-        must(part.number() == head_size and part.take(head_size, crc=part.number()) == head.data, "two heads differ")
-        rows, most, blocks, kind, reserved, number, *sizes = head.numbers("IIIBBHIIIIIIII")
-        must(most and blocks == -(-rows // most) and kind <= 3 and reserved == 0, "a head that makes no sense")
+    def segment(self, offset, size, head):
+        part, head = self.chunk(b"SEGM", offset, size), Bytes(head)
+        must(part.number() == len(head.data), "two heads differ")
+        must(part.take(len(head.data), crc=part.number()) == head.data, "two heads differ")
+        must(self.version > 2 or head.data[13] == 0, "reserved bytes")
+        rows, most, blocks, kind, number, *sizes = head.fields("IIIBxHIIIIIIII", self.version)
+        must(most and blocks == -(-rows // most) and kind <= 3, "a head that makes no sense")
         counts, crcs = [head.varint() for _ in range(blocks)], head.array("<u4", blocks)
         head.end()
         table, names, labels, values = (part.take(*sizes[k : k + 2]) for k in (0, 2, 4, 6))

@@ -1,6 +1,7 @@
 """The fuzzer finds nothing, and finds what is put there for it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,32 @@ def test_damaged_and_forged_archives_do_what_they_must(tmp_path):
     assert min(result["damaged"], result["forged"]) > 2800
     kinds = {kind.split(":")[1].strip() for kind in result["outcomes"]}
     assert {"ChecksumMismatch on reading", "FormatError on opening", "LimitExceeded on reading", "read"} <= kinds
+
+
+def test_what_guided_fuzzing_kept_is_read_or_refused():
+    """In a process of its own, as checksums are not looked at there; atheris is not needed."""
+    code = """
+import warnings
+from collections import Counter
+import stochcl.compress
+from tests.fuzz import guided
+guided.without_checksums()
+warnings.simplefilter("error")
+print(Counter(guided.read(path.read_bytes()).split()[-1] for path in sorted(guided.CORPUS.iterdir())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"rows", "latents", "FormatError", "LimitExceeded", "Truncated"} <= set(
+        re.findall(r"'(\w+)'", done.stdout)
+    )
+
+
+def test_the_corpus_is_small():
+    files = list((ROOT / "tests" / "fuzz" / "corpus").iterdir())
+    assert 20 < len(files) < 200
+    assert sum(path.stat().st_size for path in files) < 150_000
 
 
 PLANTED = {

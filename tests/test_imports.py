@@ -11,16 +11,18 @@ import stochcl
 
 ROOT = Path(stochcl.__file__).parent
 
-GROUND = {"errors", "codes", "messages", "options"}
-BASE = GROUND | {"files", "framing", "entropy"}
+GROUND = {"errors", "codes", "lazy", "messages", "options"}
+BASE = GROUND | {"files", "framing", "remote", "entropy"}
 MAY_IMPORT = {
     "errors": set(),
+    "lazy": set(),
     "messages": set(),
     "options": {"errors"},
     "codes": {"errors"},
     "framing": GROUND,
     "files": GROUND,
-    "data": GROUND | {"files"},
+    "remote": GROUND,
+    "data": GROUND | {"files", "remote"},
     "entropy": GROUND | {"files", "framing"},
     "compress": BASE,
     "encoders": BASE | {"data"},

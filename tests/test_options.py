@@ -1,6 +1,7 @@
 """Options: bounds, types and names are checked from the fields' metadata, in Python, TOML and on the command line."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import click
@@ -8,12 +9,17 @@ import pytest
 from click.testing import CliRunner
 
 from stochcl.api.compress import CompressOptions
+from stochcl.api.options import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
+from stochcl.cli import main
 from stochcl.cli.options import given, options_of
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, command_line
 from stochcl.options import Options, check_names, declared, kind_of, option, option_of
 from stochcl.training.options import EncoderConfig, FinetuneOptions, LatentOptions, TrainOptions
 
-CLASSES = (CompressOptions, EncoderConfig, FinetuneOptions, LatentOptions, TrainOptions)
+CLASSES = (
+    CompressOptions, EncoderConfig, EvaluateOptions, FinetuneOptions, LatentOptions, SearchOptions, SelectOptions,
+    TrainOptions, UncertaintyOptions,
+)  # fmt: skip
 
 
 def wrong_values(one):
@@ -38,18 +44,44 @@ CASES = [
 @pytest.mark.parametrize(("cls", "name", "value"), CASES, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_every_option_refuses_values_outside_its_bounds(cls, name, value):
     with pytest.raises(UsageError, match=rf"^{name} must be "):
-        cls(**{name: value})
+        cls(**({"latents": 8} if cls is SelectOptions else {}) | {name: value})
+
+
+def test_an_option_that_is_required_is_asked_for():
+    with pytest.raises(UsageError, match="latents must be a whole number, got None"):
+        SelectOptions()
+
+
+COMMANDS = {
+    "compress": [CompressOptions], "evaluate": [EvaluateOptions], "finetune": [FinetuneOptions],
+    "search": [SearchOptions], "select": [SelectOptions], "train": [TrainOptions, EncoderConfig],
+    "uncertainty": [UncertaintyOptions],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_command_is_in_one_section_of_its_help(command):
+    found = main.get_command(click.Context(main), command)
+    names = [param.name for param in found.params]
+    assert len(names) == len(set(names))
+    for cls in COMMANDS[command]:
+        assert {one.name for one in declared(cls).values() if option_of(one).help} <= set(names)
+    text = CliRunner().invoke(found, ["--help"]).output
+    for param in found.params:
+        if isinstance(param, click.Option):
+            assert len(re.findall(rf"\n  {', '.join(param.opts)}[ \n]", text)) == 1
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_option_takes_its_bounds(cls):
-    defaults = cls()
+    defaults = cls(**({"latents": 8} if cls is SelectOptions else {}))
     for one in declared(cls).values():
         made = option_of(one)
         for value in (made.at_least, made.at_most):
             if value is not None:
                 option_of(one).allows(value)
-        assert getattr(defaults, one.name) == one.default or one.default == ()  # which may be filled in
+        unset = made.required or one.default == ()  # which may be filled in
+        assert unset or getattr(defaults, one.name) == one.default
 
 
 @dataclass(frozen=True)
@@ -79,9 +111,10 @@ def decode(**options):
     ],
 )
 def test_a_wrong_value_on_the_command_line_is_one_sentence_that_names_the_flag(arguments, message):
-    result = CliRunner().invoke(decode, arguments)
-    assert isinstance(result.exception, UsageError)
-    assert str(result.exception) == message
+    with command_line():
+        result = CliRunner().invoke(decode, arguments)
+        assert isinstance(result.exception, UsageError)
+        assert str(result.exception) == message
 
 
 def test_values_of_the_command_line_are_those_of_the_fields():

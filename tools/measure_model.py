@@ -1,17 +1,19 @@
 """Measure what a model's codes are worth: accuracy along the ladder, linear and of nearest neighbours.
 
     python tools/measure_model.py MODEL --data DATA -o RESULTS.json [--untrained MODEL] [--before MODEL] [--work WORK]
-        [--set cifar10] [--set tiny-imagenet] [--train-images 20000] [--precision bf16] [--seed 0]
+        [--set cifar10] [--set tiny-imagenet] [--kind FOLDER ...] [--probe logistic ...]
+        [--train-images 20000] [--precision bf16] [--seed 0]
 
 Sets are
 - cifar10: DATA/cifar10-train.zip to learn from, DATA/cifar10-test.zip to score on;
 - tiny-imagenet: of DATA/tiny-imagenet-train-0.zip to -2.zip the last 20 images of each class of each file to score
-  on, which training with `--hold-out 20` leaves alone, the others to learn from.
+  on, which training with `--hold-out 20` leaves alone, the others to learn from;
+- every FOLDER, whose classes are its folders, such as tools/make_kinds.py makes: a fifth of each to score on.
 
 Each is a run of `stochcl benchmark rate-accuracy` (whose file of results says what its rows hold) for each probe and
-model, so codes come from archives that are written and read back. Of MODEL all rungs of the ladder are measured, of
-the model BEFORE it and of an UNTRAINED one the full width; of each its features as float32, too. WORK keeps what has
-been measured, so that an interrupted run goes on.
+model, so codes come from archives that are written and read back; the third probe, retrieval, is mAP@1000. Of MODEL
+all rungs of the ladder are measured, of the model BEFORE it and of an UNTRAINED one the full width; of each its
+features as float32, too. WORK keeps what has been measured, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from stochcl.benchmarks import run
 from stochcl.benchmarks.inputs import RateAccuracyConfig
 from stochcl.benchmarks.rate_accuracy import benchmark_rate_accuracy
 
-PROBES = ("logistic", "knn")
+PROBES = {"logistic": "accuracy", "knn": "accuracy", "retrieval": "map@1000"}
+SETS = ("cifar10", "tiny-imagenet")
 ROLES = ("model", "before", "untrained")
 
 
@@ -42,7 +45,8 @@ def requests(data: Path, options: argparse.Namespace) -> dict[str, RateAccuracyC
         "baselines": ("float32",),
     }  # fmt: skip
     tiny = tuple(data / f"tiny-imagenet-train-{i}.zip" for i in range(3))
-    return {
+    kinds = {folder.name: RateAccuracyConfig((folder,), **shared) for folder in options.kind}
+    return kinds | {
         "cifar10": RateAccuracyConfig((data / "cifar10-train.zip",), test=data / "cifar10-test.zip", **shared),
         "tiny-imagenet": RateAccuracyConfig(tiny, hold_out=20, **shared),
     }
@@ -59,22 +63,22 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         codec = Codec(path)
         models[role] = {"name": codec.model.name, "sha256": codec.model.sha256}
     for name, request in requests(options.data, options).items():
-        if options.set and name not in options.set:
+        if name in SETS and name not in options.set:
             continue
         for role, path in given.items():
             ladder = () if role == "model" else (Codec(path).latents,)
-            for probe in PROBES:
-                asked = replace(request, model=(path,), probe=probe, ladder=ladder)
+            for probe in options.probe or PROBES:
+                asked = replace(request, model=(path,), ladder=ladder, metric=(PROBES[probe],))
+                asked = asked if probe == "retrieval" else replace(asked, probe=probe)
                 found = benchmark_rate_accuracy(asked, work / name, say=say)
                 counts[name] = found["n"]
                 for row in found["rows"]:
                     rows.append({"set": name, "model": role, "probe": probe} | row)
                     del rows[-1]["method"], rows[-1]["seconds"]
                     line = f"{name}, {role}, {probe}, {row['code']} ({row['input']})"
-                    say(
-                        f"{line:<60} {row['bits_per_image']:>10,.1f} bits per image {row['accuracy']:>8.2%} "
-                        f"{time.monotonic() - started:>8,.0f} s"
-                    )
+                    score = row["accuracy"] if "accuracy" in row else row["map"]
+                    seconds = time.monotonic() - started
+                    say(f"{line:<60} {row['bits_per_image']:>10,.1f} bits an image {score:>8.2%} {seconds:>8,.0f} s")
     words = [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]  # no folders of this machine
     return {
         "schema": "stochcl.measure/1",
@@ -92,11 +96,14 @@ def main() -> None:
     parser.add_argument("--untrained", type=Path, help="An untrained network's model file.")
     parser.add_argument("--before", type=Path, help="The model that it is to replace.")
     parser.add_argument("--work", type=Path, help="Where what has been measured is kept.")
-    parser.add_argument("--set", action="append", choices=["cifar10", "tiny-imagenet"], help="Both by default.")
+    parser.add_argument("--set", action="append", choices=SETS, help="Both by default; none beside --kind.")
+    parser.add_argument("--kind", action="append", default=[], type=Path, help="A folder of labelled images.")
+    parser.add_argument("--probe", action="append", choices=PROBES, help="All by default.")
     parser.add_argument("--train-images", type=int, default=20_000, help="At most, the same share of every class.")
     parser.add_argument("--precision", default="bf16", help="Of the networks.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.set = options.set or ([] if options.kind else list(SETS))
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
         result = measure(options, options.work or Path(folder))
     options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -25,7 +25,7 @@ def figures(results: dict) -> dict[str, str]:
     scores: dict[tuple[str, str], dict[str, float]] = {}
     bits = {}
     for row in results["rows"]:
-        if row["model"] == "model" and row["input"] != "symbols":
+        if row["model"] == "model" and row["input"] != "symbols" and "accuracy" in row:
             what = "features (float32)" if row["group"] == "features" else f"codes, {row['code']}"
             scores.setdefault((row["set"], what), {})[NAMES[row["probe"]]] = row["accuracy"]
             bits[row["set"], what] = row["bits_per_image"]

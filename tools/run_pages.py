@@ -6,7 +6,8 @@
 
 A page's ``sh`` and ``python`` blocks run in order in one new folder, which holds ``examples/images`` and a smaller
 ``photos/CLASS/NAME.jpg``. A ``text`` block right after one of them is what it prints; a line ``...`` stands for the
-rest. Outputs are compared without their numbers. ``<!-- not run: reason -->`` before a block leaves it out.
+rest. Outputs are compared without their numbers. ``<!-- not run: reason -->`` before a block leaves it out, and
+``<!-- needs: MODULE -->`` where that module is not installed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
     r"(?P<skip>^<!-- not run: [^\n]+ -->\n\s*)?"
+    r"(?:^<!-- needs: (?P<needs>\w+) -->\n\s*)?"
     r"^```(?P<language>sh|python)\n(?P<code>.*?)^```\n"
     r"(?P<between>\n*)(?:^```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
@@ -59,7 +62,7 @@ class Page:
         """Run the blocks in order; return each with what it printed."""
         text = self.path.read_text("utf-8")
         with contextlib.chdir(self.folder):
-            return [(block, self.run_block(block)) for block in BLOCK.finditer(text) if not block["skip"]]
+            return [(block, self.run_block(block)) for block in BLOCK.finditer(text) if is_run(block)]
 
     def run_block(self, block: re.Match[str]) -> str:
         code, printed = block["code"], io.StringIO()
@@ -74,6 +77,11 @@ class Page:
             return run_shell(code)
         except Exception as error:
             raise RuntimeError(f"{self.path.relative_to(ROOT)}: this example failed:\n{code}{error}") from error
+
+
+def is_run(block: re.Match[str]) -> bool:
+    """Tell whether a block runs here: nothing leaves it out, and what it needs is installed."""
+    return not block["skip"] and (block["needs"] is None or find_spec(block["needs"]) is not None)
 
 
 def run_command(arguments: list[str]) -> str:

@@ -7,15 +7,17 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stochcl.api.compress import CompressOptions, encode_rows
-from stochcl.api.source import listing, no_readable_error, open_inputs, strict_error
+from stochcl.api.codec import codec_of
+from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows
+from stochcl.api.source import listing, no_readable_error, open_inputs, source_warnings, strict_error
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
+from stochcl.data.pixels import FULL_DEPTH
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import escape_name, plural
 
@@ -34,13 +36,14 @@ if TYPE_CHECKING:
 def append(
     path: PathLike,
     source: PathLike,
-    codec: CodecBase,
+    codec: CodecBase | None = None,
     *,
     labels: PathLike | None = None,
     batch_size: int = 256,
     workers: int | None = None,
     strict: bool = False,
     progress: Progress = lambda done, total: None,
+    **reading: Any,
 ) -> Edit:
     """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
 
@@ -56,14 +59,16 @@ def append(
         The archive, which must have names.
     source : path-like
         A folder, .zip, .tar, or .npy of uint8 images; or the .npy matrix that the archive was made of, grown.
-    codec : CodecBase
-        Of the archive's model; it computes in the archive's precision.
+    codec : CodecBase, optional
+        Of the archive's model, which is else found by its hash; it computes in the archive's precision.
     labels : path-like, optional
         A CSV file with labels of the new images, where the archive has labels stored.
     batch_size, workers, strict
         As for compressing.
     progress : callable
         Told how many images of how many are done.
+    **reading
+        Fields of :class:`~stochcl.data.SourceOptions`: any_name, label_level, label_files, max_pixels.
 
     Raises
     ------
@@ -71,11 +76,14 @@ def append(
     ModelMismatch, UsageError
         If the archive is another model's, or its images were prepared otherwise, or it has no names.
     """
-    path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict)
+    path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
+    check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
+    labelled = labels is not None or _labels_come_along(options)
+    codec = codec_of(path) if codec is None else codec
     with Archive(path) as archive:
-        _check_appendable(archive, path, codec, labels=labels is not None)
+        _check_appendable(archive, path, codec, labels=labelled)
         codec = codec.with_precision(archive.header.precision)
-    images = open_inputs(Path(source), codec)
+    images = open_inputs(source, codec, options)
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
     with Appender(path, tables=[codec.tables]) as out:
@@ -88,16 +96,22 @@ def append(
         if strict and new.rejected:
             raise strict_error(new, new.rejected[0])
         if table is not None:
+            table = table.of(_names(new))
             table.match(_names(new))
         facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
         out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
+        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
     unit = report.unit
     added = report.images - before[0]
-    notes = (f"added      {plural(added, unit)}; {plural(there, unit)} had been there already",)
-    return Edit(report, before, {"added": added, "there": there}, notes, tuple(out.skipped))
+    notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
+    notes += [line.removeprefix("warning: ") for line in source_warnings(new, encoded.damaged)]
+    return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
+
+
+def _labels_come_along(options: CompressOptions) -> bool:
+    return options.label_level is not None or options.label_files is not None
 
 
 def _append_to(
@@ -107,14 +121,19 @@ def _append_to(
     options: CompressOptions,
     table: LabelTable | None,
     progress: Progress,
-) -> int:
+) -> Encoded:
     options = replace(options, uncertainty=out.has is not None and out.has[2])
 
     def beside(codes: Codes) -> Codes:
-        return replace(codes, labels=None if table is None else table.match(codes.names or ()))
+        if table is not None:
+            return replace(codes, labels=table.match(codes.names or ()))
+        return codes if _labels_come_along(options) else replace(codes, labels=None)
 
     stated = out.header.preprocess
-    preprocess = codec.preprocess if codec.columns else Preprocess(stated["size"], stated["fit"])
+    preprocess = codec.preprocess
+    if codec.columns is None:  # of 16-bit images as many bits as those that are there have
+        most = options.max_pixels or preprocess.max_pixels
+        preprocess = Preprocess(stated["size"], stated["fit"], stated.get("depth", FULL_DEPTH), most)
     known = {name for name, _ in out.archive.skipped}
     for failure in () if out.position else new.rejected:
         out.skip(failure.name, failure.reason)
@@ -171,7 +190,10 @@ def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels:
         )
     stored = has_part(archive, "labels")
     if stored and not labels:
-        raise UsageError(f"{shown}: it has labels stored; give those of the new images with --labels.")
+        raise UsageError(
+            f"{shown}: it has labels stored; give those of the new images with --labels, --label-level or "
+            "--label-files."
+        )
     if labels and not stored:
         raise UsageError(
             f"{shown}: it has no labels stored; `stochcl transcode --labels` stores those of its images."

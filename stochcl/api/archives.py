@@ -18,10 +18,10 @@ from stochcl.compress.export import export
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
-from stochcl.data.source import read_regular
+from stochcl.data.access import read_regular
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
-from stochcl.files import check_output, make_folder
+from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, OutputExists, SourceError, UsageError
+from stochcl.files import check_output, make_folder, target_of
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -57,7 +57,13 @@ def info(path: PathLike, *, tables: Where = ()) -> Report:
 
 
 def decompress(
-    path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False
+    path: PathLike,
+    output: PathLike,
+    *,
+    labels: PathLike | None = None,
+    tables: Where = (),
+    force: bool = False,
+    progress: Progress = _silent,
 ) -> Exported:
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
 
@@ -67,7 +73,7 @@ def decompress(
     """
     with open_archive(path, tables=tables) as archive:
         given = None if labels is None else [str(label) for label in labels_of(archive, path, labels)]
-        return export(archive, output, labels=given, force=force)
+        return export(archive, output, labels=given, force=force, progress=progress)
 
 
 def transcode(
@@ -103,15 +109,15 @@ def transcode(
     refit : bool
         Fit entropy models to the codes, and store those that are worth their own bytes.
     self_contained, external_tables : bool
-        Put the decoding tables into the file, or leave them out; by default as it was.
+        Put the decoder into the file, or leave it out; by default as it was.
     names, uncertainty : bool
         Whether to keep the rows' names, and their uncertainty, where they are stored.
     labels : path-like, optional
         A CSV file ``name,label``, whose labels are stored.
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive.
+        Where to look first for decoders that are not in the archive.
     force, resume : bool
-        Replace an existing output; go on with what an interrupted run left.
+        Replace an existing output; continue what an interrupted run left.
     progress : callable
         Told how much of how much is done, in each step from the beginning.
 
@@ -123,6 +129,7 @@ def transcode(
     _check_request(latents, rate, select, resume=resume)
     check_exclusive(self_contained=self_contained, external_tables=external_tables)
     check_output(output, path, force=force)
+    shown, output = str(output), target_of(output)
     with Archive(path, tables=tables) as archive:
         before = len(archive), archive.size
         job = Transcoding(
@@ -148,7 +155,7 @@ def transcode(
                 write_widest(job, output, rate)
         notes = external_tables_note(keep_tables(archive.tables, output.parent)) if external_tables else ()
         with Archive(output, tables=[archive.tables]) as written:
-            report, fitted = Report.of(written, str(output)), len(written._index.fitted)
+            report, fitted = Report.of(written, shown), len(written._index.fitted)
     if refit:
         notes = (f"fitted     {plural(fitted, 'entropy model')} stored", *notes)
     return Edit(replace(report, rate=rate), before, {"fitted_models": fitted}, notes)
@@ -212,8 +219,10 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
         raise LabelsError(
             f"{escape_name(path)}: its rows have no names to find labels by (--no-names?); compress with names."
         )
-    table = read_labels(labels)
-    for segment in range(len(archive._index.segments)):
+    table, segments = read_labels(labels), range(len(archive._index.segments))
+    if table.is_array:
+        table = table.of([name for segment in segments for name in edit.stored_names(archive, segment)])
+    for segment in segments:
         table.match(edit.stored_names(archive, segment))
     return table.match
 
@@ -232,12 +241,12 @@ def merge(
     Parameters
     ----------
     paths : sequence of path-like
-        Files of codes, or folders of shards, of which all shards are taken in order.
+        Archives, or folders of shards, of which all shards are taken in order.
     output : path-like
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archives.
+        Where to look first for decoders that are not in the archives.
     force, resume : bool
-        Replace an existing output; go on with what an interrupted run left.
+        Replace an existing output; continue what an interrupted run left.
     progress : callable
         Told how many images of how many are done.
 
@@ -248,7 +257,7 @@ def merge(
         If the archives do not go together; the message names the first that does not.
     """
     if not paths:
-        raise UsageError("there is nothing to merge: name the files of codes to join.")
+        raise UsageError("there is nothing to merge: name the archives to join.")
     output, tables = Path(output), tuple(tables)
     for path in paths:
         check_output(output, Path(path), force=force)
@@ -260,7 +269,7 @@ def merge(
         archives, names, bring_tables = join(opened)
         edit.check_alike(archives, names)
         before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
-        with note_partial_output(output):
+        with note_partial_output(target_of(output)):
             edit.merge(archives, output, embed=bring_tables, force=force, resume=resume, progress=progress)
     with Archive(output, tables=tables) as archive:
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
@@ -306,7 +315,7 @@ def split(
         outputs = [folder / f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, len(bounds))]
         make_folder(folder)
         if not force and (there := sorted(folder.glob(f"{glob.escape(path.stem)}-[0-9]*"))):
-            raise UsageError(
+            raise OutputExists(
                 f"{escape_name(there[0])}: this file exists already; pass --force to replace such parts."
             )
         for output, first, last in zip(outputs, bounds[:-1], bounds[1:], strict=True):

@@ -8,12 +8,24 @@ from typing import IO, TYPE_CHECKING, Any
 
 from stochcl.api.compress import CompressOptions, compress_source
 from stochcl.api.encode import CodecBase
+from stochcl.api.models import model_of
+from stochcl.compress import open_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stochcl.api.source import Given
     from stochcl.api.summary import Report
+
+
+def codec_of(
+    path: str | os.PathLike[str], model: str | os.PathLike[str] | None = None, *, device: str = "auto"
+) -> Codec:
+    """Load the model of this name or file, or else the one that made an archive, which is found by its hash."""
+    if model is None:
+        with open_archive(path) as archive:
+            model = model_of(archive.header, path)
+    return Codec(model, device=device)
 
 
 class Codec(CodecBase):
@@ -45,7 +57,7 @@ class Codec(CodecBase):
         progress: Callable[[int, int], None] = lambda done, total: None,
         **options: Any,
     ) -> Report:
-        """Compress a folder, an archive or an array of images, or a matrix of embeddings, to a file of codes.
+        """Compress a folder, an archive or an array of images, or a matrix of embeddings, to an archive.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Compressing a source to a file of codes."""
+"""Compressing a source to an archive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,25 +18,27 @@ from stochcl.api.source import (
     no_readable_error,
     open_given,
     read_batches,
+    source_warnings,
     strict_error,
 )
 from stochcl.api.summary import Report, external_tables_note
-from stochcl.codes import Codes, pick
+from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, Writer
 from stochcl.compress.journal import rows_kept
+from stochcl.compress.manifest import MANIFEST
 from stochcl.compress.segment_writer import StreamWriter
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.data import Failure, MatrixSource, StreamSource
+from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
 from stochcl.data.preprocess import FITS
 from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import FormatError, OutputError, SourceError, UsageError
-from stochcl.files import WriteLock, check_output, sync_folder
+from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
+from stochcl.files import WriteLock, check_output, exists, sync_folder, target_of
 from stochcl.messages import escape_name, os_reason, plural
-from stochcl.options import Options, option
+from stochcl.options import option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Given, Source
@@ -53,13 +55,13 @@ _MUCH = 1.3  # times the bits of images like the model's training images
 
 
 @dataclass(frozen=True)
-class CompressOptions(Options):
-    """How to compress."""
+class CompressOptions(SourceOptions):
+    """What to compress, and how."""
 
     latents: int | None = option(None, "Keep the first K latents.", at_least=1, unit="K", shown="all")
     rate: float | None = option(
-        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; tables and "
-        "names come on top.", more_than=0, unit="R",
+        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; decoder "
+        "and names come on top.", more_than=0, unit="R",
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
@@ -68,8 +70,8 @@ class CompressOptions(Options):
     )
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
-    self_contained: bool = option(False, "Put the decoding tables into the file in any case.")
-    external_tables: bool = option(False, "Leave the decoding tables out of the file; they go beside it.")
+    self_contained: bool = option(False, "Put the decoder into the archive in any case.")
+    external_tables: bool = option(False, "Put the decoder into a file beside the archive.")
     strict: bool = option(False, "Stop at an image that cannot be read, rather than skip it.")
     force: bool = option(False, "Replace an existing output.")
     resume: bool = option(False, "Continue an interrupted run.")
@@ -108,15 +110,16 @@ def header_of(codec: CodecBase, source: Source, options: CompressOptions, latent
     """Return the header of an archive of the first latents of a source."""
     return codec.header(
         latents=latents,
-        preprocess=preprocess_of(codec, options),
+        preprocess=preprocess_of(codec, options, source),
         source_kind=source.kind,
-        uncertainty=options.uncertainty,
     )
 
 
-def preprocess_of(codec: CodecBase, options: CompressOptions) -> Preprocess:
-    """Return how images are preprocessed, as the model or ``fit`` says."""
-    return codec.preprocess if options.fit is None else replace(codec.preprocess, fit=options.fit)
+def preprocess_of(codec: CodecBase, options: CompressOptions, source: Source) -> Preprocess:
+    """Return how a source's images are preprocessed, as the model, the options and the source itself say."""
+    asked: dict[str, Any] = {"fit": options.fit, "depth": options.depth, "max_pixels": options.max_pixels}
+    preprocess = replace(codec.preprocess, **{name: value for name, value in asked.items() if value is not None})
+    return source.settle(preprocess) if codec.columns is None and not isinstance(source, MatrixSource) else preprocess
 
 
 def select_latents(codes: Codes, header: Header) -> Codes:
@@ -129,7 +132,7 @@ def compress_source(
 ) -> Report:
     """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec)
-    source = check_source_fits_model(open_given(given), codec)
+    source = check_source_fits_model(open_given(given, options, codec.columns or 0), codec)
     if not isinstance(path, Path):
         return _compress_to_stream(codec, source, path, options, progress)
     if options.resume and isinstance(source, StreamSource):
@@ -137,19 +140,24 @@ def compress_source(
             f"{escape_name(source.path)}: a stream cannot be read again, so there is nothing to --resume; "
             f"`stochcl verify {escape_name(path)}.partial --salvage OUT` makes an archive of what was kept."
         )
+    if exists(path / MANIFEST):
+        raise UsageError(
+            f"{escape_name(path)}: this is a folder of shards; pass the --shard-images that it was made with to "
+            "continue it or, with --force, to replace it; or name a file to write."
+        )
     for read in given_paths(given):
         check_output(path, read, force=options.force)
-    started = time.monotonic()
+    started, shown, path = time.monotonic(), str(path), target_of(path)
     with note_partial_output(path):
         if options.rate is None:
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
             encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded)
-        warnings = distribution_shift_warning(codec, archive)
+        report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
+        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
-    return replace(report, notes=notes, warnings=warnings, rate=options.rate)
+    return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
 
 
 def _compress_to_stream(
@@ -171,18 +179,20 @@ def _compress_to_stream(
     ) as writer:
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
-        report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded)
-        return replace(report, warnings=distribution_shift_warning(codec, archive))
+        report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded.rows)
+        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
+        return replace(report, warnings=warnings, damaged=tuple(encoded.damaged))
 
 
 def encode_source(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, latents: int, progress: Progress
-) -> int:
-    """Write an archive of the first latents, and return how many images were encoded for it.
+) -> Encoded:
+    """Write an archive of the first latents, and return what was encoded for it.
 
     What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
     """
     facts = {"source": listing(source), "strict": options.strict, "device": codec.device.type}
+    facts |= {} if options.label_level is None else {"label_level": options.label_level}
     with Writer(
         path,
         header_of(codec, source, options, latents),
@@ -209,16 +219,24 @@ def encode_source(
 
 def _encode_all(
     codec: CodecBase, source: Source, writer: SegmentWriter, options: CompressOptions, progress: Progress
-) -> int:
+) -> Encoded:
     if options.strict and source.rejected:
         raise strict_error(source, source.rejected[0])
     if not writer.position:
         for failure in source.rejected:
             writer.skip(failure.name, failure.reason)
-    encoded = encode_rows(codec, source, writer, preprocess_of(codec, options), options, progress)
+    encoded = encode_rows(codec, source, writer, preprocess_of(codec, options, source), options, progress)
     if not writer.rows:
         raise no_readable_error(source, writer.first_skip)
     return encoded
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What was encoded: how many rows, and which images were damaged and read all the same."""
+
+    rows: int = 0
+    damaged: Sequence[Failure] = ()
 
 
 def encode_rows(
@@ -230,28 +248,32 @@ def encode_rows(
     progress: Progress = lambda done, total: None,
     *,
     beside: Callable[[Codes], Codes] = lambda codes: codes,
-) -> int:
-    """Encode the images of a source, from the writer's position on, for it; return how many were encoded.
+) -> Encoded:
+    """Encode the images of a source, from the writer's position on, for it.
 
     ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
     is stored beside them.
     """
-    encoded = 0
+    encoded, damaged = 0, list[Failure]()
     progress(writer.position, len(source))
     for part in read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
-        if options.strict and part.failures:
-            raise strict_error(source, part.failures[0])
+        if options.strict and (part.failures or part.damaged):
+            raise strict_error(source, (*part.failures, *part.damaged)[0])
+        damaged += part.damaged
         failed = sorted(set(part.rows).difference(part.positions))
         for row, failure in zip(failed, part.failures, strict=True):
             writer.skip(failure.name, failure.reason, position=row)
         if part.positions:
             width = writer.header.latents if writer.header.selection is None else None
             codes = codec.encode_prepared(part.inputs, uncertainty=options.uncertainty, latents=width).codes
-            codes = replace(select_latents(codes, writer.header), names=part.names, labels=part.labels)
+            labels = part.labels
+            if options.label_level is not None:
+                labels = tuple(folder_label(name, options.label_level) for name in part.names)
+            codes = replace(select_latents(codes, writer.header), names=part.names, labels=labels)
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
-    return encoded
+    return Encoded(encoded, damaged)
 
 
 # A rate
@@ -264,8 +286,8 @@ def full_width(path: Path) -> Path:
 
 def compress_at_rate(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
-) -> int:
-    """Write the widest rung whose codes take ``rate`` bits per image; return how many images were encoded.
+) -> Encoded:
+    """Write the widest rung whose codes take ``rate`` bits per image; return what was encoded.
 
     The archive at full width goes only when the prefix is complete, or when no rung keeps to the rate: with more
     room on the disk, ``resume`` continues with it.
@@ -290,16 +312,16 @@ def locked(path: Path) -> WriteLock:
 
 def _compress_at_rate(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
-) -> int:
-    full, encoded = full_width(path), 0
-    if full.exists() and (options.resume or not options.force):
+) -> Encoded:
+    full, encoded = full_width(path), Encoded()
+    if exists(full) and (options.resume or not options.force):
         _check_kept(full, codec, source, options)
     else:
         encoded = encode_source(codec, source, full, options, codec.latents, progress)
     with Archive(full, tables=[codec.tables]) as archive:
         job = Transcoding(archive, embed=options.embeds(codec, len(archive)), names=options.names)
         try:
-            advice = f"; all latents are kept in {escape_name(full)}: make room and pass --resume"
+            advice = f"; all latents are kept in {escape_name(full)}: free some disk space and pass --resume"
             write_widest(job, path, rate, advice)
         except UsageError:
             full.unlink()
@@ -353,7 +375,7 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
     """Refuse a complete archive at full width that is not what this request would write."""
     shown = escape_name(full)
     if not options.resume:
-        raise UsageError(
+        raise OutputExists(
             f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start anew."
         )
     if isinstance(source, StreamSource):  # which is not resumed
@@ -420,17 +442,17 @@ def note_partial_output(path: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SourceError) as exc:
         if not getattr(exc, "__notes__", ()) and (hint := _resume_hint(path)):
-            exc.add_note(hint)
+            exc.add_note(for_caller(hint))
         raise
 
 
 def _resume_hint(path: Path) -> str:
     """Say what an interrupted run has left to continue with; nothing where there is nothing."""
     full = full_width(path)
-    if full.exists():
+    if exists(full):
         return f"What was done is kept in {escape_name(full)}: pass --resume to continue."
     for partial in (output.with_name(output.name + ".partial") for output in (full, path)):
-        if partial.exists():
+        if exists(partial):
             rows = rows_kept(partial.with_name(partial.name + ".journal"))
             kept = f"{rows:,} that are done are" if rows != 1 else "1 that is done is"
             return f"The {kept} kept in {escape_name(partial)}: pass --resume to continue."

@@ -17,7 +17,7 @@ from stochcl.data.array import MAGIC
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError
 from stochcl.files import replacing, writing
-from stochcl.messages import escape_name
+from stochcl.messages import escape_name, plural
 from stochcl.options import declared
 from stochcl.training.options import LatentOptions
 
@@ -142,6 +142,23 @@ def train_head(
         "hardware": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
     }
     return encoder, record
+
+
+_FEW_ROWS = 256
+
+
+def row_warnings(record: dict[str, Any]) -> tuple[str, ...]:
+    """Return warnings where the rows to train on were few, or some of their columns never change."""
+    rows, constant = int(record.get("rows", _FEW_ROWS)), int(record.get("constant_columns", 0))
+    found = []
+    if rows < _FEW_ROWS:
+        found.append(f"{plural(rows, 'row')} to train on: codes of others may be poor; give {_FEW_ROWS:,} or more")
+    if constant:
+        have = "has" if constant == 1 else "have"
+        found.append(
+            f"{plural(constant, 'column')} {have} one value in all rows to train on: codes say nothing of it"
+        )
+    return tuple(found)
 
 
 def rate_warnings(record: dict[str, Any]) -> tuple[str, ...]:
@@ -279,6 +296,7 @@ def train_matrix(
     record |= {
         "width": encoder.config.latents,
         "sources": [escape_name(source.path.name)],
+        "constant_columns": int((train == train[0]).all(axis=0).sum()),
         "not_finite": sample_size(len(source), source.dim) - len(train) - len(held),
         "seconds": round(time.monotonic() - started),
     }

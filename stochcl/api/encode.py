@@ -6,8 +6,6 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,14 +13,15 @@ import numpy as np
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header
 from stochcl.data import Preprocess
-from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import read_regular
+from stochcl.data.access import read_regular
+from stochcl.data.pixels import FULL_DEPTH
+from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.tables import Tables
+from stochcl.entropy.tables import Tables, is_packaged
 from stochcl.errors import ImageError, ModelMismatch, UsageError
-from stochcl.framing import BYTES, VERSION
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class CodecBase:
     @cached_property
     def has_packaged_tables(self) -> bool:
         """Whether the package brings these tables along, so that archives need not hold them."""
-        return resources.files("stochcl").joinpath("tables", f"{self.tables.sha256}.tables").is_file()
+        return is_packaged(self.tables.sha256)
 
     def encode(
         self,
@@ -289,13 +288,14 @@ class CodecBase:
                 f"{advice}."
             )
 
-    def header(
-        self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None, uncertainty: bool = False
-    ) -> Header:
+    def header(self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None) -> Header:
         """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
         preprocess = preprocess or self.preprocess
         if self.columns is None:
+            prepared: dict[str, Any]
             size, prepared = preprocess.size**2 * 3, {"size": preprocess.size, "fit": preprocess.fit}
+            if preprocess.depth not in (None, FULL_DEPTH):  # of 16-bit images that use fewer bits
+                prepared["depth"] = preprocess.depth
         else:
             size, prepared = self.columns * _FLOAT, {}
         return Header(
@@ -310,7 +310,6 @@ class CodecBase:
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,
-            version=BYTES if uncertainty else VERSION,
         )
 
 
@@ -321,6 +320,8 @@ def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preproce
     if isinstance(image, str | os.PathLike):
         try:
             return preprocess.decode(read_regular(image, MAX_FILE_BYTES))
+        except DamagedImage as exc:
+            return exc.pixels
         except ImageError as exc:
             raise ImageError(f"{escape_name(image)}: {exc}.") from exc
     if isinstance(image, np.ndarray):

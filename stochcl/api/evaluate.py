@@ -19,19 +19,20 @@ from stochcl.api.labels import (
     naming,
     split_warning,
 )
+from stochcl.api.options import EvaluateOptions, SelectOptions
 from stochcl.compress import open_archive
-from stochcl.errors import LabelsError, ModelMismatch, OutputError, UsageError
-from stochcl.files import check_output, replacing
-from stochcl.messages import escape_name, os_reason
+from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
+from stochcl.files import check_output, replacing, writing
+from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase, Header
-    from stochcl.downstream import Evaluation, Task
+    from stochcl.downstream import Evaluation
     from stochcl.entropy.tables import Tables
 
     PathLike = str | os.PathLike[str]
@@ -86,13 +87,12 @@ def select(
     path: PathLike,
     output: PathLike,
     *,
-    latents: int,
     labels: PathLike | None = None,
     column: str | None = None,
     level: int | None = None,
-    task: Task = "classification",
-    tables: Iterable[Tables | PathLike] = (),
+    tables: Where = (),
     force: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
 
@@ -101,19 +101,17 @@ def select(
     Parameters
     ----------
     path, output : path-like
-    latents : int
-        K, how many.
     labels : path-like, optional
         A CSV file ``name,label...``; by default the first folder of each name.
     column : str, optional
         Which column of it.
     level : int, optional
         Which folder of a name is its label.
-    task : str
-        classification or regression.
     tables : iterable of Tables or path-like
     force : bool
         Replace an existing output.
+    **options
+        Fields of :class:`~stochcl.api.options.SelectOptions`: ``latents``, how many, and ``task``.
 
     Returns
     -------
@@ -127,21 +125,23 @@ def select(
     from stochcl.downstream import LatentSelector
     from stochcl.downstream.labelled import labelled
 
+    asked = SelectOptions(**options)
     check_label_options(labels, [column], level)
     output = Path(output)
     check_output(output, Path(path), force=force)
     with open_archive(path, tables=tables) as archive:
         header = archive.header
-        if not 1 <= latents <= header.latents:
-            raise UsageError(f"{escape_name(path)}: it has {header.latents:,} latents; {latents:,} cannot be chosen.")
+        if asked.latents > header.latents:
+            shown = plural(header.latents, "latent")
+            raise UsageError(f"{escape_name(path)}: it has {shown}; {asked.latents:,} cannot be chosen.")
         y = labels_of(archive, path, labels, column, level, partial=True)
         with naming(labels or path):
-            rows = labelled(archive.to_numpy(), y, task, archive.names)
+            rows = labelled(archive.to_numpy(), y, asked.task, archive.names)
             rows.check_learnable()
         categorical = has_categories(archive)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of many classes with few rows
-        found = LatentSelector(latents, categorical=categorical).fit(rows.x, rows.y)
+        found = LatentSelector(asked.latents, categorical=categorical).fit(rows.x, rows.y)
     numbers = range(header.latents) if header.selection is None else header.selection
     order = [int(numbers[column]) for column in found.order_]
     result = {
@@ -149,18 +149,15 @@ def select(
         "path": escape_name(path),
         "images": len(rows.y),
         "left_out": rows.left_out,
-        "task": task,
+        "task": asked.task,
         "model": escape_name(header.model),
         "model_sha256": header.model_sha256,
         "latents": sorted(order),
         "order": order,
         "gains": [round(float(gain), 6) for gain in found.gains_],
     }
-    try:
-        with replacing(output) as file:
-            file.write(json.dumps(result).encode())
-    except OSError as exc:
-        raise OutputError(f"{escape_name(output)}: the selection cannot be written: {os_reason(exc)}.") from exc
+    with writing(output, "the selection"), replacing(output) as file:
+        file.write(json.dumps(result).encode())
     return result
 
 
@@ -196,16 +193,10 @@ def evaluate_targets(
     columns: Sequence[str] = (),
     level: int | None = None,
     groups: str | None = None,
-    task: Task = "classification",
-    estimator: str = "auto",
-    output: str = "auto",
-    latents: int | None = None,
-    folds: int = 5,
-    test_size: float | None = None,
-    min_class: int | None = None,
-    seed: int = 0,
     save: PathLike | None = None,
     tables: Where = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> tuple[dict[str, Evaluation], dict[str, Any]]:
     """Train a probe for each target on an archive's decoded codes, and score them.
 
@@ -225,18 +216,15 @@ def evaluate_targets(
         Which folder of a name is its label: 1 the first, -1 the one that the image lies in.
     groups : str, optional
         A CSV file ``name,group``, or a column of ``labels``; rows of a group are never both trained and scored on.
-    task, estimator, folds, test_size, seed
-        See :func:`stochcl.downstream.evaluate`.
-    min_class : int, optional
-        Leave out classes of fewer images, and say so; 2 in a cross-validation, which can do nothing with one image.
-    output : str
-        What the estimator reads: symbols, vectors, or auto: vectors where the model has a vector decoder.
-    latents : int, optional
-        Use this prefix of the codes.
     save : path-like, optional
         Train on all rows (with ``test``, on those of ``path``) and write the probes there, for ``stochcl predict``.
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archives.
+        Where to look first for decoders that are not in the archives.
+    progress : callable
+        Told how many steps of how many are done: reading the archives, and each target.
+    **options
+        Fields of :class:`~stochcl.api.options.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
+        min_class, seed.
 
     Returns
     -------
@@ -247,97 +235,130 @@ def evaluate_targets(
     ------
     SourceError, FormatError, LabelsError, UsageError, ModelMismatch, OutputError
     """
-    _check_request(test, labels, test_labels, columns, level, groups, test_size)
+    asked, origin = EvaluateOptions(**options), _Labels(labels, tuple(columns), level)
+    _check_request(test, origin, test_labels, groups, asked.test_size)
     if save is not None:
-        downstream.check_savable(estimator, task)
-    with open_archive(path, tables=tables) as archive:
-        used = input_of(archive, output)
-        header, notes = archive.header, list[str]()
-        from_where = _Labels(labels, tuple(columns), level)
-        if test is None:
-            width, other = latents or header.latents, None
-            part = _part(archive, path, from_where, used, latents, groups)
-        else:
-            with open_archive(test, tables=tables) as unseen:
-                _check_same_model(path, test, header, unseen.header)
-                width = common_width(header, unseen.header, (escape_name(path), escape_name(test)), latents)
-                scored = replace(from_where, path=labels_of_test(archive.names, unseen.names, labels, test_labels))
-                part, other = (
-                    _part(archive, path, from_where, used, width),
-                    _part(unseen, test, scored, used, width),
-                )
-                if latents is None and header.latents != unseen.header.latents:
-                    widths = f"{header.latents:,} and {unseen.header.latents:,}"
-                    notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
-        if task == "classification":
-            least = min_class or (2 if test is None else 1)
-            with naming(labels or path):
-                rare = {target: _rare(y, least) for target, y in part.labels.items()}
-            part, other = _without(part, rare), None if other is None else _without(other, rare)
-            notes += [
-                f"{len(names):,} classes of fewer than {least} images were left out, "
-                f"such as {escape_name(min(names))}"
-                for names in rare.values()
-                if names
-            ]
-        origins = [label_origin(labels, column, level, archive) for column in columns or (None,)]
+        downstream.check_savable(asked.estimator, asked.task)
+    steps = max(1, len(columns)) + 1 + (save is not None)
+    progress(0, steps)
+    data = _read(path, test, origin, test_labels, groups, asked, tables)
+    header, part = data.header, data.part
+    progress(1, steps)
     facts = {
         "schema": "stochcl.evaluate/0",
         "path": escape_name(path),
         "images": len(part.x),
-        "input": used,
-        "latents": width,
+        "input": data.used,
+        "latents": data.width,
         "model": escape_name(header.model),
-        "labels_from": ", ".join(origins),
+        "labels_from": ", ".join(data.origins),
     }
-    how: dict[str, Any] = {"task": task, "estimator": estimator, "seed": seed}
     found: dict[str, Evaluation] = {}
-    for target, y in part.labels.items():
-        with naming(labels or path):
-            if other is None:
-                scores = downstream.evaluate(
-                    part.x, y, folds=folds, test_size=test_size, groups=part.groups, names=part.names,
-                    symbols=part.symbols, **how,
-                )  # fmt: skip
-            else:
-                scores = downstream.evaluate_split(
-                    part.x, y, other.x, other.labels[target], symbols=(part.symbols, other.symbols), **how
-                )
-        warning = split_warning(y) if labels is None and task == "classification" else None
-        found[target] = replace(scores, notes=(*scores.notes, *notes, *([warning] if warning else [])))
-    if save is not None:
-        with naming(labels or path):
-            fitted = tuple(
-                downstream.fit(part.x, y, target=target, names=part.names, **how) for target, y in part.labels.items()
-            )
-        selection = None if header.selection is None else tuple(header.selection)[:width]
-        probe = downstream.SavedProbe(
-            header.model, header.model_sha256, used, width, selection, fitted, header.tables_sha256
-        )
-        probe.save(save)
-        facts["saved"] = escape_name(save)
+    with naming(labels or path):
+        for target in part.labels:
+            found[target] = _score(data, target, asked, split_names=labels is None)
+            progress(len(found) + 1, steps)
+        if save is not None:
+            _fit_all(data, asked).save(save)
+            facts["saved"] = escape_name(save)
+            progress(steps, steps)
     return found, facts
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is trained and scored on: rows of one archive, and of ``other`` where that is scored on."""
+
+    header: Header
+    used: str
+    width: int
+    part: _Part
+    other: _Part | None
+    origins: list[str]
+    notes: list[str]
+
+
+def _read(
+    path: PathLike,
+    test: PathLike | None,
+    labels: _Labels,
+    test_labels: PathLike | None,
+    groups: str | None,
+    asked: EvaluateOptions,
+    tables: Where,
+) -> _Data:
+    """Read the rows and labels of one archive, or of two on the latents that both have."""
+    with open_archive(path, tables=tables) as archive:
+        used, header, notes = input_of(archive, asked.output), archive.header, list[str]()
+        if test is None:
+            width, other = asked.latents or header.latents, None
+            part = _part(archive, path, labels, used, asked.latents, groups)
+        else:
+            with open_archive(test, tables=tables) as unseen:
+                _check_same_model(path, test, header, unseen.header)
+                shown = escape_name(path), escape_name(test)
+                width = common_width(header, unseen.header, shown, asked.latents)
+                scored = replace(labels, path=labels_of_test(archive.names, unseen.names, labels.path, test_labels))
+                part, other = _part(archive, path, labels, used, width), _part(unseen, test, scored, used, width)
+                if asked.latents is None and header.latents != unseen.header.latents:
+                    widths = f"{header.latents:,} and {unseen.header.latents:,}"
+                    notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
+        if asked.task == "classification":
+            least = asked.min_class or (2 if test is None else 1)
+            with naming(labels.path or path):
+                rare = {target: rare_classes(y, least) for target, y in part.labels.items()}
+            part, other = _without(part, rare), None if other is None else _without(other, rare)
+            notes += [rare_note(names, least) for names in rare.values() if names]
+        origins = [label_origin(labels.path, column, labels.level, archive) for column in labels.columns or (None,)]
+    return _Data(header, used, width, part, other, origins, notes)
+
+
+def _score(data: _Data, target: str, asked: EvaluateOptions, *, split_names: bool) -> Evaluation:
+    """Train and score the probe of one target."""
+    part, other, y = data.part, data.other, data.part.labels[target]
+    how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
+    if other is None:
+        scores = downstream.evaluate(
+            part.x, y, folds=asked.folds, test_size=asked.test_size, groups=part.groups, names=part.names,
+            symbols=part.symbols, **how,
+        )  # fmt: skip
+    else:
+        symbols = part.symbols, other.symbols
+        scores = downstream.evaluate_split(part.x, y, other.x, other.labels[target], symbols=symbols, **how)
+    warning = split_warning(y) if split_names and asked.task == "classification" else None
+    return replace(scores, notes=(*scores.notes, *data.notes, *([warning] if warning else [])))
+
+
+def _fit_all(data: _Data, asked: EvaluateOptions) -> downstream.SavedProbe:
+    """Fit the probes of all targets to all rows."""
+    header, part = data.header, data.part
+    how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
+    fitted = tuple(
+        downstream.fit(part.x, y, target=target, names=part.names, **how) for target, y in part.labels.items()
+    )
+    selection = None if header.selection is None else tuple(header.selection)[: data.width]
+    return downstream.SavedProbe(
+        header.model, header.model_sha256, data.used, data.width, selection, fitted, header.tables_sha256
+    )
 
 
 def _check_request(
     test: PathLike | None,
-    labels: PathLike | None,
+    labels: _Labels,
     test_labels: PathLike | None,
-    columns: Sequence[str],
-    level: int | None,
     groups: str | None,
     test_size: float | None,
 ) -> None:
     """Refuse options that contradict each other."""
-    check_label_options(labels, columns, level)
-    if len(set(columns)) != len(columns):
-        raise UsageError("a column is named twice by --label-column; name each once.")
-    if test_labels is not None and (test is None or labels is None):
+    check_label_options(labels.path, labels.columns, labels.level)
+    if len(set(labels.columns)) != len(labels.columns):
+        raise UsageError(f"a column is named twice by {option_name('--label-column', 'columns')}; name each once.")
+    if test_labels is not None and (test is None or labels.path is None):
         raise UsageError("--test-labels stands beside --test and --labels; give all three.")
     if test is not None and test_size is not None:
         raise UsageError("--test and --test-size both say what to score on; give one of them.")
     if test is not None and groups is not None:
-        raise UsageError("--groups says how one file of codes is split, and --test that another is scored on.")
+        raise UsageError("--groups says how one archive is split, and --test that another is scored on.")
 
 
 @dataclass(frozen=True)
@@ -361,7 +382,12 @@ def _part(
     return _Part(x, symbols, by_target, archive.names, of_groups)
 
 
-def _rare(labels: Sequence[str], least: int) -> set[str]:
+def rare_note(names: set[str], least: int) -> str:
+    """Say which classes were left out."""
+    return f"{len(names):,} classes of fewer than {least} images were left out, such as {escape_name(min(names))}"
+
+
+def rare_classes(labels: Sequence[str], least: int) -> set[str]:
     """Return the classes that fewer images have; LabelsError where all of them are such."""
     counts = {label: count for label, count in Counter(labels).items() if label.strip()}
     rare = {label for label, count in counts.items() if count < least}

@@ -292,7 +292,7 @@ def finetune(
     from stochcl.training.finetune import Finetuner, class_indices
 
     started = time.monotonic()
-    check_label_options(labels, (), label_level)
+    check_label_options(labels, (), label_level, argument="label_level")
     files = RunFiles.of(output, log)
     files.check(resume=resume, force=force)
     settings = _settings(sources, preset, options)

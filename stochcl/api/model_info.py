@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import Codec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
 
 _CLASSES_SHOWN = 10
+_RUN = 3  # equal values of a list that are written out
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,13 @@ def _told(record: dict[str, Any], indent: str = "") -> list[str]:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{printable(str(k))} {_text(v)}" for k, v in value.items() if v is not None)
+        items = list(value.items())
+        if all(str(key).isdecimal() for key in value):
+            items.sort(key=lambda item: int(item[0]))
+        return ", ".join(f"{printable(str(k))} {_text(v)}" for k, v in items if v is not None)
     if isinstance(value, list):
-        return ", ".join(map(_text, value))
+        runs = [(text, len(list(same))) for text, same in groupby(map(_text, value))]
+        return ", ".join(f"{count:,} x {text}" if count > _RUN else ", ".join([text] * count) for text, count in runs)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.encoders.packaged import ENDING, embedded_models
-from stochcl.errors import ModelError, UsageError
+from stochcl.errors import ModelError, ModelNotFound, UsageError
+from stochcl.files import is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stochcl.compress import Header
 
 DEFAULT = "general"
 """The model that is used where none is named."""
@@ -114,9 +116,40 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         if candidates[0].is_dir():
             raise UsageError(f"{escape_name(model)}: this is a folder; name the model file in it.")
     names = ", ".join(embedded) or "none"
-    raise UsageError(
+    raise ModelNotFound(
         f"{escape_name(model)}: there is no model of this name and no such file; embedded models: {names}."
     )
+
+
+def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Path:
+    """Return the file of the model that made an archive, by its hash.
+
+    It is looked for in the package, in ``$STOCHCL_MODELS``, beside the archive and in the current folder.
+
+    Raises
+    ------
+    ModelNotFound
+    """
+    from stochcl.encoders.modelfile import load_model
+
+    folders = [*_folders(), *([] if beside is None else [Path(beside).parent]), Path()]
+    paths = [*embedded_models(), *(path for folder in folders for path in sorted(folder.glob(f"*{ENDING}")))]
+    for path in sorted(dict.fromkeys(path.resolve() for path in paths), key=lambda path: path.stem != header.model):
+        with suppress(ModelError):
+            config = _card(path).config
+            sizes = config.get("latents"), config.get("alphabet", header.alphabet)
+            if sizes == (header.model_latents, header.alphabet) and load_model(path).sha256 == header.model_sha256:
+                return path
+    raise ModelNotFound(
+        f"the model {escape_name(header.model)} ({header.model_sha256[:12]}), which made the archive, is neither in "
+        "the package nor beside the archive, in this folder or in $STOCHCL_MODELS; give it with -m."
+    )
+
+
+def portable_name(model: str | os.PathLike[str]) -> str:
+    """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
+    path, embedded = Path(model), {path.stem for path in embedded_models()}
+    return str(path.absolute()) if str(model) not in embedded and is_file(path) else str(model)
 
 
 def initial_weights(init: str | os.PathLike[str]) -> Path:

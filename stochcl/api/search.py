@@ -11,6 +11,8 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import kind_of
+from stochcl.api.models import model_of
+from stochcl.api.options import SearchOptions
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
@@ -25,14 +27,12 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.compress import ArchiveBase
+    from stochcl.downstream.distances import Distance
     from stochcl.entropy.tables import Decoder, Tables
 
     PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.search/0"
-
-OUTPUTS = ("auto", "vectors", "symbols")
-"""What is compared: decoded vectors, or the symbols themselves; auto takes vectors where there is a decoder."""
 
 _ROWS = 1 << 14  # decoded at a time
 
@@ -53,12 +53,11 @@ def search(
     *,
     names: Sequence[str] = (),
     rows: Sequence[int] = (),
-    count: int = 10,
-    output: str = "auto",
     model: str | None = None,
     device: str = "auto",
     tables: Iterable[Tables | PathLike] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Find the rows of an archive that are nearest to images, or to rows of its own.
 
@@ -74,18 +73,17 @@ def search(
         Image files to look for; the archive's model encodes them, in the archive's precision. In an archive of
         embeddings, .npy matrices: every row is looked for.
     names, rows : sequence of str, sequence of int
-        ArchiveBase of the archive to look for; none is its own neighbour.
-    count : int
-        How many to find for each.
-    output : str
-        What is compared, one of :data:`OUTPUTS`.
+        Rows of the archive to look for; none is its own neighbour.
     model : str, optional
-        The archive's model, by name or file; by default the one in the package that its header names.
+        The archive's model, by name or file; by default the one that its header names, found by its hash.
     device : str
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive.
+        Where to look first for decoders that are not in the archive.
     progress : callable
         Told how many rows of how many have been looked at.
+    **options
+        Fields of :class:`~stochcl.api.options.SearchOptions`: ``count``, how many to find for each, and ``output``,
+        what is compared: vectors, symbols, or auto: vectors where there is a decoder.
 
     Returns
     -------
@@ -101,27 +99,19 @@ def search(
         If the model is not the archive's.
     ImageError, SourceError, FormatError
     """
-    if output not in OUTPUTS:
-        raise UsageError(f"--by must be {' or '.join(OUTPUTS)}, got {output!r}.")
-    if count < 1:
-        raise UsageError(f"-k must be at least 1, got {count}.")
+    asked = SearchOptions(**options)
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no images to search.")
-        asked = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
-        if not asked:
+        queries = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
+        if not queries:
             raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
-        decoder = None if output == "symbols" else archive.decoder
-        if output == "vectors" and decoder is None:
+        decoder = None if asked.output == "symbols" else archive.decoder
+        if asked.output == "vectors" and decoder is None:
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
         distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
-        wanted = _wanted(archive, path, asked, model, device, decoder)
-        found = Nearest(wanted, distance, count + 1)
-        for start in range(0, len(archive), _ROWS):
-            part = archive[start : start + _ROWS].symbols()
-            found.add(part if decoder is None else decoder.decode(part))
-            progress(min(start + _ROWS, len(archive)), len(archive))
-        distances, numbers = found.sorted()
+        wanted = _wanted(archive, path, queries, model, device, decoder)
+        distances, numbers = _nearest(archive, wanted, distance, asked.count + 1, decoder, progress)
         return {
             "schema": SCHEMA,
             "path": escape_name(path),
@@ -133,23 +123,35 @@ def search(
                 {
                     "query": query.name,
                     "row": None if query.row < 0 else query.row,
-                    "neighbours": _neighbours(archive, near, rows_found, query.row)[:count],
+                    "neighbours": _neighbours(archive, near, rows_found, query.row)[: asked.count],
                 }
-                for query, near, rows_found in zip(asked, distances.tolist(), numbers.tolist(), strict=True)
+                for query, near, rows_found in zip(queries, distances.tolist(), numbers.tolist(), strict=True)
             ],
         }
 
 
+def _nearest(
+    archive: ArchiveBase,
+    wanted: NDArray[Any],
+    distance: Distance,
+    count: int,
+    decoder: Decoder | None,
+    progress: Callable[[int, int], None],
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Look at all rows; return distances and numbers of the nearest, shape (Q, count)."""
+    found = Nearest(wanted, distance, count)
+    for start in range(0, len(archive), _ROWS):
+        part = archive[start : start + _ROWS].symbols()
+        found.add(part if decoder is None else decoder.decode(part))
+        progress(min(start + _ROWS, len(archive)), len(archive))
+    return found.sorted()
+
+
 def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
     """Yield the rows of the archive that are asked for."""
-    if names and archive.names is None:
-        raise UsageError(f"{escape_name(path)}: its rows have no names (--no-names?); give their numbers with --row.")
-    stored = archive.names or ()
-    places = {name: i for i, name in reversed(list(enumerate(stored)))} if names else {}
     for name in names:
-        if name not in places:
-            raise UsageError(f"{escape_name(path)}: it has no image named {escape_name(name)}.")
-        yield _Query(escape_name(name), places[name])
+        yield _Query(escape_name(name), archive.row(name))
+    stored = archive.names
     for row in rows:
         if not 0 <= row < len(archive):
             raise UsageError(f"{escape_name(path)}: its rows are 0 to {len(archive) - 1:,}, not {row:,}.")
@@ -205,7 +207,7 @@ def _codec(archive: ArchiveBase, path: PathLike, model: str | None, device: str)
     from stochcl.api.codec import Codec
 
     header = archive.header
-    codec = Codec(header.model if model is None else model, device=device)
+    codec = Codec(model_of(header, path) if model is None else model, device=device)
     codec.check_made(header, path)
     return codec.with_precision(header.precision)
 

@@ -6,14 +6,22 @@ import json
 import shutil
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.api.compress import distribution_shift_warning, encode_rows, header_of, preprocess_of
-from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
+from stochcl.api.compress import (
+    distribution_shift_warning,
+    encode_rows,
+    header_of,
+    preprocess_of,
+    unwritable,
+)
+from stochcl.api.models import portable_name
+from stochcl.api.source import check_source_fits_model, listing, no_readable_error, source_warnings, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
@@ -24,6 +32,7 @@ from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceErr
 from stochcl.files import WriteLock, replacing, sync_folder, writing
 from stochcl.framing import PROLOGUE
 from stochcl.messages import escape_name, plural
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,18 +49,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardInput:
-    """The images of a shard, by the sources that hold them.
+    """The images of a shard: the paths and digests of the sources that hold them, and their positions in these.
 
-    Parameters
-    ----------
-    sources : tuple of str
-        Paths, absolute.
-    listings : tuple of str
-        Digests of what these hold, see :func:`~stochcl.api.source.listing`.
-    rows : range
-        Positions of the shard's images in these sources, one after the other.
-    rejected : tuple of Failure
-        Images of all sources that will not be opened, where it is this shard that names them.
+    ``rejected`` are the images of all sources that will not be opened, where it is this shard that names them.
     """
 
     sources: tuple[str, ...]
@@ -90,17 +90,14 @@ def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator
         )
 
 
-def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource]) -> SubsetSource:
+def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: CompressOptions) -> SubsetSource:
     """Open the sources of a shard, and return its images; ``held`` has those of the shard before, and then of this.
 
-    Raises
-    ------
-    SourceError
-        If one cannot be read, or holds something else than it did.
+    SourceError if one cannot be read, or holds something else than it did.
     """
     opened: dict[str, ImageSource] = {}
     for path, digest in zip(inputs.sources, inputs.listings, strict=True):
-        source = held.get(path) or open_source(path)
+        source = held.get(path) or open_source(path, options)
         if listing(source) != digest:
             raise SourceError(
                 f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all "
@@ -119,6 +116,7 @@ SHARD_IMAGES = 100_000
 
 _PLAN = "plan.json"  # what is being made, until the manifest says what was
 _WORK = ".work-"
+_CONTINUE = "; complete shards are kept: free some disk space and repeat the command to continue"
 _DIFFERING = {
     "source": "source (images were added, removed or changed)",
     "images": "source (images were added or removed)",
@@ -130,6 +128,7 @@ _DIFFERING = {
     "uncertainty": "choice of --uncertainty",
     "strict": "choice of --strict",
     "self_contained": "choice of --self-contained",
+    "label_level": "--label-level",
     "device": "--device",
 }
 """What must be the same for shards that are there to be kept, as a person knows it."""
@@ -139,20 +138,7 @@ _DIFFERING = {
 class Plan:
     """What is compressed to which folder, and how; a worker elsewhere needs no more to make any shard.
 
-    Parameters
-    ----------
-    sources : tuple of str
-        Absolute paths, or patterns of them, which mean the same wherever a worker runs.
-    folder : str
-        An absolute path.
-    model : str
-        The name of an embedded model, or the absolute path of a model file.
-    device, precision : str
-        Of the encoder: cpu, cuda...; fp32...
-    shard_images : int
-    options : CompressOptions
-    facts : dict
-        JSON values that must be the same for shards that are there already to be kept.
+    Paths are absolute. ``facts`` must be the same for shards that are there already to be kept.
     """
 
     sources: tuple[str, ...]
@@ -197,25 +183,9 @@ def compress_to_folder(
     """Compress a source to a folder of shards, and then their manifest, which makes it one archive.
 
     The rows' order, their codes and the folder's files do not depend on who makes which shard when. Shards that an
-    earlier run of the same request has finished are kept.
-
-    Parameters
-    ----------
-    codec : CodecBase
-    sources : sequence of path-like
-        One or several, or patterns of shards, which every worker can read under the same names.
-    folder : path-like
-    options : CompressOptions
-        ``rate`` must be None: it is known only when all codes are.
-    model : str
-        What ``codec`` was loaded from, for workers to load it from.
-    shard_images : int, optional
-        Images of a shard, :data:`SHARD_IMAGES` by default.
-    run : callable
-        Makes the shards of these numbers, here or elsewhere, and yields each with what was made; in this process by
-        default.
-    progress : callable
-        Told how many images of how many are done.
+    earlier run of the same request has finished are kept. Every worker must find the sources, and ``model``, what
+    ``codec`` was loaded from, under the same names. ``run`` makes the shards of some numbers, here or elsewhere, and
+    yields each; in this process by default.
 
     Raises
     ------
@@ -226,14 +196,14 @@ def compress_to_folder(
     """
     started, folder = time.monotonic(), Path(folder)
     _check_request(options, codec, shard_images)
-    plan_sources = tuple(str(Path(source).absolute()) for source in sources)
-    images = open_planned(plan_sources, codec)
+    plan_sources = tuple(str(source) if is_url(source) else str(Path(source).absolute()) for source in sources)
+    images = open_planned(plan_sources, codec, options)
     if options.strict and images.rejected:
         raise strict_error(images, images.rejected[0])
+    options = replace(options, depth=preprocess_of(codec, options, images).depth)  # for all shards alike
     plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
-    advice = "; complete shards are kept, repeat the command to continue"
     try:
-        with _locked(plan), writing(folder, advice=advice):
+        with _locked(plan), writing(folder, advice=_CONTINUE):
             _take_folder(plan, force=options.force)
             encoded, kept = _make_shards(plan, codec, images, run or run_here, progress)
     except (KeyboardInterrupt, EnvironmentFault) as exc:
@@ -242,7 +212,9 @@ def compress_to_folder(
     with open_archive(folder, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
         note = f"shards     {plural(plan.shards, 'file')}, {plural(kept, 'shard')} kept of before"
-        return replace(report, notes=(note,), warnings=distribution_shift_warning(codec, archive))
+        return replace(
+            report, notes=(note,), warnings=(*source_warnings(images), *distribution_shift_warning(codec, archive))
+        )
 
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
@@ -272,9 +244,9 @@ def _make_shards(
     return encoded, plan.shards - len(todo)
 
 
-def open_planned(sources: Sequence[str], codec: CodecBase) -> ShardSource:
+def open_planned(sources: Sequence[str], codec: CodecBase, options: CompressOptions) -> ShardSource:
     """Open what a plan names; on every machine it must be the same."""
-    source = open_sources(sources)
+    source = open_sources(sources, options)
     check_source_fits_model(source, codec)
     return source
 
@@ -300,12 +272,13 @@ def _plan(
         "uncertainty": options.uncertainty,
         "strict": options.strict,
         "self_contained": options.self_contained,
+        "label_level": options.label_level,
         "device": codec.device.type,
     }
     return Plan(
         sources=sources,
         folder=str(folder.absolute()),
-        model=str(Path(model).absolute()) if Path(model).is_file() else model,
+        model=portable_name(model),
         device=codec.device.type,
         precision=codec.precision,
         shard_images=shard_images,
@@ -405,13 +378,6 @@ def make_shard(
 
     ``part`` is its images, where they are not cut from the source. Two workers may make the same one at a time, where
     the first was thought lost: both write the same bytes.
-
-    Raises
-    ------
-    ImageError
-        If an image cannot be read and ``strict`` is asked for.
-    OutputError
-        If it cannot be written.
     """
     options, path = plan.options, plan.file(number)
     part = _part(source, plan.rows(number)) if part is None else part
@@ -419,16 +385,25 @@ def make_shard(
         writing(path),
         tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work,
     ):
-        with Writer(
+        with _naming(path), Writer(
             Path(work, path.name), _header(plan), codec.tables, embed_tables=options.self_contained,
             names=options.names, uncertainty=options.uncertainty,
         ) as writer:  # fmt: skip
             for failure in () if number else part.rejected:
                 writer.skip(failure.name, failure.reason)
-            encode_rows(codec, part, writer, preprocess_of(codec, options), options)
+            encode_rows(codec, part, writer, preprocess_of(codec, options, part), options)
         Path(work, path.name).replace(path)
     sync_folder(path.parent)
     return shard_entry(plan, number, codec)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error name the shard, and not the work folder, of which nothing is kept."""
+    try:
+        yield
+    except OutputError as exc:
+        raise unwritable(path, exc, _CONTINUE) from exc
 
 
 def _header(plan: Plan) -> Header:
@@ -438,7 +413,7 @@ def _header(plan: Plan) -> Header:
 
 def _part(source: ShardSource, rows: range) -> ShardSource:
     if isinstance(source, MatrixSource):
-        return MatrixSource(source.path, np.arange(rows.start, rows.stop))
+        return source.at(np.arange(rows.start, rows.stop))
     return SubsetSource(source, rows)
 
 

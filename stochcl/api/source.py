@@ -8,12 +8,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from stochcl.data import (
     ArrowVectors,
     ImageSource,
     MatrixSource,
+    SourceOptions,
     StreamSource,
     TarStream,
     open_arrow,
@@ -21,12 +23,14 @@ from stochcl.data import (
     open_sources,
 )
 from stochcl.data.open import expand
-from stochcl.errors import ImageError, SourceError, UsageError
-from stochcl.messages import escape_name
+from stochcl.data.options import DEFAULTS
+from stochcl.data.url import open_url
+from stochcl.errors import ImageError, SourceError, SourceNotFound, UsageError
+from stochcl.messages import escape_name, plural
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -43,23 +47,42 @@ _MATRIX_ROWS = 4096  # read at a time
 _MATRIX_BYTES = 32 << 20  # or fewer, where rows are as long as this
 
 
-def open_given(given: Given) -> Source:
-    """Open what a caller of :meth:`stochcl.Codec.compress` named, or return it if it is open."""
+def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | None = None) -> Source:
+    """Open what a caller of :meth:`stochcl.Codec.compress` named, or return it if it is open.
+
+    ``takes`` is what the model wants: rows of so many numbers, 0 for images, None where that is not known.
+    """
     if isinstance(given, ImageSource | MatrixSource | StreamSource):
+        if options.any_name or options.label_files or options.column or options.id_column:
+            raise UsageError(
+                "--any-name, --label-files, --column and --id-column say how a source is listed, and this one is "
+                "listed already (--files-from?); leave them out."
+            )
         return given
     if not isinstance(given, str | os.PathLike | Sequence):
-        return TarStream(given)
-    columns = open_arrow(given_paths(given))
+        return TarStream(given, options=options)
+    columns = open_arrow(given_paths(given), options, takes)
     if columns is not None:  # which may be of no length, where a file does not say that
         return columns
-    return open_sources([given] if isinstance(given, str | os.PathLike) else given)
+    asked = [f"--{name.replace('_', '-')}" for name in ("column", "id_column") if getattr(options, name) is not None]
+    if options.label_column is not None and options.label_files != "json":
+        asked.append("--label-column")
+    if asked:
+        raise UsageError(f"{' and '.join(asked)}: this is no table; only .parquet and .arrow files have columns.")
+    if is_url(given) and len(expand(str(given))) == 1:
+        return open_url(str(given), options)
+    return open_sources(_named(given), options)
 
 
 def given_paths(given: Given) -> list[Path]:
-    """Return the files and folders that a source was named by."""
-    if isinstance(given, str | os.PathLike):
-        return expand(given)
-    return [path for one in given for path in expand(one)] if isinstance(given, Sequence) else []
+    """Return the files and folders that a source was named by; not URLs."""
+    if not isinstance(given, str | os.PathLike | Sequence):
+        return []
+    return [path for one in _named(given) for path in expand(one) if isinstance(path, Path)]
+
+
+def _named(given: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+    return [given] if isinstance(given, str | os.PathLike) else given
 
 
 def check_paths_exist(given: Given) -> None:
@@ -68,14 +91,14 @@ def check_paths_exist(given: Given) -> None:
         try:
             os.lstat(path)
         except FileNotFoundError as exc:
-            raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+            raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
         except (OSError, ValueError):  # which opening it explains
             continue
 
 
-def open_inputs(path: PathLike, codec: CodecBase) -> ImageSource | MatrixSource:
+def open_inputs(path: PathLike, codec: CodecBase, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
     """Open a source of images or rows that fits a model."""
-    source = open_source(path)
+    source = open_source(path, options)
     check_source_fits_model(source, codec)
     return source
 
@@ -118,6 +141,7 @@ class InputBatch:
     sizes: Sequence[int]
     inputs: NDArray[np.uint8] | NDArray[np.float32]
     labels: tuple[str, ...] | None = None
+    damaged: tuple[Failure, ...] = ()
 
 
 def read_batches(
@@ -133,7 +157,7 @@ def read_batches(
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     position = {} if isinstance(source, StreamSource) else {"start": start}
     for b in source.batches(preprocess, batch_size=batch_size, workers=workers, **position):
-        yield InputBatch(b.rows, b.positions, b.names, b.failures, b.sizes, b.images, b.labels)
+        yield InputBatch(b.rows, b.positions, b.names, b.failures, b.sizes, b.images, b.labels, b.damaged)
 
 
 def listing(source: Source) -> str:
@@ -143,7 +167,7 @@ def listing(source: Source) -> str:
     digest = hashlib.sha256(source.kind.encode())
     if isinstance(source, MatrixSource):
         facts = [len(source), source.dim, source.size, source.mtime_ns]
-        digest.update(json.dumps(facts).encode())
+        digest.update(json.dumps(facts + (source.files if len(source.files) > 1 else [])).encode())
         return digest.hexdigest()
     lines = chain(
         ([entry.name, entry.size, entry.mtime_ns] for entry in source.entries),
@@ -151,12 +175,26 @@ def listing(source: Source) -> str:
     )
     for line in lines:
         digest.update(json.dumps(line).encode() + b"\n")
+    if source.labels is not None:
+        digest.update(json.dumps(list(source.labels)).encode())
     return digest.hexdigest()
 
 
 def unit_of(source: Source) -> str:
     """Return what a row of a source is: an image, or a row of a matrix."""
     return "row" if isinstance(source, MatrixSource | ArrowVectors) else "image"
+
+
+def source_warnings(source: Source, damaged: Sequence[Failure] = ()) -> list[str]:
+    """Return warnings of what was found in a source, and of images that are damaged and were read all the same."""
+    lines = source.remarks()
+    if damaged:
+        first, count = damaged[0], len(damaged)
+        lines.append(
+            f"{plural(count, 'image')} {'is' if count == 1 else 'are'} damaged and could be read all the same, the "
+            f"first {escape_name(first.name)}: {first.reason}; --strict stops at such images"
+        )
+    return [f"warning: {line}" for line in lines]
 
 
 def strict_error(source: Source, failure: Failure) -> ImageError:

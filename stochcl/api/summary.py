@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stochcl.entropy.tables import is_packaged
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stochcl.compress import ArchiveBase
+    from stochcl.data import Failure
 
 
 _FLOAT = 4  # bytes of a float32
@@ -26,7 +28,7 @@ def external_tables_note(kept: Path | None) -> tuple[str, ...]:
     """Return the line that says where the external tables of an archive are."""
     if kept is None:
         return ()
-    return (f"tables     are in {escape_name(kept)}; keep them beside the codes, or in a folder of $STOCHCL_MODELS",)
+    return (f"decoder    {escape_name(kept)}; keep it beside the archive, or in a folder of $STOCHCL_MODELS",)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Report:
         The file's bytes by what they are for: codes, tables, names, index, header, and, where it is stored,
         uncertainty.
     external_bytes : int
-        Decoding tables that the archive leans on outside itself.
+        Of the decoder, if it is not in the archive.
+    decoder_ships : bool
+        Whether such a decoder comes with stochcl.
     source_bytes, pixel_bytes, feature_bytes : int
         What the file is compared with: the images in their source, raw pixels at the encoder's input size,
         float32 features.
@@ -66,6 +70,8 @@ class Report:
         Whether rows of a matrix were compressed rather than images.
     rate : float or None
         Bits per image that the codes were to take at most, if a rate was asked for.
+    damaged : tuple of Failure
+        Images that are damaged and could be read all the same, where compressing has just been done.
     """
 
     path: str
@@ -74,6 +80,7 @@ class Report:
     bytes: int
     parts: dict[str, int]
     external_bytes: int
+    decoder_ships: bool
     source_bytes: int
     pixel_bytes: int
     feature_bytes: int
@@ -88,6 +95,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     vectors: bool = False
     rate: float | None = None
+    damaged: tuple[Failure, ...] = ()
 
     @classmethod
     def of(cls, archive: ArchiveBase, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -100,6 +108,7 @@ class Report:
             bytes=archive.size,
             parts=archive.parts(),
             external_bytes=archive.external_bytes,
+            decoder_ships=is_packaged(archive.header.tables_sha256),
             source_bytes=archive.source_bytes,
             pixel_bytes=images * header.input_bytes,
             feature_bytes=images * header.feature_dim * _FLOAT,
@@ -158,7 +167,9 @@ class Report:
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
             "latents": self.latents,
             "precision": self.precision,
-        } | ({} if speed is None else {"images_per_second": round(speed, 1)})
+            **({} if speed is None else {"images_per_second": round(speed, 1)}),
+            **({} if not self.damaged else {"damaged": skipped_json((f.name, f.reason) for f in self.damaged)}),
+        }
 
     def lines(self) -> list[str]:
         """Return the figures for people."""
@@ -173,11 +184,13 @@ class Report:
             f"  model      {escape_name(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
             f"  file       {self.bytes:>12,} bytes  {self.bits_per_image:>10,.1f} bits per {unit}, of which",
         ]
-        for name, part in self.parts.items():
+        for key, part in self.parts.items():
+            name = "decoder" if key == "tables" else key
             size = f"{part:>{22 - max(10, len(name))},} bytes"
             out.append(f"  {name:<10} {size}  {self._per_image(part):>10,.1f} bits per {unit}")
         if self.external_bytes:
-            out.append(f"  outside    {self.external_bytes:>12,} bytes of decoding tables that it leans on")
+            where = "ships with stochcl" if self.decoder_ships else "kept outside the archive"
+            out.append(f"  decoder, {self.external_bytes / 1000:,.0f} kB, {where} (not counted)")
         said = {
             "source": f"the source files ({self.source_bytes:,} bytes)",
             "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
-from stochcl.api.embedding_model import matrix_among, rate_warnings, train_matrix
+from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warnings, train_matrix
 from stochcl.api.models import initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import OutputError, SourceError, UsageError
+from stochcl.errors import OutputError, OutputExists, SourceError, UsageError
+from stochcl.files import writing
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import load_preset, options_from
 
@@ -216,7 +217,7 @@ def _write_model(
         found["rate"] = trainer.latents.rate
     health = trainer.monitor.health(encoder, cpu)
     record = {
-        "sources": [escape_name(source.path.name) for source in sources],
+        "sources": [escape_name(Path(source.path).name) for source in sources],
         "images": len(data.train),
         "held_out": len(data.held),
         "steps": trainer.step,
@@ -287,7 +288,10 @@ def _train_on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
-        warnings=((left_out,) if bad else ()) + rate_warnings(record) + health_warnings(record["health"]),
+        warnings=((left_out,) if bad else ())
+        + row_warnings(record)
+        + rate_warnings(record)
+        + health_warnings(record["health"]),
     )
 
 
@@ -320,14 +324,18 @@ class RunFiles:
 
     def check(self, *, resume: bool, force: bool) -> None:
         """Refuse to train for hours before an output that could not be written, or that somebody wants to keep."""
-        for path, what in ((self.output, "model"), (self.log, "log")):
-            if path and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
-                raise OutputError(
-                    f"{escape_name(path)}: no {what} can be written there; name a file in a folder that exists and "
-                    "is writable."
-                )
+        for path, what in ((self.output, "model"), (self.checkpoint, "checkpoint"), (self.log, "log")):
+            if path is None:
+                continue
+            with writing(path, f"the {what}", "; give another name"):
+                there = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+                if not there or path.is_dir():
+                    raise OutputError(
+                        f"{escape_name(path)}: no {what} can be written there; name a file in a folder that exists "
+                        "and is writable."
+                    )
         if self.output.exists() and not (force or resume):
-            raise UsageError(f"{escape_name(self.output)}: this file exists already; pass --force to replace it.")
+            raise OutputExists(f"{escape_name(self.output)}: this file exists already; pass --force to replace it.")
         if self.checkpoint.exists() and not (force or resume):
             raise UsageError(
                 f"{escape_name(self.checkpoint)}: this is the checkpoint of an interrupted run; pass --resume to "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.compress import select_latents
-from stochcl.api.evaluate import common_width, input_of, rows_of
+from stochcl.api.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from stochcl.api.evaluate import common_width, input_of, rare_classes, rare_note, rows_of
 from stochcl.api.labels import check_label_options, labels_of, labels_of_test, naming, split_warning
+from stochcl.api.options import UncertaintyOptions
 from stochcl.api.source import open_inputs
 from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import MatrixSource
@@ -41,137 +42,23 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from numpy.random import Generator
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
     from stochcl.entropy.tables import Tables
 
-    Pixels = NDArray[np.uint8]
     PathLike = str | os.PathLike[str]
     Where = Iterable[Tables | PathLike]
     Progress = Callable[[int, int], None]
     Split = tuple[NDArray[Any], NDArray[Any]]
-
-STRENGTHS = (1, 2, 3, 4, 5)
-
-_BLUR = (0.01, 0.018, 0.028, 0.042, 0.06)  # standard deviation, by the side
-_NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # standard deviation, by white
-_CONTRAST = (0.7, 0.5, 0.35, 0.22, 0.12)  # what is left of it
-_JPEG = (40, 25, 15, 10, 5)  # quality
-_PIXELATE = (0.6, 0.45, 0.33, 0.25, 0.17)  # pixels that are left, by the side
-_OCCLUDE = (0.2, 0.3, 0.4, 0.5, 0.6)  # side of what is covered, by the side
-
-
-def _blur(image: Pixels, strength: int, rng: Generator) -> Pixels:
-    from PIL import Image, ImageFilter
-
-    radius = _BLUR[strength] * image.shape[0]
-    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
-
-
-def _noise(image: Pixels, strength: int, rng: Generator) -> Pixels:
-    drawn = rng.standard_normal(image.shape, np.float32) * (255 * _NOISE[strength])
-    noisy: Pixels = np.clip(np.rint(image + drawn), 0, 255).astype(np.uint8)
-    return noisy
-
-
-def _contrast(image: Pixels, strength: int, rng: Generator) -> Pixels:
-    mean = image.mean(axis=(0, 1))
-    worse: Pixels = np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
-    return worse
-
-
-def _jpeg(image: Pixels, strength: int, rng: Generator) -> Pixels:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=_JPEG[strength])
-    return np.asarray(Image.open(file).convert("RGB"))
-
-
-def _pixelate(image: Pixels, strength: int, rng: Generator) -> Pixels:
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    small = max(1, round(width * _PIXELATE[strength])), max(1, round(height * _PIXELATE[strength]))
-    coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
-    return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST), np.uint8)
-
-
-def _occlude(image: Pixels, strength: int, rng: Generator) -> Pixels:
-    height, width = (max(1, round(side * _OCCLUDE[strength])) for side in image.shape[:2])
-    top, left = rng.integers(0, image.shape[0] - height + 1), rng.integers(0, image.shape[1] - width + 1)
-    out = image.copy()
-    out[top : top + height, left : left + width] = 127
-    return out
-
-
-CORRUPTIONS: dict[str, Callable[[Pixels, int, Generator], Pixels]] = {
-    "blur": _blur,
-    "noise": _noise,
-    "contrast": _contrast,
-    "jpeg": _jpeg,
-    "pixelate": _pixelate,
-    "occlude": _occlude,
-}
-"""By name; each takes an image, a strength from 0, and where its chance comes from."""
-
-
-def corrupt(images: Pixels, kind: str, strength: int, *, seed: int = 0) -> Pixels:
-    """Return images made worse.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (N, H, W, 3)
-    kind : str
-        A key of ``CORRUPTIONS``.
-    strength : int
-        1 to 5.
-    seed : int
-        An image is corrupted in the same way whatever stands beside it, and each by its own chance.
-
-    Returns
-    -------
-    ndarray of uint8, shape (N, H, W, 3)
-
-    Raises
-    ------
-    UsageError
-        If there is no such corruption or strength, or these are no images.
-
-    Examples
-    --------
-    >>> grey = np.full((1, 8, 8, 3), 100, np.uint8)
-    >>> int((corrupt(grey, "occlude", 5) == 127).all(axis=3).sum())  # 60 % of each side
-    25
-    """
-    if kind not in CORRUPTIONS:
-        raise UsageError(f"there is no corruption {kind!r}; there are {', '.join(CORRUPTIONS)}.")
-    if strength not in STRENGTHS:
-        raise UsageError(f"a corruption has the strengths 1 to 5, not {strength}.")
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise UsageError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}.")
-    out = np.empty_like(images)
-    for i, image in enumerate(images):
-        out[i] = CORRUPTIONS[kind](image, strength - 1, np.random.default_rng([seed, strength, i]))
-    return out
-
 
 _BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Corrupted:
-    """Images that were made worse.
-
-    Parameters
-    ----------
-    what : str
-    strength : int
-    rows : CodeBatch
-    """
+    """Images that were made worse."""
 
     what: str
     strength: int
@@ -179,32 +66,9 @@ class Corrupted:
 
 
 class Corrupter:
-    """A sample of an archive's images, found in their source by name.
+    """A seeded sample of an archive's images, found in their source by name; ``chosen`` says which of the places.
 
-    Parameters
-    ----------
-    given : CodedSet
-    places : ndarray of int
-        Which rows of it to choose from.
-    path : Path
-        Their source.
-    codec : CodecBase
-        That made the archive.
-    sample : int
-        How many.
-    seed : int
-        Of the choice, and of what is random about corruptions.
-
-    Attributes
-    ----------
-    chosen : ndarray of int
-        Which of the places the images are.
-
-    Raises
-    ------
-    SourceError
-    UsageError
-        If these are no images, or none is called as a row is.
+    UsageError if these are no images, or none is called as a row is.
     """
 
     def __init__(
@@ -249,20 +113,7 @@ class Corrupter:
 
 @dataclass(frozen=True, eq=False)
 class CodedSet:
-    """An archive's rows, with their names, and how others are made like them.
-
-    Parameters
-    ----------
-    path : path-like
-    archive : Archive
-        May be closed.
-    rows : CodeBatch
-    names : sequence of str or None
-    used : str
-        What a probe is given: vectors or symbols.
-    latents : int or None
-        Of which prefix.
-    """
+    """An archive's rows as a probe is given them, with their names, and how others are made like them."""
 
     path: PathLike
     archive: ArchiveBase
@@ -281,14 +132,7 @@ class CodedSet:
         return cls(path, archive, CodeBatch(x, symbols, lengths, archive.uncertainty), archive.names, used, latents)
 
     def like(self, path: PathLike, tables: Where) -> CodedSet:
-        """Read another archive, of the same model and latents.
-
-        Raises
-        ------
-        SourceError, FormatError
-        ModelMismatch, UsageError
-            If it is of others.
-        """
+        """Read another archive, of the same model and latents; ModelMismatch or UsageError if it is of others."""
         with open_archive(path, tables=tables) as archive:
             a, b = archive.header, self.archive.header
             shown, first = escape_name(path), escape_name(self.path)
@@ -322,9 +166,6 @@ def _lengths(archive: ArchiveBase, codes: Codes, latents: int | None) -> NDArray
     return code_lengths(codes, archive.tables, selection)
 
 
-_SAMPLE = 500
-
-
 def measure_uncertainty(
     path: PathLike,
     *,
@@ -336,15 +177,10 @@ def measure_uncertainty(
     outside: Sequence[PathLike] = (),
     images: PathLike | None = None,
     codec: CodecBase | None = None,
-    sample: int = _SAMPLE,
-    estimator: str = "auto",
-    output: str = "auto",
-    latents: int | None = None,
-    folds: int = 5,
-    seed: int = 0,
     plot: PathLike | None = None,
     tables: Where = (),
     progress: Progress = lambda done, total: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Hold the stored entropy, and scores beside it, against a probe's errors and against foreign images.
 
@@ -363,16 +199,15 @@ def measure_uncertainty(
         encoded.
     codec : CodecBase, optional
         That made the archives; needed for ``images``.
-    sample : int
-        How many of them.
-    estimator, output, latents, folds, seed
-        As :func:`stochcl.api.evaluate.evaluate` takes them; the estimator must give probabilities.
     plot : path-like, optional
         Draw accuracy against the share refused: .png, .svg or .pdf.
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archives.
+        Where to look first for decoders that are not in the archives.
     progress : callable
         Told how many corrupted images of how many have been encoded.
+    **options
+        Fields of :class:`~stochcl.api.options.UncertaintyOptions`: estimator (it must give probabilities), output,
+        latents, folds, seed, and sample, how many images to corrupt.
 
     Returns
     -------
@@ -383,45 +218,41 @@ def measure_uncertainty(
     ------
     SourceError, FormatError, LabelsError, UsageError, ModelMismatch, OutputError
     """
-    started = time.monotonic()
+    started, asked = time.monotonic(), UncertaintyOptions(**options)
     if (images is None) != (codec is None):
         raise UsageError("--images says which images are corrupted, and -m the model that encodes them: give both.")
     check_label_options(labels, [column], level)
     if plot is not None:
         check_plot(plot)
-    if sample < 1:
-        raise UsageError(f"--sample must be at least 1, got {sample}.")
     extra = (*tables, *(() if codec is None else (codec.tables,)))
     with open_archive(path, tables=extra) as archive:
-        used = input_of(archive, output)
+        header, latents = archive.header, asked.latents
         if test is not None and latents is None:
             with open_archive(test, tables=extra) as unseen:
-                latents = common_width(archive.header, unseen.header, (escape_name(path), escape_name(test)), None)
-        train = CodedSet.of(archive, path, used, latents)
+                latents = common_width(header, unseen.header, (escape_name(path), escape_name(test)), None)
+        train = CodedSet.of(archive, path, input_of(archive, asked.output), latents)
         other = train if test is None else train.like(test, extra)
         if codec is not None:
-            codec.check_made(archive.header, path)
-        measured = _Measured(train, other, _Labels(labels, test_labels, column, level), estimator, folds, seed)
+            codec.check_made(header, path)
+        measured = _Measured(train, other, _Labels(labels, test_labels, column, level), asked)
         found = measured.errors()
         found["outside"] = [measured.foreign(train.like(one, extra), escape_name(one)) for one in outside]
         if images is not None and codec is not None:
-            corrupter = Corrupter(
-                measured.set, measured.places[measured.own], Path(images), codec, sample=sample, seed=seed
-            )
+            places = measured.places[measured.own]
+            corrupter = Corrupter(measured.set, places, Path(images), codec, sample=asked.sample, seed=asked.seed)
             found["outside"] += measured.corrupted(corrupter, progress)
             found["shifted"] = measured.shifted
-        header = archive.header
     facts = {
         "schema": "stochcl.uncertainty/0", "path": escape_name(path), "images": len(measured.wrong),
-        "input": used, "latents": latents or header.latents, "model": escape_name(header.model),
+        "input": train.used, "latents": latents or header.latents, "model": escape_name(header.model),
     }  # fmt: skip
     if test is not None:
         facts["test"] = escape_name(test)
     if plot is not None:
-        title = f"{facts['images']:,} images, {measured.doubter.estimator} on {used}, model {header.model}"
+        title = f"{facts['images']:,} images, {measured.doubter.estimator} on {train.used}, model {header.model}"
         draw_refusal(measured.curves, plot, title=title, chance=found["accuracy"])
         facts["plot"] = escape_name(plot)
-    return facts | found | {"seed": seed, "seconds": round(time.monotonic() - started, 3)}
+    return facts | found | {"seed": asked.seed, "seconds": round(time.monotonic() - started, 3)}
 
 
 @dataclass(frozen=True)
@@ -437,26 +268,21 @@ class _Labels:
 class _Measured:
     """A probe's answers for the rows of a set, and their scores."""
 
-    def __init__(
-        self,
-        train: CodedSet,
-        test: CodedSet,
-        labels: _Labels,
-        estimator: str,
-        folds: int,
-        seed: int,
-    ) -> None:
-        self.set, self.seed, self.notes = test, seed, list[str]()
+    def __init__(self, train: CodedSet, test: CodedSet, labels: _Labels, asked: UncertaintyOptions) -> None:
+        self.set, self.seed, self.notes = test, asked.seed, list[str]()
         column, level = labels.column, labels.level
         with naming(labels.train or train.path):
             given = labels_of(train.archive, train.path, labels.train, column, level, partial=True)
+            if test is train and (rare := rare_classes(given, 2)):  # which a cross-validation can do nothing with
+                given = tuple("" if label in rare else label for label in given)
+                self.notes.append(rare_note(rare, 2))
             rows = labelled(train.rows.x, given, "classification")
             rows.check_learnable()
         known = train.rows.take(rows.kept)
         if test is train:
             self.rows, truth, self.places = known, rows.y, np.flatnonzero(rows.kept)
             with naming(labels.train or train.path):
-                splits, notes = make_splits(rows.y, "classification", seed=seed, folds=folds)
+                splits, notes = make_splits(rows.y, "classification", seed=asked.seed, folds=asked.folds)
             self.notes += notes
         else:
             with open_archive(test.path) as archive:
@@ -473,7 +299,7 @@ class _Measured:
         if self.rows.entropy is None:
             missing = f"{escape_name(test.path)}: it has no uncertainty stored (stochcl compress --uncertainty)"
             self.notes.append(f"{missing}; the entropy is left out")
-        self._answer(known, rows.y, truth, splits, estimator, binary=train.binary)
+        self._answer(known, rows.y, truth, splits, asked.estimator, binary=train.binary)
 
     def _answer(
         self,

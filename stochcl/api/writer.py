@@ -45,9 +45,7 @@ class ImageWriter(Writer):
     ) -> None:
         self._codec = codec
         width = codec.latents if latents is None else latents
-        header = codec.header(
-            latents=width, preprocess=codec.preprocess, source_kind="stream", uncertainty=uncertainty
-        )
+        header = codec.header(latents=width, preprocess=codec.preprocess, source_kind="stream")
         embed = not codec.has_packaged_tables
         super().__init__(path, header, codec.tables, embed_tables=embed, uncertainty=uncertainty, **options)
 

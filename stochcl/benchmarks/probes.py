@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.downstream.metrics import wilson
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable

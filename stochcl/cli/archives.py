@@ -8,21 +8,22 @@ import click
 
 from stochcl.api import archives
 from stochcl.api.compress import CompressOptions
-from stochcl.api.source import check_paths_exist
 from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.cli.options import (
     CODES,
-    CODES_FILE,
     DEVICE,
     FORCE,
+    INPUT,
     LABELS,
     PATH,
     RESUME,
     TABLES,
+    command,
     given,
     options_of,
     output,
+    section,
 )
 from stochcl.compress import Archive, open_archive
 from stochcl.messages import escape_name, plural
@@ -33,27 +34,27 @@ if TYPE_CHECKING:
 _SHOWN = 5  # places that are damaged
 _TABLES = {
     "intact": "",
-    "elsewhere": "the decoding tables are not, or not intact, in the file; those found elsewhere are right",
-    "lost": "the decoding tables are lost, so that rows which need them could not be decoded to check them",
+    "elsewhere": "the decoder in the file is missing or damaged; the one found elsewhere is right",
+    "lost": "the decoder is lost, so rows that need it were not decoded to check them",
 }
 
 
-@click.command()
+@command()
 @CODES
 @TABLES
 @JSON
 def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
-    """Say what a file of codes holds and where its bytes go.
+    """Show what an archive holds and where its bytes go.
 
     \b
     Example:
       stochcl info codes.bin
     """
-    report = archives.info(codes, tables=resolve_tables(model))
+    report = archives.info(codes, tables=resolve_tables(model, codes))
     show(report.to_json("info"), report.lines(), as_json=as_json)
 
 
-@click.command()
+@command()
 @CODES
 @click.option("--salvage", type=PATH, metavar="OUT", help="Write everything that is intact to OUT.")
 @click.option("--repair", is_flag=True, help="Cut off what an interrupted append left behind, in place.")
@@ -65,10 +66,10 @@ def verify(
     ctx: click.Context, codes: Path | str, *, salvage: Path | None, repair: bool, force: bool, model: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Check every byte of a file of codes, and that it decodes to what was written.
+    """Check every byte of an archive, and that it decodes to what was written.
 
-    --salvage also takes the .partial file that an interrupted run left, and writes nothing to the file itself. It
-    exits with 1 where something was lost, and OUT is there all the same.
+    --salvage also takes the .partial file that an interrupted run left, and does not change the archive. It exits
+    with 1 if something was lost; OUT is written all the same.
 
     \b
     Example:
@@ -90,7 +91,7 @@ def verify(
         found |= {"images": done.rows, "bytes": done.bytes, "cut_bytes": done.cut}
         said = f"{plural(done.rows, 'image')} remain, {done.cut:,} bytes cut off"
     else:
-        with progress_bar("images") as bar, open_archive(codes, tables=resolve_tables(model)) as archive:
+        with progress_bar("images") as bar, open_archive(codes, tables=resolve_tables(model, codes)) as archive:
             archive.verify(bar)
             left = archive.left_over if isinstance(archive, Archive) else 0
             found |= {"images": len(archive), "bytes": archive.size, "left_over_bytes": left}
@@ -109,7 +110,7 @@ def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as
     from stochcl.compress.salvage import salvage
 
     with progress_bar("bytes") as bar:
-        done = salvage(codes, out, tables=resolve_tables(model), force=force, progress=bar)
+        done = salvage(codes, out, tables=resolve_tables(model, codes), force=force, progress=bar)
     for line in _losses(done):
         say(line)
     result = {
@@ -151,27 +152,34 @@ def _losses(done: Any) -> list[str]:
     return [*lines, *filter(None, [_TABLES[done.tables]])]
 
 
-@click.command()
-@CODES_FILE
-@output("The file of codes to write.")
-@options_of(CompressOptions, only=("latents", "rate"))
-@click.option(
-    "--select", type=PATH, help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0."
+@command()
+@CODES
+@output("The archive to write.")
+@section(
+    "What to keep",
+    options_of(CompressOptions, only=("latents", "rate")),
+    click.option(
+        "--select", type=INPUT,
+        help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
+    ),
+    click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Leave out names."),
+    click.option(
+        "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Leave out uncertainty."
+    ),
+    click.option("--labels", type=INPUT, help="Store the labels of this CSV file name,label."),
+)  # fmt: skip
+@section(
+    "Entropy models",
+    click.option("--refit", is_flag=True, help="Fit entropy models to these codes, and store those that save bytes."),
+    click.option("--self-contained", is_flag=True, help="Put the decoder into the archive."),
+    click.option("--external-tables", is_flag=True, help="Put the decoder into a file beside the archive."),
 )
-@click.option("--refit", is_flag=True, help="Fit entropy models to these codes, and store those that save bytes.")
-@click.option("--self-contained", is_flag=True, help="Put the decoding tables into the file.")
-@click.option("--external-tables", is_flag=True, help="Leave the decoding tables out of the file.")
-@click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Do not keep names.")
-@click.option(
-    "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Do not keep uncertainties."
-)
-@click.option("--labels", type=PATH, help="Store the labels of this CSV file name,label.")
 @TABLES
 @FORCE
 @RESUME
 @JSON
 def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Write a file of codes anew: narrower, smaller, or with other names, labels or tables.
+    """Rewrite an archive: narrower, smaller, or with other names, labels or decoder.
 
     It needs neither the images nor the encoder.
 
@@ -180,21 +188,21 @@ def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **
       stochcl transcode codes.bin -o small.bin --rate 64 --refit
     """
     with progress_bar("steps") as bar:
-        edit = archives.transcode(codes, output, tables=resolve_tables(model), progress=bar, **options)
+        edit = archives.transcode(codes, output, tables=resolve_tables(model, codes), progress=bar, **options)
     show(edit.to_json("transcode"), edit.lines(), as_json=as_json)
 
 
-@click.command()
-@CODES_FILE
+@command()
+@CODES
 @output("The folder that the parts go to.")
-@click.option("--rows", type=int, metavar="N", help="Images of each part; the last has the rest.")
+@click.option("--rows", type=int, metavar="N", help="Images per part; the last has the rest.")
 @click.option("--parts", type=int, metavar="P", help="Number of parts, as equal as can be.")
 @click.option("--force", is_flag=True, help="Replace parts that are there already.")
 @JSON
 def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, force: bool, as_json: bool) -> None:
-    """Cut a file of codes into several, in order.
+    """Cut an archive into several, in order.
 
-    The parts are called as the file is, with a number: codes-0001.bin, codes-0002.bin ... `stochcl merge` joins them.
+    The parts are named codes-0001.bin, codes-0002.bin ... `stochcl merge` joins them.
 
     \b
     Example:
@@ -211,46 +219,48 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
     show(result, lines, as_json=as_json)
 
 
-@click.command()
-@CODES_FILE
-@click.argument("source", type=PATH)
-@click.option("-m", "--model", default="general", show_default=True, help="The model that made the codes.")
+@command()
+@CODES
+@click.argument("source", type=INPUT)
+@click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 @DEVICE
-@options_of(CompressOptions, only=("batch_size", "workers"))
-@click.option("--labels", type=PATH, help="CSV file name,label, if the codes have labels stored.")
+@options_of(
+    CompressOptions,
+    only=("any_name", "label_level", "label_files", "label_column", "max_pixels", "batch_size", "workers"),
+)
+@click.option("--labels", type=INPUT, help="CSV file name,label or .npy array, if the archive has labels stored.")
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, and add nothing.")
 @JSON
-def append(codes: Path, source: Path, *, model: str, device: str, as_json: bool, **options: Any) -> None:
-    """Add the images of a source that a file of codes does not have yet.
+def append(codes: Path, source: Path | str, *, model: str | None, device: str, as_json: bool, **options: Any) -> None:
+    """Add the images of a source that an archive does not have yet.
 
-    Images are told apart by their names, and added in place. Until all is done the file opens as it was; after an
-    interruption, too, and the same command continues. Of a matrix, the rows by which it has grown are added.
+    Images are told apart by their names, and added in place. Until all is done, and after an interruption, the
+    archive opens as it was; the same command continues. Of a matrix, the rows by which it has grown are added.
 
     \b
     Example:
       stochcl append codes.bin images/
     """
     from stochcl.api.append import append
-    from stochcl.api.codec import Codec
+    from stochcl.api.codec import codec_of
 
-    check_paths_exist([codes, source])
-    codec = Codec(model, device=device)
+    codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
         edit = append(codes, source, codec, progress=bar, **given(options))
     say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)
 
 
-@click.command()
-@click.argument("codes", type=PATH, nargs=-1, required=True)
-@output("The file of codes to write.")
+@command()
+@click.argument("codes", type=INPUT, nargs=-1, required=True)
+@output("The archive to write.")
 @FORCE
 @RESUME
 @JSON
 def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, as_json: bool) -> None:
-    """Join files of codes of one model and width, in the order given.
+    """Join archives of one model and width, in the order given.
 
-    Nothing is coded again. Images that are in several files are there several times.
+    Nothing is coded again. Images that are in several archives are there several times.
 
     \b
     Example:
@@ -261,7 +271,7 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
     show(edit.to_json("merge"), edit.lines(), as_json=as_json)
 
 
-@click.command()
+@command()
 @CODES
 @output("A .npz, .npy, .csv, .parquet or .arrow file.")
 @LABELS
@@ -269,7 +279,7 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
 @TABLES
 @JSON
 def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Decode codes to arrays: symbols, vectors, names and labels.
+    """Export codes as arrays: symbols, vectors, names and labels. (Images cannot be recovered.).
 
     The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, .parquet or .arrow.
 
@@ -277,8 +287,8 @@ def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: b
     Example:
       stochcl decompress codes.bin -o codes.npz
     """
-    with progress_bar("rows"):
-        done = archives.decompress(codes, output, tables=resolve_tables(model), **options)
+    with progress_bar("rows") as bar:
+        done = archives.decompress(codes, output, tables=resolve_tables(model, codes), progress=bar, **options)
     result = {
         "schema": "stochcl.decompress/0", "path": escape_name(done.path), "images": done.rows, "bytes": done.bytes,
         "holds": list(done.holds),

@@ -71,7 +71,7 @@ def command_of(
 
 @click.group()
 def benchmark() -> None:
-    """Measure stochcl beside others, on this machine.
+    """Compare codes with other compressors, or time each stage, on this machine.
 
     Results are printed, or given as JSON with --json, and written to a folder.
 
@@ -82,11 +82,11 @@ def benchmark() -> None:
     """
 
 
-_RATE_ACCURACY = """Bits per image against accuracy: codes beside features, quantisers, and small images.
+_RATE_ACCURACY = """Measure bits per image against accuracy: codes, features, quantisers, and small images.
 
 SOURCE is a folder of classes (also in a .zip or .tar; several count as one), `digits`, which scikit-learn has,
 or a .npy matrix of embeddings with --labels. Every row has the same probe, split and seed. What is done is kept
-in OUTPUT/cache: the same command goes on after an interruption.
+in OUTPUT/cache: after an interruption the same command continues.
 
 In place of accuracy, --metric recall@10 asks how many of the ten nearest rows are found (labels are not needed), and
 --metric map@1000 how well an image finds its class.
@@ -104,7 +104,7 @@ Example:
   stochcl benchmark rate-accuracy x.npy --test y.npy -m head.safetensors --metric recall@10 -o results/
 """
 
-_THROUGHPUT = """Time every stage of `stochcl compress` and the whole, beside bare decoding, forward pass and coding.
+_THROUGHPUT = """Profile each stage of `stochcl compress` against its lower bound.
 
 All are measured in rounds, one after the other, with one thread of arithmetic, in processor time and on the
 clock. SOURCE is a folder or archive of images; without one, JPEG files are made. The archive's codes are checked.

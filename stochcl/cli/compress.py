@@ -10,7 +10,7 @@ import click
 from stochcl.api.compress import CompressOptions
 from stochcl.api.source import check_paths_exist
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import DEVICE, PATH, given, options_of, output
+from stochcl.cli.options import DEVICE, PATH, SOURCE, command, given, options_of, output, section
 from stochcl.data import ImageSource, open_list
 from stochcl.errors import UsageError
 
@@ -61,39 +61,65 @@ def output_of(path: Path) -> Path | IO[bytes]:
     return sys.stdout.buffer
 
 
-@click.command()
-@click.argument("sources", nargs=-1, metavar="SOURCE...", type=PATH)
-@output("The file of codes to write; - for standard output.")
-@click.option(
-    "--files-from", metavar="FILE", type=PATH,
-    help="Compress the image files listed in FILE, or - for standard input, in its order, in place of a SOURCE.",
+@command()
+@click.argument("sources", nargs=-1, metavar="SOURCE...", type=SOURCE)
+@output("The archive to write; - for standard output.")
+@section(
+    "Source",
+    click.option(
+        "--files-from",
+        metavar="FILE",
+        type=PATH,
+        help="Compress the image files listed in FILE, or - for standard input, in its order, in place of a SOURCE.",
+    ),
+    click.option("-0", "--null", is_flag=True, help="The list is separated by null bytes.  [default: if it has any]"),
+    click.option(
+        "-C",
+        "--directory",
+        default=".",
+        type=PATH,
+        metavar="DIR",
+        help="What the list's paths, and so the names, are relative to.  [default: the current folder]",
+    ),
+    options_of(
+        CompressOptions,
+        only=("column", "id_column", "any_name", "depth", "max_pixels", "fit", "workers", "strict"),
+    ),
+)
+@section("Labels", options_of(CompressOptions, only=("label_level", "label_column", "label_files")))
+@section("Rate", options_of(CompressOptions, only=("latents", "rate")))
+@section(
+    "Model",
+    click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file."),
+    DEVICE,
+    click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+                 help="Numeric precision of the network; bf16 is faster if the processor supports it."),
+    options_of(CompressOptions, only=("batch_size",)),
 )  # fmt: skip
-@click.option("-0", "--null", is_flag=True, help="The list is separated by null bytes.  [default: if it has any]")
-@click.option(
-    "-C", "--directory", default=".", type=PATH, metavar="DIR",
-    help="What the list's paths, and so the names, are relative to.  [default: the current folder]",
+@section(
+    "Archive",
+    options_of(CompressOptions, only=("names", "uncertainty", "self_contained", "external_tables")),
+)
+@section(
+    "Shards",
+    click.option("--shard-images", type=int, metavar="N",
+                 help="Write a folder of archives of N images each, and a manifest.  "
+                      "[default with --engine ray: 100,000]"),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                 help="Where to compress; ray: on many cores or machines, to a folder of shards."),
+    click.option("--address", help="Address of a Ray cluster.  [default: RAY_ADDRESS, or this machine's cores]"),
 )  # fmt: skip
-@click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
-@DEVICE
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-              help="Arithmetic of the network; bf16 is faster if the processor supports it.")  # fmt: skip
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="Where to compress; ray: on many cores or machines, to a folder of shards.")  # fmt: skip
-@click.option("--address", help="Address of a Ray cluster.  [default: RAY_ADDRESS, or this machine's cores]")
-@click.option("--shard-images", type=int, metavar="N",
-              help="Write a folder of files of N images each, and a manifest.  "
-                   "[default with --engine ray: 100,000]")  # fmt: skip
-@options_of(CompressOptions)
+@options_of(CompressOptions, only=("force", "resume"))
 @JSON
 def compress(
     sources: tuple[Path, ...], output: Path, *, files_from: Path | None, null: bool, directory: Path, model: str,
     device: str, precision: str, engine: str, address: str | None, shard_images: int | None, as_json: bool,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Compress images, or a matrix of embeddings, to a file of codes.
+    """Compress images, or a matrix of embeddings, to an archive of codes.
 
-    SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, or a
-    .parquet or .arrow file with a column of images or vectors.
+    SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
+    or .arrow file with a column of images or vectors, or the URL of a folder, an image or a .tar.
     Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
     from standard input, and its images are kept in the order in which they come.
     An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a

@@ -6,78 +6,69 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stochcl.api.options import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
 from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 from stochcl.cli.options import (
-    ARCHIVE,
     CODES,
     COLUMN,
     DEVICE,
-    FOLDS,
     FORCE,
+    INPUT,
     LABELS,
     LEVEL,
-    OUTPUTS,
     PATH,
-    PREFIX,
-    SEED,
     TABLES,
-    TASK,
+    TABLES_OF_CODES,
     TEST_LABELS,
-    VECTORS_OR_SYMBOLS,
+    command,
+    given,
+    options_of,
     output,
+    section,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-OPTIONAL_CODES = click.argument("codes", required=False, type=ARCHIVE)
-TRAIN = click.option("--train", type=ARCHIVE, help="The file of codes to train on, in place of CODES.")
-TABLES_OF_CODES = click.option(
-    "--tables", help="Model or .tables file with the decoding tables, if they are found nowhere else."
-)
+OPTIONAL_CODES = click.argument("codes", required=False, type=INPUT)
+TRAIN = click.option("--train", type=INPUT, help="The archive to train on, in place of CODES.")
+MODEL = click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 
 
 def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path | str:
     path = codes or train
     if path is None or (codes and train):
-        raise click.UsageError("Name one file of codes to train on, as CODES or with --train.")
+        raise click.UsageError("Name one archive to train on, as CODES or with --train.")
     return path
 
 
-@click.command()
+@command()
 @OPTIONAL_CODES
-@TRAIN
-@LABELS
-@TEST_LABELS
-@LEVEL
-@click.option("--label-column", "--column", "columns", multiple=True,
-              help="Column of --labels; several targets by repeating it.  [default: first]")  # fmt: skip
-@click.option(
-    "--groups", help="Column of --labels, or a CSV file name,group: no group is both trained and scored on."
-)
-@TASK
-@click.option(
-    "--estimator", default="auto", show_default=True,
-    help="logistic, svm, knn or boosting; ridge, knn or boosting for regression; or a scikit-learn class's path.",
+@section("Rows", TRAIN, click.option("--test", type=INPUT, help="Score on this archive."))
+@section(
+    "Labels",
+    LABELS,
+    TEST_LABELS,
+    LEVEL,
+    click.option("--label-column", "--column", "columns", multiple=True,
+                 help="Column of --labels; several targets by repeating it.  [default: first]"),
+    click.option(
+        "--groups", help="Column of --labels, or a CSV file name,group: no group is both trained and scored on."
+    ),
+    options_of(EvaluateOptions, only=("task", "min_class")),
 )  # fmt: skip
-@VECTORS_OR_SYMBOLS
-@PREFIX
-@click.option("--test", type=ARCHIVE, help="Score on this file of codes.")
-@FOLDS
-@click.option("--test-size", type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Hold out this fraction instead.")  # fmt: skip
-@click.option("--min-class", type=click.IntRange(1), metavar="N",
-              help="Leave out classes of fewer than N images.  [default: 2 in a cross-validation]")  # fmt: skip
-@SEED
+@section("Probe", options_of(EvaluateOptions, only=("estimator", "output", "latents", "folds", "test_size", "seed")))
 @click.option("--save", type=PATH, help="Write the probe here, for `stochcl predict`.")
 @TABLES
 @JSON
-def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_json: bool, **options: Any) -> None:
+def evaluate(
+    codes: Path | str | None, *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
+) -> None:
     """Train a classifier or regressor on codes and score it on images that it has not seen.
 
     Labels are the images' first folders (or others, --label-level), or come from a CSV file. Scores are of a
-    cross-validation, of a part held out (--test-size), or of another file of codes (--test).
+    cross-validation, of a part held out (--test-size), or of another archive (--test).
 
     \b
     Example:
@@ -87,8 +78,8 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
     from stochcl.api.evaluate import evaluate_targets
 
     path = _training_codes(codes, train)
-    with progress_bar("rows"):
-        results, facts = evaluate_targets(path, tables=resolve_tables(model), **options)
+    with progress_bar("steps") as bar:
+        results, facts = evaluate_targets(path, tables=resolve_tables(model, path), progress=bar, **given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
@@ -103,7 +94,7 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
     show(facts | {"targets": both}, [*head, *lines, *saved], as_json=as_json)
 
 
-@click.command()
+@command()
 @CODES
 @click.option("-m", "--model", "probe", required=True, type=PATH,
               help="What `stochcl evaluate --save` or `stochcl finetune` wrote.")  # fmt: skip
@@ -115,10 +106,10 @@ def evaluate(codes: Path | None, *, train: Path | None, model: str | None, as_js
 def predict(
     codes: Path | str, probe: Path, output: Path, *, tables: str | None, as_json: bool, **options: Any
 ) -> None:  # fmt: skip
-    """Write what a probe or a fine-tuned classifier predicts for each image: classes with probabilities, or numbers.
+    """Apply a saved classifier or regressor to codes: classes with probabilities, or numbers, as a CSV file.
 
-    `stochcl evaluate train.bin --save probe.skops` saves a probe, and `stochcl finetune` writes a model with a
-    classifier. For such a model CODES may also be a source of images.
+    `stochcl evaluate train.bin --save probe.skops` saves one; `stochcl finetune` writes a model with a classifier,
+    for which CODES may also be a source of images.
 
     \b
     Example:
@@ -127,36 +118,33 @@ def predict(
     """
     from stochcl.api.predict import predict
 
-    found = predict(codes, probe, output, tables=resolve_tables(tables), **options)
+    with progress_bar("images"):
+        found = predict(codes, probe, output, tables=resolve_tables(tables), **options)
     say_skipped([(one["name"], one["reason"]) for one in found["skipped"]])
     line = f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {found['images']:,} images"
     show(found, [line], as_json=as_json)
 
 
-@click.command()
+@command()
 @OPTIONAL_CODES
-@TRAIN
-@click.option("--test", type=ARCHIVE, help="The file of codes whose images are answered.")
-@LABELS
-@TEST_LABELS
-@COLUMN
-@LEVEL
-@click.option("--outside", type=ARCHIVE, multiple=True, help="A file of codes of other images; may be repeated.")
-@click.option("--images", type=PATH, help="The answered images: they are corrupted and encoded with -m.")
-@click.option("--sample", type=int, default=500, show_default=True, help="How many images to corrupt.")
-@click.option("--estimator", default="auto", show_default=True, help="logistic, knn or boosting.")
-@VECTORS_OR_SYMBOLS
-@PREFIX
-@FOLDS
-@SEED
+@section("Rows", TRAIN, click.option("--test", type=INPUT, help="The archive whose images are answered."))
+@section("Labels", LABELS, TEST_LABELS, COLUMN, LEVEL)
+@section(
+    "Other images",
+    click.option("--outside", type=INPUT, multiple=True, help="An archive of other images; may be repeated."),
+    click.option("--images", type=INPUT, help="The answered images: they are corrupted, and encoded."),
+    options_of(UncertaintyOptions, only=("sample",)),
+)
+@section("Probe", options_of(UncertaintyOptions, only=("estimator", "output", "latents", "folds", "seed")))
 @click.option("--plot", type=PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
-@click.option("-m", "--model", help="The model of the codes, for --images or for decoding tables.")
+@MODEL
 @DEVICE
 @JSON
 def uncertainty(
-    codes: Path | None, *, train: Path | None, model: str | None, device: str, as_json: bool, **options: Any
-) -> None:
-    """Say what uncertainty is worth: whether it finds a probe's errors, and foreign or corrupted images.
+    codes: Path | str | None, *, train: Path | str | None, model: str | None, device: str, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Test whether uncertainty flags errors and out-of-distribution or corrupted images.
 
     The entropy that `stochcl compress --uncertainty` stored stands beside the code's length, the distance to the
     nearest codes, and the probe's confidence, which alone needs labels. 0.5 is chance.
@@ -164,19 +152,19 @@ def uncertainty(
     \b
     Example:
       stochcl uncertainty codes.bin --plot refusal.png
-      stochcl uncertainty --train train.bin --test test.bin --outside other.bin --images test/ -m general
+      stochcl uncertainty --train train.bin --test test.bin --outside other.bin --images test/
     """
     from stochcl.api.uncertainty import measure_uncertainty
 
     path = _training_codes(codes, train)
-    if options["images"] is not None and model is not None:
-        from stochcl.api.codec import Codec
+    if options["images"] is not None:
+        from stochcl.api.codec import codec_of
 
-        options["codec"] = Codec(model, device=device)
+        options["codec"] = codec_of(path, model, device=device)
     else:
-        options["tables"] = resolve_tables(model)
+        options["tables"] = resolve_tables(model, path)
     with progress_bar("images") as bar:
-        found = measure_uncertainty(path, progress=bar, **options)
+        found = measure_uncertainty(path, progress=bar, **given(options))
     show(found, _uncertainty_lines(found), as_json=as_json)
 
 
@@ -194,7 +182,7 @@ def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
             name, "yes" if score["needs_labels"] else "no", _auroc(score), _interval(score["interval"]),
             "" if less is None else f"{less['value']:+.3f} {_interval(less['interval'], sign=True)}",
         ])  # fmt: skip
-    title = "errors found by what is uncertain (AUROC, 95 % interval)"
+    title = "errors found by each score (AUROC, 95 % interval)"
     out += table(title, ["score", "needs labels", "AUROC", "interval", "less confidence"], rows)
     shares = [i for i, kept in enumerate(next(iter(found["refused"].values()))) if kept["refused"] in _SHOWN]
     rows = [
@@ -210,7 +198,7 @@ def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
             accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
             told = [_auroc(one["scores"].get(name, {})) for name in names]
             rows.append([what, f"{one['images']:,}", accuracy, *told])
-        title = "foreign and corrupted images told from the answered ones (AUROC)"
+        title = "other and corrupted images told from the answered ones (AUROC)"
         out += table(title, ["what", "images", "accuracy %", *names], rows)
     if "shifted" in found:
         shifted = found["shifted"]
@@ -233,23 +221,24 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
     return f"[{low}, {high}]" if sign else f"{low} to {high}"
 
 
-@click.command()
+@command()
 @CODES
-@click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
-@LABELS
-@COLUMN
-@TASK
 @output("The page to write.", default="report.html")
-@click.option("--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
-              help="How many of the strongest latents to look at closely.")  # fmt: skip
-@click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
-              help="Look at latents in at most N images, spread evenly.")  # fmt: skip
-@SEED
+@click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
+@section("Labels", LABELS, COLUMN, LEVEL, options_of(EvaluateOptions, only=("task",)))
+@section(
+    "Latents",
+    click.option("--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
+                 help="How many of the strongest latents to look at closely."),
+    click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
+                 help="Look at latents in at most N images, spread evenly."),
+)  # fmt: skip
+@options_of(EvaluateOptions, only=("seed",))
 @TABLES
 @FORCE
 @JSON
 def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Explain a file of codes on one HTML page: bytes, latents, what they say, and what flipping them does.
+    """Explain an archive on one HTML page: bytes, latents, what they say, and what flipping them does.
 
     The page loads nothing: it can be mailed, and opened without a network.
 
@@ -261,7 +250,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     from stochcl.report.report import write_report
 
     with progress_bar("rows", rate=False) as bar:
-        told = write_report(codes, output, tables=resolve_tables(model), progress=bar, **options)
+        told = write_report(codes, output, tables=resolve_tables(model, codes), progress=bar, **given(options))
     lines = [
         f"{told['output']}: {told['output_bytes']:,} bytes, {told['pictures']:,} pictures, {told['seconds']:.1f} s"
     ]
@@ -276,29 +265,33 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     show(told, [*lines, *(f"  note: {note}" for note in told["notes"])], as_json=as_json)
 
 
-@click.command()
+@command()
 @CODES
-@click.argument("query", nargs=-1, type=PATH)
-@click.option("--name", "names", multiple=True, help="Search for this image of the file itself; may be repeated.")
-@click.option("--row", "rows", multiple=True, type=int, help="Search for this row of it; may be repeated.")
-@click.option("-k", "count", type=int, default=10, show_default=True, help="How many to find.")
-@click.option("--by", "output", type=click.Choice(OUTPUTS), default="auto", show_default=True,
-              help="Compare decoded vectors, or the symbols themselves.")  # fmt: skip
-@click.option("-m", "--model", help="The model of the codes.  [default: the one that the file names]")
+@click.argument("query", nargs=-1, type=INPUT)
+@section(
+    "Search",
+    click.option("--name", "names", multiple=True, help="Search for this image of the archive; may be repeated."),
+    click.option("--row", "rows", multiple=True, type=int, help="Search for this row of it; may be repeated."),
+    options_of(SearchOptions),
+)
+@section(
+    "Page",
+    click.option("--html", type=PATH, metavar="FILE", help="Also write a page of what was found."),
+    click.option("--images", type=INPUT, metavar="SOURCE", help="What the codes were made of, for thumbnails."),
+)
+@MODEL
 @DEVICE
 @TABLES_OF_CODES
-@click.option("--html", type=PATH, metavar="FILE", help="Also write a page of what was found.")
-@click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for the page's thumbnails.")
 @JSON
 def search(
     codes: Path | str, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
     as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Find the images in a file of codes that are nearest to QUERY images, or to some of its own.
+    """Find the images of an archive that are nearest to QUERY images, or to some of its own.
 
-    A query image is encoded by the file's model. By vectors, its features are held against what the codes decode to;
-    by symbols, bits that differ are counted. Of codes of embeddings a QUERY is a .npy matrix, each of whose rows is
-    looked for.
+    A query image is encoded by the archive's model. By vectors, its features are compared with what the codes decode
+    to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix: every row is
+    searched for.
 
     \b
     Example:
@@ -310,7 +303,7 @@ def search(
     if images is not None and html is None:
         raise click.UsageError("--images are shown on a page; name it with --html.")
     with progress_bar("rows") as bar:
-        found = search(codes, query, tables=resolve_tables(tables), progress=bar, **options)
+        found = search(codes, query, tables=resolve_tables(tables, codes), progress=bar, **given(options))
     if html is not None:
         from stochcl.report.report import write_search_page
 
@@ -337,14 +330,11 @@ def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-@click.command()
+@command()
 @CODES
-@click.option("--latents", required=True, type=int, metavar="K", help="How many latents to choose.")
-@LABELS
-@COLUMN
-@LEVEL
-@TASK
 @output("The JSON file to write.")
+@options_of(SelectOptions)
+@section("Labels", LABELS, COLUMN, LEVEL)
 @TABLES
 @FORCE
 @JSON
@@ -358,6 +348,7 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     """
     from stochcl.api.evaluate import select
 
-    found = select(codes, output, tables=resolve_tables(model), **options)
+    with progress_bar("rows"):
+        found = select(codes, output, tables=resolve_tables(model, codes), **given(options))
     line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
     show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)

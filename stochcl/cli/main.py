@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl import __version__
-from stochcl.errors import OutputError, StochclError
+from stochcl.errors import OutputError, StochclError, command_line
 from stochcl.messages import duration, escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ _EVERY = 30.0  # seconds between the lines of progress where there is no termina
 def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None]]:
     """Show progress on standard error while the block runs: a bar on a terminal, else a line every half minute."""
     if sys.stderr is None or not sys.stderr.isatty():
-        yield _plain_progress()
+        with _plain_progress() as update:
+            yield update
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -124,43 +125,64 @@ def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None
         yield update
 
 
-def _plain_progress() -> Callable[..., None]:
-    started = last = time.monotonic()
+@contextmanager
+def _plain_progress() -> Iterator[Callable[..., None]]:
+    """Say every half minute how far the block is, also while it tells nothing of that."""
+    started, ended, latest = time.monotonic(), threading.Event(), ["", ""]
 
     def update(done: float, total: float, note: str = "") -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _EVERY:
-            last = now
-            amount = f"{done / total:.0%}" if total else f"{done:,}"
-            say(", ".join(filter(None, [f"{amount} after {duration(now - started)}", note])))
+        latest[:] = f"{done / total:.0%}" if total else f"{done:,}" if done else "", note
 
-    return update
+    def speak() -> None:
+        while not ended.wait(_EVERY):
+            amount, note = latest
+            elapsed = duration(time.monotonic() - started)
+            say(", ".join(filter(None, [f"{amount} after {elapsed}" if amount else f"running for {elapsed}", note])))
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield update
+    finally:
+        ended.set()
+        speaker.join()
 
 
-COMMANDS = {
-    "compress": ("compress", "Compress images to a file of codes."),
-    "info": ("archives", "Say what a file of codes holds and where its bytes go."),
-    "verify": ("archives", "Check every byte of a file of codes."),
-    "append": ("archives", "Add images to a file of codes."),
-    "merge": ("archives", "Join files of codes."),
-    "split": ("archives", "Cut a file of codes into several."),
-    "transcode": ("archives", "Write a file of codes anew: narrower, smaller, with labels."),
-    "decompress": ("archives", "Decode codes to arrays: .npz, .npy, .csv or .parquet."),
-    "evaluate": ("evaluate", "Train a classifier or regressor on codes and score it."),
-    "predict": ("evaluate", "Ask a saved classifier or regressor about codes."),
-    "uncertainty": ("evaluate", "Say whether what is uncertain is wrong, or foreign."),
-    "report": ("evaluate", "Explain a file of codes on one HTML page."),
-    "search": ("evaluate", "Find the nearest images in a file of codes."),
-    "select": ("evaluate", "Choose the latents that a task needs."),
-    "train": ("train", "Train an encoder on your own images."),
-    "adapt": ("train", "Fit the default model's code to your own images, in minutes."),
-    "finetune": ("train", "Train a model on labels, and keep its classifier."),
-    "benchmark": ("benchmark", "Set the codec beside other compressors, on this machine."),
-    "models": ("train", "List the models that come with stochcl, with their figures."),
-    "demo": ("train", "Run the whole story on example images, in under a minute."),
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Make codes": {
+        "compress": ("compress", "Compress images or embeddings to an archive of codes."),
+        "append": ("archives", "Add images to an archive."),
+        "merge": ("archives", "Join archives."),
+        "split": ("archives", "Cut an archive into several."),
+        "transcode": ("archives", "Rewrite an archive: narrower, smaller, with labels."),
+    },
+    "Look at them": {
+        "info": ("archives", "Show what an archive holds and where its bytes go."),
+        "verify": ("archives", "Check every byte of an archive, or salvage a damaged one."),
+        "search": ("evaluate", "Find the images of an archive that are nearest to others."),
+        "report": ("evaluate", "Explain an archive on one HTML page."),
+        "decompress": ("archives", "Export codes as arrays: .npz, .npy, .csv, .parquet or .arrow."),
+    },
+    "Learn from them": {
+        "evaluate": ("evaluate", "Train a classifier or regressor on codes and score it."),
+        "predict": ("evaluate", "Apply a saved classifier or regressor to codes."),
+        "select": ("evaluate", "Choose the latents that a task needs."),
+        "uncertainty": ("evaluate", "Test whether uncertainty flags errors and out-of-distribution images."),
+    },
+    "Train": {
+        "train": ("train", "Train an encoder on your own images or embeddings, without labels."),
+        "adapt": ("train", "Fit a model's code to your own images, in minutes."),
+        "finetune": ("train", "Train a model and a classifier on labels."),
+        "models": ("train", "List the models that come with stochcl, or show one."),
+    },
+    "Measure": {
+        "benchmark": ("benchmark", "Compare codes with other compressors, or time each stage."),
+        "demo": ("train", "Run the whole story on example images, in under a minute."),
+    },
 }
-"""Commands in the order of the help: the module of each, imported when it runs, and its line."""
+"""Commands in the sections and order of the help: the module of each, imported when it runs, and its line."""
+
+COMMANDS = {name: where for commands in SECTIONS.values() for name, where in commands.items()}
 
 _INTERRUPTED, _TERMINATED = 130, 143
 _PIPE = 141  # what shells say of a program whose reader has gone
@@ -197,8 +219,10 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, (_, line) in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that stochcl raises becomes one sentence and its exit code."""
@@ -207,6 +231,7 @@ class Commands(click.Group):
         # A name may hold letters that the terminal's encoding lacks; better an escape than no result at all.
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
+        ctx.with_resource(command_line())  # until the message is out
         try:
             with _terminable():
                 return super().invoke(ctx)
@@ -255,11 +280,16 @@ def _occupy_standard_streams() -> None:
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="stochcl")
-def main() -> None:
-    """Compress what a neural network knows about an image.
+@click.option(
+    "--trusted", is_flag=True, help="Decode files that ask for more work or memory than files of their size."
+)
+def main(trusted: bool) -> None:
+    """Turn images or embeddings into codes of some 30 bytes that scikit-learn can train on.
 
     \b
     stochcl compress images/ -o codes.bin     images to codes
-    stochcl info codes.bin                    what the file holds
+    stochcl info codes.bin                    what the archive holds
     stochcl evaluate codes.bin                a classifier trained on the codes
     """
+    if trusted:
+        os.environ["STOCHCL_TRUSTED"] = "1"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.compress.bytes import is_url
+from stochcl.api.source import check_paths_exist
 from stochcl.errors import UsageError
 from stochcl.options import check_value, declared, item_of, kind_of, option_of
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -22,49 +23,80 @@ if TYPE_CHECKING:
     Decorator = Callable[[Any], Any]
 
 
-class ArchivePath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
-    """A file of codes, a folder of shards, or a URL (``s3://...``), of which a path would lose a slash."""
+class InputPath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
+    """A file or folder that must be there, or a URL (``s3://...``), of which a path would lose a slash.
+
+    So a wrong path is refused while the command line is read, and not after a model was loaded.
+    """
 
     name = "path"
 
+    def __init__(self, *, check: bool = True) -> None:
+        self.check = check
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """Return a path, or a URL as it is."""
-        return value if isinstance(value, Path) or is_url(value) else Path(value)
+        if isinstance(value, str) and is_url(value):
+            return value
+        if self.check:
+            check_paths_exist([value])
+        return Path(value)
 
 
-OUTPUTS = ("auto", "symbols", "vectors")
+class SectionedCommand(click.Command):
+    """A command whose help lists the options of each :func:`section` below its title."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                rows.setdefault(getattr(param, "section", "Options"), []).append(record)
+        if "Options" in rows:
+            rows["Options"] = rows.pop("Options")  # the common ones last
+        for title, records in rows.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def command(name: str | None = None, **how: Any) -> Callable[[Any], click.Command]:
+    """Return the decorator of a command whose options have sections."""
+    return click.command(name, cls=SectionedCommand, **how)
+
+
+def section(title: str, *options: Decorator) -> Decorator:
+    """Return a decorator that adds options, and has the help list them below a title."""
+
+    def decorate(function: Any) -> Any:
+        before = len(getattr(function, "__click_params__", ()))
+        for add in reversed(options):
+            function = add(function)
+        for param in function.__click_params__[before:]:
+            param.section = title
+        return function
+
+    return decorate
+
+
 PATH = click.Path(path_type=Path)
-ARCHIVE = ArchivePath()
-CODES = click.argument("codes", type=ARCHIVE)
-CODES_FILE = click.argument("codes", type=PATH)
-TABLES = click.option(
-    "-m", "--model", help="Model or .tables file with the decoding tables, if they are found nowhere else."
-)
+INPUT = InputPath()
+SOURCE = InputPath(check=False)  # or -, or an entry of a list
+CODES = click.argument("codes", type=INPUT)
+_TABLES_HELP = "Model or .tables file with the decoder, if it is found nowhere else."
+TABLES = click.option("-m", "--model", help=_TABLES_HELP)
+TABLES_OF_CODES = click.option("--tables", help=_TABLES_HELP)
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
 RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
-LABELS = click.option("--labels", type=PATH, help="CSV file name,label..., in place of folder names.")
-TEST_LABELS = click.option("--test-labels", type=PATH, help="The same for --test.  [default: --labels]")
+LABELS = click.option(
+    "--labels", type=INPUT, help="CSV file name,label..., or .npy array with a label a row, in place of folder names."
+)
+TEST_LABELS = click.option("--test-labels", type=INPUT, help="The same for --test.  [default: --labels]")
 LEVEL = click.option(
     "--label-level", "level", type=int, metavar="N",
     help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
 )  # fmt: skip
 COLUMN = click.option(
     "--label-column", "--column", "column", help="Column of the CSV file.  [default: the first after the name]"
-)
-TASK = click.option(
-    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
-)
-VECTORS_OR_SYMBOLS = click.option(
-    "--input", "output", type=click.Choice(OUTPUTS), default="auto", show_default=True,
-    help="What the estimator reads; auto: vectors if the model has a decoder.",
-)  # fmt: skip
-FOLDS = click.option(
-    "--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds of the cross-validation."
-)
-SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
-PREFIX = click.option(
-    "--latents", type=click.IntRange(1), metavar="K", help="Use the first K latents.  [default: all]"
 )
 
 
@@ -101,18 +133,22 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _click_option(one: Field[Any]) -> Decorator:
-    made, flag = option_of(one), f"--{one.name.replace('_', '-')}"
+    made = option_of(one)
+    long = f"--{one.name.replace('_', '-')}"
+    flags = made.flags or ((made.short, long) if made.short else (long,))
+    flag = flags[-1]
     shown = made.shown or (one.name if one.default is True else _shown(one.default))
     text = made.help + (f"  [default: {shown}]" if shown else "")
     if kind_of(one) == "bool":
         both = f"{flag}/--no-{flag[2:]}" if one.default is True else flag
         return click.option(both, one.name, is_flag=True, default=None, help=text)
     unit = made.unit or (f"[{'|'.join(made.choices)}]" if made.choices else None)
-    flags = (made.short, flag) if made.short else (flag,)
     many: dict[str, Any] = {}
     if item_of(kind_of(one)):
         many = {"multiple": True, "callback": lambda _ctx, _param, values: tuple(chain(*values)) or None}
-    return click.option(*flags, one.name, type=OptionType(one, flag), metavar=unit, help=text, **many)
+    return click.option(
+        *flags, one.name, type=OptionType(one, flag), metavar=unit, help=text, required=made.required, **many
+    )
 
 
 def _shown(default: Any) -> str:

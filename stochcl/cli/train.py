@@ -9,7 +9,7 @@ import click
 
 from stochcl.api.models import model_cards
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import PATH, options_of, output
+from stochcl.cli.options import INPUT, PATH, command, options_of, output, section
 from stochcl.messages import escape_name
 from stochcl.training import options as training
 from stochcl.training.options import EncoderConfig, FinetuneOptions, TrainOptions
@@ -40,7 +40,7 @@ INIT = click.option(
 _LOG = "Append figures to this file: a table if it ends in .csv, else one JSON object a line."
 
 
-@click.command()
+@command()
 @click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
 @JSON
 def demo(*, model: str, as_json: bool) -> None:
@@ -60,7 +60,7 @@ def demo(*, model: str, as_json: bool) -> None:
 @JSON
 @click.pass_context
 def models(ctx: click.Context, *, as_json: bool) -> None:
-    """List the models that come with stochcl, what each was trained on, and its measured figures.
+    """List the models that come with stochcl, with what each was trained on and its measured figures.
 
     \b
     Example:
@@ -83,7 +83,7 @@ def models(ctx: click.Context, *, as_json: bool) -> None:
 @click.argument("model")
 @JSON
 def info(model: str, *, as_json: bool) -> None:
-    """Say what a model is: its code, its input, its hashes, how it was trained.
+    """Show what a model is: its code, its input, its hashes, how it was trained.
 
     MODEL is a model file, or the name of a model.
 
@@ -110,24 +110,60 @@ def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -
         ctx.exit()
 
 
-@click.command()
+@command()
 @click.argument("model")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=PATH)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=INPUT)
 @output("The model file to write.")
-@click.option("--labels", type=PATH, metavar="CSV", help="Labels as name,label, in place of the first folders.")
-@click.option("--test", type=PATH, metavar="SOURCE", help="Score the result on these images, and on their codes.")
-@click.option("--test-labels", type=PATH, metavar="CSV", help="Labels of the test images.  [default: --labels]")
-@click.option("--label-level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]")
-@click.option(
-    "--preset",
-    metavar="NAME",
-    help="Options to begin with: cifar10-finetune, cifar10-lite0-finetune, imagenet-finetune, or a .toml file.",
+@section(
+    "Labels and test",
+    click.option("--labels", type=INPUT, metavar="CSV", help="Labels as name,label, in place of the first folders."),
+    click.option("--label-level", type=int, metavar="N", help="Which folder of a name is its label.  [default: 1]"),
+    click.option("--test", type=INPUT, metavar="SOURCE", help="Score the result on these images and their codes."),
+    click.option("--test-labels", type=INPUT, metavar="CSV", help="Labels of the test images.  [default: --labels]"),
+    HOLD_OUT,
 )
-@INIT
-@HOLD_OUT
-@options_of(FinetuneOptions)
-@WORKERS
-@CACHE
+@section(
+    "Start",
+    click.option(
+        "--preset", metavar="NAME",
+        help="Options to begin with: cifar10-finetune, cifar10-lite0-finetune, imagenet-finetune, or a .toml file.",
+    ),
+    INIT,
+    options_of(FinetuneOptions, only=("from_scratch", "posterior", "latents", "alphabet")),
+)  # fmt: skip
+@section(
+    "Schedule",
+    options_of(
+        FinetuneOptions,
+        only=(
+            "epochs",
+            "max_time",
+            "batch_size",
+            "optimizer",
+            "lr",
+            "backbone_lr",
+            "frozen",
+            "momentum",
+            "decay",
+            "warmup",
+        ),
+    ),
+)
+@section(
+    "Augmentation",
+    options_of(
+        FinetuneOptions,
+        only=("mixup", "size", "crop", "padding", "area", "flip", "operations", "strength", "cutout"),
+    ),
+)
+@section(
+    "Loss and code",
+    options_of(
+        FinetuneOptions,
+        only=("smoothing", "average", "nested", "beta", "deterministic", "entropy", "entropy_hidden"),
+    ),
+)
+@section("Running", options_of(FinetuneOptions, only=("seed", "precision", "device", "compile")), WORKERS, CACHE)
 @click.option("--log", type=PATH, help=_LOG)
 @RESUME
 @FORCE
@@ -135,7 +171,7 @@ def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -
 def finetune(
     model: str, sources: tuple[Path, ...], output: Path, *, hold_out: int | None, as_json: bool, **options: Any
 ) -> None:
-    """Train a model on labels, through its stochastic layer, and keep its classifier with it.
+    """Train a model and a classifier on labels.
 
     MODEL is a model file or the name of a model; SOURCE is a folder, .zip or .tar of images, whose first folders
     are their classes. The result is a model file, which compresses as any other, with a linear classifier of the
@@ -156,21 +192,43 @@ def finetune(
     show(report.to_json(), report.lines(), as_json=as_json)
 
 
-@click.command()
-@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=PATH)
+@command()
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=INPUT)
 @output("The model file to write.")
-@click.option("--preset", metavar="NAME", help="Options to begin with: a name, or a .toml file of them.")
-@click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets,
-              help="List the presets and exit.")  # fmt: skip
-@click.option("--show-preset", metavar="NAME", is_eager=True, expose_value=False, callback=_show_preset,
-              help="Print the file of a preset and exit.")  # fmt: skip
-@HOLD_OUT
-@INIT
-@options_of(TrainOptions, EncoderConfig)
-@WORKERS
-@CACHE
+@section(
+    "Start",
+    click.option("--preset", metavar="NAME", help="Options to begin with: a name, or a .toml file of them."),
+    click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets,
+                 help="List the presets and exit."),
+    click.option("--show-preset", metavar="NAME", is_eager=True, expose_value=False, callback=_show_preset,
+                 help="Print the file of a preset and exit."),
+    INIT,
+    HOLD_OUT,
+)  # fmt: skip
+@section(
+    "Schedule",
+    options_of(TrainOptions, only=("epochs", "max_time", "batch_size", "lr", "decay", "warmup", "average")),
+)
+@section(
+    "Code",
+    options_of(TrainOptions, only=("rate",)),
+    options_of(
+        EncoderConfig,
+        only=("posterior", "latents", "alphabet", "embedding", "reduced", "transform", "head", "decoder"),
+    ),
+    options_of(TrainOptions, only=("latent_steps", "whitening", "entropy", "entropy_hidden")),
+)
+@section("Network", options_of(EncoderConfig, only=("backbone", "width", "stem", "pooling", "size", "fit")))
+@section("Loss", options_of(TrainOptions, only=("objective", "temperature", "estimator", "beta", "deterministic")))
+@section("Augmentation", options_of(TrainOptions, only=("crop", "area", "flip", "strength", "grey", "blur")))
+@section(
+    "Running",
+    options_of(TrainOptions, only=("seed", "precision", "device", "devices", "compile")),
+    WORKERS,
+    CACHE,
+    click.option("--tensorboard", type=PATH, metavar="DIR", help="Also write figures for TensorBoard there."),
+)
 @click.option("--log", type=PATH, help=f"{_LOG}  [default: OUTPUT.csv]")
-@click.option("--tensorboard", type=PATH, metavar="DIR", help="Also write figures for TensorBoard there.")
 @RESUME
 @FORCE
 @JSON
@@ -178,7 +236,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     """Train a stochastic contrastive encoder on your own images or embeddings, without labels.
 
     SOURCE is a folder, .zip or .tar of images, or a .npy array of them. A checkpoint stands beside the model
-    file while training runs; after an interruption the same command with --resume goes on from it. A .npy matrix
+    file while training runs; after an interruption the same command with --resume continues. A .npy matrix
     of floats, one row a vector and of any size, makes a model of such vectors.
 
     \b
@@ -198,15 +256,15 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
         _show_trained(report, as_json=as_json)
 
 
-@click.command()
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=PATH)
+@command()
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=INPUT)
 @output("The model file to write.")
 @click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), metavar="BITS", help="Bits per image.  [default: 256]"
 )
 @HOLD_OUT
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
 @click.option("--force", is_flag=True, help="Replace an existing model file.")
 @JSON

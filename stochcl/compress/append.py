@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.compress.archive import Archive
-from stochcl.compress.index import Index, pack_skipped
+from stochcl.compress.index import check_earlier, pack_skipped
 from stochcl.compress.journal import append_journal
 from stochcl.compress.segment import decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
@@ -78,6 +79,9 @@ class Appender(JournaledWriter):
             with self._writing():
                 self._lock = WriteLock(self.path, self._shown)
             self.archive = archive = Archive(self.path, tables=tables)
+            self._old_skipped = archive.skipped
+            with archive._errors:
+                check_earlier(archive._reader, archive._index, archive._header_size, archive._width)
             if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 raise OutputError(f"{self._shown}: it was replaced by another file just now; try again.")
             self._old = old = archive._index
@@ -97,7 +101,6 @@ class Appender(JournaledWriter):
         super().__init__(archive.header, candidates, names=names, segment_rows=segment_rows, start=archive.size)
         self._file = file
         self._has = None if first is None else tuple(part.size > 0 for part in first[1:])
-        self._old_skipped = archive.skipped
         self._failed = {name for name, _ in self._old_skipped}
         self._read_now: set[str] = set()
         self._touched = self._resumable = False
@@ -182,15 +185,13 @@ class Appender(JournaledWriter):
             self._undo()  # what a write that failed has left
             return
         self._check_there()
-        index = Index(
+        index = replace(
+            old,
             rows=old.rows + self.added,
             source_bytes=old.source_bytes + self._source_bytes,
-            tables=old.tables,
             segments=(*old.segments, *self._segments),
             skipped=pack_skipped(skipped),
             start=start,
-            header_crc=old.header_crc,
-            fitted=old.fitted,
             retired=(*old.retired, (old.start, len(self._old_end), crc(self._old_end))),
         ).to_bytes()
         # The trailer goes last, and alone: when it is on the disk, so is all that it speaks for.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -12,16 +11,19 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl import framing
-from stochcl.compress.bytes import ArchiveErrors, Cache, is_url, open_reader
+from stochcl.compress.bytes import ArchiveErrors, Cache, open_reader
 from stochcl.compress.header import read_header
-from stochcl.compress.index import Index, cut_to_end, iterate_skipped, read_index
+from stochcl.compress.index import Index, check_earlier, cut_to_end, iterate_skipped, read_index
+from stochcl.compress.limits import Limits
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
 from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
 from stochcl.entropy.tables import Tables, find_tables
 from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, check_crc, check_limit
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,6 +58,8 @@ class Archive(ArchiveBase):
         A URL of any protocol that fsspec knows, ``s3://bucket/codes.bin``; it is read by ranges.
     tables : iterable of Tables or path-like
         Where to look first for decoding tables that are not in the archive.
+    trusted : bool, optional
+        Whether a small file may ask for hours of work or all memory; by default where ``$STOCHCL_TRUSTED`` says so.
 
     Attributes
     ----------
@@ -81,22 +85,23 @@ class Archive(ArchiveBase):
         source: str | os.PathLike[str] | IO[bytes],
         *,
         tables: Iterable[Tables | str | os.PathLike[str]] = (),
+        trusted: bool | None = None,
     ) -> None:
         self._shown = escape_name(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra, self._errors = tuple(tables), ArchiveErrors(self._shown)
         self._beside: tuple[Path, ...] = ()  # folders where tables may lie, too
         if isinstance(source, str | os.PathLike) and not is_url(source):
-            self._beside = (Path(source).parent, Path())
+            self._beside = (Path(source).parent, Path(os.path.realpath(source)).parent, Path())
         with self._errors:
             self._reader = open_reader(source)
             self.header, self._header_size = read_header(self._reader)
             self._width = self.header.decisions_per_row
             self.left_over = cut_to_end(self._reader, self._header_size)
             self._index: Index = read_index(self._reader, self._header_size, self._width)
-        self._segments = [
-            StoredSegment(self._reader, offset, head, self.header.version) for offset, head in self._index.segments
-        ]
-        heads = [segment.head for segment in self._segments]
+            heads = [head for _, head in self._index.segments]
+            self._trusted, self._limits = trusted, Limits(self._reader.size, trusted)
+            self._limits.check_heads(heads, self._width)
+        self._segments = [StoredSegment(self._reader, offset, head) for offset, head in self._index.segments]
         self._starts = np.cumsum([0] + [head.rows for head in heads])
         self._first_blocks = np.cumsum([0] + [len(head.words) for head in heads])
         self._rows_per_block = np.array([head.rows_per_block for head in heads], np.int64)
@@ -158,7 +163,7 @@ class Archive(ArchiveBase):
         if not rows:
             return next(reversed(self._of_tables.values()))
         with self._errors:
-            return self._model(max(rows.values(), key=lambda found: found[1])[0])
+            return self._read_model(max(rows.values(), key=lambda found: found[1])[0])
 
     @property
     def size(self) -> int:
@@ -172,10 +177,11 @@ class Archive(ArchiveBase):
         uncertainty = sum(head.entropy.size for head in heads)
         tables = self._index.tables[1] + sum(size for _, size in self._index.fitted)
         tables += sum(head.table.size for head in heads)
-        names = sum(head.names.size + head.labels.size for head in heads)
-        index = self.size - self._header_size - codes - tables - names - uncertainty
+        names, labels = (sum(getattr(head, part).size for head in heads) for part in ("names", "labels"))
+        index = self.size - self._header_size - codes - tables - names - labels - uncertainty
         sizes = {"codes": codes, "tables": tables, "names": names, "index": index, "header": self._header_size}
-        return sizes | ({"uncertainty": uncertainty} if uncertainty else {})
+        optional = {"labels": labels, "uncertainty": uncertainty}
+        return sizes | {part: size for part, size in optional.items() if size}
 
     # Rows
 
@@ -218,8 +224,7 @@ class Archive(ArchiveBase):
             self._index.check_layout(self._header_size)
         _ = self.tables
         with self._errors:
-            for offset, size, checksum in self._index.retired:
-                check_crc(checksum, f"an earlier index, at byte {offset:,},", self._reader.read(offset, size))
+            check_earlier(self._reader, self._index, self._header_size, self._width)
             for stored in (self._fitted, iterate_skipped(self._index.skipped)):
                 for _ in stored:
                     pass
@@ -262,7 +267,12 @@ class Archive(ArchiveBase):
         return {candidate.kind: candidate.model for candidate in found}
 
     def _model(self, segment: int) -> EntropyModel:
-        """Return the entropy model of a segment."""
+        """Return the entropy model of a segment that is to be decoded."""
+        head, model = self._segments[segment].head, self._read_model(segment)
+        self._limits.count(segment, head, self._width, model)
+        return model
+
+    def _read_model(self, segment: int) -> EntropyModel:
         head = self._segments[segment].head
         if head.model == OWN:
             own = self._own.get(segment)
@@ -372,11 +382,14 @@ class Archive(ArchiveBase):
         return self.header == header and (end in ends or end == self._end)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._reader.__getstate__()["path"], self._extra, self.header, self._end)
+        path = self._reader.__getstate__()["path"]
+        return _reopen, (path, self._extra, self._trusted, self.header, self._end)
 
 
-def _reopen(path: os.PathLike[str], extra: tuple[Any, ...], header: Header, end: tuple[int, int]) -> Archive:
-    archive = Archive(path, tables=extra)
+def _reopen(
+    path: os.PathLike[str], extra: tuple[Any, ...], trusted: bool | None, header: Header, end: tuple[int, int]
+) -> Archive:
+    archive = Archive(path, tables=extra, trusted=trusted)
     if not archive._is(header, end):
         archive.close()
         raise FormatError(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import threading
 import weakref
 from collections import OrderedDict
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -17,16 +15,17 @@ from stochcl.errors import (
     BadMagic,
     ChecksumMismatch,
     FormatError,
-    MissingExtraError,
     SourceError,
+    SourceNotFound,
+    StochclError,
     Truncated,
-    UsageError,
 )
 from stochcl.files import pread_all, read_all
 from stochcl.messages import os_reason
+from stochcl.remote import Remote, is_url, url_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable
 
 _CLOSED = "the archive is closed"
 
@@ -131,7 +130,7 @@ class ByteReader:
 
 V = TypeVar("V")
 
-_ALL: weakref.WeakSet[Cache] = weakref.WeakSet()
+_ALL: weakref.WeakSet[Cache | RemoteReader] = weakref.WeakSet()  # whose locks a child must not inherit
 
 
 class Cache(Generic[V]):
@@ -174,28 +173,15 @@ class Cache(Generic[V]):
 
 
 def _after_fork() -> None:
-    for cache in list(_ALL):
-        cache._after_fork()
+    for holder in list(_ALL):
+        holder._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]+)*://")
 _PAGE = 1 << 17  # about sixteen blocks: a request costs as much as the transfer of some 100 kB
 _PAGES = 256  # kept
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
-
-
-def is_url(source: object) -> bool:
-    """Tell whether a source is a URL rather than a path.
-
-    Examples
-    --------
-    >>> [is_url(s) for s in ("s3://bucket/codes.bin", "simplecache::s3://b/c.bin", "codes.bin", "c:/codes.bin")]
-    [True, True, False, False]
-    """
-    return isinstance(source, str) and _URL.match(source) is not None
 
 
 def open_reader(source: str | os.PathLike[str] | IO[bytes]) -> ByteReader:
@@ -206,32 +192,31 @@ def open_reader(source: str | os.PathLike[str] | IO[bytes]) -> ByteReader:
 class RemoteReader(ByteReader):
     """Random access to a file behind a URL of any protocol that fsspec knows, through its cache of blocks.
 
+    A server that says no length, or answers a request for a part with the whole, is asked once, for all of it.
     After a fork, and when it is unpickled, it opens the file system anew.
     """
 
     def __init__(self, url: str) -> None:
         self.path = self._file = None
-        self._url, self._descriptor = url, -1
-        self._lock, self._process = threading.Lock(), -1
+        self._remote, self._descriptor = Remote(url), -1
         self._closed = False
-        with _explained(url):
-            system, place = self._opened()
-            self.size = int(system.size(place))
+        self._whole: list[bytes] = []  # all of it, where the server gives nothing less
+        _ALL.add(self)
+        with url_errors(url):
+            system, place = self._remote.opened()
+            size = system.size(place)
             if not system.isfile(place):
                 raise IsADirectoryError("this is no file")
+            if size is None:
+                self._whole.append(bytes(system.cat_file(place)))
+                size = len(self._whole[0])
+            self.size = int(size)
             from fsspec.caching import BlockCache
 
             self._cache = BlockCache(_PAGE, self._fetch, self.size, _PAGES)
 
-    def _opened(self) -> tuple[Any, str]:
-        """Return the file system of this process, and the file's place there."""
-        with self._lock:
-            if self._process != os.getpid():
-                from fsspec.core import url_to_fs
-
-                self._system, self._place = url_to_fs(self._url)
-                self._process = os.getpid()
-            return self._system, self._place
+    def _after_fork(self) -> None:
+        self._remote = Remote(self._remote.url)
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._closed:
@@ -242,9 +227,15 @@ class RemoteReader(ByteReader):
         return data
 
     def _fetch(self, start: int, end: int) -> bytes:
-        with _explained(self._url):
-            system, place = self._opened()
-            return bytes(system.cat_file(place, start=start, end=min(end, self.size)))
+        end = min(end, self.size)
+        if not self._whole:
+            with url_errors(self._remote.url):
+                system, place = self._remote.opened()
+                data = bytes(system.cat_file(place, start=start, end=end))
+            if len(data) <= end - start:
+                return data
+            self._whole.append(data)
+        return self._whole[0][start:end]
 
     def again(self) -> RemoteReader:
         """Return another reader of the same file, which shares what was read and is closed apart from this one."""
@@ -252,6 +243,7 @@ class RemoteReader(ByteReader):
             raise ValueError(_CLOSED)
         other = RemoteReader.__new__(RemoteReader)
         other.__dict__.update(self.__dict__)
+        _ALL.add(other)
         return other
 
     def close(self) -> None:
@@ -260,25 +252,7 @@ class RemoteReader(ByteReader):
         self.__dict__.pop("_cache", None)  # which leads back here through its fetcher
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self._url}
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """Make errors of a file system's package ours, or those of a disk."""
-    protocol = re.split("://|::", url)[0].lower()
-    try:
-        yield
-    except (OSError, Truncated):
-        raise
-    except ImportError as exc:
-        extra = _EXTRAS.get(url.split("://", maxsplit=1)[0].rsplit("::", maxsplit=1)[-1].lower())
-        how = f"pip install 'stochcl[{extra}]'" if extra else f"install it ({exc})"
-        raise MissingExtraError(f"{url}: {protocol}:// needs a package that is not installed; {how}.") from exc
-    except Exception as exc:
-        if isinstance(exc, ValueError) and "rotocol not known" in str(exc):
-            raise UsageError(f"{url}: there is no protocol {protocol}://; give a path or another URL.") from exc
-        raise OSError(f"{type(exc).__name__}: {exc}") from exc
+        return {"path": self._remote.url}
 
 
 _ADVICE = {
@@ -301,12 +275,14 @@ class ArchiveErrors:
         if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
             advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
             raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
+        if isinstance(exc, StochclError):  # of which some are OSErrors
+            return
         if isinstance(exc, FileNotFoundError):
-            raise SourceError(f"{self._shown}: there is no such file.") from exc
+            raise SourceNotFound(f"{self._shown}: there is no such file.") from exc
         if isinstance(exc, IsADirectoryError):
             raise SourceError(
-                f"{self._shown}: this is a folder, and one file of codes is needed; `stochcl merge` makes one of a "
-                "folder of codes."
+                f"{self._shown}: this is a folder, and one archive is needed; `stochcl merge` makes one of a folder "
+                "of shards."
             ) from exc
         if isinstance(exc, OSError):
             raise SourceError(f"{self._shown}: it cannot be read: {os_reason(exc)}.") from exc

@@ -143,7 +143,7 @@ def to_unicode(text: str) -> str:
 
 _EXPONENT = struct.Struct("<b")
 _FINEST, _COARSEST = -8, 12  # of a step: 1/256 of a bit is finer than half precision has it for 64 bits
-_MOST = 1 << 16  # bits, and more than a row can have
+_MOST = 65_504  # bits, and more than a row can have; the largest number of half precision
 _LEVELS = 255
 
 
@@ -154,12 +154,12 @@ def pack_uncertainty(values: NDArray[np.floating], version: int) -> bytes:
     for which that is enough. So what was read from one archive, and any choice of it, is written to another without
     a further loss.
     """
-    if version == 1:
-        return values.astype("<f2").tobytes()
     exact = np.asarray(values, np.float64)
-    if not ((exact >= 0) & (exact <= _MOST)).all():
-        msg = "an uncertainty is an entropy in bits: 0 or more, and finite"
+    if not _are_entropies(exact):
+        msg = f"an uncertainty is an entropy in bits: 0 to {_MOST:,}"
         raise ValueError(msg)
+    if version == 1:
+        return exact.astype("<f2").tobytes()
     low, high = float(exact.min()), float(exact.max())
     exponent = _FINEST
     while _whole(high, exponent) - _whole(low, exponent) > _LEVELS:
@@ -186,7 +186,10 @@ def unpack_uncertainty(data: bytes, rows: int, version: int, what: str = "the un
     if version == 1:
         if len(data) != 2 * rows:
             raise FormatError(f"{what} of {rows} rows has {len(data)} bytes, not two a row")
-        return np.frombuffer(data, "<f2").astype(np.float32)
+        halves = np.frombuffer(data, "<f2").astype(np.float32)
+        if not _are_entropies(halves):
+            raise FormatError(f"{what} has a value that is not 0 to {_MOST:,} bits")
+        return halves
     if not data:
         raise Truncated(f"{what} has no bytes")
     (exponent,) = _EXPONENT.unpack_from(data)
@@ -194,4 +197,11 @@ def unpack_uncertainty(data: bytes, rows: int, version: int, what: str = "the un
     if not _FINEST <= exponent <= _COARSEST or np.ldexp(float(least), exponent) > _MOST:
         raise FormatError(f"{what} begins at {least:,} steps of 2^{exponent} bits, which makes no sense")
     steps = np.frombuffer(inflate(data[start:], rows, what), np.uint8)
-    return np.ldexp((least + steps.astype(np.int64)).astype(np.float64), exponent).astype(np.float32)
+    found = np.ldexp((least + steps.astype(np.int64)).astype(np.float64), exponent).astype(np.float32)
+    if not _are_entropies(found):
+        raise FormatError(f"{what} has a value of more than {_MOST:,} bits")
+    return found
+
+
+def _are_entropies(values: NDArray[np.floating]) -> bool:
+    return bool(((values >= 0) & (values <= _MOST)).all())

@@ -12,7 +12,7 @@ import numpy as np
 from stochcl.codes import Codes
 from stochcl.compress.segment import as_version
 from stochcl.compress.writer import Writer
-from stochcl.entropy.model import FITTED
+from stochcl.entropy.model import FITTED, unpack_model
 from stochcl.errors import FormatError, ModelMismatch, UsageError
 from stochcl.framing import crc
 
@@ -59,7 +59,7 @@ def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows
 _SAME = {
     "model_sha256": "it was made by another model",
     "model_latents": "its model has another width",
-    "tables_sha256": "it has other decoding tables",
+    "tables_sha256": "it has another decoder",
     "alphabet": "its latents have another alphabet",
     "latents": "it has another number of latents",
     "selection": "it has other latents of the model",
@@ -231,7 +231,9 @@ def move_rows(
             continue
         if (start, stop) == (low, high):
             with archive._errors:
-                segment = as_version(stored.raw(), archive.header.version, writer.header.version)
+                segment = as_version(stored.raw(), writer.header.version)
+                if segment.parts[0]:
+                    unpack_model(segment.parts[0], archive.header.latents, archive.header.alphabet)
             if stored.head.model == FITTED and numbers is not None:
                 segment = segment.having(number=numbers[stored.head.number])
             share = bytes_of * high // rows - bytes_of * low // rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from stochcl.codes import Codes, symbol_dtype
 from stochcl.compress.columns import to_unicode
 from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows
 from stochcl.errors import UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import check_output, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 
 
 def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
-    """Return the codes of a table or record batch that ``to_arrow`` gave, or a Parquet file of codes held."""
+    """Return the codes of a table or record batch that ``to_arrow`` gave, or a Parquet file of codes held.
+
+    Parameters
+    ----------
+    table : pyarrow.Table or RecordBatch
+    alphabet : int, optional
+        How many values a symbol has, ``archive.header.alphabet``; needed where a program has dropped what the
+        table's schema said of it, as ``datasets`` does when it filters.
+
+    Raises
+    ------
+    UsageError
+        If there are no symbols, or it is not known how many values they have.
+    """
     names = list(table.schema.names)
     if "symbols" not in names:
         raise UsageError(f"the table has no column symbols; there are {', '.join(names)}.")
@@ -42,7 +55,15 @@ def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
             f"rows of the table have {min(lengths):,} to {max(lengths):,} symbols; all codes are of one width."
         )
     if alphabet is None:
-        alphabet = int((table.schema.metadata or {}).get(ARROW_ALPHABET, b"2"))
+        said = (table.schema.metadata or {}).get(ARROW_ALPHABET) or (
+            table.schema.field("symbols").metadata or {}
+        ).get(ARROW_ALPHABET)
+        if said is None:
+            raise UsageError(
+                "the table does not say how many values a symbol has; give alphabet=archive.header.alphabet, which "
+                "is 2 for bits."
+            )
+        alphabet = int(said)
     try:
         return Codes.from_symbols(
             flat.reshape(rows, lengths.pop()),
@@ -81,6 +102,7 @@ def export(
     labels: Sequence[str] | None = None,
     force: bool = False,
     chunk: int = 4096,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
     r"""Decode an archive to a file, whose ending says how; memory does not grow with the archive.
 
@@ -94,9 +116,8 @@ def export(
         raise UsageError(
             f"{shown}: codes are decoded to {', '.join(_WRITERS)}; give the output one of these endings."
         )
-    if os.path.lexists(path) and not force:
-        raise UsageError(f"{shown}: this file exists already; pass --force to replace it.")
-    rows = DecodedRows(archive, symbols=symbols, vectors=vectors, labels=labels, rows=chunk)
+    check_output(path, None, force=force)
+    rows = DecodedRows(archive, symbols=symbols, vectors=vectors, labels=labels, rows=chunk, progress=progress)
     with writing(path):
         with replacing(path) as file:
             writer(rows, file)

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+import math
+import zlib
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.entropy.independent import MAX_DECISIONS
-from stochcl.errors import BadMagic, FormatError, Truncated, UnsupportedVersion
-from stochcl.framing import MAGIC, MAX_HEADER, MAX_INPUT, PROLOGUE, VERSION, VERSIONS, check_crc, check_limit, crc
+from stochcl.errors import BadMagic, FormatError, LimitExceeded, Truncated, UnsupportedVersion
+from stochcl.files import is_lfs_pointer
+from stochcl.framing import (
+    MAGIC,
+    MAX_HEADER,
+    MAX_INPUT,
+    MAX_NESTING,
+    PROLOGUE,
+    VERSION,
+    VERSIONS,
+    check_crc,
+    check_limit,
+    crc,
+    inflate_any,
+)
 
 if TYPE_CHECKING:
     from stochcl.compress.bytes import ByteReader
+
+
+DICTIONARY = (
+    b'"bf16""fp16""pad""stretch""selection":[0,1,2,3,4,5,6,7,8,9,"source_kind":"benchmark""stream""matrix""array"'
+    b'"tar""zip""mixed"{"alphabet":16,"feature_dim":512,"input_bytes":150528,"latents":64,"model":"embeddings",'
+    b'"model_latents":512,"precision":"fp32","preprocess":{},"source_kind":"matrix"}'
+    b'{"alphabet":2,"feature_dim":128,"input_bytes":49152,"latents":256,"model":"general","model_latents":256,'
+    b'"precision":"fp32","preprocess":{"fit":"crop","size":128},"source_kind":"folder"}'
+)
+"""What headers are deflated with from version 3 on: most of them repeat most of it. It is part of the format."""
+
+_HASHES = ("model_sha256", "tables_sha256")
+_DEFLATED = 3  # the first version whose header is deflated, behind these hashes
+_HASH = 32
 
 
 @dataclass(frozen=True)
@@ -46,7 +75,7 @@ class Header:
     selection : tuple of int, optional
         Which of the encoder's latents these are, ascending, where they are not its first ones.
     version : int
-        Of the format: 2 where rows have an uncertainty of a byte, else 1. It stands in the prologue.
+        Of the format. It stands in the prologue.
     """
 
     model: str
@@ -61,7 +90,7 @@ class Header:
     source_kind: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
     selection: tuple[int, ...] | None = None
-    version: int = VERSION
+    version: int = field(default=VERSION, compare=False)
 
     @property
     def decisions_per_row(self) -> int:
@@ -70,18 +99,27 @@ class Header:
 
     def to_bytes(self) -> bytes:
         """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
-        values = asdict(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         del values["version"]
         if self.selection is None:
             del values["selection"]
+        hashes = b""
+        if self.version >= _DEFLATED:
+            hashes = b"".join(bytes.fromhex(values.pop(name)) for name in _HASHES)
+        _check_nesting(values)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-        check_limit(len(text), MAX_HEADER, "the size of the header")
+        check_limit(len(text), MAX_HEADER - len(hashes), "the size of the header")
+        if hashes:
+            deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=DICTIONARY)
+            text = hashes + deflater.compress(text) + deflater.flush()
         head = PROLOGUE.pack(MAGIC, self.version, 0, len(text), 0)[:-4]
         return head + crc(head, text).to_bytes(4, "little") + text
 
     @classmethod
     def size_of(cls, prologue: bytes) -> int:
         """Return how many bytes of header follow a prologue."""
+        if is_lfs_pointer(prologue):
+            raise FormatError("this is a Git LFS pointer in place of an archive of codes: run git lfs pull")
         if not prologue.startswith(MAGIC[: len(prologue)]) or not prologue:
             msg = (
                 f"this is not an archive of codes: it begins with {prologue[:8].hex(' ') or 'nothing'}, not with "
@@ -93,7 +131,7 @@ class Header:
         _, version, reserved, size, _ = PROLOGUE.unpack(prologue)
         if version not in VERSIONS:
             advice = "update stochcl" if version else "it is from before version 1: compress again"
-            known = " and ".join(map(str, VERSIONS))
+            known = f"1 to {VERSION}"
             msg = f"this archive has version {version} of the format, and this program reads {known}; {advice}"
             raise UnsupportedVersion(msg)
         if reserved:
@@ -104,20 +142,30 @@ class Header:
     def from_bytes(cls, prologue: bytes, text: bytes) -> Header:
         """Read a header whose prologue has passed :meth:`size_of`."""
         check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
+        version = PROLOGUE.unpack(prologue)[1]
+        hashes = {}
+        if version >= _DEFLATED:
+            hashes = {name: text[i * _HASH : (i + 1) * _HASH].hex() for i, name in enumerate(_HASHES)}
+            text = inflate_any(text[len(_HASHES) * _HASH :], MAX_HEADER, "the header", DICTIONARY)
         try:
-            values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+            values = json.loads(
+                text.decode("ascii"), object_pairs_hook=_once, parse_constant=_number, parse_float=_number,
+                parse_int=_integer,
+            )  # fmt: skip
         except (ValueError, RecursionError) as exc:
-            raise FormatError(f"the header is not JSON ({exc})") from exc
+            raise FormatError(f"the header is not JSON as it should be ({exc})") from exc
         if not isinstance(values, dict):
             raise FormatError("the header is not a JSON object")
+        _check_nesting(values)
         kinds = {"str": str, "int": int, "dict[str, Any]": dict}
-        known: dict[str, Any] = {"version": PROLOGUE.unpack(prologue)[1]}
+        values |= hashes
+        known: dict[str, Any] = {"version": version}
         for f in fields(cls):  # names that are not known are a later version's remarks
             if f.name in known:
                 continue
             value = values.get(f.name)
             if f.name == "selection":
-                known[f.name] = _selection(value)
+                known[f.name] = _selection(value) if f.name in values else None
                 continue
             if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool):
                 raise FormatError(f"the header's {f.name} is {value!r:.60}, not of type {f.type}")
@@ -135,7 +183,7 @@ class Header:
             )
             raise FormatError(msg)
         check_limit(self.model_latents * bits_per_symbol(self.alphabet), MAX_DECISIONS, "the width of a row")
-        for name in ("model_sha256", "tables_sha256"):
+        for name in _HASHES:
             value = getattr(self, name)
             if len(value) != 64 or set(value) - set("0123456789abcdef"):
                 raise FormatError(f"the header's {name} is not a SHA-256 in hex")
@@ -159,9 +207,7 @@ def read_header(reader: ByteReader) -> tuple[Header, int]:
     return Header.from_bytes(prologue, reader.read(PROLOGUE.size, size)), PROLOGUE.size + size
 
 
-def _selection(value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
+def _selection(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or any(not isinstance(i, int) or isinstance(i, bool) for i in value):
         raise FormatError("the header's selection is not a list of integers")
     return tuple(value)
@@ -176,6 +222,29 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _no_number(constant: str) -> None:
-    msg = f"{constant} is not a number"
-    raise ValueError(msg)
+def _number(text: str) -> float:
+    """Return a finite number; what is larger than a float would be read as infinite, and could not be written."""
+    value = float(text)
+    if not math.isfinite(value):
+        msg = f"{text[:20]} is not a number that is finite"
+        raise ValueError(msg)
+    return value
+
+
+def _integer(text: str) -> int:
+    value = int(text[:21])
+    if len(text) > 21 or not -(1 << 63) <= value < 1 << 64:
+        msg = f"{text[:20]}... is more than 64 bits"
+        raise ValueError(msg)
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    """Raise LimitExceeded where lists and objects stand in each other too deep: whoever writes them anew recurs."""
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        nested = [part for part in level if isinstance(part, dict | list)]
+        if not nested:
+            return
+        level = [part for parts in nested for part in (parts.values() if isinstance(parts, dict) else parts)]
+    raise LimitExceeded(f"the header nests lists and objects more than {MAX_NESTING} deep")

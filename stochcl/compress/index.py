@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import zlib
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stochcl import framing
@@ -17,6 +19,7 @@ from stochcl.framing import (
     END_MAGIC,
     ENTRY,
     FITTED,
+    HEAD,
     INDEX,
     MAGIC,
     PROLOGUE,
@@ -26,7 +29,9 @@ from stochcl.framing import (
     check_limit,
     crc,
     inflate_any,
+    pack_numbers,
     unpack,
+    unpack_numbers,
 )
 
 if TYPE_CHECKING:
@@ -36,8 +41,11 @@ if TYPE_CHECKING:
 
 _CHUNKS = (b"TABL", b"FITT", b"SEGM", b"INDX")
 _APPENDED = (b"SEGM", b"INDX", bytes(4))  # what an append begins with, or leaves when the power fails
+_SHORT = 3  # the first version whose index does not repeat the head of a single segment
+_CRC = struct.Struct("<I")
 _MAX_SKIPPED = 1 << 25  # bytes of the list of skipped images, inflated
 _MAX_PAIR = 1 << 20  # of one of them
+_MAX_PAIRS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Index:
     header_crc: int
     fitted: tuple[tuple[int, int], ...] = ()
     retired: tuple[tuple[int, int, int], ...] = ()
+    version: int = framing.VERSION
     end_crc: int = field(default=0, compare=False)
 
     def check_layout(self, header_size: int) -> None:
@@ -82,12 +91,15 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """Write the index and the trailer, which are the end of the file."""
+        check_limit(self.source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
         counts = len(self.segments), len(self.skipped), len(self.fitted), len(self.retired)
-        parts = [INDEX.pack(self.rows, self.source_bytes, *self.tables, *counts), self.skipped]
-        parts += [FITTED.pack(*entry) for entry in self.fitted]
-        parts += [RETIRED.pack(*entry) for entry in self.retired]
+        numbers = partial(pack_numbers, version=self.version)
+        parts = [numbers(INDEX, (self.rows, self.source_bytes, *self.tables, *counts)), self.skipped]
+        parts += [numbers(FITTED, entry) for entry in self.fitted]
+        parts += [numbers(RETIRED, entry) for entry in self.retired]
         for offset, head in self.segments:
-            parts += [ENTRY.pack(offset, head.size, len(head.data)), head.data]
+            parts.append(numbers(ENTRY, (offset, head.size, len(head.data))))
+            parts.append(crc(head.data).to_bytes(4, "little") if _is_short(self.version, counts[0]) else head.data)
         payload = b"".join(parts)
         chunk = CHUNK.pack(b"INDX", len(payload)) + payload
         return chunk + TRAILER.pack(self.start, len(chunk), crc(chunk), self.header_crc, END_MAGIC)
@@ -105,7 +117,7 @@ def version_of(reader: ByteReader) -> int:
 
 def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
     """Read the trailer and the index, and check that they can be true."""
-    if reader.size < header_size + CHUNK.size + INDEX.size + TRAILER.size:
+    if reader.size < header_size + CHUNK.size + TRAILER.size:
         raise Truncated("the file ends before its index")
     trailer = reader.read(reader.size - TRAILER.size, TRAILER.size)
     start, size, checksum, of_header, magic = TRAILER.unpack(trailer)
@@ -114,16 +126,40 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
     if of_header != header_crc(reader):
         msg = f"its end is another archive's: that has a header with the checksum {of_header:08x}"
         raise ChecksumMismatch(f"{msg}, and this one {header_crc(reader):08x}")
-    if start < header_size or start + size != reader.size - TRAILER.size:
+    if start < header_size or size < CHUNK.size or start + size != reader.size - TRAILER.size:
         raise FormatError(f"the trailer puts the index at bytes {start:,} to {start + size:,}, which cannot be")
     chunk = reader.read(start, size)
     check_crc(checksum, "the index", chunk)
     kind, length = CHUNK.unpack_from(chunk)
     if kind != b"INDX" or length != size - CHUNK.size:
         raise FormatError("the trailer does not point at an index")
-    index = _parse(chunk[CHUNK.size :], start, of_header, decisions_per_row, version_of(reader))
+    index = _parse(chunk[CHUNK.size :], reader, start, of_header, decisions_per_row)
     index.check_layout(header_size)
     return replace(index, end_crc=zlib.crc32(trailer, checksum))
+
+
+def _is_short(version: int, segments: int) -> bool:
+    """Tell whether the index has the checksum of a segment's head in place of the head: where it is the only one."""
+    return version >= _SHORT and segments == 1
+
+
+def check_earlier(reader: ByteReader, index: Index, header_size: int, decisions_per_row: int) -> None:
+    """Raise FormatError unless each retired part is the end of the archive that it was, of which this is the next."""
+    shorter = reader.again()
+    try:
+        for number, (offset, size, checksum) in enumerate(index.retired):
+            what = f"an earlier index, at byte {offset:,},"
+            check_crc(checksum, what, reader.read(offset, size))
+            shorter.size = offset + size
+            earlier = read_index(shorter, header_size, decisions_per_row)
+            kept = earlier.tables, earlier.fitted, earlier.retired, earlier.segments
+            now = index.tables, index.fitted, index.retired[:number], index.segments[: len(earlier.segments)]
+            if earlier.start != offset or kept != now:
+                raise FormatError(f"{what} is not that of an archive to which the later rows were appended")
+            for _ in iterate_skipped(earlier.skipped):
+                pass
+    finally:
+        shorter.close()
 
 
 def cut_to_end(reader: ByteReader, header_size: int) -> int:
@@ -173,32 +209,36 @@ def earlier_end(reader: ByteReader, header_size: int) -> int | None:
     return found
 
 
-def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int, version: int) -> Index:
-    rows, source_bytes, tables_at, tables_size, count, skipped_size, fitted_count, retired_count = unpack(
-        INDEX, data, 0, "the index"
-    )
+def _parse(data: bytes, reader: ByteReader, start: int, of_header: int, decisions_per_row: int) -> Index:
+    version = version_of(reader)
+    numbers = partial(unpack_numbers, data=data, version=version)
+    (counts,), position = numbers(INDEX, offset=0, what="the index")
+    rows, source_bytes, *tables, count, skipped_size, fitted_count, retired_count = counts
     check_limit(rows, framing.MAX_ROWS, "the number of rows")
+    check_limit(source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
     check_limit(count, framing.MAX_SEGMENTS, "the number of segments")
     check_limit(fitted_count, framing.MAX_FITTED, "the number of fitted models")
     check_limit(retired_count, framing.MAX_RETIRED, "the number of retired parts")
-    position = INDEX.size + skipped_size
-    if position > len(data):
+    skipped = data[position : position + skipped_size]
+    if len(skipped) < skipped_size:
         raise Truncated("the list of skipped images ends too early")
-    skipped = data[INDEX.size : position]
-    ends = position + FITTED.size * fitted_count, position + FITTED.size * fitted_count + RETIRED.size * retired_count
-    if ends[1] > len(data):
-        raise Truncated("the index ends before its segments")
-    fitted = tuple((offset, size) for offset, size in FITTED.iter_unpack(data[position : ends[0]]))
-    retired = tuple((offset, size, c) for offset, size, c in RETIRED.iter_unpack(data[ends[0] : ends[1]]))
-    position = ends[1]
+    position += skipped_size
+    fitted, position = numbers(FITTED, offset=position, what="the list of fitted models", count=fitted_count)
+    retired, position = numbers(RETIRED, offset=position, what="the list of retired parts", count=retired_count)
     segments = []
     for _ in range(count):
-        offset, size, head_size = unpack(ENTRY, data, position, "an entry of the index")
-        position += ENTRY.size
-        if position + head_size > len(data):
+        ((offset, size, head_size),), position = numbers(ENTRY, offset=position, what="an entry of the index")
+        if _is_short(version, count):
+            (checksum,) = unpack(_CRC, data, position, "an entry of the index")
+            position += _CRC.size
+            head_data = reader.read(offset + CHUNK.size + HEAD.size, head_size)
+            check_crc(checksum, "the head of the segment", head_data)
+        else:
+            head_data = data[position : position + head_size]
+            position += head_size
+        if len(head_data) < head_size:
             raise Truncated("an entry of the index ends too early")
-        head = SegmentHead.parse(data[position : position + head_size], decisions_per_row, version)
-        position += head_size
+        head = SegmentHead.parse(head_data, decisions_per_row, version)
         if size != head.size:
             raise FormatError(f"a segment has {size:,} bytes in the index, and its parts {head.size:,}")
         if head.model == model.FITTED and head.number >= fitted_count:
@@ -212,8 +252,9 @@ def _parse(data: bytes, start: int, of_header: int, decisions_per_row: int, vers
     if sum(head.rows for _, head in segments) != rows:
         raise FormatError(f"the segments do not have the {rows:,} rows that the index says")
     return Index(
-        rows, source_bytes, (tables_at, tables_size), tuple(segments), skipped, start, of_header, fitted, retired
-    )
+        rows, source_bytes, (tables[0], tables[1]), tuple(segments), skipped, start, of_header,
+        tuple((at, size) for at, size in fitted), tuple((at, size, c) for at, size, c in retired), version,
+    )  # fmt: skip
 
 
 def pack_skipped(skipped: Sequence[tuple[str, str]]) -> bytes:
@@ -223,22 +264,23 @@ def pack_skipped(skipped: Sequence[tuple[str, str]]) -> bytes:
     texts, size = [json.dumps(pair) for pair in skipped], 2
     for number, text in enumerate(texts):
         size += len(text) + 2
-        if size > _MAX_SKIPPED - 100:
+        if size > _MAX_SKIPPED - 100 or number == _MAX_PAIRS - 1 < len(texts) - 1:
             texts[number:] = [json.dumps(("...", f"{len(texts) - number:,} more could not be read"))]
             break
     return zlib.compress(f"[{', '.join(texts)}]".encode("ascii"), 9)
 
 
 _STRING = rb'"(?:[^"\\\x00-\x1f\x80-\xff]++|\\.)*+"'
-_PAIR = re.compile(rb"\s*(\[\s*+%s\s*+,\s*+%s\s*+\])\s*+([,\]])" % (_STRING, _STRING))
+_SPACE = b"[ \t\n\r]*+"
+_PAIR = re.compile(_SPACE + _SPACE.join([rb"(\[", _STRING, b",", _STRING, rb"\])", rb"([,\]])"]))
 
 
 def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
     """Yield names and reasons of skipped images, one at a time: as objects they take twenty times their bytes."""
     if not data:
         return
-    text = inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip()
-    at, end = 1, b"," if text.startswith(b"[") else b""
+    text = inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip(b" \t\n\r")
+    count, at, end = 0, 1, b"," if text.startswith(b"[") else b""
     while end == b"," and (match := _PAIR.match(text, at)):
         try:
             name, reason = json.loads(match[1])
@@ -246,7 +288,9 @@ def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
             raise FormatError(f"the list of skipped images is not JSON ({exc})") from exc
         if len(match[1]) > _MAX_PAIR:
             raise FormatError(f"an entry of the list of skipped images has more than {_MAX_PAIR:,} bytes")
+        count += 1
+        check_limit(count, _MAX_PAIRS, "the number of skipped images")
         yield name, reason
         at, end = match.end(), match[2]
-    if not (end == b"]" and at == len(text)) and not re.fullmatch(rb"\[\s*\]", text):
+    if not (end == b"]" and at == len(text)) and not re.fullmatch(rb"\[%s\]" % _SPACE, text):
         raise FormatError("the list of skipped images is not a JSON list of names and reasons")

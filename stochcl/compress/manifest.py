@@ -101,7 +101,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, int]:
     try:
         if not path.is_file():
             raise SourceError(
-                f"{escape_name(folder)}: this folder has no {MANIFEST}: it is not a folder of codes, or compressing "
+                f"{escape_name(folder)}: this folder has no {MANIFEST}: it is not a folder of shards, or compressing "
                 "to it was not finished; run the command that began it again."
             )
         if path.stat().st_size > _MAX_BYTES:

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from stochcl import framing
 from stochcl.compress.bytes import ArchiveErrors, ByteReader
 from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, read_index
@@ -90,5 +89,5 @@ def _index(reader: ByteReader, end: int, header_size: int, width: int) -> Index:
     shorter.size = end
     index = read_index(shorter, header_size, width)
     for offset, head in index.segments:
-        StoredSegment(shorter, offset, head, framing.VERSION).check_head()
+        StoredSegment(shorter, offset, head).check_head()
     return index

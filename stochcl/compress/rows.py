@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
-from stochcl.errors import LabelsError, MissingExtraError, UsageError
+from stochcl.errors import LabelsError, MissingExtraError, NameNotFound, UsageError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from stochcl.compress.bytes import ArchiveErrors
     from stochcl.compress.header import Header
+    from stochcl.compress.limits import Limits
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Decoder, Tables
 
 _ROWS = 8192  # decoded at a time
+_VALUES = 1 << 25  # of vectors that are exported at a time
 _WINDOW = 64  # blocks among which rows are shuffled
 ARROW_ALPHABET, _ARROW_MODEL = b"stochcl.alphabet", b"stochcl.model_sha256"  # in the metadata of an Arrow schema
 
@@ -36,6 +39,8 @@ class ArchiveBase(ABC):
 
     header: Header
     _shown: str  # the path, as messages name it
+    _errors: ArchiveErrors
+    _limits: Limits
     _starts: NDArray[np.integer]
     _first_blocks: NDArray[np.integer]
 
@@ -150,9 +155,9 @@ class ArchiveBase(ABC):
 
     @cached_property
     def _has_labels(self) -> bool:
-        """Whether labels are stored, or any name has a folder: usually the first one that is looked at."""
+        """Whether any row has a label: usually the first one that is looked at."""
         labels = self._texts("labels", range(len(self)))
-        return labels is not None and (self._stored("labels") or any(labels))
+        return labels is not None and any(labels)
 
     @property
     def has_decoder(self) -> bool:
@@ -167,10 +172,32 @@ class ArchiveBase(ABC):
 
     # Rows
 
-    def __getitem__(self, rows: int | slice | ArrayLike) -> Codes:
-        """Return rows as codes, with their names and labels; an integer gives one row."""
-        index = indices(rows, len(self))
+    def __getitem__(self, rows: int | str | slice | ArrayLike) -> Codes:
+        """Return rows as codes, with their names and labels; an integer or a name gives one row."""
+        index = indices(self.row(rows) if isinstance(rows, str) else rows, len(self))
         return self._codes(self._packed(index), index)
+
+    def row(self, name: str) -> int:
+        """Return the number of the first row of this name.
+
+        Raises
+        ------
+        NameNotFound
+            If there is none; it is a KeyError, too.
+        UsageError
+            If the archive has no names.
+        """
+        if "names" not in self._columns:
+            raise UsageError(f"{self._shown}: its rows have no names (--no-names?); choose them by number.")
+        row = self._places.get(name)
+        if row is None:
+            raise NameNotFound(f"{self._shown}: it has no image named {escape_name(name)}.")
+        return row
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """The first row of each name."""
+        return {name: row for row, name in reversed(list(enumerate(self.names or ())))}
 
     def iter_codes(self, rows: int = _ROWS) -> Iterator[Codes]:
         """Yield all rows in order, ``rows`` at a time; memory does not grow with the archive."""
@@ -237,6 +264,9 @@ class ArchiveBase(ABC):
         decoder = self.decoder
         if decoder is None:
             raise UsageError(f"{self._shown}: its model has no vector decoder; use the symbols.")
+        with self._errors:
+            self._limits.check_memory(len(self), decoder)
+            self._limits.check_vectors(len(self), decoder)
         out = np.empty((len(self), decoder.dim), np.float32)
         for rows, symbols in self._symbols(k):
             out[rows] = decoder.decode(symbols)
@@ -337,10 +367,11 @@ class DecodedRows:
         vectors: bool,
         rows: int,
         labels: Sequence[str] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         if rows < 1:
             raise UsageError(f"rows decoded at a time must be at least 1, got {rows}.")
-        self.archive, self.symbols, self.rows = archive, symbols, rows
+        self.archive, self.symbols, self.rows, self._progress = archive, symbols, rows, progress
         self.decoder = archive.decoder if vectors else None
         if not symbols and self.decoder is None:
             raise UsageError(f"{archive._shown}: its model has no vector decoder, so symbols cannot be left out.")
@@ -352,13 +383,21 @@ class DecodedRows:
             )
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim
+        if self.decoder is not None:
+            with archive._errors:
+                archive._limits.check_vectors(len(archive), self.decoder)
+            self.rows = min(rows, max(1, _VALUES // self.dim))
 
     def __len__(self) -> int:
         return len(self.archive)
 
     def symbol_parts(self) -> Iterator[NDArray[np.uint8 | np.uint16]]:
         """Yield symbols, part by part."""
-        return (codes.symbols() for codes in self.archive.iter_codes(self.rows))
+        done = 0
+        for codes in self.archive.iter_codes(self.rows):
+            yield codes.symbols()
+            done += len(codes)
+            self._progress(done, len(self))
 
     def vector_parts(self) -> Iterator[NDArray[np.float32]]:
         """Yield vectors, part by part."""
@@ -376,14 +415,15 @@ class DecodedRows:
         """Return Arrow's columns: name, label, uncertainty where it is stored, lists of symbols and of vectors."""
         pa, header = import_arrow(), self.archive.header
         symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
+        alphabet = {ARROW_ALPHABET: str(header.alphabet)}
         fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
         if self.uncertainty is not None:
             fields.append(pa.field("uncertainty", pa.float32()))
         if self.symbols:
-            fields.append(pa.field("symbols", pa.list_(symbol, self.latents)))
+            fields.append(pa.field("symbols", pa.list_(symbol, self.latents), metadata=alphabet))
         if self.decoder is not None:
             fields.append(pa.field("vector", pa.list_(pa.float32(), self.dim)))
-        return pa.schema(fields, {ARROW_ALPHABET: str(header.alphabet), _ARROW_MODEL: header.model_sha256})
+        return pa.schema(fields, alphabet | {_ARROW_MODEL: header.model_sha256})
 
     def record_batches(self, schema: Any) -> Iterator[Any]:
         """Yield Arrow's record batches."""

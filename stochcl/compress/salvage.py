@@ -13,7 +13,7 @@ from stochcl.codes import Codes
 from stochcl.compress.bytes import ArchiveErrors, ByteReader, Cache
 from stochcl.compress.columns import unpack_uncertainty
 from stochcl.compress.header import read_header
-from stochcl.compress.index import Index, read_index
+from stochcl.compress.index import Index, iterate_skipped, pack_skipped, read_index
 from stochcl.compress.scan import Found, Scanner
 from stochcl.compress.segment import PARTS, SegmentHead, StoredSegment, read_blocks, write_segment
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, unpack_model
@@ -91,7 +91,7 @@ def salvage(
         reader = ByteReader(path)
     with closing(reader):
         with errors:
-            old = _DamagedArchive(reader, tuple(tables))
+            old = _DamagedArchive(reader, tuple(tables), beside=(Path(path).parent, Path()))
         return _write(old, errors, output, progress)
 
 
@@ -226,10 +226,11 @@ class _NewArchive:
             source_bytes=old.source_bytes if old is not None else 0,
             tables=self._tables,
             segments=tuple(self.segments),
-            skipped=old.skipped if old is not None else b"",
+            skipped=pack_skipped(self._old.skipped),
             start=self._at,
             header_crc=int.from_bytes(self._old.header_bytes[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
             fitted=tuple(self._fitted),
+            version=self._old.header.version,
         )
         self._put(index.to_bytes())
 
@@ -237,8 +238,10 @@ class _NewArchive:
 class _DamagedArchive:
     """The damaged archive: what is known of it, and which of its bytes are kept."""
 
-    def __init__(self, reader: ByteReader, extra: tuple[Tables | str | os.PathLike[str], ...]) -> None:
-        self.reader = reader
+    def __init__(
+        self, reader: ByteReader, extra: tuple[Tables | str | os.PathLike[str], ...], beside: tuple[Path, ...]
+    ) -> None:
+        self.reader, self._beside = reader, beside
         try:
             self.header, size = read_header(reader)
         except (BadMagic, UnsupportedVersion):
@@ -249,8 +252,10 @@ class _DamagedArchive:
         self._kept = [(0, size)]
         self._width = width = self.header.decisions_per_row
         self.index: Index | None = None
+        self.skipped: list[tuple[str, str]] = []
         with suppress(FormatError):  # else its copies of heads are not there to help, and nobody knows what is lost
             self.index = read_index(reader, size, width)
+            self.skipped = list(iterate_skipped(self.index.skipped))
         scanner = Scanner(reader, width, dict(self.index.segments) if self.index else {})
         self.embed, self.tables_are = False, "intact"
         self.tables = self._find_tables(scanner, extra)
@@ -290,7 +295,7 @@ class _DamagedArchive:
         if found is None:
             self.tables_are = "elsewhere"
             try:
-                found = find_tables(self.header.tables_sha256, extra)
+                found = find_tables(self.header.tables_sha256, extra, beside=self._beside)
             except ModelMismatch:
                 self.tables_are = "lost"
         if found is not None and (found.latents, found.alphabet) != (self.header.model_latents, self.header.alphabet):
@@ -301,7 +306,7 @@ class _DamagedArchive:
 
     def segment(self, offset: int, head: SegmentHead) -> StoredSegment:
         """Return a segment whose head is known."""
-        return StoredSegment(self.reader, offset, head, self.header.version)
+        return StoredSegment(self.reader, offset, head)
 
     @staticmethod
     def parts(segment: StoredSegment) -> tuple[dict[str, bytes], set[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from stochcl.compress.index import header_crc, version_of
 from stochcl.compress.segment import SegmentHead, read_head
 from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError
-from stochcl.framing import CHUNK, END_MAGIC, HEAD, SEGMENT, TRAILER, crc
+from stochcl.framing import CHUNK, END_MAGIC, HEAD, TRAILER, crc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 1 << 20  # bytes searched at a time
 _KINDS = re.compile(rb"SEGM|FITT|INDX")
-_MOST_OF_HEAD = SEGMENT.size + 13 * framing.MAX_SEGMENT_ROWS  # for a block, a varint of nine bytes and a checksum
+_MOST_OF_HEAD = 13 * (framing.MAX_SEGMENT_ROWS + 5)  # for a block, a varint of nine bytes and a checksum
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,16 @@ class Scanner:
             ends = [start + CHUNK.size + length, *ends] if kind == b"TABL" else ends
         for end in ends:
             if start + CHUNK.size < end <= min(self._reader.size, start + CHUNK.size + framing.MAX_TABLES):
-                data = self._reader.read(start + CHUNK.size, end - start - CHUNK.size)
-                if hashlib.sha256(data).hexdigest() == sha256:
-                    return Tables.from_bytes(data), end
+                with suppress(FormatError):
+                    found = Tables.from_bytes(self._reader.read(start + CHUNK.size, end - start - CHUNK.size))
+                    if found.sha256 == sha256:
+                        return found, end
         return None, start
 
     def _head(self, at: int) -> SegmentHead | None:
         fixed = CHUNK.size + HEAD.size
         room = self._reader.size - at - fixed
-        if room >= SEGMENT.size:
+        if room > 0:
             data = self._reader.read(at, fixed)
             size = HEAD.unpack_from(data, CHUNK.size)[0]
             if data.startswith(b"SEGM") and size <= min(room, _MOST_OF_HEAD):

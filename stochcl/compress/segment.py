@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,12 +26,15 @@ from stochcl.framing import (
     check_crc,
     check_limit,
     crc,
+    pack_numbers,
     pack_texts,
     pack_varints,
     unpack,
+    unpack_numbers,
     unpack_texts,
     unpack_varints,
 )
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +86,7 @@ class SegmentHead:
     labels: Part
     entropy: Part
     number: int = 0
+    version: int = framing.VERSION
 
     @cached_property
     def data(self) -> bytes:
@@ -93,7 +96,8 @@ class SegmentHead:
     @property
     def _fixed(self) -> bytes:
         parts = [value for part in self.parts for value in (part.size, part.crc)]
-        return SEGMENT.pack(self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts)
+        fixed = self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts
+        return pack_numbers(SEGMENT, fixed, self.version)
 
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
@@ -137,31 +141,33 @@ class SegmentHead:
         return replace(self, table=table, names=names, labels=labels, entropy=entropy, number=number)
 
     @classmethod
-    def parse(cls, data: bytes, decisions_per_row: int, version: int = framing.VERSION) -> SegmentHead:
+    def parse(cls, data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
         """Read a head of this version of the format and check that its numbers can be true."""
-        rows, per_block, blocks, model, number, *sizes = unpack(SEGMENT, data, 0, "a segment's head")
+        ((rows, per_block, blocks, model, number, *sizes),), start = unpack_numbers(
+            SEGMENT, data, 0, "a segment's head", version
+        )
         check_limit(rows, framing.MAX_SEGMENT_ROWS, "the number of a segment's rows")
         if not rows or not per_block or blocks != -(-rows // per_block):
             raise FormatError(f"a segment of {rows} rows in {blocks} blocks of {per_block} makes no sense")
         if model not in (INDEPENDENT, OWN, NETWORK, FITTED) or (number and model != FITTED):
             raise FormatError(f"a segment cannot have the entropy model {model}, number {number}")
         check_limit(min(rows, per_block) * decisions_per_row, framing.MAX_BLOCK_DECISIONS, "the size of a block")
-        if len(data) < SEGMENT.size + 5 * blocks:
+        if len(data) < start + 5 * blocks:
             raise FormatError("a segment's head is shorter than its list of blocks")
-        words, end = unpack_varints(data, blocks, SEGMENT.size)
+        words, end = unpack_varints(data, blocks, start)
         if end + 4 * blocks != len(data):
             raise FormatError(f"a segment's head has {len(data)} bytes, not {end + 4 * blocks}")
         crcs = struct.unpack_from(f"<{blocks}I", data, end)
         parts = [Part(size, checksum) for size, checksum in zip(sizes[::2], sizes[1::2], strict=True)]
         table, names, labels, entropy = parts
-        head = cls(rows, per_block, tuple(words), crcs, model, table, names, labels, entropy, number)
+        head = cls(rows, per_block, tuple(words), crcs, model, table, names, labels, entropy, number, version)
         if (model == OWN) != (head.table.size > 0):
             raise FormatError("a segment's table is there although it is not used, or is used but not there")
-        if version == framing.VERSION and head.entropy.size not in (0, 2 * rows):
+        if version == 1 and head.entropy.size not in (0, 2 * rows):
             raise FormatError(f"the uncertainty of {rows} rows has {head.entropy.size} bytes, not two a row")
         if any(part.crc and not part.size for part in parts):
             raise FormatError("a segment's head has the checksum of a part that is not there")
-        if head._fixed != data[: SEGMENT.size]:  # varints have one form only
+        if head._fixed != data[:start]:  # varints have one form only
             raise FormatError("a segment's head is not written as it should be")
         head.__dict__["data"] = data  # what it would be written as again
         # Near-constant codes are cheap, but not for nothing.
@@ -171,7 +177,7 @@ class SegmentHead:
         return head
 
 
-def read_head(data: bytes, decisions_per_row: int, version: int = framing.VERSION) -> SegmentHead:
+def read_head(data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
     """Read the head from the beginning of a segment's chunk, without the index."""
     unpack(CHUNK, data, 0, "a segment")
     kind, length = CHUNK.unpack_from(data)
@@ -221,8 +227,9 @@ def write_segment(
     ]
     stated, names, labels, entropy = map(Part.of, parts)
     head = SegmentHead(
-        len(codes), rows_per_block, tuple(words), tuple(crcs), best.kind, stated, names, labels, entropy, best.number
-    )
+        len(codes), rows_per_block, tuple(words), tuple(crcs), best.kind, stated, names, labels, entropy, best.number,
+        version,
+    )  # fmt: skip
     return head, b"".join([head.start, *parts, *blocks])
 
 
@@ -245,7 +252,6 @@ class StoredSegment:
     reader: ByteReader
     offset: int
     head: SegmentHead
-    version: int
 
     def _shown(self, what: str) -> str:
         return f"{what} of the segment at byte {self.offset:,}"
@@ -276,10 +282,8 @@ class StoredSegment:
 
     def uncertainty(self) -> NDArray[np.float32] | None:
         """Read the entropies of the rows; None where they are not stored."""
-        data = self.part("entropy")
-        return (
-            unpack_uncertainty(data, self.head.rows, self.version, self._shown("the uncertainty")) if data else None
-        )
+        data, head = self.part("entropy"), self.head
+        return unpack_uncertainty(data, head.rows, head.version, self._shown("the uncertainty")) if data else None
 
     def block(self, number: int) -> bytes:
         """Read one block with its own head."""
@@ -296,9 +300,12 @@ class StoredSegment:
         return data
 
     def raw(self) -> RawSegment:
-        """Read all of it, and check everything but what its blocks decode to."""
+        """Read all of it, and check everything but its table and what its blocks decode to."""
         self.check_head()
         table, names, labels, entropy = (self.part(which) for which in PARTS)
+        for which in ("names", "labels"):
+            self.texts(which)
+        self.uncertainty()
         blocks = b"".join(self.block(number) for number in range(len(self.head.words)))
         return RawSegment(self.head, (table, names, labels, entropy), blocks)
 
@@ -342,20 +349,20 @@ class RawSegment:
         return RawSegment(head, (data["table"], data["names"], data["labels"], data["entropy"]), self.blocks)
 
 
-def as_version(segment: RawSegment, old: int, new: int) -> RawSegment:
-    """Return a segment of one version of the format as another has it."""
-    if old == new or not segment.parts[3]:
+def as_version(segment: RawSegment, version: int) -> RawSegment:
+    """Return a segment as another version of the format has it."""
+    head, entropy = segment.head, segment.parts[3]
+    if head.version == version:
         return segment
-    values = unpack_uncertainty(segment.parts[3], segment.head.rows, old)
-    try:
-        return segment.having(entropy=pack_uncertainty(values, new))
-    except ValueError as exc:
-        raise FormatError(f"a segment's uncertainty makes no sense: {exc}") from exc
+    if entropy and head.version == 1:
+        values = unpack_uncertainty(entropy, head.rows, head.version)
+        segment = segment.having(entropy=pack_uncertainty(values, version))
+    return replace(segment, head=replace(segment.head, version=version))
 
 
 def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: Sequence[Candidate]) -> Codes:
     """Decode a segment's chunk with one of some models, and read what is stored beside the rows."""
-    segment = StoredSegment(ByteReader(io.BytesIO(chunk)), 0, head, header.version)
+    segment = StoredSegment(ByteReader(io.BytesIO(chunk)), 0, head)
     if head.model == OWN:
         models = [unpack_model(segment.part("table"), header.latents, header.alphabet)]
     else:

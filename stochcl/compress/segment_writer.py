@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
-from stochcl.codes import Codes
+from stochcl.codes import Codes, folder_label
 from stochcl.compress.index import Index, pack_skipped
 from stochcl.compress.journal import Record
 from stochcl.compress.segment import SegmentHead, write_segment
 from stochcl.entropy.model import FITTED, Candidate, pack_model
 from stochcl.errors import LimitExceeded, OutputError
 from stochcl.files import lock
-from stochcl.framing import CHUNK, PROLOGUE, crc
+from stochcl.framing import CHUNK, PROLOGUE, crc, pack_texts, unpack_texts
 from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Preamble:
             start=start,
             header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
             fitted=tuple(self._fitted_at),
+            version=writer.header.version,
         )
 
 
@@ -146,7 +147,7 @@ class SegmentWriter(ABC):
         if not len(codes):
             return
         if not self._names:
-            codes = replace(codes, names=None)
+            codes = replace(codes, names=None, labels=_labels(codes.names, codes.labels))
         if not self._uncertainty:
             codes = replace(codes, uncertainty=None)
         self._check_has((codes.names is not None, codes.labels is not None, codes.uncertainty is not None))
@@ -167,7 +168,7 @@ class SegmentWriter(ABC):
         is waiting is written before.
         """
         if not self._names:
-            segment = segment.having(names=b"")
+            segment = segment.having(names=b"", labels=_packed_labels(segment))
         if not self._uncertainty:
             segment = segment.having(entropy=b"")
         self._check_has(segment.has)
@@ -228,6 +229,20 @@ class SegmentWriter(ABC):
         self.flush()
         self.skipped += [(name, reason) for _, name, reason in self._new_skips]
         self._new_skips = []
+
+
+def _labels(names: Sequence[str] | None, labels: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the labels that stay when names go: those of their own, else the first folders of the names."""
+    return labels if labels is not None or names is None else tuple(map(folder_label, names))
+
+
+def _packed_labels(segment: RawSegment) -> bytes:
+    """Return the labels of a segment that loses its names."""
+    _, names, labels, _ = segment.parts
+    if labels or not names:
+        return labels
+    texts = unpack_texts(names, segment.head.rows, "the names of a segment")
+    return pack_texts([folder_label(name) for name in texts])
 
 
 class StreamWriter(SegmentWriter):
@@ -299,7 +314,9 @@ class StreamWriter(SegmentWriter):
 
     def outline(self) -> IO[bytes]:
         """Return a file with what was written but the segments: enough to open it as an archive and report on it."""
-        return cast("IO[bytes]", _Outline(self._preamble.data, self._end, self._ending))
+        parts = {0: self._preamble.data, self._end: self._ending}
+        parts |= {start: head.start for start, head in self._segments[:1]}  # whose head the index may leave out
+        return cast("IO[bytes]", _Outline(parts))
 
     def __enter__(self) -> Self:
         return self
@@ -321,11 +338,11 @@ def _take(file: IO[bytes]) -> None:
 
 
 class _Outline(io.RawIOBase):
-    """A file of which the beginning and the end are there."""
+    """A file of which only some parts are there, by where they begin."""
 
-    def __init__(self, head: bytes, end_at: int, end: bytes) -> None:
-        self._parts = {0: head, end_at: end}
-        self._size, self._at = end_at + len(end), 0
+    def __init__(self, parts: dict[int, bytes]) -> None:
+        self._parts = parts
+        self._size, self._at = max(start + len(data) for start, data in parts.items()), 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from stochcl.compress.archive import Archive
-from stochcl.compress.bytes import Cache
+from stochcl.compress.bytes import ArchiveErrors, Cache
+from stochcl.compress.limits import Limits
 from stochcl.compress.manifest import read_manifest, sha256_of
 from stochcl.compress.rows import ArchiveBase
 from stochcl.errors import ChecksumMismatch, FormatError
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -32,12 +34,15 @@ _CACHED_BYTES = 64 << 20  # of packed rows, of all shards together
 
 
 def open_archive(
-    path: str | os.PathLike[str] | IO[bytes], *, tables: Iterable[Tables | str | os.PathLike[str]] = ()
+    path: str | os.PathLike[str] | IO[bytes],
+    *,
+    tables: Iterable[Tables | str | os.PathLike[str]] = (),
+    trusted: bool | None = None,
 ) -> Archive | FolderArchive:
     """Open an archive, or a folder of them that is one."""
     if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises at long names
-        return FolderArchive(path, tables=tables)
-    return Archive(path, tables=tables)
+        return FolderArchive(path, tables=tables, trusted=trusted)
+    return Archive(path, tables=tables, trusted=trusted)
 
 
 class FolderArchive(ArchiveBase):
@@ -51,6 +56,8 @@ class FolderArchive(ArchiveBase):
     path : path-like
     tables : iterable of Tables or path-like
         Where to look first for decoding tables that are not in the folder.
+    trusted : bool, optional
+        As of :class:`Archive`.
 
     Raises
     ------
@@ -66,13 +73,19 @@ class FolderArchive(ArchiveBase):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, tables: Iterable[Tables | str | os.PathLike[str]] = ()
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tables: Iterable[Tables | str | os.PathLike[str]] = (),
+        trusted: bool | None = None,
     ) -> None:
         self.path, self._shown, self._given = Path(path), escape_name(path), tuple(tables)
+        self._trusted, self._errors = trusted, ArchiveErrors(self._shown)
         self.manifest, self._manifest_bytes = read_manifest(self.path)
         own = () if self.manifest.tables is None else (self.path / self.manifest.tables,)
         self._extra: tuple[Any, ...] = (*self._given, *own)
         entries = self.manifest.shards
+        self._limits = Limits(sum(entry.bytes for entry in entries), trusted)
         self._starts = np.cumsum([0] + [entry.images for entry in entries])
         self._first_blocks = np.cumsum([0] + [entry.blocks for entry in entries])
         self._opened: Cache[Archive] = Cache(_OPEN)
@@ -93,7 +106,8 @@ class FolderArchive(ArchiveBase):
     def _open(self, number: int) -> Archive:
         """Open a shard and hold it against the manifest."""
         entry = self.manifest.shards[number]
-        archive = Archive(self.path / entry.file, tables=self._extra)
+        archive = Archive(self.path / entry.file, tables=self._extra, trusted=self._trusted)
+        archive._limits.share(len(self.manifest.shards))
         found = {"images": len(archive), "blocks": int(archive._first_blocks[-1]), "bytes": archive.size}
         for name, value in found.items():
             if value != (said := getattr(entry, name)):
@@ -252,7 +266,7 @@ class FolderArchive(ArchiveBase):
         self._opened = Cache(_OPEN)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._given, self._identity)
+        return _reopen, (self.path, self._given, self._trusted, self._identity)
 
     @property
     def _identity(self) -> str:
@@ -300,8 +314,8 @@ def _itself(archive: Archive) -> Archive:
     return archive
 
 
-def _reopen(path: Path, tables: tuple[Any, ...], identity: str) -> FolderArchive:
-    folder = FolderArchive(path, tables=tables)
+def _reopen(path: Path, tables: tuple[Any, ...], trusted: bool | None, identity: str) -> FolderArchive:
+    folder = FolderArchive(path, tables=tables, trusted=trusted)
     if folder._identity != identity:
         raise FormatError(
             f"{folder._shown}: this is another folder than the one that was pickled; open it anew by its path."

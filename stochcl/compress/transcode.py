@@ -16,7 +16,7 @@ from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import Candidate, pack_model
-from stochcl.framing import CHUNK, FITTED, VERSION, pack_texts, unpack_texts
+from stochcl.framing import CHUNK, FITTED, pack_texts, unpack_texts
 from stochcl.framing import FITTED as FITTED_ENTRY
 
 if TYPE_CHECKING:
@@ -183,8 +183,7 @@ class Transcoding:
         of_model = range(header.model_latents) if header.selection is None else header.selection
         kept = tuple(of_model[column] for column in chosen[:latents])
         prefix = kept == tuple(range(latents))
-        version = header.version if self.uncertainty else VERSION
-        return replace(header, latents=latents, selection=None if prefix else kept, version=version)
+        return replace(header, latents=latents, selection=None if prefix else kept)
 
     def cut(self, codes: Codes, latents: int) -> Codes:
         """Cut codes to the first ``latents`` of the latents that are kept."""

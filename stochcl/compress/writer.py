@@ -6,7 +6,6 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,8 +14,16 @@ from stochcl.codes import Codes
 from stochcl.compress.journal import Journal, Record
 from stochcl.compress.segment import decode_segment, read_head, write_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS, Preamble, SegmentWriter
-from stochcl.errors import FormatError, OutputError, SourceError, StochclError, UsageError
-from stochcl.files import WriteLock, check_output, read_all, sync_folder, write_all, writing
+from stochcl.errors import (
+    FormatError,
+    OutputError,
+    OutputExists,
+    SourceError,
+    SourceNotFound,
+    StochclError,
+    UsageError,
+)
+from stochcl.files import WriteLock, check_output, read_all, sync_folder, target_of, write_all, writing
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
     from io import FileIO
+    from pathlib import Path
     from types import TracebackType
 
     from stochcl.compress.header import Header
@@ -33,11 +41,13 @@ if TYPE_CHECKING:
 
 
 _FACTS = {
-    "header": "model, --precision, --latents, --fit or --uncertainty",
+    "header": "model, --precision, --latents, --fit or version of stochcl",
     "names": "choice of --no-names",
+    "uncertainty": "choice of --uncertainty",
     "strict": "choice of --strict",
     "device": "--device",
     "source": "source (images were added, removed or changed)",
+    "label_level": "--label-level",
     "segment_rows": "size of segments",
 }
 """What the journal keeps of a run, as a person knows it."""
@@ -156,7 +166,7 @@ def open_for_changes(path: Path) -> FileIO:
             return path.open("r+b", buffering=0)
     except OutputError as exc:
         if isinstance(exc.__cause__, FileNotFoundError):
-            raise SourceError(f"{escape_name(path)}: there is no such file.") from exc
+            raise SourceNotFound(f"{escape_name(path)}: there is no such file.") from exc
         raise
 
 
@@ -227,11 +237,12 @@ class Writer(JournaledWriter):
             header, preamble.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
             start=len(self._preamble.data),
         )  # fmt: skip
-        self.path = Path(path)
+        self.path = target_of(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
-        facts = {"header": crc(self._preamble.data), "names": names, "segment_rows": segment_rows} | (facts or {})
-        self._facts: dict[str, Any] = json.loads(json.dumps(facts))  # as the journal will give them back
+        own = {"header": crc(self._preamble.data), "names": names, "uncertainty": uncertainty}
+        own |= {"segment_rows": segment_rows}
+        self._facts: dict[str, Any] = json.loads(json.dumps(own | (facts or {})))  # as the journal gives them back
         self._begin(force=force, resume=resume)
 
     # The state of a run
@@ -263,10 +274,10 @@ class Writer(JournaledWriter):
         there = self.partial.exists()
         if there and not (force or resume):
             msg = (
-                f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to go on with it, or "
+                f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to continue it, or "
                 "--force to start anew."
             )
-            raise UsageError(msg)
+            raise OutputExists(msg)
         return there
 
     def _only_begun(self) -> bool:
@@ -305,7 +316,7 @@ class Writer(JournaledWriter):
         )
 
     def _writing(self) -> AbstractContextManager[None]:
-        kept = f". What was done is kept in {escape_name(self.partial)}: make room and pass --resume"
+        kept = f". What was done is kept in {escape_name(self.partial)}: free some disk space and pass --resume"
         return writing(self.path, advice=kept if self._segments or self._kept else "")
 
     # The end

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from stochcl.data.preprocess import MAX_PIXELS, Preprocess
-from stochcl.data.source import Entry, Failure, ImageSource
-from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.data.pixels import MAX_PIXELS
+from stochcl.data.source import Entry, ImageSource
+from stochcl.errors import ImageError, SourceError
+from stochcl.files import is_lfs_pointer
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    _Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-
+    from stochcl.data.preprocess import Preprocess
 MAGIC = b"\x93NUMPY"
 """The bytes that a .npy file begins with."""
 
@@ -87,7 +85,9 @@ def map_array(path: Path) -> NDArray[Any]:
     shown = escape_name(path)
     try:
         with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:  # numpy would take a zip, or offer to load a pickle
+            if not (head := file.read(32)).startswith(MAGIC):  # numpy would take a zip, or offer to load a pickle
+                if is_lfs_pointer(head):
+                    raise SourceError(f"{shown}: this is a Git LFS pointer in place of an array; run: git lfs pull.")
                 msg = f"{shown}: this is not a NumPy array, or its beginning is damaged; {_WANTED}."
                 raise SourceError(msg)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -133,235 +133,3 @@ def refuse_npz(path: Path) -> SourceError:
         f"{name}: a .npz file holds several arrays and cannot be read in place; save the array that "
         "you want as .npy with numpy.save."
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MatrixBatch:
-    """Consecutive rows of a matrix, those that are finite and those that are not.
-
-    Parameters
-    ----------
-    rows : range
-        Positions in the source that the batch covers.
-    positions : tuple of int
-        Those of the finite rows.
-    names : tuple of str
-        Names of the finite rows: their numbers in the file, zero-padded.
-    vectors : ndarray of float32, shape (B, dim)
-        The finite rows, in the order of ``names``.
-    failures : tuple of Failure
-        The others.
-    source_bytes : int
-        Bytes of the finite rows as they are stored.
-    labels : tuple of str, optional
-        Of the finite rows, where the source itself has them.
-    """
-
-    rows: range
-    positions: tuple[int, ...]
-    names: tuple[str, ...]
-    vectors: NDArray[np.float32]
-    failures: tuple[Failure, ...]
-    source_bytes: int
-    labels: tuple[str, ...] | None = None
-
-
-class MatrixSource:
-    """Embeddings in a .npy file: two-dimensional float16, float32 or float64, memory-mapped, of any size.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    rows : ndarray of int64, optional
-        Take these rows of it, ascending; all by default.
-
-    Raises
-    ------
-    SourceError
-        If the file cannot be read or holds something else.
-    """
-
-    kind: ClassVar[str] = "matrix"
-    rejected: tuple[Failure, ...] = ()
-
-    def __init__(self, path: Path, rows: NDArray[np.int64] | None = None) -> None:
-        self.path, self._rows = path, rows
-        self._array = map_array(path)
-        if self._array.ndim != 2:
-            raise SourceError(f"{escape_name(path)}: this array holds images, not embeddings.")
-        status = path.stat()
-        self.size = status.st_size
-        self.mtime_ns = status.st_mtime_ns
-
-    def __len__(self) -> int:
-        return self.total if self._rows is None else len(self._rows)
-
-    @property
-    def total(self) -> int:
-        """Rows of the file."""
-        return len(self._array)
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return int(self._array.shape[1])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row as it is stored."""
-        return self._array.dtype.itemsize * self.dim
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The rows' numbers in the file, zero-padded."""
-        return row_names(self._numbers(0, len(self)), self.total)
-
-    def _numbers(self, start: int, stop: int) -> Sequence[int]:
-        return range(start, stop) if self._rows is None else self._rows[start:stop].tolist()
-
-    def without(self, names: Iterable[str]) -> MatrixSource:
-        """Return the rows that are not among these names, the numbers of rows; other names count for nothing."""
-        left = np.ones(self.total, bool)
-        for name in names:
-            if name.isdecimal() and int(name) < self.total:
-                left[int(name)] = False
-        return MatrixSource(self.path, np.flatnonzero(left))
-
-    def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
-        """Iterate over the rows in order, from position ``start`` on.
-
-        Rows that hold NaN or infinity, also those that overflow float32, are failures.
-        """
-        if batch_size < 1 or start < 0:
-            raise UsageError(f"batch_size must be at least 1 and start at least 0; got {batch_size} and {start}.")
-        total = len(self)
-        return (self._batch(range(a, min(a + batch_size, total))) for a in range(start, total, batch_size))
-
-    def take(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Read chosen rows of the file, finite or not, shape (n, dim), float32.
-
-        The file is mapped anew each time: pages of a mapping count as this process's memory for as long as it
-        lasts, which of a large file would look like all of it.
-        """
-        array = map_array(self.path)
-        if (array.shape, array.dtype) != (self._array.shape, self._array.dtype):
-            raise SourceError(f"{escape_name(self.path)}: this file was changed while it was read; begin anew.")
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.array(array[rows], dtype=np.float32, order="C")
-
-    def _batch(self, rows: range) -> MatrixBatch:
-        chosen = slice(rows.start, rows.stop) if self._rows is None else self._rows[rows.start : rows.stop]
-        vectors = self.take(chosen)
-        finite = np.asarray(np.isfinite(vectors).all(axis=1))
-        names = row_names(self._numbers(rows.start, rows.stop), self.total)
-        positions = tuple(rows)
-        failures: tuple[Failure, ...] = ()
-        if not finite.all():
-            failures = tuple(
-                Failure(name, "the row holds a value that is not a finite float32")
-                for name, good in zip(names, finite, strict=True)
-                if not good
-            )
-            names = tuple(name for name, good in zip(names, finite, strict=True) if good)
-            positions = tuple(row for row, good in zip(rows, finite, strict=True) if good)
-            vectors = vectors[finite]
-        return MatrixBatch(rows, positions, names, vectors, failures, self.row_bytes * len(names))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "rows": self._rows}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-
-MOST_ROWS = 200_000
-"""Rows that a head is trained on at most: more do not make it better, and need not fit into memory."""
-
-MOST_BYTES = 1 << 30
-"""Bytes that they take at most, as float32: of rows of more than 1,342 numbers it is fewer."""
-
-MOST_HELD = 10_000
-"""Rows that are held out at most; of a small matrix a tenth."""
-
-_ROUNDS = 8  # draws from a stratum whose rows are not finite
-_READ_ROWS = 4096
-
-
-def sample_rows(
-    source: MatrixSource | NDArray[np.floating], most: int = MOST_ROWS, seed: int = 0
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Take finite rows of a matrix, evenly spread over it, for training and for measuring.
-
-    The matrix is cut into as many runs of consecutive rows as rows are wanted, and one row is drawn of each: a
-    matrix that is sorted in some way is represented as a whole, and a mapped file is read from its beginning to
-    its end, a few rows at a time. The same seed gives the same rows.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> train, held = sample_rows(np.ones((500, 3), np.float32), most=100)
-    >>> train.shape, held.shape
-    ((90, 3), (10, 3))
-    """
-    rng = np.random.default_rng([seed, len(source)])
-    take: _Take
-    if isinstance(source, MatrixSource):
-        take, width = source.take, source.dim
-    else:
-        take, width = _taker(source), source.shape[1]
-    wanted = sample_size(len(source), width, most)
-    kept = np.zeros(wanted, bool)
-    kept[rng.permutation(wanted)[: min(wanted // 10, MOST_HELD)]] = True
-    masks = (~kept, kept)
-    parts = [np.empty((int(mask.sum()), width), np.float32) for mask in masks]  # where the rows go at once
-    places = [np.cumsum(mask) - 1 for mask in masks]
-    found = np.zeros(wanted, bool)
-    for strata, rows in _finite_rows(take, len(source), wanted, rng):
-        found[strata] = True
-        for part, mask, place in zip(parts, masks, places, strict=True):
-            mine = mask[strata]
-            part[place[strata[mine]]] = rows[mine]
-    if not found.any():
-        raise SourceError("no row of this matrix holds finite numbers only; there is nothing to train on.")
-    train, held = (part if found.all() else part[found[mask]] for part, mask in zip(parts, masks, strict=True))
-    return train, held
-
-
-def sample_size(rows: int, width: int, most: int = MOST_ROWS) -> int:
-    """Return how many rows of a matrix are drawn; those whose numbers are not finite are then left out.
-
-    Examples
-    --------
-    >>> sample_size(50_000, 512), sample_size(1_000_000, 512), sample_size(1_000_000, 4096)
-    (50000, 200000, 65536)
-    """
-    return max(1, min(most, rows, MOST_BYTES // (4 * width)))
-
-
-def _taker(matrix: NDArray[np.floating]) -> _Take:
-    def take(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(matrix[rows], dtype=np.float32)
-
-    return take
-
-
-def _finite_rows(
-    take: _Take, total: int, wanted: int, rng: np.random.Generator
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    """Draw a row of each stratum, again where it is not finite; yield strata and their rows, some at a time."""
-    edges = np.arange(wanted + 1) * total // wanted
-    strata = np.arange(wanted)
-    for _ in range(_ROUNDS if wanted < total else 1):
-        drawn = rng.integers(edges[strata], edges[strata + 1])
-        missed = []
-        for start in range(0, len(drawn), _READ_ROWS):
-            part = slice(start, start + _READ_ROWS)
-            rows = take(drawn[part])
-            finite = np.isfinite(rows).all(axis=1)
-            yield strata[part][finite], rows[finite]
-            missed.append(strata[part][~finite])
-        strata = np.concatenate(missed)
-        if not len(strata):
-            return

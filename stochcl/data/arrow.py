@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from stochcl.codes import label_text
-from stochcl.data.array import MatrixBatch, row_names
+from stochcl.data.array import row_names
+from stochcl.data.matrix import MatrixBatch
 from stochcl.data.names import path_name
+from stochcl.data.options import DEFAULTS, SourceOptions
+from stochcl.data.preprocess import identify
 from stochcl.data.source import Failure
 from stochcl.data.stream import StreamSource
-from stochcl.errors import MissingExtraError, SourceError, UsageError
+from stochcl.errors import MissingExtraError, SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -40,8 +44,10 @@ def explained(path: Path) -> Iterator[None]:
 
     try:
         yield
+    except StochclError:  # of which some are OSErrors or ValueErrors
+        raise
     except FileNotFoundError as exc:
-        raise SourceError(f"{escape_name(path)}: there is no such file.") from exc
+        raise SourceNotFound(f"{escape_name(path)}: there is no such file.") from exc
     except (pa.ArrowException, OSError, ValueError, KeyError) as exc:
         reason = escape_name(str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__)
         raise SourceError(f"{escape_name(path)}: it cannot be read as Parquet or Arrow ({reason}).") from exc
@@ -103,31 +109,45 @@ def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
 # Columns
 
 
-def choose_column(schema: Any, asked: str | None, shown: str) -> str:
-    """Return which column holds images or vectors, see :func:`stochcl.data.arrow.open_arrow`."""
+def choose_column(path: Path, schema: Any, asked: str | None, takes: int | None) -> str:
+    """Return which column holds images or vectors, by its type and by what its first rows hold.
 
-    def fits(kind: Any) -> bool:
-        return is_image_type(kind) or _is_vector(kind)
-
+    ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
+    """
+    shown = escape_name(path)
+    kinds = {field.name: storage_type(field.type) for field in schema}
     if asked is not None:
-        if asked not in schema.names:
-            raise UsageError(f"{shown}: it has no column {asked!r}; there are {', '.join(schema.names)}.")
-        if not fits(schema.field(asked).type):
-            raise UsageError(f"{shown}: its column {asked} holds {schema.field(asked).type}: no images or vectors.")
+        check_column(shown, schema, asked, "--column")
+        if not is_image_type(kinds[asked]) and not _is_list(kinds[asked]):
+            raise UsageError(f"{shown}: its column {asked} holds {kinds[asked]}: no images or vectors.")
         return asked
-    for test in (is_image_type, _is_vector):
-        found = [field.name for field in schema if test(field.type)]
-        if len(found) > 1:
-            raise UsageError(
-                f"{shown}: its columns {', '.join(found)} could all be meant; write a file that has one of them, or "
-                "name it: `open_arrow(paths, column)` in stochcl.data."
-            )
-        if found:
-            return str(found[0])
-    raise SourceError(
-        f"{shown}: none of its columns ({', '.join(schema.names)}) holds images (binary, or a struct with bytes) or "
-        "vectors (lists of floats)."
-    )
+    vectors = [name for name, kind in kinds.items() if _is_vector(kind)]
+    binary = [name for name, kind in kinds.items() if is_image_type(kind)]
+    images = [name for name in binary if _begins_with_images(path, name)] or ([] if vectors else binary)
+    found = (vectors or images) if takes else (images or vectors)
+    if takes and len(found) > 1:
+        found = [name for name in found if _width(path, kinds[name], name) == takes] or found
+    if len(found) > 1:
+        raise UsageError(f"{shown}: its columns {', '.join(found)} could all be meant; name one with --column.")
+    if not found:
+        raise SourceError(
+            f"{shown}: none of its columns ({', '.join(kinds)}) holds images (binary, or a struct with bytes) or "
+            "vectors (lists of floats or int8)."
+        )
+    return found[0]
+
+
+def check_column(shown: str, schema: Any, name: str, flag: str) -> None:
+    """Raise UsageError for a column that is not there."""
+    if name not in schema.names:
+        raise UsageError(f"{shown}: it has no column {name!r} ({flag}); there are {', '.join(schema.names)}.")
+
+
+def storage_type(kind: Any) -> Any:
+    """Return the type that a column is stored as: of a tensor of fixed shape, a list of fixed size."""
+    import pyarrow as pa
+
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def is_image_type(kind: Any) -> bool:
@@ -146,11 +166,51 @@ def _is_binary(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
-def _is_vector(kind: Any) -> bool:
+def _is_list(kind: Any) -> bool:
     from pyarrow import types
 
     lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(lists and types.is_floating(kind.value_type))
+    return bool(lists and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)))
+
+
+def _is_vector(kind: Any) -> bool:
+    """Tell whether a column is taken for vectors unasked; lists of other integers may be anything, such as words."""
+    from pyarrow import types
+
+    return _is_list(kind) and bool(types.is_floating(kind.value_type) or types.is_int8(kind.value_type))
+
+
+def _first_values(path: Path, column: str) -> list[Any]:
+    """Return the first values of a column that are there."""
+    with explained(path):
+        for batch in islice(record_batches(path, [column], _IMAGES), _LOOKED):
+            if found := [value for value in batch.column(column).to_pylist() if value is not None]:
+                return found
+    return []
+
+
+def _begins_with_images(path: Path, column: str) -> bool:
+    """Tell whether one of the first values is an image, or the path of one where there are no bytes."""
+    return any(
+        value.get("bytes") is None or identify(value["bytes"]) if isinstance(value, dict) else identify(value)
+        for value in _first_values(path, column)
+    )
+
+
+def _width(path: Path, kind: Any, column: str) -> int:
+    return int(getattr(kind, "list_size", 0)) or next((len(value) for value in _first_values(path, column)), 0)
+
+
+def id_text(value: Any, kind: Any) -> str | None:
+    """Return an id of any type as text; bytes that are none in hex."""
+    from pyarrow import types
+
+    if not isinstance(value, bytes):
+        return None if value is None else str(value)
+    with suppress(UnicodeDecodeError):
+        if not types.is_fixed_size_binary(kind) and (text := value.decode()).isprintable():
+            return text
+    return value.hex()
 
 
 def class_names(schema: Any, label: str | None) -> list[str]:
@@ -163,13 +223,20 @@ def class_names(schema: Any, label: str | None) -> list[str]:
 
 
 _IMAGES = 64  # rows read at a time, of images
+_LOOKED = 16  # times as many, in which a first value is looked for
 _VECTORS = 4096
 _NAMES = ("name", "file_name", "filename", "path")
+_IDS = ("id", "_id", "__key__", "key", "uuid")
 _LABELS = ("label", "labels", "class")
 
 
-def open_arrow(paths: Sequence[Path], column: str | None = None) -> ArrowSource | None:
-    """Open Parquet or Arrow files as one source, images or vectors; None where the first is neither."""
+def open_arrow(
+    paths: Sequence[Path], options: SourceOptions = DEFAULTS, takes: int | None = None
+) -> ArrowSource | None:
+    """Open Parquet or Arrow files as one source, images or vectors; None where the first is neither.
+
+    ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
+    """
     there = [_looks(path) for path in paths]
     if not there or not there[0]:
         return None
@@ -179,9 +246,9 @@ def open_arrow(paths: Sequence[Path], column: str | None = None) -> ArrowSource 
             f"{escape_name(other)}: it is no Parquet or Arrow file, as {escape_name(paths[0])} is; give one kind."
         )
     schema = schema_of(paths[0])
-    column = choose_column(schema, column, escape_name(paths[0]))
-    kind = ArrowImages if is_image_type(schema.field(column).type) else ArrowVectors
-    return kind(paths, column)
+    column = choose_column(paths[0], schema, options.column, takes)
+    kind = ArrowImages if is_image_type(storage_type(schema.field(column).type)) else ArrowVectors
+    return kind(paths, column, options)
 
 
 def _looks(path: Path) -> bool:
@@ -195,20 +262,28 @@ def _looks(path: Path) -> bool:
 class ArrowSource(StreamSource):
     """Rows of Parquet or Arrow files; :func:`open_arrow` makes one.
 
-    A row's name is what a column ``name``, ``file_name`` or ``path`` says, else the image's own path, else the row's
-    number; its label is what a column ``label``, ``labels`` or ``class`` says, in words where Hugging Face's features
-    have words for numbers.
+    A row's name is what a column ``name``, ``file_name`` or ``path`` says, else the image's own path, else an ``id``,
+    else the row's number; the id of a column that is asked for is the name to the letter. Its label is what a column
+    ``label``, ``labels`` or ``class`` says, in words where Hugging Face's features have words for numbers.
     """
 
     kind: ClassVar[str] = "arrow"
 
-    def __init__(self, paths: Sequence[Path], column: str) -> None:
+    def __init__(self, paths: Sequence[Path], column: str, options: SourceOptions = DEFAULTS) -> None:
+        super().__init__(paths[0] if len(paths) == 1 else Path(f"{paths[0]} and {len(paths) - 1:,} more"))
         self.paths, self.column = list(paths), column
-        self.path = paths[0] if len(paths) == 1 else Path(f"{paths[0]} and {len(paths) - 1:,} more")
         self._schema = schema_of(paths[0])
-        names = self._schema.names
-        self._name = next((name for name in _NAMES if name in names and name != column), None)
-        self._label = next((name for name in _LABELS if name in names and name != column), None)
+        for flag, asked in (("--id-column", options.id_column), ("--label-column", options.label_column)):
+            if asked is not None:
+                check_column(escape_name(paths[0]), self._schema, asked, flag)
+        names = [name for name in self._schema.names if name != column]
+        named = None if options.id_column else next((name for name in _NAMES if name in names), None)
+        kind = self._schema.field(column).type
+        has_paths = hasattr(kind, "get_field_index") and kind.get_field_index("path") >= 0
+        ids = () if named or has_paths else _IDS
+        self._is_path = bool(named)
+        self._name = options.id_column or named or next((name for name in ids if name in names), None)
+        self._label = options.label_column or next((name for name in _LABELS if name in names), None)
         self._classes = class_names(self._schema, self._label)
         self._rows = sum(rows_in(path) for path in paths)
 
@@ -220,10 +295,16 @@ class ArrowSource(StreamSource):
         wanted = [name for name in (self.column, self._name, self._label) if name is not None]
         for path in self.paths:
             with explained(path):
-                for batch in record_batches(path, wanted, rows):
-                    given = [None] * len(batch) if self._name is None else batch.column(self._name).to_pylist()
-                    names = [None if name is None else str(name) for name in given]
-                    yield batch.column(self.column), names, self._labels(batch)
+                for batch in record_batches(path, list(dict.fromkeys(wanted)), rows):
+                    yield stored(batch.column(self.column)), self._given(batch), self._labels(batch)
+
+    def _given(self, batch: Any) -> list[str | None]:
+        """Return what the column of names says of each row: paths as names are, ids as they are."""
+        if self._name is None:
+            return [None] * len(batch)
+        column = batch.column(self._name)
+        texts = [id_text(value, column.type) for value in column.to_pylist()]
+        return [_path_or_none(text) for text in texts] if self._is_path else [text or None for text in texts]
 
     def _labels(self, batch: Any) -> list[str] | None:
         if self._label is None:
@@ -243,25 +324,27 @@ class ArrowImages(ArrowSource):
         for column, names, labels in self._records(min(batch_size, _IMAGES)):
             for i, value in enumerate(column.to_pylist()):
                 file, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-                name, file = _named(names[i] or path, row, self._rows, file)
-                yield name, file, None if labels is None else labels[i]
+                name = names[i] or _path_or_none(path) or row_names([row], max(self._rows, row + 1))[0]
+                missing = "the row has no bytes of an image, at most the path of one"
+                yield name, missing if file is None else file, None if labels is None else labels[i]
                 row += 1
         if not row:
             raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no image.")
 
 
 class ArrowVectors(ArrowSource):
-    """Vectors in a column of lists of floats, all of one length, which is ``dim``."""
+    """Vectors in a column of lists or tensors of numbers, all of one length, which is ``dim``."""
 
-    def __init__(self, paths: Sequence[Path], column: str) -> None:
-        super().__init__(paths, column)
-        kind = self._schema.field(column).type
+    def __init__(self, paths: Sequence[Path], column: str, options: SourceOptions = DEFAULTS) -> None:
+        super().__init__(paths, column, options)
+        kind = storage_type(self._schema.field(column).type)
+        self._row_bytes = kind.value_type.bit_width // 8
         self.dim = int(getattr(kind, "list_size", 0)) or self._first()
+        self._row_bytes *= self.dim
 
     def _first(self) -> int:
-        for column, _, _ in self._records(1):
-            value = column[0].as_py()
-            if value:
+        for column, _, _ in self._records(_IMAGES):
+            if value := next(filter(None, column.to_pylist()), None):
                 return len(value)
         raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no vector.")
 
@@ -273,7 +356,8 @@ class ArrowVectors(ArrowSource):
         start = 0
         for column, given, labels in self._records(batch_size):
             values, reasons = self._values(column)
-            names = [_named(name, start + i, self._rows, b"")[0] for i, name in enumerate(given)]
+            total = max(self._rows, start + len(given))
+            names = [name or row_names([start + i], total)[0] for i, name in enumerate(given)]
             good = [i for i, reason in enumerate(reasons) if reason is None]
             yield MatrixBatch(
                 rows=range(start, start + len(reasons)),
@@ -281,7 +365,7 @@ class ArrowVectors(ArrowSource):
                 names=tuple(names[i] for i in good),
                 vectors=values[good],
                 failures=tuple(Failure(names[i], reason) for i, reason in enumerate(reasons) if reason),
-                source_bytes=4 * self.dim * len(good),
+                source_bytes=self._row_bytes * len(good),
                 labels=None if labels is None else tuple(labels[i] for i in good),
             )
             start += len(reasons)
@@ -308,10 +392,16 @@ class ArrowVectors(ArrowSource):
         return values, reasons
 
 
-def _named(given: str | None, row: int, total: int, file: bytes | None) -> tuple[str, bytes | str]:
-    """Return a row's name, its number where it has none that is one, and its file or why there is none."""
+def stored(column: Any) -> Any:
+    """Return a column as it is stored, without the type that an extension gives it."""
+    import pyarrow as pa
+
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
+
+
+def _path_or_none(text: str | None) -> str | None:
+    """Return the name that a path makes, None where it makes none."""
     try:
-        name = path_name(given or "")
+        return path_name(text or "")
     except ValueError:
-        name = row_names([row], max(total, row + 1))[0]
-    return name, "the row has no bytes of an image, at most the path of one" if file is None else file
+        return None

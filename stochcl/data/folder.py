@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from stochcl.data.names import is_image_name, sort_key
-from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import (
-    Entry,
-    Failure,
-    ImageSource,
-    check_not_empty,
-    is_environment_fault,
-    read_listed,
-)
+from stochcl.data.access import PROBE, is_environment_fault, read_listed
+from stochcl.data.names import sort_key
+from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions
+from stochcl.data.preprocess import MAX_FILE_BYTES, identify
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.errors import EnvironmentFault, SourceError
 from stochcl.messages import escape_name, os_reason
 
@@ -33,14 +29,17 @@ class FolderSource(ImageSource):
 
     kind: ClassVar[str] = "folder"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: SourceOptions = DEFAULTS) -> None:
         self.path = path
         self._root = path
-        listing = _Listing(path)
+        files = FileFilter(options)
+        listing = _Listing(path, files)
         listing.run()
         self.entries = sorted(listing.entries, key=lambda e: sort_key(e.name))
         self.rejected = sorted(listing.rejected, key=lambda f: sort_key(f.name))
-        check_not_empty(path, self.entries, self.rejected, "folder")
+        self.others = files.others
+        check_not_empty(path, self.entries, self.rejected, "folder", files.others)
+        self.labels = files.labels(path, self.entries)
 
     def _read(self, i: int) -> bytes:
         return read_listed(self._root / self.entries[i].name, MAX_FILE_BYTES)
@@ -60,8 +59,8 @@ class FileSource(FolderSource):
 class _Listing:
     """One walk over a folder; real folders first, then links to folders, so that own names win."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, files: FileFilter) -> None:
+        self.root, self._files = root, files
         self.entries: list[Entry] = []
         self.rejected: list[Failure] = []
         self._links: list[str] = []
@@ -103,13 +102,25 @@ class _Listing:
             try:
                 if item.is_dir():
                     (self._links if item.is_symlink() else folders).append(name)
-                elif is_image_name(item.name):
+                elif self._is_image(name, item):
                     self._enter(name, item)
             except OSError as exc:
                 if is_environment_fault(exc):
                     raise
                 self.rejected.append(Failure(name, f"it cannot be looked at: {os_reason(exc)}"))
         return folders
+
+    def _is_image(self, name: str, item: os.DirEntry[str]) -> bool:
+        """Tell whether a file is taken for an image; enter it where it labels one."""
+        kind = self._files.kind(name)
+        if kind == "label":
+            self._files.add_label(name, partial(read_listed, self.root / name, MAX_FILE_BYTES))
+        if kind != "unknown":
+            return kind == "image"
+        if not item.is_file():
+            return False
+        with (self.root / name).open("rb") as file:
+            return identify(file.read(PROBE))
 
     def _enter(self, name: str, item: os.DirEntry[str]) -> None:
         try:

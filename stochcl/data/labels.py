@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import unicodedata
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.codes import folder_label
+from stochcl.codes import folder_label, label_text
+from stochcl.data.array import MAGIC, row_names
 from stochcl.errors import LabelsError
+from stochcl.files import is_lfs_pointer
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class LabelTable:
         The columns after ``name``; the first is the label unless another is asked for.
     rows : dict of str to tuple of str
         The values of each name, one a column.
+    is_array : bool
+        Whether they are an array of labels, whose names are the numbers of rows.
 
     Examples
     --------
@@ -76,13 +80,25 @@ class LabelTable:
     path: Path
     columns: tuple[str, ...]
     rows: dict[str, tuple[str, ...]]
+    is_array: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def match(self, names: Sequence[str], column: str | None = None, *, partial: bool = False) -> tuple[str, ...]:
-        """Return the label of each name, from ``column`` or the first one; with ``partial`` some may have none."""
+        """Return the label of each name, from ``column`` or the first one; with ``partial`` some may have none.
+
+        Names that are numbers of rows match without their leading zeros, too. Rows of an array of labels are those of
+        the source: by these numbers, or of other names in their order, if they are as many.
+        """
         at = self._position(column)
+        if self.is_array and not all(name.isdecimal() for name in names):
+            if len(names) != len(self.rows):
+                raise LabelsError(
+                    f"{escape_name(self.path)}: it has {len(self.rows):,} labels for {len(names):,} images; an array "
+                    "of labels has one for each, in their order: write a CSV of name,label."
+                )
+            names = row_names(range(len(names)), len(names))
         found = [self.rows.get(name) or self._folded.get(_fold(name)) for name in names]
         missing = [name for name, row in zip(names, found, strict=True) if row is None]
         if missing and (not partial or 2 * len(missing) > len(names)):
@@ -93,6 +109,19 @@ class LabelTable:
             )
             raise LabelsError(msg)
         return tuple("" if row is None else row[at] for row in found)
+
+    def of(self, names: Sequence[str]) -> LabelTable:
+        """Return the table of a source's images by their names, which an array of labels is one of by their order."""
+        if not self.is_array:
+            return self
+        rows: dict[str, tuple[str, ...]] = {}
+        for name, label in zip(names, self.match(names), strict=True):
+            if rows.setdefault(name, (label,)) != (label,):
+                raise LabelsError(
+                    f"{escape_name(self.path)}: two images are called {escape_name(name)} and have two labels; "
+                    "an array of labels cannot tell them apart."
+                )
+        return LabelTable(self.path, self.columns, rows)
 
     @cached_property
     def _folded(self) -> dict[str, tuple[str, ...]]:
@@ -133,14 +162,23 @@ class LabelTable:
 
 
 def read_labels(path: str | os.PathLike[str]) -> LabelTable:
-    """Read a UTF-8 CSV whose header is ``name,label[,more columns]``, between commas, semicolons or tabs.
+    """Read labels: a .npy array, one a row, or a UTF-8 CSV whose header is ``name,label[,more columns]``.
 
+    Columns are between commas, semicolons or tabs.
     The column of names may also be called file_name, filename, file, path or image, and stand anywhere. Spaces around
     values do not count. A name may come twice where both rows say the same. Names match the images' to the letter, or
     else without a leading ``./``, with ``/`` for backslashes and with accents composed.
     """
     path = Path(path)
     try:
+        with path.open("rb") as file:
+            head = file.read(32)
+        if head.startswith(MAGIC):
+            return _from_array(path)
+        if is_lfs_pointer(head):
+            raise LabelsError(
+                f"{escape_name(path)}: this is a Git LFS pointer in place of labels; run: git lfs pull."
+            )
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
@@ -155,6 +193,28 @@ def read_labels(path: str | os.PathLike[str]) -> LabelTable:
     except csv.Error as exc:
         msg = f"{escape_name(path)}: line {reader.line_num} is not CSV ({exc})."
         raise LabelsError(msg) from exc
+
+
+def _from_array(path: Path) -> LabelTable:
+    """Read an array of labels: numbers of classes, targets or text, one a row."""
+    try:
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
+        raise LabelsError(
+            f"{escape_name(path)}: this array of labels cannot be read ({escape_name(str(exc))})."
+        ) from exc
+    if labels.ndim == 2 and 1 in labels.shape:
+        labels = labels.reshape(-1)
+    if labels.ndim != 1 or labels.dtype.kind not in "biufUS" or not len(labels):
+        shape = " x ".join(map(str, labels.shape)) or "no dimension"
+        raise LabelsError(
+            f"{escape_name(path)}: this array is {labels.dtype} of {shape}; labels are numbers or texts, one a row."
+        )
+    names = row_names(range(len(labels)), len(labels))
+    rows: dict[str, tuple[str, ...]] = {
+        name: (label_text(label),) for name, label in zip(names, labels.tolist(), strict=True)
+    }
+    return LabelTable(path, ("label",), rows, is_array=True)
 
 
 def _delimiter(header: str) -> str:
@@ -206,6 +266,8 @@ def _rows(path: Path, reader: Iterator[list[str]], at: int, columns: int) -> dic
 def _fold(name: str) -> str:
     """Return a name as it is compared with others that are spelled in another way."""
     text = unicodedata.normalize("NFC", name).strip().replace("\\", "/")
+    if text.isdecimal():  # the number of a row
+        return text.lstrip("0") or "0"
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 

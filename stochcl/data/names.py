@@ -12,6 +12,9 @@ IMAGE_EXTENSIONS = frozenset(
 )  # fmt: skip
 """Endings (lower case) of the files that are taken for images in a folder or archive; others are ignored."""
 
+LABEL_ENDINGS = (".cls", ".json", ".txt")
+"""Endings (lower case) of the files that may say the label of the image beside them, as in webdataset's shards."""
+
 MAX_NAME_BYTES = 65_535
 """Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
 

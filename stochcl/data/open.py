@@ -12,28 +12,27 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, overload
 
-from stochcl.data.array import MAGIC, ArraySource, MatrixSource, is_images, map_array, refuse_npz
+from stochcl.data.access import PROBE, is_environment_fault, read_listed
+from stochcl.data.array import MAGIC, ArraySource, is_images, map_array, refuse_npz
 from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
 from stochcl.data.folder import FileSource, FolderSource
+from stochcl.data.matrix import MatrixSource
 from stochcl.data.names import is_image_name, path_name
+from stochcl.data.options import DEFAULTS, SourceOptions
 from stochcl.data.preprocess import MAX_FILE_BYTES, identify
-from stochcl.data.source import (
-    Entry,
-    Failure,
-    ImageSource,
-    check_not_empty,
-    is_environment_fault,
-    read_listed,
-)
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.tar import TarSource
-from stochcl.data.tar_headers import compression, looks_like_tar
+from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
+from stochcl.data.url import UrlSource, open_url
 from stochcl.data.zip import ZipSource
-from stochcl.errors import EnvironmentFault, SourceError, StochclError, UsageError
-from stochcl.messages import escape_name, os_reason
+from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
+from stochcl.files import exists, is_lfs_pointer
+from stochcl.messages import escape_name, os_reason, plural
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -42,23 +41,29 @@ if TYPE_CHECKING:
 
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-_PROBE = 1 << 16  # enough of a file for any image format to be known by
 
 
-def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
+def open_source(path: str | os.PathLike[str], options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
     """Open a folder or file of images or embeddings."""
+    if is_url(path):
+        opened = open_url(str(path), options)
+        if isinstance(opened, UrlSource):
+            return opened
+        raise SourceError(
+            f"{escape_name(path)}: a tar behind a URL is read once, from front to back, which only `stochcl "
+            "compress` to one file of codes does, of it alone; copy it here first."
+        )
     path = Path(path)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            return Cifar10Source(path) if is_cifar10(path) else FolderSource(path)
+            return Cifar10Source(path) if is_cifar10(path) else FolderSource(path, options)
         if stat.S_ISREG(status.st_mode):
-            return _open_file(path)
+            return _open_file(path, options)
     except StochclError:  # of which some are ValueErrors
         raise
     except FileNotFoundError as exc:
-        raise SourceError(f"{escape_name(path)}: there is no such file or folder.") from exc
+        raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
     except OSError as exc:
         raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
     except ValueError as exc:  # a NUL in the path
@@ -66,27 +71,29 @@ def open_source(path: str | os.PathLike[str]) -> ImageSource | MatrixSource:
     raise SourceError(f"{escape_name(path)}: this is neither a file nor a folder.")
 
 
-def _open_file(path: Path) -> ImageSource | MatrixSource:
+def _open_file(path: Path, options: SourceOptions) -> ImageSource | MatrixSource:
     with path.open("rb") as file:
-        head = file.read(_PROBE)
+        head = file.read(PROBE)
     ending = path.suffix.lower()
     if not head:
         raise SourceError(f"{escape_name(path)}: this file is empty (0 bytes).")
+    if is_lfs_pointer(head):
+        raise SourceError(f"{escape_name(path)}: this is a Git LFS pointer in place of the file; run: git lfs pull.")
     if ending == ".npz":
         raise refuse_npz(path)
     if head.startswith(MAGIC) or ending == ".npy":
         return ArraySource(path) if is_images(map_array(path)) else MatrixSource(path)
     if head.startswith(_ZIP_MAGIC) or ending == ".zip":
-        return ZipSource(path)
+        return ZipSource(path, options)
     if is_arrow(path, head):
         raise SourceError(
             f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which only `stochcl "
-            "compress` to one file of codes does; give a folder, .zip, .tar or .npy file."
+            "compress` to one archive does; give a folder, .zip, .tar or .npy file."
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)
-    if looks_like_tar(head) or compression(path) or path.name.lower().endswith(_TAR_ENDINGS):
-        return TarSource(path)
+    if looks_like_tar(head) or compression(path) or path.name.lower().endswith(TAR_ENDINGS):
+        return TarSource(path, options)
     if is_image_name(path.name) or identify(head):
         return FileSource(path)
     msg = (
@@ -100,7 +107,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
 
 
-def expand(pattern: str | os.PathLike[str]) -> list[Path]:
+def expand(pattern: str | os.PathLike[str]) -> list[Path | str]:
     """Write out the numbers of a pattern of shards, as bash does; what is a path as it stands is left alone.
 
     Examples
@@ -110,8 +117,8 @@ def expand(pattern: str | os.PathLike[str]) -> list[Path]:
     """
     text = str(pattern)
     match = _RANGE.search(text)
-    if match is None or Path(text).exists():
-        return [Path(text)]
+    if match is None or (not is_url(text) and exists(text)):
+        return [text if is_url(text) else Path(text)]
     first, last = match.groups()
     if abs(int(last) - int(first)) >= _MOST_SHARDS:
         raise UsageError(f"{escape_name(text)}: a pattern may name at most {_MOST_SHARDS:,} files.")
@@ -122,24 +129,28 @@ def expand(pattern: str | os.PathLike[str]) -> list[Path]:
     return [path for n in numbers for path in expand(f"{before}{n:0{width}d}{after}")]
 
 
-def open_sources(paths: Sequence[str | os.PathLike[str]]) -> ImageSource | MatrixSource:
+def open_sources(
+    paths: Sequence[str | os.PathLike[str]], options: SourceOptions = DEFAULTS
+) -> ImageSource | MatrixSource:
     """Open one source or several, which are read one after the other, in the order given."""
     found = [path for given in paths for path in expand(given)]
-    if len(found) == 1:
-        return open_source(found[0])
     if not found:
         raise UsageError("there is nothing to read: name a source.")
-    sources: list[ImageSource] = []
-    for path in found:
-        source = open_source(path)
-        if not isinstance(source, ImageSource):
-            raise UsageError(
-                f"{escape_name(path)}: these are embeddings; only images can be read from several sources."
-            )
-        if isinstance(source, FileSource):
-            source = ListSource([str(path)], shown=str(path))
-        sources.append(source)
-    return JoinedSource(sources)
+    sources = [open_source(path, options) for path in found]
+    if len(found) == 1:
+        return sources[0]
+    images = [source for source in sources if isinstance(source, ImageSource)]
+    if not images:
+        return MatrixSource([Path(path) for path in found])
+    if len(images) < len(sources):
+        other = next(path for path, source in zip(found, sources, strict=True) if isinstance(source, MatrixSource))
+        raise UsageError(f"{escape_name(other)}: these are embeddings, and other sources are images; give one kind.")
+    return JoinedSource(
+        [
+            ListSource([str(path)], shown=str(path)) if isinstance(source, FileSource) else source
+            for path, source in zip(found, images, strict=True)
+        ]
+    )
 
 
 class JoinedSource(ImageSource):
@@ -154,7 +165,15 @@ class JoinedSource(ImageSource):
         self.kind = kinds.pop() if len(kinds) == 1 else "several"  # type: ignore[misc]
         self.entries = [entry for source in sources for entry in source.entries]
         self.rejected = [failure for source in sources for failure in source.rejected]
+        self.others = sum((source.others or Counter() for source in sources), Counter[str]())
+        if any(source.labels for source in sources):
+            self.labels = [label for source in sources for label in source.labels or [""] * len(source)]
+        self.told = (*dict.fromkeys(line for source in sources for line in source.told), *_shared_names(sources))
         self._ends = list(accumulate(len(source) for source in sources))
+
+    def _sample(self, most: int) -> Iterator[bytes]:
+        for source in self.sources[:: -(-len(self.sources) // most)]:
+            yield from source._sample(max(1, most // len(self.sources)))
 
     def within(self, rows: range) -> tuple[range, range]:
         """Return which of the sources hold these rows, and where in those, one after the other, they are."""
@@ -171,6 +190,16 @@ class JoinedSource(ImageSource):
     def _read(self, i: int) -> bytes:
         which = bisect_right(self._ends, i)
         return self.sources[which]._read(i - (self._ends[which - 1] if which else 0))
+
+
+def _shared_names(sources: Sequence[ImageSource]) -> list[str]:
+    """Say which names of one source are in another, too."""
+    owners: dict[str, int] = {}
+    both = [e.name for i, source in enumerate(sources) for e in source.entries if owners.setdefault(e.name, i) != i]
+    if not both:
+        return []
+    count = f"{plural(len(both), 'name')} of one source {'is' if len(both) == 1 else 'are'} in another, too"
+    return [f"{count}, the first {escape_name(both[0])}: all images are kept, and labels by name are of both"]
 
 
 class ListSource(ImageSource):
@@ -277,6 +306,12 @@ class SubsetSource(ImageSource):
         self.path = source.path
         self.entries = [source.entries[row] for row in rows]
         self.rejected = source.rejected
+        self.labels = None if source.labels is None else [source.labels[row] for row in rows]
+        self.told, self.others = source.told, source.others
+
+    def settle(self, preprocess: Preprocess) -> Preprocess:
+        """Return it with the depth that all images of the other source use together."""
+        return self._source.settle(preprocess)
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         return self._source._image(self._rows[i], preprocess)

@@ -6,7 +6,6 @@ import re
 import struct
 import threading
 import warnings
-import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -14,80 +13,16 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, MAX_PIXELS, to_eight_bits
+from stochcl.data.repair import ended_jpeg, lean_png, what_is_needed
 from stochcl.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-
-_NEAREST_MODE = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # RGB for all others
-
-
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert a loaded image to mode L, RGB, LA or RGBA, 8 bits a channel, without changing its size.
-
-    16-bit greyscale is scaled (65535 becomes 255), never clipped. 32-bit integers within 0..65535 are taken
-    as 16-bit, floats within 0..1 or 0..255 as such; others are stretched from their own least to their
-    greatest value. A transparent colour becomes alpha. Colour profiles are ignored.
-    """
-    mode = image.mode
-    transparent = mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
-    if transparent:
-        return image.convert("RGBA")
-    if mode in ("L", "RGB", "LA", "RGBA"):
-        return image
-    if mode in ("I", "F") or mode.startswith("I;16"):
-        return _from_numbers(image)
-    if mode == "LAB":
-        return _from_lab(image)
-    return image.convert(_NEAREST_MODE.get(mode, "RGB"))
-
-
-def _from_numbers(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    grey = Image.fromarray(_float_to_bytes(values) if image.mode == "F" else _integers_to_bytes(values))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int) and image.mode != "F":
-        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-        return Image.merge("LA", (grey, Image.fromarray(alpha)))
-    return grey
-
-
-def _integers_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    if values.dtype.itemsize > 2:
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 0xFFFF:
-            return _stretch(values.astype(np.float64), low, high)
-    # Rounded division: 65535 = 255 * 257, so 0 and 65535 land exactly on 0 and 255.
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _float_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ImageError("the image holds values that are not finite")
-    if low >= 0 and high <= 255:
-        scale = 255.0 if high <= 1 else 1.0
-        return np.rint(values * scale).astype(np.uint8)
-    return _stretch(values.astype(np.float64), low, high)
-
-
-def _stretch(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
-    span = high - low
-    return np.rint((values - low) * (255.0 / span if span else 0.0)).astype(np.uint8)
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
-    converted = ImageCms.applyTransform(image, transform)
-    if converted is None:  # only where asked to work in place
-        raise ImageError("the image's colours (CIE Lab) cannot be converted")
-    return converted
 
 
 # As warnings.filterwarnings would make it; the comment makes the pattern, and so the filter, ours alone.
@@ -140,9 +75,6 @@ Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[str, ...] = get_args(Fit)
 """What may happen to an image that is not square."""
 
-MAX_PIXELS = 178_956_970
-"""Largest image that is decoded, in pixels: where Pillow, too, speaks of a decompression bomb."""
-
 MAX_FILE_BYTES = 512 * 1024**2
 """Largest image file, or archive member, that is read."""
 
@@ -167,12 +99,7 @@ _FORMATS = [
 # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image,
 # and none that is known by no magic number and so sees an image in any bytes (TGA)
 
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-_JXL_MAGICS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNK = struct.Struct(">I4s")
-_PNG_KEPT = (b"tRNS", b"eXIf")  # of the chunks that a reader may ignore: transparency and orientation
-
+_TIFF_MAGICS = (b"II*\0", b"MM\0*")
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -183,6 +110,14 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class DamagedImage(ImageError):
+    """An image that is damaged, with the pixels that could be read of it all the same."""
+
+    def __init__(self, reason: str, pixels: NDArray[np.uint8]) -> None:
+        super().__init__(reason)
+        self.pixels = pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +134,22 @@ class Preprocess:
     fit : {"crop", "pad", "stretch"}
         ``crop`` resizes the short side to ``size`` and keeps the centre; ``pad`` resizes the long side and
         fills up with grey (``PAD_GREY``); ``stretch`` resizes both sides and changes the aspect.
+    depth : int, optional
+        Significant bits of 16-bit greyscale images that do not state them: what is white. None lets the source
+        decide, by the greatest value of some of its images; a single image then has its whole range.
+    max_pixels : int
+        Larger images are not decoded.
 
     Raises
     ------
     ValueError
-        If ``size`` or ``fit`` is not one of these.
+        If ``size``, ``fit`` or ``depth`` is not one of these.
     """
 
     size: int
     fit: Fit = "crop"
+    depth: int | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= MAX_SIZE:
@@ -216,46 +158,70 @@ class Preprocess:
         if self.fit not in FITS:
             msg = f"fit is one of {', '.join(FITS)}, not {self.fit!r}"
             raise ValueError(msg)
+        if self.depth is not None and not LEAST_DEPTH <= self.depth <= FULL_DEPTH:
+            msg = f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}"
+            raise ValueError(msg)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several."""
+        """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several.
+
+        Raises
+        ------
+        DamagedImage
+            If it is damaged and can be read all the same: the error has the pixels.
+        ImageError
+            If it cannot be read.
+        """
         if not data:
             raise ImageError("the file is empty (0 bytes)")
         try:
             return self._decode_file(data)
         except ImageError as exc:
-            if (needed := _missing_plugin(data)) is not None:
+            if (needed := what_is_needed(data, _formats())) is not None:
                 raise ImageError(needed) from exc
-            lean = _lean_png(data)
+            with quiet_pillow():
+                ended = ended_jpeg(data)
+            if ended is not None:
+                raise DamagedImage("the end marker is missing", self._decode_file(ended)) from exc
+            lean = lean_png(data)
             if lean is None:
                 raise
             with suppress(ImageError):
-                return self._decode_file(lean)
+                return self._decode_file(lean, data)
             raise
 
-    def _decode_file(self, data: bytes) -> NDArray[np.uint8]:
-        with _explained(), quiet_pillow(), Image.open(BytesIO(data), formats=_formats()) as image:
-            return self._decode_opened(image)
+    def _decode_file(self, data: bytes, original: bytes = b"") -> NDArray[np.uint8]:
+        with self._explained(), quiet_pillow(), self._opened(data) as image:
+            self._check_pixels(image)
+            image.draft(None, self._scaled(*image.size, self.size * _DRAFT_GAP))
+            return self.apply(image, original or data)
+
+    def _opened(self, data: bytes) -> Image.Image:
+        try:
+            return Image.open(BytesIO(data), formats=_formats())
+        except Image.DecompressionBombError:  # Pillow's own limit is the process's, and may stay as it is
+            if self.max_pixels <= MAX_PIXELS:
+                raise
+        for factory, accept in (Image.OPEN[kind] for kind in _formats()):
+            if accept is None or accept(data[:16]) is True:
+                with suppress(SyntaxError, IndexError, TypeError, struct.error):
+                    return factory(BytesIO(data), "")
+        raise UnidentifiedImageError
 
     def convert(self, image: Image.Image) -> NDArray[np.uint8]:
         """Bring a Pillow image, whose file may not have been decoded yet, to shape (size, size, 3), uint8."""
-        with _explained(), quiet_pillow():
-            _check_pixels(image)
+        with self._explained(), quiet_pillow():
+            self._check_pixels(image)
             return self.apply(image)
 
-    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Bring a Pillow image to shape (size, size, 3), uint8."""
+    def apply(self, image: Image.Image, data: bytes = b"") -> NDArray[np.uint8]:
+        """Bring a Pillow image, of a file of these bytes, to shape (size, size, 3), uint8."""
         image.load()
         # The crop is exactly central and the result square, so turning it upright can wait.
-        small = self._resize(to_eight_bits(image))
+        small = self._resize(to_eight_bits(image, self.depth or FULL_DEPTH, data))
         turn = _TRANSPOSED.get(_orientation(image))
         upright = _on_white(small if turn is None else small.transpose(turn))
         return np.array(self._letterbox(upright) if self.fit == "pad" else upright)
-
-    def _decode_opened(self, image: Image.Image) -> NDArray[np.uint8]:
-        _check_pixels(image)
-        image.draft(None, self._scaled(*image.size, self.size * _DRAFT_GAP))
-        return self.apply(image)
 
     def _scaled(self, width: int, height: int, size: float) -> tuple[int, int]:
         """Return the size that the whole image takes when the result's side is ``size``."""
@@ -278,34 +244,39 @@ class Preprocess:
         canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
         return canvas
 
+    def _check_pixels(self, image: Image.Image) -> None:
+        width, height = image.size
+        if width * height > self.max_pixels:
+            raise ImageError(
+                f"it has {width} x {height} pixels, and more than {self.max_pixels:,} are not decoded; --max-pixels "
+                "allows more"
+            )
+        if width < 1 or height < 1:
+            raise ImageError(f"it has {width} x {height} pixels")
 
-def _check_pixels(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"it has {width} x {height} pixels, and more than {MAX_PIXELS:,} are not decoded")
-    if width < 1 or height < 1:
-        raise ImageError(f"it has {width} x {height} pixels")
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Say in an ImageError what Pillow found wrong."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError as exc:
-        raise ImageError("it is not an image in a format that is read here, or its beginning is damaged") from exc
-    except Image.DecompressionBombError as exc:
-        raise ImageError(f"it has more than {MAX_PIXELS:,} pixels") from exc
-    except MemoryError as exc:
-        raise ImageError("there is not enough memory to decode it") from exc
-    except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data
-        raise ImageError(f"the image is truncated or damaged ({_sentence(exc)})") from exc
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say in an ImageError what Pillow found wrong."""
+        try:
+            yield
+        except ImageError:
+            raise
+        except UnidentifiedImageError as exc:
+            raise ImageError("it is not an image in a format that is read here, or its beginning is damaged") from exc
+        except Image.DecompressionBombError as exc:
+            raise ImageError(
+                f"it has more than {self.max_pixels:,} pixels, which are not decoded; --max-pixels allows more"
+            ) from exc
+        except MemoryError as exc:
+            raise ImageError("there is not enough memory to decode it") from exc
+        except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data
+            raise ImageError(f"the image is truncated or damaged ({_sentence(exc)})") from exc
 
 
 def identify(data: bytes) -> bool:
     """Tell whether data begins like an image of a format that is read here."""
+    if data.startswith(_TIFF_MAGICS):  # whose size may stand at its end
+        return True
     try:
         with quiet_pillow(), Image.open(BytesIO(data), formats=_formats()):
             return True
@@ -339,38 +310,6 @@ def _orientation(image: Image.Image) -> int:
 def _sentence(exc: BaseException) -> str:
     text = " ".join(str(exc).split())
     return text[:200] or type(exc).__name__
-
-
-def _missing_plugin(data: bytes) -> str | None:
-    """Say what to install for an image of a format that a plug-in of Pillow reads, None for others."""
-    heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
-    for there, name, kind, plugin in (
-        (heif, "HEIC", "HEIF", "pillow-heif"),
-        (data.startswith(_JXL_MAGICS), "JPEG XL", "JXL", "pillow-jxl-plugin"),
-    ):
-        if there and kind not in _formats():
-            return f"it is a {name} image, which needs {plugin}, not installed here; run: pip install {plugin}"
-    return None
-
-
-def _lean_png(data: bytes) -> bytes | None:
-    """Return a PNG with nothing but what its pixels need, for texts and profiles must not cost them.
-
-    None where it is no PNG, or holds nothing else.
-    """
-    if not data.startswith(_PNG_MAGIC):
-        return None
-    parts, at, left_out = [_PNG_MAGIC], len(_PNG_MAGIC), False
-    while at + 12 <= len(data):
-        length, kind = _PNG_CHUNK.unpack_from(data, at)
-        chunk, at = data[at : at + 12 + length], at + 12 + length
-        critical = not kind[0] & 0x20
-        sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        if critical or (kind in _PNG_KEPT and sound):
-            parts.append(chunk)
-        else:
-            left_out = True
-    return b"".join(parts) if left_out else None
 
 
 @cache

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from stochcl.data.preprocess import quiet_pillow
+from stochcl.data.preprocess import DamagedImage, quiet_pillow
+from stochcl.data.remarks import SAMPLED, SAMPLED_BYTES, common_depth, counted, may_be_16_bit, remark_on_others
 from stochcl.errors import EnvironmentFault, ImageError, SourceError, UsageError
-from stochcl.files import pread_all, read_all
-from stochcl.messages import escape_name, os_reason
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,6 +74,8 @@ class ImageBatch:
         Bytes of the readable images' files.
     labels : tuple of str, optional
         Labels of the readable images, where the source itself has them; not those that names carry.
+    damaged : tuple of Failure
+        Which of the readable images are damaged, and how.
     """
 
     rows: range
@@ -85,6 +85,7 @@ class ImageBatch:
     failures: tuple[Failure, ...]
     sizes: tuple[int, ...]
     labels: tuple[str, ...] | None = None
+    damaged: tuple[Failure, ...] = ()
 
     @property
     def source_bytes(self) -> int:
@@ -111,18 +112,53 @@ class ImageSource(ABC):
     """
 
     kind: ClassVar[str]
-    path: Path
+    path: Path | str
     entries: Sequence[Entry]
     rejected: Sequence[Failure]
+    labels: Sequence[str] | None = None
+    """A label of each entry, where the source itself has them."""
+    others: Counter[str] | None = None
+    """Files that were not taken for images, by the ending of their names."""
+    told: Sequence[str] = ()
+    """What was noticed when it was listed."""
+    _depth: tuple[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def settle(self, preprocess: Preprocess) -> Preprocess:
+        """Return it with a depth of 16-bit images: its own, or else what images all over the source use."""
+        if preprocess.depth is not None:
+            return preprocess
+        if self._depth is None:
+            self._depth = common_depth(self._sample(SAMPLED))
+        return replace(preprocess, depth=self._depth[0])
+
+    def remarks(self) -> list[str]:
+        """Return what should be said of the source as it was read."""
+        depth = "" if self._depth is None else self._depth[1]
+        others = remark_on_others(self.others, 0 if self.labels else len(self))
+        return [line for line in (depth, others, *self.told) if line]
+
+    def _sample(self, most: int) -> Iterator[bytes]:
+        """Yield files that may be 16-bit images, evenly spread over the source; none where there are no files."""
+        if type(self)._image is not ImageSource._image:
+            return
+        found, size = [i for i, entry in enumerate(self.entries) if may_be_16_bit(entry.name)], 0
+        for i in found[:: max(1, -(-len(found) // most))]:
+            size += self.entries[i].size
+            if size > SAMPLED_BYTES * most // SAMPLED:
+                return
+            with suppress(ImageError, EnvironmentFault):  # which reading it in earnest raises
+                yield self._read(i)
 
     def load(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         """Read and preprocess image ``i``, shape (size, size, 3), uint8."""
         name = self.entries[i].name
         try:
-            return self._image(i, preprocess)
+            return self._image(i, self.settle(preprocess))
+        except DamagedImage as exc:
+            return exc.pixels
         except ImageError as exc:
             raise ImageError(f"{escape_name(self.path)}: {escape_name(name)}: {exc}") from exc
         except EnvironmentFault as exc:
@@ -137,7 +173,7 @@ class ImageSource(ABC):
             raise UsageError(f"batch_size must be at least 1, workers and start at least 0; got {given}.")
         end = len(self)
         parts = ((self, range(a, min(a + batch_size, end))) for a in range(start, end, batch_size))
-        return decode_ahead(parts, preprocess, workers)
+        return decode_ahead(parts, self.settle(preprocess), workers)
 
     def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:
         """Return the error that ends the reading of the source at this image."""
@@ -155,7 +191,13 @@ class ImageSource(ABC):
         """Return the bytes of image file ``i``; the message of an ImageError is the reason alone."""
 
 
-def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Failure], what: str) -> None:
+def check_not_empty(
+    path: Path | str,
+    entries: Sequence[Entry],
+    rejected: Sequence[Failure],
+    what: str,
+    others: Counter[str] | None = None,
+) -> None:
     """Raise SourceError, with the first reason, where a source has no image that could be read."""
     if entries:
         return
@@ -167,139 +209,12 @@ def check_not_empty(path: Path, entries: Sequence[Entry], rejected: Sequence[Fai
             f"the first is {escape_name(first.name)}: {first.reason}."
         )
         raise SourceError(msg)
+    there = f", but {counted(others)}: --any-name looks into them" if others else ""
     msg = (
         f"{shown}: this {what} holds no image; images are files whose names end in .jpg, .png, .webp, .tif "
-        "and the like."
+        f"and the like{there}."
     )
     raise SourceError(msg)
-
-
-# O_NONBLOCK: should a name turn into a pipe between listing and opening, opening must not wait for a writer.
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-
-_OF_ONE_FILE = frozenset([errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL])
-_MOST_OPEN = 256  # archives that a process keeps open
-
-
-def is_environment_fault(exc: OSError) -> bool:
-    """Tell whether an error is of the disk, network or file table, or a file that is gone, rather than of one file.
-
-    Examples
-    --------
-    >>> is_environment_fault(OSError(24, "Too many open files")), is_environment_fault(PermissionError(13, "no"))
-    (True, False)
-    """
-    return exc.errno is not None and exc.errno not in _OF_ONE_FILE
-
-
-def read_error(exc: OSError, what: str = "it") -> ImageError | EnvironmentFault:
-    """Return the error for a listed image whose file or archive cannot be read; its message is the reason alone."""
-    kind = EnvironmentFault if is_environment_fault(exc) else ImageError
-    return kind(f"{what} cannot be read: {os_reason(exc)}")
-
-
-def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a regular file whole."""
-    try:
-        return _read_regular(path, limit)
-    except OSError as exc:
-        raise ImageError(f"it cannot be read: {os_reason(exc)}") from exc
-
-
-def read_listed(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a regular file that a listing has found, as :func:`read_regular` does."""
-    try:
-        return _read_regular(path, limit)
-    except OSError as exc:
-        raise read_error(exc) from exc
-
-
-def _read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    descriptor = os.open(path, _OPEN_FLAGS)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("it is not a regular file")
-        if status.st_size > limit:
-            raise ImageError(f"it has {status.st_size:,} bytes, and more than {limit:,} are not read")
-        data = read_all(file, status.st_size + 1)
-        if len(data) > status.st_size:  # the file has grown: go on to its end
-            data += read_all(file, limit + 1 - len(data))
-        if len(data) > limit:
-            raise ImageError(f"it has more than {limit:,} bytes, which are not read")
-        return data
-
-
-class RandomFile:
-    """A file that any thread may read at any offset, opened when first needed; pickles as its path.
-
-    It stays open, unless too many others do: then it is opened for every read.
-    """
-
-    _open_files: ClassVar[int] = 0
-    _count_lock: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._file: Any = None
-        self._counted = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
-        file = self._file or self._open()
-        if file is None:
-            with self.path.open("rb") as once:
-                once.seek(offset)
-                return once.read(count)
-        if not hasattr(os, "pread"):
-            with self._lock:
-                file.seek(offset)
-                return bytes(file.read(count))
-        return pread_all(file.fileno(), offset, count)
-
-    def _open(self) -> Any:
-        """Open the file to stay open; return None where too many are."""
-        with self._lock:
-            if self._file is None and self._count():
-                try:
-                    self._file = self.path.open("rb", buffering=0)
-                except OSError:
-                    self._uncount()
-                    raise
-            return self._file
-
-    def _count(self) -> bool:
-        with RandomFile._count_lock:
-            self._counted = RandomFile._open_files < most_open()
-            RandomFile._open_files += self._counted
-        return self._counted
-
-    def _uncount(self) -> None:
-        RandomFile._open_files -= self._counted  # no lock: this may run in the collector, in any thread
-        self._counted = False
-
-    def __del__(self) -> None:
-        file = getattr(self, "_file", None)
-        if file is not None:
-            file.close()
-            self._uncount()
-
-
-def most_open() -> int:
-    """Return how many archives may stay open: a quarter of the files that the system allows this process."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return _MOST_OPEN
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST_OPEN if allowed == resource.RLIM_INFINITY else min(_MOST_OPEN, allowed // 4)
 
 
 LOOK_AHEAD = 2
@@ -308,12 +223,15 @@ LOOK_AHEAD = 2
 _CHUNK = 16  # images that a thread takes at a time: few enough to share a batch, enough to hide the queue
 
 
+_Reasons = dict[int, tuple[str, bool]]  # what is wrong with an image, and whether it was read all the same
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
     source: ImageSource
     rows: range
     images: NDArray[np.uint8]
-    parts: list[Future[dict[int, str]]]
+    parts: list[Future[_Reasons]]
 
 
 def decode_ahead(
@@ -333,7 +251,7 @@ def decode_ahead(
             pending.append(_submit(executor, source, preprocess, rows, stop))
         while pending:
             batch = pending.popleft()
-            reasons: dict[int, str] = {}
+            reasons: _Reasons = {}
             for part in batch.parts:
                 reasons |= part.result()
             yield _finish(batch.source, batch.rows, batch.images, reasons)
@@ -362,25 +280,29 @@ def _submit(
 
 def _fill(
     source: ImageSource, preprocess: Preprocess, rows: range, images: NDArray[np.uint8], stop: threading.Event
-) -> dict[int, str]:
-    """Decode ``rows`` into ``images`` and return the reasons of those that could not be."""
-    reasons: dict[int, str] = {}
+) -> _Reasons:
+    """Decode ``rows`` into ``images`` and return what is wrong with some."""
+    reasons: _Reasons = {}
     with quiet_pillow():
         for k, i in enumerate(rows):
             if stop.is_set():  # nobody waits for the rest
                 break
             try:
                 images[k] = source._image(i, preprocess)
+            except DamagedImage as exc:
+                images[k], reasons[i] = exc.pixels, (str(exc), True)
             except ImageError as exc:
-                reasons[i] = str(exc)
+                reasons[i] = str(exc), False
             except EnvironmentFault as exc:
                 raise source._fault(i, exc) from exc
     return reasons
 
 
-def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons: dict[int, str]) -> ImageBatch:
-    positions = tuple(i for i in rows if i not in reasons)
-    if reasons:
+def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons: _Reasons) -> ImageBatch:
+    told = [(Failure(source.entries[i].name, reasons[i][0]), i) for i in sorted(reasons)]
+    lost = {i for i, (_, readable) in reasons.items() if not readable}
+    positions = tuple(i for i in rows if i not in lost)
+    if lost:
         images = images[np.array(positions, dtype=np.intp) - rows.start]
     readable = [source.entries[i] for i in positions]
     return ImageBatch(
@@ -388,6 +310,8 @@ def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons
         positions=positions,
         names=tuple(entry.name for entry in readable),
         images=images,
-        failures=tuple(Failure(source.entries[i].name, reasons[i]) for i in sorted(reasons)),
+        failures=tuple(failure for failure, i in told if i in lost),
         sizes=tuple(entry.size for entry in readable),
+        labels=None if source.labels is None else tuple(source.labels[i] for i in positions),
+        damaged=tuple(failure for failure, i in told if i not in lost),
     )

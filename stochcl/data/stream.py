@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, depth_used
+from stochcl.data.remarks import SAMPLED, common_depth, may_be_16_bit, remark_on_others
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource, decode_ahead
 from stochcl.errors import ImageError, SourceError
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from stochcl.data.preprocess import Preprocess
 
+    _Image = tuple[str, bytes | str, str | None]  # name, file or why there is none, label
 
 BATCH_BYTES = 32 << 20  # of image files in a batch, or fewer images than asked for; three batches wait at a time
 
@@ -25,7 +29,7 @@ class Loaded(ImageSource):
     kind: ClassVar[str] = "loaded"
     rejected: Sequence[Failure] = ()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = path
         self.entries: list[Entry] = []
         self.labels: list[str] | None = None
@@ -57,8 +61,65 @@ class StreamSource(ABC):
     """
 
     kind: ClassVar[str]
-    path: Path
+    path: Path | str
     rejected: tuple[Failure, ...] = ()
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
+        self.others: Counter[str] = Counter()
+        self.told: Sequence[str] = ()
+        self._depth: tuple[int, str] | None = None
+        self._ahead: list[_Image] = []  # read to decide on the depth, and not given yet
+        self._rest: Iterator[_Image] | None = None
+        self._unlabelled = self._late = 0
+        self._decided = True
+        self._broken: SourceError | None = None
+
+    def settle(self, preprocess: Preprocess) -> Preprocess:
+        """Return it with a depth of 16-bit images: its own, or else what the first images use."""
+        if preprocess.depth is not None:
+            return preprocess
+        if self._depth is None:
+            self._decided = False
+            self._depth = common_depth(self._read_ahead())
+        return replace(preprocess, depth=self._depth[0])
+
+    def _read_ahead(self) -> Iterator[bytes]:
+        """Yield the 16-bit images that the stream begins with; what others wait for is one image that is not."""
+        self._rest, size = self._images(SAMPLED), 0
+        try:
+            for name, file, label in self._rest:
+                self._ahead.append((name, file, label))
+                size += len(file)
+                if isinstance(file, str) or not may_be_16_bit(name) or depth_used(file) is None:
+                    return
+                self._decided = True
+                yield file
+                if len(self._ahead) == SAMPLED or size >= BATCH_BYTES:
+                    return
+        except SourceError as exc:
+            self._broken = exc
+
+    def _all_images(self, batch_size: int) -> Iterator[_Image]:
+        ahead, self._ahead = self._ahead, []
+        yield from ahead
+        if self._broken is not None:
+            raise self._broken
+        for name, file, label in self._images(batch_size) if self._rest is None else self._rest:
+            if not self._decided and isinstance(file, bytes) and may_be_16_bit(name) and (used := depth_used(file)):
+                self._late = max(self._late, used[0])
+            yield name, file, label
+
+    def remarks(self) -> list[str]:
+        """Return what should be said of the source once it was read."""
+        depth = "" if self._depth is None else self._depth[1]
+        if 0 < self._late < FULL_DEPTH:
+            depth = (
+                f"16-bit images among those behind the first use {self._late} bits and come out dark; --depth "
+                f"{max(self._late, LEAST_DEPTH)} has their greatest value white"
+            )
+        others = remark_on_others(self.others, self._unlabelled)
+        return [line for line in (depth, others, *self.told) if line]
 
     @abstractmethod
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
@@ -70,13 +131,14 @@ class StreamSource(ABC):
 
     def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
         """Iterate over the images as they come, decoding ahead in threads."""
+        preprocess = self.settle(preprocess)
         broken: list[SourceError] = []
         waiting: list[Loaded] = []
 
         def parts() -> Iterator[tuple[ImageSource, range]]:
             part = Loaded(self.path)
             try:
-                for image in self._images(batch_size):
+                for image in self._all_images(batch_size):
                     part.enter(*image)
                     if len(part) == batch_size or part.bytes >= BATCH_BYTES:
                         waiting.append(part)
@@ -91,9 +153,9 @@ class StreamSource(ABC):
         start = 0
         for batch in decode_ahead(parts(), preprocess, workers):
             part = waiting.pop(0)
-            labels = None if part.labels is None else tuple(part.labels[i] for i in batch.positions)
             rows = range(start, start + len(batch.rows))
-            yield replace(batch, rows=rows, positions=tuple(start + i for i in batch.positions), labels=labels)
+            self._unlabelled += 0 if part.labels else len(part)
+            yield replace(batch, rows=rows, positions=tuple(start + i for i in batch.positions))
             start = rows.stop
         if broken:
             raise broken[0]

@@ -5,18 +5,15 @@ from __future__ import annotations
 import tarfile
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from itertools import groupby
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from stochcl.data.access import PROBE, RandomFile, read_error
 from stochcl.data.names import is_hidden, is_image_name, sort_key
-from stochcl.data.source import (
-    Entry,
-    Failure,
-    ImageSource,
-    RandomFile,
-    check_not_empty,
-    read_error,
-)
+from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions, group_of
+from stochcl.data.preprocess import identify
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.stream import StreamSource
 from stochcl.data.tar_headers import (
     BLOCK,
@@ -36,6 +33,9 @@ from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from stochcl.data.options import Kind
 
 
 EXPANSION_LIMIT = 100
@@ -43,6 +43,9 @@ EXPANSION_LIMIT = 100
 
 EXPANSION_FLOOR = 1024**3
 """Bytes that the images of a compressed tar may take, however small it is."""
+
+RECENT_BYTES = 128 << 20
+"""Bytes of the last images of a stream that are kept for hard links to them."""
 
 _CHUNK = 1 << 20
 
@@ -61,18 +64,19 @@ class TarSource(ImageSource):
     """
 
     kind: ClassVar[str] = "tar"
+    path: Path
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, options: SourceOptions = DEFAULTS) -> None:
+        self.path, self._options = path, options
         self._file: RandomFile
         self._index()
 
     def _index(self) -> None:
         try:
             with self.path.open("rb") as file:
-                opener = compression(self.path)
-                spool = _Spool(self.path) if opener else None
-                found = _Index(self.path, spool)
+                opener, files = compression(self.path), FileFilter(self._options)
+                self._file = _Spool(self.path) if opener else RandomFile(self.path)
+                found = _Index(self.path, files, self._file)
                 found.run(Forward(opener(file)) if opener else Bounded(file))
         except MissingExtraError:  # a ValueError, too
             raise
@@ -87,8 +91,9 @@ class TarSource(ImageSource):
         self.entries = [entry for entry, _ in found.listed]
         self._places = [pieces for _, pieces in found.listed]
         self.rejected = sorted(found.rejected, key=lambda f: sort_key(f.name))
-        self._file = spool or RandomFile(self.path)
-        check_not_empty(self.path, self.entries, self.rejected, "tar")
+        self.others, self.told = files.others, () if found.ended else (_NO_END,)
+        check_not_empty(self.path, self.entries, self.rejected, "tar", files.others)
+        self.labels = files.labels(self.path, self.entries)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -102,70 +107,97 @@ class TarSource(ImageSource):
             self._index()
 
     def _read(self, i: int) -> bytes:
-        size = self.entries[i].size
-        try:
-            parts = [(at, self._file.read_at(place, count), count) for at, place, count in self._places[i]]
-        except OSError as exc:
-            raise read_error(exc, "the tar") from exc
-        if any(len(part) < count for _, part, count in parts):
-            raise ImageError("the tar ends within this member")
-        if len(parts) == 1 and len(parts[0][1]) == size:
-            return parts[0][1]
-        data = bytearray(size)
-        for at, part, _ in parts:
-            data[at : at + len(part)] = part
-        return bytes(data)
+        return read_pieces(self._file, self._places[i], self.entries[i].size)
 
 
-def _image_members(
-    archive: Headers, linked: Callable[[str], tuple[int, Pieces]]
-) -> Iterator[tuple[tarfile.TarInfo, str, int, Pieces | str]]:
-    """Yield of each image its header, name, size, and where its bytes are or why it is refused.
+_NO_END = "the tar does not end with its mark (tar accepts that); if what wrote it was interrupted, files are missing"
+
+
+def _members(
+    archive: Headers, files: FileFilter, linked: Callable[[str], tuple[int, Pieces]]
+) -> Iterator[tuple[tarfile.TarInfo, Kind, str, int, Pieces | str]]:
+    """Yield of each member its header, kind, name, size, and where its bytes are or why it is refused.
 
     ``linked`` gives size and places of what a hard link names, or raises ValueError.
     """
     while (member := archive.next()) is not None:
-        if member.isdir() or not is_image_name(member.name):
+        if member.isdir():
             continue
         try:
             name = tar_name(member.name)
-            if is_hidden(name):
+            if is_hidden(name) or (kind := files.kind(name)) == "other":
                 continue
             size, pieces = linked(member.linkname) if member.islnk() else (member.size, pieces_of(member))
         except ValueError as exc:
-            yield member, member.name, 0, str(exc)
+            if is_image_name(member.name):
+                yield member, "image", member.name, 0, str(exc)
             continue
-        yield member, name, size, pieces
+        yield member, kind, name, size, pieces
 
 
 class _Index:
     """One pass over a tar's headers, copying the images to ``spool`` where there is one."""
 
-    def __init__(self, path: Path, spool: _Spool | None) -> None:
+    def __init__(self, path: Path, files: FileFilter, file: RandomFile) -> None:
         self.listed: list[tuple[Entry, Pieces]] = []
         self.rejected: list[Failure] = []
-        self._spool = spool
+        self.ended = False
+        self._files, self._file = files, file
         self._mtime_ns = path.stat().st_mtime_ns
         self._earlier: dict[str, tuple[int, Pieces]] = {}
 
     def run(self, stream: Bounded | Forward) -> None:
-        for member, name, size, found in _image_members(Headers(stream), self._linked):
+        headers = Headers(stream)
+        for member, kind, name, size, found in _members(headers, self._files, self._linked):
             if isinstance(found, str):
                 self.rejected.append(Failure(name, found))
                 continue
             pieces = found
-            if self._spool is not None and not member.islnk():
-                pieces = [(at, self._spool.copy(stream, place, count), count) for at, place, count in found]
+            if isinstance(self._file, _Spool) and not member.islnk():
+                pieces = [(at, self._file.copy(stream, place, count), count) for at, place, count in found]
+            if kind == "label":
+                self._files.add_label(name, partial(read_pieces, self._file, pieces, size))
+                continue
+            if kind == "unknown" and not identify(self._head(pieces)):
+                continue
             self._earlier[name] = size, pieces
             self.listed.append((Entry(name, size, self._mtime_ns), pieces))
-        if self._spool is not None:
-            self._spool.finish()
+        self.ended = headers.ended
+        self._flush()
+
+    def _head(self, pieces: Pieces) -> bytes:
+        self._flush()
+        return self._file.read_at(pieces[0][1], min(PROBE, pieces[0][2])) if pieces else b""
+
+    def _flush(self) -> None:
+        if isinstance(self._file, _Spool):
+            self._file.finish()
 
     def _linked(self, linkname: str) -> tuple[int, Pieces]:
         found = self._earlier.get(tar_name(linkname))
         if found is None:
             raise ValueError(f"it is a link to {escape_name(linkname)}, which is no image before it in the tar")
         return found
+
+
+def read_pieces(file: RandomFile, pieces: Pieces, size: int) -> bytes:
+    """Return a member of a tar."""
+    try:
+        parts = [(at, file.read_at(place, count), count) for at, place, count in pieces]
+    except OSError as exc:
+        raise read_error(exc, "the tar") from exc
+    if any(len(part) < count for _, part, count in parts):
+        raise ImageError("the tar ends within this member")
+    return _joined([(at, part) for at, part, _ in parts], size)
+
+
+def _joined(parts: list[tuple[int, bytes]], size: int) -> bytes:
+    if len(parts) == 1 and len(parts[0][1]) == size:
+        return parts[0][1]
+    data = bytearray(size)
+    for at, part in parts:
+        data[at : at + len(part)] = part
+    return bytes(data)
 
 
 class _Spool(RandomFile):
@@ -224,19 +256,23 @@ class TarStream(StreamSource):
         That reads; nothing is sought in it.
     shown : str
         What to call it.
+    options : SourceOptions
+        With ``label_files``, the files of a sample stand together, as webdataset has them: its images are given once
+        all of it has come.
     """
 
     kind: ClassVar[str] = "tar"
 
-    def __init__(self, file: IO[bytes], shown: str = "standard input") -> None:
-        self.path = Path(shown)
-        self._file = file
+    def __init__(self, file: IO[bytes], shown: str = "standard input", options: SourceOptions = DEFAULTS) -> None:
+        super().__init__(shown)
+        self._file, self._options = file, options
+        self._recent = _Recent()
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
         shown, count = escape_name(self.path), 0
         try:
-            for name, file in self._members():
-                yield name, file, None
+            for image in self._samples():
+                yield image
                 count += 1
         except MissingExtraError:  # a ValueError, too
             raise
@@ -247,31 +283,68 @@ class TarStream(StreamSource):
                 f"{shown}: the tar that comes in breaks off or is damaged{after} ({escape_name(reason)})."
             ) from exc
         if not count:
-            raise SourceError(
-                f"{shown}: the tar holds no image; images are files whose names end in .jpg, .png and the like."
-            )
+            check_not_empty(self.path, [], [], "tar", self.others)
 
-    def _members(self) -> Iterator[tuple[str, bytes | str]]:
-        """Yield each image's name with its file, or with why it is refused."""
+    def _samples(self) -> Iterator[tuple[str, bytes | str, str | None]]:
+        """Yield each image's name with its file, or with why it is refused, and its label."""
+        files = FileFilter(self._options)
+        self.others = files.others
+        if not files.ending:
+            yield from ((name, file, None) for name, _, file in self._members(files))
+            return
+        for _, sample in groupby(self._members(files), key=lambda member: group_of(member[0])):
+            images, beside = [], FileFilter(self._options)
+            for name, kind, file in sample:
+                if kind == "label" and isinstance(file, bytes):
+                    beside.add_label(name, partial(bytes, file))
+                else:
+                    images.append((name, file))
+            yield from ((name, file, beside.label(name)) for name, file in images)
+
+    def _members(self, files: FileFilter) -> Iterator[tuple[str, Kind, bytes | str]]:
+        """Yield the name, kind and bytes of each image and file with a label."""
         stream = Forward(_opened(self._file))
+        headers = Headers(stream)
         # Headers are read to the end: closing a pipe early would kill its writer.
-        for _, name, size, pieces in _image_members(Headers(stream), _gone_by):
+        for member, kind, name, size, pieces in _members(headers, files, self._recent.place):
             if isinstance(pieces, str):
-                yield name, pieces
-            elif len(pieces) == 1 and pieces[0][2] == size:
-                yield name, stream.exactly(*pieces[0][1:])
-            else:
-                data = bytearray(size)
-                for at, place, count in pieces:
-                    data[at : at + count] = stream.exactly(place, count)
-                yield name, bytes(data)
+                yield name, kind, pieces
+                continue
+            data = (
+                self._recent.read(member.linkname) if member.islnk()
+                else _joined([(at, stream.exactly(place, count)) for at, place, count in pieces], size)
+            )  # fmt: skip
+            if kind != "unknown" or identify(data[:PROBE]):
+                self._recent.keep(name, data)
+                yield name, kind, data
+        self.told = () if headers.ended else (_NO_END,)
 
 
-def _gone_by(linkname: str) -> tuple[int, Pieces]:
-    raise ValueError(
-        f"it is a hard link to {escape_name(linkname)}, which has gone by in the stream; read the tar from a file, "
-        "or write it with --hard-dereference"
-    )
+class _Recent:
+    """The last images of a stream, which hard links after them may name."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+        self._size = 0
+
+    def keep(self, name: str, data: bytes) -> None:
+        self._size += len(data) - len(self._files.pop(name, b""))
+        self._files[name] = data
+        while self._size > RECENT_BYTES:
+            self._size -= len(self._files.pop(next(iter(self._files))))
+
+    def place(self, linkname: str) -> tuple[int, Pieces]:
+        """Return the size of a file that is kept, and no places; ValueError where it is not."""
+        try:
+            return len(self.read(linkname)), []
+        except KeyError:
+            raise ValueError(
+                f"it is a hard link to {escape_name(linkname)}, which has gone by in the stream; read the tar from a "
+                "file, or write it with `tar --hard-dereference`"
+            ) from None
+
+    def read(self, linkname: str) -> bytes:
+        return self._files[tar_name(linkname)]
 
 
 def _opened(file: IO[bytes]) -> Any:

@@ -25,6 +25,8 @@ MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended h
 _CHUNK = 1 << 20
 _ZSTD_FEED = 1 << 10  # compressed bytes taken at a time: they unpack to 32 MiB at most
 
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+
 DAMAGE = (
     tarfile.TarError,
     zlib.error,
@@ -109,7 +111,7 @@ class Headers(tarfile.TarFile):
     """The headers of a tar, of all that are joined one behind the other, with or without the marks that end them."""
 
     def __init__(self, stream: Bounded | Forward) -> None:
-        self._ended = self._junk = self._begun = False
+        self.ended = self._junk = self._begun = False
         super().__init__(fileobj=stream, encoding="utf-8")  # type: ignore[arg-type]
         self._begun = True
 
@@ -127,13 +129,13 @@ class Headers(tarfile.TarFile):
             try:
                 member = self.tarinfo.fromtarfile(self)
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-                self._ended, self.pax_headers = True, {}
+                self.ended, self.pax_headers = True, {}
             except tarfile.EmptyHeaderError as exc:  # type: ignore[attr-defined]
                 if not self.offset:
                     raise tarfile.ReadError("it is empty") from exc
                 return None
             except tarfile.HeaderError as exc:
-                if not self._ended:
+                if not self.ended:
                     raise tarfile.ReadError(str(exc)) from exc
                 if isinstance(exc, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
                     return None
@@ -141,7 +143,7 @@ class Headers(tarfile.TarFile):
             else:
                 if self._junk:
                     raise tarfile.ReadError("a header between the tars that are joined here is damaged")
-                self._ended = False
+                self.ended = False
                 return member
             self.offset += BLOCK
 

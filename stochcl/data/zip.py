@@ -6,11 +6,14 @@ import bz2
 import struct
 import zipfile
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
+from stochcl.data.access import RandomFile, read_error
 from stochcl.data.names import is_hidden, is_image_name, member_name, sort_key
-from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.data.source import Entry, Failure, ImageSource, RandomFile, check_not_empty, read_error
+from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions, read_or_nothing
+from stochcl.data.preprocess import MAX_FILE_BYTES, identify
+from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.errors import ImageError, SourceError
 from stochcl.messages import escape_name, os_reason
 
@@ -48,10 +51,10 @@ class ZipSource(ImageSource):
 
     kind: ClassVar[str] = "zip"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: SourceOptions = DEFAULTS) -> None:
         self.path = path
         self._file = RandomFile(path)
-        rejected: list[Failure] = []
+        rejected, files = list[Failure](), FileFilter(options)
         listed: list[tuple[Entry, _Member]] = []
         status = path.stat()
         members = _central_directory(path)
@@ -60,26 +63,35 @@ class ZipSource(ImageSource):
         for info, stored in named:
             if "\\" in stored and (not slashes or info.create_system in _DOS):
                 stored = stored.replace("\\", "/")  # noqa: PLW2901 - as PowerShell writes folders
-            if info.is_dir() or not is_image_name(stored):
+            if info.is_dir():
                 continue
             try:
                 name = member_name(stored)
-                if is_hidden(name):
+                if is_hidden(name) or (kind := files.kind(name)) == "other":
                     continue
                 _check_member(info, status.st_size)
             except ValueError as exc:
-                rejected.append(Failure(stored, str(exc)))
+                if is_image_name(stored):
+                    rejected.append(Failure(stored, str(exc)))
                 continue
             member = _Member(info.header_offset, info.compress_size, info.CRC, info.compress_type)
-            listed.append((Entry(name, info.file_size, status.st_mtime_ns), member))
+            read = partial(self._read_member, member, info.file_size)
+            if kind == "label":
+                files.add_label(name, read)
+            elif kind == "image" or identify(read_or_nothing(read)):
+                listed.append((Entry(name, info.file_size, status.st_mtime_ns), member))
         listed.sort(key=lambda pair: sort_key(pair[0].name))
         self.entries = [entry for entry, _ in listed]
         self._members = [member for _, member in listed]
         self.rejected = sorted(rejected, key=lambda f: sort_key(f.name))
-        check_not_empty(path, self.entries, self.rejected, "zip")
+        self.others = files.others
+        check_not_empty(path, self.entries, self.rejected, "zip", files.others)
+        self.labels = files.labels(path, self.entries)
 
     def _read(self, i: int) -> bytes:
-        member, size = self._members[i], self.entries[i].size
+        return self._read_member(self._members[i], self.entries[i].size)
+
+    def _read_member(self, member: _Member, size: int) -> bytes:
         try:
             header = self._file.read_at(member.offset, _LOCAL_HEADER.size)
             if len(header) < _LOCAL_HEADER.size:

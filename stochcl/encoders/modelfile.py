@@ -23,7 +23,7 @@ from stochcl.encoders.packaged import (
 from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
 from stochcl.errors import MissingExtraError, ModelError, StochclError
-from stochcl.files import replacing, writing
+from stochcl.files import is_lfs_pointer, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -131,9 +131,11 @@ def load_model(path: Path) -> ModelFile:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(32)
     except OSError as exc:
         raise ModelError(f"{shown}: the model cannot be read: {exc.strerror}.") from exc
+    if is_lfs_pointer(head):
+        raise ModelError(f"{shown}: this is a Git LFS pointer in place of a model; run: git lfs pull.")
     if is_pickle(head):
         raise ModelError(
             f"{shown}: this is a pickle (a PyTorch checkpoint?), which could run any program when it is loaded; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional
 from stochcl.codes import bits_per_symbol
 from stochcl.encoders.priors import FACTORISED, first_level, symbol_bits
 from stochcl.errors import UsageError
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -76,15 +76,21 @@ class AutoregressivePrior(nn.Module):
 
     ``code`` has ``latents`` and ``alphabet``. The network starts from the probabilities of a one at ``nodes`` of
     every latent's tree, shape (D, 2**bits - 1), 1/2 by default; ``bias`` has their log-odds.
+    Decisions from ``joint`` on, where it is given, depend on none, and none depends on them; hidden units then begin
+    at every decision, because what codes a word's last bits has to know its first.
     """  # noqa: D400
 
-    def __init__(self, code: EncoderConfig | Codes, hidden: int, seed: int = 0, nodes: Tensor | None = None) -> None:
+    def __init__(
+        self, code: EncoderConfig | Codes, hidden: int, seed: int = 0, nodes: Tensor | None = None,
+        joint: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.latents, self.alphabet = code.latents, code.alphabet
         if nodes is None:
             nodes = torch.full((code.latents, nodes_per_symbol(code.alphabet)), 0.5)
         decisions = code.latents * bits_per_symbol(code.alphabet)
-        self.degrees = spread_degrees(decisions, hidden)
+        self.degrees = spread_degrees(decisions, hidden) if joint is None else spread_degrees(joint, hidden, 1)
+        joint = decisions if joint is None else joint
         degrees, places = torch.from_numpy(self.degrees).long(), torch.arange(decisions)
         generator = torch.Generator().manual_seed(seed)
         start = _FIRST * torch.randn(hidden, decisions, generator=generator) / degrees[:, None].sqrt()
@@ -94,9 +100,9 @@ class AutoregressivePrior(nn.Module):
         self.hidden_bias = nn.Parameter(torch.full((hidden,), 0.5))
         self.output = nn.Parameter(torch.zeros(decisions, hidden))
         masks = {
-            "direct": torch.ones(decisions, decisions).tril(-1),
+            "direct": torch.ones(decisions, decisions).tril(-1) * (places < joint)[:, None],
             "hidden": (places < degrees[:, None]).float(),
-            "output": (degrees <= places[:, None]).float(),
+            "output": ((degrees <= places[:, None]) & (places < joint)[:, None]).float(),
         }
         for name, mask in masks.items():
             self.register_buffer(f"{name}_mask", mask, persistent=False)
@@ -140,9 +146,9 @@ class AutoregressivePrior(nn.Module):
         )  # fmt: skip
 
 
-def spread_degrees(decisions: int, hidden: int) -> NDArray[np.int32]:
+def spread_degrees(decisions: int, hidden: int, stride: int = _STRIDE) -> NDArray[np.int32]:
     """Return the number of decisions that each hidden unit sees, spread evenly over the multiples of the stride."""
-    stride = min(_STRIDE, decisions - 1)
+    stride = min(stride, decisions - 1)
     groups = max(1, (decisions - 1) // stride)
     return ((np.arange(hidden) * groups // max(1, hidden) + 1) * stride).astype(np.int32)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,9 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from stochcl.encoders.posteriors import BIT, POSTERIORS, Posterior, inside, straight_through
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -25,6 +25,7 @@ BEAM = 8
 GRID = 31
 """Integers, either way, in which a number of a word is held: they deflate to five bits, and lose nothing."""
 
+_BLOCK = 256  # rows that are searched at a time: what they need stays in a core's cache
 _MOST = 127  # integers either way of decoding tables
 _PARALLEL = 0.05  # of a sign's own square: signs along axes that agree in less than this are chosen together
 
@@ -34,8 +35,11 @@ def signed_root(numbers: Tensor) -> Tensor:
     return numbers.sign() * numbers.abs().sqrt()
 
 
-def on_grid(numbers: Tensor, dim: int | None = None, grid: int = GRID) -> Tensor:
-    """Return numbers rounded so that decoding tables hold them as they are; of one scale, or one along ``dim``."""
+def on_grid(numbers: Tensor, dim: int | None = None, grid: int | Tensor = GRID) -> Tensor:
+    """Return numbers rounded so that decoding tables hold them as they are; of one scale, or one along ``dim``.
+
+    ``grid`` is the integers either way, 1 to 127, that a number can be rounded to, or those of each number.
+    """
     size = numbers.abs()
     largest = (size.amax() if dim is None else size.amax(dim, keepdim=True)).clamp(min=1e-12)
     integers = ((numbers / largest * grid).round() * (_MOST / grid)).round()
@@ -92,6 +96,7 @@ class Words(nn.Module):
         super().__init__()
         m = config.reduced
         self.latents, self.bits = config.latents, config.stages
+        self._named: tuple[list[tuple[int, int]], Named] | None = None
         named = [b for b in config.stages if b > 1]
         self.books = nn.ParameterList(on_grid(torch.randn(1 << b, m)) for b in named)
         signs = torch.randn(len(config.stages) - len(named), m) / 8
@@ -104,6 +109,16 @@ class Words(nn.Module):
     def stages(self) -> list[Tensor]:
         """Return the words of every stage, shape (2**bits, m) each."""
         return [*self.books, *(torch.stack([-sign, sign]) for sign in self.signs)]
+
+    def named(self) -> Named:
+        """Return the words of the named stages; what is made of them is kept until one of them changes."""
+        books = list(self.books)
+        if torch.is_grad_enabled() or any(book.is_inference() for book in books):
+            return Named.of(books, self.signs.new_zeros(0, self._width))
+        state = [(book.data_ptr(), book._version) for book in books]
+        if self._named is None or self._named[0] != state:
+            self._named = state, Named.of(books, self.signs.new_zeros(0, self._width))
+        return self._named[1]
 
     def forward(self, draw: Tensor, latents: int | None = None) -> Tensor:
         """Return standardised vectors, or points where there is no map, of a draw in decoder form."""
@@ -140,6 +155,34 @@ def _bits_of(book: Tensor) -> int:
     return len(book).bit_length() - 1
 
 
+class Named(NamedTuple):
+    """The words of all named stages, less the last coordinates, which none of them has.
+
+    Parameters
+    ----------
+    words : Tensor, shape (words, up to m)
+    squares : Tensor, shape (words,)
+        Their squared lengths.
+    gram : Tensor, shape (words, words)
+        Twice their inner products.
+    ends : list of int
+        Where the stages begin and end.
+    """
+
+    words: Tensor
+    squares: Tensor
+    gram: Tensor
+    ends: list[int]
+
+    @classmethod
+    def of(cls, books: Sequence[Tensor], empty: Tensor) -> Named:
+        """Stack words, shape (K, m) each, under ``empty``, shape (0, m)."""
+        words = torch.cat([empty, *books])
+        used = words.detach().any(0).nonzero()
+        words = words[:, : int(used.max()) + 1 if len(used) else 0]
+        return cls(words, words.square().sum(1), 2 * words @ words.T, _ends(map(len, books)))
+
+
 class Distances(NamedTuple):
     """Squared distances of points to every word of the named stages, less the points' own squares.
 
@@ -158,11 +201,14 @@ class Distances(NamedTuple):
     ends: list[int]
 
     @classmethod
-    def of(cls, points: Tensor, books: list[Tensor]) -> Distances:
+    def of(cls, points: Tensor, named: Named) -> Distances:
         """Measure points, shape (B, m), and words."""
-        words = torch.cat([points.new_zeros(0, points.shape[1]), *books])
-        first = torch.addmm(words.square().sum(1), points, words.T, alpha=-2)
-        return cls(first, 2 * words @ words.T, _ends(map(len, books)))
+        near = points[:, : named.words.shape[1]]
+        return cls(torch.addmm(named.squares, near, named.words.T, alpha=-2), named.gram, named.ends)
+
+    def rows(self, start: int, end: int) -> Distances:
+        """Return those of some of the points."""
+        return self._replace(first=self.first[start:end])
 
     def prefix(self, stages: int) -> Distances:
         """Return those of the first stages."""
@@ -181,6 +227,12 @@ class Distances(NamedTuple):
 
 def beam_search(distances: Distances, width: int = BEAM) -> Tensor:
     """Return the words' places, shape (B, stages), of the nearest sum that a search of this width finds."""
+    blocks = (distances.rows(start, start + _BLOCK) for start in range(0, len(distances.first), _BLOCK))
+    empty = torch.zeros(0, len(distances.ends) - 1, dtype=torch.long, device=distances.first.device)
+    return torch.cat([empty, *(_block_search(block, width) for block in blocks)])
+
+
+def _block_search(distances: Distances, width: int) -> Tensor:
     rows = len(distances.first)
     paths = torch.zeros(rows, 1, 0, dtype=torch.long, device=distances.first.device)
     cost = distances.first.new_zeros(rows, 1)
@@ -190,12 +242,30 @@ def beam_search(distances: Distances, width: int = BEAM) -> Tensor:
         count = scores.shape[2]
         scores = scores.flatten(1)
         keep = 1 if stage == stages - 1 else min(width, scores.shape[1])
-        cost, best = scores.topk(keep, dim=1, largest=False, sorted=False)
+        cost, best = _least(scores, keep)
         parent = torch.div(best, count, rounding_mode="floor")
         name = best - parent * count + distances.ends[stage]
         kept = paths.gather(1, parent[:, :, None].expand(-1, -1, stage))
         paths = torch.cat([kept, name[:, :, None]], dim=2)
     return paths[:, 0]
+
+
+def _least(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the least scores of each row and their places, shape (B, count) each, in any order.
+
+    They are among the columns of a square whose own least are least: half the time of looking at all.
+    """
+    rows = 1 << max(3, (scores.shape[1] // count).bit_length() // 2)
+    columns, left = divmod(scores.shape[1], rows)
+    if left or columns <= count:
+        cost, best = scores.topk(count, dim=1, largest=False, sorted=False)
+        return cost, best
+    square = scores.view(-1, rows, columns)
+    near = square.amin(1).topk(count, dim=1, largest=False, sorted=False).indices
+    few = square.gather(2, near[:, None].expand(-1, rows, -1)).flatten(1)
+    cost, best = few.topk(count, dim=1, largest=False, sorted=False)
+    row = torch.div(best, count, rounding_mode="floor")
+    return cost, row * columns + near.gather(1, best - row * count)
 
 
 def sign_bits(products: Tensor, gram: Tensor) -> Tensor:
@@ -248,7 +318,7 @@ class Residual(Posterior):
 
     @cached_property
     def _distances(self) -> Distances:
-        return Distances.of(self.parameters, list(self.words.books))
+        return Distances.of(self.parameters, self.words.named())
 
     @cached_property
     def _inverse(self) -> Tensor:
@@ -322,9 +392,8 @@ class Residual(Posterior):
 
     def tempered(self, temperature: float) -> Residual:  # noqa: D102
         other = Residual(self.parameters, self.config, self.words, self.sharpness / temperature)
-        for name in ("_distances", "_paths", "_mode"):  # which do not depend on it
-            if name in self.__dict__:
-                other.__dict__[name] = self.__dict__[name]
+        other.__dict__["_distances"] = self._distances  # neither they nor what follows depend on it
+        other.__dict__ |= {name: self.__dict__[name] for name in ("_paths", "_mode") if name in self.__dict__}
         return other
 
     def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:  # noqa: D102

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from stochcl.codes import bits_per_symbol
 from stochcl.entropy.independent import DENOMINATOR, MAX_DECISIONS, nodes_per_symbol
 from stochcl.errors import FormatError
 from stochcl.framing import ArrayReader
+from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

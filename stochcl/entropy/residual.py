@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_STAGE_BITS = 8
 """Most bits that name a word: a stage has at most 256 words."""
 
+MAX_NUMBERS = 1 << 26
+"""Most integers of a residual decoder: a file of kilobytes may hold more, and each takes four bytes and more."""
+
 MAX_RESIDUAL = 512
 """Most bits of a residual code that is trained here; a file may have more."""
 
@@ -203,7 +206,9 @@ class ResidualDecoder:
         bits = data[_HEAD.size : _HEAD.size + stages]
         if len(bits) < stages or not stages or not width or min(bits) < 1 or max(bits) > MAX_STAGE_BITS:
             raise FormatError(f"the stages of a residual decoder have 1 to {MAX_STAGE_BITS} bits each")
-        needed = _HEAD.size + 5 * stages + sum(width << b for b in bits) + dim * (width + 8)
+        numbers = sum(width << b for b in bits) + dim * width
+        check_limit(numbers, MAX_NUMBERS, "the number of a residual decoder's integers")
+        needed = _HEAD.size + 5 * stages + numbers + dim * 8
         if len(data) != needed:
             raise FormatError(f"a residual decoder has {len(data):,} bytes, not {needed:,}")
         position = _HEAD.size + stages

@@ -7,7 +7,6 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from stochcl.entropy.vectors import Codebooks, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
 from stochcl.files import replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -152,9 +152,9 @@ class Tables:
         unpack(_HEAD, data, 0, "the head of the tables")
         magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
         if magic != MAGIC:
-            raise FormatError(f"these are not decoding tables: they begin with {magic.hex(' ')}")
+            raise FormatError(f"this is no decoder: it begins with {magic.hex(' ')}")
         if version not in (VERSION, DEFLATED):
-            msg = f"these decoding tables have version {version}, and this program reads 1 and 2; update stochcl"
+            msg = f"this decoder has version {version}, and this program reads 1 and 2; update stochcl"
             raise UnsupportedVersion(msg)
         check_limit(rungs, latents, "the number of a ladder's rungs")
         end = _HEAD.size + 4 * rungs
@@ -166,12 +166,12 @@ class Tables:
             sections = _inflated(sections)
         decoders = {"codebooks", "mlp"} if version == VERSION else {"residual"}
         if unknown := set(sections) - {"independent", "autoregressive", *decoders, "self-test"}:
-            msg = f"the decoding tables have sections that this program does not know ({escape_name(min(unknown))})"
+            msg = f"the decoder has sections that this program does not know ({escape_name(min(unknown))})"
             raise UnsupportedVersion(f"{msg}; update stochcl")
         if "independent" not in sections:
-            raise FormatError("the decoding tables have no entropy model")
+            raise FormatError("the decoder has no entropy model")
         if "codebooks" in sections and "mlp" not in sections:
-            raise FormatError("the decoding tables have codebooks, and no vector decoder that takes them")
+            raise FormatError("the decoder has codebooks, and no vector decoder that takes them")
         books = Codebooks.from_bytes(sections["codebooks"]) if "codebooks" in sections else None
         decoder: Decoder | None = None
         if "mlp" in sections:
@@ -308,6 +308,11 @@ def keep_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def is_packaged(sha256: str) -> bool:
+    """Tell whether the package brings the tables of this name along."""
+    return resources.files("stochcl").joinpath("tables", f"{sha256}.tables").is_file()
+
+
 def find_tables(
     sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = (), *, beside: Iterable[Path] = ()
 ) -> Tables:
@@ -329,7 +334,7 @@ def find_tables(
         if (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
             return found
     msg = (
-        f"the decoding tables {sha256[:16]}... are neither in the archive nor in this version of stochcl; give the "
+        f"the decoder {sha256[:16]}... is neither in the archive nor in this version of stochcl; give the "
         f"model with -m, or put {sha256}.tables beside the archive or into a folder named in $STOCHCL_MODELS"
     )
     raise ModelMismatch(msg)

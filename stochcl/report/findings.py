@@ -121,6 +121,7 @@ def read_data(
     *,
     labels: PathLike | None,
     column: str | None,
+    level: int | None,
     task: Task,
     most: int,
     seed: int,
@@ -131,7 +132,7 @@ def read_data(
         raise UsageError(f"{escape_name(path)}: it holds no images to report on.")
     header, notes = archive.header, list[str]()
     rows = sampled_rows(len(archive), most, seed)
-    given = _read_labels(archive, path, rows, labels, column, task, notes)  # before rows, which take longer
+    given = _read_labels(archive, path, rows, labels, column, level, task, notes)  # before rows, which take longer
     packed = []
     for start in range(0, len(rows), READ_ROWS):
         packed.append(archive[rows[start : start + READ_ROWS]].packed)
@@ -139,7 +140,7 @@ def read_data(
     codes = Codes(np.concatenate(packed), header.latents, header.alphabet)
     sample = of.Sample(codes.symbols(), kind_of(archive), archive.decoder)
     if sample.decoder is not None and not np.isfinite(sample.x).all():
-        notes.append("Some vectors hold numbers that are not finite: the decoding tables are damaged.")
+        notes.append("Some vectors hold numbers that are not finite: the decoder is damaged.")
     rated = codes[np.sort(np.random.default_rng(seed).permutation(len(codes))[:RATED_ROWS])]
     return ReportData(
         facts=Report.of(archive, str(path)),
@@ -160,6 +161,7 @@ def _read_labels(
     rows: NDArray[np.integer],
     labels: PathLike | None,
     column: str | None,
+    level: int | None,
     task: Task,
     notes: list[str],
 ) -> Labels | None:
@@ -167,13 +169,13 @@ def _read_labels(
     if labels is None and archive.labels is None:
         return None
     try:
-        texts = labels_of(archive, path, labels, column)
+        texts = labels_of(archive, path, labels, column, level)
         with naming(labels or path):
             some = [texts[row] for row in rows.tolist()]
             found = labelled(np.zeros((len(some), 1), np.float32), some, task)
             found.check_learnable()
     except LabelsError:
-        if labels is not None or task == "regression":
+        if labels is not None or level is not None or task == "regression":
             raise
         notes.append("All images lie in one folder, so this page has no section about labels.")
         return None

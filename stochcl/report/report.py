@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl import __version__
+from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
 from stochcl.errors import SourceError, UsageError
 from stochcl.files import check_output
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 from stochcl.report import plots
 from stochcl.report.findings import compute_findings, read_data
@@ -51,6 +52,7 @@ def write_report(
     images: PathLike | None = None,
     labels: PathLike | None = None,
     column: str | None = None,
+    level: int | None = None,
     task: Task = "classification",
     shown: int = 12,
     sample: int = SAMPLE,
@@ -65,14 +67,13 @@ def write_report(
     """
     started = time.monotonic()
     output = Path(output)
-    if column is not None and labels is None:
-        raise UsageError("--column names a column of a CSV file; give that file with --labels.")
+    check_label_options(labels, [column], level)
     if sample < 1 or shown < 1:
         raise UsageError(f"--sample and --latents must be at least 1, got {sample} and {shown}.")
     check_output(output, Path(path), force=force)
     with open_archive(path, tables=tables) as archive:
         data = read_data(
-            archive, path, labels=labels, column=column, task=task, most=sample, seed=seed,
+            archive, path, labels=labels, column=column, level=level, task=task, most=sample, seed=seed,
             progress=lambda done, total: progress(done, total, "reading"),
         )  # fmt: skip
         count = len(data.rows)

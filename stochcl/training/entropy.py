@@ -89,12 +89,14 @@ def hidden_units(codes: int) -> int:
 def fit_entropy(
     codes: Codes, ladder: tuple[int, ...], *, versions: int = 1, hidden: int | None = None, passes: int = 20,
     max_time: float | None = None, seed: int = 0, precision: str = "auto",
-    initial: AutoregressivePrior | None = None, report: Callable[[FitProgress], None] = lambda progress: None,
+    initial: AutoregressivePrior | None = None, joint: int | None = None,
+    report: Callable[[FitProgress], None] = lambda progress: None,
 ) -> EntropyFit:  # fmt: skip
     """Fit an entropy network to codes, by the bits that they cost.
 
     An input is held out in all of ``versions`` stacked parts, each of the same inputs in the same order. ``initial``
-    is a network to start from; it takes the fitted weights.
+    is a network to start from; it takes the fitted weights. A new one takes decisions from ``joint`` on as
+    independent.
     """
     if len(codes) < MIN_CODES or codes.decisions_per_row < 2:
         return EntropyFit(None, {"codes": len(codes), "reason": "too few codes"})
@@ -108,7 +110,7 @@ def fit_entropy(
     p = (ones + 0.5) / (visits + 1)
     if initial is None:
         hidden = hidden_units(len(codes)) if hidden is None else hidden
-        network = AutoregressivePrior(codes, hidden, seed, torch.from_numpy(p))
+        network = AutoregressivePrior(codes, hidden, seed, torch.from_numpy(p), joint)
     else:
         network, hidden = copy.deepcopy(initial), len(initial.degrees)
     stage = EntropyStage(

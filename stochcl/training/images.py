@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -140,7 +140,7 @@ def check_enough(images: int, sources: Sequence[ImageSource]) -> None:
         raise TrainingError(f"{names}: training needs at least two readable images; add images or hold out fewer.")
 
 
-_VERSION = 1
+_VERSION = 2
 _BATCH = 256  # images between two entries of the journal: the most that an interruption loses
 _POLL = 0.2  # seconds
 _FILES = ("train", "held")
@@ -223,7 +223,7 @@ def _read_cached(
     """
     digest = hashlib.sha256(json.dumps([_VERSION, preprocess.size, preprocess.fit]).encode())
     for source, mask in zip(sources, masks, strict=True):
-        digest.update(json.dumps([source.kind, os.fspath(source.path.absolute()), len(source)]).encode() + b"\n")
+        digest.update(json.dumps([source.kind, str(Path(source.path).absolute()), len(source)]).encode() + b"\n")
         for entry in source.entries:
             digest.update(json.dumps([entry.name, entry.size, entry.mtime_ns]).encode() + b"\n")
         digest.update(np.packbits(mask).tobytes())

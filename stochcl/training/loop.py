@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from stochcl.errors import TrainingError
+from stochcl.errors import TrainingError, for_caller
 from stochcl.messages import escape_name
 from stochcl.training.checkpoint import damaged, load_checkpoint, save_checkpoint
 from stochcl.training.distributed import all_reduce_mean, any_rank, broadcast, rank
@@ -353,7 +353,9 @@ class TrainingLoop(ABC):
         """Add to an interruption where the checkpoint is, if there is one."""
         path = self.checkpoint_path
         if self.is_first and path is not None and path.exists():
-            exc.add_note(f"Step {self._kept_step:,} is kept in {escape_name(path)}; pass --resume to go on.")
+            exc.add_note(
+                for_caller(f"Step {self._kept_step:,} is kept in {escape_name(path)}; pass --resume to continue.")
+            )
 
 
 @contextmanager

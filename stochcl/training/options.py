@@ -26,7 +26,7 @@ __all__ = ["EncoderConfig", "FinetuneOptions", "LatentOptions", "TrainOptions", 
 _FOLDER = resources.files("stochcl").joinpath("training", "presets")
 
 OBJECTIVES = ("nt-xent", "byol", "vicreg", "reconstruct")
-_PRECISION = "Arithmetic; auto: bf16 if the CPU or GPU supports it, else fp32."
+_PRECISION = "Numeric precision; auto: bf16 if the CPU or GPU supports it, else fp32."
 _WHITENING = (
     "In the last stage, the power of the variance that divides an error. 0: errors as they are; 0.5: all "
     "directions alike."
@@ -43,7 +43,7 @@ class RunOptions(Options):
     """Options of every kind of training."""
 
     max_time: float | None = option(None, "Train for at most this long, e.g. 90m or 2h.", more_than=0, unit="TIME")
-    seed: int = option(0, "Seed of everything random.", at_least=0, at_most=(1 << 63) - 1)
+    seed: int = option(0, "Random seed.", at_least=0, at_most=(1 << 63) - 1)
     precision: str = option("auto", _PRECISION, choices=("auto", "bf16", "fp32"))
     entropy: str = option(
         "autoregressive", "Entropy model fitted to the codes; autoregressive makes smaller files.", choices=ENTROPY

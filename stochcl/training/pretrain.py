@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import encode
+from stochcl.encoders.inference import encode, side_by_side
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import UsageError
 from stochcl.training.augment import Augmentation, as_words, counter_rng
@@ -299,7 +299,8 @@ def train_latents(
     not trained beside the network, starts as a classic quantiser of the features.
     """
     order = np.random.default_rng(options.seed).permutation(len(data.train))
-    images = data.train[np.sort(order[:_MOST_IMAGES])]
+    few = len(data.train) <= _MOST_IMAGES  # a choice is a copy, in memory, even of images that are mapped
+    images = data.train if few else data.train[np.sort(order[:_MOST_IMAGES])]
     held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
 
     def features_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -337,20 +338,24 @@ def _metric_views(size: int, options: TrainOptions) -> Augmentation:
     )  # fmt: skip
 
 
-@torch.inference_mode()
 def _view_features(
     encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device,
     shrunk: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Return features of one augmented view of each image, shape (N, V), of a smaller image if ``shrunk`` says so."""
     out = np.empty((len(images), encoder.feature_dim), np.float32)
-    for start in range(0, len(images), _ROWS):
-        rows = images[start : start + _ROWS]
-        if shrunk:
-            rows = smaller_images(rows, seed + start, shrunk)
-        part = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2)
-        keys = torch.arange(start, start + len(part), device=device)
-        views = encoder.normalise(augmentation(part, keys, seed, _HELD_VIEWS))
-        features = encoder.features(views.contiguous(memory_format=torch.channels_last))
-        out[start : start + _ROWS] = features.float().cpu().numpy()
+
+    @torch.inference_mode()  # which holds for one thread
+    def run(starts: range) -> None:
+        for start in starts:
+            rows = images[start : start + _ROWS]
+            if shrunk:
+                rows = smaller_images(rows, seed + start, shrunk)
+            part = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2)
+            keys = torch.arange(start, start + len(part), device=device)
+            views = encoder.normalise(augmentation(part, keys, seed, _HELD_VIEWS))
+            features = encoder.features(views.contiguous(memory_format=torch.channels_last))
+            out[start : start + _ROWS] = features.float().cpu().numpy()
+
+    side_by_side(run, range(0, len(images), _ROWS), torch.get_num_threads() if device.type == "cpu" else 1)
     return out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,17 @@ import torch
 from stochcl.codes import Codes
 from stochcl.encoders.config import residual_stages
 from stochcl.encoders.encoder import Standardise
-from stochcl.encoders.residual import BEAM, GRID, ReducedHead, Words, on_grid, signed_root
+from stochcl.encoders.residual import (
+    BEAM,
+    GRID,
+    Distances,
+    Named,
+    ReducedHead,
+    Words,
+    beam_search,
+    on_grid,
+    signed_root,
+)  # fmt: skip
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
@@ -39,17 +50,21 @@ OBJECTIVES = ("nt-xent", "reconstruct")
 _NEIGHBOURS = 20
 _SHRINK = {"views": 1.5, "neighbours": 1.0}  # powers of what views share, and neighbours
 _CANDIDATES_A_WORD = 256  # of the beam's, that k-means sees
-_STEP = 0.3  # of the root mean square error that a stage leaves: what its words are rounded to
+_STEP = {"images": 0.3, "vectors": 0.5}  # of the root mean square error that a stage leaves: steps of its words
 _MOST_ROWS = 40_000  # that words are fitted to
 _MOST_PAIRED = 20_000  # rows among which neighbours are looked for
-_WORDS_WIDTH = 96  # coordinates in which words of two bits and more live
-_LARGE_MAP = 100_000  # numbers of an output map that is held on the coarse grid
+_WORDS_WIDTH = 96, 192  # coordinates in which words of two bits and more live, the least and, of vectors, the most
+_WORDS_BY_COLUMNS = 192 * 384  # of vectors: the wider they are, the more of the tables is their map
+_SEEN = 512  # principal axes in which the metric of vectors is found
+_MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
+_COARSER = 17  # tries, each of steps 1.2 times as large, to keep tables small
+_OTHER_TABLES = 11_000, 16  # bytes of tables besides words and map: the entropy network, a self-test by the column
 _ROWS = 4096
 _ROWS_A_WORD = 8
-_HIDDEN = {"images": 96, "vectors": 32}  # units of the entropy network
+_HIDDEN = {"images": 96, "vectors": 128}  # units of the entropy network
+_PASSES = {"images": 20, "vectors": 60}
 _MOST_TABLES = {"images": 300_000, "vectors": 150_000}  # bytes; a network that leads beyond is not kept
 _LINEAR_ROWS = 4000  # fewer rows get a network without hidden units
-_PASSES = 20
 _NEAR, _ROUNDS = 0.02, 3  # close enough to the rate, relative to it; most fits
 _MOST_CODES = 100_000
 _PAIRS = 2000  # that temperatures are fitted to
@@ -102,22 +117,12 @@ def beam_step(residual: Rows, cost: Rows, words: Rows, width: int) -> tuple[Name
     return parent, symbol, residual, cost
 
 
-def beam_encode(rows: Rows, books: Sequence[Rows], width: int = BEAM, block: int = 2048) -> Names:
-    """Return the symbols (n, stages) of the cheapest path of a beam search over the books."""
-    out = np.empty((len(rows), len(books)), np.intp)
-    for start in range(0, len(rows), block):
-        residual = rows[start : start + block, None, :]
-        cost = np.zeros((len(residual), 1), np.float32)
-        trail = []
-        for words in books:
-            parent, symbol, residual, cost = beam_step(residual, cost, words, width)
-            trail.append((parent, symbol))
-        at = cost.argmin(1)
-        for stage in range(len(books) - 1, -1, -1):
-            parent, symbol = trail[stage]
-            out[start : start + block, stage] = symbol[np.arange(len(at)), at]
-            at = parent[np.arange(len(at)), at]
-    return out
+def beam_encode(rows: Rows, books: Sequence[Rows], block: int = 4096) -> Names:
+    """Return the symbols (n, stages) of the nearest sums that the encoder's own search finds."""
+    named = Named.of([torch.from_numpy(book) for book in books], torch.zeros(0, rows.shape[1]))
+    begins = torch.tensor(named.ends[:-1])
+    parts = (torch.from_numpy(rows[start : start + block]) for start in range(0, len(rows), block))
+    return np.concatenate([(beam_search(Distances.of(part, named)) - begins).numpy() for part in parts])
 
 
 def decode_words(symbols: Names, books: Sequence[Rows], width: int) -> Rows:
@@ -223,15 +228,18 @@ def metric(within: Rows, between: Rows, shrink: float = 1.0, ridge: float = 0.02
     return mapped
 
 
-def space(rows: Rows, views: Rows | None, objective: str, width: int, shrink: float) -> tuple[Rows, Rows]:
+def space(
+    rows: Rows, views: Rows | None, objective: str, width: int, shrink: float, seen: int = 0
+) -> tuple[Rows, Rows]:
     """Return mean (d,) and map (d x m) to the space in which squared error is what an error costs.
 
-    Views of the rows, in their order, say what differs in a row; without them its nearest neighbours do.
+    Views of the rows, in their order, say what differs in a row; without them its nearest neighbours do. The metric
+    is found in the first ``seen`` principal axes, or in ``width`` of them where these are more.
     """
     mean = rows.mean(0, dtype=np.float64).astype(np.float32)
     centred = rows - mean
     _, axes = np.linalg.eigh(centred.T @ centred / len(rows))
-    axes = axes[:, ::-1][:, : min(width, rows.shape[1])].astype(np.float32)
+    axes = axes[:, ::-1][:, : max(width, seen)].astype(np.float32)
     flat = centred @ axes
     spread = float(np.sqrt((flat**2).mean()))
     if not spread > 0:
@@ -240,6 +248,7 @@ def space(rows: Rows, views: Rows | None, objective: str, width: int, shrink: fl
         flat = flat / spread
         moments = neighbour_moments(flat) if views is None else view_moments(flat, (views - mean) @ axes / spread)
         axes = axes @ metric(*moments, shrink)
+    axes = axes[:, :width]
     scale = np.sqrt(((centred @ axes) ** 2).sum(1).mean() / 96)
     return mean, (axes / max(scale, 1e-12)).astype(np.float32)
 
@@ -280,56 +289,76 @@ def ordered(words: Rows) -> Rows:
     return np.concatenate([ordered(words[order[:half]]), ordered(words[order[half:]])])
 
 
-def _rounded(numbers: Rows, dim: int | None = None, grid: int = GRID) -> Rows:
+def _rounded(numbers: Rows, dim: int | None = None, grid: int | torch.Tensor = GRID) -> Rows:
     """Return numbers as decoding tables hold them."""
     rounded: Rows = on_grid(torch.from_numpy(numbers), dim, grid).numpy()
     return rounded
 
 
-def rounded_books(rows: Rows, books: list[Rows]) -> list[Rows]:
-    """Return books in steps that are a share of the error that each stage leaves: tables then deflate to a third."""
+def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
+    """Return books in steps that are a share of the error that each stage leaves: tables deflate to a third."""
     if not books:
         return books
     names, left, out = beam_encode(rows, books), rows.copy(), []
     for stage, book in enumerate(books):
         left -= book[names[:, stage]]
-        step = max(_STEP * float(np.sqrt((left**2).mean())), 1e-12)
+        step = max(share * float(np.sqrt((left**2).mean())), 1e-12)
         out.append(_rounded(book, grid=int(np.clip(np.rint(np.abs(book).max() / step), 1, 127))))
     return out
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a fit finds: the map to the reduced space, and the words of all stages."""
+    """What a fit finds: the map to the reduced space, and words, named ones in ``narrow`` coordinates."""
 
     mean: Rows
     matrix: Rows
     books: list[Rows]
     signs: Rows
+    narrow: int
 
 
 def fit(
-    rows: Rows, stages: Sequence[int], *, views: Rows | None = None, objective: str = "nt-xent", width: int = 256,
-    words_width: int = _WORDS_WIDTH, shrink: float | None = None, seed: int = 0, refits: int = 3,
+    rows: Rows, stages: Sequence[int], *, kind: str = "vectors", views: Rows | None = None,
+    objective: str = "nt-xent", width: int = 256, shrink: float | None = None, seed: int = 0, refits: int = 3,
+    known: Fitted | None = None,
 ) -> Fitted:  # fmt: skip
-    """Fit a residual code of these stages to rows, shape (N, d), and where given to a view of each."""
+    """Fit a residual code of these stages to rows, shape (N, d), and where given to a view of each.
+
+    ``kind`` is what the rows are features of, images or vectors; ``known`` an earlier fit to them, whose words are
+    kept where they are as many. Signs of vectors are those of single coordinates,
+    which tables hold for nothing: turned ones were no better on text, and worse from 128 bits on.
+    """
+    sizes = [1 << b for b in stages if b > 1]
+    if known is not None and sizes == [len(book) for book in known.books]:
+        return _with_signs(known, rows, len(stages), kind)
     rng = np.random.default_rng(seed)
     if shrink is None:
         shrink = _SHRINK["neighbours" if views is None else "views"]
-    mean, matrix = space(rows, views, objective, width, shrink)
+    mean, matrix = space(rows, views, objective, width, shrink, _SEEN if kind == "vectors" else 0)
     matrix = matrix.astype(np.float16).astype(np.float32)
     flat = (rows - mean) @ matrix
-    narrow = min(words_width, flat.shape[1])
+    least, most = _WORDS_WIDTH
+    narrow = min(
+        least if kind == "images" else max(least, min(most, _WORDS_BY_COLUMNS // rows.shape[1])), flat.shape[1]
+    )
     head = np.ascontiguousarray(flat[:, :narrow])
-    books = residual_books(head, [1 << b for b in stages if b > 1], rng)
+    books = residual_books(head, sizes, rng)
     for _ in range(refits if books else 0):
         books = refit(head, beam_encode(head, books), books)
-    books = rounded_books(head, [ordered(book) for book in books])
-    left = flat.copy()
-    left[:, :narrow] -= decode_words(beam_encode(head, books), books, narrow) if books else 0
-    signs = sign_stages(left, len(stages) - len(books), narrow)
-    wide = [np.pad(book, ((0, 0), (0, flat.shape[1] - narrow))) for book in books]
-    return Fitted(mean, matrix, wide, _rounded(signs, dim=1))
+    books = rounded_books(head, [ordered(book) for book in books], _STEP[kind])
+    books = [np.pad(book, ((0, 0), (0, flat.shape[1] - narrow))) for book in books]
+    fitted = Fitted(mean, matrix, books, np.zeros((0, flat.shape[1]), np.float32), narrow)
+    return _with_signs(fitted, rows, len(stages), kind)
+
+
+def _with_signs(fitted: Fitted, rows: Rows, stages: int, kind: str) -> Fitted:
+    """Return a fit with the sign stages that it needs to have so many stages."""
+    left = (rows - fitted.mean) @ fitted.matrix
+    if fitted.books:
+        left -= decode_words(beam_encode(left, fitted.books), fitted.books, left.shape[1])
+    signs = sign_stages(left, stages - len(fitted.books), fitted.narrow if kind == "images" else 0)
+    return replace(fitted, signs=_rounded(signs, dim=1))
 
 
 def check_objective(objective: str) -> None:
@@ -369,13 +398,13 @@ def fit_residual(
     encoder.eval()
     held = held if len(held) else features[:_PAIRS]
     most = max(1, min(8, int(np.log2(max(2, len(features) / _ROWS_A_WORD)))))
-    asked = encoder.config.stages
-    bits, rounds, rate, record = encoder.config.latents, 0, 0.0, {}
+    asked, kind = encoder.config.stages, _kind(encoder)
+    bits, rounds, rate, record, fitted = encoder.config.latents, 0, 0.0, {}, None
     if options.rate is not None:
         bits = max(1, min(MAX_RESIDUAL, round(options.rate)))
     while rounds < _ROUNDS:
-        stages = asked if sum(asked) == bits and max(asked) <= most else residual_stages(bits, most)
-        _set_latents(encoder, features, views, stages, options)
+        stages = asked if sum(asked) == bits and max(asked) <= most else residual_stages(bits, most, kind)
+        fitted = _set_latents(encoder, features, views, stages, options, fitted)
         record = _fit_tables(encoder, features, views, options, report)
         costs = encoder.bits_by_latent(_codes(encoder, held))
         rounds, rate = rounds + 1, float(costs.sum())
@@ -397,9 +426,9 @@ def fit_residual(
 @torch.no_grad()
 def _set_latents(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, stages: tuple[int, ...],
-    options: LatentOptions,
-) -> None:  # fmt: skip
-    """Fit metric and words, and set the encoder's head and decoder to them."""
+    options: LatentOptions, known: Fitted | None,
+) -> Fitted:  # fmt: skip
+    """Fit metric and words, set the encoder's head and decoder to them, and return them."""
     config = encoder.config
     chosen = np.sort(np.random.default_rng(options.seed).permutation(len(features))[:_MOST_ROWS])
     shift, spread = _roots(encoder) if config.transform == "sqrt" else (None, 1.0)
@@ -410,8 +439,8 @@ def _set_latents(
 
     rows = transformed(features)
     fitted = fit(
-        rows, stages, views=None if views is None else transformed(views), objective=options.objective,
-        width=config.reduced, seed=options.seed,
+        rows, stages, kind=_kind(encoder), views=None if views is None else transformed(views),
+        objective=options.objective, width=config.reduced, seed=options.seed, known=known,
     )  # fmt: skip
     encoder.set_residual(stages, fitted.matrix.shape[1], config.transform)
     head, words = encoder.head, encoder.decoder
@@ -425,9 +454,12 @@ def _set_latents(
         book.copy_(torch.from_numpy(found))
     words.signs.copy_(torch.from_numpy(fitted.signs))
     if words.output is not None and words.centre is not None:
-        output, centre = _output(encoder, np.asarray(features[chosen], np.float32))
-        words.output.copy_(torch.from_numpy(output))
-        words.centre.copy_(torch.from_numpy(centre))
+        _set_output(encoder, np.asarray(features[chosen], np.float32), _MAP_STEP[options.objective])
+    return fitted
+
+
+def _kind(encoder: Encoder) -> str:
+    return "images" if encoder.config.columns is None else "vectors"
 
 
 def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
@@ -441,9 +473,16 @@ def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
     return norm.running_mean / deviation, deviation.sqrt().numpy()
 
 
-def _output(encoder: Encoder, rows: Rows) -> tuple[Rows, Rows]:
-    """Return map and centre, of least squared error, from what codes decode to to the rows."""
+def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
+    """Set the map, of least squared error, from what codes decode to to the rows.
+
+    It is rounded in steps that are a share of the error that codes leave; in larger ones where tables would be too
+    large.
+    """
     words = encoder.decoder
+    assert isinstance(words, Words)
+    assert words.output is not None
+    assert words.centre is not None
     points = np.concatenate(
         [
             _points(encoder, words, rows[start : start + _ROWS])
@@ -454,9 +493,30 @@ def _output(encoder: Encoder, rows: Rows) -> tuple[Rows, Rows]:
     points = points - middle
     gram = points.T @ points
     ridge = 1e-4 * np.trace(gram) / len(gram) + 1e-9
-    output = np.linalg.solve(gram + ridge * np.eye(len(gram)), points.T @ (rows - centre))
-    output = _rounded(output.astype(np.float32), dim=0, grid=127 if output.size < _LARGE_MAP else GRID)
-    return output, (centre - middle @ output).astype(np.float32)
+    product = points.T @ (rows - centre)
+    exact = np.linalg.solve(gram + ridge * np.eye(len(gram)), product)
+    error = max(np.square(rows - centre).sum() - (exact * product).sum(), 0) / rows.size
+    deviation = np.sqrt(gram.diagonal() / len(rows))
+    left = _MOST_TABLES["vectors"] - _OTHER_TABLES[0] - _OTHER_TABLES[1] * rows.shape[1]
+    for coarser in range(_COARSER):
+        step = share * 2 ** (coarser / 4) * float(np.sqrt(error / len(gram)))
+        output = rounded_map(exact.astype(np.float32), deviation, step)
+        words.output.copy_(torch.from_numpy(output))
+        words.centre.copy_(torch.from_numpy((centre - middle @ output).astype(np.float32)))
+        if len(zlib.compress(encoder.vector_decoder().to_bytes(), 9)) <= left:
+            return
+
+
+def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
+    """Return a map, shape (m, V), in steps of about ``step`` for coordinates of these deviations, multiplied by them.
+
+    Rows that matter less than such a rounding does are zero.
+    """
+    weight = np.sqrt(np.square(output).mean(1)) * deviation
+    output = np.where(weight[:, None] < step / 12**0.5, np.float32(0), output)
+    wanted = np.abs(output).max(0).mean() * deviation / max(step, 1e-12)
+    grid = np.clip(np.rint(2 ** (np.rint(2 * np.log2(np.maximum(wanted, 1))) / 2)), 1, 127)  # few: they deflate
+    return _rounded(output, dim=0, grid=torch.from_numpy(grid[:, None].astype(np.float32)))
 
 
 def _points(encoder: Encoder, words: Words, rows: Rows) -> NDArray[np.float64]:
@@ -480,14 +540,16 @@ def _fit_tables(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, options: LatentOptions,
     report: Callable[[Any], None],
 ) -> dict[str, Any]:  # fmt: skip
-    kind = "images" if encoder.config.columns is None else "vectors"
-    few = len(features) < _LINEAR_ROWS
+    kind, few = _kind(encoder), len(features) < _LINEAR_ROWS
     hidden = (0 if few else _HIDDEN[kind]) if options.prior_hidden is None else options.prior_hidden
+    # Signs of coordinates hardly depend on each other, and their weights would be most of the network.
+    named = sum(bits for bits in encoder.config.stages if bits > 1)
+    joint = named if kind == "vectors" and named > 1 else None
     codes = _codes(encoder, features[:_MOST_CODES])
     more = None if views is None else _codes(encoder, views[:_MOST_CODES])
     record = fit_code_tables(
         encoder, codes, more, entropy=options.entropy, hidden=hidden,
-        passes=_PASSES, max_time=options.max_time and options.max_time / 2, seed=options.seed,
+        joint=joint, passes=_PASSES[kind], max_time=options.max_time and options.max_time / 2, seed=options.seed,
         precision=options.precision, report=report,
     )  # fmt: skip
     if (network := encoder.entropy_network()) is not None and options.prior_hidden is None:
@@ -513,11 +575,12 @@ def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: N
     start = torch.from_numpy(clean)
     unit = torch.stack([4 * stage.var(0, correction=0).sum() for stage in words.stages()]).clamp(min=1e-12).log()
     stages = np.repeat(np.arange(len(words.bits)), words.bits)
+    words.log_temperature.copy_(unit)
+    posterior: Residual = encoder.posterior(start)  # type: ignore[assignment]
     best, costs = unit.clone(), torch.full((len(words.bits),), torch.inf)
     for temperature in _TEMPERATURES:
-        words.log_temperature.copy_(unit + float(np.log(temperature)))
-        tried = encoder.posterior(start).log_prob(seen).mean(0)
+        tried = posterior.tempered(float(temperature)).log_prob(seen).mean(0)
         cost = torch.zeros(len(words.bits)).index_add_(0, torch.from_numpy(stages), -tried)
         better = cost < costs
-        best, costs = torch.where(better, words.log_temperature, best), torch.where(better, cost, costs)
+        best, costs = torch.where(better, unit + float(np.log(temperature)), best), torch.where(better, cost, costs)
     words.log_temperature.copy_(best)

@@ -10,7 +10,7 @@ from pyarrow import ipc, parquet
 
 import stochcl
 from stochcl.api import archives
-from stochcl.data import ArrowImages, ArrowVectors, open_arrow, open_source
+from stochcl.data import ArrowImages, ArrowVectors, SourceOptions, open_arrow, open_source
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
 from tests.making import make_head
 
@@ -104,11 +104,95 @@ def test_a_column_of_vectors_keeps_names_and_labels(tmp_path, rng):
         report = head.compress(path, tmp_path / "a.bin", force=True)
         with stochcl.open(tmp_path / "a.bin") as archive, stochcl.open(tmp_path / "whole.bin") as whole:
             np.testing.assert_array_equal(archive.to_numpy()[:50], whole.to_numpy())
-            assert archive.names[:50] == tuple(whole.names)
+            assert archive.names[:50] == tuple(map(str, range(50)))
             assert archive.labels[:3] == ("a", "b", "a")
         assert report.skipped[0][1] == "there is no vector"
         assert "finite" in report.skipped[-1][1]
         assert report.images + len(report.skipped) == 53
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    vectors = np.random.default_rng(2).normal(size=(60, 12)).astype(np.float32)
+    return stochcl.load(make_head(tmp_path_factory.mktemp("head") / "head.safetensors", vectors), device="cpu")
+
+
+IDS = {
+    "int64": pa.array([3, 1, 3, -7, 2**62]),
+    "uint64": pa.array([0, 2**64 - 1, 1, 2, 3], pa.uint64()),
+    "text": pa.array(["a/b", "/x", "../y", "s3://z", "\\w: é\n"]),
+    "binary": pa.array([b"doc-1", b"\xff\x00", b"doc-2", b"doc-3", b"\x01"]),
+    "uuid": pa.array([bytes([i]) * 16 for i in b"abcde"], pa.binary(16)),
+    "float": pa.array([0.5, 1.0, -2.0, 1e300, 3.0]),
+    "time": pa.array([0, 1, 2, 3, 4], pa.timestamp("s")),
+    "dictionary": pa.array(["x", "y", "x", "y", "z"]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+@pytest.mark.parametrize("ending", ["parquet", "feather"])
+def test_ids_of_any_type_come_out_as_names_row_for_row(tmp_path, head, kind, ending, rng):
+    vectors = rng.normal(size=(5, 12)).astype(np.float32)
+    table = pa.table({"key": IDS[kind], "v": pa.array(vectors.tolist(), pa.list_(pa.float32()))})
+    path = write(tmp_path / f"v.{ending}", table, rows=2)
+    column = {} if kind != "text" else {"id_column": "key"}
+    head.compress(path, tmp_path / "a.bin", **column)
+    given = list(map(str, IDS[kind].to_pylist()))
+    given = {"uuid": [f"{i:02x}" * 16 for i in b"abcde"], "binary": ["doc-1", "ff00", "doc-2", "doc-3", "01"]}.get(
+        kind, given
+    )
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert list(archive.names) == given
+        np.testing.assert_array_equal(archive.to_numpy(), head.encode(vectors).symbols())
+        archive.verify()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_the_column_is_chosen_by_what_it_holds_and_the_model_takes(files, codec, head, tmp_path, rng, ending):
+    photos, vectors = [data for _, data, _ in files[:5]], rng.normal(size=(5, 12)).astype(np.float32).tolist()
+    table = pa.table({
+        "hash": pa.array([None, *(bytes([i] * 32) for i in range(4))]),
+        "small": pa.array([[1.0, 2.0]] * 5), "embedding": pa.array(vectors), "tokens": pa.array([[1, 2, 3]] * 5),
+        "photo": pa.array([None, *photos[1:]], pa.binary()), "species": ["a", "b", "a", None, "b"],
+        "uid": [f"u{i}" for i in range(5)],
+    })  # fmt: skip
+    path = write(tmp_path / f"t.{ending}", table)
+    assert head.compress(path, tmp_path / "a.bin").images == 5
+    report = codec.compress(path, tmp_path / "b.bin", id_column="uid", label_column="species")
+    assert (report.images, report.skipped[0][0]) == (4, "u0")
+    with stochcl.open(tmp_path / "b.bin") as archive:
+        assert (tuple(archive.names), tuple(archive.labels)) == (("u1", "u2", "u3", "u4"), ("b", "a", "", "b"))
+    # A binary id is no image, whatever the model takes.
+    bare = write(tmp_path / f"bare.{ending}", table.select(["hash", "embedding"]))
+    assert head.compress(bare, tmp_path / "c.bin").images == 5
+    with pytest.raises(UsageError, match="these are embeddings"):
+        codec.compress(bare, tmp_path / "d.bin")
+    with pytest.raises(UsageError, match="12 numbers"):
+        head.compress(path, tmp_path / "d.bin", column="small")
+    for option in ("column", "id_column", "label_column"):
+        with pytest.raises(UsageError, match=f"no column 'nope'.*{option}\\b"):
+            head.compress(path, tmp_path / "d.bin", **{option: "nope"})
+    with pytest.raises(UsageError, match="no table"):
+        codec.compress(tmp_path, tmp_path / "d.bin", column="x")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "feather", "arrow"])
+def test_tensors_and_small_integers_are_vectors(tmp_path, head, rng, ending):
+    whole = rng.integers(-128, 128, (9, 12)).astype(np.int8)
+    codes = head.encode(whole.astype(np.float32)).symbols()
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(whole.astype(np.float32))
+    shaped = pa.FixedShapeTensorArray.from_numpy_ndarray(whole.astype(np.float32).reshape(9, 3, 4))
+    half = pa.array(list(whole.astype(np.float16)), pa.list_(pa.float16()))
+    for column in (tensors, shaped, half, pa.array(whole.tolist(), pa.list_(pa.int8())),
+                   pa.array(whole.tolist(), pa.list_(pa.int8(), 12))):  # fmt: skip
+        path = write(tmp_path / f"v.{ending}", pa.table({"v": column}), rows=4)
+        head.compress(path, tmp_path / "a.bin", force=True)
+        with stochcl.open(tmp_path / "a.bin") as archive:
+            np.testing.assert_array_equal(archive.to_numpy(), codes)
+    longer = write(tmp_path / f"w.{ending}", pa.table({"v": pa.array(whole.tolist(), pa.list_(pa.int32()))}))
+    with pytest.raises(SourceError, match="none of its columns"):
+        head.compress(longer, tmp_path / "b.bin")
+    assert head.compress(longer, tmp_path / "b.bin", column="v").images == 9
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_path, rng):
@@ -116,14 +200,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
     vectors = write(tmp_path / "v.parquet", pa.table({"v": rng.normal(size=(5, 3)).tolist()}))
     with pytest.raises(UsageError, match=r"these are embeddings .* `stochcl train vectors\.npy"):
         codec.compress(vectors, tmp_path / "a.bin")
-    both = write(tmp_path / "two.parquet", image_table(files[:3], other=pa.array([b""] * 3)))
+    images = [data for _, data, _ in files[:3]]
+    both = write(tmp_path / "two.parquet", image_table(files[:3], other=pa.array(images)))
     with pytest.raises(UsageError, match="columns image, other could all be meant"):
         codec.compress(both, tmp_path / "a.bin")
-    assert len(open_arrow([both], "image")) == 3
+    assert len(open_arrow([both], SourceOptions(column="image"))) == 3
     with pytest.raises(UsageError, match="no column 'x'"):
-        open_arrow([both], "x")
+        open_arrow([both], SourceOptions(column="x"))
     with pytest.raises(UsageError, match="no images or vectors"):
-        open_arrow([both], "label")
+        open_arrow([both], SourceOptions(column="label"))
     with pytest.raises(SourceError, match="none of its columns"):
         codec.compress(write(tmp_path / "n.parquet", pa.table({"n": [1]})), tmp_path / "a.bin")
     with pytest.raises(UsageError, match="no Parquet or Arrow file"):
@@ -132,7 +217,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
     cut.write_bytes(photos.read_bytes()[:-9])
     with pytest.raises(SourceError, match="cannot be read as Parquet"):
         codec.compress(cut, tmp_path / "a.bin")
-    with pytest.raises(UsageError, match="--resume"):
+    with pytest.raises(UsageError, match="resume=True"):
         codec.compress(photos, tmp_path / "a.bin", resume=True)
     with pytest.raises(SourceError, match="read once, from front to back"):
         open_source(photos)  # as training does
@@ -186,8 +271,10 @@ def test_codes_go_out_and_come_back(codes, tmp_path):
     assert ipc.open_file(tmp_path / "c.arrow").read_all().equals(parquet.read_table(tmp_path / "c.parquet"))
     with pytest.raises(UsageError, match="no column symbols"):
         stochcl.from_arrow(table.select(["name"]))
+    with pytest.raises(UsageError, match="how many values"):
+        stochcl.from_arrow(table.cast(pa.schema([pa.field(one.name, one.type) for one in table.schema])))
     with pytest.raises(UsageError, match="give the alphabet"):
-        stochcl.from_arrow(pa.table({"symbols": [[1, 5]]}))
+        stochcl.from_arrow(pa.table({"symbols": [[1, 5]]}), alphabet=2)
     with pytest.raises(UsageError, match="one width"):
         stochcl.from_arrow(pa.table({"symbols": [[1, 0], [1]]}))
 
@@ -211,7 +298,9 @@ def test_a_hugging_face_data_set_goes_there_and_back(files, codec, codes, tmp_pa
         data = datasets.Dataset(archive.to_arrow().read_all())
         assert data.with_format("numpy")[7]["symbols"].tolist() == archive.to_numpy()[7].tolist()
         some = data.filter(lambda row: row["label"] == "dogs").flatten_indices()
-        back = stochcl.from_arrow(some.data.table)
+        with pytest.raises(UsageError, match="how many values"):
+            stochcl.from_arrow(some.data.table)
+        back = stochcl.from_arrow(some.data.table, alphabet=archive.header.alphabet)
         np.testing.assert_array_equal(
             back.symbols(), archive.to_numpy()[[label == "dogs" for label in archive.labels]]
         )

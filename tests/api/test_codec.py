@@ -1,10 +1,13 @@
 """`stochcl.load` and `Codec.encode`: what may be given, what comes back, what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import stochcl
+from stochcl.api import archives
 from stochcl.errors import FormatError, ImageError, ModelError, UsageError
 from tests.making import LATENTS, SIZE, make_pixels
 
@@ -45,6 +48,47 @@ def test_codes_are_decoded_as_an_archive_decodes_them(codec, images, tmp_path):
 def test_dir_lists_the_public_names_and_nothing_else():
     assert dir(stochcl) == sorted(stochcl.__all__)
     assert all(getattr(stochcl, name) is not None for name in dir(stochcl))
+
+
+def test_rows_are_chosen_by_name(codes, tmp_path):
+    with stochcl.open(codes) as archive:
+        assert archive.row("dogs/03.jpg") == 17
+        assert archive["dogs/03.jpg"].names == ("dogs/03.jpg",)
+        np.testing.assert_array_equal(archive["dogs/03.jpg"].packed, archive[17].packed)
+        for ask in (archive.row, archive.__getitem__):
+            with pytest.raises(KeyError, match="no image named"):
+                ask("dogs")
+    archives.merge([codes, codes], tmp_path / "twice.bin")
+    with stochcl.open(tmp_path / "twice.bin") as twice:
+        assert twice.row("dogs/03.jpg") == 17
+    archives.transcode(codes, tmp_path / "nameless.bin", names=False)
+    with stochcl.open(tmp_path / "nameless.bin") as nameless, pytest.raises(UsageError, match="no names"):
+        nameless.row("dogs/03.jpg")
+
+
+def test_errors_are_the_errors_of_python_that_they_are(codec, images, codes, tmp_path):
+    missing = tmp_path / "missing"
+    for ask in (
+        lambda: stochcl.open(missing),
+        lambda: stochcl.load(missing),
+        lambda: codec.compress(missing, tmp_path / "a.bin"),
+        lambda: codec.compress([images, missing], tmp_path / "a.bin"),
+        lambda: archives.info(missing),
+        lambda: stochcl.append(missing, images, codec),
+    ):
+        with pytest.raises(FileNotFoundError, match="there is no"):
+            ask()
+    shutil.copy(codes, tmp_path / "a.bin")
+    for write in (
+        lambda: codec.compress(images, tmp_path / "a.bin"),
+        lambda: stochcl.merge([codes], tmp_path / "a.bin"),
+        lambda: stochcl.writer(tmp_path / "a.bin", codec),
+    ):
+        with pytest.raises(FileExistsError, match=r"pass force=True to replace it\.$"):
+            write()
+    (tmp_path / "no.safetensors").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="not a stochcl model"):
+        stochcl.load(tmp_path / "no.safetensors")
 
 
 def test_codes_have_a_row_an_image_and_its_uncertainty(codec):

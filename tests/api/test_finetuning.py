@@ -223,7 +223,7 @@ def test_bad_labels_are_refused_before_anything_is_trained(base, photos, unseen,
     one = table(tmp_path / "one.csv", [(name, "x") for name in names])
     with pytest.raises(LabelsError, match=r"all 48 images are of one class, x; a classifier needs two\."):
         finetuning.finetune(base, [photos], out, labels=one, **FAST)
-    with pytest.raises(LabelsError, match=r"12 of 12 images have no label, such as 00\.png; .* with --labels\."):
+    with pytest.raises(LabelsError, match=r"12 of 12 images have no label, such as 00\.png; .* with labels\."):
         finetuning.finetune(base, [unseen / "red"], out, **FAST)
     with pytest.raises(LabelsError, match=r"12 of 12 images have no label"):
         finetuning.finetune(base, [photos], out, test=unseen / "red", **FAST)
@@ -262,7 +262,7 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(ModelError, "weights cannot be read", init=tmp_path / "w.safetensors")
     refused(OutputError, "no model can be written there", path=tmp_path / "no" / "m.safetensors")
     out.write_bytes(b"precious")
-    refused(UsageError, "exists already; pass --force")
+    refused(UsageError, "exists already; pass force=True")
     assert out.read_bytes() == b"precious"
 
 
@@ -322,7 +322,7 @@ def test_an_interrupted_run_is_resumed_and_says_the_same(base, photos, out, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         finetuning.finetune(base, [photos], out, report=stop, **FAST | {"epochs": 3})
-    with pytest.raises(UsageError, match="checkpoint of an interrupted run; pass --resume"):
+    with pytest.raises(UsageError, match="checkpoint of an interrupted run; pass resume=True"):
         finetuning.finetune(base, [photos], out, **FAST | {"epochs": 3})
     resumed = finetuning.finetune(base, [photos], out, resume=True, **FAST | {"epochs": 3})
     assert resumed.sha256 == whole.sha256

@@ -79,7 +79,7 @@ def test_rows_that_are_not_finite_are_named_counted_and_skipped(head, matrix, tm
     with stochcl.open(tmp_path / "codes.bin") as archive:
         assert archive.names[0] == "0000001"
         assert (archive.to_numpy() == head.encode(np.load(source)[[*range(1, 7), *range(8, 29)]]).symbols()).all()
-    with pytest.raises(ImageError, match=r"0000000: the row holds .*; --strict stops at rows"):
+    with pytest.raises(ImageError, match=r"0000000: the row holds .*; strict=True stops at rows"):
         head.compress(source, tmp_path / "strict.bin", strict=True)
     assert not (tmp_path / "strict.bin").exists()
     with pytest.raises(SourceError, match="none of its rows can be read; the first is 0000000"):
@@ -189,7 +189,7 @@ def test_models_take_what_they_are_made_for(head, codec, matrix, images, tmp_pat
         head.compress(images, out)
     with pytest.raises(UsageError, match=r"embeddings \(20 x 5\), and the model head takes rows of 12 numbers"):
         head.compress(matrix(make(20)[:, :5]), out)
-    with pytest.raises(UsageError, match="--fit says what happens to images"):
+    with pytest.raises(UsageError, match="fit says what happens to images"):
         head.compress(source, out, fit="pad")
     assert not out.exists()
 

@@ -47,8 +47,17 @@ def test_rows_that_are_not_finite_are_counted_and_said(matrix, tmp_path):
     assert load_model(tmp_path / "head.safetensors").record["not_finite"] == 1
 
 
+def test_few_rows_and_constant_columns_are_said(tmp_path, rng):
+    rows = rng.normal(size=(5, 6)).astype(np.float32)
+    rows[:, 2] = 1.5
+    np.save(tmp_path / "few.npy", rows)
+    report = training.train([tmp_path / "few.npy"], tmp_path / "head.safetensors", **OPTIONS)
+    assert any("5 rows to train on" in line for line in report.warnings)
+    assert any("1 column has one value" in line for line in report.warnings)
+
+
 def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("stochcl.data.array.MOST_BYTES", 9 * 4 * 100)
+    monkeypatch.setattr("stochcl.data.matrix.MOST_BYTES", 9 * 4 * 100)
     report = training.train([matrix], tmp_path / "head.safetensors", **OPTIONS)
     assert report.images + report.held_out == 100
 
@@ -56,10 +65,10 @@ def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 32}, "--size belongs to training on images, and .*vectors.npy is a matrix; omit it"),
-        ({"hold_out": 3}, "--hold-out belongs to"),
-        ({"preset": "digits"}, "--preset belongs to"),
-        ({"device": "cuda"}, "--device belongs to"),
+        ({"size": 32}, "^size belongs to training on images, and .*vectors.npy is a matrix"),
+        ({"hold_out": 3}, "^hold_out belongs to"),
+        ({"preset": "digits"}, "^preset belongs to"),
+        ({"device": "cuda"}, "^device belongs to"),
         ({"resume": True}, "keeps no checkpoint to resume"),
         ({"rate": -1.0}, "rate must be more than 0"),
         ({"latents": 5000}, "latents"),

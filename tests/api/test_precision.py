@@ -60,7 +60,7 @@ def test_an_interrupted_run_is_not_resumed_in_another_precision(codec, fast, ima
 
     with pytest.raises(Interrupted):
         codec.compress(images, tmp_path / "codes.bin", progress=stop, batch_size=3)
-    with pytest.raises(UsageError, match="another model, --precision"):
+    with pytest.raises(UsageError, match="another model, precision"):
         fast.compress(images, tmp_path / "codes.bin", resume=True)
 
 

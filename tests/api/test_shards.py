@@ -1,6 +1,8 @@
 """Compressing to a folder of shards, and reading the folder as one archive."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
 
@@ -193,6 +195,28 @@ def test_a_rerun_makes_only_what_is_not_finished(codec, photos, folder, tmp_path
     assert made == [1, 2]  # all of it was there
 
 
+def test_a_second_run_into_the_folder_continues_and_says_so(codec, photos, folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "3 shards kept of before" in compress(codec, photos, folder).notes[0]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(UsageError, match="this is a folder of shards; pass the shard_images"):
+        codec.compress(photos, folder)
+
+
+def test_a_full_disk_names_the_shard_and_what_to_do(codec, photos, folder, tmp_path, monkeypatch):
+    def fsync(descriptor):
+        if list(tmp_path.glob("out/shard-00000.bin")):  # the first is complete
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutputError, match=r"no space .* complete shards are kept: free .* repeat") as raised:
+        compress(codec, photos, tmp_path / "out")
+    assert ".work" not in str(raised.value)
+    assert "resume" not in str(raised.value)
+    monkeypatch.undo()
+    assert "1 shard kept of before" in compress(codec, photos, tmp_path / "out").notes[0]
+
+
 def test_a_second_run_into_the_folder_is_refused_while_the_first_runs(codec, photos, folder, tmp_path):
     def second(plan, numbers, codec, source):
         with pytest.raises(OutputError, match="is writing to it"):
@@ -207,9 +231,9 @@ def test_another_request_is_refused_unless_forced(codec, photos, folder, images)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UsageError, match="another source"):
         compress(codec, images, folder)
-    with pytest.raises(UsageError, match=r"another model, --latents"):
+    with pytest.raises(UsageError, match=r"another model, latents"):
         compress(codec, photos, folder, latents=16)
-    with pytest.raises(UsageError, match="another --shard-images"):
+    with pytest.raises(UsageError, match="another shard_images"):
         compress(codec, photos, folder, shard_images=4)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     report = compress(codec, photos, folder, latents=16, shard_images=12, force=True)
@@ -238,7 +262,7 @@ def test_strict_stops_and_nothing_readable_is_an_error(codec, photos, tmp_path):
     (bad / "a.png").write_bytes(b"")
     with pytest.raises(SourceError, match=r"none of its images can be read; the first is a\.png"):
         compress(codec, bad, tmp_path / "b")
-    with pytest.raises(UsageError, match="--rate"):
+    with pytest.raises(UsageError, match="rate"):
         compress(codec, photos, tmp_path / "c", rate=10)
 
 

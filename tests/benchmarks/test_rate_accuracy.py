@@ -237,7 +237,7 @@ def test_a_matrix_and_its_labels(tmp_path, rng):
     assert max(row["accuracy"] for row in result["rows"] if row["method"] == "float32") > 0.9
     with pytest.raises(UsageError, match=r"takes a model that was trained on such rows"):
         rate.benchmark_rate_accuracy(replace(request, model=()), tmp_path / "out")
-    with pytest.raises(UsageError, match=r"no labels of its own; give them with --labels"):
+    with pytest.raises(UsageError, match=r"no labels of its own; give them with labels"):
         rate.benchmark_rate_accuracy(replace(request, labels=None), tmp_path / "out")
 
 

@@ -104,14 +104,10 @@ ARCHIVES = {
     "cut at the end": (lambda data: data[:-1], f"it was cut short or not finished; {AGAIN}"),
     "of a later version": (replaced(8, b"\x07\0"), "this archive has version 7 of the format"),
     "damaged in the header": (flipped(lambda data: 60), f"; {AGAIN}"),
-    "damaged in the index": (flipped(lambda data: len(data) - 60), f"; {AGAIN}"),
+    "damaged in the index": (flipped(lambda data: len(data) - 40), f"; {AGAIN}"),
     "damaged at the very end": (flipped(lambda data: len(data) - 3), f"; {AGAIN}"),
 }
 READERS = ["info", "verify", "decompress", "evaluate"]
-NO_MANIFEST = (
-    "this folder has no manifest.json: it is not a folder of codes, or compressing to it was not finished; run the "
-    "command that began it again."
-)
 
 
 def reading(command, path, tmp_path):
@@ -135,7 +131,7 @@ def test_damage_among_the_codes_is_found_where_they_are_read(run, refused, codes
     path, data = tmp_path / "codes.bin", codes.read_bytes()
     with stochcl.open(codes) as archive:
         parts = archive.parts()
-    payload = parts["header"] + parts["tables"] + parts["names"] + parts["codes"] + 60  # near the end of the blocks
+    payload = parts["header"] + parts["tables"] + parts["names"] + parts["codes"] + 20  # near the end of the blocks
     path.write_bytes(flipped(lambda data: payload)(data))
     assert run("info", path).stdout.startswith(f"{path}: 42 images")  # which reads no codes
     said = refused(*reading(command, path, tmp_path))
@@ -147,11 +143,13 @@ def test_damage_among_the_codes_is_found_where_they_are_read(run, refused, codes
 @pytest.mark.parametrize("command", READERS)
 def test_no_archive_is_there(refused, tmp_path, command):
     for path, message in [
-        (tmp_path / "nowhere.bin", "there is no such file."),
-        (tmp_path, NO_MANIFEST),
-        (tmp_path / ("x" * 300), "it cannot be read: file name too long."),
+        (tmp_path / "nowhere.bin", "no such file"),
+        (tmp_path, "has no manifest.json"),
+        (tmp_path / ("x" * 300), "file name too long"),
     ]:
-        assert refused(*reading(command, path, tmp_path)) == f"{path}: {message}"
+        said = refused(*reading(command, path, tmp_path))
+        assert said.startswith(f"{path}: ")
+        assert message in said
 
 
 def test_two_archives_of_different_models(refused, run, images, codes, tmp_path):
@@ -198,7 +196,7 @@ def test_labels_that_do_not_match(refused, codes, tmp_path, case):
 
 def test_labels_that_are_not_there(refused, codes, tmp_path):
     said = refused("evaluate", codes, "--labels", tmp_path / "no.csv")
-    assert said == f"{tmp_path / 'no.csv'}: the labels cannot be read: no such file or directory."
+    assert said == f"{tmp_path / 'no.csv'}: there is no such file or folder."
     path = tmp_path / "labels.csv"
     path.write_text("name,label\ncats/00.png,7\n")
     assert "there is no column size; the columns are label." in refused(
@@ -212,9 +210,10 @@ def test_archives_without_names_or_folders(refused, compress, images, tmp_path):
     bare = compress(images, "--no-names", name="bare.bin")
     path = tmp_path / "labels.csv"
     path.write_text("name,label\na,b\n")
-    for options in ([], ["--labels", path]):
-        said = refused("evaluate", bare, *options)
-        assert said == f"{bare}: its rows have no names to find labels by (--no-names?); compress with names."
+    loose = compress(images / "cats", "--no-names", name="loose.bin")
+    for archive, options in ((loose, []), (bare, ["--labels", path])):
+        said = refused("evaluate", archive, *options)
+        assert said == f"{archive}: its rows have no names to find labels by (--no-names?); compress with names."
     flat = compress(images / "cats", name="flat.bin")
     said = refused("evaluate", flat)
     assert said == f"{flat}: it has no labels, for its images lie in no folders; give them with --labels."

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import stochcl
-from tests.making import LATENTS, make_pixels
+from tests.making import LATENTS, json_of, make_pixels
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
 
@@ -99,13 +99,35 @@ def test_more_latents_than_the_model_has(refused, images, model, tmp_path):
     assert message == "this model has 32 latents; --latents cannot be 33."
 
 
-def test_without_names(compress, images, codes):
-    path = compress(images, "--no-names")
+@pytest.mark.parametrize("options", [(), ("--rate", "1000"), ("--shard-images", "14")])
+def test_labels_stay_where_names_are_left_out_and_are_counted_apart(run, compress, images, codes, options):
+    path = compress(images, "--no-names", *options)
+    found = json_of(run("info", path, "--json"))
+    assert found["parts"]["names"] == 0
+    assert 0 < found["parts"]["labels"] < 100
+    assert sum(found["parts"].values()) == found["bytes"]
     with stochcl.open(path) as archive, stochcl.open(codes) as named:
-        assert archive.names is archive.labels is None
-        assert archive.parts()["names"] == 0
+        assert archive.names is None
+        assert archive.labels == named.labels
         np.testing.assert_array_equal(archive.to_numpy(), named.to_numpy())
-    assert b"cats" not in path.read_bytes()
+    assert "accuracy" in run("evaluate", path, "--folds", "3").stdout
+
+
+def test_rows_in_no_folder_have_no_label_with_names_or_without(compress, images):
+    with stochcl.open(compress(images / "cats", "--no-names")) as archive:
+        assert archive.names is archive.labels is None
+
+
+def test_a_new_archive_without_names_keeps_labels(run, codes, tmp_path):
+    run("transcode", codes, "-o", tmp_path / "a.bin", "--no-names")  # segments as they are
+    run("transcode", codes, "-o", tmp_path / "b.bin", "--no-names", "--latents", "8")
+    run("merge", tmp_path / "a.bin", tmp_path / "a.bin", "-o", tmp_path / "c.bin")
+    with stochcl.open(codes) as named:
+        labels = tuple(named.labels)
+    for name, expected in (("a", labels), ("b", labels), ("c", labels * 2)):
+        with stochcl.open(tmp_path / f"{name}.bin") as archive:
+            assert archive.names is None
+            assert archive.labels == expected
 
 
 def test_fit_changes_what_happens_to_images_that_are_not_square(compress, codec, images):

@@ -155,7 +155,7 @@ def test_the_program_as_a_process(two, cats, images, model, tmp_path):
 def test_a_full_disk_is_one_sentence_and_loses_nothing(two, cats, images, model, tmp_path, command):
     out = tmp_path / "precious.bin"
     out.write_bytes(b"precious")
-    size = {"append": cats.stat().st_size + 40, "merge": 1500, "split": 900, "transcode": 900, "rate": 900}[command]
+    size = {"append": cats.stat().st_size + 40, "merge": 1500, "split": 900, "transcode": 900, "rate": 500}[command]
     before = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"

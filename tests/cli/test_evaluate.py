@@ -112,9 +112,9 @@ def test_the_seed_decides_the_split(run, codes):
         (["--estimator", "ridge"], 2, "there is no classification estimator 'ridge'"),
         (["--latents", "33"], 2, "it has 32 latents, not 33."),
         (["--column", "depth"], 2, "--label-column says which column of a CSV file; give that file with --labels."),
-        (["--test", "x.bin", "--test-size", "0.5"], 2, "--test and --test-size both say what to score on"),
+        (["--test", ".", "--test-size", "0.5"], 2, "--test and --test-size both say what to score on"),
         (["--task", "regression"], 1, "codes.bin: row 0 ('cats/00.png'): regression needs numbers as labels"),
-        (["--test", "x.bin"], 1, "x.bin: there is no such file."),
+        (["--test", "x.bin"], 1, "x.bin: there is no such file or folder."),
     ],
 )
 def test_what_evaluate_refuses(refused, codes, options, code, message):
@@ -206,8 +206,8 @@ def test_folders_of_splits_are_warned_of_and_the_next_level_is_the_label(run, co
     [
         (["--label-level", "0"], 2, "not 0"),
         (["--label-level", "4"], 1, "less deep"),
-        (["--label-level", "2", "--labels", "x.csv"], 2, "give one of them"),
-        (["--test-labels", "x.csv"], 2, "all three"),
+        (["--label-level", "2", "--labels", "."], 2, "give one of them"),
+        (["--test-labels", "."], 2, "all three"),
     ],
 )
 def test_options_of_labels_that_make_no_sense(refused, codes, options, code, word):

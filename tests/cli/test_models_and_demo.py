@@ -89,6 +89,11 @@ def test_info_knows_the_packaged_models_by_name(run):
     assert "  entropy: autoregressive network, 96 hidden units" in lines
 
 
+def test_info_of_many_equal_numbers_is_short(run):
+    (line,) = [line for line in run("models", "info", "general").stdout.splitlines() if " stages: " in line]
+    assert line.endswith("5, 5, 192 x 1")
+
+
 @pytest.mark.parametrize("classifies", ["vectors", "features"])
 def test_info_names_classes(run, codec, tmp_path, classifies):
     encoder = deepcopy(codec.model.encoder)

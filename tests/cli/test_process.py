@@ -62,15 +62,49 @@ def test_without_a_terminal_there_is_no_progress(images, model, tmp_path):
 
 
 def test_without_a_terminal_progress_is_a_line_every_half_minute(run, images, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["stochcl.cli.main"], "_EVERY", 0)
-    result = run("compress", images, "-m", model, "-o", tmp_path / "a.bin", "--device", "cpu", "--batch-size", "21")
-    assert re.fullmatch(r"(\d+% after \d+ s\n)+", result.stderr)
-    assert "50% after " in result.stderr
+    monkeypatch.setattr(sys.modules["stochcl.cli.main"], "_EVERY", 0.001)
+    result = run("compress", images, "-m", model, "-o", tmp_path / "a.bin", "--device", "cpu", "--batch-size", "6")
+    assert re.fullmatch(r"(running for \d+ s\n)*(\d+% after \d+ s\n)+", result.stderr)
 
 
-def test_a_wrong_path_is_refused_before_a_model_is_loaded(refused, tmp_path):
-    said = refused("compress", tmp_path / "nowhere", "-m", tmp_path / "no-model", "-o", tmp_path / "a.bin")
-    assert "nowhere: there is no such file or folder" in said
+@pytest.mark.parametrize("command", ["evaluate", "decompress", "benchmark"])
+def test_every_long_command_says_how_far_it_is_or_how_long_it_runs(
+    run, images, model, codes, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr(sys.modules["stochcl.cli.main"], "_EVERY", 0.001)
+    words = {
+        "evaluate": ["evaluate", codes, "--folds", "2"],
+        "decompress": ["decompress", codes, "-o", tmp_path / "a.csv"],
+        "benchmark": [
+            "benchmark",
+            "rate-accuracy",
+            images,
+            "-m",
+            model,
+            "--baselines",
+            "features",
+            "-o",
+            tmp_path / "r",
+        ],
+    }
+    said = [line for line in run(*words[command]).stderr.splitlines() if " s" in line]
+    assert any(re.match(r"(\d+% after|running for) \d+ s(, .*)?$", line) for line in said)
+
+
+def test_a_wrong_path_is_refused_before_a_model_is_loaded(refused, codes, tmp_path):
+    nowhere, no_model = tmp_path / "nowhere", tmp_path / "no-model"
+    for words in (
+        ["compress", nowhere, "-o", tmp_path / "a.bin"],
+        ["evaluate", nowhere],
+        ["evaluate", codes, "--labels", nowhere],
+        ["evaluate", codes, "--test", nowhere],
+        ["append", codes, nowhere],
+        ["search", codes, nowhere],
+        ["decompress", nowhere, "-o", tmp_path / "a.npz"],
+        ["uncertainty", codes, "--images", nowhere],
+        ["adapt", nowhere, "-o", tmp_path / "a.safetensors"],
+    ):
+        assert f"{nowhere}: there is no such file or folder" in refused(*words, "-m", no_model)
 
 
 @pytest.mark.parametrize("both", [False, True])

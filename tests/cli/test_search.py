@@ -21,7 +21,7 @@ def test_json_and_bad_requests(run, codes):
     assert set(found) == {"schema", "path", "images", "model", "by", "unit", "queries"}
     assert set(found["queries"][0]["neighbours"][0]) == {"row", "name", "label", "distance"}
     assert "needs an image" in run("search", codes, code=2).stderr
-    assert "name it with --html" in run("search", codes, "--row", "0", "--images", "x", code=2).stderr
+    assert "name it with --html" in run("search", codes, "--row", "0", "--images", codes.parent, code=2).stderr
     assert "no image named" in run("search", codes, "--name", "x", code=2).stderr
 
 

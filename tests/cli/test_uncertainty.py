@@ -5,7 +5,7 @@ import json
 import pytest
 
 import stochcl
-from stochcl.api.uncertainty import CORRUPTIONS
+from stochcl.api.corruptions import CORRUPTIONS
 from tests.making import make_model, process, write_images
 
 KEYS = {
@@ -45,7 +45,7 @@ def test_scores_of_one_file_are_of_images_that_were_not_trained_on(run, sure):
 def test_people_see_tables(run, sure):
     text = run("uncertainty", sure, "--input", "symbols").stdout
     assert text.startswith(f"{sure}: 42 images, symbols of 32 latents, model tiny\naccuracy ")
-    assert "errors found by what is uncertain (AUROC, 95 % interval)\n  score " in text
+    assert "errors found by each score (AUROC, 95 % interval)\n  score " in text
     assert "accuracy, in %, when the least certain are refused" in text
 
 
@@ -82,6 +82,18 @@ def test_a_file_without_uncertainty_has_the_other_scores(run, codes, sure):
     assert found["notes"] == [f"{codes}: it has no uncertainty stored; the entropy is left out there"]
 
 
+def test_a_class_of_one_image_is_left_out_of_the_cross_validation(run, sure, tmp_path):
+    with stochcl.open(sure) as archive:
+        rows = [
+            f"{name},{'single' if i == 0 else label}"
+            for i, (name, label) in enumerate(zip(archive.names, archive.labels, strict=True))
+        ]
+    (tmp_path / "labels.csv").write_text("\n".join(["name,label", *rows]))
+    found = measured(run, sure, "--labels", tmp_path / "labels.csv", "--folds", "3")
+    assert found["images"] == 41
+    assert "1 classes of fewer than 2 images were left out, such as single" in found["notes"]
+
+
 def test_a_prefix_and_images_without_a_label(run, sure, tmp_path):
     with stochcl.open(sure) as archive:
         rows = [f"{name},{'' if i < 2 else name[0]}" for i, name in enumerate(archive.names)]
@@ -92,7 +104,7 @@ def test_a_prefix_and_images_without_a_label(run, sure, tmp_path):
 
 
 def test_requests_that_cannot_be_met(refused, sure, model, images, tmp_path, codec):
-    assert "give both" in refused("uncertainty", sure, "--images", images, code=2)
+    assert "give it with -m" in refused("uncertainty", sure, "--images", images, code=2)
     assert "gives no probabilities" in refused("uncertainty", sure, "--estimator", "svm", code=2)
     assert "a plot is drawn as" in refused("uncertainty", sure, "--plot", tmp_path / "a.txt", code=2)
     assert "there is no such file" in refused("uncertainty", tmp_path / "none.bin")

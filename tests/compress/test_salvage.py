@@ -18,10 +18,20 @@ from stochcl.compress import Archive, Writer, segment
 from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import save_tables
 from stochcl.errors import FormatError, OutputError, SourceError, UsageError
 from stochcl.files import WriteLock
 from stochcl.framing import BLOCK
-from tests.compress.making import make_chain, make_codes, make_header, make_names, make_network, make_tables, write
+from tests.compress.making import (
+    make_chain,
+    make_codes,
+    make_header,
+    make_names,
+    make_network,
+    make_residual_tables,
+    make_tables,
+    write,
+)
 from tests.making import every
 
 ROWS = 120
@@ -262,7 +272,7 @@ def test_outputs_that_are_there_are_not_touched(tmp_path):
     (tmp_path / "link").hardlink_to(path)
     (tmp_path / "out").write_bytes(b"mine")
     for out, message in (
-        ("a", "would replace the source"), ("link", "would replace the source"), ("out", "pass --force"),
+        ("a", "would replace the source"), ("link", "would replace the source"), ("out", "force=True"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             salvage(path, tmp_path / out)
@@ -416,3 +426,22 @@ def test_repair_waits_for_nobody(appended, tmp_path):
     with WriteLock(path, "a"), pytest.raises(OutputError, match="is writing to it"):
         repair(path)
     assert path.read_bytes() == data[:-1]
+
+
+def test_tables_beside_the_archive_are_found(tmp_path):
+    tables = make_tables(8)
+    path = write(tmp_path / "a", make_codes(40, 8), tables, embed=False)
+    save_tables(tables, tmp_path)
+    saved = salvage(path, tmp_path / "b")
+    assert (saved.tables, saved.unchecked, saved.rows) == ("elsewhere", 0, 40)
+
+
+def test_deflated_tables_in_the_archive_are_known_by_their_name(tmp_path):
+    """Their name is the hash of what they are before deflation, not of the bytes in the file."""
+    codes, tables = make_codes(40, 7), make_residual_tables()
+    path = write(tmp_path / "a", codes, tables)
+    saved = salvage(path, tmp_path / "b")
+    assert (saved.tables, saved.unchecked, saved.rows) == ("intact", 0, 40)
+    with Archive(tmp_path / "b") as archive:
+        archive.verify()
+        np.testing.assert_array_equal(archive.to_numpy(), codes.symbols())

@@ -17,7 +17,7 @@ from stochcl.compress.segment import Part, SegmentHead, StoredSegment, read_bloc
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
-from stochcl.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, MAX_TABLE, SEGMENT, crc
+from stochcl.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, MAX_TABLE, SEGMENT, crc, pack_varints
 from tests.compress.making import make_chain, make_codes, make_names, make_network
 
 NOTHING = Part(0, 0)
@@ -35,7 +35,7 @@ def segment_of(codes, *models):
 
 def stored(data, head, number=0):
     """A segment in a file that has these bytes from this block on."""
-    return StoredSegment(ByteReader(io.BytesIO(bytes(head.block_offsets[number]) + data)), 0, head, framing.VERSION)
+    return StoredSegment(ByteReader(io.BytesIO(bytes(head.block_offsets[number]) + data)), 0, head)
 
 
 def read_block(data, head, number, model):
@@ -55,7 +55,7 @@ def test_a_head_comes_back(data, rows, per_block):
     model = OWN if parts[0].size else data.draw(st.sampled_from([INDEPENDENT, NETWORK, FITTED]))
     number = data.draw(st.integers(0, 2**16 - 1)) if model == FITTED else 0
     head = SegmentHead(rows, per_block, tuple(words), tuple(crcs), model, *parts, number)
-    assert SegmentHead.parse(head.data, 2) == head
+    assert SegmentHead.parse(head.data, 2, head.version) == head
     assert head.parts_at == CHUNK.size + HEAD.size + len(head.data) == len(head.start)
     assert head.size == head.payload + sum(part.size for part in parts) + head.parts_at
     assert sum(head.rows_of(block) for block in range(blocks)) == rows
@@ -73,14 +73,14 @@ def test_blocks_are_where_the_head_says():
 def test_few_words_cannot_claim_many_rows():
     head = make_head(1 << 18, 1 << 18, (3,))
     with pytest.raises(FormatError, match="3 words cannot hold the 262,144 rows of a block"):
-        SegmentHead.parse(head.data, 16)
+        SegmentHead.parse(head.data, 16, head.version)
 
 
 def test_a_block_is_bounded():
     head = make_head(1 << 18, 1 << 18, (1 << 30,))
-    SegmentHead.parse(head.data, 16)
+    SegmentHead.parse(head.data, 16, head.version)
     with pytest.raises(LimitExceeded, match="the size of a block"):
-        SegmentHead.parse(head.data, 17)
+        SegmentHead.parse(head.data, 17, head.version)
 
 
 @pytest.mark.parametrize("alphabet", [2, 7])
@@ -91,7 +91,7 @@ def test_the_writer_keeps_to_the_bounds_that_the_reader_has(value, alphabet):
     even = IndependentModel.nearest(np.full(fitted.ones.shape, 0.5), alphabet)
     for model in (fitted, even):
         head, chunk = segment_of(codes, model)
-        assert SegmentHead.parse(head.data, codes.decisions_per_row) == head
+        assert SegmentHead.parse(head.data, codes.decisions_per_row, head.version) == head
         used = model if head.model == INDEPENDENT else fitted
         start = int(head.block_offsets[0])
         packed = read_block(chunk[start : start + BLOCK.size + 4 * head.words[0]], head, 0, used)
@@ -102,26 +102,26 @@ def test_the_writer_keeps_to_the_bounds_that_the_reader_has(value, alphabet):
 def test_rows_a_block_are_at_least_one(per_block):
     head = make_head(5, per_block, (9,))
     if per_block:
-        assert SegmentHead.parse(head.data, 8).rows_of(0) == 5
+        assert SegmentHead.parse(head.data, 8, head.version).rows_of(0) == 5
     else:
         with pytest.raises(FormatError, match="makes no sense"):
-            SegmentHead.parse(head.data, 8)
+            SegmentHead.parse(head.data, 8, head.version)
 
 
 def test_every_truncation_of_a_head_is_a_format_error():
     head = make_head(500, 100, (300, 200, 1, 2, 3))
     for end in range(len(head.data)):
         with pytest.raises(FormatError):
-            SegmentHead.parse(head.data[:end], 8)
+            SegmentHead.parse(head.data[:end], 8, head.version)
     with pytest.raises(FormatError, match="a segment's head has"):
-        SegmentHead.parse(head.data + b"\0", 8)
+        SegmentHead.parse(head.data + b"\0", 8, head.version)
 
 
 def test_a_number_of_words_that_is_not_written_shortest_is_refused():
     head = make_head(5, 5, (5,))
     assert head.data.endswith(b"\x05" + bytes(4))
     with pytest.raises(FormatError, match="more bytes than it needs"):
-        SegmentHead.parse(head.data[:-5] + b"\x85\0" + bytes(4), 8)
+        SegmentHead.parse(head.data[:-5] + b"\x85\0" + bytes(4), 8, head.version)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_a_model_of_a_kind_that_is_not_known_or_too_large_is_refused():
 def test_an_entropy_model_that_cannot_be_is_refused(model, number):
     head = make_head(5, 5, (9,), model, number=number)
     with pytest.raises(FormatError, match=f"cannot have the entropy model {model}, number {number}"):
-        SegmentHead.parse(head.data, 8)
+        SegmentHead.parse(head.data, 8, head.version)
 
 
 def test_a_segment_takes_the_cheapest_of_all_models():
@@ -286,32 +286,41 @@ def test_blocks_of_one_size_that_changed_places_are_found_out():
 def test_the_head_is_found_without_the_index():
     codes = make_codes(50, 8, names=make_names(50))
     head, chunk = segment_of(codes, EVEN)
-    assert read_head(chunk, 8) == head
+    assert read_head(chunk, 8, head.version) == head
     for end in range(head.parts_at):
         with pytest.raises(FormatError):
-            read_head(chunk[:end], 8)
+            read_head(chunk[:end], 8, head.version)
     for i in range(head.parts_at):
         damaged = bytearray(chunk)
         damaged[i] ^= 0x10
         with pytest.raises(FormatError):
-            read_head(bytes(damaged), 8)
+            read_head(bytes(damaged), 8, head.version)
 
 
 @pytest.mark.parametrize("layout", [(0, "<4s", b"INDX"), (4, "<Q", 77)])
 def test_a_chunk_that_is_no_segment_or_of_another_size_is_refused(layout):
-    _, chunk = segment_of(make_codes(50, 8), EVEN)
+    head, chunk = segment_of(make_codes(50, 8), EVEN)
     at, form, value = layout
     data = bytearray(chunk)
     struct.pack_into(form, data, at, value)
     with pytest.raises(FormatError, match=r"does not begin here|says that it has 77 bytes"):
-        read_head(bytes(data), 8)
+        read_head(bytes(data), 8, head.version)
 
 
 def test_the_reserved_byte_of_a_head_is_zero():
-    head = make_head(5, 5, (9,))
+    head = replace(make_head(5, 5, (9,)), version=1)
     data = bytearray(head.data)
     data[13] = 1
     with pytest.raises(FormatError, match="not written as it should be"):
-        SegmentHead.parse(bytes(data), 8)
+        SegmentHead.parse(bytes(data), 8, 1)
     assert SEGMENT.size == 48
     assert head.start[CHUNK.size :][: HEAD.size] == HEAD.pack(len(head.data), crc(head.data))
+
+
+def test_a_number_of_a_head_fits_its_field():
+    """Varints could say more than a field holds, and a second reader might cut them."""
+    head = make_head(5, 5, (9,))
+    assert len(head.data) < len(replace(head, version=1).data) / 2
+    for wide in (1 << 32, 1 << 62):
+        with pytest.raises(FormatError, match="larger than it can be"):
+            SegmentHead.parse(head.data[:1] + pack_varints([wide]) + head.data[2:], 8, head.version)

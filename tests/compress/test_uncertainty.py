@@ -65,7 +65,7 @@ def test_it_costs_a_byte_a_row_or_less_and_nothing_where_all_are_alike():
 
 @pytest.mark.parametrize("wrong", [-0.5, np.nan, np.inf, 70_000])
 def test_what_is_no_entropy_is_refused(wrong):
-    with pytest.raises(ValueError, match="0 or more, and finite"):
+    with pytest.raises(ValueError, match="an entropy in bits"):
         pack_uncertainty(np.array([1, wrong], np.float32), 2)
 
 
@@ -132,7 +132,6 @@ def test_it_survives_append_split_merge_and_any_width(tmp_path):
             np.testing.assert_allclose(stored(tmp_path / f"{width}"), found, atol=0.13)
         Transcoding(archive, embed=True, uncertainty=False).write(tmp_path / "none", LATENTS)
     assert stored(tmp_path / "none") is None
-    assert (tmp_path / "none").read_bytes()[8] == 1
     with Archive(tmp_path / "b") as first, Archive(tmp_path / "c") as second:
         moving.check_alike([first, second], ["b", "c"])
         moving.merge([first, second], whole)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stochcl.api.uncertainty import CORRUPTIONS, STRENGTHS, corrupt
+from stochcl.api.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from stochcl.errors import UsageError
 from tests.making import make_pixels
 

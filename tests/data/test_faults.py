@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stochcl.data import Preprocess, open_source
-from stochcl.data import source as files
+from stochcl.data import access as files
 from stochcl.data.open import open_list, open_sources
 from stochcl.errors import EnvironmentFault, ImageError
 

@@ -136,3 +136,36 @@ def test_accents_composed_and_not_are_one_name(written):
     assert both.match([nfc, nfd]) == ("x", "y")  # to the letter
     with pytest.raises(LabelsError, match="another spelling"):
         both.match(["./" + nfc])
+
+
+def test_an_array_of_labels_has_one_for_each_row(tmp_path):
+    for values, texts in (
+        (np.array([2, -1, 0]), ("2", "", "0")),
+        (np.array(["cat", "dog", "é"]), ("cat", "dog", "é")),
+        (np.array([[0.5], [np.nan], [3.0]], np.float32), ("0.5", "", "3.0")),
+        (np.array([True, False, True]), ("True", "False", "True")),
+    ):
+        np.save(tmp_path / "y.npy", values)
+        table = read_labels(tmp_path / "y.npy")
+        assert table.match(["0000000", "1", "0000002"]) == texts
+        assert table.match(["0000002", "0000000"]) == (texts[2], texts[0])  # a row was skipped
+        assert table.match(["a.png", "b.png", "c.png"]) == texts
+        assert table.of(["a.png", "b.png", "c.png"]).match(["b.png"]) == (texts[1],)
+        with pytest.raises(LabelsError, match="3 labels for 2 images"):
+            table.match(["a.png", "b.png"])
+        with pytest.raises(LabelsError, match="have no row"):
+            table.match(["0000003"])
+    with pytest.raises(LabelsError, match="two labels"):
+        table.of(["a.png", "a.png", "c.png"])
+    for wrong in (np.zeros((3, 2)), np.zeros(0), np.array([{}], object)):
+        np.save(tmp_path / "y.npy", wrong)
+        with pytest.raises(LabelsError, match="labels"):
+            read_labels(tmp_path / "y.npy")
+
+
+def test_plain_numbers_are_those_of_rows(written):
+    table = read_labels(written("name,label\n0,a\n1,b\n0000002,c\n10,d\n"))
+    assert table.match(["0000000", "0000001", "0000002", "0000010"]) == ("a", "b", "c", "d")
+    assert table.match(["10", "2"]) == ("d", "c")
+    with pytest.raises(LabelsError, match="another spelling"):
+        read_labels(written("name,label\n1,a\n01,b\n")).match(["001"])

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stochcl.data import Failure, MatrixSource, open_source
+from stochcl.api.source import listing
+from stochcl.data import Failure, MatrixSource, open_source, open_sources
+from stochcl.data.array import map_array
 from stochcl.errors import SourceError, UsageError
 
 
@@ -63,8 +65,7 @@ def test_rows_that_are_not_finite_are_named(tmp_path_factory, rows, batch_size, 
 
 
 def test_a_matrix_is_mapped_not_read(saved):
-    source = open_source(saved(np.ones((10, 2), np.float32)))
-    base = source._array
+    base = map_array(saved(np.ones((10, 2), np.float32)))
     while not isinstance(base, np.memmap):
         base = base.base
     assert not base.flags.writeable
@@ -121,3 +122,29 @@ def test_numbers_out_of_range(saved):
 def test_images_are_not_embeddings(saved):
     with pytest.raises(SourceError, match="holds images"):
         MatrixSource(saved(np.zeros((1, 2, 2, 3), np.uint8)))
+
+
+def test_several_matrices_are_read_in_order(saved, tmp_path, rng):
+    whole = rng.normal(size=(50, 4)).astype(np.float32)
+    whole[7, 1] = np.nan
+    paths = [tmp_path / f"{name}.npy" for name in "cab"]
+    for path, part in zip(paths, np.split(whole, [20, 21]), strict=True):
+        np.save(path, part)
+    one = open_source(saved(whole))
+    source = pickle.loads(pickle.dumps(open_sources(paths)))
+    assert (len(source), source.total, source.dim) == (50, 50, 4)
+    assert source.names == one.names
+    for start in (0, 13):
+        found, wanted = (list(each.batches(8, start)) for each in (source, one))
+        assert [b.names for b in found] == [b.names for b in wanted]
+        assert [b.failures for b in found] == [b.failures for b in wanted]
+        assert all(np.array_equal(a.vectors, b.vectors) for a, b in zip(found, wanted, strict=True))
+    rows = np.array([3, 19, 20, 21, 49])
+    np.testing.assert_array_equal(source.at(rows).take(rows), whole[rows])
+    assert len(source.without(["0000020", "3"])) == 48
+    assert listing(source) != listing(open_sources(paths[::-1]))
+    np.save(tmp_path / "wide.npy", np.zeros((2, 5), np.float32))
+    np.save(tmp_path / "double.npy", np.zeros((2, 4)))
+    for other in ("wide", "double"):
+        with pytest.raises(UsageError, match="files of one kind"):
+            open_sources([*paths, tmp_path / f"{other}.npy"])

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from stochcl.data.preprocess import MAX_PIXELS, PAD_GREY, Preprocess, _formats, to_eight_bits
+from stochcl.data.pixels import MAX_PIXELS, to_eight_bits
+from stochcl.data.preprocess import PAD_GREY, Preprocess, _formats
 from stochcl.errors import ImageError
 from tests.making import examples
 
@@ -321,7 +322,7 @@ def test_memory_that_runs_out_is_an_image_error(monkeypatch, png):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(Preprocess, "_decode_opened", fail)
+    monkeypatch.setattr(Preprocess, "_check_pixels", fail)
     with pytest.raises(ImageError, match="memory"):
         decoded(png)
 

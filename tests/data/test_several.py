@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stochcl.data import Preprocess, open_list, open_source, open_sources
-from stochcl.data import source as files
+from stochcl.data import access as files
 from stochcl.data.open import expand, read_list
 from stochcl.errors import SourceError, UsageError
 
@@ -72,8 +72,9 @@ def test_image_files_among_several_are_named_as_they_are_given(tree, png, monkey
 
 def test_embeddings_are_not_read_with_others(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 2), np.float32))
+    np.save(tmp_path / "images.npy", np.zeros((3, 4, 4, 3), np.uint8))
     with pytest.raises(UsageError, match="these are embeddings"):
-        open_sources([tmp_path / "a.npy", tmp_path / "a.npy"])
+        open_sources([tmp_path / "images.npy", tmp_path / "a.npy"])
 
 
 def test_a_list_keeps_its_order_and_names_what_it_cannot_read(tree, png):

@@ -293,9 +293,18 @@ def test_a_hard_link_is_the_image_before_it(tarred, as_file, ending):
     assert listed(path) == [("a/2.png", 7), ("a/3.png", 7), ("b/1.png", 7)]
     data = path.read_bytes()
     (batch,) = TarStream(io.BytesIO(data)).batches(SMALL)
-    assert batch.names == ("b/1.png",)
-    assert all("--hard-dereference" in failure.reason for failure in batch.failures)
-    assert len(batch.failures) == 2
+    assert batch.names == ("b/1.png", "a/2.png", "a/3.png")
+    assert (batch.images == 7).all()
+
+
+def test_a_hard_link_to_an_image_long_gone_by_in_a_stream_is_refused(tarred, as_file, monkeypatch):
+    first = shade(as_file, 7)
+    members = [("b/1.png", first), ("b/2.png", shade(as_file, 8)), special("a/2.png", tarfile.LNKTYPE, "b/1.png")]
+    monkeypatch.setattr("stochcl.data.tar.RECENT_BYTES", len(first) + 10)
+    (batch,) = TarStream(io.BytesIO(tarred(members).read_bytes())).batches(SMALL)
+    assert batch.names == ("b/1.png", "b/2.png")
+    assert [f.name for f in batch.failures] == ["a/2.png"]
+    assert "`tar --hard-dereference`" in batch.failures[0].reason
 
 
 def test_a_leading_slash_is_stripped(tarred, as_file):

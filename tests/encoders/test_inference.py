@@ -78,7 +78,7 @@ def test_there_is_a_cpu_and_a_device_to_begin_with():
 
 @pytest.mark.parametrize("name", ["", "banana", "cuda:99", "cuda:-1", "meta", "xpu:7", "mtia", "hpu"])
 def test_a_device_that_is_not_here_is_said(name):
-    with pytest.raises(UsageError, match=rf"there is no device '{name}' here \(.+\); try --device cpu\.$"):
+    with pytest.raises(UsageError, match=rf"there is no device '{name}' here \(.+\); try device cpu\.$"):
         choose_device(name)
 
 

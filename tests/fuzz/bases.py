@@ -111,7 +111,8 @@ def _make(path: Path) -> list[Base]:
         tables = make_tables(latents, alphabet, decoder=alphabet != 5)
         codes = full(make_codes, 24, latents, alphabet)
         add(f"independent, {alphabet} values", codes, tables, segment_rows=13, skipped=SKIPPED)
-        add(f"a byte of uncertainty, {alphabet} values", codes, tables, segment_rows=13, version=2)
+        for version in (1, 2):
+            add(f"version {version}, {alphabet} values", codes, tables, segment_rows=13, version=version)
         add(f"outside, {alphabet} values", codes, tables, embed=False, names=False)
         bases.append(Base(f"tables, {alphabet} values", tables.data, tables))
         for hidden in (0, 5):
@@ -140,5 +141,6 @@ def _make(path: Path) -> list[Base]:
     add("fitted", both, make_tables(7, decoder=False), fitted=fitted, segment_rows=30, embed=False)
     add("selection, fitted", selected, linear, selection=chosen, fitted=[make_network(3)])
     add("appended", make_chain(24, 7, names=names[:24]), linear, appended=8, embed=False, skipped=SKIPPED)
+    add("version 1, appended", make_chain(24, 7, names=names[:24]), linear, appended=8, version=1)
     add("appended, embedded", make_codes(12, 7), tables, appended=4)
     return bases

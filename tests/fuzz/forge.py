@@ -13,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from stochcl.compress import Archive
+from stochcl.compress.header import DICTIONARY
 from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError
 from stochcl.framing import (
@@ -20,10 +21,12 @@ from stochcl.framing import (
     CHUNK,
     END_MAGIC,
     ENTRY,
+    FITTED,
     HEAD,
     INDEX,
     MAGIC,
     PROLOGUE,
+    RETIRED,
     SEGMENT,
     TRAILER,
     VERSION,
@@ -84,15 +87,9 @@ def parse(data: bytes, outside: tuple) -> Parsed:
         tuple((kind, value) for _, kind, value in sorted(places, key=lambda place: place[0])),
         index.rows,
         index.source_bytes,
-        zlib.decompress(data[index.start + CHUNK.size + INDEX.size :][: _skipped_size(data, index.start)])
-        if index.skipped
-        else b"",
+        zlib.decompress(index.skipped) if index.skipped else b"",
         archive.header.version,
     )
-
-
-def _skipped_size(data: bytes, start: int) -> int:
-    return INDEX.unpack_from(data, start + CHUNK.size)[5]
 
 
 class Forger:
@@ -129,10 +126,8 @@ class Forger:
         tables = self.tables(p.tables) if p.tables else b""
         if tables != p.tables and self.rng.random() < 0.7:
             tables = _with_self_test(tables)
-        text = p.header
-        if tables != p.tables:
-            text = text.replace(sha256(p.tables).hexdigest().encode(), sha256(tables).hexdigest().encode())
-        text = self._json("header", text)
+        self.version = p.version
+        text = self._header(p.header, sha256(p.tables).digest(), sha256(tables).digest())
         size = self("header size", len(text), 1 << 32)
         start = PROLOGUE.pack(MAGIC, self("version", p.version, 1 << 16), self("reserved", 0, 1 << 16), size, 0)[:-4]
         out = bytearray(start + struct.pack("<I", zlib.crc32(text, zlib.crc32(start))) + text)
@@ -159,6 +154,18 @@ class Forger:
         crc = int.from_bytes(out[PROLOGUE.size - 4 : PROLOGUE.size], "little")
         header_crc = self("header's crc in the trailer", crc, 1 << 32)
         return bytes(out) + self.index(p, at, fitted, retired, entries, len(out), header_crc)
+
+    def _header(self, text: bytes, before: bytes, now: bytes) -> bytes:
+        """Return a header that names other tables."""
+        if self.version < 3:
+            return self._json("header", text.replace(before.hex().encode(), now.hex().encode()))
+        hashes, text = text[:64], zlib.decompressobj(-15, DICTIONARY).decompress(text[64:])
+        deflater = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=DICTIONARY)
+        deflated = deflater.compress(self._json("header", text)) + deflater.flush()
+        return self("hashes", hashes.replace(before, now)) + self("deflated header", deflated)
+
+    def _numbers(self, layout: struct.Struct, *values: int) -> bytes:
+        return b"".join(map(_varint, values)) if self.version >= 3 else layout.pack(*values)
 
     def _order(self, chunks: list) -> list:
         if self.rng.random() < 0.03 and chunks:
@@ -242,12 +249,13 @@ class Forger:
         sizes = []
         for part in parts:
             sizes += [self("a part's bytes", len(part), 1 << 32), zlib.crc32(part) if part else 0]
-        fixed = (
-            self("rows", rows, 1 << 32), self("rows a block", per_block, 1 << 32),
-            self("blocks", len(blocks), 1 << 32), self("entropy model", model, 256), self("number", number, 1 << 16),
-        )  # fmt: skip
+        fixed = [
+            self(what, n, 1 << 32)
+            for what, n in (("rows", rows), ("rows a block", per_block), ("blocks", len(blocks)))
+        ]
+        fixed += [self("entropy model", model, 256), self("number", number, 1 << 16)]
         crcs = struct.pack(f"<{len(s.crcs)}I", *s.crcs)
-        head = self("head", SEGMENT.pack(*fixed, *sizes) + b"".join(map(_varint, words)) + crcs)
+        head = self("head", self._numbers(SEGMENT, *fixed, *sizes) + b"".join(map(_varint, words)) + crcs)
         payload = HEAD.pack(self("head's bytes", len(head), 1 << 32), zlib.crc32(head)) + head
         return head, self._chunk(b"SEGM", payload + b"".join(parts) + b"".join(blocks))
 
@@ -264,19 +272,21 @@ class Forger:
         skipped = self.deflated("skipped", self._json("skipped", p.skipped)) if p.skipped else b""
         skipped = self("list of skipped", skipped)
         big, small = 1 << 64, 1 << 32
-        payload = INDEX.pack(
-            self("rows of all", p.rows, big), self("source bytes", p.source_bytes, big),
+        payload = self._numbers(
+            INDEX, self("rows of all", p.rows, big), self("source bytes", p.source_bytes, big),
             self("tables' offset", tables[0], big), self("tables' bytes", tables[1], big),
             self("segments", len(entries), small), self("bytes of skipped", len(skipped), small),
             self("fitted models", len(fitted), small), self("retired parts", len(retired), small),
         ) + skipped  # fmt: skip
         for offset, size in fitted:
-            payload += struct.pack("<QQ", self("model's offset", offset, big), self("model's bytes", size, big))
+            payload += self._numbers(FITTED, self("model's offset", offset, big), self("model's bytes", size, big))
         for offset, size, crc in retired:
-            payload += struct.pack("<QQI", self("part's offset", offset, big), self("part's bytes", size, big), crc)
+            fixed = self("part's offset", offset, big), self("part's bytes", size, big)
+            payload += self._numbers(RETIRED, *fixed, crc)
         for offset, size, head in entries:
             fixed = self("offset", offset, big), self("bytes", size, big), self("head's bytes", len(head), small)
-            payload += ENTRY.pack(*fixed) + head
+            short = self.version >= 3 and len(entries) == 1
+            payload += self._numbers(ENTRY, *fixed) + (struct.pack("<I", zlib.crc32(head)) if short else head)
         chunk = self._chunk(b"INDX", self("index", payload))
         fixed = self("index's offset", start, big), self("index's bytes", len(chunk), big)
         return chunk + TRAILER.pack(*fixed, zlib.crc32(chunk), header_crc, END_MAGIC)

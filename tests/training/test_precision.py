@@ -110,7 +110,7 @@ def test_a_checkpoint_is_gone_on_with_in_its_own_precision(processor, tmp_path):
     assert make_trainer(tmp_path, data, precision="bf16").step == 4  # as checkpoints from before auto have it
     processor(avx512_bf16=False)
     with pytest.raises(
-        TrainingError, match=r"another precision; give the same options \(--precision bf16\), or delete"
+        TrainingError, match=r"another precision; give the same options \(precision bf16\), or delete"
     ):
         make_trainer(tmp_path, data, precision="auto")
     assert make_trainer(tmp_path, data, precision="bf16").step == 4

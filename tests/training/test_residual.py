@@ -21,6 +21,7 @@ from stochcl.training.residual import (
     ordered,
     refit,
     residual_books,
+    rounded_map,
     sign_stages,
 )
 from tests.making import CLASSES, PER_CLASS, SIZE
@@ -111,12 +112,35 @@ def test_uncertainty_is_how_sure_the_words_are(model):
     assert len(np.unique(entropy)) > 300
 
 
-@pytest.mark.parametrize(("width", "latents", "limit"), [(384, 256, 150_000), (64, 64, 150_000)])
-def test_tables_are_small(width, latents, limit):
+@pytest.mark.parametrize(("width", "latents"), [(384, 256), (64, 64), (1280, 80)])
+def test_tables_are_small(width, latents):
     rng = np.random.default_rng(0)
     rows = (rng.normal(0, 1, (2500, width)) * np.linspace(2, 0.1, width)).astype(np.float32)
     encoder, record = train_head(rows, rows[:200], latents=latents, config={"posterior": "residual"})
-    assert len(codec_of(to_bytes(encoder, record)).tables.data) < limit
+    assert len(codec_of(to_bytes(encoder, record)).tables.data) < 150_000
+
+
+def test_a_map_errs_by_its_step_and_leaves_out_what_matters_less():
+    rng = np.random.default_rng(0)
+    output = rng.normal(0, 1, (40, 300)).astype(np.float32)
+    deviation = np.geomspace(1, 1e-3, 40)
+    step = 0.05
+    rounded = rounded_map(output, deviation, step)
+    errors = np.sqrt(np.square(output - rounded).mean(1)) * deviation
+    assert errors.max() < step / 2
+    assert (rounded[:10] != 0).mean() > 0.8
+    assert not rounded[deviation < step / 4].any()
+
+
+def test_the_entropy_network_of_vectors_joins_names_alone():
+    rows = make(4500)
+    encoder, _ = train_head(rows, rows[:500], latents=60, config={"posterior": "residual"})
+    network = encoder.entropy_network()
+    named = sum(bits for bits in encoder.config.stages if bits > 1)
+    assert named < encoder.config.latents
+    assert network.direct[:named].any()
+    assert not network.direct[named:].any()
+    assert not network.output[named:].any()
 
 
 def test_rows_that_are_alike_are_refused():
@@ -158,6 +182,21 @@ def test_images_get_residual_latents_of_a_finished_network(images, tmp_path):
     # A query is a point of the space that codes decode to, not the features, which are of another width.
     found = search(tmp_path / "codes.bin", [images / name], count=3, output="vectors", model=str(again), device="cpu")
     assert name in [neighbour["name"] for neighbour in found["queries"][0]["neighbours"]]
+
+
+def test_residual_latents_do_not_depend_on_how_many_cores_there_are(images, tmp_path):
+    path, before, found = tmp_path / "a.safetensors", torch.get_num_threads(), set()
+    shape = {"width": 4, "size": SIZE, "device": "cpu"}
+    train([images], path, epochs=1, batch_size=16, latents=8, decoder=(8,), **shape)
+    try:
+        for cores in (1, 2):
+            torch.set_num_threads(cores)
+            out = tmp_path / f"{cores}.safetensors"
+            train([images] * 4, out, init=path, epochs=0, posterior="residual", rate=12.0, device="cpu")
+            found.add(stochcl.load(out, device="cpu").model.sha256)
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
 
 
 def test_residual_latents_are_not_trained_by_steps_on_images(images, tmp_path):

@@ -152,7 +152,7 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monke
     monkeypatch.setattr(trainer.optimizer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
-    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass --resume to go on."]
+    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass resume=True to continue."]
     second = make_trainer(place, data, **options)
     assert second.step == 3
     assert weights(second.run()) == expected
@@ -230,7 +230,7 @@ def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
     monkeypatch.setattr(trainer, "_finish", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
-    assert "pass --resume to go on" in raised.value.__notes__[0]
+    assert "pass resume=True" in raised.value.__notes__[0]
     second = make_trainer(place, data, **options)
     assert second.step == trainer.step
     assert weights(second.run()) == expected

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stochcl.encoders.config import EncoderConfig, residual_ladder, residual_stages
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.residual import Distances, beam_search, sign_bits
+from stochcl.encoders.residual import Distances, Named, beam_search, sign_bits
 from stochcl.errors import UsageError
 
 STAGES = (3, 2, 2, 1, 1)
@@ -43,11 +43,19 @@ def test_a_search_of_full_width_finds_the_nearest_of_all_sums(sizes, seed):
     points = torch.randn(7, 4, generator=torch.Generator().manual_seed(seed + 1))
     every = list(itertools.product(*(range(size) for size in sizes)))
     sums = torch.stack([sum(book[name] for book, name in zip(books, names, strict=True)) for names in every])
-    distances = Distances.of(points, books)
+    distances = Distances.of(points, Named.of(books, points[:0]))
     found = beam_search(distances, width=len(every)) - torch.tensor(distances.ends[:-1])
     reached = torch.stack([sum(b[n] for b, n in zip(books, row, strict=True)) for row in found.tolist()])
     best = (points[:, None] - sums).square().sum(2).min(1).values
     torch.testing.assert_close((points - reached).square().sum(1), best)
+
+
+def test_a_search_of_many_rows_is_that_of_each():
+    books, points = make_books([8, 8, 4], 0), torch.randn(600, 4, generator=torch.Generator().manual_seed(1))
+    found = beam_search(Distances.of(points, Named.of(books, points[:0])))
+    for some in (slice(0, 1), slice(250, 260), slice(590, 600)):
+        assert torch.equal(beam_search(Distances.of(points[some], Named.of(books, points[:0]))), found[some])
+    assert len(beam_search(Distances.of(points[:0], Named.of(books, points[:0])))) == 0
 
 
 @settings(deadline=None, max_examples=30)
@@ -55,7 +63,7 @@ def test_a_search_of_full_width_finds_the_nearest_of_all_sums(sizes, seed):
 def test_distances_from_products_of_words_are_those_of_what_is_left(seed, stage):
     books = make_books([4, 8, 2, 4, 8], seed)
     points = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
-    distances = Distances.of(points, books)
+    distances = Distances.of(points, Named.of(books, points[:0]))
     names = torch.stack([torch.randint(0, len(b), (6, 3)) for b in books[:stage]], dim=2)
     left = points[:, None] - sum(book[names[:, :, s]] for s, book in enumerate(books[:stage]))
     direct = (left[:, :, None] - books[stage]).square().sum(3) - points.square().sum(1)[:, None, None]
@@ -163,9 +171,9 @@ def test_stages_that_make_no_code_are_refused():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 512), st.integers(1, 8))
-def test_the_ladder_has_ends_of_stages_only(latents, most):
-    stages = residual_stages(latents, most)
+@given(st.integers(1, 512), st.integers(1, 8), st.sampled_from(["images", "vectors"]))
+def test_the_ladder_has_ends_of_stages_only(latents, most, kind):
+    stages = residual_stages(latents, most, kind)
     assert sum(stages) == latents
     assert max(stages) <= most
     ladder = residual_ladder(stages)

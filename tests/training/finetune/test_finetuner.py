@@ -52,7 +52,7 @@ def test_auto_is_what_the_processor_computes_in_and_a_checkpoint_keeps_to_it(tun
     assert tuner(make_set(16), precision=first.precision).step == 2
     processor(not native)
     with pytest.raises(
-        TrainingError, match=rf"another precision; give the same options \(--precision {first.precision}\)"
+        TrainingError, match=rf"another precision; give the same options \(precision {first.precision}\)"
     ):
         tuner(make_set(16), precision="auto")
 

@@ -1,0 +1,122 @@
+"""Images made worse: blurred, noisy, faded, compressed, coarse, covered."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stochcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+STRENGTHS = (1, 2, 3, 4, 5)
+
+_BLUR = (0.01, 0.018, 0.028, 0.042, 0.06)  # standard deviation, by the side
+_NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # standard deviation, by white
+_CONTRAST = (0.7, 0.5, 0.35, 0.22, 0.12)  # what is left of it
+_JPEG = (40, 25, 15, 10, 5)  # quality
+_PIXELATE = (0.6, 0.45, 0.33, 0.25, 0.17)  # pixels that are left, by the side
+_OCCLUDE = (0.2, 0.3, 0.4, 0.5, 0.6)  # side of what is covered, by the side
+
+
+def _blur(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    from PIL import Image, ImageFilter
+
+    radius = _BLUR[strength] * image.shape[0]
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def _noise(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    drawn = rng.standard_normal(image.shape, np.float32) * (255 * _NOISE[strength])
+    noisy: Pixels = np.clip(np.rint(image + drawn), 0, 255).astype(np.uint8)
+    return noisy
+
+
+def _contrast(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    mean = image.mean(axis=(0, 1))
+    worse: Pixels = np.clip(np.rint((image - mean) * _CONTRAST[strength] + mean), 0, 255).astype(np.uint8)
+    return worse
+
+
+def _jpeg(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=_JPEG[strength])
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def _pixelate(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    small = max(1, round(width * _PIXELATE[strength])), max(1, round(height * _PIXELATE[strength]))
+    coarse = Image.fromarray(image).resize(small, Image.Resampling.BOX)
+    return np.asarray(coarse.resize((width, height), Image.Resampling.NEAREST), np.uint8)
+
+
+def _occlude(image: Pixels, strength: int, rng: Generator) -> Pixels:
+    height, width = (max(1, round(side * _OCCLUDE[strength])) for side in image.shape[:2])
+    top, left = rng.integers(0, image.shape[0] - height + 1), rng.integers(0, image.shape[1] - width + 1)
+    out = image.copy()
+    out[top : top + height, left : left + width] = 127
+    return out
+
+
+CORRUPTIONS: dict[str, Callable[[Pixels, int, Generator], Pixels]] = {
+    "blur": _blur,
+    "noise": _noise,
+    "contrast": _contrast,
+    "jpeg": _jpeg,
+    "pixelate": _pixelate,
+    "occlude": _occlude,
+}
+"""By name; each takes an image, a strength from 0, and where its chance comes from."""
+
+
+def corrupt(images: Pixels, kind: str, strength: int, *, seed: int = 0) -> Pixels:
+    """Return images made worse.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, H, W, 3)
+    kind : str
+        A key of ``CORRUPTIONS``.
+    strength : int
+        1 to 5.
+    seed : int
+        An image is corrupted in the same way whatever stands beside it, and each by its own chance.
+
+    Returns
+    -------
+    ndarray of uint8, shape (N, H, W, 3)
+
+    Raises
+    ------
+    UsageError
+        If there is no such corruption or strength, or these are no images.
+
+    Examples
+    --------
+    >>> grey = np.full((1, 8, 8, 3), 100, np.uint8)
+    >>> int((corrupt(grey, "occlude", 5) == 127).all(axis=3).sum())  # 60 % of each side
+    25
+    """
+    if kind not in CORRUPTIONS:
+        raise UsageError(f"there is no corruption {kind!r}; there are {', '.join(CORRUPTIONS)}.")
+    if strength not in STRENGTHS:
+        raise UsageError(f"a corruption has the strengths 1 to 5, not {strength}.")
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise UsageError(f"images are uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}.")
+    out = np.empty_like(images)
+    for i, image in enumerate(images):
+        out[i] = CORRUPTIONS[kind](image, strength - 1, np.random.default_rng([seed, strength, i]))
+    return out

@@ -1,0 +1,147 @@
+"""Files and archives of a source: read whole or at any offset, and whose fault it is where that fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from stochcl.errors import EnvironmentFault, ImageError
+from stochcl.files import pread_all, read_all
+from stochcl.messages import os_reason
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+# O_NONBLOCK: should a name turn into a pipe between listing and opening, opening must not wait for a writer.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+PROBE = 1 << 16
+"""Bytes of a file that any format of images is known by."""
+
+_OF_ONE_FILE = frozenset([errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL])
+_MOST_OPEN = 256  # archives that a process keeps open
+
+
+def is_environment_fault(exc: OSError) -> bool:
+    """Tell whether an error is of the disk, network or file table, or a file that is gone, rather than of one file.
+
+    Examples
+    --------
+    >>> is_environment_fault(OSError(24, "Too many open files")), is_environment_fault(PermissionError(13, "no"))
+    (True, False)
+    """
+    return exc.errno is not None and exc.errno not in _OF_ONE_FILE
+
+
+def read_error(exc: OSError, what: str = "it") -> ImageError | EnvironmentFault:
+    """Return the error for a listed image whose file or archive cannot be read; its message is the reason alone."""
+    kind = EnvironmentFault if is_environment_fault(exc) else ImageError
+    return kind(f"{what} cannot be read: {os_reason(exc)}")
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file whole."""
+    try:
+        return _read_regular(path, limit)
+    except OSError as exc:
+        raise ImageError(f"it cannot be read: {os_reason(exc)}") from exc
+
+
+def read_listed(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file that a listing has found, as :func:`read_regular` does."""
+    try:
+        return _read_regular(path, limit)
+    except OSError as exc:
+        raise read_error(exc) from exc
+
+
+def _read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    descriptor = os.open(path, _OPEN_FLAGS)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("it is not a regular file")
+        if status.st_size > limit:
+            raise ImageError(f"it has {status.st_size:,} bytes, and more than {limit:,} are not read")
+        data = read_all(file, status.st_size + 1)
+        if len(data) > status.st_size:  # the file has grown: go on to its end
+            data += read_all(file, limit + 1 - len(data))
+        if len(data) > limit:
+            raise ImageError(f"it has more than {limit:,} bytes, which are not read")
+        return data
+
+
+class RandomFile:
+    """A file that any thread may read at any offset, opened when first needed; pickles as its path.
+
+    It stays open, unless too many others do: then it is opened for every read.
+    """
+
+    _open_files: ClassVar[int] = 0
+    _count_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._file: Any = None
+        self._counted = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
+        file = self._file or self._open()
+        if file is None:
+            with self.path.open("rb") as once:
+                once.seek(offset)
+                return once.read(count)
+        if not hasattr(os, "pread"):
+            with self._lock:
+                file.seek(offset)
+                return bytes(file.read(count))
+        return pread_all(file.fileno(), offset, count)
+
+    def _open(self) -> Any:
+        """Open the file to stay open; return None where too many are."""
+        with self._lock:
+            if self._file is None and self._count():
+                try:
+                    self._file = self.path.open("rb", buffering=0)
+                except OSError:
+                    self._uncount()
+                    raise
+            return self._file
+
+    def _count(self) -> bool:
+        with RandomFile._count_lock:
+            self._counted = RandomFile._open_files < most_open()
+            RandomFile._open_files += self._counted
+        return self._counted
+
+    def _uncount(self) -> None:
+        RandomFile._open_files -= self._counted  # no lock: this may run in the collector, in any thread
+        self._counted = False
+
+    def __del__(self) -> None:
+        file = getattr(self, "_file", None)
+        if file is not None:
+            file.close()
+            self._uncount()
+
+
+def most_open() -> int:
+    """Return how many archives may stay open: a quarter of the files that the system allows this process."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _MOST_OPEN
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_OPEN if allowed == resource.RLIM_INFINITY else min(_MOST_OPEN, allowed // 4)

@@ -1,0 +1,162 @@
+"""Pixels of any kind as 8 bits a channel, and how many bits of 16 are used."""
+
+from __future__ import annotations
+
+import re
+import struct
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from stochcl.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+MAX_PIXELS = 178_956_970
+"""Largest image that is decoded unless asked for, in pixels: where Pillow, too, speaks of a decompression bomb."""
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNK = struct.Struct(">I4s")
+_NEAREST_MODE = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # RGB for all others
+
+
+FULL_DEPTH = 16
+"""Significant bits of 16-bit greyscale that uses its whole range."""
+
+LEAST_DEPTH = 8
+"""Fewer bits than these are not stretched, as they are not in an 8-bit image."""
+
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF
+_PNG_COLOUR_16 = re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR.{8}\x10[\x02\x04\x06]", re.DOTALL)
+
+
+def to_eight_bits(image: Image.Image, depth: int = FULL_DEPTH, data: bytes = b"") -> Image.Image:
+    """Convert a loaded image to mode L, RGB, LA or RGBA, 8 bits a channel, without changing its size.
+
+    16-bit greyscale is scaled (65535 becomes 255), never clipped; of fewer significant bits, which the file
+    (``data``) states or else ``depth`` says, their greatest value becomes 255. 32-bit integers within 0..65535 are
+    taken as 16-bit, floats within 0..1 or 0..255 as such; others are stretched from their own least to their greatest
+    value. A transparent colour becomes alpha. Colour profiles are ignored.
+    """
+    mode = image.mode
+    transparent = mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
+    if transparent:
+        return image.convert("RGBA")
+    if mode in ("L", "RGB", "LA", "RGBA"):
+        return image
+    if mode == "F" or _is_wide(image):
+        return _from_numbers(image, depth, data)
+    if mode == "LAB":
+        return _from_lab(image)
+    return image.convert(_NEAREST_MODE.get(mode, "RGB"))
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Tell whether an image is greyscale of 16 or 32 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _from_numbers(image: Image.Image, depth: int, data: bytes) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F":
+        grey = Image.fromarray(_float_to_bytes(values))
+    else:
+        grey = Image.fromarray(_integers_to_bytes(values, _stated_depth(image, values, data) or depth))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int) and image.mode != "F":
+        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+        return Image.merge("LA", (grey, Image.fromarray(alpha)))
+    return grey
+
+
+def _integers_to_bytes(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        return _stretch(values.astype(np.float64), low, high)
+    top = (1 << max(depth, high.bit_length())) - 1  # an image that goes beyond the others' range is not clipped
+    return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def _stated_depth(image: Image.Image, values: NDArray[Any], data: bytes) -> int | None:
+    """Return the significant bits that a file states: TIFF's samples, or PNG's sBIT; None where it states none.
+
+    A PNG should have its values scaled to all 16 bits and sBIT say how many were there before. Where it has them in
+    the lowest bits in place of that, sBIT says their range.
+    """
+    if image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2", {})
+        bits, most = tags.get(_BITS_PER_SAMPLE, ()), tags.get(_MAX_SAMPLE_VALUE, ())
+        if bits and LEAST_DEPTH <= bits[0] < FULL_DEPTH:
+            return int(bits[0])
+        most = most if isinstance(most, int) else max(most, default=0)
+        return most.bit_length() if 1 << (LEAST_DEPTH - 1) <= most < 0xFFFF else None
+    if image.format not in ("PNG", None):  # whose decoders scale by the range that the file states
+        return FULL_DEPTH
+    bits = next((chunk[8] for kind, chunk in png_chunks(data) if kind == b"sBIT" and len(chunk) > 12), None)
+    if bits is None or not 1 <= bits <= FULL_DEPTH:
+        return None
+    low_bits = (1 << (FULL_DEPTH - bits)) - 1
+    scaled = int(values.max()) >= 1 << bits or not (values & low_bits).any()
+    return FULL_DEPTH if scaled else max(LEAST_DEPTH, bits)
+
+
+def depth_used(data: bytes) -> tuple[int, bool] | None:
+    """Return how many bits the greatest value of a 16-bit PNG or TIFF takes, and whether it is greyscale.
+
+    None for other images, for damaged ones, and where the file states its depth.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=("PNG", "TIFF")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            if _is_wide(image):
+                image.load()
+                values = np.asarray(image)
+                stated = _stated_depth(image, values, data) is not None or int(values.min()) < 0
+                return None if stated else (int(values.max()).bit_length(), True)
+            tags: Any = getattr(image, "tag_v2", {})
+            if _PNG_COLOUR_16.match(data) or FULL_DEPTH in tuple(tags.get(_BITS_PER_SAMPLE, ())):
+                image.load()  # to the upper 8 bits
+                return int(np.asarray(image.convert("RGB")).max()).bit_length() + 8, False
+    except Exception:  # noqa: BLE001, RUF100 - reading it in earnest says what is wrong
+        return None
+    return None
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and bytes, with length and checksum, of each chunk of a PNG; nothing where it is none."""
+    at = len(PNG_MAGIC)
+    while data.startswith(PNG_MAGIC) and at + 12 <= len(data):
+        length, kind = _PNG_CHUNK.unpack_from(data, at)
+        chunk, at = data[at : at + 12 + length], at + 12 + length
+        yield kind, chunk
+
+
+def _float_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ImageError("the image holds values that are not finite")
+    if low >= 0 and high <= 255:
+        scale = 255.0 if high <= 1 else 1.0
+        return np.rint(values * scale).astype(np.uint8)
+    return _stretch(values.astype(np.float64), low, high)
+
+
+def _stretch(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
+    span = high - low
+    return np.rint((values - low) * (255.0 / span if span else 0.0)).astype(np.uint8)
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    if converted is None:  # only where asked to work in place
+        raise ImageError("the image's colours (CIE Lab) cannot be converted")
+    return converted

@@ -1,0 +1,35 @@
+"""Properties that are computed once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class cached_property(Generic[T]):  # noqa: N801 - as functools calls its own
+    """A property that is computed when it is first used, as ``functools.cached_property`` but without its lock.
+
+    Up to Python 3.11 that has one lock for all instances of a class. A process that is forked while another thread
+    computes the property inherits it locked, and waits for ever for a thread that it does not have. Here two threads
+    may compute the same at the same time; the first value stays.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    def __get__(self, instance: object | None, owner: type | None = None) -> Self | T:
+        if instance is None:
+            return self
+        value: T = instance.__dict__.setdefault(self._name, self._compute(instance))
+        return value

@@ -1,0 +1,70 @@
+"""Places behind URLs, of any protocol that fsspec knows."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from stochcl.errors import MissingExtraError, StochclError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]+)*://")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+
+
+def is_url(source: object) -> bool:
+    """Tell whether a source is a URL rather than a path.
+
+    Examples
+    --------
+    >>> [is_url(s) for s in ("s3://bucket/codes.bin", "simplecache::s3://b/c.bin", "codes.bin", "c:/codes.bin")]
+    [True, True, False, False]
+    """
+    return isinstance(source, str) and _URL.match(source) is not None
+
+
+class Remote:
+    """What is behind a URL. After a fork, and when it is unpickled, it opens the file system anew."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._lock, self._process = threading.Lock(), -1
+
+    def opened(self) -> tuple[Any, str]:
+        """Return the file system of this process, and the place there."""
+        with self._lock:
+            if self._process != os.getpid():
+                from fsspec.core import url_to_fs
+
+                self._system, self._place = url_to_fs(self.url)
+                self._process = os.getpid()
+            return self._system, self._place
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["url"])  # type: ignore[misc]
+
+
+@contextmanager
+def url_errors(url: str) -> Iterator[None]:
+    """Make errors of a file system's package ours, or those of a disk."""
+    protocol = re.split("://|::", url)[0].lower()
+    try:
+        yield
+    except (OSError, StochclError):
+        raise
+    except ImportError as exc:
+        extra = _EXTRAS.get(url.split("://", maxsplit=1)[0].rsplit("::", maxsplit=1)[-1].lower())
+        how = f"pip install 'stochcl[{extra}]'" if extra else f"install it ({exc})"
+        raise MissingExtraError(f"{url}: {protocol}:// needs a package that is not installed; {how}.") from exc
+    except Exception as exc:
+        if isinstance(exc, ValueError) and "rotocol not known" in str(exc):
+            raise UsageError(f"{url}: there is no protocol {protocol}://; give a path or another URL.") from exc
+        raise OSError(f"{type(exc).__name__}: {exc}") from exc
