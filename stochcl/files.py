@@ -39,6 +39,21 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path) if is_link else path)
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is there; where pathlib raises (a name too long, a closed folder), it is not."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a file; where pathlib raises, it is not."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a folder; where pathlib raises, it is not."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a temporary sibling of ``path`` for writing; put it in its place when the block ends well.

@@ -79,8 +79,8 @@ def append(
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
     check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
     labelled = labels is not None or _labels_come_along(options)
-    codec = codec_of(path) if codec is None else codec
     with Archive(path) as archive:
+        codec = codec_of(path) if codec is None else codec
         _check_appendable(archive, path, codec, labels=labelled)
         codec = codec.with_precision(archive.header.precision)
     images = open_inputs(source, codec, options)

@@ -33,7 +33,7 @@ from stochcl.data.preprocess import FITS
 from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
-from stochcl.files import WriteLock, check_output, sync_folder, target_of
+from stochcl.files import WriteLock, check_output, exists, sync_folder, target_of
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.options import option
 
@@ -140,7 +140,7 @@ def compress_source(
             f"{escape_name(source.path)}: a stream cannot be read again, so there is nothing to --resume; "
             f"`stochcl verify {escape_name(path)}.partial --salvage OUT` makes an archive of what was kept."
         )
-    if (path / MANIFEST).exists():
+    if exists(path / MANIFEST):
         raise UsageError(
             f"{escape_name(path)}: this is a folder of shards; pass the --shard-images that it was made with to "
             "continue it or, with --force, to replace it; or name a file to write."
@@ -314,7 +314,7 @@ def _compress_at_rate(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
 ) -> Encoded:
     full, encoded = full_width(path), Encoded()
-    if full.exists() and (options.resume or not options.force):
+    if exists(full) and (options.resume or not options.force):
         _check_kept(full, codec, source, options)
     else:
         encoded = encode_source(codec, source, full, options, codec.latents, progress)
@@ -449,10 +449,10 @@ def note_partial_output(path: Path) -> Iterator[None]:
 def _resume_hint(path: Path) -> str:
     """Say what an interrupted run has left to continue with; nothing where there is nothing."""
     full = full_width(path)
-    if full.exists():
+    if exists(full):
         return f"What was done is kept in {escape_name(full)}: pass --resume to continue."
     for partial in (output.with_name(output.name + ".partial") for output in (full, path)):
-        if partial.exists():
+        if exists(partial):
             rows = rows_kept(partial.with_name(partial.name + ".journal"))
             kept = f"{rows:,} that are done are" if rows != 1 else "1 that is done is"
             return f"The {kept} kept in {escape_name(partial)}: pass --resume to continue."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stochcl.codes import folder_label
 from stochcl.data import read_labels
 from stochcl.errors import LabelsError, UsageError, option_name
+from stochcl.files import is_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def groups_of(archive: ArchiveBase, path: PathLike, groups: str, labels: PathLik
     LabelsError
         If there is neither such a file nor such a column, or a row is not in it, or its group is empty.
     """
-    if Path(groups).is_file():
+    if is_file(groups):
         table, found = groups, labels_of(archive, path, groups)
     elif labels is not None:
         table, found = str(labels), labels_of(archive, path, labels, groups)

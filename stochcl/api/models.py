@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.errors import ModelError, ModelNotFound, UsageError
+from stochcl.files import is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Pa
 def portable_name(model: str | os.PathLike[str]) -> str:
     """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
     path, embedded = Path(model), {path.stem for path in embedded_models()}
-    return str(path.absolute()) if str(model) not in embedded and path.is_file() else str(model)
+    return str(path.absolute()) if str(model) not in embedded and is_file(path) else str(model)
 
 
 def initial_weights(init: str | os.PathLike[str]) -> Path:

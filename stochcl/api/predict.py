@@ -18,7 +18,7 @@ from stochcl.compress.manifest import MANIFEST
 from stochcl.data import open_source
 from stochcl.downstream import load
 from stochcl.errors import ModelMismatch, UsageError
-from stochcl.files import check_output, replacing, writing
+from stochcl.files import check_output, exists, is_file, is_folder, replacing, writing
 from stochcl.framing import MAGIC
 from stochcl.messages import escape_name
 from stochcl.remote import is_url
@@ -142,9 +142,9 @@ def _is_archive(path: PathLike) -> bool:
     if is_url(path):
         return True
     path = Path(path)
-    if path.is_dir():
-        return (path / MANIFEST).exists()
-    if not path.is_file():
+    if is_folder(path):
+        return exists(path / MANIFEST)
+    if not is_file(path):
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC

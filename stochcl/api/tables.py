@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.compress import open_archive
 from stochcl.errors import ModelMismatch, ModelNotFound, StochclError
+from stochcl.files import is_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def resolve_tables(
         from stochcl.api.codec import Codec
 
         return (Codec(model, device="cpu").tables,)
-    if not Path(model).is_file():
+    if not is_file(model):
         raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
     return (Path(model),)
 

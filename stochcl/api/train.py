@@ -15,6 +15,7 @@ from stochcl.api.models import initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
 from stochcl.errors import OutputError, OutputExists, SourceError, UsageError
+from stochcl.files import writing
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import load_preset, options_from
 
@@ -323,12 +324,16 @@ class RunFiles:
 
     def check(self, *, resume: bool, force: bool) -> None:
         """Refuse to train for hours before an output that could not be written, or that somebody wants to keep."""
-        for path, what in ((self.output, "model"), (self.log, "log")):
-            if path and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
-                raise OutputError(
-                    f"{escape_name(path)}: no {what} can be written there; name a file in a folder that exists and "
-                    "is writable."
-                )
+        for path, what in ((self.output, "model"), (self.checkpoint, "checkpoint"), (self.log, "log")):
+            if path is None:
+                continue
+            with writing(path, f"the {what}", "; give another name"):
+                there = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+                if not there or path.is_dir():
+                    raise OutputError(
+                        f"{escape_name(path)}: no {what} can be written there; name a file in a folder that exists "
+                        "and is writable."
+                    )
         if self.output.exists() and not (force or resume):
             raise OutputExists(f"{escape_name(self.output)}: this file exists already; pass --force to replace it.")
         if self.checkpoint.exists() and not (force or resume):

@@ -34,6 +34,7 @@ from stochcl.data.builtin import DigitsSource
 from stochcl.data.labels import read_labels
 from stochcl.data.open import JoinedSource, open_sources
 from stochcl.errors import MissingExtraError, SourceError, UsageError
+from stochcl.files import exists
 from stochcl.messages import escape_name
 from stochcl.options import declared, option
 
@@ -350,7 +351,7 @@ def _check_alike(source: Rows, like: Rows, path: Path, other: Path) -> None:
 
 def _rows_of(paths: Sequence[Path]) -> Rows:
     """Open images, of several sources as one, or read a matrix."""
-    if [str(path) for path in paths] == ["digits"] and not paths[0].exists():
+    if [str(path) for path in paths] == ["digits"] and not exists(paths[0]):
         return DigitsSource()
     source = open_sources(paths)
     if isinstance(source, ImageSource):

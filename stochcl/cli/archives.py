@@ -244,7 +244,8 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     from stochcl.api.append import append
     from stochcl.api.codec import codec_of
 
-    codec = codec_of(codes, model, device=device)
+    with Archive(codes):  # a folder of shards is refused before its model is looked for
+        codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
         edit = append(codes, source, codec, progress=bar, **given(options))
     say_skipped(edit.skipped)

@@ -15,7 +15,7 @@ from PIL import Image
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import writing
+from stochcl.files import is_file, is_folder, writing
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Cifar10Source(ImageSource):
 
 def is_cifar10(path: Path, head: bytes = b"") -> bool:
     """Tell whether a folder holds the published training batches, or a file, which begins with ``head``, is one."""
-    if path.is_dir():
+    if is_folder(path):
         return bool(_batches(path))
     named = path.name == "test_batch" or _TRAINING.fullmatch(path.name) is not None
     return named and head.startswith(b"\x80")
@@ -256,7 +256,7 @@ def _read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int], list[str]]:
 
 def _classes(path: Path) -> list[str]:
     """Return the names of classes, or none where no file says them."""
-    if not path.is_file():
+    if not is_file(path):
         return []
     names = _load(path).get(b"label_names")
     try:

@@ -27,7 +27,7 @@ from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
 from stochcl.data.url import UrlSource, open_url
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
-from stochcl.files import is_lfs_pointer
+from stochcl.files import exists, is_lfs_pointer
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.remote import is_url
 
@@ -117,7 +117,7 @@ def expand(pattern: str | os.PathLike[str]) -> list[Path | str]:
     """
     text = str(pattern)
     match = _RANGE.search(text)
-    if match is None or (not is_url(text) and Path(text).exists()):
+    if match is None or (not is_url(text) and exists(text)):
         return [text if is_url(text) else Path(text)]
     first, last = match.groups()
     if abs(int(last) - int(first)) >= _MOST_SHARDS:

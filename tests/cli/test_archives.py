@@ -81,17 +81,14 @@ def test_what_decompress_refuses(refused, codes, tmp_path):
     out = tmp_path / "codes.npz"
     out.write_bytes(b"precious")
     refusals = [
-        (out, 2, "this file exists already; pass --force to replace it."),
-        (
-            tmp_path / "codes.txt",
-            2,
-            "codes are decoded to .npz, .npy, .csv, .parquet, .arrow; give the output one of",
-        ),
-        (tmp_path / "nowhere" / "codes.npz", 1, "it cannot be written: no such file or directory."),
+        (out, 2, "pass --force"),
+        (tmp_path / "codes.txt", 2, ".npz, .npy, .csv, .parquet, .arrow"),
+        (tmp_path / "nowhere" / "codes.npz", 1, "folder to write to does not exist"),
     ]
     for path, code, message in refusals:
         said = refused("decompress", codes, "-o", path, code=code)
-        assert said.startswith(f"{path}: {message}")
+        assert said.startswith(f"{path}: ")
+        assert message in said
     assert out.read_bytes() == b"precious"
     assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
 

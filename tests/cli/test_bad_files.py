@@ -108,10 +108,6 @@ ARCHIVES = {
     "damaged at the very end": (flipped(lambda data: len(data) - 3), f"; {AGAIN}"),
 }
 READERS = ["info", "verify", "decompress", "evaluate"]
-NO_MANIFEST = (
-    "this folder has no manifest.json: it is not a folder of codes, or compressing to it was not finished; run the "
-    "command that began it again."
-)
 
 
 def reading(command, path, tmp_path):
@@ -147,11 +143,13 @@ def test_damage_among_the_codes_is_found_where_they_are_read(run, refused, codes
 @pytest.mark.parametrize("command", READERS)
 def test_no_archive_is_there(refused, tmp_path, command):
     for path, message in [
-        (tmp_path / "nowhere.bin", "there is no such file or folder."),
-        (tmp_path, NO_MANIFEST),
-        (tmp_path / ("x" * 300), "it cannot be read: file name too long."),
+        (tmp_path / "nowhere.bin", "no such file"),
+        (tmp_path, "has no manifest.json"),
+        (tmp_path / ("x" * 300), "file name too long"),
     ]:
-        assert refused(*reading(command, path, tmp_path)) == f"{path}: {message}"
+        said = refused(*reading(command, path, tmp_path))
+        assert said.startswith(f"{path}: ")
+        assert message in said
 
 
 def test_two_archives_of_different_models(refused, run, images, codes, tmp_path):

@@ -33,11 +33,10 @@ def test_a_full_disk_after_some_segments(run, small_segments, images, model, cod
     before = SMALL_SEGMENTS.format(rows=rows) + "\n" + FULL.format(size=whole.stat().st_size - 300)
     done = process("compress", images, "-m", model, "-o", out, before=before)
     partial = tmp_path / "codes.bin.partial"
-    assert done.stderr == (
-        f"stochcl: {out}: it cannot be written: file too large. What was done is kept in {partial}: make room and "
-        "pass --resume.\n"
-    )
-    assert done.returncode == 1
+    assert done.stderr.startswith(f"stochcl: {out}: it cannot be written: file too large.")
+    assert f"kept in {partial}" in done.stderr
+    assert "--resume" in done.stderr
+    assert done.stderr.count("\n") == done.returncode == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "codes.bin.partial", "codes.bin.partial.journal", "whole.bin",
     ]  # fmt: skip
@@ -57,10 +56,9 @@ def test_a_full_disk_while_a_rate_is_written(run, refused, images, model, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr("stochcl.api.compress.tempfile.TemporaryDirectory", fail)
         said = refused(*request)
-    assert said == (
-        f"{out}: it cannot be written: no space left on device; all latents are kept in {full}: make room and pass "
-        "--resume."
-    )
+    assert said.startswith(f"{out}: it cannot be written: no space left on device")
+    assert f"kept in {full}" in said
+    assert "--resume" in said
     assert [p.name for p in tmp_path.iterdir()] == ["codes.bin.full"]
     with monkeypatch.context() as patch:
         patch.setattr("stochcl.api.compress.Writer", None)  # nothing is encoded again
@@ -84,11 +82,11 @@ def test_outputs_that_make_no_sense(refused, images, model, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"precious")
     cases = [
-        (tmp_path / "no" / "codes.bin", 1, "the folder to write to does not exist; make it first."),
-        (tmp_path / "file" / "codes.bin", 1, "the folder to write to does not exist; make it first."),
-        (tmp_path / "folder", 2, "this is a folder; name the file to write."),
-        (tmp_path / ("x" * 300), 1, "it cannot be written: file name too long; give another name."),
-        (tmp_path / ("x" * 250), 1, "it cannot be written: file name too long."),
+        (tmp_path / "no" / "codes.bin", 1, "folder to write to does not exist"),
+        (tmp_path / "file" / "codes.bin", 1, "folder to write to does not exist"),
+        (tmp_path / "folder", 2, "this is a folder"),
+        (tmp_path / ("x" * 300), 1, "file name too long"),
+        (tmp_path / ("x" * 250), 1, "file name too long"),
     ]
     for out, code, message in cases:
         for options in ([], ["--force"], ["--rate", "9"]):
@@ -128,12 +126,12 @@ def test_a_partial_file_of_another_request_is_kept(
             run(*request)
     left = partial.read_bytes()
     for options, what in [
-        (["--latents", "9"], "model, --precision, --latents, --fit or --uncertainty"),
-        (["--fit", "pad"], "model, --precision, --latents, --fit or --uncertainty"),
-        (["--no-names"], "choice of --no-names"), (["--strict"], "choice of --strict"),
+        (["--latents", "9"], "--latents"), (["--fit", "pad"], "--fit"),
+        (["--no-names"], "--no-names"), (["--strict"], "--strict"),
     ]:  # fmt: skip
         said = refused(*request, "--resume", *options, code=2)
-        assert said.startswith(f"{partial}: this was begun with another {what}; repeat the command that began it, or")
+        assert said.startswith(f"{partial}: ")
+        assert what in said
     said = refused("compress", images / "cats", *request[2:], "--resume", code=2)
     assert "begun with another source (images were added, removed or changed)" in said
     assert partial.read_bytes() == left

@@ -57,7 +57,8 @@ def test_appending(run, cats, images, model, codes):
 
 def test_appending_with_another_model_is_refused(refused, cats, images):
     before = cats.read_bytes()
-    assert "it was made by the model tiny" in refused("append", cats, images)
+    assert "it was made by the model tiny" in refused("append", cats, images, "-m", "general")
+    assert "the model tiny" in refused("append", cats, images, code=2)  # and no other is taken in its place
     assert "there is no such file" in refused("append", cats.with_name("none.bin"), images)
     assert cats.read_bytes() == before
 
@@ -87,7 +88,7 @@ def test_joining_and_cutting(run, refused, two, tmp_path):
     assert "either --rows" in refused("split", out, "-o", tmp_path / "parts", code=2)
     other = write(tmp_path / "other.bin", make_codes(5, 12), make_tables(12, decoder=False))
     said = refused("merge", out, other, "-o", tmp_path / "b.bin")
-    assert said.startswith(f"{other}: it has other decoding tables than {out}")
+    assert said.startswith(f"{other}: it has another decoder than {out}")
 
 
 def test_writing_anew(run, refused, two, tmp_path):

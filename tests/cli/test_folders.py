@@ -10,8 +10,6 @@ from stochcl.ray import compress_folder
 from stochcl.sklearn import CodesTransformer
 from tests.making import json_of
 
-MERGE = "this is a folder, and one file of codes is needed; `stochcl merge` makes one of a folder of codes."
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, images, model, codec):
@@ -109,7 +107,8 @@ def test_commands_that_rewrite_a_file_say_to_merge_first(refused, folder, images
     names = {"CODES": folder, "OUT": tmp_path / "out", "IMAGES": images}
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     said = refused(command.split()[0], *[names.get(text, text) for text in REFUSES[command]])
-    assert said == f"{folder}: {MERGE}"
+    assert said.startswith(f"{folder}: ")
+    assert "`stochcl merge`" in said
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not (tmp_path / "out").exists()
 

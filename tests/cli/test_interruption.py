@@ -111,13 +111,13 @@ def test_a_source_that_vanishes_keeps_what_was_done_and_can_be_resumed(model, tm
     gone = tmp_path / "gone"
     before = f"""
 import os
-from stochcl.data.folder import FolderSource
-read = FolderSource._read
-def lose(self, i):
+from stochcl.data.source import ImageSource
+read = ImageSource._image
+def lose(self, i, preprocess):
     if i == 20 and not os.path.exists({os.fspath(gone)!r}):
         os.rename({os.fspath(photos)!r}, {os.fspath(gone)!r})
-    return read(self, i)
-FolderSource._read = lose
+    return read(self, i, preprocess)
+ImageSource._image = lose
 """
     out = tmp_path / "codes.bin"
     request = ["compress", photos, "-m", model, "-o", out, "--device", "cpu", "--workers", "1", "--batch-size", "10"]

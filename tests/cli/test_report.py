@@ -40,7 +40,7 @@ def test_what_is_no_archive_or_lacks_its_tables_is_refused(run, refused, compres
     away = tmp_path / "away"
     away.mkdir()
     tables.rename(away / tables.name)
-    assert "decoding tables" in refused("report", path, "-o", tmp_path / "a.html")
+    assert "the decoder" in refused("report", path, "-o", tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()
     run("report", path, "-o", tmp_path / "a.html", "-m", away / tables.name)
 

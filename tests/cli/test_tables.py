@@ -32,7 +32,7 @@ def test_the_report_says_where_they_are(run, images, model, tmp_path):
 @pytest.mark.parametrize("command", ["info", "verify", "evaluate"])
 def test_a_file_is_read_with_the_tables_or_the_model_that_are_given(run, refused, apart, model, command):
     path, tables = apart
-    assert "decoding tables" in refused(command, path)
+    assert "the decoder" in refused(command, path)
     run(command, path, "-m", tables)
     run(command, path, "-m", model)
 
@@ -49,7 +49,7 @@ def test_tables_beside_the_file_or_in_the_current_folder_are_found(run, refused,
 
 def test_so_it_is_decompressed_and_saved(run, refused, apart, tmp_path):
     path, tables = apart
-    assert "decoding tables" in refused("decompress", path, "-o", tmp_path / "a.npz")
+    assert "the decoder" in refused("decompress", path, "-o", tmp_path / "a.npz")
     run("decompress", path, "-o", tmp_path / "a.npz", "-m", tables)
     run("verify", path, "--salvage", tmp_path / "b.bin", "-m", tables)
     run("verify", tmp_path / "b.bin", "-m", tables)
