@@ -102,8 +102,7 @@ def test_an_interruption_leaves_a_checkpoint_to_go_on_from(run, model, images, t
     assert "Traceback" not in said[1]
     kept = rf"is kept in {re.escape(str(out))}\.checkpoint; pass --resume"
     # Behind progress, where the machine is slow.
-    told = re.search(rf"stochcl: interrupted\. Step ([\d,]+) {kept}.*\.
-\Z", said[1])
+    told = re.search(rf"stochcl: interrupted\. Step ([\d,]+) {kept}.*\.\n\Z", said[1])
     assert told
     assert (tmp_path / "tuned.safetensors.checkpoint").exists()
     found = json.loads(run(*long, "--resume", "--max-time", "1s", "--json").stdout)
