@@ -250,6 +250,7 @@ def test_without_names_pictures_are_by_place(codec, images, out, tmp_path):
     assert "image 3" in page.text
     told, page = report(tmp_path / "codes.bin", out, images=images / "cats")
     assert "pictures may stand for others" in page.text
+    (tmp_path / "labels.csv").write_text("name,label\ncats/00.png,cat\n")
     with pytest.raises(LabelsError, match="have no names to find labels by"):
         report(tmp_path / "codes.bin", out, labels=tmp_path / "labels.csv")
 
