@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 _FLAG = re.compile(
     r"(?<![\w-])(?:--(?P<no>no-)?(?P<name>[a-z][a-z-]*[a-z])|-(?P<short>[mk])\b)(?: (?P<value>-?\d+))?"
 )
-_SWITCHES = {"external-tables", "force", "refit", "resume", "self-contained", "strict", "uncertainty"}
-_ARGUMENTS = {"by": "output", "input": "output", "label-column": "column", "label-level": "level"}
+_SWITCHES = {
+    "any-name", "external-tables", "force", "refit", "resume", "self-contained", "strict", "trusted", "uncertainty",
+}  # fmt: skip
+_ARGUMENTS = {"by": "output", "input": "output"}
 _SHORT = {"m": "model=", "k": "count"}
 _command_line = False
 
@@ -40,12 +42,17 @@ def for_caller(message: str) -> str:
     Examples
     --------
     >>> for_caller("it exists; pass --force, or --no-names with --label-level 2 (`stochcl merge --force`).")
-    'it exists; pass force=True, or names=False with level=2 (`stochcl merge --force`).'
+    'it exists; pass force=True, or names=False with label_level=2 (`stochcl merge --force`).'
     """
     if _command_line:
         return message
     parts = message.split("`")
     return "`".join(part if i % 2 else _FLAG.sub(_argument, part) for i, part in enumerate(parts))
+
+
+def option_name(flag: str, argument: str) -> str:
+    """Return what whoever calls knows an option as, where a function's argument is not named like its flag."""
+    return flag if _command_line else argument
 
 
 def _argument(match: re.Match[str]) -> str:

@@ -45,7 +45,7 @@ from stochcl.data import ImageSource, Preprocess, SubsetSource, held_out, open_s
 from stochcl.data.labels import read_labels
 from stochcl.data.open import JoinedSource
 from stochcl.downstream import wilson
-from stochcl.downstream.metrics import bootstrap_r_squared, mean_absolute_error, r_squared
+from stochcl.downstream.metrics import bootstrap_r_squared, r_squared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -210,6 +210,7 @@ def scores(
     task: Task, train: NDArray[np.float32], test: NDArray[np.float32], seed: int, probes: tuple[str, ...] = PROBES
 ) -> list[dict[str, Any]]:
     """Return what each probe scores on each target."""
+    from sklearn.metrics import mean_absolute_error
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train)
@@ -231,7 +232,7 @@ def scores(
                 answer = said[:, numbers.tolist().index(k)]
                 low, high = bootstrap_r_squared(truth, answer, seed) or (None, None)
                 row = {"score": r_squared(truth, answer), "low": low, "high": high,
-                       "mean_absolute_error": mean_absolute_error(truth, answer)}  # fmt: skip
+                       "mean_absolute_error": float(mean_absolute_error(truth, answer))}  # fmt: skip
             found.append({"probe": probe, "target": name} | row)
         told = " ".join(f"{row['target']} {row['score']:.3f}" for row in found[-len(task.names) :])
         say(f"    {probe:<11} {told}   ({time.monotonic() - started:.0f} s)")

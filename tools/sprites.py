@@ -14,7 +14,7 @@ import numpy as np
 
 from stochcl.cli.main import JSON, show
 from stochcl.data.array import row_names
-from stochcl.errors import OutputError, StochclError, UsageError
+from stochcl.errors import OutputError, StochclError, UsageError, command_line
 from stochcl.files import replacing
 from stochcl.messages import escape_name, os_reason
 
@@ -252,11 +252,12 @@ def sprites(output: Path, *, as_json: bool, **options: Any) -> None:
       stochcl compress sprites/images.npy -m sprites.safetensors -o codes.bin
       stochcl evaluate codes.bin --labels sprites/factors.csv --task regression --column x --column rotation
     """
-    try:
-        found = write_sprites(output, **options)
-    except StochclError as exc:
-        click.echo(f"error: {exc}", err=True)
-        raise SystemExit(exc.exit_code) from exc
+    with command_line():
+        try:
+            found = write_sprites(output, **options)
+        except StochclError as exc:
+            click.echo(f"error: {exc}", err=True)
+            raise SystemExit(exc.exit_code) from exc
     facts = f"{found['images']:,} images of {found['size']} pixels, {found['bytes']:,} bytes"
     show(found, [*found["paths"], f"  {facts}; {', '.join(found['columns'])}"], as_json=as_json)
 

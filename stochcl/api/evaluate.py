@@ -21,7 +21,7 @@ from stochcl.api.labels import (
 )
 from stochcl.api.options import EvaluateOptions, SelectOptions
 from stochcl.compress import open_archive
-from stochcl.errors import LabelsError, ModelMismatch, UsageError
+from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import check_output, replacing, writing
 from stochcl.messages import escape_name, plural
 
@@ -352,7 +352,7 @@ def _check_request(
     """Refuse options that contradict each other."""
     check_label_options(labels.path, labels.columns, labels.level)
     if len(set(labels.columns)) != len(labels.columns):
-        raise UsageError("a column is named twice by --label-column; name each once.")
+        raise UsageError(f"a column is named twice by {option_name('--label-column', 'columns')}; name each once.")
     if test_labels is not None and (test is None or labels.path is None):
         raise UsageError("--test-labels stands beside --test and --labels; give all three.")
     if test is not None and test_size is not None:

@@ -292,7 +292,7 @@ def finetune(
     from stochcl.training.finetune import Finetuner, class_indices
 
     started = time.monotonic()
-    check_label_options(labels, (), label_level)
+    check_label_options(labels, (), label_level, argument="label_level")
     files = RunFiles.of(output, log)
     files.check(resume=resume, force=force)
     settings = _settings(sources, preset, options)
@@ -302,7 +302,7 @@ def finetune(
     label = labeller(opened, labels, label_level)
     test_labels, truth = (None, []) if test is None else _of_test(opened, test, labels, test_labels, label_level)
     data = read_labelled(
-        base.encoder.config, opened, label, hold_out=hold_out, workers=workers,
+        encoder.config, opened, label, hold_out=hold_out, workers=workers,
         cache=None if cache is None else Path(cache),
     )  # fmt: skip
     classes = classes_of(data)
@@ -355,11 +355,6 @@ def _base(model: PathLike) -> ModelFile:
     base = load_model(find_model(model))
     if base.encoder.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
-    if base.encoder.config.posterior == "residual":
-        raise UsageError(
-            f"{escape_name(model)}: this model has residual latents, which are fitted and not trained; fine-tune a "
-            "model of another posterior, or fit these anew with `stochcl train --epochs 0`."
-        )
     return base
 
 

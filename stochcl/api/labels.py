@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.codes import folder_label
 from stochcl.data import read_labels
-from stochcl.errors import LabelsError, UsageError
+from stochcl.errors import LabelsError, UsageError, option_name
 from stochcl.files import is_file
 from stochcl.messages import escape_name
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
 
+_COLUMN, _LEVEL = ("--label-column", "column"), ("--label-level", "level")
 _SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"])
 
 
@@ -59,26 +60,30 @@ def labels_of(
     if level is not None and archive.names is not None:
         found = tuple(folder_label(name, level) for name in archive.names)
         if not any(found):
-            raise LabelsError(f"{shown}: no name has a folder at --label-level {level}; its images lie less deep.")
+            asked = f"{option_name(*_LEVEL)} {level}"
+            raise LabelsError(f"{shown}: no name has a folder at {asked}; its images lie less deep.")
         return found
     if archive.labels is None:
         raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
     return tuple(archive.labels)
 
 
-def check_label_options(labels: PathLike | None, columns: Iterable[str | None], level: int | None) -> None:
-    """Refuse options that say two things of where labels come from.
+def check_label_options(
+    labels: PathLike | None, columns: Iterable[str | None], level: int | None, *, argument: str = "level"
+) -> None:
+    """Refuse options that say two things of where labels come from; ``argument`` is what the caller knows a level as.
 
     Raises
     ------
     UsageError
     """
     if labels is None and any(column is not None for column in columns):
-        raise UsageError("--label-column says which column of a CSV file; give that file with --labels.")
+        raise UsageError(f"{option_name(*_COLUMN)} says which column of a CSV file; give that file with --labels.")
+    flag = option_name("--label-level", argument)
     if labels is not None and level is not None:
-        raise UsageError("--labels and --label-level both say what the label is; give one of them.")
+        raise UsageError(f"--labels and {flag} both say what the label is; give one of them.")
     if level == 0:
-        raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
+        raise UsageError(f"{flag} counts folders from 1, the outermost, or from -1, the innermost; not 0.")
 
 
 def label_origin(labels: PathLike | None, column: str | None, level: int | None, archive: ArchiveBase) -> str:

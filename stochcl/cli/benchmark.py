@@ -13,7 +13,7 @@ from stochcl.benchmarks.throughput import ThroughputConfig
 from stochcl.cli.main import JSON, progress_bar, say, show, table
 from stochcl.cli.options import PATH, given, options_of
 from stochcl.cli.options import output as output_option
-from stochcl.errors import StochclError
+from stochcl.errors import StochclError, command_line
 from stochcl.files import make_folder
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ class Script(click.Command):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run; an error that stochcl raises becomes one sentence and its exit code."""
-        try:
-            return super().main(*args, **options)
-        except StochclError as exc:
-            say(f"{self.name}: {exc}")
-            raise SystemExit(exc.exit_code) from exc
+        with command_line():
+            try:
+                return super().main(*args, **options)
+            except StochclError as exc:
+                say(f"{self.name}: {exc}")
+                raise SystemExit(exc.exit_code) from exc
 
 
 def command_of(

@@ -257,6 +257,7 @@ def _terminable() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
+    end.raises = Terminated  # type: ignore[attr-defined]  # training waits for the end of a step, and raises it then
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

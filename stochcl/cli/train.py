@@ -126,20 +126,34 @@ def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -
     "Start",
     click.option(
         "--preset", metavar="NAME",
-        help="Options to begin with: cifar10-finetune, imagenet-finetune, or a .toml file.",
+        help="Options to begin with: cifar10-finetune, cifar10-lite0-finetune, imagenet-finetune, or a .toml file.",
     ),
     INIT,
-    options_of(FinetuneOptions, only=("from_scratch",)),
+    options_of(FinetuneOptions, only=("from_scratch", "posterior", "latents", "alphabet")),
 )  # fmt: skip
 @section(
     "Schedule",
-    options_of(FinetuneOptions, only=("epochs", "max_time", "batch_size", "lr", "momentum", "decay", "warmup")),
+    options_of(
+        FinetuneOptions,
+        only=(
+            "epochs",
+            "max_time",
+            "batch_size",
+            "optimizer",
+            "lr",
+            "backbone_lr",
+            "frozen",
+            "momentum",
+            "decay",
+            "warmup",
+        ),
+    ),
 )
 @section(
     "Augmentation",
     options_of(
         FinetuneOptions,
-        only=("mixup", "crop", "padding", "area", "flip", "operations", "strength", "cutout"),
+        only=("mixup", "size", "crop", "padding", "area", "flip", "operations", "strength", "cutout"),
     ),
 )
 @section(

@@ -340,7 +340,7 @@ class _Recent:
         except KeyError:
             raise ValueError(
                 f"it is a hard link to {escape_name(linkname)}, which has gone by in the stream; read the tar from a "
-                "file, or write it with --hard-dereference"
+                "file, or write it with `tar --hard-dereference`"
             ) from None
 
     def read(self, linkname: str) -> bytes:

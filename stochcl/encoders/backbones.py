@@ -203,6 +203,10 @@ class ResNet(nn.Module):
                 pooled.append(moments(x))
         return torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
 
+    def first_stages(self, count: int) -> list[nn.Module]:
+        """Return what runs before and in the first stages."""
+        return [self.conv1, self.bn1, *(self.get_submodule(f"layer{i + 1}") for i in range(count))]
+
 
 class Features(nn.Module):
     """The backbone of vectors that are features already: it hands them on."""

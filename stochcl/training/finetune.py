@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from stochcl.codes import bits_per_symbol
+from stochcl.encoders.backbones import ResNet
+from stochcl.encoders.config import FAMILIES, EncoderConfig
+from stochcl.encoders.efficientnet import EfficientNetLite
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import choose_device, encode, precision_used
 from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.errors import LabelsError
+from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
-from stochcl.training.entropy import fit_tables
+from stochcl.training.entropy import MIN_CODES, fit_tables
 from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.runtime import DeviceImages, to_device
@@ -160,10 +164,11 @@ def _prior_fit(encoder: Encoder, posterior: Posterior) -> Tensor:
     return nats - nats.detach()
 
 
-_VIEW, _LATENTS, _MIXING, _PREFIX = range(4)  # streams of random numbers
+_VIEW, _LATENTS, _MIXING, _PREFIX, _TABLES = range(5)  # streams of random numbers
 _BETWEEN_RESUMES = ("epochs", "max_time", "device", "compile", "entropy", "entropy_hidden")
 """Options that may change when a run is resumed."""
 _MOST_WARMUP = 0.1  # of the run
+_TABLE_IMAGES = 200  # for each bit of a code
 _ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
 
 
@@ -191,12 +196,58 @@ class FinetuneProgress:
         return text if math.isnan(self.held_top1) else f"{text}, held-out top-1 {self.held_top1:.1%}"
 
 
+_IN_PLACE = {"posterior": "gaussian", "latents": 16, "alphabet": 4}
+"""Latents in place of residual ones, which are fitted and not trained: 32 bits. On features of a frozen network, 16
+numbers of four values kept more of the classes than 32 bits that are drawn, or 8 symbols of 16 values."""
+
+
 def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
-    """Return the encoder that fine-tuning starts from: the base, or one like it with fresh weights."""
-    if not options.from_scratch:
-        return base
+    """Return the encoder that fine-tuning starts from: with the base's weights, with fresh latents, or all fresh."""
+    asked = {name: getattr(options, name) for name in ("posterior", "latents", "alphabet")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    residual = base.config.posterior == "residual"
+    config = replace(base.config, size=options.size or base.config.size)
+    if asked or residual:
+        config = _with_latents(config, asked)
+    if not (asked or residual or options.from_scratch):
+        encoder = copy(base)
+        encoder.config = config
+        return encoder
     torch.manual_seed(options.seed)
-    return Encoder(base.config)
+    encoder = Encoder(config)
+    if not options.from_scratch:
+        encoder.backbone.load_state_dict(base.backbone.state_dict())
+        encoder.norm.load_state_dict(base.norm.state_dict())
+    return encoder
+
+
+def _with_latents(config: EncoderConfig, asked: dict[str, Any]) -> EncoderConfig:
+    """Return a configuration with other latents; what is not asked for stays, unless it is of residual latents."""
+    changed: dict[str, Any] = {"ladder": (), "embedding": 0, "temperature": 1.0}
+    if config.posterior == "residual":
+        changed |= _IN_PLACE | {"stages": (), "reduced": 0, "transform": "none"}
+    family = changed.get("posterior", config.posterior)
+    if asked.get("posterior", family) != family:
+        changed["alphabet"] = FAMILIES[asked["posterior"]][0]
+    return replace(config, **changed | asked, entropy="independent", entropy_hidden=0)
+
+
+def _first_stages(encoder: Encoder, count: int) -> list[torch.nn.Module]:
+    """Return the modules of the first stages, made untrainable."""
+    if not count:
+        return []
+    if not isinstance(encoder.backbone, ResNet | EfficientNetLite):
+        raise UsageError(
+            f"the first stages of {encoder.config.backbone} cannot be frozen: it does not say what they are."
+        )
+    return [module.requires_grad_(False) for module in encoder.backbone.first_stages(count)]
+
+
+def _optimizer(groups: list[dict[str, Any]], options: FinetuneOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "adamw":
+        # Not fused: a checkpoint does not keep how its moments lie in memory, and fused code takes them as they lie.
+        return torch.optim.AdamW(groups, lr=options.lr)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)
 
 
 class Finetuner(TrainingLoop):
@@ -222,23 +273,26 @@ class Finetuner(TrainingLoop):
         self.encoder.to(device)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.encoder.requires_grad_(True)
+        self.frozen = _first_stages(self.encoder, options.frozen)
         self.labels = class_indices(data.train_labels, classes)
         self.held_labels = class_indices(data.held_labels, classes)
-        self.augmentation = StrongAugmentation(
-            options.crop or base.config.size, options.padding, options.area, options.flip, options.operations,
-            options.strength, options.cutout,
-        )  # fmt: skip
+        strong = (options.padding, options.area, options.flip, options.operations, options.strength, options.cutout)
+        self.augmentations = [StrongAugmentation(side, *strong) for side in options.crop or (base.config.size,)]
         self.batch = min(options.batch_size, len(data.train))
         self.order = EpochOrder(len(data.train), self.batch, options.seed)
         steps = options.epochs * self.order.steps_per_epoch
         warmup = round(min(options.warmup * self.order.steps_per_epoch, _MOST_WARMUP * steps)) + 1
         self.entropy_record: dict[str, Any] = {}
         parts = ("backbone.", "classifier.") if options.deterministic else ("",)  # this twin has no latents
-        trained = [p for name, p in self.encoder.named_parameters() if name.startswith(parts)]
-        groups = decay_groups(trained, self.encoder.prior, options.decay)
+        trained = [p for name, p in self.encoder.named_parameters() if name.startswith(parts) and p.requires_grad]
+        below = {id(p) for p in self.encoder.backbone.parameters()}
+        groups = []
+        for factor, own in ((1.0, False), (options.backbone_lr, True)):
+            part = decay_groups((p for p in trained if (id(p) in below) == own), self.encoder.prior, options.decay)
+            groups += [group | {"lr": options.lr * factor} for group in part]
         super().__init__(
             Schedule(steps, options.max_time, warmup),
-            torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True),
+            _optimizer(groups, options),
             clipped=(p for p in trained if p is not self.encoder.prior), device=device,
             ema=EMA(self.encoder, options.average) if options.average else None, checkpoint=checkpoint,
             logs=[FileLog(log)] if log else [], report=report,
@@ -249,11 +303,15 @@ class Finetuner(TrainingLoop):
 
     def losses(self) -> Losses:  # noqa: D102
         options, model = self.options, self.encoder.train()
+        for module in self.frozen:
+            module.eval()
         # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
         torch.manual_seed((options.seed * 1_000_003 + self.step) % (1 << 63))
         rows, row_keys = self.order.take(self.step)
         keys = torch.from_numpy(row_keys)  # on the CPU, where operations are chosen
-        views = model.normalise(self.augmentation(self.images.take(rows), keys, options.seed, _VIEW, model.mean))
+        phase = min(int(self.fraction * len(self.augmentations)), len(self.augmentations) - 1)
+        augment = self.augmentations[phase]
+        views = model.normalise(augment(self.images.take(rows), keys, options.seed, _VIEW, model.mean))
         labels = to_device(torch.from_numpy(self.labels[rows]), self.device)
         targets = soft_targets(labels, len(model.config.classes), options.smoothing)
         views, targets = mixup(views, targets, options.mixup, [options.seed, self.step, _MIXING])
@@ -282,6 +340,7 @@ class Finetuner(TrainingLoop):
 
     def identity(self) -> dict[str, Any]:  # noqa: D102
         options = {k: v for k, v in asdict(self.options).items() if k not in _BETWEEN_RESUMES}
+        options["crop"] = list(options["crop"])  # as JSON gives it back
         options["precision"] = self.precision  # not "auto", which may be another on another machine
         classes = list(self.encoder.config.classes)
         return options | {"model": self.base_sha256, "classes": classes, "images": len(self.data.train)}
@@ -301,9 +360,18 @@ class Finetuner(TrainingLoop):
         self.run_steps()
         options = self.options
         self.entropy_record = fit_tables(
-            self.result.eval(), self.data.train, self.device, seed=options.seed, precision=options.precision,
+            self.result.eval(), self._for_tables(), self.device, seed=options.seed, precision=options.precision,
             # Codes of a twin without a stochastic layer are not worth a network.
             entropy="independent" if options.deterministic else options.entropy, hidden=options.entropy_hidden,
             max_time=options.max_time and options.max_time * _ENTROPY_TIME, report=self.report,
         )  # fmt: skip
         return self.result
+
+    def _for_tables(self) -> NDArray[np.uint8]:
+        """Return images whose codes the tables are fitted to: short codes need few."""
+        images, config = self.data.train, self.encoder.config
+        most = max(MIN_CODES, _TABLE_IMAGES * config.latents * bits_per_symbol(config.alphabet))
+        if len(images) <= most:
+            return images
+        chosen = np.random.default_rng([self.options.seed, _TABLES]).permutation(len(images))[:most]
+        return images[np.sort(chosen)]

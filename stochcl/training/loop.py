@@ -201,7 +201,7 @@ class TrainingLoop(ABC):
         self.is_first = rank() == 0  # still true after the processes have parted
         self.logs = list(logs) if self.is_first else []
         self.guard = NonFiniteGuard(self.device)
-        self.step, self._elapsed_before, self._step_complete = 0, 0.0, True
+        self.step, self._elapsed_before, self._step_complete, self._kept_step = 0, 0.0, True, 0
         if checkpoint is not None and checkpoint.exists():
             self._restore(checkpoint)
         self._started = self._saved = self._measured = time.monotonic()
@@ -253,8 +253,9 @@ class TrainingLoop(ABC):
             with deferred_interrupts() as interrupted:
                 while self.fraction < 1:
                     self.run_step()
-                    if any_rank(interrupted(), self.device):
-                        raise KeyboardInterrupt
+                    exc = interrupted()
+                    if any_rank(exc is not None, self.device):
+                        raise exc or KeyboardInterrupt
         except KeyboardInterrupt as exc:
             if self._step_complete and self.step:
                 self.save()
@@ -333,6 +334,7 @@ class TrainingLoop(ABC):
         if self.checkpoint_path is not None and self.is_first:
             state = {"step": self.step, "elapsed": self.elapsed, "options": self.identity()} | self.state()
             save_checkpoint(self.checkpoint_path, self.modules(), self.optimizer, state)
+            self._kept_step = self.step
         self._saved = time.monotonic()
 
     def _restore(self, path: Path) -> None:
@@ -345,35 +347,39 @@ class TrainingLoop(ABC):
         except (KeyError, TypeError, ValueError) as exc:
             raise damaged(path, exc) from exc
         self.load_state(own)
+        self._kept_step = self.step
 
     def add_resume_hint(self, exc: KeyboardInterrupt) -> None:
         """Add to an interruption where the checkpoint is, if there is one."""
         path = self.checkpoint_path
         if self.is_first and path is not None and path.exists():
-            exc.add_note(for_caller(f"Step {self.step:,} is kept in {escape_name(path)}; pass --resume to continue."))
+            exc.add_note(
+                for_caller(f"Step {self._kept_step:,} is kept in {escape_name(path)}; pass --resume to continue.")
+            )
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Defer SIGINT (Ctrl-C) and SIGTERM; yield a function that tells whether one came. A second one interrupts.
+def deferred_interrupts() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
+    """Defer SIGINT (Ctrl-C) and SIGTERM; yield a function that says what to raise once one came. A second interrupts.
 
     Raised in the middle of a step, it would leave weights, statistics and counter of different steps, and a run
     resumed from their checkpoint would end with other weights.
     """
-    seen: list[int] = []
+    seen: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if seen:
             raise KeyboardInterrupt
-        seen.append(number)
+        seen.append(signal.Signals(number))
 
-    replaced = {}
+    replaced: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # others may not
         for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-            if signal.getsignal(number) == default:  # a program with a handler of its own keeps it
+            handler = signal.getsignal(number)
+            if handler == default or hasattr(handler, "raises"):  # a program with a handler of its own keeps it
                 replaced[number] = signal.signal(number, note)
     try:
-        yield lambda: bool(seen)
+        yield lambda: getattr(replaced[seen[0]], "raises", KeyboardInterrupt) if seen else None
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)

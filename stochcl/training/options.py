@@ -125,8 +125,16 @@ class FinetuneOptions(_NetworkOptions):
 
     epochs: int = option(30, "Passes over the images.", at_least=1)
     batch_size: int = option(128, "Images a step.", at_least=2)
-    lr: float = option(0.02, "Peak learning rate of SGD.", more_than=0)
-    momentum: float = option(0.9, "Nesterov momentum.", more_than=0, less_than=1)
+    optimizer: str = option("sgd", "Optimizer; adamw does with few epochs.", choices=("sgd", "adamw"))
+    lr: float = option(0.02, "Peak learning rate.", more_than=0)
+    backbone_lr: float = option(
+        1.0, "Learning rate of the backbone, as a part of that of what stands on it.", more_than=0, at_most=1
+    )
+    frozen: int = option(
+        0, "First stages of the backbone that stay as they are, which may halve the work.", at_least=0, at_most=3,
+        unit="STAGES",
+    )  # fmt: skip
+    momentum: float = option(0.9, "Nesterov momentum of sgd.", more_than=0, less_than=1)
     decay: float = option(5e-4, "Weight decay; biases, normalisations and the prior do not decay.", at_least=0)
     warmup: float = option(
         2.0, "Epochs until the peak learning rate; a tenth of all at most.", at_least=0, unit="EPOCHS"
@@ -136,7 +144,13 @@ class FinetuneOptions(_NetworkOptions):
     average: float = option(
         0.999, "Decay of the moving average of the weights, which is written; 0: none.", at_least=0, less_than=1
     )
-    crop: int | None = option(None, "Side of the views.", at_least=8, unit="PIXELS", shown="the model's")
+    size: int | None = option(
+        None, "Side that images are brought to.", at_least=8, at_most=1024, unit="PIXELS", shown="the model's"
+    )
+    crop: tuple[int, ...] = option(
+        (), "Side of the views; several, such as 64,96,128: one after another, each for an equal part of the run.",
+        unit="PIXELS", shown="that size",
+    )  # fmt: skip
     padding: float = option(0.125, "Padding before the crop, as a fraction of the side.", at_least=0, at_most=1)
     area: float = option(1.0, "Smallest part of an image that a view shows.", more_than=0, at_most=1)
     flip: bool = option(True, "Mirror every second image.")
@@ -145,8 +159,24 @@ class FinetuneOptions(_NetworkOptions):
     cutout: float = option(0.25, "Side of the cutout, as a fraction of the view's.", at_least=0, at_most=1)
     nested: float = option(0.2, "Weight of a random prefix's loss; 0: only the full width.", at_least=0)
     beta: float = option(0.0, "Cost of a bit in nats.", at_least=0, unit="NATS")
+    posterior: str | None = option(
+        None, "Family of fresh latents, in place of the model's.", choices=("bernoulli", "categorical", "gaussian"),
+        shown="the model's; gaussian in place of residual ones",
+    )  # fmt: skip
+    latents: int | None = option(
+        None, "Number of fresh latents.", at_least=1, at_most=4096, unit="D",
+        shown="the model's; 16 in place of residual ones",
+    )  # fmt: skip
+    alphabet: int | None = option(
+        None, "Values of a fresh latent.", at_least=2, unit="K", shown="the model's; 4 in place of residual ones"
+    )
     deterministic: bool = option(False, "Classify features without the stochastic layer, to compare with.")
     from_scratch: bool = option(False, "Begin with fresh weights, not the model's.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop and min(self.crop) < 8:
+            raise UsageError(f"crop must be 8 pixels or more, got {min(self.crop)}.")
 
 
 @dataclass(frozen=True)

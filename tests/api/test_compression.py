@@ -164,7 +164,7 @@ def test_an_interruption_says_where_to_go_on(codec, photos, tmp_path, interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         codec.compress(photos, tmp_path / "codes.bin", progress=stop, batch_size=3)
     (note,) = caught.value.__notes__
-    assert f"15 that are done are kept in {partial}: pass --resume" in note
+    assert f"15 that are done are kept in {partial}: pass resume=True" in note
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_interruption_says_where_to_go_on(codec, photos, tmp_path, interrupt)
     [
         ({"latents": 0}, "latents"),
         ({"latents": LATENTS + 1}, "this model has 32 latents"),
-        ({"rate": 5, "latents": 5}, "--latents and --rate"),
+        ({"rate": 5, "latents": 5}, "latents and rate"),
         ({"self_contained": True, "external_tables": True}, "contradict"),
     ],
 )

@@ -109,6 +109,25 @@ def test_latents_of_other_families_survive_a_file_too(photos, unseen, out, tmp_p
     assert report.test.codes_top1 == report.test.test_top1 > 50
 
 
+def test_a_model_of_residual_latents_is_tuned_through_fresh_ones(photos, unseen, out, tmp_path):
+    torch.manual_seed(0)
+    residual = {"posterior": "residual", "latents": 4, "stages": (3, 1), "reduced": 3}
+    save_model(Encoder(EncoderConfig(width=4, stem="small", size=16, **residual)), tmp_path / "base.safetensors", {})
+    options = FAST | {"epochs": 8, "batch_size": 8, "average": 0.5, "mixup": 0.0, "operations": 0}
+    report = finetuning.finetune(tmp_path / "base.safetensors", [photos], out, test=unseen, **options)
+    assert report.test.codes_top1 == report.test.test_top1 > 50
+    assert list(report.test.codes_top1_by_latents) == [8, 16]
+    codec = stochcl.load(out, device="cpu")
+    assert (codec.model.encoder.config.posterior, codec.model.encoder.config.alphabet) == ("gaussian", 4)
+    for latents, top1 in report.test.codes_top1_by_latents.items():
+        codec.compress(unseen, tmp_path / f"{latents}.bin", latents=latents)
+        predict(tmp_path / f"{latents}.bin", out, tmp_path / f"{latents}.csv")
+        with (tmp_path / f"{latents}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        right = [row["label"] == row["name"].partition("/")[0] for row in rows]
+        assert 100 * np.mean(right) == pytest.approx(top1)
+
+
 def test_whoever_has_the_file_of_codes_classifies_alike(tuned, unseen, tmp_path):
     """With nothing but numpy, two tensors of the model file and the archive."""
     from safetensors.numpy import load_file
@@ -233,9 +252,6 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(UsageError, "needs at least one source", sources=())
     refused(UsageError, "nowhere: there is no model of this name", model="nowhere")
     refused(UsageError, "this model takes vectors", model=tmp_path / "v.safetensors")
-    residual = {"posterior": "residual", "latents": 4, "stages": (3, 1), "reduced": 3}
-    save_model(Encoder(EncoderConfig(width=4, stem="small", size=16, **residual)), tmp_path / "r.safetensors", {})
-    refused(UsageError, "r.safetensors: this model has residual latents", model=tmp_path / "r.safetensors")
     refused(ModelError, "not a stochcl model", model=tmp_path / "bad.safetensors")
     refused(SourceError, "none", sources=(tmp_path / "none",))
     refused(SourceError, "embeddings", sources=(tmp_path / "vectors.npy",))
@@ -246,7 +262,7 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(ModelError, "weights cannot be read", init=tmp_path / "w.safetensors")
     refused(OutputError, "no model can be written there", path=tmp_path / "no" / "m.safetensors")
     out.write_bytes(b"precious")
-    refused(UsageError, "exists already; pass --force")
+    refused(UsageError, "exists already; pass force=True")
     assert out.read_bytes() == b"precious"
 
 

@@ -54,7 +54,7 @@ def test_progress_is_told():
     told = []
     train(steps=120, report=told.append)
     assert told
-    assert told[0].step <= told[-1].step
+    assert told[0].fraction <= told[-1].fraction
     assert "bits/input" in told[-1].line()
 
 

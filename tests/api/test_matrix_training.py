@@ -65,10 +65,10 @@ def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 32}, "--size belongs to training on images, and .*vectors.npy is a matrix; omit it"),
-        ({"hold_out": 3}, "--hold-out belongs to"),
-        ({"preset": "digits"}, "--preset belongs to"),
-        ({"device": "cuda"}, "--device belongs to"),
+        ({"size": 32}, "^size belongs to training on images, and .*vectors.npy is a matrix"),
+        ({"hold_out": 3}, "^hold_out belongs to"),
+        ({"preset": "digits"}, "^preset belongs to"),
+        ({"device": "cuda"}, "^device belongs to"),
         ({"resume": True}, "keeps no checkpoint to resume"),
         ({"rate": -1.0}, "rate must be more than 0"),
         ({"latents": 5000}, "latents"),

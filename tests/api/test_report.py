@@ -8,7 +8,8 @@ from stochcl.messages import plural as counted
 
 def report(**changes):
     given = {
-        "path": "a.bin", "images": 4, "skipped": (), "bytes": 200, "external_bytes": 0, "source_bytes": 5000,
+        "path": "a.bin", "images": 4, "skipped": (), "bytes": 200, "external_bytes": 0,
+        "decoder_ships": False, "source_bytes": 5000,
         "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10},
         "pixel_bytes": 1000, "feature_bytes": 100, "model": "m", "model_sha256": "ab" * 32, "latents": 8,
         "model_latents": 16, "precision": "fp32",
@@ -30,17 +31,23 @@ def test_lines_for_people():
         "  model      m (abababababab), 8 latents of 16, fp32",
         "  file                200 bytes       400.0 bits per image, of which",
         "  codes               100 bytes       200.0 bits per image",
-        "  tables               50 bytes       100.0 bits per image",
+        "  decoder              50 bytes       100.0 bits per image",
         "  names                20 bytes        40.0 bits per image",
         "  index                20 bytes        40.0 bits per image",
         "  header               10 bytes        20.0 bits per image",
-        "  outside           1,234 bytes of decoding tables that it leans on",
+        "  decoder, 1 kB, kept outside the archive (not counted)",
         "     25.0 times smaller than the source files (5,000 bytes)",
         "      5.0 times smaller than raw pixels at the model's input size (1,000 bytes)",
         "      2.0 times larger than float32 features (100 bytes)",
         "  skipped    1 image that could not be read",
         "  speed      1,500 images per second",
     ]
+
+
+def test_a_decoder_that_ships_with_the_package_is_called_that():
+    assert (
+        "  decoder, 1 kB, ships with stochcl (not counted)" in report(external_bytes=1234, decoder_ships=True).lines()
+    )
 
 
 def test_the_first_line_answers_the_rate_that_was_asked_for():

@@ -108,7 +108,7 @@ def test_symbols_of_more_values(tmp_path, rng):
 
 def test_what_is_refused(codes, images, model, some, tmp_path):
     other = make_model(tmp_path / "other.safetensors", images / "dogs")
-    with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own with -m"):
+    with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own with model="):
         search(codes, some, model=str(other), device="cpu")
     with pytest.raises(UsageError, match="needs an image to look for"):
         search(codes)
@@ -116,7 +116,7 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
         search(codes, rows=[42])
     with pytest.raises(UsageError, match=r"it has no image named nothing\.png"):
         search(codes, names=["nothing.png"])
-    with pytest.raises(UsageError, match="-k must be at least 1"):
+    with pytest.raises(UsageError, match="count must be at least 1"):
         search(codes, rows=[0], count=0)
     stochcl.transcode(codes, tmp_path / "nameless.bin", names=False)
     with pytest.raises(UsageError, match="its rows have no names"):

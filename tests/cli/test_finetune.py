@@ -84,7 +84,8 @@ def test_the_program_by_itself(model, images, tmp_path):
     assert json.loads(ended.stdout)["classes"] == 2
 
 
-def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(run, model, images, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_a_checkpoint_to_go_on_from(run, model, images, tmp_path, sent, code):
     out, log = tmp_path / "tuned.safetensors", tmp_path / "log.jsonl"
     long = ["finetune", model, images, "-o", out, *FAST, "--log", log, "--epochs", "100000"]
     with subprocess.Popen(program(*long), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
@@ -92,19 +93,20 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(run, model, images, tmp_path):
             while not log.exists():
                 assert child.poll() is None, child.stderr.read()
                 time.sleep(0.05)
-            child.send_signal(signal.SIGINT)
+            child.send_signal(sent)
             said = child.communicate(timeout=60)
         finally:
             child.kill()
-    assert child.returncode == 130
+    assert child.returncode == code
     assert said[0] == ""
     assert "Traceback" not in said[1]
-    kept = rf"is kept in {re.escape(str(out))}\.checkpoint\b.* --resume"
-    assert re.match(rf"stochcl: interrupted\. Step [\d,]+ {kept}", said[1])
-    assert said[1].count("\n") == 1
+    kept = rf"is kept in {re.escape(str(out))}\.checkpoint; pass --resume"
+    # Behind progress, where the machine is slow.
+    told = re.search(rf"stochcl: interrupted\. Step ([\d,]+) {kept}.*\.\n\Z", said[1])
+    assert told
     assert (tmp_path / "tuned.safetensors.checkpoint").exists()
     found = json.loads(run(*long, "--resume", "--max-time", "1s", "--json").stdout)
-    assert found["steps"] >= json.loads(log.read_text().splitlines()[0])["step"]
+    assert found["steps"] >= int(told[1].replace(",", "")) >= json.loads(log.read_text().splitlines()[0])["step"]
     assert not (tmp_path / "tuned.safetensors.checkpoint").exists()
 
 

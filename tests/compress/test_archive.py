@@ -272,7 +272,7 @@ def test_labels_are_the_first_folders_unless_they_are_stored(tmp_path):
 def test_tables_are_found_outside(tmp_path, monkeypatch):
     tables = make_tables(6)
     path = write(tmp_path / "a", make_codes(9, 6), tables, embed=False)
-    with Archive(path) as archive, pytest.raises(ModelMismatch, match=r"a: the decoding tables .*STOCHCL_MODELS"):
+    with Archive(path) as archive, pytest.raises(ModelMismatch, match=r"a: the decoder .*STOCHCL_MODELS"):
         archive.to_numpy()
     with Archive(path, tables=[tables]) as archive:
         assert archive.external_bytes == len(tables.data)

@@ -7,7 +7,7 @@ from stochcl.codes import Codes
 from stochcl.entropy.ans import decode_block, decode_blocks, encode_block
 from stochcl.entropy.independent import IndependentModel
 from stochcl.errors import FormatError
-from tests import independent_reader
+from tests import independent_tables
 from tests.compress.making import make_chain, make_codes, make_network
 
 alphabets = st.sampled_from([2, 3, 16, 256, 300])
@@ -99,8 +99,8 @@ def test_rows_come_back(alphabet, latents, rows, seed):
 def test_the_written_down_algorithm_reads_what_the_library_wrote(alphabet, latents, rows):
     codes = make_codes(rows, latents, alphabet)
     for model, pure in (
-        (IndependentModel.fit(make_codes(100, latents, alphabet, seed=77)), independent_reader.Independent),
-        (make_network(latents, alphabet, 3), independent_reader.Network),
+        (IndependentModel.fit(make_codes(100, latents, alphabet, seed=77)), independent_tables.Independent),
+        (make_network(latents, alphabet, 3), independent_tables.Network),
     ):
         words = encode_block(codes, model)
         decoded = pure(model.to_bytes()).decode(words, rows, np.arange(latents))

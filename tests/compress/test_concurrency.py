@@ -17,6 +17,7 @@ import pytest
 import stochcl.compress.archive
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
+from stochcl.compress.bytes import RemoteReader
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError
@@ -181,19 +182,21 @@ def test_nothing_uses_the_property_that_has_a_lock():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_remote_reader_that_a_thread_holds_is_free_in_a_child(tmp_path):
+def test_a_remote_reader_that_a_thread_waits_for_is_free_in_a_child(tmp_path, monkeypatch):
     pytest.importorskip("fsspec")
     tables, codes = make_tables(6), make_codes(60, 6)
     path = write(tmp_path / "a", codes, tables)
+    held, go_on, fetch = threading.Event(), threading.Event(), RemoteReader._fetch
+
+    def slow(reader, start, end):
+        if threading.current_thread() is not threading.main_thread():
+            held.set()
+            go_on.wait(60)
+        return fetch(reader, start, end)
+
+    monkeypatch.setattr(RemoteReader, "_fetch", slow)
     with Archive(f"file://{path}") as archive:
-        held, go_on = threading.Event(), threading.Event()
-
-        def hold():
-            with archive._reader._lock:
-                held.set()
-                go_on.wait(60)
-
-        thread = threading.Thread(target=hold)
+        thread = threading.Thread(target=archive._reader._fetch, args=(0, 9))
         thread.start()
         held.wait(60)
         try:

@@ -192,7 +192,7 @@ def test_archives_that_do_not_go_together_are_refused(tmp_path, change, error, s
 def test_other_tables_are_refused(tmp_path):
     a = write(tmp_path / "a.bin", CODES, TABLES)
     b = write(tmp_path / "b.bin", CODES, make_tables(6, decoder=False))
-    with pytest.raises(ModelMismatch, match=r"^b\.bin: it has other decoding tables than a\.bin"):
+    with pytest.raises(ModelMismatch, match=r"^b\.bin: it has another decoder than a\.bin"):
         joined([a, b], tmp_path / "out.bin")
 
 

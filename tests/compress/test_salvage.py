@@ -272,7 +272,7 @@ def test_outputs_that_are_there_are_not_touched(tmp_path):
     (tmp_path / "link").hardlink_to(path)
     (tmp_path / "out").write_bytes(b"mine")
     for out, message in (
-        ("a", "would replace the source"), ("link", "would replace the source"), ("out", "pass --force"),
+        ("a", "would replace the source"), ("link", "would replace the source"), ("out", "force=True"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             salvage(path, tmp_path / out)

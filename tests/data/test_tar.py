@@ -304,7 +304,7 @@ def test_a_hard_link_to_an_image_long_gone_by_in_a_stream_is_refused(tarred, as_
     (batch,) = TarStream(io.BytesIO(tarred(members).read_bytes())).batches(SMALL)
     assert batch.names == ("b/1.png", "b/2.png")
     assert [f.name for f in batch.failures] == ["a/2.png"]
-    assert "--hard-dereference" in batch.failures[0].reason
+    assert "`tar --hard-dereference`" in batch.failures[0].reason
 
 
 def test_a_leading_slash_is_stripped(tarred, as_file):

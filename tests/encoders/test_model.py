@@ -191,7 +191,7 @@ def test_ladders_are_powers_of_two_and_the_full_width(latents, ladder):
         ({"ladder": (4, 8)}, "must ascend to the full width, 16"),
         ({"posterior": "cauchy"}, "posterior must be bernoulli, categorical, gaussian or residual"),
         ({"alphabet": 4}, "a bernoulli latent has 2 values, not 4"),
-        ({"posterior": "gaussian"}, r"a gaussian latent has 3 to 4096 values \(--alphabet\), not 2"),
+        ({"posterior": "gaussian"}, r"a gaussian latent has 3 to 4096 values \(alphabet\), not 2"),
         ({"posterior": "categorical", "alphabet": 4097}, "a categorical latent has 2 to 4096 values"),
         ({"posterior": "categorical", "alphabet": 1}, "alphabet must be"),
         ({"posterior": "categorical", "alphabet": 2.5}, "alphabet must be a whole number"),
@@ -212,7 +212,7 @@ def test_ladders_are_powers_of_two_and_the_full_width(latents, ladder):
         ({"width": 0}, "width must be"),
         ({"decoder": (8, -1)}, "widths of .*-1"),
         ({"mean": (0.5, 0.5)}, "colours cannot have a mean"),
-        ({"mean": (0.5, 0.5, float("nan"))}, "colours cannot have a mean"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "mean must be finite"),
         ({"std": (0.2, 0.2, 0.0)}, "colours cannot have"),
     ],
 )

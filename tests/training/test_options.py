@@ -70,7 +70,7 @@ def test_what_only_a_trained_encoder_has_is_nothing_to_ask_for(name):
 
 def test_the_presets_of_the_package():
     assert preset_names() == NAMES
-    assert preset_names(finetune=True) == ("cifar10-finetune", "imagenet-finetune")
+    assert preset_names(finetune=True) == ("cifar10-finetune", "cifar10-lite0-finetune", "imagenet-finetune")
     for name in preset_names(finetune=True):
         FinetuneOptions(**load_finetune_preset(name))
 
@@ -88,6 +88,11 @@ def test_each_makes_sense_and_says_in_words_what_it_is_for(name):
     if name in FOR_A_GPU:
         assert config.backbone == name.rpartition("-")[2]
         assert "has not been run yet" in text
+
+
+def test_a_view_has_eight_pixels_or_more():
+    with pytest.raises(UsageError, match="crop must be 8 pixels or more, got 4"):
+        FinetuneOptions(crop=(64, 4))
 
 
 def test_the_preset_that_keeps_position_shows_whole_images_as_they_are():

@@ -93,6 +93,50 @@ def test_what_a_network_draws_itself_is_drawn_alike_after_an_interruption(folder
     assert weights(make_trainer(place, data, **options).run()) == weights(whole)
 
 
+def test_a_handler_that_says_what_it_raises_waits_for_the_end_of_a_step_too(folder, monkeypatch):
+    class Ended(KeyboardInterrupt):
+        pass
+
+    def end(number, frame):
+        raise Ended
+
+    end.raises = Ended
+    trainer = make_trainer(folder("run"), make_set(16), epochs=3, batch_size=8)
+    step = trainer.optimizer.step
+
+    def ended(*args, **kwargs):
+        if trainer.step == 2:
+            sigterm()
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.optimizer, "step", ended)
+    signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended) as raised:
+            trainer.run()
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass --resume to go on."]
+
+
+def test_the_step_that_is_kept_is_the_last_that_was_written(folder, monkeypatch):
+    trainer = make_trainer(folder("run"), make_set(16), epochs=3, batch_size=8)
+    step = trainer.optimizer.step
+
+    def interrupted(*args, **kwargs):
+        if trainer.step == 2:
+            trainer.save()
+        if trainer.step == 4:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.optimizer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        trainer.run()
+    assert raised.value.__notes__ == [f"Step 2 is kept in {trainer.checkpoint_path}; pass --resume to go on."]
+
+
 def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monkeypatch):
     data, options = make_set(16), {"epochs": 3, "batch_size": 8}
     expected = weights(make_trainer(folder("whole"), data, **options).run())
@@ -108,7 +152,7 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monke
     monkeypatch.setattr(trainer.optimizer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
-    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass --resume to go on."]
+    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass resume=True to continue."]
     second = make_trainer(place, data, **options)
     assert second.step == 3
     assert weights(second.run()) == expected
@@ -186,7 +230,7 @@ def test_an_interruption_of_the_last_stage_keeps_the_steps(folder, monkeypatch):
     monkeypatch.setattr(trainer, "_finish", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
-    assert "pass --resume to go on" in raised.value.__notes__[0]
+    assert "pass resume=True" in raised.value.__notes__[0]
     second = make_trainer(place, data, **options)
     assert second.step == trainer.step
     assert weights(second.run()) == expected

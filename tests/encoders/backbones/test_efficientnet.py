@@ -15,7 +15,7 @@ from stochcl.data import Preprocess
 from stochcl.encoders import pretrained as published
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.config import EncoderConfig
-from stochcl.encoders.efficientnet import EfficientNetLite
+from stochcl.encoders.efficientnet import Depthwise, EfficientNetLite
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.encoders.pretrained import backbone_options, find_weights, init_backbone
@@ -224,3 +224,18 @@ def test_the_embedded_model_has_the_published_networks_weights():
         found, expected = head_features(encoder), golden[LITE0]
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > 0.999  # convolutions are stored as float16: 0.9998 for the digit
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (5, 1, 2), (3, 2, 0), (5, 2, 0)])
+@pytest.mark.parametrize("side", [6, 7, 10])
+def test_depthwise_gradients_are_those_of_the_convolution(kernel, stride, padding, side):
+    torch.manual_seed(side)
+    x = torch.randn(3, 16, side, side + 1, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(16, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    ours = Depthwise.apply(x, weight, stride, padding)
+    plain = functional.conv2d(x, weight, None, stride, padding, 1, 16)
+    given = torch.randn_like(plain)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (x, weight), given), torch.autograd.grad(plain, (x, weight), given)
+    )

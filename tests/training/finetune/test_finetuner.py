@@ -17,6 +17,8 @@ from tests.encoders.making import make_config, make_encoder, weights
 from tests.training.making import digits, make_set
 
 CPU = torch.device("cpu")
+CATEGORICAL = {"posterior": "categorical", "alphabet": 5, "latents": 3}
+RESIDUAL = {"posterior": "residual", "latents": 4, "stages": (3, 1), "reduced": 3, "decoder": (), "ladder": ()}
 SEED_BASE = "0" * 64
 
 
@@ -76,6 +78,7 @@ def stop_at(step, how):
     [
         ({}, ctrl_c), ({"precision": "bf16"}, interruption), ({"average": 0.0}, ctrl_c),
         ({"deterministic": True}, ctrl_c), ({"from_scratch": True}, ctrl_c),
+        ({"optimizer": "adamw", "lr": 0.003, "crop": (8, 16), "area": 0.5, "frozen": 1, "latents": 24}, ctrl_c),
     ],
     ids=str,
 )  # fmt: skip
@@ -162,17 +165,17 @@ def test_the_learning_rate_rises_and_falls(tuner):
 
 def test_only_weights_of_layers_decay(tuner):
     run = tuner(make_set(16))
-    (decaying, others) = run.optimizer.param_groups
-    assert (decaying["weight_decay"], others["weight_decay"]) == (5e-4, 0.0)
-    assert {p.ndim for p in decaying["params"]} == {2, 4}
     named = {id(p): name for name, p in run.encoder.named_parameters()}
-    assert "prior" in {named[id(p)] for p in others["params"]}
-    assert len(decaying["params"]) + len(others["params"]) == len(named)
+    decay = {named[id(p)]: group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(named)
+    for name, parameter in run.encoder.named_parameters():
+        assert decay[name] == (5e-4 if parameter.ndim in (2, 4) else 0.0), name
 
 
 def test_a_prior_of_any_shape_does_not_decay(tuner):
     run = tuner(make_set(16), base=make_encoder(posterior="categorical", alphabet=4))
-    assert any(p is run.encoder.prior for p in run.optimizer.param_groups[1]["params"])
+    (decay,) = {g["weight_decay"] for g in run.optimizer.param_groups for p in g["params"] if p is run.encoder.prior}
+    assert decay == 0
     assert run.encoder.prior.ndim == 2
 
 
@@ -279,6 +282,86 @@ def test_digits_are_learned_through_32_latents(tuner, options):
     found = top1(class_scores(encoder, data.held, CPU), labels)
     assert found == run.held_top1()
     assert found > 0.9
+
+
+@pytest.mark.parametrize(
+    ("base", "asked", "found"),
+    [
+        ({}, {"latents": 24}, ("bernoulli", 24, 2, (8, 16, 24), (8,))),
+        ({}, CATEGORICAL, ("categorical", 3, 5, (3,), (8,))),
+        ({}, {"posterior": "gaussian"}, ("gaussian", 16, 3, (8, 16), (8,))),
+        (RESIDUAL, {}, ("gaussian", 16, 4, (8, 16), ())),
+        (RESIDUAL, {"from_scratch": True}, ("gaussian", 16, 4, (8, 16), ())),
+        (RESIDUAL, {"posterior": "bernoulli", "latents": 32}, ("bernoulli", 32, 2, (8, 16, 32), ())),
+        (RESIDUAL, {"posterior": "categorical", "alphabet": 16, "latents": 8}, ("categorical", 8, 16, (8,), ())),
+        (CATEGORICAL, {"latents": 4}, ("categorical", 4, 5, (4,), (8,))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_latents_may_be_fresh_and_take_the_place_of_residual_ones(base, asked, found):
+    base = make_encoder(**base)
+    encoder = starting_point(base, FinetuneOptions(**asked))
+    config = encoder.config
+    assert (config.posterior, config.latents, config.alphabet, config.ladder, config.decoder) == found
+    for name in ("backbone", "norm"):
+        kept = [torch.equal(a, b) for a, b in zip(
+            getattr(base, name).state_dict().values(), getattr(encoder, name).state_dict().values(), strict=True
+        )]  # fmt: skip
+        assert all(kept) == ("from_scratch" not in asked)
+    again = starting_point(base, FinetuneOptions(**asked))
+    assert weights(again) == weights(encoder)
+
+
+def test_latents_are_the_model_s_where_nothing_else_is_asked():
+    base = make_encoder()
+    encoder = starting_point(base, FinetuneOptions(size=24))
+    assert weights(encoder) == weights(base)
+    assert (encoder.config.size, base.config.size) == (24, 16)
+    assert starting_point(base, FinetuneOptions()).config == base.config
+
+
+def test_views_grow_in_equal_parts_of_the_run(tuner, monkeypatch):
+    seen = []
+    run = tuner(make_set(48), crop=(8, 12, 16), epochs=2)
+    normalise = run.encoder.normalise
+    monkeypatch.setattr(run.encoder, "normalise", lambda views: seen.append(views.shape[-1]) or normalise(views))
+    run.run_steps()
+    assert seen == [8] * 4 + [12] * 4 + [16] * 4
+
+
+def test_the_backbone_may_learn_more_slowly(tuner):
+    run = tuner(make_set(16), optimizer="adamw", lr=0.01, backbone_lr=0.1)
+    named = {id(p): name for name, p in run.encoder.named_parameters()}
+    rates = {named[id(p)]: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(named)
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.001 if name.startswith("backbone.") else 0.01), name
+
+
+@pytest.mark.parametrize(
+    ("backbone", "first"),
+    [
+        ({}, ("conv1.", "bn1.", "layer1.", "layer2.")),
+        ({"backbone": "efficientnet-lite0"}, ("_conv_stem.", "_bn0.", "_blocks.0.", "_blocks.1.", "_blocks.2.")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_first_stages_may_stay_as_they_are(tuner, backbone, first):
+    base = make_encoder(**backbone)
+    run = tuner(make_set(16), base=base, frozen=2, average=0.0)
+    run.run_steps()
+    before = base.backbone.state_dict()
+    same = {name for name, tensor in run.encoder.backbone.state_dict().items() if torch.equal(tensor, before[name])}
+    assert {name for name in before if name.startswith(first)} <= same
+    moved = {name for name in before if name.endswith("running_mean") and not name.startswith(first)}
+    assert moved
+    assert not moved & same
+
+
+def test_stages_of_a_network_that_has_none_cannot_stay(tuner, monkeypatch):
+    monkeypatch.setattr("stochcl.training.finetune.ResNet", Encoder)
+    with pytest.raises(UsageError, match="resnet10 cannot be frozen"):
+        tuner(make_set(16), frozen=1)
 
 
 def test_the_network_of_other_codes_is_not_taken_along(tuner):
