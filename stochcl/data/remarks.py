@@ -72,6 +72,7 @@ def counted(others: Counter[str]) -> str:
 
     Examples
     --------
+    >>> from collections import Counter
     >>> counted(Counter({".txt": 2, "": 1}))
     '3 files whose names end otherwise (2 .txt, 1 without an ending)'
     """

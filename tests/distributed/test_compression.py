@@ -50,7 +50,7 @@ def test_the_command_writes_and_reads_a_folder(images, model, codes, tmp_path):
         assert merged.names == tuple(one.names)
     refused = process("transcode", out, "-o", tmp_path / "t.bin")
     assert refused.returncode == 1
-    assert "`stochcl merge` makes one of a folder of codes" in refused.stderr
+    assert "`stochcl merge` makes one of a folder" in refused.stderr
 
 
 def test_workers_elsewhere_give_the_codes_of_this_process(images, model, codec, codes, tmp_path):
