@@ -155,9 +155,20 @@ def compress_source(
             encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
+        warnings = (
+            *source_warnings(source, encoded.damaged),
+            *label_level_warning(options.label_level, archive),
+            *distribution_shift_warning(codec, archive),
+        )
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
+
+
+def label_level_warning(level: int | None, archive: ArchiveBase) -> list[str]:
+    """Return a warning if no image lies in as many folders as its label was to be taken from."""
+    if level is None or archive.labels is not None:
+        return []
+    return [f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"]
 
 
 def _compress_to_stream(

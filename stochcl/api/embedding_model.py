@@ -231,9 +231,7 @@ def matrix_among(sources: Sequence[str | os.PathLike[str]]) -> MatrixSource | No
     matrices = [source for source in arrays if isinstance(source, MatrixSource)]
     if matrices and len(sources) > 1:
         shown = escape_name(matrices[0].path)
-        raise UsageError(
-            f"{shown}: a model of vectors is trained on one matrix; give it alone, all rows in one file."
-        )
+        raise UsageError(f"{shown}: a model of vectors is trained on one .npy matrix; join the rows in one file.")
     return matrices[0] if matrices else None
 
 

@@ -17,6 +17,7 @@ from stochcl.api.compress import (
     distribution_shift_warning,
     encode_rows,
     header_of,
+    label_level_warning,
     preprocess_of,
     unwritable,
 )
@@ -211,9 +212,17 @@ def compress_to_folder(
         raise
     with open_archive(folder, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
-        note = f"shards     {plural(plan.shards, 'file')}, {plural(kept, 'shard')} kept of before"
+        note = f"shards     {plural(plan.shards, 'file')}" + (
+            f", {kept:,} of them from an earlier run" if kept else ""
+        )
         return replace(
-            report, notes=(note,), warnings=(*source_warnings(images), *distribution_shift_warning(codec, archive))
+            report,
+            notes=(note,),
+            warnings=(
+                *source_warnings(images),
+                *label_level_warning(options.label_level, archive),
+                *distribution_shift_warning(codec, archive),
+            ),
         )
 
 
@@ -231,7 +240,7 @@ def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int
 def _make_shards(
     plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Callable[[int, int], None]
 ) -> tuple[int, int]:
-    """Make the shards that are not there, and the manifest; return images encoded, and shards kept of before."""
+    """Make the shards that are not there, and the manifest; return images encoded, and shards of an earlier run."""
     made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
     todo = [number for number in range(plan.shards) if number not in made]
     encoded, count = 0, sum(len(plan.rows(number)) for number in made)

@@ -201,7 +201,7 @@ def strict_error(source: Source, failure: Failure) -> ImageError:
     """Return the error with which --strict stops at an image."""
     return ImageError(
         f"{escape_name(source.path)}: {escape_name(failure.name)}: {failure.reason}; --strict stops at "
-        f"{unit_of(source)}s that cannot be read."
+        f"{unit_of(source)}s that are damaged or cannot be read."
     )
 
 

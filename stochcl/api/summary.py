@@ -194,7 +194,7 @@ class Report:
         said = {
             "source": f"the source files ({self.source_bytes:,} bytes)",
             "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",
-            "features": f"float32 features ({self.feature_bytes:,} bytes)",
+            "features": f"its decoded vectors as float32 ({self.feature_bytes:,} bytes)",
         }
         if self.vectors:  # which are their own features, and have no pixels
             said = {

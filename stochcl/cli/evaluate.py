@@ -259,7 +259,8 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     if told["probe"] is not None:
         probe = told["probe"]
         lines.append(
-            f"  {probe['estimator']} on {told['label']}: {probe['score']:.3f} (guessing: {probe['baseline']:.3f})"
+            f"  {probe['estimator']} on {told['label']}: {probe['score']:.3f} "
+            f"(guessing: {probe['baseline']:.3f}; {probe['n_test']:,} rows held out)"
         )
     lines.append("  strongest latents: " + ", ".join(str(one["latent"]) for one in told["strongest"]))
     show(told, [*lines, *(f"  note: {note}" for note in told["notes"])], as_json=as_json)

@@ -186,7 +186,10 @@ def _read_labels(
         notes.append(f"{found.left_out:,} of {len(some):,} rows have no label; figures about labels leave them out.")
     y = np.full(len(some), np.nan) if task == "regression" else np.full(len(some), "", object)
     y[found.kept] = found.y
-    target = column or ("folder" if labels is None else read_labels(labels).columns[0])
+    if labels is not None:
+        target = column or read_labels(labels).columns[0]
+    else:
+        target = "label" if level is None and archive._stored("labels") else "folder"
     return Labels(escape_name(target), task, y if task == "regression" else y.astype(str))
 
 

@@ -38,7 +38,7 @@ def test_lines_for_people():
         "  decoder, 1 kB, kept outside the archive (not counted)",
         "     25.0 times smaller than the source files (5,000 bytes)",
         "      5.0 times smaller than raw pixels at the model's input size (1,000 bytes)",
-        "      2.0 times larger than float32 features (100 bytes)",
+        "      2.0 times larger than its decoded vectors as float32 (100 bytes)",
         "  skipped    1 image that could not be read",
         "  speed      1,500 images per second",
     ]

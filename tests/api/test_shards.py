@@ -197,7 +197,7 @@ def test_a_rerun_makes_only_what_is_not_finished(codec, photos, folder, tmp_path
 
 def test_a_second_run_into_the_folder_continues_and_says_so(codec, photos, folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert "3 shards kept of before" in compress(codec, photos, folder).notes[0]
+    assert "3 of them from an earlier run" in compress(codec, photos, folder).notes[0]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with pytest.raises(UsageError, match="this is a folder of shards; pass the shard_images"):
         codec.compress(photos, folder)
@@ -214,7 +214,7 @@ def test_a_full_disk_names_the_shard_and_what_to_do(codec, photos, folder, tmp_p
     assert ".work" not in str(raised.value)
     assert "resume" not in str(raised.value)
     monkeypatch.undo()
-    assert "1 shard kept of before" in compress(codec, photos, tmp_path / "out").notes[0]
+    assert "1 of them from an earlier run" in compress(codec, photos, tmp_path / "out").notes[0]
 
 
 def test_a_second_run_into_the_folder_is_refused_while_the_first_runs(codec, photos, folder, tmp_path):

@@ -150,7 +150,7 @@ def test_strict_stops_at_the_first_image_that_cannot_be_read(refused, compress, 
     (mixed / "cats" / "05.jpg").write_bytes(b"")
     out = tmp_path / "codes.bin"
     message = refused("compress", mixed, "-m", model, "-o", out, "--strict")
-    said = "cats/05.jpg: the file is empty (0 bytes); --strict stops at images that cannot be read."
+    said = "cats/05.jpg: the file is empty (0 bytes); --strict stops at images that are damaged or cannot be read."
     assert message == f"{mixed}: {said}"
     assert list(tmp_path.glob("codes*")) == []
     assert compress(images, "--strict").exists()

@@ -95,7 +95,7 @@ def test_people_read_the_same_figures(run, codes):
         label = "decoder" if name == "tables" else name
         assert f"  {label:<10} {size:>12,} bytes" in text
     assert "model      tiny" in text
-    for compared in ("the source files", "raw pixels at the model's input size", "float32 features"):
+    for compared in ("the source files", "raw pixels at the model's input size", "its decoded vectors as float32"):
         assert f"than {compared} (" in text
 
 

@@ -65,3 +65,9 @@ def test_what_was_left_out_or_damaged_is_said_on_standard_error(run, nested, mod
     assert "1 image is damaged" in result.stderr
     assert json.loads(result.stdout)["damaged"][0]["name"] == "train/cats/01.jpg"
     run("compress", nested, "-m", model, "-o", tmp_path / "b.bin", "--strict", code=1)
+
+
+def test_a_label_level_that_no_name_has_is_warned_of(run, nested, model, tmp_path):
+    command = ["compress", nested, "-m", model, "-o", tmp_path / "deep.bin", "--force", "--label-level"]
+    assert "warning: no image lies in 9 folders" in run(*command, "9").stderr
+    assert "no image lies" not in run(*command, "2").stderr

@@ -246,7 +246,7 @@ def test_pictures_that_are_not_there_are_counted(codes, images, out, tmp_path):
 def test_without_names_pictures_are_by_place(codec, images, out, tmp_path):
     codec.compress(images, tmp_path / "codes.bin", names=False)
     told, page = report(tmp_path / "codes.bin", out, images=images)
-    assert (told["missing"], told["label"]) == (0, "folder")
+    assert (told["missing"], told["label"]) == (0, "label")
     assert "image 3" in page.text
     told, page = report(tmp_path / "codes.bin", out, images=images / "cats")
     assert "pictures may stand for others" in page.text

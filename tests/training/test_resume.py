@@ -117,7 +117,7 @@ def test_a_handler_that_says_what_it_raises_waits_for_the_end_of_a_step_too(fold
         assert signal.getsignal(signal.SIGTERM) is end
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass --resume to go on."]
+    assert raised.value.__notes__ == [f"Step 3 is kept in {trainer.checkpoint_path}; pass resume=True to continue."]
 
 
 def test_the_step_that_is_kept_is_the_last_that_was_written(folder, monkeypatch):
@@ -134,7 +134,7 @@ def test_the_step_that_is_kept_is_the_last_that_was_written(folder, monkeypatch)
     monkeypatch.setattr(trainer.optimizer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.run()
-    assert raised.value.__notes__ == [f"Step 2 is kept in {trainer.checkpoint_path}; pass --resume to go on."]
+    assert raised.value.__notes__ == [f"Step 2 is kept in {trainer.checkpoint_path}; pass resume=True to continue."]
 
 
 def test_an_interruption_in_the_middle_of_a_step_waits_for_its_end(folder, monkeypatch):
