@@ -162,7 +162,7 @@ def _losses(done: Any) -> list[str]:
         "--select", type=INPUT,
         help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
     ),
-    click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Leave out names, not labels."),
+    click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Leave out names alone."),
     click.option(
         "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Leave out uncertainty."
     ),

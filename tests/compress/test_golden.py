@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from stochcl.codes import folder_label
 from stochcl.compress import Archive, Header
 from stochcl.entropy.tables import Tables
 from tests import independent_reader, independent_tables
@@ -130,7 +131,10 @@ def test_the_written_down_format_is_enough_to_read_any(tmp_path_factory, archive
     np.testing.assert_array_equal(pure.symbols, codes.symbols())
     if len(codes):
         assert pure.names == (list(codes.names) if codes.names and options["names"] else None)
-        assert pure.labels == (None if codes.labels is None else list(codes.labels))
+        labels = codes.labels
+        if labels is None and codes.names and not options["names"]:  # folders stay, as labels
+            labels = [folder_label(name) for name in codes.names]
+        assert pure.labels == (None if labels is None else list(labels))
 
 
 @pytest.mark.parametrize("name", ["selection-fitted.bin", "v3-selection.bin"])
