@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,23 @@ def process(*arguments, before: str = "", **options) -> subprocess.CompletedProc
     command = program(*arguments, before=before)
     given = {"capture_output": True, "text": True, "timeout": 120} | options
     return subprocess.run(command, check=False, **given)
+
+
+def signalled(*arguments, before: str, mark: Path, sent: int) -> tuple[str, str, int]:
+    """Run the program, send it a signal once it has made a mark, and return what it said and its exit code."""
+    with subprocess.Popen(
+        program(*arguments, before=before), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            while not mark.exists():
+                assert child.poll() is None, child.stderr.read()
+                time.sleep(0.01)
+            child.send_signal(sent)
+            mark.unlink()
+            said = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    return *said, child.returncode
 
 
 def json_of(result) -> dict:

@@ -185,6 +185,8 @@ class Report:
             f"  file       {self.bytes:>12,} bytes  {self.bits_per_image:>10,.1f} bits per {unit}, of which",
         ]
         for key, part in self.parts.items():
+            if key == "tables" and not part and self.external_bytes:
+                continue  # a line of its own says where the decoder is
             name = "decoder" if key == "tables" else key
             size = f"{part:>{22 - max(10, len(name))},} bytes"
             out.append(f"  {name:<10} {size}  {self._per_image(part):>10,.1f} bits per {unit}")

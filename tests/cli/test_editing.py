@@ -4,9 +4,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import pytest
 import stochcl
 from stochcl.compress.append import Appender
 from tests.compress.making import make_codes, make_names, make_tables, write
-from tests.making import json_of, process, program
+from tests.making import json_of, process, signalled
 
 REPORT = {
     "schema", "path", "images", "skipped", "bytes", "bits_per_image", "parts", "external_bytes", "reduction",
@@ -197,19 +195,7 @@ def stopped(*arguments, sent, mark, module):
     """Run the program, send it a signal when its second segment is on the disk, and return what it said."""
     name = {"writer": "Writer", "append": "Appender"}[module]
     before = WAIT.format(module=module, name=name, mark=os.fspath(mark))
-    with subprocess.Popen(
-        program(*arguments, before=before), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        try:
-            while not mark.exists():
-                assert child.poll() is None, child.stderr.read()
-                time.sleep(0.01)
-            child.send_signal(sent)
-            mark.unlink()
-            said = child.communicate(timeout=60)
-        finally:
-            child.kill()
-    return *said, child.returncode
+    return signalled(*arguments, before=before, mark=mark, sent=sent)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals as Unix has them")

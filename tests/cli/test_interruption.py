@@ -3,15 +3,13 @@
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 import stochcl
-from tests.making import SMALL_SEGMENTS, make_pixels, process, program, write_images
+from tests.making import SMALL_SEGMENTS, make_pixels, process, signalled, write_images
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals as Unix has them")
 
@@ -44,19 +42,7 @@ def pixels(tmp_path_factory):
 def interrupted(*arguments, mark, sent=signal.SIGINT, small=True):
     """Run the program, interrupt it when it has come to a certain image, and return what it said."""
     before = (SMALL if small else "") + STOP_AT.format(mark=os.fspath(mark))
-    with subprocess.Popen(
-        program(*arguments, before=before), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        try:
-            while not mark.exists():
-                assert child.poll() is None, child.stderr.read()
-                time.sleep(0.01)
-            child.send_signal(sent)
-            mark.unlink()
-            said = child.communicate(timeout=60)
-        finally:
-            child.kill()
-    return *said, child.returncode
+    return signalled(*arguments, before=before, mark=mark, sent=sent)
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])

@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.making import program
+from tests.making import signalled
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals as Unix has them")
 
@@ -35,19 +33,7 @@ setattr(holder, name, slow)
 def interrupted(*arguments, mark, at, sent):
     module, _, name = at.partition(":")
     before = WAIT_AT.format(module=module, name=name, mark=os.fspath(mark))
-    with subprocess.Popen(
-        program(*arguments, before=before), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        try:
-            while not mark.exists():
-                assert child.poll() is None, child.stderr.read()
-                time.sleep(0.01)
-            child.send_signal(sent)
-            mark.unlink()
-            said = child.communicate(timeout=60)
-        finally:
-            child.kill()
-    return *said, child.returncode
+    return signalled(*arguments, before=before, mark=mark, sent=sent)
 
 
 COMMANDS = {

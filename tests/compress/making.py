@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,15 @@ from stochcl.framing import VERSION
 
 STAGES = (3, 2, 1, 1)  # bits of the words of residual codes
 LEVELS = np.array([1, 9, 74, 194, 488, 1000, 1500, 2048, 2596, 3096, 3608, 3902, 4022, 4087, 4095], np.uint16)
+
+
+class Stop(Exception):
+    """Ends a test's writing halfway."""
+
+
+def partials(folder: Path) -> list[str]:
+    """The names of what lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def noise(rows: int, columns: int, seed: int = 0) -> np.ndarray:

@@ -16,19 +16,11 @@ from stochcl.compress import Archive, Writer
 from stochcl.compress.journal import Journal, rows_kept
 from stochcl.compress.salvage import salvage
 from stochcl.errors import OutputError, SourceError, UsageError
-from tests.compress.making import make_codes, make_header, make_names, make_tables
+from tests.compress.making import Stop, make_codes, make_header, make_names, make_tables, partials
 from tests.making import every
 
 TABLES = make_tables(6)
 CODES = make_codes(40, 6, names=make_names(40), labels=["x"] * 40, uncertainty=np.linspace(0, 6, 40))
-
-
-class Stop(Exception):
-    pass
-
-
-def partials(folder):
-    return sorted(p.name for p in folder.iterdir())
 
 
 def test_nothing_is_left_of_a_run_that_failed_before_its_first_segment(tmp_path):

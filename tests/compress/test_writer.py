@@ -11,18 +11,10 @@ from stochcl.compress import Archive, Writer
 from stochcl.entropy.model import INDEPENDENT as PREFIX
 from stochcl.entropy.model import OWN
 from stochcl.errors import OutputError, UsageError
-from tests.compress.making import make_codes, make_header, make_names, make_tables, write
+from tests.compress.making import Stop, make_codes, make_header, make_names, make_tables, partials, write
 
 TABLES = make_tables(6)
 CODES = make_codes(40, 6, names=make_names(40), labels=["x"] * 40, uncertainty=np.linspace(0, 6, 40))
-
-
-class Stop(Exception):
-    pass
-
-
-def partials(folder):
-    return sorted(p.name for p in folder.iterdir())
 
 
 def test_rows_names_labels_and_uncertainty_come_back(tmp_path):
