@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -89,6 +90,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ROOM = "free some disk space and "
+"""What advice begins with if a full disk is what is wrong."""
+
+
+def advice_for(exc: BaseException | None, advice: str) -> str:
+    """Return the advice for a failed writing, without ROOM unless there was none."""
+    return advice if isinstance(exc, OSError) and exc.errno in _FULL else advice.replace(ROOM, "", 1)
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") -> Iterator[None]:
     """Turn an OSError while a path is written into the OutputError that names the path and what it is.
@@ -106,7 +117,9 @@ def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") ->
     except StochclError:
         raise
     except OSError as exc:
-        raise OutputError(f"{escape_name(path)}: {what} cannot be written: {os_reason(exc)}{advice}.") from exc
+        raise OutputError(
+            f"{escape_name(path)}: {what} cannot be written: {os_reason(exc)}{advice_for(exc, advice)}."
+        ) from exc
 
 
 def write_all(file: RawIOBase, data: bytes) -> None:

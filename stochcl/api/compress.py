@@ -33,7 +33,7 @@ from stochcl.data.preprocess import FITS
 from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
-from stochcl.files import WriteLock, check_output, exists, sync_folder, target_of
+from stochcl.files import ROOM, WriteLock, advice_for, check_output, exists, sync_folder, target_of
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.options import option
 
@@ -332,7 +332,7 @@ def _compress_at_rate(
     with Archive(full, tables=[codec.tables]) as archive:
         job = Transcoding(archive, embed=options.embeds(codec, len(archive)), names=options.names)
         try:
-            advice = f"; all latents are kept in {escape_name(full)}: free some disk space and pass --resume"
+            advice = f"; all latents are kept in {escape_name(full)}: {ROOM}pass --resume"
             write_widest(job, path, rate, advice)
         except UsageError:
             full.unlink()
@@ -379,7 +379,7 @@ def unwritable(path: Path, exc: OutputError | OSError, advice: str = "") -> Outp
     """Return the error for an output whose writer failed elsewhere, or says that it can be resumed, and cannot."""
     cause = exc.__cause__ if isinstance(exc, OutputError) else exc
     reason = os_reason(cause) if isinstance(cause, OSError) else str(exc)
-    return OutputError(f"{escape_name(path)}: it cannot be written: {reason}{advice}.")
+    return OutputError(f"{escape_name(path)}: it cannot be written: {reason}{advice_for(cause, advice)}.")
 
 
 def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressOptions) -> None:

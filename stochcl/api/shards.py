@@ -30,7 +30,7 @@ from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceError, UsageError
-from stochcl.files import WriteLock, replacing, sync_folder, writing
+from stochcl.files import ROOM, WriteLock, replacing, sync_folder, writing
 from stochcl.framing import PROLOGUE
 from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
@@ -117,7 +117,7 @@ SHARD_IMAGES = 100_000
 
 _PLAN = "plan.json"  # what is being made, until the manifest says what was
 _WORK = ".work-"
-_CONTINUE = "; complete shards are kept: free some disk space and repeat the command to continue"
+_CONTINUE = f"; complete shards are kept: {ROOM}repeat the command to continue"
 _DIFFERING = {
     "source": "source (images were added, removed or changed)",
     "images": "source (images were added or removed)",

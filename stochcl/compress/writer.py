@@ -23,7 +23,7 @@ from stochcl.errors import (
     StochclError,
     UsageError,
 )
-from stochcl.files import WriteLock, check_output, read_all, sync_folder, target_of, write_all, writing
+from stochcl.files import ROOM, WriteLock, check_output, read_all, sync_folder, target_of, write_all, writing
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
@@ -316,7 +316,7 @@ class Writer(JournaledWriter):
         )
 
     def _writing(self) -> AbstractContextManager[None]:
-        kept = f". What was done is kept in {escape_name(self.partial)}: free some disk space and pass --resume"
+        kept = f". What was done is kept in {escape_name(self.partial)}: {ROOM}pass --resume"
         return writing(self.path, advice=kept if self._segments or self._kept else "")
 
     # The end

@@ -242,18 +242,21 @@ def test_a_failing_replacement_leaves_the_old_output(tmp_path):
     assert partials(tmp_path) == ["a"]
 
 
-def test_a_device_that_fails_keeps_what_is_on_disk(tmp_path, monkeypatch, uninterrupted):
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "free some disk space and pass"), (errno.EIO, "pass")])
+def test_a_device_that_fails_keeps_what_is_on_disk(tmp_path, monkeypatch, uninterrupted, number, advice):
     real, calls = os.fsync, []
 
     def fsync(descriptor):
         calls.append(descriptor)
         if len(calls) == 5:  # the journal's beginning, and segment and record of two segments
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
     with (
-        pytest.raises(OutputError, match=r"no space left on device\. What was done is kept in .*resume=True"),
+        pytest.raises(
+            OutputError, match=rf"written: [\w/ ]+\. What was done is kept in .*partial: {advice} resume=True"
+        ),
         Writer(tmp_path / "a", make_header(TABLES), TABLES, embed_tables=True, segment_rows=10) as writer,
     ):
         add_from(writer)
