@@ -14,16 +14,8 @@ from stochcl.encoders.residual import on_grid
 from stochcl.errors import TrainingError, UsageError
 from stochcl.training.monitor import code_health, health_warnings
 from stochcl.training.options import options_from
-from stochcl.training.residual import (
-    beam_encode,
-    decode_words,
-    fit,
-    ordered,
-    refit,
-    residual_books,
-    rounded_map,
-    sign_stages,
-)
+from stochcl.training.residual import fit, rounded_map
+from stochcl.training.words import beam_encode, decode_words, ordered, refit, residual_books, sign_stages
 from tests.making import CLASSES, PER_CLASS, SIZE
 
 CPU = torch.device("cpu")
