@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 _LFS = b"version https://git-lfs"
+LFS_ADVICE = "this is a Git LFS pointer in place of the file; run: git lfs pull"
+"""What to say where :func:`is_lfs_pointer` is true."""
 
 
 def is_lfs_pointer(head: bytes) -> bool:

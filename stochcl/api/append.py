@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import codec_of
-from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows
+from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows, label_level_warning
 from stochcl.api.source import listing, no_readable_error, open_inputs, source_warnings, strict_error
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
-from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
-from stochcl.data.pixels import FULL_DEPTH
+from stochcl.data import MatrixSource, missing_from, read_labels
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import escape_name, plural
 
@@ -106,7 +105,8 @@ def append(
     unit = report.unit
     added = report.images - before[0]
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
-    notes += [line.removeprefix("warning: ") for line in source_warnings(new, encoded.damaged)]
+    warnings = source_warnings(new, encoded.damaged) + label_level_warning(options.label_level, encoded)
+    notes += [line.removeprefix("warning: ") for line in warnings]
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
 
 
@@ -129,11 +129,10 @@ def _append_to(
             return replace(codes, labels=table.match(codes.names or ()))
         return codes if _labels_come_along(options) else replace(codes, labels=None)
 
-    stated = out.header.preprocess
     preprocess = codec.preprocess
     if codec.columns is None:  # of 16-bit images as many bits as those that are there have
-        most = options.max_pixels or preprocess.max_pixels
-        preprocess = Preprocess(stated["size"], stated["fit"], stated.get("depth", FULL_DEPTH), most)
+        preprocess = codec.preprocess_of(out.header)
+        preprocess = replace(preprocess, max_pixels=options.max_pixels or preprocess.max_pixels)
     known = {name for name, _ in out.archive.skipped}
     for failure in () if out.position else new.rejected:
         out.skip(failure.name, failure.reason)

@@ -20,8 +20,17 @@ from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
 from stochcl.data.access import read_regular
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, OutputExists, SourceError, UsageError
-from stochcl.files import check_output, make_folder, target_of
+from stochcl.errors import (
+    ImageError,
+    LabelsError,
+    ModelMismatch,
+    OutputError,
+    OutputExists,
+    SourceError,
+    UsageError,
+    error_of,
+)
+from stochcl.files import LFS_ADVICE, check_output, is_lfs_pointer, make_folder, target_of
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -206,9 +215,12 @@ def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> 
 def _numbers(path: Path) -> Any:
     shown = escape_name(path)
     try:
-        return json.loads(read_regular(path, _MAX_SELECTION))
+        data = read_regular(path, _MAX_SELECTION)
+        if is_lfs_pointer(data):
+            raise SourceError(f"{shown}: {LFS_ADVICE}.")
+        return json.loads(data)
     except ImageError as exc:
-        raise SourceError(f"{shown}: the selection cannot be read: {exc}.") from exc
+        raise error_of(SourceError, exc, f"{shown}: the selection cannot be read: {exc}.") from exc
     except (ValueError, RecursionError) as exc:
         raise SourceError(f"{shown}: this is not a JSON list of the numbers of latents ({exc}).") from exc
 

@@ -157,16 +157,16 @@ def compress_source(
         report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
         warnings = (
             *source_warnings(source, encoded.damaged),
-            *label_level_warning(options.label_level, archive),
+            *label_level_warning(options.label_level, encoded),
             *distribution_shift_warning(codec, archive),
         )
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
 
 
-def label_level_warning(level: int | None, archive: ArchiveBase) -> list[str]:
+def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
     """Return a warning if no image lies in as many folders as its label was to be taken from."""
-    if level is None or archive.labels is not None:
+    if level is None or encoded.labelled or not encoded.rows:
         return []
     return [f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"]
 
@@ -191,7 +191,11 @@ def _compress_to_stream(
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
         report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
+        warnings = (
+            *source_warnings(source, encoded.damaged),
+            *label_level_warning(options.label_level, encoded),
+            *distribution_shift_warning(codec, archive),
+        )
         return replace(report, warnings=warnings, damaged=tuple(encoded.damaged))
 
 
@@ -244,10 +248,11 @@ def _encode_all(
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded: how many rows, and which images were damaged and read all the same."""
+    """What was encoded: rows, images that were damaged and read all the same, and whether any row has a label."""
 
     rows: int = 0
     damaged: Sequence[Failure] = ()
+    labelled: bool = False
 
 
 def encode_rows(
@@ -265,7 +270,7 @@ def encode_rows(
     ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
     is stored beside them.
     """
-    encoded, damaged = 0, list[Failure]()
+    encoded, damaged, labelled = 0, list[Failure](), False
     progress(writer.position, len(source))
     for part in read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
         if options.strict and (part.failures or part.damaged):
@@ -280,11 +285,12 @@ def encode_rows(
             labels = part.labels
             if options.label_level is not None:
                 labels = tuple(folder_label(name, options.label_level) for name in part.names)
+            labelled = labelled or any(labels or ())
             codes = replace(select_latents(codes, writer.header), names=part.names, labels=labels)
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
-    return Encoded(encoded, damaged)
+    return Encoded(encoded, damaged, labelled)
 
 
 # A rate

@@ -221,7 +221,7 @@ def evaluate_targets(
     tables : iterable of Tables or path-like
         Where to look first for decoders that are not in the archives.
     progress : callable
-        Told how many steps of how many are done: reading the archives, and each target.
+        Told how many probes of how many are trained: one a fold and target, and those that are saved.
     **options
         Fields of :class:`~stochcl.api.options.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
         min_class, seed.
@@ -239,11 +239,8 @@ def evaluate_targets(
     _check_request(test, origin, test_labels, groups, asked.test_size)
     if save is not None:
         downstream.check_savable(asked.estimator, asked.task)
-    steps = max(1, len(columns)) + 1 + (save is not None)
-    progress(0, steps)
     data = _read(path, test, origin, test_labels, groups, asked, tables)
     header, part = data.header, data.part
-    progress(1, steps)
     facts = {
         "schema": "stochcl.evaluate/0",
         "path": escape_name(path),
@@ -254,14 +251,20 @@ def evaluate_targets(
         "labels_from": ", ".join(data.origins),
     }
     found: dict[str, Evaluation] = {}
+    folds = 1 if test is not None or asked.test_size is not None else asked.folds
+    probes = len(part.labels) * (folds + (save is not None))
     with naming(labels or path):
         for target in part.labels:
-            found[target] = _score(data, target, asked, split_names=labels is None)
-            progress(len(found) + 1, steps)
+            before = len(found) * folds
+
+            def trained(done: int, total: int, before: int = before) -> None:
+                progress(before + done, probes - folds + total)
+
+            found[target] = _score(data, target, asked, trained, split_names=labels is None)
         if save is not None:
             _fit_all(data, asked).save(save)
             facts["saved"] = escape_name(save)
-            progress(steps, steps)
+    progress(probes, probes)
     return found, facts
 
 
@@ -313,14 +316,16 @@ def _read(
     return _Data(header, used, width, part, other, origins, notes)
 
 
-def _score(data: _Data, target: str, asked: EvaluateOptions, *, split_names: bool) -> Evaluation:
+def _score(
+    data: _Data, target: str, asked: EvaluateOptions, progress: Callable[[int, int], None], *, split_names: bool
+) -> Evaluation:
     """Train and score the probe of one target."""
     part, other, y = data.part, data.other, data.part.labels[target]
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     if other is None:
         scores = downstream.evaluate(
             part.x, y, folds=asked.folds, test_size=asked.test_size, groups=part.groups, names=part.names,
-            symbols=part.symbols, **how,
+            symbols=part.symbols, progress=progress, **how,
         )  # fmt: skip
     else:
         symbols = part.symbols, other.symbols

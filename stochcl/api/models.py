@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.encoders.packaged import ENDING, embedded_models
-from stochcl.errors import ModelError, ModelNotFound, UsageError
+from stochcl.errors import ModelError, ModelNotFound, UsageError, error_of
 from stochcl.files import is_file
 from stochcl.messages import escape_name, os_reason
 
@@ -197,7 +197,7 @@ def _card(path: Path) -> ModelCard:
         )  # fmt: skip
         card.lines()  # whatever is not of its type shows now
     except OSError as exc:
-        raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(ModelError, exc, f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         msg = f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
         raise ModelError(msg) from exc

@@ -13,6 +13,7 @@ from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import kind_of
 from stochcl.api.models import model_of
 from stochcl.api.options import SearchOptions
+from stochcl.api.source import check_paths_exist
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
@@ -100,6 +101,7 @@ def search(
     ImageError, SourceError, FormatError
     """
     asked = SearchOptions(**options)
+    check_paths_exist(list(images))
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no images to search.")
@@ -192,10 +194,10 @@ def _wanted(
         parts.append(np.stack(matrix))
     elif files or matrix:
         codec = _codec(archive, path, model, device)
-        fit = header.preprocess.get("fit")
-        found = (
-            codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
-        )
+        if files:
+            found = codec.encode_pixels(codec.prepare(files, codec.preprocess_of(header)))
+        else:
+            found = codec.encode_vectors(np.stack(matrix))
         parts.append(
             codec.vectors_of(found) if decoder is not None else select_latents(found.codes, header).symbols()
         )

@@ -14,7 +14,7 @@ from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warning
 from stochcl.api.models import initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import OutputError, OutputExists, SourceError, UsageError
+from stochcl.errors import InputNotFound, OutputError, OutputExists, SourceError, UsageError, for_caller
 from stochcl.files import writing
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import load_preset, options_from
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out."""
+    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out.
+
+    ``asked_rate`` is what was asked for, if a rate was.
+    """
 
     model: str
     sha256: str
@@ -50,6 +53,10 @@ class TrainReport:
     initialised: str | None = None
     warnings: tuple[str, ...] = ()
     unit: str = "image"
+    asked_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", tuple(map(for_caller, self.warnings)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -60,10 +67,11 @@ class TrainReport:
         """Return the report for people."""
         knn = "" if self.knn is None else f", kNN accuracy {self.knn:.1%}"
         which = f"{'held-out' if self.held_out else 'the training'} {self.unit}s"
+        asked = "" if self.asked_rate is None else f" (asked for {self.asked_rate:,g})"
         work = f"{self.images:,} {self.unit}s, {self.steps:,} steps, {duration(self.seconds)}"
         return [
             f"{escape_name(self.model)}: {self.latents:,} latents; {work}",
-            f"  rate of {which} {self.rate:,.1f} bits per {self.unit}{knn}",
+            f"  rate of {which} {self.rate:,.1f} bits per {self.unit}{asked}{knn}",
             *([f"  begun from {self.initialised}"] if self.initialised else []),
             f"  hash {self.sha256}",
         ]
@@ -247,6 +255,7 @@ def _write_model(
         knn=found.get("knn"),
         initialised=start.line() if start else None,
         warnings=latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health),
+        asked_rate=trainer.options.rate,
     )
 
 
@@ -288,6 +297,7 @@ def _train_on_matrix(
         rate=stage["rate"],
         knn=None,
         unit="row",
+        asked_rate=stage["options"]["rate"],
         warnings=((left_out,) if bad else ())
         + row_warnings(record)
         + rate_warnings(record)
@@ -342,7 +352,8 @@ class RunFiles:
                 "continue it, or --force to start anew."
             )
         if resume and not self.checkpoint.exists():
-            raise UsageError(f"{escape_name(self.checkpoint)}: there is no such checkpoint to resume; omit --resume.")
+            shown = escape_name(self.checkpoint)
+            raise InputNotFound(f"{shown}: there is no such checkpoint to resume; omit --resume.")
 
     def clear(self, *, resume: bool) -> None:
         """Remove what an earlier run left, unless it is resumed."""

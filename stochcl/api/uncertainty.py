@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ class Corrupter:
             )
         picked = [found[i] for i in np.sort(np.random.default_rng(seed).permutation(len(found))[:sample])]
         subset = SubsetSource(source, [row for _, row in picked])
-        preprocess = replace(codec.preprocess, fit=given.archive.header.preprocess["fit"])
+        preprocess = codec.preprocess_of(given.archive.header)
         kept, parts = [], []
         for batch in subset.batches(preprocess, batch_size=_BATCH, workers=1):
             parts.append(batch.images)
@@ -220,7 +220,7 @@ def measure_uncertainty(
     """
     started, asked = time.monotonic(), UncertaintyOptions(**options)
     if (images is None) != (codec is None):
-        raise UsageError("--images says which images are corrupted, and -m the model that encodes them: give both.")
+        raise UsageError("--images says which images are corrupted, and -m what encodes them: give both.")
     check_label_options(labels, [column], level)
     if plot is not None:
         check_plot(plot)

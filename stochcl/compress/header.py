@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.errors import BadMagic, FormatError, LimitExceeded, Truncated, UnsupportedVersion
-from stochcl.files import is_lfs_pointer
+from stochcl.files import LFS_ADVICE, is_lfs_pointer
 from stochcl.framing import (
     MAGIC,
     MAX_HEADER,
@@ -119,7 +119,7 @@ class Header:
     def size_of(cls, prologue: bytes) -> int:
         """Return how many bytes of header follow a prologue."""
         if is_lfs_pointer(prologue):
-            raise FormatError("this is a Git LFS pointer in place of an archive of codes: run git lfs pull")
+            raise FormatError(LFS_ADVICE)
         if not prologue.startswith(MAGIC[: len(prologue)]) or not prologue:
             msg = (
                 f"this is not an archive of codes: it begins with {prologue[:8].hex(' ') or 'nothing'}, not with "

@@ -8,7 +8,7 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stochcl.errors import EnvironmentFault, ImageError
+from stochcl.errors import EnvironmentFault, ImageError, error_of
 from stochcl.files import pread_all, read_all
 from stochcl.messages import os_reason
 
@@ -48,7 +48,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     try:
         return _read_regular(path, limit)
     except OSError as exc:
-        raise ImageError(f"it cannot be read: {os_reason(exc)}") from exc
+        raise error_of(ImageError, exc, f"it cannot be read: {os_reason(exc)}") from exc
 
 
 def read_listed(path: str | os.PathLike[str], limit: int) -> bytes:

@@ -11,7 +11,7 @@ from PIL import Image
 from stochcl.data.pixels import MAX_PIXELS
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import is_lfs_pointer
+from stochcl.files import LFS_ADVICE, is_lfs_pointer
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def map_array(path: Path) -> NDArray[Any]:
         with path.open("rb") as file:
             if not (head := file.read(32)).startswith(MAGIC):  # numpy would take a zip, or offer to load a pickle
                 if is_lfs_pointer(head):
-                    raise SourceError(f"{shown}: this is a Git LFS pointer in place of an array; run: git lfs pull.")
+                    raise SourceError(f"{shown}: {LFS_ADVICE}.")
                 msg = f"{shown}: this is not a NumPy array, or its beginning is damaged; {_WANTED}."
                 raise SourceError(msg)
         array = np.load(path, mmap_mode="r", allow_pickle=False)

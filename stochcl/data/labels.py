@@ -12,8 +12,8 @@ import numpy as np
 
 from stochcl.codes import folder_label, label_text
 from stochcl.data.array import MAGIC, row_names
-from stochcl.errors import LabelsError
-from stochcl.files import is_lfs_pointer
+from stochcl.errors import LabelsError, error_of
+from stochcl.files import LFS_ADVICE, is_lfs_pointer
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name, os_reason
 
@@ -176,9 +176,7 @@ def read_labels(path: str | os.PathLike[str]) -> LabelTable:
         if head.startswith(MAGIC):
             return _from_array(path)
         if is_lfs_pointer(head):
-            raise LabelsError(
-                f"{escape_name(path)}: this is a Git LFS pointer in place of labels; run: git lfs pull."
-            )
+            raise LabelsError(f"{escape_name(path)}: {LFS_ADVICE}.")
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
@@ -186,7 +184,8 @@ def read_labels(path: str | os.PathLike[str]) -> LabelTable:
             at, columns = _header(path, next(reader, None))
             return LabelTable(path, columns, _rows(path, reader, at, len(columns)))
     except OSError as exc:
-        raise LabelsError(f"{escape_name(path)}: the labels cannot be read: {os_reason(exc)}.") from exc
+        message = f"{escape_name(path)}: the labels cannot be read: {os_reason(exc)}."
+        raise error_of(LabelsError, exc, message) from exc
     except UnicodeDecodeError as exc:
         msg = f"{escape_name(path)}: the labels are not UTF-8 text ({exc.reason}); save the file as UTF-8."
         raise LabelsError(msg) from exc

@@ -26,8 +26,8 @@ from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
 from stochcl.data.url import UrlSource, open_url
 from stochcl.data.zip import ZipSource
-from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
-from stochcl.files import exists, is_lfs_pointer
+from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError, error_of
+from stochcl.files import LFS_ADVICE, exists, is_lfs_pointer
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.remote import is_url
 
@@ -78,7 +78,7 @@ def _open_file(path: Path, options: SourceOptions) -> ImageSource | MatrixSource
     if not head:
         raise SourceError(f"{escape_name(path)}: this file is empty (0 bytes).")
     if is_lfs_pointer(head):
-        raise SourceError(f"{escape_name(path)}: this is a Git LFS pointer in place of the file; run: git lfs pull.")
+        raise SourceError(f"{escape_name(path)}: {LFS_ADVICE}.")
     if ending == ".npz":
         raise refuse_npz(path)
     if head.startswith(MAGIC) or ending == ".npy":
@@ -287,7 +287,7 @@ def open_list(
         with Path(where).open("rb") as file:
             return ListSource(_checked(read_list(file, null=null), shown), folder, str(where))
     except OSError as exc:
-        raise SourceError(f"{shown}: this list cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(SourceError, exc, f"{shown}: this list cannot be read: {os_reason(exc)}.") from exc
 
 
 def _checked(paths: list[str], shown: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stochcl.data.names import LABEL_ENDINGS, is_image_name
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, depth_used
+from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, OWN_DEPTH, depth_used
 from stochcl.data.preprocess import quiet_pillow
 from stochcl.messages import escape_name, plural
 
@@ -29,30 +29,29 @@ def may_be_16_bit(name: str) -> bool:
 def common_depth(files: Iterable[bytes]) -> tuple[int, str]:
     """Return the bits that 16-bit greyscale images use together, and what is to be said of that.
 
-    They are those of the greatest value in any of them, and 16 where there are none.
+    They are those of the greatest value in any of them; where there are none, each image that comes has its own.
     """
-    grey = colour = count = 0
     with quiet_pillow():
-        for used in filter(None, map(depth_used, files)):
-            bits, is_grey = used
-            count += 1
-            grey, colour = (max(grey, bits), colour) if is_grey else (grey, max(colour, bits))
-    depth = max(grey, LEAST_DEPTH) if grey else FULL_DEPTH
-    if grey and depth < FULL_DEPTH:
-        looked = f"of {count:,} that were looked at" if count > 1 else "of one that was looked at"
+        used = [bits for bits in map(depth_used, files) if bits is not None]
+    if not any(used):
+        return OWN_DEPTH, ""
+    depth = max(*used, LEAST_DEPTH)
+    dark = sum(0 < bits <= depth - _DARKER for bits in used)
+    looked, white = f"of {plural(len(used), 'image')} looked at", (1 << depth) - 1
+    if dark:
         return depth, (
-            f"16-bit images here use {depth} bits: no value {looked} is above {(1 << depth) - 1:,}, which becomes "
-            "white (recorded in the archive; --depth 16 has 65,535 white)"
+            f"16-bit images here have different ranges: {dark:,} {looked} use a sixteenth of the others' and come "
+            f"out nearly black where {white:,} is white; --depth {OWN_DEPTH} gives each its own range"
         )
-    if 0 < colour <= _DARK:
+    if depth < FULL_DEPTH:
         return depth, (
-            f"colour images of 16 bits here use {colour} bits or fewer and come out nearly black; convert them to 8 "
-            "bits a channel"
+            f"16-bit images here use {depth} bits: no value {looked} is above {white:,}, which becomes white "
+            "(recorded in the archive; --depth 16 has 65,535 white)"
         )
     return depth, ""
 
 
-_DARK = 13  # bits: an eighth of full brightness
+_DARKER = 4  # bits
 
 
 def ending_of(name: str) -> str:
@@ -89,5 +88,5 @@ def remark_on_others(others: Counter[str] | None, unlabelled: int) -> str:
     beside = [ending for ending in LABEL_ENDINGS if 2 * others[ending] >= unlabelled > 0]
     advice = ["--any-name takes those that hold images"]
     if beside:
-        advice.append(f"--label-files {beside[0][1:]} takes the {beside[0]} file beside an image for its label")
+        advice.append(f"--label-files={beside[0][1:]} takes the {beside[0]} file beside an image for its label")
     return f"left out {counted(others)}; {', '.join(advice)}"

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stochcl.data.pixels import PNG_MAGIC, png_chunks
-from stochcl.files import is_lfs_pointer
+from stochcl.files import LFS_ADVICE, is_lfs_pointer
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _JXL_MAGICS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
@@ -21,7 +21,7 @@ _PADDING = (bytes.fromhex("5aa7330f") * 64, bytes.fromhex("00") * 256, bytes.fro
 def what_is_needed(data: bytes, formats: tuple[str, ...]) -> str | None:
     """Say what to do about a file that stands for an image, or that a plug-in of Pillow reads; None for others."""
     if is_lfs_pointer(data):
-        return "it is a Git LFS pointer in place of the image; run: git lfs pull"
+        return LFS_ADVICE
     heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
     for there, name, kind, plugin in (
         (heif, "HEIC", "HEIF", "pillow-heif"),

@@ -121,7 +121,7 @@ class ImageSource(ABC):
     """Files that were not taken for images, by the ending of their names."""
     told: Sequence[str] = ()
     """What was noticed when it was listed."""
-    _depth: tuple[int, str] | None = None
+    _depth: tuple[int, str] | None = None  # once it is decided, and what is to be said of it
 
     def __len__(self) -> int:
         return len(self.entries)

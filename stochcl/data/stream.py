@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, depth_used
+from stochcl.data.pixels import depth_used
 from stochcl.data.remarks import SAMPLED, common_depth, may_be_16_bit, remark_on_others
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource, decode_ahead
 from stochcl.errors import ImageError, SourceError
@@ -71,8 +71,7 @@ class StreamSource(ABC):
         self._depth: tuple[int, str] | None = None
         self._ahead: list[_Image] = []  # read to decide on the depth, and not given yet
         self._rest: Iterator[_Image] | None = None
-        self._unlabelled = self._late = 0
-        self._decided = True
+        self._unlabelled = 0
         self._broken: SourceError | None = None
 
     def settle(self, preprocess: Preprocess) -> Preprocess:
@@ -80,7 +79,6 @@ class StreamSource(ABC):
         if preprocess.depth is not None:
             return preprocess
         if self._depth is None:
-            self._decided = False
             self._depth = common_depth(self._read_ahead())
         return replace(preprocess, depth=self._depth[0])
 
@@ -93,7 +91,6 @@ class StreamSource(ABC):
                 size += len(file)
                 if isinstance(file, str) or not may_be_16_bit(name) or depth_used(file) is None:
                     return
-                self._decided = True
                 yield file
                 if len(self._ahead) == SAMPLED or size >= BATCH_BYTES:
                     return
@@ -105,19 +102,11 @@ class StreamSource(ABC):
         yield from ahead
         if self._broken is not None:
             raise self._broken
-        for name, file, label in self._images(batch_size) if self._rest is None else self._rest:
-            if not self._decided and isinstance(file, bytes) and may_be_16_bit(name) and (used := depth_used(file)):
-                self._late = max(self._late, used[0])
-            yield name, file, label
+        yield from self._images(batch_size) if self._rest is None else self._rest
 
     def remarks(self) -> list[str]:
         """Return what should be said of the source once it was read."""
         depth = "" if self._depth is None else self._depth[1]
-        if 0 < self._late < FULL_DEPTH:
-            depth = (
-                f"16-bit images among those behind the first use {self._late} bits and come out dark; --depth "
-                f"{max(self._late, LEAST_DEPTH)} has their greatest value white"
-            )
         others = remark_on_others(self.others, self._unlabelled)
         return [line for line in (depth, others, *self.told) if line]
 

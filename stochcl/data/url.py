@@ -12,7 +12,7 @@ from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.tar import TarStream
 from stochcl.data.tar_headers import TAR_ENDINGS
-from stochcl.errors import EnvironmentFault, ImageError, SourceError
+from stochcl.errors import EnvironmentFault, ImageError, SourceError, SourceNotFound
 from stochcl.messages import escape_name, os_reason
 from stochcl.remote import Remote, url_errors
 
@@ -104,6 +104,6 @@ def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | TarStre
             system, place = Remote(url).opened()
             return TarStream(system.open(place, "rb"), url, options)
     except FileNotFoundError as exc:
-        raise SourceError(f"{escape_name(url)}: there is no such file.") from exc
+        raise SourceNotFound(f"{escape_name(url)}: there is no such file.") from exc
     except OSError as exc:
         raise SourceError(f"{escape_name(url)}: it cannot be read: {os_reason(exc)}.") from exc

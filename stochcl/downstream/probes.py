@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stochcl.errors import SourceError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.errors import SourceError, UsageError, error_of
+from stochcl.files import LFS_ADVICE, is_lfs_pointer, replacing, writing
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -203,7 +203,9 @@ def load(path: str | os.PathLike[str]) -> SavedProbe:
     try:
         data = Path(path).read_bytes()
     except OSError as exc:
-        raise SourceError(f"{shown}: the probe cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(SourceError, exc, f"{shown}: the probe cannot be read: {os_reason(exc)}.") from exc
+    if is_lfs_pointer(data):
+        raise SourceError(f"{shown}: {LFS_ADVICE}.")
     wrong = f"{shown}: this is no probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
     try:
         if refused := _untrusted(data):

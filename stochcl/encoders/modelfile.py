@@ -22,9 +22,9 @@ from stochcl.encoders.packaged import (
 )
 from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
-from stochcl.errors import MissingExtraError, ModelError, StochclError
-from stochcl.files import is_lfs_pointer, replacing, writing
-from stochcl.messages import escape_name
+from stochcl.errors import MissingExtraError, ModelError, StochclError, error_of
+from stochcl.files import LFS_ADVICE, is_lfs_pointer, replacing, writing
+from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,9 +133,9 @@ def load_model(path: Path) -> ModelFile:
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as exc:
-        raise ModelError(f"{shown}: the model cannot be read: {exc.strerror}.") from exc
+        raise error_of(ModelError, exc, f"{shown}: the model cannot be read: {os_reason(exc)}.") from exc
     if is_lfs_pointer(head):
-        raise ModelError(f"{shown}: this is a Git LFS pointer in place of a model; run: git lfs pull.")
+        raise ModelError(f"{shown}: {LFS_ADVICE}.")
     if is_pickle(head):
         raise ModelError(
             f"{shown}: this is a pickle (a PyTorch checkpoint?), which could run any program when it is loaded; "

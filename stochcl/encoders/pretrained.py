@@ -15,7 +15,8 @@ import torch
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
 from stochcl.encoders.packaged import read_tensors, with_backbone
-from stochcl.errors import ModelError, UsageError
+from stochcl.errors import ModelError, UsageError, error_of
+from stochcl.files import LFS_ADVICE, is_lfs_pointer
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -178,13 +179,17 @@ def _read(path: Path) -> dict[str, Tensor]:
     shown = escape_name(path)
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(32)
+        if is_lfs_pointer(head):
+            raise ModelError(f"{shown}: {LFS_ADVICE}.")
         if is_pickle(head) and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
         tensors, metadata = ({}, {}) if is_pickle(head) else read_tensors(path)
     except OSError as exc:
-        raise ModelError(f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(ModelError, exc, f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
+    except ModelError:
+        raise
     except ValueError as exc:
         raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
     if is_pickle(head):

@@ -21,7 +21,7 @@ from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import Codebooks, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
-from stochcl.files import replacing, writing
+from stochcl.files import LFS_ADVICE, is_lfs_pointer, replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
@@ -346,6 +346,8 @@ def _read(path: Path, sha256: str) -> Tables | None:
         data = path.read_bytes() if path.stat().st_size <= MAX_TABLES else b""
     except OSError:
         return None
+    if is_lfs_pointer(data):
+        raise FormatError(f"{escape_name(path)}: {LFS_ADVICE}.")
     return _parse(data, sha256, escape_name(path))
 
 
