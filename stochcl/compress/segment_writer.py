@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from stochcl.codes import Codes, folder_label
+from stochcl.compress.columns import pack_labels
 from stochcl.compress.index import Index, pack_skipped
 from stochcl.compress.journal import Record
 from stochcl.compress.segment import SegmentHead, write_segment
 from stochcl.entropy.model import FITTED, Candidate, pack_model
 from stochcl.errors import LimitExceeded, OutputError
 from stochcl.files import lock
-from stochcl.framing import CHUNK, PROLOGUE, crc, pack_texts, unpack_texts
+from stochcl.framing import CHUNK, PROLOGUE, crc, unpack_texts
 from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _packed_labels(segment: RawSegment) -> bytes:
     if labels or not names:
         return labels
     texts = unpack_texts(names, segment.head.rows, "the names of a segment")
-    return pack_texts([folder_label(name) for name in texts])
+    return pack_labels([folder_label(name) for name in texts], segment.head.version)
 
 
 class StreamWriter(SegmentWriter):

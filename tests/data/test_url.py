@@ -82,7 +82,7 @@ def test_a_zip_behind_a_url_is_read_in_place(tree, png, as_file, pixels, run_com
         with pytest.raises(SourceNotFound):
             open_source(f"{url}/none.zip")
         (folder / "bad.zip").write_bytes(b"PK" + bytes(500))
-        with pytest.raises(SourceError, match="not a zip.*copy it here"):
+        with pytest.raises(SourceError, match=r"not a zip.*copy it here"):
             open_source(f"{url}/bad.zip")
     with pytest.raises(EnvironmentFault):
         source.load(0, SMALL)
