@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from io import FileIO, RawIOBase
 
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as pathlib leaves it of one
 _LFS = b"version https://git-lfs"
 LFS_ADVICE = "this is a Git LFS pointer in place of the file; run: git lfs pull"
 """What to say where :func:`is_lfs_pointer` is true."""
@@ -55,6 +57,13 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Tell whether a path is a folder; where pathlib raises, it is not."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Tell whether two paths name one file; where one is not there, or a URL, they do not."""
+    with suppress(OSError):
+        return os.path.samefile(path, other)  # noqa: PTH121
+    return False
 
 
 @contextmanager
@@ -313,6 +322,8 @@ def check_output(path: Path, source: Path | None, *, force: bool) -> None:
         same = status is not None and source is not None and source.is_file() and path.samefile(source)
     except OSError as exc:
         raise OutputError(f"{shown}: it cannot be written: {os_reason(exc)}; give another name.") from exc
+    if not folder and _URL.match(str(path)):
+        raise UsageError(f"{shown}: this is a URL, and outputs are files here; name one, and copy it there.")
     if not folder:
         raise OutputError(f"{shown}: the folder to write to does not exist; make it first.")
     if status is None:

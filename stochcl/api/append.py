@@ -19,6 +19,7 @@ from stochcl.compress.edit import has_part
 from stochcl.data import MatrixSource, missing_from, read_labels
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import escape_name, plural
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     import os
@@ -75,6 +76,7 @@ def append(
     ModelMismatch, UsageError
         If the archive is another model's, or its images were prepared otherwise, or it has no names.
     """
+    check_local(path)
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
     check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
     labelled = labels is not None or _labels_come_along(options)
@@ -108,6 +110,12 @@ def append(
     warnings = source_warnings(new, encoded.damaged) + label_level_warning(options.label_level, encoded)
     notes += [line.removeprefix("warning: ") for line in warnings]
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
+
+
+def check_local(path: PathLike) -> None:
+    """Raise UsageError for an archive behind a URL."""
+    if is_url(path):
+        raise UsageError(f"{escape_name(path)}: rows are added to files here, not behind a URL; copy it here first.")
 
 
 def _labels_come_along(options: CompressOptions) -> bool:

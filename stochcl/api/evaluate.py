@@ -22,7 +22,7 @@ from stochcl.api.labels import (
 from stochcl.api.options import EvaluateOptions, SelectOptions
 from stochcl.compress import open_archive
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
-from stochcl.files import check_output, replacing, writing
+from stochcl.files import check_output, is_same_file, replacing, writing
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -303,6 +303,8 @@ def _read(
                 width = common_width(header, unseen.header, shown, asked.latents)
                 scored = replace(labels, path=labels_of_test(archive.names, unseen.names, labels.path, test_labels))
                 part, other = _part(archive, path, labels, used, width), _part(unseen, test, scored, used, width)
+                if is_same_file(path, test):
+                    notes.append("the images scored on are those trained on, so that the score is too high")
                 if asked.latents is None and header.latents != unseen.header.latents:
                     widths = f"{header.latents:,} and {unseen.header.latents:,}"
                     notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")

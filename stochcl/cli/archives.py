@@ -241,9 +241,10 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     Example:
       stochcl append codes.bin images/
     """
-    from stochcl.api.append import append
+    from stochcl.api.append import append, check_local
     from stochcl.api.codec import codec_of
 
+    check_local(codes)
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:

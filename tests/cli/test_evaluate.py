@@ -41,6 +41,10 @@ def test_people_see_the_score_beside_the_baseline(run, codes):
     assert "  guessing the largest class: " in text
 
 
+def test_the_same_archive_for_training_and_scoring_is_said(run, codes):
+    assert "those trained on" in scored(run, "--train", codes, "--test", codes)["notes"][0]
+
+
 def test_progress_goes_by_folds(run, codes, labels, monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr("stochcl.cli.evaluate.progress_bar", lambda *a, **k: nullcontext(lambda *p: told.append(p)))

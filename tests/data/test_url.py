@@ -63,6 +63,11 @@ def test_http_serves_single_images_and_tars(tree, png, codec, tmp_path, run_comp
         assert len(archive) == 2
     with pytest.raises(SourceError, match="cannot be reached"):
         open_source(f"{url}/x.png")
+    for name in ("x.zip", "x.tar"):
+        with pytest.raises(SourceError, match="cannot connect"):
+            codec.compress(f"{url}/{name}", tmp_path / "y.bin")
+    with pytest.raises(SourceError, match="cannot connect"):
+        stochcl.open(f"{url}/codes.bin")
 
 
 def test_a_zip_behind_a_url_is_read_in_place(tree, png, as_file, pixels, run_compress, tmp_path):
