@@ -14,10 +14,10 @@ from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warning
 from stochcl.api.models import initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import OutputError, OutputExists, SourceError, UsageError
-from stochcl.files import writing
+from stochcl.errors import SourceError, UsageError
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import load_preset, options_from
+from stochcl.training.outputs import RunFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -139,7 +139,7 @@ def train(
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.pretrained import backbone_options
     from stochcl.training.images import read_images
-    from stochcl.training.logs import TensorBoardLog
+    from stochcl.training.outputs import TensorBoardLog
     from stochcl.training.runtime import Runtime
 
     started = time.monotonic()
@@ -298,58 +298,6 @@ def _train_on_matrix(
 def is_first_process() -> bool:
     """Tell whether this process is to print: it trains alone, or is the first of those that torchrun started."""
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What a training run writes: the model, its checkpoint, and its log."""
-
-    output: Path
-    log: Path | None
-
-    @classmethod
-    def of(cls, output: PathLike, log: PathLike | None) -> RunFiles:
-        """Take them from paths."""
-        return cls(Path(output), None if log is None else Path(log))
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint, while training runs."""
-        return self.output.with_name(self.output.name + ".checkpoint")
-
-    @property
-    def table(self) -> Path:
-        """The log that is written where none is named."""
-        return self.output.with_name(self.output.name + ".csv")
-
-    def check(self, *, resume: bool, force: bool) -> None:
-        """Refuse to train for hours before an output that could not be written, or that somebody wants to keep."""
-        for path, what in ((self.output, "model"), (self.checkpoint, "checkpoint"), (self.log, "log")):
-            if path is None:
-                continue
-            with writing(path, f"the {what}", "; give another name"):
-                there = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-                if not there or path.is_dir():
-                    raise OutputError(
-                        f"{escape_name(path)}: no {what} can be written there; name a file in a folder that exists "
-                        "and is writable."
-                    )
-        if self.output.exists() and not (force or resume):
-            raise OutputExists(f"{escape_name(self.output)}: this file exists already; pass --force to replace it.")
-        if self.checkpoint.exists() and not (force or resume):
-            raise UsageError(
-                f"{escape_name(self.checkpoint)}: this is the checkpoint of an interrupted run; pass --resume to "
-                "continue it, or --force to start anew."
-            )
-        if resume and not self.checkpoint.exists():
-            raise UsageError(f"{escape_name(self.checkpoint)}: there is no such checkpoint to resume; omit --resume.")
-
-    def clear(self, *, resume: bool) -> None:
-        """Remove what an earlier run left, unless it is resumed."""
-        if not resume:
-            self.checkpoint.unlink(missing_ok=True)
-            if self.log is None:
-                self.table.unlink(missing_ok=True)
 
 
 def _source_of_preset(name: str | None) -> list[ImageSource]:

@@ -22,8 +22,8 @@ from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
 from stochcl.training.entropy import MIN_CODES, fit_tables
-from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
+from stochcl.training.outputs import FileLog
 from stochcl.training.runtime import DeviceImages, to_device
 
 if TYPE_CHECKING:

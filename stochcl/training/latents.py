@@ -17,9 +17,9 @@ from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.priors import AutoregressivePrior
 from stochcl.entropy.fit import hard_rate
 from stochcl.errors import TrainingError
-from stochcl.training.calibration import calibrate
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units
 from stochcl.training.loop import FitProgress, Schedule, TotalLoss, TrainingLoop
+from stochcl.training.monitor import calibrate
 from stochcl.training.objectives import OBJECTIVES, Objective, nt_xent
 from stochcl.training.quantiser import Metric, principal_decoder
 

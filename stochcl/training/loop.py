@@ -17,8 +17,8 @@ import torch
 
 from stochcl.errors import TrainingError, for_caller
 from stochcl.messages import escape_name
-from stochcl.training.checkpoint import damaged, load_checkpoint, save_checkpoint
-from stochcl.training.distributed import all_reduce_mean, any_rank, broadcast, rank
+from stochcl.training.outputs import damaged, load_checkpoint, save_checkpoint
+from stochcl.training.runtime import all_reduce_mean, any_rank, broadcast, rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.training.logs import Log
+    from stochcl.training.outputs import Log
 
 
 _MEASURE_SHARE, _MEASURE_SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them

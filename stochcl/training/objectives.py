@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from stochcl.encoders.posteriors import BIT
 from stochcl.training.augment import from_words
-from stochcl.training.distributed import all_gather, all_reduce_mean, global_mean
+from stochcl.training.runtime import all_gather, all_reduce_mean, global_mean
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,17 +16,16 @@ from stochcl.encoders.inference import encode, side_by_side
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import UsageError
 from stochcl.training.augment import Augmentation, as_words, counter_rng
-from stochcl.training.distributed import rank, world_size
 from stochcl.training.entropy import MIN_CODES, fit_tables, smaller_images
 from stochcl.training.latents import FittedLatents, LatentStage, RateController
-from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
 from stochcl.training.objectives import Losses, StochasticContrastive
 from stochcl.training.options import LatentOptions
+from stochcl.training.outputs import FileLog
 from stochcl.training.quantiser import start_latents
 from stochcl.training.residual import check_objective, fit_residual
-from stochcl.training.runtime import DeviceImages, Runtime, to_device
+from stochcl.training.runtime import DeviceImages, Runtime, rank, to_device, world_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
-    from stochcl.training.logs import Log
     from stochcl.training.options import TrainOptions
+    from stochcl.training.outputs import Log
 
 
 _MOST_IMAGES = 200_000
