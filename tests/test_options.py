@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from stochcl.api.compress import CompressOptions
-from stochcl.api.options import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
+from stochcl.api.evaluate import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
 from stochcl.cli import main
 from stochcl.cli.options import given, options_of
 from stochcl.errors import UsageError, command_line

@@ -1,4 +1,4 @@
-"""Verbs on archives that need neither encoder nor PyTorch: info, decompress, transcode, merge, split."""
+"""Verbs on archives that need neither encoder nor PyTorch, and where the decoders of archives are."""
 
 from __future__ import annotations
 
@@ -20,8 +20,18 @@ from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
 from stochcl.data.access import read_regular
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, OutputExists, SourceError, UsageError
-from stochcl.files import check_output, make_folder, target_of
+from stochcl.errors import (
+    ImageError,
+    LabelsError,
+    ModelMismatch,
+    ModelNotFound,
+    OutputError,
+    OutputExists,
+    SourceError,
+    StochclError,
+    UsageError,
+)
+from stochcl.files import check_output, is_file, make_folder, target_of
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
     Progress = Callable[[int, int], None]
     Where = Iterable[Tables | PathLike]
+
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
 
@@ -341,3 +352,44 @@ def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -
     if parts is None or not 1 <= parts <= total:
         raise UsageError(f"{shown}: it holds {plural(total, 'image')}, which do not make {parts} parts.")
     return [total * i // parts for i in range(parts + 1)]
+
+
+def resolve_tables(
+    model: str | os.PathLike[str] | None, path: str | os.PathLike[str] | None = None
+) -> tuple[Tables | Path, ...]:
+    """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
+
+    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash. Only a model needs
+    torch.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is no such file or model.
+    ModelError
+        If the model is damaged.
+    """
+    if model is None:
+        return () if path is None else _by_hash(path)
+    if Path(model).suffix != ".tables":
+        from stochcl.api.codec import Codec
+
+        return (Codec(model, device="cpu").tables,)
+    if not is_file(model):
+        raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
+    return (Path(model),)
+
+
+def _by_hash(path: str | os.PathLike[str]) -> tuple[Tables, ...]:
+    try:
+        with open_archive(path) as archive:
+            try:
+                _ = archive.tables
+            except ModelMismatch:
+                from stochcl.api.codec import Codec
+                from stochcl.api.models import model_of
+
+                return (Codec(model_of(archive.header, path), device="cpu").tables,)
+    except StochclError:  # which opening it for its purpose explains
+        pass
+    return ()

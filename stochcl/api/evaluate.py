@@ -19,11 +19,11 @@ from stochcl.api.labels import (
     naming,
     split_warning,
 )
-from stochcl.api.options import EvaluateOptions, SelectOptions
 from stochcl.compress import open_archive
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import check_output, replacing, writing
 from stochcl.messages import escape_name, plural
+from stochcl.options import Options, option
 
 if TYPE_CHECKING:
     import os
@@ -32,11 +32,70 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase, Header
-    from stochcl.downstream import Evaluation
+    from stochcl.downstream import Evaluation, Task
     from stochcl.entropy.tables import Tables
 
     PathLike = str | os.PathLike[str]
     Where = Iterable[Tables | PathLike]
+
+
+TASKS = ("classification", "regression")
+OUTPUTS = ("auto", "symbols", "vectors")
+
+
+@dataclass(frozen=True)
+class SelectOptions(Options):
+    """Which latents to choose."""
+
+    latents: int = option(None, "How many latents to choose.", at_least=1, unit="K", required=True)
+    task: Task = option("classification", "What the labels are.", choices=TASKS)
+
+
+@dataclass(frozen=True)
+class SearchOptions(Options):
+    """What to find."""
+
+    count: int = option(10, "How many to find.", at_least=1, unit="K", flags=("-k",))
+    output: str = option(
+        "auto", "Compare decoded vectors, or the symbols themselves.", choices=OUTPUTS, flags=("--by",)
+    )
+
+
+@dataclass(frozen=True)
+class ProbeOptions(Options):
+    """What a probe is given, and how it is scored."""
+
+    estimator: str = option(
+        "auto", "logistic, svm, knn or boosting; ridge, knn or boosting for regression; or a scikit-learn class's "
+        "path.", unit="NAME",
+    )  # fmt: skip
+    output: str = option(
+        "auto", "What the estimator reads; auto: vectors if the model has a decoder.", choices=OUTPUTS,
+        flags=("--input",),
+    )  # fmt: skip
+    latents: int | None = option(None, "Use the first K latents.", at_least=1, unit="K", shown="all")
+    folds: int = option(5, "Folds of the cross-validation.", at_least=2)
+    seed: int = option(0, "Random seed.", at_least=0)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ProbeOptions):
+    """How to train a probe, and score it."""
+
+    task: Task = option("classification", "What the labels are.", choices=TASKS)
+    test_size: float | None = option(
+        None, "Hold out this fraction, in place of a cross-validation.", more_than=0, less_than=1
+    )
+    min_class: int | None = option(
+        None, "Leave out classes of fewer than N images.", at_least=1, unit="N", shown="2 in a cross-validation"
+    )
+
+
+@dataclass(frozen=True)
+class UncertaintyOptions(ProbeOptions):
+    """How to measure what uncertainty is worth."""
+
+    sample: int = option(500, "How many images to corrupt.", at_least=1)
 
 
 def input_of(archive: ArchiveBase, given: str) -> str:
@@ -111,7 +170,7 @@ def select(
     force : bool
         Replace an existing output.
     **options
-        Fields of :class:`~stochcl.api.options.SelectOptions`: ``latents``, how many, and ``task``.
+        Fields of :class:`~stochcl.api.evaluate.SelectOptions`: ``latents``, how many, and ``task``.
 
     Returns
     -------
@@ -123,7 +182,7 @@ def select(
     SourceError, FormatError, LabelsError, UsageError, OutputError
     """
     from stochcl.downstream import LatentSelector
-    from stochcl.downstream.labelled import labelled
+    from stochcl.downstream.metrics import labelled
 
     asked = SelectOptions(**options)
     check_label_options(labels, [column], level)
@@ -223,7 +282,7 @@ def evaluate_targets(
     progress : callable
         Told how many steps of how many are done: reading the archives, and each target.
     **options
-        Fields of :class:`~stochcl.api.options.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
+        Fields of :class:`~stochcl.api.evaluate.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
         min_class, seed.
 
     Returns

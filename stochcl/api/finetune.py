@@ -13,13 +13,14 @@ from stochcl.api.codec import Codec
 from stochcl.api.labels import check_label_options, labels_of_test, split_warning
 from stochcl.api.models import find_model, initial_weights
 from stochcl.api.summary import skipped_json
-from stochcl.api.train import RunFiles, circumstances, open_images
+from stochcl.api.train import circumstances, open_images
 from stochcl.compress import Archive
 from stochcl.data import Preprocess
 from stochcl.errors import UsageError
 from stochcl.messages import duration, escape_name
 from stochcl.training.images import classes_of, labeller, labels_of, read_images
 from stochcl.training.options import finetune_options
+from stochcl.training.outputs import RunFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.compress import select_latents
-from stochcl.api.evaluate import kind_of
+from stochcl.api.evaluate import SearchOptions, kind_of
 from stochcl.api.models import model_of
-from stochcl.api.options import SearchOptions
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
@@ -82,7 +81,7 @@ def search(
     progress : callable
         Told how many rows of how many have been looked at.
     **options
-        Fields of :class:`~stochcl.api.options.SearchOptions`: ``count``, how many to find for each, and ``output``,
+        Fields of :class:`~stochcl.api.evaluate.SearchOptions`: ``count``, how many to find for each, and ``output``,
         what is compared: vectors, symbols, or auto: vectors where there is a decoder.
 
     Returns

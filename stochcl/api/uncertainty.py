@@ -11,15 +11,13 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.corruptions import CORRUPTIONS, STRENGTHS, corrupt
-from stochcl.api.evaluate import common_width, input_of, rare_classes, rare_note, rows_of
+from stochcl.api.evaluate import UncertaintyOptions, common_width, input_of, rare_classes, rare_note, rows_of
 from stochcl.api.labels import check_label_options, labels_of, labels_of_test, naming, split_warning
-from stochcl.api.options import UncertaintyOptions
 from stochcl.api.source import open_inputs
 from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import MatrixSource
 from stochcl.data.open import SubsetSource
-from stochcl.downstream.labelled import labelled
-from stochcl.downstream.metrics import make_splits
+from stochcl.downstream.metrics import labelled, make_splits
 from stochcl.downstream.uncertainty import (
     CONFIDENCE,
     ENTROPY,
@@ -206,7 +204,7 @@ def measure_uncertainty(
     progress : callable
         Told how many corrupted images of how many have been encoded.
     **options
-        Fields of :class:`~stochcl.api.options.UncertaintyOptions`: estimator (it must give probabilities), output,
+        Fields of :class:`~stochcl.api.evaluate.UncertaintyOptions`: estimator (it must give probabilities), output,
         latents, folds, seed, and sample, how many images to corrupt.
 
     Returns

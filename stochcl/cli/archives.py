@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl.api import archives
+from stochcl.api.archives import resolve_tables
 from stochcl.api.compress import CompressOptions
-from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.cli.options import (
     CODES,

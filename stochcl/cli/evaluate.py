@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api.options import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
-from stochcl.api.tables import resolve_tables
+from stochcl.api.archives import resolve_tables
+from stochcl.api.evaluate import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 from stochcl.cli.options import (
     CODES,

@@ -279,7 +279,7 @@ def adapt(sources: Sequence[Path], output: Path, *, hold_out: int | None, as_jso
       stochcl adapt photos/ -o mine.safetensors
       stochcl compress photos/ -m mine.safetensors -o codes.bin --latents 64
     """
-    from stochcl.api.adapt import adapt
+    from stochcl.api.train import adapt
 
     with progress_bar("images", rate=False) as bar:
         report = adapt(

@@ -13,8 +13,7 @@ from unicodedata import combining, east_asian_width
 import numpy as np
 
 from stochcl.downstream import metrics
-from stochcl.downstream.labelled import LabelledRows, labelled
-from stochcl.downstream.metrics import find_duplicates, make_splits
+from stochcl.downstream.metrics import LabelledRows, find_duplicates, labelled, make_splits
 from stochcl.downstream.probes import Fitted, make_estimator
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name

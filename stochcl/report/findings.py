@@ -15,8 +15,7 @@ from stochcl.codes import Codes
 from stochcl.data import read_labels
 from stochcl.downstream import interpretation as of
 from stochcl.downstream import make_estimator, metrics
-from stochcl.downstream.labelled import labelled
-from stochcl.downstream.metrics import make_splits
+from stochcl.downstream.metrics import labelled, make_splits
 from stochcl.entropy.fit import latent_lengths
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
