@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl.api.archives import resolve_tables
-from stochcl.api.evaluate import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
+from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 from stochcl.cli.options import (
     CODES,
@@ -132,19 +132,15 @@ def predict(
 @section(
     "Other images",
     click.option("--outside", type=INPUT, multiple=True, help="An archive of other images; may be repeated."),
-    click.option("--images", type=INPUT, help="The answered images: they are corrupted, and encoded."),
-    options_of(UncertaintyOptions, only=("sample",)),
 )
-@section("Probe", options_of(UncertaintyOptions, only=("estimator", "output", "latents", "folds", "seed")))
+@section("Probe", options_of(ProbeOptions, only=("estimator", "output", "latents", "folds", "seed")))
 @click.option("--plot", type=PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
-@MODEL
-@DEVICE
+@TABLES
 @JSON
 def uncertainty(
-    codes: Path | str | None, *, train: Path | str | None, model: str | None, device: str, as_json: bool,
-    **options: Any,
-) -> None:  # fmt: skip
-    """Test whether uncertainty flags errors and out-of-distribution or corrupted images.
+    codes: Path | str | None, *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
+) -> None:
+    """Test whether uncertainty flags errors and out-of-distribution images.
 
     The entropy that `stochcl compress --uncertainty` stored stands beside the code's length, the distance to the
     nearest codes, and the probe's confidence, which alone needs labels. 0.5 is chance.
@@ -152,19 +148,12 @@ def uncertainty(
     \b
     Example:
       stochcl uncertainty codes.bin --plot refusal.png
-      stochcl uncertainty --train train.bin --test test.bin --outside other.bin --images test/
+      stochcl uncertainty --train train.bin --test test.bin --outside other.bin
     """
     from stochcl.api.uncertainty import measure_uncertainty
 
     path = _training_codes(codes, train)
-    if options["images"] is not None:
-        from stochcl.api.codec import codec_of
-
-        options["codec"] = codec_of(path, model, device=device)
-    else:
-        options["tables"] = resolve_tables(model, path)
-    with progress_bar("images") as bar:
-        found = measure_uncertainty(path, progress=bar, **given(options))
+    found = measure_uncertainty(path, tables=resolve_tables(model, path), **given(options))
     show(found, _uncertainty_lines(found), as_json=as_json)
 
 
@@ -194,17 +183,9 @@ def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
         names = list(found["scores"])
         rows = []
         for one in found["outside"]:
-            what = f"{one['what']} {one['strength']}" if "strength" in one else one["what"]
-            accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
             told = [_auroc(one["scores"].get(name, {})) for name in names]
-            rows.append([what, f"{one['images']:,}", accuracy, *told])
-        title = "other and corrupted images told from the answered ones (AUROC)"
-        out += table(title, ["what", "images", "accuracy %", *names], rows)
-    if "shifted" in found:
-        shifted = found["shifted"]
-        title = f"errors among {shifted['images']:,} clean and corrupted images together, accuracy"
-        rows = [[name, _auroc(score), _interval(score["interval"])] for name, score in shifted["scores"].items()]
-        out += table(f"{title} {shifted['accuracy']:.1%} (AUROC)", ["score", "AUROC", "interval"], rows)
+            rows.append([one["what"], f"{one['images']:,}", *told])
+        out += table("other images told from the answered ones (AUROC)", ["what", "images", *names], rows)
     if "plot" in found:
         out.append(f"plot in {found['plot']}")
     return out + [f"note: {note}" for note in found["notes"]]

@@ -114,7 +114,6 @@ class UncertaintyScorer:
 
 
 _Z = 1.959964  # 95 % of a normal distribution
-_RESAMPLES = 200
 
 REFUSED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the images, the least certain, that are refused."""
@@ -143,26 +142,6 @@ def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Auroc | N
     value = float(found.mean())
     low, high = _interval(value, found, others)
     return Auroc(value, low, high, len(found), len(others))
-
-
-def auroc_of_copies(
-    positive: NDArray[np.bool_], score: NDArray[np.floating], *, seed: int = 0, resamples: int = _RESAMPLES
-) -> Auroc | None:
-    """Return the AUROC over several copies of each image, both of shape (copies, N).
-
-    What is wrong in one copy is likely wrong in the next: the interval is of a bootstrap over images.
-    """
-    whole = auroc(positive.ravel(), score.ravel())
-    if whole is None:
-        return None
-    rng, values = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        drawn = rng.integers(0, positive.shape[1], positive.shape[1])
-        again = auroc(positive[:, drawn].ravel(), score[:, drawn].ravel())
-        if again is not None:
-            values.append(again.value)
-    low, high = np.quantile([whole.value, *values], [0.025, 0.975])
-    return Auroc(whole.value, float(low), float(high), whole.positives, whole.negatives)
 
 
 def difference(
