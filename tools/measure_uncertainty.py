@@ -6,8 +6,8 @@ DATA has cifar10-train.zip, cifar10-test.zip and Tiny-ImageNet as tiny-imagenet-
 trained on codes of CIFAR-10's training split and answers the test split: what finds its errors? Foreign are images of
 Tiny-ImageNet that were never trained on (the last 20 of each class of each file), of classes that CIFAR-10 does not
 share: ``SHARED`` says which are left out. A sample of the test images is corrupted besides, in the ways of
-tools/corruptions.py. Beside the JSON goes a plot, -refusal.png. With -n, so many images of each part take part, chosen
-by the seed.
+tools/corruptions.py. Beside the JSON goes a plot, -refusal.png. With -n, so many images of each part take part,
+chosen by the seed.
 
 Foreign images differ in more than their class: CIFAR-10 has 32 pixels, enlarged to the model's size, Tiny-ImageNet
 64. So the second part of foreign images, "small", is the same ones, first brought to 32 pixels.
