@@ -18,7 +18,6 @@ from stochcl.data.pixels import FULL_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points
 from stochcl.encoders.modelfile import load_model
-from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables, is_packaged
 from stochcl.errors import ImageError, ModelMismatch, UsageError
 from stochcl.lazy import cached_property
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.inference import Encoded
 
 
-_DENOMINATOR = 4096
 _FLOAT = 4  # bytes
 
 
@@ -117,13 +115,7 @@ class CodecBase:
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables, made from the model: a function of its tensors alone."""
-        entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR, self.alphabet)
-        return Tables(
-            self._encoder.config.ladder,
-            entropy,
-            self._encoder.vector_decoder(),
-            autoregressive=self._encoder.entropy_network(),
-        )
+        return self._encoder.tables()
 
     @cached_property
     def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

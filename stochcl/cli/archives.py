@@ -157,7 +157,7 @@ def _losses(done: Any) -> list[str]:
 @output("The archive to write.")
 @section(
     "What to keep",
-    options_of(CompressOptions, only=("latents", "rate")),
+    options_of(CompressOptions, only="latents rate"),
     click.option(
         "--select", type=INPUT,
         help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
@@ -224,10 +224,7 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 @click.argument("source", type=INPUT)
 @click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 @DEVICE
-@options_of(
-    CompressOptions,
-    only=("any_name", "label_level", "label_files", "label_column", "max_pixels", "batch_size", "workers"),
-)
+@options_of(CompressOptions, only="any_name label_level label_files label_column max_pixels batch_size workers")
 @click.option("--labels", type=INPUT, help="CSV file name,label or .npy array, if the archive has labels stored.")
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, and add nothing.")
 @JSON

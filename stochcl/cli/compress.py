@@ -81,25 +81,19 @@ def output_of(path: Path) -> Path | IO[bytes]:
         metavar="DIR",
         help="What the list's paths, and so the names, are relative to.  [default: the current folder]",
     ),
-    options_of(
-        CompressOptions,
-        only=("column", "id_column", "any_name", "depth", "max_pixels", "fit", "workers", "strict"),
-    ),
+    options_of(CompressOptions, only="column id_column any_name depth max_pixels fit workers strict"),
 )
-@section("Labels", options_of(CompressOptions, only=("label_level", "label_column", "label_files")))
-@section("Rate", options_of(CompressOptions, only=("latents", "rate")))
+@section("Labels", options_of(CompressOptions, only="label_level label_column label_files"))
+@section("Rate", options_of(CompressOptions, only="latents rate"))
 @section(
     "Model",
     click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file."),
     DEVICE,
     click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
                  help="Numeric precision of the network; bf16 is faster if the processor supports it."),
-    options_of(CompressOptions, only=("batch_size",)),
+    options_of(CompressOptions, only="batch_size"),
 )  # fmt: skip
-@section(
-    "Archive",
-    options_of(CompressOptions, only=("names", "uncertainty", "self_contained", "external_tables")),
-)
+@section("Archive", options_of(CompressOptions, only="names uncertainty self_contained external_tables"))
 @section(
     "Shards",
     click.option("--shard-images", type=int, metavar="N",
@@ -109,7 +103,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
                  help="Where to compress; ray: on many cores or machines, to a folder of shards."),
     click.option("--address", help="Address of a Ray cluster.  [default: RAY_ADDRESS, or this machine's cores]"),
 )  # fmt: skip
-@options_of(CompressOptions, only=("force", "resume"))
+@options_of(CompressOptions, only="force resume")
 @JSON
 def compress(
     sources: tuple[Path, ...], output: Path, *, files_from: Path | None, null: bool, directory: Path, model: str,

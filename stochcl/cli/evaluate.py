@@ -56,9 +56,9 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
     click.option(
         "--groups", help="Column of --labels, or a CSV file name,group: no group is both trained and scored on."
     ),
-    options_of(EvaluateOptions, only=("task", "min_class")),
+    options_of(EvaluateOptions, only="task min_class"),
 )  # fmt: skip
-@section("Probe", options_of(EvaluateOptions, only=("estimator", "output", "latents", "folds", "test_size", "seed")))
+@section("Probe", options_of(EvaluateOptions, only="estimator output latents folds test_size seed"))
 @click.option("--save", type=PATH, help="Write the probe here, for `stochcl predict`.")
 @TABLES
 @JSON
@@ -133,7 +133,7 @@ def predict(
     "Other images",
     click.option("--outside", type=INPUT, multiple=True, help="An archive of other images; may be repeated."),
 )
-@section("Probe", options_of(ProbeOptions, only=("estimator", "output", "latents", "folds", "seed")))
+@section("Probe", options_of(ProbeOptions, only="estimator output latents folds seed"))
 @click.option("--plot", type=PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
 @TABLES
 @JSON
@@ -206,7 +206,7 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
 @CODES
 @output("The page to write.", default="report.html")
 @click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
-@section("Labels", LABELS, COLUMN, LEVEL, options_of(EvaluateOptions, only=("task",)))
+@section("Labels", LABELS, COLUMN, LEVEL, options_of(EvaluateOptions, only="task"))
 @section(
     "Latents",
     click.option("--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
@@ -214,7 +214,7 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
     click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
                  help="Look at latents in at most N images, spread evenly."),
 )  # fmt: skip
-@options_of(EvaluateOptions, only=("seed",))
+@options_of(EvaluateOptions, only="seed")
 @TABLES
 @FORCE
 @JSON
