@@ -153,22 +153,25 @@ def compress_source(
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
             encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
-    with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (
-            *source_warnings(source, encoded.damaged),
-            *label_level_warning(options.label_level, archive),
-            *distribution_shift_warning(codec, archive),
-        )
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
-    return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
+    with Archive(path, tables=[codec.tables]) as archive:
+        report = report_of(archive, shown, codec, source, encoded, started, options.label_level)
+        return replace(report, notes=notes, rate=options.rate)
 
 
-def label_level_warning(level: int | None, archive: ArchiveBase) -> list[str]:
-    """Return a warning if no image lies in as many folders as its label was to be taken from."""
-    if level is None or archive.labels is not None:
-        return []
-    return [f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"]
+def report_of(
+    archive: ArchiveBase, shown: str, codec: CodecBase, source: Source, encoded: Encoded, started: float,
+    level: int | None = None,
+) -> Report:  # fmt: skip
+    """Return the figures of an archive that was just written, and warnings of its images, labels and codes."""
+    report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
+    warnings = source_warnings(source, encoded.damaged)
+    if level is not None and archive.labels is None:
+        warnings.append(
+            f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"
+        )
+    warnings += distribution_shift_warning(codec, archive)
+    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
 
 
 def _compress_to_stream(
@@ -190,9 +193,7 @@ def _compress_to_stream(
     ) as writer:
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
-        report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
-        return replace(report, warnings=warnings, damaged=tuple(encoded.damaged))
+        return report_of(archive, "standard output", codec, source, encoded, started)
 
 
 def encode_source(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import platform
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochcl import __version__
 from stochcl.api.codec import Codec
 from stochcl.data import MatrixSource, open_source, sample_rows, sample_size
 from stochcl.data.array import MAGIC
@@ -20,6 +18,7 @@ from stochcl.files import replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
 from stochcl.training.options import LatentOptions
+from stochcl.training.outputs import circumstances
 
 if TYPE_CHECKING:
     import os
@@ -138,9 +137,7 @@ def train_head(
         "start": started_from,
         "latents": fitted.record,
         "entropy": fitted.record.get("entropy", {}),
-        "versions": {"stochcl": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
-        "hardware": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
-    }
+    } | circumstances("cpu, 1 processes")
     return encoder, record
 
 
@@ -272,6 +269,8 @@ def train_matrix(
     UsageError
         If an option is one of training on images, or makes no sense.
     """
+    from stochcl.encoders.modelfile import save_model
+
     started = time.monotonic()
     given = {name: value for name, value in options.items() if value is not None}
     latents, epochs = given.pop("latents", None), given.pop("epochs", None)
@@ -298,6 +297,4 @@ def train_matrix(
         "not_finite": sample_size(len(source), source.dim) - len(train) - len(held),
         "seconds": round(time.monotonic() - started),
     }
-    data = to_bytes(encoder, record)
-    write_head(data, output)
-    return record, codec_of(data).model.sha256
+    return record, save_model(encoder, output, record)

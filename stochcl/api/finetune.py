@@ -13,14 +13,14 @@ from stochcl.api.codec import Codec
 from stochcl.api.labels import check_label_options, labels_of_test, split_warning
 from stochcl.api.models import find_model, initial_weights
 from stochcl.api.summary import skipped_json
-from stochcl.api.train import circumstances, open_images
+from stochcl.api.train import RunReport, open_images
 from stochcl.compress import Archive
 from stochcl.data import Preprocess
 from stochcl.errors import UsageError
 from stochcl.messages import duration, escape_name
 from stochcl.training.images import classes_of, labeller, labels_of, read_images
 from stochcl.training.options import finetune_options
-from stochcl.training.outputs import RunFiles
+from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
-    from stochcl.training.finetune import Finetuner
     from stochcl.training.images import ImageSet
     from stochcl.training.options import FinetuneOptions
 
@@ -188,21 +187,12 @@ def _score_file(
 
 
 @dataclass(frozen=True)
-class FinetuneReport:
+class FinetuneReport(RunReport):
     """What fine-tuning made; ``held_top1`` in percent, None where nothing is held out."""
 
-    model: str
-    sha256: str
-    images: int
-    held_out: int
-    classes: int
-    latents: int
-    skipped: tuple[tuple[str, str], ...]
-    steps: int
-    seconds: float
-    initialised: str | None
-    held_top1: float | None
-    test: Scores | None
+    classes: int = 0
+    held_top1: float | None = None
+    test: Scores | None = None
     warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -267,22 +257,11 @@ def finetune(
     test : path-like, optional
         A source of images to score the result on, and its file of codes.
     init : path-like, optional
-        Weights for the backbone, in place of the model's: a file or a name, as for training, see
-        :func:`stochcl.encoders.pretrained.init_backbone`.
+        Weights for the backbone, in place of the model's.
     preset : str, optional
         A recipe, by its name or as a .toml file; options that are given stand before it.
-    hold_out : int
-        Images of each class of each source that are kept from training, and measured on.
-    workers : int
-        Decoding threads.
-    cache : path-like, optional
-        A folder where decoded training images are kept, to be mapped rather than held in memory.
-    log : path-like, optional
-        A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise.
-    resume, force : bool
-        Go on from the checkpoint; replace an existing model file or checkpoint.
-    report : callable
-        Told of the progress: objects with ``fraction`` and ``line()``.
+    hold_out, workers, cache, log, resume, force, report
+        As of :func:`stochcl.api.train.train`; there is no log if none is named.
     **options
         Fields of :class:`stochcl.training.options.FinetuneOptions`; None for those left out.
 
@@ -316,26 +295,18 @@ def finetune(
     )  # fmt: skip
     encoder = tuner.run().cpu()
     held = 100 * tuner.held_top1() if len(data.held) else None
-    record = _record(base, weights, tuner, sources, held)
+    record = run_record(tuner, weights, {} if held is None else {"held_top1": held}) | {
+        "finetuned_from": {"name": escape_name(base.name), "sha256": base.sha256},
+        "sources": [escape_name(Path(path).name) for path in sources],
+    }
     sha256, scores = _write(
         encoder, files, record, test, labels=test_labels, label_level=label_level, workers=workers,
         device=settings.device,
     )  # fmt: skip
-    return FinetuneReport(
-        model=str(files.output),
-        sha256=sha256,
-        images=len(data.train),
-        held_out=len(data.held),
-        classes=len(classes),
-        latents=encoder.config.latents,
-        skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
-        steps=tuner.step,
-        seconds=time.monotonic() - started,
-        initialised=None if weights is None else weights.line(),
-        held_top1=held,
-        test=scores,
+    return FinetuneReport.of(
+        tuner, files.output, sha256, weights, started, classes=len(classes), held_top1=held, test=scores,
         warning=split_warning(classes) if labels is None else None,
-    )
+    )  # fmt: skip
 
 
 def _settings(sources: Sequence[PathLike], preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
@@ -393,26 +364,3 @@ def _write(
         scores = score(files.output, test, **how)
         save_model(encoder, files.output, record | {"figures": scores.figures()})
     return sha256, scores
-
-
-def _record(
-    base: ModelFile, weights: Initialisation | None, tuner: Finetuner, sources: Sequence[PathLike],
-    held: float | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return what the model file says of how it was made."""
-    import torch
-
-    return {
-        "finetuned_from": {"name": escape_name(base.name), "sha256": base.sha256},
-        "init": None if weights is None else weights.to_json(),
-        "sources": [escape_name(Path(path).name) for path in sources],
-        "images": len(tuner.data.train),
-        "held_out": len(tuner.data.held),
-        "steps": tuner.step,
-        "images_seen": tuner.step * tuner.batch,
-        "seconds": round(tuner.elapsed),
-        "options": asdict(tuner.options),
-        "precision": tuner.precision,
-        "measured": {} if held is None else {"held_top1": round(held, 3)},
-        "entropy": tuner.entropy_record,
-    } | circumstances(f"{tuner.device.type}, {torch.get_num_threads()} threads")

@@ -11,7 +11,6 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
-from stochcl.api.models import model_of
 from stochcl.compress import open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.api.codec import Codec
     from stochcl.compress import ArchiveBase
-    from stochcl.downstream.distances import Distance
     from stochcl.entropy.tables import Decoder, Tables
 
     PathLike = str | os.PathLike[str]
@@ -110,7 +107,12 @@ def search(
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
         distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
         wanted = _wanted(archive, path, queries, model, device, decoder)
-        distances, numbers = _nearest(archive, wanted, distance, asked.count + 1, decoder, progress)
+        found = Nearest(_wanted(archive, path, queries, model, device, decoder), distance, asked.count + 1)
+        for start in range(0, len(archive), _ROWS):
+            part = archive[start : start + _ROWS].symbols()
+            found.add(part if decoder is None else decoder.decode(part))
+            progress(min(start + _ROWS, len(archive)), len(archive))
+        distances, numbers = found.sorted()
         return {
             "schema": SCHEMA,
             "path": escape_name(path),
@@ -119,31 +121,10 @@ def search(
             "by": "symbols" if decoder is None else "vectors",
             "unit": distance.unit,
             "queries": [
-                {
-                    "query": query.name,
-                    "row": None if query.row < 0 else query.row,
-                    "neighbours": _neighbours(archive, near, rows_found, query.row)[: asked.count],
-                }
-                for query, near, rows_found in zip(queries, distances.tolist(), numbers.tolist(), strict=True)
+                _answer(archive, query, near, there, asked.count)
+                for query, near, there in zip(queries, distances.tolist(), numbers.tolist(), strict=True)
             ],
         }
-
-
-def _nearest(
-    archive: ArchiveBase,
-    wanted: NDArray[Any],
-    distance: Distance,
-    count: int,
-    decoder: Decoder | None,
-    progress: Callable[[int, int], None],
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Look at all rows; return distances and numbers of the nearest, shape (Q, count)."""
-    found = Nearest(wanted, distance, count)
-    for start in range(0, len(archive), _ROWS):
-        part = archive[start : start + _ROWS].symbols()
-        found.add(part if decoder is None else decoder.decode(part))
-        progress(min(start + _ROWS, len(archive)), len(archive))
-    return found.sorted()
 
 
 def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
@@ -190,32 +171,25 @@ def _wanted(
     if matrix and decoder is not None:
         parts.append(np.stack(matrix))
     elif files or matrix:
-        codec = _codec(archive, path, model, device)
-        fit = header.preprocess.get("fit")
-        found = (
-            codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
-        )
-        parts.append(
-            codec.vectors_of(found) if decoder is not None else select_latents(found.codes, header).symbols()
-        )
+        from stochcl.api.codec import codec_of
+
+        codec = codec_of(path, model, device=device).with_precision(header.precision)
+        codec.check_made(header, path)
+        if files:
+            found = codec.encode_pixels(codec.prepare(files, fit=header.preprocess.get("fit")))
+        else:
+            found = codec.encode_vectors(np.stack(matrix))
+        symbols = select_latents(found.codes, header).symbols()
+        parts.append(symbols if decoder is None else codec.vectors_of(found))
     return np.concatenate(parts)
 
 
-def _codec(archive: ArchiveBase, path: PathLike, model: str | None, device: str) -> Codec:
-    """Return the archive's own model, in its precision."""
-    from stochcl.api.codec import Codec
-
-    header = archive.header
-    codec = Codec(model_of(header, path) if model is None else model, device=device)
-    codec.check_made(header, path)
-    return codec.with_precision(header.precision)
-
-
-def _neighbours(archive: ArchiveBase, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
-    """Return neighbours; a row of the archive that is looked for is not its own."""
+def _answer(
+    archive: ArchiveBase, query: _Query, distances: list[float], numbers: list[int], count: int
+) -> dict[str, Any]:
+    """Return a query with its neighbours; a row of the archive that is looked for is not its own."""
     names, labels = archive.names, archive.labels
-    # A vector that is not finite, of a foreign decoder, is no one's neighbour.
-    return [
+    near = [
         {
             "row": number,
             "name": None if names is None else escape_name(names[number]),
@@ -223,5 +197,7 @@ def _neighbours(archive: ArchiveBase, distances: list[float], numbers: list[int]
             "distance": round(distance, 6),
         }
         for distance, number in zip(distances, numbers, strict=True)
-        if math.isfinite(distance) and number != own
+        # A vector that is not finite, of a foreign decoder, is no one's neighbour.
+        if math.isfinite(distance) and number != query.row
     ]
+    return {"query": query.name, "row": None if query.row < 0 else query.row, "neighbours": near[:count]}

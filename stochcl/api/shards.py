@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stochcl.api.compress import (
-    distribution_shift_warning,
+    Encoded,
     encode_rows,
     header_of,
-    label_level_warning,
     preprocess_of,
+    report_of,
     unwritable,
 )
 from stochcl.api.models import portable_name
-from stochcl.api.source import check_source_fits_model, listing, no_readable_error, source_warnings, strict_error
-from stochcl.api.summary import Report
+from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
 from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from stochcl.api.compress import CompressOptions
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Source
+    from stochcl.api.summary import Report
     from stochcl.data import ImageSource
 
     ShardSource = ImageSource | MatrixSource
@@ -210,20 +210,10 @@ def compress_to_folder(
     except (KeyboardInterrupt, EnvironmentFault) as exc:
         exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to continue.")
         raise
+    note = f"shards     {plural(plan.shards, 'file')}" + (f", {kept:,} of them from an earlier run" if kept else "")
     with open_archive(folder, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
-        note = f"shards     {plural(plan.shards, 'file')}" + (
-            f", {kept:,} of them from an earlier run" if kept else ""
-        )
-        return replace(
-            report,
-            notes=(note,),
-            warnings=(
-                *source_warnings(images),
-                *label_level_warning(options.label_level, archive),
-                *distribution_shift_warning(codec, archive),
-            ),
-        )
+        report = report_of(archive, str(folder), codec, images, Encoded(encoded), started, options.label_level)
+        return replace(report, notes=(note,))
 
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from stochcl import __version__
 from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warnings, train_matrix
 from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.summary import skipped_json
@@ -17,7 +15,7 @@ from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import load_preset, options_from
-from stochcl.training.outputs import RunFiles
+from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,20 +32,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainReport:
-    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out."""
+class RunReport:
+    """What a run made of images or rows."""
 
     model: str
     sha256: str
     images: int
     held_out: int
+    latents: int
     skipped: tuple[tuple[str, str], ...]
     steps: int
     seconds: float
-    latents: int
-    rate: float
-    knn: float | None
-    initialised: str | None = None
+    initialised: str | None
+
+    @classmethod
+    def of(
+        cls, loop: Any, path: Path, sha256: str, start: Initialisation | None, started: float, **others: Any
+    ) -> Self:
+        """Take it from a Trainer or Finetuner whose model was written."""
+        skipped = tuple((failure.name, failure.reason) for failure in loop.data.skipped)
+        return cls(
+            str(path), sha256, len(loop.data.train), len(loop.data.held), loop.result.config.latents, skipped,
+            loop.step, time.monotonic() - started, start.line() if start else None, **others,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainReport(RunReport):
+    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out."""
+
+    rate: float = 0.0
+    knn: float | None = None
     warnings: tuple[str, ...] = ()
     unit: str = "image"
 
@@ -211,53 +226,22 @@ def _write_model(
     from stochcl.training import latents
     from stochcl.training.monitor import health_warnings
 
-    cpu, data = torch.device("cpu"), trainer.data
-    found = trainer.monitor(encoder, cpu)
+    cpu = torch.device("cpu")
+    found, health = trainer.monitor(encoder, cpu), trainer.monitor.health(encoder, cpu)
     if trainer.latents is not None:  # what the coder's own model makes of hard codes, which a table alone does not
         found["rate"] = trainer.latents.rate
-    health = trainer.monitor.health(encoder, cpu)
-    record = {
+    record = run_record(trainer, start, found) | {
         "sources": [escape_name(Path(source.path).name) for source in sources],
-        "images": len(data.train),
-        "held_out": len(data.held),
-        "steps": trainer.step,
-        "images_seen": trainer.step * trainer.batch,
-        "seconds": round(trainer.elapsed),
         "preset": preset,
-        "init": start.to_json() if start else None,
-        "options": asdict(trainer.options),
-        "precision": trainer.runtime.precision,
-        "measured": {name: round(value, 4) for name, value in found.items()},
-        "entropy": trainer.entropy_record,
         "latents": trainer.latents.record if trainer.latents else {},
         "health": health,
-    } | circumstances(f"{trainer.device.type}, {trainer.world_size} processes of {torch.get_num_threads()} threads")
+    }
     sha256 = save_model(encoder, files.output, record, share_backbone=share_backbone)
     files.checkpoint.unlink(missing_ok=True)
-    return TrainReport(
-        model=str(files.output),
-        sha256=sha256,
-        images=len(data.train),
-        held_out=len(data.held),
-        skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
-        steps=trainer.step,
-        seconds=time.monotonic() - started,
-        latents=encoder.config.latents,
-        rate=found["rate"],
-        knn=found.get("knn"),
-        initialised=start.line() if start else None,
-        warnings=latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health),
+    warnings = latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health)
+    return TrainReport.of(
+        trainer, files.output, sha256, start, started, rate=found["rate"], knn=found.get("knn"), warnings=warnings
     )
-
-
-def circumstances(hardware: str) -> dict[str, Any]:
-    """Return what a record says of the versions and the machine that made a model."""
-    import torch
-
-    return {
-        "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": f"{hardware}, {platform.machine()}",
-    }
 
 
 def _train_on_matrix(
@@ -276,23 +260,16 @@ def _train_on_matrix(
     record, sha256 = train_matrix(matrix, files.output, report=report, **options)
     stage, bad = record["latents"], record["not_finite"]
     left_out = f"{plural(bad, 'row')} of {escape_name(matrix.path)} left out: the numbers there are not all finite"
-    return TrainReport(
-        model=str(files.output),
-        sha256=sha256,
-        images=record["rows"],
-        held_out=record["held_out"],
-        skipped=(),
-        steps=stage["steps"],
-        seconds=record["seconds"],
-        latents=record["width"],
-        rate=stage["rate"],
-        knn=None,
-        unit="row",
-        warnings=((left_out,) if bad else ())
+    warnings = (
+        ((left_out,) if bad else ())
         + row_warnings(record)
         + rate_warnings(record)
-        + health_warnings(record["health"]),
+        + health_warnings(record["health"])
     )
+    return TrainReport(
+        str(files.output), sha256, record["rows"], record["held_out"], record["width"], (), stage["steps"],
+        record["seconds"], None, stage["rate"], warnings=warnings, unit="row",
+    )  # fmt: skip
 
 
 def is_first_process() -> bool:

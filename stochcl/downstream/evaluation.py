@@ -8,7 +8,6 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unicodedata import combining, east_asian_width
 
 import numpy as np
 
@@ -112,10 +111,12 @@ class Evaluation:
         if not 0 < len(self.confusion) <= _SHOWN_CLASSES:
             return []
         cells = [[str(n) for n in row] for row in self.confusion]
+        from rich.cells import cell_len, set_cell_size
+
         names = _shown(self.classes)
-        wide, width = max(map(_columns, names)), max(len(cell) for row in cells for cell in row)
+        wide, width = max(map(cell_len, names)), max(len(cell) for row in cells for cell in row)
         rows = [
-            f"    {name}{' ' * (wide - _columns(name))}  {' '.join(cell.rjust(width) for cell in row)}"
+            f"    {set_cell_size(name, wide)}  {' '.join(cell.rjust(width) for cell in row)}"
             for name, row in zip(names, cells, strict=True)
         ]
         return ["  images by true class (rows) and answer (columns, in the same order):", *rows]
@@ -140,11 +141,6 @@ def _shown(classes: Sequence[str]) -> list[str]:
     while len({name[:length] for name in names}) < len(set(names)):
         length += 1
     return [name[:length] for name in names]
-
-
-def _columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes; East Asian letters take two, combining ones none."""
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _plain(value: Any) -> Any:

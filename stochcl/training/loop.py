@@ -181,7 +181,7 @@ class TrainingLoop(ABC):
     """
 
     progress_type: type[Any]
-    batch = 0  # images of a step
+    batch, world_size = 0, 1  # images of a step, and processes
     log_every, first_log = 20, 1  # steps between two reports, and the step of an early one
     save_every = 300.0  # seconds
     measure_every = 600.0  # seconds at most; sooner where measuring takes little of the time

@@ -33,7 +33,6 @@ class Objective(nn.Module, ABC):
     needs_momentum: ClassVar[bool] = False
     """Whether ``targets`` are the outputs of a :class:`MomentumEncoder`, which training then keeps."""
 
-    @abstractmethod
     def __init__(self, features: int, temperature: float = 0.2) -> None:
         super().__init__()
 
@@ -69,9 +68,6 @@ class Reconstruct(Objective):
     network is trained, it takes a normalisation that fixes the vectors' variance, and a term that keeps them from
     being correlated.
     """
-
-    def __init__(self, features: int, temperature: float = 0.2) -> None:
-        super().__init__(features, temperature)
 
     def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
         return (relative_error(first, second.detach()) + relative_error(second, first.detach())) / 2

@@ -6,10 +6,12 @@ import csv
 import json
 import math
 import os
+import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stochcl import __version__
 from stochcl.encoders.packaged import read_tensors
 from stochcl.errors import MissingExtraError, OutputError, OutputExists, TrainingError, UsageError
 from stochcl.files import replacing, writing
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from _typeshed import DataclassInstance
     from torch import Tensor, nn
+
+    from stochcl.encoders.pretrained import Initialisation
 
     PathLike = str | os.PathLike[str]
 
@@ -73,6 +77,32 @@ class RunFiles:
             self.checkpoint.unlink(missing_ok=True)
             if self.log is None:
                 self.table.unlink(missing_ok=True)
+
+
+def circumstances(hardware: str) -> dict[str, Any]:
+    """Return what a record says of the versions and the machine that made a model."""
+    import torch
+
+    return {
+        "versions": {"stochcl": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "hardware": f"{hardware} of {torch.get_num_threads()} threads, {platform.machine()}",
+    }
+
+
+def run_record(loop: Any, init: Initialisation | None, measured: dict[str, float]) -> dict[str, Any]:
+    """Return what a record says of a run on images; ``loop`` is a Trainer or a Finetuner."""
+    return {
+        "images": len(loop.data.train),
+        "held_out": len(loop.data.held),
+        "steps": loop.step,
+        "images_seen": loop.step * loop.batch,
+        "seconds": round(loop.elapsed),
+        "init": init.to_json() if init else None,
+        "options": asdict(loop.options),
+        "precision": loop.precision,
+        "measured": {name: round(value, 4) for name, value in measured.items()},
+        "entropy": loop.entropy_record,
+    } | circumstances(f"{loop.device.type}, {loop.world_size} processes")
 
 
 KIND = "stochcl-checkpoint-0"

@@ -114,7 +114,7 @@ class Trainer(TrainingLoop):
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
         self.runtime = runtime or Runtime(options)
-        device, self.world_size = self.runtime.device, world_size()
+        device, self.precision, self.world_size = self.runtime.device, self.runtime.precision, world_size()
         self.batch = batch_of_all(options.batch_size, len(data.train))
         self.order = EpochOrder(len(data.train), self.batch, options.seed)
         torch.manual_seed(options.seed)
@@ -198,7 +198,7 @@ class Trainer(TrainingLoop):
         for name in _BETWEEN_RESUMES:
             options.pop(name)
             config.pop(name, None)
-        options["precision"] = self.runtime.precision  # not "auto", which may be another on another machine
+        options["precision"] = self.precision  # not "auto", which may be another on another machine
         options["deterministic"] = options["deterministic"] or None  # older checkpoints lack it
         return options | config | {"images": len(self.data.train)}
 
