@@ -106,7 +106,6 @@ def search(
         if asked.output == "vectors" and decoder is None:
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
         distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
-        wanted = _wanted(archive, path, queries, model, device, decoder)
         found = Nearest(_wanted(archive, path, queries, model, device, decoder), distance, asked.count + 1)
         for start in range(0, len(archive), _ROWS):
             part = archive[start : start + _ROWS].symbols()
