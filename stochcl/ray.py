@@ -247,13 +247,9 @@ def run_on_ray(
         ]
         data = ray.data.from_items(items, override_num_blocks=len(numbers))
         made = data.map_batches(
-            ShardWorker,
-            fn_constructor_kwargs={"plan": plan},
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=pool),
-            **resources,
-        )
+            ShardWorker, fn_constructor_kwargs={"plan": plan}, batch_size=1, batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=pool), **resources,
+        )  # fmt: skip
         try:
             for row in made.iter_rows():
                 yield int(row["number"]), _read(row["made"])

@@ -97,20 +97,11 @@ class EmbeddingCoder(
     """
 
     def __init__(
-        self,
-        latents: int | None = None,
-        *,
-        rate: float | None = None,
-        output: str = "symbols",
-        kept: int | None = None,
-        objective: str = "nt-xent",
-        posterior: str | None = None,
-        alphabet: int | None = None,
-        steps: int = 3000,
-        max_time: float | None = None,
-        entropy: str = "autoregressive",
-        random_state: Any = None,
-    ) -> None:
+        self, latents: int | None = None, *, rate: float | None = None, output: str = "symbols",
+        kept: int | None = None, objective: str = "nt-xent", posterior: str | None = None,
+        alphabet: int | None = None, steps: int = 3000, max_time: float | None = None,
+        entropy: str = "autoregressive", random_state: Any = None,
+    ) -> None:  # fmt: skip
         self.latents = latents
         self.rate = rate
         self.output = output
@@ -148,17 +139,9 @@ class EmbeddingCoder(
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         train, held = sample_rows(rows, seed=seed)
         encoder, self.record_ = train_head(
-            train,
-            held,
-            latents=shape.pop("latents"),
-            config=shape,
-            rate=self.rate,
-            objective=self.objective,
-            steps=self.steps,
-            max_time=self.max_time,
-            entropy=self.entropy,
-            seed=seed,
-        )
+            train, held, latents=shape.pop("latents"), config=shape, rate=self.rate, objective=self.objective,
+            steps=self.steps, max_time=self.max_time, entropy=self.entropy, seed=seed,
+        )  # fmt: skip
         self.latents_ = encoder.config.latents
         self.model_ = to_bytes(encoder, self.record_)
         self.rate_ = float(self.record_["latents"]["rate"])
@@ -305,15 +288,9 @@ class CodesTransformer(
     """
 
     def __init__(
-        self,
-        model: str | os.PathLike[str] = "general",
-        *,
-        archive: str | os.PathLike[str] | None = None,
-        output: str = "symbols",
-        latents: int | None = None,
-        batch_size: int = 256,
-        device: str = "auto",
-    ) -> None:
+        self, model: str | os.PathLike[str] = "general", *, archive: str | os.PathLike[str] | None = None,
+        output: str = "symbols", latents: int | None = None, batch_size: int = 256, device: str = "auto",
+    ) -> None:  # fmt: skip
         self.model = model
         self.archive = archive
         self.output = output

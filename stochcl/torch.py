@@ -47,13 +47,9 @@ class Rows:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        output: str,
-        latents: int | None,
-        labels: Sequence[Any] | bool,
+        self, path: str | os.PathLike[str], output: str, latents: int | None, labels: Sequence[Any] | bool,
         unlabelled: str = "keep",
-    ) -> None:
+    ) -> None:  # fmt: skip
         if unlabelled not in UNLABELLED:
             raise UsageError(f"unlabelled is {' or '.join(UNLABELLED)}, not {unlabelled!r}.")
         if output not in OUTPUTS:
@@ -165,15 +161,9 @@ class CodesDataset(Dataset[Any]):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        output: str = "auto",
-        latents: int | None = None,
-        labels: Sequence[Any] | bool = True,
-        unlabelled: str = "keep",
-        keep_bytes: int = _KEPT_BYTES,
-    ) -> None:
+        self, path: str | os.PathLike[str], *, output: str = "auto", latents: int | None = None,
+        labels: Sequence[Any] | bool = True, unlabelled: str = "keep", keep_bytes: int = _KEPT_BYTES,
+    ) -> None:  # fmt: skip
         self._rows = Rows(path, output, latents, labels, unlabelled)
         self._keep_bytes = keep_bytes
         self._packed: NDArray[np.uint8] | None = None
@@ -281,22 +271,11 @@ class CodesStream(IterableDataset[Any]):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        output: str = "auto",
-        latents: int | None = None,
-        labels: Sequence[Any] | bool = True,
-        unlabelled: str = "keep",
-        batch_size: int | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        rank: int | None = None,
-        world: int | None = None,
-        chunk: int = 256,
-        window: int = 64,
-        even: bool = False,
-    ) -> None:
+        self, path: str | os.PathLike[str], *, output: str = "auto", latents: int | None = None,
+        labels: Sequence[Any] | bool = True, unlabelled: str = "keep", batch_size: int | None = None,
+        shuffle: bool = True, seed: int = 0, rank: int | None = None, world: int | None = None, chunk: int = 256,
+        window: int = 64, even: bool = False,
+    ) -> None:  # fmt: skip
         if chunk < 1 or window < 1 or (batch_size is not None and batch_size < 1):
             raise UsageError(f"chunk={chunk}, window={window}, batch_size={batch_size}: these count rows and chunks.")
         self._rows = Rows(path, output, latents, labels, unlabelled)

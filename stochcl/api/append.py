@@ -115,13 +115,9 @@ def _labels_come_along(options: CompressOptions) -> bool:
 
 
 def _append_to(
-    out: Appender,
-    new: SubsetSource | MatrixSource,
-    codec: CodecBase,
-    options: CompressOptions,
-    table: LabelTable | None,
-    progress: Progress,
-) -> Encoded:
+    out: Appender, new: SubsetSource | MatrixSource, codec: CodecBase, options: CompressOptions,
+    table: LabelTable | None, progress: Progress,
+) -> Encoded:  # fmt: skip
     options = replace(options, uncertainty=out.has is not None and out.has[2])
 
     def beside(codes: Codes) -> Codes:

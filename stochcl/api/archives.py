@@ -68,14 +68,9 @@ def info(path: PathLike, *, tables: Where = ()) -> Report:
 
 
 def decompress(
-    path: PathLike,
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    tables: Where = (),
-    force: bool = False,
+    path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False,
     progress: Progress = _silent,
-) -> Exported:
+) -> Exported:  # fmt: skip
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
 
     Raises
@@ -144,13 +139,10 @@ def transcode(
     with Archive(path, tables=tables) as archive:
         before = len(archive), archive.size
         job = Transcoding(
-            archive,
-            embed=self_contained or (edit.is_embedded(archive) and not external_tables),
-            names=names,
-            uncertainty=uncertainty,
-            labels=None if labels is None else _label_lookup(archive, path, labels),
+            archive, embed=self_contained or (edit.is_embedded(archive) and not external_tables), names=names,
+            uncertainty=uncertainty, labels=None if labels is None else _label_lookup(archive, path, labels),
             columns=None if select is None else _columns(archive, path, select),
-        )
+        )  # fmt: skip
         width = job.width if latents is None else latents
         if not 1 <= width <= job.width:
             raise UsageError(f"{escape_name(path)}: it has {plural(job.width, 'latent')}; {width:,} cannot be kept.")

@@ -103,14 +103,9 @@ class ImageWriter(Writer):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        codec: CodecBase,
-        *,
-        latents: int | None = None,
-        uncertainty: bool = False,
-        **options: Any,
-    ) -> None:
+        self, path: str | os.PathLike[str], codec: CodecBase, *, latents: int | None = None,
+        uncertainty: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
         self._codec = codec
         width = codec.latents if latents is None else latents
         header = codec.header(latents=width, preprocess=codec.preprocess, source_kind="stream")

@@ -252,15 +252,9 @@ class Encoded:
 
 
 def encode_rows(
-    codec: CodecBase,
-    source: Source,
-    writer: SegmentWriter,
-    preprocess: Preprocess,
-    options: CompressOptions,
-    progress: Progress = lambda done, total: None,
-    *,
-    beside: Callable[[Codes], Codes] = lambda codes: codes,
-) -> Encoded:
+    codec: CodecBase, source: Source, writer: SegmentWriter, preprocess: Preprocess, options: CompressOptions,
+    progress: Progress = lambda done, total: None, *, beside: Callable[[Codes], Codes] = lambda codes: codes,
+) -> Encoded:  # fmt: skip
     """Encode the images of a source, from the writer's position on, for it.
 
     ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what

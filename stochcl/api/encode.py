@@ -291,18 +291,10 @@ class CodecBase:
         else:
             size, prepared = self.columns * _FLOAT, {}
         return Header(
-            model=self.model.name,
-            model_sha256=self.model.sha256,
-            model_latents=self.latents,
-            latents=latents,
-            alphabet=self.alphabet,
-            precision=self.precision,
-            tables_sha256=self.tables.sha256,
-            feature_dim=self._encoder.vector_dim,
-            input_bytes=size,
-            source_kind=source_kind,
-            preprocess=prepared,
-        )
+            model=self.model.name, model_sha256=self.model.sha256, model_latents=self.latents, latents=latents,
+            alphabet=self.alphabet, precision=self.precision, tables_sha256=self.tables.sha256,
+            feature_dim=self._encoder.vector_dim, input_bytes=size, source_kind=source_kind, preprocess=prepared,
+        )  # fmt: skip
 
 
 def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:

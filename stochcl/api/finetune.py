@@ -99,14 +99,9 @@ class Scores:
 
 
 def score(
-    model: PathLike,
-    source: PathLike,
-    *,
-    labels: PathLike | None = None,
-    label_level: int | None = None,
-    workers: int = 1,
-    device: str = "auto",
-) -> Scores:
+    model: PathLike, source: PathLike, *, labels: PathLike | None = None, label_level: int | None = None,
+    workers: int = 1, device: str = "auto",
+) -> Scores:  # fmt: skip
     """Classify images with a fine-tuned model, from its codes in memory and from those in a file.
 
     Raises
@@ -136,16 +131,12 @@ def score(
     if config.classifies == "vectors":
         stored = _score_file(codec, codec.classifier, source, label, workers)
     return Scores(
-        source=escape_name(Path(source).name),
-        images=len(data.train),
-        test_top1=100 * top1(plain, truth),
-        test_top1_mirrored=100 * top1(mirrored, truth),
-        codes_top1=stored.top1_by_latents.get(config.latents),
-        codes_bits_per_image=stored.bits_per_image,
-        codes_file_bytes=stored.bytes,
+        source=escape_name(Path(source).name), images=len(data.train), test_top1=100 * top1(plain, truth),
+        test_top1_mirrored=100 * top1(mirrored, truth), codes_top1=stored.top1_by_latents.get(config.latents),
+        codes_bits_per_image=stored.bits_per_image, codes_file_bytes=stored.bytes,
         codes_top1_by_latents=stored.top1_by_latents,
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
-    )
+    )  # fmt: skip
 
 
 def read_labelled(
@@ -167,12 +158,9 @@ class _Stored(NamedTuple):
 
 
 def _score_file(
-    codec: Codec,
-    classifier: tuple[NDArray[Any], NDArray[Any]],
-    source: PathLike,
-    label: Callable[[str], str],
+    codec: Codec, classifier: tuple[NDArray[Any], NDArray[Any]], source: PathLike, label: Callable[[str], str],
     workers: int,
-) -> _Stored:
+) -> _Stored:  # fmt: skip
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 

@@ -34,14 +34,9 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 def labels_of(
-    archive: ArchiveBase,
-    path: PathLike,
-    labels: PathLike | None,
-    column: str | None = None,
-    level: int | None = None,
-    *,
-    partial: bool = False,
-) -> tuple[str, ...]:
+    archive: ArchiveBase, path: PathLike, labels: PathLike | None, column: str | None = None,
+    level: int | None = None, *, partial: bool = False,
+) -> tuple[str, ...]:  # fmt: skip
     """Return a label for every row: from a CSV or .npy file, from a folder of its name, or as the archive has it.
 
     Raises

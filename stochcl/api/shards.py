@@ -171,16 +171,10 @@ class Plan:
 
 
 def compress_to_folder(
-    codec: CodecBase,
-    sources: Sequence[str | Path],
-    folder: str | Path,
-    options: CompressOptions,
-    *,
-    model: str,
-    shard_images: int | None = None,
-    run: Run | None = None,
+    codec: CodecBase, sources: Sequence[str | Path], folder: str | Path, options: CompressOptions, *, model: str,
+    shard_images: int | None = None, run: Run | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> Report:  # fmt: skip
     """Compress a source to a folder of shards, and then their manifest, which makes it one archive.
 
     The rows' order, their codes and the folder's files do not depend on who makes which shard when. Shards that an
@@ -251,14 +245,9 @@ def open_planned(sources: Sequence[str], codec: CodecBase, options: CompressOpti
 
 
 def _plan(
-    codec: CodecBase,
-    source: ShardSource,
-    sources: tuple[str, ...],
-    folder: Path,
-    options: CompressOptions,
-    model: str,
-    shard_images: int,
-) -> Plan:
+    codec: CodecBase, source: ShardSource, sources: tuple[str, ...], folder: Path, options: CompressOptions,
+    model: str, shard_images: int,
+) -> Plan:  # fmt: skip
     header = header_of(codec, source, options, options.latents or codec.latents)
     facts = {
         "kind": source.kind,
@@ -275,15 +264,9 @@ def _plan(
         "device": codec.device.type,
     }
     return Plan(
-        sources=sources,
-        folder=str(folder.absolute()),
-        model=portable_name(model),
-        device=codec.device.type,
-        precision=codec.precision,
-        shard_images=shard_images,
-        options=options,
-        facts=json.loads(json.dumps(facts)),
-    )
+        sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device.type,
+        precision=codec.precision, shard_images=shard_images, options=options, facts=json.loads(json.dumps(facts)),
+    )  # fmt: skip
 
 
 # The folder
@@ -421,13 +404,9 @@ def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
     path = plan.file(number)
     with Archive(path, tables=[codec.tables]) as archive:
         shard = Shard(
-            file=path.name,
-            images=len(archive),
-            blocks=int(archive._first_blocks[-1]),
-            bytes=archive.size,
-            sha256=sha256_of(path),
-            source_bytes=archive.source_bytes,
-        )
+            file=path.name, images=len(archive), blocks=int(archive._first_blocks[-1]), bytes=archive.size,
+            sha256=sha256_of(path), source_bytes=archive.source_bytes,
+        )  # fmt: skip
         return shard, list(archive.skipped)
 
 
@@ -456,13 +435,9 @@ def _commit(plan: Plan, codec: CodecBase, source: ShardSource, made: list[Made])
         raise no_readable_error(source, skipped[0])
     tables = None if plan.options.self_contained else keep_tables(codec.tables, folder)
     manifest = Manifest(
-        shards=tuple(shard for shard, _ in made),
-        model=codec.model.name,
-        model_sha256=codec.model.sha256,
-        tables=None if tables is None else tables.name,
-        facts=plan.facts,
-        skipped=skipped,
-    )
+        shards=tuple(shard for shard, _ in made), model=codec.model.name, model_sha256=codec.model.sha256,
+        tables=None if tables is None else tables.name, facts=plan.facts, skipped=skipped,
+    )  # fmt: skip
     write_manifest(folder, manifest)
     (folder / _PLAN).unlink(missing_ok=True)
     _clear_work(folder)

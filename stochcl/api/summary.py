@@ -102,25 +102,13 @@ class Report:
         """Take the figures from an open archive."""
         header, images = archive.header, len(archive)
         return cls(
-            path=path,
-            images=images,
-            skipped=tuple(archive.skipped),
-            bytes=archive.size,
-            parts=archive.parts(),
-            external_bytes=archive.external_bytes,
-            decoder_ships=is_packaged(archive.header.tables_sha256),
-            source_bytes=archive.source_bytes,
-            pixel_bytes=images * header.input_bytes,
-            feature_bytes=images * header.feature_dim * _FLOAT,
-            model=header.model,
-            model_sha256=header.model_sha256,
-            latents=header.latents,
-            model_latents=header.model_latents,
-            precision=header.precision,
-            seconds=seconds,
-            encoded=encoded,
-            vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
-        )
+            path=path, images=images, skipped=tuple(archive.skipped), bytes=archive.size, parts=archive.parts(),
+            external_bytes=archive.external_bytes, decoder_ships=is_packaged(archive.header.tables_sha256),
+            source_bytes=archive.source_bytes, pixel_bytes=images * header.input_bytes,
+            feature_bytes=images * header.feature_dim * _FLOAT, model=header.model, model_sha256=header.model_sha256,
+            latents=header.latents, model_latents=header.model_latents, precision=header.precision, seconds=seconds,
+            encoded=encoded, vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
+        )  # fmt: skip
 
     @property
     def unit(self) -> str:

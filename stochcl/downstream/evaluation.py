@@ -213,16 +213,10 @@ def evaluate(
 
 
 def evaluate_split(
-    x_train: ArrayLike,
-    y_train: Sequence[object] | ArrayLike,
-    x_test: ArrayLike,
-    y_test: Sequence[object] | ArrayLike,
-    *,
-    task: Task = "classification",
-    estimator: str = "auto",
-    seed: int = 0,
+    x_train: ArrayLike, y_train: Sequence[object] | ArrayLike, x_test: ArrayLike,
+    y_test: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto", seed: int = 0,
     symbols: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Train a probe on some rows and score it on others, see :func:`evaluate`; ``symbols`` are the codes of both."""
     started = time.monotonic()
     train, test = labelled(x_train, y_train, task), labelled(x_test, y_test, task)
@@ -246,15 +240,9 @@ def evaluate_split(
 
 
 def fit(
-    x: ArrayLike,
-    y: Sequence[object] | ArrayLike,
-    *,
-    target: str = "label",
-    task: Task = "classification",
-    estimator: str = "auto",
-    seed: int = 0,
-    names: Sequence[str] | None = None,
-) -> Fitted:
+    x: ArrayLike, y: Sequence[object] | ArrayLike, *, target: str = "label", task: Task = "classification",
+    estimator: str = "auto", seed: int = 0, names: Sequence[str] | None = None,
+) -> Fitted:  # fmt: skip
     """Train a probe on all rows that have a label, to be saved."""
     rows = labelled(x, y, task, names)
     rows.check_learnable()
@@ -287,18 +275,11 @@ class _Probe:
                 "the images to score on all have the same label, of which no R2 can be computed; score on more."
             )
         return Evaluation(
-            task=self.task,
-            estimator=self.name,
-            n_train=trained,
-            n_test=len(truth),
-            score=overall,
-            baseline=score(truth, guess),
-            folds=tuple(score(part[0], part[1]) for part in found),
-            **self._details(truth, answer, guess),
-            duplicates=duplicates,
-            seconds=round(time.monotonic() - started, 3),
-            notes=(*notes, *self.notes),
-        )
+            task=self.task, estimator=self.name, n_train=trained, n_test=len(truth), score=overall,
+            baseline=score(truth, guess), folds=tuple(score(part[0], part[1]) for part in found),
+            **self._details(truth, answer, guess), duplicates=duplicates,
+            seconds=round(time.monotonic() - started, 3), notes=(*notes, *self.notes),
+        )  # fmt: skip
 
     def _answer(self, x: NDArray[np.floating], y: NDArray[Any], x_test: NDArray[np.floating]) -> NDArray[Any]:
         """Train on rows and answer for others; warnings become notes."""

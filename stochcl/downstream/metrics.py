@@ -225,14 +225,9 @@ def bootstrap_r_squared(
 
 
 def make_splits(
-    y: NDArray[Any],
-    task: Task,
-    *,
-    seed: int,
-    folds: int,
-    test_size: float | None = None,
+    y: NDArray[Any], task: Task, *, seed: int, folds: int, test_size: float | None = None,
     groups: NDArray[Any] | None = None,
-) -> tuple[list[Split], list[str]]:
+) -> tuple[list[Split], list[str]]:  # fmt: skip
     """Split rows by shuffled cross-validation, or hold some out; classes keep their shares on both sides."""
     count = len(y)
     if task == "classification":

@@ -238,12 +238,9 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 
 def draw_refusal(
-    curves: Mapping[str, Sequence[Kept]],
-    path: str | os.PathLike[str],
-    *,
-    title: str = "",
+    curves: Mapping[str, Sequence[Kept]], path: str | os.PathLike[str], *, title: str = "",
     chance: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Draw a line with its 95 % band for each score."""
     check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, and no state of pyplot's

@@ -115,17 +115,9 @@ def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def read_data(
-    archive: ArchiveBase,
-    path: PathLike,
-    *,
-    labels: PathLike | None,
-    column: str | None,
-    level: int | None,
-    task: Task,
-    most: int,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> ReportData:
+    archive: ArchiveBase, path: PathLike, *, labels: PathLike | None, column: str | None, level: int | None,
+    task: Task, most: int, seed: int, progress: Callable[[int, int], None],
+) -> ReportData:  # fmt: skip
     """Read the facts and the sampled rows of an open archive."""
     if not len(archive):
         raise UsageError(f"{escape_name(path)}: it holds no images to report on.")
@@ -142,28 +134,17 @@ def read_data(
         notes.append("Some vectors hold numbers that are not finite: the decoder is damaged.")
     rated = codes[np.sort(np.random.default_rng(seed).permutation(len(codes))[:RATED_ROWS])]
     return ReportData(
-        facts=Report.of(archive, str(path)),
-        rows=rows,
-        sample=sample,
+        facts=Report.of(archive, str(path)), rows=rows, sample=sample,
         numbers=np.arange(header.latents) if header.selection is None else np.array(header.selection),
-        lengths=latent_lengths(rated, archive.main_model),
-        names=archive.names,
-        labels=given,
-        uncertainty=archive.uncertainty,
-        notes=tuple(notes),
-    )
+        lengths=latent_lengths(rated, archive.main_model), names=archive.names, labels=given,
+        uncertainty=archive.uncertainty, notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _read_labels(
-    archive: ArchiveBase,
-    path: PathLike,
-    rows: NDArray[np.integer],
-    labels: PathLike | None,
-    column: str | None,
-    level: int | None,
-    task: Task,
-    notes: list[str],
-) -> Labels | None:
+    archive: ArchiveBase, path: PathLike, rows: NDArray[np.integer], labels: PathLike | None, column: str | None,
+    level: int | None, task: Task, notes: list[str],
+) -> Labels | None:  # fmt: skip
     """Return the sampled rows' labels; folder names that cannot serve as labels are left out with a note."""
     if labels is None and archive.labels is None:
         return None

@@ -57,21 +57,11 @@ PATCHES = 12, 8  # of the map, each with one picture
 
 
 def write_report(
-    path: PathLike,
-    output: PathLike,
-    *,
-    images: PathLike | None = None,
-    labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    task: Task = "classification",
-    shown: int = 12,
-    sample: int = SAMPLE,
-    seed: int = 0,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
+    path: PathLike, output: PathLike, *, images: PathLike | None = None, labels: PathLike | None = None,
+    column: str | None = None, level: int | None = None, task: Task = "classification", shown: int = 12,
+    sample: int = SAMPLE, seed: int = 0, tables: Iterable[Tables | PathLike] = (), force: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write one HTML page that explains an archive.
 
     Latents are looked at in a sample of rows, so time and memory hardly grow with the archive.
