@@ -193,18 +193,15 @@ class EmbeddingCoder(
         self._check_width(symbols.shape[1])
         values = symbols.astype(np.int64)
         if (values != symbols).any() or values.min() < 0 or values.max() >= self.alphabet_:
-            msg = f"symbols are integers of 0 to {self.alphabet_ - 1}, as transform returns them"
-            raise ValueError(msg)
+            raise ValueError(f"symbols are integers of 0 to {self.alphabet_ - 1}, as transform returns them")
         decoder = self.codec().tables.decoder
         if decoder is None:
-            msg = "this model has no decoder"
-            raise ValueError(msg)
+            raise ValueError("this model has no decoder")
         return _vectors(decoder, values)
 
     def _check_width(self, width: int) -> None:
         if width != self._n_features_out:
-            msg = f"transform returns {self._n_features_out} columns, and this has {width}"
-            raise ValueError(msg)
+            raise ValueError(f"transform returns {self._n_features_out} columns, and this has {width}")
 
     def codec(self) -> Codec:
         """Return the codec of the fitted model, which writes files, as ``compress("vectors.npy", "codes.bin")``."""
@@ -243,8 +240,7 @@ def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
 
     Sums in single precision depend on both, on some processors; rounding a sum in double precision hides it.
     """
-    vectors: NDArray[np.float32] = decoder.decode(symbols, np.float64).astype(np.float32)
-    return vectors
+    return decoder.decode(symbols, np.float64).astype(np.float32)
 
 
 class CodesTransformer(
@@ -363,8 +359,7 @@ class CodesTransformer(
             codes: NDArray[Any] = archive[[rows[name] for name in names]].prefix(self.latents_).symbols()
             if self.output == "symbols" or archive.decoder is None:
                 return codes
-            vectors: NDArray[Any] = archive.decoder.decode(codes)
-            return vectors
+            return archive.decoder.decode(codes)
 
     def _check_model(self, found: str) -> None:
         if found != self.model_sha256_:

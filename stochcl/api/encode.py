@@ -196,8 +196,7 @@ class CodecBase:
                 f"these codes have {codes.latents:,} latents of {codes.alphabet:,} values, and this model "
                 f"{self.latents:,} of {self.alphabet:,}."
             )
-        vectors: NDArray[np.float32] = decoder.decode(codes.symbols())
-        return vectors
+        return decoder.decode(codes.symbols())
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""

@@ -202,8 +202,9 @@ def _card(path: Path) -> ModelCard:
     except OSError as exc:
         raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        msg = f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
-        raise ModelError(msg) from exc
+        raise ModelError(
+            f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
+        ) from exc
     return card
 
 

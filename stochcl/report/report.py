@@ -171,8 +171,7 @@ class View:
 
     def ranked(self) -> list[int]:
         """Return all columns, the strongest first."""
-        order: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
-        return order
+        return np.argsort(-self.found.scores, kind="stable").tolist()
 
     def cost_plot(self) -> Markup:
         """Draw the bits of the first latents."""

@@ -203,8 +203,7 @@ def float_bits(network: AutoregressivePrior, codes: Codes) -> NDArray[np.float64
     for start in range(0, len(codes), _ROWS):
         decisions = torch.from_numpy(codes[start : start + _ROWS].decisions()).float()
         total += network.bits(decisions).double().sum(0)
-    latent_bits: NDArray[np.float64] = (total / len(codes)).reshape(codes.latents, -1).sum(1).numpy()
-    return latent_bits
+    return (total / len(codes)).reshape(codes.latents, -1).sum(1).numpy()
 
 
 _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}

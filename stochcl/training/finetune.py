@@ -63,8 +63,7 @@ def with_mirrored(
     """Return mean class probabilities, shape (N, C), of images that have these scores and of their mirror images."""
     mirrored = class_scores(encoder, np.ascontiguousarray(images[:, :, ::-1]), device)
     first, second = (torch.from_numpy(part).softmax(1) for part in (scores, mirrored))
-    mean: NDArray[np.float32] = ((first + second) / 2).numpy()
-    return mean
+    return ((first + second) / 2).numpy()
 
 
 def class_indices(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:

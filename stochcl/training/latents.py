@@ -385,5 +385,4 @@ def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, 
         return None
     if options.objective == "nt-xent":
         return partial(nt_xent, temperature=options.temperature)
-    agreement: Objective = OBJECTIVES[options.objective](metric.axes.shape[1])
-    return agreement
+    return OBJECTIVES[options.objective](metric.axes.shape[1])

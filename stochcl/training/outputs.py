@@ -137,11 +137,10 @@ def load_checkpoint(
             same = "give the same options"
             if "precision" in differing:  # nobody need have given it: auto depends on the machine and the version
                 same += f" (--precision {escape_name(str(stored.get('precision')))})"
-            msg = (
+            raise TrainingError(
                 f"{escape_name(path)}: this checkpoint belongs to a run with another "
                 f"{' and '.join(differing) or 'format'}; {same}, or delete it to start anew."
             )
-            raise TrainingError(msg)
         slots = _optimizer_slots(tensors, optimizer)
         for prefix, module in modules.items():
             module.load_state_dict(_under(tensors, prefix))
@@ -164,13 +163,11 @@ def _optimizer_slots(tensors: dict[str, Tensor], optimizer: torch.optim.Optimize
         slots.setdefault(int(i), {})[key] = tensor
     parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     if set(slots) != set(range(len(parameters))):
-        msg = f"it has optimizer states of {len(slots)} parameters, not of {len(parameters)}"
-        raise ValueError(msg)
+        raise ValueError(f"it has optimizer states of {len(slots)} parameters, not of {len(parameters)}")
     for position, slot in slots.items():
         shapes = {parameters[position].shape, ()}
         if set(slot) != set(slots[0]) or not {v.shape for v in slot.values()} <= shapes:
-            msg = f"the optimizer's state of parameter {position} is incomplete or of another shape"
-            raise ValueError(msg)
+            raise ValueError(f"the optimizer's state of parameter {position} is incomplete or of another shape")
     return slots
 
 
@@ -210,8 +207,9 @@ class TensorBoardLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as exc:
-            msg = "logs for TensorBoard need its package; install it with: pip install 'stochcl[tensorboard]'."
-            raise MissingExtraError(msg) from exc
+            raise MissingExtraError(
+                "logs for TensorBoard need its package; install it with: pip install 'stochcl[tensorboard]'."
+            ) from exc
         with writing(folder, "the log"):
             self._writer: Any = SummaryWriter(str(folder))
 

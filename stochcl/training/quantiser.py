@@ -233,8 +233,7 @@ class Metric:
     @property
     def relative(self) -> Tensor:
         """Weights that bring features to unit mean square, shape (M,)."""
-        scaled: Tensor = self.weight / self.power**0.5
-        return scaled
+        return self.weight / self.power**0.5
 
     def coordinates(self, features: NDArray[np.floating]) -> Tensor:
         """Return features, shape (N, V), in these axes, float32, shape (N, M)."""

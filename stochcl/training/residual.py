@@ -76,8 +76,7 @@ _TEMPERATURES = np.geomspace(1e-3, 1e3, 121)  # relative to what words of the st
 
 def _rounded(numbers: Rows, dim: int | None = None, grid: int | torch.Tensor = GRID) -> Rows:
     """Return numbers as decoding tables hold them."""
-    rounded: Rows = on_grid(torch.from_numpy(numbers), dim, grid).numpy()
-    return rounded
+    return on_grid(torch.from_numpy(numbers), dim, grid).numpy()
 
 
 def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
@@ -308,8 +307,7 @@ def _points(encoder: Encoder, words: Words, rows: Rows) -> NDArray[np.float64]:
     """Return the sums of words that rows are coded as, shape (B, m)."""
     posterior: Residual = encoder.posterior(torch.from_numpy(rows))  # type: ignore[assignment]
     draw = posterior.embed(posterior.mode(), encoder.config)
-    points: NDArray[np.float64] = words.points(draw).double().numpy()
-    return points
+    return words.points(draw).double().numpy()
 
 
 @torch.no_grad()

@@ -40,8 +40,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum over processes; backwards, gradients are summed as well."""
     if world_size() == 1:
         return values
-    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
-    return total
+    return _Sum.apply(values)  # type: ignore[no-untyped-call]
 
 
 def all_gather(rows: Tensor) -> Tensor:
@@ -213,8 +212,7 @@ class Runtime:
         """Return a module that, called, runs in the precision chosen and averages gradients over processes."""
         if self.fabric.world_size > 1:
             globalise_batch_norms(module)
-        prepared: nn.Module = self.fabric.setup_module(module)
-        return prepared
+        return self.fabric.setup_module(module)
 
     def backward(self, loss: Tensor) -> None:
         """Compute gradients, averaged over processes."""
