@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from io import FileIO, RawIOBase
 
 
+PathLike = str | os.PathLike[str]
 _LFS = b"version https://git-lfs"
 
 

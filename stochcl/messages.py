@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""Told how much of how much is done."""
 
 
 def escape_name(name: str | os.PathLike[str]) -> str:

@@ -31,11 +31,12 @@ from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclE
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from stochcl.api.shards import Made, Plan, Run, ShardSource
     from stochcl.api.summary import Report
     from stochcl.data import ImageSource
+    from stochcl.messages import Progress
 
 
 ENGINES = ("local", "ray")
@@ -51,7 +52,7 @@ def compress_folder(
     address: str | None = None,
     shard_images: int | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> Report:
     """Compress a source to a folder of shards, see :func:`stochcl.api.shards.compress_to_folder`.

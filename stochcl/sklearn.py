@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from stochcl.api.codec import Codec
+    from stochcl.files import PathLike
 
-    Paths = Sequence[str | os.PathLike[str]] | NDArray[Any]
+    Paths = Sequence[PathLike] | NDArray[Any]
 
 __all__ = ["CodesTransformer", "EmbeddingCoder"]
 
@@ -210,7 +211,7 @@ class EmbeddingCoder(
         check_is_fitted(self)
         return codec_of(self.model_)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write the fitted model to a file, for ``stochcl compress -m``.
 
         Raises
@@ -284,7 +285,7 @@ class CodesTransformer(
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] = "general", *, archive: str | os.PathLike[str] | None = None,
+        self, model: PathLike = "general", *, archive: PathLike | None = None,
         output: str = "symbols", latents: int | None = None, batch_size: int = 256, device: str = "auto",
     ) -> None:  # fmt: skip
         self.model = model

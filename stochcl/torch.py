@@ -12,12 +12,12 @@ from stochcl.codes import Codes, bits_per_symbol, label_text, plain_label
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import Archive, FolderArchive
+    from stochcl.files import PathLike
 
 
 OUTPUTS = ("auto", "symbols", "vectors")
@@ -47,7 +47,7 @@ class Rows:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], output: str, latents: int | None, labels: Sequence[Any] | bool,
+        self, path: PathLike, output: str, latents: int | None, labels: Sequence[Any] | bool,
         unlabelled: str = "keep",
     ) -> None:  # fmt: skip
         if unlabelled not in UNLABELLED:
@@ -161,7 +161,7 @@ class CodesDataset(Dataset[Any]):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, output: str = "auto", latents: int | None = None,
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
         labels: Sequence[Any] | bool = True, unlabelled: str = "keep", keep_bytes: int = _KEPT_BYTES,
     ) -> None:  # fmt: skip
         self._rows = Rows(path, output, latents, labels, unlabelled)
@@ -271,7 +271,7 @@ class CodesStream(IterableDataset[Any]):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, output: str = "auto", latents: int | None = None,
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
         labels: Sequence[Any] | bool = True, unlabelled: str = "keep", batch_size: int | None = None,
         shuffle: bool = True, seed: int = 0, rank: int | None = None, world: int | None = None, chunk: int = 256,
         window: int = 64, even: bool = False,

@@ -22,15 +22,13 @@ from stochcl.errors import SourceError, UsageError
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
     from stochcl.data import LabelTable, SubsetSource
-
-    PathLike = str | os.PathLike[str]
-    Progress = Callable[[int, int], None]
+    from stochcl.files import PathLike
+    from stochcl.messages import Progress
 
 
 def append(

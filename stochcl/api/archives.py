@@ -35,16 +35,13 @@ from stochcl.files import check_output, is_file, make_folder, target_of
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from stochcl.compress import FolderArchive
     from stochcl.compress.export import Exported
-    from stochcl.entropy.tables import Tables
-
-    PathLike = str | os.PathLike[str]
-    Progress = Callable[[int, int], None]
-    Where = Iterable[Tables | PathLike]
+    from stochcl.entropy.tables import Tables, Where
+    from stochcl.files import PathLike
+    from stochcl.messages import Progress
 
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
@@ -95,7 +92,7 @@ def transcode(
     names: bool = True,
     uncertainty: bool = True,
     labels: PathLike | None = None,
-    tables: Iterable[Tables | PathLike] = (),
+    tables: Where = (),
     force: bool = False,
     resume: bool = False,
     progress: Progress = _silent,
@@ -234,7 +231,7 @@ def merge(
     paths: Sequence[PathLike],
     output: PathLike,
     *,
-    tables: Iterable[Tables | PathLike] = (),
+    tables: Where = (),
     force: bool = False,
     resume: bool = False,
     progress: Progress = _silent,
@@ -284,7 +281,7 @@ def split(
     *,
     rows: int | None = None,
     parts: int | None = None,
-    tables: Iterable[Tables | PathLike] = (),
+    tables: Where = (),
     force: bool = False,
     progress: Progress = _silent,
 ) -> list[Report]:
@@ -346,9 +343,7 @@ def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -
     return [total * i // parts for i in range(parts + 1)]
 
 
-def resolve_tables(
-    model: str | os.PathLike[str] | None, path: str | os.PathLike[str] | None = None
-) -> tuple[Tables | Path, ...]:
+def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
     """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
 
     An archive whose decoder is nowhere is decoded by its model, if that is found by its hash. Only a model needs
@@ -372,7 +367,7 @@ def resolve_tables(
     return (Path(model),)
 
 
-def _by_hash(path: str | os.PathLike[str]) -> tuple[Tables, ...]:
+def _by_hash(path: PathLike) -> tuple[Tables, ...]:
     try:
         with open_archive(path) as archive:
             try:

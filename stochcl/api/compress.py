@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from stochcl.compress.segment_writer import SegmentWriter
     from stochcl.data import ImageSource
     from stochcl.data.preprocess import Fit, Preprocess
+    from stochcl.messages import Progress
 
-    Progress = Callable[[int, int], None]
 
 _FEW = 100  # images whose mean says little, and a file's own parts much
 _HARDLY = 0.05  # of the codes' bytes: tables that add less come along

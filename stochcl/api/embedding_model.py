@@ -21,13 +21,13 @@ from stochcl.training.options import LatentOptions
 from stochcl.training.outputs import circumstances
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.encoders.encoder import Encoder
+    from stochcl.files import PathLike
     from stochcl.training.loop import FitProgress
 
 
@@ -199,7 +199,7 @@ def codec_of(data: bytes) -> Codec:
         return Codec(path, device="cpu")
 
 
-def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
+def write_head(data: bytes, path: PathLike) -> None:
     """Write the bytes of a model's file, complete or not at all.
 
     Raises
@@ -214,7 +214,7 @@ def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
 _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "ladder", "reduced", "transform"})
 
 
-def matrix_among(sources: Sequence[str | os.PathLike[str]]) -> MatrixSource | None:
+def matrix_among(sources: Sequence[PathLike]) -> MatrixSource | None:
     """Return the matrix that training was given, None where it was given images.
 
     Raises
@@ -232,7 +232,7 @@ def matrix_among(sources: Sequence[str | os.PathLike[str]]) -> MatrixSource | No
     return matrices[0] if matrices else None
 
 
-def _is_array(path: str | os.PathLike[str]) -> bool:
+def _is_array(path: PathLike) -> bool:
     with suppress(OSError, ValueError):
         if Path(path).is_file():
             with Path(path).open("rb") as file:

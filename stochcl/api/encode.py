@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stochcl.codes import Codes
     from stochcl.data.preprocess import Fit
     from stochcl.encoders.inference import Encoded
+    from stochcl.files import PathLike
 
 
 _FLOAT = 4  # bytes
@@ -58,9 +59,7 @@ class CodecBase:
 
     precisions = PRECISIONS
 
-    def __init__(
-        self, model: str | os.PathLike[str] = DEFAULT, *, device: str = "auto", precision: str = "fp32"
-    ) -> None:
+    def __init__(self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "fp32") -> None:
         self._check_precision(precision)
         self.precision = precision
         self.device = choose_device(device)
@@ -274,7 +273,7 @@ class CodecBase:
                 raise type(exc)(f"image {i:,}: {exc}") from exc
         return out
 
-    def check_made(self, header: Header, path: str | os.PathLike[str], advice: str = "give its own with -m") -> None:
+    def check_made(self, header: Header, path: PathLike, advice: str = "give its own with -m") -> None:
         """Raise ModelMismatch unless an archive with this header was made by this model."""
         if header.model_sha256 != self.model.sha256:
             raise ModelMismatch(
@@ -300,7 +299,7 @@ class CodecBase:
         )  # fmt: skip
 
 
-def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+def _prepare(image: PathLike | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     """Bring one image of any kind to the model's square."""
     from PIL import Image as PillowImage
 

@@ -27,17 +27,15 @@ from stochcl.messages import escape_name, plural
 from stochcl.options import Options, option
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase, Header
     from stochcl.downstream import Evaluation, Task
-    from stochcl.entropy.tables import Tables
-
-    PathLike = str | os.PathLike[str]
-    Where = Iterable[Tables | PathLike]
+    from stochcl.entropy.tables import Where
+    from stochcl.files import PathLike
+    from stochcl.messages import Progress
 
 
 TASKS = ("classification", "regression")
@@ -343,7 +341,7 @@ def evaluate_targets(
     groups: str | None = None,
     save: PathLike | None = None,
     tables: Where = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> tuple[dict[str, Evaluation], dict[str, Any]]:
     """Train a probe for each target on an archive's decoded codes, and score them.

@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
+    from stochcl.files import PathLike
     from stochcl.training.images import ImageSet
     from stochcl.training.options import FinetuneOptions
-
-    PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from stochcl.files import is_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
     from stochcl.compress import ArchiveBase
+    from stochcl.files import PathLike
 
-    PathLike = str | os.PathLike[str]
 
 _COLUMN, _LEVEL = ("--label-column", "column"), ("--label-level", "level")
 _SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stochcl.compress import Header
+    from stochcl.files import PathLike
 
 DEFAULT = "general"
 """The model that is used where none is named."""
@@ -97,7 +98,7 @@ def _folders() -> Iterator[Path]:
             yield Path(folder)
 
 
-def find_model(model: str | os.PathLike[str]) -> Path:
+def find_model(model: PathLike) -> Path:
     """Return the file of a model, given its name or its path.
 
     Raises
@@ -124,7 +125,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     )
 
 
-def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Path:
+def model_of(header: Header, beside: PathLike | None = None) -> Path:
     """Return the file of the model that made an archive, by its hash.
 
     It is looked for in the package, in ``$STOCHCL_MODELS``, beside the archive and in the current folder.
@@ -149,13 +150,13 @@ def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Pa
     )
 
 
-def portable_name(model: str | os.PathLike[str]) -> str:
+def portable_name(model: PathLike) -> str:
     """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
     path, embedded = Path(model), {path.stem for path in embedded_models()}
     return str(path.absolute()) if str(model) not in embedded and is_file(path) else str(model)
 
 
-def initial_weights(init: str | os.PathLike[str]) -> Path:
+def initial_weights(init: PathLike) -> Path:
     """Return the file that a backbone begins with: an embedded model's, an installed package's, or the one named.
 
     Raises
@@ -340,7 +341,7 @@ def _text(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else escape_name(str(value))
 
 
-def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
+def model_info(model: PathLike = DEFAULT) -> ModelInfo:
     """Read a model file, check it, and say what it is.
 
     Parameters

@@ -24,18 +24,16 @@ from stochcl.messages import escape_name
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
     from stochcl.compress import Header
     from stochcl.downstream import Fitted, SavedProbe
-    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.tables import Where
+    from stochcl.files import PathLike
 
-    PathLike = str | os.PathLike[str]
-    Where = Iterable[Tables | PathLike]
 
 _BATCH = 256
 

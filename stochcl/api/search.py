@@ -18,15 +18,15 @@ from stochcl.errors import UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase
-    from stochcl.entropy.tables import Decoder, Tables
+    from stochcl.entropy.tables import Decoder, Where
+    from stochcl.files import PathLike
+    from stochcl.messages import Progress
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.search/0"
 
@@ -51,8 +51,8 @@ def search(
     rows: Sequence[int] = (),
     model: str | None = None,
     device: str = "auto",
-    tables: Iterable[Tables | PathLike] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    tables: Where = (),
+    progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Find the rows of an archive that are nearest to images, or to rows of its own.

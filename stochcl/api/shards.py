@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from stochcl.api.source import Source
     from stochcl.api.summary import Report
     from stochcl.data import ImageSource
+    from stochcl.messages import Progress
 
     ShardSource = ImageSource | MatrixSource
     Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
@@ -173,7 +174,7 @@ class Plan:
 def compress_to_folder(
     codec: CodecBase, sources: Sequence[str | Path], folder: str | Path, options: CompressOptions, *, model: str,
     shard_images: int | None = None, run: Run | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Report:  # fmt: skip
     """Compress a source to a folder of shards, and then their manifest, which makes it one archive.
 
@@ -221,9 +222,7 @@ def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int
         raise UsageError(f"--shard-images must be at least 1, got {shard_images}.")
 
 
-def _make_shards(
-    plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Callable[[int, int], None]
-) -> tuple[int, int]:
+def _make_shards(plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Progress) -> tuple[int, int]:
     """Make the shards that are not there, and the manifest; return images encoded, and shards of an earlier run."""
     made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
     todo = [number for number in range(plan.shards) if number not in made]

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from stochcl.api.encode import CodecBase
     from stochcl.data import Failure, Preprocess
+    from stochcl.files import PathLike
 
     Source = ImageSource | MatrixSource | StreamSource
-    PathLike = str | os.PathLike[str]
     Given = PathLike | Sequence[PathLike] | IO[bytes] | Source
 
 

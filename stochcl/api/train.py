@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.pretrained import Initialisation
+    from stochcl.files import PathLike
     from stochcl.training.images import ImageSet
     from stochcl.training.loop import FitProgress
     from stochcl.training.options import TrainOptions
     from stochcl.training.pretrain import Trainer, TrainProgress
-
-    PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,12 @@ from stochcl.errors import ModelMismatch, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from stochcl.api.evaluate import ProbeData
     from stochcl.compress import Header
-    from stochcl.entropy.tables import Tables
-
-    PathLike = str | os.PathLike[str]
-    Where = Iterable[Tables | PathLike]
+    from stochcl.entropy.tables import Where
+    from stochcl.files import PathLike
 
 
 def measure_uncertainty(

@@ -14,10 +14,11 @@ from stochcl.files import replacing, writing
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from numpy.typing import ArrayLike
+
+    from stochcl.files import PathLike
 
 
 Task = Literal["classification", "regression"]
@@ -175,7 +176,7 @@ class SavedProbe:
     targets: tuple[Fitted, ...]
     tables_sha256: str | None = None
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write it to a ``.skops`` file, which replaces one that is there."""
         import skops.io
 
@@ -195,7 +196,7 @@ class SavedProbe:
             file.write(data)
 
 
-def load(path: str | os.PathLike[str]) -> SavedProbe:
+def load(path: PathLike) -> SavedProbe:
     """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread."""
     import skops.io
 

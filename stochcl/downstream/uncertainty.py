@@ -17,10 +17,11 @@ from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from stochcl.files import PathLike
 
 ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
 NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"
@@ -229,7 +230,7 @@ _LOOKS = (  # line, mark, grey
 )
 
 
-def check_plot(path: str | os.PathLike[str]) -> None:
+def check_plot(path: PathLike) -> None:
     """Raise UsageError unless a picture of this name can be drawn."""
     if Path(path).suffix.lower() not in ENDINGS:
         raise UsageError(
@@ -238,7 +239,7 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 
 def draw_refusal(
-    curves: Mapping[str, Sequence[Kept]], path: str | os.PathLike[str], *, title: str = "",
+    curves: Mapping[str, Sequence[Kept]], path: PathLike, *, title: str = "",
     chance: float | None = None,
 ) -> None:  # fmt: skip
     """Draw a line with its 95 % band for each score."""

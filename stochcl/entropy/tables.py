@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stochcl.files import PathLike
+
+    Where = Iterable["Tables | PathLike"]
+
 
 Decoder = VectorDecoder | ResidualDecoder
 """What makes vectors of symbols."""

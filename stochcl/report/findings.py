@@ -21,15 +21,15 @@ from stochcl.errors import LabelsError, StochclError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase
     from stochcl.downstream import Evaluation, Task
+    from stochcl.files import PathLike
+    from stochcl.messages import Progress
 
-    PathLike = str | os.PathLike[str]
 
 RUN = 64  # consecutive rows taken together, since rows are decoded in blocks
 READ_ROWS = 4096  # decoded at a time
@@ -116,7 +116,7 @@ def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
 
 def read_data(
     archive: ArchiveBase, path: PathLike, *, labels: PathLike | None, column: str | None, level: int | None,
-    task: Task, most: int, seed: int, progress: Callable[[int, int], None],
+    task: Task, most: int, seed: int, progress: Progress,
 ) -> ReportData:  # fmt: skip
     """Read the facts and the sampled rows of an open archive."""
     if not len(archive):

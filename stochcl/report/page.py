@@ -19,7 +19,6 @@ from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from jinja2 import Environment
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.patches import PathPatch
     from numpy.typing import NDArray
+
+    from stochcl.files import PathLike
 
 
 WEBP_QUALITY = 70  # 96 pixels take about 2 kB, 64 about 1 kB
@@ -91,7 +92,7 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def write_page(path: str | os.PathLike[str], text: str) -> None:
+def write_page(path: PathLike, text: str) -> None:
     """Write a page, whole or not at all."""
     with writing(path, "the page"), replacing(path) as file:
         file.write(text.encode("utf-8"))
@@ -109,7 +110,7 @@ def thumbnail(pixels: NDArray[Any]) -> str:
 class Thumbnails:
     """Thumbnails of a source's images; counts which images were ``asked`` for and which are ``missing``."""
 
-    def __init__(self, path: str | os.PathLike[str], *, size: int = 96) -> None:
+    def __init__(self, path: PathLike, *, size: int = 96) -> None:
         source = open_source(path)
         if not isinstance(source, ImageSource):
             raise UsageError(f"{escape_name(path)}: this holds vectors; thumbnails are made of images.")

@@ -31,18 +31,17 @@ from stochcl.report.page import (
 )
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from markupsafe import Markup
     from numpy.typing import NDArray
 
     from stochcl.downstream import Task
     from stochcl.downstream.interpretation import Intervention
-    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.tables import Where
+    from stochcl.files import PathLike
     from stochcl.report.findings import Findings, ReportData
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.report/0"
 SAMPLE = 20_000
@@ -59,7 +58,7 @@ PATCHES = 12, 8  # of the map, each with one picture
 def write_report(
     path: PathLike, output: PathLike, *, images: PathLike | None = None, labels: PathLike | None = None,
     column: str | None = None, level: int | None = None, task: Task = "classification", shown: int = 12,
-    sample: int = SAMPLE, seed: int = 0, tables: Iterable[Tables | PathLike] = (), force: bool = False,
+    sample: int = SAMPLE, seed: int = 0, tables: Where = (), force: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write one HTML page that explains an archive.

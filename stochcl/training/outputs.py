@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.pretrained import Initialisation
-
-    PathLike = str | os.PathLike[str]
+    from stochcl.files import PathLike
 
 
 @dataclass(frozen=True)
