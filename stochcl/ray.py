@@ -43,18 +43,10 @@ ENGINES = ("local", "ray")
 
 
 def compress_folder(
-    codec: Codec,
-    source: Any,
-    folder: Any,
-    *,
-    model: str,
-    engine: str = "local",
-    address: str | None = None,
-    shard_images: int | None = None,
-    workers: int | None = None,
-    progress: Progress = lambda done, total: None,
+    codec: Codec, source: Any, folder: Any, *, model: str, engine: str = "local", address: str | None = None,
+    shard_images: int | None = None, workers: int | None = None, progress: Progress = lambda done, total: None,
     **options: Any,
-) -> Report:
+) -> Report:  # fmt: skip
     """Compress a source to a folder of shards, see :func:`stochcl.api.shards.compress_to_folder`.
 
     Parameters

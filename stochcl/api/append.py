@@ -32,17 +32,10 @@ if TYPE_CHECKING:
 
 
 def append(
-    path: PathLike,
-    source: PathLike,
-    codec: CodecBase | None = None,
-    *,
-    labels: PathLike | None = None,
-    batch_size: int = 256,
-    workers: int | None = None,
-    strict: bool = False,
-    progress: Progress = lambda done, total: None,
-    **reading: Any,
-) -> Edit:
+    path: PathLike, source: PathLike, codec: CodecBase | None = None, *, labels: PathLike | None = None,
+    batch_size: int = 256, workers: int | None = None, strict: bool = False,
+    progress: Progress = lambda done, total: None, **reading: Any,
+) -> Edit:  # fmt: skip
     """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
 
     Of a matrix, rows are named by their numbers: what is added are those by which it has grown. Another matrix is

@@ -80,23 +80,11 @@ def decompress(
 
 
 def transcode(
-    path: PathLike,
-    output: PathLike,
-    *,
-    latents: int | None = None,
-    rate: float | None = None,
-    select: Sequence[int] | PathLike | None = None,
-    refit: bool = False,
-    self_contained: bool = False,
-    external_tables: bool = False,
-    names: bool = True,
-    uncertainty: bool = True,
-    labels: PathLike | None = None,
-    tables: Where = (),
-    force: bool = False,
-    resume: bool = False,
-    progress: Progress = _silent,
-) -> Edit:
+    path: PathLike, output: PathLike, *, latents: int | None = None, rate: float | None = None,
+    select: Sequence[int] | PathLike | None = None, refit: bool = False, self_contained: bool = False,
+    external_tables: bool = False, names: bool = True, uncertainty: bool = True, labels: PathLike | None = None,
+    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = _silent,
+) -> Edit:  # fmt: skip
     """Write an archive anew, without images or encoder.
 
     Parameters
@@ -228,14 +216,9 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
 
 
 def merge(
-    paths: Sequence[PathLike],
-    output: PathLike,
-    *,
-    tables: Where = (),
-    force: bool = False,
-    resume: bool = False,
+    paths: Sequence[PathLike], output: PathLike, *, tables: Where = (), force: bool = False, resume: bool = False,
     progress: Progress = _silent,
-) -> Edit:
+) -> Edit:  # fmt: skip
     """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
 
     Parameters
@@ -276,15 +259,9 @@ def merge(
 
 
 def split(
-    path: PathLike,
-    folder: PathLike,
-    *,
-    rows: int | None = None,
-    parts: int | None = None,
-    tables: Where = (),
-    force: bool = False,
-    progress: Progress = _silent,
-) -> list[Report]:
+    path: PathLike, folder: PathLike, *, rows: int | None = None, parts: int | None = None, tables: Where = (),
+    force: bool = False, progress: Progress = _silent,
+) -> list[Report]:  # fmt: skip
     """Cut an archive into several, in order; only segments that a cut goes through are coded again.
 
     The first part has the list of skipped images; the bytes of the source are shared out by images.

@@ -55,13 +55,9 @@ class Codec(CodecBase):
     """
 
     def compress(
-        self,
-        source: Given,
-        path: PathLike | IO[bytes],
-        *,
-        progress: Progress = lambda done, total: None,
+        self, source: Given, path: PathLike | IO[bytes], *, progress: Progress = lambda done, total: None,
         **options: Any,
-    ) -> Report:
+    ) -> Report:  # fmt: skip
         """Compress a folder, an archive or an array of images, or a matrix of embeddings, to an archive.
 
         Parameters

@@ -64,14 +64,9 @@ def code_shape(
 
 
 def train_head(
-    train: NDArray[np.float32],
-    held: NDArray[np.float32],
-    *,
-    latents: int,
-    config: dict[str, Any] | None = None,
-    report: Callable[[FitProgress], None] = lambda progress: None,
-    **options: Any,
-) -> tuple[Encoder, dict[str, Any]]:
+    train: NDArray[np.float32], held: NDArray[np.float32], *, latents: int, config: dict[str, Any] | None = None,
+    report: Callable[[FitProgress], None] = lambda progress: None, **options: Any,
+) -> tuple[Encoder, dict[str, Any]]:  # fmt: skip
     """Train a model of vectors, and return it with its training record.
 
     Parameters
@@ -241,12 +236,8 @@ def _is_array(path: PathLike) -> bool:
 
 
 def train_matrix(
-    source: MatrixSource,
-    output: Path,
-    *,
-    report: Callable[[FitProgress], None],
-    **options: Any,
-) -> tuple[dict[str, Any], str]:
+    source: MatrixSource, output: Path, *, report: Callable[[FitProgress], None], **options: Any,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Train a model of vectors on a sample of a matrix's rows and write its file; return its record and hash.
 
     Parameters

@@ -242,16 +242,9 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
 
 
 def select(
-    path: PathLike,
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    tables: Where = (),
-    force: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
+    path: PathLike, output: PathLike, *, labels: PathLike | None = None, column: str | None = None,
+    level: int | None = None, tables: Where = (), force: bool = False, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
 
     The labels of all rows are used: to score what is chosen, keep the images to score on in another archive.
@@ -331,19 +324,11 @@ def evaluate(path: PathLike, *, column: str | None = None, **options: Any) -> tu
 
 
 def evaluate_targets(
-    path: PathLike,
-    *,
-    test: PathLike | None = None,
-    labels: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    columns: Sequence[str] = (),
-    level: int | None = None,
-    groups: str | None = None,
-    save: PathLike | None = None,
-    tables: Where = (),
-    progress: Progress = lambda done, total: None,
-    **options: Any,
-) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+    path: PathLike, *, test: PathLike | None = None, labels: PathLike | None = None,
+    test_labels: PathLike | None = None, columns: Sequence[str] = (), level: int | None = None,
+    groups: str | None = None, save: PathLike | None = None, tables: Where = (),
+    progress: Progress = lambda done, total: None, **options: Any,
+) -> tuple[dict[str, Evaluation], dict[str, Any]]:  # fmt: skip
     """Train a probe for each target on an archive's decoded codes, and score them.
 
     Parameters

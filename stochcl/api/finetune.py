@@ -207,25 +207,12 @@ class FinetuneReport(RunReport):
 
 
 def finetune(
-    model: PathLike,
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    test: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    label_level: int | None = None,
-    init: PathLike | None = None,
-    preset: str | None = None,
-    hold_out: int = 0,
-    workers: int = 1,
-    cache: PathLike | None = None,
-    log: PathLike | None = None,
-    resume: bool = False,
-    force: bool = False,
-    report: Callable[[Any], None] = lambda progress: None,
-    **options: Any,
-) -> FinetuneReport:
+    model: PathLike, sources: Sequence[PathLike], output: PathLike, *, labels: PathLike | None = None,
+    test: PathLike | None = None, test_labels: PathLike | None = None, label_level: int | None = None,
+    init: PathLike | None = None, preset: str | None = None, hold_out: int = 0, workers: int = 1,
+    cache: PathLike | None = None, log: PathLike | None = None, resume: bool = False, force: bool = False,
+    report: Callable[[Any], None] = lambda progress: None, **options: Any,
+) -> FinetuneReport:  # fmt: skip
     """Train a model on labels, through its stochastic layer, and write it with its classifier.
 
     Parameters

@@ -39,14 +39,9 @@ _BATCH = 256
 
 
 def predict(
-    path: PathLike,
-    probe: PathLike,
-    output: PathLike,
-    *,
-    tables: Where = (),
-    device: str = "auto",
+    path: PathLike, probe: PathLike, output: PathLike, *, tables: Where = (), device: str = "auto",
     force: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write what a saved probe, or a fine-tuned model's classifier, predicts for each image to a CSV file.
 
     Its columns are ``name`` (the row's number, where an archive has no names), one a target, and after each target of

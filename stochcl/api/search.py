@@ -44,17 +44,10 @@ class _Query:
 
 
 def search(
-    path: PathLike,
-    images: Sequence[PathLike] = (),
-    *,
-    names: Sequence[str] = (),
-    rows: Sequence[int] = (),
-    model: str | None = None,
-    device: str = "auto",
-    tables: Where = (),
-    progress: Progress = lambda done, total: None,
+    path: PathLike, images: Sequence[PathLike] = (), *, names: Sequence[str] = (), rows: Sequence[int] = (),
+    model: str | None = None, device: str = "auto", tables: Where = (), progress: Progress = lambda done, total: None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Find the rows of an archive that are nearest to images, or to rows of its own.
 
     By vectors the comparison is asymmetric: an image's float features are held against the vectors that codes decode

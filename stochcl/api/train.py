@@ -84,23 +84,12 @@ class TrainReport(RunReport):
 
 
 def train(
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    preset: str | None = None,
-    hold_out: int | None = None,
-    workers: int = 1,
-    init: PathLike | None = None,
-    log: PathLike | None = None,
-    tensorboard: PathLike | None = None,
-    cache: PathLike | None = None,
-    resume: bool = False,
-    force: bool = False,
-    most_images: int | None = None,
-    share_backbone: bool = False,
-    report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
+    sources: Sequence[PathLike], output: PathLike, *, preset: str | None = None, hold_out: int | None = None,
+    workers: int = 1, init: PathLike | None = None, log: PathLike | None = None, tensorboard: PathLike | None = None,
+    cache: PathLike | None = None, resume: bool = False, force: bool = False, most_images: int | None = None,
+    share_backbone: bool = False, report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
-) -> TrainReport | None:
+) -> TrainReport | None:  # fmt: skip
     """Train an encoder and write its model file.
 
     Parameters
@@ -299,17 +288,10 @@ _MOST_WORKERS = 8
 
 
 def adapt(
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    model: PathLike = DEFAULT,
-    rate: float | None = None,
-    hold_out: int = 0,
-    seed: int = 0,
-    device: str = "auto",
-    force: bool = False,
+    sources: Sequence[PathLike], output: PathLike, *, model: PathLike = DEFAULT, rate: float | None = None,
+    hold_out: int = 0, seed: int = 0, device: str = "auto", force: bool = False,
     report: Callable[[Any], None] = lambda progress: None,
-) -> TrainReport:
+) -> TrainReport:  # fmt: skip
     """Fit residual latents to images, on the features of a finished model, and write a model file.
 
     The network is the model's, bit for bit; if the model comes with the package, the file leaves the network out and

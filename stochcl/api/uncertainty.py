@@ -38,18 +38,10 @@ if TYPE_CHECKING:
 
 
 def measure_uncertainty(
-    path: PathLike,
-    *,
-    test: PathLike | None = None,
-    labels: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    outside: Sequence[PathLike] = (),
-    plot: PathLike | None = None,
-    tables: Where = (),
-    **options: Any,
-) -> dict[str, Any]:
+    path: PathLike, *, test: PathLike | None = None, labels: PathLike | None = None,
+    test_labels: PathLike | None = None, column: str | None = None, level: int | None = None,
+    outside: Sequence[PathLike] = (), plot: PathLike | None = None, tables: Where = (), **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Hold the stored entropy, and scores beside it, against a probe's errors and against foreign images.
 
     Parameters

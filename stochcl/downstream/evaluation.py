@@ -153,18 +153,10 @@ def _plain(value: Any) -> Any:
 
 
 def evaluate(
-    x: ArrayLike,
-    y: Sequence[object] | ArrayLike,
-    *,
-    task: Task = "classification",
-    estimator: str = "auto",
-    seed: int = 0,
-    folds: int = 5,
-    test_size: float | None = None,
-    groups: Sequence[object] | ArrayLike | None = None,
-    names: Sequence[str] | None = None,
-    symbols: NDArray[np.integer] | None = None,
-) -> Evaluation:
+    x: ArrayLike, y: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto",
+    seed: int = 0, folds: int = 5, test_size: float | None = None, groups: Sequence[object] | ArrayLike | None = None,
+    names: Sequence[str] | None = None, symbols: NDArray[np.integer] | None = None,
+) -> Evaluation:  # fmt: skip
     """Score a probe by cross-validation, or on a random part of the rows that is held out.
 
     Parameters

@@ -154,14 +154,9 @@ def check_objective(objective: str) -> None:
 
 
 def fit_residual(
-    encoder: Encoder,
-    features: NDArray[np.floating],
-    held: NDArray[np.floating],
-    options: LatentOptions,
-    *,
-    views: NDArray[np.floating] | None = None,
-    report: Callable[[Any], None] = lambda progress: None,
-) -> FittedLatents:
+    encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
+    views: NDArray[np.floating] | None = None, report: Callable[[Any], None] = lambda progress: None,
+) -> FittedLatents:  # fmt: skip
     """Give an encoder residual latents, fitted to its features, at the rate that was asked for, and their tables.
 
     Parameters
