@@ -303,7 +303,8 @@ class CodesStream(IterableDataset[Any]):
         return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))
 
     def __iter__(self) -> Iterator[Any]:
-        worker, workers = self._workers()
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         rng = np.random.default_rng([self._seed, int(self._epoch), self.rank, worker])
         chunks, held = self._chunks(worker, workers), np.empty(0, np.int64)
         size = self._batch_size or 1
@@ -341,10 +342,6 @@ class CodesStream(IterableDataset[Any]):
         if self._even:
             chunks = chunks[: len(chunks) - len(chunks) % self.world]
         return chunks[self.rank :: self.world][worker::workers]
-
-    def _workers(self) -> tuple[int, int]:
-        info = get_worker_info()
-        return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int, int]:

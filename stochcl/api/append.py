@@ -86,11 +86,11 @@ def append(
         there = len(images) - len(new)
         if strict and new.rejected:
             raise strict_error(new, new.rejected[0])
+        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
         if table is not None:
             table = table.of(_names(new))
-            table.match(_names(new))
-        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
-        out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
+            facts["labels"] = hashlib.sha256(json.dumps(table.match(_names(new))).encode()).hexdigest()
+        out.resume({"labels": None} | facts)
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
@@ -136,10 +136,6 @@ def _append_to(
     if not out.rows and any(name not in known for name in _names(new)):
         raise no_readable_error(new, out.first_skip)
     return encoded
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _names(source: SubsetSource | MatrixSource) -> Sequence[str]:

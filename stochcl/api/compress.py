@@ -152,7 +152,8 @@ def compress_source(
         if options.rate is None:
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
-            encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
+            with locked(path):
+                encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     with Archive(path, tables=[codec.tables]) as archive:
         report = report_of(archive, shown, codec, source, encoded, started, options.label_level)
@@ -290,18 +291,6 @@ def full_width(path: Path) -> Path:
     return path.with_name(path.name + ".full")
 
 
-def compress_at_rate(
-    codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
-) -> Encoded:
-    """Write the widest rung whose codes take ``rate`` bits per image; return what was encoded.
-
-    The archive at full width goes only when the prefix is complete, or when no rung keeps to the rate: with more
-    room on the disk, ``resume`` continues with it.
-    """
-    with locked(path):
-        return _compress_at_rate(codec, source, path, options, rate, progress)
-
-
 def locked(path: Path) -> WriteLock:
     """Take the right to write to a path for all the steps of a request.
 
@@ -316,9 +305,14 @@ def locked(path: Path) -> WriteLock:
         raise unwritable(path, exc) from exc
 
 
-def _compress_at_rate(
+def compress_at_rate(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
 ) -> Encoded:
+    """Write the widest rung whose codes take ``rate`` bits per image; return what was encoded.
+
+    The archive at full width goes only when the prefix is complete, or when no rung keeps to the rate: with more
+    room on the disk, ``resume`` continues with it.
+    """
     full, encoded = full_width(path), Encoded()
     if exists(full) and (options.resume or not options.force):
         _check_kept(full, codec, source, options)

@@ -221,7 +221,8 @@ def evaluate_split(
         raise LabelsError("none of the images to score on has a label; give labels with --labels.")
     notes = _left_out(train, " to train on") + _left_out(test, " to score on")
     if task == "classification" and (new := sorted(set(test.y.tolist()) - set(train.y.tolist()))):
-        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {_few(new)}")
+        few = ", ".join(map(repr, new[:3])) + (", ..." if len(new) > 3 else "")
+        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {few}")
     probe = _Probe(task, estimator, seed, train.symbols and test.symbols, train.binary and test.binary)
     found = None
     if symbols is not None:
@@ -362,10 +363,6 @@ def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp
 
 def _left_out(rows: LabelledRows, which: str = "") -> list[str]:
     return [f"{rows.left_out:,} images{which} have no label and were left out"] if rows.left_out else []
-
-
-def _few(classes: list[str], shown: int = 3) -> str:
-    return ", ".join(repr(name) for name in classes[:shown]) + (", ..." if len(classes) > shown else "")
 
 
 def _first_line(message: object) -> str:
