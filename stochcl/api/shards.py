@@ -119,6 +119,13 @@ SHARD_IMAGES = 100_000
 _PLAN = "plan.json"  # what is being made, until the manifest says what was
 _WORK = ".work-"
 _CONTINUE = f"; complete shards are kept: {ROOM}repeat the command to continue"
+_KEPT_OPTIONS = {
+    "names": "choice of --no-names",
+    "uncertainty": "choice of --uncertainty",
+    "strict": "choice of --strict",
+    "self_contained": "choice of --self-contained",
+    "label_level": "--label-level",
+}
 _DIFFERING = {
     "source": "source (images were added, removed or changed)",
     "images": "source (images were added or removed)",
@@ -126,13 +133,8 @@ _DIFFERING = {
     "shard_images": "--shard-images",
     "model": "model",
     "header": "model, --latents, --precision or --fit",
-    "names": "choice of --no-names",
-    "uncertainty": "choice of --uncertainty",
-    "strict": "choice of --strict",
-    "self_contained": "choice of --self-contained",
-    "label_level": "--label-level",
     "device": "--device",
-}
+} | _KEPT_OPTIONS
 """What must be the same for shards that are there to be kept, as a person knows it."""
 
 
@@ -255,13 +257,8 @@ def _plan(
         "shard_images": shard_images,
         "model": codec.model.sha256,
         "header": header.to_bytes().hex(),
-        "names": options.names,
-        "uncertainty": options.uncertainty,
-        "strict": options.strict,
-        "self_contained": options.self_contained,
-        "label_level": options.label_level,
         "device": codec.device.type,
-    }
+    } | {name: getattr(options, name) for name in _KEPT_OPTIONS}
     return Plan(
         sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device.type,
         precision=codec.precision, shard_images=shard_images, options=options, facts=json.loads(json.dumps(facts)),

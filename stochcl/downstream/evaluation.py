@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,8 +145,8 @@ def _shown(classes: Sequence[str]) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """Return lists for tuples, and None for what JSON has no number for."""
-    if hasattr(value, "to_json"):
-        return value.to_json()
+    if is_dataclass(value):
+        return vars(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

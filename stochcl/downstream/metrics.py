@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,10 +132,6 @@ class Duplicates:
     identical: int
     near: int
     differ: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the counts by name."""
-        return asdict(self)
 
     def line(self) -> str:
         """Return the counts for people."""

@@ -223,20 +223,20 @@ def load(path: PathLike) -> SavedProbe:
 
 
 def _checked(content: dict[str, Any]) -> SavedProbe:
-    texts = [content["model"], content["model_sha256"], content["input"]]
-    if not all(isinstance(text, str) for text in texts) or content["input"] not in ("symbols", "vectors"):
-        raise ValueError("its model and input are texts")
-    if not isinstance(content["latents"], int) or content["latents"] < 1 or not content["targets"]:
+    """Make a probe of a file's content, each part of which must be of its type."""
+    selection, tables = content["selection"], content.get("tables_sha256")  # the first files did not name tables
+    saved = SavedProbe(
+        content["model"], content["model_sha256"], content["input"], content["latents"],
+        None if selection is None else tuple(selection), tuple(Fitted(**target) for target in content["targets"]), tables,
+    )  # fmt: skip
+    texts = saved.model, saved.model_sha256, "" if tables is None else tables
+    if not all(isinstance(text, str) for text in texts) or saved.output not in ("symbols", "vectors"):
+        raise ValueError("its model, tables and input are texts")
+    if not isinstance(saved.latents, int) or saved.latents < 1 or not saved.targets:
         raise ValueError("it has latents and targets")
-    selection = content["selection"]
-    targets = tuple(Fitted(**target) for target in content["targets"])
-    if not all(hasattr(target.probe, "predict") for target in targets):
+    if not all(hasattr(target.probe, "predict") for target in saved.targets):
         raise ValueError("its targets predict")
-    of_tables = content.get("tables_sha256")  # the first files had none
-    if of_tables is not None and not isinstance(of_tables, str):
-        raise ValueError("the name of its tables is a text")
-    chosen = None if selection is None else tuple(selection)
-    return SavedProbe(texts[0], texts[1], texts[2], content["latents"], chosen, targets, of_tables)
+    return saved
 
 
 def check_savable(estimator: str, task: Task) -> None:

@@ -9,7 +9,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
 from stochcl.encoders.packaged import read_tensors
@@ -172,13 +172,6 @@ def _optimizer_slots(tensors: dict[str, Tensor], optimizer: torch.optim.Optimize
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-
-
-class Log(Protocol):
-    """A sink for the figures of a run."""
-
-    def write(self, progress: DataclassInstance) -> None:
-        """Write the figures of a step; what was not measured is left out."""
 
 
 class FileLog:

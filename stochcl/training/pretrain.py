@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
     from stochcl.training.options import TrainOptions
-    from stochcl.training.outputs import Log
 
 
 _MOST_IMAGES = 200_000
@@ -108,7 +107,7 @@ class Trainer(TrainingLoop):
 
     def __init__(
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
-        log: Path | None = None, logs: Sequence[Log] = (), report: Callable[[Any], None] = lambda progress: None,
+        log: Path | None = None, logs: Sequence[Any] = (), report: Callable[[Any], None] = lambda progress: None,
         runtime: Runtime | None = None,
         initialise: Callable[[Encoder], Initialisation | None] = lambda encoder: None,
     ) -> None:  # fmt: skip
