@@ -227,7 +227,8 @@ def _checked(content: dict[str, Any]) -> SavedProbe:
     selection, tables = content["selection"], content.get("tables_sha256")  # the first files did not name tables
     saved = SavedProbe(
         content["model"], content["model_sha256"], content["input"], content["latents"],
-        None if selection is None else tuple(selection), tuple(Fitted(**target) for target in content["targets"]), tables,
+        None if selection is None else tuple(selection), tuple(Fitted(**target) for target in content["targets"]),
+        tables,
     )  # fmt: skip
     texts = saved.model, saved.model_sha256, "" if tables is None else tables
     if not all(isinstance(text, str) for text in texts) or saved.output not in ("symbols", "vectors"):
