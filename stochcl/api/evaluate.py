@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl import downstream
-from stochcl.api.labels import (
-    LabelSource,
-    groups_of,
-    labels_of_test,
-    naming,
-    split_warning,
-)
+from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
 from stochcl.compress import open_archive
 from stochcl.entropy.fit import code_lengths
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name

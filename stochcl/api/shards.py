@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.api.compress import (
-    Encoded,
-    encode_rows,
-    header_of,
-    preprocess_of,
-    report_of,
-    unwritable,
-)
+from stochcl.api.compress import Encoded, encode_rows, header_of, preprocess_of, report_of, unwritable
 from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.compress import Archive, Header, Writer, open_archive

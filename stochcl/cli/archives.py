@@ -9,22 +9,8 @@ import click
 from stochcl.api import archives
 from stochcl.api.archives import resolve_tables
 from stochcl.api.compress import CompressOptions
+from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import (
-    CODES,
-    DEVICE,
-    FORCE,
-    INPUT,
-    LABELS,
-    PATH,
-    RESUME,
-    TABLES,
-    command,
-    given,
-    options_of,
-    output,
-    section,
-)
 from stochcl.compress import Archive, open_archive
 from stochcl.messages import escape_name, plural
 
@@ -39,9 +25,9 @@ _TABLES = {
 }
 
 
-@command()
-@CODES
-@TABLES
+@opt.command()
+@opt.CODES
+@opt.TABLES
 @JSON
 def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
     """Show what an archive holds and where its bytes go.
@@ -54,12 +40,12 @@ def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
     show(report.to_json("info"), report.lines(), as_json=as_json)
 
 
-@command()
-@CODES
-@click.option("--salvage", type=PATH, metavar="OUT", help="Write everything that is intact to OUT.")
+@opt.command()
+@opt.CODES
+@click.option("--salvage", type=opt.PATH, metavar="OUT", help="Write everything that is intact to OUT.")
 @click.option("--repair", is_flag=True, help="Cut off what an interrupted append left behind, in place.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@TABLES
+@opt.TABLES
 @JSON
 @click.pass_context
 def verify(
@@ -152,31 +138,31 @@ def _losses(done: Any) -> list[str]:
     return [*lines, *filter(None, [_TABLES[done.tables]])]
 
 
-@command()
-@CODES
-@output("The archive to write.")
-@section(
+@opt.command()
+@opt.CODES
+@opt.output("The archive to write.")
+@opt.section(
     "What to keep",
-    options_of(CompressOptions, only="latents rate"),
+    opt.options_of(CompressOptions, only="latents rate"),
     click.option(
-        "--select", type=INPUT,
+        "--select", type=opt.INPUT,
         help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
     ),
     click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Leave out names alone."),
     click.option(
         "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Leave out uncertainty."
     ),
-    click.option("--labels", type=INPUT, help="Store the labels of this CSV file name,label."),
+    click.option("--labels", type=opt.INPUT, help="Store the labels of this CSV file name,label."),
 )  # fmt: skip
-@section(
+@opt.section(
     "Entropy models",
     click.option("--refit", is_flag=True, help="Fit entropy models to these codes, and store those that save bytes."),
     click.option("--self-contained", is_flag=True, help="Put the decoder into the archive."),
     click.option("--external-tables", is_flag=True, help="Put the decoder into a file beside the archive."),
 )
-@TABLES
-@FORCE
-@RESUME
+@opt.TABLES
+@opt.FORCE
+@opt.RESUME
 @JSON
 def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Rewrite an archive: narrower, smaller, or with other names, labels or decoder.
@@ -192,9 +178,9 @@ def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **
     show(edit.to_json("transcode"), edit.lines(), as_json=as_json)
 
 
-@command()
-@CODES
-@output("The folder that the parts go to.")
+@opt.command()
+@opt.CODES
+@opt.output("The folder that the parts go to.")
 @click.option("--rows", type=int, metavar="N", help="Images per part; the last has the rest.")
 @click.option("--parts", type=int, metavar="P", help="Number of parts, as equal as can be.")
 @click.option("--force", is_flag=True, help="Replace parts that are there already.")
@@ -219,13 +205,13 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
     show(result, lines, as_json=as_json)
 
 
-@command()
-@CODES
-@click.argument("source", type=INPUT)
+@opt.command()
+@opt.CODES
+@click.argument("source", type=opt.INPUT)
 @click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
-@DEVICE
-@options_of(CompressOptions, only="any_name label_level label_files label_column max_pixels batch_size workers")
-@click.option("--labels", type=INPUT, help="CSV file name,label or .npy array, if the archive has labels stored.")
+@opt.DEVICE
+@opt.options_of(CompressOptions, only="any_name label_level label_files label_column max_pixels batch_size workers")
+@click.option("--labels", type=opt.INPUT, help="CSV file name,label or .npy array, if the archive has labels stored.")
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, and add nothing.")
 @JSON
 def append(codes: Path, source: Path | str, *, model: str | None, device: str, as_json: bool, **options: Any) -> None:
@@ -244,16 +230,16 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
-        edit = append(codes, source, codec, progress=bar, **given(options))
+        edit = append(codes, source, codec, progress=bar, **opt.given(options))
     say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)
 
 
-@command()
-@click.argument("codes", type=INPUT, nargs=-1, required=True)
-@output("The archive to write.")
-@FORCE
-@RESUME
+@opt.command()
+@click.argument("codes", type=opt.INPUT, nargs=-1, required=True)
+@opt.output("The archive to write.")
+@opt.FORCE
+@opt.RESUME
 @JSON
 def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, as_json: bool) -> None:
     """Join archives of one model and width, in the order given.
@@ -269,12 +255,12 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
     show(edit.to_json("merge"), edit.lines(), as_json=as_json)
 
 
-@command()
-@CODES
-@output("A .npz, .npy, .csv, .parquet or .arrow file.")
-@LABELS
-@FORCE
-@TABLES
+@opt.command()
+@opt.CODES
+@opt.output("A .npz, .npy, .csv, .parquet or .arrow file.")
+@opt.LABELS
+@opt.FORCE
+@opt.TABLES
 @JSON
 def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Export codes as arrays: symbols, vectors, names and labels. (Images cannot be recovered.).

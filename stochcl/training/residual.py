@@ -12,13 +12,7 @@ import torch
 
 from stochcl.encoders.config import residual_stages
 from stochcl.encoders.encoder import Standardise
-from stochcl.encoders.residual import (
-    GRID,
-    ReducedHead,
-    Words,
-    on_grid,
-    signed_root,
-)  # fmt: skip
+from stochcl.encoders.residual import GRID, ReducedHead, Words, on_grid, signed_root  # fmt: skip
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
