@@ -150,7 +150,7 @@ def _plain_progress() -> Iterator[Callable[..., None]]:
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make codes": {
-        "compress": ("compress", "Compress images or embeddings to an archive of codes."),
+        "compress": ("archives", "Compress images or embeddings to an archive of codes."),
         "append": ("archives", "Add images to an archive."),
         "merge": ("archives", "Join archives."),
         "split": ("archives", "Cut an archive into several."),
