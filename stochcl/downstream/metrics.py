@@ -263,14 +263,10 @@ def _splitter(task: Task, folds: int, test_size: float | None, groups: NDArray[A
 
     by_class = task == "classification"
     if test_size is not None:
-        kind = ms.StratifiedShuffleSplit if by_class else ms.ShuffleSplit
-        if groups is not None:
-            kind = ms.GroupShuffleSplit
-        return kind(1, test_size=test_size, random_state=seed)
+        kind: Any = ms.StratifiedShuffleSplit if by_class else ms.ShuffleSplit
+        return (kind if groups is None else ms.GroupShuffleSplit)(1, test_size=test_size, random_state=seed)
     if groups is None:
-        return (ms.StratifiedKFold if by_class else ms.KFold)(folds, shuffle=True, random_state=seed)
-    return (
-        ms.StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        if by_class
-        else ms.GroupKFold(folds, shuffle=True, random_state=seed)
-    )
+        kind = ms.StratifiedKFold if by_class else ms.KFold
+    else:
+        kind = ms.StratifiedGroupKFold if by_class else ms.GroupKFold
+    return kind(folds, shuffle=True, random_state=seed)

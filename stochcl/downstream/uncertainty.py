@@ -53,6 +53,11 @@ class CodeBatch:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def floats(self) -> NDArray[Any]:
+        """What a probe reads, as floats."""
+        return self.x if self.x.dtype.kind == "f" else self.x.astype(np.float32)
+
     def take(self, rows: NDArray[Any]) -> CodeBatch:
         """Return some of the rows."""
         entropy = None if self.entropy is None else self.entropy[rows]
@@ -77,7 +82,7 @@ class UncertaintyScorer:
                 f"{self.estimator}: it gives no probabilities to be held against; take logistic, knn or boosting."
             )
         try:
-            self.probe = probe.fit(self._given(rows), labels)
+            self.probe = probe.fit(rows.floats, labels)
         except ValueError as exc:
             reason = str(exc).splitlines()[0].rstrip(".:")
             raise UsageError(f"{self.estimator} cannot be trained on these codes: {reason}.") from exc
@@ -87,21 +92,12 @@ class UncertaintyScorer:
         self._usual = None if rows.entropy is None else float(np.median(rows.entropy))
         self._binary = binary
         chosen = np.random.default_rng(seed).permutation(len(rows))[:_ROWS]
-        self._known = self._compared(rows)[np.sort(chosen)]
-
-    @staticmethod
-    def _given(rows: CodeBatch) -> NDArray[Any]:
-        """Return floats, as evaluate does."""
-        return rows.x if rows.x.dtype.kind == "f" else rows.x.astype(np.float32)
-
-    def _compared(self, rows: CodeBatch) -> NDArray[Any]:
-        """Return what distances are measured between."""
-        return rows.symbols if self._binary else rows.x
+        self._known = (rows.symbols if binary else rows.x)[np.sort(chosen)]
 
     def answers(self, rows: CodeBatch) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
         """Return the probe's answers, and the scores that these rows have, each of shape (N,)."""
-        shares = self.probe.predict_proba(self._given(rows))
-        near = Nearest(self._compared(rows), self._distance, min(_NEIGHBOURS, len(self._known)))
+        shares = self.probe.predict_proba(rows.floats)
+        near = Nearest(rows.symbols if self._binary else rows.x, self._distance, min(_NEIGHBOURS, len(self._known)))
         near.add(self._known)
         scores = {
             ENTROPY: rows.entropy,

@@ -130,17 +130,13 @@ def classification(
     """
     posterior = encoder.posterior(encoder.features(views))
     draw = posterior.sample(noise)
-    cross_entropy = functional.cross_entropy(_logits(encoder, draw, None), targets)
-    short = (
-        functional.cross_entropy(_logits(encoder, draw, latents), targets) if nested else cross_entropy.new_zeros(())
-    )
+    cross_entropy = functional.cross_entropy(encoder.classify(encoder.decode(draw)), targets)
+    short = cross_entropy.new_zeros(())
+    if nested:
+        short = functional.cross_entropy(encoder.classify(encoder.decode(draw, latents)), targets)
     rate = posterior.rate(encoder.prior.detach()).sum(1).mean()
-    return Losses(
-        total=cross_entropy + nested * short + beta * rate + _prior_fit(encoder, posterior),
-        classification=cross_entropy.detach(),
-        nested=short.detach(),
-        rate=rate.detach(),
-    )
+    total = cross_entropy + nested * short + beta * rate + _prior_fit(encoder, posterior)
+    return Losses(total, cross_entropy.detach(), short.detach(), rate.detach())
 
 
 def deterministic_classification(encoder: Encoder, views: Tensor, targets: Tensor) -> Losses:
@@ -149,10 +145,6 @@ def deterministic_classification(encoder: Encoder, views: Tensor, targets: Tenso
     cross_entropy = functional.cross_entropy(logits, targets)
     zero = cross_entropy.new_zeros(())
     return Losses(total=cross_entropy, classification=cross_entropy.detach(), nested=zero, rate=zero)
-
-
-def _logits(encoder: Encoder, draw: Tensor, latents: int | None) -> Tensor:
-    return encoder.classify(encoder.decode(draw, latents))
 
 
 def _prior_fit(encoder: Encoder, posterior: Posterior) -> Tensor:
