@@ -28,7 +28,7 @@ from stochcl.api.shards import (
 from stochcl.api.source import listing
 from stochcl.compress.manifest import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
-from stochcl.messages import escape_name, os_reason
+from stochcl.messages import Progress, escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from stochcl.api.shards import Made, Plan, Run, ShardSource
     from stochcl.api.summary import Report
     from stochcl.data import ImageSource
-    from stochcl.messages import Progress
 
 
 ENGINES = ("local", "ray")

@@ -16,19 +16,17 @@ from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
-from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
+from stochcl.data import LabelTable, MatrixSource, Preprocess, SubsetSource, missing_from, read_labels
 from stochcl.data.pixels import FULL_DEPTH
 from stochcl.errors import SourceError, UsageError
-from stochcl.messages import escape_name, plural
+from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
-    from stochcl.data import LabelTable, SubsetSource
     from stochcl.files import PathLike
-    from stochcl.messages import Progress
 
 
 def append(

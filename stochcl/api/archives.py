@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.compress import check_exclusive, locked, note_partial_output, unwritable, write_widest
 from stochcl.api.labels import labels_of
 from stochcl.api.summary import Edit, Report, external_tables_note
-from stochcl.compress import Archive, edit, open_archive
-from stochcl.compress.export import export
+from stochcl.compress import Archive, FolderArchive, edit, open_archive
+from stochcl.compress.export import Exported, export
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
@@ -31,17 +31,13 @@ from stochcl.errors import (
     StochclError,
     UsageError,
 )
-from stochcl.files import check_output, is_file, make_folder, target_of
-from stochcl.messages import escape_name, plural
+from stochcl.files import PathLike, check_output, is_file, make_folder, target_of
+from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stochcl.compress import FolderArchive
-    from stochcl.compress.export import Exported
     from stochcl.entropy.tables import Tables, Where
-    from stochcl.files import PathLike
-    from stochcl.messages import Progress
 
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]

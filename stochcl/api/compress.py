@@ -23,18 +23,18 @@ from stochcl.api.source import (
 )
 from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
-from stochcl.compress import Archive, Writer
+from stochcl.compress import Archive, ArchiveBase, Header, Writer
 from stochcl.compress.journal import rows_kept
 from stochcl.compress.manifest import MANIFEST
-from stochcl.compress.segment_writer import StreamWriter
+from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
-from stochcl.data.preprocess import FITS
+from stochcl.data import Failure, ImageSource, MatrixSource, SourceOptions, StreamSource
+from stochcl.data.preprocess import FITS, Fit, Preprocess
 from stochcl.entropy.fit import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
 from stochcl.files import ROOM, WriteLock, advice_for, check_output, exists, sync_folder, target_of
-from stochcl.messages import escape_name, os_reason, plural
+from stochcl.messages import Progress, escape_name, os_reason, plural
 from stochcl.options import option
 
 if TYPE_CHECKING:
@@ -42,11 +42,6 @@ if TYPE_CHECKING:
 
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Given, Source
-    from stochcl.compress import ArchiveBase, Header
-    from stochcl.compress.segment_writer import SegmentWriter
-    from stochcl.data import ImageSource
-    from stochcl.data.preprocess import Fit, Preprocess
-    from stochcl.messages import Progress
 
 
 _FEW = 100  # images whose mean says little, and a file's own parts much

@@ -14,7 +14,7 @@ from stochcl.data import MatrixSource, open_source, sample_rows, sample_size
 from stochcl.data.array import MAGIC
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
 from stochcl.training.options import LatentOptions
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.files import PathLike
     from stochcl.training.loop import FitProgress
 
 

@@ -15,7 +15,7 @@ from stochcl.compress import Header
 from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
 from stochcl.data.pixels import FULL_DEPTH
-from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
+from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage, Fit
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points, standardised
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.tables import Tables, is_packaged
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from stochcl.codes import Codes
-    from stochcl.data.preprocess import Fit
     from stochcl.encoders.inference import Encoded
     from stochcl.files import PathLike
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from stochcl import downstream
 from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
-from stochcl.compress import open_archive
+from stochcl.compress import ArchiveBase, Header, open_archive
 from stochcl.entropy.fit import code_lengths
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
-from stochcl.files import check_output, replacing, writing
-from stochcl.messages import escape_name, plural
+from stochcl.files import PathLike, check_output, replacing, writing
+from stochcl.messages import Progress, escape_name, plural
 from stochcl.options import Options, option
 
 if TYPE_CHECKING:
@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import ArchiveBase, Header
     from stochcl.downstream import Evaluation, Task
     from stochcl.entropy.tables import Where
-    from stochcl.files import PathLike
-    from stochcl.messages import Progress
 
 
 TASKS = ("classification", "regression")

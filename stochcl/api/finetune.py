@@ -15,11 +15,11 @@ from stochcl.api.models import find_model, initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.api.train import RunReport, open_images
 from stochcl.compress import Archive
-from stochcl.data import Preprocess
+from stochcl.data import ImageSource, Preprocess
 from stochcl.errors import UsageError
 from stochcl.messages import duration, escape_name
-from stochcl.training.images import classes_of, labeller, labels_of, read_images
-from stochcl.training.options import finetune_options
+from stochcl.training.images import ImageSet, classes_of, labeller, labels_of, read_images
+from stochcl.training.options import FinetuneOptions, finetune_options
 from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
@@ -27,14 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.data import ImageSource
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.files import PathLike
-    from stochcl.training.images import ImageSet
-    from stochcl.training.options import FinetuneOptions
 
 
 @dataclass(frozen=True)

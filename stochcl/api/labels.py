@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from stochcl.codes import folder_label
 from stochcl.data import read_labels
 from stochcl.errors import LabelsError, UsageError, option_name
-from stochcl.files import is_file
+from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from stochcl.compress import ArchiveBase
-    from stochcl.files import PathLike
 
 
 _COLUMN, _LEVEL = ("--label-column", "column"), ("--label-level", "level")

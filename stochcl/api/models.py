@@ -15,14 +15,13 @@ from stochcl.codes import bits_per_symbol
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.entropy.tables import is_packaged
 from stochcl.errors import ModelError, ModelNotFound, UsageError
-from stochcl.files import is_file
+from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stochcl.compress import Header
-    from stochcl.files import PathLike
 
 DEFAULT = "general"
 """The model that is used where none is named."""

@@ -13,12 +13,12 @@ import numpy as np
 from stochcl.api.evaluate import rows_of
 from stochcl.api.source import check_source_fits_model, no_readable_error, read_batches
 from stochcl.api.summary import skipped_json
-from stochcl.compress import open_archive
+from stochcl.compress import Header, open_archive
 from stochcl.compress.manifest import MANIFEST
 from stochcl.data import open_source
-from stochcl.downstream import load
+from stochcl.downstream import Fitted, SavedProbe, load
 from stochcl.errors import ModelMismatch, UsageError
-from stochcl.files import check_output, exists, is_file, is_folder, replacing, writing
+from stochcl.files import PathLike, check_output, exists, is_file, is_folder, replacing, writing
 from stochcl.framing import MAGIC
 from stochcl.messages import escape_name
 from stochcl.remote import is_url
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
-    from stochcl.compress import Header
-    from stochcl.downstream import Fitted, SavedProbe
     from stochcl.entropy.tables import Where
-    from stochcl.files import PathLike
 
 
 _BATCH = 256

@@ -11,21 +11,19 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
-from stochcl.compress import open_archive
+from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import ArchiveBase
     from stochcl.entropy.tables import Decoder, Where
     from stochcl.files import PathLike
-    from stochcl.messages import Progress
 
 
 SCHEMA = "stochcl.search/0"

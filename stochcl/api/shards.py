@@ -18,13 +18,13 @@ from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
-from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
+from stochcl.data import Failure, ImageSource, MatrixSource, SubsetSource, open_source, open_sources
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceError, UsageError
 from stochcl.files import ROOM, WriteLock, replacing, sync_folder, writing
 from stochcl.framing import PROLOGUE
-from stochcl.messages import escape_name, plural
+from stochcl.messages import Progress, escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Source
     from stochcl.api.summary import Report
-    from stochcl.data import ImageSource
-    from stochcl.messages import Progress
 
     ShardSource = ImageSource | MatrixSource
     Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it

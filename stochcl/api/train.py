@@ -14,7 +14,7 @@ from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import duration, escape_name, plural
-from stochcl.training.options import load_preset, options_from
+from stochcl.training.options import TrainOptions, load_preset, options_from
 from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from stochcl.files import PathLike
     from stochcl.training.images import ImageSet
     from stochcl.training.loop import FitProgress
-    from stochcl.training.options import TrainOptions
     from stochcl.training.pretrain import Trainer, TrainProgress
 
 

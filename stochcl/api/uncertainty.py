@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stochcl.api.evaluate import ProbeOptions, ProbeRows, read_data
+from stochcl.api.evaluate import ProbeData, ProbeOptions, ProbeRows, read_data
 from stochcl.api.labels import LabelSource, naming, split_warning
-from stochcl.compress import open_archive
+from stochcl.compress import Header, open_archive
 from stochcl.downstream.metrics import labelled, make_splits
 from stochcl.downstream.uncertainty import (
     CONFIDENCE,
@@ -31,8 +31,6 @@ from stochcl.messages import escape_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stochcl.api.evaluate import ProbeData
-    from stochcl.compress import Header
     from stochcl.entropy.tables import Where
     from stochcl.files import PathLike
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.downstream import metrics
-from stochcl.downstream.metrics import LabelledRows, find_duplicates, labelled, make_splits
-from stochcl.downstream.probes import Fitted, make_estimator
+from stochcl.downstream.metrics import Duplicates, LabelledRows, find_duplicates, labelled, make_splits
+from stochcl.downstream.probes import Fitted, Task, make_estimator
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-    from stochcl.downstream.metrics import Duplicates
-    from stochcl.downstream.probes import Task
 
     Part = tuple[NDArray[np.floating], NDArray[Any], NDArray[np.floating], NDArray[Any]]
 

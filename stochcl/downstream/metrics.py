@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import label_text, plain_label
-from stochcl.downstream.probes import TASKS
+from stochcl.downstream.probes import TASKS, Task
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-    from stochcl.downstream.probes import Task
 
     Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 

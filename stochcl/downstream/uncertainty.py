@@ -13,7 +13,7 @@ from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import wilson
 from stochcl.downstream.probes import make_estimator
 from stochcl.errors import UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.files import PathLike
 
 ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
 NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"

@@ -13,12 +13,12 @@ from stochcl.api.labels import labels_of, naming
 from stochcl.api.summary import Report
 from stochcl.codes import Codes
 from stochcl.data import read_labels
-from stochcl.downstream import evaluate, fit
+from stochcl.downstream import Evaluation, Task, evaluate, fit
 from stochcl.downstream import interpretation as of
 from stochcl.downstream.metrics import labelled, make_splits
 from stochcl.entropy.fit import latent_lengths
 from stochcl.errors import LabelsError, StochclError, UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase
-    from stochcl.downstream import Evaluation, Task
     from stochcl.files import PathLike
-    from stochcl.messages import Progress
 
 
 RUN = 64  # consecutive rows taken together, since rows are decoded in blocks

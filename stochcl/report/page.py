@@ -15,7 +15,7 @@ import numpy as np
 
 from stochcl.data import ImageSource, Preprocess, open_source
 from stochcl.errors import EnvironmentFault, ImageError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.patches import PathPatch
     from numpy.typing import NDArray
-
-    from stochcl.files import PathLike
 
 
 WEBP_QUALITY = 70  # 96 pixels take about 2 kB, 64 about 1 kB

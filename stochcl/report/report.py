@@ -12,10 +12,10 @@ from stochcl import __version__
 from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
 from stochcl.errors import SourceError, UsageError
-from stochcl.files import check_output
+from stochcl.files import PathLike, check_output
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
-from stochcl.report.findings import compute_findings, read_data
+from stochcl.report.findings import Findings, ReportData, compute_findings, read_data
 from stochcl.report.page import (
     ACCENT,
     Thumbnails,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from stochcl.downstream import Task
     from stochcl.downstream.interpretation import Intervention
     from stochcl.entropy.tables import Where
-    from stochcl.files import PathLike
-    from stochcl.report.findings import Findings, ReportData
 
 
 SCHEMA = "stochcl.report/0"

@@ -17,7 +17,7 @@ from stochcl.encoders.config import FAMILIES, EncoderConfig
 from stochcl.encoders.efficientnet import EfficientNetLite
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import choose_device, encode, precision_used
-from stochcl.encoders.posteriors import POSTERIORS
+from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from stochcl.encoders.posteriors import Posterior
     from stochcl.training.images import ImageSet
     from stochcl.training.options import FinetuneOptions
 

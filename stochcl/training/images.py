@@ -17,20 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import folder_label
-from stochcl.data import Failure, ImageSource, Preprocess, held_out, read_labels
+from stochcl.data import Failure, ImageBatch, ImageSource, Preprocess, held_out, read_labels
 from stochcl.data.open import SubsetSource
 from stochcl.errors import LabelsError, OutputError, TrainingError, UsageError
-from stochcl.files import lock
-from stochcl.messages import escape_name, os_reason
+from stochcl.files import PathLike, lock
+from stochcl.messages import Progress, escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-
-    from stochcl.data import ImageBatch
-    from stochcl.files import PathLike
-    from stochcl.messages import Progress
 
 
 def labeller(

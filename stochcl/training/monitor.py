@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from stochcl.encoders.inference import encode
-from stochcl.encoders.posteriors import POSTERIORS
+from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.entropy.fit import hard_rate, measure_ones
 from stochcl.entropy.independent import node_counts
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.posteriors import Posterior
     from stochcl.training.quantiser import Metric
 
 

@@ -8,7 +8,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stochcl.encoders.posteriors import BIT
@@ -16,8 +16,6 @@ from stochcl.training.augment import from_words
 from stochcl.training.runtime import all_gather, all_reduce_mean, global_mean
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stochcl.encoders.encoder import Encoder
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl import __version__
 from stochcl.encoders.packaged import read_tensors
 from stochcl.errors import MissingExtraError, OutputError, OutputExists, TrainingError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.pretrained import Initialisation
-    from stochcl.files import PathLike
 
 
 @dataclass(frozen=True)

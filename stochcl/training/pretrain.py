@@ -21,7 +21,7 @@ from stochcl.training.latents import FittedLatents, LatentStage, RateController
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
 from stochcl.training.objectives import Losses, StochasticContrastive
-from stochcl.training.options import LatentOptions
+from stochcl.training.options import LatentOptions, TrainOptions
 from stochcl.training.outputs import FileLog
 from stochcl.training.quantiser import start_latents
 from stochcl.training.residual import check_objective, fit_residual
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
-    from stochcl.training.options import TrainOptions
 
 
 _MOST_IMAGES = 200_000

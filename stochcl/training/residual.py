@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from stochcl.encoders.config import residual_stages
-from stochcl.encoders.encoder import Standardise
-from stochcl.encoders.residual import GRID, ReducedHead, Words, on_grid, signed_root  # fmt: skip
+from stochcl.encoders.encoder import Encoder, Standardise
+from stochcl.encoders.residual import GRID, ReducedHead, Residual, Words, on_grid, signed_root
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.residual import Residual
     from stochcl.training.options import LatentOptions
 
     Rows = NDArray[np.floating]

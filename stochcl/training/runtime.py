@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from stochcl.encoders.inference import choose_device, precision_used
 from stochcl.errors import UsageError
@@ -21,7 +21,6 @@ from stochcl.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from stochcl.training.options import TrainOptions
 
