@@ -125,13 +125,9 @@ def train_head(
     looked_at = (held if len(held) else train)[:_LOOKED_AT]
     record = {
         "health": code_health(encode(encoder, looked_at, torch.device("cpu")).codes, encoder.config.posterior),
-        "rows": len(train),
-        "held_out": len(held),
-        "seconds": round(time.monotonic() - started),
-        "start": started_from,
-        "latents": fitted.record,
-        "entropy": fitted.record.get("entropy", {}),
-    } | circumstances("cpu, 1 processes")
+        "rows": len(train), "held_out": len(held), "seconds": round(time.monotonic() - started),
+        "start": started_from, "latents": fitted.record, "entropy": fitted.record.get("entropy", {}),
+    } | circumstances("cpu, 1 processes")  # fmt: skip
     return encoder, record
 
 

@@ -286,17 +286,10 @@ def select(
     numbers = range(header.latents) if header.selection is None else header.selection
     order = [int(numbers[column]) for column in found.order_]
     result = {
-        "schema": "stochcl.select/0",
-        "path": escape_name(path),
-        "images": len(rows.y),
-        "left_out": rows.left_out,
-        "task": asked.task,
-        "model": escape_name(header.model),
-        "model_sha256": header.model_sha256,
-        "latents": sorted(order),
-        "order": order,
-        "gains": [round(float(gain), 6) for gain in found.gains_],
-    }
+        "schema": "stochcl.select/0", "path": escape_name(path), "images": len(rows.y), "left_out": rows.left_out,
+        "task": asked.task, "model": escape_name(header.model), "model_sha256": header.model_sha256,
+        "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in found.gains_],
+    }  # fmt: skip
     with writing(output, "the selection"), replacing(output) as file:
         file.write(json.dumps(result).encode())
     return result
@@ -368,14 +361,9 @@ def evaluate_targets(
     )
     progress(1, steps)
     facts = {
-        "schema": "stochcl.evaluate/0",
-        "path": escape_name(path),
-        "images": len(data.train.x),
-        "input": data.used,
-        "latents": data.width,
-        "model": escape_name(data.header.model),
-        "labels_from": data.origin,
-    }
+        "schema": "stochcl.evaluate/0", "path": escape_name(path), "images": len(data.train.x), "input": data.used,
+        "latents": data.width, "model": escape_name(data.header.model), "labels_from": data.origin,
+    }  # fmt: skip
     found: dict[str, Evaluation] = {}
     with naming(labels or path):
         for target in data.train.labels:

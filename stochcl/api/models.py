@@ -50,12 +50,9 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON types."""
         return {
-            "name": escape_name(self.name),
-            "path": escape_name(self.path),
-            "bytes": self.bytes,
-            "config": self.config,
-            "record": self.record,
-        }
+            "name": escape_name(self.name), "path": escape_name(self.path), "bytes": self.bytes,
+            "config": self.config, "record": self.record,
+        }  # fmt: skip
 
     def lines(self) -> list[str]:
         """Return the card for people."""

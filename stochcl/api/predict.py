@@ -73,15 +73,10 @@ def predict(
         found = _ask_probe(path, probe, tables)
     _write(output, found.columns)
     return {
-        "schema": "stochcl.predict/0",
-        "path": escape_name(path),
-        "probe": escape_name(probe),
-        "output": escape_name(output),
-        "images": len(found.columns["name"]),
-        "skipped": skipped_json(found.skipped),
-        "targets": found.targets,
-        "columns": [escape_name(name) for name in found.columns],
-    }
+        "schema": "stochcl.predict/0", "path": escape_name(path), "probe": escape_name(probe),
+        "output": escape_name(output), "images": len(found.columns["name"]), "skipped": skipped_json(found.skipped),
+        "targets": found.targets, "columns": [escape_name(name) for name in found.columns],
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,12 +172,9 @@ def _image_rows(
 
 def _said(target: Fitted) -> dict[str, Any]:
     return {
-        "target": target.target,
-        "task": target.task,
-        "estimator": target.estimator,
-        "trained_on": target.rows,
+        "target": target.target, "task": target.task, "estimator": target.estimator, "trained_on": target.rows,
         "classes": [escape_name(name) for name in target.classes],
-    }
+    }  # fmt: skip
 
 
 def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathLike) -> None:

@@ -111,21 +111,14 @@ _PLAN = "plan.json"  # what is being made, until the manifest says what was
 _WORK = ".work-"
 _CONTINUE = f"; complete shards are kept: {ROOM}repeat the command to continue"
 _KEPT_OPTIONS = {
-    "names": "choice of --no-names",
-    "uncertainty": "choice of --uncertainty",
-    "strict": "choice of --strict",
-    "self_contained": "choice of --self-contained",
-    "label_level": "--label-level",
-}
+    "names": "choice of --no-names", "uncertainty": "choice of --uncertainty", "strict": "choice of --strict",
+    "self_contained": "choice of --self-contained", "label_level": "--label-level",
+}  # fmt: skip
 _DIFFERING = {
-    "source": "source (images were added, removed or changed)",
-    "images": "source (images were added or removed)",
-    "kind": "source",
-    "shard_images": "--shard-images",
-    "model": "model",
-    "header": "model, --latents, --precision or --fit",
-    "device": "--device",
-} | _KEPT_OPTIONS
+    "source": "source (images were added, removed or changed)", "images": "source (images were added or removed)",
+    "kind": "source", "shard_images": "--shard-images", "model": "model",
+    "header": "model, --latents, --precision or --fit", "device": "--device",
+} | _KEPT_OPTIONS  # fmt: skip
 """What must be the same for shards that are there to be kept, as a person knows it."""
 
 
@@ -242,14 +235,9 @@ def _plan(
 ) -> Plan:  # fmt: skip
     header = header_of(codec, source, options, options.latents or codec.latents)
     facts = {
-        "kind": source.kind,
-        "source": listing(source),
-        "images": len(source),
-        "shard_images": shard_images,
-        "model": codec.model.sha256,
-        "header": header.to_bytes().hex(),
-        "device": codec.device.type,
-    } | {name: getattr(options, name) for name in _KEPT_OPTIONS}
+        "kind": source.kind, "source": listing(source), "images": len(source), "shard_images": shard_images,
+        "model": codec.model.sha256, "header": header.to_bytes().hex(), "device": codec.device.type,
+    } | {name: getattr(options, name) for name in _KEPT_OPTIONS}  # fmt: skip
     return Plan(
         sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device.type,
         precision=codec.precision, shard_images=shard_images, options=options, facts=json.loads(json.dumps(facts)),

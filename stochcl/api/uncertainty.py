@@ -159,13 +159,10 @@ class Answers:
             said = "none" if not self.wrong.any() else "all"
             self.notes.append(f"{said} of the answers are wrong, so that there is no AUROC of errors")
         return {
-            "trained_on": self.trained,
-            "estimator": self.scorer.estimator,
-            "accuracy": round(float(1 - self.wrong.mean()), 4),
-            "scores": scores,
-            "refused": refused,
+            "trained_on": self.trained, "estimator": self.scorer.estimator,
+            "accuracy": round(float(1 - self.wrong.mean()), 4), "scores": scores, "refused": refused,
             "notes": self.notes,
-        }
+        }  # fmt: skip
 
     def outside(self, other: ProbeRows) -> dict[str, Any]:
         """Tell the images of another archive from those answered."""

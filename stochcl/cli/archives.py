@@ -233,22 +233,12 @@ def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as
     for line in _losses(done):
         say(line)
     result = {
-        "schema": "stochcl.verify/0",
-        "path": escape_name(codes),
-        "salvaged": escape_name(done.path),
-        "segments": done.segments,
-        "images": done.rows,
-        "recoded_images": done.recoded,
-        "unchecked_images": done.unchecked,
-        "unnamed_images": done.unnamed,
-        "unlabelled_images": done.unlabelled,
-        "uncertainty_lost": done.uncertainty_lost,
-        "bytes": done.bytes,
-        "lost_images": done.rows_lost,
-        "lost_bytes": [list(place) for place in done.lost],
-        "tables": done.tables,
-        "ok": done.complete,
-    }
+        "schema": "stochcl.verify/0", "path": escape_name(codes), "salvaged": escape_name(done.path),
+        "segments": done.segments, "images": done.rows, "recoded_images": done.recoded,
+        "unchecked_images": done.unchecked, "unnamed_images": done.unnamed, "unlabelled_images": done.unlabelled,
+        "uncertainty_lost": done.uncertainty_lost, "bytes": done.bytes, "lost_images": done.rows_lost,
+        "lost_bytes": [list(place) for place in done.lost], "tables": done.tables, "ok": done.complete,
+    }  # fmt: skip
     saved = f"{plural(done.rows, 'image')} in {plural(done.segments, 'segment')}"
     show(result, [f"{result['salvaged']}: {saved}, {done.bytes:,} bytes"], as_json=as_json)
     return 0 if done.complete else 1

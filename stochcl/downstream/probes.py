@@ -179,15 +179,10 @@ class SavedProbe:
         import skops.io
 
         content = {
-            "schema": SCHEMA,
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "input": self.output,
-            "latents": self.latents,
-            "selection": None if self.selection is None else list(self.selection),
-            "tables_sha256": self.tables_sha256,
-            "targets": [vars(target) for target in self.targets],
-        }
+            "schema": SCHEMA, "model": self.model, "model_sha256": self.model_sha256, "input": self.output,
+            "latents": self.latents, "selection": None if self.selection is None else list(self.selection),
+            "tables_sha256": self.tables_sha256, "targets": [vars(target) for target in self.targets],
+        }  # fmt: skip
         data = skops.io.dumps(content)
         _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
         with writing(path, "the probe"), replacing(path) as file:

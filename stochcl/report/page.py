@@ -139,12 +139,8 @@ class Thumbnails:
 
 INK, SOFT, LINE, ACCENT, PAPER = "#1c1c1f", "#6b6b71", "#d9d9df", "#0a5fd1", "#fffffe"
 VARIABLES = {
-    INK: "var(--ink)",
-    SOFT: "var(--soft)",
-    LINE: "var(--line)",
-    ACCENT: "var(--accent)",
-    PAPER: "var(--paper)",
-}
+    INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", ACCENT: "var(--accent)", PAPER: "var(--paper)",
+}  # fmt: skip
 KEPT = {"viewBox", "d", "x", "y", "style", "transform"}  # attributes
 MAP = (6.4, 4.2)  # inches of a map; its plot fills it
 DOT = 2.6  # points across; a page may set --dot where a map is shown smaller

@@ -39,16 +39,11 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
         if family != "residual":  # whose last signs are near coin tosses by design
             certainty = round(1 - entropy / (codes.latents * float(np.log2(codes.alphabet))), 4)
     return {
-        "rows": len(codes),
-        "latents": codes.latents,
-        "used": int(used.sum()),
-        "dead": int((~used).sum()),
-        "bits": round(float(entropies.sum()), 3),
-        "distinct": len(np.unique(codes.packed, axis=0)),
-        "correlation": round(_correlation(codes.symbols()[:, used], family), 4),
-        "entropy": entropy,
+        "rows": len(codes), "latents": codes.latents, "used": int(used.sum()), "dead": int((~used).sum()),
+        "bits": round(float(entropies.sum()), 3), "distinct": len(np.unique(codes.packed, axis=0)),
+        "correlation": round(_correlation(codes.symbols()[:, used], family), 4), "entropy": entropy,
         "certainty": certainty,
-    }
+    }  # fmt: skip
 
 
 def health_warnings(health: dict[str, Any]) -> tuple[str, ...]:

@@ -222,11 +222,8 @@ class VICReg(Objective):
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "nt-xent": NTXent,
-    "byol": BYOL,
-    "vicreg": VICReg,
-    "reconstruct": Reconstruct,
-}
+    "nt-xent": NTXent, "byol": BYOL, "vicreg": VICReg, "reconstruct": Reconstruct,
+}  # fmt: skip
 """Objectives by their names."""
 
 

@@ -90,17 +90,11 @@ def circumstances(hardware: str) -> dict[str, Any]:
 def run_record(loop: Any, init: Initialisation | None, measured: dict[str, float]) -> dict[str, Any]:
     """Return what a record says of a run on images; ``loop`` is a Trainer or a Finetuner."""
     return {
-        "images": len(loop.data.train),
-        "held_out": len(loop.data.held),
-        "steps": loop.step,
-        "images_seen": loop.step * loop.batch,
-        "seconds": round(loop.elapsed),
-        "init": init.to_json() if init else None,
-        "options": asdict(loop.options),
-        "precision": loop.precision,
-        "measured": {name: round(value, 4) for name, value in measured.items()},
-        "entropy": loop.entropy_record,
-    } | circumstances(f"{loop.device.type}, {loop.world_size} processes")
+        "images": len(loop.data.train), "held_out": len(loop.data.held), "steps": loop.step,
+        "images_seen": loop.step * loop.batch, "seconds": round(loop.elapsed),
+        "init": init.to_json() if init else None, "options": asdict(loop.options), "precision": loop.precision,
+        "measured": {name: round(value, 4) for name, value in measured.items()}, "entropy": loop.entropy_record,
+    } | circumstances(f"{loop.device.type}, {loop.world_size} processes")  # fmt: skip
 
 
 KIND = "stochcl-checkpoint-0"
