@@ -91,17 +91,22 @@ def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: 
     opened: dict[str, ImageSource] = {}
     for path, digest in zip(inputs.sources, inputs.listings, strict=True):
         source = held.get(path) or open_source(path, options)
-        if listing(source) != digest:
-            raise SourceError(
-                f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all "
-                "machines see the same files, and change none of them meanwhile."
-            )
+        check_listing(source, digest)
         opened[path] = source  # type: ignore[assignment]  # a matrix has another digest
     held.clear()
     held.update(opened)
     part = SubsetSource(JoinedSource([opened[path] for path in inputs.sources]), inputs.rows)
     part.rejected = list(inputs.rejected)
     return part
+
+
+def check_listing(source: Source, digest: str) -> None:
+    """Raise SourceError where a worker finds another source than the command did."""
+    if listing(source) != digest:
+        raise SourceError(
+            f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let all "
+            "machines see the same files, and change none of them meanwhile."
+        )
 
 
 SHARD_IMAGES = 100_000
