@@ -132,9 +132,7 @@ class ShardWorker:
             plan = self._plan
             codec = Codec(plan.model, device=plan.device, precision=plan.precision)
             if codec.model.sha256 != plan.facts["model"]:
-                raise UsageError(
-                    f"{escape_name(plan.model)}: a worker finds another model there; give it the same file."
-                )
+                raise UsageError(f"{escape_name(plan.model)}: a worker finds another model; give it the same.")
             self._codec = codec
         return self._codec
 

@@ -60,9 +60,7 @@ class CompressOptions(SourceOptions):
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
-    fit: Fit | None = option(
-        None, "What happens to images that are not square.", choices=FITS, shown="as the model says"
-    )
+    fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
     self_contained: bool = option(False, "Put the decoder into the archive in any case.")
@@ -163,9 +161,7 @@ def report_of(
     report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
     warnings = source_warnings(source, encoded.damaged)
     if level is not None and archive.labels is None:
-        warnings.append(
-            f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"
-        )
+        warnings.append(f"warning: no image lies in {abs(level)} folders; give another --label-level")
     warnings += distribution_shift_warning(codec, archive)
     return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
 
@@ -175,9 +171,7 @@ def _compress_to_stream(
 ) -> Report:
     needs_file = {"--rate": options.rate, "--resume": options.resume, "--external-tables": options.external_tables}
     if asked := [name for name, value in needs_file.items() if value]:
-        raise UsageError(
-            f"{' and '.join(asked)}: this needs a file to be written; give -o a name, or --latents for fewer bits."
-        )
+        raise UsageError(f"{' and '.join(asked)}: this needs a file; give -o a name, or --latents for fewer bits.")
     started = time.monotonic()
     with StreamWriter(
         file,

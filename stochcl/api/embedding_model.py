@@ -142,9 +142,7 @@ def row_warnings(record: dict[str, Any]) -> tuple[str, ...]:
         found.append(f"{plural(rows, 'row')} to train on: codes of others may be poor; give {_FEW_ROWS:,} or more")
     if constant:
         have = "has" if constant == 1 else "have"
-        found.append(
-            f"{plural(constant, 'column')} {have} one value in all rows to train on: codes say nothing of it"
-        )
+        found.append(f"{plural(constant, 'column')} {have} one value in all rows to train on: codes cannot tell it")
     return tuple(found)
 
 

@@ -46,9 +46,7 @@ class SearchOptions(Options):
     """What to find."""
 
     count: int = option(10, "How many to find.", at_least=1, unit="K", flags=("-k",))
-    output: str = option(
-        "auto", "Compare decoded vectors, or the symbols themselves.", choices=OUTPUTS, flags=("--by",)
-    )
+    output: str = option("auto", "Compare decoded vectors, or symbols.", choices=OUTPUTS, flags=("--by",))
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,7 @@ class EvaluateOptions(ProbeOptions):
     """How to train a probe, and score it."""
 
     task: Task = option("classification", "What the labels are.", choices=TASKS)
-    test_size: float | None = option(
-        None, "Hold out this fraction, in place of a cross-validation.", more_than=0, less_than=1
-    )
+    test_size: float | None = option(None, "Hold out this fraction, in place of folds.", more_than=0, less_than=1)
     min_class: int | None = option(
         None, "Leave out classes of fewer than N images.", at_least=1, unit="N", shown="2 in a cross-validation"
     )
@@ -226,9 +222,7 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
             raise UsageError(f"{name}: it has {one.latents:,} latents, not {width:,}.")
     ours, theirs = ((one.selection or tuple(range(one.latents)))[:width] for one in (header, test))
     if tuple(ours) != tuple(theirs):
-        raise UsageError(
-            f"{shown[1]}: it holds other latents of the model than {shown[0]}; make both with the same --select."
-        )
+        raise UsageError(f"{shown[1]}: it holds other latents than {shown[0]}; make both with the same --select.")
     return width
 
 

@@ -114,9 +114,7 @@ def score(
     encoder = codec.model.encoder
     config = encoder.config
     if codec.classifier is None:
-        raise UsageError(
-            f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
-        )
+        raise UsageError(f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one.")
     images = open_images(source)
     label = labeller([images], labels, label_level)
     data = read_labelled(config, [images], label, workers=workers)

@@ -59,9 +59,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
     if sys.stdout is None:
         raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
     if sys.stdout.isatty():
-        raise UsageError(
-            "standard output is a terminal, and codes are no text; send them through a pipe, or give -o a name."
-        )
+        raise UsageError("standard output is a terminal, and codes are no text; use a pipe, or give -o a name.")
     return sys.stdout.buffer
 
 

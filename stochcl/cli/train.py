@@ -24,9 +24,7 @@ HOLD_OUT = click.option(
     "--hold-out", type=click.IntRange(0), metavar="N",
     help="Keep the last N images of each class of each source from training, and measure on them.  [default: 0]",
 )  # fmt: skip
-WORKERS = click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images."
-)
+WORKERS = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Decoding threads.")
 CACHE = click.option(
     "--cache", type=PATH, metavar="FOLDER",
     help="Keep decoded training images there, mapped, rather than in memory; the next run finds them.",
