@@ -33,9 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.compress import Archive, Writer
-from stochcl.compress.append import Appender
+from stochcl.compress.append import Appender, repair
 from stochcl.compress.journal import _parse
-from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
 from stochcl.errors import FormatError
 from tests.compress.making import make_chain, make_header, make_names, make_network, make_tables, write

@@ -25,8 +25,8 @@ from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, Writer
 from stochcl.compress.journal import rows_kept
-from stochcl.compress.manifest import MANIFEST
 from stochcl.compress.segment_writer import StreamWriter
+from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
 from stochcl.data.preprocess import FITS

@@ -121,14 +121,9 @@ def interval(scores: NDArray[np.floating], seed: int) -> tuple[float, float]:
 
 
 def answers(
-    probe: str,
-    train: NDArray[np.float32],
-    labels: NDArray[np.generic],
-    test: NDArray[np.float32],
-    test_labels: NDArray[np.generic],
-    *,
-    seed: int = 0,
-) -> tuple[NDArray[np.bool_], float]:
+    probe: str, train: NDArray[np.float32], labels: NDArray[np.generic], test: NDArray[np.float32],
+    test_labels: NDArray[np.generic], *, seed: int = 0,
+) -> tuple[NDArray[np.bool_], float]:  # fmt: skip
     """Return which test rows a probe gets right, and the setting that was chosen for it.
 
     The setting is chosen on a fifth of (at most 15,000) training rows; the test rows have no say in it.

@@ -17,7 +17,7 @@ from stochcl.benchmarks.probes import Judge
 from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
 from stochcl.codes import Codes
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stochcl.benchmarks.baselines import Baseline
     from stochcl.benchmarks.inputs import Inputs, RateAccuracyConfig, Split
 
-    Told = Callable[[int, int], None]
+    Told = Progress
 
 SCHEMA = "stochcl.benchmark.rate-accuracy/0"
 
@@ -86,12 +86,10 @@ class Subject:
 
 
 def benchmark_rate_accuracy(
-    config: RateAccuracyConfig,
-    folder: Path,
-    *,
+    config: RateAccuracyConfig, folder: Path, *,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Measure everything that was asked for, and keep it in ``folder/cache`` for another run.
 
     Returns JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one a code and way to store

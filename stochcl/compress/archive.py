@@ -18,11 +18,11 @@ from stochcl.compress.limits import Limits
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
 from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
-from stochcl.entropy.tables import Tables, find_tables
+from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, check_crc, check_limit
 from stochcl.lazy import cached_property
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name, silent
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from stochcl.compress.header import Header
     from stochcl.entropy.model import EntropyModel
+    from stochcl.files import AnyPath
 
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
@@ -81,11 +82,7 @@ class Archive(ArchiveBase):
     """
 
     def __init__(
-        self,
-        source: str | os.PathLike[str] | IO[bytes],
-        *,
-        tables: Iterable[Tables | str | os.PathLike[str]] = (),
-        trusted: bool | None = None,
+        self, source: AnyPath | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
     ) -> None:
         self._shown = escape_name(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra, self._errors = tuple(tables), ArchiveErrors(self._shown)
@@ -212,7 +209,7 @@ class Archive(ArchiveBase):
         end = np.minimum(first + size, self._starts[segments + 1])
         return np.concatenate([np.arange(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True)])
 
-    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Read and check everything: tables, names, labels, every block.
 
         Raises

@@ -14,11 +14,10 @@ from stochcl.codes import Codes, symbol_dtype
 from stochcl.compress.columns import to_unicode
 from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows
 from stochcl.errors import UsageError
-from stochcl.files import check_output, replacing, writing
-from stochcl.messages import escape_name
+from stochcl.files import AnyPath, check_output, replacing, writing
+from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
@@ -94,16 +93,9 @@ class Exported:
 
 
 def export(
-    archive: ArchiveBase,
-    path: str | os.PathLike[str],
-    *,
-    symbols: bool = True,
-    vectors: bool = True,
-    labels: Sequence[str] | None = None,
-    force: bool = False,
-    chunk: int = 4096,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Exported:
+    archive: ArchiveBase, path: AnyPath, *, symbols: bool = True, vectors: bool = True,
+    labels: Sequence[str] | None = None, force: bool = False, chunk: int = 4096, progress: Progress = silent,
+) -> Exported:  # fmt: skip
     r"""Decode an archive to a file, whose ending says how; memory does not grow with the archive.
 
     Names and labels are written as Unicode: bytes that are not UTF-8 as ``\xNN``, so that any program reads

@@ -121,11 +121,10 @@ class Header:
         if is_lfs_pointer(prologue):
             raise FormatError("this is a Git LFS pointer in place of an archive of codes: run git lfs pull")
         if not prologue.startswith(MAGIC[: len(prologue)]) or not prologue:
-            msg = (
+            raise BadMagic(
                 f"this is not an archive of codes: it begins with {prologue[:8].hex(' ') or 'nothing'}, not with "
                 f"{MAGIC.hex(' ')}"
             )
-            raise BadMagic(msg)
         if len(prologue) < PROLOGUE.size:
             raise Truncated(f"the file has {len(prologue)} bytes, and an archive begins with {PROLOGUE.size}")
         _, version, reserved, size, _ = PROLOGUE.unpack(prologue)
@@ -177,11 +176,10 @@ class Header:
     def check(self) -> None:
         """Raise FormatError where numbers make no sense."""
         if not 2 <= self.alphabet <= MAX_ALPHABET or not 1 <= self.latents <= self.model_latents:
-            msg = (
+            raise FormatError(
                 f"{self.latents} of {self.model_latents} latents with {self.alphabet} values make no sense in "
                 "the header"
             )
-            raise FormatError(msg)
         check_limit(self.model_latents * bits_per_symbol(self.alphabet), MAX_DECISIONS, "the width of a row")
         for name in _HASHES:
             value = getattr(self, name)
@@ -217,8 +215,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a dict of an object's pairs; what occurs twice could be read in two ways."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        msg = "a key occurs twice"
-        raise ValueError(msg)
+        raise ValueError("a key occurs twice")
     return values
 
 
@@ -226,16 +223,14 @@ def _number(text: str) -> float:
     """Return a finite number; what is larger than a float would be read as infinite, and could not be written."""
     value = float(text)
     if not math.isfinite(value):
-        msg = f"{text[:20]} is not a number that is finite"
-        raise ValueError(msg)
+        raise ValueError(f"{text[:20]} is not a number that is finite")
     return value
 
 
 def _integer(text: str) -> int:
     value = int(text[:21])
     if len(text) > 21 or not -(1 << 63) <= value < 1 << 64:
-        msg = f"{text[:20]}... is more than 64 bits"
-        raise ValueError(msg)
+        raise ValueError(f"{text[:20]}... is more than 64 bits")
     return value
 
 

@@ -172,41 +172,43 @@ def cut_to_end(reader: ByteReader, header_size: int) -> int:
         return 0
     if reader.read(reader.size - len(END_MAGIC), len(END_MAGIC)) == END_MAGIC:
         return 0
-    end = earlier_end(reader, header_size)
-    if end is None:
+    ends = complete_ends(reader, header_size, strict=True)
+    if not ends:
         return 0
+    end = ends[-1]
     if not any(kind.startswith(reader.read(end, min(4, reader.size - end))) for kind in _APPENDED):
         raise FormatError(f"{reader.size - end:,} bytes follow the archive that no append has written")
     left, reader.size = reader.size - end, end
     return left
 
 
-def earlier_end(reader: ByteReader, header_size: int) -> int | None:
-    """Return where the last archive that lies complete at the beginning of a file ends, or None if there is none.
+def complete_ends(reader: ByteReader, header_size: int, *, strict: bool = False) -> list[int]:
+    """Return where archives that lie complete at the beginning of a file end, each the one before with more rows.
 
-    Chunks are followed from the header on; of each only its kind and size are read, of an index all.
+    Chunks are followed from the header on; of each only its kind and size are read, of an index all. Where the last
+    one's trailer is damaged, that is an error for a ``strict`` caller.
     """
-    position, found = header_size, None
+    position, ends = header_size, list[int]()
     while position + CHUNK.size <= reader.size:
         kind, length = CHUNK.unpack(reader.read(position, CHUNK.size))
         size = CHUNK.size + length
         if kind not in _CHUNKS or position + size > reader.size:
             break
+        start, position = position, position + size
         if kind != b"INDX":
-            position += size
             continue
-        end = position + size + TRAILER.size
-        if end > reader.size:
+        position += TRAILER.size
+        if position > reader.size:
             break
-        chunk, trailer = reader.read(position, size), reader.read(end - TRAILER.size, TRAILER.size)
-        expected = TRAILER.pack(position, size, crc(chunk), header_crc(reader), END_MAGIC)
-        if trailer != expected:
-            if end == reader.size and found is not None and any(trailer):  # zeros: it was never written
-                msg = "the trailer is damaged; `stochcl verify --repair` goes back to before the last append"
-                raise ChecksumMismatch(msg)
+        chunk, trailer = reader.read(start, size), reader.read(start + size, TRAILER.size)
+        if trailer != TRAILER.pack(start, size, crc(chunk), header_crc(reader), END_MAGIC):
+            if strict and position == reader.size and ends and any(trailer):  # zeros: it was never written
+                raise ChecksumMismatch(
+                    "the trailer is damaged; `stochcl verify --repair` goes back to before the last append"
+                )
             break
-        position = found = end
-    return found
+        ends.append(position)
+    return ends
 
 
 def _parse(data: bytes, reader: ByteReader, start: int, of_header: int, decisions_per_row: int) -> Index:

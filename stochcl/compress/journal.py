@@ -107,8 +107,7 @@ class Journal:
 
     def _write(self, value: dict[str, Any]) -> None:
         if self._file is None:
-            msg = "the journal is not open"
-            raise ValueError(msg)
+            raise ValueError("the journal is not open")
         end = self._file.tell()
         try:
             write_all(self._file, _line(value))

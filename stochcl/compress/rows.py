@@ -11,7 +11,7 @@ from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
 from stochcl.errors import LabelsError, MissingExtraError, NameNotFound, UsageError
 from stochcl.lazy import cached_property
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -94,7 +94,7 @@ class ArchiveBase(ABC):
         """Return the bytes on disk by what they are for; they add up to ``size``."""
 
     @abstractmethod
-    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Read and check everything; raise FormatError if anything is damaged."""
 
     @abstractmethod
@@ -360,15 +360,9 @@ class DecodedRows:
     """The columns to export of an archive, decoded ``rows`` rows at a time."""
 
     def __init__(
-        self,
-        archive: ArchiveBase,
-        *,
-        symbols: bool,
-        vectors: bool,
-        rows: int,
-        labels: Sequence[str] | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
+        self, archive: ArchiveBase, *, symbols: bool, vectors: bool, rows: int, labels: Sequence[str] | None = None,
+        progress: Progress = silent,
+    ) -> None:  # fmt: skip
         if rows < 1:
             raise UsageError(f"rows decoded at a time must be at least 1, got {rows}.")
         self.archive, self.symbols, self.rows, self._progress = archive, symbols, rows, progress

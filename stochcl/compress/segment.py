@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -197,18 +198,14 @@ def write_segment(
     codes: Codes, candidates: Sequence[Candidate], version: int = framing.VERSION
 ) -> tuple[SegmentHead, bytes]:
     """Code rows with the cheapest of the models that are paid for, or with a table of their own."""
-    best, (bits, indices) = candidates[0], candidates[0].cost(codes)
-    for candidate in candidates[1:]:
+    own = IndependentModel.fit(codes)
+    best, bits, indices, table = Candidate(own, OWN), math.inf, None, b""
+    for candidate in candidates:
         spent, levels = candidate.cost(codes)
         if spent < bits:
             best, bits, indices = candidate, spent, levels
-    own, table = IndependentModel.fit(codes), b""
-    if (own_bits := own.ideal_bits(codes)) < bits:
-        table = pack_model(own)
-        if own_bits + 8 * len(table) < bits:
-            best, bits, indices = Candidate(own, OWN), own_bits, None
-        else:
-            table = b""
+    if (own_bits := own.ideal_bits(codes)) < bits and own_bits + 8 * len(packed := pack_model(own)) < bits:
+        best, bits, indices, table = Candidate(own, OWN), own_bits, None, packed
     rows_per_block = _rows_per_block(bits / len(codes), best.model)
     blocks, words, crcs = [], [], []
     for start in range(0, len(codes), rows_per_block):

@@ -17,10 +17,9 @@ from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import Candidate, pack_model
 from stochcl.framing import CHUNK, FITTED, pack_texts, unpack_texts
-from stochcl.framing import FITTED as FITTED_ENTRY
+from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from stochcl.compress.segment import RawSegment
     from stochcl.compress.writer import Writer
     from stochcl.entropy.model import EntropyModel
+    from stochcl.files import AnyPath
 
 
 _SAMPLE = 1 << 16  # rows that models are fitted to
@@ -47,9 +47,7 @@ def sample(archive: Archive) -> Codes:
     return Codes(archive._packed(rows), header.latents, header.alphabet)
 
 
-def fit_models(
-    codes: Codes, rows: int, *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[EntropyModel]:
+def fit_models(codes: Codes, rows: int, *, progress: Progress = silent) -> list[EntropyModel]:
     """Fit an independent and a linear autoregressive model to a sample of ``rows`` rows.
 
     The latter is left out where all rows together have less than a bit for each of its weights: it could not pay.
@@ -75,13 +73,9 @@ def cost(candidates: Sequence[Candidate], codes: Codes) -> tuple[float, list[flo
 
 
 def choose(
-    segments: Iterable[Codes],
-    given: Sequence[Candidate],
-    models: Sequence[EntropyModel],
-    *,
-    before: float | None = None,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> list[EntropyModel]:
+    segments: Iterable[Codes], given: Sequence[Candidate], models: Sequence[EntropyModel], *,
+    before: float | None = None, progress: Callable[[int], None] = lambda rows: None,
+) -> list[EntropyModel]:  # fmt: skip
     """Return those of some models that save more, over all segments, than it takes to store them."""
     candidates = [*given, *(Candidate(model) for model in models)]
     base, spent, rows = [], [], 0
@@ -205,13 +199,7 @@ class Transcoding:
         return total / max(1, len(self.archive))
 
     def write(
-        self,
-        path: str | os.PathLike[str],
-        latents: int,
-        *,
-        force: bool = False,
-        resume: bool = False,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        self, path: AnyPath, latents: int, *, force: bool = False, resume: bool = False, progress: Progress = silent
     ) -> float:
         """Write the first ``latents`` latents; return the bits per image that their codes take on disk.
 
@@ -266,7 +254,7 @@ class Transcoding:
         names = unpack_texts(segment.parts[1], segment.head.rows, "the names of a segment")
         return segment.having(labels=pack_texts(self.labels(names)))
 
-    def _recode(self, writer: Writer, latents: int, progress: Callable[[int, int], None]) -> None:
+    def _recode(self, writer: Writer, latents: int, progress: Progress) -> None:
         """Give a writer the rows, cut, from its position on."""
         bytes_of, total = self.archive.source_bytes, max(1, len(self.archive))
         for codes in stored_codes(self.archive, writer.position):
@@ -289,7 +277,7 @@ def _cut(model: EntropyModel, columns: Sequence[int] | None) -> EntropyModel | N
 def _spent(archive: Archive) -> float:
     """Return the bits that codes take in an archive, with the models that it holds for them."""
     heads = [segment.head for segment in archive._segments]
-    fitted = sum(size + FITTED_ENTRY.size for _, size in archive._index.fitted)
+    fitted = sum(size + FITTED.size for _, size in archive._index.fitted)
     return 8.0 * (fitted + sum(head.payload + head.table.size for head in heads))
 
 

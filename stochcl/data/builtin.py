@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,11 +15,10 @@ from PIL import Image
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import is_file, is_folder, writing
-from stochcl.messages import escape_name, os_reason
+from stochcl.files import AnyPath, is_file, is_folder, reading, writing
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
@@ -41,9 +40,7 @@ class DigitsSource(ImageSource):
         digits = load_digits()
         self.path = Path("digits")
         self._images = [
-            Image.fromarray(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8))
-            for digit in range(10)
-            for row in np.flatnonzero(digits.target == digit)
+            _digit(digits.images[row]) for digit in range(10) for row in np.flatnonzero(digits.target == digit)
         ]
         counts = np.bincount(digits.target, minlength=10).tolist()
         self.entries = [
@@ -69,20 +66,18 @@ _GRID = (4, 5)  # rows and columns of patches in a photograph of 427 x 640 pixel
 _JPEG_QUALITY = 85
 
 
-def write_examples(folder: str | os.PathLike[str]) -> int:
+def write_examples(folder: AnyPath) -> int:
     """Write the example images below ``folder``, one folder a class, and return how many there are.
 
     Ten classes of handwritten digits (``digit-0`` ... ``digit-9``, 64 x 64 PNG, enlarged smoothly from 8 x 8)
     and two of patches of photographs (``china``, ``flower``, 96 x 96 JPEG). The same images every time.
     """
-    written = 0
     with writing(folder, "the example images"):
-        for name, image in _images():
+        for count, (name, image) in enumerate(_images()):  # noqa: B007
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, **({"optimize": True} if path.suffix == ".png" else {"quality": _JPEG_QUALITY}))
-            written += 1
-    return written
+    return count + 1
 
 
 def _images() -> Iterator[tuple[str, Image.Image]]:
@@ -91,26 +86,22 @@ def _images() -> Iterator[tuple[str, Image.Image]]:
     digits = load_digits()
     for digit in range(10):
         for k, row in enumerate(np.flatnonzero(digits.target == digit)[:DIGITS_PER_CLASS]):
-            yield f"digit-{digit}/{k:02d}.png", _enlarge(digits.images[row])
+            enlarged = _digit(digits.images[row]).resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
+            yield f"digit-{digit}/{k:02d}.png", enlarged  # cubic, so that strokes stay smooth
     photographs = load_sample_images()
     for path, pixels in zip(photographs.filenames, photographs.images, strict=True):
-        label = Path(path).stem
-        for k, patch in enumerate(_patches(pixels)):
-            yield f"{label}/{k:02d}.jpg", Image.fromarray(patch)
+        tops, lefts = (  # squares spread evenly from edge to edge
+            np.linspace(0, side - _PATCH_SIDE, count).astype(int)
+            for side, count in zip(pixels.shape, _GRID, strict=False)
+        )
+        for k, (t, x) in enumerate(product(tops, lefts)):
+            patch = Image.fromarray(pixels[t : t + _PATCH_SIDE, x : x + _PATCH_SIDE])
+            yield f"{Path(path).stem}/{k:02d}.jpg", patch
 
 
-def _enlarge(digit: NDArray[np.float64]) -> Image.Image:
-    """Enlarge 8 x 8 values in 0..16 to an 8-bit grey image, cubic, so that strokes stay smooth."""
-    small = Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8))
-    return small.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
-
-
-def _patches(photograph: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Cut a grid of squares, spread evenly from edge to edge, out of a photograph of shape (H, W, 3)."""
-    height, width = photograph.shape[:2]
-    tops = np.linspace(0, height - _PATCH_SIDE, _GRID[0]).astype(int)
-    lefts = np.linspace(0, width - _PATCH_SIDE, _GRID[1]).astype(int)
-    return [photograph[t : t + _PATCH_SIDE, x : x + _PATCH_SIDE] for t in tops for x in lefts]
+def _digit(values: NDArray[np.float64]) -> Image.Image:
+    """Return 8 x 8 values in 0..16 as an 8-bit grey image."""
+    return Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8))
 
 
 META = "batches.meta"
@@ -216,15 +207,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(path: Path) -> dict[bytes, Any]:
-    try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
+    with reading(path):
+        if (size := path.stat().st_size) > _MOST_BYTES:
             raise SourceError(f"{escape_name(path)}: a batch of images does not have {size:,} bytes.")
-        found = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except SourceError:
-        raise
-    except OSError as exc:
-        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
+        data = path.read_bytes()
+    try:
+        found = _Unpickler(BytesIO(data), encoding="bytes").load()
     except Exception as exc:  # a damaged pickle can raise anything
         raise SourceError(f"{escape_name(path)}: this batch of images is damaged ({escape_name(str(exc))}).") from exc
     if not isinstance(found, dict):

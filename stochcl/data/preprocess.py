@@ -119,14 +119,11 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= MAX_SIZE:
-            msg = f"an image is preprocessed to 1 to {MAX_SIZE} pixels a side, not {self.size}"
-            raise ValueError(msg)
+            raise ValueError(f"an image is preprocessed to 1 to {MAX_SIZE} pixels a side, not {self.size}")
         if self.fit not in FITS:
-            msg = f"fit is one of {', '.join(FITS)}, not {self.fit!r}"
-            raise ValueError(msg)
+            raise ValueError(f"fit is one of {', '.join(FITS)}, not {self.fit!r}")
         if self.depth is not None and not LEAST_DEPTH <= self.depth <= FULL_DEPTH:
-            msg = f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}"
-            raise ValueError(msg)
+            raise ValueError(f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}")
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several.

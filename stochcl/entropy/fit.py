@@ -20,9 +20,10 @@ from stochcl.entropy.autoregressive import (
     logistic_levels,
 )  # fmt: skip
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel, node_counts, places, quantised
+from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -50,12 +51,7 @@ _MAX_WEIGHT = 12.0
 _MAX_SAMPLE = 1 << 16  # rows
 
 
-def fit_linear(
-    codes: Codes,
-    *,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> AutoregressiveModel:
+def fit_linear(codes: Codes, *, seed: int = 0, progress: Progress = silent) -> AutoregressiveModel:
     """Fit log-odds of every decision that are linear in those before it, and round them to 8 bits.
 
     Every decision is a logistic regression on its predecessors; all are fitted together by Adam
@@ -94,12 +90,9 @@ def fit_linear(
 
 
 def _adam(
-    x: NDArray[np.float32],
-    g: NDArray[np.floating],
-    moment: tuple[NDArray[np.float32], NDArray[np.float32]],
-    step: int,
-    rate: float,
-) -> None:
+    x: NDArray[np.float32], g: NDArray[np.floating], moment: tuple[NDArray[np.float32], NDArray[np.float32]],
+    step: int, rate: float,
+) -> None:  # fmt: skip
     """Move ``x`` in place by one step of Adam, with decays of 0.9 and 0.99."""
     mean, square = moment
     mean += 0.1 * (g - mean)

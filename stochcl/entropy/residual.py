@@ -91,11 +91,9 @@ class ResidualDecoder:
 
     @classmethod
     def of_stages(
-        cls,
-        words: Sequence[NDArray[np.floating]],
-        output: NDArray[np.floating] | None = None,
+        cls, words: Sequence[NDArray[np.floating]], output: NDArray[np.floating] | None = None,
         centre: NDArray[np.floating] | None = None,
-    ) -> ResidualDecoder:
+    ) -> ResidualDecoder:  # fmt: skip
         """Round words, shape (2**bits, m) a stage, and a map, shape (m, V), to the integers that are stored."""
         rounded = [_rounded(stage, axis=None) for stage in words]
         ends = np.cumsum([0, *(int(stage.shape[0] - 1).bit_length() for stage in words)])

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
-from stochcl.compress.append import Appender
-from stochcl.compress.repair import repair
+from stochcl.compress.append import Appender, repair
 from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED

@@ -15,7 +15,7 @@ import pytest
 
 import stochcl.compress.segment
 from stochcl.compress import Archive, Writer, segment
-from stochcl.compress.repair import repair
+from stochcl.compress.append import repair
 from stochcl.compress.salvage import salvage
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import save_tables
