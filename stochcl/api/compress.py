@@ -30,7 +30,7 @@ from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
 from stochcl.data.preprocess import FITS
-from stochcl.entropy.fit import expected_bits
+from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
 from stochcl.files import ROOM, WriteLock, advice_for, check_output, exists, sync_folder, target_of

@@ -34,7 +34,7 @@ from stochcl.downstream.uncertainty import (
     draw_refusal,
     refuse,
 )
-from stochcl.entropy.fit import code_lengths
+from stochcl.entropy.model import code_lengths
 from stochcl.errors import ModelMismatch, UsageError
 from stochcl.messages import escape_name
 

@@ -24,8 +24,7 @@ from stochcl.benchmarks.baselines import (
     RaBitQ,
     RandomSigns,
 )
-from stochcl.benchmarks.pricing import CODINGS
-from stochcl.benchmarks.probes import METRICS, NEIGHBOURS, PROBES
+from stochcl.benchmarks.probes import CODINGS, METRICS, NEIGHBOURS, PROBES
 from stochcl.benchmarks.quantisers import LocalSearch, OptimisedProduct, Product, Residual, SmallResidual
 from stochcl.benchmarks.run import Config, need
 from stochcl.codes import folder_label
@@ -373,17 +372,10 @@ def _open(paths: Sequence[Path], labels: Path | None, *, needed: bool) -> tuple[
         return source, np.full(len(source), "")
     if labels is None:
         raise UsageError(f"{escape_name(paths[0])}: a matrix has no labels of its own; give them with --labels.")
-    if labels.suffix != ".npy":
-        return source, np.asarray(read_labels(labels).match([str(i) for i in range(len(source))]), np.str_)
-    try:
-        array = np.load(labels, allow_pickle=False)
-    except (OSError, ValueError) as exc:
-        raise SourceError(
-            f"{escape_name(labels)}: these labels cannot be read ({exc}); save them with numpy.save."
-        ) from exc
-    if not isinstance(array, np.ndarray) or array.shape != (len(source),) or array.dtype.kind not in "iuU":
+    table = read_labels(labels)
+    if table.is_array and len(table) != len(source):
         raise SourceError(f"{escape_name(labels)}: labels are one integer or text for each of {len(source):,} rows.")
-    return source, array.astype(np.str_)
+    return source, np.asarray(table.match([str(i) for i in range(len(source))]), np.str_)
 
 
 def _last(source: Rows, labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.benchmarks import pricing
 from stochcl.benchmarks.baselines import fit_and_code
 from stochcl.benchmarks.curves import savings
 from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SIDES, PixelCode, read_inputs
-from stochcl.benchmarks.probes import Judge
+from stochcl.benchmarks.probes import Judge, codings_of, price, through_a_file
 from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
 from stochcl.codes import Codes
 from stochcl.errors import UsageError
@@ -248,7 +247,7 @@ def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured
     start, codec = time.monotonic(), subject.codec
     train, codes = (codec.narrowed(part.codes, part.features, latents) for part in (subject.train, subject.test))
     codes = replace(codes, names=None, labels=None, uncertainty=None)
-    size, codes = pricing.through_a_file(codec.header(latents=latents, source_kind="benchmark"), codec.tables, codes)
+    size, codes = through_a_file(codec.header(latents=latents, source_kind="benchmark"), codec.tables, codes)
     both = train.symbols(), codes.symbols()
     distance = "hamming" if codec.alphabet == 2 else "levels"
     decoder = codec.tables.decoder
@@ -274,8 +273,8 @@ def of_baseline(
     fitting = matrices[0 if fit is None else 2]
     method, (learned, codes, *other) = fit_and_code(kind, fitting, matrices, bits, seed, **options)
     costs = []
-    for coding in pricing.codings_of(codes, codings if kind.coded else ("packed",)):
-        paid = pricing.price(other[0] if other else learned, codes, coding, seed)
+    for coding in codings_of(codes, codings if kind.coded else ("packed",)):
+        paid = price(other[0] if other else learned, codes, coding, seed)
         costs.append({"coding": coding, "bytes": paid.bytes, "side_bytes": method.side_bytes + paid.model_bytes})
     return subject.rows(named, costs, (method.vectors(learned), method.vectors(codes)), start)
 

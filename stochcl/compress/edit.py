@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.codes import Codes
 from stochcl.compress.segment import as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED, unpack_model
@@ -20,6 +19,7 @@ from stochcl.messages import Progress, silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from stochcl.codes import Codes
     from stochcl.compress.archive import Archive
     from stochcl.compress.segment import RawSegment, StoredSegment
     from stochcl.entropy.model import EntropyModel
@@ -47,14 +47,10 @@ def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows
         for start in range(max(low, first), end, rows):
             stop = min(start + rows, end)
             here = slice(start - low, stop - low)
-            yield Codes(
-                archive._packed(np.arange(start, stop)),
-                archive.header.latents,
-                archive.header.alphabet,
-                names=None if names is None else names[here],
-                labels=None if labels is None else labels[here],
-                uncertainty=None if uncertainty is None else uncertainty[here],
-            )
+            yield archive.header.codes(
+                archive._packed(np.arange(start, stop)), names and names[here], labels and labels[here],
+                None if uncertainty is None else uncertainty[here],
+            )  # fmt: skip
 
 
 _SAME = {

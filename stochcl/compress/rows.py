@@ -9,7 +9,7 @@ import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
-from stochcl.errors import LabelsError, MissingExtraError, NameNotFound, UsageError
+from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
 
@@ -297,14 +297,16 @@ class ArchiveBase(ABC):
         >>> datasets.Dataset(table)  # doctest: +SKIP
         """
         decoded = DecodedRows(self, symbols=symbols, vectors=vectors, rows=rows)
-        pa, schema = import_arrow(), decoded.schema()
+        schema = decoded.schema()
+        import pyarrow as pa
+
         return pa.RecordBatchReader.from_batches(schema, decoded.record_batches(schema))
 
     def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
         """Yield all rows' first latents, part by part, without their names."""
         for start in range(0, len(self), _ROWS):
             rows = slice(start, min(start + _ROWS, len(self)))
-            codes = Codes(self._packed(indices(rows, len(self))), self.header.latents, self.header.alphabet)
+            codes = self.header.codes(self._packed(indices(rows, len(self))))
             yield rows, codes.prefix(latents).symbols()
 
     def _check_latents(self, latents: int | None) -> int:
@@ -315,14 +317,8 @@ class ArchiveBase(ABC):
         return latents
 
     def _codes(self, packed: NDArray[np.uint8], index: NDArray[np.integer]) -> Codes:
-        return Codes(
-            packed,
-            self.header.latents,
-            self.header.alphabet,
-            names=self._texts("names", index),
-            labels=self._texts("labels", index),
-            uncertainty=self._uncertainty(index),
-        )
+        names, labels = self._texts("names", index), self._texts("labels", index)
+        return self.header.codes(packed, names, labels, self._uncertainty(index))
 
     def _texts(self, which: str, rows: range | NDArray[np.integer]) -> LazyStrings | None:
         """Return names or labels of rows, or None where there are none."""
@@ -344,16 +340,6 @@ def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
     if len(outside):
         raise IndexError(f"there is no row {outside[0]:,} in an archive of {count:,}")
     return np.where(index < 0, index + count, index)
-
-
-def import_arrow() -> Any:
-    """Return pyarrow."""
-    try:
-        import pyarrow as pa
-    except ImportError as exc:
-        msg = "Arrow and Parquet need pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
-        raise MissingExtraError(msg) from exc
-    return pa
 
 
 class DecodedRows:
@@ -407,7 +393,7 @@ class DecodedRows:
 
     def schema(self) -> Any:
         """Return Arrow's columns: name, label, uncertainty where it is stored, lists of symbols and of vectors."""
-        pa, header = import_arrow(), self.archive.header
+        pa, header = require("pyarrow", "an export to Arrow or Parquet", "arrow"), self.archive.header
         symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
         alphabet = {ARROW_ALPHABET: str(header.alphabet)}
         fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
@@ -421,7 +407,8 @@ class DecodedRows:
 
     def record_batches(self, schema: Any) -> Iterator[Any]:
         """Yield Arrow's record batches."""
-        pa = import_arrow()
+        import pyarrow as pa
+
         for where, symbols, vectors in self.parts():
             columns = [
                 pa.array([to_unicode(t) for t in texts[where]] if texts else [None] * len(symbols), pa.string())

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.codes import Codes
 from stochcl.compress.bytes import ArchiveErrors, ByteReader, Cache
 from stochcl.compress.columns import unpack_uncertainty
 from stochcl.compress.header import read_header
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stochcl.codes import Codes
     from stochcl.compress.index import Index
     from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.model import EntropyModel
@@ -169,13 +169,9 @@ def _intact(
         for data in (parts["names"], parts["labels"])
     )
     entropy = parts["entropy"]
-    return Codes(
-        np.concatenate([block for block in blocks if block is not None]),
-        old.header.latents,
-        old.header.alphabet,
-        names=names,
-        labels=labels,
-        uncertainty=unpack_uncertainty(entropy, head.rows, old.header.version)[rows] if entropy else None,
+    uncertainty = unpack_uncertainty(entropy, head.rows, old.header.version)[rows] if entropy else None
+    return old.header.codes(
+        np.concatenate([block for block in blocks if block is not None]), names, labels, uncertainty
     )
 
 

@@ -367,11 +367,5 @@ def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: 
     if not models:
         raise FormatError(f"a segment is coded with the model {head.model}, number {head.number}, which is not there")
     packed = [read_blocks([(segment, number)], models[0])[0] for number in range(len(head.words))]
-    return Codes(
-        np.concatenate(packed),
-        header.latents,
-        header.alphabet,
-        names=segment.texts("names"),
-        labels=segment.texts("labels"),
-        uncertainty=segment.uncertainty(),
-    )
+    beside = segment.texts("names"), segment.texts("labels"), segment.uncertainty()
+    return header.codes(np.concatenate(packed), *beside)

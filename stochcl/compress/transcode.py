@@ -13,9 +13,8 @@ from stochcl.codes import Codes, pick
 from stochcl.compress.archive import Archive
 from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
 from stochcl.compress.segment_writer import SEGMENT_ROWS
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import Candidate, pack_model
+from stochcl.entropy.model import Candidate, fit_linear, pack_model
 from stochcl.framing import CHUNK, FITTED, pack_texts, unpack_texts
 from stochcl.messages import Progress, silent
 
@@ -43,8 +42,7 @@ def sample(archive: Archive) -> Codes:
     if len(archive) > _SAMPLE:
         starts, run = np.linspace(0, len(archive) - _RUN, _SAMPLE // _RUN).astype(np.int64), _RUN
     rows = (starts[:, None] + np.arange(run)).reshape(-1)
-    header = archive.header
-    return Codes(archive._packed(rows), header.latents, header.alphabet)
+    return archive.header.codes(archive._packed(rows))
 
 
 def fit_models(codes: Codes, rows: int, *, progress: Progress = silent) -> list[EntropyModel]:
@@ -116,7 +114,7 @@ def segments_of(archive: Archive, cut: Callable[[Codes], Codes]) -> Iterable[Cod
     """Yield all rows as an archive of some of the latents will have them, a segment at a time, without names."""
     for start in range(0, len(archive), SEGMENT_ROWS):
         rows = np.arange(start, min(start + SEGMENT_ROWS, len(archive)))
-        yield cut(Codes(archive._packed(rows), archive.header.latents, archive.header.alphabet))
+        yield cut(archive.header.codes(archive._packed(rows)))
 
 
 def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.float64]:

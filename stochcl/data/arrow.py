@@ -16,7 +16,7 @@ from stochcl.data.names import DEFAULTS, SourceOptions, path_name
 from stochcl.data.preprocess import identify
 from stochcl.data.source import Failure
 from stochcl.data.stream import StreamSource
-from stochcl.errors import MissingExtraError, SourceError, SourceNotFound, StochclError, UsageError
+from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -51,14 +51,6 @@ def explained(path: Path) -> Iterator[None]:
         raise SourceError(f"{escape_name(path)}: it cannot be read as Parquet or Arrow ({reason}).") from exc
 
 
-def _need() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as exc:
-        msg = "a Parquet or Arrow file needs pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
-        raise MissingExtraError(msg) from exc
-
-
 def _kind(path: Path) -> str:
     with path.open("rb") as file:
         return _MAGICS.get(file.read(4), "")
@@ -66,9 +58,9 @@ def _kind(path: Path) -> str:
 
 def schema_of(path: Path) -> Any:
     """Return a file's columns; MissingExtraError where pyarrow is not installed."""
-    _need()
+    parquet = require("pyarrow.parquet", "a Parquet or Arrow file", "arrow")
     import pyarrow as pa
-    from pyarrow import ipc, parquet
+    from pyarrow import ipc
 
     with explained(path):
         kind = _kind(path)

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from stochcl.data.names import member_name
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.errors import MissingExtraError
+from stochcl.errors import require
 from stochcl.files import read_all
 
 if TYPE_CHECKING:
@@ -61,11 +61,7 @@ class _Zstd:
     """A Zstandard stream of any number of frames, read from front to back; a frame that is cut off is damage."""
 
     def __init__(self, raw: Any) -> None:
-        try:
-            import zstandard
-        except ImportError as exc:
-            msg = "a .tar.zst file needs zstandard, which is not installed; run: pip install 'stochcl[zstd]'."
-            raise MissingExtraError(msg) from exc
+        zstandard = require("zstandard", "a .tar.zst file", "zstd")
         self._raw, self._error = raw, zstandard.ZstdError
         self._new = zstandard.ZstdDecompressor().decompressobj
         self._frame: Any = None

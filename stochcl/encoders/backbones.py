@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from stochcl.encoders.config import EFFICIENTNETS, POOLINGS, STEMS, TIMM_PREFIX, check_backbone, feature_width
 from stochcl.encoders.efficientnet import EfficientNetLite
-from stochcl.errors import MissingExtraError, UsageError
+from stochcl.errors import UsageError, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +25,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        try:
-            import timm
-        except ImportError as exc:
-            msg = "backbones called timm:NAME need the timm package; install it with `pip install 'stochcl[timm]'`."
-            raise MissingExtraError(msg) from exc
+        timm = require("timm", "a backbone called timm:NAME", "timm")
         try:
             self.network: Any = timm.create_model(name, pretrained=False, num_classes=0)
         except (RuntimeError, TypeError, ValueError) as exc:

@@ -8,7 +8,7 @@ import pytest
 import stochcl
 from stochcl.compress.archive import Archive
 from stochcl.compress.edit import is_embedded
-from stochcl.entropy.fit import expected_bits
+from stochcl.entropy.model import expected_bits
 from tests.making import make_head
 
 

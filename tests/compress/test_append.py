@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender, repair
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import FITTED
+from stochcl.entropy.model import FITTED, fit_linear
 from stochcl.errors import ChecksumMismatch, FormatError, OutputError, SourceError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 from tests.making import every, examples

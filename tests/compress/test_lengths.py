@@ -1,7 +1,7 @@
 import pytest
 
-from stochcl.entropy.fit import code_lengths, latent_lengths
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import code_lengths, latent_lengths
 from tests.compress.making import make_chain, make_codes, make_network, make_tables
 
 

@@ -12,9 +12,8 @@ from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.edit import check_alike, merge, stored_codes
 from stochcl.compress.edit import split as write_part
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import FITTED
+from stochcl.entropy.model import FITTED, fit_linear
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 from tests.making import examples

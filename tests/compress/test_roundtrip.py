@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes
 from stochcl.compress import Archive
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, fit_linear
 from stochcl.entropy.tables import Tables
 from tests.compress.golden import append
 from tests.compress.making import make_chain, make_codes, make_decoder, make_names, make_network, make_tables, write

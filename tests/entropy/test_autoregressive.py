@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from stochcl.codes import Codes, bits_per_symbol
 from stochcl.entropy import autoregressive
-from stochcl.entropy import fit as linear
+from stochcl.entropy import model as linear
 from stochcl.entropy.ans import decode_block, encode_block
 from stochcl.entropy.autoregressive import MAX_BIAS, AutoregressiveModel, Stepper, logistic_levels
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import fit_linear
 from stochcl.errors import FormatError
 from tests.compress.making import LEVELS, make_chain, make_codes, make_network, noise
 
