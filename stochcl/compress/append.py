@@ -86,8 +86,9 @@ class Appender(JournaledWriter):
                 candidates += [Candidate(model, FITTED, n) for n, model in enumerate(archive._fitted)]
                 self._old_end = archive._reader.read(old.start, archive.size - old.start)
             if len(old.retired) >= MAX_RETIRED:
-                msg = f"{self._shown}: it has been appended to {MAX_RETIRED:,} times; `stochcl merge` makes it anew."
-                raise UsageError(msg)
+                raise UsageError(
+                    f"{self._shown}: it has been appended to {MAX_RETIRED:,} times; `stochcl merge` makes it anew."
+                )
         except BaseException:
             file.close()
             self._release()

@@ -226,11 +226,8 @@ class Archive(ArchiveBase):
                 for _ in stored:
                     pass
             for i, segment in enumerate(self._segments):
-                segment.check_head()
+                segment.beside()
                 segment.part("table")
-                segment.texts("names")
-                segment.texts("labels")
-                segment.uncertainty()
                 for group in self._groups([(i, block) for block in range(len(segment.head.words))]):
                     self._decode(group)
                 progress(int(self._starts[i + 1]), len(self))

@@ -41,8 +41,7 @@ def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows
     """
     for low, high, segment in _segments(archive, first, last):
         with archive._errors:
-            segment.check_head()
-            names, labels, uncertainty = segment.texts("names"), segment.texts("labels"), segment.uncertainty()
+            names, labels, uncertainty = segment.beside()
         end = high if last is None else min(high, last)
         for start in range(max(low, first), end, rows):
             stop = min(start + rows, end)

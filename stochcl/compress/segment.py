@@ -282,6 +282,11 @@ class StoredSegment:
         data, head = self.part("entropy"), self.head
         return unpack_uncertainty(data, head.rows, head.version, self._shown("the uncertainty")) if data else None
 
+    def beside(self) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, NDArray[np.float32] | None]:
+        """Check the head, and read names, labels and uncertainty of the rows, each None where it is not stored."""
+        self.check_head()
+        return self.texts("names"), self.texts("labels"), self.uncertainty()
+
     def block(self, number: int) -> bytes:
         """Read one block with its own head."""
         expected = self.head.rows_of(number), self.head.words[number]
@@ -298,11 +303,8 @@ class StoredSegment:
 
     def raw(self) -> RawSegment:
         """Read all of it, and check everything but its table and what its blocks decode to."""
-        self.check_head()
+        self.beside()
         table, names, labels, entropy = (self.part(which) for which in PARTS)
-        for which in ("names", "labels"):
-            self.texts(which)
-        self.uncertainty()
         blocks = b"".join(self.block(number) for number in range(len(self.head.words)))
         return RawSegment(self.head, (table, names, labels, entropy), blocks)
 
@@ -367,5 +369,4 @@ def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: 
     if not models:
         raise FormatError(f"a segment is coded with the model {head.model}, number {head.number}, which is not there")
     packed = [read_blocks([(segment, number)], models[0])[0] for number in range(len(head.words))]
-    beside = segment.texts("names"), segment.texts("labels"), segment.uncertainty()
-    return header.codes(np.concatenate(packed), *beside)
+    return header.codes(np.concatenate(packed), *segment.beside())
