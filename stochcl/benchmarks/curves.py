@@ -86,9 +86,7 @@ def mean_saving(
             raise NoSavingError("bits per image are more than 0.")
         kept = pareto(costs, scores)
         if len(kept) < LEAST:
-            raise NoSavingError(
-                f"measure {LEAST} or more points of a curve that are each better than the cheaper ones."
-            )
+            raise NoSavingError(f"a curve needs {LEAST} points, each better than the cheaper ones.")
         curves.append((scores[kept], np.log(costs[kept])))
     low, high = max(scores[0] for scores, _ in curves), min(scores[-1] for scores, _ in curves)
     if not low < high:
@@ -105,9 +103,7 @@ def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -
     """
     n = ours.values.shape[1]
     if other.values.shape[1] != n:
-        raise NoSavingError(
-            f"curves are compared on the same test rows, and these have {n:,} and {other.values.shape[1]:,}."
-        )
+        raise NoSavingError(f"curves need the same test rows, got {n:,} and {other.values.shape[1]:,} of them.")
     found, accuracies = mean_saving(ours.bits, ours.values.mean(axis=1), other.bits, other.values.mean(axis=1))
     rng = np.random.default_rng([seed, 23])
     a, b = (curve.values.astype(np.float32) for curve in (ours, other))

@@ -308,9 +308,7 @@ def read_inputs(config: RateAccuracyConfig) -> Inputs:
     train, test = train.largest(config.train_images, rng), test.largest(config.test_images, rng)
     classes = len(np.unique(train.labels))
     if "recall@10" in config.metric and len(test) <= NEIGHBOURS:
-        raise SourceError(
-            f"{shown}: {len(test)} rows to score on are too few to look for {NEIGHBOURS} neighbours in."
-        )
+        raise SourceError(f"{shown}: {len(test)} rows are too few to look for {NEIGHBOURS} neighbours in.")
     if min(len(train), len(test)) < _LEAST or (config.needs_labels and classes < 2):
         raise SourceError(
             f"{shown}: this leaves {len(train):,} images of {classes} classes "

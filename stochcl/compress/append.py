@@ -284,15 +284,11 @@ def _last_end(reader: ByteReader, shown: str) -> tuple[int, Index]:
     if stop >= size + len(END_MAGIC) and reader.read(stop - len(END_MAGIC), len(END_MAGIC)) == END_MAGIC:
         # What an append leaves when it is interrupted has no end. Going back would throw away what can be saved.
         read_index(reader, size, width)
-        raise UsageError(
-            f"{shown}: there is nothing to repair: it ends as a complete archive does (verify checks the rest)."
-        )
+        raise UsageError(f"{shown}: there is nothing to repair: it ends as a complete archive does.")
     for end in reversed(complete_ends(reader, size)):
         with suppress(FormatError):
             return end, _index(reader, end, size, width)
-    raise FormatError(
-        "it has no earlier state to go back to; `stochcl verify --salvage` saves what is intact into a new file"
-    )
+    raise FormatError("it has no earlier state; `stochcl verify --salvage` saves what is intact into a new file")
 
 
 def _index(reader: ByteReader, end: int, header_size: int, width: int) -> Index:

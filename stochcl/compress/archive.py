@@ -386,7 +386,5 @@ def _reopen(
     archive = Archive(path, tables=extra, trusted=trusted)
     if not archive._is(header, end):
         archive.close()
-        raise FormatError(
-            f"{archive._shown}: this is another file than the archive that was pickled; open it anew by its path."
-        )
+        raise FormatError(f"{archive._shown}: this is another file than the one that was pickled; open it anew.")
     return archive

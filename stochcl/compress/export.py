@@ -50,9 +50,7 @@ def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
     rows, flat = len(lists), lists.flatten().to_numpy(zero_copy_only=False)
     lengths = set(lists.value_lengths().to_pylist()) if rows else {getattr(lists.type, "list_size", 0)}
     if len(lengths) != 1:
-        raise UsageError(
-            f"rows of the table have {min(lengths):,} to {max(lengths):,} symbols; all codes are of one width."
-        )
+        raise UsageError(f"rows have {min(lengths):,} to {max(lengths):,} symbols; all codes are of one width.")
     if alphabet is None:
         said = (table.schema.metadata or {}).get(ARROW_ALPHABET) or (
             table.schema.field("symbols").metadata or {}
@@ -105,9 +103,7 @@ def export(
     shown = escape_name(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
-        raise UsageError(
-            f"{shown}: codes are decoded to {', '.join(_WRITERS)}; give the output one of these endings."
-        )
+        raise UsageError(f"{shown}: codes are decoded to {', '.join(_WRITERS)}; give one of these endings.")
     check_output(path, None, force=force)
     rows = DecodedRows(archive, symbols=symbols, vectors=vectors, labels=labels, rows=chunk, progress=progress)
     with writing(path):

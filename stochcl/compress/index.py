@@ -188,9 +188,7 @@ def complete_ends(reader: ByteReader, header_size: int, *, strict: bool = False)
         chunk, trailer = reader.read(start, size), reader.read(start + size, framing.TRAILER.size)
         if trailer != framing.TRAILER.pack(start, size, framing.crc(chunk), header_crc(reader), framing.END_MAGIC):
             if strict and position == reader.size and ends and any(trailer):  # zeros: it was never written
-                raise ChecksumMismatch(
-                    "the trailer is damaged; `stochcl verify --repair` goes back to before the last append"
-                )
+                raise ChecksumMismatch("the trailer is damaged; `stochcl verify --repair` undoes the last append")
             break
         ends.append(position)
     return ends

@@ -358,9 +358,7 @@ class DecodedRows:
         self.names, self.uncertainty = archive.names, archive.uncertainty
         self.labels = archive.labels if labels is None else labels
         if self.labels is not None and len(self.labels) != len(archive):
-            raise LabelsError(
-                f"there are {len(archive):,} images and {len(self.labels):,} labels; give one for each."
-            )
+            raise LabelsError(f"{len(archive):,} images and {len(self.labels):,} labels; give one for each.")
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim
         if self.decoder is not None:

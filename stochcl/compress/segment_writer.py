@@ -318,9 +318,7 @@ def _take(file: IO[bytes]) -> None:
     except (AttributeError, OSError):  # it is in memory, say
         return
     if stat.S_ISREG(status.st_mode) and not lock(file):
-        raise OutputError(
-            "another process is writing an archive to this file; wait until that has finished, or give another."
-        )
+        raise OutputError("another process is writing to this file; wait until it has finished, or give another.")
 
 
 class _Outline(io.RawIOBase):

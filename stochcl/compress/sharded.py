@@ -144,9 +144,7 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except SourceError as exc:
         if isinstance(exc.__cause__, FileNotFoundError):
-            raise SourceError(
-                f"{escape_name(path)}: this shard is missing; compress again, which makes it anew."
-            ) from exc
+            raise SourceError(f"{escape_name(path)}: this shard is missing; compress again.") from exc
         raise
 
 
@@ -420,7 +418,5 @@ def join(opened: Sequence[Archive | FolderArchive]) -> tuple[LazyArchives, list[
 def _reopen(path: Path, tables: tuple[Any, ...], trusted: bool | None, identity: str) -> FolderArchive:
     folder = FolderArchive(path, tables=tables, trusted=trusted)
     if folder._identity != identity:
-        raise FormatError(
-            f"{folder._shown}: this is another folder than the one that was pickled; open it anew by its path."
-        )
+        raise FormatError(f"{folder._shown}: this is another folder than the one that was pickled; open it anew.")
     return folder

@@ -232,9 +232,7 @@ def open_arrow(
         return None
     if not all(there):
         other = paths[there.index(False)]
-        raise UsageError(
-            f"{escape_name(other)}: it is no Parquet or Arrow file, as {escape_name(paths[0])} is; give one kind."
-        )
+        raise UsageError(f"{escape_name(other)}: this is no Parquet or Arrow file as the first is; give one kind.")
     schema = schema_of(paths[0])
     column = choose_column(paths[0], schema, options.column, takes)
     kind = ArrowImages if is_image_type(storage_type(schema.field(column).type)) else ArrowVectors

@@ -193,9 +193,7 @@ def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | TarStre
     """Open a folder of images, an image, or a tar behind a URL; a tar is read once, as it comes."""
     ending = url.partition("?")[0].lower()
     if ending.endswith((".zip", ".npy", ".npz", ".parquet", ".arrow", ".feather")):
-        raise SourceError(
-            f"{escape_name(url)}: behind a URL folders, images and tars are read; copy this file here first."
-        )
+        raise SourceError(f"{escape_name(url)}: folders, images and tars are read of URLs; copy this file here.")
     if not ending.endswith(TAR_ENDINGS):
         return UrlSource(url, options)
     with _explained(url, "there is no such file"):

@@ -180,9 +180,7 @@ def read_labels(path: AnyPath) -> LabelTable:
                 at, columns = _header(path, next(reader, None))
                 return LabelTable(path, columns, _rows(path, reader, at, len(columns)))
         except UnicodeDecodeError as exc:
-            raise LabelsError(
-                f"{escape_name(path)}: the labels are not UTF-8 text ({exc.reason}); save the file as UTF-8."
-            ) from exc
+            raise LabelsError(f"{escape_name(path)}: the labels are not UTF-8 text ({exc.reason}).") from exc
         except csv.Error as exc:
             raise LabelsError(f"{escape_name(path)}: line {reader.line_num} is not CSV ({exc}).") from exc
 
@@ -233,15 +231,12 @@ def _rows(path: Path, reader: Any, at: int, columns: int) -> dict[str, tuple[str
     for cells in reader:
         if not cells:  # an empty line
             continue
+        line = reader.line_num
         if len(cells) != columns + 1:
-            raise LabelsError(
-                f"{shown}: line {reader.line_num} has {len(cells)} cells where the header has {columns + 1}."
-            )
+            raise LabelsError(f"{shown}: line {line} has {len(cells)} cells where the header has {columns + 1}.")
         name, values = cells[at], tuple(cell.strip() for i, cell in enumerate(cells) if i != at)
         if rows.setdefault(name, values) != values:
-            raise LabelsError(
-                f"{shown}: line {reader.line_num} gives {escape_name(name)} other values than a line before."
-            )
+            raise LabelsError(f"{shown}: line {line} gives {escape_name(name)} other values than a line before.")
     if not rows:
         raise LabelsError(f"{shown}: there is no row under the header.")
     return rows

@@ -206,9 +206,7 @@ class SourceOptions(Options):
         if self.label_level == 0:
             raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
         if self.label_level is not None and (self.label_files or self.label_column):
-            raise UsageError(
-                "--label-level says that labels are folders; leave out --label-files and --label-column."
-            )
+            raise UsageError("--label-level takes folders for labels; leave out --label-files and --label-column.")
 
 
 DEFAULTS = SourceOptions()

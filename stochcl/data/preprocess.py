@@ -210,10 +210,7 @@ class Preprocess:
     def _check_pixels(self, image: Image.Image) -> None:
         width, height = image.size
         if width * height > self.max_pixels:
-            raise ImageError(
-                f"it has {width} x {height} pixels, and more than {self.max_pixels:,} are not decoded; --max-pixels "
-                "allows more"
-            )
+            raise ImageError(f"it has {width} x {height} pixels; --max-pixels allows more than {self.max_pixels:,}")
         if width < 1 or height < 1:
             raise ImageError(f"it has {width} x {height} pixels")
 
@@ -227,9 +224,7 @@ class Preprocess:
         except UnidentifiedImageError as exc:
             raise ImageError("it is not an image in a format that is read here, or its beginning is damaged") from exc
         except Image.DecompressionBombError as exc:
-            raise ImageError(
-                f"it has more than {self.max_pixels:,} pixels, which are not decoded; --max-pixels allows more"
-            ) from exc
+            raise ImageError(f"it has more than {self.max_pixels:,} pixels; --max-pixels allows more") from exc
         except MemoryError as exc:
             raise ImageError("there is not enough memory to decode it") from exc
         except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data

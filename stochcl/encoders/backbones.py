@@ -30,9 +30,7 @@ class TimmBackbone(nn.Module):
             self.network: Any = timm.create_model(name, pretrained=False, num_classes=0)
         except (RuntimeError, TypeError, ValueError) as exc:
             reason = str(exc).partition("\n")[0]
-            raise UsageError(
-                f"timm cannot make a model {name!r} ({reason}); timm.list_models() has its names."
-            ) from exc
+            raise UsageError(f"timm cannot make a model {name!r} ({reason}); timm.list_models() has names.") from exc
         # Some networks (MobileNetV3, for one) widen their features after pooling, and say so under another name.
         features = getattr(self.network, "head_hidden_size", None) or getattr(self.network, "num_features", None)
         if not isinstance(features, int) or features < 1:
