@@ -94,7 +94,7 @@ class CompressOptions(SourceOptions):
             return self.self_contained
         if not codec.has_packaged_tables:
             return True
-        bits = expected_bits(codec.tables, latents)
+        bits = expected_bits(codec.tables.entropy.prefix(latents or codec.latents))
         bits = bits if self.rate is None else min(bits, self.rate)
         return len(codec.tables.data) < _HARDLY * rows * bits / 8
 

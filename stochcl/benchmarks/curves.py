@@ -369,11 +369,6 @@ def html(result: dict[str, Any], plots: list[str]) -> str:
     ]
     return render(
         "results.html", heading="Bits per image against accuracy", title=title(result),
-        plots=[Markup(_inline(plot)) for plot in plots], summary=summary(result), columns=columns(result),
-        rows=lines(result), notes=result["left_out"], facts=facts,
+        plots=[Markup(plot[plot.index("<svg") :]) for plot in plots], summary=summary(result),
+        columns=columns(result), rows=lines(result), notes=result["left_out"], facts=facts,
     )  # fmt: skip
-
-
-def _inline(svg: str) -> str:
-    """Return a plot's element without what stands before it in a file."""
-    return svg[svg.index("<svg") :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -126,30 +127,21 @@ def _npz(rows: DecodedRows, file: IO[bytes]) -> None:
         for name in _holds(rows):
             # numpy's own layout; zip64 from the start, because the size is not known when a member begins
             with arrays.open(f"{name}.npy", "w", force_zip64=True) as member:
-                if name == "symbols":
-                    _write_symbols(rows, member)
-                elif name == "vectors":
-                    _write_vectors(rows, member)
+                if name in ("symbols", "vectors"):
+                    _npy(rows, member, vectors=name == "vectors")
                 elif name == "uncertainty" and rows.uncertainty is not None:
                     _write_array(member, (len(rows),), np.dtype("<f4"), [rows.uncertainty])
                 else:
                     _write_texts(getattr(rows, name), rows.rows, member)
 
 
-def _npy(rows: DecodedRows, file: IO[bytes]) -> None:
-    if rows.decoder is not None:
-        _write_vectors(rows, file)
+def _npy(rows: DecodedRows, file: IO[bytes], *, vectors: bool | None = None) -> None:
+    """Write symbols or vectors; without a choice, vectors where there is a decoder."""
+    if vectors or (vectors is None and rows.decoder is not None):
+        _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
     else:
-        _write_symbols(rows, file)
-
-
-def _write_symbols(rows: DecodedRows, file: IO[bytes]) -> None:
-    dtype = np.dtype(symbol_dtype(rows.archive.header.alphabet)).newbyteorder("<")
-    _write_array(file, (len(rows), rows.latents), dtype, rows.symbol_parts())
-
-
-def _write_vectors(rows: DecodedRows, file: IO[bytes]) -> None:
-    _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
+        dtype = np.dtype(symbol_dtype(rows.archive.header.alphabet)).newbyteorder("<")
+        _write_array(file, (len(rows), rows.latents), dtype, rows.symbol_parts())
 
 
 def _write_texts(texts: Sequence[str], chunk: int, file: IO[bytes]) -> None:
@@ -202,20 +194,12 @@ def _csv(rows: DecodedRows, file: IO[bytes]) -> None:
             out.writerow([to_unicode(name), to_unicode(label), *([] if sure is None else [sure[i]]), *whole, *real])
 
 
-def _parquet(rows: DecodedRows, file: IO[bytes]) -> None:
-    schema = rows.schema()
-    from pyarrow import parquet
-
-    with parquet.ParquetWriter(file, schema, compression="zstd") as out:
-        for batch in rows.record_batches(schema):
-            out.write_batch(batch)
-
-
-def _arrow(rows: DecodedRows, file: IO[bytes]) -> None:
+def _arrow(rows: DecodedRows, file: IO[bytes], *, parquet: bool = False) -> None:
     schema = rows.schema()
     from pyarrow import ipc
+    from pyarrow.parquet import ParquetWriter
 
-    with ipc.new_file(file, schema) as out:
+    with ParquetWriter(file, schema, compression="zstd") if parquet else ipc.new_file(file, schema) as out:
         for batch in rows.record_batches(schema):
             out.write_batch(batch)
 
@@ -224,6 +208,6 @@ _WRITERS: dict[str, Callable[[DecodedRows, IO[bytes]], None]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".csv": _csv,
-    ".parquet": _parquet,
+    ".parquet": partial(_arrow, parquet=True),
     ".arrow": _arrow,
 }

@@ -141,7 +141,10 @@ class SegmentWriter(ABC):
         if not len(codes):
             return
         if not self._names:
-            codes = replace(codes, names=None, labels=_labels(codes.names, codes.labels))
+            labels = codes.labels  # of their own, or else the first folders of the names
+            if labels is None and codes.names is not None:
+                labels = tuple(map(folder_label, codes.names))
+            codes = replace(codes, names=None, labels=labels)
         if not self._uncertainty:
             codes = replace(codes, uncertainty=None)
         self._check_has((codes.names is not None, codes.labels is not None, codes.uncertainty is not None))
@@ -161,7 +164,11 @@ class SegmentWriter(ABC):
         is waiting is written before.
         """
         if not self._names:
-            segment = segment.having(names=b"", labels=_packed_labels(segment))
+            _, names, labels, _ = segment.parts
+            if names and not labels:
+                texts = unpack_texts(names, segment.head.rows, "the names of a segment")
+                labels = pack_texts([folder_label(name) for name in texts])
+            segment = segment.having(names=b"", labels=labels)
         if not self._uncertainty:
             segment = segment.having(entropy=b"")
         self._check_has(segment.has)
@@ -221,20 +228,6 @@ class SegmentWriter(ABC):
         self.flush()
         self.skipped += [(name, reason) for _, name, reason in self._new_skips]
         self._new_skips = []
-
-
-def _labels(names: Sequence[str] | None, labels: Sequence[str] | None) -> Sequence[str] | None:
-    """Return the labels that stay when names go: those of their own, else the first folders of the names."""
-    return labels if labels is not None or names is None else tuple(map(folder_label, names))
-
-
-def _packed_labels(segment: RawSegment) -> bytes:
-    """Return the labels of a segment that loses its names."""
-    _, names, labels, _ = segment.parts
-    if labels or not names:
-        return labels
-    texts = unpack_texts(names, segment.head.rows, "the names of a segment")
-    return pack_texts([folder_label(name) for name in texts])
 
 
 class StreamWriter(SegmentWriter):

@@ -14,7 +14,7 @@ from stochcl.compress.archive import Archive
 from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
 from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import Candidate, fit_linear, pack_model
+from stochcl.entropy.model import Candidate, fit_linear, latent_bits, pack_model
 from stochcl.framing import CHUNK, FITTED, pack_texts, unpack_texts
 from stochcl.messages import Progress, silent
 
@@ -125,17 +125,11 @@ def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.floa
     """
     own = IndependentModel.fit(codes)
     table = np.arange(1, codes.latents + 1) * (8 * len(pack_model(own)) / codes.latents)
-    by_latent = [_by_latent(candidate.model, codes) for candidate in candidates]
+    by_latent = [latent_bits(codes, candidate.model) for candidate in candidates]
     best = np.min([np.cumsum(bits) for bits in by_latent], axis=0)
     alone = np.cumsum(own.bits_by_latent(codes))
     bits: NDArray[np.float64] = np.where(alone + table < best, alone, best)
     return bits + (bits / _BLOCK + 1) * _STREAM
-
-
-def _by_latent(model: EntropyModel, codes: Codes) -> NDArray[np.float64]:
-    if isinstance(model, IndependentModel):
-        return model.bits_by_latent(codes)
-    return model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,11 @@ def choose_column(path: Path, schema: Any, asked: str | None, takes: int | None)
     kinds = {field.name: storage_type(field.type) for field in schema}
     if asked is not None:
         check_column(shown, schema, asked, "--column")
-        if not is_image_type(kinds[asked]) and not _is_list(kinds[asked]):
+        if holds(kinds[asked]) is None:
             raise UsageError(f"{shown}: its column {asked} holds {kinds[asked]}: no images or vectors.")
         return asked
-    vectors = [name for name, kind in kinds.items() if _is_vector(kind)]
-    binary = [name for name, kind in kinds.items() if is_image_type(kind)]
+    vectors = [name for name, kind in kinds.items() if holds(kind) == "vectors"]
+    binary = [name for name, kind in kinds.items() if holds(kind) == "images"]
     images = [name for name in binary if _begins_with_images(path, name)] or ([] if vectors else binary)
     found = (vectors or images) if takes else (images or vectors)
     if takes and len(found) > 1:
@@ -140,34 +140,20 @@ def storage_type(kind: Any) -> Any:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def is_image_type(kind: Any) -> bool:
-    """Tell whether a column of this type can hold image files."""
+def holds(kind: Any) -> str | None:
+    """Return what a column of this type can hold: images, vectors, or numbers that may be anything, such as words."""
     from pyarrow import types
 
     if types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _is_binary(kind.field(index).type)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(lists and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)))
-
-
-def _is_vector(kind: Any) -> bool:
-    """Tell whether a column is taken for vectors unasked; lists of other integers may be anything, such as words."""
-    from pyarrow import types
-
-    return _is_list(kind) and bool(types.is_floating(kind.value_type) or types.is_int8(kind.value_type))
+        return "images" if index >= 0 and holds(kind.field(index).type) == "images" else None
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return "images"
+    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        return None
+    if types.is_floating(kind.value_type) or types.is_int8(kind.value_type):
+        return "vectors"
+    return "numbers" if types.is_integer(kind.value_type) else None
 
 
 def _first_values(path: Path, column: str) -> list[Any]:
@@ -181,10 +167,8 @@ def _first_values(path: Path, column: str) -> list[Any]:
 
 def _begins_with_images(path: Path, column: str) -> bool:
     """Tell whether one of the first values is an image, or the path of one where there are no bytes."""
-    return any(
-        value.get("bytes") is None or identify(value["bytes"]) if isinstance(value, dict) else identify(value)
-        for value in _first_values(path, column)
-    )
+    values = (value["bytes"] if isinstance(value, dict) else value for value in _first_values(path, column))
+    return any(value is None or identify(value) for value in values)
 
 
 def _width(path: Path, kind: Any, column: str) -> int:
@@ -235,7 +219,8 @@ def open_arrow(
         raise UsageError(f"{escape_name(other)}: this is no Parquet or Arrow file as the first is; give one kind.")
     schema = schema_of(paths[0])
     column = choose_column(paths[0], schema, options.column, takes)
-    kind = ArrowImages if is_image_type(storage_type(schema.field(column).type)) else ArrowVectors
+    is_image = holds(storage_type(schema.field(column).type)) == "images"
+    kind = ArrowImages if is_image else ArrowVectors
     return kind(paths, column, options)
 
 

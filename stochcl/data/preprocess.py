@@ -184,7 +184,11 @@ class Preprocess:
         small = self._resize(to_eight_bits(image, self.depth or FULL_DEPTH, data))
         turn = _TRANSPOSED.get(_orientation(image))
         upright = _on_white(small if turn is None else small.transpose(turn))
-        return np.array(self._letterbox(upright) if self.fit == "pad" else upright)
+        if self.fit != "pad":
+            return np.array(upright)
+        canvas = Image.new("RGB", (self.size, self.size), (PAD_GREY,) * 3)
+        canvas.paste(upright, ((self.size - upright.width) // 2, (self.size - upright.height) // 2))
+        return np.array(canvas)
 
     def _scaled(self, width: int, height: int, size: float) -> tuple[int, int]:
         """Return the size that the whole image takes when the result's side is ``size``."""
@@ -201,11 +205,6 @@ class Preprocess:
             return _resample(image, (self.size, self.size), (left, top, left + side, top + side))
         whole = (0.0, 0.0, float(width), float(height))
         return _resample(image, self._scaled(width, height, self.size), whole)
-
-    def _letterbox(self, image: Image.Image) -> Image.Image:
-        canvas = Image.new("RGB", (self.size, self.size), (PAD_GREY,) * 3)
-        canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
-        return canvas
 
     def _check_pixels(self, image: Image.Image) -> None:
         width, height = image.size
@@ -228,7 +227,8 @@ class Preprocess:
         except MemoryError as exc:
             raise ImageError("there is not enough memory to decode it") from exc
         except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data
-            raise ImageError(f"the image is truncated or damaged ({_sentence(exc)})") from exc
+            reason = " ".join(str(exc).split())[:200] or type(exc).__name__
+            raise ImageError(f"the image is truncated or damaged ({reason})") from exc
 
 
 def identify(data: bytes) -> bool:
@@ -263,11 +263,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # noqa: BLE001, RUF100 - damaged metadata does not make the pixels unreadable
         return 1
     return value if isinstance(value, int) else 1
-
-
-def _sentence(exc: BaseException) -> str:
-    text = " ".join(str(exc).split())
-    return text[:200] or type(exc).__name__
 
 
 @cache

@@ -57,8 +57,11 @@ class ZipSource(ImageSource):
         rejected, files = list[Failure](), FileFilter(options)
         listed: list[tuple[Entry, _Member]] = []
         status = path.stat()
-        members = _central_directory(path)
-        named = [(info, _stored_name(info)) for info in members]
+        # Unflagged names are code page 437 to zipfile, which maps every byte: so the bytes can be had back, and are
+        # UTF-8 where they can be, whatever the flag says.
+        named = [
+            (i, i.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")) for i in _central_directory(path)
+        ]
         slashes = any("/" in stored for _, stored in named)
         for info, stored in named:
             if "\\" in stored and (not slashes or info.create_system in _DOS):
@@ -132,12 +135,6 @@ class _Unflagged:
             cleared[at + 8 : at + 10] = (flags & ~_UTF8).to_bytes(2, "little")
             at += _CENTRAL_HEADER.size + sum(lengths)
         return bytes(cleared)
-
-
-def _stored_name(info: zipfile.ZipInfo) -> str:
-    """Return the member's name as it is stored: UTF-8 where the bytes are, whatever the flag says."""
-    # Unflagged names are code page 437 to zipfile, which maps every byte: so the bytes can be had back.
-    return info.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")
 
 
 def _check_member(info: zipfile.ZipInfo, zip_bytes: int) -> None:

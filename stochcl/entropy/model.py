@@ -30,12 +30,9 @@ from stochcl.framing import MAX_TABLE, inflate_any
 from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
-    from stochcl.entropy.tables import Tables
 
 
 INDEPENDENT, OWN, NETWORK, FITTED = 0, 1, 2, 3
@@ -224,21 +221,21 @@ def _largest(weights: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.abs(weights).max(axis=1, initial=0).astype(np.float64)
 
 
-def expected_bits(tables: Tables, latents: int | None = None) -> float:
-    """Return what a row of the first latents costs on average by the tables' independent probabilities, in bits."""
-    costs = _symbol_costs(tables.entropy if latents is None else tables.entropy.prefix(latents))
+def expected_bits(model: IndependentModel) -> float:
+    """Return what a row costs on average if a table's probabilities are true, in bits."""
+    bits, symbols = bits_per_symbol(model.alphabet), np.arange(model.alphabet)
+    costs = np.zeros((model.latents, model.alphabet))  # of every symbol of every latent
+    for level in range(bits):
+        one = model.ones[:, (1 << level) - 1 + (symbols >> bits - level)] / DENOMINATOR
+        costs -= np.log2(np.where(symbols >> bits - level - 1 & 1, one, 1 - one))
     return float((np.exp2(-costs) * costs).sum())
 
 
 _ROWS = 512
 
 
-def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None = None) -> NDArray[np.float32]:
-    """Return the bits that each row takes under the tables' network, or table where there is no network.
-
-    Always the tables', whatever an archive's segments are coded with: so rows of different archives compare.
-    """
-    model = tables.candidates(codes.latents, selection)[-1].model
+def code_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float32]:
+    """Return the bits that each row takes under a model."""
     out = np.empty(len(codes), np.float32)
     for start in range(0, len(codes), _ROWS):
         part = codes[start : start + _ROWS]
@@ -253,16 +250,12 @@ def code_lengths(codes: Codes, tables: Tables, selection: Sequence[int] | None =
 
 def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
     """Return the mean bits of each latent under a model, given those before it, shape (D,)."""
-    bits = model.bits_by_latent(codes) if isinstance(model, IndependentModel) else model.bits_by_decision(codes)
-    found: NDArray[np.float64] = bits.reshape(codes.latents, -1).sum(axis=1) / max(1, len(codes))
-    return found
+    return latent_bits(codes, model) / max(1, len(codes))
 
 
-def _symbol_costs(model: IndependentModel) -> NDArray[np.float64]:
-    """Return what every symbol of every latent costs, in bits, shape (D, K)."""
-    bits, symbols = bits_per_symbol(model.alphabet), np.arange(model.alphabet)
-    costs = np.zeros((model.latents, model.alphabet))
-    for level in range(bits):
-        one = model.ones[:, (1 << level) - 1 + (symbols >> bits - level)] / DENOMINATOR
-        costs -= np.log2(np.where(symbols >> bits - level - 1 & 1, one, 1 - one))
-    return costs
+def latent_bits(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
+    """Return the bits of each latent under a model, given those before it, shape (D,): the sum over all rows."""
+    if isinstance(model, IndependentModel):
+        return model.bits_by_latent(codes)
+    bits: NDArray[np.float64] = model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)
+    return bits
