@@ -19,7 +19,7 @@ from stochcl.files import AnyPath, is_file, is_folder, reading, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -143,7 +143,8 @@ class Cifar10Source(ImageSource):
         self.path = path
         folder = path if path.is_dir() else path.parent
         files = _batches(path) if path.is_dir() else [path]
-        classes = _classes(folder / META)
+        meta = folder / META
+        classes = _names(meta, _load(meta).get(b"label_names") or (), "a class's name") if is_file(meta) else []
         found: list[tuple[Entry, int]] = []
         parts: list[NDArray[np.uint8]] = []
         for file in files:
@@ -231,31 +232,16 @@ def _read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int], list[str]]:
     numbered = isinstance(labels, list) and len(labels) == rows and rows > 0
     if not numbered or not all(type(n) is int and 0 <= n < _MOST_CLASSES for n in labels or ()):
         raise SourceError(f"{shown}: this is not a batch of CIFAR-10: it has no label for each of {rows:,} images.")
-    if names is None:
-        names = [f"{path.name}-{i:05d}.png" for i in range(rows)]
-    try:
-        texts = [member_name(_text(name)) for name in names]
-    except (TypeError, ValueError) as exc:
-        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: a file's name is none ({exc}).") from exc
+    numbers = (f"{path.name}-{i:05d}.png" for i in range(rows))
+    texts = _names(path, numbers if names is None else names, "a file's name")
     if len(texts) != rows:
         raise SourceError(f"{shown}: this is not a batch of CIFAR-10: {len(texts):,} names for {rows:,} images.")
     return data, list(labels or ()), texts
 
 
-def _classes(path: Path) -> list[str]:
-    """Return the names of classes, or none where no file says them."""
-    if not is_file(path):
-        return []
-    names = _load(path).get(b"label_names")
+def _names(path: Path, given: Iterable[Any], what: str) -> list[str]:
+    """Return names that a batch holds, as bytes or as text."""
     try:
-        return [member_name(_text(name)) for name in names or ()]
+        return [member_name(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n) for n in given]
     except (TypeError, ValueError) as exc:
-        raise SourceError(f"{escape_name(path)}: the name of a class is none ({exc}).") from exc
-
-
-def _text(name: object) -> str:
-    if isinstance(name, bytes):
-        return name.decode("utf-8", "surrogateescape")
-    if isinstance(name, str):
-        return name
-    raise TypeError(f"a {type(name).__name__}")
+        raise SourceError(f"{escape_name(path)}: this is not a batch of CIFAR-10: {what} is none ({exc}).") from exc

@@ -97,7 +97,25 @@ class ImageBatch:
         return sum(self.sizes)
 
 
-class ImageSource(ABC):
+class Depths(ABC):
+    """What images of a source use of 16 bits, decided once for all of them."""
+
+    _depth: tuple[int, str] | None = None
+
+    def settle(self, preprocess: Preprocess) -> Preprocess:
+        """Return it with a depth of 16-bit images: its own, or else what images of the source use."""
+        if preprocess.depth is not None:
+            return preprocess
+        if self._depth is None:
+            self._depth = common_depth(self._sample(SAMPLED))
+        return replace(preprocess, depth=self._depth[0])
+
+    @abstractmethod
+    def _sample(self, most: int) -> Iterator[bytes]:
+        """Yield files that may be 16-bit images, which decide; none where there are no files."""
+
+
+class ImageSource(Depths):
     """A folder, an archive or an array of images, read one at a time or in batches.
 
     The contract, for all of them:
@@ -125,18 +143,9 @@ class ImageSource(ABC):
     """Files that were not taken for images, by the ending of their names."""
     told: Sequence[str] = ()
     """What was noticed when it was listed."""
-    _depth: tuple[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    def settle(self, preprocess: Preprocess) -> Preprocess:
-        """Return it with a depth of 16-bit images: its own, or else what images all over the source use."""
-        if preprocess.depth is not None:
-            return preprocess
-        if self._depth is None:
-            self._depth = common_depth(self._sample(SAMPLED))
-        return replace(preprocess, depth=self._depth[0])
 
     def remarks(self) -> list[str]:
         """Return what should be said of the source as it was read."""
@@ -145,7 +154,7 @@ class ImageSource(ABC):
         return [line for line in (depth, others, *self.told) if line]
 
     def _sample(self, most: int) -> Iterator[bytes]:
-        """Yield files that may be 16-bit images, evenly spread over the source; none where there are no files."""
+        """Yield files that may be 16-bit images, evenly spread over the source."""
         if type(self)._image is not ImageSource._image:
             return
         found, size = [i for i, entry in enumerate(self.entries) if may_be_16_bit(entry.name)], 0

@@ -71,7 +71,7 @@ def test_appending_again_and_again(path):
         assert len(archive._index.retired) == 15
 
 
-@settings(deadline=None, max_examples=examples(15, 100))
+@settings(deadline=None, max_examples=examples(8, 100))
 @given(
     st.integers(0, 30), st.integers(0, 30), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12),
     st.sets(st.sampled_from(["names", "labels", "uncertainty"])),
