@@ -32,6 +32,7 @@ _ROTATION_STEPS = 25
 _RESIDUAL_STEPS = 10
 _LOCAL_STEPS = 10  # more lower the error by little
 _MOST_BOOKS = 512
+_MOST_LOCAL = 8  # a search takes time by their square: half a minute to fit 8 to 20,000 rows, a quarter hour 32
 
 
 class Native(Baseline):
@@ -235,6 +236,10 @@ class LocalSearch(Additive):
     """LSQ++ (Martinez et al., ECCV 2018): all codebooks refined together, codes found by local search (faiss)."""
 
     name = "LSQ"
+
+    @classmethod
+    def _most_indices(cls, width: int) -> int:
+        return _MOST_LOCAL
 
     @classmethod
     def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +49,10 @@ class Encoded:
 
     codes: Codes
     features: NDArray[np.float32]
+
+    def digest(self) -> str:
+        """Return a digest of the features, which models trained on the same rows of a matrix share."""
+        return hashlib.sha256(self.features.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,11 +238,12 @@ def _baseline_jobs(
     """Yield the jobs of a baseline, fitted to the training images or to others."""
     label = kind.name if fit is None else kind.name + ELSEWHERE
     fitting = (fit or subject.train).features
+    prints = subject.train.digest(), subject.test.digest()
     for each in bits:
         for suffix, options in kind.variants(config.beam, config.trials):
             named = {"method": label, "group": group, "code": f"{each} bits{suffix}", "input": "vectors"}
             call = partial(of_baseline, subject, kind, each, named, config.coding, fit, options)
-            on = (*subject.depends, name, *depends, each, sorted(options.items()), config.coding)
+            on = (*prints, name, *depends, each, sorted(options.items()), config.coding)
             check = partial(kind.check, len(fitting), fitting.shape[1], each)
             yield Job(label, named["code"], on, call, check, facts)
 
@@ -253,7 +259,8 @@ def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured
     decoder = codec.tables.decoder
     decoded = both[0].astype(np.float32), both[1].astype(np.float32)
     if given == "vectors" and decoder is not None:
-        decoded, distance = (decoder.decode(both[0]), decoder.decode(both[1])), "cosine"
+        train_vectors, test_vectors = (codec.standardised(decoder.decode(symbols)) for symbols in both)
+        decoded, distance = (train_vectors, test_vectors), "cosine"
     named = {"method": codec.model.name, "group": "ours", "code": f"{latents} latents", "input": given}
     cost = {"coding": "archive", "bytes": size, "side_bytes": len(codec.tables.data)}
     return subject.rows(named, [cost], decoded, start, distance)
