@@ -11,21 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stochcl.benchmarks.baselines import (
-    Baseline,
-    Binary,
-    Float16,
-    Float32,
-    Int8,
-    Itq,
-    PerColumn,
-    PrincipalScalar,
-    PrincipalSigns,
-    RaBitQ,
-    RandomSigns,
-)
+from stochcl.benchmarks import baselines as base
+from stochcl.benchmarks import quantisers as quant
 from stochcl.benchmarks.probes import CODINGS, METRICS, NEIGHBOURS, PROBES
-from stochcl.benchmarks.quantisers import LocalSearch, OptimisedProduct, Product, Residual, SmallResidual
 from stochcl.benchmarks.run import Config, need
 from stochcl.codes import folder_label
 from stochcl.data import ImageSource, held_out
@@ -61,12 +49,13 @@ _RIFF_HEADERS = 12 + 8 + 10  # RIFF and WEBP; the chunk; VP8's frame header, whi
 _SCAN, _END = b"\xff\xda", 2  # JPEG's start of scan, and the bytes of the end marker
 
 # By name: those made for a number of bits, and those with a fixed number of bits for every column.
-BASELINES: dict[str, type[Baseline]] = {
-    "random-signs": RandomSigns, "pca-signs": PrincipalSigns, "itq": Itq, "pq": Product, "opq": OptimisedProduct,
-    "rq": Residual, "rq-4bit": SmallResidual, "lsq": LocalSearch, "pca-scalar": PrincipalScalar,
+BASELINES: dict[str, type[base.Baseline]] = {
+    "random-signs": base.RandomSigns, "pca-signs": base.PrincipalSigns, "itq": base.Itq, "pq": quant.Product,
+    "opq": quant.OptimisedProduct, "rq": quant.Residual, "rq-4bit": quant.SmallResidual, "lsq": quant.LocalSearch,
+    "pca-scalar": base.PrincipalScalar,
 }  # fmt: skip
-FLOATS: dict[str, type[PerColumn]] = {
-    "float32": Float32, "float16": Float16, "int8": Int8, "rabitq": RaBitQ, "binary": Binary
+FLOATS: dict[str, type[base.PerColumn]] = {
+    "float32": base.Float32, "float16": base.Float16, "int8": base.Int8, "rabitq": base.RaBitQ, "binary": base.Binary
 }  # fmt: skip
 
 # Pillow's names and settings; qualities below 20 cost accuracy faster than bits.

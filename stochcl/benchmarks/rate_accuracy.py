@@ -123,21 +123,13 @@ def benchmark_rate_accuracy(
         sources = [escape_name(path.name) for path in config.fit_to]
         told_fit = {"fit": {"sources": sources, "images": len(inputs.fit), "hold_out": config.fit_hold_out}}
     return record(
-        SCHEMA,
-        config,
-        probe=config.probe,
-        metrics=list(config.metric),
-        precision=config.precision,
+        SCHEMA, config, probe=config.probe, metrics=list(config.metric), precision=config.precision,
         n={"train": len(inputs.train), "test": len(inputs.test), "queries": len(subjects[0].judge.queries)},
-        **told_fit,
-        classes=len(np.unique(inputs.train.labels)),
+        **told_fit, classes=len(np.unique(inputs.train.labels)),
         models=[{"name": codec.model.name, "sha256": codec.model.sha256} for codec in codecs],
-        features=subjects[0].train.features.shape[1],
-        left_out=outcome.left_out,
-        failed=outcome.failed,
-        rows=rows,
+        features=subjects[0].train.features.shape[1], left_out=outcome.left_out, failed=outcome.failed, rows=rows,
         savings=savings(rows, values, seed=config.seed),
-    )
+    )  # fmt: skip
 
 
 def _codecs(config: RateAccuracyConfig, inputs: Inputs) -> list[Codec]:

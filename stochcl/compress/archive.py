@@ -95,6 +95,7 @@ class Archive(ArchiveBase):
             self._width = self.header.decisions_per_row
             self.left_over = cut_to_end(self._reader, self._header_size)
             self._index: Index = read_index(self._reader, self._header_size, self._width)
+            self.source_bytes = self._index.source_bytes
             heads = [head for _, head in self._index.segments]
             self._trusted, self._limits = trusted, Limits(self._reader.size, trusted)
             self._limits.check_heads(heads, self._width)
@@ -114,11 +115,6 @@ class Archive(ArchiveBase):
         """Names and reasons of the images that could not be read when the archive was made."""
         with self._errors:
             return list(iterate_skipped(self._index.skipped))
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the images in their source."""
-        return self._index.source_bytes
 
     @cached_property
     def tables(self) -> Tables:

@@ -167,6 +167,15 @@ def cut_to_end(reader: ByteReader, header_size: int) -> int:
     return left
 
 
+def has_trailer(reader: ByteReader, start: int, size: int) -> bool:
+    """Tell whether an index here is followed by its own trailer."""
+    trailer = reader.read(start + size, framing.TRAILER.size)
+    if not trailer.endswith(framing.END_MAGIC):
+        return False
+    checksum = framing.crc(reader.read(start, size))
+    return trailer == framing.TRAILER.pack(start, size, checksum, header_crc(reader), framing.END_MAGIC)
+
+
 def complete_ends(reader: ByteReader, header_size: int, *, strict: bool = False) -> list[int]:
     """Return where archives that lie complete at the beginning of a file end, each the one before with more rows.
 
@@ -185,9 +194,9 @@ def complete_ends(reader: ByteReader, header_size: int, *, strict: bool = False)
         position += framing.TRAILER.size
         if position > reader.size:
             break
-        chunk, trailer = reader.read(start, size), reader.read(start + size, framing.TRAILER.size)
-        if trailer != framing.TRAILER.pack(start, size, framing.crc(chunk), header_crc(reader), framing.END_MAGIC):
-            if strict and position == reader.size and ends and any(trailer):  # zeros: it was never written
+        if not has_trailer(reader, start, size):
+            written = any(reader.read(start + size, framing.TRAILER.size))  # else only its room was taken
+            if strict and position == reader.size and ends and written:
                 raise ChecksumMismatch("the trailer is damaged; `stochcl verify --repair` undoes the last append")
             break
         ends.append(position)

@@ -38,6 +38,8 @@ class ArchiveBase(ABC):
     """
 
     header: Header
+    source_bytes: int
+    """Bytes of the images in their source."""
     _shown: str  # the path, as messages name it
     _errors: ArchiveErrors
     _limits: Limits
@@ -58,11 +60,6 @@ class ArchiveBase(ABC):
     @abstractmethod
     def skipped(self) -> list[tuple[str, str]]:
         """Names and reasons of the images that could not be read when the codes were made."""
-
-    @property
-    @abstractmethod
-    def source_bytes(self) -> int:
-        """Bytes of the images in their source."""
 
     @property
     @abstractmethod

@@ -19,22 +19,7 @@ from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
 from stochcl.errors import FormatError
-from stochcl.framing import (
-    BLOCK,
-    CHUNK,
-    HEAD,
-    SEGMENT,
-    check_crc,
-    check_limit,
-    crc,
-    pack_numbers,
-    pack_texts,
-    pack_varints,
-    unpack,
-    unpack_numbers,
-    unpack_texts,
-    unpack_varints,
-)
+from stochcl.framing import BLOCK, CHUNK, HEAD, check_crc, check_limit, crc
 from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
@@ -92,13 +77,13 @@ class SegmentHead:
     @cached_property
     def data(self) -> bytes:
         """The head's bytes: fixed fields, the words of each block as varints, the checksums of their rows."""
-        return self._fixed + pack_varints(self.words) + struct.pack(f"<{len(self.crcs)}I", *self.crcs)
+        return self._fixed + framing.pack_varints(self.words) + struct.pack(f"<{len(self.crcs)}I", *self.crcs)
 
     @property
     def _fixed(self) -> bytes:
         parts = [value for part in self.parts for value in (part.size, part.crc)]
         fixed = self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts
-        return pack_numbers(SEGMENT, fixed, self.version)
+        return framing.pack_numbers(framing.SEGMENT, fixed, self.version)
 
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
@@ -144,8 +129,8 @@ class SegmentHead:
     @classmethod
     def parse(cls, data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
         """Read a head of this version of the format and check that its numbers can be true."""
-        ((rows, per_block, blocks, model, number, *sizes),), start = unpack_numbers(
-            SEGMENT, data, 0, "a segment's head", version
+        ((rows, per_block, blocks, model, number, *sizes),), start = framing.unpack_numbers(
+            framing.SEGMENT, data, 0, "a segment's head", version
         )
         check_limit(rows, framing.MAX_SEGMENT_ROWS, "the number of a segment's rows")
         if not rows or not per_block or blocks != -(-rows // per_block):
@@ -155,7 +140,7 @@ class SegmentHead:
         check_limit(min(rows, per_block) * decisions_per_row, framing.MAX_BLOCK_DECISIONS, "the size of a block")
         if len(data) < start + 5 * blocks:
             raise FormatError("a segment's head is shorter than its list of blocks")
-        words, end = unpack_varints(data, blocks, start)
+        words, end = framing.unpack_varints(data, blocks, start)
         if end + 4 * blocks != len(data):
             raise FormatError(f"a segment's head has {len(data)} bytes, not {end + 4 * blocks}")
         crcs = struct.unpack_from(f"<{blocks}I", data, end)
@@ -180,11 +165,11 @@ class SegmentHead:
 
 def read_head(data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
     """Read the head from the beginning of a segment's chunk, without the index."""
-    unpack(CHUNK, data, 0, "a segment")
+    framing.unpack(CHUNK, data, 0, "a segment")
     kind, length = CHUNK.unpack_from(data)
     if kind != KIND:
         raise FormatError("a segment does not begin here")
-    size, checksum = unpack(HEAD, data, CHUNK.size, "a segment")
+    size, checksum = framing.unpack(HEAD, data, CHUNK.size, "a segment")
     start = CHUNK.size + HEAD.size
     head = data[start : start + size]
     check_crc(checksum, "a segment's head", head)
@@ -218,8 +203,8 @@ def write_segment(
         blocks.append(BLOCK.pack(len(part), words[-1], crc(payload)) + payload)
     parts = [
         table,
-        pack_texts(codes.names) if codes.names is not None else b"",
-        pack_texts(codes.labels) if codes.labels is not None else b"",
+        framing.pack_texts(codes.names) if codes.names is not None else b"",
+        framing.pack_texts(codes.labels) if codes.labels is not None else b"",
         pack_uncertainty(codes.uncertainty, version) if codes.uncertainty is not None else b"",
     ]
     stated, names, labels, entropy = map(Part.of, parts)
@@ -275,7 +260,7 @@ class StoredSegment:
     def texts(self, which: str) -> tuple[str, ...] | None:
         """Read the names or labels; None where they are not stored."""
         data = self.part(which)
-        return unpack_texts(data, self.head.rows, self._shown(f"the {which}")) if data else None
+        return framing.unpack_texts(data, self.head.rows, self._shown(f"the {which}")) if data else None
 
     def uncertainty(self) -> NDArray[np.float32] | None:
         """Read the entropies of the rows; None where they are not stored."""

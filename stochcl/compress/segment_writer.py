@@ -57,16 +57,11 @@ class Preamble:
     def index(self, writer: SegmentWriter, start: int) -> Index:
         """Return the index of all that a writer has written, to begin at ``start``."""
         return Index(
-            rows=sum(head.rows for _, head in writer.segments),
-            source_bytes=writer.source_bytes,
-            tables=self._tables_at,
-            segments=tuple(writer.segments),
-            skipped=pack_skipped(writer.skipped),
-            start=start,
-            header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
-            fitted=tuple(self._fitted_at),
-            version=writer.header.version,
-        )
+            rows=sum(head.rows for _, head in writer.segments), source_bytes=writer.source_bytes,
+            tables=self._tables_at, segments=tuple(writer.segments), skipped=pack_skipped(writer.skipped),
+            start=start, header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
+            fitted=tuple(self._fitted_at), version=writer.header.version,
+        )  # fmt: skip
 
 
 def _fitted_chunk(model: EntropyModel) -> bytes:

@@ -195,6 +195,7 @@ class FolderArchive(ArchiveBase):
         own = () if self.manifest.tables is None else (self.path / self.manifest.tables,)
         self._extra: tuple[Any, ...] = (*self._given, *own)
         entries = self.manifest.shards
+        self.source_bytes = sum(entry.source_bytes for entry in entries)
         self._limits = Limits(sum(entry.bytes for entry in entries), trusted)
         self._starts = np.cumsum([0] + [entry.images for entry in entries])
         self._first_blocks = np.cumsum([0] + [entry.blocks for entry in entries])
@@ -258,11 +259,6 @@ class FolderArchive(ArchiveBase):
     def skipped(self) -> list[tuple[str, str]]:
         """Names and reasons of the images that could not be read when the folder was made."""
         return list(self.manifest.skipped)
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the images in their source."""
-        return sum(entry.source_bytes for entry in self.manifest.shards)
 
     @cached_property
     def tables(self) -> Tables:

@@ -72,12 +72,13 @@ def write_examples(folder: AnyPath) -> int:
     Ten classes of handwritten digits (``digit-0`` ... ``digit-9``, 64 x 64 PNG, enlarged smoothly from 8 x 8)
     and two of patches of photographs (``china``, ``flower``, 96 x 96 JPEG). The same images every time.
     """
+    images = list(_images())
     with writing(folder, "the example images"):
-        for count, (name, image) in enumerate(_images()):  # noqa: B007
+        for name, image in images:
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, **({"optimize": True} if path.suffix == ".png" else {"quality": _JPEG_QUALITY}))
-    return count + 1
+    return len(images)
 
 
 def _images() -> Iterator[tuple[str, Image.Image]]:

@@ -311,12 +311,8 @@ def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons
         images = images[np.array(positions, dtype=np.intp) - rows.start]
     readable = [source.entries[i] for i in positions]
     return ImageBatch(
-        rows=rows,
-        positions=positions,
-        names=tuple(entry.name for entry in readable),
-        images=images,
-        failures=tuple(failure for failure, i in told if i in lost),
-        sizes=tuple(entry.size for entry in readable),
+        rows=rows, positions=positions, names=tuple(entry.name for entry in readable), images=images,
+        failures=tuple(failure for failure, i in told if i in lost), sizes=tuple(entry.size for entry in readable),
         labels=None if source.labels is None else tuple(source.labels[i] for i in positions),
         damaged=tuple(failure for failure, i in told if i not in lost),
-    )
+    )  # fmt: skip

@@ -10,20 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import bits_per_symbol
-from stochcl.entropy.autoregressive import (
-    BIAS_SHIFT,
-    FULL,
-    HIDDEN_SHIFT,
-    LEVEL_STEP,
-    MAX_BIAS,
-    MAX_HIDDEN,
-    MAX_LEVELS,
-    MAX_MULTIPLIER,
-    SHIFT,
-    SIGN,
-    AutoregressiveModel,
-    logistic_levels,
-)
+from stochcl.entropy import autoregressive as net
+from stochcl.entropy.autoregressive import AutoregressiveModel, logistic_levels
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel, node_counts, places, quantised
 from stochcl.errors import FormatError
 from stochcl.framing import MAX_TABLE, inflate_any
@@ -75,7 +63,7 @@ def _most_bytes(latents: int, alphabet: int) -> int:
     """Return how long a model of such codes can be, so that no other is inflated: a network with all its units."""
     bits = bits_per_symbol(alphabet)
     t, nodes = latents * bits, latents * ((1 << bits) - 1)
-    return 256 + 2 * MAX_LEVELS + MAX_HIDDEN * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
+    return 256 + 2 * net.MAX_LEVELS + net.MAX_HIDDEN * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
 
 
 def size_in_memory(model: EntropyModel) -> int:
@@ -181,8 +169,8 @@ def rounded_model(
     hidden = np.zeros((0, t)) if hidden is None else hidden
     hidden_bias = np.zeros(len(hidden)) if hidden_bias is None else hidden_bias
     output = np.zeros((t, len(hidden))) if output is None else output
-    hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), 2.0**-HIDDEN_SHIFT / SIGN)
-    unit = LEVEL_STEP * SIGN / 2.0**SHIFT  # z counts in units of 1/128
+    hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), 2.0**-net.HIDDEN_SHIFT / net.SIGN)
+    unit = net.LEVEL_STEP * net.SIGN / 2.0**net.SHIFT  # z counts in units of 1/128
     multiplier, scale = _multipliers(np.maximum(_largest(direct), _largest(output)), unit)
     levels = logistic_levels()
 
@@ -192,16 +180,17 @@ def rounded_model(
     return AutoregressiveModel(
         latents, alphabet, levels=levels,
         degrees=np.zeros(0, np.uint16) if degrees is None else degrees,
-        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, FULL),
+        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, net.FULL),
         # Shifts round down: half a unit is added where the rounding should be to the nearest.
-        hidden_bias=integers((hidden_bias + 0.5 / SIGN) / hidden_scale, np.int32, MAX_BIAS),
-        hidden_multiplier=integers(hidden_multiplier, np.uint16, MAX_MULTIPLIER),
-        direct=integers(direct / scale[:, None], np.int8, FULL),
-        output=integers(output / scale[:, None], np.int8, FULL),
-        multiplier=integers(multiplier, np.uint16, MAX_MULTIPLIER),
+        hidden_bias=integers((hidden_bias + 0.5 / net.SIGN) / hidden_scale, np.int32, net.MAX_BIAS),
+        hidden_multiplier=integers(hidden_multiplier, np.uint16, net.MAX_MULTIPLIER),
+        direct=integers(direct / scale[:, None], np.int8, net.FULL),
+        output=integers(output / scale[:, None], np.int8, net.FULL),
+        multiplier=integers(multiplier, np.uint16, net.MAX_MULTIPLIER),
         # In units of a level / 2**(SHIFT - BIAS_SHIFT); the middle level is even odds.
         bias=integers(
-            2.0 ** (SHIFT - BIAS_SHIFT) * (bias / LEVEL_STEP + (len(levels) - 1) / 2 + 0.5), np.int32, MAX_BIAS
+            (bias / net.LEVEL_STEP + (len(levels) - 1) / 2 + 0.5) * 2.0 ** (net.SHIFT - net.BIAS_SHIFT), np.int32,
+            net.MAX_BIAS,
         ),
     )  # fmt: skip
 
@@ -212,7 +201,7 @@ def _multipliers(largest: NDArray[np.floating], unit: float) -> tuple[NDArray[np
     The multiplier comes first and the scale from it, so that its own rounding costs nothing; what is larger than
     the largest multiplier expresses is clipped.
     """
-    multiplier = np.clip(np.ceil(largest / FULL / unit), 1, MAX_MULTIPLIER)
+    multiplier = np.clip(np.ceil(largest / net.FULL / unit), 1, net.MAX_MULTIPLIER)
     return multiplier, multiplier * unit
 
 
