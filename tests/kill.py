@@ -280,7 +280,7 @@ def look_at_output(job: Job, path: Path, old: bytes | None, folder: Path) -> str
         raise Broken(f"the output is neither absent nor old nor complete: {len(there or b'')} bytes")
     if not partial.exists():
         return "nothing"
-    values = [_parse(line) for line in journal.read_bytes().splitlines(keepends=True)] if journal.exists() else []
+    values = [_parse(line) for line in journal.read_bytes().splitlines()] if journal.exists() else []
     rows = sum(value.get("rows", 0) for value in values if value)
     saved = rows_saved(job, partial, folder)
     if saved < rows:

@@ -172,6 +172,11 @@ class MatrixSource:
     rows : ndarray of int64, optional
         Take these rows of it, ascending; all by default.
 
+    Attributes
+    ----------
+    total, dim, row_bytes : int
+        Rows of the files, numbers of a row, and its bytes as they are stored.
+
     Raises
     ------
     SourceError
@@ -197,8 +202,10 @@ class MatrixSource:
                     f"{escape_name(first)} {arrays[0].shape[1]:,} of {arrays[0].dtype}; give files of one kind."
                 )
         self._shapes = [array.shape for array in arrays]
-        self._dtype = arrays[0].dtype
+        self._dtype, self.dim = arrays[0].dtype, int(arrays[0].shape[1])
+        self.row_bytes = self._dtype.itemsize * self.dim
         self._starts = np.cumsum([0, *(len(array) for array in arrays)])
+        self.total = int(self._starts[-1])
         found = [one.stat() for one in self.paths]
         self.size = sum(status.st_size for status in found)
         self.mtime_ns = max(status.st_mtime_ns for status in found)
@@ -206,21 +213,6 @@ class MatrixSource:
 
     def __len__(self) -> int:
         return self.total if self._rows is None else len(self._rows)
-
-    @property
-    def total(self) -> int:
-        """Rows of the files."""
-        return int(self._starts[-1])
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return int(self._shapes[0][1])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row as it is stored."""
-        return self._dtype.itemsize * self.dim
 
     @cached_property
     def names(self) -> tuple[str, ...]:

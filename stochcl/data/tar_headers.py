@@ -29,15 +29,8 @@ _ZSTD_FEED = 1 << 10  # compressed bytes taken at a time: they unpack to 32 MiB 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 DAMAGE = (
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
+    tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError, MemoryError, RecursionError
+)  # fmt: skip
 
 
 def compression(path: Path) -> Callable[[IO[bytes]], Any] | None:
