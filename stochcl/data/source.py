@@ -276,7 +276,7 @@ def decode_ahead(
             source, rows, images, futures = pending.popleft()
             reasons = {row: reason for future in futures for row, reason in future.result().items()}
             yield _finish(source, rows, images, reasons)
-            del images
+            del source, images, futures
             submit(1)
     finally:
         stop.set()

@@ -123,7 +123,6 @@ class StreamSource(Depths):
         """Iterate over the images as they come, decoding ahead in threads."""
         preprocess = self.settle(preprocess)
         broken: list[SourceError] = []
-        waiting: list[Loaded] = []
 
         def parts() -> Iterator[tuple[ImageSource, range]]:
             part = Loaded(self.path)
@@ -131,20 +130,17 @@ class StreamSource(Depths):
                 for image in self._all_images(batch_size):
                     part.enter(*image)
                     if len(part) == batch_size or part.bytes >= BATCH_BYTES:
-                        waiting.append(part)
                         yield part, range(len(part))
                         part = Loaded(self.path)
             except SourceError as exc:
                 broken.append(exc)
             if len(part):
-                waiting.append(part)
                 yield part, range(len(part))
 
         start = 0
         for batch in decode_ahead(parts(), preprocess, workers):
-            part = waiting.pop(0)
             rows = range(start, start + len(batch.rows))
-            self._unlabelled += 0 if part.labels else len(part)
+            self._unlabelled += len(batch.rows) if batch.labels is None else 0
             yield replace(batch, rows=rows, positions=tuple(start + i for i in batch.positions))
             start = rows.stop
         if broken:
