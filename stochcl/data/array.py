@@ -158,8 +158,25 @@ class MatrixBatch:
     source_bytes: int
     labels: tuple[str, ...] | None = None
 
-
-NOT_FINITE = "the row holds a value that is not a finite float32"
+    @classmethod
+    def of(
+        cls, start: int, names: Sequence[str], vectors: NDArray[np.float32], row_bytes: int,
+        reasons: dict[int, str] | None = None, labels: Sequence[str] | None = None,
+    ) -> MatrixBatch:  # fmt: skip
+        """Return a batch of rows, less those that there are ``reasons`` to leave out, or that are not finite."""
+        finite = np.isfinite(vectors).all(axis=1)
+        bad = dict.fromkeys(np.flatnonzero(~finite).tolist(), "the row holds a value that is not a finite float32")
+        bad |= reasons or {}
+        good = [i for i in range(len(names)) if i not in bad]
+        return cls(
+            rows=range(start, start + len(names)),
+            positions=tuple(start + i for i in good),
+            names=tuple(names[i] for i in good),
+            vectors=vectors[good] if bad else vectors,
+            failures=tuple(Failure(names[i], bad[i]) for i in sorted(bad)),
+            source_bytes=row_bytes * len(good),
+            labels=None if labels is None else tuple(labels[i] for i in good),
+        )
 
 
 class MatrixSource:
@@ -271,18 +288,8 @@ class MatrixSource:
 
     def _batch(self, rows: range) -> MatrixBatch:
         chosen = slice(rows.start, rows.stop) if self._rows is None else self._rows[rows.start : rows.stop]
-        vectors = self.take(chosen)
-        finite = np.asarray(np.isfinite(vectors).all(axis=1))
         names = row_names(self._numbers(rows.start, rows.stop), self.total)
-        good = np.flatnonzero(finite).tolist()
-        return MatrixBatch(
-            rows=rows,
-            positions=tuple(rows[i] for i in good),
-            names=tuple(names[i] for i in good),
-            vectors=vectors if finite.all() else vectors[finite],
-            failures=tuple(Failure(names[i], NOT_FINITE) for i in np.flatnonzero(~finite).tolist()),
-            source_bytes=self.row_bytes * len(good),
-        )
+        return MatrixBatch.of(rows.start, names, self.take(chosen), self.row_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.paths, "rows": self._rows}

@@ -14,7 +14,6 @@ from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
 from stochcl.data.names import DEFAULTS, SourceOptions, path_name
 from stochcl.data.preprocess import identify
-from stochcl.data.source import Failure
 from stochcl.data.stream import StreamSource
 from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
 from stochcl.messages import escape_name
@@ -331,37 +330,25 @@ class ArrowVectors(ArrowSource):
             values, reasons = self._values(column)
             total = max(self._rows, start + len(given))
             names = [name or row_names([start + i], total)[0] for i, name in enumerate(given)]
-            good = [i for i, reason in enumerate(reasons) if reason is None]
-            yield MatrixBatch(
-                rows=range(start, start + len(reasons)),
-                positions=tuple(start + i for i in good),
-                names=tuple(names[i] for i in good),
-                vectors=values[good],
-                failures=tuple(Failure(names[i], reason) for i, reason in enumerate(reasons) if reason),
-                source_bytes=self._row_bytes * len(good),
-                labels=None if labels is None else tuple(labels[i] for i in good),
-            )
-            start += len(reasons)
+            yield MatrixBatch.of(start, names, values, self._row_bytes, reasons, labels)
+            start += len(names)
 
-    def _values(self, column: Any) -> tuple[NDArray[np.float32], list[str | None]]:
-        reasons: list[str | None] = [None] * len(column)
+    def _values(self, column: Any) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """Return the rows, and why some are none."""
+        reasons: dict[int, str] = {}
         values = np.zeros((len(column), self.dim), np.float32)
         lengths = column.value_lengths().to_pylist() if hasattr(column, "value_lengths") else [self.dim] * len(column)
         with np.errstate(over="ignore", invalid="ignore"):
             if not column.null_count and lengths == [self.dim] * len(column):
                 values[:] = column.flatten().to_numpy(zero_copy_only=False).reshape(values.shape)
-            else:
-                for i, value in enumerate(column.to_pylist()):
-                    if value is None or len(value) != self.dim:
-                        reasons[i] = (
-                            "there is no vector"
-                            if value is None
-                            else f"it has {len(value):,} numbers, not {self.dim:,}"
-                        )
-                    else:
-                        values[i] = np.asarray(value, np.float64)
-        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-            reasons[i] = "the row holds a value that is not a finite float32"
+                return values, reasons
+            for i, value in enumerate(column.to_pylist()):
+                if value is None:
+                    reasons[i] = "there is no vector"
+                elif len(value) != self.dim:
+                    reasons[i] = f"it has {len(value):,} numbers, not {self.dim:,}"
+                else:
+                    values[i] = np.asarray(value, np.float64)
         return values, reasons
 
 
