@@ -6,7 +6,11 @@ import os
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Told how much of how much is done."""
+"""What is told how much of all has been done."""
+
+
+def silent(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 def escape_name(name: str | os.PathLike[str]) -> str:

@@ -18,7 +18,7 @@ from stochcl import errors
 from stochcl.api import shards
 from stochcl.api.codec import Codec
 from stochcl.api.compress import CompressOptions
-from stochcl.compress.manifest import Shard
+from stochcl.compress.sharded import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
 from stochcl.messages import Progress, escape_name, os_reason
 

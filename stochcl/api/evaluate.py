@@ -14,7 +14,7 @@ import numpy as np
 from stochcl import downstream
 from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
 from stochcl.compress import ArchiveBase, Header, open_archive
-from stochcl.entropy.fit import code_lengths
+from stochcl.entropy.model import code_lengths
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import PathLike, check_output, replacing, writing
 from stochcl.messages import Progress, escape_name, plural
@@ -142,7 +142,9 @@ class ProbeRows:
 def code_bits(archive: ArchiveBase, latents: int) -> NDArray[np.float32]:
     """Return what the first latents of each row cost under the model, in bits, shape (N,)."""
     selection = archive.header.selection and archive.header.selection[:latents]
-    parts = [code_lengths(codes.prefix(latents), archive.tables, selection) for codes in archive.iter_codes()]
+    # Always the tables' model, whatever segments are coded with: so rows of different archives compare.
+    model = archive.tables.candidates(latents, selection)[-1].model
+    parts = [code_lengths(codes.prefix(latents), model) for codes in archive.iter_codes()]
     return np.concatenate([np.zeros(0, np.float32), *parts])
 
 

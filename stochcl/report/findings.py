@@ -16,7 +16,7 @@ from stochcl.data import read_labels
 from stochcl.downstream import Evaluation, Task, evaluate, fit
 from stochcl.downstream import interpretation as of
 from stochcl.downstream.metrics import labelled, make_splits
-from stochcl.entropy.fit import latent_lengths
+from stochcl.entropy.model import latent_lengths
 from stochcl.errors import LabelsError, StochclError, UsageError
 from stochcl.messages import Progress, escape_name
 

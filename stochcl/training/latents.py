@@ -14,7 +14,7 @@ import torch
 from stochcl.encoders.inference import precision_used
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.priors import AutoregressivePrior
-from stochcl.entropy.fit import hard_rate
+from stochcl.entropy.model import hard_rate
 from stochcl.errors import TrainingError
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hard_codes, hidden_units
 from stochcl.training.loop import FitProgress, Schedule, TotalLoss, TrainingLoop
