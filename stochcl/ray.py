@@ -115,10 +115,6 @@ class ShardWorker:
     """One of the pool: loads the model when its first shard comes, and makes one shard after the other.
 
     An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
-
-    Parameters
-    ----------
-    plan : Plan
     """
 
     def __init__(self, plan: Plan) -> None:

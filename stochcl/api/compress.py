@@ -272,13 +272,7 @@ def full_width(path: Path) -> Path:
 
 
 def locked(path: Path) -> WriteLock:
-    """Take the right to write to a path for all the steps of a request.
-
-    Raises
-    ------
-    OutputError
-        If another writer has it.
-    """
+    """Take the right to write to a path for all the steps of a request."""
     try:
         return WriteLock(path, escape_name(path))
     except OSError as exc:

@@ -29,17 +29,7 @@ DEFAULT = "general"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What can be said of a model without loading it.
-
-    Parameters
-    ----------
-    name : str
-    path : Path
-    bytes : int
-        Of the model file.
-    config, record : dict
-        What it is, and how it was trained.
-    """
+    """What can be said of a model without loading it: what it is, and how it was trained."""
 
     name: str
     path: Path
