@@ -316,11 +316,9 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
       stochcl split codes.bin -o parts/ --rows 10000
     """
     with progress_bar("images") as bar:
-        reports = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
-    files: list[dict[str, Any]] = [
-        {"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports
-    ]
-    total = {"images": sum(r.images for r in reports), "bytes": sum(r.bytes for r in reports)}
+        made = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
+    files: list[dict[str, Any]] = [{"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in made]
+    total = {"images": sum(r.images for r in made), "bytes": sum(r.bytes for r in made)}
     lines = [f"{file['path']}: {plural(file['images'], 'image')}, {file['bytes']:,} bytes" for file in files]
     result = {"schema": "stochcl.split/0", "path": escape_name(codes)} | total | {"files": files}
     show(result, lines, as_json=as_json)

@@ -7,6 +7,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -319,13 +320,11 @@ class _Probe:
                 "baseline_rmse": float(root_mean_squared_error(truth, guess)),
             }
         there, classes = np.unique(truth), np.unique(np.concatenate([truth, answer]))
-        balanced, guessed = (
-            float(recall_score(truth, given, labels=there, average="macro")) for given in (answer, guess)
-        )
+        recall = partial(recall_score, truth, labels=there, average="macro")
         details = {
             "interval": metrics.wilson(int((truth == answer).sum()), len(truth)),
-            "balanced_accuracy": balanced,
-            "baseline_balanced_accuracy": guessed,
+            "balanced_accuracy": float(recall(answer)),
+            "baseline_balanced_accuracy": float(recall(guess)),
             "classes": tuple(classes.tolist()),
         }
         if len(classes) <= _MOST_CLASSES:
