@@ -230,7 +230,9 @@ def vectors_among(
     if isinstance(table, ArrowVectors):
         return table
     if table is not None:
-        raise UsageError(f"{escape_name(table.path)}: training takes no images of a table; give a folder, .zip or .tar.")
+        raise UsageError(
+            f"{escape_name(table.path)}: training takes no images of a table; give a folder, .zip or .tar."
+        )
     if column is not None:
         raise UsageError("--column: there is no table; only .parquet and .arrow files have columns.")
     # To list a folder or a tar twice takes long, so only arrays are opened.

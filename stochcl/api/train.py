@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from stochcl.api.embedding_model import vectors_among, rate_warnings, row_warnings, train_matrix
+from stochcl.api.embedding_model import rate_warnings, row_warnings, train_matrix, vectors_among
 from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
@@ -108,8 +108,9 @@ def train(
     Parameters
     ----------
     sources : sequence of path-like
-        Folders, archives or arrays of images; none where the preset has a source of its own. Or .npy
-        matrices, or Parquet or Arrow files, of embeddings, for a model of vectors: see :func:`stochcl.api.embedding_model.train_matrix`.
+        Folders, archives or arrays of images; none where the preset has a source of its own. Or .npy matrices, or
+        Parquet or Arrow files, of embeddings, for a model of vectors: see
+        :func:`stochcl.api.embedding_model.train_matrix`.
     output : path-like
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
     preset : str, optional
@@ -248,7 +249,13 @@ def _write_model(
 
 
 def _train_on_matrix(
-    matrix: MatrixSource | ArrowVectors, files: RunFiles, *, resume: bool, force: bool, report: Callable[[Any], None], **options: Any
+    matrix: MatrixSource | ArrowVectors,
+    files: RunFiles,
+    *,
+    resume: bool,
+    force: bool,
+    report: Callable[[Any], None],
+    **options: Any,
 ) -> TrainReport | None:
     """Train a model of vectors."""
     from stochcl.training.monitor import health_warnings
@@ -345,7 +352,7 @@ def adapt(
     from stochcl.encoders.config import feature_width
     from stochcl.encoders.pretrained import backbone_options
 
-    if (matrix := vectors_among(sources, column)) is not None:
+    if (matrix := vectors_among(sources)) is not None:
         raise UsageError(
             f"{escape_name(matrix.path)}: these are embeddings, which no network is kept for; `stochcl train` "
             "makes a model of them in a minute."

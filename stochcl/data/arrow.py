@@ -6,7 +6,6 @@ import json
 import os
 from contextlib import contextmanager, suppress
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -61,7 +61,7 @@ def _need() -> None:
 
 
 class MemoryTable:
-    """A table that a caller has: pandas', polars' or Arrow's (any with Arrow's stream), or a Hugging Face data set."""
+    """A table that a caller has: pandas', polars' or Arrow's (any with Arrow's stream), or Hugging Face's data set."""
 
     def __init__(self, given: Any) -> None:
         _need()

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stochcl import Codec, open_archive, train
+import stochcl
+from stochcl import Codec
 from stochcl.api.search import search
+from stochcl.api.train import train
 from stochcl.errors import UsageError
 
 pa = pytest.importorskip("pyarrow")
@@ -89,7 +91,7 @@ def test_tables_in_memory_are_compressed(made: dict[str, Any], tmp_path: Any, ki
     codec = Codec(made["folder"] / "model.safetensors")
     codec.compress(made["folder"] / "rows.parquet", tmp_path / "file.bin", id_column="uid")
     codec.compress(kind(made["table"]), tmp_path / "memory.bin", id_column="uid")
-    with open_archive(tmp_path / "file.bin") as file, open_archive(tmp_path / "memory.bin") as memory:
+    with stochcl.open(tmp_path / "file.bin") as file, stochcl.open(tmp_path / "memory.bin") as memory:
         assert list(memory.names) == [f"u{i:03d}" for i in range(600)] == list(file.names)
         assert list(memory.labels) == made["table"]["label"].to_pylist()
         assert np.array_equal(memory[:].symbols(), file[:].symbols())
@@ -100,7 +102,8 @@ def test_search_takes_the_rows_of_a_table(made: dict[str, Any], tmp_path: Any) -
     from pyarrow import parquet
 
     Codec(made["folder"] / "model.safetensors").compress(made["folder"] / "rows.parquet", tmp_path / "codes.bin")
-    parquet.write_table(made["table"].slice(5, 2), tmp_path / "asked.parquet")
+    asked = made["table"].slice(5, 2).rename_columns(["id", "vector", "label"])
+    parquet.write_table(asked, tmp_path / "asked.parquet")
     np.save(tmp_path / "asked.npy", made["rows"][5:7])
     options = {"model": str(made["folder"] / "model.safetensors"), "count": 3}
     one = search(tmp_path / "codes.bin", [tmp_path / "asked.parquet"], **options)["queries"]
@@ -111,5 +114,5 @@ def test_search_takes_the_rows_of_a_table(made: dict[str, Any], tmp_path: Any) -
 
 def test_training_refuses_a_column_of_no_table(made: dict[str, Any], tmp_path: Any) -> None:
     """A column is one of a table."""
-    with pytest.raises(UsageError, match="--column"):
+    with pytest.raises(UsageError, match="column"):
         train([made["folder"] / "rows.npy"], tmp_path / "model.safetensors", column="vector")
