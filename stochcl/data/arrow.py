@@ -61,7 +61,7 @@ def _need() -> None:
 
 
 class MemoryTable:
-    """A table that a caller has: pandas', polars' or Arrow's (any with Arrow's stream), or Hugging Face's data set."""
+    """A table in memory: pandas', polars' or Arrow's (any with Arrow's stream), or Hugging Face's data set."""
 
     def __init__(self, given: Any) -> None:
         _need()
