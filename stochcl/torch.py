@@ -12,12 +12,12 @@ from stochcl.codes import Codes, bits_per_symbol, label_text, plain_label
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import Archive, FolderArchive
+    from stochcl.files import PathLike
 
 
 OUTPUTS = ("auto", "symbols", "vectors")
@@ -47,7 +47,7 @@ class Rows:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], output: str, latents: int | None, labels: Sequence[Any] | bool,
+        self, path: PathLike, output: str, latents: int | None, labels: Sequence[Any] | bool,
         unlabelled: str = "keep",
     ) -> None:  # fmt: skip
         if unlabelled not in UNLABELLED:
@@ -161,7 +161,7 @@ class CodesDataset(Dataset[Any]):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, output: str = "auto", latents: int | None = None,
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
         labels: Sequence[Any] | bool = True, unlabelled: str = "keep", keep_bytes: int = _KEPT_BYTES,
     ) -> None:  # fmt: skip
         self._rows = Rows(path, output, latents, labels, unlabelled)
@@ -271,7 +271,7 @@ class CodesStream(IterableDataset[Any]):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, output: str = "auto", latents: int | None = None,
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
         labels: Sequence[Any] | bool = True, unlabelled: str = "keep", batch_size: int | None = None,
         shuffle: bool = True, seed: int = 0, rank: int | None = None, world: int | None = None, chunk: int = 256,
         window: int = 64, even: bool = False,
@@ -303,7 +303,8 @@ class CodesStream(IterableDataset[Any]):
         return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))
 
     def __iter__(self) -> Iterator[Any]:
-        worker, workers = self._workers()
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         rng = np.random.default_rng([self._seed, int(self._epoch), self.rank, worker])
         chunks, held = self._chunks(worker, workers), np.empty(0, np.int64)
         size = self._batch_size or 1
@@ -341,10 +342,6 @@ class CodesStream(IterableDataset[Any]):
         if self._even:
             chunks = chunks[: len(chunks) - len(chunks) % self.world]
         return chunks[self.rank :: self.world][worker::workers]
-
-    def _workers(self) -> tuple[int, int]:
-        info = get_worker_info()
-        return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.compress import check_exclusive, locked, note_partial_output, unwritable, write_widest
 from stochcl.api.labels import labels_of
 from stochcl.api.summary import Edit, Report, external_tables_note
-from stochcl.compress import Archive, edit, open_archive
-from stochcl.compress.export import export
+from stochcl.compress import Archive, FolderArchive, edit, open_archive
+from stochcl.compress.export import Exported, export
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
@@ -31,20 +31,13 @@ from stochcl.errors import (
     StochclError,
     UsageError,
 )
-from stochcl.files import check_output, is_file, make_folder, target_of
-from stochcl.messages import escape_name, plural
+from stochcl.files import PathLike, check_output, is_file, make_folder, target_of
+from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from stochcl.compress import FolderArchive
-    from stochcl.compress.export import Exported
-    from stochcl.entropy.tables import Tables
-
-    PathLike = str | os.PathLike[str]
-    Progress = Callable[[int, int], None]
-    Where = Iterable[Tables | PathLike]
+    from stochcl.entropy.tables import Tables, Where
 
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
@@ -83,23 +76,11 @@ def decompress(
 
 
 def transcode(
-    path: PathLike,
-    output: PathLike,
-    *,
-    latents: int | None = None,
-    rate: float | None = None,
-    select: Sequence[int] | PathLike | None = None,
-    refit: bool = False,
-    self_contained: bool = False,
-    external_tables: bool = False,
-    names: bool = True,
-    uncertainty: bool = True,
-    labels: PathLike | None = None,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    resume: bool = False,
-    progress: Progress = _silent,
-) -> Edit:
+    path: PathLike, output: PathLike, *, latents: int | None = None, rate: float | None = None,
+    select: Sequence[int] | PathLike | None = None, refit: bool = False, self_contained: bool = False,
+    external_tables: bool = False, names: bool = True, uncertainty: bool = True, labels: PathLike | None = None,
+    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = _silent,
+) -> Edit:  # fmt: skip
     """Write an archive anew, without images or encoder.
 
     Parameters
@@ -231,14 +212,9 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
 
 
 def merge(
-    paths: Sequence[PathLike],
-    output: PathLike,
-    *,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    resume: bool = False,
+    paths: Sequence[PathLike], output: PathLike, *, tables: Where = (), force: bool = False, resume: bool = False,
     progress: Progress = _silent,
-) -> Edit:
+) -> Edit:  # fmt: skip
     """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
 
     Parameters
@@ -279,15 +255,9 @@ def merge(
 
 
 def split(
-    path: PathLike,
-    folder: PathLike,
-    *,
-    rows: int | None = None,
-    parts: int | None = None,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    progress: Progress = _silent,
-) -> list[Report]:
+    path: PathLike, folder: PathLike, *, rows: int | None = None, parts: int | None = None, tables: Where = (),
+    force: bool = False, progress: Progress = _silent,
+) -> list[Report]:  # fmt: skip
     """Cut an archive into several, in order; only segments that a cut goes through are coded again.
 
     The first part has the list of skipped images; the bytes of the source are shared out by images.
@@ -346,9 +316,7 @@ def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -
     return [total * i // parts for i in range(parts + 1)]
 
 
-def resolve_tables(
-    model: str | os.PathLike[str] | None, path: str | os.PathLike[str] | None = None
-) -> tuple[Tables | Path, ...]:
+def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
     """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
 
     An archive whose decoder is nowhere is decoded by its model, if that is found by its hash. Only a model needs
@@ -372,7 +340,7 @@ def resolve_tables(
     return (Path(model),)
 
 
-def _by_hash(path: str | os.PathLike[str]) -> tuple[Tables, ...]:
+def _by_hash(path: PathLike) -> tuple[Tables, ...]:
     try:
         with open_archive(path) as archive:
             try:

@@ -17,15 +17,15 @@ from stochcl.compress import Writer, open_archive
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from stochcl.api.source import Given
     from stochcl.api.summary import Report
+    from stochcl.files import PathLike
+    from stochcl.messages import Progress
 
 
-def codec_of(
-    path: str | os.PathLike[str], model: str | os.PathLike[str] | None = None, *, device: str = "auto"
-) -> Codec:
+def codec_of(path: PathLike, model: PathLike | None = None, *, device: str = "auto") -> Codec:
     """Load the model of this name or file, or else the one that made an archive, which is found by its hash."""
     if model is None:
         with open_archive(path) as archive:
@@ -55,13 +55,9 @@ class Codec(CodecBase):
     """
 
     def compress(
-        self,
-        source: Given,
-        path: str | os.PathLike[str] | IO[bytes],
-        *,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        self, source: Given, path: PathLike | IO[bytes], *, progress: Progress = lambda done, total: None,
         **options: Any,
-    ) -> Report:
+    ) -> Report:  # fmt: skip
         """Compress a folder, an archive or an array of images, or a matrix of embeddings, to an archive.
 
         Parameters
@@ -103,7 +99,7 @@ class ImageWriter(Writer):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], codec: CodecBase, *, latents: int | None = None,
+        self, path: PathLike, codec: CodecBase, *, latents: int | None = None,
         uncertainty: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         self._codec = codec

@@ -14,14 +14,13 @@ from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, 
 from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
 from stochcl.training.options import LatentOptions
 from stochcl.training.outputs import circumstances
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     import numpy as np
@@ -64,14 +63,9 @@ def code_shape(
 
 
 def train_head(
-    train: NDArray[np.float32],
-    held: NDArray[np.float32],
-    *,
-    latents: int,
-    config: dict[str, Any] | None = None,
-    report: Callable[[FitProgress], None] = lambda progress: None,
-    **options: Any,
-) -> tuple[Encoder, dict[str, Any]]:
+    train: NDArray[np.float32], held: NDArray[np.float32], *, latents: int, config: dict[str, Any] | None = None,
+    report: Callable[[FitProgress], None] = lambda progress: None, **options: Any,
+) -> tuple[Encoder, dict[str, Any]]:  # fmt: skip
     """Train a model of vectors, and return it with its training record.
 
     Parameters
@@ -131,13 +125,9 @@ def train_head(
     looked_at = (held if len(held) else train)[:_LOOKED_AT]
     record = {
         "health": code_health(encode(encoder, looked_at, torch.device("cpu")).codes, encoder.config.posterior),
-        "rows": len(train),
-        "held_out": len(held),
-        "seconds": round(time.monotonic() - started),
-        "start": started_from,
-        "latents": fitted.record,
-        "entropy": fitted.record.get("entropy", {}),
-    } | circumstances("cpu, 1 processes")
+        "rows": len(train), "held_out": len(held), "seconds": round(time.monotonic() - started),
+        "start": started_from, "latents": fitted.record, "entropy": fitted.record.get("entropy", {}),
+    } | circumstances("cpu, 1 processes")  # fmt: skip
     return encoder, record
 
 
@@ -199,7 +189,7 @@ def codec_of(data: bytes) -> Codec:
         return Codec(path, device="cpu")
 
 
-def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
+def write_head(data: bytes, path: PathLike) -> None:
     """Write the bytes of a model's file, complete or not at all.
 
     Raises
@@ -214,9 +204,7 @@ def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
 _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "ladder", "reduced", "transform"})
 
 
-def vectors_among(
-    sources: Sequence[str | os.PathLike[str]], column: str | None = None
-) -> MatrixSource | ArrowVectors | None:
+def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> MatrixSource | ArrowVectors | None:
     """Return the embeddings that training was given, in matrices or tables, None where it was given images.
 
     Raises
@@ -241,7 +229,7 @@ def vectors_among(
     return found if isinstance(found, MatrixSource) else None
 
 
-def _is_array(path: str | os.PathLike[str]) -> bool:
+def _is_array(path: PathLike) -> bool:
     with suppress(OSError, ValueError):
         if Path(path).is_file():
             with Path(path).open("rb") as file:
@@ -250,12 +238,8 @@ def _is_array(path: str | os.PathLike[str]) -> bool:
 
 
 def train_matrix(
-    source: MatrixSource | ArrowVectors,
-    output: Path,
-    *,
-    report: Callable[[FitProgress], None],
-    **options: Any,
-) -> tuple[dict[str, Any], str]:
+    source: MatrixSource | ArrowVectors, output: Path, *, report: Callable[[FitProgress], None], **options: Any,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Train a model of vectors on a sample of rows and write its file; return its record and hash.
 
     Parameters

@@ -12,32 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl import downstream
-from stochcl.api.labels import (
-    LabelSource,
-    groups_of,
-    labels_of_test,
-    naming,
-    split_warning,
-)
-from stochcl.compress import open_archive
-from stochcl.entropy.fit import code_lengths
+from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
+from stochcl.compress import ArchiveBase, Header, open_archive
+from stochcl.entropy.model import code_lengths
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
-from stochcl.files import check_output, replacing, writing
-from stochcl.messages import escape_name, plural
+from stochcl.files import PathLike, check_output, replacing, writing
+from stochcl.messages import Progress, escape_name, plural
 from stochcl.options import Options, option
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import ArchiveBase, Header
     from stochcl.downstream import Evaluation, Task
-    from stochcl.entropy.tables import Tables
-
-    PathLike = str | os.PathLike[str]
-    Where = Iterable[Tables | PathLike]
+    from stochcl.entropy.tables import Where
 
 
 TASKS = ("classification", "regression")
@@ -157,7 +146,9 @@ class ProbeRows:
 def code_bits(archive: ArchiveBase, latents: int) -> NDArray[np.float32]:
     """Return what the first latents of each row cost under the model, in bits, shape (N,)."""
     selection = archive.header.selection and archive.header.selection[:latents]
-    parts = [code_lengths(codes.prefix(latents), archive.tables, selection) for codes in archive.iter_codes()]
+    # Always the tables' model, whatever segments are coded with: so rows of different archives compare.
+    model = archive.tables.candidates(latents, selection)[-1].model
+    parts = [code_lengths(codes.prefix(latents), model) for codes in archive.iter_codes()]
     return np.concatenate([np.zeros(0, np.float32), *parts])
 
 
@@ -244,16 +235,9 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
 
 
 def select(
-    path: PathLike,
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    tables: Where = (),
-    force: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
+    path: PathLike, output: PathLike, *, labels: PathLike | None = None, column: str | None = None,
+    level: int | None = None, tables: Where = (), force: bool = False, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
 
     The labels of all rows are used: to score what is chosen, keep the images to score on in another archive.
@@ -304,17 +288,10 @@ def select(
     numbers = range(header.latents) if header.selection is None else header.selection
     order = [int(numbers[column]) for column in found.order_]
     result = {
-        "schema": "stochcl.select/0",
-        "path": escape_name(path),
-        "images": len(rows.y),
-        "left_out": rows.left_out,
-        "task": asked.task,
-        "model": escape_name(header.model),
-        "model_sha256": header.model_sha256,
-        "latents": sorted(order),
-        "order": order,
-        "gains": [round(float(gain), 6) for gain in found.gains_],
-    }
+        "schema": "stochcl.select/0", "path": escape_name(path), "images": len(rows.y), "left_out": rows.left_out,
+        "task": asked.task, "model": escape_name(header.model), "model_sha256": header.model_sha256,
+        "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in found.gains_],
+    }  # fmt: skip
     with writing(output, "the selection"), replacing(output) as file:
         file.write(json.dumps(result).encode())
     return result
@@ -333,19 +310,11 @@ def evaluate(path: PathLike, *, column: str | None = None, **options: Any) -> tu
 
 
 def evaluate_targets(
-    path: PathLike,
-    *,
-    test: PathLike | None = None,
-    labels: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    columns: Sequence[str] = (),
-    level: int | None = None,
-    groups: str | None = None,
-    save: PathLike | None = None,
-    tables: Where = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    **options: Any,
-) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+    path: PathLike, *, test: PathLike | None = None, labels: PathLike | None = None,
+    test_labels: PathLike | None = None, columns: Sequence[str] = (), level: int | None = None,
+    groups: str | None = None, save: PathLike | None = None, tables: Where = (),
+    progress: Progress = lambda done, total: None, **options: Any,
+) -> tuple[dict[str, Evaluation], dict[str, Any]]:  # fmt: skip
     """Train a probe for each target on an archive's decoded codes, and score them.
 
     Parameters
@@ -394,14 +363,9 @@ def evaluate_targets(
     )
     progress(1, steps)
     facts = {
-        "schema": "stochcl.evaluate/0",
-        "path": escape_name(path),
-        "images": len(data.train.x),
-        "input": data.used,
-        "latents": data.width,
-        "model": escape_name(data.header.model),
-        "labels_from": data.origin,
-    }
+        "schema": "stochcl.evaluate/0", "path": escape_name(path), "images": len(data.train.x), "input": data.used,
+        "latents": data.width, "model": escape_name(data.header.model), "labels_from": data.origin,
+    }  # fmt: skip
     found: dict[str, Evaluation] = {}
     with naming(labels or path):
         for target in data.train.labels:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import Codec
 from stochcl.api.labels import check_label_options, labels_of_test, split_warning
@@ -15,11 +15,11 @@ from stochcl.api.models import find_model, initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.api.train import RunReport, open_images
 from stochcl.compress import Archive
-from stochcl.data import Preprocess
+from stochcl.data import ImageSource, Preprocess
 from stochcl.errors import UsageError
 from stochcl.messages import duration, escape_name
-from stochcl.training.images import classes_of, labeller, labels_of, read_images
-from stochcl.training.options import finetune_options
+from stochcl.training.images import ImageSet, classes_of, labeller, labels_of, read_images
+from stochcl.training.options import FinetuneOptions, finetune_options
 from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
@@ -27,15 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.data import ImageSource
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
-    from stochcl.training.images import ImageSet
-    from stochcl.training.options import FinetuneOptions
-
-    PathLike = str | os.PathLike[str]
+    from stochcl.files import PathLike
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,11 @@ class Scores:
     images: int
     test_top1: float
     test_top1_mirrored: float
-    codes_top1: float | None
-    codes_bits_per_image: float | None
-    codes_file_bytes: int | None
-    codes_top1_by_latents: dict[int, float]
     skipped: tuple[tuple[str, str], ...]
+    codes_top1: float | None = None
+    codes_bits_per_image: float | None = None
+    codes_file_bytes: int | None = None
+    codes_top1_by_latents: dict[int, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return the scores for people."""
@@ -127,16 +123,15 @@ def score(
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, codec.device)
     mirrored = with_mirrored(encoder, data.train, codec.device, plain)
-    stored = _Stored(None, None, {})
-    if config.classifies == "vectors":
-        stored = _score_file(codec, codec.classifier, source, label, workers)
+    vectors = config.classifies == "vectors"
     return Scores(
-        source=escape_name(Path(source).name), images=len(data.train), test_top1=100 * top1(plain, truth),
-        test_top1_mirrored=100 * top1(mirrored, truth), codes_top1=stored.top1_by_latents.get(config.latents),
-        codes_bits_per_image=stored.bits_per_image, codes_file_bytes=stored.bytes,
-        codes_top1_by_latents=stored.top1_by_latents,
+        source=escape_name(Path(source).name),
+        images=len(data.train),
+        test_top1=100 * top1(plain, truth),
+        test_top1_mirrored=100 * top1(mirrored, truth),
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
-    )  # fmt: skip
+        **(_score_file(codec, codec.classifier, source, label, workers) if vectors else {}),
+    )
 
 
 def read_labelled(
@@ -149,18 +144,10 @@ def read_labelled(
     )
 
 
-class _Stored(NamedTuple):
-    """What a file of codes takes, and how well its vectors are classified."""
-
-    bits_per_image: float | None
-    bytes: int | None
-    top1_by_latents: dict[int, float]
-
-
 def _score_file(
     codec: Codec, classifier: tuple[NDArray[Any], NDArray[Any]], source: PathLike, label: Callable[[str], str],
     workers: int,
-) -> _Stored:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
@@ -171,7 +158,12 @@ def _score_file(
         with Archive(path, tables=[codec.tables]) as archive:
             truth = class_indices([label(name) for name in archive.names or ()], config.classes)
             found = {rung: 100 * top1(archive.to_vectors(rung) @ weight.T + bias, truth) for rung in config.ladder}
-            return _Stored(archive.parts()["codes"] * 8 / len(archive), archive.size, found)
+            return {
+                "codes_top1": found[config.latents],
+                "codes_bits_per_image": archive.parts()["codes"] * 8 / len(archive),
+                "codes_file_bytes": archive.size,
+                "codes_top1_by_latents": found,
+            }
 
 
 @dataclass(frozen=True)
@@ -208,25 +200,12 @@ class FinetuneReport(RunReport):
 
 
 def finetune(
-    model: PathLike,
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    test: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    label_level: int | None = None,
-    init: PathLike | None = None,
-    preset: str | None = None,
-    hold_out: int = 0,
-    workers: int = 1,
-    cache: PathLike | None = None,
-    log: PathLike | None = None,
-    resume: bool = False,
-    force: bool = False,
-    report: Callable[[Any], None] = lambda progress: None,
-    **options: Any,
-) -> FinetuneReport:
+    model: PathLike, sources: Sequence[PathLike], output: PathLike, *, labels: PathLike | None = None,
+    test: PathLike | None = None, test_labels: PathLike | None = None, label_level: int | None = None,
+    init: PathLike | None = None, preset: str | None = None, hold_out: int = 0, workers: int = 1,
+    cache: PathLike | None = None, log: PathLike | None = None, resume: bool = False, force: bool = False,
+    report: Callable[[Any], None] = lambda progress: None, **options: Any,
+) -> FinetuneReport:  # fmt: skip
     """Train a model on labels, through its stochastic layer, and write it with its classifier.
 
     Parameters
@@ -264,8 +243,7 @@ def finetune(
     files = RunFiles.of(output, log)
     files.check(resume=resume, force=force)
     settings = _settings(sources, preset, options)
-    base = _base(model)
-    encoder, weights = _start(base, settings, init)
+    base, encoder, weights = _start(model, settings, init)
     opened = [open_images(path) for path in sources]
     label = labeller(opened, labels, label_level)
     test_labels, truth = (None, []) if test is None else _of_test(opened, test, labels, test_labels, label_level)
@@ -309,24 +287,19 @@ def _settings(sources: Sequence[PathLike], preset: str | None, options: dict[str
     return settings
 
 
-def _base(model: PathLike) -> ModelFile:
+def _start(
+    model: PathLike, settings: FinetuneOptions, init: PathLike | None
+) -> tuple[ModelFile, Encoder, Initialisation | None]:
+    """Return the model, the encoder to begin with, and what is known of its weights if they are not the model's."""
     from stochcl.encoders.modelfile import load_model
+    from stochcl.encoders.pretrained import init_backbone
+    from stochcl.training.finetune import starting_point
 
     base = load_model(find_model(model))
     if base.encoder.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
-    return base
-
-
-def _start(
-    base: ModelFile, settings: FinetuneOptions, init: PathLike | None
-) -> tuple[Encoder, Initialisation | None]:
-    """Return the encoder to begin with, and what is known of its weights if they are not the model's."""
-    from stochcl.encoders.pretrained import init_backbone
-    from stochcl.training.finetune import starting_point
-
     encoder = starting_point(base.encoder, settings)
-    return encoder, None if init is None else init_backbone(encoder, initial_weights(init))
+    return base, encoder, None if init is None else init_backbone(encoder, initial_weights(init))
 
 
 def _of_test(

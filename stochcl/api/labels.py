@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 from stochcl.codes import folder_label
 from stochcl.data import read_labels
 from stochcl.errors import LabelsError, UsageError, option_name
-from stochcl.files import is_file
+from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
     from stochcl.compress import ArchiveBase
 
-    PathLike = str | os.PathLike[str]
 
 _COLUMN, _LEVEL = ("--label-column", "column"), ("--label-level", "level")
 _SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"])

@@ -15,7 +15,7 @@ from stochcl.codes import bits_per_symbol
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.entropy.tables import is_packaged
 from stochcl.errors import ModelError, ModelNotFound, UsageError
-from stochcl.files import is_file
+from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -50,12 +50,9 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON types."""
         return {
-            "name": escape_name(self.name),
-            "path": escape_name(self.path),
-            "bytes": self.bytes,
-            "config": self.config,
-            "record": self.record,
-        }
+            "name": escape_name(self.name), "path": escape_name(self.path), "bytes": self.bytes,
+            "config": self.config, "record": self.record,
+        }  # fmt: skip
 
     def lines(self) -> list[str]:
         """Return the card for people."""
@@ -97,7 +94,7 @@ def _folders() -> Iterator[Path]:
             yield Path(folder)
 
 
-def find_model(model: str | os.PathLike[str]) -> Path:
+def find_model(model: PathLike) -> Path:
     """Return the file of a model, given its name or its path.
 
     Raises
@@ -124,7 +121,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     )
 
 
-def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Path:
+def model_of(header: Header, beside: PathLike | None = None) -> Path:
     """Return the file of the model that made an archive, by its hash.
 
     It is looked for in the package, in ``$STOCHCL_MODELS``, beside the archive and in the current folder.
@@ -149,13 +146,13 @@ def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Pa
     )
 
 
-def portable_name(model: str | os.PathLike[str]) -> str:
+def portable_name(model: PathLike) -> str:
     """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
     path, embedded = Path(model), {path.stem for path in embedded_models()}
     return str(path.absolute()) if str(model) not in embedded and is_file(path) else str(model)
 
 
-def initial_weights(init: str | os.PathLike[str]) -> Path:
+def initial_weights(init: PathLike) -> Path:
     """Return the file that a backbone begins with: an embedded model's, an installed package's, or the one named.
 
     Raises
@@ -202,8 +199,9 @@ def _card(path: Path) -> ModelCard:
     except OSError as exc:
         raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        msg = f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
-        raise ModelError(msg) from exc
+        raise ModelError(
+            f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
+        ) from exc
     return card
 
 
@@ -339,7 +337,7 @@ def _text(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else escape_name(str(value))
 
 
-def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
+def model_info(model: PathLike = DEFAULT) -> ModelInfo:
     """Read a model file, check it, and say what it is.
 
     Parameters

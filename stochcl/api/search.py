@@ -11,22 +11,20 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
-from stochcl.compress import open_archive
+from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import ArrowVectors, MatrixSource, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import ArchiveBase
-    from stochcl.entropy.tables import Decoder, Tables
+    from stochcl.entropy.tables import Decoder, Where
+    from stochcl.files import PathLike
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.search/0"
 
@@ -44,17 +42,10 @@ class _Query:
 
 
 def search(
-    path: PathLike,
-    images: Sequence[PathLike] = (),
-    *,
-    names: Sequence[str] = (),
-    rows: Sequence[int] = (),
-    model: str | None = None,
-    device: str = "auto",
-    tables: Iterable[Tables | PathLike] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    path: PathLike, images: Sequence[PathLike] = (), *, names: Sequence[str] = (), rows: Sequence[int] = (),
+    model: str | None = None, device: str = "auto", tables: Where = (), progress: Progress = lambda done, total: None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Find the rows of an archive that are nearest to images, or to rows of its own.
 
     By vectors the comparison is asymmetric: an image's float features are held against the vectors that codes decode
@@ -139,11 +130,11 @@ def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Seque
 
 def _given(path: Path) -> Iterator[_Query]:
     """Yield what a file holds: an image, or the rows of a matrix or table."""
-    source = open_arrow([path], takes=1)
-    if source is None and path.suffix.lower() != ".npy":
+    table = open_arrow([path], takes=1)
+    if table is None and path.suffix.lower() != ".npy":
         yield _Query(escape_name(path), -1, path)
         return
-    source = open_source(path) if source is None else source
+    source = open_source(path) if table is None else table
     if not isinstance(source, MatrixSource | ArrowVectors):
         raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or embeddings.")
     for batch in source.batches(_ROWS) if isinstance(source, MatrixSource) else source.vectors():

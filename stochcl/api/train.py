@@ -14,7 +14,7 @@ from stochcl.api.summary import skipped_json
 from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import duration, escape_name, plural
-from stochcl.training.options import load_preset, options_from
+from stochcl.training.options import TrainOptions, load_preset, options_from
 from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.pretrained import Initialisation
+    from stochcl.files import PathLike
     from stochcl.training.images import ImageSet
     from stochcl.training.loop import FitProgress
-    from stochcl.training.options import TrainOptions
     from stochcl.training.pretrain import Trainer, TrainProgress
-
-    PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -85,24 +83,13 @@ class TrainReport(RunReport):
 
 
 def train(
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    preset: str | None = None,
-    hold_out: int | None = None,
-    workers: int = 1,
-    init: PathLike | None = None,
-    log: PathLike | None = None,
-    tensorboard: PathLike | None = None,
-    cache: PathLike | None = None,
-    resume: bool = False,
-    force: bool = False,
-    most_images: int | None = None,
-    column: str | None = None,
-    share_backbone: bool = False,
+    sources: Sequence[PathLike], output: PathLike, *, preset: str | None = None, hold_out: int | None = None,
+    workers: int = 1, init: PathLike | None = None, log: PathLike | None = None, tensorboard: PathLike | None = None,
+    cache: PathLike | None = None, resume: bool = False, force: bool = False, most_images: int | None = None,
+    column: str | None = None, share_backbone: bool = False,
     report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
-) -> TrainReport | None:
+) -> TrainReport | None:  # fmt: skip
     """Train an encoder and write its model file.
 
     Parameters
@@ -310,17 +297,10 @@ _MOST_WORKERS = 8
 
 
 def adapt(
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    model: PathLike = DEFAULT,
-    rate: float | None = None,
-    hold_out: int = 0,
-    seed: int = 0,
-    device: str = "auto",
-    force: bool = False,
+    sources: Sequence[PathLike], output: PathLike, *, model: PathLike = DEFAULT, rate: float | None = None,
+    hold_out: int = 0, seed: int = 0, device: str = "auto", force: bool = False,
     report: Callable[[Any], None] = lambda progress: None,
-) -> TrainReport:
+) -> TrainReport:  # fmt: skip
     """Fit residual latents to images, on the features of a finished model, and write a model file.
 
     The network is the model's, bit for bit; if the model comes with the package, the file leaves the network out and

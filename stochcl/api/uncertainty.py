@@ -8,51 +8,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stochcl.api.evaluate import ProbeOptions, ProbeRows, read_data
+from stochcl.api.evaluate import ProbeData, ProbeOptions, ProbeRows, read_data
 from stochcl.api.labels import LabelSource, naming, split_warning
-from stochcl.compress import open_archive
+from stochcl.compress import Header, open_archive
+from stochcl.downstream import uncertainty as of
 from stochcl.downstream.metrics import labelled, make_splits
-from stochcl.downstream.uncertainty import (
-    CONFIDENCE,
-    ENTROPY,
-    NEEDS_LABELS,
-    SCORES,
-    CodeBatch,
-    UncertaintyScorer,
-    auroc,
-    check_plot,
-    difference,
-    draw_refusal,
-    refuse,
-)
 from stochcl.errors import ModelMismatch, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from stochcl.api.evaluate import ProbeData
-    from stochcl.compress import Header
-    from stochcl.entropy.tables import Tables
-
-    PathLike = str | os.PathLike[str]
-    Where = Iterable[Tables | PathLike]
+    from stochcl.entropy.tables import Where
+    from stochcl.files import PathLike
 
 
 def measure_uncertainty(
-    path: PathLike,
-    *,
-    test: PathLike | None = None,
-    labels: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    outside: Sequence[PathLike] = (),
-    plot: PathLike | None = None,
-    tables: Where = (),
-    **options: Any,
-) -> dict[str, Any]:
+    path: PathLike, *, test: PathLike | None = None, labels: PathLike | None = None,
+    test_labels: PathLike | None = None, column: str | None = None, level: int | None = None,
+    outside: Sequence[PathLike] = (), plot: PathLike | None = None, tables: Where = (), **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Hold the stored entropy, and scores beside it, against a probe's errors and against foreign images.
 
     Parameters
@@ -85,7 +60,7 @@ def measure_uncertainty(
     started, asked, tables = time.monotonic(), ProbeOptions(**options), tuple(tables)
     source = LabelSource(labels, () if column is None else (column,), level)
     if plot is not None:
-        check_plot(plot)
+        of.check_plot(plot)
     data = read_data(path, test, source, test_labels, asked, tables, lengths=True)
     answers = Answers(data, asked)
     found = answers.errors()
@@ -98,7 +73,7 @@ def measure_uncertainty(
         facts["test"] = escape_name(test)
     if plot is not None:
         title = f"{facts['images']:,} images, {found['estimator']} on {data.used}, model {data.header.model}"
-        draw_refusal(answers.curves, plot, title=title, chance=found["accuracy"])
+        of.draw_refusal(answers.curves, plot, title=title, chance=found["accuracy"])
         facts["plot"] = escape_name(plot)
     return facts | found | {"seed": asked.seed, "seconds": round(time.monotonic() - started, 3)}
 
@@ -119,10 +94,10 @@ def _check_alike(header: Header, data: ProbeData, path: PathLike, latents: int |
         raise UsageError(f"{shown}: it holds other latents than {first}; --latents K takes the first K of both.")
 
 
-def batch_of(rows: ProbeRows) -> CodeBatch:
+def batch_of(rows: ProbeRows) -> of.CodeBatch:
     """Return rows, read with their lengths, as scores are computed of them."""
     assert rows.lengths is not None
-    return CodeBatch(rows.x, rows.symbols, rows.lengths, rows.uncertainty)
+    return of.CodeBatch(rows.x, rows.symbols, rows.lengths, rows.uncertainty)
 
 
 class Answers:
@@ -159,7 +134,7 @@ class Answers:
         known, binary = batch_of(train).take(rows.kept), data.header.alphabet == 2
         for first, second in reversed(splits):
             self.trained, self.own = len(first), second
-            self.scorer = UncertaintyScorer(
+            self.scorer = of.UncertaintyScorer(
                 known.take(first), rows.y[first], estimator=asked.estimator, binary=binary, seed=self.seed
             )
             answers, self.own_scores = self.scorer.answers(self.rows.take(second))
@@ -169,35 +144,30 @@ class Answers:
 
     def errors(self) -> dict[str, Any]:
         """Return accuracy, and for each score its error AUROC, and what refusing by it keeps."""
-        scores, refused = {}, {}
-        self.curves = {
-            f"{name}{' (needs labels)' if name in NEEDS_LABELS else ''}": refuse(self.wrong, values, seed=self.seed)
-            for name, values in self.scores.items()
-        }
-        for (name, values), curve in zip(self.scores.items(), self.curves.values(), strict=True):
-            found = auroc(self.wrong, values)
-            entry = {"is": SCORES[name], "needs_labels": name in NEEDS_LABELS}
+        scores, refused, self.curves = {}, {}, {}
+        sure = self.scores[of.CONFIDENCE]
+        for name, values in self.scores.items():
+            labelled_only, found = name in of.NEEDS_LABELS, of.auroc(self.wrong, values)
+            entry = {"is": of.SCORES[name], "needs_labels": labelled_only}
             entry |= {"auroc": None, "interval": None} if found is None else found.to_json()
-            if name != CONFIDENCE and (less := difference(self.wrong, values, self.scores[CONFIDENCE])) is not None:
+            if name != of.CONFIDENCE and (less := of.difference(self.wrong, values, sure)) is not None:
                 entry["minus_confidence"] = {"value": round(less[0], 4), "interval": [round(v, 4) for v in less[1:]]}
-            scores[name] = entry
-            refused[name] = [kept.to_json() for kept in curve]
+            curve = of.refuse(self.wrong, values, seed=self.seed)
+            scores[name], refused[name] = entry, [kept.to_json() for kept in curve]
+            self.curves[f"{name} (needs labels)" if labelled_only else name] = curve
         if not self.wrong.any() or self.wrong.all():
             said = "none" if not self.wrong.any() else "all"
             self.notes.append(f"{said} of the answers are wrong, so that there is no AUROC of errors")
         return {
-            "trained_on": self.trained,
-            "estimator": self.scorer.estimator,
-            "accuracy": round(float(1 - self.wrong.mean()), 4),
-            "scores": scores,
-            "refused": refused,
+            "trained_on": self.trained, "estimator": self.scorer.estimator,
+            "accuracy": round(float(1 - self.wrong.mean()), 4), "scores": scores, "refused": refused,
             "notes": self.notes,
-        }
+        }  # fmt: skip
 
     def outside(self, other: ProbeRows) -> dict[str, Any]:
         """Tell the images of another archive from those answered."""
         rows, name = batch_of(other), escape_name(other.path)
-        if rows.entropy is None and ENTROPY in self.scores:
+        if rows.entropy is None and of.ENTROPY in self.scores:
             self.notes.append(f"{name}: it has no uncertainty stored; the entropy is left out there")
         _, scores = self.scorer.answers(rows)
         return {"what": name, "images": len(rows), "scores": told_apart(scores, self.own_scores)}
@@ -208,7 +178,7 @@ def told_apart(scores: dict[str, NDArray[np.float64]], inside: dict[str, NDArray
     told = {}
     for name in [name for name in inside if name in scores]:
         both = np.concatenate([scores[name], inside[name]])
-        found = auroc(np.arange(len(both)) < len(scores[name]), both)
+        found = of.auroc(np.arange(len(both)) < len(scores[name]), both)
         if found is not None:
             told[name] = found.to_json()
     return told

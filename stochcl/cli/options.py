@@ -11,14 +11,12 @@ import click
 
 from stochcl.api.source import check_paths_exist
 from stochcl.errors import UsageError
-from stochcl.options import check_value, declared, item_of, kind_of, option_of
+from stochcl.options import Options, check_value, declared, item_of, kind_of, option_of
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from dataclasses import Field
-
-    from stochcl.options import Options
 
     Decorator = Callable[[Any], Any]
 

@@ -226,7 +226,8 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     """
     from stochcl.api.train import is_first_process, train
 
-    with progress_bar("images", rate=False) if is_first_process() else nullcontext(_no_progress) as bar:
+    silent: Any = nullcontext(lambda *given: None)  # of the other processes
+    with progress_bar("images", rate=False) if is_first_process() else silent as bar:
         report = train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
     if report is not None:
         _show_trained(report, as_json=as_json)
@@ -269,7 +270,3 @@ def _show_trained(report: TrainReport, *, as_json: bool) -> None:
     for warning in report.warnings:
         say(warning)
     show(report.to_json(), report.lines(), as_json=as_json)
-
-
-def _no_progress(done: float, total: float, note: str = "") -> None:
-    """Show nothing: another process does."""

@@ -6,14 +6,14 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.downstream import metrics
-from stochcl.downstream.metrics import LabelledRows, find_duplicates, labelled, make_splits
-from stochcl.downstream.probes import Fitted, make_estimator
+from stochcl.downstream.metrics import Duplicates, LabelledRows, find_duplicates, labelled, make_splits
+from stochcl.downstream.probes import Fitted, Task, make_estimator
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-    from stochcl.downstream.metrics import Duplicates
-    from stochcl.downstream.probes import Task
 
     Part = tuple[NDArray[np.floating], NDArray[Any], NDArray[np.floating], NDArray[Any]]
 
@@ -145,26 +142,18 @@ def _shown(classes: Sequence[str]) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """Return lists for tuples, and None for what JSON has no number for."""
-    if hasattr(value, "to_json"):
-        return value.to_json()
+    if is_dataclass(value):
+        return vars(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluate(
-    x: ArrayLike,
-    y: Sequence[object] | ArrayLike,
-    *,
-    task: Task = "classification",
-    estimator: str = "auto",
-    seed: int = 0,
-    folds: int = 5,
-    test_size: float | None = None,
-    groups: Sequence[object] | ArrayLike | None = None,
-    names: Sequence[str] | None = None,
-    symbols: NDArray[np.integer] | None = None,
-) -> Evaluation:
+    x: ArrayLike, y: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto",
+    seed: int = 0, folds: int = 5, test_size: float | None = None, groups: Sequence[object] | ArrayLike | None = None,
+    names: Sequence[str] | None = None, symbols: NDArray[np.integer] | None = None,
+) -> Evaluation:  # fmt: skip
     """Score a probe by cross-validation, or on a random part of the rows that is held out.
 
     Parameters
@@ -229,7 +218,8 @@ def evaluate_split(
         raise LabelsError("none of the images to score on has a label; give labels with --labels.")
     notes = _left_out(train, " to train on") + _left_out(test, " to score on")
     if task == "classification" and (new := sorted(set(test.y.tolist()) - set(train.y.tolist()))):
-        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {_few(new)}")
+        few = ", ".join(map(repr, new[:3])) + (", ..." if len(new) > 3 else "")
+        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {few}")
     probe = _Probe(task, estimator, seed, train.symbols and test.symbols, train.binary and test.binary)
     found = None
     if symbols is not None:
@@ -370,10 +360,6 @@ def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp
 
 def _left_out(rows: LabelledRows, which: str = "") -> list[str]:
     return [f"{rows.left_out:,} images{which} have no label and were left out"] if rows.left_out else []
-
-
-def _few(classes: list[str], shown: int = 3) -> str:
-    return ", ".join(repr(name) for name in classes[:shown]) + (", ..." if len(classes) > shown else "")
 
 
 def _first_line(message: object) -> str:

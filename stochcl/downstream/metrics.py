@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.codes import label_text, plain_label
-from stochcl.downstream.probes import TASKS
+from stochcl.downstream.probes import TASKS, Task
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-    from stochcl.downstream.probes import Task
 
     Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 
@@ -132,10 +130,6 @@ class Duplicates:
     identical: int
     near: int
     differ: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the counts by name."""
-        return asdict(self)
 
     def line(self) -> str:
         """Return the counts for people."""
@@ -267,14 +261,10 @@ def _splitter(task: Task, folds: int, test_size: float | None, groups: NDArray[A
 
     by_class = task == "classification"
     if test_size is not None:
-        kind = ms.StratifiedShuffleSplit if by_class else ms.ShuffleSplit
-        if groups is not None:
-            kind = ms.GroupShuffleSplit
-        return kind(1, test_size=test_size, random_state=seed)
+        kind: Any = ms.StratifiedShuffleSplit if by_class else ms.ShuffleSplit
+        return (kind if groups is None else ms.GroupShuffleSplit)(1, test_size=test_size, random_state=seed)
     if groups is None:
-        return (ms.StratifiedKFold if by_class else ms.KFold)(folds, shuffle=True, random_state=seed)
-    return (
-        ms.StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        if by_class
-        else ms.GroupKFold(folds, shuffle=True, random_state=seed)
-    )
+        kind = ms.StratifiedKFold if by_class else ms.KFold
+    else:
+        kind = ms.StratifiedGroupKFold if by_class else ms.GroupKFold
+    return kind(folds, shuffle=True, random_state=seed)

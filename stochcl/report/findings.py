@@ -13,23 +13,21 @@ from stochcl.api.labels import labels_of, naming
 from stochcl.api.summary import Report
 from stochcl.codes import Codes
 from stochcl.data import read_labels
-from stochcl.downstream import evaluate, fit
+from stochcl.downstream import Evaluation, Task, evaluate, fit
 from stochcl.downstream import interpretation as of
 from stochcl.downstream.metrics import labelled, make_splits
-from stochcl.entropy.fit import latent_lengths
+from stochcl.entropy.model import latent_lengths
 from stochcl.errors import LabelsError, StochclError, UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase
-    from stochcl.downstream import Evaluation, Task
+    from stochcl.files import PathLike
 
-    PathLike = str | os.PathLike[str]
 
 RUN = 64  # consecutive rows taken together, since rows are decoded in blocks
 READ_ROWS = 4096  # decoded at a time
@@ -65,8 +63,7 @@ class Labels:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which rows have a label."""
-        known: NDArray[np.bool_] = np.isfinite(self.y) if self.task == "regression" else self.y != ""
-        return known
+        return np.isfinite(self.y) if self.task == "regression" else self.y != ""
 
     def of_row(self, row: int) -> str:
         """Return the label of a sampled row as text, empty where there is none."""
@@ -117,7 +114,7 @@ def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
 
 def read_data(
     archive: ArchiveBase, path: PathLike, *, labels: PathLike | None, column: str | None, level: int | None,
-    task: Task, most: int, seed: int, progress: Callable[[int, int], None],
+    task: Task, most: int, seed: int, progress: Progress,
 ) -> ReportData:  # fmt: skip
     """Read the facts and the sampled rows of an open archive."""
     if not len(archive):
@@ -193,8 +190,7 @@ class Probe:
         """Return probabilities of the classes, shape (n, C), or a number for each row, shape (n, 1)."""
         given = x.astype(np.float32) if self.symbols else x
         if self.classes:
-            shares: NDArray[np.float64] = self.fitted.predict_proba(given)
-            return shares
+            return self.fitted.predict_proba(given)
         return np.asarray(self.fitted.predict(given), np.float64).reshape(-1, 1)
 
 

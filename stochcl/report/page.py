@@ -15,11 +15,10 @@ import numpy as np
 
 from stochcl.data import ImageSource, Preprocess, open_source
 from stochcl.errors import EnvironmentFault, ImageError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from jinja2 import Environment
@@ -91,7 +90,7 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def write_page(path: str | os.PathLike[str], text: str) -> None:
+def write_page(path: PathLike, text: str) -> None:
     """Write a page, whole or not at all."""
     with writing(path, "the page"), replacing(path) as file:
         file.write(text.encode("utf-8"))
@@ -109,7 +108,7 @@ def thumbnail(pixels: NDArray[Any]) -> str:
 class Thumbnails:
     """Thumbnails of a source's images; counts which images were ``asked`` for and which are ``missing``."""
 
-    def __init__(self, path: str | os.PathLike[str], *, size: int = 96) -> None:
+    def __init__(self, path: PathLike, *, size: int = 96) -> None:
         source = open_source(path)
         if not isinstance(source, ImageSource):
             raise UsageError(f"{escape_name(path)}: this holds vectors; thumbnails are made of images.")
@@ -140,12 +139,8 @@ class Thumbnails:
 
 INK, SOFT, LINE, ACCENT, PAPER = "#1c1c1f", "#6b6b71", "#d9d9df", "#0a5fd1", "#fffffe"
 VARIABLES = {
-    INK: "var(--ink)",
-    SOFT: "var(--soft)",
-    LINE: "var(--line)",
-    ACCENT: "var(--accent)",
-    PAPER: "var(--paper)",
-}
+    INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", ACCENT: "var(--accent)", PAPER: "var(--paper)",
+}  # fmt: skip
 KEPT = {"viewBox", "d", "x", "y", "style", "transform"}  # attributes
 MAP = (6.4, 4.2)  # inches of a map; its plot fills it
 DOT = 2.6  # points across; a page may set --dot where a map is shown smaller

@@ -12,10 +12,10 @@ from stochcl import __version__
 from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
 from stochcl.errors import SourceError, UsageError
-from stochcl.files import check_output
+from stochcl.files import PathLike, check_output
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
-from stochcl.report.findings import compute_findings, read_data
+from stochcl.report.findings import Findings, ReportData, compute_findings, read_data
 from stochcl.report.page import (
     ACCENT,
     Thumbnails,
@@ -31,18 +31,15 @@ from stochcl.report.page import (
 )
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from markupsafe import Markup
     from numpy.typing import NDArray
 
     from stochcl.downstream import Task
     from stochcl.downstream.interpretation import Intervention
-    from stochcl.entropy.tables import Tables
-    from stochcl.report.findings import Findings, ReportData
+    from stochcl.entropy.tables import Where
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.report/0"
 SAMPLE = 20_000
@@ -59,7 +56,7 @@ PATCHES = 12, 8  # of the map, each with one picture
 def write_report(
     path: PathLike, output: PathLike, *, images: PathLike | None = None, labels: PathLike | None = None,
     column: str | None = None, level: int | None = None, task: Task = "classification", shown: int = 12,
-    sample: int = SAMPLE, seed: int = 0, tables: Iterable[Tables | PathLike] = (), force: bool = False,
+    sample: int = SAMPLE, seed: int = 0, tables: Where = (), force: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write one HTML page that explains an archive.
@@ -171,8 +168,7 @@ class View:
 
     def ranked(self) -> list[int]:
         """Return all columns, the strongest first."""
-        order: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
-        return order
+        return np.argsort(-self.found.scores, kind="stable").tolist()
 
     def cost_plot(self) -> Markup:
         """Draw the bits of the first latents."""

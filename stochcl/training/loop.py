@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.training.outputs import Log
 
 
 _MEASURE_SHARE, _MEASURE_SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
@@ -190,7 +189,7 @@ class TrainingLoop(ABC):
     def __init__(
         self, schedule: Schedule, optimizer: torch.optim.Optimizer | None = None, *,
         clipped: Iterable[nn.Parameter] = (), device: torch.device | None = None, ema: EMA | None = None,
-        checkpoint: Path | None = None, logs: Sequence[Log] = (),
+        checkpoint: Path | None = None, logs: Sequence[Any] = (),
         report: Callable[[Any], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         self.schedule, self.clipped, self.ema = schedule, list(clipped), ema

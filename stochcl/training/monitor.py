@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from stochcl.encoders.inference import encode
-from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.entropy.fit import hard_rate, measure_ones
+from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.entropy.independent import node_counts
+from stochcl.entropy.model import hard_rate, measure_ones
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.posteriors import Posterior
     from stochcl.training.quantiser import Metric
 
 
@@ -40,16 +39,11 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
         if family != "residual":  # whose last signs are near coin tosses by design
             certainty = round(1 - entropy / (codes.latents * float(np.log2(codes.alphabet))), 4)
     return {
-        "rows": len(codes),
-        "latents": codes.latents,
-        "used": int(used.sum()),
-        "dead": int((~used).sum()),
-        "bits": round(float(entropies.sum()), 3),
-        "distinct": len(np.unique(codes.packed, axis=0)),
-        "correlation": round(_correlation(codes.symbols()[:, used], family), 4),
-        "entropy": entropy,
+        "rows": len(codes), "latents": codes.latents, "used": int(used.sum()), "dead": int((~used).sum()),
+        "bits": round(float(entropies.sum()), 3), "distinct": len(np.unique(codes.packed, axis=0)),
+        "correlation": round(_correlation(codes.symbols()[:, used], family), 4), "entropy": entropy,
         "certainty": certainty,
-    }
+    }  # fmt: skip
 
 
 def health_warnings(health: dict[str, Any]) -> tuple[str, ...]:
@@ -89,8 +83,7 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     ones, visits = node_counts(codes)
     # A symbol's entropy is that of its decisions, each where it is taken.
     bits = sum(-n * np.log2(np.maximum(n, 1) / np.maximum(visits, 1)) for n in (ones, visits - ones))
-    entropies: NDArray[np.float64] = np.maximum(np.sum(bits, axis=1) / len(codes), 0)
-    return entropies
+    return np.maximum(np.sum(bits, axis=1) / len(codes), 0)
 
 
 def _correlation(symbols: NDArray[np.integer], family: str) -> float:

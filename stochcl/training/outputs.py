@@ -9,12 +9,12 @@ import os
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
 from stochcl.encoders.packaged import read_tensors
 from stochcl.errors import MissingExtraError, OutputError, OutputExists, TrainingError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.pretrained import Initialisation
-
-    PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -92,17 +90,11 @@ def circumstances(hardware: str) -> dict[str, Any]:
 def run_record(loop: Any, init: Initialisation | None, measured: dict[str, float]) -> dict[str, Any]:
     """Return what a record says of a run on images; ``loop`` is a Trainer or a Finetuner."""
     return {
-        "images": len(loop.data.train),
-        "held_out": len(loop.data.held),
-        "steps": loop.step,
-        "images_seen": loop.step * loop.batch,
-        "seconds": round(loop.elapsed),
-        "init": init.to_json() if init else None,
-        "options": asdict(loop.options),
-        "precision": loop.precision,
-        "measured": {name: round(value, 4) for name, value in measured.items()},
-        "entropy": loop.entropy_record,
-    } | circumstances(f"{loop.device.type}, {loop.world_size} processes")
+        "images": len(loop.data.train), "held_out": len(loop.data.held), "steps": loop.step,
+        "images_seen": loop.step * loop.batch, "seconds": round(loop.elapsed),
+        "init": init.to_json() if init else None, "options": asdict(loop.options), "precision": loop.precision,
+        "measured": {name: round(value, 4) for name, value in measured.items()}, "entropy": loop.entropy_record,
+    } | circumstances(f"{loop.device.type}, {loop.world_size} processes")  # fmt: skip
 
 
 KIND = "stochcl-checkpoint-0"
@@ -137,11 +129,10 @@ def load_checkpoint(
             same = "give the same options"
             if "precision" in differing:  # nobody need have given it: auto depends on the machine and the version
                 same += f" (--precision {escape_name(str(stored.get('precision')))})"
-            msg = (
+            raise TrainingError(
                 f"{escape_name(path)}: this checkpoint belongs to a run with another "
                 f"{' and '.join(differing) or 'format'}; {same}, or delete it to start anew."
             )
-            raise TrainingError(msg)
         slots = _optimizer_slots(tensors, optimizer)
         for prefix, module in modules.items():
             module.load_state_dict(_under(tensors, prefix))
@@ -164,25 +155,16 @@ def _optimizer_slots(tensors: dict[str, Tensor], optimizer: torch.optim.Optimize
         slots.setdefault(int(i), {})[key] = tensor
     parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     if set(slots) != set(range(len(parameters))):
-        msg = f"it has optimizer states of {len(slots)} parameters, not of {len(parameters)}"
-        raise ValueError(msg)
+        raise ValueError(f"it has optimizer states of {len(slots)} parameters, not of {len(parameters)}")
     for position, slot in slots.items():
         shapes = {parameters[position].shape, ()}
         if set(slot) != set(slots[0]) or not {v.shape for v in slot.values()} <= shapes:
-            msg = f"the optimizer's state of parameter {position} is incomplete or of another shape"
-            raise ValueError(msg)
+            raise ValueError(f"the optimizer's state of parameter {position} is incomplete or of another shape")
     return slots
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-
-
-class Log(Protocol):
-    """A sink for the figures of a run."""
-
-    def write(self, progress: DataclassInstance) -> None:
-        """Write the figures of a step; what was not measured is left out."""
 
 
 class FileLog:
@@ -210,8 +192,9 @@ class TensorBoardLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as exc:
-            msg = "logs for TensorBoard need its package; install it with: pip install 'stochcl[tensorboard]'."
-            raise MissingExtraError(msg) from exc
+            raise MissingExtraError(
+                "logs for TensorBoard need its package; install it with: pip install 'stochcl[tensorboard]'."
+            ) from exc
         with writing(folder, "the log"):
             self._writer: Any = SummaryWriter(str(folder))
 

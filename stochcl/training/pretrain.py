@@ -21,7 +21,7 @@ from stochcl.training.latents import FittedLatents, LatentStage, RateController
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
 from stochcl.training.objectives import Losses, StochasticContrastive
-from stochcl.training.options import LatentOptions
+from stochcl.training.options import LatentOptions, TrainOptions
 from stochcl.training.outputs import FileLog
 from stochcl.training.quantiser import start_latents
 from stochcl.training.residual import check_objective, fit_residual
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
-    from stochcl.training.options import TrainOptions
-    from stochcl.training.outputs import Log
 
 
 _MOST_IMAGES = 200_000
@@ -108,7 +106,7 @@ class Trainer(TrainingLoop):
 
     def __init__(
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
-        log: Path | None = None, logs: Sequence[Log] = (), report: Callable[[Any], None] = lambda progress: None,
+        log: Path | None = None, logs: Sequence[Any] = (), report: Callable[[Any], None] = lambda progress: None,
         runtime: Runtime | None = None,
         initialise: Callable[[Encoder], Initialisation | None] = lambda encoder: None,
     ) -> None:  # fmt: skip
@@ -165,11 +163,10 @@ class Trainer(TrainingLoop):
         rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
         # The first quarter of the whole batch: this process has every so-many-th of it.
         clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes))].float()
-        losses: Losses = self._prepared(
+        return self._prepared(
             model.normalise(views), model.normalise(clean).contiguous(memory_format=torch.channels_last),
             as_words(torch.cat(noise.chunk(2, dim=1))), latents=int(rung), beta=self.controller.beta,
         )  # fmt: skip
-        return losses
 
     def backward(self, loss: Tensor) -> None:  # noqa: D102
         self.runtime.backward(loss)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from stochcl.encoders.inference import choose_device, precision_used
 from stochcl.errors import UsageError
@@ -21,7 +21,6 @@ from stochcl.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from stochcl.training.options import TrainOptions
 
@@ -40,8 +39,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum over processes; backwards, gradients are summed as well."""
     if world_size() == 1:
         return values
-    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
-    return total
+    return _Sum.apply(values)  # type: ignore[no-untyped-call]
 
 
 def all_gather(rows: Tensor) -> Tensor:
@@ -213,8 +211,7 @@ class Runtime:
         """Return a module that, called, runs in the precision chosen and averages gradients over processes."""
         if self.fabric.world_size > 1:
             globalise_batch_norms(module)
-        prepared: nn.Module = self.fabric.setup_module(module)
-        return prepared
+        return self.fabric.setup_module(module)
 
     def backward(self, loss: Tensor) -> None:
         """Compute gradients, averaged over processes."""
