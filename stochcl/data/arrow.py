@@ -57,17 +57,17 @@ class MemoryTable:
     def __init__(self, given: Any) -> None:
         pa = require("pyarrow", "a table", "arrow")
 
-        self._set: Any = given.with_format("arrow") if hasattr(given, "with_format") else None
-        self._table: Any = None if self._set else pa.table(given)
-        self.schema = self._set.features.arrow_schema if self._set else self._table.schema
-        self.rows = len(self._set or self._table)
+        self._is_set = hasattr(given, "with_format")
+        self._given: Any = given.with_format("arrow") if self._is_set else pa.table(given)
+        self.schema = given.features.arrow_schema if self._is_set else self._given.schema
+        self.rows = len(self._given)
 
     def __fspath__(self) -> str:
         return "the table"
 
     def batches(self, columns: list[str], rows: int) -> Iterator[Any]:
         """Yield record batches of at most ``rows`` rows."""
-        parts = self._set.select_columns(columns).iter(rows) if self._set else [self._table.select(columns)]
+        parts = self._given.select_columns(columns).iter(rows) if self._is_set else [self._given.select(columns)]
         return (batch for part in parts for batch in part.to_batches(rows))
 
 
