@@ -256,8 +256,8 @@ def search(
     """Find the images of an archive that are nearest to QUERY images, or to some of its own.
 
     A query image is encoded by the archive's model. By vectors, its features are compared with what the codes decode
-    to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix: every row is
-    searched for.
+    to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix, or a .parquet
+    or .arrow file: every row is searched for.
 
     \b
     Example:
