@@ -7,7 +7,7 @@ import os
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from stochcl.compress.archive import Archive
 from stochcl.compress.bytes import ArchiveErrors, ByteReader
@@ -25,7 +25,6 @@ from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from stochcl.codes import Codes
     from stochcl.compress.journal import Record
@@ -223,17 +222,9 @@ class Appender(JournaledWriter):
         self._release()
         self.archive.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
-            if kind is None and self._file is not None:
-                self.finish()
-            elif kind is not None:
-                self._leave(kind)
+            super().__exit__(kind, *exc)
         finally:
             self.close()
 

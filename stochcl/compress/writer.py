@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from io import FileIO
     from pathlib import Path
-    from types import TracebackType
 
     from stochcl.compress.header import Header
     from stochcl.compress.segment import SegmentHead
@@ -145,6 +145,27 @@ class JournaledWriter(SegmentWriter):
         self._new_skips = [(at, name, reason) for at, name, reason in waiting["skips"]]
         self.has = codes.names is not None, codes.labels is not None, uncertainty is not None
         self.position, self._kept = record.position, True
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what is waiting, and complete the archive."""
+
+    @abstractmethod
+    def _leave(self, kind: type[BaseException]) -> None:
+        """Close after an exception."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None:
+            self._leave(kind)
+        elif self._file is not None:  # not finished or closed already
+            try:
+                self.finish()
+            except BaseException as error:
+                self._leave(type(error))
+                raise
 
     def _close_files(self) -> None:
         if self._file is not None:
@@ -352,23 +373,6 @@ class Writer(JournaledWriter):
                 self.partial.unlink(missing_ok=True)
                 self._journal.remove()
         self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._leave(kind)
-            return
-        if self._file is None:  # finished or closed already
-            return
-        try:
-            self.finish()
-        except BaseException as error:
-            self._leave(type(error))
-            raise
 
     def _leave(self, kind: type[BaseException]) -> None:
         """Close after an exception; an interruption, and a source that fails, keep all rows."""
