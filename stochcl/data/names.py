@@ -183,12 +183,8 @@ class SourceOptions(Options):
         None, "Take the file with this ending beside an image for its label, as in webdataset's shards.",
         choices=[ending[1:] for ending in LABEL_ENDINGS],
     )  # fmt: skip
-    column: str | None = option(
-        None, "Column of a table with the images or vectors.", unit="NAME", shown="the one that fits the model"
-    )
-    id_column: str | None = option(
-        None, "Column of a table with the names.", unit="NAME", shown="name, file_name, path or id"
-    )
+    column: str | None = option(None, "Column with images or vectors.", unit="NAME", shown="what fits the model")
+    id_column: str | None = option(None, "Column with names.", unit="NAME", shown="name, file_name, path or id")
     label_column: str | None = option(
         None, "Column of a table, or key of --label-files json, with the labels.", unit="NAME",
         shown="label, labels or class",
@@ -197,9 +193,7 @@ class SourceOptions(Options):
         None, "Significant bits of 16-bit images.", at_least=LEAST_DEPTH, at_most=FULL_DEPTH, unit="BITS",
         shown="as the images use",
     )  # fmt: skip
-    max_pixels: int | None = option(
-        None, "Decode images of up to N pixels.", at_least=1, unit="N", shown="178,956,970"
-    )
+    max_pixels: int | None = option(None, "Decode images up to N pixels.", at_least=1, unit="N", shown="178,956,970")
 
     def __post_init__(self) -> None:
         super().__post_init__()
