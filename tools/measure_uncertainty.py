@@ -166,7 +166,12 @@ def corrupted(
             codes = codec.encode_prepared(corrupt(pixels, what, strength, seed=asked.seed)).codes.prefix(data.width)
             symbols = codes.symbols()
             x = symbols if data.used == "symbols" else codec.tables.decoder.decode(symbols)
-            rows = CodeBatch(x, symbols, code_lengths(codes, codec.tables.candidates(codes.latents, None)[-1].model), codes.uncertainty)
+            rows = CodeBatch(
+                x,
+                symbols,
+                code_lengths(codes, codec.tables.candidates(codes.latents, None)[-1].model),
+                codes.uncertainty,
+            )
             found, scores = answers.scorer.answers(rows)
             wrong.append(found != truth)
             for name, values in copies.items():
