@@ -13,8 +13,8 @@ from stochcl.compress.archive import Archive
 from stochcl.compress.bytes import ArchiveErrors, ByteReader
 from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, check_earlier, complete_ends, pack_skipped, read_index
-from stochcl.compress.journal import append_journal
-from stochcl.compress.segment import StoredSegment, decode_segment
+from stochcl.compress.journal import Record, append_journal
+from stochcl.compress.segment import SegmentHead, StoredSegment, decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.compress.writer import JournaledWriter, open_for_changes
 from stochcl.entropy.model import FITTED, Candidate
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from stochcl.codes import Codes
-    from stochcl.compress.journal import Record
-    from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.tables import AnyTables
 
 

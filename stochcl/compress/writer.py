@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import abstractmethod
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from stochcl.codes import Codes
 from stochcl.compress.journal import Journal, Record
-from stochcl.compress.segment import decode_segment, read_head, write_segment
+from stochcl.compress.segment import SegmentHead, decode_segment, read_head, write_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS, Preamble, SegmentWriter
 from stochcl.errors import (
     FormatError,
@@ -40,12 +40,10 @@ from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
     from io import FileIO
     from pathlib import Path
 
     from stochcl.compress.header import Header
-    from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Tables
 

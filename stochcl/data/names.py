@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stochcl.data.source import Entry
 
     _Read = Callable[[], bytes]
-    Kind = Literal["image", "label", "unknown", "other"]
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -37,6 +36,8 @@ LABEL_ENDINGS = (".cls", ".json", ".txt")
 
 MAX_NAME_BYTES = 65_535
 """Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
+
+Kind = Literal["image", "label", "unknown", "other"]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SHARE = re.compile(r"^\\\\[^\\]+\\[^\\]+")

@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
-from stochcl.data.preprocess import FITS, MAX_SIZE
+from stochcl.data.preprocess import FITS, MAX_SIZE, Fit
 from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.entropy.residual import MAX_RESIDUAL, MAX_STAGE_BITS
 from stochcl.entropy.vectors import MAX_WIDTH
 from stochcl.errors import UsageError
 from stochcl.options import Options, option
-
-if TYPE_CHECKING:
-    from stochcl.data.preprocess import Fit
-
 
 FAMILIES = {"bernoulli": (2, 2), "categorical": (2, MAX_ALPHABET), "gaussian": (3, MAX_ALPHABET), "residual": (2, 2)}
 """Families of posteriors by the name that a model file holds: the least and the most values of a latent."""
