@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stochcl.encoders.posteriors import BIT, POSTERIORS, Posterior, inside, straight_through
@@ -14,8 +14,6 @@ from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from torch import Tensor
 
     from stochcl.encoders.config import EncoderConfig
 
