@@ -1,26 +1,30 @@
-"""Images in a NumPy array file, and what every .npy file is checked for."""
+"""Images and embeddings in NumPy array files, and samples of rows."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from stochcl.data.pixels import MAX_PIXELS
-from stochcl.data.source import Entry, ImageSource
-from stochcl.errors import ImageError, SourceError
-from stochcl.files import is_lfs_pointer
-from stochcl.messages import escape_name, os_reason
+from stochcl.data.source import Entry, Failure, ImageSource
+from stochcl.errors import ImageError, SourceError, StochclError, UsageError
+from stochcl.files import reading, refuse_pointer
+from stochcl.lazy import cached_property
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.data.preprocess import Preprocess
+
 MAGIC = b"\x93NUMPY"
 """The bytes that a .npy file begins with."""
 
@@ -43,8 +47,7 @@ class ArraySource(ImageSource):
         self._array = map_array(path)
         rows, height, width = self._array.shape[:3]
         if height * width > MAX_PIXELS:
-            msg = f"{escape_name(path)}: its images have {height} x {width} pixels, more than {MAX_PIXELS:,}."
-            raise SourceError(msg)
+            raise SourceError(f"{escape_name(path)}: its images of {height} x {width} pixels exceed {MAX_PIXELS:,}.")
         size, mtime_ns = math.prod(self._array.shape[1:]), path.stat().st_mtime_ns
         self.entries = [Entry(name, size, mtime_ns) for name in row_names(range(rows), rows)]
         self.rejected = []
@@ -63,11 +66,6 @@ class ArraySource(ImageSource):
         raise ImageError(f"image {i} of an array is not a file")
 
 
-def is_images(array: NDArray[Any]) -> bool:
-    """Tell whether a mapped array holds images rather than embeddings."""
-    return array.ndim == 4
-
-
 def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
     """Name rows by their number, padded so that the bytewise order is the order of the rows.
 
@@ -83,37 +81,41 @@ def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
 def map_array(path: Path) -> NDArray[Any]:
     """Map a .npy file into memory, read-only, after checking that it holds embeddings or images."""
     shown = escape_name(path)
-    try:
-        with path.open("rb") as file:
-            if not (head := file.read(32)).startswith(MAGIC):  # numpy would take a zip, or offer to load a pickle
-                if is_lfs_pointer(head):
-                    raise SourceError(f"{shown}: this is a Git LFS pointer in place of an array; run: git lfs pull.")
-                msg = f"{shown}: this is not a NumPy array, or its beginning is damaged; {_WANTED}."
-                raise SourceError(msg)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except SourceError:
-        raise
-    except OSError as exc:
-        raise SourceError(f"{shown}: this .npy file cannot be read: {os_reason(exc)}.") from exc
-    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
-        if "Python objects" in str(exc):
-            msg = f"{shown}: this array holds Python objects (a pickle), which are never loaded; {_WANTED}."
-        else:
-            msg = f"{shown}: this .npy file is truncated or damaged ({escape_name(str(exc))})."
-        raise SourceError(msg) from exc
-    _check(array, shown)
-    return np.asarray(array)
-
-
-def _check(array: NDArray[Any], shown: str) -> None:
-    shape = " x ".join(str(n) for n in array.shape) or "no dimension"
-    found = f"{shown}: this array is {array.dtype} of {shape}"
+    with reading(path, "this .npy file"), path.open("rb") as file:
+        head = file.read(32)
+    refuse_pointer(path, head, "an array")
+    if not head.startswith(MAGIC):  # numpy would take a zip, or offer to load a pickle
+        raise SourceError(f"{shown}: this is not a NumPy array, or its beginning is damaged; {_WANTED}.")
+    array = load_array(path, "this .npy file")
+    found = f"{shown}: this array is {array.dtype} of {shape_of(array)}"
     embeddings = array.ndim == 2 and array.dtype.kind == "f" and array.dtype.itemsize <= 8
     images = array.ndim == 4 and array.dtype == np.uint8 and array.shape[3] in (1, 3)
     if not embeddings and not images:
         raise SourceError(f"{found}; {_WANTED}{_hint(array)}.")
     if 0 in array.shape:
         raise SourceError(f"{found}: it is empty.")
+    return np.asarray(array)
+
+
+def load_array(path: Path, what: str, error: type[StochclError] = SourceError) -> NDArray[Any]:
+    """Map a .npy file into memory, read-only, whatever it holds but a pickle."""
+    try:
+        with reading(path, what, error):
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array
+    except StochclError:
+        raise
+    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
+        if "Python objects" in str(exc):
+            raise error(
+                f"{escape_name(path)}: this array holds Python objects (a pickle), which are never loaded; {_WANTED}."
+            ) from exc
+        raise error(f"{escape_name(path)}: {what} is truncated or damaged ({escape_name(str(exc))}).") from exc
+
+
+def shape_of(array: NDArray[Any]) -> str:
+    """Write the shape of an array."""
+    return " x ".join(map(str, array.shape)) or "no dimension"
 
 
 def _hint(array: NDArray[Any]) -> str:
@@ -126,10 +128,257 @@ def _hint(array: NDArray[Any]) -> str:
     return ""
 
 
-def refuse_npz(path: Path) -> SourceError:
-    """Return the error for a .npz file, which holds several arrays and cannot be memory-mapped."""
-    name = escape_name(path)
-    return SourceError(
-        f"{name}: a .npz file holds several arrays and cannot be read in place; save the array that "
-        "you want as .npy with numpy.save."
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class MatrixBatch:
+    """Consecutive rows of a matrix, those that are finite and those that are not.
+
+    Parameters
+    ----------
+    rows : range
+        Positions in the source that the batch covers.
+    positions : tuple of int
+        Those of the finite rows.
+    names : tuple of str
+        Names of the finite rows: their numbers in the file, zero-padded.
+    vectors : ndarray of float32, shape (B, dim)
+        The finite rows, in the order of ``names``.
+    failures : tuple of Failure
+        The others.
+    source_bytes : int
+        Bytes of the finite rows as they are stored.
+    labels : tuple of str, optional
+        Of the finite rows, where the source itself has them.
+    """
+
+    rows: range
+    positions: tuple[int, ...]
+    names: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    failures: tuple[Failure, ...]
+    source_bytes: int
+    labels: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls, start: int, names: Sequence[str], vectors: NDArray[np.float32], row_bytes: int,
+        reasons: dict[int, str] | None = None, labels: Sequence[str] | None = None,
+    ) -> MatrixBatch:  # fmt: skip
+        """Return a batch of rows, less those that there are ``reasons`` to leave out, or that are not finite."""
+        finite = np.isfinite(vectors).all(axis=1)
+        bad = dict.fromkeys(np.flatnonzero(~finite).tolist(), "the row holds a value that is not a finite float32")
+        bad |= reasons or {}
+        good = [i for i in range(len(names)) if i not in bad]
+        return cls(
+            rows=range(start, start + len(names)),
+            positions=tuple(start + i for i in good),
+            names=tuple(names[i] for i in good),
+            vectors=vectors[good] if bad else vectors,
+            failures=tuple(Failure(names[i], bad[i]) for i in sorted(bad)),
+            source_bytes=row_bytes * len(good),
+            labels=None if labels is None else tuple(labels[i] for i in good),
+        )
+
+
+class MatrixSource:
+    """Embeddings in .npy files: two-dimensional float16, float32 or float64, memory-mapped, of any size.
+
+    Parameters
+    ----------
+    path : Path or sequence of Path
+        The file, or files whose rows follow each other; of several, all have rows of one width and type.
+    rows : ndarray of int64, optional
+        Take these rows of it, ascending; all by default.
+
+    Attributes
+    ----------
+    total, dim, row_bytes : int
+        Rows of the files, numbers of a row, and its bytes as they are stored.
+
+    Raises
+    ------
+    SourceError
+        If a file cannot be read or holds something else.
+    UsageError
+        If several do not fit together.
+    """
+
+    kind: ClassVar[str] = "matrix"
+    rejected: tuple[Failure, ...] = ()
+
+    def __init__(self, path: Path | Sequence[Path], rows: NDArray[np.int64] | None = None) -> None:
+        self.paths, self._rows = (path,) if isinstance(path, Path) else tuple(path), rows
+        first = self.paths[0]
+        self.path = first if len(self.paths) == 1 else Path(f"{first} and {len(self.paths) - 1:,} more")
+        arrays = [map_array(one) for one in self.paths]
+        for one, array in zip(self.paths, arrays, strict=True):
+            if array.ndim != 2:
+                raise SourceError(f"{escape_name(one)}: this array holds images, not embeddings.")
+            if (array.shape[1], array.dtype) != (arrays[0].shape[1], arrays[0].dtype):
+                raise UsageError(
+                    f"{escape_name(one)}: its rows are {array.shape[1]:,} numbers of {array.dtype}, and those of "
+                    f"{escape_name(first)} {arrays[0].shape[1]:,} of {arrays[0].dtype}; give files of one kind."
+                )
+        self._shapes = [array.shape for array in arrays]
+        self._dtype, self.dim = arrays[0].dtype, int(arrays[0].shape[1])
+        self.row_bytes = self._dtype.itemsize * self.dim
+        self._starts = np.cumsum([0, *(len(array) for array in arrays)])
+        self.total = int(self._starts[-1])
+        found = [one.stat() for one in self.paths]
+        self.size = sum(status.st_size for status in found)
+        self.mtime_ns = max(status.st_mtime_ns for status in found)
+        self.files = [[len(array), s.st_size, s.st_mtime_ns] for array, s in zip(arrays, found, strict=True)]
+
+    def __len__(self) -> int:
+        return self.total if self._rows is None else len(self._rows)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The rows' numbers, zero-padded; of several files they go on from one to the next."""
+        return row_names(self._numbers(0, len(self)), self.total)
+
+    def _numbers(self, start: int, stop: int) -> Sequence[int]:
+        return range(start, stop) if self._rows is None else self._rows[start:stop].tolist()
+
+    def without(self, names: Iterable[str]) -> MatrixSource:
+        """Return the rows that are not among these names, the numbers of rows; other names count for nothing."""
+        left = np.ones(self.total, bool)
+        for name in names:
+            if name.isdecimal() and int(name) < self.total:
+                left[int(name)] = False
+        return self.at(np.flatnonzero(left))
+
+    def at(self, rows: NDArray[np.int64]) -> MatrixSource:
+        """Return some rows, ascending, by their numbers."""
+        return MatrixSource(self.paths, rows)
+
+    def remarks(self) -> list[str]:
+        """Return what should be said of the source: nothing."""
+        return []
+
+    def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
+        """Iterate over the rows in order, from position ``start`` on.
+
+        Rows that hold NaN or infinity, also those that overflow float32, are failures.
+        """
+        if batch_size < 1 or start < 0:
+            raise UsageError(f"batch_size must be at least 1 and start at least 0; got {batch_size} and {start}.")
+        total = len(self)
+        return (self._batch(range(a, min(a + batch_size, total))) for a in range(start, total, batch_size))
+
+    def take(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Read chosen rows, finite or not, shape (n, dim), float32.
+
+        A file is mapped anew each time: pages of a mapping count as this process's memory for as long as it lasts,
+        which of a large file would look like all of it.
+        """
+        if len(self.paths) == 1:
+            return self._take(0, rows)
+        wanted = np.arange(*rows.indices(self.total)) if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        out = np.empty((len(wanted), self.dim), np.float32)
+        which = np.searchsorted(self._starts, wanted, side="right") - 1
+        for file in np.unique(which).tolist():
+            out[which == file] = self._take(file, wanted[which == file] - self._starts[file])
+        return out
+
+    def _take(self, file: int, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        array = map_array(self.paths[file])
+        if (array.shape, array.dtype) != (self._shapes[file], self._dtype):
+            raise SourceError(f"{escape_name(self.paths[file])}: this file changed while it was read; begin anew.")
+        return _take(array, rows)
+
+    def _batch(self, rows: range) -> MatrixBatch:
+        chosen = slice(rows.start, rows.stop) if self._rows is None else self._rows[rows.start : rows.stop]
+        names = row_names(self._numbers(rows.start, rows.stop), self.total)
+        return MatrixBatch.of(rows.start, names, self.take(chosen), self.row_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.paths, "rows": self._rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+MOST_ROWS = 200_000
+"""Rows that a head is trained on at most: more do not make it better, and need not fit into memory."""
+
+MOST_BYTES = 1 << 30
+"""Bytes that they take at most, as float32: of rows of more than 1,342 numbers it is fewer."""
+
+MOST_HELD = 10_000
+"""Rows that are held out at most; of a small matrix a tenth."""
+
+_ROUNDS = 8  # draws from a stratum whose rows are not finite
+_READ_ROWS = 4096
+
+
+def sample_rows(
+    source: MatrixSource | NDArray[np.floating], most: int = MOST_ROWS, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Take finite rows of a matrix, evenly spread over it, for training and for measuring.
+
+    The matrix is cut into as many runs of consecutive rows as rows are wanted, and one row is drawn of each: a
+    matrix that is sorted in some way is represented as a whole, and a mapped file is read from its beginning to
+    its end, a few rows at a time. The same seed gives the same rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> train, held = sample_rows(np.ones((500, 3), np.float32), most=100)
+    >>> train.shape, held.shape
+    ((90, 3), (10, 3))
+    """
+    rng = np.random.default_rng([seed, len(source)])
+    take = source.take if isinstance(source, MatrixSource) else partial(_take, source)
+    width = source.dim if isinstance(source, MatrixSource) else source.shape[1]
+    wanted = sample_size(len(source), width, most)
+    kept = np.zeros(wanted, bool)
+    kept[rng.permutation(wanted)[: min(wanted // 10, MOST_HELD)]] = True
+    masks = (~kept, kept)
+    parts = [np.empty((int(mask.sum()), width), np.float32) for mask in masks]  # where the rows go at once
+    places = [np.cumsum(mask) - 1 for mask in masks]
+    found = np.zeros(wanted, bool)
+    for strata, rows in _finite_rows(take, len(source), wanted, rng):
+        found[strata] = True
+        for part, mask, place in zip(parts, masks, places, strict=True):
+            mine = mask[strata]
+            part[place[strata[mine]]] = rows[mine]
+    if not found.any():
+        raise SourceError("no row of this matrix holds finite numbers only; there is nothing to train on.")
+    train, held = (part if found.all() else part[found[mask]] for part, mask in zip(parts, masks, strict=True))
+    return train, held
+
+
+def sample_size(rows: int, width: int, most: int = MOST_ROWS) -> int:
+    """Return how many rows of a matrix are drawn; those whose numbers are not finite are then left out.
+
+    Examples
+    --------
+    >>> sample_size(50_000, 512), sample_size(1_000_000, 512), sample_size(1_000_000, 4096)
+    (50000, 200000, 65536)
+    """
+    return max(1, min(most, rows, MOST_BYTES // (4 * width)))
+
+
+def _take(matrix: NDArray[np.floating], rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(matrix[rows], dtype=np.float32, order="C")
+
+
+def _finite_rows(
+    take: Callable[[NDArray[np.int64]], NDArray[np.float32]], total: int, wanted: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Draw a row of each stratum, again where it is not finite; yield strata and their rows, some at a time."""
+    edges = np.arange(wanted + 1) * total // wanted
+    strata = np.arange(wanted)
+    for _ in range(_ROUNDS if wanted < total else 1):
+        drawn = rng.integers(edges[strata], edges[strata + 1])
+        missed = []
+        for start in range(0, len(drawn), _READ_ROWS):
+            part = slice(start, start + _READ_ROWS)
+            rows = take(drawn[part])
+            finite = np.isfinite(rows).all(axis=1)
+            yield strata[part][finite], rows[finite]
+            missed.append(strata[part][~finite])
+        strata = np.concatenate(missed)
+        if not len(strata):
+            return
