@@ -21,6 +21,7 @@ from stochcl.api.labels import (
 )
 from stochcl.api.options import EvaluateOptions, SelectOptions
 from stochcl.compress import open_archive
+from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import check_output, replacing, writing
 from stochcl.messages import escape_name, plural
@@ -83,6 +84,21 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
     return width
 
 
+def latents_of_task(
+    archive: ArchiveBase, symbols: NDArray[Any], y: NDArray[Any], count: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return columns of an archive, the best for a task first, and what each adds to those before it."""
+    from stochcl.downstream.selection import LatentSelector, order_of_words
+
+    decoder = archive.decoder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of many classes with few rows
+        if isinstance(decoder, ResidualDecoder):
+            return order_of_words(symbols, y, decoder, count)
+        found = LatentSelector(count, categorical=has_categories(archive)).fit(symbols, y)
+        return found.order_, found.gains_
+
+
 def select(
     path: PathLike,
     output: PathLike,
@@ -95,6 +111,8 @@ def select(
     **options: Any,
 ) -> dict[str, Any]:
     """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
+
+    Of residual codes names of words are kept whole and come first, and signs are chosen after them.
 
     The labels of all rows are used: to score what is chosen, keep the images to score on in another archive.
 
@@ -122,7 +140,6 @@ def select(
     ------
     SourceError, FormatError, LabelsError, UsageError, OutputError
     """
-    from stochcl.downstream import LatentSelector
     from stochcl.downstream.labelled import labelled
 
     asked = SelectOptions(**options)
@@ -138,12 +155,9 @@ def select(
         with naming(labels or path):
             rows = labelled(archive.to_numpy(), y, asked.task, archive.names)
             rows.check_learnable()
-        categorical = has_categories(archive)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of many classes with few rows
-        found = LatentSelector(asked.latents, categorical=categorical).fit(rows.x, rows.y)
+        chosen, gains = latents_of_task(archive, rows.x, rows.y, asked.latents)
     numbers = range(header.latents) if header.selection is None else header.selection
-    order = [int(numbers[column]) for column in found.order_]
+    order = [int(numbers[column]) for column in chosen]
     result = {
         "schema": "stochcl.select/0",
         "path": escape_name(path),
@@ -154,7 +168,7 @@ def select(
         "model_sha256": header.model_sha256,
         "latents": sorted(order),
         "order": order,
-        "gains": [round(float(gain), 6) for gain in found.gains_],
+        "gains": [round(float(gain), 6) for gain in gains],
     }
     with writing(output, "the selection"), replacing(output) as file:
         file.write(json.dumps(result).encode())
