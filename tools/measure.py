@@ -130,8 +130,11 @@ class Measure:
         if done.returncode:
             sys.exit(f"This command ended with {done.returncode}: {text}")
         if target:
-            with Path(target.format(**folders)).open("ab") as file:
-                file.write(done.stdout)
+            told = done.stdout.decode()
+            for folder, shown in ((folders["out"], "OUT"), (self.work, "WORK"), (self.data, "DATA")):
+                told = told.replace(str(folder), shown)
+            with Path(target.format(**folders)).open("a", encoding="utf-8") as file:
+                file.write(told)
 
 
 def processor_seconds() -> float:
