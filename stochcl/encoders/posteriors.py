@@ -142,6 +142,10 @@ class Posterior(ABC):
         """Return the entropy of each latent, in nats, shape (B, D)."""
         return -(self.log_q.exp() * self.log_q).sum(2)
 
+    def uncertainty(self) -> Tensor:
+        """Return how uncertain each row is, in nats, shape (B,): the entropy of all latents together."""
+        return self.entropy().sum(1)
+
     def rate(self, prior: Tensor) -> Tensor:
         """Return the cross-entropy with the prior of each latent, in bits, shape (B, D)."""
         return -(self.log_q.exp() * self._log_p(prior)).sum(2) / BIT
