@@ -127,12 +127,17 @@ def predict(
 
 @command()
 @OPTIONAL_CODES
-@section("Rows", TRAIN, click.option("--test", type=INPUT, help="The archive whose images are answered."))
+@section("Rows", TRAIN, click.option("--test", type=INPUT, help="Score on this archive."))
 @section("Labels", LABELS, TEST_LABELS, COLUMN, LEVEL)
 @section(
     "Other images",
-    click.option("--outside", type=INPUT, multiple=True, help="An archive of other images; may be repeated."),
-    click.option("--images", type=INPUT, help="The answered images: they are corrupted, and encoded."),
+    click.option(
+        "--outside",
+        type=INPUT,
+        multiple=True,
+        help="An archive of other images, to tell from the scored ones; may be repeated.",
+    ),
+    click.option("--images", type=INPUT, help="The scored images themselves, to corrupt and encode."),
     options_of(UncertaintyOptions, only=("sample",)),
 )
 @section("Probe", options_of(UncertaintyOptions, only=("estimator", "output", "latents", "folds", "seed")))
@@ -245,7 +250,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     \b
     Example:
       stochcl report codes.bin --images images/ -o report.html
-      stochcl report codes.bin --images images.zip --labels labels.csv --column species
+      stochcl report codes.bin --images images.zip --labels labels.csv --column species -o species.html
     """
     from stochcl.report.report import write_report
 
