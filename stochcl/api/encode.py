@@ -16,7 +16,7 @@ from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
 from stochcl.data.pixels import FULL_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
-from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points
+from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points, standardised
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables, is_packaged
@@ -224,6 +224,10 @@ class CodecBase:
     def vectors_of(self, encoded: Encoded) -> NDArray[np.float32]:
         """Return the vectors, not rounded to a code, that decoded vectors of images stand for: shape (N, V)."""
         return points(self._encoder, encoded.features, self.device)
+
+    def standardised(self, decoded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return decoded vectors, shape (N, V), in the units of the features that encoding gives."""
+        return standardised(self._encoder, decoded, self.device)
 
     def encode_vectors(self, vectors: ArrayLike, *, latents: int | None = None) -> Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.

@@ -202,6 +202,14 @@ def points(encoder: Encoder, features: NDArray[np.float32], device: torch.device
 
 
 @torch.inference_mode()
+def standardised(encoder: Encoder, decoded: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+    """Return what decoding tables decode to in the units of standardised features; of images they are so already."""
+    if encoder.config.columns is None:
+        return decoded
+    return _by_parts(decoded, device, encoder.features)
+
+
+@torch.inference_mode()
 def narrowed(
     encoder: Encoder, codes: Codes, features: NDArray[np.float32], latents: int, device: torch.device
 ) -> Codes:
