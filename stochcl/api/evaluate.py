@@ -354,7 +354,7 @@ def _check_request(
     if len(set(labels.columns)) != len(labels.columns):
         raise UsageError(f"a column is named twice by {option_name('--label-column', 'columns')}; name each once.")
     if test_labels is not None and (test is None or labels.path is None):
-        raise UsageError("--test-labels stands beside --test and --labels; give all three.")
+        raise UsageError("--test-labels needs --test and --labels; give all three.")
     if test is not None and test_size is not None:
         raise UsageError("--test and --test-size both say what to score on; give one of them.")
     if test is not None and groups is not None:

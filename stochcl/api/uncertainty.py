@@ -342,7 +342,7 @@ class _Measured:
             refused[name] = [kept.to_json() for kept in curve]
         if not self.wrong.any() or self.wrong.all():
             said = "none" if not self.wrong.any() else "all"
-            self.notes.append(f"{said} of the answers are wrong, so that there is no AUROC of errors")
+            self.notes.append(f"{said} of the answers are wrong: an AUROC of errors needs both right and wrong ones")
         return {
             "trained_on": self.trained,
             "estimator": self.doubter.estimator,

@@ -107,7 +107,7 @@ Example:
   stochcl benchmark rate-accuracy photos/ -o results/
   stochcl benchmark rate-accuracy train.zip --test test.zip --train-images 20000 -o results/
   stochcl benchmark rate-accuracy train.zip --test test.zip --fit-to what-the-model-saw.zip -o results/
-  stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq,jpeg -o results/
+  stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq -o results/
   stochcl benchmark rate-accuracy x.npy --test y.npy -m head.safetensors --metric recall@10 -o results/
 """
 
@@ -119,7 +119,6 @@ Stages take turns, with one thread of arithmetic, in processor time and on the c
 \b
 Example:
   stochcl benchmark throughput -o results/
-  stochcl benchmark throughput --backbone resnet50 --size 224 --images 32 -o results/
   stochcl benchmark throughput photos.zip --images 5000 --device cuda --precision bf16 --compile -o results/
 """
 

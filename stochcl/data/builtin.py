@@ -248,7 +248,7 @@ def _read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int], list[str]]:
     try:
         texts = [member_name(_text(name)) for name in names]
     except (TypeError, ValueError) as exc:
-        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: a file's name is none ({exc}).") from exc
+        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: it has a bad file name ({exc}).") from exc
     if len(texts) != rows:
         raise SourceError(f"{shown}: this is not a batch of CIFAR-10: {len(texts):,} names for {rows:,} images.")
     return data, list(labels or ()), texts
@@ -262,7 +262,7 @@ def _classes(path: Path) -> list[str]:
     try:
         return [member_name(_text(name)) for name in names or ()]
     except (TypeError, ValueError) as exc:
-        raise SourceError(f"{escape_name(path)}: the name of a class is none ({exc}).") from exc
+        raise SourceError(f"{escape_name(path)}: it has a bad class name ({exc}).") from exc
 
 
 def _text(name: object) -> str:
