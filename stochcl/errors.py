@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +86,17 @@ class UsageError(StochclError, ValueError):
 
 class MissingExtraError(UsageError):
     """A feature needs a package that is not installed; the message names the extra to install."""
+
+
+def require(module: str, what: str, extra: str) -> Any:
+    """Import a module of an extra; MissingExtraError, where it is not installed, says what needs it."""
+    try:
+        return import_module(module)
+    except ImportError as exc:
+        package = module.partition(".")[0]
+        raise MissingExtraError(
+            f"{what} needs {package}, which is not installed; run: pip install 'stochcl[{extra}]'."
+        ) from exc
 
 
 class ModelNotFound(UsageError, FileNotFoundError):

@@ -26,7 +26,7 @@ from stochcl.api.shards import (
     shard_inputs,
 )
 from stochcl.api.source import listing
-from stochcl.compress.manifest import Shard
+from stochcl.compress.sharded import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 

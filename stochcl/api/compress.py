@@ -25,12 +25,12 @@ from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, Writer
 from stochcl.compress.journal import rows_kept
-from stochcl.compress.manifest import MANIFEST
 from stochcl.compress.segment_writer import StreamWriter
+from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
 from stochcl.data.preprocess import FITS
-from stochcl.entropy.fit import expected_bits
+from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
 from stochcl.files import ROOM, WriteLock, advice_for, check_output, exists, sync_folder, target_of
@@ -94,7 +94,7 @@ class CompressOptions(SourceOptions):
             return self.self_contained
         if not codec.has_packaged_tables:
             return True
-        bits = expected_bits(codec.tables, latents)
+        bits = expected_bits(codec.tables.entropy.prefix(latents or codec.latents))
         bits = bits if self.rate is None else min(bits, self.rate)
         return len(codec.tables.data) < _HARDLY * rows * bits / 8
 

@@ -14,7 +14,7 @@ from stochcl.api.evaluate import rows_of
 from stochcl.api.source import check_source_fits_model, no_readable_error, read_batches
 from stochcl.api.summary import skipped_json
 from stochcl.compress import open_archive
-from stochcl.compress.manifest import MANIFEST
+from stochcl.compress.sharded import MANIFEST
 from stochcl.data import open_source
 from stochcl.downstream import load
 from stochcl.errors import ModelMismatch, UsageError

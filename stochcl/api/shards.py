@@ -25,7 +25,7 @@ from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, source_warnings, strict_error
 from stochcl.api.summary import Report
 from stochcl.compress import Archive, Header, Writer, open_archive
-from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
+from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
 from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables

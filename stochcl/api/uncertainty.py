@@ -34,7 +34,7 @@ from stochcl.downstream.uncertainty import (
     draw_refusal,
     refuse,
 )
-from stochcl.entropy.fit import code_lengths
+from stochcl.entropy.model import code_lengths
 from stochcl.errors import ModelMismatch, UsageError
 from stochcl.messages import escape_name
 
@@ -163,7 +163,8 @@ def _lengths(archive: ArchiveBase, codes: Codes, latents: int | None) -> NDArray
     selection = archive.header.selection
     if latents is not None:
         codes, selection = codes.prefix(latents), None if selection is None else selection[:latents]
-    return code_lengths(codes, archive.tables, selection)
+    # Always the tables' model, whatever segments are coded with: so rows of different archives compare.
+    return code_lengths(codes, archive.tables.candidates(codes.latents, selection)[-1].model)
 
 
 def measure_uncertainty(

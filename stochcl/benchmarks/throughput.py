@@ -313,12 +313,9 @@ class Times:
 
 
 def interleave(
-    work: Mapping[str, Callable[[], object]],
-    repeat: int,
-    *,
-    wait: Callable[[], None] = lambda: None,
+    work: Mapping[str, Callable[[], object]], repeat: int, *, wait: Callable[[], None] = lambda: None,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> dict[str, Times]:
+) -> dict[str, Times]:  # fmt: skip
     """Do all of the work once to warm up and see its memory, then ``repeat`` times, one piece after the other.
 
     ``wait`` returns when the device has done its work; ``progress`` is told how many pieces are done, and the next.

@@ -85,7 +85,7 @@ def verify(
     found: dict[str, Any] = {"schema": "stochcl.verify/0", "path": escape_name(codes), "ok": True}
     left = 0
     if repair:
-        from stochcl.compress.repair import repair as cut_back
+        from stochcl.compress.append import repair as cut_back
 
         done = cut_back(codes)
         found |= {"images": done.rows, "bytes": done.bytes, "cut_bytes": done.cut}

@@ -16,8 +16,8 @@ from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised
 from stochcl.encoders.residual import ReducedHead, Residual, Words
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
-from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
+from stochcl.entropy.model import latent_lengths
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError

@@ -17,7 +17,7 @@ from stochcl.downstream import evaluate, fit
 from stochcl.downstream import interpretation as of
 from stochcl.downstream.labelled import labelled
 from stochcl.downstream.metrics import make_splits
-from stochcl.entropy.fit import latent_lengths
+from stochcl.entropy.model import latent_lengths
 from stochcl.errors import LabelsError, StochclError, UsageError
 from stochcl.messages import escape_name
 

@@ -16,8 +16,8 @@ from stochcl.codes import Codes
 from stochcl.encoders.inference import encode, precision_used
 from stochcl.encoders.posteriors import BIT
 from stochcl.encoders.priors import AutoregressivePrior
-from stochcl.entropy.fit import latent_lengths, measure_ones
 from stochcl.entropy.independent import IndependentModel, node_counts, quantised
+from stochcl.entropy.model import latent_lengths, measure_ones
 from stochcl.training.loop import EpochOrder, FitProgress, Schedule, TotalLoss, TrainingLoop
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ import torch
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
-from stochcl.encoders.backbones import ResNet
+from stochcl.encoders.backbones import EfficientNetLite, ResNet
 from stochcl.encoders.config import FAMILIES, EncoderConfig
-from stochcl.encoders.efficientnet import EfficientNetLite
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import choose_device, encode, precision_used
 from stochcl.encoders.posteriors import POSTERIORS

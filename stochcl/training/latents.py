@@ -15,7 +15,7 @@ from stochcl.codes import Codes
 from stochcl.encoders.inference import precision_used
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.priors import AutoregressivePrior
-from stochcl.entropy.fit import hard_rate
+from stochcl.entropy.model import hard_rate
 from stochcl.errors import TrainingError
 from stochcl.training.calibration import calibrate
 from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units

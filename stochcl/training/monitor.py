@@ -9,8 +9,8 @@ import torch
 
 from stochcl.encoders.inference import encode
 from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.entropy.fit import hard_rate, measure_ones
 from stochcl.entropy.independent import node_counts
+from stochcl.entropy.model import hard_rate, measure_ones
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
