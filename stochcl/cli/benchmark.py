@@ -71,8 +71,8 @@ def command_of(
     command = output_option("The folder for results.")(JSON(run))
     if sections is None:
         command = options_of(config)(command)
-    for title in reversed(sections or {}):
-        command = section(title, options_of(config, only=sections[title]))(command)
+    for title, names in reversed((sections or {}).items()):
+        command = section(title, options_of(config, only=names))(command)
     return click.command(name, Script if script else SectionedCommand, help=help)(argument(command))
 
 
