@@ -8,7 +8,7 @@ import click
 
 from stochcl.benchmarks import curves, rate_accuracy, throughput
 from stochcl.benchmarks.inputs import RateAccuracyConfig
-from stochcl.benchmarks.run import write_results
+from stochcl.benchmarks.run import Config, write_results
 from stochcl.benchmarks.throughput import ThroughputConfig
 from stochcl.cli.main import JSON, progress_bar, say, show, table
 from stochcl.cli.options import PATH, SectionedCommand, given, options_of, section
@@ -19,8 +19,6 @@ from stochcl.files import make_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from stochcl.benchmarks.run import Config
 
     Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
@@ -49,13 +47,13 @@ def command_of(
     unit: str,
     write: Callable[[dict[str, Any], Path], list[Path]] | None = None,
     after: Callable[[dict[str, Any]], list[str]] = lambda result: [],
-    sections: dict[str, Sequence[str]] | None = None,
+    sections: dict[str, str] | None = None,
     script: bool = False,
 ) -> click.Command:
     """Return the command of a benchmark that measures, writes and prints; ``argument`` adds what it is given.
 
     ``measure`` takes the Config, the folder of results, ``progress`` and ``say``. ``sections`` are titles of the help
-    with the fields below them; all fields, if there are any.
+    with the names of the fields below them, in place of one list of all.
     """
 
     def run(output: Path, *, as_json: bool, **options: Any) -> None:
@@ -134,11 +132,11 @@ benchmark.add_command(
         write=curves.write_all,
         after=lambda result: list(curves.summary(result)),
         sections={
-            "Rows": ("test", "hold_out", "labels", "test_labels", "train_images", "test_images"),
-            "Measure": ("metric", "probe", "queries"),
-            "Codes": ("model", "ladder"),
-            "Baselines": ("baselines", "bits", "coding", "beam", "trials", "fit_to", "fit_images", "fit_hold_out"),
-            "Running": ("precision", "device", "seed"),
+            "Rows": "test hold_out labels test_labels train_images test_images",
+            "Measure": "metric probe queries",
+            "Codes": "model ladder",
+            "Baselines": "baselines bits coding beam trials fit_to fit_images fit_hold_out",
+            "Running": "precision device seed",
         },
     )
 )

@@ -19,7 +19,7 @@ from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.compress.writer import JournaledWriter, open_for_changes
 from stochcl.entropy.model import FITTED, Candidate
 from stochcl.errors import FormatError, OutputError, SourceError, StochclError, UsageError
-from stochcl.files import AnyPath, WriteLock, write_all, writing
+from stochcl.files import PathLike, WriteLock, write_all, writing
 from stochcl.framing import END_MAGIC, MAX_RETIRED, TRAILER, crc
 from stochcl.messages import escape_name
 
@@ -67,7 +67,7 @@ class Appender(JournaledWriter):
         If it cannot be written, or another process is appending to it.
     """
 
-    def __init__(self, path: AnyPath, *, tables: Iterable[AnyTables] = (), segment_rows: int = SEGMENT_ROWS) -> None:
+    def __init__(self, path: PathLike, *, tables: Iterable[AnyTables] = (), segment_rows: int = SEGMENT_ROWS) -> None:
         self.path = Path(path)
         self._shown = escape_name(self.path)
         file = open_for_changes(self.path)
@@ -258,7 +258,7 @@ class Repaired:
     cut: int
 
 
-def repair(path: AnyPath) -> Repaired:
+def repair(path: PathLike) -> Repaired:
     """Cut an archive back to its last complete state, in place; what follows was not finished and is lost."""
     path = Path(path)
     shown = escape_name(path)

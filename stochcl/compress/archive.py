@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from stochcl.compress.header import Header
     from stochcl.entropy.model import EntropyModel
-    from stochcl.files import AnyPath
+    from stochcl.files import PathLike
 
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
@@ -82,7 +82,7 @@ class Archive(ArchiveBase):
     """
 
     def __init__(
-        self, source: AnyPath | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
+        self, source: PathLike | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
     ) -> None:
         self._shown = escape_name(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra, self._errors = tuple(tables), ArchiveErrors(self._shown)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stochcl.compress.archive import Archive
     from stochcl.compress.segment import RawSegment, StoredSegment
     from stochcl.entropy.model import EntropyModel
-    from stochcl.files import AnyPath
+    from stochcl.files import PathLike
 
 
 def stored_names(archive: Archive, segment: int) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
 
 
 def merge(
-    archives: Sequence[Archive], path: AnyPath, *, embed: bool = False, force: bool = False, resume: bool = False,
+    archives: Sequence[Archive], path: PathLike, *, embed: bool = False, force: bool = False, resume: bool = False,
     progress: Progress = silent,
 ) -> None:  # fmt: skip
     """Write all rows of some archives, in this order, as one; no row is coded again."""
@@ -148,7 +148,7 @@ def merge(
 
 
 def split(
-    archive: Archive, path: AnyPath, first: int, last: int, *, force: bool = False, progress: Progress = silent
+    archive: Archive, path: PathLike, first: int, last: int, *, force: bool = False, progress: Progress = silent
 ) -> None:
     """Write some rows of an archive as one of their own.
 

@@ -15,7 +15,7 @@ from stochcl.codes import Codes, symbol_dtype
 from stochcl.compress.columns import to_unicode
 from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows
 from stochcl.errors import UsageError
-from stochcl.files import AnyPath, check_output, replacing, writing
+from stochcl.files import PathLike, check_output, replacing, writing
 from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Exported:
 
 
 def export(
-    archive: ArchiveBase, path: AnyPath, *, symbols: bool = True, vectors: bool = True,
+    archive: ArchiveBase, path: PathLike, *, symbols: bool = True, vectors: bool = True,
     labels: Sequence[str] | None = None, force: bool = False, chunk: int = 4096, progress: Progress = silent,
 ) -> Exported:  # fmt: skip
     r"""Decode an archive to a file, whose ending says how; memory does not grow with the archive.

@@ -19,7 +19,7 @@ from stochcl.compress.segment_writer import StreamWriter
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, unpack_model
 from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import BadMagic, FormatError, ModelMismatch, UnsupportedVersion
-from stochcl.files import AnyPath, WriteLock, check_output, replacing, writing
+from stochcl.files import PathLike, WriteLock, check_output, replacing, writing
 from stochcl.framing import BLOCK, CHUNK, MAX_SEGMENT_ROWS, pack_texts, unpack_texts
 from stochcl.messages import Progress, escape_name, silent
 
@@ -71,7 +71,7 @@ class Salvaged:
 
 
 def salvage(
-    path: AnyPath, output: AnyPath, *, tables: Iterable[AnyTables] = (), force: bool = False,
+    path: PathLike, output: PathLike, *, tables: Iterable[AnyTables] = (), force: bool = False,
     progress: Progress = silent,
 ) -> Salvaged:  # fmt: skip
     """Write all that is intact in an archive, damaged or unfinished, as a new and complete one.

@@ -18,7 +18,7 @@ from stochcl.compress.bytes import ArchiveErrors, Cache
 from stochcl.compress.limits import Limits
 from stochcl.compress.rows import ArchiveBase
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, SourceError, UnsupportedVersion
-from stochcl.files import AnyPath, reading, replacing, writing
+from stochcl.files import PathLike, reading, replacing, writing
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
 
@@ -153,7 +153,7 @@ _CACHED_BYTES = 64 << 20  # of packed rows, of all shards together
 
 
 def open_archive(
-    path: AnyPath | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
+    path: PathLike | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
 ) -> Archive | FolderArchive:
     """Open an archive, or a folder of them that is one."""
     if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises at long names
@@ -188,7 +188,7 @@ class FolderArchive(ArchiveBase):
     >>> archive[1_000_000].symbols()  # doctest: +SKIP
     """
 
-    def __init__(self, path: AnyPath, *, tables: Iterable[AnyTables] = (), trusted: bool | None = None) -> None:
+    def __init__(self, path: PathLike, *, tables: Iterable[AnyTables] = (), trusted: bool | None = None) -> None:
         self.path, self._shown, self._given = Path(path), escape_name(path), tuple(tables)
         self._trusted, self._errors = trusted, ArchiveErrors(self._shown)
         self.manifest, self._manifest_bytes = read_manifest(self.path)

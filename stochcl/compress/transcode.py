@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stochcl.compress.segment import RawSegment
     from stochcl.compress.writer import Writer
     from stochcl.entropy.model import EntropyModel
-    from stochcl.files import AnyPath
+    from stochcl.files import PathLike
 
 
 _SAMPLE = 1 << 16  # rows that models are fitted to
@@ -191,7 +191,7 @@ class Transcoding:
         return total / max(1, len(self.archive))
 
     def write(
-        self, path: AnyPath, latents: int, *, force: bool = False, resume: bool = False, progress: Progress = silent
+        self, path: PathLike, latents: int, *, force: bool = False, resume: bool = False, progress: Progress = silent
     ) -> float:
         """Write the first ``latents`` latents; return the bits per image that their codes take on disk.
 

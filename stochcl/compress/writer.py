@@ -23,7 +23,17 @@ from stochcl.errors import (
     StochclError,
     UsageError,
 )
-from stochcl.files import ROOM, AnyPath, WriteLock, check_output, read_all, sync_folder, target_of, write_all, writing
+from stochcl.files import (
+    ROOM,
+    PathLike,
+    WriteLock,
+    check_output,
+    read_all,
+    sync_folder,
+    target_of,
+    write_all,
+    writing,
+)
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
@@ -218,7 +228,7 @@ class Writer(JournaledWriter):
     """
 
     def __init__(
-        self, path: AnyPath, header: Header, tables: Tables, *, embed_tables: bool,
+        self, path: PathLike, header: Header, tables: Tables, *, embed_tables: bool,
         fitted: Sequence[EntropyModel] = (), names: bool = True, uncertainty: bool = True, force: bool = False,
         resume: bool = False, facts: dict[str, Any] | None = None, segment_rows: int = SEGMENT_ROWS,
     ) -> None:  # fmt: skip

@@ -15,7 +15,7 @@ from PIL import Image
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import AnyPath, is_file, is_folder, reading, writing
+from stochcl.files import PathLike, is_file, is_folder, reading, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ _GRID = (4, 5)  # rows and columns of patches in a photograph of 427 x 640 pixel
 _JPEG_QUALITY = 85
 
 
-def write_examples(folder: AnyPath) -> int:
+def write_examples(folder: PathLike) -> int:
     """Write the example images below ``folder``, one folder a class, and return how many there are.
 
     Ten classes of handwritten digits (``digit-0`` ... ``digit-9``, 64 x 64 PNG, enlarged smoothly from 8 x 8)

@@ -13,7 +13,7 @@ import numpy as np
 from stochcl.codes import folder_label, label_text
 from stochcl.data.array import MAGIC, load_array, row_names, shape_of
 from stochcl.errors import LabelsError
-from stochcl.files import AnyPath, reading, refuse_pointer
+from stochcl.files import PathLike, reading, refuse_pointer
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
@@ -157,7 +157,7 @@ class LabelTable:
         )
 
 
-def read_labels(path: AnyPath) -> LabelTable:
+def read_labels(path: PathLike) -> LabelTable:
     """Read labels: a .npy array, one a row, or a UTF-8 CSV whose header is ``name,label[,more columns]``.
 
     Columns are between commas, semicolons or tabs.

@@ -24,7 +24,7 @@ from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
-from stochcl.files import AnyPath, exists, reading, refuse_pointer
+from stochcl.files import PathLike, exists, reading, refuse_pointer
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.remote import is_url
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 
 
-def open_source(path: AnyPath, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
+def open_source(path: PathLike, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
     """Open a folder or file of images or embeddings."""
     if is_url(path):
         opened = open_url(str(path), options)
@@ -104,7 +104,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
 
 
-def expand(pattern: AnyPath) -> list[Path | str]:
+def expand(pattern: PathLike) -> list[Path | str]:
     """Write out the numbers of a pattern of shards, as bash does; what is a path as it stands is left alone.
 
     Examples
@@ -126,7 +126,7 @@ def expand(pattern: AnyPath) -> list[Path | str]:
     return [path for n in numbers for path in expand(f"{before}{n:0{width}d}{after}")]
 
 
-def open_sources(paths: Sequence[AnyPath], options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
+def open_sources(paths: Sequence[PathLike], options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
     """Open one source or several, which are read one after the other, in the order given."""
     found = [path for given in paths for path in expand(given)]
     if not found:
@@ -212,7 +212,7 @@ class ListSource(ImageSource):
 
     kind: ClassVar[str] = "list"
 
-    def __init__(self, paths: Iterable[str], folder: AnyPath = ".", shown: str = "the list") -> None:
+    def __init__(self, paths: Iterable[str], folder: PathLike = ".", shown: str = "the list") -> None:
         self.path = Path(shown)
         self._folder = Path(folder)
         self._paths: list[str] = []
@@ -269,7 +269,7 @@ def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
     return [part.decode("utf-8", "surrogateescape") for part in parts if part]
 
 
-def open_list(where: AnyPath | IO[bytes], *, null: bool | None = None, folder: AnyPath = ".") -> ListSource:
+def open_list(where: PathLike | IO[bytes], *, null: bool | None = None, folder: PathLike = ".") -> ListSource:
     """Open the image files of a list, in a file or a stream, see :class:`ListSource` and :func:`read_list`."""
     if isinstance(where, str | os.PathLike):
         with reading(where, "this list"), Path(where).open("rb") as file:

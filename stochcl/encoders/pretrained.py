@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.files import AnyPath
+    from stochcl.files import PathLike
 
 
 _BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -40,7 +40,7 @@ def is_pickle(head: bytes) -> bool:
     return head.startswith(_BEGINNINGS)
 
 
-def convert_command(path: AnyPath) -> str:
+def convert_command(path: PathLike) -> str:
     """Return the shell command that makes a safetensors file of a PyTorch checkpoint of weights.
 
     It loads tensors only (``weights_only=True``), and clones them, as safetensors refuses those that share memory.

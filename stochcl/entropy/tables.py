@@ -21,7 +21,7 @@ from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import Codebooks, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
-from stochcl.files import AnyPath, replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    Where = Iterable["Tables | PathLike"]
 
 
 Decoder = VectorDecoder | ResidualDecoder
@@ -238,7 +240,7 @@ class Tables:
             raise FormatError(msg)
 
 
-AnyTables = Tables | AnyPath
+AnyTables = Tables | PathLike
 """Decoding tables, or the file that they are in."""
 
 
@@ -295,7 +297,7 @@ def _slice(data: bytes, start: int, size: int) -> bytes:
     return data[start : start + size]
 
 
-def save_tables(tables: Tables, folder: AnyPath) -> Path:
+def save_tables(tables: Tables, folder: PathLike) -> Path:
     """Write tables into a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
     with writing(path, "the tables"), replacing(path) as file:
@@ -303,7 +305,7 @@ def save_tables(tables: Tables, folder: AnyPath) -> Path:
     return path
 
 
-def keep_tables(tables: Tables, folder: AnyPath) -> Path | None:
+def keep_tables(tables: Tables, folder: PathLike) -> Path | None:
     """Write tables into a folder, unless they will be found without; return the path, if they were written."""
     try:
         find_tables(tables.sha256)
