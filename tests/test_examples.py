@@ -5,6 +5,7 @@ and what needs other machines has a stand-in: ``MOST`` and ``ELSEWHERE`` of tool
 """
 
 import importlib
+import inspect
 import re
 import shutil
 import sys
@@ -34,8 +35,7 @@ def commands(command=main, path=""):
 
 def examples(command):
     """Return the lines below `Example:` in a command's help."""
-    text = command.get_help(click.Context(command, max_content_width=200, terminal_width=200))
-    block = re.search(r"^  Example:\n((?:    .+\n)+)", text, re.MULTILINE)
+    block = re.search(r"^Example:\n((?:  .+(?:\n|$))+)", inspect.cleandoc(command.help or ""), re.MULTILINE)
     return [] if block is None else [line.partition(" #")[0].strip() for line in block[1].splitlines()]
 
 

@@ -44,7 +44,7 @@ def source_of(
     if null or str(folder) != ".":
         raise UsageError("--null and --directory say how a list is read; give it with --files-from.")
     if not sources:
-        raise UsageError("there is nothing to compress: name a opt.SOURCE, or a list of files with --files-from.")
+        raise UsageError("there is nothing to compress: name a SOURCE, or a list of files with --files-from.")
     if "-" not in map(str, sources):
         return sources[0] if len(sources) == 1 else sources
     if len(sources) > 1:
