@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +89,17 @@ class UsageError(StochclError, ValueError):
 
 class MissingExtraError(UsageError):
     """A feature needs a package that is not installed; the message names the extra to install."""
+
+
+def require(module: str, what: str, extra: str) -> Any:
+    """Import a module of an extra; MissingExtraError, where it is not installed, says what needs it."""
+    try:
+        return import_module(module)
+    except ImportError as exc:
+        package = module.partition(".")[0]
+        raise MissingExtraError(
+            f"{what} needs {package}, which is not installed; run: pip install 'stochcl[{extra}]'."
+        ) from exc
 
 
 class InputNotFound(UsageError, FileNotFoundError):
@@ -185,4 +197,4 @@ _NOT_FOUND: dict[type[StochclError], type[StochclError]] = {
 
 def error_of(kind: type[StochclError], cause: Exception, message: str) -> StochclError:
     """Return the error for a file that cannot be read: of a kind, and a FileNotFoundError if that is the cause."""
-    return (_NOT_FOUND[kind] if isinstance(cause, FileNotFoundError) else kind)(message)
+    return (_NOT_FOUND.get(kind, kind) if isinstance(cause, FileNotFoundError) else kind)(message)

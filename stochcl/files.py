@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from stochcl.errors import OutputError, OutputExists, StochclError, UsageError
+from stochcl.errors import OutputError, OutputExists, SourceError, StochclError, UsageError, error_of
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from io import FileIO, RawIOBase
 
 
+PathLike = str | os.PathLike[str]
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as pathlib leaves it of one
 _LFS = b"version https://git-lfs"
-LFS_ADVICE = "this is a Git LFS pointer in place of the file; run: git lfs pull"
-"""What to say where :func:`is_lfs_pointer` is true."""
 
 
 def is_lfs_pointer(head: bytes) -> bool:
@@ -38,23 +37,29 @@ def is_lfs_pointer(head: bytes) -> bool:
     return len(head) >= 20 and head[: len(_LFS)] == _LFS[: len(head)]
 
 
-def target_of(path: str | os.PathLike[str]) -> Path:
+def refuse_pointer(path: PathLike, head: bytes, what: str, error: type[StochclError] = SourceError) -> None:
+    """Raise the error for a file that begins so, if it is a Git LFS pointer in place of what it is called."""
+    if is_lfs_pointer(head):
+        raise error(f"{escape_name(path)}: this is a Git LFS pointer in place of {what}; run: git lfs pull.")
+
+
+def target_of(path: PathLike) -> Path:
     """Return the file that a symbolic link names, there or not; any other path as it is."""
     is_link = os.path.islink(path) and (os.path.isfile(path) or not os.path.exists(path))  # noqa: PTH110, PTH113, PTH114
     return Path(os.path.realpath(path) if is_link else path)
 
 
-def exists(path: str | os.PathLike[str]) -> bool:
+def exists(path: PathLike) -> bool:
     """Tell whether a path is there; where pathlib raises (a name too long, a closed folder), it is not."""
     return os.path.exists(path)  # noqa: PTH110
 
 
-def is_file(path: str | os.PathLike[str]) -> bool:
+def is_file(path: PathLike) -> bool:
     """Tell whether a path is a file; where pathlib raises, it is not."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
-def is_folder(path: str | os.PathLike[str]) -> bool:
+def is_folder(path: PathLike) -> bool:
     """Tell whether a path is a folder; where pathlib raises, it is not."""
     return os.path.isdir(path)  # noqa: PTH112
 
@@ -67,7 +72,7 @@ def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) ->
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     """Open a temporary sibling of ``path`` for writing; put it in its place when the block ends well.
 
     The file is flushed to disk before the rename, and the folder after it. If the block raises, or writing
@@ -112,7 +117,7 @@ def advice_for(exc: BaseException | None, advice: str) -> str:
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") -> Iterator[None]:
+def writing(path: PathLike, what: str = "it", advice: str = "") -> Iterator[None]:
     """Turn an OSError while a path is written into the OutputError that names the path and what it is.
 
     Examples
@@ -133,7 +138,27 @@ def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") ->
         ) from exc
 
 
-def write_all(file: RawIOBase, data: bytes) -> None:
+@contextmanager
+def reading(path: PathLike, what: str = "it", error: type[StochclError] = SourceError) -> Iterator[None]:
+    """Turn an OSError while a path is read into the error that names the path and what it is.
+
+    Examples
+    --------
+    >>> with reading("a.zip", "this zip"):
+    ...     raise OSError(5, "Input/output error")
+    Traceback (most recent call last):
+        ...
+    stochcl.errors.SourceError: a.zip: this zip cannot be read: input/output error.
+    """
+    try:
+        yield
+    except StochclError:  # of which some are OSErrors
+        raise
+    except OSError as exc:
+        raise error_of(error, exc, f"{escape_name(path)}: {what} cannot be read: {os_reason(exc)}.") from exc
+
+
+def write_all(file: Any, data: bytes) -> None:
     """Write all of the data to an unbuffered file, which may take less at a time."""
     view = memoryview(data)
     while view:
@@ -205,7 +230,7 @@ class WriteLock:
         If the lock file cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], shown: str) -> None:
+    def __init__(self, path: PathLike, shown: str) -> None:
         real = Path(os.path.realpath(path))
         self.path = real / ".lock" if real.is_dir() else real.with_name(real.name + ".lock")
         self._shown, self._process = shown, os.getpid()

@@ -12,12 +12,12 @@ from stochcl.codes import Codes, bits_per_symbol, label_text, plain_label
 from stochcl.errors import LabelsError, UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import Archive, FolderArchive
+    from stochcl.files import PathLike
 
 
 OUTPUTS = ("auto", "symbols", "vectors")
@@ -25,35 +25,12 @@ UNLABELLED = ("keep", "refuse")
 
 
 class Rows:
-    """Opens an archive in every process that asks, and makes arrays of its codes.
-
-    Parameters
-    ----------
-    path : path-like or URL
-    output : str
-        ``symbols``: uint8 or, beyond 256 values, int32, shape (D,). ``vectors``: float32, shape (V,). ``auto``:
-        vectors, where the model has a decoder.
-    latents : int, optional
-        The first so many.
-    labels : sequence of str or of numbers, or bool
-        One for each row, in place of the archive's; False for none.
-    unlabelled : str
-        ``keep`` rows without a label, whose number is -1 (NaN among floats), or ``refuse`` an archive with any.
-
-    Attributes
-    ----------
-    classes : tuple of str or None
-        What the numbers of the labels stand for; None where there are no labels, or they are numbers.
-    """
+    """Opens an archive in every process that asks, and makes arrays of its codes; see :class:`CodesDataset`."""
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        output: str,
-        latents: int | None,
-        labels: Sequence[Any] | bool,
+        self, path: PathLike, output: str, latents: int | None, labels: Sequence[Any] | bool,
         unlabelled: str = "keep",
-    ) -> None:
+    ) -> None:  # fmt: skip
         if unlabelled not in UNLABELLED:
             raise UsageError(f"unlabelled is {' or '.join(UNLABELLED)}, not {unlabelled!r}.")
         if output not in OUTPUTS:
@@ -165,15 +142,9 @@ class CodesDataset(Dataset[Any]):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        output: str = "auto",
-        latents: int | None = None,
-        labels: Sequence[Any] | bool = True,
-        unlabelled: str = "keep",
-        keep_bytes: int = _KEPT_BYTES,
-    ) -> None:
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
+        labels: Sequence[Any] | bool = True, unlabelled: str = "keep", keep_bytes: int = _KEPT_BYTES,
+    ) -> None:  # fmt: skip
         self._rows = Rows(path, output, latents, labels, unlabelled)
         self._keep_bytes = keep_bytes
         self._packed: NDArray[np.uint8] | None = None
@@ -281,22 +252,11 @@ class CodesStream(IterableDataset[Any]):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        output: str = "auto",
-        latents: int | None = None,
-        labels: Sequence[Any] | bool = True,
-        unlabelled: str = "keep",
-        batch_size: int | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        rank: int | None = None,
-        world: int | None = None,
-        chunk: int = 256,
-        window: int = 64,
-        even: bool = False,
-    ) -> None:
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
+        labels: Sequence[Any] | bool = True, unlabelled: str = "keep", batch_size: int | None = None,
+        shuffle: bool = True, seed: int = 0, rank: int | None = None, world: int | None = None, chunk: int = 256,
+        window: int = 64, even: bool = False,
+    ) -> None:  # fmt: skip
         if chunk < 1 or window < 1 or (batch_size is not None and batch_size < 1):
             raise UsageError(f"chunk={chunk}, window={window}, batch_size={batch_size}: these count rows and chunks.")
         self._rows = Rows(path, output, latents, labels, unlabelled)
@@ -324,7 +284,8 @@ class CodesStream(IterableDataset[Any]):
         return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))
 
     def __iter__(self) -> Iterator[Any]:
-        worker, workers = self._workers()
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         rng = np.random.default_rng([self._seed, int(self._epoch), self.rank, worker])
         chunks, held = self._chunks(worker, workers), np.empty(0, np.int64)
         size = self._batch_size or 1
@@ -362,10 +323,6 @@ class CodesStream(IterableDataset[Any]):
         if self._even:
             chunks = chunks[: len(chunks) - len(chunks) % self.world]
         return chunks[self.rank :: self.world][worker::workers]
-
-    def _workers(self) -> tuple[int, int]:
-        info = get_worker_info()
-        return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int, int]:

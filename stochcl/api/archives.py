@@ -1,4 +1,4 @@
-"""Verbs on archives that need neither encoder nor PyTorch: info, decompress, transcode, merge, split."""
+"""Verbs on archives that need neither encoder nor PyTorch, and where the decoders of archives are."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.compress import check_exclusive, locked, note_partial_output, unwritable, write_widest
 from stochcl.api.labels import labels_of
 from stochcl.api.summary import Edit, Report, external_tables_note
-from stochcl.compress import Archive, edit, open_archive
-from stochcl.compress.export import export
+from stochcl.compress import Archive, FolderArchive, edit, open_archive
+from stochcl.compress.export import Exported, export
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
@@ -24,26 +24,22 @@ from stochcl.errors import (
     ImageError,
     LabelsError,
     ModelMismatch,
+    ModelNotFound,
     OutputError,
     OutputExists,
     SourceError,
+    StochclError,
     UsageError,
     error_of,
 )
-from stochcl.files import LFS_ADVICE, check_output, is_lfs_pointer, make_folder, target_of
-from stochcl.messages import escape_name, plural
+from stochcl.files import PathLike, check_output, is_file, make_folder, refuse_pointer, target_of
+from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from stochcl.compress import FolderArchive
-    from stochcl.compress.export import Exported
-    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.tables import Tables, Where
 
-    PathLike = str | os.PathLike[str]
-    Progress = Callable[[int, int], None]
-    Where = Iterable[Tables | PathLike]
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
 
@@ -66,14 +62,9 @@ def info(path: PathLike, *, tables: Where = ()) -> Report:
 
 
 def decompress(
-    path: PathLike,
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    tables: Where = (),
-    force: bool = False,
+    path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False,
     progress: Progress = _silent,
-) -> Exported:
+) -> Exported:  # fmt: skip
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
 
     Raises
@@ -86,23 +77,11 @@ def decompress(
 
 
 def transcode(
-    path: PathLike,
-    output: PathLike,
-    *,
-    latents: int | None = None,
-    rate: float | None = None,
-    select: Sequence[int] | PathLike | None = None,
-    refit: bool = False,
-    self_contained: bool = False,
-    external_tables: bool = False,
-    names: bool = True,
-    uncertainty: bool = True,
-    labels: PathLike | None = None,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    resume: bool = False,
-    progress: Progress = _silent,
-) -> Edit:
+    path: PathLike, output: PathLike, *, latents: int | None = None, rate: float | None = None,
+    select: Sequence[int] | PathLike | None = None, refit: bool = False, self_contained: bool = False,
+    external_tables: bool = False, names: bool = True, uncertainty: bool = True, labels: PathLike | None = None,
+    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = _silent,
+) -> Edit:  # fmt: skip
     """Write an archive anew, without images or encoder.
 
     Parameters
@@ -142,13 +121,10 @@ def transcode(
     with Archive(path, tables=tables) as archive:
         before = len(archive), archive.size
         job = Transcoding(
-            archive,
-            embed=self_contained or (edit.is_embedded(archive) and not external_tables),
-            names=names,
-            uncertainty=uncertainty,
-            labels=None if labels is None else _label_lookup(archive, path, labels),
+            archive, embed=self_contained or (edit.is_embedded(archive) and not external_tables), names=names,
+            uncertainty=uncertainty, labels=None if labels is None else _label_lookup(archive, path, labels),
             columns=None if select is None else _columns(archive, path, select),
-        )
+        )  # fmt: skip
         width = job.width if latents is None else latents
         if not 1 <= width <= job.width:
             raise UsageError(f"{escape_name(path)}: it has {plural(job.width, 'latent')}; {width:,} cannot be kept.")
@@ -216,8 +192,7 @@ def _numbers(path: Path) -> Any:
     shown = escape_name(path)
     try:
         data = read_regular(path, _MAX_SELECTION)
-        if is_lfs_pointer(data):
-            raise SourceError(f"{shown}: {LFS_ADVICE}.")
+        refuse_pointer(path, data, "a selection")
         return json.loads(data)
     except ImageError as exc:
         raise error_of(SourceError, exc, f"{shown}: the selection cannot be read: {exc}.") from exc
@@ -240,14 +215,9 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
 
 
 def merge(
-    paths: Sequence[PathLike],
-    output: PathLike,
-    *,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    resume: bool = False,
+    paths: Sequence[PathLike], output: PathLike, *, tables: Where = (), force: bool = False, resume: bool = False,
     progress: Progress = _silent,
-) -> Edit:
+) -> Edit:  # fmt: skip
     """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
 
     Parameters
@@ -288,15 +258,9 @@ def merge(
 
 
 def split(
-    path: PathLike,
-    folder: PathLike,
-    *,
-    rows: int | None = None,
-    parts: int | None = None,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    progress: Progress = _silent,
-) -> list[Report]:
+    path: PathLike, folder: PathLike, *, rows: int | None = None, parts: int | None = None, tables: Where = (),
+    force: bool = False, progress: Progress = _silent,
+) -> list[Report]:  # fmt: skip
     """Cut an archive into several, in order; only segments that a cut goes through are coded again.
 
     The first part has the list of skipped images; the bytes of the source are shared out by images.
@@ -353,3 +317,42 @@ def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -
     if parts is None or not 1 <= parts <= total:
         raise UsageError(f"{shown}: it holds {plural(total, 'image')}, which do not make {parts} parts.")
     return [total * i // parts for i in range(parts + 1)]
+
+
+def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
+    """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
+
+    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash. Only a model needs
+    torch.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is no such file or model.
+    ModelError
+        If the model is damaged.
+    """
+    if model is None:
+        return () if path is None else _by_hash(path)
+    if Path(model).suffix != ".tables":
+        from stochcl.api.codec import Codec
+
+        return (Codec(model, device="cpu").tables,)
+    if not is_file(model):
+        raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
+    return (Path(model),)
+
+
+def _by_hash(path: PathLike) -> tuple[Tables, ...]:
+    try:
+        with open_archive(path) as archive:
+            try:
+                _ = archive.tables
+            except ModelMismatch:
+                from stochcl.api.codec import Codec
+                from stochcl.api.models import model_of
+
+                return (Codec(model_of(archive.header, path), device="cpu").tables,)
+    except StochclError:  # which opening it for its purpose explains
+        pass
+    return ()

@@ -11,30 +11,21 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.source import (
-    check_source_fits_model,
-    given_paths,
-    listing,
-    no_readable_error,
-    open_given,
-    read_batches,
-    source_warnings,
-    strict_error,
-)
+from stochcl.api import source as sources
 from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
-from stochcl.compress import Archive, Writer
+from stochcl.compress import Archive, ArchiveBase, Header, Writer
 from stochcl.compress.journal import rows_kept
-from stochcl.compress.manifest import MANIFEST
-from stochcl.compress.segment_writer import StreamWriter
+from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
+from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
-from stochcl.data.preprocess import FITS
-from stochcl.entropy.fit import expected_bits
+from stochcl.data import Failure, ImageSource, MatrixSource, SourceOptions, StreamSource
+from stochcl.data.preprocess import FITS, Fit, Preprocess
+from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
 from stochcl.files import ROOM, WriteLock, advice_for, check_output, exists, sync_folder, target_of
-from stochcl.messages import escape_name, os_reason, plural
+from stochcl.messages import Progress, escape_name, os_reason, plural
 from stochcl.options import option
 
 if TYPE_CHECKING:
@@ -42,12 +33,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Given, Source
-    from stochcl.compress import ArchiveBase, Header
-    from stochcl.compress.segment_writer import SegmentWriter
-    from stochcl.data import ImageSource
-    from stochcl.data.preprocess import Fit, Preprocess
 
-    Progress = Callable[[int, int], None]
 
 _FEW = 100  # images whose mean says little, and a file's own parts much
 _HARDLY = 0.05  # of the codes' bytes: tables that add less come along
@@ -65,9 +51,7 @@ class CompressOptions(SourceOptions):
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
-    fit: Fit | None = option(
-        None, "What happens to images that are not square.", choices=FITS, shown="as the model says"
-    )
+    fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
     self_contained: bool = option(False, "Put the decoder into the archive in any case.")
@@ -94,7 +78,7 @@ class CompressOptions(SourceOptions):
             return self.self_contained
         if not codec.has_packaged_tables:
             return True
-        bits = expected_bits(codec.tables, latents)
+        bits = expected_bits(codec.tables.entropy.prefix(latents or codec.latents))
         bits = bits if self.rate is None else min(bits, self.rate)
         return len(codec.tables.data) < _HARDLY * rows * bits / 8
 
@@ -132,7 +116,7 @@ def compress_source(
 ) -> Report:
     """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec)
-    source = check_source_fits_model(open_given(given, options, codec.columns or 0), codec)
+    source = sources.check_source_fits_model(sources.open_given(given, options, codec.columns or 0), codec)
     if not isinstance(path, Path):
         return _compress_to_stream(codec, source, path, options, progress)
     if options.resume and isinstance(source, StreamSource):
@@ -145,30 +129,38 @@ def compress_source(
             f"{escape_name(path)}: this is a folder of shards; pass the --shard-images that it was made with to "
             "continue it or, with --force, to replace it; or name a file to write."
         )
-    for read in given_paths(given):
+    for read in sources.given_paths(given):
         check_output(path, read, force=options.force)
     started, shown, path = time.monotonic(), str(path), target_of(path)
     with note_partial_output(path):
         if options.rate is None:
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
-            encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
-    with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (
-            *source_warnings(source, encoded.damaged),
-            *label_level_warning(options.label_level, encoded),
-            *distribution_shift_warning(codec, archive),
-        )
+            with locked(path):
+                encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
-    return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
+    with Archive(path, tables=[codec.tables]) as archive:
+        report = report_of(archive, shown, codec, source, encoded, started, options.label_level)
+        return replace(report, notes=notes, rate=options.rate)
+
+
+def report_of(
+    archive: ArchiveBase, shown: str, codec: CodecBase, source: Source, encoded: Encoded, started: float,
+    level: int | None = None,
+) -> Report:  # fmt: skip
+    """Return the figures of an archive that was just written, and warnings of its images, labels and codes."""
+    report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
+    warnings = sources.source_warnings(source, encoded.damaged)
+    warnings += label_level_warning(level, encoded)
+    warnings += distribution_shift_warning(codec, archive)
+    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
 
 
 def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
     """Return a warning if no image lies in as many folders as its label was to be taken from."""
     if level is None or encoded.labelled or not encoded.rows:
         return []
-    return [f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"]
+    return [f"warning: no image lies in {abs(level)} folders; give another --label-level"]
 
 
 def _compress_to_stream(
@@ -176,9 +168,7 @@ def _compress_to_stream(
 ) -> Report:
     needs_file = {"--rate": options.rate, "--resume": options.resume, "--external-tables": options.external_tables}
     if asked := [name for name, value in needs_file.items() if value]:
-        raise UsageError(
-            f"{' and '.join(asked)}: this needs a file to be written; give -o a name, or --latents for fewer bits."
-        )
+        raise UsageError(f"{' and '.join(asked)}: this needs a file; give -o a name, or --latents for fewer bits.")
     started = time.monotonic()
     with StreamWriter(
         file,
@@ -190,13 +180,7 @@ def _compress_to_stream(
     ) as writer:
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
-        report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (
-            *source_warnings(source, encoded.damaged),
-            *label_level_warning(options.label_level, encoded),
-            *distribution_shift_warning(codec, archive),
-        )
-        return replace(report, warnings=warnings, damaged=tuple(encoded.damaged))
+        return report_of(archive, "standard output", codec, source, encoded, started, options.label_level)
 
 
 def encode_source(
@@ -206,7 +190,7 @@ def encode_source(
 
     What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
     """
-    facts = {"source": listing(source), "strict": options.strict, "device": codec.device.type}
+    facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device.type}
     facts |= {} if options.label_level is None else {"label_level": options.label_level}
     with Writer(
         path,
@@ -236,13 +220,13 @@ def _encode_all(
     codec: CodecBase, source: Source, writer: SegmentWriter, options: CompressOptions, progress: Progress
 ) -> Encoded:
     if options.strict and source.rejected:
-        raise strict_error(source, source.rejected[0])
+        raise sources.strict_error(source, source.rejected[0])
     if not writer.position:
         for failure in source.rejected:
             writer.skip(failure.name, failure.reason)
     encoded = encode_rows(codec, source, writer, preprocess_of(codec, options, source), options, progress)
     if not writer.rows:
-        raise no_readable_error(source, writer.first_skip)
+        raise sources.no_readable_error(source, writer.first_skip)
     return encoded
 
 
@@ -256,15 +240,9 @@ class Encoded:
 
 
 def encode_rows(
-    codec: CodecBase,
-    source: Source,
-    writer: SegmentWriter,
-    preprocess: Preprocess,
-    options: CompressOptions,
-    progress: Progress = lambda done, total: None,
-    *,
-    beside: Callable[[Codes], Codes] = lambda codes: codes,
-) -> Encoded:
+    codec: CodecBase, source: Source, writer: SegmentWriter, preprocess: Preprocess, options: CompressOptions,
+    progress: Progress = lambda done, total: None, *, beside: Callable[[Codes], Codes] = lambda codes: codes,
+) -> Encoded:  # fmt: skip
     """Encode the images of a source, from the writer's position on, for it.
 
     ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
@@ -272,9 +250,9 @@ def encode_rows(
     """
     encoded, damaged, labelled = 0, list[Failure](), False
     progress(writer.position, len(source))
-    for part in read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
+    for part in sources.read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
         if options.strict and (part.failures or part.damaged):
-            raise strict_error(source, (*part.failures, *part.damaged)[0])
+            raise sources.strict_error(source, (*part.failures, *part.damaged)[0])
         damaged += part.damaged
         failed = sorted(set(part.rows).difference(part.positions))
         for row, failure in zip(failed, part.failures, strict=True):
@@ -301,6 +279,14 @@ def full_width(path: Path) -> Path:
     return path.with_name(path.name + ".full")
 
 
+def locked(path: Path) -> WriteLock:
+    """Take the right to write to a path for all the steps of a request."""
+    try:
+        return WriteLock(path, escape_name(path))
+    except OSError as exc:
+        raise unwritable(path, exc) from exc
+
+
 def compress_at_rate(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
 ) -> Encoded:
@@ -309,27 +295,6 @@ def compress_at_rate(
     The archive at full width goes only when the prefix is complete, or when no rung keeps to the rate: with more
     room on the disk, ``resume`` continues with it.
     """
-    with locked(path):
-        return _compress_at_rate(codec, source, path, options, rate, progress)
-
-
-def locked(path: Path) -> WriteLock:
-    """Take the right to write to a path for all the steps of a request.
-
-    Raises
-    ------
-    OutputError
-        If another writer has it.
-    """
-    try:
-        return WriteLock(path, escape_name(path))
-    except OSError as exc:
-        raise unwritable(path, exc) from exc
-
-
-def _compress_at_rate(
-    codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
-) -> Encoded:
     full, encoded = full_width(path), Encoded()
     if exists(full) and (options.resume or not options.force):
         _check_kept(full, codec, source, options)
@@ -412,7 +377,7 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
             "pass --force in place of --resume to start anew."
         )
     if options.strict and skipped:
-        raise strict_error(source, Failure(*skipped[0]))
+        raise sources.strict_error(source, Failure(*skipped[0]))
 
 
 def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:

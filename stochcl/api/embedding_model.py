@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import platform
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochcl import __version__
 from stochcl.api.codec import Codec
-from stochcl.data import MatrixSource, open_source, sample_rows, sample_size
-from stochcl.data.array import MAGIC
+from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
+from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
 from stochcl.training.options import LatentOptions
+from stochcl.training.outputs import circumstances
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     import numpy as np
@@ -65,14 +63,9 @@ def code_shape(
 
 
 def train_head(
-    train: NDArray[np.float32],
-    held: NDArray[np.float32],
-    *,
-    latents: int,
-    config: dict[str, Any] | None = None,
-    report: Callable[[FitProgress], None] = lambda progress: None,
-    **options: Any,
-) -> tuple[Encoder, dict[str, Any]]:
+    train: NDArray[np.float32], held: NDArray[np.float32], *, latents: int, config: dict[str, Any] | None = None,
+    report: Callable[[FitProgress], None] = lambda progress: None, **options: Any,
+) -> tuple[Encoder, dict[str, Any]]:  # fmt: skip
     """Train a model of vectors, and return it with its training record.
 
     Parameters
@@ -132,15 +125,9 @@ def train_head(
     looked_at = (held if len(held) else train)[:_LOOKED_AT]
     record = {
         "health": code_health(encode(encoder, looked_at, torch.device("cpu")).codes, encoder.config.posterior),
-        "rows": len(train),
-        "held_out": len(held),
-        "seconds": round(time.monotonic() - started),
-        "start": started_from,
-        "latents": fitted.record,
-        "entropy": fitted.record.get("entropy", {}),
-        "versions": {"stochcl": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
-        "hardware": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
-    }
+        "rows": len(train), "held_out": len(held), "seconds": round(time.monotonic() - started),
+        "start": started_from, "latents": fitted.record, "entropy": fitted.record.get("entropy", {}),
+    } | circumstances("cpu, 1 processes")  # fmt: skip
     return encoder, record
 
 
@@ -155,9 +142,7 @@ def row_warnings(record: dict[str, Any]) -> tuple[str, ...]:
         found.append(f"{plural(rows, 'row')} to train on: codes of others may be poor; give {_FEW_ROWS:,} or more")
     if constant:
         have = "has" if constant == 1 else "have"
-        found.append(
-            f"{plural(constant, 'column')} {have} one value in all rows to train on: codes say nothing of it"
-        )
+        found.append(f"{plural(constant, 'column')} {have} one value in all rows to train on: codes cannot tell it")
     return tuple(found)
 
 
@@ -202,7 +187,7 @@ def codec_of(data: bytes) -> Codec:
         return Codec(path, device="cpu")
 
 
-def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
+def write_head(data: bytes, path: PathLike) -> None:
     """Write the bytes of a model's file, complete or not at all.
 
     Raises
@@ -217,25 +202,32 @@ def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
 _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "ladder", "reduced", "transform"})
 
 
-def matrix_among(sources: Sequence[str | os.PathLike[str]]) -> MatrixSource | None:
-    """Return the matrix that training was given, None where it was given images.
+def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> MatrixSource | ArrowVectors | None:
+    """Return the embeddings that training was given, in matrices or tables, None where it was given images.
 
     Raises
     ------
     SourceError
         If a source cannot be read.
     UsageError
-        If there is a matrix and something else.
+        If there are embeddings and something else, or a column of no table is asked for.
     """
-    arrays = [open_source(path) for path in sources if _is_array(path)]  # to list a folder or a tar twice takes long
-    matrices = [source for source in arrays if isinstance(source, MatrixSource)]
-    if matrices and len(sources) > 1:
-        shown = escape_name(matrices[0].path)
-        raise UsageError(f"{shown}: a model of vectors is trained on one .npy matrix; join the rows in one file.")
-    return matrices[0] if matrices else None
+    table = open_arrow([Path(path) for path in sources], SourceOptions(column=column), takes=1)
+    if isinstance(table, ArrowVectors):
+        return table
+    if table is not None:
+        raise UsageError(
+            f"{escape_name(table.path)}: training takes no images of a table; give a folder, .zip or .tar."
+        )
+    if column is not None:
+        raise UsageError("--column: there is no table; only .parquet and .arrow files have columns.")
+    # To list a folder or a tar twice takes long, so only arrays are opened.
+    arrays = any(isinstance(open_source(path), MatrixSource) for path in sources if _is_array(path))
+    found = open_sources(sources) if arrays else None
+    return found if isinstance(found, MatrixSource) else None
 
 
-def _is_array(path: str | os.PathLike[str]) -> bool:
+def _is_array(path: PathLike) -> bool:
     with suppress(OSError, ValueError):
         if Path(path).is_file():
             with Path(path).open("rb") as file:
@@ -244,18 +236,14 @@ def _is_array(path: str | os.PathLike[str]) -> bool:
 
 
 def train_matrix(
-    source: MatrixSource,
-    output: Path,
-    *,
-    report: Callable[[FitProgress], None],
-    **options: Any,
-) -> tuple[dict[str, Any], str]:
-    """Train a model of vectors on a sample of a matrix's rows and write its file; return its record and hash.
+    source: MatrixSource | ArrowVectors, output: Path, *, report: Callable[[FitProgress], None], **options: Any,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """Train a model of vectors on a sample of rows and write its file; return its record and hash.
 
     Parameters
     ----------
-    source : MatrixSource
-        Of any size: at most 200,000 rows are read.
+    source : MatrixSource or ArrowVectors
+        Of any size: at most 200,000 rows are held.
     output : Path
         The model file.
     report : callable
@@ -272,6 +260,8 @@ def train_matrix(
     UsageError
         If an option is one of training on images, or makes no sense.
     """
+    from stochcl.encoders.modelfile import save_model
+
     started = time.monotonic()
     given = {name: value for name, value in options.items() if value is not None}
     latents, epochs = given.pop("latents", None), given.pop("epochs", None)
@@ -282,9 +272,10 @@ def train_matrix(
     if foreign := sorted(set(given) - known):
         name = foreign[0].replace("_", "-")
         raise UsageError(
-            f"--{name} belongs to training on images, and {escape_name(source.path)} is a matrix; omit it."
+            f"--{name} belongs to training on images, and {escape_name(source.path)} holds embeddings; omit it."
         )
-    train, held = sample_rows(source, seed=given.get("seed", 0))
+    rows = source if isinstance(source, MatrixSource) else source.sample(MOST_ROWS)
+    train, held = sample_rows(rows, seed=given.get("seed", 0))
     if "latent_steps" in given:
         given["steps"] = max(1, given.pop("latent_steps"))
     elif epochs is not None:
@@ -293,11 +284,9 @@ def train_matrix(
     encoder, record = train_head(train, held, latents=latents, config=config, report=report, **given)
     record |= {
         "width": encoder.config.latents,
-        "sources": [escape_name(source.path.name)],
+        "sources": [escape_name(Path(source.path).name)],
         "constant_columns": int((train == train[0]).all(axis=0).sum()),
-        "not_finite": sample_size(len(source), source.dim) - len(train) - len(held),
+        "not_finite": sample_size(len(rows), source.dim) - len(train) - len(held),
         "seconds": round(time.monotonic() - started),
     }
-    data = to_bytes(encoder, record)
-    write_head(data, output)
-    return record, codec_of(data).model.sha256
+    return record, save_model(encoder, output, record)

@@ -18,7 +18,6 @@ from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points, standardised
 from stochcl.encoders.modelfile import load_model
-from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables, is_packaged
 from stochcl.errors import ImageError, ModelMismatch, UsageError
 from stochcl.lazy import cached_property
@@ -30,38 +29,18 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.inference import Encoded
+    from stochcl.files import PathLike
 
 
-_DENOMINATOR = 4096
 _FLOAT = 4  # bytes
 
 
 class CodecBase:
-    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with.
-
-    Parameters
-    ----------
-    model : str or path-like
-        The name of an embedded model, or a model file.
-    device : str
-        auto, cpu, cuda...
-    precision : str
-        fp32 or bf16, of the network's arithmetic. bf16 is faster where the processor has it; a few bits in a
-        thousand come out differently, so that an archive has one precision, in its header.
-
-    Raises
-    ------
-    UsageError
-        If there is no such model, device or precision.
-    ModelError
-        If the model file is damaged, foreign or a pickle.
-    """
+    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with."""
 
     precisions = PRECISIONS
 
-    def __init__(
-        self, model: str | os.PathLike[str] = DEFAULT, *, device: str = "auto", precision: str = "fp32"
-    ) -> None:
+    def __init__(self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "fp32") -> None:
         self._check_precision(precision)
         self.precision = precision
         self.device = choose_device(device)
@@ -116,13 +95,7 @@ class CodecBase:
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables, made from the model: a function of its tensors alone."""
-        entropy = IndependentModel.nearest(self._encoder.ones.cpu().numpy() / _DENOMINATOR, self.alphabet)
-        return Tables(
-            self._encoder.config.ladder,
-            entropy,
-            self._encoder.vector_decoder(),
-            autoregressive=self._encoder.entropy_network(),
-        )
+        return self._encoder.tables()
 
     @cached_property
     def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -155,8 +128,8 @@ class CodecBase:
         latents : int, optional
             Encode to the first so many; residual codes are searched for themselves, others are a prefix.
         uncertainty : bool
-            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, summed over all
-            the model's latents, whichever are kept.
+            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, of residual codes
+            that of the first word, of others that of all the model's latents, whichever are kept.
 
         Returns
         -------
@@ -203,8 +176,7 @@ class CodecBase:
                 f"these codes have {codes.latents:,} latents of {codes.alphabet:,} values, and this model "
                 f"{self.latents:,} of {self.alphabet:,}."
             )
-        vectors: NDArray[np.float32] = decoder.decode(codes.symbols())
-        return vectors
+        return decoder.decode(codes.symbols())
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
@@ -289,7 +261,7 @@ class CodecBase:
                 raise type(exc)(f"image {i:,}: {exc}") from exc
         return out
 
-    def check_made(self, header: Header, path: str | os.PathLike[str], advice: str = "give its own with -m") -> None:
+    def check_made(self, header: Header, path: PathLike, advice: str = "give its own with -m") -> None:
         """Raise ModelMismatch unless an archive with this header was made by this model."""
         if header.model_sha256 != self.model.sha256:
             raise ModelMismatch(
@@ -309,21 +281,13 @@ class CodecBase:
         else:
             size, prepared = self.columns * _FLOAT, {}
         return Header(
-            model=self.model.name,
-            model_sha256=self.model.sha256,
-            model_latents=self.latents,
-            latents=latents,
-            alphabet=self.alphabet,
-            precision=self.precision,
-            tables_sha256=self.tables.sha256,
-            feature_dim=self._encoder.vector_dim,
-            input_bytes=size,
-            source_kind=source_kind,
-            preprocess=prepared,
-        )
+            model=self.model.name, model_sha256=self.model.sha256, model_latents=self.latents, latents=latents,
+            alphabet=self.alphabet, precision=self.precision, tables_sha256=self.tables.sha256,
+            feature_dim=self._encoder.vector_dim, input_bytes=size, source_kind=source_kind, preprocess=prepared,
+        )  # fmt: skip
 
 
-def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+def _prepare(image: PathLike | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     """Bring one image of any kind to the model's square."""
     from PIL import Image as PillowImage
 

@@ -1,4 +1,4 @@
-"""Finding models: by name in the package, by path, or in ``$STOCHCL_MODELS``."""
+"""Models: found by name in the package, by path, or in ``$STOCHCL_MODELS``; and what they are."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stochcl.codes import bits_per_symbol
 from stochcl.encoders.packaged import ENDING, embedded_models
+from stochcl.entropy.tables import is_packaged
 from stochcl.errors import ModelError, ModelNotFound, UsageError, error_of
-from stochcl.files import is_file
+from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -26,17 +29,7 @@ DEFAULT = "general"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What can be said of a model without loading it.
-
-    Parameters
-    ----------
-    name : str
-    path : Path
-    bytes : int
-        Of the model file.
-    config, record : dict
-        What it is, and how it was trained.
-    """
+    """What can be said of a model without loading it: what it is, and how it was trained."""
 
     name: str
     path: Path
@@ -47,12 +40,9 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON types."""
         return {
-            "name": escape_name(self.name),
-            "path": escape_name(self.path),
-            "bytes": self.bytes,
-            "config": self.config,
-            "record": self.record,
-        }
+            "name": escape_name(self.name), "path": escape_name(self.path), "bytes": self.bytes,
+            "config": self.config, "record": self.record,
+        }  # fmt: skip
 
     def lines(self) -> list[str]:
         """Return the card for people."""
@@ -94,7 +84,7 @@ def _folders() -> Iterator[Path]:
             yield Path(folder)
 
 
-def find_model(model: str | os.PathLike[str]) -> Path:
+def find_model(model: PathLike) -> Path:
     """Return the file of a model, given its name or its path.
 
     Raises
@@ -121,7 +111,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     )
 
 
-def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Path:
+def model_of(header: Header, beside: PathLike | None = None) -> Path:
     """Return the file of the model that made an archive, by its hash.
 
     It is looked for in the package, in ``$STOCHCL_MODELS``, beside the archive and in the current folder.
@@ -146,13 +136,13 @@ def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Pa
     )
 
 
-def portable_name(model: str | os.PathLike[str]) -> str:
+def portable_name(model: PathLike) -> str:
     """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
     path, embedded = Path(model), {path.stem for path in embedded_models()}
     return str(path.absolute()) if str(model) not in embedded and is_file(path) else str(model)
 
 
-def initial_weights(init: str | os.PathLike[str]) -> Path:
+def initial_weights(init: PathLike) -> Path:
     """Return the file that a backbone begins with: an embedded model's, an installed package's, or the one named.
 
     Raises
@@ -199,6 +189,144 @@ def _card(path: Path) -> ModelCard:
     except OSError as exc:
         raise error_of(ModelError, exc, f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        msg = f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
-        raise ModelError(msg) from exc
+        raise ModelError(
+            f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
+        ) from exc
     return card
+
+
+_CLASSES_SHOWN = 10
+_RUN = 3  # equal values of a list that are written out
+
+
+class ModelInfo:
+    """What a model file says of itself, all of it read and checked."""
+
+    def __init__(self, path: Path) -> None:
+        from stochcl.encoders.modelfile import load_model
+
+        self.path, self.model = path, load_model(path)
+        self.encoder, self.config, self.bytes = self.model.encoder, self.model.encoder.config, path.stat().st_size
+        self.tables, self.parameters = self.encoder.tables(), sum(p.numel() for p in self.encoder.parameters())
+        self.packaged = is_packaged(self.tables.sha256)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON types."""
+        from stochcl.encoders.modelfile import stored_config
+
+        config, tables = self.config, self.tables
+        images = {"size": config.size, "fit": config.fit, "mean": list(config.mean), "std": list(config.std)}
+        return {
+            "schema": "stochcl.model-info/0", "name": escape_name(self.model.name), "path": escape_name(self.path),
+            "bytes": self.bytes, "sha256": self.model.sha256,
+            "tables": {"sha256": tables.sha256, "bytes": len(tables.data), "packaged": self.packaged},
+            "parameters": self.parameters, "config": stored_config(config),
+            "code": {
+                "posterior": config.posterior, "latents": config.latents, "alphabet": config.alphabet,
+                "bits": self.bits, "ladder": list(config.ladder), "vector": self.encoder.vector_dim,
+            },
+            "preprocess": {"columns": config.columns} if config.columns else images,
+            "classes": [escape_name(name) for name in config.classes], "record": self.model.record,
+        }  # fmt: skip
+
+    @property
+    def bits(self) -> int:
+        """Of a code, before entropy coding."""
+        return self.config.latents * bits_per_symbol(self.config.alphabet)
+
+    def lines(self) -> list[str]:
+        """Return the facts for people."""
+        config, names = self.config, self.config.classes
+        through = "by one linear layer"
+        if config.posterior == "residual":
+            through = f"as sums of {len(config.stages)} words"
+        elif config.decoder:
+            through = f"through layers of {' + '.join(f'{width:,}' for width in config.decoder)}"
+        hidden = f"{config.entropy_hidden:,} hidden units" if config.entropy_hidden else "linear"
+        mean, std = (", ".join(f"{value:g}" for value in colours) for colours in (config.mean, config.std))
+        images = f"images, {config.fit} to {config.size} x {config.size} pixels, mean {mean}, deviation {std}"
+        packaged = "they come with the package" if self.packaged else "archives bring them along"
+        values = f"{config.latents:,} {config.posterior} latents of {config.alphabet:,} values"
+        facts = {
+            "file": escape_name(self.path),
+            "hash": self.model.sha256,
+            "tables": f"{self.tables.sha256} ({len(self.tables.data):,} bytes; {packaged})",
+            "code": f"{values}, {self.bits:,} bits before entropy coding",
+            "prefixes": f"the first {', '.join(f'{rung:,}' for rung in config.ladder)} latents",
+            "decoder": f"to vectors of {self.encoder.vector_dim:,} numbers {through}",
+            "entropy": "independent symbols"
+            if config.entropy == "independent"
+            else f"autoregressive network, {hidden}",
+            "input": f"vectors of {config.columns:,} numbers" if config.columns else images,
+        }
+        if names:
+            shown = ", ".join(
+                [*map(escape_name, names[:_CLASSES_SHOWN]), *(["..."] if names[_CLASSES_SHOWN:] else [])]
+            )
+            facts["classifier"] = f"{len(names):,} classes ({shown}), read from {config.classifies}"
+        size = f"{self.parameters:,} parameters, {self.bytes:,} bytes"
+        head = f"{escape_name(self.model.name)}: {self._network()}, {size}"
+        said = [f"  {name}: {value}" for name, value in facts.items()]
+        return [head, *said, *(f"  {line}" for line in _told(self.model.record))]
+
+    def _network(self) -> str:
+        config = self.config
+        if config.columns or config.backbone.startswith("timm:"):
+            return config.backbone
+        pooled = {"stages": ", all stages pooled", "moments": ", moments of stages"}.get(config.pooling, "")
+        if config.backbone.startswith("efficientnet"):
+            return f"{config.backbone}{pooled}"
+        return f"{config.backbone} of width {config.width}, {config.stem} stem{pooled}"
+
+
+def _told(record: dict[str, Any], indent: str = "") -> list[str]:
+    """Write a training record as lines: one an entry, those of a group below its name."""
+    if not record:
+        return ["training record: none"]
+    lines = [] if indent else ["training record:"]
+    inner = indent + "  "
+    for name, value in record.items():
+        if isinstance(value, dict) and value and not indent:
+            lines += [f"{inner}{escape_name(str(name))}:", *_told(value, inner)]
+        elif value not in (None, {}, [], ""):
+            lines.append(f"{inner}{escape_name(str(name))}: {_text(value)}")
+    return lines
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        items = list(value.items())
+        if all(str(key).isdecimal() for key in value):
+            items.sort(key=lambda item: int(item[0]))
+        return ", ".join(f"{escape_name(str(k))} {_text(v)}" for k, v in items if v is not None)
+    if isinstance(value, list):
+        runs = [(text, len(list(same))) for text, same in groupby(map(_text, value))]
+        return ", ".join(f"{count:,} x {text}" if count > _RUN else ", ".join([text] * count) for text, count in runs)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.5g}" if isinstance(value, float) else escape_name(str(value))
+
+
+def model_info(model: PathLike = DEFAULT) -> ModelInfo:
+    """Read a model file, check it, and say what it is.
+
+    Parameters
+    ----------
+    model : str or path-like
+        The name of a model or a model file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model.
+    ModelError
+        If the file is damaged, foreign, a pickle, or of a kind that this version does not know.
+
+    Examples
+    --------
+    >>> model_info("general").tables.sha256[:16]
+    '8ecd1e8e899b323c'
+    """
+    return ModelInfo(find_model(model))

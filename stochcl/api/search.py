@@ -10,28 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.compress import select_latents
-from stochcl.api.evaluate import kind_of
-from stochcl.api.models import model_of
-from stochcl.api.options import SearchOptions
+from stochcl.api.evaluate import SearchOptions, kind_of
 from stochcl.api.source import check_paths_exist
-from stochcl.compress import open_archive
-from stochcl.data import MatrixSource, open_source
+from stochcl.compress import ArchiveBase, open_archive
+from stochcl.data import ArrowVectors, MatrixSource, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.api.codec import Codec
-    from stochcl.compress import ArchiveBase
-    from stochcl.downstream.distances import Distance
-    from stochcl.entropy.tables import Decoder, Tables
+    from stochcl.entropy.tables import Decoder, Where
+    from stochcl.files import PathLike
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.search/0"
 
@@ -49,17 +43,10 @@ class _Query:
 
 
 def search(
-    path: PathLike,
-    images: Sequence[PathLike] = (),
-    *,
-    names: Sequence[str] = (),
-    rows: Sequence[int] = (),
-    model: str | None = None,
-    device: str = "auto",
-    tables: Iterable[Tables | PathLike] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    path: PathLike, images: Sequence[PathLike] = (), *, names: Sequence[str] = (), rows: Sequence[int] = (),
+    model: str | None = None, device: str = "auto", tables: Where = (), progress: Progress = lambda done, total: None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Find the rows of an archive that are nearest to images, or to rows of its own.
 
     By vectors the comparison is asymmetric: an image's float features are held against the vectors that codes decode
@@ -72,7 +59,7 @@ def search(
         An archive.
     images : sequence of path-like
         Image files to look for; the archive's model encodes them, in the archive's precision. In an archive of
-        embeddings, .npy matrices: every row is looked for.
+        embeddings, .npy matrices, or Parquet or Arrow files: every row is looked for.
     names, rows : sequence of str, sequence of int
         Rows of the archive to look for; none is its own neighbour.
     model : str, optional
@@ -83,7 +70,7 @@ def search(
     progress : callable
         Told how many rows of how many have been looked at.
     **options
-        Fields of :class:`~stochcl.api.options.SearchOptions`: ``count``, how many to find for each, and ``output``,
+        Fields of :class:`~stochcl.api.evaluate.SearchOptions`: ``count``, how many to find for each, and ``output``,
         what is compared: vectors, symbols, or auto: vectors where there is a decoder.
 
     Returns
@@ -112,8 +99,12 @@ def search(
         if asked.output == "vectors" and decoder is None:
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
         distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
-        wanted = _wanted(archive, path, queries, model, device, decoder)
-        distances, numbers = _nearest(archive, wanted, distance, asked.count + 1, decoder, progress)
+        found = Nearest(_wanted(archive, path, queries, model, device, decoder), distance, asked.count + 1)
+        for start in range(0, len(archive), _ROWS):
+            part = archive[start : start + _ROWS].symbols()
+            found.add(part if decoder is None else decoder.decode(part))
+            progress(min(start + _ROWS, len(archive)), len(archive))
+        distances, numbers = found.sorted()
         return {
             "schema": SCHEMA,
             "path": escape_name(path),
@@ -122,31 +113,10 @@ def search(
             "by": "symbols" if decoder is None else "vectors",
             "unit": distance.unit,
             "queries": [
-                {
-                    "query": query.name,
-                    "row": None if query.row < 0 else query.row,
-                    "neighbours": _neighbours(archive, near, rows_found, query.row)[: asked.count],
-                }
-                for query, near, rows_found in zip(queries, distances.tolist(), numbers.tolist(), strict=True)
+                _answer(archive, query, near, there, asked.count)
+                for query, near, there in zip(queries, distances.tolist(), numbers.tolist(), strict=True)
             ],
         }
-
-
-def _nearest(
-    archive: ArchiveBase,
-    wanted: NDArray[Any],
-    distance: Distance,
-    count: int,
-    decoder: Decoder | None,
-    progress: Callable[[int, int], None],
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Look at all rows; return distances and numbers of the nearest, shape (Q, count)."""
-    found = Nearest(wanted, distance, count)
-    for start in range(0, len(archive), _ROWS):
-        part = archive[start : start + _ROWS].symbols()
-        found.add(part if decoder is None else decoder.decode(part))
-        progress(min(start + _ROWS, len(archive)), len(archive))
-    return found.sorted()
 
 
 def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
@@ -161,17 +131,19 @@ def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Seque
 
 
 def _given(path: Path) -> Iterator[_Query]:
-    """Yield what a file holds: an image, or the rows of a matrix."""
-    if path.suffix.lower() != ".npy":
+    """Yield what a file holds: an image, or the rows of a matrix or table."""
+    table = open_arrow([path], takes=1)
+    if table is None and path.suffix.lower() != ".npy":
         yield _Query(escape_name(path), -1, path)
         return
-    source = open_source(path)
-    if not isinstance(source, MatrixSource):
-        raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or a matrix.")
-    for row, vector in enumerate(source.take(slice(None))):
-        if not np.isfinite(vector).all():
-            raise UsageError(f"{escape_name(path)}: row {row:,} holds numbers that are not finite; leave it out.")
-        yield _Query(f"{escape_name(path)} row {row:,}", -1, vector=vector)
+    source = open_source(path) if table is None else table
+    if not isinstance(source, MatrixSource | ArrowVectors):
+        raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or embeddings.")
+    for batch in source.batches(_ROWS) if isinstance(source, MatrixSource) else source.vectors():
+        for failure in batch.failures:
+            raise UsageError(f"{escape_name(path)}: row {escape_name(failure.name)}: {failure.reason}; leave it out.")
+        for name, vector in zip(batch.names, batch.vectors, strict=True):
+            yield _Query(f"{escape_name(path)} row {escape_name(name)}", -1, vector=vector)
 
 
 def _wanted(
@@ -186,39 +158,32 @@ def _wanted(
     parts: list[NDArray[Any]] = [own if decoder is None else decoder.decode(own)] if len(own) else []
     if matrix if header.preprocess else files:  # only images are preprocessed
         held, other = ("images", "a matrix") if header.preprocess else ("vectors", "an image")
-        raise UsageError(f"{escape_name(path)}: its rows are {held}, so that they cannot be searched for {other}.")
+        raise UsageError(f"{escape_name(path)}: its rows are {held}; they cannot be searched for {other}.")
     if matrix and any(4 * len(vector) != header.input_bytes for vector in matrix):
         wide = next(len(vector) for vector in matrix if 4 * len(vector) != header.input_bytes)
         raise UsageError(f"{escape_name(path)}: its vectors have {header.input_bytes // 4:,} numbers, not {wide:,}.")
     if matrix and decoder is not None:
         parts.append(np.stack(matrix))
     elif files or matrix:
-        codec = _codec(archive, path, model, device)
+        from stochcl.api.codec import codec_of
+
+        codec = codec_of(path, model, device=device).with_precision(header.precision)
+        codec.check_made(header, path)
         if files:
             found = codec.encode_pixels(codec.prepare(files, codec.preprocess_of(header)))
         else:
             found = codec.encode_vectors(np.stack(matrix))
-        parts.append(
-            codec.vectors_of(found) if decoder is not None else select_latents(found.codes, header).symbols()
-        )
+        symbols = select_latents(found.codes, header).symbols()
+        parts.append(symbols if decoder is None else codec.vectors_of(found))
     return np.concatenate(parts)
 
 
-def _codec(archive: ArchiveBase, path: PathLike, model: str | None, device: str) -> Codec:
-    """Return the archive's own model, in its precision."""
-    from stochcl.api.codec import Codec
-
-    header = archive.header
-    codec = Codec(model_of(header, path) if model is None else model, device=device)
-    codec.check_made(header, path)
-    return codec.with_precision(header.precision)
-
-
-def _neighbours(archive: ArchiveBase, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
-    """Return neighbours; a row of the archive that is looked for is not its own."""
+def _answer(
+    archive: ArchiveBase, query: _Query, distances: list[float], numbers: list[int], count: int
+) -> dict[str, Any]:
+    """Return a query with its neighbours; a row of the archive that is looked for is not its own."""
     names, labels = archive.names, archive.labels
-    # A vector that is not finite, of a foreign decoder, is no one's neighbour.
-    return [
+    near = [
         {
             "row": number,
             "name": None if names is None else escape_name(names[number]),
@@ -226,5 +191,7 @@ def _neighbours(archive: ArchiveBase, distances: list[float], numbers: list[int]
             "distance": round(distance, 6),
         }
         for distance, number in zip(distances, numbers, strict=True)
-        if math.isfinite(distance) and number != own
+        # A vector that is not finite, of a foreign decoder, is no one's neighbour.
+        if math.isfinite(distance) and number != query.row
     ]
+    return {"query": query.name, "row": None if query.row < 0 else query.row, "neighbours": near[:count]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import IO, TYPE_CHECKING
 
 from stochcl.data import (
     ArrowVectors,
+    Failure,
     ImageSource,
     MatrixSource,
+    Preprocess,
     SourceOptions,
     StreamSource,
     TarStream,
@@ -22,6 +24,7 @@ from stochcl.data import (
     open_source,
     open_sources,
 )
+from stochcl.data.arrow import MemoryTable, is_table
 from stochcl.data.folder import open_url
 from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
@@ -30,16 +33,13 @@ from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
-    from stochcl.data import Failure, Preprocess
+    from stochcl.files import PathLike
 
     Source = ImageSource | MatrixSource | StreamSource
-    PathLike = str | os.PathLike[str]
     Given = PathLike | Sequence[PathLike] | IO[bytes] | Source
 
 
@@ -59,11 +59,12 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
                 "listed already (--files-from?); leave them out."
             )
         return given
-    if not isinstance(given, str | os.PathLike | Sequence):
-        return TarStream(given, options=options)
-    columns = open_arrow(given_paths(given), options, takes)
+    table = MemoryTable(given) if is_table(given) else None
+    columns = open_arrow([table] if table else given_paths(given), options, takes)
     if columns is not None:  # which may be of no length, where a file does not say that
         return columns
+    if not isinstance(given, str | os.PathLike | Sequence):
+        return TarStream(given, options=options)
     asked = [f"--{name.replace('_', '-')}" for name in ("column", "id_column") if getattr(options, name) is not None]
     if options.label_column is not None and options.label_files != "json":
         asked.append("--label-column")
@@ -107,8 +108,7 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
     """Return a source if it holds what a model takes: images, or rows of its width; else raise UsageError."""
     model, columns = escape_name(codec.model.name), codec.columns
     shown = escape_name(source.path)
-    matrix = "vectors.npy" if isinstance(source, ArrowVectors) else shown  # training takes no columns
-    training = f"`stochcl train {matrix} -o head.safetensors --latents 256 --rate 64`"
+    training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
     if not isinstance(source, MatrixSource | ArrowVectors):
         if columns is None:
             return source

@@ -11,22 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stochcl.benchmarks.baselines import (
-    Baseline,
-    Binary,
-    Float16,
-    Float32,
-    Int8,
-    Itq,
-    PerColumn,
-    PrincipalScalar,
-    PrincipalSigns,
-    RaBitQ,
-    RandomSigns,
-)
-from stochcl.benchmarks.pricing import CODINGS
-from stochcl.benchmarks.probes import METRICS, NEIGHBOURS, PROBES
-from stochcl.benchmarks.quantisers import LocalSearch, OptimisedProduct, Product, Residual, SmallResidual
+from stochcl.benchmarks import baselines as base
+from stochcl.benchmarks import quantisers as quant
+from stochcl.benchmarks.probes import CODINGS, METRICS, NEIGHBOURS, PROBES
 from stochcl.benchmarks.run import Config, need
 from stochcl.codes import folder_label
 from stochcl.data import ImageSource, held_out
@@ -62,12 +49,13 @@ _RIFF_HEADERS = 12 + 8 + 10  # RIFF and WEBP; the chunk; VP8's frame header, whi
 _SCAN, _END = b"\xff\xda", 2  # JPEG's start of scan, and the bytes of the end marker
 
 # By name: those made for a number of bits, and those with a fixed number of bits for every column.
-BASELINES: dict[str, type[Baseline]] = {
-    "random-signs": RandomSigns, "pca-signs": PrincipalSigns, "itq": Itq, "pq": Product, "opq": OptimisedProduct,
-    "rq": Residual, "rq-4bit": SmallResidual, "lsq": LocalSearch, "pca-scalar": PrincipalScalar,
+BASELINES: dict[str, type[base.Baseline]] = {
+    "random-signs": base.RandomSigns, "pca-signs": base.PrincipalSigns, "itq": base.Itq, "pq": quant.Product,
+    "opq": quant.OptimisedProduct, "rq": quant.Residual, "rq-4bit": quant.SmallResidual, "lsq": quant.LocalSearch,
+    "pca-scalar": base.PrincipalScalar,
 }  # fmt: skip
-FLOATS: dict[str, type[PerColumn]] = {
-    "float32": Float32, "float16": Float16, "int8": Int8, "rabitq": RaBitQ, "binary": Binary
+FLOATS: dict[str, type[base.PerColumn]] = {
+    "float32": base.Float32, "float16": base.Float16, "int8": base.Int8, "rabitq": base.RaBitQ, "binary": base.Binary
 }  # fmt: skip
 
 # Pillow's names and settings; qualities below 20 cost accuracy faster than bits.
@@ -91,46 +79,49 @@ class RateAccuracyConfig(Config):
 
     sources: tuple[Path, ...] = option(())
     test: Path | None = option(
-        None, "More of the same, to score on.", unit="TEST", shown="a fifth of each class of SOURCE"
+        None, "Score on these images or rows.", unit="TEST", shown="a fifth of each class of SOURCE"
     )
     hold_out: int = option(
-        0, "Score on the last N images of each class of each SOURCE, as training leaves them.", at_least=0, unit="N"
+        0,
+        "Score on the last N images of each class, which training with the same option leaves out.",
+        at_least=0,
+        unit="N",
     )
     labels: Path | None = option(
-        None, "Of SOURCE: CSV name,label; of a matrix also .npy.", unit="FILE", shown="first folders"
+        None, "Labels of SOURCE: a CSV file name,label, or .npy for a matrix.", unit="FILE", shown="first folders"
     )
-    test_labels: Path | None = option(None, "Of TEST.", unit="FILE")
+    test_labels: Path | None = option(None, "Labels of TEST.", unit="FILE")
     model: tuple[Path, ...] = option(
-        (), "A model's name or file; may be repeated.", short="-m", unit="MODEL", shown="general"
+        (), "A model, by name or file; may be repeated.", short="-m", unit="MODEL", shown="general"
     )
-    metric: tuple[str, ...] = option(("accuracy",), "What is measured; may be repeated.", choices=METRICS)
-    probe: str = option("logistic", "Whose accuracy it is.", choices=PROBES)
-    queries: int = option(2000, "Test rows that recall@10 and map@1000 look up, at most.", at_least=1)
-    ladder: tuple[int, ...] = option((), "Prefixes of our codes.", at_least=1, unit="K,K,...", shown="the model's")
+    metric: tuple[str, ...] = option(("accuracy",), "What to measure; may be repeated.", choices=METRICS)
+    probe: str = option("logistic", "The classifier whose accuracy is measured.", choices=PROBES)
+    queries: int = option(2000, "Look up at most this many test rows for recall@10 and map@1000.", at_least=1)
+    ladder: tuple[int, ...] = option((), "Widths of our codes.", at_least=1, unit="K,K,...", shown="the model's")
     bits: tuple[int, ...] = option(
-        (8, 16, 32, 64, 128, 256), "That quantisers are made for.", at_least=1, unit="B,B,..."
+        (8, 16, 32, 64, 128, 256), "Sizes of quantisers, in bits.", at_least=1, unit="B,B,..."
     )
     baselines: tuple[str, ...] = option(
-        ("all",), "all, none, or of features, quantisers, pixels and single methods.",
+        ("all",), "What to compare with: all, none, or names of groups (features, quantisers, pixels) and methods.",
         choices=("all", "none", *GROUPS, *METHODS), unit="NAMES",
     )  # fmt: skip
     coding: tuple[str, ...] = option(
-        ("packed", "linear"), "How their codes are stored: plain, and through our coder.", choices=CODINGS
+        ("packed", "linear"), "How codes of quantisers are stored: packed, or through our coder.", choices=CODINGS
     )
-    beam: tuple[int, ...] = option((4, 8), "Of residual quantisation, one row each.", at_least=1, unit="N,N,...")
-    trials: int = option(1, "Seeds that residual quantisation is fitted with, one row each.", at_least=1)
-    train_images: int | None = option(None, "To learn from, at most.", at_least=2, unit="N")
-    test_images: int | None = option(None, "To score on, at most.", at_least=2, unit="N")
+    beam: tuple[int, ...] = option(
+        (4, 8), "Beam widths of residual quantisation, one row each.", at_least=1, unit="N,N,..."
+    )
+    trials: int = option(1, "Fits of residual quantisation with different seeds, one row each.", at_least=1)
+    train_images: int | None = option(None, "Train on at most N images.", at_least=2, unit="N")
+    test_images: int | None = option(None, "Score on at most N images.", at_least=2, unit="N")
     fit_to: tuple[Path, ...] = option(
-        (), "Measure quantisers fitted to these images, too; may be repeated.", unit="OTHER"
+        (), "Also measure quantisers that are fitted to these images; may be repeated.", unit="OTHER"
     )
-    fit_images: int = option(20_000, "Of OTHER, at most.", at_least=2, unit="N")
-    fit_hold_out: int = option(
-        0, "Not the last N images of each class of each OTHER, as training leaves them.", at_least=0, unit="N"
-    )
-    precision: str = option("fp32", "Of the networks.", choices=("fp32", "bf16"))
+    fit_images: int = option(20_000, "Fit to at most N images of OTHER.", at_least=2, unit="N")
+    fit_hold_out: int = option(0, "Leave out the last N images of each class of OTHER.", at_least=0, unit="N")
+    precision: str = option("fp32", "Numeric precision of the networks.", choices=("fp32", "bf16"))
     device: str = option("cpu", "cpu, cuda, ...")
-    seed: int = option(0, "Seed of everything random.", at_least=0)
+    seed: int = option(0, "Random seed.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -309,9 +300,7 @@ def read_inputs(config: RateAccuracyConfig) -> Inputs:
     train, test = train.largest(config.train_images, rng), test.largest(config.test_images, rng)
     classes = len(np.unique(train.labels))
     if "recall@10" in config.metric and len(test) <= NEIGHBOURS:
-        raise SourceError(
-            f"{shown}: {len(test)} rows to score on are too few to look for {NEIGHBOURS} neighbours in."
-        )
+        raise SourceError(f"{shown}: {len(test)} rows are too few to look for {NEIGHBOURS} neighbours in.")
     if min(len(train), len(test)) < _LEAST or (config.needs_labels and classes < 2):
         raise SourceError(
             f"{shown}: this leaves {len(train):,} images of {classes} classes "
@@ -373,17 +362,10 @@ def _open(paths: Sequence[Path], labels: Path | None, *, needed: bool) -> tuple[
         return source, np.full(len(source), "")
     if labels is None:
         raise UsageError(f"{escape_name(paths[0])}: a matrix has no labels of its own; give them with --labels.")
-    if labels.suffix != ".npy":
-        return source, np.asarray(read_labels(labels).match([str(i) for i in range(len(source))]), np.str_)
-    try:
-        array = np.load(labels, allow_pickle=False)
-    except (OSError, ValueError) as exc:
-        raise SourceError(
-            f"{escape_name(labels)}: these labels cannot be read ({exc}); save them with numpy.save."
-        ) from exc
-    if not isinstance(array, np.ndarray) or array.shape != (len(source),) or array.dtype.kind not in "iuU":
+    table = read_labels(labels)
+    if table.is_array and len(table) != len(source):
         raise SourceError(f"{escape_name(labels)}: labels are one integer or text for each of {len(source):,} rows.")
-    return source, array.astype(np.str_)
+    return source, np.asarray(table.match([str(i) for i in range(len(source))]), np.str_)
 
 
 def _last(source: Rows, labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:

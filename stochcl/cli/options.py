@@ -11,14 +11,12 @@ import click
 
 from stochcl.api.source import check_paths_exist
 from stochcl.errors import UsageError
-from stochcl.options import check_value, declared, item_of, kind_of, option_of
+from stochcl.options import Options, check_value, declared, item_of, kind_of, option_of
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from dataclasses import Field
-
-    from stochcl.options import Options
 
     Decorator = Callable[[Any], Any]
 
@@ -81,7 +79,7 @@ PATH = click.Path(path_type=Path)
 INPUT = InputPath()
 SOURCE = InputPath(check=False)  # or -, or an entry of a list
 CODES = click.argument("codes", type=INPUT)
-_TABLES_HELP = "Model or .tables file with the decoder, if it is found nowhere else."
+_TABLES_HELP = "Model or .tables file with the decoder, if neither archive nor stochcl has it."
 TABLES = click.option("-m", "--model", help=_TABLES_HELP)
 TABLES_OF_CODES = click.option("--tables", help=_TABLES_HELP)
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -95,9 +93,7 @@ LEVEL = click.option(
     "--label-level", "level", type=int, metavar="N",
     help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
 )  # fmt: skip
-COLUMN = click.option(
-    "--label-column", "--column", "column", help="Column of the CSV file.  [default: the first after the name]"
-)
+COLUMN = click.option("--label-column", "--column", "column", help="Column of the CSV file.  [default: the first]")
 
 
 def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - as in click.option
@@ -106,11 +102,14 @@ def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - 
     return click.option("-o", "--output", type=PATH, help=help, **how)
 
 
-def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator:
-    """Return a decorator that adds an option for each field with a help text, a class's own before its bases'."""
+def options_of(*classes: type[Options], only: str = "") -> Decorator:
+    """Return a decorator that adds an option for each field with a help text, a class's own before its bases'.
+
+    ``only`` names the fields that are wanted, with spaces between them.
+    """
     made = [
         _click_option(one) for cls in classes for one in _own_first(cls)
-        if option_of(one).help and (not only or one.name in only)
+        if option_of(one).help and (not only or one.name in only.split())
     ]  # fmt: skip
 
     def decorate(command: Any) -> Any:

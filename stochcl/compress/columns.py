@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -14,8 +14,6 @@ from stochcl.errors import FormatError, Truncated
 from stochcl.framing import MAX_TEXT, check_limit, inflate, pack_texts, pack_varints, unpack_texts, unpack_varints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from numpy.typing import NDArray
 
 
@@ -218,8 +216,7 @@ def pack_uncertainty(values: NDArray[np.floating], version: int) -> bytes:
     """
     exact = np.asarray(values, np.float64)
     if not _are_entropies(exact):
-        msg = f"an uncertainty is an entropy in bits: 0 to {_MOST:,}"
-        raise ValueError(msg)
+        raise ValueError(f"an uncertainty is an entropy in bits: 0 to {_MOST:,}")
     if version == 1:
         return exact.astype("<f2").tobytes()
     low, high = float(exact.min()), float(exact.max())

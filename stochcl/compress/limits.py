@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stochcl.entropy.autoregressive import AutoregressiveModel
-from stochcl.entropy.model import FITTED, OWN, size_in_memory
+from stochcl.entropy.model import FITTED, OWN, EntropyModel, size_in_memory
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import LimitExceeded
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from stochcl.compress.segment import SegmentHead
-    from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.vectors import VectorDecoder
 
 TRUSTED = "STOCHCL_TRUSTED"
@@ -87,9 +86,7 @@ class Limits:
 
     def _check_work(self, work: int, what: str) -> None:
         if work > self._work and not self._trusted:
-            raise LimitExceeded(
-                f"{what} takes {work / self._work:,.1f} times as long as is allowed for a file of its size{_ADVICE}"
-            )
+            raise LimitExceeded(f"{what} takes {work / self._work:,.1f} times as long as is allowed{_ADVICE}")
 
 
 def work_of_row(decisions: int, model: EntropyModel) -> int:

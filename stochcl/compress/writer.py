@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from abc import abstractmethod
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from stochcl.codes import Codes
 from stochcl.compress.journal import Journal, Record
-from stochcl.compress.segment import decode_segment, read_head, write_segment
+from stochcl.compress.segment import SegmentHead, decode_segment, read_head, write_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS, Preamble, SegmentWriter
 from stochcl.errors import (
     FormatError,
@@ -23,19 +24,26 @@ from stochcl.errors import (
     StochclError,
     UsageError,
 )
-from stochcl.files import ROOM, WriteLock, check_output, read_all, sync_folder, target_of, write_all, writing
+from stochcl.files import (
+    ROOM,
+    PathLike,
+    WriteLock,
+    check_output,
+    read_all,
+    sync_folder,
+    target_of,
+    write_all,
+    writing,
+)
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
     from io import FileIO
     from pathlib import Path
-    from types import TracebackType
 
     from stochcl.compress.header import Header
-    from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Tables
 
@@ -123,14 +131,14 @@ class JournaledWriter(SegmentWriter):
                 break
             sound.append(record)
         file.truncate(max([end, *(record.end for record in sound)]))
-        if self._segments:
-            self._has = tuple(part.size > 0 for part in self._segments[-1][1].parts[1:])
+        if self.segments:
+            self.has = tuple(part.size > 0 for part in self.segments[-1][1].parts[1:])
         return sound
 
     def _take_over(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
         """Count a segment that an earlier run has written."""
-        self._segments.append((record.end - len(chunk), head))
-        self._source_bytes += record.source_bytes
+        self.segments.append((record.end - len(chunk), head))
+        self.source_bytes += record.source_bytes
         self.skipped += record.skipped
         self.position = record.position
 
@@ -143,8 +151,29 @@ class JournaledWriter(SegmentWriter):
         self._pending = [codes]
         self._places = [(at, size) for at, size in waiting["places"]]
         self._new_skips = [(at, name, reason) for at, name, reason in waiting["skips"]]
-        self._has = codes.names is not None, codes.labels is not None, uncertainty is not None
+        self.has = codes.names is not None, codes.labels is not None, uncertainty is not None
         self.position, self._kept = record.position, True
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what is waiting, and complete the archive."""
+
+    @abstractmethod
+    def _leave(self, kind: type[BaseException]) -> None:
+        """Close after an exception."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None:
+            self._leave(kind)
+        elif self._file is not None:  # not finished or closed already
+            try:
+                self.finish()
+            except BaseException as error:
+                self._leave(type(error))
+                raise
 
     def _close_files(self) -> None:
         if self._file is not None:
@@ -218,20 +247,10 @@ class Writer(JournaledWriter):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        header: Header,
-        tables: Tables,
-        *,
-        embed_tables: bool,
-        fitted: Sequence[EntropyModel] = (),
-        names: bool = True,
-        uncertainty: bool = True,
-        force: bool = False,
-        resume: bool = False,
-        facts: dict[str, Any] | None = None,
-        segment_rows: int = SEGMENT_ROWS,
-    ) -> None:
+        self, path: PathLike, header: Header, tables: Tables, *, embed_tables: bool,
+        fitted: Sequence[EntropyModel] = (), names: bool = True, uncertainty: bool = True, force: bool = False,
+        resume: bool = False, facts: dict[str, Any] | None = None, segment_rows: int = SEGMENT_ROWS,
+    ) -> None:  # fmt: skip
         self._preamble = preamble = Preamble(header, tables, embed=embed_tables, fitted=fitted)
         super().__init__(
             header, preamble.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
@@ -273,11 +292,10 @@ class Writer(JournaledWriter):
         """Tell whether there is a partial file; refuse to replace it unasked."""
         there = self.partial.exists()
         if there and not (force or resume):
-            msg = (
+            raise OutputExists(
                 f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to continue it, or "
                 "--force to start anew."
             )
-            raise OutputExists(msg)
         return there
 
     def _only_begun(self) -> bool:
@@ -317,7 +335,7 @@ class Writer(JournaledWriter):
 
     def _writing(self) -> AbstractContextManager[None]:
         kept = f". What was done is kept in {escape_name(self.partial)}: {ROOM}pass --resume"
-        return writing(self.path, advice=kept if self._segments or self._kept else "")
+        return writing(self.path, advice=kept if self.segments or self._kept else "")
 
     # The end
 
@@ -350,7 +368,7 @@ class Writer(JournaledWriter):
 
     def _abandon(self) -> None:
         """Leave nothing behind, unless there are rows on the disk."""
-        if self._segments or self._kept:
+        if self.segments or self._kept:
             self.close()
         else:
             self.discard()
@@ -363,23 +381,6 @@ class Writer(JournaledWriter):
                 self.partial.unlink(missing_ok=True)
                 self._journal.remove()
         self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._leave(kind)
-            return
-        if self._file is None:  # finished or closed already
-            return
-        try:
-            self.finish()
-        except BaseException as error:
-            self._leave(type(error))
-            raise
 
     def _leave(self, kind: type[BaseException]) -> None:
         """Close after an exception; an interruption, and a source that fails, keep all rows."""

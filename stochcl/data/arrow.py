@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import contextmanager, suppress
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,13 +14,13 @@ from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
 from stochcl.data.names import DEFAULTS, SourceOptions, path_name
 from stochcl.data.preprocess import identify
-from stochcl.data.source import Failure
 from stochcl.data.stream import StreamSource
-from stochcl.errors import MissingExtraError, SourceError, SourceNotFound, StochclError, UsageError
+from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -36,7 +36,7 @@ def is_arrow(path: Path, head: bytes) -> bool:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path | MemoryTable) -> Iterator[None]:
     """Make Arrow's errors ours."""
     import pyarrow as pa
 
@@ -51,12 +51,29 @@ def explained(path: Path) -> Iterator[None]:
         raise SourceError(f"{escape_name(path)}: it cannot be read as Parquet or Arrow ({reason}).") from exc
 
 
-def _need() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as exc:
-        msg = "a Parquet or Arrow file needs pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
-        raise MissingExtraError(msg) from exc
+class MemoryTable:
+    """A table in memory: pandas', polars' or Arrow's (any with Arrow's stream), or Hugging Face's data set."""
+
+    def __init__(self, given: Any) -> None:
+        pa = require("pyarrow", "a table", "arrow")
+
+        self._is_set = hasattr(given, "with_format")
+        self._given: Any = given.with_format("arrow") if self._is_set else pa.table(given)
+        self.schema = given.features.arrow_schema if self._is_set else self._given.schema
+        self.rows = len(self._given)
+
+    def __fspath__(self) -> str:
+        return "the table"
+
+    def batches(self, columns: list[str], rows: int) -> Iterator[Any]:
+        """Yield record batches of at most ``rows`` rows."""
+        parts = self._given.select_columns(columns).iter(rows) if self._is_set else [self._given.select(columns)]
+        return (batch for part in parts for batch in part.to_batches(rows))
+
+
+def is_table(given: Any) -> bool:
+    """Tell whether something is a table in memory that :class:`MemoryTable` takes."""
+    return hasattr(given, "__arrow_c_stream__") or (hasattr(given, "with_format") and hasattr(given, "features"))
 
 
 def _kind(path: Path) -> str:
@@ -64,11 +81,13 @@ def _kind(path: Path) -> str:
         return _MAGICS.get(file.read(4), "")
 
 
-def schema_of(path: Path) -> Any:
-    """Return a file's columns; MissingExtraError where pyarrow is not installed."""
-    _need()
+def schema_of(path: Path | MemoryTable) -> Any:
+    """Return the columns of a file or table; MissingExtraError where pyarrow is not installed."""
+    if isinstance(path, MemoryTable):
+        return path.schema
+    parquet = require("pyarrow.parquet", "a Parquet or Arrow file", "arrow")
     import pyarrow as pa
-    from pyarrow import ipc, parquet
+    from pyarrow import ipc
 
     with explained(path):
         kind = _kind(path)
@@ -78,16 +97,21 @@ def schema_of(path: Path) -> Any:
             return (ipc.open_file if kind == "file" else ipc.open_stream)(file).schema
 
 
-def rows_in(path: Path) -> int:
-    """Return how many rows a file has, 0 where it does not say."""
+def rows_in(path: Path | MemoryTable) -> int:
+    """Return how many rows a file or table has, 0 where it does not say."""
+    if isinstance(path, MemoryTable):
+        return path.rows
     from pyarrow import parquet
 
     with explained(path):
         return int(parquet.read_metadata(path).num_rows) if _kind(path) == "parquet" else 0
 
 
-def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
+def record_batches(path: Path | MemoryTable, columns: list[str], rows: int) -> Iterator[Any]:
     """Yield record batches of at most ``rows`` rows."""
+    if isinstance(path, MemoryTable):
+        yield from path.batches(columns, rows)
+        return
     import pyarrow as pa
     from pyarrow import ipc, parquet
 
@@ -107,7 +131,7 @@ def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
 # Columns
 
 
-def choose_column(path: Path, schema: Any, asked: str | None, takes: int | None) -> str:
+def choose_column(path: Path | MemoryTable, schema: Any, asked: str | None, takes: int | None) -> str:
     """Return which column holds images or vectors, by its type and by what its first rows hold.
 
     ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
@@ -116,11 +140,11 @@ def choose_column(path: Path, schema: Any, asked: str | None, takes: int | None)
     kinds = {field.name: storage_type(field.type) for field in schema}
     if asked is not None:
         check_column(shown, schema, asked, "--column")
-        if not is_image_type(kinds[asked]) and not _is_list(kinds[asked]):
+        if holds(kinds[asked]) is None:
             raise UsageError(f"{shown}: its column {asked} holds {kinds[asked]}: no images or vectors.")
         return asked
-    vectors = [name for name, kind in kinds.items() if _is_vector(kind)]
-    binary = [name for name, kind in kinds.items() if is_image_type(kind)]
+    vectors = [name for name, kind in kinds.items() if holds(kind) == "vectors"]
+    binary = [name for name, kind in kinds.items() if holds(kind) == "images"]
     images = [name for name in binary if _begins_with_images(path, name)] or ([] if vectors else binary)
     found = (vectors or images) if takes else (images or vectors)
     if takes and len(found) > 1:
@@ -148,37 +172,23 @@ def storage_type(kind: Any) -> Any:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def is_image_type(kind: Any) -> bool:
-    """Tell whether a column of this type can hold image files."""
+def holds(kind: Any) -> str | None:
+    """Return what a column of this type can hold: images, vectors, or numbers that may be anything, such as words."""
     from pyarrow import types
 
     if types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _is_binary(kind.field(index).type)
-    return _is_binary(kind)
+        return "images" if index >= 0 and holds(kind.field(index).type) == "images" else None
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return "images"
+    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        return None
+    if types.is_floating(kind.value_type) or types.is_int8(kind.value_type):
+        return "vectors"
+    return "numbers" if types.is_integer(kind.value_type) else None
 
 
-def _is_binary(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(lists and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)))
-
-
-def _is_vector(kind: Any) -> bool:
-    """Tell whether a column is taken for vectors unasked; lists of other integers may be anything, such as words."""
-    from pyarrow import types
-
-    return _is_list(kind) and bool(types.is_floating(kind.value_type) or types.is_int8(kind.value_type))
-
-
-def _first_values(path: Path, column: str) -> list[Any]:
+def _first_values(path: Path | MemoryTable, column: str) -> list[Any]:
     """Return the first values of a column that are there."""
     with explained(path):
         for batch in islice(record_batches(path, [column], _IMAGES), _LOOKED):
@@ -187,15 +197,13 @@ def _first_values(path: Path, column: str) -> list[Any]:
     return []
 
 
-def _begins_with_images(path: Path, column: str) -> bool:
+def _begins_with_images(path: Path | MemoryTable, column: str) -> bool:
     """Tell whether one of the first values is an image, or the path of one where there are no bytes."""
-    return any(
-        value.get("bytes") is None or identify(value["bytes"]) if isinstance(value, dict) else identify(value)
-        for value in _first_values(path, column)
-    )
+    values = (value["bytes"] if isinstance(value, dict) else value for value in _first_values(path, column))
+    return any(value is None or identify(value) for value in values)
 
 
-def _width(path: Path, kind: Any, column: str) -> int:
+def _width(path: Path | MemoryTable, kind: Any, column: str) -> int:
     return int(getattr(kind, "list_size", 0)) or next((len(value) for value in _first_values(path, column)), 0)
 
 
@@ -229,9 +237,9 @@ _LABELS = ("label", "labels", "class")
 
 
 def open_arrow(
-    paths: Sequence[Path], options: SourceOptions = DEFAULTS, takes: int | None = None
+    paths: Sequence[Path | MemoryTable], options: SourceOptions = DEFAULTS, takes: int | None = None
 ) -> ArrowSource | None:
-    """Open Parquet or Arrow files as one source, images or vectors; None where the first is neither.
+    """Open Parquet or Arrow files, or a table, as one source, images or vectors; None where the first is neither.
 
     ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
     """
@@ -240,16 +248,17 @@ def open_arrow(
         return None
     if not all(there):
         other = paths[there.index(False)]
-        raise UsageError(
-            f"{escape_name(other)}: it is no Parquet or Arrow file, as {escape_name(paths[0])} is; give one kind."
-        )
+        raise UsageError(f"{escape_name(other)}: this is no Parquet or Arrow file as the first is; give one kind.")
     schema = schema_of(paths[0])
     column = choose_column(paths[0], schema, options.column, takes)
-    kind = ArrowImages if is_image_type(storage_type(schema.field(column).type)) else ArrowVectors
+    is_image = holds(storage_type(schema.field(column).type)) == "images"
+    kind = ArrowImages if is_image else ArrowVectors
     return kind(paths, column, options)
 
 
-def _looks(path: Path) -> bool:
+def _looks(path: Path | MemoryTable) -> bool:
+    if isinstance(path, MemoryTable):
+        return True
     try:
         with path.open("rb") as file:
             return is_arrow(path, file.read(4))
@@ -267,8 +276,9 @@ class ArrowSource(StreamSource):
 
     kind: ClassVar[str] = "arrow"
 
-    def __init__(self, paths: Sequence[Path], column: str, options: SourceOptions = DEFAULTS) -> None:
-        super().__init__(paths[0] if len(paths) == 1 else Path(f"{paths[0]} and {len(paths) - 1:,} more"))
+    def __init__(self, paths: Sequence[Path | MemoryTable], column: str, options: SourceOptions = DEFAULTS) -> None:
+        first = os.fspath(paths[0])
+        super().__init__(first if len(paths) == 1 else f"{first} and {len(paths) - 1:,} more")
         self.paths, self.column = list(paths), column
         self._schema = schema_of(paths[0])
         for flag, asked in (("--id-column", options.id_column), ("--label-column", options.label_column)):
@@ -333,7 +343,7 @@ class ArrowImages(ArrowSource):
 class ArrowVectors(ArrowSource):
     """Vectors in a column of lists or tensors of numbers, all of one length, which is ``dim``."""
 
-    def __init__(self, paths: Sequence[Path], column: str, options: SourceOptions = DEFAULTS) -> None:
+    def __init__(self, paths: Sequence[Path | MemoryTable], column: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(paths, column, options)
         kind = storage_type(self._schema.field(column).type)
         self._row_bytes = kind.value_type.bit_width // 8
@@ -349,6 +359,18 @@ class ArrowVectors(ArrowSource):
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
         raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")
 
+    def sample(self, most: int) -> NDArray[np.float32]:
+        """Return up to so many rows, evenly spread, float32, shape (N, dim); rows without a vector are of NaN."""
+        total = len(self) or sum(len(column) for column, _, _ in self._records(_VECTORS))
+        wanted = np.arange(min(most, total)) * total // max(1, min(most, total))
+        out = np.full((len(wanted), self.dim), np.nan, np.float32)
+        for batch in self.vectors():
+            positions = np.asarray(batch.positions, np.int64)
+            places = np.searchsorted(wanted, positions)
+            chosen = (places < len(wanted)) & (wanted[np.minimum(places, len(wanted) - 1)] == positions)
+            out[places[chosen]] = batch.vectors[chosen]
+        return out
+
     def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
         """Iterate over the rows; those that are null, of another length or not finite are failures."""
         start = 0
@@ -356,37 +378,25 @@ class ArrowVectors(ArrowSource):
             values, reasons = self._values(column)
             total = max(self._rows, start + len(given))
             names = [name or row_names([start + i], total)[0] for i, name in enumerate(given)]
-            good = [i for i, reason in enumerate(reasons) if reason is None]
-            yield MatrixBatch(
-                rows=range(start, start + len(reasons)),
-                positions=tuple(start + i for i in good),
-                names=tuple(names[i] for i in good),
-                vectors=values[good],
-                failures=tuple(Failure(names[i], reason) for i, reason in enumerate(reasons) if reason),
-                source_bytes=self._row_bytes * len(good),
-                labels=None if labels is None else tuple(labels[i] for i in good),
-            )
-            start += len(reasons)
+            yield MatrixBatch.of(start, names, values, self._row_bytes, reasons, labels)
+            start += len(names)
 
-    def _values(self, column: Any) -> tuple[NDArray[np.float32], list[str | None]]:
-        reasons: list[str | None] = [None] * len(column)
+    def _values(self, column: Any) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """Return the rows, and why some are none."""
+        reasons: dict[int, str] = {}
         values = np.zeros((len(column), self.dim), np.float32)
         lengths = column.value_lengths().to_pylist() if hasattr(column, "value_lengths") else [self.dim] * len(column)
         with np.errstate(over="ignore", invalid="ignore"):
             if not column.null_count and lengths == [self.dim] * len(column):
                 values[:] = column.flatten().to_numpy(zero_copy_only=False).reshape(values.shape)
-            else:
-                for i, value in enumerate(column.to_pylist()):
-                    if value is None or len(value) != self.dim:
-                        reasons[i] = (
-                            "there is no vector"
-                            if value is None
-                            else f"it has {len(value):,} numbers, not {self.dim:,}"
-                        )
-                    else:
-                        values[i] = np.asarray(value, np.float64)
-        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-            reasons[i] = "the row holds a value that is not a finite float32"
+                return values, reasons
+            for i, value in enumerate(column.to_pylist()):
+                if value is None:
+                    reasons[i] = "there is no vector"
+                elif len(value) != self.dim:
+                    reasons[i] = f"it has {len(value):,} numbers, not {self.dim:,}"
+                else:
+                    values[i] = np.asarray(value, np.float64)
         return values, reasons
 
 

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised
 from stochcl.encoders.residual import ReducedHead, Residual, Words
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
-from stochcl.entropy.fit import latent_lengths
-from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
+from stochcl.entropy.independent import DENOMINATOR, IndependentModel, nodes_per_symbol
+from stochcl.entropy.model import latent_lengths
 from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
-    from torch import Tensor
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
@@ -241,6 +241,11 @@ class Encoder(nn.Module):
         return latent_lengths(codes, self.entropy_network() or table)
 
     @torch.no_grad()
+    def tables(self) -> Tables:
+        """Return the decoding tables: a function of the tensors alone."""
+        entropy = IndependentModel.nearest(self.ones.cpu().numpy() / DENOMINATOR, self.config.alphabet)
+        return Tables(self.config.ladder, entropy, self.vector_decoder(), autoregressive=self.entropy_network())
+
     def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
         """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""
         power = self.norm.scale if isinstance(self.norm, Standardise) else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ from stochcl.encoders.packaged import (
 )
 from stochcl.encoders.pretrained import is_pickle
 from stochcl.entropy.independent import DENOMINATOR
-from stochcl.errors import MissingExtraError, ModelError, StochclError, error_of
-from stochcl.files import LFS_ADVICE, is_lfs_pointer, replacing, writing
-from stochcl.messages import escape_name, os_reason
+from stochcl.errors import MissingExtraError, ModelError, StochclError
+from stochcl.files import reading, refuse_pointer, replacing, writing
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,14 +129,9 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_ba
 def load_model(path: Path) -> ModelFile:
     """Read a model file; nothing in it is executed."""
     shown = escape_name(path)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(32)
-    except OSError as exc:
-        raise error_of(ModelError, exc, f"{shown}: the model cannot be read: {os_reason(exc)}.") from exc
-    if is_lfs_pointer(head):
-        raise ModelError(f"{shown}: {LFS_ADVICE}.")
+    with reading(path, "the model", ModelError), path.open("rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(32)
+    refuse_pointer(path, head, "a model", ModelError)
     if is_pickle(head):
         raise ModelError(
             f"{shown}: this is a pickle (a PyTorch checkpoint?), which could run any program when it is loaded; "

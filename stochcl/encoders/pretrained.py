@@ -15,13 +15,11 @@ import torch
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
 from stochcl.encoders.packaged import read_tensors, with_backbone
-from stochcl.errors import ModelError, UsageError, error_of
-from stochcl.files import LFS_ADVICE, is_lfs_pointer
-from stochcl.messages import escape_name, os_reason
+from stochcl.errors import ModelError, UsageError
+from stochcl.files import PathLike, reading, refuse_pointer
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
-
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
@@ -41,7 +39,7 @@ def is_pickle(head: bytes) -> bool:
     return head.startswith(_BEGINNINGS)
 
 
-def convert_command(path: str | os.PathLike[str]) -> str:
+def convert_command(path: PathLike) -> str:
     """Return the shell command that makes a safetensors file of a PyTorch checkpoint of weights.
 
     It loads tensors only (``weights_only=True``), and clones them, as safetensors refuses those that share memory.
@@ -177,27 +175,25 @@ def _network(encoder: Encoder) -> nn.Module:
 
 def _read(path: Path) -> dict[str, Tensor]:
     shown = escape_name(path)
-    try:
+    with reading(path, "the weights", ModelError):
         with path.open("rb") as file:
             head = file.read(32)
-        if is_lfs_pointer(head):
-            raise ModelError(f"{shown}: {LFS_ADVICE}.")
-        if is_pickle(head) and _published_name(path):
+        refuse_pointer(path, head, "weights", ModelError)
+        pickled = is_pickle(head)
+        if pickled and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        tensors, metadata = ({}, {}) if is_pickle(head) else read_tensors(path)
-    except OSError as exc:
-        raise error_of(ModelError, exc, f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
-    except ModelError:
-        raise
-    except ValueError as exc:
-        raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
-    if is_pickle(head):
-        raise ModelError(
-            f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it comes "
-            f"from, convert it with `{convert_command(path)}`."
-        )
-    return with_backbone(shown, tensors, metadata)
+        if pickled:
+            raise ModelError(
+                f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it "
+                f"comes from, convert it with `{convert_command(path)}`."
+            )
+        try:
+            return with_backbone(shown, *read_tensors(path))
+        except ModelError:
+            raise
+        except ValueError as exc:
+            raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
 
 
 def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> str:

@@ -12,26 +12,22 @@ from stochcl import __version__
 from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
 from stochcl.errors import SourceError, UsageError
-from stochcl.files import check_output
+from stochcl.files import PathLike, check_output
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
-from stochcl.report import plots
-from stochcl.report.findings import compute_findings, read_data
-from stochcl.report.page import Thumbnails, number, percent, render, write_page
+from stochcl.report import page
+from stochcl.report.findings import Findings, ReportData, compute_findings, read_data
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from markupsafe import Markup
     from numpy.typing import NDArray
 
     from stochcl.downstream import Task
     from stochcl.downstream.interpretation import Intervention
-    from stochcl.entropy.tables import Tables
-    from stochcl.report.findings import Findings, ReportData
+    from stochcl.entropy.tables import Where
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.report/0"
 SAMPLE = 20_000
@@ -46,21 +42,11 @@ PATCHES = 12, 8  # of the map, each with one picture
 
 
 def write_report(
-    path: PathLike,
-    output: PathLike,
-    *,
-    images: PathLike | None = None,
-    labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    task: Task = "classification",
-    shown: int = 12,
-    sample: int = SAMPLE,
-    seed: int = 0,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
+    path: PathLike, output: PathLike, *, images: PathLike | None = None, labels: PathLike | None = None,
+    column: str | None = None, level: int | None = None, task: Task = "classification", shown: int = 12,
+    sample: int = SAMPLE, seed: int = 0, tables: Where = (), force: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write one HTML page that explains an archive.
 
     Latents are looked at in a sample of rows, so time and memory hardly grow with the archive.
@@ -80,10 +66,10 @@ def write_report(
         found = compute_findings(data, shown=shown, seed=seed, tell=lambda step: progress(count, count, step))
         progress(count, count, "writing")
         view = View(data, found, images)
-        page = render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
+        text = page.render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
                       seed=seed, version=__version__)  # fmt: skip
-    write_page(output, page)
-    size = {"output": escape_name(output), "output_bytes": len(page.encode("utf-8"))}
+    page.write_page(output, text)
+    size = {"output": escape_name(output), "output_bytes": len(text.encode("utf-8"))}
     return _to_json(view) | size | {"seconds": round(time.monotonic() - started, 3)}
 
 
@@ -95,7 +81,7 @@ class View:
         self.kind, self.unit = data.sample.kind, data.facts.unit
         self.thumbnails, self._gone = None, ""
         try:
-            self.thumbnails = None if images is None else Thumbnails(images, size=THUMBNAIL)
+            self.thumbnails = None if images is None else page.Thumbnails(images, size=THUMBNAIL)
         except SourceError as exc:  # the page goes without pictures
             self._gone = f"There are no pictures here: {exc}"
 
@@ -143,7 +129,7 @@ class View:
     def far(self, distance: float) -> str:
         """Format a distance of codes: between vectors, 1 - cosine as the angle that it stands for."""
         if self.data.sample.decoder is None:
-            return number(distance)
+            return page.number(distance)
         return f"{np.degrees(np.arccos(np.clip(1 - distance, -1, 1))):.1f}\u00b0"
 
     def value(self, column: int) -> str:
@@ -151,9 +137,9 @@ class View:
         counts = self.found.counts[column]
         total = counts.sum()
         if self.kind == "bits":
-            return percent(float(counts[1:].sum() / total), 1)
+            return page.percent(float(counts[1:].sum() / total), 1)
         if self.kind == "categories":
-            return f"{int(counts.argmax())} ({percent(float(counts.max() / total))})"
+            return f"{int(counts.argmax())} ({page.percent(float(counts.max() / total))})"
         values = np.arange(len(counts))
         mean = float(counts @ values / total)
         return f"{mean:.1f} ({np.sqrt(float(counts @ np.square(values - mean) / total)):.1f})"
@@ -170,15 +156,14 @@ class View:
 
     def ranked(self) -> list[int]:
         """Return all columns, the strongest first."""
-        order: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
-        return order
+        return np.argsort(-self.found.scores, kind="stable").tolist()
 
     def cost_plot(self) -> Markup:
         """Draw the bits of the first latents."""
         step = max(1, len(self.found.alone) // CURVE)
         ends = np.unique(np.r_[0 : len(self.found.alone) : step, len(self.found.alone)])
         given, alone = (np.r_[0, np.cumsum(bits)][ends] for bits in (self.data.lengths, self.found.alone))
-        return plots.line_plot(
+        return page.line_plot(
             [("given those before", ends, given), ("each alone", ends, alone)],
             x_label="first latents kept", y_label=f"bits per {self.unit}",
         )  # fmt: skip
@@ -187,7 +172,7 @@ class View:
         """Draw what each latent says about the label against its own bits."""
         alone, shown = self.found.alone, self.found.strongest[:NAMED].tolist()
         named = [(float(alone[c]), float(bits[c]), self.latent(c)) for c in shown]
-        return plots.scatter_plot(
+        return page.scatter_plot(
             alone, bits, named, x_label="bits of the latent alone", y_label="bits about the label"
         )
 
@@ -198,7 +183,7 @@ class View:
         ranked = np.argsort(-self.found.scores[compared], kind="stable")
         places = np.r_[places, ranked[~np.isin(ranked, places)]][:COMPARED]
         names = [self.latent(int(compared[i])) for i in places.tolist()]
-        return plots.association_plot(names, associated[np.ix_(places, places)])
+        return page.association_plot(names, associated[np.ix_(places, places)])
 
     def pairs(self, count: int = 10) -> tuple[float, int, list[tuple[str, str, str]]]:
         """Return the median association of all pairs, how many pairs are close, and the closest pairs."""
@@ -213,7 +198,7 @@ class View:
     def certainty_plot(self, values: NDArray[np.float32]) -> Markup:
         """Draw how uncertain rows are."""
         counts, edges = np.histogram(values, bins=min(40, max(1, len(np.unique(values)))))
-        return plots.histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
+        return page.histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
 
     def right_by_certainty(self) -> tuple[int, float, float] | None:
         """Return the first probe's accuracy on the most and the least certain fifth of its held-out rows."""
@@ -231,7 +216,7 @@ class View:
             return f"{shares[0]:.3g}"
         order = np.argsort(-shares, kind="stable")[:3].tolist()
         order = [i for i in order if shares[i] >= 0.01] or order[:1]
-        return ", ".join(f"{classes[i]} {percent(float(shares[i]))}" for i in order)
+        return ", ".join(f"{classes[i]} {page.percent(float(shares[i]))}" for i in order)
 
     def mean_change(self, flip: Intervention) -> str:
         """Format how a probe's mean answer changes from a latent's one end to the other."""
@@ -257,10 +242,10 @@ class View:
             names, counts = np.unique(labels.y[labels.known], return_counts=True)
             for name in names[np.sort(np.argsort(-counts, kind="stable")[:CLASS_MAPS])].tolist():
                 own = points[drawn[labels.y[drawn] == name]]
-                classes.append((escape_name(name), plots.dot_map(own, low, high, color=plots.ACCENT, alpha=0.9)))
+                classes.append((escape_name(name), page.dot_map(own, low, high, color=page.ACCENT, alpha=0.9)))
             more = len(names) - len(classes)
         return {
-            "plot": plots.dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
+            "plot": page.dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
             "pictures": self._map_pictures(np.flatnonzero(inside), (points - low) / (high - low)),
         }  # fmt: skip
 
@@ -323,13 +308,13 @@ def write_search_page(
     result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
 ) -> None:
     """Write what a search found as one HTML page."""
-    thumbnails = None if images is None else Thumbnails(images)
+    thumbnails = None if images is None else page.Thumbnails(images)
     files = {escape_name(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
 
     def image(name: str | None) -> str | None:
         return None if thumbnails is None or name is None else thumbnails.of(name)
 
     def query_image(name: str) -> str | None:
-        return Thumbnails(files[name]).of(0) if name in files else image(name)
+        return page.Thumbnails(files[name]).of(0) if name in files else image(name)
 
-    write_page(output, render("search.html", result=result, image=image, query_image=query_image))
+    page.write_page(output, page.render("search.html", result=result, image=image, query_image=query_image))

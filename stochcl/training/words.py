@@ -114,8 +114,7 @@ def shrink_words(rows: Rows, words: Rows, fitted: int) -> Rows:
     index, _ = nearest(rows, words)
     noise = ((rows - words[index]) ** 2).mean(0) * len(words) / fitted
     kept = np.maximum(1 - noise / np.maximum((words**2).mean(0), 1e-12), 0)
-    shrunk: Rows = (words * kept).astype(np.float32)
-    return shrunk
+    return (words * kept).astype(np.float32)
 
 
 def residual_books(
@@ -130,9 +129,8 @@ def residual_books(
         few = flat if len(flat) <= limit else flat[rng.choice(len(flat), limit, replace=False)]
         words = shrink_words(few, kmeans(few, count, rng, rounds), min(len(rows), len(few)))
         books.append(words)
-        parts = [
-            beam_step(residual[i : i + 2048], cost[i : i + 2048], words, width)[2:] for i in range(0, len(rows), 2048)
-        ]
+        starts = range(0, len(rows), 2048)
+        parts = [beam_step(residual[i : i + 2048], cost[i : i + 2048], words, width)[2:] for i in starts]
         residual, cost = (np.concatenate(part) for part in zip(*parts, strict=True))
     return books
 
@@ -140,8 +138,7 @@ def residual_books(
 def power(matrix: Rows, exponent: float) -> Rows:
     """Return a symmetric positive matrix raised to an exponent."""
     values, vectors = np.linalg.eigh(matrix)
-    raised: Rows = (vectors * np.maximum(values, 1e-9) ** exponent) @ vectors.T
-    return raised
+    return (vectors * np.maximum(values, 1e-9) ** exponent) @ vectors.T
 
 
 def nearest_rows(rows: Rows, count: int, block: int = 1024) -> Names:
@@ -182,8 +179,7 @@ def metric(within: Rows, between: Rows, shrink: float = 1.0, ridge: float = 0.02
     white = power(within + (ridge * np.trace(within) / m + 1e-9) * np.eye(m, dtype=np.float32), -0.5)
     ratio, axes = np.linalg.eigh(white @ between @ white)
     ratio, axes = np.maximum(ratio[::-1], 0), axes[:, ::-1]
-    mapped: Rows = (white @ (axes * (ratio / (1 + ratio)) ** shrink)).astype(np.float32)
-    return mapped
+    return (white @ (axes * (ratio / (1 + ratio)) ** shrink)).astype(np.float32)
 
 
 def space(

@@ -15,7 +15,7 @@ import pytest
 
 import stochcl.compress.segment
 from stochcl.compress import Archive, Writer, segment
-from stochcl.compress.repair import repair
+from stochcl.compress.append import repair
 from stochcl.compress.salvage import salvage
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import save_tables
@@ -109,7 +109,7 @@ def test_wherever_a_byte_is_wrong_all_other_rows_are_saved(made):
     heads = archive._index.segments
     block = max(head.rows_per_block for _, head in heads)
     behind = heads[0][0] if not archive._index.fitted else archive._index.fitted[0][0]
-    for at in range(archive._header_size, len(data), 19):
+    for at in range(archive._header_size, len(data), every(47, 19)):
         changed = data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
         if any(offset <= at < offset + size for offset, size in archive._index.fitted):
             with suppress(FormatError):  # all of its segments may be coded with this model
@@ -238,6 +238,23 @@ def test_without_tables_segments_are_kept_unchecked(tmp_path):
     done = salvage(path, tmp_path / "again", tables=[tables])
     assert (done.tables, done.unchecked) == ("elsewhere", 0)
     Archive(tmp_path / "again").verify()  # which has them again
+
+
+def test_rows_with_a_table_of_their_own_are_saved_without_the_decoding_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "_BLOCK_BITS", 20)
+    tables = make_tables(6)
+    codes = replace(make_codes(ROWS, 6, names=NAMES), packed=np.arange(ROWS, dtype=np.uint8)[:, None] % 2 * 4)
+    path = write(tmp_path / "a", codes, tables, embed=False, segment_rows=40)
+    offset, head = Archive(path, tables=[tables])._index.segments[1]
+    assert head.table.size
+    assert len(head.words) > 1
+    data = bytearray(path.read_bytes())
+    data[offset + int(head.block_offsets[0]) + BLOCK.size] ^= 1
+    path.write_bytes(data)
+    done = salvage(path, tmp_path / "out")
+    assert (done.tables, done.rows, done.recoded) == ("lost", ROWS - head.rows_of(0), 40 - head.rows_of(0))
+    with Archive(tmp_path / "out", tables=[tables]) as archive:
+        archive.verify()
 
 
 def test_a_fitted_model_that_is_lost_takes_only_its_own_segments_along(tmp_path):

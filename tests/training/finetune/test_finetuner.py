@@ -271,7 +271,7 @@ PLAIN = {"flip": False, "operations": 0, "cutout": 0.0, "mixup": 0.0, "padding":
 
 
 @pytest.mark.parametrize(
-    "options", [{"epochs": 6}, {"epochs": 3, "deterministic": True}, {"epochs": 4, "from_scratch": True}], ids=str
+    "options", [{"epochs": 4}, {"epochs": 2, "deterministic": True}, {"epochs": 4, "from_scratch": True}], ids=str
 )
 def test_digits_are_learned_through_32_latents(tuner, options):
     data = digits()
@@ -374,7 +374,7 @@ def test_the_network_of_other_codes_is_not_taken_along(tuner):
 
 def test_tables_are_refitted_to_the_new_codes(tuner):
     from stochcl.encoders.inference import encode
-    from stochcl.entropy.fit import measure_ones
+    from stochcl.entropy.model import measure_ones
 
     data = make_set(40)
     encoder = tuner(data, entropy="independent").run()
