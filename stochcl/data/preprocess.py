@@ -125,7 +125,7 @@ class Preprocess:
             raise ValueError(f"an image is preprocessed to 1 to {MAX_SIZE} pixels a side, not {self.size}")
         if self.fit not in FITS:
             raise ValueError(f"fit is one of {', '.join(FITS)}, not {self.fit!r}")
-        if self.depth is not None and not LEAST_DEPTH <= self.depth <= FULL_DEPTH:
+        if self.depth not in (None, OWN_DEPTH) and not LEAST_DEPTH <= self.depth <= FULL_DEPTH:
             raise ValueError(f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}")
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:

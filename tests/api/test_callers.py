@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import stochcl
-from stochcl.api import adapt, predict, search, train
+from stochcl.api import predict, search, train
 from stochcl.api.evaluate import evaluate
 from stochcl.errors import StochclError, command_line
 from tests.making import write_images
@@ -34,7 +34,7 @@ FLAG = re.compile(r"(?<![\w-])(--[a-z]|-[mk]\b)")
         lambda codec, codes, none: train.train([codes.parent], codes.parent / "out", init=none),
         lambda codec, codes, none: train.train([none], codes.parent / "out"),
         lambda codec, codes, none: train.train([], codes.parent / "out", preset=f"{none}.toml"),
-        lambda codec, codes, none: adapt.adapt([codes.parent], codes.parent / "out", model=none),
+        lambda codec, codes, none: train.adapt([codes.parent], codes.parent / "out", model=none),
     ],
 )
 def test_a_file_that_is_not_there_is_pythons_own_error_too(codec, codes, tmp_path, call):
