@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,6 +86,23 @@ class UsageError(StochclError, ValueError):
 
 class MissingExtraError(UsageError):
     """A feature needs a package that is not installed; the message names the extra to install."""
+
+
+def require_extra(module: str, package: str, extra: str, what: str = "this") -> None:
+    """Raise MissingExtraError where a module cannot be found, naming the extra that brings it.
+
+    Examples
+    --------
+    >>> require_extra("no_such_module", "PyTorch", "train", "training")
+    Traceback (most recent call last):
+    stochcl.errors.MissingExtraError: training needs PyTorch; install it with: pip install 'stochcl[train]'.
+    """
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise MissingExtraError(f"{what} needs {package}; install it with: pip install 'stochcl[{extra}]'.")
 
 
 class ModelNotFound(UsageError, FileNotFoundError):

@@ -98,7 +98,7 @@ def append(
         if table is not None:
             table = table.of(_names(new))
             table.match(_names(new))
-        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
+        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device_type}
         out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:

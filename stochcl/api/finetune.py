@@ -117,11 +117,11 @@ def score(
         If images have no label, or one that the classifier does not know.
     SourceError, ModelError
     """
+    from stochcl.encoders.inference import choose_device
     from stochcl.training.finetune import class_indices, class_scores, top1, with_mirrored
 
-    codec = Codec(model, device=device)
-    encoder = codec.model.encoder
-    config = encoder.config
+    codec, on = Codec(model, device=device), choose_device(device)
+    encoder, config = codec.model.encoder.to(on), codec.config
     if codec.classifier is None:
         raise UsageError(
             f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
@@ -130,8 +130,8 @@ def score(
     label = labeller([images], labels, label_level)
     data = read_labelled(config, [images], label, workers=workers)
     truth = class_indices(data.train_labels, config.classes)
-    plain = class_scores(encoder, data.train, codec.device)
-    mirrored = with_mirrored(encoder, data.train, codec.device, plain)
+    plain = class_scores(encoder, data.train, on)
+    mirrored = with_mirrored(encoder, data.train, on, plain)
     stored = _Stored(None, None, {})
     if config.classifies == "vectors":
         stored = _score_file(codec, codec.classifier, source, label, workers)
@@ -176,7 +176,7 @@ def _score_file(
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
-    config, (weight, bias) = codec.model.encoder.config, classifier
+    config, (weight, bias) = codec.config, classifier
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "codes.bin")
         codec.compress(source, path, workers=workers)
@@ -353,7 +353,7 @@ def _base(model: PathLike) -> ModelFile:
     from stochcl.encoders.modelfile import load_model
 
     base = load_model(find_model(model))
-    if base.encoder.config.columns is not None:
+    if base.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
     return base
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.codec import Codec
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.codes import bits_per_symbol
+from stochcl.encoders.layout import feature_dim, is_weight, vector_dim
 from stochcl.messages import escape_name as printable
 
 if TYPE_CHECKING:
@@ -197,7 +198,6 @@ def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
     """
     path = find_model(model)
     codec = Codec(path, device="cpu")
-    encoder = codec.model.encoder
     return ModelInfo(
         name=codec.model.name,
         path=path,
@@ -206,8 +206,8 @@ def model_info(model: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
         tables_sha256=codec.tables.sha256,
         tables_bytes=len(codec.tables.data),
         packaged_tables=codec.has_packaged_tables,
-        parameters=sum(parameter.numel() for parameter in encoder.parameters()),
-        feature_dim=encoder.vector_dim,
-        config=encoder.config,
+        parameters=sum(array.size for name, array in codec.model.tensors.items() if is_weight(name)),
+        feature_dim=vector_dim(codec.config, feature_dim(codec.config, codec.model.tensors)),
+        config=codec.config,
         record=codec.model.record,
     )

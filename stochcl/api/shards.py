@@ -282,13 +282,13 @@ def _plan(
         "strict": options.strict,
         "self_contained": options.self_contained,
         "label_level": options.label_level,
-        "device": codec.device.type,
+        "device": codec.device_type,
     }
     return Plan(
         sources=sources,
         folder=str(folder.absolute()),
         model=portable_name(model),
-        device=codec.device.type,
+        device=codec.device_type,
         precision=codec.precision,
         shard_images=shard_images,
         options=options,

@@ -63,7 +63,7 @@ class Subject:
     @property
     def depends(self) -> tuple[object, ...]:
         """What a row depends on besides the images: the network as it runs here."""
-        return self.codec.model.sha256, self.codec.precision, self.codec.device.type
+        return self.codec.model.sha256, self.codec.precision, self.codec.device_type
 
     def rows(
         self, named: dict[str, Any], costs: list[dict[str, Any]], decoded: tuple[NDArray[Any], NDArray[Any]],
@@ -177,7 +177,7 @@ def _told(progress: Callable[[str], None], name: str) -> Told:
 
 def encode_part(codec: Codec, part: Split, cache: Cache, told: Told) -> Encoded:
     """Encode a part, or take what was kept of it."""
-    key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device.type, part.fingerprint())
+    key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device_type, part.fingerprint())
     if (kept := cache.get(key)) is not None:
         arrays, _ = kept
         return Encoded(Codes(arrays["packed"], codec.latents, codec.alphabet), arrays["features"])

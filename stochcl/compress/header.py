@@ -72,6 +72,8 @@ class Header:
         What was compressed: folder, zip, tar, array, matrix...
     preprocess : dict
         How images were prepared, plain JSON: size, fit...
+    runtime : str
+        What computed the network: onnxruntime, pytorch; of vectors numpy. Empty where nothing says so.
     selection : tuple of int, optional
         Which of the encoder's latents these are, ascending, where they are not its first ones.
     version : int
@@ -89,6 +91,7 @@ class Header:
     input_bytes: int = 0
     source_kind: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
+    runtime: str = ""
     selection: tuple[int, ...] | None = None
     version: int = field(default=VERSION, compare=False)
 
@@ -103,6 +106,8 @@ class Header:
         del values["version"]
         if self.selection is None:
             del values["selection"]
+        if not self.runtime:
+            del values["runtime"]
         hashes = b""
         if self.version >= _DEFLATED:
             hashes = b"".join(bytes.fromhex(values.pop(name)) for name in _HASHES)
@@ -163,7 +168,7 @@ class Header:
         for f in fields(cls):  # names that are not known are a later version's remarks
             if f.name in known:
                 continue
-            value = values.get(f.name)
+            value = values.get(f.name, "" if f.name == "runtime" else None)  # from before there was one
             if f.name == "selection":
                 known[f.name] = _selection(value) if f.name in values else None
                 continue

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from stochcl.encoders.config import EFFICIENTNETS, POOLINGS, STEMS, TIMM_PREFIX, check_backbone, feature_width
 from stochcl.encoders.efficientnet import EfficientNetLite
+from stochcl.encoders.graph import NOTHING, RESNET_DEPTHS
 from stochcl.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -113,10 +114,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 BACKBONES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
-    "resnet10": (BasicBlock, (1, 1, 1, 1)),
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    name: (Bottleneck if name == "resnet50" else BasicBlock, depths) for name, depths in RESNET_DEPTHS.items()
 }
 """Residual networks by name: the block and how many of it each of the four stages has."""
 
@@ -145,11 +143,8 @@ def moments(responses: Tensor) -> Tensor:
     basis = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=-1).flatten(0, 1)
     with torch.autocast(responses.device.type, enabled=False):  # differences of squares
         mass, *sums = (responses.float().flatten(2) @ basis).unbind(-1)
-    x, y, xx, yy, xy = (part / (mass + _NOTHING) for part in sums)
+    x, y, xx, yy, xy = (part / (mass + NOTHING) for part in sums)
     return torch.cat([mass / (height * width), x, y, xx - x * x, yy - y * y, xy - x * y], dim=1)
-
-
-_NOTHING = 1e-4  # mass of a whole stage that is as good as none
 
 
 class ResNet(nn.Module):

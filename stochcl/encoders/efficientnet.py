@@ -9,24 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stochcl.encoders.config import EFFICIENTNETS
+from stochcl.encoders.graph import LITE_HEAD, LITE_STEM, lite_blocks
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-_STEM, _HEAD = 32, 1280  # channels
-_STAGES = (  # blocks, kernel, stride, expansion, channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-_ROUND = 8  # channels come in such multiples
 
 
 class EfficientNetLite(nn.Module):
@@ -40,24 +27,20 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         if pooling not in ("mean", "stages"):
             raise UsageError(f"{name} has no pooling {pooling!r}; there are mean, stages.")
-        width, depth = EFFICIENTNETS[name]
-        self._conv_stem = _Convolution(3, _STEM, 3, 2)
-        self._bn0 = _norm(_STEM)
+        self._conv_stem = _Convolution(3, LITE_STEM, 3, 2)
+        self._bn0 = _norm(LITE_STEM)
         self._blocks = nn.ModuleList()
         self.pooling = pooling
         self._ends: list[int] = []  # the last block of each stage
-        inputs, widths = _STEM, []
-        for stage, (blocks, kernel, stride, expansion, channels) in enumerate(_STAGES):
-            outputs = _rounded(channels * width)
-            inner = 0 < stage < len(_STAGES) - 1  # the first and the last stage are not deepened
-            for i in range(math.ceil(blocks * depth) if inner else blocks):
-                self._blocks.append(_Block(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
-                inputs = outputs
-            self._ends.append(len(self._blocks) - 1)
-            widths.append(outputs)
-        self._conv_head = _Convolution(inputs, _HEAD, 1)
-        self._bn1 = _norm(_HEAD)
-        self.features = (sum(widths) if pooling == "stages" else 0) + _HEAD
+        widths, outputs = [], LITE_STEM
+        for i, (inputs, outputs, kernel, stride, expansion, ends) in enumerate(lite_blocks(name)):
+            self._blocks.append(_Block(inputs, outputs, kernel, stride, expansion))
+            if ends:
+                self._ends.append(i)
+                widths.append(outputs)
+        self._conv_head = _Convolution(outputs, LITE_HEAD, 1)
+        self._bn1 = _norm(LITE_HEAD)
+        self.features = (sum(widths) if pooling == "stages" else 0) + LITE_HEAD
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -191,9 +174,3 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, paddi
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-def _rounded(channels: float) -> int:
-    """Round to the next multiple of 8, and never down by more than a tenth."""
-    rounded = max(_ROUND, int(channels + _ROUND / 2) // _ROUND * _ROUND)
-    return rounded + _ROUND if rounded < 0.9 * channels else rounded

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
-from stochcl.encoders.packaged import read_tensors, with_backbone
+from stochcl.encoders.packaged import is_pickle, read_tensors, with_backbone
 from stochcl.errors import ModelError, UsageError
 from stochcl.messages import escape_name, os_reason
 
@@ -26,18 +26,11 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
 
 
-_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d.get('model', d)); "
     "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
-
-
-def is_pickle(head: bytes) -> bool:
-    """Tell whether a file that begins with these bytes is a pickle, bare or in PyTorch's zip."""
-    return head.startswith(_BEGINNINGS)
 
 
 def convert_command(path: str | os.PathLike[str]) -> str:
@@ -182,7 +175,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if is_pickle(head) and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        tensors, metadata = ({}, {}) if is_pickle(head) else read_tensors(path)
+        tensors, metadata = ({}, {}) if is_pickle(head) else read_tensors(path, framework="pt")
     except OSError as exc:
         raise ModelError(f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
     except ValueError as exc:
