@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -23,7 +26,6 @@ from stochcl.encoders.engine import (
     OnnxNetwork,
     Vectors,
     check_inputs,
-    device_name,
     encode,
     runtime_of,
 )
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _DENOMINATOR = 4096
 _FLOAT = 4  # bytes
+_GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # what drivers put there
 
 
 class CodecBase:
@@ -371,6 +374,30 @@ class CodecBase:
             source_kind=source_kind,
             preprocess=prepared,
         )
+
+
+def device_name(name: str = "auto") -> str:
+    """Return the device to compute on: "auto" is a GPU where PyTorch is installed and finds one.
+
+    Raises
+    ------
+    MissingExtraError
+        If the device is not the processor, and PyTorch is not installed.
+    UsageError
+        If there is no such device.
+    """
+    if name == "cpu" or (name == "auto" and not (_may_have_gpu() and find_spec("torch"))):
+        return "cpu"
+    if name != "auto":
+        require_extra("torch", "PyTorch", "train", f"--device {name}")
+    from stochcl.encoders.inference import choose_device
+
+    return str(choose_device(name))
+
+
+def _may_have_gpu() -> bool:
+    """Tell whether a GPU is worth the seconds in which PyTorch is imported to ask for it."""
+    return "torch" in sys.modules or sys.platform == "win32" or any(Path(file).exists() for file in _GPUS)
 
 
 def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:

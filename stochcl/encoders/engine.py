@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,7 +13,7 @@ from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders import layout
 from stochcl.encoders.config import TIMM_PREFIX
 from stochcl.encoders.graph import Network as Graph
-from stochcl.errors import UsageError, require_extra
+from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +31,6 @@ PRECISIONS = ("fp32", "bf16")
 RUNTIMES = ("onnxruntime", "pytorch", "numpy")
 """What computes features, as archives name it: a network's on a processor, on other devices or in bf16; vectors'."""
 
-_GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # what drivers put there
 _ROWS = 1024  # of vectors at a time
 
 
@@ -162,30 +158,6 @@ def cores() -> int:
     if asked.isdecimal() and int(asked):
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def device_name(name: str = "auto") -> str:
-    """Return the device to compute on: "auto" is a GPU where PyTorch is installed and finds one.
-
-    Raises
-    ------
-    MissingExtraError
-        If the device is not the processor, and PyTorch is not installed.
-    UsageError
-        If there is no such device.
-    """
-    if name == "cpu" or (name == "auto" and not (_may_have_gpu() and find_spec("torch"))):
-        return "cpu"
-    if name != "auto":
-        require_extra("torch", "PyTorch", "train", f"--device {name}")
-    from stochcl.encoders.inference import choose_device
-
-    return str(choose_device(name))
-
-
-def _may_have_gpu() -> bool:
-    """Tell whether a GPU is worth the seconds in which PyTorch is imported to ask for it."""
-    return "torch" in sys.modules or sys.platform == "win32" or any(Path(file).exists() for file in _GPUS)
 
 
 def runtime_of(config: EncoderConfig, device: str, precision: str) -> str:

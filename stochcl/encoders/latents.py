@@ -41,7 +41,7 @@ class Latents:
         self._temperature = np.float32(config.temperature)
         count = len(config.head) + 1
         names = [f"head.{2 * i}" for i in range(count)] if config.head else ["head"]
-        self._layers = [(tensors[f"{n}.weight"].astype(np.float32).T, tensors[f"{n}.bias"]) for n in names]
+        self._layers = [(tensors[f"{n}.weight"].astype(np.float64).T, tensors[f"{n}.bias"]) for n in names]
 
     @staticmethod
     def of(config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> Latents:
@@ -52,7 +52,7 @@ class Latents:
         """Return what the head gives, float32, shape (B, P)."""
         x = features
         for i, (weight, bias) in enumerate(self._layers):
-            x = (np.maximum(x, 0) if i else x) @ weight + bias
+            x = _product(np.maximum(x, 0) if i else x, weight) + bias
         return x
 
     def symbols(self, parameters: Floats, latents: int) -> NDArray[np.integer]:
@@ -137,7 +137,7 @@ class Residual(Latents):
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
         self.config, self.features = config, layout.feature_dim(config, tensors)
-        self._weight = tensors["head.weight"].astype(np.float32).T
+        self._weight = tensors["head.weight"].astype(np.float64).T
         self._mean, self._shift = tensors["head.mean"], tensors.get("head.shift")
         self._bits = [bits for bits in config.stages if bits > 1]
         books = layout.words(config, tensors)[: len(self._bits)]
@@ -145,9 +145,9 @@ class Residual(Latents):
         self._words = np.concatenate([self._signs[:0], *books])
         self._ends = list(accumulate(map(len, books), initial=0))
         used = self._words.any(axis=0).nonzero()[0]
-        self._near = np.ascontiguousarray(self._words[:, : used[-1] + 1 if len(used) else 0].T)
-        self._squares = np.square(self._near).sum(axis=0)
-        gram = 2 * self._near.T @ self._near
+        self._near = self._words[:, : used[-1] + 1 if len(used) else 0].astype(np.float64).T
+        self._squares = np.square(self._near).sum(axis=0).astype(np.float32)
+        gram = (2 * self._near.T @ self._near).astype(np.float32)
         # What subtracting a word of an earlier stage adds to the distances of a stage's words: gathered row by row.
         self._gram = [np.ascontiguousarray(gram[:a, a:b]) for a, b in pairwise(self._ends)]
         self._inverse = np.exp(-tensors["decoder.log_temperature"]) / np.float32(config.temperature)
@@ -156,8 +156,7 @@ class Residual(Latents):
         if self._shift is not None:
             moved = features + self._shift
             features = np.sign(moved) * np.sqrt(np.abs(moved))
-        points: Floats = features @ self._weight - self._mean
-        return points
+        return _product(features, self._weight) - self._mean
 
     def points(self, features: Floats) -> Floats:  # noqa: D102
         if self.config.columns:
@@ -195,12 +194,12 @@ class Residual(Latents):
             parts += [np.maximum(here - before, 0)[:, None] for before, here in pairwise(levels[::-1])]
         products = self._left(parameters, paths)
         ones, gram = self._ones(products), self._signs @ self._signs.T
-        left = products - (2 * ones.astype(np.float32) - 1) @ np.triu(gram, 1)
+        left = products - _product(2 * ones.astype(np.float32) - 1, np.triu(gram, 1))
         return np.concatenate([*parts, _bit_entropy(4 * left * self._inverse[len(self._bits) :])], axis=1)
 
     def _first(self, points: Floats) -> Floats:
         """Return squared distances to every named word, less the points' own squares, shape (B, words)."""
-        return self._squares - 2 * (points[:, : len(self._near)] @ self._near)
+        return self._squares - 2 * _product(points[:, : len(self._near)], self._near)
 
     def _after(self, first: Floats, paths: NDArray[np.intp], stage: int) -> Floats:
         """Return the distances of a stage's words after each of P paths, places of words, shape (B, P, stage)."""
@@ -242,7 +241,7 @@ class Residual(Latents):
         left = points
         for place in paths.T:
             left = left - self._words[place]
-        return left @ self._signs.T
+        return _product(left, self._signs.T)
 
     def _ones(self, products: Floats) -> NDArray[np.uint8]:
         """Return the bits of the sign stages, shape (B, S), each the sign of what those before it leave."""
@@ -255,7 +254,7 @@ class Residual(Latents):
             while end < count and not near[start:end, end].any():
                 end += 1
             bits[:, start:end] = products[:, start:end] > 0
-            products = products - (2 * bits[:, start:end].astype(np.float32) - 1) @ gram[start:end]
+            products = products - _product(2 * bits[:, start:end].astype(np.float32) - 1, gram[start:end])
             start = end
         return bits
 
@@ -267,6 +266,14 @@ FAMILIES: dict[str, type[Latents]] = {
     "residual": Residual,
 }
 """Families by the name that a model file holds."""
+
+
+def _product(rows: Floats, matrix: NDArray[np.floating]) -> Floats:
+    """Return a matrix product that is the same for a row wherever it stands.
+
+    Libraries sum the last rows in another order than those before them; in float64 that is lost in rounding.
+    """
+    return (rows.astype(np.float64) @ matrix.astype(np.float64, copy=False)).astype(np.float32)
 
 
 def _log_softmax(logits: Floats) -> Floats:

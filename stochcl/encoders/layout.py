@@ -142,7 +142,7 @@ def vector_decoder(config: EncoderConfig, tensors: Arrays) -> VectorDecoder | Re
     scale, centre = (arrays["norm.scale"], arrays["norm.centre"]) if config.columns else (np.float32(1), 0)
     if config.posterior == "residual":
         stages = words(config, arrays)
-        if not config.columns:
+        if "decoder.output" not in arrays:
             return ResidualDecoder.of_stages(stages)
         output, middle = arrays["decoder.output"] * scale, arrays["decoder.centre"] * scale + centre
         return ResidualDecoder.of_stages(stages, output, middle)

@@ -184,7 +184,7 @@ def _assemble(path: Path, tensors: dict[str, NDArray[Any]], metadata: dict[str, 
         layout.entropy_network(config, tensors)  # refuses arrays that no coder could be made of
     except ModelError:
         raise
-    except (KeyError, TypeError, ValueError, StochclError) as exc:
+    except (KeyError, TypeError, ValueError, RecursionError, StochclError) as exc:
         raise ModelError(f"{shown}: the model's configuration makes no sense ({exc}); it is damaged.") from exc
     return ModelFile(config, tensors, path.stem, model_hash(tensors, config), record)
 
