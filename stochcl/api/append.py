@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
 from stochcl.data.pixels import FULL_DEPTH
+from stochcl.encoders.engine import RUNTIMES
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import escape_name, plural
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
+    from stochcl.compress import Header
     from stochcl.data import LabelTable, SubsetSource
 
     PathLike = str | os.PathLike[str]
@@ -82,7 +85,8 @@ def append(
     with Archive(path) as archive:
         codec = codec_of(path) if codec is None else codec
         _check_appendable(archive, path, codec, labels=labelled)
-        codec = codec.with_precision(archive.header.precision)
+        codec = _like(archive.header, codec.with_precision(archive.header.precision))
+        made, here = archive.header.runtime or "pytorch", codec.runtime
     images = open_inputs(source, codec, options)
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
@@ -106,8 +110,20 @@ def append(
     unit = report.unit
     added = report.images - before[0]
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
+    if made not in (here, "mixed"):
+        notes.append(
+            f"{made} computed the codes that were there, and {here} the new ones: a few symbols in 100,000 differ"
+        )
     notes += [line.removeprefix("warning: ") for line in source_warnings(new, encoded.damaged)]
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
+
+
+def _like(header: Header, codec: CodecBase) -> CodecBase:
+    """Return the codec with the runtime that made an archive, where that is installed."""
+    runtime = header.runtime or "pytorch"  # which was the only one before archives named it
+    if runtime not in RUNTIMES or (runtime == "pytorch" and find_spec("torch") is None):
+        return codec
+    return codec.with_runtime(runtime)
 
 
 def _labels_come_along(options: CompressOptions) -> bool:

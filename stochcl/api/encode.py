@@ -287,6 +287,10 @@ class CodecBase:
         """Return the vectors, not rounded to a code, that decoded vectors of images stand for: shape (N, V)."""
         return self._latents.points(encoded.features)
 
+    def standardised(self, decoded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return decoded vectors, shape (N, V), in the units of the features that encoding gives."""
+        return self._network.features(decoded, len(decoded)) if self.columns else decoded
+
     def encode_vectors(self, vectors: ArrayLike, *, latents: int | None = None) -> Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
 

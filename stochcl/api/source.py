@@ -22,9 +22,9 @@ from stochcl.data import (
     open_source,
     open_sources,
 )
+from stochcl.data.folder import open_url
+from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
-from stochcl.data.options import DEFAULTS
-from stochcl.data.url import open_url
 from stochcl.errors import ImageError, SourceError, SourceNotFound, UsageError
 from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url

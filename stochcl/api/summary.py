@@ -58,6 +58,8 @@ class Report:
         Width of these codes, and of the model's.
     precision : str
         Of the encoder's arithmetic.
+    runtime : str
+        What computed it; empty where nothing says so.
     seconds : float or None
         What compressing took, if it has just been done.
     encoded : int
@@ -89,6 +91,7 @@ class Report:
     latents: int
     model_latents: int
     precision: str
+    runtime: str = ""
     seconds: float | None = None
     encoded: int = 0
     notes: tuple[str, ...] = ()
@@ -117,6 +120,7 @@ class Report:
             latents=header.latents,
             model_latents=header.model_latents,
             precision=header.precision,
+            runtime=header.runtime,
             seconds=seconds,
             encoded=encoded,
             vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
@@ -167,6 +171,7 @@ class Report:
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
             "latents": self.latents,
             "precision": self.precision,
+            "runtime": escape_name(self.runtime) or None,
             **({} if speed is None else {"images_per_second": round(speed, 1)}),
             **({} if not self.damaged else {"damaged": skipped_json((f.name, f.reason) for f in self.damaged)}),
         }

@@ -28,6 +28,9 @@ LEAST = 4
 
 BITS = ("bits_per_image", "bits_with_side", "bits_with_side_of_a_million")
 
+ALL = "the best of all others", "any", "vectors"
+"""The curve, and how it is called, of the fewest bits at which any method but ours has a score."""
+
 NAME = "results"
 
 _DRAWS = 1000
@@ -129,26 +132,28 @@ def curve_of(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], *, seed: int) -> list[dict[str, Any]]:
-    """Hold the curve of our first model's vectors against every other one that has more than one point.
+    """Hold our curves of vectors against others.
 
-    Returns for each metric, curve and column of bits ``saving`` with its interval, or ``refused``, and why.
+    The first model's is held against every other curve of more than one point, and every model's against
+    :data:`ALL`, what all others fitted to the same rows reach together: at each score the one of fewest bits.
+
+    Returns for each metric, pair of curves and column of bits ``saving`` with its interval, or ``refused``, and why.
     """
     places: dict[tuple[str, str, str], list[int]] = {}
     for i, row in enumerate(rows):
         places.setdefault(curve_of(row), []).append(i)
-    first = next((curve_of(row) for row in rows if row["group"] == "ours" and row["input"] == "vectors"), None)
+    ours = [curve for curve, at in places.items() if rows[at[0]]["group"] == "ours" and curve[2] == "vectors"]
+    theirs = [i for i, row in enumerate(rows) if row["group"] != "ours" and not row["method"].endswith(ELSEWHERE)]
+    pairs = [(curve, ALL, theirs) for curve in ours if theirs]
+    pairs += [(ours[0], curve, at) for curve, at in places.items() if ours and curve != ours[0] and len(at) > 1]
     found = []
     for metric, scores in values.items():
-        for curve, at in places.items():
-            if first is None or curve == first or len(at) < 2:
-                continue
+        for mine, other, at in pairs:
             for column in BITS:
-                ours, other = (
-                    Points(np.array([rows[i][column] for i in part]), scores[part]) for part in (places[first], at)
-                )
-                entry = {"metric": metric, "ours": first[0], "against": curve[0], "coding": curve[1], "bits": column}
+                points = (Points(np.array([rows[i][column] for i in p]), scores[p]) for p in (places[mine], at))
+                entry = {"metric": metric, "ours": mine[0], "against": other[0], "coding": other[1], "bits": column}
                 try:
-                    found.append(entry | saving(ours, other, seed=seed))
+                    found.append(entry | saving(*points, seed=seed))
                 except NoSavingError as exc:
                     found.append(entry | {"saving": None, "refused": str(exc)})
     return found
@@ -311,18 +316,18 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
 
 def _comparisons(result: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence for each curve that ours can be held against, and one for each reason why not."""
-    found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    found: dict[tuple[str, str, str, str], dict[str, dict[str, Any]]] = {}
     codings: dict[str, set[str]] = {}
     for entry in result["savings"]:
-        named = entry.get("metric", "accuracy"), entry["against"], entry["coding"]
+        named = entry.get("metric", "accuracy"), entry["ours"], entry["against"], entry["coding"]
         found.setdefault(named, {})[entry["bits"]] = entry
         codings.setdefault(entry["against"], set()).add(entry["coding"])
     refused: dict[tuple[str, str], list[str]] = {}
-    for (metric, against, coding), entries in found.items():
+    for (metric, ours, against, coding), entries in found.items():
         if coding in _NOT_SAID and len(codings[against]) > 1:
             continue
         payload, million = entries[BITS[0]], entries[BITS[2]]
-        name = f"{against} ({coding})" if coding != "packed" else against
+        name = f"{against} ({coding})" if coding not in ("packed", ALL[1]) else against
         if payload["saving"] is None or million["saving"] is None:
             reason = payload.get("refused") or million["refused"]
             refused.setdefault((metric, reason), []).append(name)
@@ -333,7 +338,8 @@ def _comparisons(result: dict[str, Any]) -> Iterator[str]:
             continue
         at = f"at equal {metric}, {low:.1%} to {high:.1%}"
         few = _factor(payload, f"times the bits of {name} in payload")
-        yield f"{few}, {_factor(million, 'times at a million images')}; {at}"
+        of = f"{ours}: " if ours != result["savings"][0]["ours"] else ""
+        yield f"{of}{few}, {_factor(million, 'times at a million images')}; {at}"
     for (metric, reason), names in refused.items():
         yield f"not compared by {metric} with {', '.join(names)}: {reason}"
 

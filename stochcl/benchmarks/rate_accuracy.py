@@ -256,7 +256,8 @@ def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured
     decoder = codec.tables.decoder
     decoded = both[0].astype(np.float32), both[1].astype(np.float32)
     if given == "vectors" and decoder is not None:
-        decoded, distance = (decoder.decode(both[0]), decoder.decode(both[1])), "cosine"
+        train_vectors, test_vectors = (codec.standardised(decoder.decode(symbols)) for symbols in both)
+        decoded, distance = (train_vectors, test_vectors), "cosine"
     named = {"method": codec.model.name, "group": "ours", "code": f"{latents} latents", "input": given}
     cost = {"coding": "archive", "bytes": size, "side_bytes": len(codec.tables.data)}
     return subject.rows(named, [cost], decoded, start, distance)

@@ -258,9 +258,10 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
         lines.append(f"  latents are looked at in {told['sampled']:,} of {told['images']:,} images")
     if told["probe"] is not None:
         probe = told["probe"]
+        name, digits = ("accuracy", ".2%") if told["task"] == "classification" else ("R2", ".3f")
         lines.append(
-            f"  {probe['estimator']} on {told['label']}: {probe['score']:.3f} "
-            f"(guessing: {probe['baseline']:.3f}; {probe['n_test']:,} rows held out)"
+            f"  {name} {probe['score']:{digits}} with {probe['estimator']} on {told['label']} "
+            f"(guessing: {probe['baseline']:{digits}}; {probe['n_test']:,} rows, cross-validated)"
         )
     lines.append("  strongest latents: " + ", ".join(str(one["latent"]) for one in told["strongest"]))
     show(told, [*lines, *(f"  note: {note}" for note in told["notes"])], as_json=as_json)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from stochcl.codes import folder_label
-from stochcl.data.array import ArraySource
+from stochcl.data.array import ArraySource, MatrixBatch, MatrixSource, sample_rows, sample_size
 from stochcl.data.arrow import ArrowImages, ArrowVectors, open_arrow
 from stochcl.data.builtin import Cifar10Source
 from stochcl.data.folder import FileSource, FolderSource
 from stochcl.data.labels import LabelTable, held_out, read_labels
-from stochcl.data.matrix import MatrixBatch, MatrixSource, sample_rows, sample_size
+from stochcl.data.names import SourceOptions
 from stochcl.data.open import SubsetSource, missing_from, open_list, open_source, open_sources
-from stochcl.data.options import SourceOptions
 from stochcl.data.preprocess import Preprocess
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource
 from stochcl.data.stream import StreamSource

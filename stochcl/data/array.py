@@ -1,26 +1,31 @@
-"""Images in a NumPy array file, and what every .npy file is checked for."""
+"""Images and embeddings in NumPy array files, and samples of rows."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from stochcl.data.pixels import MAX_PIXELS
-from stochcl.data.source import Entry, ImageSource
-from stochcl.errors import ImageError, SourceError
+from stochcl.data.source import Entry, Failure, ImageSource
+from stochcl.errors import ImageError, SourceError, UsageError
 from stochcl.files import is_lfs_pointer
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.data.preprocess import Preprocess
+
+    _Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
 MAGIC = b"\x93NUMPY"
 """The bytes that a .npy file begins with."""
 
@@ -133,3 +138,269 @@ def refuse_npz(path: Path) -> SourceError:
         f"{name}: a .npz file holds several arrays and cannot be read in place; save the array that "
         "you want as .npy with numpy.save."
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MatrixBatch:
+    """Consecutive rows of a matrix, those that are finite and those that are not.
+
+    Parameters
+    ----------
+    rows : range
+        Positions in the source that the batch covers.
+    positions : tuple of int
+        Those of the finite rows.
+    names : tuple of str
+        Names of the finite rows: their numbers in the file, zero-padded.
+    vectors : ndarray of float32, shape (B, dim)
+        The finite rows, in the order of ``names``.
+    failures : tuple of Failure
+        The others.
+    source_bytes : int
+        Bytes of the finite rows as they are stored.
+    labels : tuple of str, optional
+        Of the finite rows, where the source itself has them.
+    """
+
+    rows: range
+    positions: tuple[int, ...]
+    names: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    failures: tuple[Failure, ...]
+    source_bytes: int
+    labels: tuple[str, ...] | None = None
+
+
+class MatrixSource:
+    """Embeddings in .npy files: two-dimensional float16, float32 or float64, memory-mapped, of any size.
+
+    Parameters
+    ----------
+    path : Path or sequence of Path
+        The file, or files whose rows follow each other; of several, all have rows of one width and type.
+    rows : ndarray of int64, optional
+        Take these rows of it, ascending; all by default.
+
+    Raises
+    ------
+    SourceError
+        If a file cannot be read or holds something else.
+    UsageError
+        If several do not fit together.
+    """
+
+    kind: ClassVar[str] = "matrix"
+    rejected: tuple[Failure, ...] = ()
+
+    def __init__(self, path: Path | Sequence[Path], rows: NDArray[np.int64] | None = None) -> None:
+        self.paths, self._rows = (path,) if isinstance(path, Path) else tuple(path), rows
+        first = self.paths[0]
+        self.path = first if len(self.paths) == 1 else Path(f"{first} and {len(self.paths) - 1:,} more")
+        arrays = [map_array(one) for one in self.paths]
+        for one, array in zip(self.paths, arrays, strict=True):
+            if array.ndim != 2:
+                raise SourceError(f"{escape_name(one)}: this array holds images, not embeddings.")
+            if (array.shape[1], array.dtype) != (arrays[0].shape[1], arrays[0].dtype):
+                raise UsageError(
+                    f"{escape_name(one)}: its rows are {array.shape[1]:,} numbers of {array.dtype}, and those of "
+                    f"{escape_name(first)} {arrays[0].shape[1]:,} of {arrays[0].dtype}; give files of one kind."
+                )
+        self._shapes = [array.shape for array in arrays]
+        self._dtype = arrays[0].dtype
+        self._starts = np.cumsum([0, *(len(array) for array in arrays)])
+        found = [one.stat() for one in self.paths]
+        self.size = sum(status.st_size for status in found)
+        self.mtime_ns = max(status.st_mtime_ns for status in found)
+        self.files = [[len(array), s.st_size, s.st_mtime_ns] for array, s in zip(arrays, found, strict=True)]
+
+    def __len__(self) -> int:
+        return self.total if self._rows is None else len(self._rows)
+
+    @property
+    def total(self) -> int:
+        """Rows of the files."""
+        return int(self._starts[-1])
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._shapes[0][1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as it is stored."""
+        return self._dtype.itemsize * self.dim
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The rows' numbers, zero-padded; of several files they go on from one to the next."""
+        return row_names(self._numbers(0, len(self)), self.total)
+
+    def _numbers(self, start: int, stop: int) -> Sequence[int]:
+        return range(start, stop) if self._rows is None else self._rows[start:stop].tolist()
+
+    def without(self, names: Iterable[str]) -> MatrixSource:
+        """Return the rows that are not among these names, the numbers of rows; other names count for nothing."""
+        left = np.ones(self.total, bool)
+        for name in names:
+            if name.isdecimal() and int(name) < self.total:
+                left[int(name)] = False
+        return self.at(np.flatnonzero(left))
+
+    def at(self, rows: NDArray[np.int64]) -> MatrixSource:
+        """Return some rows, ascending, by their numbers."""
+        return MatrixSource(self.paths, rows)
+
+    def remarks(self) -> list[str]:
+        """Return what should be said of the source: nothing."""
+        return []
+
+    def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
+        """Iterate over the rows in order, from position ``start`` on.
+
+        Rows that hold NaN or infinity, also those that overflow float32, are failures.
+        """
+        if batch_size < 1 or start < 0:
+            raise UsageError(f"batch_size must be at least 1 and start at least 0; got {batch_size} and {start}.")
+        total = len(self)
+        return (self._batch(range(a, min(a + batch_size, total))) for a in range(start, total, batch_size))
+
+    def take(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Read chosen rows, finite or not, shape (n, dim), float32.
+
+        A file is mapped anew each time: pages of a mapping count as this process's memory for as long as it lasts,
+        which of a large file would look like all of it.
+        """
+        if len(self.paths) == 1:
+            return self._take(0, rows)
+        wanted = np.arange(*rows.indices(self.total)) if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        out = np.empty((len(wanted), self.dim), np.float32)
+        which = np.searchsorted(self._starts, wanted, side="right") - 1
+        for file in np.unique(which).tolist():
+            out[which == file] = self._take(file, wanted[which == file] - self._starts[file])
+        return out
+
+    def _take(self, file: int, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        array = map_array(self.paths[file])
+        if (array.shape, array.dtype) != (self._shapes[file], self._dtype):
+            raise SourceError(
+                f"{escape_name(self.paths[file])}: this file was changed while it was read; begin anew."
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.array(array[rows], dtype=np.float32, order="C")
+
+    def _batch(self, rows: range) -> MatrixBatch:
+        chosen = slice(rows.start, rows.stop) if self._rows is None else self._rows[rows.start : rows.stop]
+        vectors = self.take(chosen)
+        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        names = row_names(self._numbers(rows.start, rows.stop), self.total)
+        positions = tuple(rows)
+        failures: tuple[Failure, ...] = ()
+        if not finite.all():
+            failures = tuple(
+                Failure(name, "the row holds a value that is not a finite float32")
+                for name, good in zip(names, finite, strict=True)
+                if not good
+            )
+            names = tuple(name for name, good in zip(names, finite, strict=True) if good)
+            positions = tuple(row for row, good in zip(rows, finite, strict=True) if good)
+            vectors = vectors[finite]
+        return MatrixBatch(rows, positions, names, vectors, failures, self.row_bytes * len(names))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.paths, "rows": self._rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+MOST_ROWS = 200_000
+"""Rows that a head is trained on at most: more do not make it better, and need not fit into memory."""
+
+MOST_BYTES = 1 << 30
+"""Bytes that they take at most, as float32: of rows of more than 1,342 numbers it is fewer."""
+
+MOST_HELD = 10_000
+"""Rows that are held out at most; of a small matrix a tenth."""
+
+_ROUNDS = 8  # draws from a stratum whose rows are not finite
+_READ_ROWS = 4096
+
+
+def sample_rows(
+    source: MatrixSource | NDArray[np.floating], most: int = MOST_ROWS, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Take finite rows of a matrix, evenly spread over it, for training and for measuring.
+
+    The matrix is cut into as many runs of consecutive rows as rows are wanted, and one row is drawn of each: a
+    matrix that is sorted in some way is represented as a whole, and a mapped file is read from its beginning to
+    its end, a few rows at a time. The same seed gives the same rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> train, held = sample_rows(np.ones((500, 3), np.float32), most=100)
+    >>> train.shape, held.shape
+    ((90, 3), (10, 3))
+    """
+    rng = np.random.default_rng([seed, len(source)])
+    take: _Take
+    if isinstance(source, MatrixSource):
+        take, width = source.take, source.dim
+    else:
+        take, width = _taker(source), source.shape[1]
+    wanted = sample_size(len(source), width, most)
+    kept = np.zeros(wanted, bool)
+    kept[rng.permutation(wanted)[: min(wanted // 10, MOST_HELD)]] = True
+    masks = (~kept, kept)
+    parts = [np.empty((int(mask.sum()), width), np.float32) for mask in masks]  # where the rows go at once
+    places = [np.cumsum(mask) - 1 for mask in masks]
+    found = np.zeros(wanted, bool)
+    for strata, rows in _finite_rows(take, len(source), wanted, rng):
+        found[strata] = True
+        for part, mask, place in zip(parts, masks, places, strict=True):
+            mine = mask[strata]
+            part[place[strata[mine]]] = rows[mine]
+    if not found.any():
+        raise SourceError("no row of this matrix holds finite numbers only; there is nothing to train on.")
+    train, held = (part if found.all() else part[found[mask]] for part, mask in zip(parts, masks, strict=True))
+    return train, held
+
+
+def sample_size(rows: int, width: int, most: int = MOST_ROWS) -> int:
+    """Return how many rows of a matrix are drawn; those whose numbers are not finite are then left out.
+
+    Examples
+    --------
+    >>> sample_size(50_000, 512), sample_size(1_000_000, 512), sample_size(1_000_000, 4096)
+    (50000, 200000, 65536)
+    """
+    return max(1, min(most, rows, MOST_BYTES // (4 * width)))
+
+
+def _taker(matrix: NDArray[np.floating]) -> _Take:
+    def take(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(matrix[rows], dtype=np.float32)
+
+    return take
+
+
+def _finite_rows(
+    take: _Take, total: int, wanted: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Draw a row of each stratum, again where it is not finite; yield strata and their rows, some at a time."""
+    edges = np.arange(wanted + 1) * total // wanted
+    strata = np.arange(wanted)
+    for _ in range(_ROUNDS if wanted < total else 1):
+        drawn = rng.integers(edges[strata], edges[strata + 1])
+        missed = []
+        for start in range(0, len(drawn), _READ_ROWS):
+            part = slice(start, start + _READ_ROWS)
+            rows = take(drawn[part])
+            finite = np.isfinite(rows).all(axis=1)
+            yield strata[part][finite], rows[finite]
+            missed.append(strata[part][~finite])
+        strata = np.concatenate(missed)
+        if not len(strata):
+            return

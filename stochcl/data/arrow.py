@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stochcl.codes import label_text
-from stochcl.data.array import row_names
-from stochcl.data.matrix import MatrixBatch
-from stochcl.data.names import path_name
-from stochcl.data.options import DEFAULTS, SourceOptions
+from stochcl.data.array import MatrixBatch, row_names
+from stochcl.data.names import DEFAULTS, SourceOptions, path_name
 from stochcl.data.preprocess import identify
 from stochcl.data.source import Failure
 from stochcl.data.stream import StreamSource

@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, overload
 
 from stochcl.data.access import PROBE, is_environment_fault, read_listed
-from stochcl.data.array import MAGIC, ArraySource, is_images, map_array, refuse_npz
+from stochcl.data.array import MAGIC, ArraySource, MatrixSource, is_images, map_array, refuse_npz
 from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
-from stochcl.data.folder import FileSource, FolderSource
-from stochcl.data.matrix import MatrixSource
-from stochcl.data.names import is_image_name, path_name
-from stochcl.data.options import DEFAULTS, SourceOptions
+from stochcl.data.folder import FileSource, FolderSource, UrlSource, open_url
+from stochcl.data.names import DEFAULTS, SourceOptions, is_image_name, path_name
 from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
-from stochcl.data.url import UrlSource, open_url
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.files import exists, is_lfs_pointer

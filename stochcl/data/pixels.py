@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
+import warnings
+from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -13,10 +16,9 @@ from PIL import Image, ImageCms
 from stochcl.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
-
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded unless asked for, in pixels: where Pillow, too, speaks of a decompression bomb."""
@@ -160,3 +162,83 @@ def _from_lab(image: Image.Image) -> Image.Image:
     if converted is None:  # only where asked to work in place
         raise ImageError("the image's colours (CIE Lab) cannot be converted")
     return converted
+
+
+# As warnings.filterwarnings would make it; the comment makes the pattern, and so the filter, ours alone.
+_FILTER = ("ignore", None, Warning, re.compile(r"PIL\.(?#stochcl)"), 0)
+
+_lock = threading.Lock()
+_threads = 0
+_this_thread = threading.local()
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Ignore warnings raised inside Pillow within this block; blocks may be nested.
+
+    ``warnings.catch_warnings`` saves and restores the whole list of filters, which threads do to each other's
+    harm. Here the first thread in adds one filter and the last thread out removes that one. An inner block
+    costs next to nothing, so that a loop over small images (100 microseconds each) can stand in an outer one.
+    """
+    if getattr(_this_thread, "quiet", False):
+        yield
+        return
+    _this_thread.quiet = True
+    _enter()
+    try:
+        yield
+    finally:
+        _this_thread.quiet = False
+        _leave()
+
+
+def _enter() -> None:
+    global _threads  # noqa: PLW0603 - the list of filters is the process's, and so is the count
+    with _lock:
+        _threads += 1
+        if _threads == 1:
+            cast("list[Any]", warnings.filters).insert(0, _FILTER)
+
+
+def _leave() -> None:
+    global _threads  # noqa: PLW0603
+    with _lock:
+        _threads -= 1
+        filters = cast("list[Any]", warnings.filters)
+        if _threads == 0 and _FILTER in filters:
+            filters.remove(_FILTER)
+
+
+SAMPLED = 64
+"""Images that say which depth those of a source have, at most."""
+
+SAMPLED_BYTES = 256 << 20
+
+
+def common_depth(files: Iterable[bytes]) -> tuple[int, str]:
+    """Return the bits that 16-bit greyscale images use together, and what is to be said of that.
+
+    They are those of the greatest value in any of them, and 16 where there are none.
+    """
+    grey = colour = count = 0
+    with quiet_pillow():
+        for used in filter(None, map(depth_used, files)):
+            bits, is_grey = used
+            count += 1
+            grey, colour = (max(grey, bits), colour) if is_grey else (grey, max(colour, bits))
+    depth = max(grey, LEAST_DEPTH) if grey else FULL_DEPTH
+    if grey and depth < FULL_DEPTH:
+        looked = f"of {count:,} that were looked at" if count > 1 else "of one that was looked at"
+        return depth, (
+            f"16-bit images here use {depth} bits: no value {looked} is above {(1 << depth) - 1:,}, which becomes "
+            "white (recorded in the archive; --depth 16 has 65,535 white)"
+        )
+    if 0 < colour <= _DARK:
+        return depth, (
+            f"colour images of 16 bits here use {colour} bits or fewer and come out nearly black; convert them to 8 "
+            "bits a channel"
+        )
+    return depth, ""
+
+
+_DARK = 13  # bits: an eighth of full brightness

@@ -2,73 +2,33 @@
 
 from __future__ import annotations
 
-import re
 import struct
-import threading
-import warnings
+import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, MAX_PIXELS, to_eight_bits
-from stochcl.data.repair import ended_jpeg, lean_png, what_is_needed
+from stochcl.data.pixels import (
+    FULL_DEPTH,
+    LEAST_DEPTH,
+    MAX_PIXELS,
+    PNG_MAGIC,
+    png_chunks,
+    quiet_pillow,
+    to_eight_bits,
+)
 from stochcl.errors import ImageError
+from stochcl.files import is_lfs_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-
-# As warnings.filterwarnings would make it; the comment makes the pattern, and so the filter, ours alone.
-_FILTER = ("ignore", None, Warning, re.compile(r"PIL\.(?#stochcl)"), 0)
-
-_lock = threading.Lock()
-_threads = 0
-_this_thread = threading.local()
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Ignore warnings raised inside Pillow within this block; blocks may be nested.
-
-    ``warnings.catch_warnings`` saves and restores the whole list of filters, which threads do to each other's
-    harm. Here the first thread in adds one filter and the last thread out removes that one. An inner block
-    costs next to nothing, so that a loop over small images (100 microseconds each) can stand in an outer one.
-    """
-    if getattr(_this_thread, "quiet", False):
-        yield
-        return
-    _this_thread.quiet = True
-    _enter()
-    try:
-        yield
-    finally:
-        _this_thread.quiet = False
-        _leave()
-
-
-def _enter() -> None:
-    global _threads  # noqa: PLW0603 - the list of filters is the process's, and so is the count
-    with _lock:
-        _threads += 1
-        if _threads == 1:
-            cast("list[Any]", warnings.filters).insert(0, _FILTER)
-
-
-def _leave() -> None:
-    global _threads  # noqa: PLW0603
-    with _lock:
-        _threads -= 1
-        filters = cast("list[Any]", warnings.filters)
-        if _threads == 0 and _FILTER in filters:
-            filters.remove(_FILTER)
-
 
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -98,6 +58,12 @@ _FORMATS = [
 ]  # fmt: skip
 # none that runs a program (EPS runs Ghostscript) or only holds a reference to an image,
 # and none that is known by no magic number and so sees an image in any bytes (TGA)
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_JXL_MAGICS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_PNG_KEPT = (b"tRNS", b"eXIf")  # of the chunks that a reader may ignore: transparency and orientation
+_JPEG_MAGIC, _JPEG_END, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"
+_PADDING = (bytes.fromhex("5aa7330f") * 64, bytes.fromhex("00") * 256, bytes.fromhex("c3912e78a4") * 50)
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*")
 _ORIENTATION_TAG = 0x0112
@@ -322,3 +288,69 @@ def _formats() -> tuple[str, ...]:
     with suppress(ImportError):
         import pillow_jxl  # noqa: F401 - which registers itself
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def what_is_needed(data: bytes, formats: tuple[str, ...]) -> str | None:
+    """Say what to do about a file that stands for an image, or that a plug-in of Pillow reads; None for others."""
+    if is_lfs_pointer(data):
+        return "it is a Git LFS pointer in place of the image; run: git lfs pull"
+    heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+    for there, name, kind, plugin in (
+        (heif, "HEIC", "HEIF", "pillow-heif"),
+        (data.startswith(_JXL_MAGICS), "JPEG XL", "JXL", "pillow-jxl-plugin"),
+    ):
+        if there and kind not in formats:
+            return f"it is a {name} image, which needs {plugin}, not installed here; run: pip install {plugin}"
+    return None
+
+
+def lean_png(data: bytes) -> bytes | None:
+    """Return a PNG with nothing but what its pixels need, for texts and profiles must not cost them.
+
+    None where it is no PNG, or holds nothing else.
+    """
+    parts, left_out = [PNG_MAGIC], False
+    for kind, chunk in png_chunks(data):
+        critical = not kind[0] & 0x20
+        sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if critical or (kind in _PNG_KEPT and sound):
+            parts.append(chunk)
+        else:
+            left_out = True
+    return b"".join(parts) if left_out else None
+
+
+def ended_jpeg(data: bytes) -> bytes | None:
+    """Return a JPEG with its end marker, where that is all that it lacks, else None.
+
+    The decoder fills up what is missing of a cut one without a word. So it is decoded with some bytes behind it, too:
+    they change the pixels unless all of them were there.
+    """
+    if not data.startswith(_JPEG_MAGIC):
+        return None
+    data = data.rstrip(b"\xff")
+    try:
+        pixels, progressive = _jpeg_pixels(data + _JPEG_END)
+        whole = all(np.array_equal(pixels, _jpeg_pixels(data + pad + _JPEG_END)[0]) for pad in _PADDING)
+    except Exception:  # noqa: BLE001, RUF100 - as when decoding: it is not whole
+        return None
+    return data + _JPEG_END if whole and (not progressive or _has_all_scans(data)) else None
+
+
+def _jpeg_pixels(data: bytes) -> tuple[np.ndarray, bool]:
+    with Image.open(BytesIO(data), formats=("JPEG", "MPO")) as image:
+        image.load()
+        return np.asarray(image), "progressive" in image.info
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Tell whether the scans of a progressive JPEG bring each coefficient of each component to its last bit."""
+    components, exact, at = set[int](), set[tuple[int, int]](), data.find(_JPEG_SCAN)
+    while at >= 0:
+        count = data[at + 4]
+        found, (first, last, bits) = data[at + 5 : at + 5 + 2 * count : 2], data[at + 5 + 2 * count :][:3]
+        components.update(found)
+        if not bits & 15:
+            exact.update((component, k) for component in found for k in range(first, last + 1))
+        at = data.find(_JPEG_SCAN, at + 2)
+    return len(exact) == 64 * len(components)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from stochcl.data.preprocess import DamagedImage, quiet_pillow
-from stochcl.data.remarks import SAMPLED, SAMPLED_BYTES, common_depth, counted, may_be_16_bit, remark_on_others
+from stochcl.data.names import counted, may_be_16_bit, remark_on_others
+from stochcl.data.pixels import SAMPLED, SAMPLED_BYTES, common_depth, quiet_pillow
+from stochcl.data.preprocess import DamagedImage
 from stochcl.errors import EnvironmentFault, ImageError, SourceError, UsageError
 from stochcl.messages import escape_name
 

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, depth_used
-from stochcl.data.remarks import SAMPLED, common_depth, may_be_16_bit, remark_on_others
+from stochcl.data.names import may_be_16_bit, remark_on_others
+from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, SAMPLED, common_depth, depth_used
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource, decode_ahead
 from stochcl.errors import ImageError, SourceError
 

@@ -10,8 +10,7 @@ from itertools import groupby
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from stochcl.data.access import PROBE, RandomFile, read_error
-from stochcl.data.names import is_hidden, is_image_name, sort_key
-from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions, group_of
+from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, group_of, is_hidden, is_image_name, sort_key
 from stochcl.data.preprocess import identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.stream import StreamSource
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from stochcl.data.options import Kind
+    from stochcl.data.names import Kind
 
 
 EXPANSION_LIMIT = 100

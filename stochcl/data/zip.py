@@ -10,8 +10,16 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from stochcl.data.access import RandomFile, read_error
-from stochcl.data.names import is_hidden, is_image_name, member_name, sort_key
-from stochcl.data.options import DEFAULTS, FileFilter, SourceOptions, read_or_nothing
+from stochcl.data.names import (
+    DEFAULTS,
+    FileFilter,
+    SourceOptions,
+    is_hidden,
+    is_image_name,
+    member_name,
+    read_or_nothing,
+    sort_key,
+)
 from stochcl.data.preprocess import MAX_FILE_BYTES, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.errors import ImageError, SourceError

@@ -13,12 +13,12 @@ from stochcl.api.labels import labels_of, naming
 from stochcl.api.summary import Report
 from stochcl.codes import Codes
 from stochcl.data import read_labels
+from stochcl.downstream import evaluate, fit
 from stochcl.downstream import interpretation as of
-from stochcl.downstream import make_estimator, metrics
 from stochcl.downstream.labelled import labelled
 from stochcl.downstream.metrics import make_splits
 from stochcl.entropy.fit import latent_lengths
-from stochcl.errors import LabelsError, UsageError
+from stochcl.errors import LabelsError, StochclError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase
-    from stochcl.downstream import Task
+    from stochcl.downstream import Evaluation, Task
 
     PathLike = str | os.PathLike[str]
 
@@ -43,10 +43,11 @@ COMPARED_VALUES = 2048  # of categories: the association table grows with its sq
 EXTREMES = 12  # most and least certain rows
 TYPICAL, RANDOM = 8, 4  # rows shown for each side of a latent
 
-PROBE_ROWS = 10_000  # of which a fifth is held out
+PROBE_ROWS = 10_000  # to cross-validate
 PROBE_CELLS = 1 << 18  # rows times classes; bounds the time of a fit with many classes
 PROBE_CLASSES = 100
-ROWS_PER_CLASS = 5  # at least
+PROBE_LEAST = 10  # rows
+FOLDS, MIN_CLASS = 5, 2  # what `stochcl evaluate` does unless told otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,20 +196,15 @@ def _read_labels(
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear probe, trained on most of the sampled rows and scored on the rows ``held`` out.
+    """A linear probe of the sampled rows, scored as ``stochcl evaluate`` scores it.
 
-    ``score`` and ``baseline`` are accuracy, or R2, of the probe and of guessing the largest class, or the mean;
-    ``interval`` is of 95 %, None where too few rows of numbers are held out. ``classes`` is empty and ``right`` None
-    for numbers.
+    ``scores`` are of a cross-validation. ``fitted`` is the probe of its first fold, ``held`` the rows that it has not
+    seen, and ``right`` which of them it answers rightly. ``classes`` is empty and ``right`` None for numbers.
     """
 
-    estimator: str
+    scores: Evaluation
     fitted: Any
     classes: tuple[str, ...]
-    score: float
-    baseline: float
-    interval: tuple[float, float] | None
-    trained: int
     held: NDArray[np.integer]
     right: NDArray[np.bool_] | None
     symbols: bool
@@ -225,14 +221,22 @@ class Probe:
 def train_probe(sample: of.Sample, labels: Labels, seed: int) -> tuple[Probe | None, list[str]]:
     """Train a probe on labelled rows; return it, or None, with notes."""
     rows, notes = _probe_rows(labels, seed)
-    y = labels.y[rows]
-    if len(np.unique(y)) < 2 or len(y) < 2 * ROWS_PER_CLASS:
+    x, y = sample.x[rows], labels.y[rows]
+    if len(np.unique(y)) < 2 or len(y) < PROBE_LEAST:
         return None, [*notes, "There are too few rows with labels for a probe."]
     try:
-        (train, test), *_ = make_splits(y, labels.task, seed=seed, folds=5, test_size=0.2)[0]
-        return _fit_probe(sample, labels, rows[train], rows[test], seed), notes
-    except (LabelsError, ValueError) as exc:
+        scores = evaluate(x, y, task=labels.task, seed=seed, folds=FOLDS)
+        train, held = make_splits(y, labels.task, seed=seed, folds=FOLDS)[0][0]
+        symbols = sample.decoder is None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the scores have them as notes
+            fitted = fit(x[train], y[train], task=labels.task, seed=seed).probe
+            right = fitted.predict(x[held].astype(np.float32)) == y[held] if labels.task == "classification" else None
+    except (StochclError, ValueError) as exc:
         return None, [*notes, f"There is no probe: {str(exc).splitlines()[0].rstrip('.')}."]
+    classes = () if right is None else tuple(map(str, fitted.classes_))
+    notes += [f"Of the probe: {note}." for note in scores.notes]
+    return Probe(scores, fitted, classes, rows[held], right, symbols), notes
 
 
 def _probe_rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[str]]:
@@ -241,36 +245,14 @@ def _probe_rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[st
     if labels.task == "classification":
         classes, numbers, sizes = np.unique(labels.y[rows], return_inverse=True, return_counts=True)
         large = np.argsort(-sizes, kind="stable")[:PROBE_CLASSES]
-        large = large[sizes[large] >= ROWS_PER_CLASS]
+        large = large[sizes[large] >= MIN_CLASS]
         if len(large) < len(classes):
             notes.append(
-                f"The probe knows {len(large):,} of {len(classes):,} classes: the largest, with at least 5 rows each."
+                f"The probe knows {len(large):,} of {len(classes):,} classes: the largest, with at least 2 rows each."
             )
         rows = rows[np.isin(numbers, large)]
         most = min(PROBE_ROWS, PROBE_CELLS // max(1, len(large)))
     return np.sort(rows[:most]), notes
-
-
-def _fit_probe(
-    sample: of.Sample, labels: Labels, train: NDArray[np.integer], test: NDArray[np.integer], seed: int
-) -> Probe:
-    """Fit a linear estimator on some rows and score it on others."""
-    symbols = sample.decoder is None
-    x = sample.x.astype(np.float32) if symbols else sample.x
-    name, estimator = make_estimator("auto", labels.task, rows=len(train), seed=seed, symbols=symbols)
-    y, truth = labels.y[train], labels.y[test]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not quite converged
-        fitted = estimator.fit(x[train], y)
-        answers = np.asarray(fitted.predict(x[test]))
-    if labels.task == "regression":
-        score, interval = metrics.r_squared(truth, answers), metrics.bootstrap_r_squared(truth, answers, seed)
-        return Probe(name, fitted, (), score, 0.0, interval, len(train), test, None, symbols)
-    names, counts = np.unique(y, return_counts=True)
-    right = answers == truth
-    baseline, interval = float((truth == names[counts.argmax()]).mean()), metrics.wilson(int(right.sum()), len(right))
-    classes = tuple(map(str, fitted.classes_))
-    return Probe(name, fitted, classes, float(right.mean()), baseline, interval, len(train), test, right, symbols)
 
 
 @dataclass(frozen=True, eq=False)

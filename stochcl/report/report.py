@@ -216,7 +216,7 @@ class View:
         return plots.histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
 
     def right_by_certainty(self) -> tuple[int, float, float] | None:
-        """Return the probe's accuracy on the most and the least certain fifth of its held-out rows."""
+        """Return the first probe's accuracy on the most and the least certain fifth of its held-out rows."""
         probe, values = self.found.probe, self.data.uncertainty
         if probe is None or probe.right is None or values is None or len(probe.right) < 100:
             return None
@@ -292,6 +292,7 @@ def _to_json(view: View) -> dict[str, Any]:
         "bits_alone": round(float(found.alone.sum()), 3),
         "bits_given": round(float(data.lengths.sum()), 3),
         "label": None if data.labels is None else data.labels.target,
+        "task": None if data.labels is None else data.labels.task,
         "label_bits": None if found.information is None else round(found.information.label_bits, 4),
         "strongest": [
             {
@@ -307,10 +308,10 @@ def _to_json(view: View) -> dict[str, Any]:
             for flip in found.interventions
         ],
         "probe": None if probe is None else {
-            "estimator": probe.estimator, "score": round(probe.score, 4), "baseline": round(probe.baseline, 4),
-            "interval": None if probe.interval is None else [round(value, 4) for value in probe.interval],
-            "n_train": probe.trained,
-            "n_test": len(probe.held),
+            "estimator": probe.scores.estimator, "score": probe.scores.score, "baseline": probe.scores.baseline,
+            "interval": probe.scores.interval,
+            "n_train": probe.scores.n_train,
+            "n_test": probe.scores.n_test,
         },
         "pictures": 0 if pictures is None else len(pictures.asked) - missing,
         "missing": missing,

@@ -57,7 +57,7 @@ def test_few_rows_and_constant_columns_are_said(tmp_path, rng):
 
 
 def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr("stochcl.data.matrix.MOST_BYTES", 9 * 4 * 100)
+    monkeypatch.setattr("stochcl.data.array.MOST_BYTES", 9 * 4 * 100)
     report = training.train([matrix], tmp_path / "head.safetensors", **OPTIONS)
     assert report.images + report.held_out == 100
 

@@ -83,6 +83,27 @@ def test_the_same_seed_gives_the_same_interval(rng):
         saving(a, Points(BITS, right_of(ACCURACY, 200, rng)))
 
 
+def test_the_best_of_all_others_is_at_each_accuracy_the_cheapest(rng):
+    methods = {
+        "ours": BITS, "second": 0.9 * BITS, "below": np.where(ACCURACY < 0.45, 2, 5) * BITS,
+        "above": np.where(ACCURACY < 0.45, 5, 2) * BITS, "RQ fitted elsewhere": BITS / 9,
+    }  # fmt: skip
+    rows = [
+        {
+            "method": name, "coding": "linear", "input": "vectors",
+            "group": "ours" if name in ("ours", "second") else "quantisers",
+            **dict.fromkeys(curves.BITS, bits),
+        }
+        for name, all_bits in methods.items() for bits in all_bits.tolist()
+    ]  # fmt: skip
+    values = {"accuracy": np.tile(right_of(ACCURACY, 2000, rng), (len(methods), 1))}
+    found = {(entry["ours"], entry["against"]): entry for entry in curves.savings(rows, values, seed=0)}
+    assert found["ours", curves.ALL[0]]["saving"] == pytest.approx(0.5)
+    assert found["second", curves.ALL[0]]["saving"] == pytest.approx(0.55)
+    assert found["ours", "below"]["saving"] > 0.5
+    assert ("second", "below") not in found
+
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "rate-accuracy"
 
 
@@ -114,6 +135,13 @@ def test_savings_are_said_as_factors_of_payload_and_at_a_million():
             "images (95 % interval 1.10 to 1.30); at equal accuracy, 30.0% to 60.0%"
         )
     ]  # and nothing of the 62 times that tables spread over a few images make
+
+
+def test_the_best_of_all_others_is_said_of_every_model():
+    pairs = [entry(curves.ALL[0], 0.5, coding=curves.ALL[1], bits=bits) for bits in curves.BITS]
+    first, second = said(*pairs, *(pair | {"ours": "p"} for pair in pairs))
+    assert first.startswith("0.50 times the bits of the best of all others in payload")
+    assert second.startswith("p: 0.50 times")
 
 
 def test_what_means_nothing_is_not_said():

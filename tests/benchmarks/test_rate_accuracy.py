@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stochcl import Codec
 from stochcl.benchmarks import curves
 from stochcl.benchmarks import rate_accuracy as rate
 from stochcl.benchmarks.baselines import Itq
@@ -165,7 +166,7 @@ def test_the_files(run):
 def test_savings_are_given_or_refused_with_a_reason(run):
     found = run[0]["savings"]
     there = {curves.curve_of(row) for row in run[0]["rows"]}
-    assert {(entry["against"], entry["coding"]) for entry in found} <= {(m, c) for m, c, _ in there}
+    assert {(entry["against"], entry["coding"]) for entry in found} <= {(m, c) for m, c, _ in [*there, curves.ALL]}
     for entry in found:
         assert ("refused" in entry) == (entry["saving"] is None)
     assert {entry["bits"] for entry in found} == set(curves.BITS)
@@ -310,6 +311,22 @@ def test_recall_and_map_have_their_rows_curves_and_plots(request_of, tmp_path):
     names = {path.name for path in curves.write_all(result, tmp_path)}
     assert {"plot-recall.svg", "plot-map.png"} <= names
     assert {len(line) for line in curves.lines(result)} == {len(curves.columns(result))}
+
+
+def test_vectors_of_ours_are_judged_in_the_units_of_the_others(tmp_path, rng):
+    """Queries are standardised rows, so decoded vectors must be so, too, whatever the matrix is measured in."""
+    x = (rng.normal(size=(300, 6)) * np.array([3, 2, 1, 1, 1, 1]) / 50 + 0.5).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    head = make_head(tmp_path / "head.safetensors", x)
+    asked = RateAccuracyConfig((tmp_path / "x.npy",), model=(str(head),), bits=(8,), baselines=("itq",),
+                               metric=("recall@10",), ladder=(16,))  # fmt: skip
+    ours = next(r for r in rate.benchmark_rate_accuracy(asked, tmp_path / "out")["rows"] if r["group"] == "ours")
+    inputs, codec = read_inputs(asked), Codec(str(head))
+    rows = inputs.test.source[inputs.test.rows]
+    decoded = codec.decode(codec.encode(rows, latents=16))
+    mean = inputs.train.source[inputs.train.rows].mean(axis=0)
+    lost = np.square(rows - decoded).sum() / np.square(rows - mean).sum()
+    assert ours["relative_error"] == pytest.approx(lost, rel=1e-3)
 
 
 def test_recall_of_a_matrix_needs_no_labels(tmp_path, rng):

@@ -24,7 +24,7 @@ def commands(images, model, codes, out):
     }  # fmt: skip
     report = {
         "schema", "path", "output", "output_bytes", "images", "sampled", "latents", "bits_per_image", "bits_alone",
-        "bits_given", "label", "label_bits", "strongest", "probe", "pictures", "missing", "notes", "seconds",
+        "bits_given", "label", "task", "label_bits", "strongest", "probe", "pictures", "missing", "notes", "seconds",
     }  # fmt: skip
     train = {
         "schema", "model", "sha256", "images", "held_out", "skipped", "steps", "seconds", "latents", "rate", "knn",

@@ -11,7 +11,7 @@ def test_a_page_and_lines_for_people(run, codes, images, tmp_path):
     size = out.stat().st_size
     assert result.stdout.startswith(f"{out}: {size:,} bytes, ")
     assert "strongest latents: " in result.stdout
-    assert "logistic on folder: " in result.stdout
+    assert "with logistic on folder (guessing: " in result.stdout
     assert size < 600_000
 
 

@@ -312,7 +312,7 @@ def test_large_images_below_the_limit_do_not_warn(monkeypatch, pixels, as_file):
 
 
 def test_warnings_of_others_still_come_through():
-    from stochcl.data.preprocess import quiet_pillow
+    from stochcl.data.pixels import quiet_pillow
 
     with quiet_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", UserWarning, stacklevel=1)

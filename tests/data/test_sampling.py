@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stochcl.data import MatrixSource
-from stochcl.data.matrix import sample_rows
+from stochcl.data.array import sample_rows
 from stochcl.errors import SourceError
 
 
@@ -55,7 +55,7 @@ def test_a_small_matrix_is_taken_whole(saved):
 
 
 def test_long_rows_are_taken_in_smaller_numbers(saved, monkeypatch):
-    monkeypatch.setattr("stochcl.data.matrix.MOST_BYTES", 8 * 300)
+    monkeypatch.setattr("stochcl.data.array.MOST_BYTES", 8 * 300)
     train, held = sample_rows(saved(numbered(5000)))
     assert (len(train), len(held)) == (270, 30)
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 import stochcl
 from stochcl.api import shards
 from stochcl.api.compress import CompressOptions
+from stochcl.api.evaluate import evaluate
 from stochcl.errors import LabelsError, OutputError, UsageError
 from stochcl.report.findings import sampled_rows
 from stochcl.report.report import write_report
@@ -349,12 +350,30 @@ def test_labels_of_few_rows_are_left_out_where_they_cannot_serve(codes, out, tmp
     assert told["probe"] is None
 
 
-def test_numbers_of_few_rows_have_no_interval(codes, out, tmp_path):
+def test_the_probe_scores_what_evaluate_scores(rng, out, tmp_path):
+    names = [f"{i}.png" for i in range(210)]
+    codes = make_chain(210, 12, names=names)
+    write(tmp_path / "codes.bin", codes, make_tables(12))
+    on = codes.symbols()[:, :3].sum(axis=1)
+    kinds = [f"c{total}" if rng.random() < 0.7 else f"c{rng.integers(4)}" for total in on]
+    kinds[7], kinds[20:22], kinds[100] = "alone", ["pair", "pair"], ""
+    labels = write_labels(tmp_path, {"kind": kinds, "size": on + rng.normal(size=210)}, tmp_path)
+    for column, task in [("kind", "classification"), ("size", "regression")]:
+        for seed in (0, 1):
+            how = {"labels": labels, "column": column, "task": task, "seed": seed}
+            told, _ = report(tmp_path / "codes.bin", out, **how)
+            scores, _ = evaluate(tmp_path / "codes.bin", **how)
+            assert 0.2 < scores.score < 0.95
+            keys = "estimator", "score", "baseline", "interval", "n_train", "n_test"
+            assert told["probe"] == {key: getattr(scores, key) for key in keys}
+
+
+def test_numbers_without_spread_have_no_interval(codes, out, tmp_path):
     with stochcl.open(codes) as archive:
-        lines = [f"{name},{i}" for i, name in enumerate(archive.names)]
+        lines = [f"{name},{int(i == 0)}" for i, name in enumerate(archive.names)]
     (tmp_path / "labels.csv").write_text("\n".join(["name,label", *lines]))
     told, page = report(codes, out, labels=tmp_path / "labels.csv", task="regression")
-    assert (told["probe"]["n_test"], told["probe"]["interval"]) == (9, None)
+    assert (told["probe"]["n_test"], told["probe"]["interval"]) == (42, None)
     assert "R2 of a linear probe of the label; guessing the mean gives 0" in page.text
 
 
