@@ -112,7 +112,7 @@ def append(
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
     if made not in (here, "mixed"):
         notes.append(
-            f"{made} computed the codes that were there, and {here} the new ones: a few symbols in 100,000 differ"
+            f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
         )
     notes += [line.removeprefix("warning: ") for line in source_warnings(new, encoded.damaged)]
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))

@@ -108,7 +108,7 @@ class Network:
 
     def _efficientnet(self, x: str) -> None:
         """Build what :class:`stochcl.encoders.efficientnet.EfficientNetLite` runs."""
-        at, norm = "backbone.", {"eps": 1e-3, "same": True}
+        at, norm = "backbone.", dict[str, Any](eps=1e-3, same=True)
         x = self._conv(x, f"{at}_conv_stem", f"{at}_bn0", (LITE_STEM, 3, 3), 2, most=6.0, **norm)
         for i, (inputs, outputs, kernel, stride, expansion, ends) in enumerate(lite_blocks(self.config.backbone)):
             block, wide, y = f"{at}_blocks.{i}.", inputs * expansion, x

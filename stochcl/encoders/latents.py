@@ -62,7 +62,8 @@ class Latents:
     def uncertainty(self, parameters: Floats) -> Floats:
         """Return the entropy of the calibrated posterior, in bits, float32, shape (B,)."""
         nats = self._entropy(parameters).sum(axis=1)
-        return np.maximum(nats, 0).astype(np.float32) / np.float32(math.log(2))  # less than 0 is rounding
+        found: Floats = np.maximum(nats, 0).astype(np.float32) / np.float32(math.log(2))  # less than 0 is rounding
+        return found
 
     def points(self, features: Floats) -> Floats:
         """Return what decoded vectors approximate, shape (N, V): the features, or points of the words' space."""
@@ -94,11 +95,13 @@ class Categorical(Latents):
     """Symbols of 0..K-1; the parameters are their logits, latent after latent."""
 
     def _mode(self, parameters: Floats) -> NDArray[Any]:
-        return self._logits(parameters).argmax(axis=2)
+        found: NDArray[Any] = self._logits(parameters).argmax(axis=2)
+        return found
 
     def _entropy(self, parameters: Floats) -> Floats:
         log_q = _log_softmax(self._logits(parameters) / self._temperature)
-        return -(np.exp(log_q) * log_q).sum(axis=2)
+        found: Floats = -(np.exp(log_q) * log_q).sum(axis=2)
+        return found
 
     def _logits(self, parameters: Floats) -> Floats:
         return parameters.reshape(len(parameters), self.config.latents, self.config.alphabet)
@@ -125,7 +128,8 @@ class Gaussian(Latents):
         lower, upper = np.where(above, -upper, lower), np.where(above, -lower, upper)
         below, up_to = log_ndtr(lower), log_ndtr(upper)
         log_q = up_to + np.log(-np.expm1(np.minimum(below - up_to, -1e-6)))
-        return -(np.exp(log_q) * log_q).sum(axis=2)
+        found: Floats = -(np.exp(log_q) * log_q).sum(axis=2)
+        return found
 
 
 class Residual(Latents):
@@ -144,7 +148,7 @@ class Residual(Latents):
         self._signs = tensors["decoder.signs"]
         self._words = np.concatenate([self._signs[:0], *books])
         self._ends = list(accumulate(map(len, books), initial=0))
-        used = self._words.any(axis=0).nonzero()[0]
+        used = np.flatnonzero(self._words.any(axis=0))
         self._near = self._words[:, : used[-1] + 1 if len(used) else 0].astype(np.float64).T
         self._squares = np.square(self._near).sum(axis=0).astype(np.float32)
         gram = (2 * self._near.T @ self._near).astype(np.float32)
@@ -156,7 +160,8 @@ class Residual(Latents):
         if self._shift is not None:
             moved = features + self._shift
             features = np.sign(moved) * np.sqrt(np.abs(moved))
-        return _product(features, self._weight) - self._mean
+        found: Floats = _product(features, self._weight) - self._mean
+        return found
 
     def points(self, features: Floats) -> Floats:  # noqa: D102
         if self.config.columns:
@@ -199,7 +204,8 @@ class Residual(Latents):
 
     def _first(self, points: Floats) -> Floats:
         """Return squared distances to every named word, less the points' own squares, shape (B, words)."""
-        return self._squares - 2 * _product(points[:, : len(self._near)], self._near)
+        found: Floats = self._squares - 2 * _product(points[:, : len(self._near)], self._near)
+        return found
 
     def _after(self, first: Floats, paths: NDArray[np.intp], stage: int) -> Floats:
         """Return the distances of a stage's words after each of P paths, places of words, shape (B, P, stage)."""
@@ -278,14 +284,16 @@ def _product(rows: Floats, matrix: NDArray[np.floating]) -> Floats:
 
 def _log_softmax(logits: Floats) -> Floats:
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
 
 
 def _bit_entropy(odds: Floats) -> Floats:
     """Return the entropy, in nats, of bits with these log-odds."""
     size = np.abs(odds)
     small = np.exp(-size)
-    return np.log1p(small) + size * small / (1 + small)
+    found: Floats = np.log1p(small) + size * small / (1 + small)
+    return found
 
 
 def _least(scores: Floats, count: int) -> NDArray[np.intp]:
@@ -294,7 +302,7 @@ def _least(scores: Floats, count: int) -> NDArray[np.intp]:
     They are among the columns of a square whose own least are least: half the time of looking at all.
     """
     if count == 1:
-        return scores.argmin(axis=1)[:, None]
+        return np.argmin(scores, axis=1, keepdims=True)
     rows = 1 << max(3, (scores.shape[1] // count).bit_length() // 2)
     columns, over = divmod(scores.shape[1], rows)
     if over or columns <= count:
@@ -303,4 +311,5 @@ def _least(scores: Floats, count: int) -> NDArray[np.intp]:
     near = np.argpartition(square.min(axis=1), count - 1, axis=1)[:, :count]
     few = np.take_along_axis(square, near[:, None], axis=2).reshape(len(scores), -1)
     row, column = np.divmod(np.argpartition(few, count - 1, axis=1)[:, :count], count)
-    return row * columns + np.take_along_axis(near, column, axis=1)
+    found: NDArray[np.intp] = row * columns + np.take_along_axis(near, column, axis=1)
+    return found

@@ -45,8 +45,8 @@ def shapes_of(config: EncoderConfig, tensors: Arrays | None = None) -> dict[str,
         features = int(tensors[norm].size)
     else:
         network = None if config.columns else Network(config)
-        shapes = {} if network is None else dict(network.shapes)
-        features = config.columns or network.features
+        shapes = {} if network is None else network.shapes
+        features = int(config.columns or 0) if network is None else network.features
     second: tuple[str, Shape] = ("norm.scale", (1,)) if config.columns else ("norm.running_var", (features,))
     shapes |= {norm: (features,), second[0]: second[1]}
     shapes |= _latent_shapes(config, features) | _decoder_shapes(config, features)
@@ -168,7 +168,8 @@ def prior_mean(config: EncoderConfig, prior: NDArray[np.float32]) -> NDArray[np.
     exact = prior.astype(np.float64)
     if config.posterior == "categorical":
         odds = np.exp(exact - exact.max(axis=1, keepdims=True))
-        return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        found: NDArray[np.float32] = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        return found
     with np.errstate(over="ignore"):
         return (1 / (1 + np.exp(-exact))).astype(np.float32)
 

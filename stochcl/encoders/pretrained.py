@@ -185,7 +185,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it comes "
             f"from, convert it with `{convert_command(path)}`."
         )
-    return with_backbone(shown, tensors, metadata)
+    backbone = with_backbone(shown, {}, metadata)
+    return tensors | {name: torch.from_numpy(array) for name, array in backbone.items()}
 
 
 def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
