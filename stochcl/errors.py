@@ -88,21 +88,25 @@ class MissingExtraError(UsageError):
     """A feature needs a package that is not installed; the message names the extra to install."""
 
 
-def require_extra(module: str, package: str, extra: str, what: str = "this") -> None:
-    """Raise MissingExtraError where a module cannot be found, naming the extra that brings it.
+_EXTRAS = {
+    "torch": ("PyTorch", "train"),
+    "lightning_fabric": ("Lightning Fabric", "train"),
+    "matplotlib": ("matplotlib", "plots"),
+    "jinja2": ("Jinja", "plots"),
+}
+"""Packages that not every install has: what they are called, and the extra that brings them."""
 
-    Examples
-    --------
-    >>> require_extra("no_such_module", "PyTorch", "train", "training")
-    Traceback (most recent call last):
-    stochcl.errors.MissingExtraError: training needs PyTorch; install it with: pip install 'stochcl[train]'.
-    """
-    try:
-        found = find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
-        raise MissingExtraError(f"{what} needs {package}; install it with: pip install 'stochcl[{extra}]'.")
+
+def require_extra(what: str, *modules: str) -> None:
+    """Raise MissingExtraError where a module that something needs is not installed, naming its extra."""
+    for module in modules:
+        try:
+            found = find_spec(module) is not None
+        except (ImportError, ValueError):
+            found = False
+        if not found:
+            name, extra = _EXTRAS[module]
+            raise MissingExtraError(f"{what} needs {name}; install it with: pip install 'stochcl[{extra}]'.")
 
 
 class ModelNotFound(UsageError, FileNotFoundError):

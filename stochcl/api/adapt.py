@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.embedding_model import matrix_among
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.api.train import train
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require_extra
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def adapt(
     ------
     SourceError, TrainingError, UsageError, ModelError, OutputError
     """
+    require_extra("adapting a model", "torch", "lightning_fabric")
     from stochcl.encoders.config import feature_width
     from stochcl.encoders.pretrained import backbone_options
 

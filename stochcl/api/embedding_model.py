@@ -15,7 +15,7 @@ from stochcl.api.codec import Codec
 from stochcl.data import MatrixSource, open_source, sample_rows, sample_size
 from stochcl.data.array import MAGIC
 from stochcl.entropy.residual import MAX_RESIDUAL
-from stochcl.errors import TrainingError, UsageError
+from stochcl.errors import TrainingError, UsageError, require_extra
 from stochcl.files import replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
@@ -97,6 +97,7 @@ def train_head(
     UsageError
         If an option makes no sense.
     """
+    require_extra("training", "torch")
     import torch
 
     from stochcl.encoders.config import EncoderConfig

@@ -91,7 +91,8 @@ class CodecBase:
         if runtime not in ("auto", *RUNTIMES):
             raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
         if self.runtime == "pytorch":
-            require_extra("torch", "PyTorch", "train", f"{precision} on {self.device}, or a network of timm,")
+            what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {device}"
+            require_extra(what if precision == "fp32" else f"--precision {precision}", "torch")
 
     def __repr__(self) -> str:
         takes = f"{self.columns}-dimensional vectors" if self.columns else f"images of {self.size} pixels"
@@ -393,7 +394,7 @@ def device_name(name: str = "auto") -> str:
     if name == "cpu" or (name == "auto" and not (_may_have_gpu() and find_spec("torch"))):
         return "cpu"
     if name != "auto":
-        require_extra("torch", "PyTorch", "train", f"--device {name}")
+        require_extra(f"--device {name}", "torch")
     from stochcl.encoders.inference import choose_device
 
     return str(choose_device(name))

@@ -16,7 +16,7 @@ from stochcl.api.summary import skipped_json
 from stochcl.api.train import RunFiles, circumstances, open_images
 from stochcl.compress import Archive
 from stochcl.data import Preprocess
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require_extra
 from stochcl.messages import duration, escape_name
 from stochcl.training.images import classes_of, labeller, labels_of, read_images
 from stochcl.training.options import finetune_options
@@ -117,6 +117,7 @@ def score(
         If images have no label, or one that the classifier does not know.
     SourceError, ModelError
     """
+    require_extra("scoring a classifier", "torch")
     from stochcl.encoders.inference import choose_device
     from stochcl.training.finetune import class_indices, class_scores, top1, with_mirrored
 
@@ -289,6 +290,7 @@ def finetune(
     ------
     SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
     """
+    require_extra("fine-tuning", "torch")
     from stochcl.training.finetune import Finetuner, class_indices
 
     started = time.monotonic()

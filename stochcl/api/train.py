@@ -14,7 +14,7 @@ from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warning
 from stochcl.api.models import initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import OutputError, OutputExists, SourceError, UsageError
+from stochcl.errors import OutputError, OutputExists, SourceError, UsageError, require_extra
 from stochcl.files import writing
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import load_preset, options_from
@@ -136,6 +136,7 @@ def train(
     ------
     SourceError, TrainingError, UsageError, OutputError
     """
+    require_extra("training", "torch", "lightning_fabric")
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.pretrained import backbone_options
     from stochcl.training.images import read_images

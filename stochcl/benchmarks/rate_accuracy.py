@@ -16,7 +16,7 @@ from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SID
 from stochcl.benchmarks.probes import Judge
 from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
 from stochcl.codes import Codes
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require_extra
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def benchmark_rate_accuracy(
     it; ``failed``, whose process died; ``left_out``, in sentences; ``savings``, ours against every other curve. Where
     quantisers are fitted to other sources, too, ``fit`` says to which, and ``fitted_to`` of each row to what.
     """
+    require_extra("this benchmark", "torch", "matplotlib", "jinja2")
     cache = Cache(folder / CACHE)
     inputs = read_inputs(config)
     codecs = _codecs(config, inputs)

@@ -30,7 +30,7 @@ from stochcl.data.preprocess import _DRAFT_GAP
 from stochcl.entropy.ans import encode_block
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import OWN
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require_extra
 from stochcl.messages import escape_name
 from stochcl.options import option
 
@@ -243,6 +243,7 @@ def make_images(folder: Path, count: int, side: int, seed: int) -> None:
 
 def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
     """Write a model file of an untrained network: as fast as a trained one, and good for nothing else."""
+    require_extra("an untrained network", "torch")
     import torch
 
     from stochcl.encoders.config import EncoderConfig

@@ -12,7 +12,7 @@ import numpy as np
 from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import wilson
 from stochcl.downstream.probes import make_estimator
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require_extra
 from stochcl.files import replacing, writing
 from stochcl.messages import escape_name
 
@@ -252,6 +252,7 @@ _LOOKS = (  # line, mark, grey
 
 def check_plot(path: str | os.PathLike[str]) -> None:
     """Raise UsageError unless a picture of this name can be drawn."""
+    require_extra("a plot", "matplotlib")
     if Path(path).suffix.lower() not in ENDINGS:
         raise UsageError(
             f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings."

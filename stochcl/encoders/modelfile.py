@@ -65,7 +65,7 @@ class ModelFile:
         MissingExtraError
             If PyTorch, or timm for a network of its own, is not installed.
         """
-        require_extra("torch", "PyTorch", "train")
+        require_extra("running a model in PyTorch", "torch")
         import torch
 
         from stochcl.encoders.encoder import Encoder
