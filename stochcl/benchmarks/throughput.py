@@ -118,7 +118,7 @@ def benchmark_throughput(
     }
     return record(
         SCHEMA, config, n=count, network=codec.config.backbone, size=codec.size, latents=codec.latents,
-        precision=config.precision, compile=config.compile, hardware=facts(codec),
+        precision=config.precision, compile=config.compile, hardware=facts(codec.device) | {"runtime": codec.runtime},
         agreement_with_fp32=round(same, 6), ratios=ratios,
         rows=[row(stage, taken, count) for stage, taken in times.items()],
     )  # fmt: skip
@@ -266,22 +266,22 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def waiting_for(device: str) -> Callable[[], None]:
+def waiting_for(device: object) -> Callable[[], None]:
     """Return what waits until a device has done its work."""
-    if not device.startswith("cuda"):
+    if not str(device).startswith("cuda"):
         return lambda: None
     import torch
 
     return torch.cuda.synchronize
 
 
-def facts(codec: Codec) -> dict[str, Any]:
-    """Return the machine's facts, what computed the network, and the GPU's name where one was used."""
-    found = hardware() | {"device": codec.device_type, "runtime": codec.runtime}
-    if codec.device_type == "cuda":
+def facts(device: object) -> dict[str, Any]:
+    """Return the machine's facts, with the GPU's name where one was used."""
+    found = hardware() | {"device": str(device).partition(":")[0]}
+    if found["device"] == "cuda":
         import torch
 
-        found["gpu"] = torch.cuda.get_device_name(codec.device)
+        found["gpu"] = torch.cuda.get_device_name(str(device))
     return found
 
 
