@@ -1,4 +1,4 @@
-"""Commands on archives: info, verify, append, merge, split, transcode, decompress."""
+"""Commands on archives: verify, append, merge, split, transcode, decompress."""
 
 from __future__ import annotations
 
@@ -37,21 +37,6 @@ _TABLES = {
     "elsewhere": "the decoder in the file is missing or damaged; the one found elsewhere is right",
     "lost": "the decoder is lost, so rows that need it were not decoded to check them",
 }
-
-
-@command()
-@CODES
-@TABLES
-@JSON
-def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
-    """Show what an archive holds and where its bytes go.
-
-    \b
-    Example:
-      stochcl info codes.bin
-    """
-    report = archives.info(codes, tables=resolve_tables(model, codes))
-    show(report.to_json("info"), report.lines(), as_json=as_json)
 
 
 @command()
