@@ -39,7 +39,7 @@ for source, model in ((images, "general"), (matrix, head)):
     path = f"{folder}/{model.replace('/', '')}.bin"
     codec = stochcl.load(model)
     report = codec.compress(source, path)
-    assert report.images and report.runtime == ("numpy" if codec.columns else "onnxruntime")
+    assert report.images and report.runtime == ("numpy" if codec.columns else "onnx")
     assert codec.encode(np.load(source) if codec.columns else [np.zeros((9, 9, 3), np.uint8)]).uncertainty is not None
     with stochcl.open(path) as archive:
         archive.verify()
@@ -139,7 +139,7 @@ def test_importing_the_data_sets_of_pytorch_without_it_says_what_to_install():
 
 def test_a_processor_runs_networks_in_onnx_runtime_by_default():
     codec = stochcl.load(device="cpu")
-    assert (codec.runtime, codec.header(latents=8, source_kind="").runtime) == ("onnxruntime", "onnxruntime")
+    assert (codec.runtime, codec.header(latents=8, source_kind="").runtime) == ("onnx", "onnx")
     assert isinstance(codec._network, OnnxNetwork)
-    assert codec.with_runtime("pytorch").header(latents=8, source_kind="").runtime == "pytorch"
-    assert codec.with_precision("bf16").runtime == "pytorch"
+    assert codec.with_runtime("torch").header(latents=8, source_kind="").runtime == "torch"
+    assert codec.with_precision("bf16").runtime == "torch"

@@ -86,7 +86,7 @@ def append(
         codec = codec_of(path) if codec is None else codec
         _check_appendable(archive, path, codec, labels=labelled)
         codec = _like(archive.header, codec.with_precision(archive.header.precision))
-        made, here = archive.header.runtime or "pytorch", codec.runtime
+        made, here = archive.header.runtime or "torch", codec.runtime
     images = open_inputs(source, codec, options)
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
@@ -120,8 +120,8 @@ def append(
 
 def _like(header: Header, codec: CodecBase) -> CodecBase:
     """Return the codec with the runtime that made an archive, where that is installed."""
-    runtime = header.runtime or "pytorch"  # which was the only one before archives named it
-    if runtime not in RUNTIMES or (runtime == "pytorch" and find_spec("torch") is None):
+    runtime = header.runtime or "torch"  # which was the only one before archives named it
+    if runtime not in RUNTIMES or (runtime == "torch" and find_spec("torch") is None):
         return codec
     return codec.with_runtime(runtime)
 

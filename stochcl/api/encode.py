@@ -90,7 +90,7 @@ class CodecBase:
         self._asked = runtime
         if runtime not in ("auto", *RUNTIMES):
             raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
-        if self.runtime == "pytorch":
+        if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {device}"
             require_extra(what if precision == "fp32" else f"--precision {precision}", "torch")
 
@@ -113,7 +113,7 @@ class CodecBase:
         return self._copy(precision=precision)
 
     def with_runtime(self, runtime: str) -> Self:
-        """Return this codec, or one whose features another runtime computes, pytorch or onnxruntime."""
+        """Return this codec, or one whose features another runtime computes, onnx or torch."""
         return self if runtime == self.runtime or self.columns else self._copy(_asked=runtime)
 
     def _copy(self, **changes: Any) -> Self:
@@ -124,9 +124,9 @@ class CodecBase:
 
     @property
     def runtime(self) -> str:
-        """What computes features: onnxruntime on a processor, pytorch elsewhere or in bf16, numpy of vectors."""
+        """What computes features: onnx (ONNX Runtime) on a processor, torch elsewhere or in bf16, numpy of vectors."""
         default = runtime_of(self.config, self.device, self.precision)
-        return default if default != "onnxruntime" or self._asked == "auto" else self._asked
+        return default if default != "onnx" or self._asked == "auto" else self._asked
 
     @property
     def device_type(self) -> str:
@@ -146,7 +146,7 @@ class CodecBase:
     def _network(self) -> Network:
         if self.runtime == "numpy":
             return Vectors(self.model.tensors)
-        if self.runtime == "onnxruntime":
+        if self.runtime == "onnx":
             return OnnxNetwork(self.config, self.model.tensors)
         from stochcl.encoders.inference import TorchNetwork, choose_device
 

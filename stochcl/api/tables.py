@@ -21,8 +21,7 @@ def resolve_tables(
 ) -> tuple[Tables | Path, ...]:
     """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
 
-    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash. Only a model needs
-    torch.
+    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash.
 
     Raises
     ------

@@ -105,7 +105,7 @@ def benchmark_throughput(
             make_images(source, config.images, config.image_size or codec.size * 3 // 2, config.seed)
         stack.enter_context(one_thread())
         if config.compile:
-            codec = codec.with_runtime("pytorch")
+            codec = codec.with_runtime("torch")
             codec.model.encoder.backbone.compile()
         stages = Stages(codec, source, folder, most=config.images)
         times = interleave(stages.work(), config.repeat, wait=waiting_for(codec.device), progress=progress)

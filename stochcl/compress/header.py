@@ -73,7 +73,7 @@ class Header:
     preprocess : dict
         How images were prepared, plain JSON: size, fit...
     runtime : str
-        What computed the network: onnxruntime, pytorch; of vectors numpy. Empty where nothing says so.
+        What computed the network: onnx, torch; of vectors numpy. Empty where nothing says so.
     selection : tuple of int, optional
         Which of the encoder's latents these are, ascending, where they are not its first ones.
     version : int

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16")
 """Precisions of an image's network; bf16 is autocast, latents and decoder stay fp32."""
 
-RUNTIMES = ("onnxruntime", "pytorch", "numpy")
-"""What computes features, as archives name it: a network's on a processor, on other devices or in bf16; vectors'."""
+RUNTIMES = ("onnx", "torch", "numpy")
+"""What computes features, as archives name it: ONNX Runtime on a processor, PyTorch elsewhere; of vectors numpy."""
 
 _ROWS = 1024  # of vectors at a time
 
@@ -165,7 +165,7 @@ def runtime_of(config: EncoderConfig, device: str, precision: str) -> str:
     if config.columns:
         return "numpy"
     elsewhere = config.backbone.startswith(TIMM_PREFIX) or device != "cpu" or precision != "fp32"
-    return "pytorch" if elsewhere else "onnxruntime"
+    return "torch" if elsewhere else "onnx"
 
 
 def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:
