@@ -124,7 +124,7 @@ class CodecBase:
 
     @property
     def runtime(self) -> str:
-        """What computes features: onnx (ONNX Runtime) on a processor, torch elsewhere or in bf16, numpy of vectors."""
+        """What computes features: onnx (ONNX Runtime) on processors, torch elsewhere or in bf16, numpy of vectors."""
         default = runtime_of(self.config, self.device, self.precision)
         return default if default != "onnx" or self._asked == "auto" else self._asked
 
