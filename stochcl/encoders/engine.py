@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders import layout
@@ -32,6 +33,7 @@ RUNTIMES = ("onnx", "torch", "numpy")
 """What computes features, as archives name it: ONNX Runtime on a processor, PyTorch elsewhere; of vectors numpy."""
 
 _ROWS = 1024  # of vectors at a time
+_MOST = 8  # chunks side by side
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,10 @@ def encode(
                 doubt[rows] = latents.uncertainty(parameters)[:count]
             features[rows] = found[:count]
 
-    network.side_by_side(run, range(0, len(inputs), chunk))
+    # Chunks run side by side already, and the threads of a library for matrix products wait for each other by turning:
+    # with one of two cores busy, compressing took more than twice the processor time.
+    with threadpool_limits(1, user_api="blas"):
+        network.side_by_side(run, range(0, len(inputs), chunk))
     codes = Codes.from_symbols(symbols, alphabet=config.alphabet, uncertainty=doubt if uncertainty else None)
     return Encoded(codes, features)
 
@@ -104,7 +109,7 @@ class OnnxNetwork:
     """
 
     chunk = 32
-    _batch, _most = 8, 8
+    _batch = 8
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
         import onnxruntime
@@ -126,12 +131,7 @@ class OnnxNetwork:
 
     def side_by_side(self, run: Callable[[range], None], starts: range) -> None:
         """Run chunks in threads, one a core."""
-        threads = min(self._most, cores(), len(starts))
-        if threads < 2:
-            run(starts)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, [starts[i : i + 1] for i in range(len(starts))]))
+        _in_threads(run, starts)
 
 
 class Vectors:
@@ -148,8 +148,17 @@ class Vectors:
         return standardised
 
     def side_by_side(self, run: Callable[[range], None], starts: range) -> None:
-        """Run chunks one after the other."""
+        """Run chunks in threads, one a core."""
+        _in_threads(run, starts)
+
+
+def _in_threads(run: Callable[[range], None], starts: range) -> None:
+    threads = min(_MOST, cores(), len(starts))
+    if threads < 2:
         run(starts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, [starts[i : i + 1] for i in range(len(starts))]))
 
 
 def cores() -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from stochcl.encoders import layout
 from stochcl.encoders.encoder import Encoder
@@ -100,3 +101,17 @@ def test_a_configuration_says_which_tensors_its_encoder_has(options):
 
 def test_every_family_is_there_in_numpy_and_in_pytorch():
     assert FAMILIES.keys() == POSTERIORS.keys()
+
+
+def test_encoding_takes_one_thread_of_matrix_products_and_leaves_the_setting_as_it_was(monkeypatch):
+    encoder, images, seen = make_encoder(), make_images(9), []
+    network, latents = (made(encoder.config, encoder.arrays()) for made in (OnnxNetwork, Latents.of))
+    parameters = latents.parameters
+    monkeypatch.setattr(latents, "parameters", lambda features: seen.append(blas()) or parameters(features))
+    with threadpool_limits(2, user_api="blas"):
+        encode(network, latents, images)
+        assert (seen, blas()) == ([{1}], {2})
+
+
+def blas() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
