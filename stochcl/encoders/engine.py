@@ -93,7 +93,7 @@ def encode(
                 doubt[rows] = latents.uncertainty(parameters)[:count]
             features[rows] = found[:count]
 
-    # Chunks run side by side already, and the threads of a library for matrix products wait for each other by turning:
+    # Chunks run side by side already, and a matrix library has threads that wait for each other by turning:
     # with one of two cores busy, compressing took more than twice the processor time.
     with threadpool_limits(1, user_api="blas"):
         network.side_by_side(run, range(0, len(inputs), chunk))
