@@ -16,8 +16,8 @@ from stochcl.benchmarks.quantisers import CENTROIDS, train_product
 from stochcl.benchmarks.run import Config, call_in_child, need
 from stochcl.codes import Codes
 from stochcl.compress import Archive
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import fit_linear
 from stochcl.errors import FormatError, MissingExtraError, SourceError, UsageError
 from stochcl.messages import escape_name
 from stochcl.options import option

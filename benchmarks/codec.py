@@ -25,7 +25,7 @@ import numpy as np
 from code_sets import INDEPENDENT, CodecConfig, code_sets
 
 from stochcl import framing
-from stochcl.benchmarks.pricing import write_archive
+from stochcl.benchmarks.probes import write_archive
 from stochcl.benchmarks.run import BenchmarkError, ChildDiedError, call_in_child, need, record, stay_on_one_core
 from stochcl.benchmarks.throughput import peak, restart_peak
 from stochcl.cli.benchmark import command_of

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.append import append
     from stochcl.api.archives import merge, split, transcode
-    from stochcl.api.codec import Codec
-    from stochcl.api.writer import ImageWriter
+    from stochcl.api.codec import Codec, ImageWriter
     from stochcl.codes import Codes
     from stochcl.compress import Archive, FolderArchive, Writer
     from stochcl.compress.export import from_arrow
@@ -81,7 +80,7 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
 
     if model is None:
         return open_archive(path, trusted=trusted)
-    from stochcl.api.tables import resolve_tables
+    from stochcl.api.models import resolve_tables
 
     return open_archive(path, tables=resolve_tables(model), trusted=trusted)
 
@@ -117,7 +116,7 @@ def writer(
     ...     for images, names in loader:                             # uint8, (B, H, W, 3)
     ...         out.add(images, names)
     """
-    from stochcl.api.writer import ImageWriter
+    from stochcl.api.codec import ImageWriter
 
     where = {name: options.pop(name) for name in ("device", "precision") if name in options}
     if codec is None:

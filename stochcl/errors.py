@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,25 +88,15 @@ class MissingExtraError(UsageError):
     """A feature needs a package that is not installed; the message names the extra to install."""
 
 
-_EXTRAS = {
-    "torch": ("PyTorch", "train"),
-    "lightning_fabric": ("Lightning Fabric", "train"),
-    "matplotlib": ("matplotlib", "plots"),
-    "jinja2": ("Jinja", "plots"),
-}
-"""Packages that not every install has: what they are called, and the extra that brings them."""
-
-
-def require_extra(what: str, *modules: str) -> None:
-    """Raise MissingExtraError where a module that something needs is not installed, naming its extra."""
-    for module in modules:
-        try:
-            found = find_spec(module) is not None
-        except (ImportError, ValueError):
-            found = False
-        if not found:
-            name, extra = _EXTRAS[module]
-            raise MissingExtraError(f"{what} needs {name}; install it with: pip install 'stochcl[{extra}]'.")
+def require(module: str, what: str, extra: str) -> Any:
+    """Import a module of an extra; MissingExtraError, where it is not installed, says what needs it."""
+    try:
+        return import_module(module)
+    except ImportError as exc:
+        package = module.partition(".")[0]
+        raise MissingExtraError(
+            f"{what} needs {package}, which is not installed; run: pip install 'stochcl[{extra}]'."
+        ) from exc
 
 
 class ModelNotFound(UsageError, FileNotFoundError):

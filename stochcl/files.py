@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from stochcl.errors import OutputError, OutputExists, SourceNotFound, StochclError, UsageError
+from stochcl.errors import OutputError, OutputExists, SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from io import FileIO, RawIOBase
 
 
+PathLike = str | os.PathLike[str]
 _LFS = b"version https://git-lfs"
 
 
@@ -34,29 +35,35 @@ def is_lfs_pointer(head: bytes) -> bool:
     return len(head) >= 20 and head[: len(_LFS)] == _LFS[: len(head)]
 
 
-def target_of(path: str | os.PathLike[str]) -> Path:
+def refuse_pointer(path: PathLike, head: bytes, what: str, error: type[StochclError] = SourceError) -> None:
+    """Raise the error for a file that begins so, if it is a Git LFS pointer in place of what it is called."""
+    if is_lfs_pointer(head):
+        raise error(f"{escape_name(path)}: this is a Git LFS pointer in place of {what}; run: git lfs pull.")
+
+
+def target_of(path: PathLike) -> Path:
     """Return the file that a symbolic link names, there or not; any other path as it is."""
     is_link = os.path.islink(path) and (os.path.isfile(path) or not os.path.exists(path))  # noqa: PTH110, PTH113, PTH114
     return Path(os.path.realpath(path) if is_link else path)
 
 
-def exists(path: str | os.PathLike[str]) -> bool:
+def exists(path: PathLike) -> bool:
     """Tell whether a path is there; where pathlib raises (a name too long, a closed folder), it is not."""
     return os.path.exists(path)  # noqa: PTH110
 
 
-def is_file(path: str | os.PathLike[str]) -> bool:
+def is_file(path: PathLike) -> bool:
     """Tell whether a path is a file; where pathlib raises, it is not."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
-def is_folder(path: str | os.PathLike[str]) -> bool:
+def is_folder(path: PathLike) -> bool:
     """Tell whether a path is a folder; where pathlib raises, it is not."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     """Open a temporary sibling of ``path`` for writing; put it in its place when the block ends well.
 
     The file is flushed to disk before the rename, and the folder after it. If the block raises, or writing
@@ -101,7 +108,7 @@ def advice_for(exc: BaseException | None, advice: str) -> str:
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") -> Iterator[None]:
+def writing(path: PathLike, what: str = "it", advice: str = "") -> Iterator[None]:
     """Turn an OSError while a path is written into the OutputError that names the path and what it is.
 
     Examples
@@ -122,7 +129,27 @@ def writing(path: str | os.PathLike[str], what: str = "it", advice: str = "") ->
         ) from exc
 
 
-def write_all(file: RawIOBase, data: bytes) -> None:
+@contextmanager
+def reading(path: PathLike, what: str = "it", error: type[StochclError] = SourceError) -> Iterator[None]:
+    """Turn an OSError while a path is read into the error that names the path and what it is.
+
+    Examples
+    --------
+    >>> with reading("a.zip", "this zip"):
+    ...     raise OSError(5, "Input/output error")
+    Traceback (most recent call last):
+        ...
+    stochcl.errors.SourceError: a.zip: this zip cannot be read: input/output error.
+    """
+    try:
+        yield
+    except StochclError:  # of which some are OSErrors
+        raise
+    except OSError as exc:
+        raise error(f"{escape_name(path)}: {what} cannot be read: {os_reason(exc)}.") from exc
+
+
+def write_all(file: Any, data: bytes) -> None:
     """Write all of the data to an unbuffered file, which may take less at a time."""
     view = memoryview(data)
     while view:
@@ -194,7 +221,7 @@ class WriteLock:
         If the lock file cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], shown: str) -> None:
+    def __init__(self, path: PathLike, shown: str) -> None:
         real = Path(os.path.realpath(path))
         self.path = real / ".lock" if real.is_dir() else real.with_name(real.name + ".lock")
         self._shown, self._process = shown, os.getpid()
@@ -302,7 +329,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check_exists(path: str | os.PathLike[str]) -> None:
+def check_exists(path: PathLike) -> None:
     """Raise SourceNotFound for a path that is not there; what else is wrong with it, opening it explains."""
     try:
         os.lstat(path)

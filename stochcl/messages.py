@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""What is told how much of all has been done."""
+
+
+def silent(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 def escape_name(name: str | os.PathLike[str]) -> str:

@@ -15,23 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl import errors
+from stochcl.api import shards
 from stochcl.api.codec import Codec
 from stochcl.api.compress import CompressOptions
-from stochcl.api.shards import (
-    ShardInput,
-    compress_to_folder,
-    make_shard,
-    open_planned,
-    open_shard_input,
-    shard_inputs,
-)
-from stochcl.api.source import listing
-from stochcl.compress.manifest import Shard
+from stochcl.compress.sharded import Shard
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
-from stochcl.messages import escape_name, os_reason
+from stochcl.messages import Progress, escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from stochcl.api.shards import Made, Plan, Run, ShardSource
     from stochcl.api.summary import Report
@@ -42,18 +34,10 @@ ENGINES = ("local", "ray")
 
 
 def compress_folder(
-    codec: Codec,
-    source: Any,
-    folder: Any,
-    *,
-    model: str,
-    engine: str = "local",
-    address: str | None = None,
-    shard_images: int | None = None,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    codec: Codec, source: Any, folder: Any, *, model: str, engine: str = "local", address: str | None = None,
+    shard_images: int | None = None, workers: int | None = None, progress: Progress = lambda done, total: None,
     **options: Any,
-) -> Report:
+) -> Report:  # fmt: skip
     """Compress a source to a folder of shards, see :func:`stochcl.api.shards.compress_to_folder`.
 
     Parameters
@@ -98,7 +82,7 @@ def compress_folder(
         asked = replace(asked, workers=1)
     # Ray tells of workers that died on standard output, which is for results.
     with redirect_stdout(sys.stderr) if engine == "ray" else nullcontext():
-        return compress_to_folder(
+        return shards.compress_to_folder(
             codec, sources, folder, asked, model=model, shard_images=shard_images, run=run, progress=progress
         )
 
@@ -157,12 +141,8 @@ class ShardWorker:
     def _listed(self, codec: Codec) -> ShardSource:
         """Return the whole source, the same as the command saw."""
         if self._source is None:
-            source = open_planned(self._plan.sources, codec, self._plan.options)
-            if listing(source) != self._plan.facts["source"]:
-                raise SourceError(
-                    f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let "
-                    "all machines see the same files, and change none of them meanwhile."
-                )
+            source = shards.open_planned(self._plan.sources, codec, self._plan.options)
+            shards.check_listing(source, self._plan.facts["source"])
             self._source = source
         return self._source
 
@@ -175,19 +155,19 @@ class ShardWorker:
     def _answer(self, number: int, piece: str) -> str:
         try:
             count_try(self._plan, number)
-            shard, skipped = self.make(number, ShardInput.from_json(piece) if piece else None)
+            shard, skipped = self.make(number, shards.ShardInput.from_json(piece) if piece else None)
         except StochclError as exc:
             return json.dumps({"error": type(exc).__name__, "message": " ".join(map(str, exc.args))})
         return json.dumps({"shard": vars(shard), "skipped": skipped})
 
-    def make(self, number: int, piece: ShardInput | None = None) -> Made:
+    def make(self, number: int, piece: shards.ShardInput | None = None) -> Made:
         """Make the shard of this number."""
         codec = self._ready()
         if piece is None:
             source: ShardSource = self._listed(codec)
-            return make_shard(self._plan, number, codec, source)
-        part = open_shard_input(piece, self._held, self._plan.options)
-        return make_shard(self._plan, number, codec, part, part=part)
+            return shards.make_shard(self._plan, number, codec, source)
+        part = shards.open_shard_input(piece, self._held, self._plan.options)
+        return shards.make_shard(self._plan, number, codec, part, part=part)
 
 
 def count_try(plan: Plan, number: int) -> None:
@@ -240,20 +220,16 @@ def run_on_ray(
         pool, resources = _pool(codec, len(numbers), workers)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        pieces = shard_inputs(source, ((number, plan.rows(number)) for number in numbers))
+        pieces = shards.shard_inputs(source, ((number, plan.rows(number)) for number in numbers))
         items = [
             {"number": number, "piece": "" if piece is None else piece.to_json()}
             for number, piece in zip(numbers, pieces, strict=True)
         ]
         data = ray.data.from_items(items, override_num_blocks=len(numbers))
         made = data.map_batches(
-            ShardWorker,
-            fn_constructor_kwargs={"plan": plan},
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=pool),
-            **resources,
-        )
+            ShardWorker, fn_constructor_kwargs={"plan": plan}, batch_size=1, batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=pool), **resources,
+        )  # fmt: skip
         try:
             for row in made.iter_rows():
                 yield int(row["number"]), _read(row["made"])
@@ -273,7 +249,7 @@ def _read(answer: str) -> Made:
     return Shard(**values["shard"]), [(name, reason) for name, reason in values["skipped"]]
 
 
-def _pool(codec: Codec, shards: int, workers: int | None) -> tuple[int, dict[str, Any]]:
+def _pool(codec: Codec, count: int, workers: int | None) -> tuple[int, dict[str, Any]]:
     """Return how many workers there are, and what each takes of the cluster."""
     import ray
 
@@ -282,9 +258,9 @@ def _pool(codec: Codec, shards: int, workers: int | None) -> tuple[int, dict[str
     if codec.device_type == "cuda":
         if not gpus:
             raise UsageError("the cluster has no GPU; pass --device cpu.")
-        size = min(workers or gpus, gpus, shards)
+        size = min(workers or gpus, gpus, count)
         return size, {"num_gpus": 1, "num_cpus": max(1, cores // max(1, gpus))}
-    return max(1, min(workers or cores, cores, shards)), {"num_cpus": 1}
+    return max(1, min(workers or cores, cores, count)), {"num_cpus": 1}
 
 
 @contextmanager

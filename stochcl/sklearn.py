@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from stochcl.api.codec import Codec
+    from stochcl.files import PathLike
 
-    Paths = Sequence[str | os.PathLike[str]] | NDArray[Any]
+    Paths = Sequence[PathLike] | NDArray[Any]
 
 __all__ = ["CodesTransformer", "EmbeddingCoder"]
 
@@ -97,20 +98,11 @@ class EmbeddingCoder(
     """
 
     def __init__(
-        self,
-        latents: int | None = None,
-        *,
-        rate: float | None = None,
-        output: str = "symbols",
-        kept: int | None = None,
-        objective: str = "nt-xent",
-        posterior: str | None = None,
-        alphabet: int | None = None,
-        steps: int = 3000,
-        max_time: float | None = None,
-        entropy: str = "autoregressive",
-        random_state: Any = None,
-    ) -> None:
+        self, latents: int | None = None, *, rate: float | None = None, output: str = "symbols",
+        kept: int | None = None, objective: str = "nt-xent", posterior: str | None = None,
+        alphabet: int | None = None, steps: int = 3000, max_time: float | None = None,
+        entropy: str = "autoregressive", random_state: Any = None,
+    ) -> None:  # fmt: skip
         self.latents = latents
         self.rate = rate
         self.output = output
@@ -148,17 +140,9 @@ class EmbeddingCoder(
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         train, held = sample_rows(rows, seed=seed)
         encoder, self.record_ = train_head(
-            train,
-            held,
-            latents=shape.pop("latents"),
-            config=shape,
-            rate=self.rate,
-            objective=self.objective,
-            steps=self.steps,
-            max_time=self.max_time,
-            entropy=self.entropy,
-            seed=seed,
-        )
+            train, held, latents=shape.pop("latents"), config=shape, rate=self.rate, objective=self.objective,
+            steps=self.steps, max_time=self.max_time, entropy=self.entropy, seed=seed,
+        )  # fmt: skip
         self.latents_ = encoder.config.latents
         self.model_ = to_bytes(encoder, self.record_)
         self.rate_ = float(self.record_["latents"]["rate"])
@@ -210,18 +194,15 @@ class EmbeddingCoder(
         self._check_width(symbols.shape[1])
         values = symbols.astype(np.int64)
         if (values != symbols).any() or values.min() < 0 or values.max() >= self.alphabet_:
-            msg = f"symbols are integers of 0 to {self.alphabet_ - 1}, as transform returns them"
-            raise ValueError(msg)
+            raise ValueError(f"symbols are integers of 0 to {self.alphabet_ - 1}, as transform returns them")
         decoder = self.codec().tables.decoder
         if decoder is None:
-            msg = "this model has no decoder"
-            raise ValueError(msg)
+            raise ValueError("this model has no decoder")
         return _vectors(decoder, values)
 
     def _check_width(self, width: int) -> None:
         if width != self._n_features_out:
-            msg = f"transform returns {self._n_features_out} columns, and this has {width}"
-            raise ValueError(msg)
+            raise ValueError(f"transform returns {self._n_features_out} columns, and this has {width}")
 
     def codec(self) -> Codec:
         """Return the codec of the fitted model, which writes files, as ``compress("vectors.npy", "codes.bin")``."""
@@ -230,7 +211,7 @@ class EmbeddingCoder(
         check_is_fitted(self)
         return codec_of(self.model_)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write the fitted model to a file, for ``stochcl compress -m``.
 
         Raises
@@ -260,8 +241,7 @@ def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
 
     Sums in single precision depend on both, on some processors; rounding a sum in double precision hides it.
     """
-    vectors: NDArray[np.float32] = decoder.decode(symbols, np.float64).astype(np.float32)
-    return vectors
+    return decoder.decode(symbols, np.float64).astype(np.float32)
 
 
 class CodesTransformer(
@@ -305,15 +285,9 @@ class CodesTransformer(
     """
 
     def __init__(
-        self,
-        model: str | os.PathLike[str] = "general",
-        *,
-        archive: str | os.PathLike[str] | None = None,
-        output: str = "symbols",
-        latents: int | None = None,
-        batch_size: int = 256,
-        device: str = "auto",
-    ) -> None:
+        self, model: PathLike = "general", *, archive: PathLike | None = None,
+        output: str = "symbols", latents: int | None = None, batch_size: int = 256, device: str = "auto",
+    ) -> None:  # fmt: skip
         self.model = model
         self.archive = archive
         self.output = output
@@ -386,8 +360,7 @@ class CodesTransformer(
             codes: NDArray[Any] = archive[[rows[name] for name in names]].prefix(self.latents_).symbols()
             if self.output == "symbols" or archive.decoder is None:
                 return codes
-            vectors: NDArray[Any] = archive.decoder.decode(codes)
-            return vectors
+            return archive.decoder.decode(codes)
 
     def _check_model(self, found: str) -> None:
         if found != self.model_sha256_:

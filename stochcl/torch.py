@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import Codes, bits_per_symbol, label_text, plain_label
-from stochcl.errors import LabelsError, UsageError, require_extra
+from stochcl.errors import LabelsError, UsageError, require
 
-require_extra("stochcl.torch", "torch")
+require("torch", "stochcl.torch", "train")
 
 import torch  # noqa: E402 - where it is missing, one sentence says what to install
 from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: E402
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import Archive, FolderArchive
+    from stochcl.files import PathLike
 
 
 OUTPUTS = ("auto", "symbols", "vectors")
@@ -50,13 +50,9 @@ class Rows:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        output: str,
-        latents: int | None,
-        labels: Sequence[Any] | bool,
+        self, path: PathLike, output: str, latents: int | None, labels: Sequence[Any] | bool,
         unlabelled: str = "keep",
-    ) -> None:
+    ) -> None:  # fmt: skip
         if unlabelled not in UNLABELLED:
             raise UsageError(f"unlabelled is {' or '.join(UNLABELLED)}, not {unlabelled!r}.")
         if output not in OUTPUTS:
@@ -168,15 +164,9 @@ class CodesDataset(Dataset[Any]):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        output: str = "auto",
-        latents: int | None = None,
-        labels: Sequence[Any] | bool = True,
-        unlabelled: str = "keep",
-        keep_bytes: int = _KEPT_BYTES,
-    ) -> None:
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
+        labels: Sequence[Any] | bool = True, unlabelled: str = "keep", keep_bytes: int = _KEPT_BYTES,
+    ) -> None:  # fmt: skip
         self._rows = Rows(path, output, latents, labels, unlabelled)
         self._keep_bytes = keep_bytes
         self._packed: NDArray[np.uint8] | None = None
@@ -284,22 +274,11 @@ class CodesStream(IterableDataset[Any]):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        output: str = "auto",
-        latents: int | None = None,
-        labels: Sequence[Any] | bool = True,
-        unlabelled: str = "keep",
-        batch_size: int | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        rank: int | None = None,
-        world: int | None = None,
-        chunk: int = 256,
-        window: int = 64,
-        even: bool = False,
-    ) -> None:
+        self, path: PathLike, *, output: str = "auto", latents: int | None = None,
+        labels: Sequence[Any] | bool = True, unlabelled: str = "keep", batch_size: int | None = None,
+        shuffle: bool = True, seed: int = 0, rank: int | None = None, world: int | None = None, chunk: int = 256,
+        window: int = 64, even: bool = False,
+    ) -> None:  # fmt: skip
         if chunk < 1 or window < 1 or (batch_size is not None and batch_size < 1):
             raise UsageError(f"chunk={chunk}, window={window}, batch_size={batch_size}: these count rows and chunks.")
         self._rows = Rows(path, output, latents, labels, unlabelled)
@@ -327,7 +306,8 @@ class CodesStream(IterableDataset[Any]):
         return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))
 
     def __iter__(self) -> Iterator[Any]:
-        worker, workers = self._workers()
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         rng = np.random.default_rng([self._seed, int(self._epoch), self.rank, worker])
         chunks, held = self._chunks(worker, workers), np.empty(0, np.int64)
         size = self._batch_size or 1
@@ -365,10 +345,6 @@ class CodesStream(IterableDataset[Any]):
         if self._even:
             chunks = chunks[: len(chunks) - len(chunks) % self.world]
         return chunks[self.rank :: self.world][worker::workers]
-
-    def _workers(self) -> tuple[int, int]:
-        info = get_worker_info()
-        return (0, 1) if info is None else (info.id, info.num_workers)
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int, int]:

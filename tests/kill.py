@@ -33,9 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.compress import Archive, Writer
-from stochcl.compress.append import Appender
+from stochcl.compress.append import Appender, repair
 from stochcl.compress.journal import _parse
-from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
 from stochcl.errors import FormatError
 from tests.compress.making import make_chain, make_header, make_names, make_network, make_tables, write
@@ -281,7 +280,7 @@ def look_at_output(job: Job, path: Path, old: bytes | None, folder: Path) -> str
         raise Broken(f"the output is neither absent nor old nor complete: {len(there or b'')} bytes")
     if not partial.exists():
         return "nothing"
-    values = [_parse(line) for line in journal.read_bytes().splitlines(keepends=True)] if journal.exists() else []
+    values = [_parse(line) for line in journal.read_bytes().splitlines()] if journal.exists() else []
     rows = sum(value.get("rows", 0) for value in values if value)
     saved = rows_saved(job, partial, folder)
     if saved < rows:

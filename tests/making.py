@@ -106,7 +106,7 @@ def make_head(path: Path, vectors: np.ndarray, *, record: dict | None = None, **
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.inference import encode
     from stochcl.encoders.modelfile import save_model
-    from stochcl.entropy.fit import measure_ones
+    from stochcl.entropy.model import measure_ones
 
     given = {"backbone": f"features:{vectors.shape[1]}", "latents": LATENTS, "decoder": (8,)} | changes
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from stochcl.encoders.engine import OnnxNetwork
 from tests.making import make_head, write_images
 
 EXTRAS = ("torch", "lightning_fabric", "lightning_utilities", "matplotlib", "jinja2", "timm", "tensorboard", "faiss")
-IN_TORCH = ("encoders.backbones", "encoders.efficientnet", "encoders.encoder", "encoders.inference",
+IN_TORCH = ("encoders.backbones", "encoders.encoder", "encoders.inference",
             "encoders.posteriors", "encoders.pretrained", "encoders.priors", "encoders.residual", "torch",
             "training.")  # fmt: skip
 
@@ -109,14 +109,14 @@ def test_commands_run_without_extras(images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "package", "extra"),
     [
-        (["train", "{images}", "-o", "m.safetensors"], "PyTorch", "train"),
-        (["train", "{matrix}", "-o", "m.safetensors"], "PyTorch", "train"),
-        (["adapt", "{images}", "-o", "m.safetensors"], "PyTorch", "train"),
-        (["finetune", "general", "{images}", "-o", "m.safetensors"], "PyTorch", "train"),
-        (["compress", "{images}", "-o", "c.bin", "--device", "cuda"], "PyTorch", "train"),
-        (["compress", "{images}", "-o", "c.bin", "--precision", "bf16"], "PyTorch", "train"),
-        (["report", "{archive}", "-o", "r.html"], "Jinja", "plots"),
-        (["benchmark", "rate-accuracy", "digits", "-o", "results"], "PyTorch", "train"),
+        (["train", "{images}", "-o", "m.safetensors"], "torch", "train"),
+        (["train", "{matrix}", "-o", "m.safetensors"], "torch", "train"),
+        (["adapt", "{images}", "-o", "m.safetensors"], "torch", "train"),
+        (["finetune", "general", "{images}", "-o", "m.safetensors"], "torch", "train"),
+        (["compress", "{images}", "-o", "c.bin", "--device", "cuda"], "torch", "train"),
+        (["compress", "{images}", "-o", "c.bin", "--precision", "bf16"], "torch", "train"),
+        (["report", "{archive}", "-o", "r.html"], "jinja2", "plots"),
+        (["benchmark", "rate-accuracy", "digits", "-o", "results"], "torch", "train"),
     ],
 )
 def test_a_command_without_its_extra_says_what_to_install(arguments, package, extra, images, matrix, tmp_path):
@@ -126,13 +126,13 @@ def test_a_command_without_its_extra_says_what_to_install(arguments, package, ex
     done = cli(*given)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
-    assert f" needs {package}; install it with: pip install 'stochcl[{extra}]'." in done.stderr
+    assert f" needs {package}, which is not installed; run: pip install 'stochcl[{extra}]'." in done.stderr
 
 
 def test_importing_the_data_sets_of_pytorch_without_it_says_what_to_install():
     done = run("import stochcl.torch")
     assert (
-        "MissingExtraError: stochcl.torch needs PyTorch; install it with: pip install 'stochcl[train]'."
+        "MissingExtraError: stochcl.torch needs torch, which is not installed; run: pip install 'stochcl[train]'."
         in done.stderr
     )
 

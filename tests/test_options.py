@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from stochcl.api.compress import CompressOptions
-from stochcl.api.options import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
+from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
 from stochcl.cli import main
 from stochcl.cli.options import given, options_of
 from stochcl.errors import UsageError, command_line
@@ -18,7 +18,7 @@ from stochcl.training.options import EncoderConfig, FinetuneOptions, LatentOptio
 
 CLASSES = (
     CompressOptions, EncoderConfig, EvaluateOptions, FinetuneOptions, LatentOptions, SearchOptions, SelectOptions,
-    TrainOptions, UncertaintyOptions,
+    TrainOptions, ProbeOptions,
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_an_option_that_is_required_is_asked_for():
 COMMANDS = {
     "compress": [CompressOptions], "evaluate": [EvaluateOptions], "finetune": [FinetuneOptions],
     "search": [SearchOptions], "select": [SelectOptions], "train": [TrainOptions, EncoderConfig],
-    "uncertainty": [UncertaintyOptions],
+    "uncertainty": [ProbeOptions],
 }  # fmt: skip
 
 

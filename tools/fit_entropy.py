@@ -23,8 +23,8 @@ from stochcl.codes import Codes
 from stochcl.data import Preprocess, open_source
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import latent_lengths
 from stochcl.training.entropy import fit_entropy, smaller_images
 from stochcl.training.images import read_images
 

@@ -39,7 +39,7 @@ from stochcl.api.evaluate import has_categories, input_of
 from stochcl.api.labels import labels_of
 from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.downstream import LatentSelector, evaluate_split
-from stochcl.downstream.labelled import labelled
+from stochcl.downstream.metrics import labelled
 from stochcl.errors import UsageError
 
 LEAST = 8  # latents

@@ -5,8 +5,9 @@
 DATA has cifar10-train.zip, cifar10-test.zip and Tiny-ImageNet as tiny-imagenet-train-0.zip to -2.zip. A probe is
 trained on codes of CIFAR-10's training split and answers the test split: what finds its errors? Foreign are images of
 Tiny-ImageNet that were never trained on (the last 20 of each class of each file), of classes that CIFAR-10 does not
-share: ``SHARED`` says which are left out. A sample of the test images is corrupted besides. Beside the JSON goes
-a plot, -refusal.png. With -n, so many images of each part take part, chosen by the seed.
+share: ``SHARED`` says which are left out. A sample of the test images is corrupted besides, in the ways of
+tools/corruptions.py. Beside the JSON goes a plot, -refusal.png. With -n, so many images of each part take part,
+chosen by the seed.
 
 Foreign images differ in more than their class: CIFAR-10 has 32 pixels, enlarged to the model's size, Tiny-ImageNet
 64. So the second part of foreign images, "small", is the same ones, first brought to 32 pixels.
@@ -24,14 +25,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from PIL import Image
 
 import stochcl
 from stochcl.api.codec import Codec
-from stochcl.api.uncertainty import measure_uncertainty
+from stochcl.api.evaluate import ProbeOptions, read_data
+from stochcl.api.labels import LabelSource
+from stochcl.api.uncertainty import Answers, measure_uncertainty, told_apart
 from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.codes import folder_label
+from stochcl.compress import open_archive
 from stochcl.data import ImageSource, held_out, open_source
+from stochcl.data.open import SubsetSource
+from stochcl.downstream.uncertainty import Auroc, CodeBatch, auroc
+from stochcl.entropy.model import code_lengths
 
 SHARED = {
     "n04008634": "airplane: missile",
@@ -110,8 +118,6 @@ def compress(
     shrink: bool = False,
 ) -> Path:
     """Write an archive of the images of some files, named by their files where there are several."""
-    from stochcl.data.open import SubsetSource
-
     with stochcl.writer(out, codec, uncertainty=True, force=True) as writer:
         for path in paths:
             source = images(path)
@@ -124,6 +130,82 @@ def compress(
                 say(f"  {out.stem}: {writer.rows:,} images", end="\r")
     say("")
     return out
+
+
+def sampled(answers: Answers, names: list[str], path: Path, codec: Codec, sample: int, seed: int):
+    """A seeded sample of the answered images, found in their source by name: places among them, and pixels."""
+    source = images(path)
+    there = {entry.name: row for row, entry in enumerate(source.entries)}
+    places = answers.kept[answers.own]
+    found = [(i, there[name]) for i, place in enumerate(places) if (name := names[place]) in there]
+    if not found:
+        sys.exit(f"{path}: none of its images has the name of one that was answered.")
+    picked = [found[i] for i in np.sort(np.random.default_rng(seed).permutation(len(found))[:sample])]
+    kept, parts = [], []
+    subset = SubsetSource(source, [row for _, row in picked])
+    for batch in subset.batches(codec.preprocess, batch_size=BATCH, workers=1):
+        parts.append(batch.images)
+        kept += [picked[i][0] for i in batch.positions]
+    return np.array(kept, np.intp), np.concatenate(parts)
+
+
+def corrupted(
+    train: Path, test: Path, path: Path, codec: Codec, asked: ProbeOptions, sample: int
+) -> tuple[list[dict], dict]:
+    """Tell images that were made worse from what they were: each way and strength, and all copies together."""
+    data = read_data(train, test, LabelSource(), None, asked, [codec.tables], lengths=True)
+    answers = Answers(data, asked)
+    with open_archive(test, tables=[codec.tables]) as archive:
+        own, pixels = sampled(answers, archive.names, path, codec, sample, asked.seed)
+    inside = {name: values[own] for name, values in answers.own_scores.items()}
+    truth, first = answers.truth[answers.own][own], answers.wrong[answers.own][own]
+    out = [{"what": "clean", "images": len(own), "accuracy": round(float(1 - first.mean()), 4), "scores": {}}]
+    wrong, copies = [first], {name: [values] for name, values in inside.items()}
+    for what in CORRUPTIONS:
+        for strength in STRENGTHS:
+            codes = codec.encode_prepared(corrupt(pixels, what, strength, seed=asked.seed)).codes.prefix(data.width)
+            symbols = codes.symbols()
+            x = symbols if data.used == "symbols" else codec.tables.decoder.decode(symbols)
+            rows = CodeBatch(
+                x,
+                symbols,
+                code_lengths(codes, codec.tables.candidates(codes.latents, None)[-1].model),
+                codes.uncertainty,
+            )
+            found, scores = answers.scorer.answers(rows)
+            wrong.append(found != truth)
+            for name, values in copies.items():
+                values.append(scores[name])
+            out.append({
+                "what": what, "strength": strength, "images": len(own),
+                "accuracy": round(float((found == truth).mean()), 4), "scores": told_apart(scores, inside),
+            })  # fmt: skip
+            say(f"  corrupted: {len(out) - 1} of {len(CORRUPTIONS) * len(STRENGTHS)}", end="\r")
+    bad = np.stack(wrong)
+    told = {name: auroc_of_copies(bad, np.stack(values), seed=asked.seed) for name, values in copies.items()}
+    return out, {
+        "images": bad.size,
+        "accuracy": round(float(1 - bad.mean()), 4),
+        "scores": {name: found.to_json() for name, found in told.items() if found is not None},
+    }
+
+
+def auroc_of_copies(positive: np.ndarray, score: np.ndarray, *, seed: int = 0, resamples: int = 200) -> Auroc | None:
+    """The AUROC over several copies of each image, both of shape (copies, N).
+
+    What is wrong in one copy is likely wrong in the next: the interval is of a bootstrap over images.
+    """
+    whole = auroc(positive.ravel(), score.ravel())
+    if whole is None:
+        return None
+    rng, values = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        drawn = rng.integers(0, positive.shape[1], positive.shape[1])
+        again = auroc(positive[:, drawn].ravel(), score[:, drawn].ravel())
+        if again is not None:
+            values.append(again.value)
+    low, high = np.quantile([whole.value, *values], [0.025, 0.975])
+    return Auroc(whole.value, float(low), float(high), whole.positives, whole.negatives)
 
 
 def say(text: str, **options: str) -> None:
@@ -160,10 +242,13 @@ def main() -> None:
             spent = archive.parts()["uncertainty"] * 8 / len(archive)
             entropy = archive.uncertainty
         found = measure_uncertainty(
-            archives["train"], test=archives["test"], outside=outside, images=test, codec=codec,
-            sample=options.sample, output=options.input, seed=seed, plot=plot, tables=[codec.tables],
-            progress=lambda done, total: say(f"  corrupted: {done:,} of {total:,}", end="\r"),
+            archives["train"], test=archives["test"], outside=outside, output=options.input, seed=seed, plot=plot,
+            tables=[codec.tables],
         )  # fmt: skip
+        asked = ProbeOptions(output=options.input, seed=seed)
+        worse, shifted = corrupted(archives["train"], archives["test"], test, codec, asked, options.sample)
+        found["outside"] += worse
+        found["shifted"] = shifted
     for key in ("path", "test", "plot"):
         found[key] = Path(found[key]).name  # no folders of this machine
     for one in found["outside"]:
@@ -184,8 +269,8 @@ def main() -> None:
     }
     options.output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
     say("")
-    shifted = {name: score["auroc"] for name, score in found["shifted"]["scores"].items()}
-    print(f"accuracy {found['accuracy']:.2%}; errors among clean and corrupted images together: {shifted}")
+    errors = {name: score["auroc"] for name, score in found["shifted"]["scores"].items()}
+    print(f"accuracy {found['accuracy']:.2%}; errors among clean and corrupted images together: {errors}")
     for name, score in found["scores"].items():
         low, high = score["interval"]
         told = ", ".join(f"{one['what']} {one['scores'][name]['auroc']:.3f}" for one in found["outside"][:2])

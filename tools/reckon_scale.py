@@ -22,7 +22,7 @@ COUNTS = (10**8, 10**9)
 CORES = 64  # of a machine; assumed
 NETWORK = 10e9 / 8  # bytes a second between storage and machines, 10 Gbit/s; assumed
 SHARD = 100_000  # images, stochcl.api.shards.SHARD_IMAGES
-ENTRY = 200  # bytes of a shard in the manifest: stochcl/compress/manifest.py
+ENTRY = 200  # bytes of a shard in the manifest: stochcl/compress/sharded.py
 BEGIN, END = "<!-- reckoned: begin -->", "<!-- reckoned: end -->"
 
 

@@ -17,37 +17,26 @@ from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
-from stochcl.data import MatrixSource, Preprocess, missing_from, read_labels
+from stochcl.data import LabelTable, MatrixSource, Preprocess, SubsetSource, missing_from, read_labels
 from stochcl.data.pixels import FULL_DEPTH
 from stochcl.encoders.engine import RUNTIMES
 from stochcl.errors import SourceError, UsageError
-from stochcl.messages import escape_name, plural
+from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
     from stochcl.compress import Header
-    from stochcl.data import LabelTable, SubsetSource
-
-    PathLike = str | os.PathLike[str]
-    Progress = Callable[[int, int], None]
+    from stochcl.files import PathLike
 
 
 def append(
-    path: PathLike,
-    source: PathLike,
-    codec: CodecBase | None = None,
-    *,
-    labels: PathLike | None = None,
-    batch_size: int = 256,
-    workers: int | None = None,
-    strict: bool = False,
-    progress: Progress = lambda done, total: None,
-    **reading: Any,
-) -> Edit:
+    path: PathLike, source: PathLike, codec: CodecBase | None = None, *, labels: PathLike | None = None,
+    batch_size: int = 256, workers: int | None = None, strict: bool = False,
+    progress: Progress = lambda done, total: None, **reading: Any,
+) -> Edit:  # fmt: skip
     """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
 
     Of a matrix, rows are named by their numbers: what is added are those by which it has grown. Another matrix is
@@ -99,11 +88,11 @@ def append(
         there = len(images) - len(new)
         if strict and new.rejected:
             raise strict_error(new, new.rejected[0])
+        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device_type}
         if table is not None:
             table = table.of(_names(new))
-            table.match(_names(new))
-        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device_type}
-        out.resume(facts | {"labels": None if table is None else _digest(table.match(_names(new)))})
+            facts["labels"] = hashlib.sha256(json.dumps(table.match(_names(new))).encode()).hexdigest()
+        out.resume({"labels": None} | facts)
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
@@ -131,13 +120,9 @@ def _labels_come_along(options: CompressOptions) -> bool:
 
 
 def _append_to(
-    out: Appender,
-    new: SubsetSource | MatrixSource,
-    codec: CodecBase,
-    options: CompressOptions,
-    table: LabelTable | None,
-    progress: Progress,
-) -> Encoded:
+    out: Appender, new: SubsetSource | MatrixSource, codec: CodecBase, options: CompressOptions,
+    table: LabelTable | None, progress: Progress,
+) -> Encoded:  # fmt: skip
     options = replace(options, uncertainty=out.has is not None and out.has[2])
 
     def beside(codes: Codes) -> Codes:
@@ -165,10 +150,6 @@ def _append_to(
     if not out.rows and any(name not in known for name in _names(new)):
         raise no_readable_error(new, out.first_skip)
     return encoded
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _names(source: SubsetSource | MatrixSource) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Verbs on archives that need neither encoder nor PyTorch: info, decompress, transcode, merge, split."""
+"""Verbs on archives that need neither encoder nor PyTorch, and where the decoders of archives are."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.compress import check_exclusive, locked, note_partial_output, unwritable, write_widest
 from stochcl.api.labels import labels_of
 from stochcl.api.summary import Edit, Report, external_tables_note
-from stochcl.compress import Archive, edit, open_archive
-from stochcl.compress.export import export
+from stochcl.compress import Archive, FolderArchive, edit, open_archive
+from stochcl.compress.export import Exported, export
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
 from stochcl.data.access import read_regular
 from stochcl.entropy.tables import keep_tables
-from stochcl.errors import ImageError, LabelsError, ModelMismatch, OutputError, OutputExists, SourceError, UsageError
-from stochcl.files import check_output, make_folder, target_of
-from stochcl.messages import escape_name, plural
+from stochcl.errors import (
+    ImageError,
+    LabelsError,
+    ModelMismatch,
+    OutputError,
+    OutputExists,
+    SourceError,
+    UsageError,
+)
+from stochcl.files import PathLike, check_output, make_folder, target_of
+from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from stochcl.compress import FolderArchive
-    from stochcl.compress.export import Exported
-    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.tables import Where
 
-    PathLike = str | os.PathLike[str]
-    Progress = Callable[[int, int], None]
-    Where = Iterable[Tables | PathLike]
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
 
@@ -57,14 +59,9 @@ def info(path: PathLike, *, tables: Where = ()) -> Report:
 
 
 def decompress(
-    path: PathLike,
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    tables: Where = (),
-    force: bool = False,
+    path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False,
     progress: Progress = _silent,
-) -> Exported:
+) -> Exported:  # fmt: skip
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
 
     Raises
@@ -77,23 +74,11 @@ def decompress(
 
 
 def transcode(
-    path: PathLike,
-    output: PathLike,
-    *,
-    latents: int | None = None,
-    rate: float | None = None,
-    select: Sequence[int] | PathLike | None = None,
-    refit: bool = False,
-    self_contained: bool = False,
-    external_tables: bool = False,
-    names: bool = True,
-    uncertainty: bool = True,
-    labels: PathLike | None = None,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    resume: bool = False,
-    progress: Progress = _silent,
-) -> Edit:
+    path: PathLike, output: PathLike, *, latents: int | None = None, rate: float | None = None,
+    select: Sequence[int] | PathLike | None = None, refit: bool = False, self_contained: bool = False,
+    external_tables: bool = False, names: bool = True, uncertainty: bool = True, labels: PathLike | None = None,
+    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = _silent,
+) -> Edit:  # fmt: skip
     """Write an archive anew, without images or encoder.
 
     Parameters
@@ -133,13 +118,10 @@ def transcode(
     with Archive(path, tables=tables) as archive:
         before = len(archive), archive.size
         job = Transcoding(
-            archive,
-            embed=self_contained or (edit.is_embedded(archive) and not external_tables),
-            names=names,
-            uncertainty=uncertainty,
-            labels=None if labels is None else _label_lookup(archive, path, labels),
+            archive, embed=self_contained or (edit.is_embedded(archive) and not external_tables), names=names,
+            uncertainty=uncertainty, labels=None if labels is None else _label_lookup(archive, path, labels),
             columns=None if select is None else _columns(archive, path, select),
-        )
+        )  # fmt: skip
         width = job.width if latents is None else latents
         if not 1 <= width <= job.width:
             raise UsageError(f"{escape_name(path)}: it has {plural(job.width, 'latent')}; {width:,} cannot be kept.")
@@ -228,14 +210,9 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
 
 
 def merge(
-    paths: Sequence[PathLike],
-    output: PathLike,
-    *,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    resume: bool = False,
+    paths: Sequence[PathLike], output: PathLike, *, tables: Where = (), force: bool = False, resume: bool = False,
     progress: Progress = _silent,
-) -> Edit:
+) -> Edit:  # fmt: skip
     """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
 
     Parameters
@@ -276,15 +253,9 @@ def merge(
 
 
 def split(
-    path: PathLike,
-    folder: PathLike,
-    *,
-    rows: int | None = None,
-    parts: int | None = None,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
-    progress: Progress = _silent,
-) -> list[Report]:
+    path: PathLike, folder: PathLike, *, rows: int | None = None, parts: int | None = None, tables: Where = (),
+    force: bool = False, progress: Progress = _silent,
+) -> list[Report]:  # fmt: skip
     """Cut an archive into several, in order; only segments that a cut goes through are coded again.
 
     The first part has the list of skipped images; the bytes of the source are shared out by images.

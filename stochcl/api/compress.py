@@ -23,18 +23,18 @@ from stochcl.api.source import (
 )
 from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
-from stochcl.compress import Archive, Writer
+from stochcl.compress import Archive, ArchiveBase, Header, Writer
 from stochcl.compress.journal import rows_kept
-from stochcl.compress.manifest import MANIFEST
-from stochcl.compress.segment_writer import StreamWriter
+from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
+from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.data import Failure, MatrixSource, SourceOptions, StreamSource
-from stochcl.data.preprocess import FITS
-from stochcl.entropy.fit import expected_bits
+from stochcl.data import Failure, ImageSource, MatrixSource, SourceOptions, StreamSource
+from stochcl.data.preprocess import FITS, Fit, Preprocess
+from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
 from stochcl.files import ROOM, WriteLock, advice_for, check_output, exists, sync_folder, target_of
-from stochcl.messages import escape_name, os_reason, plural
+from stochcl.messages import Progress, escape_name, os_reason, plural
 from stochcl.options import option
 
 if TYPE_CHECKING:
@@ -42,12 +42,7 @@ if TYPE_CHECKING:
 
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Given, Source
-    from stochcl.compress import ArchiveBase, Header
-    from stochcl.compress.segment_writer import SegmentWriter
-    from stochcl.data import ImageSource
-    from stochcl.data.preprocess import Fit, Preprocess
 
-    Progress = Callable[[int, int], None]
 
 _FEW = 100  # images whose mean says little, and a file's own parts much
 _HARDLY = 0.05  # of the codes' bytes: tables that add less come along
@@ -94,7 +89,7 @@ class CompressOptions(SourceOptions):
             return self.self_contained
         if not codec.has_packaged_tables:
             return True
-        bits = expected_bits(codec.tables, latents)
+        bits = expected_bits(codec.tables.entropy.prefix(latents or codec.latents))
         bits = bits if self.rate is None else min(bits, self.rate)
         return len(codec.tables.data) < _HARDLY * rows * bits / 8
 
@@ -152,23 +147,27 @@ def compress_source(
         if options.rate is None:
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
-            encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
-    with Archive(path, tables=[codec.tables]) as archive:
-        report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (
-            *source_warnings(source, encoded.damaged),
-            *label_level_warning(options.label_level, archive),
-            *distribution_shift_warning(codec, archive),
-        )
+            with locked(path):
+                encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
-    return replace(report, notes=notes, warnings=warnings, rate=options.rate, damaged=tuple(encoded.damaged))
+    with Archive(path, tables=[codec.tables]) as archive:
+        report = report_of(archive, shown, codec, source, encoded, started, options.label_level)
+        return replace(report, notes=notes, rate=options.rate)
 
 
-def label_level_warning(level: int | None, archive: ArchiveBase) -> list[str]:
-    """Return a warning if no image lies in as many folders as its label was to be taken from."""
-    if level is None or archive.labels is not None:
-        return []
-    return [f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"]
+def report_of(
+    archive: ArchiveBase, shown: str, codec: CodecBase, source: Source, encoded: Encoded, started: float,
+    level: int | None = None,
+) -> Report:  # fmt: skip
+    """Return the figures of an archive that was just written, and warnings of its images, labels and codes."""
+    report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
+    warnings = source_warnings(source, encoded.damaged)
+    if level is not None and archive.labels is None:
+        warnings.append(
+            f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"
+        )
+    warnings += distribution_shift_warning(codec, archive)
+    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
 
 
 def _compress_to_stream(
@@ -190,9 +189,7 @@ def _compress_to_stream(
     ) as writer:
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
-        report = Report.of(archive, "standard output", seconds=time.monotonic() - started, encoded=encoded.rows)
-        warnings = (*source_warnings(source, encoded.damaged), *distribution_shift_warning(codec, archive))
-        return replace(report, warnings=warnings, damaged=tuple(encoded.damaged))
+        return report_of(archive, "standard output", codec, source, encoded, started)
 
 
 def encode_source(
@@ -251,15 +248,9 @@ class Encoded:
 
 
 def encode_rows(
-    codec: CodecBase,
-    source: Source,
-    writer: SegmentWriter,
-    preprocess: Preprocess,
-    options: CompressOptions,
-    progress: Progress = lambda done, total: None,
-    *,
-    beside: Callable[[Codes], Codes] = lambda codes: codes,
-) -> Encoded:
+    codec: CodecBase, source: Source, writer: SegmentWriter, preprocess: Preprocess, options: CompressOptions,
+    progress: Progress = lambda done, total: None, *, beside: Callable[[Codes], Codes] = lambda codes: codes,
+) -> Encoded:  # fmt: skip
     """Encode the images of a source, from the writer's position on, for it.
 
     ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
@@ -295,18 +286,6 @@ def full_width(path: Path) -> Path:
     return path.with_name(path.name + ".full")
 
 
-def compress_at_rate(
-    codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
-) -> Encoded:
-    """Write the widest rung whose codes take ``rate`` bits per image; return what was encoded.
-
-    The archive at full width goes only when the prefix is complete, or when no rung keeps to the rate: with more
-    room on the disk, ``resume`` continues with it.
-    """
-    with locked(path):
-        return _compress_at_rate(codec, source, path, options, rate, progress)
-
-
 def locked(path: Path) -> WriteLock:
     """Take the right to write to a path for all the steps of a request.
 
@@ -321,9 +300,14 @@ def locked(path: Path) -> WriteLock:
         raise unwritable(path, exc) from exc
 
 
-def _compress_at_rate(
+def compress_at_rate(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
 ) -> Encoded:
+    """Write the widest rung whose codes take ``rate`` bits per image; return what was encoded.
+
+    The archive at full width goes only when the prefix is complete, or when no rung keeps to the rate: with more
+    room on the disk, ``resume`` continues with it.
+    """
     full, encoded = full_width(path), Encoded()
     if exists(full) and (options.resume or not options.force):
         _check_kept(full, codec, source, options)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import platform
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stochcl import __version__
 from stochcl.api.codec import Codec
 from stochcl.data import MatrixSource, open_source, sample_rows, sample_size
 from stochcl.data.array import MAGIC
 from stochcl.entropy.residual import MAX_RESIDUAL
-from stochcl.errors import TrainingError, UsageError, require_extra
-from stochcl.files import replacing, writing
+from stochcl.errors import TrainingError, UsageError, require
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
 from stochcl.training.options import LatentOptions
+from stochcl.training.outputs import circumstances
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     import numpy as np
@@ -65,14 +63,9 @@ def code_shape(
 
 
 def train_head(
-    train: NDArray[np.float32],
-    held: NDArray[np.float32],
-    *,
-    latents: int,
-    config: dict[str, Any] | None = None,
-    report: Callable[[FitProgress], None] = lambda progress: None,
-    **options: Any,
-) -> tuple[Encoder, dict[str, Any]]:
+    train: NDArray[np.float32], held: NDArray[np.float32], *, latents: int, config: dict[str, Any] | None = None,
+    report: Callable[[FitProgress], None] = lambda progress: None, **options: Any,
+) -> tuple[Encoder, dict[str, Any]]:  # fmt: skip
     """Train a model of vectors, and return it with its training record.
 
     Parameters
@@ -97,8 +90,7 @@ def train_head(
     UsageError
         If an option makes no sense.
     """
-    require_extra("training", "torch")
-    import torch
+    torch = require("torch", "training", "train")
 
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder, Standardise
@@ -133,15 +125,9 @@ def train_head(
     looked_at = (held if len(held) else train)[:_LOOKED_AT]
     record = {
         "health": code_health(encode(encoder, looked_at, torch.device("cpu")).codes, encoder.config.posterior),
-        "rows": len(train),
-        "held_out": len(held),
-        "seconds": round(time.monotonic() - started),
-        "start": started_from,
-        "latents": fitted.record,
-        "entropy": fitted.record.get("entropy", {}),
-        "versions": {"stochcl": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
-        "hardware": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
-    }
+        "rows": len(train), "held_out": len(held), "seconds": round(time.monotonic() - started),
+        "start": started_from, "latents": fitted.record, "entropy": fitted.record.get("entropy", {}),
+    } | circumstances("cpu, 1 processes")  # fmt: skip
     return encoder, record
 
 
@@ -203,7 +189,7 @@ def codec_of(data: bytes) -> Codec:
         return Codec(path, device="cpu")
 
 
-def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
+def write_head(data: bytes, path: PathLike) -> None:
     """Write the bytes of a model's file, complete or not at all.
 
     Raises
@@ -218,7 +204,7 @@ def write_head(data: bytes, path: str | os.PathLike[str]) -> None:
 _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "ladder", "reduced", "transform"})
 
 
-def matrix_among(sources: Sequence[str | os.PathLike[str]]) -> MatrixSource | None:
+def matrix_among(sources: Sequence[PathLike]) -> MatrixSource | None:
     """Return the matrix that training was given, None where it was given images.
 
     Raises
@@ -236,7 +222,7 @@ def matrix_among(sources: Sequence[str | os.PathLike[str]]) -> MatrixSource | No
     return matrices[0] if matrices else None
 
 
-def _is_array(path: str | os.PathLike[str]) -> bool:
+def _is_array(path: PathLike) -> bool:
     with suppress(OSError, ValueError):
         if Path(path).is_file():
             with Path(path).open("rb") as file:
@@ -245,12 +231,8 @@ def _is_array(path: str | os.PathLike[str]) -> bool:
 
 
 def train_matrix(
-    source: MatrixSource,
-    output: Path,
-    *,
-    report: Callable[[FitProgress], None],
-    **options: Any,
-) -> tuple[dict[str, Any], str]:
+    source: MatrixSource, output: Path, *, report: Callable[[FitProgress], None], **options: Any,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Train a model of vectors on a sample of a matrix's rows and write its file; return its record and hash.
 
     Parameters
@@ -273,6 +255,8 @@ def train_matrix(
     UsageError
         If an option is one of training on images, or makes no sense.
     """
+    from stochcl.encoders.modelfile import save_model
+
     started = time.monotonic()
     given = {name: value for name, value in options.items() if value is not None}
     latents, epochs = given.pop("latents", None), given.pop("epochs", None)
@@ -299,6 +283,4 @@ def train_matrix(
         "not_finite": sample_size(len(source), source.dim) - len(train) - len(held),
         "seconds": round(time.monotonic() - started),
     }
-    data = to_bytes(encoder, record)
-    write_head(data, output)
-    return record, codec_of(data).model.sha256
+    return record, save_model(encoder, output, record)

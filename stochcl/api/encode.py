@@ -31,9 +31,8 @@ from stochcl.encoders.engine import (
 )
 from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import load_model
-from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables, is_packaged
-from stochcl.errors import ImageError, ModelMismatch, UsageError, require_extra
+from stochcl.errors import ImageError, ModelMismatch, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
@@ -45,9 +44,9 @@ if TYPE_CHECKING:
     from stochcl.data.preprocess import Fit
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.engine import Encoded, Network
+    from stochcl.files import PathLike
 
 
-_DENOMINATOR = 4096
 _FLOAT = 4  # bytes
 _GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # what drivers put there
 
@@ -76,12 +75,7 @@ class CodecBase:
     precisions = PRECISIONS
 
     def __init__(
-        self,
-        model: str | os.PathLike[str] = DEFAULT,
-        *,
-        device: str = "auto",
-        precision: str = "fp32",
-        runtime: str = "auto",
+        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "fp32", runtime: str = "auto"
     ) -> None:
         self._check_precision(precision)
         self.precision = precision
@@ -92,7 +86,7 @@ class CodecBase:
             raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {device}"
-            require_extra(what if precision == "fp32" else f"--precision {precision}", "torch")
+            require("torch", what if precision == "fp32" else f"--precision {precision}", "train")
 
     def __repr__(self) -> str:
         takes = f"{self.columns}-dimensional vectors" if self.columns else f"images of {self.size} pixels"
@@ -181,13 +175,7 @@ class CodecBase:
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables, made from the model: a function of its tensors alone."""
-        entropy = IndependentModel.nearest(self.model.tensors["ones"] / _DENOMINATOR, self.alphabet)
-        return Tables(
-            self.config.ladder,
-            entropy,
-            layout.vector_decoder(self.config, self.model.tensors),
-            autoregressive=layout.entropy_network(self.config, self.model.tensors),
-        )
+        return layout.tables(self.config, self.model.tensors)
 
     @cached_property
     def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -267,8 +255,7 @@ class CodecBase:
                 f"these codes have {codes.latents:,} latents of {codes.alphabet:,} values, and this model "
                 f"{self.latents:,} of {self.alphabet:,}."
             )
-        vectors: NDArray[np.float32] = decoder.decode(codes.symbols())
-        return vectors
+        return decoder.decode(codes.symbols())
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
@@ -346,7 +333,7 @@ class CodecBase:
                 raise type(exc)(f"image {i:,}: {exc}") from exc
         return out
 
-    def check_made(self, header: Header, path: str | os.PathLike[str], advice: str = "give its own with -m") -> None:
+    def check_made(self, header: Header, path: PathLike, advice: str = "give its own with -m") -> None:
         """Raise ModelMismatch unless an archive with this header was made by this model."""
         if header.model_sha256 != self.model.sha256:
             raise ModelMismatch(
@@ -394,7 +381,7 @@ def device_name(name: str = "auto") -> str:
     if name == "cpu" or (name == "auto" and not (_may_have_gpu() and find_spec("torch"))):
         return "cpu"
     if name != "auto":
-        require_extra(f"--device {name}", "torch")
+        require("torch", f"--device {name}", "train")
     from stochcl.encoders.inference import choose_device
 
     return str(choose_device(name))
@@ -405,7 +392,7 @@ def _may_have_gpu() -> bool:
     return "torch" in sys.modules or sys.platform == "win32" or any(Path(file).exists() for file in _GPUS)
 
 
-def _prepare(image: str | os.PathLike[str] | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+def _prepare(image: PathLike | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     """Bring one image of any kind to the model's square."""
     from PIL import Image as PillowImage
 

@@ -5,38 +5,80 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stochcl import downstream
-from stochcl.api.labels import (
-    check_label_options,
-    groups_of,
-    label_origin,
-    labels_of,
-    labels_of_test,
-    naming,
-    split_warning,
-)
-from stochcl.api.options import EvaluateOptions, SelectOptions
-from stochcl.compress import open_archive
+from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
+from stochcl.compress import ArchiveBase, Header, open_archive
+from stochcl.entropy.model import code_lengths
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
-from stochcl.files import check_output, replacing, writing
-from stochcl.messages import escape_name, plural
+from stochcl.files import PathLike, check_output, replacing, writing
+from stochcl.messages import Progress, escape_name, plural
+from stochcl.options import Options, option
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.compress import ArchiveBase, Header
-    from stochcl.downstream import Evaluation
-    from stochcl.entropy.tables import Tables
+    from stochcl.downstream import Evaluation, Task
+    from stochcl.entropy.tables import Where
 
-    PathLike = str | os.PathLike[str]
-    Where = Iterable[Tables | PathLike]
+
+TASKS = ("classification", "regression")
+OUTPUTS = ("auto", "symbols", "vectors")
+
+
+@dataclass(frozen=True)
+class SelectOptions(Options):
+    """Which latents to choose."""
+
+    latents: int = option(None, "How many latents to choose.", at_least=1, unit="K", required=True)
+    task: Task = option("classification", "What the labels are.", choices=TASKS)
+
+
+@dataclass(frozen=True)
+class SearchOptions(Options):
+    """What to find."""
+
+    count: int = option(10, "How many to find.", at_least=1, unit="K", flags=("-k",))
+    output: str = option(
+        "auto", "Compare decoded vectors, or the symbols themselves.", choices=OUTPUTS, flags=("--by",)
+    )
+
+
+@dataclass(frozen=True)
+class ProbeOptions(Options):
+    """What a probe is given, and how it is scored."""
+
+    estimator: str = option(
+        "auto", "logistic, svm, knn or boosting; ridge, knn or boosting for regression; or a scikit-learn class's "
+        "path.", unit="NAME",
+    )  # fmt: skip
+    output: str = option(
+        "auto", "What the estimator reads; auto: vectors if the model has a decoder.", choices=OUTPUTS,
+        flags=("--input",),
+    )  # fmt: skip
+    latents: int | None = option(None, "Use the first K latents.", at_least=1, unit="K", shown="all")
+    folds: int = option(5, "Folds of the cross-validation.", at_least=2)
+    seed: int = option(0, "Random seed.", at_least=0)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ProbeOptions):
+    """How to train a probe, and score it."""
+
+    task: Task = option("classification", "What the labels are.", choices=TASKS)
+    test_size: float | None = option(
+        None, "Hold out this fraction, in place of a cross-validation.", more_than=0, less_than=1
+    )
+    min_class: int | None = option(
+        None, "Leave out classes of fewer than N images.", at_least=1, unit="N", shown="2 in a cross-validation"
+    )
 
 
 def input_of(archive: ArchiveBase, given: str) -> str:
@@ -63,14 +105,123 @@ def kind_of(archive: ArchiveBase) -> str:
     return "categories" if has_categories(archive) else "levels"
 
 
+@dataclass(frozen=True, eq=False)
+class ProbeRows:
+    """An archive's rows: what a probe is given, their symbols, and labels by target.
+
+    ``lengths`` are the bits of each row under the model, where they were asked for.
+    """
+
+    path: PathLike
+    x: NDArray[Any]
+    symbols: NDArray[Any]
+    names: Sequence[str] | None
+    uncertainty: NDArray[np.float32] | None
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: tuple[str, ...] | None = None
+    lengths: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(
+        cls, archive: ArchiveBase, path: PathLike, used: str, latents: int, labels: LabelSource | None = None,
+        groups: str | None = None, *, lengths: bool = False,
+    ) -> ProbeRows:  # fmt: skip
+        """Read the first latents of an open archive's rows."""
+        by_target = {} if labels is None else labels.read(archive, path)
+        of_groups = None if labels is None or groups is None else groups_of(archive, path, groups, labels.path)
+        x = rows_of(archive, used, latents)
+        symbols = x if used == "symbols" else archive.to_numpy(latents)
+        bits = code_bits(archive, latents) if lengths else None
+        return cls(path, x, symbols, archive.names, archive.uncertainty, by_target, of_groups, bits)
+
+    def without(self, rare: dict[str, set[str]]) -> ProbeRows:
+        """Take the labels of rare classes away."""
+        labels = {
+            target: tuple("" if label in rare[target] else label for label in y) if rare[target] else y
+            for target, y in self.labels.items()
+        }
+        return replace(self, labels=labels)
+
+
+def code_bits(archive: ArchiveBase, latents: int) -> NDArray[np.float32]:
+    """Return what the first latents of each row cost under the model, in bits, shape (N,)."""
+    selection = archive.header.selection and archive.header.selection[:latents]
+    # Always the tables' model, whatever segments are coded with: so rows of different archives compare.
+    model = archive.tables.candidates(latents, selection)[-1].model
+    parts = [code_lengths(codes.prefix(latents), model) for codes in archive.iter_codes()]
+    return np.concatenate([np.zeros(0, np.float32), *parts])
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeData:
+    """What is trained and scored on: rows of one archive, and of ``test`` where that is scored on."""
+
+    header: Header
+    used: str
+    width: int
+    train: ProbeRows
+    test: ProbeRows | None
+    labels: LabelSource
+    origin: str
+    notes: list[str]
+
+
+def read_data(
+    path: PathLike, test: PathLike | None, labels: LabelSource, test_labels: PathLike | None, asked: ProbeOptions,
+    tables: Where, *, groups: str | None = None, task: Task = "classification", min_class: int | None = None,
+    lengths: bool = False,
+) -> ProbeData:  # fmt: skip
+    """Read the rows and labels of one archive, or of two on the latents that both have."""
+    if test_labels is not None and (test is None or labels.path is None):
+        raise UsageError("--test-labels stands beside --test and --labels; give all three.")
+    notes, other = list[str](), None
+    with open_archive(path, tables=tables) as archive:
+        used, header, origin = input_of(archive, asked.output), archive.header, labels.origin(archive)
+        if test is None:
+            width = asked.latents or header.latents
+            rows = ProbeRows.of(archive, path, used, width, labels, groups, lengths=lengths)
+        else:
+            with open_archive(test, tables=tables) as unseen:
+                width = common_width(header, unseen.header, (escape_name(path), escape_name(test)), asked.latents)
+                scored = replace(labels, path=labels_of_test(archive.names, unseen.names, labels.path, test_labels))
+                rows = ProbeRows.of(archive, path, used, width, labels, lengths=lengths)
+                other = ProbeRows.of(unseen, test, used, width, scored, lengths=lengths)
+                if asked.latents is None and header.latents != unseen.header.latents:
+                    widths = f"{header.latents:,} and {unseen.header.latents:,}"
+                    notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
+    if task == "classification":
+        least = min_class or (2 if test is None else 1)
+        with naming(labels.path or path):
+            rare = {target: rare_classes(y, least) for target, y in rows.labels.items()}
+        rows, other = rows.without(rare), other and other.without(rare)
+        notes += [
+            f"{len(names):,} classes of fewer than {least} images were left out, such as {escape_name(min(names))}"
+            for names in rare.values() if names
+        ]  # fmt: skip
+    return ProbeData(header, used, width, rows, other, labels, origin, notes)
+
+
+def rare_classes(labels: Sequence[str], least: int) -> set[str]:
+    """Return the classes that fewer images have; LabelsError where all of them are such."""
+    counts = {label: count for label, count in Counter(labels).items() if label.strip()}
+    rare = {label for label, count in counts.items() if count < least}
+    if rare and len(rare) == len(counts):
+        raise LabelsError(f"none of the {len(counts):,} classes has {least} images or more; give other labels.")
+    return rare
+
+
 def common_width(header: Header, test: Header, shown: Sequence[str], latents: int | None) -> int:
-    """Return how many latents two archives of one model are compared on: those of the narrower, or ``latents``.
+    """Return how many latents two archives are compared on: those of the narrower, or ``latents``.
 
     Raises
     ------
+    ModelMismatch
+        If they are of different models.
     UsageError
         If one holds latents that the other lacks, or fewer than ``latents``.
     """
+    if test.model_sha256 != header.model_sha256:
+        raise ModelMismatch(f"{shown[1]}: this archive was made by another model than {shown[0]}.")
     width = latents or min(header.latents, test.latents)
     for one, name in zip((header, test), shown, strict=True):
         if one.latents < width:
@@ -84,16 +235,9 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
 
 
 def select(
-    path: PathLike,
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    tables: Where = (),
-    force: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
+    path: PathLike, output: PathLike, *, labels: PathLike | None = None, column: str | None = None,
+    level: int | None = None, tables: Where = (), force: bool = False, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
 
     The labels of all rows are used: to score what is chosen, keep the images to score on in another archive.
@@ -111,7 +255,7 @@ def select(
     force : bool
         Replace an existing output.
     **options
-        Fields of :class:`~stochcl.api.options.SelectOptions`: ``latents``, how many, and ``task``.
+        Fields of :class:`~stochcl.api.evaluate.SelectOptions`: ``latents``, how many, and ``task``.
 
     Returns
     -------
@@ -123,10 +267,9 @@ def select(
     SourceError, FormatError, LabelsError, UsageError, OutputError
     """
     from stochcl.downstream import LatentSelector
-    from stochcl.downstream.labelled import labelled
+    from stochcl.downstream.metrics import labelled
 
-    asked = SelectOptions(**options)
-    check_label_options(labels, [column], level)
+    asked, source = SelectOptions(**options), LabelSource(labels, () if column is None else (column,), level)
     output = Path(output)
     check_output(output, Path(path), force=force)
     with open_archive(path, tables=tables) as archive:
@@ -134,7 +277,7 @@ def select(
         if asked.latents > header.latents:
             shown = plural(header.latents, "latent")
             raise UsageError(f"{escape_name(path)}: it has {shown}; {asked.latents:,} cannot be chosen.")
-        y = labels_of(archive, path, labels, column, level, partial=True)
+        (y,) = source.read(archive, path).values()
         with naming(labels or path):
             rows = labelled(archive.to_numpy(), y, asked.task, archive.names)
             rows.check_learnable()
@@ -145,31 +288,13 @@ def select(
     numbers = range(header.latents) if header.selection is None else header.selection
     order = [int(numbers[column]) for column in found.order_]
     result = {
-        "schema": "stochcl.select/0",
-        "path": escape_name(path),
-        "images": len(rows.y),
-        "left_out": rows.left_out,
-        "task": asked.task,
-        "model": escape_name(header.model),
-        "model_sha256": header.model_sha256,
-        "latents": sorted(order),
-        "order": order,
-        "gains": [round(float(gain), 6) for gain in found.gains_],
-    }
+        "schema": "stochcl.select/0", "path": escape_name(path), "images": len(rows.y), "left_out": rows.left_out,
+        "task": asked.task, "model": escape_name(header.model), "model_sha256": header.model_sha256,
+        "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in found.gains_],
+    }  # fmt: skip
     with writing(output, "the selection"), replacing(output) as file:
         file.write(json.dumps(result).encode())
     return result
-
-
-@dataclass(frozen=True)
-class _Part:
-    """An archive's rows: what a probe is given, their symbols, and labels by target."""
-
-    x: NDArray[Any]
-    symbols: NDArray[Any]
-    labels: dict[str, tuple[str, ...]]
-    names: Sequence[str] | None
-    groups: tuple[str, ...] | None
 
 
 def evaluate(path: PathLike, *, column: str | None = None, **options: Any) -> tuple[Evaluation, dict[str, Any]]:
@@ -185,19 +310,11 @@ def evaluate(path: PathLike, *, column: str | None = None, **options: Any) -> tu
 
 
 def evaluate_targets(
-    path: PathLike,
-    *,
-    test: PathLike | None = None,
-    labels: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    columns: Sequence[str] = (),
-    level: int | None = None,
-    groups: str | None = None,
-    save: PathLike | None = None,
-    tables: Where = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    **options: Any,
-) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+    path: PathLike, *, test: PathLike | None = None, labels: PathLike | None = None,
+    test_labels: PathLike | None = None, columns: Sequence[str] = (), level: int | None = None,
+    groups: str | None = None, save: PathLike | None = None, tables: Where = (),
+    progress: Progress = lambda done, total: None, **options: Any,
+) -> tuple[dict[str, Evaluation], dict[str, Any]]:  # fmt: skip
     """Train a probe for each target on an archive's decoded codes, and score them.
 
     Parameters
@@ -223,7 +340,7 @@ def evaluate_targets(
     progress : callable
         Told how many steps of how many are done: reading the archives, and each target.
     **options
-        Fields of :class:`~stochcl.api.options.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
+        Fields of :class:`~stochcl.api.evaluate.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
         min_class, seed.
 
     Returns
@@ -235,27 +352,23 @@ def evaluate_targets(
     ------
     SourceError, FormatError, LabelsError, UsageError, ModelMismatch, OutputError
     """
-    asked, origin = EvaluateOptions(**options), _Labels(labels, tuple(columns), level)
-    _check_request(test, origin, test_labels, groups, asked.test_size)
+    asked, source = EvaluateOptions(**options), LabelSource(labels, tuple(columns), level)
+    _check_request(test, source, groups, asked.test_size)
     if save is not None:
         downstream.check_savable(asked.estimator, asked.task)
     steps = max(1, len(columns)) + 1 + (save is not None)
     progress(0, steps)
-    data = _read(path, test, origin, test_labels, groups, asked, tables)
-    header, part = data.header, data.part
+    data = read_data(
+        path, test, source, test_labels, asked, tables, groups=groups, task=asked.task, min_class=asked.min_class
+    )
     progress(1, steps)
     facts = {
-        "schema": "stochcl.evaluate/0",
-        "path": escape_name(path),
-        "images": len(part.x),
-        "input": data.used,
-        "latents": data.width,
-        "model": escape_name(header.model),
-        "labels_from": ", ".join(data.origins),
-    }
+        "schema": "stochcl.evaluate/0", "path": escape_name(path), "images": len(data.train.x), "input": data.used,
+        "latents": data.width, "model": escape_name(data.header.model), "labels_from": data.origin,
+    }  # fmt: skip
     found: dict[str, Evaluation] = {}
     with naming(labels or path):
-        for target in part.labels:
+        for target in data.train.labels:
             found[target] = _score(data, target, asked, split_names=labels is None)
             progress(len(found) + 1, steps)
         if save is not None:
@@ -265,76 +378,28 @@ def evaluate_targets(
     return found, facts
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What is trained and scored on: rows of one archive, and of ``other`` where that is scored on."""
-
-    header: Header
-    used: str
-    width: int
-    part: _Part
-    other: _Part | None
-    origins: list[str]
-    notes: list[str]
-
-
-def _read(
-    path: PathLike,
-    test: PathLike | None,
-    labels: _Labels,
-    test_labels: PathLike | None,
-    groups: str | None,
-    asked: EvaluateOptions,
-    tables: Where,
-) -> _Data:
-    """Read the rows and labels of one archive, or of two on the latents that both have."""
-    with open_archive(path, tables=tables) as archive:
-        used, header, notes = input_of(archive, asked.output), archive.header, list[str]()
-        if test is None:
-            width, other = asked.latents or header.latents, None
-            part = _part(archive, path, labels, used, asked.latents, groups)
-        else:
-            with open_archive(test, tables=tables) as unseen:
-                _check_same_model(path, test, header, unseen.header)
-                shown = escape_name(path), escape_name(test)
-                width = common_width(header, unseen.header, shown, asked.latents)
-                scored = replace(labels, path=labels_of_test(archive.names, unseen.names, labels.path, test_labels))
-                part, other = _part(archive, path, labels, used, width), _part(unseen, test, scored, used, width)
-                if asked.latents is None and header.latents != unseen.header.latents:
-                    widths = f"{header.latents:,} and {unseen.header.latents:,}"
-                    notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
-        if asked.task == "classification":
-            least = asked.min_class or (2 if test is None else 1)
-            with naming(labels.path or path):
-                rare = {target: rare_classes(y, least) for target, y in part.labels.items()}
-            part, other = _without(part, rare), None if other is None else _without(other, rare)
-            notes += [rare_note(names, least) for names in rare.values() if names]
-        origins = [label_origin(labels.path, column, labels.level, archive) for column in labels.columns or (None,)]
-    return _Data(header, used, width, part, other, origins, notes)
-
-
-def _score(data: _Data, target: str, asked: EvaluateOptions, *, split_names: bool) -> Evaluation:
+def _score(data: ProbeData, target: str, asked: EvaluateOptions, *, split_names: bool) -> Evaluation:
     """Train and score the probe of one target."""
-    part, other, y = data.part, data.other, data.part.labels[target]
+    train, test, y = data.train, data.test, data.train.labels[target]
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
-    if other is None:
+    if test is None:
         scores = downstream.evaluate(
-            part.x, y, folds=asked.folds, test_size=asked.test_size, groups=part.groups, names=part.names,
-            symbols=part.symbols, **how,
+            train.x, y, folds=asked.folds, test_size=asked.test_size, groups=train.groups, names=train.names,
+            symbols=train.symbols, **how,
         )  # fmt: skip
     else:
-        symbols = part.symbols, other.symbols
-        scores = downstream.evaluate_split(part.x, y, other.x, other.labels[target], symbols=symbols, **how)
+        symbols = train.symbols, test.symbols
+        scores = downstream.evaluate_split(train.x, y, test.x, test.labels[target], symbols=symbols, **how)
     warning = split_warning(y) if split_names and asked.task == "classification" else None
     return replace(scores, notes=(*scores.notes, *data.notes, *([warning] if warning else [])))
 
 
-def _fit_all(data: _Data, asked: EvaluateOptions) -> downstream.SavedProbe:
+def _fit_all(data: ProbeData, asked: EvaluateOptions) -> downstream.SavedProbe:
     """Fit the probes of all targets to all rows."""
-    header, part = data.header, data.part
+    header, train = data.header, data.train
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     fitted = tuple(
-        downstream.fit(part.x, y, target=target, names=part.names, **how) for target, y in part.labels.items()
+        downstream.fit(train.x, y, target=target, names=train.names, **how) for target, y in train.labels.items()
     )
     selection = None if header.selection is None else tuple(header.selection)[: data.width]
     return downstream.SavedProbe(
@@ -342,69 +407,11 @@ def _fit_all(data: _Data, asked: EvaluateOptions) -> downstream.SavedProbe:
     )
 
 
-def _check_request(
-    test: PathLike | None,
-    labels: _Labels,
-    test_labels: PathLike | None,
-    groups: str | None,
-    test_size: float | None,
-) -> None:
+def _check_request(test: PathLike | None, labels: LabelSource, groups: str | None, test_size: float | None) -> None:
     """Refuse options that contradict each other."""
-    check_label_options(labels.path, labels.columns, labels.level)
     if len(set(labels.columns)) != len(labels.columns):
         raise UsageError(f"a column is named twice by {option_name('--label-column', 'columns')}; name each once.")
-    if test_labels is not None and (test is None or labels.path is None):
-        raise UsageError("--test-labels stands beside --test and --labels; give all three.")
     if test is not None and test_size is not None:
         raise UsageError("--test and --test-size both say what to score on; give one of them.")
     if test is not None and groups is not None:
         raise UsageError("--groups says how one archive is split, and --test that another is scored on.")
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """Where labels come from: a CSV and its columns, or a folder of the names."""
-
-    path: PathLike | None
-    columns: tuple[str, ...]
-    level: int | None
-
-
-def _part(
-    archive: ArchiveBase, path: PathLike, labels: _Labels, used: str, latents: int | None, groups: str | None = None
-) -> _Part:
-    by_target = {
-        column: labels_of(archive, path, labels.path, column, partial=True) for column in labels.columns
-    } or {"label": labels_of(archive, path, labels.path, level=labels.level, partial=True)}
-    x = rows_of(archive, used, latents)
-    symbols = x if used == "symbols" else archive.to_numpy(latents)
-    of_groups = None if groups is None else groups_of(archive, path, groups, labels.path)
-    return _Part(x, symbols, by_target, archive.names, of_groups)
-
-
-def rare_note(names: set[str], least: int) -> str:
-    """Say which classes were left out."""
-    return f"{len(names):,} classes of fewer than {least} images were left out, such as {escape_name(min(names))}"
-
-
-def rare_classes(labels: Sequence[str], least: int) -> set[str]:
-    """Return the classes that fewer images have; LabelsError where all of them are such."""
-    counts = {label: count for label, count in Counter(labels).items() if label.strip()}
-    rare = {label for label, count in counts.items() if count < least}
-    if rare and len(rare) == len(counts):
-        raise LabelsError(f"none of the {len(counts):,} classes has {least} images or more; give other labels.")
-    return rare
-
-
-def _without(part: _Part, rare: dict[str, set[str]]) -> _Part:
-    """Take the labels of rare classes away."""
-    labels = {
-        target: tuple("" if label in rare[target] else label for label in y) if rare[target] else y
-        for target, y in part.labels.items()
-    }
-    return replace(part, labels=labels)
-
-
-def _check_same_model(path: PathLike, test: PathLike, header: Header, other: Header) -> None:
-    if other.model_sha256 != header.model_sha256:
-        raise ModelMismatch(f"{escape_name(test)}: this archive was made by another model than {escape_name(path)}.")

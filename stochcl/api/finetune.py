@@ -5,37 +5,33 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import Codec
 from stochcl.api.labels import check_label_options, labels_of_test, split_warning
 from stochcl.api.models import find_model, initial_weights
 from stochcl.api.summary import skipped_json
-from stochcl.api.train import RunFiles, circumstances, open_images
+from stochcl.api.train import RunReport, open_images
 from stochcl.compress import Archive
-from stochcl.data import Preprocess
-from stochcl.errors import UsageError, require_extra
+from stochcl.data import ImageSource, Preprocess
+from stochcl.errors import UsageError, require
 from stochcl.messages import duration, escape_name
-from stochcl.training.images import classes_of, labeller, labels_of, read_images
-from stochcl.training.options import finetune_options
+from stochcl.training.images import ImageSet, classes_of, labeller, labels_of, read_images
+from stochcl.training.options import FinetuneOptions, finetune_options
+from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.data import ImageSource
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
-    from stochcl.training.finetune import Finetuner
-    from stochcl.training.images import ImageSet
-    from stochcl.training.options import FinetuneOptions
-
-    PathLike = str | os.PathLike[str]
+    from stochcl.files import PathLike
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,11 @@ class Scores:
     images: int
     test_top1: float
     test_top1_mirrored: float
-    codes_top1: float | None
-    codes_bits_per_image: float | None
-    codes_file_bytes: int | None
-    codes_top1_by_latents: dict[int, float]
     skipped: tuple[tuple[str, str], ...]
+    codes_top1: float | None = None
+    codes_bits_per_image: float | None = None
+    codes_file_bytes: int | None = None
+    codes_top1_by_latents: dict[int, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return the scores for people."""
@@ -99,14 +95,9 @@ class Scores:
 
 
 def score(
-    model: PathLike,
-    source: PathLike,
-    *,
-    labels: PathLike | None = None,
-    label_level: int | None = None,
-    workers: int = 1,
-    device: str = "auto",
-) -> Scores:
+    model: PathLike, source: PathLike, *, labels: PathLike | None = None, label_level: int | None = None,
+    workers: int = 1, device: str = "auto",
+) -> Scores:  # fmt: skip
     """Classify images with a fine-tuned model, from its codes in memory and from those in a file.
 
     Raises
@@ -117,7 +108,7 @@ def score(
         If images have no label, or one that the classifier does not know.
     SourceError, ModelError
     """
-    require_extra("scoring a classifier", "torch")
+    require("torch", "scoring a classifier", "train")
     from stochcl.encoders.inference import choose_device
     from stochcl.training.finetune import class_indices, class_scores, top1, with_mirrored
 
@@ -133,19 +124,14 @@ def score(
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, on)
     mirrored = with_mirrored(encoder, data.train, on, plain)
-    stored = _Stored(None, None, {})
-    if config.classifies == "vectors":
-        stored = _score_file(codec, codec.classifier, source, label, workers)
+    vectors = config.classifies == "vectors"
     return Scores(
         source=escape_name(Path(source).name),
         images=len(data.train),
         test_top1=100 * top1(plain, truth),
         test_top1_mirrored=100 * top1(mirrored, truth),
-        codes_top1=stored.top1_by_latents.get(config.latents),
-        codes_bits_per_image=stored.bits_per_image,
-        codes_file_bytes=stored.bytes,
-        codes_top1_by_latents=stored.top1_by_latents,
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
+        **(_score_file(codec, codec.classifier, source, label, workers) if vectors else {}),
     )
 
 
@@ -159,21 +145,10 @@ def read_labelled(
     )
 
 
-class _Stored(NamedTuple):
-    """What a file of codes takes, and how well its vectors are classified."""
-
-    bits_per_image: float | None
-    bytes: int | None
-    top1_by_latents: dict[int, float]
-
-
 def _score_file(
-    codec: Codec,
-    classifier: tuple[NDArray[Any], NDArray[Any]],
-    source: PathLike,
-    label: Callable[[str], str],
+    codec: Codec, classifier: tuple[NDArray[Any], NDArray[Any]], source: PathLike, label: Callable[[str], str],
     workers: int,
-) -> _Stored:
+) -> dict[str, Any]:  # fmt: skip
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
@@ -184,25 +159,21 @@ def _score_file(
         with Archive(path, tables=[codec.tables]) as archive:
             truth = class_indices([label(name) for name in archive.names or ()], config.classes)
             found = {rung: 100 * top1(archive.to_vectors(rung) @ weight.T + bias, truth) for rung in config.ladder}
-            return _Stored(archive.parts()["codes"] * 8 / len(archive), archive.size, found)
+            return {
+                "codes_top1": found[config.latents],
+                "codes_bits_per_image": archive.parts()["codes"] * 8 / len(archive),
+                "codes_file_bytes": archive.size,
+                "codes_top1_by_latents": found,
+            }
 
 
 @dataclass(frozen=True)
-class FinetuneReport:
+class FinetuneReport(RunReport):
     """What fine-tuning made; ``held_top1`` in percent, None where nothing is held out."""
 
-    model: str
-    sha256: str
-    images: int
-    held_out: int
-    classes: int
-    latents: int
-    skipped: tuple[tuple[str, str], ...]
-    steps: int
-    seconds: float
-    initialised: str | None
-    held_top1: float | None
-    test: Scores | None
+    classes: int = 0
+    held_top1: float | None = None
+    test: Scores | None = None
     warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -230,25 +201,12 @@ class FinetuneReport:
 
 
 def finetune(
-    model: PathLike,
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    labels: PathLike | None = None,
-    test: PathLike | None = None,
-    test_labels: PathLike | None = None,
-    label_level: int | None = None,
-    init: PathLike | None = None,
-    preset: str | None = None,
-    hold_out: int = 0,
-    workers: int = 1,
-    cache: PathLike | None = None,
-    log: PathLike | None = None,
-    resume: bool = False,
-    force: bool = False,
-    report: Callable[[Any], None] = lambda progress: None,
-    **options: Any,
-) -> FinetuneReport:
+    model: PathLike, sources: Sequence[PathLike], output: PathLike, *, labels: PathLike | None = None,
+    test: PathLike | None = None, test_labels: PathLike | None = None, label_level: int | None = None,
+    init: PathLike | None = None, preset: str | None = None, hold_out: int = 0, workers: int = 1,
+    cache: PathLike | None = None, log: PathLike | None = None, resume: bool = False, force: bool = False,
+    report: Callable[[Any], None] = lambda progress: None, **options: Any,
+) -> FinetuneReport:  # fmt: skip
     """Train a model on labels, through its stochastic layer, and write it with its classifier.
 
     Parameters
@@ -267,22 +225,11 @@ def finetune(
     test : path-like, optional
         A source of images to score the result on, and its file of codes.
     init : path-like, optional
-        Weights for the backbone, in place of the model's: a file or a name, as for training, see
-        :func:`stochcl.encoders.pretrained.init_backbone`.
+        Weights for the backbone, in place of the model's.
     preset : str, optional
         A recipe, by its name or as a .toml file; options that are given stand before it.
-    hold_out : int
-        Images of each class of each source that are kept from training, and measured on.
-    workers : int
-        Decoding threads.
-    cache : path-like, optional
-        A folder where decoded training images are kept, to be mapped rather than held in memory.
-    log : path-like, optional
-        A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise.
-    resume, force : bool
-        Go on from the checkpoint; replace an existing model file or checkpoint.
-    report : callable
-        Told of the progress: objects with ``fraction`` and ``line()``.
+    hold_out, workers, cache, log, resume, force, report
+        As of :func:`stochcl.api.train.train`; there is no log if none is named.
     **options
         Fields of :class:`stochcl.training.options.FinetuneOptions`; None for those left out.
 
@@ -290,7 +237,7 @@ def finetune(
     ------
     SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
     """
-    require_extra("fine-tuning", "torch")
+    require("torch", "fine-tuning", "train")
     from stochcl.training.finetune import Finetuner, class_indices
 
     started = time.monotonic()
@@ -298,8 +245,7 @@ def finetune(
     files = RunFiles.of(output, log)
     files.check(resume=resume, force=force)
     settings = _settings(sources, preset, options)
-    base = _base(model)
-    encoder, weights = _start(base, settings, init)
+    base, encoder, weights = _start(model, settings, init)
     opened = [open_images(path) for path in sources]
     label = labeller(opened, labels, label_level)
     test_labels, truth = (None, []) if test is None else _of_test(opened, test, labels, test_labels, label_level)
@@ -317,26 +263,18 @@ def finetune(
     )  # fmt: skip
     encoder = tuner.run().cpu()
     held = 100 * tuner.held_top1() if len(data.held) else None
-    record = _record(base, weights, tuner, sources, held)
+    record = run_record(tuner, weights, {} if held is None else {"held_top1": held}) | {
+        "finetuned_from": {"name": escape_name(base.name), "sha256": base.sha256},
+        "sources": [escape_name(Path(path).name) for path in sources],
+    }
     sha256, scores = _write(
         encoder, files, record, test, labels=test_labels, label_level=label_level, workers=workers,
         device=settings.device,
     )  # fmt: skip
-    return FinetuneReport(
-        model=str(files.output),
-        sha256=sha256,
-        images=len(data.train),
-        held_out=len(data.held),
-        classes=len(classes),
-        latents=encoder.config.latents,
-        skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
-        steps=tuner.step,
-        seconds=time.monotonic() - started,
-        initialised=None if weights is None else weights.line(),
-        held_top1=held,
-        test=scores,
+    return FinetuneReport.of(
+        tuner, files.output, sha256, weights, started, classes=len(classes), held_top1=held, test=scores,
         warning=split_warning(classes) if labels is None else None,
-    )
+    )  # fmt: skip
 
 
 def _settings(sources: Sequence[PathLike], preset: str | None, options: dict[str, Any]) -> FinetuneOptions:
@@ -351,24 +289,19 @@ def _settings(sources: Sequence[PathLike], preset: str | None, options: dict[str
     return settings
 
 
-def _base(model: PathLike) -> ModelFile:
+def _start(
+    model: PathLike, settings: FinetuneOptions, init: PathLike | None
+) -> tuple[ModelFile, Encoder, Initialisation | None]:
+    """Return the model, the encoder to begin with, and what is known of its weights if they are not the model's."""
     from stochcl.encoders.modelfile import load_model
+    from stochcl.encoders.pretrained import init_backbone
+    from stochcl.training.finetune import starting_point
 
     base = load_model(find_model(model))
     if base.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
-    return base
-
-
-def _start(
-    base: ModelFile, settings: FinetuneOptions, init: PathLike | None
-) -> tuple[Encoder, Initialisation | None]:
-    """Return the encoder to begin with, and what is known of its weights if they are not the model's."""
-    from stochcl.encoders.pretrained import init_backbone
-    from stochcl.training.finetune import starting_point
-
     encoder = starting_point(base.encoder, settings)
-    return encoder, None if init is None else init_backbone(encoder, initial_weights(init))
+    return base, encoder, None if init is None else init_backbone(encoder, initial_weights(init))
 
 
 def _of_test(
@@ -394,26 +327,3 @@ def _write(
         scores = score(files.output, test, **how)
         save_model(encoder, files.output, record | {"figures": scores.figures()})
     return sha256, scores
-
-
-def _record(
-    base: ModelFile, weights: Initialisation | None, tuner: Finetuner, sources: Sequence[PathLike],
-    held: float | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return what the model file says of how it was made."""
-    import torch
-
-    return {
-        "finetuned_from": {"name": escape_name(base.name), "sha256": base.sha256},
-        "init": None if weights is None else weights.to_json(),
-        "sources": [escape_name(Path(path).name) for path in sources],
-        "images": len(tuner.data.train),
-        "held_out": len(tuner.data.held),
-        "steps": tuner.step,
-        "images_seen": tuner.step * tuner.batch,
-        "seconds": round(tuner.elapsed),
-        "options": asdict(tuner.options),
-        "precision": tuner.precision,
-        "measured": {} if held is None else {"held_top1": round(held, 3)},
-        "entropy": tuner.entropy_record,
-    } | circumstances(f"{tuner.device.type}, {torch.get_num_threads()} threads")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stochcl.codes import folder_label
 from stochcl.data import read_labels
 from stochcl.errors import LabelsError, UsageError, option_name
-from stochcl.files import is_file
+from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
     from stochcl.compress import ArchiveBase
 
-    PathLike = str | os.PathLike[str]
 
 _COLUMN, _LEVEL = ("--label-column", "column"), ("--label-level", "level")
 _SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"])
@@ -33,14 +32,9 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 def labels_of(
-    archive: ArchiveBase,
-    path: PathLike,
-    labels: PathLike | None,
-    column: str | None = None,
-    level: int | None = None,
-    *,
-    partial: bool = False,
-) -> tuple[str, ...]:
+    archive: ArchiveBase, path: PathLike, labels: PathLike | None, column: str | None = None,
+    level: int | None = None, *, partial: bool = False,
+) -> tuple[str, ...]:  # fmt: skip
     """Return a label for every row: from a CSV or .npy file, from a folder of its name, or as the archive has it.
 
     Raises
@@ -86,14 +80,32 @@ def check_label_options(
         raise UsageError(f"{flag} counts folders from 1, the outermost, or from -1, the innermost; not 0.")
 
 
-def label_origin(labels: PathLike | None, column: str | None, level: int | None, archive: ArchiveBase) -> str:
-    """Say where labels come from, for people."""
-    if labels is not None:
-        which = f"column {escape_name(column)}" if column else f"column {escape_name(read_labels(labels).columns[0])}"
-        return f"{which} of {escape_name(labels)}"
-    if level is None and archive._stored("labels"):
-        return "stored in the archive"
-    return f"folder {level or 1} of each name"
+@dataclass(frozen=True)
+class LabelSource:
+    """Where labels come from: a file and some of its columns, a folder of the names, or what the archive stores."""
+
+    path: PathLike | None = None
+    columns: tuple[str, ...] = ()
+    level: int | None = None
+
+    def __post_init__(self) -> None:
+        check_label_options(self.path, self.columns, self.level)
+
+    def read(self, archive: ArchiveBase, path: PathLike) -> dict[str, tuple[str, ...]]:
+        """Return a label for every row by target, a column each; some rows may have none."""
+        return {
+            column or "label": labels_of(archive, path, self.path, column, self.level, partial=True)
+            for column in self.columns or (None,)
+        }
+
+    def origin(self, archive: ArchiveBase) -> str:
+        """Say where labels come from, for people."""
+        if self.path is not None:
+            columns = self.columns or read_labels(self.path).columns[:1]
+            return ", ".join(f"column {escape_name(column)} of {escape_name(self.path)}" for column in columns)
+        if self.level is None and archive._stored("labels"):
+            return "stored in the archive"
+        return f"folder {self.level or 1} of each name"
 
 
 def split_warning(classes: Iterable[object]) -> str | None:

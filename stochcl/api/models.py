@@ -1,4 +1,4 @@
-"""Finding models: by name in the package, by path, or in ``$STOCHCL_MODELS``."""
+"""Models and decoders: found by name in the package, by path, or in ``$STOCHCL_MODELS``; and what they are."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stochcl.codes import bits_per_symbol
+from stochcl.compress import open_archive
 from stochcl.encoders.packaged import ENDING, embedded_models
-from stochcl.errors import ModelError, ModelNotFound, UsageError
-from stochcl.files import is_file
+from stochcl.entropy.tables import is_packaged
+from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError
+from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stochcl.compress import Header
+    from stochcl.entropy.tables import Tables
 
 DEFAULT = "general"
 """The model that is used where none is named."""
@@ -47,12 +52,9 @@ class ModelCard:
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON types."""
         return {
-            "name": escape_name(self.name),
-            "path": escape_name(self.path),
-            "bytes": self.bytes,
-            "config": self.config,
-            "record": self.record,
-        }
+            "name": escape_name(self.name), "path": escape_name(self.path), "bytes": self.bytes,
+            "config": self.config, "record": self.record,
+        }  # fmt: skip
 
     def lines(self) -> list[str]:
         """Return the card for people."""
@@ -94,7 +96,7 @@ def _folders() -> Iterator[Path]:
             yield Path(folder)
 
 
-def find_model(model: str | os.PathLike[str]) -> Path:
+def find_model(model: PathLike) -> Path:
     """Return the file of a model, given its name or its path.
 
     Raises
@@ -121,7 +123,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     )
 
 
-def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Path:
+def model_of(header: Header, beside: PathLike | None = None) -> Path:
     """Return the file of the model that made an archive, by its hash.
 
     It is looked for in the package, in ``$STOCHCL_MODELS``, beside the archive and in the current folder.
@@ -146,13 +148,13 @@ def model_of(header: Header, beside: str | os.PathLike[str] | None = None) -> Pa
     )
 
 
-def portable_name(model: str | os.PathLike[str]) -> str:
+def portable_name(model: PathLike) -> str:
     """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
     path, embedded = Path(model), {path.stem for path in embedded_models()}
     return str(path.absolute()) if str(model) not in embedded and is_file(path) else str(model)
 
 
-def initial_weights(init: str | os.PathLike[str]) -> Path:
+def initial_weights(init: PathLike) -> Path:
     """Return the file that a backbone begins with: an embedded model's, an installed package's, or the one named.
 
     Raises
@@ -199,6 +201,202 @@ def _card(path: Path) -> ModelCard:
     except OSError as exc:
         raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        msg = f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
-        raise ModelError(msg) from exc
+        raise ModelError(
+            f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
+        ) from exc
     return card
+
+
+_CLASSES_SHOWN = 10
+_RUN = 3  # equal values of a list that are written out
+
+
+class ModelInfo:
+    """What a model file says of itself, all of it read and checked."""
+
+    def __init__(self, path: Path) -> None:
+        from stochcl.encoders import layout
+        from stochcl.encoders.modelfile import load_model
+
+        self.path, self.model = path, load_model(path)
+        config, tensors = self.model.config, self.model.tensors
+        self.config, self.bytes, self.tables = config, path.stat().st_size, layout.tables(config, tensors)
+        self.parameters = sum(array.size for name, array in tensors.items() if layout.is_weight(name))
+        self.vector = layout.vector_dim(config, layout.feature_dim(config, tensors))
+        self.packaged = is_packaged(self.tables.sha256)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON types."""
+        from stochcl.encoders.modelfile import stored_config
+
+        config = self.config
+        images = {"size": config.size, "fit": config.fit, "mean": list(config.mean), "std": list(config.std)}
+        return {
+            "schema": "stochcl.model-info/0",
+            "name": escape_name(self.model.name),
+            "path": escape_name(self.path),
+            "bytes": self.bytes,
+            "sha256": self.model.sha256,
+            "tables": {"sha256": self.tables.sha256, "bytes": len(self.tables.data), "packaged": self.packaged},
+            "parameters": self.parameters,
+            "config": stored_config(config),
+            "code": {
+                "posterior": config.posterior,
+                "latents": config.latents,
+                "alphabet": config.alphabet,
+                "bits": config.latents * bits_per_symbol(config.alphabet),
+                "ladder": list(config.ladder),
+                "vector": self.vector,
+            },
+            "preprocess": {"columns": config.columns} if config.columns else images,
+            "classes": [escape_name(name) for name in config.classes],
+            "record": self.model.record,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the facts for people."""
+        config = self.config
+        layers = " + ".join(f"{width:,}" for width in config.decoder)
+        through = f"through layers of {layers}" if layers else "by one linear layer"
+        if config.posterior == "residual":
+            through = f"as sums of {len(config.stages)} words"
+        packaged = "they come with the package" if self.packaged else "archives bring them along"
+        size = f"{self.parameters:,} parameters, {self.bytes:,} bytes"
+        out = [
+            f"{escape_name(self.model.name)}: {self._network()}, {size}",
+            f"  file: {escape_name(self.path)}",
+            f"  hash: {self.model.sha256}",
+            f"  tables: {self.tables.sha256} ({len(self.tables.data):,} bytes; {packaged})",
+            f"  code: {self._code()}",
+            f"  prefixes: the first {', '.join(f'{rung:,}' for rung in config.ladder)} latents",
+            f"  decoder: to vectors of {self.vector:,} numbers {through}",
+            f"  entropy: {self._entropy()}",
+            f"  input: {self._input()}",
+        ]
+        if config.classes:
+            out.append(f"  classifier: {self._classes()}, read from {config.classifies}")
+        return out + [f"  {line}" for line in _told(self.model.record)]
+
+    def _network(self) -> str:
+        config = self.config
+        if config.columns or config.backbone.startswith("timm:"):
+            return config.backbone
+        pooled = {"stages": ", all stages pooled", "moments": ", moments of stages"}.get(config.pooling, "")
+        if config.backbone.startswith("efficientnet"):
+            return f"{config.backbone}{pooled}"
+        return f"{config.backbone} of width {config.width}, {config.stem} stem{pooled}"
+
+    def _code(self) -> str:
+        config = self.config
+        bits = config.latents * bits_per_symbol(config.alphabet)
+        values = f"{config.latents:,} {config.posterior} latents of {config.alphabet:,} values"
+        return f"{values}, {bits:,} bits before entropy coding"
+
+    def _entropy(self) -> str:
+        if self.config.entropy == "independent":
+            return "independent symbols"
+        hidden = self.config.entropy_hidden
+        return f"autoregressive network, {f'{hidden:,} hidden units' if hidden else 'linear'}"
+
+    def _input(self) -> str:
+        config = self.config
+        if config.columns:
+            return f"vectors of {config.columns:,} numbers"
+        mean, std = (", ".join(f"{value:g}" for value in colours) for colours in (config.mean, config.std))
+        return f"images, {config.fit} to {config.size} x {config.size} pixels, mean {mean}, deviation {std}"
+
+    def _classes(self) -> str:
+        names = self.config.classes
+        shown = ", ".join(escape_name(name) for name in names[:_CLASSES_SHOWN])
+        more = ", ..." if len(names) > _CLASSES_SHOWN else ""
+        return f"{len(names):,} classes ({shown}{more})"
+
+
+def _told(record: dict[str, Any], indent: str = "") -> list[str]:
+    """Write a training record as lines: one an entry, those of a group below its name."""
+    if not record:
+        return ["training record: none"]
+    lines = [] if indent else ["training record:"]
+    inner = indent + "  "
+    for name, value in record.items():
+        if isinstance(value, dict) and value and not indent:
+            lines += [f"{inner}{escape_name(str(name))}:", *_told(value, inner)]
+        elif value not in (None, {}, [], ""):
+            lines.append(f"{inner}{escape_name(str(name))}: {_text(value)}")
+    return lines
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        items = list(value.items())
+        if all(str(key).isdecimal() for key in value):
+            items.sort(key=lambda item: int(item[0]))
+        return ", ".join(f"{escape_name(str(k))} {_text(v)}" for k, v in items if v is not None)
+    if isinstance(value, list):
+        runs = [(text, len(list(same))) for text, same in groupby(map(_text, value))]
+        return ", ".join(f"{count:,} x {text}" if count > _RUN else ", ".join([text] * count) for text, count in runs)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.5g}" if isinstance(value, float) else escape_name(str(value))
+
+
+def model_info(model: PathLike = DEFAULT) -> ModelInfo:
+    """Read a model file, check it, and say what it is.
+
+    Parameters
+    ----------
+    model : str or path-like
+        The name of a model or a model file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model.
+    ModelError
+        If the file is damaged, foreign, a pickle, or of a kind that this version does not know.
+
+    Examples
+    --------
+    >>> model_info("general").tables.sha256[:16]
+    '8ecd1e8e899b323c'
+    """
+    return ModelInfo(find_model(model))
+
+
+def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
+    """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
+
+    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is no such file or model.
+    ModelError
+        If the model is damaged.
+    """
+    if model is None:
+        return () if path is None else _by_hash(path)
+    if Path(model).suffix != ".tables":
+        from stochcl.api.codec import Codec
+
+        return (Codec(model, device="cpu").tables,)
+    if not is_file(model):
+        raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
+    return (Path(model),)
+
+
+def _by_hash(path: PathLike) -> tuple[Tables, ...]:
+    try:
+        with open_archive(path) as archive:
+            try:
+                _ = archive.tables
+            except ModelMismatch:
+                from stochcl.api.codec import Codec
+
+                return (Codec(model_of(archive.header, path), device="cpu").tables,)
+    except StochclError:  # which opening it for its purpose explains
+        pass
+    return ()

@@ -13,42 +13,32 @@ import numpy as np
 from stochcl.api.evaluate import rows_of
 from stochcl.api.source import check_source_fits_model, no_readable_error, read_batches
 from stochcl.api.summary import skipped_json
-from stochcl.compress import open_archive
-from stochcl.compress.manifest import MANIFEST
+from stochcl.compress import Header, open_archive
+from stochcl.compress.sharded import MANIFEST
 from stochcl.data import open_source
-from stochcl.downstream import load
+from stochcl.downstream import Fitted, SavedProbe, load
 from stochcl.errors import ModelMismatch, UsageError
-from stochcl.files import check_output, exists, is_file, is_folder, replacing, writing
+from stochcl.files import PathLike, check_output, exists, is_file, is_folder, replacing, writing
 from stochcl.framing import MAGIC
 from stochcl.messages import escape_name
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
-    from stochcl.compress import Header
-    from stochcl.downstream import Fitted, SavedProbe
-    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.tables import Where
 
-    PathLike = str | os.PathLike[str]
-    Where = Iterable[Tables | PathLike]
 
 _BATCH = 256
 
 
 def predict(
-    path: PathLike,
-    probe: PathLike,
-    output: PathLike,
-    *,
-    tables: Where = (),
-    device: str = "auto",
+    path: PathLike, probe: PathLike, output: PathLike, *, tables: Where = (), device: str = "auto",
     force: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write what a saved probe, or a fine-tuned model's classifier, predicts for each image to a CSV file.
 
     Its columns are ``name`` (the row's number, where an archive has no names), one a target, and after each target of
@@ -83,15 +73,10 @@ def predict(
         found = _ask_probe(path, probe, tables)
     _write(output, found.columns)
     return {
-        "schema": "stochcl.predict/0",
-        "path": escape_name(path),
-        "probe": escape_name(probe),
-        "output": escape_name(output),
-        "images": len(found.columns["name"]),
-        "skipped": skipped_json(found.skipped),
-        "targets": found.targets,
-        "columns": [escape_name(name) for name in found.columns],
-    }
+        "schema": "stochcl.predict/0", "path": escape_name(path), "probe": escape_name(probe),
+        "output": escape_name(output), "images": len(found.columns["name"]), "skipped": skipped_json(found.skipped),
+        "targets": found.targets, "columns": [escape_name(name) for name in found.columns],
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,12 +172,9 @@ def _image_rows(
 
 def _said(target: Fitted) -> dict[str, Any]:
     return {
-        "target": target.target,
-        "task": target.task,
-        "estimator": target.estimator,
-        "trained_on": target.rows,
+        "target": target.target, "task": target.task, "estimator": target.estimator, "trained_on": target.rows,
         "classes": [escape_name(name) for name in target.classes],
-    }
+    }  # fmt: skip
 
 
 def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathLike) -> None:

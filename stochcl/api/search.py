@@ -10,27 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api.compress import select_latents
-from stochcl.api.evaluate import kind_of
-from stochcl.api.models import model_of
-from stochcl.api.options import SearchOptions
-from stochcl.compress import open_archive
+from stochcl.api.evaluate import SearchOptions, kind_of
+from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import MatrixSource, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.api.codec import Codec
-    from stochcl.compress import ArchiveBase
-    from stochcl.downstream.distances import Distance
-    from stochcl.entropy.tables import Decoder, Tables
+    from stochcl.entropy.tables import Decoder, Where
+    from stochcl.files import PathLike
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.search/0"
 
@@ -48,17 +42,10 @@ class _Query:
 
 
 def search(
-    path: PathLike,
-    images: Sequence[PathLike] = (),
-    *,
-    names: Sequence[str] = (),
-    rows: Sequence[int] = (),
-    model: str | None = None,
-    device: str = "auto",
-    tables: Iterable[Tables | PathLike] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    path: PathLike, images: Sequence[PathLike] = (), *, names: Sequence[str] = (), rows: Sequence[int] = (),
+    model: str | None = None, device: str = "auto", tables: Where = (), progress: Progress = lambda done, total: None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Find the rows of an archive that are nearest to images, or to rows of its own.
 
     By vectors the comparison is asymmetric: an image's float features are held against the vectors that codes decode
@@ -82,7 +69,7 @@ def search(
     progress : callable
         Told how many rows of how many have been looked at.
     **options
-        Fields of :class:`~stochcl.api.options.SearchOptions`: ``count``, how many to find for each, and ``output``,
+        Fields of :class:`~stochcl.api.evaluate.SearchOptions`: ``count``, how many to find for each, and ``output``,
         what is compared: vectors, symbols, or auto: vectors where there is a decoder.
 
     Returns
@@ -110,8 +97,12 @@ def search(
         if asked.output == "vectors" and decoder is None:
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
         distance = DISTANCES[OF_KINDS[kind_of(archive)] if decoder is None else "cosine"]
-        wanted = _wanted(archive, path, queries, model, device, decoder)
-        distances, numbers = _nearest(archive, wanted, distance, asked.count + 1, decoder, progress)
+        found = Nearest(_wanted(archive, path, queries, model, device, decoder), distance, asked.count + 1)
+        for start in range(0, len(archive), _ROWS):
+            part = archive[start : start + _ROWS].symbols()
+            found.add(part if decoder is None else decoder.decode(part))
+            progress(min(start + _ROWS, len(archive)), len(archive))
+        distances, numbers = found.sorted()
         return {
             "schema": SCHEMA,
             "path": escape_name(path),
@@ -120,31 +111,10 @@ def search(
             "by": "symbols" if decoder is None else "vectors",
             "unit": distance.unit,
             "queries": [
-                {
-                    "query": query.name,
-                    "row": None if query.row < 0 else query.row,
-                    "neighbours": _neighbours(archive, near, rows_found, query.row)[: asked.count],
-                }
-                for query, near, rows_found in zip(queries, distances.tolist(), numbers.tolist(), strict=True)
+                _answer(archive, query, near, there, asked.count)
+                for query, near, there in zip(queries, distances.tolist(), numbers.tolist(), strict=True)
             ],
         }
-
-
-def _nearest(
-    archive: ArchiveBase,
-    wanted: NDArray[Any],
-    distance: Distance,
-    count: int,
-    decoder: Decoder | None,
-    progress: Callable[[int, int], None],
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Look at all rows; return distances and numbers of the nearest, shape (Q, count)."""
-    found = Nearest(wanted, distance, count)
-    for start in range(0, len(archive), _ROWS):
-        part = archive[start : start + _ROWS].symbols()
-        found.add(part if decoder is None else decoder.decode(part))
-        progress(min(start + _ROWS, len(archive)), len(archive))
-    return found.sorted()
 
 
 def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
@@ -191,32 +161,25 @@ def _wanted(
     if matrix and decoder is not None:
         parts.append(np.stack(matrix))
     elif files or matrix:
-        codec = _codec(archive, path, model, device)
-        fit = header.preprocess.get("fit")
-        found = (
-            codec.encode_pixels(codec.prepare(files, fit=fit)) if files else codec.encode_vectors(np.stack(matrix))
-        )
-        parts.append(
-            codec.vectors_of(found) if decoder is not None else select_latents(found.codes, header).symbols()
-        )
+        from stochcl.api.codec import codec_of
+
+        codec = codec_of(path, model, device=device).with_precision(header.precision)
+        codec.check_made(header, path)
+        if files:
+            found = codec.encode_pixels(codec.prepare(files, fit=header.preprocess.get("fit")))
+        else:
+            found = codec.encode_vectors(np.stack(matrix))
+        symbols = select_latents(found.codes, header).symbols()
+        parts.append(symbols if decoder is None else codec.vectors_of(found))
     return np.concatenate(parts)
 
 
-def _codec(archive: ArchiveBase, path: PathLike, model: str | None, device: str) -> Codec:
-    """Return the archive's own model, in its precision."""
-    from stochcl.api.codec import Codec
-
-    header = archive.header
-    codec = Codec(model_of(header, path) if model is None else model, device=device)
-    codec.check_made(header, path)
-    return codec.with_precision(header.precision)
-
-
-def _neighbours(archive: ArchiveBase, distances: list[float], numbers: list[int], own: int) -> list[dict[str, Any]]:
-    """Return neighbours; a row of the archive that is looked for is not its own."""
+def _answer(
+    archive: ArchiveBase, query: _Query, distances: list[float], numbers: list[int], count: int
+) -> dict[str, Any]:
+    """Return a query with its neighbours; a row of the archive that is looked for is not its own."""
     names, labels = archive.names, archive.labels
-    # A vector that is not finite, of a foreign decoder, is no one's neighbour.
-    return [
+    near = [
         {
             "row": number,
             "name": None if names is None else escape_name(names[number]),
@@ -224,5 +187,7 @@ def _neighbours(archive: ArchiveBase, distances: list[float], numbers: list[int]
             "distance": round(distance, 6),
         }
         for distance, number in zip(distances, numbers, strict=True)
-        if math.isfinite(distance) and number != own
+        # A vector that is not finite, of a foreign decoder, is no one's neighbour.
+        if math.isfinite(distance) and number != query.row
     ]
+    return {"query": query.name, "row": None if query.row < 0 else query.row, "neighbours": near[:count]}

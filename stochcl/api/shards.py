@@ -13,26 +13,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.api.compress import (
-    distribution_shift_warning,
-    encode_rows,
-    header_of,
-    label_level_warning,
-    preprocess_of,
-    unwritable,
-)
+from stochcl.api.compress import Encoded, encode_rows, header_of, preprocess_of, report_of, unwritable
 from stochcl.api.models import portable_name
-from stochcl.api.source import check_source_fits_model, listing, no_readable_error, source_warnings, strict_error
-from stochcl.api.summary import Report
+from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.compress import Archive, Header, Writer, open_archive
-from stochcl.compress.manifest import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
-from stochcl.data import Failure, MatrixSource, SubsetSource, open_source, open_sources
+from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
+from stochcl.data import Failure, ImageSource, MatrixSource, SubsetSource, open_source, open_sources
 from stochcl.data.open import JoinedSource, ListSource
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import EnvironmentFault, FormatError, OutputError, SourceError, UsageError
 from stochcl.files import ROOM, WriteLock, replacing, sync_folder, writing
 from stochcl.framing import PROLOGUE
-from stochcl.messages import escape_name, plural
+from stochcl.messages import Progress, escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
@@ -41,7 +33,7 @@ if TYPE_CHECKING:
     from stochcl.api.compress import CompressOptions
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Source
-    from stochcl.data import ImageSource
+    from stochcl.api.summary import Report
 
     ShardSource = ImageSource | MatrixSource
     Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
@@ -99,11 +91,7 @@ def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: 
     opened: dict[str, ImageSource] = {}
     for path, digest in zip(inputs.sources, inputs.listings, strict=True):
         source = held.get(path) or open_source(path, options)
-        if listing(source) != digest:
-            raise SourceError(
-                f"{escape_name(path)}: a worker finds other images there, or of other times or sizes; let all "
-                "machines see the same files, and change none of them meanwhile."
-            )
+        check_listing(source, digest)
         opened[path] = source  # type: ignore[assignment]  # a matrix has another digest
     held.clear()
     held.update(opened)
@@ -112,26 +100,30 @@ def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: 
     return part
 
 
+def check_listing(source: Source, digest: str) -> None:
+    """Raise SourceError where a worker finds another source than the command did."""
+    if listing(source) != digest:
+        raise SourceError(
+            f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let all "
+            "machines see the same files, and change none of them meanwhile."
+        )
+
+
 SHARD_IMAGES = 100_000
 """Images of a shard: a few megabytes of codes, and some minutes of a core's work, which a lost worker costs."""
 
 _PLAN = "plan.json"  # what is being made, until the manifest says what was
 _WORK = ".work-"
 _CONTINUE = f"; complete shards are kept: {ROOM}repeat the command to continue"
+_KEPT_OPTIONS = {
+    "names": "choice of --no-names", "uncertainty": "choice of --uncertainty", "strict": "choice of --strict",
+    "self_contained": "choice of --self-contained", "label_level": "--label-level",
+}  # fmt: skip
 _DIFFERING = {
-    "source": "source (images were added, removed or changed)",
-    "images": "source (images were added or removed)",
-    "kind": "source",
-    "shard_images": "--shard-images",
-    "model": "model",
-    "header": "model, --latents, --precision or --fit",
-    "names": "choice of --no-names",
-    "uncertainty": "choice of --uncertainty",
-    "strict": "choice of --strict",
-    "self_contained": "choice of --self-contained",
-    "label_level": "--label-level",
-    "device": "--device",
-}
+    "source": "source (images were added, removed or changed)", "images": "source (images were added or removed)",
+    "kind": "source", "shard_images": "--shard-images", "model": "model",
+    "header": "model, --latents, --precision or --fit", "device": "--device",
+} | _KEPT_OPTIONS  # fmt: skip
 """What must be the same for shards that are there to be kept, as a person knows it."""
 
 
@@ -171,16 +163,10 @@ class Plan:
 
 
 def compress_to_folder(
-    codec: CodecBase,
-    sources: Sequence[str | Path],
-    folder: str | Path,
-    options: CompressOptions,
-    *,
-    model: str,
-    shard_images: int | None = None,
-    run: Run | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+    codec: CodecBase, sources: Sequence[str | Path], folder: str | Path, options: CompressOptions, *, model: str,
+    shard_images: int | None = None, run: Run | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Report:  # fmt: skip
     """Compress a source to a folder of shards, and then their manifest, which makes it one archive.
 
     The rows' order, their codes and the folder's files do not depend on who makes which shard when. Shards that an
@@ -210,20 +196,10 @@ def compress_to_folder(
     except (KeyboardInterrupt, EnvironmentFault) as exc:
         exc.add_note(f"Shards that are complete are kept in {escape_name(folder)}: repeat the command to continue.")
         raise
+    note = f"shards     {plural(plan.shards, 'file')}" + (f", {kept:,} of them from an earlier run" if kept else "")
     with open_archive(folder, tables=[codec.tables]) as archive:
-        report = Report.of(archive, str(folder), seconds=time.monotonic() - started, encoded=encoded)
-        note = f"shards     {plural(plan.shards, 'file')}" + (
-            f", {kept:,} of them from an earlier run" if kept else ""
-        )
-        return replace(
-            report,
-            notes=(note,),
-            warnings=(
-                *source_warnings(images),
-                *label_level_warning(options.label_level, archive),
-                *distribution_shift_warning(codec, archive),
-            ),
-        )
+        report = report_of(archive, str(folder), codec, images, Encoded(encoded), started, options.label_level)
+        return replace(report, notes=(note,))
 
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
@@ -237,9 +213,7 @@ def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int
         raise UsageError(f"--shard-images must be at least 1, got {shard_images}.")
 
 
-def _make_shards(
-    plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Callable[[int, int], None]
-) -> tuple[int, int]:
+def _make_shards(plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Progress) -> tuple[int, int]:
     """Make the shards that are not there, and the manifest; return images encoded, and shards of an earlier run."""
     made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
     todo = [number for number in range(plan.shards) if number not in made]
@@ -261,39 +235,18 @@ def open_planned(sources: Sequence[str], codec: CodecBase, options: CompressOpti
 
 
 def _plan(
-    codec: CodecBase,
-    source: ShardSource,
-    sources: tuple[str, ...],
-    folder: Path,
-    options: CompressOptions,
-    model: str,
-    shard_images: int,
-) -> Plan:
+    codec: CodecBase, source: ShardSource, sources: tuple[str, ...], folder: Path, options: CompressOptions,
+    model: str, shard_images: int,
+) -> Plan:  # fmt: skip
     header = header_of(codec, source, options, options.latents or codec.latents)
     facts = {
-        "kind": source.kind,
-        "source": listing(source),
-        "images": len(source),
-        "shard_images": shard_images,
-        "model": codec.model.sha256,
-        "header": header.to_bytes().hex(),
-        "names": options.names,
-        "uncertainty": options.uncertainty,
-        "strict": options.strict,
-        "self_contained": options.self_contained,
-        "label_level": options.label_level,
-        "device": codec.device_type,
-    }
+        "kind": source.kind, "source": listing(source), "images": len(source), "shard_images": shard_images,
+        "model": codec.model.sha256, "header": header.to_bytes().hex(), "device": codec.device_type,
+    } | {name: getattr(options, name) for name in _KEPT_OPTIONS}  # fmt: skip
     return Plan(
-        sources=sources,
-        folder=str(folder.absolute()),
-        model=portable_name(model),
-        device=codec.device_type,
-        precision=codec.precision,
-        shard_images=shard_images,
-        options=options,
-        facts=json.loads(json.dumps(facts)),
-    )
+        sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device_type,
+        precision=codec.precision, shard_images=shard_images, options=options, facts=json.loads(json.dumps(facts)),
+    )  # fmt: skip
 
 
 # The folder
@@ -431,13 +384,9 @@ def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
     path = plan.file(number)
     with Archive(path, tables=[codec.tables]) as archive:
         shard = Shard(
-            file=path.name,
-            images=len(archive),
-            blocks=int(archive._first_blocks[-1]),
-            bytes=archive.size,
-            sha256=sha256_of(path),
-            source_bytes=archive.source_bytes,
-        )
+            file=path.name, images=len(archive), blocks=int(archive._first_blocks[-1]), bytes=archive.size,
+            sha256=sha256_of(path), source_bytes=archive.source_bytes,
+        )  # fmt: skip
         return shard, list(archive.skipped)
 
 
@@ -466,13 +415,9 @@ def _commit(plan: Plan, codec: CodecBase, source: ShardSource, made: list[Made])
         raise no_readable_error(source, skipped[0])
     tables = None if plan.options.self_contained else keep_tables(codec.tables, folder)
     manifest = Manifest(
-        shards=tuple(shard for shard, _ in made),
-        model=codec.model.name,
-        model_sha256=codec.model.sha256,
-        tables=None if tables is None else tables.name,
-        facts=plan.facts,
-        skipped=skipped,
-    )
+        shards=tuple(shard for shard, _ in made), model=codec.model.name, model_sha256=codec.model.sha256,
+        tables=None if tables is None else tables.name, facts=plan.facts, skipped=skipped,
+    )  # fmt: skip
     write_manifest(folder, manifest)
     (folder / _PLAN).unlink(missing_ok=True)
     _clear_work(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import IO, TYPE_CHECKING
 
 from stochcl.data import (
     ArrowVectors,
+    Failure,
     ImageSource,
     MatrixSource,
+    Preprocess,
     SourceOptions,
     StreamSource,
     TarStream,
@@ -31,16 +33,13 @@ from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
-    from stochcl.data import Failure, Preprocess
+    from stochcl.files import PathLike
 
     Source = ImageSource | MatrixSource | StreamSource
-    PathLike = str | os.PathLike[str]
     Given = PathLike | Sequence[PathLike] | IO[bytes] | Source
 
 

@@ -105,26 +105,14 @@ class Report:
         """Take the figures from an open archive."""
         header, images = archive.header, len(archive)
         return cls(
-            path=path,
-            images=images,
-            skipped=tuple(archive.skipped),
-            bytes=archive.size,
-            parts=archive.parts(),
-            external_bytes=archive.external_bytes,
-            decoder_ships=is_packaged(archive.header.tables_sha256),
-            source_bytes=archive.source_bytes,
-            pixel_bytes=images * header.input_bytes,
-            feature_bytes=images * header.feature_dim * _FLOAT,
-            model=header.model,
-            model_sha256=header.model_sha256,
-            latents=header.latents,
-            model_latents=header.model_latents,
-            precision=header.precision,
-            runtime=header.runtime,
-            seconds=seconds,
-            encoded=encoded,
+            path=path, images=images, skipped=tuple(archive.skipped), bytes=archive.size, parts=archive.parts(),
+            external_bytes=archive.external_bytes, decoder_ships=is_packaged(archive.header.tables_sha256),
+            source_bytes=archive.source_bytes, pixel_bytes=images * header.input_bytes,
+            feature_bytes=images * header.feature_dim * _FLOAT, model=header.model, model_sha256=header.model_sha256,
+            latents=header.latents, model_latents=header.model_latents, precision=header.precision,
+            runtime=header.runtime, seconds=seconds, encoded=encoded,
             vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
-        )
+        )  # fmt: skip
 
     @property
     def unit(self) -> str:
@@ -159,22 +147,16 @@ class Report:
         """Return the figures as JSON types, under the keys that all commands share."""
         speed = self.images_per_second
         return {
-            "schema": f"stochcl.{command}/0",
-            "path": escape_name(self.path),
-            "images": self.images,
-            "skipped": skipped_json(self.skipped),
-            "bytes": self.bytes,
-            "bits_per_image": round(self.bits_per_image, 3),
-            "parts": self.parts,
+            "schema": f"stochcl.{command}/0", "path": escape_name(self.path), "images": self.images,
+            "skipped": skipped_json(self.skipped), "bytes": self.bytes,
+            "bits_per_image": round(self.bits_per_image, 3), "parts": self.parts,
             "external_bytes": self.external_bytes,
             "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
-            "latents": self.latents,
-            "precision": self.precision,
-            "runtime": escape_name(self.runtime) or None,
+            "latents": self.latents, "precision": self.precision, "runtime": escape_name(self.runtime) or None,
             **({} if speed is None else {"images_per_second": round(speed, 1)}),
             **({} if not self.damaged else {"damaged": skipped_json((f.name, f.reason) for f in self.damaged)}),
-        }
+        }  # fmt: skip
 
     def lines(self) -> list[str]:
         """Return the figures for people."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from stochcl import __version__
 from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warnings, train_matrix
-from stochcl.api.models import initial_weights
+from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import OutputError, OutputExists, SourceError, UsageError, require_extra
-from stochcl.files import writing
+from stochcl.errors import SourceError, UsageError, require
 from stochcl.messages import duration, escape_name, plural
-from stochcl.training.options import load_preset, options_from
+from stochcl.training.options import TrainOptions, load_preset, options_from
+from stochcl.training.outputs import RunFiles, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,29 +23,44 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.pretrained import Initialisation
+    from stochcl.files import PathLike
     from stochcl.training.images import ImageSet
     from stochcl.training.loop import FitProgress
-    from stochcl.training.options import TrainOptions
     from stochcl.training.pretrain import Trainer, TrainProgress
-
-    PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class TrainReport:
-    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out."""
+class RunReport:
+    """What a run made of images or rows."""
 
     model: str
     sha256: str
     images: int
     held_out: int
+    latents: int
     skipped: tuple[tuple[str, str], ...]
     steps: int
     seconds: float
-    latents: int
-    rate: float
-    knn: float | None
-    initialised: str | None = None
+    initialised: str | None
+
+    @classmethod
+    def of(
+        cls, loop: Any, path: Path, sha256: str, start: Initialisation | None, started: float, **others: Any
+    ) -> Self:
+        """Take it from a Trainer or Finetuner whose model was written."""
+        skipped = tuple((failure.name, failure.reason) for failure in loop.data.skipped)
+        return cls(
+            str(path), sha256, len(loop.data.train), len(loop.data.held), loop.result.config.latents, skipped,
+            loop.step, time.monotonic() - started, start.line() if start else None, **others,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainReport(RunReport):
+    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out."""
+
+    rate: float = 0.0
+    knn: float | None = None
     warnings: tuple[str, ...] = ()
     unit: str = "image"
 
@@ -70,23 +83,12 @@ class TrainReport:
 
 
 def train(
-    sources: Sequence[PathLike],
-    output: PathLike,
-    *,
-    preset: str | None = None,
-    hold_out: int | None = None,
-    workers: int = 1,
-    init: PathLike | None = None,
-    log: PathLike | None = None,
-    tensorboard: PathLike | None = None,
-    cache: PathLike | None = None,
-    resume: bool = False,
-    force: bool = False,
-    most_images: int | None = None,
-    share_backbone: bool = False,
-    report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
+    sources: Sequence[PathLike], output: PathLike, *, preset: str | None = None, hold_out: int | None = None,
+    workers: int = 1, init: PathLike | None = None, log: PathLike | None = None, tensorboard: PathLike | None = None,
+    cache: PathLike | None = None, resume: bool = False, force: bool = False, most_images: int | None = None,
+    share_backbone: bool = False, report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
-) -> TrainReport | None:
+) -> TrainReport | None:  # fmt: skip
     """Train an encoder and write its model file.
 
     Parameters
@@ -136,11 +138,12 @@ def train(
     ------
     SourceError, TrainingError, UsageError, OutputError
     """
-    require_extra("training", "torch", "lightning_fabric")
+    for module in ("torch", "lightning_fabric"):
+        require(module, "training", "train")
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.pretrained import backbone_options
     from stochcl.training.images import read_images
-    from stochcl.training.logs import TensorBoardLog
+    from stochcl.training.outputs import TensorBoardLog
     from stochcl.training.runtime import Runtime
 
     started = time.monotonic()
@@ -212,53 +215,22 @@ def _write_model(
     from stochcl.training import latents
     from stochcl.training.monitor import health_warnings
 
-    cpu, data = torch.device("cpu"), trainer.data
-    found = trainer.monitor(encoder, cpu)
+    cpu = torch.device("cpu")
+    found, health = trainer.monitor(encoder, cpu), trainer.monitor.health(encoder, cpu)
     if trainer.latents is not None:  # what the coder's own model makes of hard codes, which a table alone does not
         found["rate"] = trainer.latents.rate
-    health = trainer.monitor.health(encoder, cpu)
-    record = {
+    record = run_record(trainer, start, found) | {
         "sources": [escape_name(Path(source.path).name) for source in sources],
-        "images": len(data.train),
-        "held_out": len(data.held),
-        "steps": trainer.step,
-        "images_seen": trainer.step * trainer.batch,
-        "seconds": round(trainer.elapsed),
         "preset": preset,
-        "init": start.to_json() if start else None,
-        "options": asdict(trainer.options),
-        "precision": trainer.runtime.precision,
-        "measured": {name: round(value, 4) for name, value in found.items()},
-        "entropy": trainer.entropy_record,
         "latents": trainer.latents.record if trainer.latents else {},
         "health": health,
-    } | circumstances(f"{trainer.device.type}, {trainer.world_size} processes of {torch.get_num_threads()} threads")
+    }
     sha256 = save_model(encoder, files.output, record, share_backbone=share_backbone)
     files.checkpoint.unlink(missing_ok=True)
-    return TrainReport(
-        model=str(files.output),
-        sha256=sha256,
-        images=len(data.train),
-        held_out=len(data.held),
-        skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
-        steps=trainer.step,
-        seconds=time.monotonic() - started,
-        latents=encoder.config.latents,
-        rate=found["rate"],
-        knn=found.get("knn"),
-        initialised=start.line() if start else None,
-        warnings=latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health),
+    warnings = latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health)
+    return TrainReport.of(
+        trainer, files.output, sha256, start, started, rate=found["rate"], knn=found.get("knn"), warnings=warnings
     )
-
-
-def circumstances(hardware: str) -> dict[str, Any]:
-    """Return what a record says of the versions and the machine that made a model."""
-    import torch
-
-    return {
-        "versions": {"stochcl": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": f"{hardware}, {platform.machine()}",
-    }
 
 
 def _train_on_matrix(
@@ -277,80 +249,21 @@ def _train_on_matrix(
     record, sha256 = train_matrix(matrix, files.output, report=report, **options)
     stage, bad = record["latents"], record["not_finite"]
     left_out = f"{plural(bad, 'row')} of {escape_name(matrix.path)} left out: the numbers there are not all finite"
-    return TrainReport(
-        model=str(files.output),
-        sha256=sha256,
-        images=record["rows"],
-        held_out=record["held_out"],
-        skipped=(),
-        steps=stage["steps"],
-        seconds=record["seconds"],
-        latents=record["width"],
-        rate=stage["rate"],
-        knn=None,
-        unit="row",
-        warnings=((left_out,) if bad else ())
+    warnings = (
+        ((left_out,) if bad else ())
         + row_warnings(record)
         + rate_warnings(record)
-        + health_warnings(record["health"]),
+        + health_warnings(record["health"])
     )
+    return TrainReport(
+        str(files.output), sha256, record["rows"], record["held_out"], record["width"], (), stage["steps"],
+        record["seconds"], None, stage["rate"], warnings=warnings, unit="row",
+    )  # fmt: skip
 
 
 def is_first_process() -> bool:
     """Tell whether this process is to print: it trains alone, or is the first of those that torchrun started."""
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What a training run writes: the model, its checkpoint, and its log."""
-
-    output: Path
-    log: Path | None
-
-    @classmethod
-    def of(cls, output: PathLike, log: PathLike | None) -> RunFiles:
-        """Take them from paths."""
-        return cls(Path(output), None if log is None else Path(log))
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint, while training runs."""
-        return self.output.with_name(self.output.name + ".checkpoint")
-
-    @property
-    def table(self) -> Path:
-        """The log that is written where none is named."""
-        return self.output.with_name(self.output.name + ".csv")
-
-    def check(self, *, resume: bool, force: bool) -> None:
-        """Refuse to train for hours before an output that could not be written, or that somebody wants to keep."""
-        for path, what in ((self.output, "model"), (self.checkpoint, "checkpoint"), (self.log, "log")):
-            if path is None:
-                continue
-            with writing(path, f"the {what}", "; give another name"):
-                there = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-                if not there or path.is_dir():
-                    raise OutputError(
-                        f"{escape_name(path)}: no {what} can be written there; name a file in a folder that exists "
-                        "and is writable."
-                    )
-        if self.output.exists() and not (force or resume):
-            raise OutputExists(f"{escape_name(self.output)}: this file exists already; pass --force to replace it.")
-        if self.checkpoint.exists() and not (force or resume):
-            raise UsageError(
-                f"{escape_name(self.checkpoint)}: this is the checkpoint of an interrupted run; pass --resume to "
-                "continue it, or --force to start anew."
-            )
-        if resume and not self.checkpoint.exists():
-            raise UsageError(f"{escape_name(self.checkpoint)}: there is no such checkpoint to resume; omit --resume.")
-
-    def clear(self, *, resume: bool) -> None:
-        """Remove what an earlier run left, unless it is resumed."""
-        if not resume:
-            self.checkpoint.unlink(missing_ok=True)
-            if self.log is None:
-                self.table.unlink(missing_ok=True)
 
 
 def _source_of_preset(name: str | None) -> list[ImageSource]:
@@ -367,3 +280,64 @@ def open_images(path: PathLike) -> ImageSource:
     if not isinstance(source, ImageSource):
         raise SourceError(f"{escape_name(path)}: training takes images, and this is a matrix of embeddings.")
     return source
+
+
+MOST_IMAGES = 5000
+"""Images that latents are fitted to: more take longer than they are worth."""
+
+_MOST_WORKERS = 8
+
+
+def adapt(
+    sources: Sequence[PathLike], output: PathLike, *, model: PathLike = DEFAULT, rate: float | None = None,
+    hold_out: int = 0, seed: int = 0, device: str = "auto", force: bool = False,
+    report: Callable[[Any], None] = lambda progress: None,
+) -> TrainReport:  # fmt: skip
+    """Fit residual latents to images, on the features of a finished model, and write a model file.
+
+    The network is the model's, bit for bit; if the model comes with the package, the file leaves the network out and
+    names it. No labels are needed.
+
+    Parameters
+    ----------
+    sources : sequence of path-like
+        Folders, archives or arrays of images; a seeded choice of at most 5,000 of them is fitted to.
+    output : path-like
+        The model file.
+    model : path-like
+        A model file of images, or the name of a model.
+    rate : float, optional
+        Bits per image; 256 by default. An archive may keep fewer of them: every rung of the ladder is a code.
+    hold_out : int
+        The last images of each class of each source, which are not fitted to, and measured on.
+    seed : int
+    device : str
+    force : bool
+        Replace an existing file.
+    report : callable
+        Told of the progress.
+
+    Raises
+    ------
+    SourceError, TrainingError, UsageError, ModelError, OutputError
+    """
+    for module in ("torch", "lightning_fabric"):
+        require(module, "adapting a model", "train")
+    from stochcl.encoders.config import feature_width
+    from stochcl.encoders.pretrained import backbone_options
+
+    if (matrix := matrix_among(sources)) is not None:
+        raise UsageError(
+            f"{escape_name(matrix.path)}: these are embeddings, which no network is kept for; `stochcl train` "
+            "makes a model of them in a minute."
+        )
+    path = find_model(model)
+    if feature_width(backbone_options(path).get("backbone", "")) is not None:
+        raise UsageError(f"{escape_name(path)}: this model takes vectors, not images; name a model of images.")
+    adapted = train(
+        sources, output, init=path, epochs=0, posterior="residual", rate=rate, hold_out=hold_out,
+        seed=seed, device=device, force=force, report=report, most_images=MOST_IMAGES, share_backbone=True,
+        workers=min(_MOST_WORKERS, os.cpu_count() or 1),
+    )  # fmt: skip
+    assert adapted is not None  # one process
+    return adapted

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Matrix = NDArray[np.float32]
+    Half = NDArray[np.float16]
+    Cuts = tuple[NDArray[np.floating], NDArray[np.floating]]
+
 _ITQ_ROWS = 20_000  # that ITQ's rotation is learned from
 _ITQ_STEPS = 50  # as in the paper
 _STEP_ROWS = 10_000  # that a scalar quantiser's step is searched on
@@ -57,21 +61,21 @@ class Baseline(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:
         """Learn from rows, shape (N, V), float32, finite, codes of so many bits a row."""
 
     @abstractmethod
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:
+    def codes(self, vectors: Matrix) -> Codes:
         """Return the codes of vectors, shape (N, V)."""
 
     @abstractmethod
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:
+    def vectors(self, codes: Codes) -> Matrix:
         """Return the vectors that codes stand for, float32, shape (N, V)."""
 
     @property
-    @abstractmethod
-    def side(self) -> tuple[NDArray[np.float16], ...]:
-        """What :meth:`vectors` needs to know: codebooks, rotations, bases."""
+    def side(self) -> tuple[Half, ...]:
+        """What :meth:`vectors` needs to know (codebooks, rotations, bases): all fields in half precision."""
+        return tuple(v for v in vars(self).values() if isinstance(v, np.ndarray) and v.dtype == np.float16)
 
     @property
     def side_bytes(self) -> int:
@@ -80,7 +84,7 @@ class Baseline(ABC):
 
 
 def fit_and_code(
-    kind: type[Baseline], fitting: NDArray[np.float32], matrices: Sequence[NDArray[np.float32]], bits: int, seed: int,
+    kind: type[Baseline], fitting: Matrix, matrices: Sequence[Matrix], bits: int, seed: int,
     **options: int,
 ) -> tuple[Baseline, list[Codes]]:  # fmt: skip
     """Fit a baseline, in a child process where it is native code; return it with the codes of each matrix."""
@@ -91,14 +95,14 @@ def fit_and_code(
 
 
 def _fit_and_code(
-    kind: type[Baseline], fitting: NDArray[np.float32], matrices: Sequence[NDArray[np.float32]], bits: int, seed: int,
+    kind: type[Baseline], fitting: Matrix, matrices: Sequence[Matrix], bits: int, seed: int,
     options: dict[str, int],
 ) -> tuple[Baseline, list[Codes]]:  # fmt: skip
     method = kind.fit(fitting, bits, seed, **options)
     return method, [method.codes(matrix) for matrix in matrices]
 
 
-def half(array: NDArray[Any]) -> NDArray[np.float16]:
+def half(array: NDArray[Any]) -> Half:
     """Round to what is stored, so that decoding uses what is counted."""
     with np.errstate(over="ignore"):
         rounded = np.asarray(array, np.float16)
@@ -107,7 +111,7 @@ def half(array: NDArray[Any]) -> NDArray[np.float16]:
     return rounded
 
 
-def full(array: NDArray[np.float16]) -> NDArray[np.float32]:
+def full(array: Half) -> Matrix:
     """Return what is stored as numbers to compute with."""
     return array.astype(np.float32)
 
@@ -118,7 +122,7 @@ def need_bits(bits: int, allowed: bool, sentence: str) -> None:
         raise UsageError(f"{sentence}, not {bits:,}.")
 
 
-def principal(train: NDArray[np.float32], most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def principal(train: Matrix, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean, shape (V,), and the first principal directions as rows, shape (most, V), float64."""
     mean = train.mean(axis=0, dtype=np.float64)
     centred = train - mean.astype(np.float32)
@@ -147,8 +151,7 @@ class PerColumn(Baseline):
     @classmethod
     def check(cls, rows: int, width: int, bits: int) -> None:  # noqa: D102
         super().check(rows, width, bits)
-        own = cls.bits_of(width)
-        need_bits(bits, bits == own, f"{cls.name} has {own:,} bits a row")
+        need_bits(bits, bits == (own := cls.bits_of(width)), f"{cls.name} has {own:,} bits a row")
 
 
 class Float32(PerColumn):
@@ -160,21 +163,17 @@ class Float32(PerColumn):
     dtype: ClassVar[type[np.floating[Any]]] = np.float32
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102
         return cls(train.shape[1])
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         with np.errstate(over="ignore"):
             little = np.ascontiguousarray(vectors, np.dtype(self.dtype).newbyteorder("<"))
         return Codes.from_symbols(little.view(np.uint8), alphabet=256)
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         little = np.ascontiguousarray(codes.symbols()).view(np.dtype(self.dtype).newbyteorder("<"))
         return little.astype(np.float32)
-
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return ()
 
 
 class Float16(Float32):
@@ -189,56 +188,48 @@ class Float16(Float32):
 class Int8(PerColumn):
     """256 evenly spaced values between each column's extremes: ``int8`` of sentence-transformers, rounded."""
 
-    low: NDArray[np.float16]
-    step: NDArray[np.float16]
+    low: Half
+    step: Half
 
     name = "int8"
     column_bits = 8
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102
         low = train.min(axis=0)
         # The smallest float16 keeps a constant column's step from being zero.
         step = np.maximum((train.max(axis=0) - low) / 255, np.finfo(np.float16).tiny)
         return cls(train.shape[1], half(low), half(step))
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         levels = np.rint((vectors - full(self.low)) / full(self.step))
         return Codes.from_symbols(np.clip(levels, 0, 255).astype(np.uint8), alphabet=256)
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         return codes.symbols() * full(self.step) + full(self.low)
-
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return self.low, self.step
 
 
 @dataclass(frozen=True, eq=False)
 class Binary(PerColumn):
     """The sign of each number: ``ubinary`` of sentence-transformers, decoded to the column's mean on that side."""
 
-    below: NDArray[np.float16]
-    above: NDArray[np.float16]
+    below: Half
+    above: Half
 
     name = "binary"
     column_bits = 1
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102
         ones = train > 0
         sums = [(train * side).sum(axis=0) / np.maximum(side.sum(axis=0), 1) for side in (~ones, ones)]
         return cls(train.shape[1], half(sums[0]), half(sums[1]))
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         return Codes.from_symbols(vectors > 0)
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         return np.where(codes.symbols() > 0, full(self.above), full(self.below))
-
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return self.below, self.above
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,36 +240,32 @@ class RaBitQ(PerColumn):
     """
 
     seed: int
-    centroid: NDArray[np.float16]
+    centroid: Half
 
     name = "RaBitQ"
     column_bits = 1
     row_bits = 16
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102
         return cls(train.shape[1], seed, half(train.mean(axis=0)))
 
-    def _rotation(self) -> NDArray[np.float32]:
+    def _rotation(self) -> Matrix:
         rng = np.random.default_rng([self.seed, 47])
         return np.linalg.qr(rng.normal(size=(self.width, self.width)))[0].astype(np.float32)
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         rotated = (vectors - full(self.centroid)) @ self._rotation().T
         size, along = np.square(rotated).sum(axis=1), np.abs(rotated).sum(axis=1) / self.width**0.5
         scale = half(size / np.maximum(along, np.finfo(np.float32).tiny))
         factor = np.unpackbits(scale.astype("<f2")[:, None].view(np.uint8), axis=1)
         return Codes.from_symbols(np.concatenate([factor.astype(bool), rotated > 0], axis=1))
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         bits = codes.symbols()
         scale = np.packbits(bits[:, :16], axis=1).view("<f2").astype(np.float32)
         signs = (2 * bits[:, 16:].astype(np.float32) - 1) / np.float32(self.width**0.5)
         return (scale * signs) @ self._rotation() + full(self.centroid)
-
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return (self.centroid,)
 
 
 # One bit a direction.
@@ -292,13 +279,13 @@ class Signs(Baseline):
     never worse, on those rows, than the mean of each side projected back, and no more to keep.
     """
 
-    directions: NDArray[np.float32]
-    thresholds: NDArray[np.float32]
-    weight: NDArray[np.float16]
-    bias: NDArray[np.float16]
+    directions: Matrix
+    thresholds: Matrix
+    weight: Half
+    bias: Half
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102
         directions, thresholds = cls._cuts(train, bits, np.random.default_rng([seed, 7]))
         directions, thresholds = directions.astype(np.float32), thresholds.astype(np.float32)
         ones = (train @ directions.T > thresholds).astype(np.float32)
@@ -310,20 +297,14 @@ class Signs(Baseline):
         return cls(directions, thresholds, half(weight), half(target - mean @ weight))
 
     @classmethod
-    def _cuts(
-        cls, train: NDArray[np.float32], bits: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def _cuts(cls, train: Matrix, bits: int, rng: np.random.Generator) -> Cuts:
         raise NotImplementedError
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         return Codes.from_symbols(vectors @ self.directions.T > self.thresholds)
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         return codes.symbols().astype(np.float32) @ full(self.weight) + full(self.bias)
-
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return self.weight, self.bias
 
 
 class RandomSigns(Signs):
@@ -332,9 +313,7 @@ class RandomSigns(Signs):
     name = "random signs"
 
     @classmethod
-    def _cuts(
-        cls, train: NDArray[np.float32], bits: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def _cuts(cls, train: Matrix, bits: int, rng: np.random.Generator) -> Cuts:
         width = train.shape[1]
         frames = [np.linalg.qr(rng.normal(size=(width, width)))[0] for _ in range(-(-bits // width))]
         directions = np.concatenate(frames)[:bits]
@@ -352,9 +331,7 @@ class PrincipalSigns(Signs):
         need_bits(bits, 1 <= bits <= width, f"there is one bit for each of at most {width:,} principal directions")
 
     @classmethod
-    def _cuts(
-        cls, train: NDArray[np.float32], bits: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def _cuts(cls, train: Matrix, bits: int, rng: np.random.Generator) -> Cuts:
         _, directions = principal(train, bits)
         return directions, np.median(train @ directions.T.astype(np.float32), axis=0)
 
@@ -365,9 +342,7 @@ class Itq(PrincipalSigns):
     name = "ITQ"
 
     @classmethod
-    def _cuts(
-        cls, train: NDArray[np.float32], bits: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def _cuts(cls, train: Matrix, bits: int, rng: np.random.Generator) -> Cuts:
         mean, directions = principal(train, bits)
         rows = train[rng.permutation(len(train))[:_ITQ_ROWS]]
         projected = (rows - mean.astype(np.float32)) @ directions.T.astype(np.float32)
@@ -391,20 +366,20 @@ class PrincipalScalar(Baseline):
     that round to one value are left out. A symbol decodes to the mean of the training rows that it stands for.
     """
 
-    directions: NDArray[np.float32]  # (D, V)
-    mean: NDArray[np.float32]
+    directions: Matrix  # (D, V)
+    mean: Matrix
     step: float
     lowest: NDArray[np.int32]  # multiples of the step that training rows had; others are clipped to these
     highest: NDArray[np.int32]
-    centres: NDArray[np.float16]  # (D, K)
-    basis: NDArray[np.float16]
-    origin: NDArray[np.float16]
+    centres: Half  # (D, K)
+    basis: Half
+    origin: Half
 
     name = "PCA scalar"
     least_rows = 256
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:
         """Find the step at which the symbols' entropy, each on its own, is ``bits`` a row."""
         rows = np.random.default_rng([seed, 13]).permutation(len(train))[:_STEP_ROWS]
         mean, directions = principal(train, train.shape[1])
@@ -420,7 +395,7 @@ class PrincipalScalar(Baseline):
         return cls.at_step(train, step, _entropies(projected, step) > _LEAST)
 
     @classmethod
-    def at_step(cls, train: NDArray[np.float32], step: float, kept: NDArray[np.bool_]) -> Self:
+    def at_step(cls, train: Matrix, step: float, kept: NDArray[np.bool_]) -> Self:
         """Quantise the components of a mask at a given step."""
         mean, directions = principal(train, train.shape[1])
         directions = directions[kept]
@@ -441,21 +416,17 @@ class PrincipalScalar(Baseline):
             half(centres), half(directions), half(mean),
         )  # fmt: skip
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         levels = np.rint((vectors - self.mean) @ self.directions.T / self.step)
         symbols = np.clip(levels, self.lowest, self.highest).astype(np.int32) - self.lowest
         return Codes.from_symbols(symbols, alphabet=self.centres.shape[1])
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         found = full(self.centres)[np.arange(codes.latents), codes.symbols()]
         return found @ full(self.basis) + full(self.origin)
 
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return self.centres, self.basis, self.origin
 
-
-def _entropies(projected: NDArray[np.float32], step: float) -> NDArray[np.float64]:
+def _entropies(projected: Matrix, step: float) -> NDArray[np.float64]:
     """Return the empirical entropy of each component's symbols, bits, shape (V,)."""
     levels = np.rint(projected / np.float32(step)).astype(np.int64)
     levels -= levels.min(axis=0)

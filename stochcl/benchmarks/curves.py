@@ -89,9 +89,7 @@ def mean_saving(
             raise NoSavingError("bits per image are more than 0.")
         kept = pareto(costs, scores)
         if len(kept) < LEAST:
-            raise NoSavingError(
-                f"measure {LEAST} or more points of a curve that are each better than the cheaper ones."
-            )
+            raise NoSavingError(f"a curve needs {LEAST} points, each better than the cheaper ones.")
         curves.append((scores[kept], np.log(costs[kept])))
     low, high = max(scores[0] for scores, _ in curves), min(scores[-1] for scores, _ in curves)
     if not low < high:
@@ -108,9 +106,7 @@ def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -
     """
     n = ours.values.shape[1]
     if other.values.shape[1] != n:
-        raise NoSavingError(
-            f"curves are compared on the same test rows, and these have {n:,} and {other.values.shape[1]:,}."
-        )
+        raise NoSavingError(f"curves need the same test rows, got {n:,} and {other.values.shape[1]:,} of them.")
     found, accuracies = mean_saving(ours.bits, ours.values.mean(axis=1), other.bits, other.values.mean(axis=1))
     rng = np.random.default_rng([seed, 23])
     a, b = (curve.values.astype(np.float32) for curve in (ours, other))
@@ -379,11 +375,6 @@ def html(result: dict[str, Any], plots: list[str]) -> str:
     ]
     return render(
         "results.html", heading="Bits per image against accuracy", title=title(result),
-        plots=[Markup(_inline(plot)) for plot in plots], summary=summary(result), columns=columns(result),
-        rows=lines(result), notes=result["left_out"], facts=facts,
+        plots=[Markup(plot[plot.index("<svg") :]) for plot in plots], summary=summary(result),
+        columns=columns(result), rows=lines(result), notes=result["left_out"], facts=facts,
     )  # fmt: skip
-
-
-def _inline(svg: str) -> str:
-    """Return a plot's element without what stands before it in a file."""
-    return svg[svg.index("<svg") :]

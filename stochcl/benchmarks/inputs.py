@@ -11,22 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stochcl.benchmarks.baselines import (
-    Baseline,
-    Binary,
-    Float16,
-    Float32,
-    Int8,
-    Itq,
-    PerColumn,
-    PrincipalScalar,
-    PrincipalSigns,
-    RaBitQ,
-    RandomSigns,
-)
-from stochcl.benchmarks.pricing import CODINGS
-from stochcl.benchmarks.probes import METRICS, NEIGHBOURS, PROBES
-from stochcl.benchmarks.quantisers import LocalSearch, OptimisedProduct, Product, Residual, SmallResidual
+from stochcl.benchmarks import baselines as base
+from stochcl.benchmarks import quantisers as quant
+from stochcl.benchmarks.probes import CODINGS, METRICS, NEIGHBOURS, PROBES
 from stochcl.benchmarks.run import Config, need
 from stochcl.codes import folder_label
 from stochcl.data import ImageSource, held_out
@@ -62,12 +49,13 @@ _RIFF_HEADERS = 12 + 8 + 10  # RIFF and WEBP; the chunk; VP8's frame header, whi
 _SCAN, _END = b"\xff\xda", 2  # JPEG's start of scan, and the bytes of the end marker
 
 # By name: those made for a number of bits, and those with a fixed number of bits for every column.
-BASELINES: dict[str, type[Baseline]] = {
-    "random-signs": RandomSigns, "pca-signs": PrincipalSigns, "itq": Itq, "pq": Product, "opq": OptimisedProduct,
-    "rq": Residual, "rq-4bit": SmallResidual, "lsq": LocalSearch, "pca-scalar": PrincipalScalar,
+BASELINES: dict[str, type[base.Baseline]] = {
+    "random-signs": base.RandomSigns, "pca-signs": base.PrincipalSigns, "itq": base.Itq, "pq": quant.Product,
+    "opq": quant.OptimisedProduct, "rq": quant.Residual, "rq-4bit": quant.SmallResidual, "lsq": quant.LocalSearch,
+    "pca-scalar": base.PrincipalScalar,
 }  # fmt: skip
-FLOATS: dict[str, type[PerColumn]] = {
-    "float32": Float32, "float16": Float16, "int8": Int8, "rabitq": RaBitQ, "binary": Binary
+FLOATS: dict[str, type[base.PerColumn]] = {
+    "float32": base.Float32, "float16": base.Float16, "int8": base.Int8, "rabitq": base.RaBitQ, "binary": base.Binary
 }  # fmt: skip
 
 # Pillow's names and settings; qualities below 20 cost accuracy faster than bits.
@@ -309,9 +297,7 @@ def read_inputs(config: RateAccuracyConfig) -> Inputs:
     train, test = train.largest(config.train_images, rng), test.largest(config.test_images, rng)
     classes = len(np.unique(train.labels))
     if "recall@10" in config.metric and len(test) <= NEIGHBOURS:
-        raise SourceError(
-            f"{shown}: {len(test)} rows to score on are too few to look for {NEIGHBOURS} neighbours in."
-        )
+        raise SourceError(f"{shown}: {len(test)} rows are too few to look for {NEIGHBOURS} neighbours in.")
     if min(len(train), len(test)) < _LEAST or (config.needs_labels and classes < 2):
         raise SourceError(
             f"{shown}: this leaves {len(train):,} images of {classes} classes "
@@ -373,17 +359,10 @@ def _open(paths: Sequence[Path], labels: Path | None, *, needed: bool) -> tuple[
         return source, np.full(len(source), "")
     if labels is None:
         raise UsageError(f"{escape_name(paths[0])}: a matrix has no labels of its own; give them with --labels.")
-    if labels.suffix != ".npy":
-        return source, np.asarray(read_labels(labels).match([str(i) for i in range(len(source))]), np.str_)
-    try:
-        array = np.load(labels, allow_pickle=False)
-    except (OSError, ValueError) as exc:
-        raise SourceError(
-            f"{escape_name(labels)}: these labels cannot be read ({exc}); save them with numpy.save."
-        ) from exc
-    if not isinstance(array, np.ndarray) or array.shape != (len(source),) or array.dtype.kind not in "iuU":
+    table = read_labels(labels)
+    if table.is_array and len(table) != len(source):
         raise SourceError(f"{escape_name(labels)}: labels are one integer or text for each of {len(source):,} rows.")
-    return source, array.astype(np.str_)
+    return source, np.asarray(table.match([str(i) for i in range(len(source))]), np.str_)
 
 
 def _last(source: Rows, labels: NDArray[np.str_], count: int) -> NDArray[np.bool_]:

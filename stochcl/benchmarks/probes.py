@@ -1,21 +1,33 @@
-"""What decoded vectors are still good for: a classifier, nearest neighbours, retrieval by class, and the error."""
+"""The two sides of a row: what decoded vectors are still good for, and what codes cost as files."""
 
 from __future__ import annotations
 
+import io
+import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from stochcl.benchmarks.run import BenchmarkError
+from stochcl.compress import Archive, Header, Writer
 from stochcl.downstream.metrics import wilson
+from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
+from stochcl.entropy.model import fit_linear
+from stochcl.entropy.tables import Tables
 from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from stochcl.codes import Codes
+    from stochcl.entropy.autoregressive import AutoregressiveModel
+    from stochcl.entropy.model import EntropyModel
 
 METRICS = {"accuracy": "accuracy", "recall@10": "recall", "map@1000": "map"}
 """By the name of ``--metric``, the key of a row."""
@@ -121,14 +133,9 @@ def interval(scores: NDArray[np.floating], seed: int) -> tuple[float, float]:
 
 
 def answers(
-    probe: str,
-    train: NDArray[np.float32],
-    labels: NDArray[np.generic],
-    test: NDArray[np.float32],
-    test_labels: NDArray[np.generic],
-    *,
-    seed: int = 0,
-) -> tuple[NDArray[np.bool_], float]:
+    probe: str, train: NDArray[np.float32], labels: NDArray[np.generic], test: NDArray[np.float32],
+    test_labels: NDArray[np.generic], *, seed: int = 0,
+) -> tuple[NDArray[np.bool_], float]:  # fmt: skip
     """Return which test rows a probe gets right, and the setting that was chosen for it.
 
     The setting is chosen on a fifth of (at most 15,000) training rows; the test rows have no say in it.
@@ -213,3 +220,70 @@ def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
     total = found[:, -1] if relevant.shape[1] else np.zeros(len(relevant))
     averaged: NDArray[np.float64] = (precision * relevant).sum(axis=1) / np.maximum(total, 1)
     return averaged
+
+
+CODINGS = ("packed", "independent", "linear", "network")
+"""Bits as they are; symbols each with its own table; logistic regressions on those before; a masked network."""
+
+_NO_MODEL = "0" * 64
+_MOST_LINEAR = 1024  # decisions of a row; the weights grow with their square
+
+
+class Price(NamedTuple):
+    """Bytes of the file, and of the entropy model beside it that it is read with."""
+
+    bytes: int
+    model_bytes: int
+
+
+def codings_of(codes: Codes, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the codings that rows of this width can have; where a network is too wide, independent symbols."""
+    most = {"packed": 1 << 32, "independent": MAX_DECISIONS, "linear": _MOST_LINEAR, "network": _MOST_LINEAR}
+    wide = codes.decisions_per_row > _MOST_LINEAR
+    narrowed = ("independent" if wide and most[coding] == _MOST_LINEAR else coding for coding in asked)
+    return tuple(c for c in dict.fromkeys(narrowed) if codes.decisions_per_row <= most[c])
+
+
+def price(fitting: Codes, codes: Codes, coding: str, seed: int = 0) -> Price:
+    """Return the size of codes as a file, under a model fitted to the codes of other rows.
+
+    Raises BenchmarkError if the file gives back other codes.
+    """
+    if coding == "packed":
+        return Price(codes.packed.nbytes, 0)
+    tables = _tables(fitting, coding, seed)
+    header = Header("benchmark", _NO_MODEL, codes.latents, codes.latents, codes.alphabet, "none", tables.sha256)
+    size, _ = through_a_file(header, tables, codes)
+    return Price(size, len(tables.data))
+
+
+def through_a_file(header: Header, tables: Tables, codes: Codes) -> tuple[int, Codes]:
+    """Write codes without names or tables, read them again; return the file's size in bytes, and its codes."""
+    data = write_archive(header, tables, codes)
+    with Archive(io.BytesIO(data), tables=[tables]) as archive:
+        back = archive[:]
+    if (back.packed != codes.packed).any():
+        raise BenchmarkError("an archive gave back other codes; no figure of this run counts.")
+    return len(data), back
+
+
+def write_archive(
+    header: Header, tables: Tables, codes: Codes, *, embed_tables: bool = False, fitted: tuple[EntropyModel, ...] = ()
+) -> bytes:
+    """Return the file that a writer leaves, with header, index and checksums; without names."""
+    with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
+        path = Path(folder, "codes.bin")
+        with Writer(path, header, tables, embed_tables=embed_tables, fitted=fitted, names=False) as out:
+            out.add(codes)
+        return path.read_bytes()
+
+
+def _tables(fitting: Codes, coding: str, seed: int) -> Tables:
+    network: AutoregressiveModel | None = None
+    if coding == "linear":
+        network = fit_linear(fitting, seed=seed)
+    elif coding == "network":  # what a model trained by stochcl brings along, unless independent symbols do as well
+        from stochcl.training.entropy import fit_entropy
+
+        network = fit_entropy(fitting, (fitting.latents,), seed=seed, precision="fp32").network
+    return Tables((fitting.latents,), IndependentModel.fit(fitting), autoregressive=network)

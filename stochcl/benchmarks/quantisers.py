@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Quantise = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+    from stochcl.benchmarks.baselines import Half, Matrix
+
+    Quantise = Callable[[Matrix], NDArray[np.uint8]]
 
 CENTROIDS = 256
 """Vectors of a codebook."""
@@ -30,6 +32,7 @@ _ROTATION_STEPS = 25
 _RESIDUAL_STEPS = 10
 _LOCAL_STEPS = 10  # more lower the error by little
 _MOST_BOOKS = 512
+_MOST_LOCAL = 8  # a search takes time by their square: half a minute to fit 8 to 20,000 rows, a quarter hour 32
 
 
 class Native(Baseline):
@@ -64,7 +67,7 @@ def faiss_on_one_thread() -> Any:
     return faiss
 
 
-def _shuffled(train: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+def _shuffled(train: Matrix, seed: int) -> Matrix:
     """Return rows in a seeded order: faiss takes the first, and a matrix may be sorted."""
     order = np.random.default_rng([seed, 11]).permutation(len(train))[:_ROWS]
     return np.ascontiguousarray(train[order], np.float32)
@@ -75,8 +78,8 @@ class Product(Native):
     """Product quantisation (Jegou, Douze and Schmid, TPAMI 2011): columns in groups, each with its codebook."""
 
     quantise: Quantise | None
-    centroids: NDArray[np.float16]
-    rotation: NDArray[np.float16] | None
+    centroids: Half
+    rotation: Half | None
     width: int
 
     name = "PQ"
@@ -87,31 +90,27 @@ class Product(Native):
         return width
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102
         quantise, rotation, centroids = train_product(
             _shuffled(train, seed), bits // _BITS, seed, rotation_steps=cls.rotation_steps,
             rotation_rows=_ROTATION_ROWS, rows=_ROWS,
         )  # fmt: skip
         return cls(quantise, half(centroids), None if rotation is None else half(rotation), train.shape[1])
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         assert self.quantise is not None
         return Codes.from_symbols(self.quantise(vectors), alphabet=CENTROIDS)
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         indices = np.arange(codes.latents)
         found = full(self.centroids)[indices, codes.symbols()].reshape(len(codes), -1)
         return found[:, : self.width] if self.rotation is None else found @ full(self.rotation)
 
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return (self.centroids,) if self.rotation is None else (self.centroids, self.rotation)
-
 
 def train_product(
-    vectors: NDArray[np.float32], indices: int, seed: int, *, rotation_steps: int = 10, rotation_rows: int = 12_000,
+    vectors: Matrix, indices: int, seed: int, *, rotation_steps: int = 10, rotation_rows: int = 12_000,
     rows: int = 12_000,
-) -> tuple[Quantise, NDArray[np.float32] | None, NDArray[np.float32]]:  # fmt: skip
+) -> tuple[Quantise, Matrix | None, Matrix]:  # fmt: skip
     """Train a rotation (Ge et al., CVPR 2013), if it has steps, and a product quantiser after it; seeded.
 
     Returns the function from vectors to indices, shape (N, M); the rotation, shape (W, V), or None; and the
@@ -122,8 +121,8 @@ def train_product(
     pq = faiss.ProductQuantizer(width, indices, _BITS)
     pq.cp.seed = seed % (1 << 31)
     pq.cp.min_points_per_centroid = 1
-    rotation: NDArray[np.float32] | None = None
-    apply: Callable[[NDArray[np.float32]], NDArray[np.float32]] = partial(_padded, width=width)
+    rotation: Matrix | None = None
+    apply: Callable[[Matrix], Matrix] = partial(_padded, width=width)
     if rotation_steps:
         before = faiss.OPQMatrix(vectors.shape[1], indices, width)
         before.pq = pq
@@ -133,7 +132,7 @@ def train_product(
         rotation, apply = faiss.vector_to_array(before.A).reshape(width, vectors.shape[1]), before.apply
     pq.train(apply(vectors[:rows]))
 
-    def quantise(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def quantise(values: Matrix) -> NDArray[np.uint8]:
         codes: NDArray[np.uint8] = pq.compute_codes(apply(np.ascontiguousarray(values, np.float32)))
         return codes
 
@@ -144,7 +143,7 @@ def _padded_width(width: int, indices: int) -> int:
     return -(-width // indices) * indices
 
 
-def _padded(vectors: NDArray[np.float32], *, width: int) -> NDArray[np.float32]:
+def _padded(vectors: Matrix, *, width: int) -> Matrix:
     """Add columns of zeros, so that groups of columns are of one size."""
     return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
 
@@ -171,14 +170,14 @@ class Additive(Native):
     """A vector as the sum of one vector of each codebook."""
 
     quantise: Quantise | None
-    codebooks: NDArray[np.float16]
+    codebooks: Half
 
     @classmethod
     def _of(cls, trained: Any, width: int) -> Self:
         """Take over what faiss has trained."""
         books = faiss_on_one_thread().vector_to_array(trained.codebooks)
 
-        def quantise(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        def quantise(values: Matrix) -> NDArray[np.uint8]:
             packed: NDArray[np.uint8] = trained.compute_codes(np.ascontiguousarray(values, np.float32))
             if cls.index_bits == _BITS:
                 return packed
@@ -187,19 +186,15 @@ class Additive(Native):
 
         return cls(quantise, half(books[: (trained.M << cls.index_bits) * width].reshape(trained.M, -1, width)))
 
-    def codes(self, vectors: NDArray[np.float32]) -> Codes:  # noqa: D102
+    def codes(self, vectors: Matrix) -> Codes:  # noqa: D102
         assert self.quantise is not None
         return Codes.from_symbols(self.quantise(vectors), alphabet=self.codebooks.shape[1])
 
-    def vectors(self, codes: Codes) -> NDArray[np.float32]:  # noqa: D102
+    def vectors(self, codes: Codes) -> Matrix:  # noqa: D102
         out = np.zeros((len(codes), self.codebooks.shape[2]), np.float32)
         for book, chosen in zip(full(self.codebooks), codes.symbols().T, strict=True):
             out += book[chosen]
         return out
-
-    @property
-    def side(self) -> tuple[NDArray[np.float16], ...]:  # noqa: D102
-        return (self.codebooks,)
 
 
 class Residual(Additive):
@@ -214,7 +209,7 @@ class Residual(Additive):
                 yield f", beam {beam}" + (f", trial {trial}" if trial else ""), {"beam": beam, "trial": trial}
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int, *, beam: int = 8, trial: int = 0) -> Self:  # noqa: D102
+    def fit(cls, train: Matrix, bits: int, seed: int, *, beam: int = 8, trial: int = 0) -> Self:  # noqa: D102
         faiss = faiss_on_one_thread()
         width = train.shape[1]
         rq = faiss.ResidualQuantizer(width, bits // cls.index_bits, cls.index_bits)
@@ -243,7 +238,11 @@ class LocalSearch(Additive):
     name = "LSQ"
 
     @classmethod
-    def fit(cls, train: NDArray[np.float32], bits: int, seed: int) -> Self:  # noqa: D102
+    def _most_indices(cls, width: int) -> int:
+        return _MOST_LOCAL
+
+    @classmethod
+    def fit(cls, train: Matrix, bits: int, seed: int) -> Self:  # noqa: D102
         faiss = faiss_on_one_thread()
         lsq = faiss.LocalSearchQuantizer(train.shape[1], bits // _BITS, _BITS)
         lsq.random_seed = seed % (1 << 31)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.benchmarks import pricing
 from stochcl.benchmarks.baselines import fit_and_code
 from stochcl.benchmarks.curves import savings
 from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SIDES, PixelCode, read_inputs
-from stochcl.benchmarks.probes import Judge
+from stochcl.benchmarks.probes import Judge, codings_of, price, through_a_file
 from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
 from stochcl.codes import Codes
-from stochcl.errors import UsageError, require_extra
-from stochcl.messages import escape_name
+from stochcl.errors import UsageError, require
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stochcl.benchmarks.baselines import Baseline
     from stochcl.benchmarks.inputs import Inputs, RateAccuracyConfig, Split
 
-    Told = Callable[[int, int], None]
+    Told = Progress
 
 SCHEMA = "stochcl.benchmark.rate-accuracy/0"
 
@@ -49,6 +49,10 @@ class Encoded:
 
     codes: Codes
     features: NDArray[np.float32]
+
+    def digest(self) -> str:
+        """Return a digest of the features, which models trained on the same rows of a matrix share."""
+        return hashlib.sha256(self.features.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,19 +90,18 @@ class Subject:
 
 
 def benchmark_rate_accuracy(
-    config: RateAccuracyConfig,
-    folder: Path,
-    *,
+    config: RateAccuracyConfig, folder: Path, *,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Measure everything that was asked for, and keep it in ``folder/cache`` for another run.
 
     Returns JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one a code and way to store
     it; ``failed``, whose process died; ``left_out``, in sentences; ``savings``, ours against every other curve. Where
     quantisers are fitted to other sources, too, ``fit`` says to which, and ``fitted_to`` of each row to what.
     """
-    require_extra("this benchmark", "torch", "matplotlib", "jinja2")
+    for module, extra in (("torch", "train"), ("matplotlib", "plots"), ("jinja2", "plots")):
+        require(module, "this benchmark", extra)
     cache = Cache(folder / CACHE)
     inputs = read_inputs(config)
     codecs = _codecs(config, inputs)
@@ -122,21 +125,13 @@ def benchmark_rate_accuracy(
         sources = [escape_name(path.name) for path in config.fit_to]
         told_fit = {"fit": {"sources": sources, "images": len(inputs.fit), "hold_out": config.fit_hold_out}}
     return record(
-        SCHEMA,
-        config,
-        probe=config.probe,
-        metrics=list(config.metric),
-        precision=config.precision,
+        SCHEMA, config, probe=config.probe, metrics=list(config.metric), precision=config.precision,
         n={"train": len(inputs.train), "test": len(inputs.test), "queries": len(subjects[0].judge.queries)},
-        **told_fit,
-        classes=len(np.unique(inputs.train.labels)),
+        **told_fit, classes=len(np.unique(inputs.train.labels)),
         models=[{"name": codec.model.name, "sha256": codec.model.sha256} for codec in codecs],
-        features=subjects[0].train.features.shape[1],
-        left_out=outcome.left_out,
-        failed=outcome.failed,
-        rows=rows,
+        features=subjects[0].train.features.shape[1], left_out=outcome.left_out, failed=outcome.failed, rows=rows,
         savings=savings(rows, values, seed=config.seed),
-    )
+    )  # fmt: skip
 
 
 def _codecs(config: RateAccuracyConfig, inputs: Inputs) -> list[Codec]:
@@ -237,11 +232,12 @@ def _baseline_jobs(
     """Yield the jobs of a baseline, fitted to the training images or to others."""
     label = kind.name if fit is None else kind.name + ELSEWHERE
     fitting = (fit or subject.train).features
+    prints = subject.train.digest(), subject.test.digest()
     for each in bits:
         for suffix, options in kind.variants(config.beam, config.trials):
             named = {"method": label, "group": group, "code": f"{each} bits{suffix}", "input": "vectors"}
             call = partial(of_baseline, subject, kind, each, named, config.coding, fit, options)
-            on = (*subject.depends, name, *depends, each, sorted(options.items()), config.coding)
+            on = (*prints, name, *depends, each, sorted(options.items()), config.coding)
             check = partial(kind.check, len(fitting), fitting.shape[1], each)
             yield Job(label, named["code"], on, call, check, facts)
 
@@ -251,7 +247,7 @@ def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured
     start, codec = time.monotonic(), subject.codec
     train, codes = (codec.narrowed(part.codes, part.features, latents) for part in (subject.train, subject.test))
     codes = replace(codes, names=None, labels=None, uncertainty=None)
-    size, codes = pricing.through_a_file(codec.header(latents=latents, source_kind="benchmark"), codec.tables, codes)
+    size, codes = through_a_file(codec.header(latents=latents, source_kind="benchmark"), codec.tables, codes)
     both = train.symbols(), codes.symbols()
     distance = "hamming" if codec.alphabet == 2 else "levels"
     decoder = codec.tables.decoder
@@ -278,8 +274,8 @@ def of_baseline(
     fitting = matrices[0 if fit is None else 2]
     method, (learned, codes, *other) = fit_and_code(kind, fitting, matrices, bits, seed, **options)
     costs = []
-    for coding in pricing.codings_of(codes, codings if kind.coded else ("packed",)):
-        paid = pricing.price(other[0] if other else learned, codes, coding, seed)
+    for coding in codings_of(codes, codings if kind.coded else ("packed",)):
+        paid = price(other[0] if other else learned, codes, coding, seed)
         costs.append({"coding": coding, "bytes": paid.bytes, "side_bytes": method.side_bytes + paid.model_bytes})
     return subject.rows(named, costs, (method.vectors(learned), method.vectors(codes)), start)
 

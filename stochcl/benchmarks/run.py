@@ -27,7 +27,7 @@ import numpy as np
 from stochcl import __version__
 from stochcl.errors import MissingExtraError, SourceError, StochclError, UsageError
 from stochcl.files import replacing, writing
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 from stochcl.options import Options, declared, kind_of, option_of
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Job:
     method: str
     code: str
     depends: tuple[object, ...]
-    call: Callable[[Callable[[int, int], None]], Measured]
+    call: Callable[[Progress], Measured]
     check: Callable[[], object] = lambda: None
     facts: dict[str, Any] = field(default_factory=dict)  # of the rows, but not kept: runs with and without share them
 
@@ -133,13 +133,9 @@ class Outcome:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
-    cache: Cache,
-    key: tuple[object, ...],
-    *,
-    progress: Callable[[int, int, str], None],
+    jobs: Sequence[Job], cache: Cache, key: tuple[object, ...], *, progress: Callable[[int, int, str], None],
     say: Callable[[str], None],
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Check what every job needs, then do those that can be done; take from the cache what was done before."""
     from threadpoolctl import threadpool_limits
 

@@ -30,7 +30,7 @@ from stochcl.data.preprocess import _DRAFT_GAP
 from stochcl.entropy.ans import encode_block
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import OWN
-from stochcl.errors import UsageError, require_extra
+from stochcl.errors import UsageError, require
 from stochcl.messages import escape_name
 from stochcl.options import option
 
@@ -243,7 +243,7 @@ def make_images(folder: Path, count: int, side: int, seed: int) -> None:
 
 def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
     """Write a model file of an untrained network: as fast as a trained one, and good for nothing else."""
-    require_extra("an untrained network", "torch")
+    require("torch", "an untrained network", "train")
     import torch
 
     from stochcl.encoders.config import EncoderConfig
@@ -295,12 +295,9 @@ class Times:
 
 
 def interleave(
-    work: Mapping[str, Callable[[], object]],
-    repeat: int,
-    *,
-    wait: Callable[[], None] = lambda: None,
+    work: Mapping[str, Callable[[], object]], repeat: int, *, wait: Callable[[], None] = lambda: None,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> dict[str, Times]:
+) -> dict[str, Times]:  # fmt: skip
     """Do all of the work once to warm up and see its memory, then ``repeat`` times, one piece after the other.
 
     ``wait`` returns when the device has done its work; ``progress`` is told how many pieces are done, and the next.

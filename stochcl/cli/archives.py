@@ -1,35 +1,154 @@
-"""Commands on archives: verify, append, merge, split, transcode, decompress."""
+"""Commands that make, read and change archives."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from stochcl.api import archives
 from stochcl.api.compress import CompressOptions
-from stochcl.api.tables import resolve_tables
+from stochcl.api.models import resolve_tables
+from stochcl.api.source import check_paths_exist
+from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import (
-    CODES,
-    DEVICE,
-    FORCE,
-    INPUT,
-    LABELS,
-    PATH,
-    RESUME,
-    TABLES,
-    command,
-    given,
-    options_of,
-    output,
-    section,
-)
 from stochcl.compress import Archive, open_archive
+from stochcl.data import ImageSource, open_list
+from stochcl.errors import UsageError
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+
+def standard_input(what: str) -> IO[bytes]:
+    """Return the bytes of standard input."""
+    if sys.stdin is None:
+        raise UsageError(f"standard input is closed, and {what} is read from it; send it through a pipe.")
+    if sys.stdin.isatty():
+        raise UsageError(f"standard input is a terminal, and {what} is read from it; send it through a pipe.")
+    return sys.stdin.buffer
+
+
+def source_of(
+    sources: Sequence[Path], files_from: Path | None, *, null: bool, folder: Path
+) -> Path | Sequence[Path] | IO[bytes] | ImageSource:
+    """Return what a request names to read: paths, standard input, or the images of a list."""
+    if files_from is not None:
+        if sources:
+            raise UsageError("--files-from lists what is read; leave SOURCE out.")
+        where = standard_input("a list of files") if str(files_from) == "-" else files_from
+        return open_list(where, null=null or None, folder=folder)
+    if null or str(folder) != ".":
+        raise UsageError("--null and --directory say how a list is read; give it with --files-from.")
+    if not sources:
+        raise UsageError("there is nothing to compress: name a opt.SOURCE, or a list of files with --files-from.")
+    if "-" not in map(str, sources):
+        return sources[0] if len(sources) == 1 else sources
+    if len(sources) > 1:
+        raise UsageError("- is standard input, a tar of images, and no other source goes with it.")
+    return standard_input("a tar of images")
+
+
+def output_of(path: Path) -> Path | IO[bytes]:
+    """Return where an archive goes: the path, or for ``-`` standard output."""
+    if str(path) != "-":
+        return path
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
+    if sys.stdout.isatty():
+        raise UsageError(
+            "standard output is a terminal, and codes are no text; send them through a pipe, or give -o a name."
+        )
+    return sys.stdout.buffer
+
+
+@opt.command()
+@click.argument("sources", nargs=-1, metavar="SOURCE...", type=opt.SOURCE)
+@opt.output("The archive to write; - for standard output.")
+@opt.section(
+    "Source",
+    click.option(
+        "--files-from",
+        metavar="FILE",
+        type=opt.PATH,
+        help="Compress the image files listed in FILE, or - for standard input, in its order, in place of a SOURCE.",
+    ),
+    click.option("-0", "--null", is_flag=True, help="The list is separated by null bytes.  [default: if it has any]"),
+    click.option(
+        "-C",
+        "--directory",
+        default=".",
+        type=opt.PATH,
+        metavar="DIR",
+        help="What the list's paths, and so the names, are relative to.  [default: the current folder]",
+    ),
+    opt.options_of(CompressOptions, only="column id_column any_name depth max_pixels fit workers strict"),
+)
+@opt.section("Labels", opt.options_of(CompressOptions, only="label_level label_column label_files"))
+@opt.section("Rate", opt.options_of(CompressOptions, only="latents rate"))
+@opt.section(
+    "Model",
+    click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file."),
+    opt.DEVICE,
+    click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+                 help="Numeric precision of the network; bf16 is faster if the processor supports it."),
+    opt.options_of(CompressOptions, only="batch_size"),
+)  # fmt: skip
+@opt.section("Archive", opt.options_of(CompressOptions, only="names uncertainty self_contained external_tables"))
+@opt.section(
+    "Shards",
+    click.option("--shard-images", type=int, metavar="N",
+                 help="Write a folder of archives of N images each, and a manifest.  "
+                      "[default with --engine ray: 100,000]"),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                 help="Where to compress; ray: on many cores or machines, to a folder of shards."),
+    click.option("--address", help="Address of a Ray cluster.  [default: RAY_ADDRESS, or this machine's cores]"),
+)  # fmt: skip
+@opt.options_of(CompressOptions, only="force resume")
+@JSON
+def compress(
+    sources: tuple[Path, ...], output: Path, *, files_from: Path | None, null: bool, directory: Path, model: str,
+    device: str, precision: str, engine: str, address: str | None, shard_images: int | None, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Compress images, or a matrix of embeddings, to an archive of codes.
+
+    SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
+    or .arrow file with a column of images or vectors, or the URL of a folder, an image or a .tar.
+    Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
+    from standard input, and its images are kept in the order in which they come.
+    An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a
+    model that was trained on such rows; it may be larger than memory, and its rows are named by their numbers.
+
+    \b
+    Example:
+      stochcl compress images/ -o codes.bin
+      stochcl compress vectors.npy -m head.safetensors -o codes.bin
+      tar c -C images . | stochcl compress - -o codes.bin
+      find images -name '*.jpg' -print0 | stochcl compress --files-from - -o codes.bin
+      stochcl compress images/ -o codes/ --engine ray
+    """
+    from stochcl.api.codec import Codec
+    from stochcl.ray import compress_folder
+
+    source = source_of(sources, files_from, null=null, folder=directory)
+    out = output_of(output)
+    check_paths_exist(source)
+    codec, options = Codec(model, device=device, precision=precision), opt.given(options)
+    with progress_bar("rows" if codec.columns else "images") as bar:
+        if engine == "local" and shard_images is None and address is None:
+            report = codec.compress(source, out, progress=bar, **options)
+        else:
+            how: dict[str, Any] = {"engine": engine, "address": address, "shard_images": shard_images, "model": model}
+            report = compress_folder(codec, source, out, progress=bar, **how, **options)
+    say_skipped(report.skipped)
+    for warning in report.warnings:
+        say(warning)
+    show(report.to_json("compress"), report.lines(), as_json=as_json, err=out is not output)
+
 
 _SHOWN = 5  # places that are damaged
 _TABLES = {
@@ -39,12 +158,12 @@ _TABLES = {
 }
 
 
-@command()
-@CODES
-@click.option("--salvage", type=PATH, metavar="OUT", help="Write everything that is intact to OUT.")
+@opt.command()
+@opt.CODES
+@click.option("--salvage", type=opt.PATH, metavar="OUT", help="Write everything that is intact to OUT.")
 @click.option("--repair", is_flag=True, help="Cut off what an interrupted append left behind, in place.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@TABLES
+@opt.TABLES
 @JSON
 @click.pass_context
 def verify(
@@ -70,7 +189,7 @@ def verify(
     found: dict[str, Any] = {"schema": "stochcl.verify/0", "path": escape_name(codes), "ok": True}
     left = 0
     if repair:
-        from stochcl.compress.repair import repair as cut_back
+        from stochcl.compress.append import repair as cut_back
 
         done = cut_back(codes)
         found |= {"images": done.rows, "bytes": done.bytes, "cut_bytes": done.cut}
@@ -99,22 +218,12 @@ def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as
     for line in _losses(done):
         say(line)
     result = {
-        "schema": "stochcl.verify/0",
-        "path": escape_name(codes),
-        "salvaged": escape_name(done.path),
-        "segments": done.segments,
-        "images": done.rows,
-        "recoded_images": done.recoded,
-        "unchecked_images": done.unchecked,
-        "unnamed_images": done.unnamed,
-        "unlabelled_images": done.unlabelled,
-        "uncertainty_lost": done.uncertainty_lost,
-        "bytes": done.bytes,
-        "lost_images": done.rows_lost,
-        "lost_bytes": [list(place) for place in done.lost],
-        "tables": done.tables,
-        "ok": done.complete,
-    }
+        "schema": "stochcl.verify/0", "path": escape_name(codes), "salvaged": escape_name(done.path),
+        "segments": done.segments, "images": done.rows, "recoded_images": done.recoded,
+        "unchecked_images": done.unchecked, "unnamed_images": done.unnamed, "unlabelled_images": done.unlabelled,
+        "uncertainty_lost": done.uncertainty_lost, "bytes": done.bytes, "lost_images": done.rows_lost,
+        "lost_bytes": [list(place) for place in done.lost], "tables": done.tables, "ok": done.complete,
+    }  # fmt: skip
     saved = f"{plural(done.rows, 'image')} in {plural(done.segments, 'segment')}"
     show(result, [f"{result['salvaged']}: {saved}, {done.bytes:,} bytes"], as_json=as_json)
     return 0 if done.complete else 1
@@ -137,31 +246,31 @@ def _losses(done: Any) -> list[str]:
     return [*lines, *filter(None, [_TABLES[done.tables]])]
 
 
-@command()
-@CODES
-@output("The archive to write.")
-@section(
+@opt.command()
+@opt.CODES
+@opt.output("The archive to write.")
+@opt.section(
     "What to keep",
-    options_of(CompressOptions, only=("latents", "rate")),
+    opt.options_of(CompressOptions, only="latents rate"),
     click.option(
-        "--select", type=INPUT,
+        "--select", type=opt.INPUT,
         help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
     ),
     click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Leave out names alone."),
     click.option(
         "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Leave out uncertainty."
     ),
-    click.option("--labels", type=INPUT, help="Store the labels of this CSV file name,label."),
+    click.option("--labels", type=opt.INPUT, help="Store the labels of this CSV file name,label."),
 )  # fmt: skip
-@section(
+@opt.section(
     "Entropy models",
     click.option("--refit", is_flag=True, help="Fit entropy models to these codes, and store those that save bytes."),
     click.option("--self-contained", is_flag=True, help="Put the decoder into the archive."),
     click.option("--external-tables", is_flag=True, help="Put the decoder into a file beside the archive."),
 )
-@TABLES
-@FORCE
-@RESUME
+@opt.TABLES
+@opt.FORCE
+@opt.RESUME
 @JSON
 def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Rewrite an archive: narrower, smaller, or with other names, labels or decoder.
@@ -177,9 +286,9 @@ def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **
     show(edit.to_json("transcode"), edit.lines(), as_json=as_json)
 
 
-@command()
-@CODES
-@output("The folder that the parts go to.")
+@opt.command()
+@opt.CODES
+@opt.output("The folder that the parts go to.")
 @click.option("--rows", type=int, metavar="N", help="Images per part; the last has the rest.")
 @click.option("--parts", type=int, metavar="P", help="Number of parts, as equal as can be.")
 @click.option("--force", is_flag=True, help="Replace parts that are there already.")
@@ -204,16 +313,13 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
     show(result, lines, as_json=as_json)
 
 
-@command()
-@CODES
-@click.argument("source", type=INPUT)
+@opt.command()
+@opt.CODES
+@click.argument("source", type=opt.INPUT)
 @click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
-@DEVICE
-@options_of(
-    CompressOptions,
-    only=("any_name", "label_level", "label_files", "label_column", "max_pixels", "batch_size", "workers"),
-)
-@click.option("--labels", type=INPUT, help="CSV file name,label or .npy array, if the archive has labels stored.")
+@opt.DEVICE
+@opt.options_of(CompressOptions, only="any_name label_level label_files label_column max_pixels batch_size workers")
+@click.option("--labels", type=opt.INPUT, help="CSV file name,label or .npy array, if the archive has labels stored.")
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, and add nothing.")
 @JSON
 def append(codes: Path, source: Path | str, *, model: str | None, device: str, as_json: bool, **options: Any) -> None:
@@ -232,16 +338,16 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
-        edit = append(codes, source, codec, progress=bar, **given(options))
+        edit = append(codes, source, codec, progress=bar, **opt.given(options))
     say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)
 
 
-@command()
-@click.argument("codes", type=INPUT, nargs=-1, required=True)
-@output("The archive to write.")
-@FORCE
-@RESUME
+@opt.command()
+@click.argument("codes", type=opt.INPUT, nargs=-1, required=True)
+@opt.output("The archive to write.")
+@opt.FORCE
+@opt.RESUME
 @JSON
 def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, as_json: bool) -> None:
     """Join archives of one model and width, in the order given.
@@ -257,12 +363,12 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
     show(edit.to_json("merge"), edit.lines(), as_json=as_json)
 
 
-@command()
-@CODES
-@output("A .npz, .npy, .csv, .parquet or .arrow file.")
-@LABELS
-@FORCE
-@TABLES
+@opt.command()
+@opt.CODES
+@opt.output("A .npz, .npy, .csv, .parquet or .arrow file.")
+@opt.LABELS
+@opt.FORCE
+@opt.TABLES
 @JSON
 def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Export codes as arrays: symbols, vectors, names and labels. (Images cannot be recovered.).

@@ -8,7 +8,7 @@ import click
 
 from stochcl.benchmarks import curves, rate_accuracy, throughput
 from stochcl.benchmarks.inputs import RateAccuracyConfig
-from stochcl.benchmarks.run import write_results
+from stochcl.benchmarks.run import Config, write_results
 from stochcl.benchmarks.throughput import ThroughputConfig
 from stochcl.cli.main import JSON, progress_bar, say, show, table
 from stochcl.cli.options import PATH, given, options_of
@@ -19,8 +19,6 @@ from stochcl.files import make_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from stochcl.benchmarks.run import Config
 
     Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 

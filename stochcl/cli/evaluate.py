@@ -6,33 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api.options import EvaluateOptions, SearchOptions, SelectOptions, UncertaintyOptions
-from stochcl.api.tables import resolve_tables
+from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
+from stochcl.api.models import resolve_tables
+from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
-from stochcl.cli.options import (
-    CODES,
-    COLUMN,
-    DEVICE,
-    FORCE,
-    INPUT,
-    LABELS,
-    LEVEL,
-    PATH,
-    TABLES,
-    TABLES_OF_CODES,
-    TEST_LABELS,
-    command,
-    given,
-    options_of,
-    output,
-    section,
-)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-OPTIONAL_CODES = click.argument("codes", required=False, type=INPUT)
-TRAIN = click.option("--train", type=INPUT, help="The archive to train on, in place of CODES.")
+OPTIONAL_CODES = click.argument("codes", required=False, type=opt.INPUT)
+TRAIN = click.option("--train", type=opt.INPUT, help="The archive to train on, in place of CODES.")
 MODEL = click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 
 
@@ -43,24 +26,24 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
     return path
 
 
-@command()
+@opt.command()
 @OPTIONAL_CODES
-@section("Rows", TRAIN, click.option("--test", type=INPUT, help="Score on this archive."))
-@section(
+@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive."))
+@opt.section(
     "Labels",
-    LABELS,
-    TEST_LABELS,
-    LEVEL,
+    opt.LABELS,
+    opt.TEST_LABELS,
+    opt.LEVEL,
     click.option("--label-column", "--column", "columns", multiple=True,
                  help="Column of --labels; several targets by repeating it.  [default: first]"),
     click.option(
         "--groups", help="Column of --labels, or a CSV file name,group: no group is both trained and scored on."
     ),
-    options_of(EvaluateOptions, only=("task", "min_class")),
+    opt.options_of(EvaluateOptions, only="task min_class"),
 )  # fmt: skip
-@section("Probe", options_of(EvaluateOptions, only=("estimator", "output", "latents", "folds", "test_size", "seed")))
-@click.option("--save", type=PATH, help="Write the probe here, for `stochcl predict`.")
-@TABLES
+@opt.section("Probe", opt.options_of(EvaluateOptions, only="estimator output latents folds test_size seed"))
+@click.option("--save", type=opt.PATH, help="Write the probe here, for `stochcl predict`.")
+@opt.TABLES
 @JSON
 def evaluate(
     codes: Path | str | None, *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
@@ -79,7 +62,9 @@ def evaluate(
 
     path = _training_codes(codes, train)
     with progress_bar("steps") as bar:
-        results, facts = evaluate_targets(path, tables=resolve_tables(model, path), progress=bar, **given(options))
+        results, facts = evaluate_targets(
+            path, tables=resolve_tables(model, path), progress=bar, **opt.given(options)
+        )
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
@@ -94,14 +79,14 @@ def evaluate(
     show(facts | {"targets": both}, [*head, *lines, *saved], as_json=as_json)
 
 
-@command()
-@CODES
-@click.option("-m", "--model", "probe", required=True, type=PATH,
+@opt.command()
+@opt.CODES
+@click.option("-m", "--model", "probe", required=True, type=opt.PATH,
               help="What `stochcl evaluate --save` or `stochcl finetune` wrote.")  # fmt: skip
-@output("The CSV file to write.")
-@TABLES_OF_CODES
-@DEVICE
-@FORCE
+@opt.output("The CSV file to write.")
+@opt.TABLES_OF_CODES
+@opt.DEVICE
+@opt.FORCE
 @JSON
 def predict(
     codes: Path | str, probe: Path, output: Path, *, tables: str | None, as_json: bool, **options: Any
@@ -125,26 +110,22 @@ def predict(
     show(found, [line], as_json=as_json)
 
 
-@command()
+@opt.command()
 @OPTIONAL_CODES
-@section("Rows", TRAIN, click.option("--test", type=INPUT, help="The archive whose images are answered."))
-@section("Labels", LABELS, TEST_LABELS, COLUMN, LEVEL)
-@section(
+@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="The archive whose images are answered."))
+@opt.section("Labels", opt.LABELS, opt.TEST_LABELS, opt.COLUMN, opt.LEVEL)
+@opt.section(
     "Other images",
-    click.option("--outside", type=INPUT, multiple=True, help="An archive of other images; may be repeated."),
-    click.option("--images", type=INPUT, help="The answered images: they are corrupted, and encoded."),
-    options_of(UncertaintyOptions, only=("sample",)),
+    click.option("--outside", type=opt.INPUT, multiple=True, help="An archive of other images; may be repeated."),
 )
-@section("Probe", options_of(UncertaintyOptions, only=("estimator", "output", "latents", "folds", "seed")))
-@click.option("--plot", type=PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
-@MODEL
-@DEVICE
+@opt.section("Probe", opt.options_of(ProbeOptions, only="estimator output latents folds seed"))
+@click.option("--plot", type=opt.PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
+@opt.TABLES
 @JSON
 def uncertainty(
-    codes: Path | str | None, *, train: Path | str | None, model: str | None, device: str, as_json: bool,
-    **options: Any,
-) -> None:  # fmt: skip
-    """Test whether uncertainty flags errors and out-of-distribution or corrupted images.
+    codes: Path | str | None, *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
+) -> None:
+    """Test whether uncertainty flags errors and out-of-distribution images.
 
     The entropy that `stochcl compress --uncertainty` stored stands beside the code's length, the distance to the
     nearest codes, and the probe's confidence, which alone needs labels. 0.5 is chance.
@@ -152,19 +133,12 @@ def uncertainty(
     \b
     Example:
       stochcl uncertainty codes.bin --plot refusal.png
-      stochcl uncertainty --train train.bin --test test.bin --outside other.bin --images test/
+      stochcl uncertainty --train train.bin --test test.bin --outside other.bin
     """
     from stochcl.api.uncertainty import measure_uncertainty
 
     path = _training_codes(codes, train)
-    if options["images"] is not None:
-        from stochcl.api.codec import codec_of
-
-        options["codec"] = codec_of(path, model, device=device)
-    else:
-        options["tables"] = resolve_tables(model, path)
-    with progress_bar("images") as bar:
-        found = measure_uncertainty(path, progress=bar, **given(options))
+    found = measure_uncertainty(path, tables=resolve_tables(model, path), **opt.given(options))
     show(found, _uncertainty_lines(found), as_json=as_json)
 
 
@@ -194,17 +168,9 @@ def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
         names = list(found["scores"])
         rows = []
         for one in found["outside"]:
-            what = f"{one['what']} {one['strength']}" if "strength" in one else one["what"]
-            accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
             told = [_auroc(one["scores"].get(name, {})) for name in names]
-            rows.append([what, f"{one['images']:,}", accuracy, *told])
-        title = "other and corrupted images told from the answered ones (AUROC)"
-        out += table(title, ["what", "images", "accuracy %", *names], rows)
-    if "shifted" in found:
-        shifted = found["shifted"]
-        title = f"errors among {shifted['images']:,} clean and corrupted images together, accuracy"
-        rows = [[name, _auroc(score), _interval(score["interval"])] for name, score in shifted["scores"].items()]
-        out += table(f"{title} {shifted['accuracy']:.1%} (AUROC)", ["score", "AUROC", "interval"], rows)
+            rows.append([one["what"], f"{one['images']:,}", *told])
+        out += table("other images told from the answered ones (AUROC)", ["what", "images", *names], rows)
     if "plot" in found:
         out.append(f"plot in {found['plot']}")
     return out + [f"note: {note}" for note in found["notes"]]
@@ -221,21 +187,21 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
     return f"[{low}, {high}]" if sign else f"{low} to {high}"
 
 
-@command()
-@CODES
-@output("The page to write.", default="report.html")
-@click.option("--images", type=PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
-@section("Labels", LABELS, COLUMN, LEVEL, options_of(EvaluateOptions, only=("task",)))
-@section(
+@opt.command()
+@opt.CODES
+@opt.output("The page to write.", default="report.html")
+@click.option("--images", type=opt.PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
+@opt.section("Labels", opt.LABELS, opt.COLUMN, opt.LEVEL, opt.options_of(EvaluateOptions, only="task"))
+@opt.section(
     "Latents",
     click.option("--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
                  help="How many of the strongest latents to look at closely."),
     click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
                  help="Look at latents in at most N images, spread evenly."),
 )  # fmt: skip
-@options_of(EvaluateOptions, only=("seed",))
-@TABLES
-@FORCE
+@opt.options_of(EvaluateOptions, only="seed")
+@opt.TABLES
+@opt.FORCE
 @JSON
 def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Explain an archive on one HTML page: bytes, latents, what they say, and what flipping them does.
@@ -250,7 +216,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     from stochcl.report.report import write_report
 
     with progress_bar("rows", rate=False) as bar:
-        told = write_report(codes, output, tables=resolve_tables(model, codes), progress=bar, **given(options))
+        told = write_report(codes, output, tables=resolve_tables(model, codes), progress=bar, **opt.given(options))
     lines = [
         f"{told['output']}: {told['output_bytes']:,} bytes, {told['pictures']:,} pictures, {told['seconds']:.1f} s"
     ]
@@ -267,23 +233,23 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     show(told, [*lines, *(f"  note: {note}" for note in told["notes"])], as_json=as_json)
 
 
-@command()
-@CODES
-@click.argument("query", nargs=-1, type=INPUT)
-@section(
+@opt.command()
+@opt.CODES
+@click.argument("query", nargs=-1, type=opt.INPUT)
+@opt.section(
     "Search",
     click.option("--name", "names", multiple=True, help="Search for this image of the archive; may be repeated."),
     click.option("--row", "rows", multiple=True, type=int, help="Search for this row of it; may be repeated."),
-    options_of(SearchOptions),
+    opt.options_of(SearchOptions),
 )
-@section(
+@opt.section(
     "Page",
-    click.option("--html", type=PATH, metavar="FILE", help="Also write a page of what was found."),
-    click.option("--images", type=INPUT, metavar="SOURCE", help="What the codes were made of, for thumbnails."),
+    click.option("--html", type=opt.PATH, metavar="FILE", help="Also write a page of what was found."),
+    click.option("--images", type=opt.INPUT, metavar="SOURCE", help="What the codes were made of, for thumbnails."),
 )
 @MODEL
-@DEVICE
-@TABLES_OF_CODES
+@opt.DEVICE
+@opt.TABLES_OF_CODES
 @JSON
 def search(
     codes: Path | str, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
@@ -305,7 +271,7 @@ def search(
     if images is not None and html is None:
         raise click.UsageError("--images are shown on a page; name it with --html.")
     with progress_bar("rows") as bar:
-        found = search(codes, query, tables=resolve_tables(tables, codes), progress=bar, **given(options))
+        found = search(codes, query, tables=resolve_tables(tables, codes), progress=bar, **opt.given(options))
     if html is not None:
         from stochcl.report.report import write_search_page
 
@@ -332,13 +298,13 @@ def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-@command()
-@CODES
-@output("The JSON file to write.")
-@options_of(SelectOptions)
-@section("Labels", LABELS, COLUMN, LEVEL)
-@TABLES
-@FORCE
+@opt.command()
+@opt.CODES
+@opt.output("The JSON file to write.")
+@opt.options_of(SelectOptions)
+@opt.section("Labels", opt.LABELS, opt.COLUMN, opt.LEVEL)
+@opt.TABLES
+@opt.FORCE
 @JSON
 def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Choose the latents that a task needs, each for what it adds to those chosen before.
@@ -351,6 +317,6 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     from stochcl.api.evaluate import select
 
     with progress_bar("rows"):
-        found = select(codes, output, tables=resolve_tables(model, codes), **given(options))
+        found = select(codes, output, tables=resolve_tables(model, codes), **opt.given(options))
     line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
     show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)

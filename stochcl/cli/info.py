@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stochcl.api.models import resolve_tables
 from stochcl.api.summary import Report
-from stochcl.api.tables import resolve_tables
 from stochcl.cli.main import JSON, show
 from stochcl.cli.options import CODES, TABLES, command
 from stochcl.compress import open_archive

@@ -150,7 +150,7 @@ def _plain_progress() -> Iterator[Callable[..., None]]:
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make codes": {
-        "compress": ("compress", "Compress images or embeddings to an archive of codes."),
+        "compress": ("archives", "Compress images or embeddings to an archive of codes."),
         "append": ("archives", "Add images to an archive."),
         "merge": ("archives", "Join archives."),
         "split": ("archives", "Cut an archive into several."),
@@ -215,8 +215,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(f"stochcl.cli.{module}"), cmd_name)
-        return command
+        return getattr(import_module(f"stochcl.cli.{module}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
         width = max(map(len, COMMANDS))

@@ -11,14 +11,12 @@ import click
 
 from stochcl.errors import UsageError
 from stochcl.files import check_exists
-from stochcl.options import check_value, declared, item_of, kind_of, option_of
+from stochcl.options import Options, check_value, declared, item_of, kind_of, option_of
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from dataclasses import Field
-
-    from stochcl.options import Options
 
     Decorator = Callable[[Any], Any]
 
@@ -106,11 +104,14 @@ def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - 
     return click.option("-o", "--output", type=PATH, help=help, **how)
 
 
-def options_of(*classes: type[Options], only: Collection[str] = ()) -> Decorator:
-    """Return a decorator that adds an option for each field with a help text, a class's own before its bases'."""
+def options_of(*classes: type[Options], only: str = "") -> Decorator:
+    """Return a decorator that adds an option for each field with a help text, a class's own before its bases'.
+
+    ``only`` names the fields that are wanted, with spaces between them.
+    """
     made = [
         _click_option(one) for cls in classes for one in _own_first(cls)
-        if option_of(one).help and (not only or one.name in only)
+        if option_of(one).help and (not only or one.name in only.split())
     ]  # fmt: skip
 
     def decorate(command: Any) -> Any:

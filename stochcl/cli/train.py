@@ -91,7 +91,7 @@ def info(model: str, *, as_json: bool) -> None:
     Example:
       stochcl models info general
     """
-    from stochcl.api.model_info import model_info
+    from stochcl.api.models import model_info
 
     found = model_info(model)
     show(found.to_json(), found.lines(), as_json=as_json)
@@ -129,41 +129,22 @@ def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -
         help="Options to begin with: cifar10-finetune, cifar10-lite0-finetune, imagenet-finetune, or a .toml file.",
     ),
     INIT,
-    options_of(FinetuneOptions, only=("from_scratch", "posterior", "latents", "alphabet")),
+    options_of(FinetuneOptions, only="from_scratch posterior latents alphabet"),
 )  # fmt: skip
 @section(
     "Schedule",
     options_of(
-        FinetuneOptions,
-        only=(
-            "epochs",
-            "max_time",
-            "batch_size",
-            "optimizer",
-            "lr",
-            "backbone_lr",
-            "frozen",
-            "momentum",
-            "decay",
-            "warmup",
-        ),
+        FinetuneOptions, only="epochs max_time batch_size optimizer lr backbone_lr frozen momentum decay warmup"
     ),
 )
 @section(
-    "Augmentation",
-    options_of(
-        FinetuneOptions,
-        only=("mixup", "size", "crop", "padding", "area", "flip", "operations", "strength", "cutout"),
-    ),
+    "Augmentation", options_of(FinetuneOptions, only="mixup size crop padding area flip operations strength cutout")
 )
 @section(
     "Loss and code",
-    options_of(
-        FinetuneOptions,
-        only=("smoothing", "average", "nested", "beta", "deterministic", "entropy", "entropy_hidden"),
-    ),
+    options_of(FinetuneOptions, only="smoothing average nested beta deterministic entropy entropy_hidden"),
 )
-@section("Running", options_of(FinetuneOptions, only=("seed", "precision", "device", "compile")), WORKERS, CACHE)
+@section("Running", options_of(FinetuneOptions, only="seed precision device compile"), WORKERS, CACHE)
 @click.option("--log", type=PATH, help=_LOG)
 @RESUME
 @FORCE
@@ -205,25 +186,19 @@ def finetune(
     INIT,
     HOLD_OUT,
 )  # fmt: skip
-@section(
-    "Schedule",
-    options_of(TrainOptions, only=("epochs", "max_time", "batch_size", "lr", "decay", "warmup", "average")),
-)
+@section("Schedule", options_of(TrainOptions, only="epochs max_time batch_size lr decay warmup average"))
 @section(
     "Code",
-    options_of(TrainOptions, only=("rate",)),
-    options_of(
-        EncoderConfig,
-        only=("posterior", "latents", "alphabet", "embedding", "reduced", "transform", "head", "decoder"),
-    ),
-    options_of(TrainOptions, only=("latent_steps", "whitening", "entropy", "entropy_hidden")),
+    options_of(TrainOptions, only="rate"),
+    options_of(EncoderConfig, only="posterior latents alphabet embedding reduced transform head decoder"),
+    options_of(TrainOptions, only="latent_steps whitening entropy entropy_hidden"),
 )
-@section("Network", options_of(EncoderConfig, only=("backbone", "width", "stem", "pooling", "size", "fit")))
-@section("Loss", options_of(TrainOptions, only=("objective", "temperature", "estimator", "beta", "deterministic")))
-@section("Augmentation", options_of(TrainOptions, only=("crop", "area", "flip", "strength", "grey", "blur")))
+@section("Network", options_of(EncoderConfig, only="backbone width stem pooling size fit"))
+@section("Loss", options_of(TrainOptions, only="objective temperature estimator beta deterministic"))
+@section("Augmentation", options_of(TrainOptions, only="crop area flip strength grey blur"))
 @section(
     "Running",
-    options_of(TrainOptions, only=("seed", "precision", "device", "devices", "compile")),
+    options_of(TrainOptions, only="seed precision device devices compile"),
     WORKERS,
     CACHE,
     click.option("--tensorboard", type=PATH, metavar="DIR", help="Also write figures for TensorBoard there."),
@@ -250,7 +225,8 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     """
     from stochcl.api.train import is_first_process, train
 
-    with progress_bar("images", rate=False) if is_first_process() else nullcontext(_no_progress) as bar:
+    silent: Any = nullcontext(lambda *given: None)  # of the other processes
+    with progress_bar("images", rate=False) if is_first_process() else silent as bar:
         report = train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
     if report is not None:
         _show_trained(report, as_json=as_json)
@@ -279,7 +255,7 @@ def adapt(sources: Sequence[Path], output: Path, *, hold_out: int | None, as_jso
       stochcl adapt photos/ -o mine.safetensors
       stochcl compress photos/ -m mine.safetensors -o codes.bin --latents 64
     """
-    from stochcl.api.adapt import adapt
+    from stochcl.api.train import adapt
 
     with progress_bar("images", rate=False) as bar:
         report = adapt(
@@ -293,7 +269,3 @@ def _show_trained(report: TrainReport, *, as_json: bool) -> None:
     for warning in report.warnings:
         say(warning)
     show(report.to_json(), report.lines(), as_json=as_json)
-
-
-def _no_progress(done: float, total: float, note: str = "") -> None:
-    """Show nothing: another process does."""

@@ -1,24 +1,26 @@
-"""Appending to an archive in place: segments and a new index behind the old one, which stays until then."""
+"""Appending to an archive in place, behind its index, which stays until then; and undoing what was interrupted."""
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stochcl.compress.archive import Archive
-from stochcl.compress.index import check_earlier, pack_skipped
+from stochcl.compress.bytes import ArchiveErrors, ByteReader
+from stochcl.compress.header import read_header
+from stochcl.compress.index import Index, check_earlier, complete_ends, pack_skipped, read_index
 from stochcl.compress.journal import append_journal
-from stochcl.compress.segment import decode_segment
+from stochcl.compress.segment import StoredSegment, decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.compress.writer import JournaledWriter, open_for_changes
 from stochcl.entropy.model import FITTED, Candidate
-from stochcl.errors import OutputError, SourceError, StochclError, UsageError
-from stochcl.files import WriteLock, write_all
-from stochcl.framing import MAX_RETIRED, TRAILER, crc
+from stochcl.errors import FormatError, OutputError, SourceError, StochclError, UsageError
+from stochcl.files import PathLike, WriteLock, write_all, writing
+from stochcl.framing import END_MAGIC, MAX_RETIRED, TRAILER, crc
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from stochcl.codes import Codes
     from stochcl.compress.journal import Record
     from stochcl.compress.segment import SegmentHead
-    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.tables import AnyTables
 
 
 class Appender(JournaledWriter):
@@ -65,13 +67,7 @@ class Appender(JournaledWriter):
         If it cannot be written, or another process is appending to it.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        tables: Iterable[Tables | str | os.PathLike[str]] = (),
-        segment_rows: int = SEGMENT_ROWS,
-    ) -> None:
+    def __init__(self, path: PathLike, *, tables: Iterable[AnyTables] = (), segment_rows: int = SEGMENT_ROWS) -> None:
         self.path = Path(path)
         self._shown = escape_name(self.path)
         file = open_for_changes(self.path)
@@ -90,8 +86,9 @@ class Appender(JournaledWriter):
                 candidates += [Candidate(model, FITTED, n) for n, model in enumerate(archive._fitted)]
                 self._old_end = archive._reader.read(old.start, archive.size - old.start)
             if len(old.retired) >= MAX_RETIRED:
-                msg = f"{self._shown}: it has been appended to {MAX_RETIRED:,} times; `stochcl merge` makes it anew."
-                raise UsageError(msg)
+                raise UsageError(
+                    f"{self._shown}: it has been appended to {MAX_RETIRED:,} times; `stochcl merge` makes it anew."
+                )
         except BaseException:
             file.close()
             self._release()
@@ -100,7 +97,7 @@ class Appender(JournaledWriter):
         names = first is None or first[1].size > 0
         super().__init__(archive.header, candidates, names=names, segment_rows=segment_rows, start=archive.size)
         self._file = file
-        self._has = None if first is None else tuple(part.size > 0 for part in first[1:])
+        self.has = None if first is None else tuple(part.size > 0 for part in first[1:])
         self._failed = {name for name, _ in self._old_skipped}
         self._read_now: set[str] = set()
         self._touched = self._resumable = False
@@ -129,14 +126,9 @@ class Appender(JournaledWriter):
         self._read_now |= self._failed.intersection(self._pending[0].names or ())
 
     @property
-    def has(self) -> tuple[bool, ...] | None:
-        """Whether rows have names, labels and uncertainty; None while there are none."""
-        return self._has
-
-    @property
     def added(self) -> int:
         """Rows that have been added and are on the disk."""
-        return sum(head.rows for _, head in self._segments)
+        return sum(head.rows for _, head in self.segments)
 
     def add(self, codes: Codes, **options: Any) -> None:
         """Append rows, see :meth:`SegmentWriter.add`; what could not be read before and now is, is not skipped."""
@@ -181,15 +173,15 @@ class Appender(JournaledWriter):
         old, start = self._old, self._end
         failed = {name for name, _ in self.skipped}
         skipped = [pair for pair in self._old_skipped if pair[0] not in self._read_now | failed] + self.skipped
-        if not self._segments and sorted(skipped) == sorted(self._old_skipped):
+        if not self.segments and sorted(skipped) == sorted(self._old_skipped):
             self._undo()  # what a write that failed has left
             return
         self._check_there()
         index = replace(
             old,
             rows=old.rows + self.added,
-            source_bytes=old.source_bytes + self._source_bytes,
-            segments=(*old.segments, *self._segments),
+            source_bytes=old.source_bytes + self.source_bytes,
+            segments=(*old.segments, *self.segments),
             skipped=pack_skipped(skipped),
             start=start,
             retired=(*old.retired, (old.start, len(self._old_end), crc(self._old_end))),
@@ -252,5 +244,58 @@ class Appender(JournaledWriter):
             return
         with suppress(StochclError, OSError):  # what led here is what to tell
             self.keep()
-        if not (self._segments or self._kept):
+        if not (self.segments or self._kept):
             self._undo()
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What :func:`repair` did: rows and bytes that remain, and bytes that were cut off."""
+
+    path: Path
+    rows: int
+    bytes: int
+    cut: int
+
+
+def repair(path: PathLike) -> Repaired:
+    """Cut an archive back to its last complete state, in place; what follows was not finished and is lost."""
+    path = Path(path)
+    shown = escape_name(path)
+    with ArchiveErrors(shown):
+        ByteReader(path).close()  # says what is wrong with a path, as for any archive
+    with writing(path):
+        held = WriteLock(path, shown)
+    with held, open_for_changes(path) as file:
+        with ArchiveErrors(shown), closing(ByteReader(path)) as reader:
+            end, index = _last_end(reader, shown)
+        with writing(path):
+            file.truncate(end)
+            os.fsync(file.fileno())
+        append_journal(path).remove()
+        return Repaired(path, index.rows, end, reader.size - end)
+
+
+def _last_end(reader: ByteReader, shown: str) -> tuple[int, Index]:
+    """Return where the last complete archive in the file ends, and its index."""
+    header, size = read_header(reader)
+    width = header.decisions_per_row
+    stop = reader.size
+    if stop >= size + len(END_MAGIC) and reader.read(stop - len(END_MAGIC), len(END_MAGIC)) == END_MAGIC:
+        # What an append leaves when it is interrupted has no end. Going back would throw away what can be saved.
+        read_index(reader, size, width)
+        raise UsageError(f"{shown}: there is nothing to repair: it ends as a complete archive does.")
+    for end in reversed(complete_ends(reader, size)):
+        with suppress(FormatError):
+            return end, _index(reader, end, size, width)
+    raise FormatError("it has no earlier state; `stochcl verify --salvage` saves what is intact into a new file")
+
+
+def _index(reader: ByteReader, end: int, header_size: int, width: int) -> Index:
+    """Return the index of the archive that ends here; raise FormatError if none does."""
+    shorter = reader.again()
+    shorter.size = end
+    index = read_index(shorter, header_size, width)
+    for offset, head in index.segments:
+        StoredSegment(shorter, offset, head).check_head()
+    return index

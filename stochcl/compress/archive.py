@@ -18,11 +18,11 @@ from stochcl.compress.limits import Limits
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
 from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
-from stochcl.entropy.tables import Tables, find_tables
+from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, check_crc, check_limit
 from stochcl.lazy import cached_property
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name, silent
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from stochcl.compress.header import Header
     from stochcl.entropy.model import EntropyModel
+    from stochcl.files import PathLike
 
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
 _LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
@@ -81,11 +82,7 @@ class Archive(ArchiveBase):
     """
 
     def __init__(
-        self,
-        source: str | os.PathLike[str] | IO[bytes],
-        *,
-        tables: Iterable[Tables | str | os.PathLike[str]] = (),
-        trusted: bool | None = None,
+        self, source: PathLike | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
     ) -> None:
         self._shown = escape_name(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra, self._errors = tuple(tables), ArchiveErrors(self._shown)
@@ -98,6 +95,7 @@ class Archive(ArchiveBase):
             self._width = self.header.decisions_per_row
             self.left_over = cut_to_end(self._reader, self._header_size)
             self._index: Index = read_index(self._reader, self._header_size, self._width)
+            self.source_bytes = self._index.source_bytes
             heads = [head for _, head in self._index.segments]
             self._trusted, self._limits = trusted, Limits(self._reader.size, trusted)
             self._limits.check_heads(heads, self._width)
@@ -117,11 +115,6 @@ class Archive(ArchiveBase):
         """Names and reasons of the images that could not be read when the archive was made."""
         with self._errors:
             return list(iterate_skipped(self._index.skipped))
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the images in their source."""
-        return self._index.source_bytes
 
     @cached_property
     def tables(self) -> Tables:
@@ -212,7 +205,7 @@ class Archive(ArchiveBase):
         end = np.minimum(first + size, self._starts[segments + 1])
         return np.concatenate([np.arange(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True)])
 
-    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Read and check everything: tables, names, labels, every block.
 
         Raises
@@ -229,11 +222,8 @@ class Archive(ArchiveBase):
                 for _ in stored:
                     pass
             for i, segment in enumerate(self._segments):
-                segment.check_head()
+                segment.beside()
                 segment.part("table")
-                segment.texts("names")
-                segment.texts("labels")
-                segment.uncertainty()
                 for group in self._groups([(i, block) for block in range(len(segment.head.words))]):
                     self._decode(group)
                 progress(int(self._starts[i + 1]), len(self))
@@ -392,7 +382,5 @@ def _reopen(
     archive = Archive(path, tables=extra, trusted=trusted)
     if not archive._is(header, end):
         archive.close()
-        raise FormatError(
-            f"{archive._shown}: this is another file than the archive that was pickled; open it anew by its path."
-        )
+        raise FormatError(f"{archive._shown}: this is another file than the one that was pickled; open it anew.")
     return archive

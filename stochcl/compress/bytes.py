@@ -20,7 +20,7 @@ from stochcl.errors import (
     StochclError,
     Truncated,
 )
-from stochcl.files import pread_all, read_all
+from stochcl.files import PathLike, pread_all, read_all
 from stochcl.messages import os_reason
 from stochcl.remote import Remote, is_url, url_errors
 
@@ -56,7 +56,7 @@ class ByteReader:
     read under a lock, and not after a fork if it is open in the parent too. It stays the caller's to close.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
+    def __init__(self, source: PathLike | IO[bytes]) -> None:
         self.path: Path | None = None
         self._file: IO[bytes] | None = None
         self._descriptor = -1
@@ -117,8 +117,7 @@ class ByteReader:
 
     def __getstate__(self) -> dict[str, Any]:
         if self.path is None:
-            msg = "an archive that was opened from a file object cannot be pickled; open it by its path"
-            raise TypeError(msg)
+            raise TypeError("an archive that was opened from a file object cannot be pickled; open it by its path")
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -184,7 +183,7 @@ _PAGE = 1 << 17  # about sixteen blocks: a request costs as much as the transfer
 _PAGES = 256  # kept
 
 
-def open_reader(source: str | os.PathLike[str] | IO[bytes]) -> ByteReader:
+def open_reader(source: PathLike | IO[bytes]) -> ByteReader:
     """Return what reads the bytes of a path, a file object or a URL."""
     return RemoteReader(source) if isinstance(source, str) and is_url(source) else ByteReader(source)
 

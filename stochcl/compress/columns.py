@@ -156,8 +156,7 @@ def pack_uncertainty(values: NDArray[np.floating], version: int) -> bytes:
     """
     exact = np.asarray(values, np.float64)
     if not _are_entropies(exact):
-        msg = f"an uncertainty is an entropy in bits: 0 to {_MOST:,}"
-        raise ValueError(msg)
+        raise ValueError(f"an uncertainty is an entropy in bits: 0 to {_MOST:,}")
     if version == 1:
         return exact.astype("<f2").tobytes()
     low, high = float(exact.min()), float(exact.max())

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.codes import Codes
 from stochcl.compress.segment import as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED, unpack_model
 from stochcl.errors import FormatError, ModelMismatch, UsageError
 from stochcl.framing import crc
+from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
 
+    from stochcl.codes import Codes
     from stochcl.compress.archive import Archive
     from stochcl.compress.segment import RawSegment, StoredSegment
     from stochcl.entropy.model import EntropyModel
+    from stochcl.files import PathLike
 
 
 def stored_names(archive: Archive, segment: int) -> tuple[str, ...]:
@@ -40,20 +41,15 @@ def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows
     """
     for low, high, segment in _segments(archive, first, last):
         with archive._errors:
-            segment.check_head()
-            names, labels, uncertainty = segment.texts("names"), segment.texts("labels"), segment.uncertainty()
+            names, labels, uncertainty = segment.beside()
         end = high if last is None else min(high, last)
         for start in range(max(low, first), end, rows):
             stop = min(start + rows, end)
             here = slice(start - low, stop - low)
-            yield Codes(
-                archive._packed(np.arange(start, stop)),
-                archive.header.latents,
-                archive.header.alphabet,
-                names=None if names is None else names[here],
-                labels=None if labels is None else labels[here],
-                uncertainty=None if uncertainty is None else uncertainty[here],
-            )
+            yield archive.header.codes(
+                archive._packed(np.arange(start, stop)), names and names[here], labels and labels[here],
+                None if uncertainty is None else uncertainty[here],
+            )  # fmt: skip
 
 
 _SAME = {
@@ -126,14 +122,9 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
 
 
 def merge(
-    archives: Sequence[Archive],
-    path: str | os.PathLike[str],
-    *,
-    embed: bool = False,
-    force: bool = False,
-    resume: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+    archives: Sequence[Archive], path: PathLike, *, embed: bool = False, force: bool = False, resume: bool = False,
+    progress: Progress = silent,
+) -> None:  # fmt: skip
     """Write all rows of some archives, in this order, as one; no row is coded again."""
     models, numbers = _fitted_of(archives)
     kinds = {archive.header.source_kind for archive in archives}
@@ -159,13 +150,7 @@ def merge(
 
 
 def split(
-    archive: Archive,
-    path: str | os.PathLike[str],
-    first: int,
-    last: int,
-    *,
-    force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    archive: Archive, path: PathLike, first: int, last: int, *, force: bool = False, progress: Progress = silent
 ) -> None:
     """Write some rows of an archive as one of their own.
 
@@ -214,16 +199,10 @@ def _segments(archive: Archive, first: int, last: int | None) -> Iterator[tuple[
 
 
 def move_rows(
-    writer: Writer,
-    archive: Archive,
-    first: int = 0,
-    last: int | None = None,
-    *,
-    at: int = 0,
-    numbers: dict[int, int] | None = None,
-    change: Callable[[RawSegment], RawSegment] = lambda segment: segment,
+    writer: Writer, archive: Archive, first: int = 0, last: int | None = None, *, at: int = 0,
+    numbers: dict[int, int] | None = None, change: Callable[[RawSegment], RawSegment] = lambda segment: segment,
     progress: Callable[[int], None] = lambda done: None,
-) -> None:
+) -> None:  # fmt: skip
     """Give a writer rows of an archive: whole segments as they are, others to be coded again."""
     last = len(archive) if last is None else last
     bytes_of, rows = archive.source_bytes, max(1, len(archive))

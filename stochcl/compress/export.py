@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,11 +15,10 @@ from stochcl.codes import Codes, symbol_dtype
 from stochcl.compress.columns import to_unicode
 from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows
 from stochcl.errors import UsageError
-from stochcl.files import check_output, replacing, writing
-from stochcl.messages import escape_name
+from stochcl.files import PathLike, check_output, replacing, writing
+from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
@@ -51,9 +51,7 @@ def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
     rows, flat = len(lists), lists.flatten().to_numpy(zero_copy_only=False)
     lengths = set(lists.value_lengths().to_pylist()) if rows else {getattr(lists.type, "list_size", 0)}
     if len(lengths) != 1:
-        raise UsageError(
-            f"rows of the table have {min(lengths):,} to {max(lengths):,} symbols; all codes are of one width."
-        )
+        raise UsageError(f"rows have {min(lengths):,} to {max(lengths):,} symbols; all codes are of one width.")
     if alphabet is None:
         said = (table.schema.metadata or {}).get(ARROW_ALPHABET) or (
             table.schema.field("symbols").metadata or {}
@@ -94,16 +92,9 @@ class Exported:
 
 
 def export(
-    archive: ArchiveBase,
-    path: str | os.PathLike[str],
-    *,
-    symbols: bool = True,
-    vectors: bool = True,
-    labels: Sequence[str] | None = None,
-    force: bool = False,
-    chunk: int = 4096,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Exported:
+    archive: ArchiveBase, path: PathLike, *, symbols: bool = True, vectors: bool = True,
+    labels: Sequence[str] | None = None, force: bool = False, chunk: int = 4096, progress: Progress = silent,
+) -> Exported:  # fmt: skip
     r"""Decode an archive to a file, whose ending says how; memory does not grow with the archive.
 
     Names and labels are written as Unicode: bytes that are not UTF-8 as ``\xNN``, so that any program reads
@@ -113,9 +104,7 @@ def export(
     shown = escape_name(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
-        raise UsageError(
-            f"{shown}: codes are decoded to {', '.join(_WRITERS)}; give the output one of these endings."
-        )
+        raise UsageError(f"{shown}: codes are decoded to {', '.join(_WRITERS)}; give one of these endings.")
     check_output(path, None, force=force)
     rows = DecodedRows(archive, symbols=symbols, vectors=vectors, labels=labels, rows=chunk, progress=progress)
     with writing(path):
@@ -138,30 +127,21 @@ def _npz(rows: DecodedRows, file: IO[bytes]) -> None:
         for name in _holds(rows):
             # numpy's own layout; zip64 from the start, because the size is not known when a member begins
             with arrays.open(f"{name}.npy", "w", force_zip64=True) as member:
-                if name == "symbols":
-                    _write_symbols(rows, member)
-                elif name == "vectors":
-                    _write_vectors(rows, member)
+                if name in ("symbols", "vectors"):
+                    _npy(rows, member, vectors=name == "vectors")
                 elif name == "uncertainty" and rows.uncertainty is not None:
                     _write_array(member, (len(rows),), np.dtype("<f4"), [rows.uncertainty])
                 else:
                     _write_texts(getattr(rows, name), rows.rows, member)
 
 
-def _npy(rows: DecodedRows, file: IO[bytes]) -> None:
-    if rows.decoder is not None:
-        _write_vectors(rows, file)
+def _npy(rows: DecodedRows, file: IO[bytes], *, vectors: bool | None = None) -> None:
+    """Write symbols or vectors; without a choice, vectors where there is a decoder."""
+    if vectors or (vectors is None and rows.decoder is not None):
+        _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
     else:
-        _write_symbols(rows, file)
-
-
-def _write_symbols(rows: DecodedRows, file: IO[bytes]) -> None:
-    dtype = np.dtype(symbol_dtype(rows.archive.header.alphabet)).newbyteorder("<")
-    _write_array(file, (len(rows), rows.latents), dtype, rows.symbol_parts())
-
-
-def _write_vectors(rows: DecodedRows, file: IO[bytes]) -> None:
-    _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
+        dtype = np.dtype(symbol_dtype(rows.archive.header.alphabet)).newbyteorder("<")
+        _write_array(file, (len(rows), rows.latents), dtype, rows.symbol_parts())
 
 
 def _write_texts(texts: Sequence[str], chunk: int, file: IO[bytes]) -> None:
@@ -214,20 +194,12 @@ def _csv(rows: DecodedRows, file: IO[bytes]) -> None:
             out.writerow([to_unicode(name), to_unicode(label), *([] if sure is None else [sure[i]]), *whole, *real])
 
 
-def _parquet(rows: DecodedRows, file: IO[bytes]) -> None:
-    schema = rows.schema()
-    from pyarrow import parquet
-
-    with parquet.ParquetWriter(file, schema, compression="zstd") as out:
-        for batch in rows.record_batches(schema):
-            out.write_batch(batch)
-
-
-def _arrow(rows: DecodedRows, file: IO[bytes]) -> None:
+def _arrow(rows: DecodedRows, file: IO[bytes], *, parquet: bool = False) -> None:
     schema = rows.schema()
     from pyarrow import ipc
+    from pyarrow.parquet import ParquetWriter
 
-    with ipc.new_file(file, schema) as out:
+    with ParquetWriter(file, schema, compression="zstd") if parquet else ipc.new_file(file, schema) as out:
         for batch in rows.record_batches(schema):
             out.write_batch(batch)
 
@@ -236,6 +208,6 @@ _WRITERS: dict[str, Callable[[DecodedRows, IO[bytes]], None]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".csv": _csv,
-    ".parquet": _parquet,
+    ".parquet": partial(_arrow, parquet=True),
     ".arrow": _arrow,
 }

@@ -8,25 +8,18 @@ import zlib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from stochcl.codes import MAX_ALPHABET, bits_per_symbol
+from stochcl import framing
+from stochcl.codes import MAX_ALPHABET, Codes, bits_per_symbol
 from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.errors import BadMagic, FormatError, LimitExceeded, Truncated, UnsupportedVersion
 from stochcl.files import is_lfs_pointer
-from stochcl.framing import (
-    MAGIC,
-    MAX_HEADER,
-    MAX_INPUT,
-    MAX_NESTING,
-    PROLOGUE,
-    VERSION,
-    VERSIONS,
-    check_crc,
-    check_limit,
-    crc,
-    inflate_any,
-)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from stochcl.compress.bytes import ByteReader
 
 
@@ -39,6 +32,13 @@ DICTIONARY = (
 )
 """What headers are deflated with from version 3 on: most of them repeat most of it. It is part of the format."""
 
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("model", "model_sha256", "precision", "tables_sha256", "source_kind", "runtime"), str),
+    **dict.fromkeys(("model_latents", "latents", "alphabet", "feature_dim", "input_bytes"), int),
+    "preprocess": dict,
+    "selection": list,
+}
+_OPTIONAL = ("runtime", "selection")
 _HASHES = ("model_sha256", "tables_sha256")
 _DEFLATED = 3  # the first version whose header is deflated, behind these hashes
 _HASH = 32
@@ -93,7 +93,14 @@ class Header:
     preprocess: dict[str, Any] = field(default_factory=dict)
     runtime: str = ""
     selection: tuple[int, ...] | None = None
-    version: int = field(default=VERSION, compare=False)
+    version: int = field(default=framing.VERSION, compare=False)
+
+    def codes(
+        self, packed: NDArray[np.uint8], names: Sequence[str] | None = None, labels: Sequence[str] | None = None,
+        uncertainty: NDArray[np.float32] | None = None,
+    ) -> Codes:  # fmt: skip
+        """Return packed rows of this archive as codes."""
+        return Codes(packed, self.latents, self.alphabet, names=names, labels=labels, uncertainty=uncertainty)
 
     @property
     def decisions_per_row(self) -> int:
@@ -113,45 +120,45 @@ class Header:
             hashes = b"".join(bytes.fromhex(values.pop(name)) for name in _HASHES)
         _check_nesting(values)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-        check_limit(len(text), MAX_HEADER - len(hashes), "the size of the header")
+        framing.check_limit(len(text), framing.MAX_HEADER - len(hashes), "the size of the header")
         if hashes:
             deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=DICTIONARY)
             text = hashes + deflater.compress(text) + deflater.flush()
-        head = PROLOGUE.pack(MAGIC, self.version, 0, len(text), 0)[:-4]
-        return head + crc(head, text).to_bytes(4, "little") + text
+        head = framing.PROLOGUE.pack(framing.MAGIC, self.version, 0, len(text), 0)[:-4]
+        return head + framing.crc(head, text).to_bytes(4, "little") + text
 
     @classmethod
     def size_of(cls, prologue: bytes) -> int:
         """Return how many bytes of header follow a prologue."""
         if is_lfs_pointer(prologue):
             raise FormatError("this is a Git LFS pointer in place of an archive of codes: run git lfs pull")
-        if not prologue.startswith(MAGIC[: len(prologue)]) or not prologue:
-            msg = (
+        if not prologue.startswith(framing.MAGIC[: len(prologue)]) or not prologue:
+            raise BadMagic(
                 f"this is not an archive of codes: it begins with {prologue[:8].hex(' ') or 'nothing'}, not with "
-                f"{MAGIC.hex(' ')}"
+                f"{framing.MAGIC.hex(' ')}"
             )
-            raise BadMagic(msg)
-        if len(prologue) < PROLOGUE.size:
-            raise Truncated(f"the file has {len(prologue)} bytes, and an archive begins with {PROLOGUE.size}")
-        _, version, reserved, size, _ = PROLOGUE.unpack(prologue)
-        if version not in VERSIONS:
+        if len(prologue) < framing.PROLOGUE.size:
+            raise Truncated(f"the file has {len(prologue)} bytes, and an archive begins with {framing.PROLOGUE.size}")
+        _, version, reserved, size, _ = framing.PROLOGUE.unpack(prologue)
+        if version not in framing.VERSIONS:
             advice = "update stochcl" if version else "it is from before version 1: compress again"
-            known = f"1 to {VERSION}"
-            msg = f"this archive has version {version} of the format, and this program reads {known}; {advice}"
-            raise UnsupportedVersion(msg)
+            raise UnsupportedVersion(
+                f"this archive has version {version} of the format, and this program reads 1 to {framing.VERSION}; "
+                f"{advice}"
+            )
         if reserved:
             raise FormatError(f"reserved bits of the prologue are {reserved:#06x}, not 0")
-        return check_limit(size, MAX_HEADER, "the size of the header")
+        return framing.check_limit(size, framing.MAX_HEADER, "the size of the header")
 
     @classmethod
     def from_bytes(cls, prologue: bytes, text: bytes) -> Header:
         """Read a header whose prologue has passed :meth:`size_of`."""
-        check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
-        version = PROLOGUE.unpack(prologue)[1]
+        framing.check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
+        version = framing.PROLOGUE.unpack(prologue)[1]
         hashes = {}
         if version >= _DEFLATED:
             hashes = {name: text[i * _HASH : (i + 1) * _HASH].hex() for i, name in enumerate(_HASHES)}
-            text = inflate_any(text[len(_HASHES) * _HASH :], MAX_HEADER, "the header", DICTIONARY)
+            text = framing.inflate_any(text[len(_HASHES) * _HASH :], framing.MAX_HEADER, "the header", DICTIONARY)
         try:
             values = json.loads(
                 text.decode("ascii"), object_pairs_hook=_once, parse_constant=_number, parse_float=_number,
@@ -162,32 +169,28 @@ class Header:
         if not isinstance(values, dict):
             raise FormatError("the header is not a JSON object")
         _check_nesting(values)
-        kinds = {"str": str, "int": int, "dict[str, Any]": dict}
-        values |= hashes
-        known: dict[str, Any] = {"version": version}
-        for f in fields(cls):  # names that are not known are a later version's remarks
-            if f.name in known:
-                continue
-            value = values.get(f.name, "" if f.name == "runtime" else None)  # from before there was one
-            if f.name == "selection":
-                known[f.name] = _selection(value) if f.name in values else None
-                continue
-            if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool):
-                raise FormatError(f"the header's {f.name} is {value!r:.60}, not of type {f.type}")
-            known[f.name] = value
-        header = cls(**known)
+        # Names that are not known are a later version's remarks.
+        values = {f.name: values.get(f.name) for f in fields(cls) if f.name in values or f.name not in _OPTIONAL}
+        values |= hashes | {"version": version}
+        for name, kind in _KINDS.items():
+            if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+                raise FormatError(f"the header's {name} is {values[name]!r:.60}, not of type {kind.__name__}")
+        if (chosen := values.get("selection")) is not None:
+            if any(not isinstance(i, int) or isinstance(i, bool) for i in chosen):
+                raise FormatError("the header's selection is not a list of integers")
+            values["selection"] = tuple(chosen)
+        header = cls(**values)
         header.check()
         return header
 
     def check(self) -> None:
         """Raise FormatError where numbers make no sense."""
         if not 2 <= self.alphabet <= MAX_ALPHABET or not 1 <= self.latents <= self.model_latents:
-            msg = (
+            raise FormatError(
                 f"{self.latents} of {self.model_latents} latents with {self.alphabet} values make no sense in "
                 "the header"
             )
-            raise FormatError(msg)
-        check_limit(self.model_latents * bits_per_symbol(self.alphabet), MAX_DECISIONS, "the width of a row")
+        framing.check_limit(self.model_latents * bits_per_symbol(self.alphabet), MAX_DECISIONS, "the width of a row")
         for name in _HASHES:
             value = getattr(self, name)
             if len(value) != 64 or set(value) - set("0123456789abcdef"):
@@ -196,34 +199,24 @@ class Header:
             raise FormatError("a size in the header is negative")
         if self.selection is not None:
             chosen = list(self.selection)
-            if (
-                len(chosen) != self.latents
-                or chosen != sorted(set(chosen))
-                or not 0 <= chosen[0] <= chosen[-1] < (self.model_latents)
-            ):
+            ascends = chosen == sorted(set(chosen)) and len(chosen) == self.latents
+            if not ascends or not 0 <= chosen[0] <= chosen[-1] < self.model_latents:
                 raise FormatError(f"the header's selection is not {self.latents} latents of the model, ascending")
-        check_limit(max(self.feature_dim, self.input_bytes), MAX_INPUT, "a size in the header")
+        framing.check_limit(max(self.feature_dim, self.input_bytes), framing.MAX_INPUT, "a size in the header")
 
 
 def read_header(reader: ByteReader) -> tuple[Header, int]:
     """Read the header of an archive; return it and the bytes that it takes with its prologue."""
-    prologue = reader.read(0, min(PROLOGUE.size, reader.size))
+    prologue = reader.read(0, min(framing.PROLOGUE.size, reader.size))
     size = Header.size_of(prologue)
-    return Header.from_bytes(prologue, reader.read(PROLOGUE.size, size)), PROLOGUE.size + size
-
-
-def _selection(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(not isinstance(i, int) or isinstance(i, bool) for i in value):
-        raise FormatError("the header's selection is not a list of integers")
-    return tuple(value)
+    return Header.from_bytes(prologue, reader.read(framing.PROLOGUE.size, size)), framing.PROLOGUE.size + size
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a dict of an object's pairs; what occurs twice could be read in two ways."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        msg = "a key occurs twice"
-        raise ValueError(msg)
+        raise ValueError("a key occurs twice")
     return values
 
 
@@ -231,25 +224,23 @@ def _number(text: str) -> float:
     """Return a finite number; what is larger than a float would be read as infinite, and could not be written."""
     value = float(text)
     if not math.isfinite(value):
-        msg = f"{text[:20]} is not a number that is finite"
-        raise ValueError(msg)
+        raise ValueError(f"{text[:20]} is not a number that is finite")
     return value
 
 
 def _integer(text: str) -> int:
     value = int(text[:21])
     if len(text) > 21 or not -(1 << 63) <= value < 1 << 64:
-        msg = f"{text[:20]}... is more than 64 bits"
-        raise ValueError(msg)
+        raise ValueError(f"{text[:20]}... is more than 64 bits")
     return value
 
 
 def _check_nesting(value: Any) -> None:
     """Raise LimitExceeded where lists and objects stand in each other too deep: whoever writes them anew recurs."""
     level = [value]
-    for _ in range(MAX_NESTING + 1):
+    for _ in range(framing.MAX_NESTING + 1):
         nested = [part for part in level if isinstance(part, dict | list)]
         if not nested:
             return
         level = [part for parts in nested for part in (parts.values() if isinstance(parts, dict) else parts)]
-    raise LimitExceeded(f"the header nests lists and objects more than {MAX_NESTING} deep")
+    raise LimitExceeded(f"the header nests lists and objects more than {framing.MAX_NESTING} deep")

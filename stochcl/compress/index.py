@@ -12,27 +12,8 @@ from typing import TYPE_CHECKING
 
 from stochcl import framing
 from stochcl.compress.segment import SegmentHead
-from stochcl.entropy import model
+from stochcl.entropy.model import FITTED
 from stochcl.errors import ChecksumMismatch, FormatError, Truncated
-from stochcl.framing import (
-    CHUNK,
-    END_MAGIC,
-    ENTRY,
-    FITTED,
-    HEAD,
-    INDEX,
-    MAGIC,
-    PROLOGUE,
-    RETIRED,
-    TRAILER,
-    check_crc,
-    check_limit,
-    crc,
-    inflate_any,
-    pack_numbers,
-    unpack,
-    unpack_numbers,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,49 +72,53 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """Write the index and the trailer, which are the end of the file."""
-        check_limit(self.source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
+        framing.check_limit(self.source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
         counts = len(self.segments), len(self.skipped), len(self.fitted), len(self.retired)
-        numbers = partial(pack_numbers, version=self.version)
-        parts = [numbers(INDEX, (self.rows, self.source_bytes, *self.tables, *counts)), self.skipped]
-        parts += [numbers(FITTED, entry) for entry in self.fitted]
-        parts += [numbers(RETIRED, entry) for entry in self.retired]
+        numbers = partial(framing.pack_numbers, version=self.version)
+        parts = [numbers(framing.INDEX, (self.rows, self.source_bytes, *self.tables, *counts)), self.skipped]
+        parts += [numbers(framing.FITTED, entry) for entry in self.fitted]
+        parts += [numbers(framing.RETIRED, entry) for entry in self.retired]
         for offset, head in self.segments:
-            parts.append(numbers(ENTRY, (offset, head.size, len(head.data))))
-            parts.append(crc(head.data).to_bytes(4, "little") if _is_short(self.version, counts[0]) else head.data)
+            parts.append(numbers(framing.ENTRY, (offset, head.size, len(head.data))))
+            parts.append(
+                framing.crc(head.data).to_bytes(4, "little") if _is_short(self.version, counts[0]) else head.data
+            )
         payload = b"".join(parts)
-        chunk = CHUNK.pack(b"INDX", len(payload)) + payload
-        return chunk + TRAILER.pack(self.start, len(chunk), crc(chunk), self.header_crc, END_MAGIC)
+        chunk = framing.CHUNK.pack(b"INDX", len(payload)) + payload
+        return chunk + framing.TRAILER.pack(
+            self.start, len(chunk), framing.crc(chunk), self.header_crc, framing.END_MAGIC
+        )
 
 
 def header_crc(reader: ByteReader) -> int:
     """Return the CRC-32 of an archive's header, as its prologue has it; the trailer repeats it."""
-    return int.from_bytes(reader.read(PROLOGUE.size - 4, 4), "little")
+    return int.from_bytes(reader.read(framing.PROLOGUE.size - 4, 4), "little")
 
 
 def version_of(reader: ByteReader) -> int:
     """Return the version of the format that an archive's prologue has."""
-    return int.from_bytes(reader.read(len(MAGIC), 2), "little")
+    return int.from_bytes(reader.read(len(framing.MAGIC), 2), "little")
 
 
 def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
     """Read the trailer and the index, and check that they can be true."""
-    if reader.size < header_size + CHUNK.size + TRAILER.size:
+    if reader.size < header_size + framing.CHUNK.size + framing.TRAILER.size:
         raise Truncated("the file ends before its index")
-    trailer = reader.read(reader.size - TRAILER.size, TRAILER.size)
-    start, size, checksum, of_header, magic = TRAILER.unpack(trailer)
-    if magic != END_MAGIC:
+    trailer = reader.read(reader.size - framing.TRAILER.size, framing.TRAILER.size)
+    start, size, checksum, of_header, magic = framing.TRAILER.unpack(trailer)
+    if magic != framing.END_MAGIC:
         raise Truncated("the file does not end as a complete archive does; it was cut short or not finished")
     if of_header != header_crc(reader):
         msg = f"its end is another archive's: that has a header with the checksum {of_header:08x}"
         raise ChecksumMismatch(f"{msg}, and this one {header_crc(reader):08x}")
-    if start < header_size or size < CHUNK.size or start + size != reader.size - TRAILER.size:
+    if start < header_size or size < framing.CHUNK.size or start + size != reader.size - framing.TRAILER.size:
         raise FormatError(f"the trailer puts the index at bytes {start:,} to {start + size:,}, which cannot be")
     chunk = reader.read(start, size)
-    check_crc(checksum, "the index", chunk)
-    kind, length = CHUNK.unpack_from(chunk)
-    if kind != b"INDX" or length != size - CHUNK.size:
+    framing.check_crc(checksum, "the index", chunk)
+    kind, length = framing.CHUNK.unpack_from(chunk)
+    if kind != b"INDX" or length != size - framing.CHUNK.size:
         raise FormatError("the trailer does not point at an index")
-    index = _parse(chunk[CHUNK.size :], reader, start, of_header, decisions_per_row)
+    index = _parse(chunk[framing.CHUNK.size :], reader, start, of_header, decisions_per_row)
     index.check_layout(header_size)
     return replace(index, end_crc=zlib.crc32(trailer, checksum))
 
@@ -149,7 +134,7 @@ def check_earlier(reader: ByteReader, index: Index, header_size: int, decisions_
     try:
         for number, (offset, size, checksum) in enumerate(index.retired):
             what = f"an earlier index, at byte {offset:,},"
-            check_crc(checksum, what, reader.read(offset, size))
+            framing.check_crc(checksum, what, reader.read(offset, size))
             shorter.size = offset + size
             earlier = read_index(shorter, header_size, decisions_per_row)
             kept = earlier.tables, earlier.fitted, earlier.retired, earlier.segments
@@ -168,71 +153,83 @@ def cut_to_end(reader: ByteReader, header_size: int) -> int:
     What follows is an append that is running or was interrupted, and no part of the archive. A file without a
     complete archive is left as it is.
     """
-    if reader.size < header_size + TRAILER.size:
+    if reader.size < header_size + framing.TRAILER.size:
         return 0
-    if reader.read(reader.size - len(END_MAGIC), len(END_MAGIC)) == END_MAGIC:
+    if reader.read(reader.size - len(framing.END_MAGIC), len(framing.END_MAGIC)) == framing.END_MAGIC:
         return 0
-    end = earlier_end(reader, header_size)
-    if end is None:
+    ends = complete_ends(reader, header_size, strict=True)
+    if not ends:
         return 0
+    end = ends[-1]
     if not any(kind.startswith(reader.read(end, min(4, reader.size - end))) for kind in _APPENDED):
         raise FormatError(f"{reader.size - end:,} bytes follow the archive that no append has written")
     left, reader.size = reader.size - end, end
     return left
 
 
-def earlier_end(reader: ByteReader, header_size: int) -> int | None:
-    """Return where the last archive that lies complete at the beginning of a file ends, or None if there is none.
+def has_trailer(reader: ByteReader, start: int, size: int) -> bool:
+    """Tell whether an index here is followed by its own trailer."""
+    trailer = reader.read(start + size, framing.TRAILER.size)
+    if not trailer.endswith(framing.END_MAGIC):
+        return False
+    checksum = framing.crc(reader.read(start, size))
+    return trailer == framing.TRAILER.pack(start, size, checksum, header_crc(reader), framing.END_MAGIC)
 
-    Chunks are followed from the header on; of each only its kind and size are read, of an index all.
+
+def complete_ends(reader: ByteReader, header_size: int, *, strict: bool = False) -> list[int]:
+    """Return where archives that lie complete at the beginning of a file end, each the one before with more rows.
+
+    Chunks are followed from the header on; of each only its kind and size are read, of an index all. Where the last
+    one's trailer is damaged, that is an error for a ``strict`` caller.
     """
-    position, found = header_size, None
-    while position + CHUNK.size <= reader.size:
-        kind, length = CHUNK.unpack(reader.read(position, CHUNK.size))
-        size = CHUNK.size + length
+    position, ends = header_size, list[int]()
+    while position + framing.CHUNK.size <= reader.size:
+        kind, length = framing.CHUNK.unpack(reader.read(position, framing.CHUNK.size))
+        size = framing.CHUNK.size + length
         if kind not in _CHUNKS or position + size > reader.size:
             break
+        start, position = position, position + size
         if kind != b"INDX":
-            position += size
             continue
-        end = position + size + TRAILER.size
-        if end > reader.size:
+        position += framing.TRAILER.size
+        if position > reader.size:
             break
-        chunk, trailer = reader.read(position, size), reader.read(end - TRAILER.size, TRAILER.size)
-        expected = TRAILER.pack(position, size, crc(chunk), header_crc(reader), END_MAGIC)
-        if trailer != expected:
-            if end == reader.size and found is not None and any(trailer):  # zeros: it was never written
-                msg = "the trailer is damaged; `stochcl verify --repair` goes back to before the last append"
-                raise ChecksumMismatch(msg)
+        if not has_trailer(reader, start, size):
+            written = any(reader.read(start + size, framing.TRAILER.size))  # else only its room was taken
+            if strict and position == reader.size and ends and written:
+                raise ChecksumMismatch("the trailer is damaged; `stochcl verify --repair` undoes the last append")
             break
-        position = found = end
-    return found
+        ends.append(position)
+    return ends
 
 
 def _parse(data: bytes, reader: ByteReader, start: int, of_header: int, decisions_per_row: int) -> Index:
     version = version_of(reader)
-    numbers = partial(unpack_numbers, data=data, version=version)
-    (counts,), position = numbers(INDEX, offset=0, what="the index")
-    rows, source_bytes, *tables, count, skipped_size, fitted_count, retired_count = counts
-    check_limit(rows, framing.MAX_ROWS, "the number of rows")
-    check_limit(source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
-    check_limit(count, framing.MAX_SEGMENTS, "the number of segments")
-    check_limit(fitted_count, framing.MAX_FITTED, "the number of fitted models")
-    check_limit(retired_count, framing.MAX_RETIRED, "the number of retired parts")
+    numbers = partial(framing.unpack_numbers, data=data, version=version)
+    (counts,), position = numbers(framing.INDEX, offset=0, what="the index")
+    rows, source_bytes, *tables, count, skipped_size, models, parts = counts
+    for value, limit, what in (
+        (rows, framing.MAX_ROWS, "rows"),
+        (source_bytes, framing.MAX_SOURCE, "bytes of the images' source"),
+        (count, framing.MAX_SEGMENTS, "segments"),
+        (models, framing.MAX_FITTED, "fitted models"),
+        (parts, framing.MAX_RETIRED, "retired parts"),
+    ):
+        framing.check_limit(value, limit, f"the number of {what}")
     skipped = data[position : position + skipped_size]
     if len(skipped) < skipped_size:
         raise Truncated("the list of skipped images ends too early")
     position += skipped_size
-    fitted, position = numbers(FITTED, offset=position, what="the list of fitted models", count=fitted_count)
-    retired, position = numbers(RETIRED, offset=position, what="the list of retired parts", count=retired_count)
+    fitted, position = numbers(framing.FITTED, offset=position, what="the list of fitted models", count=models)
+    retired, position = numbers(framing.RETIRED, offset=position, what="the list of retired parts", count=parts)
     segments = []
     for _ in range(count):
-        ((offset, size, head_size),), position = numbers(ENTRY, offset=position, what="an entry of the index")
+        ((offset, size, head_size),), position = numbers(framing.ENTRY, offset=position, what="an entry of the index")
         if _is_short(version, count):
-            (checksum,) = unpack(_CRC, data, position, "an entry of the index")
+            (checksum,) = framing.unpack(_CRC, data, position, "an entry of the index")
             position += _CRC.size
-            head_data = reader.read(offset + CHUNK.size + HEAD.size, head_size)
-            check_crc(checksum, "the head of the segment", head_data)
+            head_data = reader.read(offset + framing.CHUNK.size + framing.HEAD.size, head_size)
+            framing.check_crc(checksum, "the head of the segment", head_data)
         else:
             head_data = data[position : position + head_size]
             position += head_size
@@ -241,8 +238,8 @@ def _parse(data: bytes, reader: ByteReader, start: int, of_header: int, decision
         head = SegmentHead.parse(head_data, decisions_per_row, version)
         if size != head.size:
             raise FormatError(f"a segment has {size:,} bytes in the index, and its parts {head.size:,}")
-        if head.model == model.FITTED and head.number >= fitted_count:
-            raise FormatError(f"a segment uses the fitted model {head.number} of {fitted_count}")
+        if head.model == FITTED and head.number >= models:
+            raise FormatError(f"a segment uses the fitted model {head.number} of {models}")
         segments.append((offset, head))
     if position != len(data):
         raise FormatError(f"{len(data) - position:,} bytes follow the last entry of the index")
@@ -279,7 +276,7 @@ def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
     """Yield names and reasons of skipped images, one at a time: as objects they take twenty times their bytes."""
     if not data:
         return
-    text = inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip(b" \t\n\r")
+    text = framing.inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip(b" \t\n\r")
     count, at, end = 0, 1, b"," if text.startswith(b"[") else b""
     while end == b"," and (match := _PAIR.match(text, at)):
         try:
@@ -289,7 +286,7 @@ def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
         if len(match[1]) > _MAX_PAIR:
             raise FormatError(f"an entry of the list of skipped images has more than {_MAX_PAIR:,} bytes")
         count += 1
-        check_limit(count, _MAX_PAIRS, "the number of skipped images")
+        framing.check_limit(count, _MAX_PAIRS, "the number of skipped images")
         yield name, reason
         at, end = match.end(), match[2]
     if not (end == b"]" and at == len(text)) and not re.fullmatch(rb"\[%s\]" % _SPACE, text):

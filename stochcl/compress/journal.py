@@ -84,16 +84,13 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add a segment."""
-        self._write(self._value(record))
-
-    def _value(self, record: Record) -> dict[str, Any]:
-        return {key: value for key, value in asdict(record).items() if value is not None} | {"run": self._run}
+        self._write({key: value for key, value in asdict(record).items() if value is not None} | {"run": self._run})
 
     def read(self) -> JournalContent:
         """Read an existing journal."""
         facts, run, records = None, None, []
         for number, line in enumerate(self.path.read_bytes().split(b"\n")):
-            value = _parse(line + b"\n")
+            value = _parse(line)
             if number == 0:
                 if isinstance(value, dict) and isinstance(value.get("facts"), dict):
                     facts, run = value["facts"], _run_of(value["facts"])
@@ -107,11 +104,11 @@ class Journal:
 
     def _write(self, value: dict[str, Any]) -> None:
         if self._file is None:
-            msg = "the journal is not open"
-            raise ValueError(msg)
+            raise ValueError("the journal is not open")
         end = self._file.tell()
         try:
-            write_all(self._file, _line(value))
+            text = _text(value)
+            write_all(self._file, b"%08x %s\n" % (crc(text), text))
             os.fsync(self._file.fileno())
         except OSError:
             with suppress(OSError):  # a line that is torn would end the journal for those after it
@@ -137,11 +134,6 @@ def _text(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode("ascii")
 
 
-def _line(value: Any) -> bytes:
-    text = _text(value)
-    return b"%08x %s\n" % (crc(text), text)
-
-
 def _run_of(facts: dict[str, Any]) -> int:
     return crc(_text(facts))
 
@@ -156,10 +148,8 @@ def _record(value: Any, run: int | None) -> Record | None:
 
 def _parse(line: bytes) -> Any:
     """Return the value of one line, or None if it is torn."""
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or checksum != b"%08x" % crc(text):
-        return None
-    return json.loads(text)
+    checksum, _, text = line.partition(b" ")
+    return json.loads(text) if checksum == b"%08x" % crc(text) else None
 
 
 def rows_kept(path: Path) -> int:

@@ -87,9 +87,7 @@ class Limits:
 
     def _check_work(self, work: int, what: str) -> None:
         if work > self._work and not self._trusted:
-            raise LimitExceeded(
-                f"{what} takes {work / self._work:,.1f} times as long as is allowed for a file of its size{_ADVICE}"
-            )
+            raise LimitExceeded(f"{what} takes {work / self._work:,.1f} times as long as is allowed{_ADVICE}")
 
 
 def work_of_row(decisions: int, model: EntropyModel) -> int:

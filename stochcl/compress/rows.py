@@ -9,9 +9,9 @@ import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
-from stochcl.errors import LabelsError, MissingExtraError, NameNotFound, UsageError
+from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +38,8 @@ class ArchiveBase(ABC):
     """
 
     header: Header
+    source_bytes: int
+    """Bytes of the images in their source."""
     _shown: str  # the path, as messages name it
     _errors: ArchiveErrors
     _limits: Limits
@@ -58,11 +60,6 @@ class ArchiveBase(ABC):
     @abstractmethod
     def skipped(self) -> list[tuple[str, str]]:
         """Names and reasons of the images that could not be read when the codes were made."""
-
-    @property
-    @abstractmethod
-    def source_bytes(self) -> int:
-        """Bytes of the images in their source."""
 
     @property
     @abstractmethod
@@ -94,7 +91,7 @@ class ArchiveBase(ABC):
         """Return the bytes on disk by what they are for; they add up to ``size``."""
 
     @abstractmethod
-    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Read and check everything; raise FormatError if anything is damaged."""
 
     @abstractmethod
@@ -297,14 +294,16 @@ class ArchiveBase(ABC):
         >>> datasets.Dataset(table)  # doctest: +SKIP
         """
         decoded = DecodedRows(self, symbols=symbols, vectors=vectors, rows=rows)
-        pa, schema = import_arrow(), decoded.schema()
+        schema = decoded.schema()
+        import pyarrow as pa
+
         return pa.RecordBatchReader.from_batches(schema, decoded.record_batches(schema))
 
     def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
         """Yield all rows' first latents, part by part, without their names."""
         for start in range(0, len(self), _ROWS):
             rows = slice(start, min(start + _ROWS, len(self)))
-            codes = Codes(self._packed(indices(rows, len(self))), self.header.latents, self.header.alphabet)
+            codes = self.header.codes(self._packed(indices(rows, len(self))))
             yield rows, codes.prefix(latents).symbols()
 
     def _check_latents(self, latents: int | None) -> int:
@@ -315,14 +314,8 @@ class ArchiveBase(ABC):
         return latents
 
     def _codes(self, packed: NDArray[np.uint8], index: NDArray[np.integer]) -> Codes:
-        return Codes(
-            packed,
-            self.header.latents,
-            self.header.alphabet,
-            names=self._texts("names", index),
-            labels=self._texts("labels", index),
-            uncertainty=self._uncertainty(index),
-        )
+        names, labels = self._texts("names", index), self._texts("labels", index)
+        return self.header.codes(packed, names, labels, self._uncertainty(index))
 
     def _texts(self, which: str, rows: range | NDArray[np.integer]) -> LazyStrings | None:
         """Return names or labels of rows, or None where there are none."""
@@ -346,29 +339,13 @@ def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
     return np.where(index < 0, index + count, index)
 
 
-def import_arrow() -> Any:
-    """Return pyarrow."""
-    try:
-        import pyarrow as pa
-    except ImportError as exc:
-        msg = "Arrow and Parquet need pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
-        raise MissingExtraError(msg) from exc
-    return pa
-
-
 class DecodedRows:
     """The columns to export of an archive, decoded ``rows`` rows at a time."""
 
     def __init__(
-        self,
-        archive: ArchiveBase,
-        *,
-        symbols: bool,
-        vectors: bool,
-        rows: int,
-        labels: Sequence[str] | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
+        self, archive: ArchiveBase, *, symbols: bool, vectors: bool, rows: int, labels: Sequence[str] | None = None,
+        progress: Progress = silent,
+    ) -> None:  # fmt: skip
         if rows < 1:
             raise UsageError(f"rows decoded at a time must be at least 1, got {rows}.")
         self.archive, self.symbols, self.rows, self._progress = archive, symbols, rows, progress
@@ -378,9 +355,7 @@ class DecodedRows:
         self.names, self.uncertainty = archive.names, archive.uncertainty
         self.labels = archive.labels if labels is None else labels
         if self.labels is not None and len(self.labels) != len(archive):
-            raise LabelsError(
-                f"there are {len(archive):,} images and {len(self.labels):,} labels; give one for each."
-            )
+            raise LabelsError(f"{len(archive):,} images and {len(self.labels):,} labels; give one for each.")
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim
         if self.decoder is not None:
@@ -413,7 +388,7 @@ class DecodedRows:
 
     def schema(self) -> Any:
         """Return Arrow's columns: name, label, uncertainty where it is stored, lists of symbols and of vectors."""
-        pa, header = import_arrow(), self.archive.header
+        pa, header = require("pyarrow", "an export to Arrow or Parquet", "arrow"), self.archive.header
         symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
         alphabet = {ARROW_ALPHABET: str(header.alphabet)}
         fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
@@ -427,7 +402,8 @@ class DecodedRows:
 
     def record_batches(self, schema: Any) -> Iterator[Any]:
         """Yield Arrow's record batches."""
-        pa = import_arrow()
+        import pyarrow as pa
+
         for where, symbols, vectors in self.parts():
             columns = [
                 pa.array([to_unicode(t) for t in texts[where]] if texts else [None] * len(symbols), pa.string())

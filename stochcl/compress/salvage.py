@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.codes import Codes
 from stochcl.compress.bytes import ArchiveErrors, ByteReader, Cache
 from stochcl.compress.columns import unpack_uncertainty
 from stochcl.compress.header import read_header
-from stochcl.compress.index import Index, iterate_skipped, pack_skipped, read_index
-from stochcl.compress.scan import Found, Scanner
-from stochcl.compress.segment import PARTS, SegmentHead, StoredSegment, read_blocks, write_segment
+from stochcl.compress.index import iterate_skipped, read_index
+from stochcl.compress.scan import Scanner
+from stochcl.compress.segment import PARTS, RawSegment, StoredSegment, read_blocks
+from stochcl.compress.segment_writer import StreamWriter
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, unpack_model
-from stochcl.entropy.tables import Tables, find_tables
+from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import BadMagic, FormatError, ModelMismatch, UnsupportedVersion
-from stochcl.files import WriteLock, check_output, replacing, writing
-from stochcl.framing import BLOCK, CHUNK, PROLOGUE, pack_texts, unpack_texts
-from stochcl.messages import escape_name
+from stochcl.files import PathLike, WriteLock, check_output, replacing, writing
+from stochcl.framing import BLOCK, CHUNK, MAX_SEGMENT_ROWS, pack_texts, unpack_texts
+from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from stochcl.codes import Codes
+    from stochcl.compress.index import Index
+    from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.model import EntropyModel
 
 
@@ -69,13 +71,9 @@ class Salvaged:
 
 
 def salvage(
-    path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    tables: Iterable[Tables | str | os.PathLike[str]] = (),
-    force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Salvaged:
+    path: PathLike, output: PathLike, *, tables: Iterable[AnyTables] = (), force: bool = False,
+    progress: Progress = silent,
+) -> Salvaged:  # fmt: skip
     """Write all that is intact in an archive, damaged or unfinished, as a new and complete one.
 
     A segment whose head, parts and blocks are what their checksums say, and decode to what was written, is copied as
@@ -95,20 +93,26 @@ def salvage(
         return _write(old, errors, output, progress)
 
 
-def _write(
-    old: _DamagedArchive, errors: ArchiveErrors, output: Path, progress: Callable[[int, int], None]
-) -> Salvaged:
+def _write(old: _DamagedArchive, errors: ArchiveErrors, output: Path, progress: Progress) -> Salvaged:
     result = Salvaged(output, tables=old.tables_are)
+    result.uncertainty_lost = old.lacks_uncertainty()
+    chunks = (old.reader.read(offset, old.sizes[offset]) for offset in old.fitted)
     with writing(output), WriteLock(output, escape_name(output)), replacing(output) as file:
-        new = _NewArchive(file, old)
-        result.uncertainty_lost = old.lacks_uncertainty()
+        new = StreamWriter(
+            file, old.header, old.tables, embed_tables=old.embed, chunks=chunks, segment_rows=MAX_SEGMENT_ROWS
+        )
         for found in old.chunks:
             progress(found.offset, old.reader.size)
-            with errors:
-                _save(old, new, found, result)
+            if found.kind == b"INDX" or found.offset in old.fitted:  # the new archive has its own index
+                old.keep(found.offset, found.offset + found.size)
+            elif found.head is not None:
+                with errors:
+                    _save(old, new, StoredSegment(old.reader, found.offset, found.head), result)
         with errors:
-            if not new.segments and not (old.index is not None and not old.index.rows):
+            if not new.rows and not (old.index is not None and not old.index.rows):
                 raise FormatError("nothing behind its header is intact, so nothing was written")
+        new.skipped = old.skipped
+        new.source_bytes = old.index.source_bytes if old.index is not None else 0
         new.finish()
     progress(old.reader.size, old.reader.size)
     result.segments, result.bytes, result.lost = len(new.segments), output.stat().st_size, old.lost()
@@ -117,38 +121,25 @@ def _write(
     return result
 
 
-def _save(old: _DamagedArchive, new: _NewArchive, found: Found, result: Salvaged) -> None:
-    """Copy a chunk, or what is intact of it."""
-    if found.kind == b"INDX":  # the new archive has its own
-        old.keep(found.offset, found.offset + found.size)
-    elif found.kind == b"FITT":
-        if found.offset in old.fitted:
-            new.add_fitted(old.reader.read(found.offset, found.size))
-            old.keep(found.offset, found.offset + found.size)
-    elif found.head is not None:
-        _save_segment(old, new, old.segment(found.offset, found.head), result)
-
-
-def _save_segment(old: _DamagedArchive, new: _NewArchive, segment: StoredSegment, result: Salvaged) -> None:
+def _save(old: _DamagedArchive, new: StreamWriter, segment: StoredSegment, result: Salvaged) -> None:
+    """Copy a segment, or what is intact of it."""
     head = segment.head
     parts, damaged = old.parts(segment)
-    if "table" in damaged:
-        return
     if result.uncertainty_lost:
         parts["entropy"] = b""
-    copied = head.with_parts(list(parts.values()), head.number)
-    if not new.takes(copied):
+    if "table" in damaged or new.has not in (None, tuple(bool(parts[which]) for which in PARTS[1:])):
         return
     number, checked, blocks = old.decode(segment, parts["table"])
     saved = [n for n, block in enumerate(blocks) if block is not None]
     if len(saved) == len(blocks):
-        new.add(replace(copied, number=number), [*parts.values(), *(segment.block(n) for n in saved)])
+        raw = RawSegment(head, (b"", b"", b"", b""), b"".join(segment.block(n) for n in saved))
+        new.add_segment(raw.having(number=number, **parts))
         rows = head.rows
         result.unchecked += 0 if checked else rows
     elif saved and checked:
         codes = _intact(old, segment, parts, blocks)
-        again, chunk = write_segment(codes, old.candidates, old.header.version)
-        new.add(again, [chunk[again.parts_at :]])
+        new.add(codes)
+        new.flush()
         rows = len(codes)
         result.recoded += rows
     else:
@@ -178,69 +169,16 @@ def _intact(
         for data in (parts["names"], parts["labels"])
     )
     entropy = parts["entropy"]
-    return Codes(
-        np.concatenate([block for block in blocks if block is not None]),
-        old.header.latents,
-        old.header.alphabet,
-        names=names,
-        labels=labels,
-        uncertainty=unpack_uncertainty(entropy, head.rows, old.header.version)[rows] if entropy else None,
+    uncertainty = unpack_uncertainty(entropy, head.rows, old.header.version)[rows] if entropy else None
+    return old.header.codes(
+        np.concatenate([block for block in blocks if block is not None]), names, labels, uncertainty
     )
-
-
-class _NewArchive:
-    """The new archive: chunks in the order in which they are found."""
-
-    def __init__(self, file: IO[bytes], old: _DamagedArchive) -> None:
-        self._file, self._old, self._at = file, old, 0
-        self.segments: list[tuple[int, SegmentHead]] = []
-        self._fitted: list[tuple[int, int]] = []
-        self._put(old.header_bytes)
-        self._tables = 0, 0
-        if old.embed and old.tables is not None:
-            self._tables = self._at, CHUNK.size + len(old.tables.data)
-            self._put(CHUNK.pack(b"TABL", len(old.tables.data)) + old.tables.data)
-
-    def add_fitted(self, chunk: bytes) -> None:
-        self._fitted.append((self._at, len(chunk)))
-        self._put(chunk)
-
-    def takes(self, head: SegmentHead) -> bool:
-        """Whether a segment has names, labels and uncertainty where those before it have them."""
-        before = self.segments[0][1] if self.segments else head
-        return [part.size > 0 for part in head.parts[1:]] == [part.size > 0 for part in before.parts[1:]]
-
-    def add(self, head: SegmentHead, content: list[bytes]) -> None:
-        self.segments.append((self._at, head))
-        for data in (head.start, *content):
-            self._put(data)
-
-    def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._at += len(data)
-
-    def finish(self) -> None:
-        old = self._old.index
-        index = Index(
-            rows=sum(head.rows for _, head in self.segments),
-            source_bytes=old.source_bytes if old is not None else 0,
-            tables=self._tables,
-            segments=tuple(self.segments),
-            skipped=pack_skipped(self._old.skipped),
-            start=self._at,
-            header_crc=int.from_bytes(self._old.header_bytes[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
-            fitted=tuple(self._fitted),
-            version=self._old.header.version,
-        )
-        self._put(index.to_bytes())
 
 
 class _DamagedArchive:
     """The damaged archive: what is known of it, and which of its bytes are kept."""
 
-    def __init__(
-        self, reader: ByteReader, extra: tuple[Tables | str | os.PathLike[str], ...], beside: tuple[Path, ...]
-    ) -> None:
+    def __init__(self, reader: ByteReader, extra: tuple[AnyTables, ...], beside: tuple[Path, ...]) -> None:
         self.reader, self._beside = reader, beside
         try:
             self.header, size = read_header(reader)
@@ -248,7 +186,6 @@ class _DamagedArchive:
             raise
         except FormatError as exc:
             raise type(exc)(f"{exc}; without its header nothing of an archive can be salvaged") from exc
-        self.header_bytes = reader.read(0, size)
         self._kept = [(0, size)]
         self._width = width = self.header.decisions_per_row
         self.index: Index | None = None
@@ -270,7 +207,7 @@ class _DamagedArchive:
                 with suppress(FormatError):
                     self._fitted_model(found.offset, found.size)
                     self.fitted[found.offset] = len(self.fitted)
-        self._sizes = {found.offset: found.size for found in self.chunks}
+        self.sizes = {found.offset: found.size for found in self.chunks}
 
     def keep(self, start: int, end: int) -> None:
         """Note that these bytes are not lost."""
@@ -287,7 +224,7 @@ class _DamagedArchive:
 
     # Tables
 
-    def _find_tables(self, scanner: Scanner, extra: tuple[Tables | str | os.PathLike[str], ...]) -> Tables | None:
+    def _find_tables(self, scanner: Scanner, extra: tuple[AnyTables, ...]) -> Tables | None:
         start = self._kept[0][1]
         self.embed = start < self.reader.size and scanner.at(start) is None
         found, end = scanner.tables(start, self.header.tables_sha256) if self.embed else (None, start)
@@ -303,10 +240,6 @@ class _DamagedArchive:
         return found
 
     # Segments
-
-    def segment(self, offset: int, head: SegmentHead) -> StoredSegment:
-        """Return a segment whose head is known."""
-        return StoredSegment(self.reader, offset, head)
 
     @staticmethod
     def parts(segment: StoredSegment) -> tuple[dict[str, bytes], set[str]]:
@@ -330,7 +263,7 @@ class _DamagedArchive:
         for found in self.chunks:
             if found.head is None or not found.head.entropy.size:
                 continue
-            segment = self.segment(found.offset, found.head)
+            segment = StoredSegment(self.reader, found.offset, found.head)
             damaged = self.parts(segment)[1]
             if "entropy" in damaged and "table" not in damaged and self._sound_blocks(segment):
                 return True
@@ -379,7 +312,7 @@ class _DamagedArchive:
             offsets = [offset] if offset in self.fitted else []
         else:  # of what number each was is not known if one before it is lost; only the right one decodes
             offsets = sorted(self.fitted, key=lambda offset: self.fitted[offset] != head.number)[:_TRIES]
-        return [(self.fitted[offset], self._fitted_model(offset, self._sizes[offset])) for offset in offsets]
+        return [(self.fitted[offset], self._fitted_model(offset, self.sizes[offset])) for offset in offsets]
 
     def _fitted_model(self, offset: int, size: int) -> EntropyModel:
         model = self._models.get(offset)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stochcl import framing
-from stochcl.compress.index import header_crc, version_of
+from stochcl.compress.index import has_trailer, version_of
 from stochcl.compress.segment import SegmentHead, read_head
 from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError
-from stochcl.framing import CHUNK, END_MAGIC, HEAD, TRAILER, crc
+from stochcl.framing import CHUNK, HEAD, TRAILER, crc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,13 +119,7 @@ class Scanner:
         size = self._size(at, b"INDX")
         if size is None or at + size + TRAILER.size > self._reader.size:
             return None
-        trailer = self._reader.read(at + size, TRAILER.size)
-        if trailer[-len(END_MAGIC) :] != END_MAGIC:
-            return None
-        sound = trailer == TRAILER.pack(
-            at, size, crc(self._reader.read(at, size)), header_crc(self._reader), END_MAGIC
-        )
-        return size + TRAILER.size if sound else None
+        return size + TRAILER.size if has_trailer(self._reader, at, size) else None
 
     def _size(self, at: int, kind: bytes) -> int | None:
         """Return the bytes of the chunk here, if it is of this kind and lies within the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,22 +19,7 @@ from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
 from stochcl.errors import FormatError
-from stochcl.framing import (
-    BLOCK,
-    CHUNK,
-    HEAD,
-    SEGMENT,
-    check_crc,
-    check_limit,
-    crc,
-    pack_numbers,
-    pack_texts,
-    pack_varints,
-    unpack,
-    unpack_numbers,
-    unpack_texts,
-    unpack_varints,
-)
+from stochcl.framing import BLOCK, CHUNK, HEAD, check_crc, check_limit, crc
 from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
@@ -91,13 +77,13 @@ class SegmentHead:
     @cached_property
     def data(self) -> bytes:
         """The head's bytes: fixed fields, the words of each block as varints, the checksums of their rows."""
-        return self._fixed + pack_varints(self.words) + struct.pack(f"<{len(self.crcs)}I", *self.crcs)
+        return self._fixed + framing.pack_varints(self.words) + struct.pack(f"<{len(self.crcs)}I", *self.crcs)
 
     @property
     def _fixed(self) -> bytes:
         parts = [value for part in self.parts for value in (part.size, part.crc)]
         fixed = self.rows, self.rows_per_block, len(self.words), self.model, self.number, *parts
-        return pack_numbers(SEGMENT, fixed, self.version)
+        return framing.pack_numbers(framing.SEGMENT, fixed, self.version)
 
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
@@ -143,8 +129,8 @@ class SegmentHead:
     @classmethod
     def parse(cls, data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
         """Read a head of this version of the format and check that its numbers can be true."""
-        ((rows, per_block, blocks, model, number, *sizes),), start = unpack_numbers(
-            SEGMENT, data, 0, "a segment's head", version
+        ((rows, per_block, blocks, model, number, *sizes),), start = framing.unpack_numbers(
+            framing.SEGMENT, data, 0, "a segment's head", version
         )
         check_limit(rows, framing.MAX_SEGMENT_ROWS, "the number of a segment's rows")
         if not rows or not per_block or blocks != -(-rows // per_block):
@@ -154,7 +140,7 @@ class SegmentHead:
         check_limit(min(rows, per_block) * decisions_per_row, framing.MAX_BLOCK_DECISIONS, "the size of a block")
         if len(data) < start + 5 * blocks:
             raise FormatError("a segment's head is shorter than its list of blocks")
-        words, end = unpack_varints(data, blocks, start)
+        words, end = framing.unpack_varints(data, blocks, start)
         if end + 4 * blocks != len(data):
             raise FormatError(f"a segment's head has {len(data)} bytes, not {end + 4 * blocks}")
         crcs = struct.unpack_from(f"<{blocks}I", data, end)
@@ -179,11 +165,11 @@ class SegmentHead:
 
 def read_head(data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
     """Read the head from the beginning of a segment's chunk, without the index."""
-    unpack(CHUNK, data, 0, "a segment")
+    framing.unpack(CHUNK, data, 0, "a segment")
     kind, length = CHUNK.unpack_from(data)
     if kind != KIND:
         raise FormatError("a segment does not begin here")
-    size, checksum = unpack(HEAD, data, CHUNK.size, "a segment")
+    size, checksum = framing.unpack(HEAD, data, CHUNK.size, "a segment")
     start = CHUNK.size + HEAD.size
     head = data[start : start + size]
     check_crc(checksum, "a segment's head", head)
@@ -197,18 +183,14 @@ def write_segment(
     codes: Codes, candidates: Sequence[Candidate], version: int = framing.VERSION
 ) -> tuple[SegmentHead, bytes]:
     """Code rows with the cheapest of the models that are paid for, or with a table of their own."""
-    best, (bits, indices) = candidates[0], candidates[0].cost(codes)
-    for candidate in candidates[1:]:
+    own = IndependentModel.fit(codes)
+    best, bits, indices, table = Candidate(own, OWN), math.inf, None, b""
+    for candidate in candidates:
         spent, levels = candidate.cost(codes)
         if spent < bits:
             best, bits, indices = candidate, spent, levels
-    own, table = IndependentModel.fit(codes), b""
-    if (own_bits := own.ideal_bits(codes)) < bits:
-        table = pack_model(own)
-        if own_bits + 8 * len(table) < bits:
-            best, bits, indices = Candidate(own, OWN), own_bits, None
-        else:
-            table = b""
+    if (own_bits := own.ideal_bits(codes)) < bits and own_bits + 8 * len(packed := pack_model(own)) < bits:
+        best, bits, indices, table = Candidate(own, OWN), own_bits, None, packed
     rows_per_block = _rows_per_block(bits / len(codes), best.model)
     blocks, words, crcs = [], [], []
     for start in range(0, len(codes), rows_per_block):
@@ -221,8 +203,8 @@ def write_segment(
         blocks.append(BLOCK.pack(len(part), words[-1], crc(payload)) + payload)
     parts = [
         table,
-        pack_texts(codes.names) if codes.names is not None else b"",
-        pack_texts(codes.labels) if codes.labels is not None else b"",
+        framing.pack_texts(codes.names) if codes.names is not None else b"",
+        framing.pack_texts(codes.labels) if codes.labels is not None else b"",
         pack_uncertainty(codes.uncertainty, version) if codes.uncertainty is not None else b"",
     ]
     stated, names, labels, entropy = map(Part.of, parts)
@@ -278,12 +260,17 @@ class StoredSegment:
     def texts(self, which: str) -> tuple[str, ...] | None:
         """Read the names or labels; None where they are not stored."""
         data = self.part(which)
-        return unpack_texts(data, self.head.rows, self._shown(f"the {which}")) if data else None
+        return framing.unpack_texts(data, self.head.rows, self._shown(f"the {which}")) if data else None
 
     def uncertainty(self) -> NDArray[np.float32] | None:
         """Read the entropies of the rows; None where they are not stored."""
         data, head = self.part("entropy"), self.head
         return unpack_uncertainty(data, head.rows, head.version, self._shown("the uncertainty")) if data else None
+
+    def beside(self) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, NDArray[np.float32] | None]:
+        """Check the head, and read names, labels and uncertainty of the rows, each None where it is not stored."""
+        self.check_head()
+        return self.texts("names"), self.texts("labels"), self.uncertainty()
 
     def block(self, number: int) -> bytes:
         """Read one block with its own head."""
@@ -301,11 +288,8 @@ class StoredSegment:
 
     def raw(self) -> RawSegment:
         """Read all of it, and check everything but its table and what its blocks decode to."""
-        self.check_head()
+        self.beside()
         table, names, labels, entropy = (self.part(which) for which in PARTS)
-        for which in ("names", "labels"):
-            self.texts(which)
-        self.uncertainty()
         blocks = b"".join(self.block(number) for number in range(len(self.head.words)))
         return RawSegment(self.head, (table, names, labels, entropy), blocks)
 
@@ -370,11 +354,4 @@ def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: 
     if not models:
         raise FormatError(f"a segment is coded with the model {head.model}, number {head.number}, which is not there")
     packed = [read_blocks([(segment, number)], models[0])[0] for number in range(len(head.words))]
-    return Codes(
-        np.concatenate(packed),
-        header.latents,
-        header.alphabet,
-        names=segment.texts("names"),
-        labels=segment.texts("labels"),
-        uncertainty=segment.uncertainty(),
-    )
+    return header.codes(np.concatenate(packed), *segment.beside())

@@ -7,6 +7,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from stochcl.codes import Codes, folder_label
@@ -15,12 +16,12 @@ from stochcl.compress.journal import Record
 from stochcl.compress.segment import SegmentHead, write_segment
 from stochcl.entropy.model import FITTED, Candidate, pack_model
 from stochcl.errors import LimitExceeded, OutputError
-from stochcl.files import lock
+from stochcl.files import lock, write_all
 from stochcl.framing import CHUNK, PROLOGUE, crc, pack_texts, unpack_texts
 from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from io import FileIO
 
     from stochcl.compress.header import Header
@@ -32,40 +33,40 @@ if TYPE_CHECKING:
 class Preamble:
     """The bytes before the first segment (header, tables, fitted models), and the models to code segments with."""
 
-    def __init__(self, header: Header, tables: Tables, *, embed: bool, fitted: Sequence[EntropyModel] = ()) -> None:
+    def __init__(
+        self, header: Header, tables: Tables | None, *, embed: bool, fitted: Sequence[EntropyModel] = (),
+        chunks: Iterable[bytes] = (),
+    ) -> None:  # fmt: skip
         header.check()
-        if header.tables_sha256 != tables.sha256:
-            msg = "these are not the tables that the header names"
-            raise ValueError(msg)
-        self.data, self._tables_at = header.to_bytes(), (0, 0)
-        if embed:
-            self._tables_at = (len(self.data), CHUNK.size + len(tables.data))
-            self.data += CHUNK.pack(b"TABL", len(tables.data)) + tables.data
-        self.candidates = tables.candidates(header.latents, header.selection)
+        if tables is not None and header.tables_sha256 != tables.sha256:
+            raise ValueError("these are not the tables that the header names")
+        parts, self._tables_at = [header.to_bytes()], (0, 0)
+        if embed and tables is not None:
+            self._tables_at = (len(parts[0]), CHUNK.size + len(tables.data))
+            parts += [CHUNK.pack(b"TABL", len(tables.data)), tables.data]
+        self.candidates = [] if tables is None else tables.candidates(header.latents, header.selection)
+        self.candidates += [Candidate(model, FITTED, number) for number, model in enumerate(fitted)]
         self._fitted_at: list[tuple[int, int]] = []
-        for number, model in enumerate(fitted):
-            self.data += self._place(pack_model(model))
-            self.candidates.append(Candidate(model, FITTED, number))
-
-    def _place(self, model: bytes) -> bytes:
-        """Return the chunk of a fitted model, and note its place."""
-        payload = crc(model).to_bytes(4, "little") + model
-        self._fitted_at.append((len(self.data), CHUNK.size + len(payload)))
-        return CHUNK.pack(b"FITT", len(payload)) + payload
+        end = sum(map(len, parts))
+        for chunk in chain(map(_fitted_chunk, fitted), chunks):
+            self._fitted_at.append((end, len(chunk)))
+            parts.append(chunk)
+            end += len(chunk)
+        self.data = b"".join(parts)
 
     def index(self, writer: SegmentWriter, start: int) -> Index:
         """Return the index of all that a writer has written, to begin at ``start``."""
         return Index(
-            rows=sum(head.rows for _, head in writer._segments),
-            source_bytes=writer._source_bytes,
-            tables=self._tables_at,
-            segments=tuple(writer._segments),
-            skipped=pack_skipped(writer.skipped),
-            start=start,
-            header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
-            fitted=tuple(self._fitted_at),
-            version=writer.header.version,
-        )
+            rows=sum(head.rows for _, head in writer.segments), source_bytes=writer.source_bytes,
+            tables=self._tables_at, segments=tuple(writer.segments), skipped=pack_skipped(writer.skipped),
+            start=start, header_crc=int.from_bytes(self.data[PROLOGUE.size - 4 : PROLOGUE.size], "little"),
+            fitted=tuple(self._fitted_at), version=writer.header.version,
+        )  # fmt: skip
+
+
+def _fitted_chunk(model: EntropyModel) -> bytes:
+    packed = pack_model(model)
+    return CHUNK.pack(b"FITT", 4 + len(packed)) + crc(packed).to_bytes(4, "little") + packed
 
 
 SEGMENT_ROWS = 16_384
@@ -82,15 +83,9 @@ class SegmentWriter(ABC):
     """
 
     def __init__(
-        self,
-        header: Header,
-        candidates: list[Candidate],
-        *,
-        names: bool,
-        uncertainty: bool = True,
-        segment_rows: int,
-        start: int,
-    ) -> None:
+        self, header: Header, candidates: list[Candidate], *, names: bool, uncertainty: bool = True,
+        segment_rows: int, start: int,
+    ) -> None:  # fmt: skip
         self.header = header
         self._candidates, self._names, self._uncertainty, self._start = candidates, names, uncertainty, start
         self._width = header.decisions_per_row
@@ -98,10 +93,10 @@ class SegmentWriter(ABC):
         self._rows = max(1, min(segment_rows, SEGMENT_BYTES // row_bytes))
         self.position = 0
         self.skipped: list[tuple[str, str]] = []
-        self._segments: list[tuple[int, SegmentHead]] = []
-        self._source_bytes = 0
+        self.segments: list[tuple[int, SegmentHead]] = []
+        self.source_bytes = 0
         self._pending: list[Codes] = []
-        self._has: tuple[bool, ...] | None = None  # names, labels, uncertainty: whether rows have them
+        self.has: tuple[bool, ...] | None = None  # names, labels, uncertainty: whether rows have them
         self._places: list[tuple[int, int]] = []
         self._new_skips: list[tuple[int, str, str]] = []
         # Unbuffered, so that closing after a failed write does not write again and fail again.
@@ -113,48 +108,44 @@ class SegmentWriter(ABC):
 
     def _opened(self) -> FileIO:
         if self._file is None:
-            msg = "this writer is closed"
-            raise ValueError(msg)
+            raise ValueError("this writer is closed")
         return self._file
 
     @property
     def _end(self) -> int:
         """Where the next chunk goes: what a failed write left there is written over."""
-        if not self._segments:
+        if not self.segments:
             return self._start
-        start, head = self._segments[-1]
+        start, head = self.segments[-1]
         return start + head.size
 
     @property
     def rows(self) -> int:
         """Rows written or waiting to be."""
-        return sum(head.rows for _, head in self._segments) + sum(len(codes) for codes in self._pending)
+        return sum(head.rows for _, head in self.segments) + sum(len(codes) for codes in self._pending)
 
     def add(
-        self,
-        codes: Codes,
-        *,
-        positions: Sequence[int] | None = None,
-        sizes: Sequence[int] | None = None,
+        self, codes: Codes, *, positions: Sequence[int] | None = None, sizes: Sequence[int] | None = None
     ) -> None:
         """Append rows."""
         if (codes.latents, codes.alphabet) != (self.header.latents, self.header.alphabet):
-            msg = f"this archive has {self.header.latents} latents of {self.header.alphabet} values"
-            raise ValueError(msg)
+            raise ValueError(f"this archive has {self.header.latents} latents of {self.header.alphabet} values")
         if positions is None:
             first = self._places[-1][0] + 1 if self._places else self.position
             positions = range(first, first + len(codes))
         if not len(codes):
             return
         if not self._names:
-            codes = replace(codes, names=None, labels=_labels(codes.names, codes.labels))
+            labels = codes.labels  # of their own, or else the first folders of the names
+            if labels is None and codes.names is not None:
+                labels = tuple(map(folder_label, codes.names))
+            codes = replace(codes, names=None, labels=labels)
         if not self._uncertainty:
             codes = replace(codes, uncertainty=None)
         self._check_has((codes.names is not None, codes.labels is not None, codes.uncertainty is not None))
         places = list(zip(map(int, positions), map(int, [0] * len(codes) if sizes is None else sizes), strict=True))
         if len(places) != len(codes):
-            msg = f"{len(codes)} rows but {len(places)} positions"
-            raise ValueError(msg)
+            raise ValueError(f"{len(codes)} rows but {len(places)} positions")
         for start in range(0, len(codes), self._rows):
             self._pending.append(codes[start : start + self._rows])
             self._places += places[start : start + self._rows]
@@ -168,7 +159,11 @@ class SegmentWriter(ABC):
         is waiting is written before.
         """
         if not self._names:
-            segment = segment.having(names=b"", labels=_packed_labels(segment))
+            _, names, labels, _ = segment.parts
+            if names and not labels:
+                texts = unpack_texts(names, segment.head.rows, "the names of a segment")
+                labels = pack_texts([folder_label(name) for name in texts])
+            segment = segment.having(names=b"", labels=labels)
         if not self._uncertainty:
             segment = segment.having(entropy=b"")
         self._check_has(segment.has)
@@ -176,10 +171,9 @@ class SegmentWriter(ABC):
         self._take(segment.head, segment.chunk, self.position + segment.head.rows, source_bytes)
 
     def _check_has(self, has: tuple[bool, ...]) -> None:
-        if self._has not in (None, has):
-            msg = "rows with and without names, labels or uncertainty do not go into one archive"
-            raise ValueError(msg)
-        self._has = has
+        if self.has not in (None, has):
+            raise ValueError("rows with and without names, labels or uncertainty do not go into one archive")
+        self.has = has
 
     def skip(self, name: str, reason: str, *, position: int = 0) -> None:
         """Record an image that could not be read, at its position in the source."""
@@ -213,8 +207,8 @@ class SegmentWriter(ABC):
         start = self._end
         record = Record(start + len(chunk), crc(chunk), head.rows, position, source_bytes, skipped)
         self._store(start, chunk, record)
-        self._segments.append((start, head))
-        self._source_bytes += source_bytes
+        self.segments.append((start, head))
+        self.source_bytes += source_bytes
         self.position = position
         self.skipped += skipped
         self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
@@ -231,20 +225,6 @@ class SegmentWriter(ABC):
         self._new_skips = []
 
 
-def _labels(names: Sequence[str] | None, labels: Sequence[str] | None) -> Sequence[str] | None:
-    """Return the labels that stay when names go: those of their own, else the first folders of the names."""
-    return labels if labels is not None or names is None else tuple(map(folder_label, names))
-
-
-def _packed_labels(segment: RawSegment) -> bytes:
-    """Return the labels of a segment that loses its names."""
-    _, names, labels, _ = segment.parts
-    if labels or not names:
-        return labels
-    texts = unpack_texts(names, segment.head.rows, "the names of a segment")
-    return pack_texts([folder_label(name) for name in texts])
-
-
 class StreamWriter(SegmentWriter):
     """Writes an archive to a file object, front to back; use it in a ``with`` statement.
 
@@ -256,7 +236,9 @@ class StreamWriter(SegmentWriter):
     file : binary file object
         To be written to; it stays the caller's to close.
     header, tables, embed_tables, names, uncertainty, segment_rows
-        As of :class:`~stochcl.compress.Writer`.
+        As of :class:`~stochcl.compress.Writer`; without tables only what is coded already can be written.
+    chunks : iterable of bytes
+        Fitted models as they stand in an archive; rows that are added are not coded with them.
 
     Raises
     ------
@@ -266,19 +248,12 @@ class StreamWriter(SegmentWriter):
     """
 
     def __init__(
-        self,
-        file: IO[bytes],
-        header: Header,
-        tables: Tables,
-        *,
-        embed_tables: bool,
-        names: bool = True,
-        uncertainty: bool = True,
-        segment_rows: int = SEGMENT_ROWS,
-    ) -> None:
+        self, file: IO[bytes], header: Header, tables: Tables | None, *, embed_tables: bool,
+        chunks: Iterable[bytes] = (), names: bool = True, uncertainty: bool = True, segment_rows: int = SEGMENT_ROWS,
+    ) -> None:  # fmt: skip
         self._out = file
         _take(file)
-        self._preamble = Preamble(header, tables, embed=embed_tables)
+        self._preamble = Preamble(header, tables, embed=embed_tables, chunks=chunks)
         self._closed, self._ending = False, b""
         super().__init__(
             header, self._preamble.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
@@ -291,9 +266,7 @@ class StreamWriter(SegmentWriter):
 
     def _write(self, data: bytes) -> None:
         try:
-            view = memoryview(data)
-            while view:
-                view = view[self._out.write(view) or 0 :]
+            write_all(self._out, data)
             self._out.flush()
         except BrokenPipeError:
             raise
@@ -315,7 +288,7 @@ class StreamWriter(SegmentWriter):
     def outline(self) -> IO[bytes]:
         """Return a file with what was written but the segments: enough to open it as an archive and report on it."""
         parts = {0: self._preamble.data, self._end: self._ending}
-        parts |= {start: head.start for start, head in self._segments[:1]}  # whose head the index may leave out
+        parts |= {start: head.start for start, head in self.segments[:1]}  # whose head the index may leave out
         return cast("IO[bytes]", _Outline(parts))
 
     def __enter__(self) -> Self:
@@ -333,8 +306,7 @@ def _take(file: IO[bytes]) -> None:
     except (AttributeError, OSError):  # it is in memory, say
         return
     if stat.S_ISREG(status.st_mode) and not lock(file):
-        msg = "another process is writing an archive to this file; wait until that has finished, or give another."
-        raise OutputError(msg)
+        raise OutputError("another process is writing to this file; wait until it has finished, or give another.")
 
 
 class _Outline(io.RawIOBase):

@@ -1,24 +1,26 @@
-"""A folder of archives, the shards that many workers wrote, read as one archive."""
+"""A folder of archives, the shards that many workers wrote, and the manifest that makes it one archive."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.compress.archive import Archive
 from stochcl.compress.bytes import ArchiveErrors, Cache
 from stochcl.compress.limits import Limits
-from stochcl.compress.manifest import read_manifest, sha256_of
 from stochcl.compress.rows import ArchiveBase
-from stochcl.errors import ChecksumMismatch, FormatError
+from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, SourceError, UnsupportedVersion
+from stochcl.files import PathLike, reading, replacing, writing
 from stochcl.lazy import cached_property
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +28,124 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.entropy.model import EntropyModel
-    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.tables import AnyTables, Tables
+
+
+MANIFEST = "manifest.json"
+"""The file that makes a folder of archives one archive; written last, so that it is the commit."""
+
+SCHEMA = "stochcl.folder/1"
+
+_MAX_BYTES = 1 << 31  # a thousand shards take 200 kB; the rest is names of skipped images
+_MAX_COUNT = 1 << 48  # images, blocks or bytes of a shard
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One archive of a folder: its name, rows, blocks, bytes and SHA-256, and the bytes of its images' source."""
+
+    file: str
+    images: int
+    blocks: int
+    bytes: int
+    sha256: str
+    source_bytes: int
+
+    def check(self) -> None:
+        """Raise FormatError where this cannot be a file of the folder."""
+        if Path(self.file).name != self.file or self.file in ("", ".", "..") or "\0" in self.file:
+            raise FormatError(f"it names {self.file!r}, which is not a file of the folder")
+        for name in ("images", "blocks", "bytes", "source_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
+                raise FormatError(f"its {name} of {self.file} are {value!r}, not a number of them")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds: the shards in the order of their rows, and the model that made them.
+
+    ``tables`` is the file with the decoding tables, where neither the shards nor the package hold them; ``facts`` say
+    what the folder was made from and how: the source's listing, options, images of a shard.
+    """
+
+    shards: tuple[Shard, ...]
+    model: str
+    model_sha256: str
+    tables: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def images(self) -> int:
+        """Rows in all."""
+        return sum(shard.images for shard in self.shards)
+
+    def to_bytes(self) -> bytes:
+        """Return the file's bytes, JSON in ASCII."""
+        values = {"schema": SCHEMA, "images": self.images} | asdict(self)
+        return (json.dumps(values, indent=1) + "\n").encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read the file's bytes."""
+        try:
+            values = json.loads(data)
+            schema = values.pop("schema")
+            if schema != SCHEMA:
+                raise UnsupportedVersion(f"its schema is {schema!r}, and this version reads {SCHEMA}")
+            images = values.pop("images")
+            values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
+            values["skipped"] = tuple((str(name), str(reason)) for name, reason in values["skipped"])
+            found = cls(**values)
+        except FormatError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+            raise FormatError(f"it is not a manifest of codes ({exc})") from exc
+        if not found.shards:
+            raise FormatError("it names no shard")
+        for shard in found.shards:
+            shard.check()
+        if found.tables is not None and Path(str(found.tables)).name != found.tables:
+            raise FormatError(f"it names {found.tables!r}, which is not a file of the folder")
+        if images != found.images:
+            raise FormatError(f"it says {images!r} images, and its shards hold {found.images:,}")
+        return found
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, int]:
+    """Return the manifest of a folder, and its bytes on disk."""
+    path = folder / MANIFEST
+    with reading(path):
+        if not path.is_file():
+            raise SourceError(
+                f"{escape_name(folder)}: this folder has no {MANIFEST}: it is not a folder of shards, or compressing "
+                "to it was not finished; run the command that began it again."
+            )
+        if path.stat().st_size > _MAX_BYTES:
+            raise LimitExceeded(f"{escape_name(path)}: a manifest has no more than {_MAX_BYTES:,} bytes.")
+        data = path.read_bytes()
+    try:
+        return Manifest.from_bytes(data), len(data)
+    except FormatError as exc:
+        raise type(exc)(f"{escape_name(path)}: {exc}; compress again, or mend it from a copy.") from exc
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest into a folder, which makes it an archive."""
+    with writing(folder / MANIFEST), replacing(folder / MANIFEST) as file:
+        file.write(manifest.to_bytes())
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    try:
+        with reading(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except SourceError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            raise SourceError(f"{escape_name(path)}: this shard is missing; compress again.") from exc
+        raise
 
 
 _OPEN = 64  # archives that are open at a time, a descriptor each
@@ -34,10 +153,7 @@ _CACHED_BYTES = 64 << 20  # of packed rows, of all shards together
 
 
 def open_archive(
-    path: str | os.PathLike[str] | IO[bytes],
-    *,
-    tables: Iterable[Tables | str | os.PathLike[str]] = (),
-    trusted: bool | None = None,
+    path: PathLike | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
 ) -> Archive | FolderArchive:
     """Open an archive, or a folder of them that is one."""
     if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises at long names
@@ -72,19 +188,14 @@ class FolderArchive(ArchiveBase):
     >>> archive[1_000_000].symbols()  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        tables: Iterable[Tables | str | os.PathLike[str]] = (),
-        trusted: bool | None = None,
-    ) -> None:
+    def __init__(self, path: PathLike, *, tables: Iterable[AnyTables] = (), trusted: bool | None = None) -> None:
         self.path, self._shown, self._given = Path(path), escape_name(path), tuple(tables)
         self._trusted, self._errors = trusted, ArchiveErrors(self._shown)
         self.manifest, self._manifest_bytes = read_manifest(self.path)
         own = () if self.manifest.tables is None else (self.path / self.manifest.tables,)
         self._extra: tuple[Any, ...] = (*self._given, *own)
         entries = self.manifest.shards
+        self.source_bytes = sum(entry.source_bytes for entry in entries)
         self._limits = Limits(sum(entry.bytes for entry in entries), trusted)
         self._starts = np.cumsum([0] + [entry.images for entry in entries])
         self._first_blocks = np.cumsum([0] + [entry.blocks for entry in entries])
@@ -149,11 +260,6 @@ class FolderArchive(ArchiveBase):
         """Names and reasons of the images that could not be read when the folder was made."""
         return list(self.manifest.skipped)
 
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the images in their source."""
-        return sum(entry.source_bytes for entry in self.manifest.shards)
-
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables; from the shards, the folder, the places given, the package or ``$STOCHCL_MODELS``."""
@@ -195,7 +301,7 @@ class FolderArchive(ArchiveBase):
                 total[name] = total.get(name, 0) + size  # also those that few archives have: uncertainty
         return total
 
-    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Read and check every shard, against the manifest and by itself.
 
         Raises
@@ -282,13 +388,8 @@ class LazyArchives(Sequence[Archive]):
     def __len__(self) -> int:
         return len(self._openers)
 
-    @overload
-    def __getitem__(self, index: int) -> Archive: ...
-    @overload
-    def __getitem__(self, index: slice) -> LazyArchives: ...
-    def __getitem__(self, index: int | slice) -> Archive | LazyArchives:
-        chosen = self._openers[index]
-        return LazyArchives(chosen) if isinstance(chosen, Sequence) else chosen()
+    def __getitem__(self, index: int) -> Archive:  # type: ignore[override]
+        return self._openers[index]()
 
 
 def join(opened: Sequence[Archive | FolderArchive]) -> tuple[LazyArchives, list[str], bool]:
@@ -304,20 +405,14 @@ def join(opened: Sequence[Archive | FolderArchive]) -> tuple[LazyArchives, list[
             openers += [partial(one._shard, number) for number in range(len(one.manifest.shards))]
             names += [escape_name(one.path / entry.file) for entry in one.manifest.shards]
         else:
-            openers.append(partial(_itself, one))
+            openers.append(one.__enter__)
             names.append(one._shown)
     tables = any(isinstance(one, FolderArchive) and one.manifest.tables is not None for one in opened)
     return LazyArchives(openers), names, tables
 
 
-def _itself(archive: Archive) -> Archive:
-    return archive
-
-
 def _reopen(path: Path, tables: tuple[Any, ...], trusted: bool | None, identity: str) -> FolderArchive:
     folder = FolderArchive(path, tables=tables, trusted=trusted)
     if folder._identity != identity:
-        raise FormatError(
-            f"{folder._shown}: this is another folder than the one that was pickled; open it anew by its path."
-        )
+        raise FormatError(f"{folder._shown}: this is another folder than the one that was pickled; open it anew.")
     return folder

@@ -13,14 +13,12 @@ from stochcl.codes import Codes, pick
 from stochcl.compress.archive import Archive
 from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
 from stochcl.compress.segment_writer import SEGMENT_ROWS
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import Candidate, pack_model
+from stochcl.entropy.model import Candidate, fit_linear, latent_bits, pack_model
 from stochcl.framing import CHUNK, FITTED, pack_texts, unpack_texts
-from stochcl.framing import FITTED as FITTED_ENTRY
+from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from stochcl.compress.segment import RawSegment
     from stochcl.compress.writer import Writer
     from stochcl.entropy.model import EntropyModel
+    from stochcl.files import PathLike
 
 
 _SAMPLE = 1 << 16  # rows that models are fitted to
@@ -43,13 +42,10 @@ def sample(archive: Archive) -> Codes:
     if len(archive) > _SAMPLE:
         starts, run = np.linspace(0, len(archive) - _RUN, _SAMPLE // _RUN).astype(np.int64), _RUN
     rows = (starts[:, None] + np.arange(run)).reshape(-1)
-    header = archive.header
-    return Codes(archive._packed(rows), header.latents, header.alphabet)
+    return archive.header.codes(archive._packed(rows))
 
 
-def fit_models(
-    codes: Codes, rows: int, *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[EntropyModel]:
+def fit_models(codes: Codes, rows: int, *, progress: Progress = silent) -> list[EntropyModel]:
     """Fit an independent and a linear autoregressive model to a sample of ``rows`` rows.
 
     The latter is left out where all rows together have less than a bit for each of its weights: it could not pay.
@@ -75,13 +71,9 @@ def cost(candidates: Sequence[Candidate], codes: Codes) -> tuple[float, list[flo
 
 
 def choose(
-    segments: Iterable[Codes],
-    given: Sequence[Candidate],
-    models: Sequence[EntropyModel],
-    *,
-    before: float | None = None,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> list[EntropyModel]:
+    segments: Iterable[Codes], given: Sequence[Candidate], models: Sequence[EntropyModel], *,
+    before: float | None = None, progress: Callable[[int], None] = lambda rows: None,
+) -> list[EntropyModel]:  # fmt: skip
     """Return those of some models that save more, over all segments, than it takes to store them."""
     candidates = [*given, *(Candidate(model) for model in models)]
     base, spent, rows = [], [], 0
@@ -122,7 +114,7 @@ def segments_of(archive: Archive, cut: Callable[[Codes], Codes]) -> Iterable[Cod
     """Yield all rows as an archive of some of the latents will have them, a segment at a time, without names."""
     for start in range(0, len(archive), SEGMENT_ROWS):
         rows = np.arange(start, min(start + SEGMENT_ROWS, len(archive)))
-        yield cut(Codes(archive._packed(rows), archive.header.latents, archive.header.alphabet))
+        yield cut(archive.header.codes(archive._packed(rows)))
 
 
 def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.float64]:
@@ -133,17 +125,11 @@ def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.floa
     """
     own = IndependentModel.fit(codes)
     table = np.arange(1, codes.latents + 1) * (8 * len(pack_model(own)) / codes.latents)
-    by_latent = [_by_latent(candidate.model, codes) for candidate in candidates]
+    by_latent = [latent_bits(codes, candidate.model) for candidate in candidates]
     best = np.min([np.cumsum(bits) for bits in by_latent], axis=0)
     alone = np.cumsum(own.bits_by_latent(codes))
     bits: NDArray[np.float64] = np.where(alone + table < best, alone, best)
     return bits + (bits / _BLOCK + 1) * _STREAM
-
-
-def _by_latent(model: EntropyModel, codes: Codes) -> NDArray[np.float64]:
-    if isinstance(model, IndependentModel):
-        return model.bits_by_latent(codes)
-    return model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -205,13 +191,7 @@ class Transcoding:
         return total / max(1, len(self.archive))
 
     def write(
-        self,
-        path: str | os.PathLike[str],
-        latents: int,
-        *,
-        force: bool = False,
-        resume: bool = False,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        self, path: PathLike, latents: int, *, force: bool = False, resume: bool = False, progress: Progress = silent
     ) -> float:
         """Write the first ``latents`` latents; return the bits per image that their codes take on disk.
 
@@ -266,7 +246,7 @@ class Transcoding:
         names = unpack_texts(segment.parts[1], segment.head.rows, "the names of a segment")
         return segment.having(labels=pack_texts(self.labels(names)))
 
-    def _recode(self, writer: Writer, latents: int, progress: Callable[[int, int], None]) -> None:
+    def _recode(self, writer: Writer, latents: int, progress: Progress) -> None:
         """Give a writer the rows, cut, from its position on."""
         bytes_of, total = self.archive.source_bytes, max(1, len(self.archive))
         for codes in stored_codes(self.archive, writer.position):
@@ -289,7 +269,7 @@ def _cut(model: EntropyModel, columns: Sequence[int] | None) -> EntropyModel | N
 def _spent(archive: Archive) -> float:
     """Return the bits that codes take in an archive, with the models that it holds for them."""
     heads = [segment.head for segment in archive._segments]
-    fitted = sum(size + FITTED_ENTRY.size for _, size in archive._index.fitted)
+    fitted = sum(size + FITTED.size for _, size in archive._index.fitted)
     return 8.0 * (fitted + sum(head.payload + head.table.size for head in heads))
 
 

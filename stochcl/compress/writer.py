@@ -23,7 +23,17 @@ from stochcl.errors import (
     StochclError,
     UsageError,
 )
-from stochcl.files import ROOM, WriteLock, check_output, read_all, sync_folder, target_of, write_all, writing
+from stochcl.files import (
+    ROOM,
+    PathLike,
+    WriteLock,
+    check_output,
+    read_all,
+    sync_folder,
+    target_of,
+    write_all,
+    writing,
+)
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
@@ -123,14 +133,14 @@ class JournaledWriter(SegmentWriter):
                 break
             sound.append(record)
         file.truncate(max([end, *(record.end for record in sound)]))
-        if self._segments:
-            self._has = tuple(part.size > 0 for part in self._segments[-1][1].parts[1:])
+        if self.segments:
+            self.has = tuple(part.size > 0 for part in self.segments[-1][1].parts[1:])
         return sound
 
     def _take_over(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
         """Count a segment that an earlier run has written."""
-        self._segments.append((record.end - len(chunk), head))
-        self._source_bytes += record.source_bytes
+        self.segments.append((record.end - len(chunk), head))
+        self.source_bytes += record.source_bytes
         self.skipped += record.skipped
         self.position = record.position
 
@@ -143,7 +153,7 @@ class JournaledWriter(SegmentWriter):
         self._pending = [codes]
         self._places = [(at, size) for at, size in waiting["places"]]
         self._new_skips = [(at, name, reason) for at, name, reason in waiting["skips"]]
-        self._has = codes.names is not None, codes.labels is not None, uncertainty is not None
+        self.has = codes.names is not None, codes.labels is not None, uncertainty is not None
         self.position, self._kept = record.position, True
 
     def _close_files(self) -> None:
@@ -218,20 +228,10 @@ class Writer(JournaledWriter):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        header: Header,
-        tables: Tables,
-        *,
-        embed_tables: bool,
-        fitted: Sequence[EntropyModel] = (),
-        names: bool = True,
-        uncertainty: bool = True,
-        force: bool = False,
-        resume: bool = False,
-        facts: dict[str, Any] | None = None,
-        segment_rows: int = SEGMENT_ROWS,
-    ) -> None:
+        self, path: PathLike, header: Header, tables: Tables, *, embed_tables: bool,
+        fitted: Sequence[EntropyModel] = (), names: bool = True, uncertainty: bool = True, force: bool = False,
+        resume: bool = False, facts: dict[str, Any] | None = None, segment_rows: int = SEGMENT_ROWS,
+    ) -> None:  # fmt: skip
         self._preamble = preamble = Preamble(header, tables, embed=embed_tables, fitted=fitted)
         super().__init__(
             header, preamble.candidates, names=names, uncertainty=uncertainty, segment_rows=segment_rows,
@@ -273,11 +273,10 @@ class Writer(JournaledWriter):
         """Tell whether there is a partial file; refuse to replace it unasked."""
         there = self.partial.exists()
         if there and not (force or resume):
-            msg = (
+            raise OutputExists(
                 f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to continue it, or "
                 "--force to start anew."
             )
-            raise OutputExists(msg)
         return there
 
     def _only_begun(self) -> bool:
@@ -317,7 +316,7 @@ class Writer(JournaledWriter):
 
     def _writing(self) -> AbstractContextManager[None]:
         kept = f". What was done is kept in {escape_name(self.partial)}: {ROOM}pass --resume"
-        return writing(self.path, advice=kept if self._segments or self._kept else "")
+        return writing(self.path, advice=kept if self.segments or self._kept else "")
 
     # The end
 
@@ -350,7 +349,7 @@ class Writer(JournaledWriter):
 
     def _abandon(self) -> None:
         """Leave nothing behind, unless there are rows on the disk."""
-        if self._segments or self._kept:
+        if self.segments or self._kept:
             self.close()
         else:
             self.discard()

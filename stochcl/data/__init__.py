@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from stochcl.codes import folder_label
-from stochcl.data.array import ArraySource, MatrixBatch, MatrixSource, sample_rows, sample_size
+from stochcl.data.array import ArraySource, MatrixSource, sample_rows, sample_size
 from stochcl.data.arrow import ArrowImages, ArrowVectors, open_arrow
-from stochcl.data.builtin import Cifar10Source
-from stochcl.data.folder import FileSource, FolderSource
+from stochcl.data.folder import FolderSource
 from stochcl.data.labels import LabelTable, held_out, read_labels
 from stochcl.data.names import SourceOptions
 from stochcl.data.open import SubsetSource, missing_from, open_list, open_source, open_sources
@@ -18,35 +16,8 @@ from stochcl.data.zip import ZipSource
 from stochcl.messages import escape_name as printable
 
 __all__ = [
-    "ArraySource",
-    "ArrowImages",
-    "ArrowVectors",
-    "Cifar10Source",
-    "Entry",
-    "Failure",
-    "FileSource",
-    "FolderSource",
-    "ImageBatch",
-    "ImageSource",
-    "LabelTable",
-    "MatrixBatch",
-    "MatrixSource",
-    "Preprocess",
-    "SourceOptions",
-    "StreamSource",
-    "SubsetSource",
-    "TarSource",
-    "TarStream",
-    "ZipSource",
-    "folder_label",
-    "held_out",
-    "missing_from",
-    "open_arrow",
-    "open_list",
-    "open_source",
-    "open_sources",
-    "printable",
-    "read_labels",
-    "sample_rows",
-    "sample_size",
-]
+    "ArraySource", "ArrowImages", "ArrowVectors", "Entry", "Failure", "FolderSource", "ImageBatch", "ImageSource",
+    "LabelTable", "MatrixSource", "Preprocess", "SourceOptions", "StreamSource", "SubsetSource", "TarSource",
+    "TarStream", "ZipSource", "held_out", "missing_from", "open_arrow", "open_list", "open_source", "open_sources",
+    "printable", "read_labels", "sample_rows", "sample_size",
+]  # fmt: skip

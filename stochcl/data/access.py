@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stochcl.errors import EnvironmentFault, ImageError
-from stochcl.files import pread_all, read_all
+from stochcl.files import PathLike, pread_all, read_all
 from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def read_error(exc: OSError, what: str = "it") -> ImageError | EnvironmentFault:
     return kind(f"{what} cannot be read: {os_reason(exc)}")
 
 
-def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+def read_regular(path: PathLike, limit: int) -> bytes:
     """Read a regular file whole."""
     try:
         return _read_regular(path, limit)
@@ -51,7 +51,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         raise ImageError(f"it cannot be read: {os_reason(exc)}") from exc
 
 
-def read_listed(path: str | os.PathLike[str], limit: int) -> bytes:
+def read_listed(path: PathLike, limit: int) -> bytes:
     """Read a regular file that a listing has found, as :func:`read_regular` does."""
     try:
         return _read_regular(path, limit)
@@ -59,7 +59,7 @@ def read_listed(path: str | os.PathLike[str], limit: int) -> bytes:
         raise read_error(exc) from exc
 
 
-def _read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+def _read_regular(path: PathLike, limit: int) -> bytes:
     descriptor = os.open(path, _OPEN_FLAGS)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
         status = os.fstat(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,10 +13,10 @@ from PIL import Image
 
 from stochcl.data.pixels import MAX_PIXELS
 from stochcl.data.source import Entry, Failure, ImageSource
-from stochcl.errors import ImageError, SourceError, UsageError
-from stochcl.files import is_lfs_pointer
+from stochcl.errors import ImageError, SourceError, StochclError, UsageError
+from stochcl.files import reading, refuse_pointer
 from stochcl.lazy import cached_property
-from stochcl.messages import escape_name, os_reason
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.data.preprocess import Preprocess
-
-    _Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 MAGIC = b"\x93NUMPY"
 """The bytes that a .npy file begins with."""
@@ -48,8 +47,7 @@ class ArraySource(ImageSource):
         self._array = map_array(path)
         rows, height, width = self._array.shape[:3]
         if height * width > MAX_PIXELS:
-            msg = f"{escape_name(path)}: its images have {height} x {width} pixels, more than {MAX_PIXELS:,}."
-            raise SourceError(msg)
+            raise SourceError(f"{escape_name(path)}: its images of {height} x {width} pixels exceed {MAX_PIXELS:,}.")
         size, mtime_ns = math.prod(self._array.shape[1:]), path.stat().st_mtime_ns
         self.entries = [Entry(name, size, mtime_ns) for name in row_names(range(rows), rows)]
         self.rejected = []
@@ -68,11 +66,6 @@ class ArraySource(ImageSource):
         raise ImageError(f"image {i} of an array is not a file")
 
 
-def is_images(array: NDArray[Any]) -> bool:
-    """Tell whether a mapped array holds images rather than embeddings."""
-    return array.ndim == 4
-
-
 def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
     """Name rows by their number, padded so that the bytewise order is the order of the rows.
 
@@ -88,37 +81,41 @@ def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
 def map_array(path: Path) -> NDArray[Any]:
     """Map a .npy file into memory, read-only, after checking that it holds embeddings or images."""
     shown = escape_name(path)
-    try:
-        with path.open("rb") as file:
-            if not (head := file.read(32)).startswith(MAGIC):  # numpy would take a zip, or offer to load a pickle
-                if is_lfs_pointer(head):
-                    raise SourceError(f"{shown}: this is a Git LFS pointer in place of an array; run: git lfs pull.")
-                msg = f"{shown}: this is not a NumPy array, or its beginning is damaged; {_WANTED}."
-                raise SourceError(msg)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except SourceError:
-        raise
-    except OSError as exc:
-        raise SourceError(f"{shown}: this .npy file cannot be read: {os_reason(exc)}.") from exc
-    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
-        if "Python objects" in str(exc):
-            msg = f"{shown}: this array holds Python objects (a pickle), which are never loaded; {_WANTED}."
-        else:
-            msg = f"{shown}: this .npy file is truncated or damaged ({escape_name(str(exc))})."
-        raise SourceError(msg) from exc
-    _check(array, shown)
-    return np.asarray(array)
-
-
-def _check(array: NDArray[Any], shown: str) -> None:
-    shape = " x ".join(str(n) for n in array.shape) or "no dimension"
-    found = f"{shown}: this array is {array.dtype} of {shape}"
+    with reading(path, "this .npy file"), path.open("rb") as file:
+        head = file.read(32)
+    refuse_pointer(path, head, "an array")
+    if not head.startswith(MAGIC):  # numpy would take a zip, or offer to load a pickle
+        raise SourceError(f"{shown}: this is not a NumPy array, or its beginning is damaged; {_WANTED}.")
+    array = load_array(path, "this .npy file")
+    found = f"{shown}: this array is {array.dtype} of {shape_of(array)}"
     embeddings = array.ndim == 2 and array.dtype.kind == "f" and array.dtype.itemsize <= 8
     images = array.ndim == 4 and array.dtype == np.uint8 and array.shape[3] in (1, 3)
     if not embeddings and not images:
         raise SourceError(f"{found}; {_WANTED}{_hint(array)}.")
     if 0 in array.shape:
         raise SourceError(f"{found}: it is empty.")
+    return np.asarray(array)
+
+
+def load_array(path: Path, what: str, error: type[StochclError] = SourceError) -> NDArray[Any]:
+    """Map a .npy file into memory, read-only, whatever it holds but a pickle."""
+    try:
+        with reading(path, what, error):
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array
+    except StochclError:
+        raise
+    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
+        if "Python objects" in str(exc):
+            raise error(
+                f"{escape_name(path)}: this array holds Python objects (a pickle), which are never loaded; {_WANTED}."
+            ) from exc
+        raise error(f"{escape_name(path)}: {what} is truncated or damaged ({escape_name(str(exc))}).") from exc
+
+
+def shape_of(array: NDArray[Any]) -> str:
+    """Write the shape of an array."""
+    return " x ".join(map(str, array.shape)) or "no dimension"
 
 
 def _hint(array: NDArray[Any]) -> str:
@@ -129,15 +126,6 @@ def _hint(array: NDArray[Any]) -> str:
     if array.ndim == 3 and array.dtype == np.uint8:
         return "; give grey images a last dimension with [..., None]"
     return ""
-
-
-def refuse_npz(path: Path) -> SourceError:
-    """Return the error for a .npz file, which holds several arrays and cannot be memory-mapped."""
-    name = escape_name(path)
-    return SourceError(
-        f"{name}: a .npz file holds several arrays and cannot be read in place; save the array that "
-        "you want as .npy with numpy.save."
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,6 +158,26 @@ class MatrixBatch:
     source_bytes: int
     labels: tuple[str, ...] | None = None
 
+    @classmethod
+    def of(
+        cls, start: int, names: Sequence[str], vectors: NDArray[np.float32], row_bytes: int,
+        reasons: dict[int, str] | None = None, labels: Sequence[str] | None = None,
+    ) -> MatrixBatch:  # fmt: skip
+        """Return a batch of rows, less those that there are ``reasons`` to leave out, or that are not finite."""
+        finite = np.isfinite(vectors).all(axis=1)
+        bad = dict.fromkeys(np.flatnonzero(~finite).tolist(), "the row holds a value that is not a finite float32")
+        bad |= reasons or {}
+        good = [i for i in range(len(names)) if i not in bad]
+        return cls(
+            rows=range(start, start + len(names)),
+            positions=tuple(start + i for i in good),
+            names=tuple(names[i] for i in good),
+            vectors=vectors[good] if bad else vectors,
+            failures=tuple(Failure(names[i], bad[i]) for i in sorted(bad)),
+            source_bytes=row_bytes * len(good),
+            labels=None if labels is None else tuple(labels[i] for i in good),
+        )
+
 
 class MatrixSource:
     """Embeddings in .npy files: two-dimensional float16, float32 or float64, memory-mapped, of any size.
@@ -180,6 +188,11 @@ class MatrixSource:
         The file, or files whose rows follow each other; of several, all have rows of one width and type.
     rows : ndarray of int64, optional
         Take these rows of it, ascending; all by default.
+
+    Attributes
+    ----------
+    total, dim, row_bytes : int
+        Rows of the files, numbers of a row, and its bytes as they are stored.
 
     Raises
     ------
@@ -206,8 +219,10 @@ class MatrixSource:
                     f"{escape_name(first)} {arrays[0].shape[1]:,} of {arrays[0].dtype}; give files of one kind."
                 )
         self._shapes = [array.shape for array in arrays]
-        self._dtype = arrays[0].dtype
+        self._dtype, self.dim = arrays[0].dtype, int(arrays[0].shape[1])
+        self.row_bytes = self._dtype.itemsize * self.dim
         self._starts = np.cumsum([0, *(len(array) for array in arrays)])
+        self.total = int(self._starts[-1])
         found = [one.stat() for one in self.paths]
         self.size = sum(status.st_size for status in found)
         self.mtime_ns = max(status.st_mtime_ns for status in found)
@@ -215,21 +230,6 @@ class MatrixSource:
 
     def __len__(self) -> int:
         return self.total if self._rows is None else len(self._rows)
-
-    @property
-    def total(self) -> int:
-        """Rows of the files."""
-        return int(self._starts[-1])
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return int(self._shapes[0][1])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row as it is stored."""
-        return self._dtype.itemsize * self.dim
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -283,29 +283,13 @@ class MatrixSource:
     def _take(self, file: int, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         array = map_array(self.paths[file])
         if (array.shape, array.dtype) != (self._shapes[file], self._dtype):
-            raise SourceError(
-                f"{escape_name(self.paths[file])}: this file was changed while it was read; begin anew."
-            )
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.array(array[rows], dtype=np.float32, order="C")
+            raise SourceError(f"{escape_name(self.paths[file])}: this file changed while it was read; begin anew.")
+        return _take(array, rows)
 
     def _batch(self, rows: range) -> MatrixBatch:
         chosen = slice(rows.start, rows.stop) if self._rows is None else self._rows[rows.start : rows.stop]
-        vectors = self.take(chosen)
-        finite = np.asarray(np.isfinite(vectors).all(axis=1))
         names = row_names(self._numbers(rows.start, rows.stop), self.total)
-        positions = tuple(rows)
-        failures: tuple[Failure, ...] = ()
-        if not finite.all():
-            failures = tuple(
-                Failure(name, "the row holds a value that is not a finite float32")
-                for name, good in zip(names, finite, strict=True)
-                if not good
-            )
-            names = tuple(name for name, good in zip(names, finite, strict=True) if good)
-            positions = tuple(row for row, good in zip(rows, finite, strict=True) if good)
-            vectors = vectors[finite]
-        return MatrixBatch(rows, positions, names, vectors, failures, self.row_bytes * len(names))
+        return MatrixBatch.of(rows.start, names, self.take(chosen), self.row_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.paths, "rows": self._rows}
@@ -344,11 +328,8 @@ def sample_rows(
     ((90, 3), (10, 3))
     """
     rng = np.random.default_rng([seed, len(source)])
-    take: _Take
-    if isinstance(source, MatrixSource):
-        take, width = source.take, source.dim
-    else:
-        take, width = _taker(source), source.shape[1]
+    take = source.take if isinstance(source, MatrixSource) else partial(_take, source)
+    width = source.dim if isinstance(source, MatrixSource) else source.shape[1]
     wanted = sample_size(len(source), width, most)
     kept = np.zeros(wanted, bool)
     kept[rng.permutation(wanted)[: min(wanted // 10, MOST_HELD)]] = True
@@ -378,16 +359,13 @@ def sample_size(rows: int, width: int, most: int = MOST_ROWS) -> int:
     return max(1, min(most, rows, MOST_BYTES // (4 * width)))
 
 
-def _taker(matrix: NDArray[np.floating]) -> _Take:
-    def take(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(matrix[rows], dtype=np.float32)
-
-    return take
+def _take(matrix: NDArray[np.floating], rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(matrix[rows], dtype=np.float32, order="C")
 
 
 def _finite_rows(
-    take: _Take, total: int, wanted: int, rng: np.random.Generator
+    take: Callable[[NDArray[np.int64]], NDArray[np.float32]], total: int, wanted: int, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
     """Draw a row of each stratum, again where it is not finite; yield strata and their rows, some at a time."""
     edges = np.arange(wanted + 1) * total // wanted

@@ -14,9 +14,8 @@ from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
 from stochcl.data.names import DEFAULTS, SourceOptions, path_name
 from stochcl.data.preprocess import identify
-from stochcl.data.source import Failure
 from stochcl.data.stream import StreamSource
-from stochcl.errors import MissingExtraError, SourceError, SourceNotFound, StochclError, UsageError
+from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -51,14 +50,6 @@ def explained(path: Path) -> Iterator[None]:
         raise SourceError(f"{escape_name(path)}: it cannot be read as Parquet or Arrow ({reason}).") from exc
 
 
-def _need() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as exc:
-        msg = "a Parquet or Arrow file needs pyarrow, which is not installed; run: pip install 'stochcl[arrow]'."
-        raise MissingExtraError(msg) from exc
-
-
 def _kind(path: Path) -> str:
     with path.open("rb") as file:
         return _MAGICS.get(file.read(4), "")
@@ -66,9 +57,9 @@ def _kind(path: Path) -> str:
 
 def schema_of(path: Path) -> Any:
     """Return a file's columns; MissingExtraError where pyarrow is not installed."""
-    _need()
+    parquet = require("pyarrow.parquet", "a Parquet or Arrow file", "arrow")
     import pyarrow as pa
-    from pyarrow import ipc, parquet
+    from pyarrow import ipc
 
     with explained(path):
         kind = _kind(path)
@@ -116,11 +107,11 @@ def choose_column(path: Path, schema: Any, asked: str | None, takes: int | None)
     kinds = {field.name: storage_type(field.type) for field in schema}
     if asked is not None:
         check_column(shown, schema, asked, "--column")
-        if not is_image_type(kinds[asked]) and not _is_list(kinds[asked]):
+        if holds(kinds[asked]) is None:
             raise UsageError(f"{shown}: its column {asked} holds {kinds[asked]}: no images or vectors.")
         return asked
-    vectors = [name for name, kind in kinds.items() if _is_vector(kind)]
-    binary = [name for name, kind in kinds.items() if is_image_type(kind)]
+    vectors = [name for name, kind in kinds.items() if holds(kind) == "vectors"]
+    binary = [name for name, kind in kinds.items() if holds(kind) == "images"]
     images = [name for name in binary if _begins_with_images(path, name)] or ([] if vectors else binary)
     found = (vectors or images) if takes else (images or vectors)
     if takes and len(found) > 1:
@@ -148,34 +139,20 @@ def storage_type(kind: Any) -> Any:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def is_image_type(kind: Any) -> bool:
-    """Tell whether a column of this type can hold image files."""
+def holds(kind: Any) -> str | None:
+    """Return what a column of this type can hold: images, vectors, or numbers that may be anything, such as words."""
     from pyarrow import types
 
     if types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _is_binary(kind.field(index).type)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(lists and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)))
-
-
-def _is_vector(kind: Any) -> bool:
-    """Tell whether a column is taken for vectors unasked; lists of other integers may be anything, such as words."""
-    from pyarrow import types
-
-    return _is_list(kind) and bool(types.is_floating(kind.value_type) or types.is_int8(kind.value_type))
+        return "images" if index >= 0 and holds(kind.field(index).type) == "images" else None
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return "images"
+    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        return None
+    if types.is_floating(kind.value_type) or types.is_int8(kind.value_type):
+        return "vectors"
+    return "numbers" if types.is_integer(kind.value_type) else None
 
 
 def _first_values(path: Path, column: str) -> list[Any]:
@@ -189,10 +166,8 @@ def _first_values(path: Path, column: str) -> list[Any]:
 
 def _begins_with_images(path: Path, column: str) -> bool:
     """Tell whether one of the first values is an image, or the path of one where there are no bytes."""
-    return any(
-        value.get("bytes") is None or identify(value["bytes"]) if isinstance(value, dict) else identify(value)
-        for value in _first_values(path, column)
-    )
+    values = (value["bytes"] if isinstance(value, dict) else value for value in _first_values(path, column))
+    return any(value is None or identify(value) for value in values)
 
 
 def _width(path: Path, kind: Any, column: str) -> int:
@@ -240,12 +215,11 @@ def open_arrow(
         return None
     if not all(there):
         other = paths[there.index(False)]
-        raise UsageError(
-            f"{escape_name(other)}: it is no Parquet or Arrow file, as {escape_name(paths[0])} is; give one kind."
-        )
+        raise UsageError(f"{escape_name(other)}: this is no Parquet or Arrow file as the first is; give one kind.")
     schema = schema_of(paths[0])
     column = choose_column(paths[0], schema, options.column, takes)
-    kind = ArrowImages if is_image_type(storage_type(schema.field(column).type)) else ArrowVectors
+    is_image = holds(storage_type(schema.field(column).type)) == "images"
+    kind = ArrowImages if is_image else ArrowVectors
     return kind(paths, column, options)
 
 
@@ -356,37 +330,25 @@ class ArrowVectors(ArrowSource):
             values, reasons = self._values(column)
             total = max(self._rows, start + len(given))
             names = [name or row_names([start + i], total)[0] for i, name in enumerate(given)]
-            good = [i for i, reason in enumerate(reasons) if reason is None]
-            yield MatrixBatch(
-                rows=range(start, start + len(reasons)),
-                positions=tuple(start + i for i in good),
-                names=tuple(names[i] for i in good),
-                vectors=values[good],
-                failures=tuple(Failure(names[i], reason) for i, reason in enumerate(reasons) if reason),
-                source_bytes=self._row_bytes * len(good),
-                labels=None if labels is None else tuple(labels[i] for i in good),
-            )
-            start += len(reasons)
+            yield MatrixBatch.of(start, names, values, self._row_bytes, reasons, labels)
+            start += len(names)
 
-    def _values(self, column: Any) -> tuple[NDArray[np.float32], list[str | None]]:
-        reasons: list[str | None] = [None] * len(column)
+    def _values(self, column: Any) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """Return the rows, and why some are none."""
+        reasons: dict[int, str] = {}
         values = np.zeros((len(column), self.dim), np.float32)
         lengths = column.value_lengths().to_pylist() if hasattr(column, "value_lengths") else [self.dim] * len(column)
         with np.errstate(over="ignore", invalid="ignore"):
             if not column.null_count and lengths == [self.dim] * len(column):
                 values[:] = column.flatten().to_numpy(zero_copy_only=False).reshape(values.shape)
-            else:
-                for i, value in enumerate(column.to_pylist()):
-                    if value is None or len(value) != self.dim:
-                        reasons[i] = (
-                            "there is no vector"
-                            if value is None
-                            else f"it has {len(value):,} numbers, not {self.dim:,}"
-                        )
-                    else:
-                        values[i] = np.asarray(value, np.float64)
-        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
-            reasons[i] = "the row holds a value that is not a finite float32"
+                return values, reasons
+            for i, value in enumerate(column.to_pylist()):
+                if value is None:
+                    reasons[i] = "there is no vector"
+                elif len(value) != self.dim:
+                    reasons[i] = f"it has {len(value):,} numbers, not {self.dim:,}"
+                else:
+                    values[i] = np.asarray(value, np.float64)
         return values, reasons
 
 

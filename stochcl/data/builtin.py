@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,12 +15,11 @@ from PIL import Image
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import is_file, is_folder, writing
-from stochcl.messages import escape_name, os_reason
+from stochcl.files import PathLike, is_file, is_folder, reading, writing
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -41,9 +40,7 @@ class DigitsSource(ImageSource):
         digits = load_digits()
         self.path = Path("digits")
         self._images = [
-            Image.fromarray(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8))
-            for digit in range(10)
-            for row in np.flatnonzero(digits.target == digit)
+            _digit(digits.images[row]) for digit in range(10) for row in np.flatnonzero(digits.target == digit)
         ]
         counts = np.bincount(digits.target, minlength=10).tolist()
         self.entries = [
@@ -69,20 +66,19 @@ _GRID = (4, 5)  # rows and columns of patches in a photograph of 427 x 640 pixel
 _JPEG_QUALITY = 85
 
 
-def write_examples(folder: str | os.PathLike[str]) -> int:
+def write_examples(folder: PathLike) -> int:
     """Write the example images below ``folder``, one folder a class, and return how many there are.
 
     Ten classes of handwritten digits (``digit-0`` ... ``digit-9``, 64 x 64 PNG, enlarged smoothly from 8 x 8)
     and two of patches of photographs (``china``, ``flower``, 96 x 96 JPEG). The same images every time.
     """
-    written = 0
+    images = list(_images())
     with writing(folder, "the example images"):
-        for name, image in _images():
+        for name, image in images:
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, **({"optimize": True} if path.suffix == ".png" else {"quality": _JPEG_QUALITY}))
-            written += 1
-    return written
+    return len(images)
 
 
 def _images() -> Iterator[tuple[str, Image.Image]]:
@@ -91,26 +87,22 @@ def _images() -> Iterator[tuple[str, Image.Image]]:
     digits = load_digits()
     for digit in range(10):
         for k, row in enumerate(np.flatnonzero(digits.target == digit)[:DIGITS_PER_CLASS]):
-            yield f"digit-{digit}/{k:02d}.png", _enlarge(digits.images[row])
+            enlarged = _digit(digits.images[row]).resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
+            yield f"digit-{digit}/{k:02d}.png", enlarged  # cubic, so that strokes stay smooth
     photographs = load_sample_images()
     for path, pixels in zip(photographs.filenames, photographs.images, strict=True):
-        label = Path(path).stem
-        for k, patch in enumerate(_patches(pixels)):
-            yield f"{label}/{k:02d}.jpg", Image.fromarray(patch)
+        tops, lefts = (  # squares spread evenly from edge to edge
+            np.linspace(0, side - _PATCH_SIDE, count).astype(int)
+            for side, count in zip(pixels.shape, _GRID, strict=False)
+        )
+        for k, (t, x) in enumerate(product(tops, lefts)):
+            patch = Image.fromarray(pixels[t : t + _PATCH_SIDE, x : x + _PATCH_SIDE])
+            yield f"{Path(path).stem}/{k:02d}.jpg", patch
 
 
-def _enlarge(digit: NDArray[np.float64]) -> Image.Image:
-    """Enlarge 8 x 8 values in 0..16 to an 8-bit grey image, cubic, so that strokes stay smooth."""
-    small = Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8))
-    return small.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
-
-
-def _patches(photograph: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Cut a grid of squares, spread evenly from edge to edge, out of a photograph of shape (H, W, 3)."""
-    height, width = photograph.shape[:2]
-    tops = np.linspace(0, height - _PATCH_SIDE, _GRID[0]).astype(int)
-    lefts = np.linspace(0, width - _PATCH_SIDE, _GRID[1]).astype(int)
-    return [photograph[t : t + _PATCH_SIDE, x : x + _PATCH_SIDE] for t in tops for x in lefts]
+def _digit(values: NDArray[np.float64]) -> Image.Image:
+    """Return 8 x 8 values in 0..16 as an 8-bit grey image."""
+    return Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8))
 
 
 META = "batches.meta"
@@ -152,7 +144,8 @@ class Cifar10Source(ImageSource):
         self.path = path
         folder = path if path.is_dir() else path.parent
         files = _batches(path) if path.is_dir() else [path]
-        classes = _classes(folder / META)
+        meta = folder / META
+        classes = _names(meta, _load(meta).get(b"label_names") or (), "a class's name") if is_file(meta) else []
         found: list[tuple[Entry, int]] = []
         parts: list[NDArray[np.uint8]] = []
         for file in files:
@@ -216,15 +209,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(path: Path) -> dict[bytes, Any]:
-    try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
+    with reading(path):
+        if (size := path.stat().st_size) > _MOST_BYTES:
             raise SourceError(f"{escape_name(path)}: a batch of images does not have {size:,} bytes.")
-        found = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except SourceError:
-        raise
-    except OSError as exc:
-        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
+        data = path.read_bytes()
+    try:
+        found = _Unpickler(BytesIO(data), encoding="bytes").load()
     except Exception as exc:  # a damaged pickle can raise anything
         raise SourceError(f"{escape_name(path)}: this batch of images is damaged ({escape_name(str(exc))}).") from exc
     if not isinstance(found, dict):
@@ -243,31 +233,16 @@ def _read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int], list[str]]:
     numbered = isinstance(labels, list) and len(labels) == rows and rows > 0
     if not numbered or not all(type(n) is int and 0 <= n < _MOST_CLASSES for n in labels or ()):
         raise SourceError(f"{shown}: this is not a batch of CIFAR-10: it has no label for each of {rows:,} images.")
-    if names is None:
-        names = [f"{path.name}-{i:05d}.png" for i in range(rows)]
-    try:
-        texts = [member_name(_text(name)) for name in names]
-    except (TypeError, ValueError) as exc:
-        raise SourceError(f"{shown}: this is not a batch of CIFAR-10: a file's name is none ({exc}).") from exc
+    numbers = (f"{path.name}-{i:05d}.png" for i in range(rows))
+    texts = _names(path, numbers if names is None else names, "a file's name")
     if len(texts) != rows:
         raise SourceError(f"{shown}: this is not a batch of CIFAR-10: {len(texts):,} names for {rows:,} images.")
     return data, list(labels or ()), texts
 
 
-def _classes(path: Path) -> list[str]:
-    """Return the names of classes, or none where no file says them."""
-    if not is_file(path):
-        return []
-    names = _load(path).get(b"label_names")
+def _names(path: Path, given: Iterable[Any], what: str) -> list[str]:
+    """Return names that a batch holds, as bytes or as text."""
     try:
-        return [member_name(_text(name)) for name in names or ()]
+        return [member_name(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n) for n in given]
     except (TypeError, ValueError) as exc:
-        raise SourceError(f"{escape_name(path)}: the name of a class is none ({exc}).") from exc
-
-
-def _text(name: object) -> str:
-    if isinstance(name, bytes):
-        return name.decode("utf-8", "surrogateescape")
-    if isinstance(name, str):
-        return name
-    raise TypeError(f"a {type(name).__name__}")
+        raise SourceError(f"{escape_name(path)}: this is not a batch of CIFAR-10: {what} is none ({exc}).") from exc

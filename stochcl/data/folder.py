@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stochcl.data.access import PROBE, is_environment_fault, read_listed
-from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, is_hidden, path_name, sort_key
-from stochcl.data.preprocess import MAX_FILE_BYTES, identify
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
+from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, path_name, sort_key
+from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.source import Entry, Failure, ImageSource
 from stochcl.data.tar import TarStream
 from stochcl.data.tar_headers import TAR_ENDINGS
 from stochcl.errors import EnvironmentFault, ImageError, SourceError
+from stochcl.files import reading
 from stochcl.messages import escape_name, os_reason
 from stochcl.remote import Remote, url_errors
 
@@ -35,14 +37,8 @@ class FolderSource(ImageSource):
     def __init__(self, path: Path, options: SourceOptions = DEFAULTS) -> None:
         self.path = path
         self._root = path
-        files = FileFilter(options)
-        listing = _Listing(path, files)
-        listing.run()
-        self.entries = sorted(listing.entries, key=lambda e: sort_key(e.name))
-        self.rejected = sorted(listing.rejected, key=lambda f: sort_key(f.name))
-        self.others = files.others
-        check_not_empty(path, self.entries, self.rejected, "folder", files.others)
-        self.labels = files.labels(path, self.entries)
+        listing = _Listing(path, FileFilter(options))
+        self._enter([(entry, None) for entry in listing.entries], listing.rejected, listing.files, "folder")
 
     def _read(self, i: int) -> bytes:
         return read_listed(self._root / self.entries[i].name, MAX_FILE_BYTES)
@@ -63,13 +59,11 @@ class _Listing:
     """One walk over a folder; real folders first, then links to folders, so that own names win."""
 
     def __init__(self, root: Path, files: FileFilter) -> None:
-        self.root, self._files = root, files
+        self.root, self.files = root, files
         self.entries: list[Entry] = []
         self.rejected: list[Failure] = []
         self._links: list[str] = []
         self._seen: set[tuple[int, int]] = set()
-
-    def run(self) -> None:
         self._walk("")
         while self._links:
             links, self._links = sorted(self._links, key=sort_key), []
@@ -91,8 +85,8 @@ class _Listing:
                     folders.extend(self._sort_out(items, f"{name}/" if name else ""))
             except OSError as exc:
                 if not name or is_environment_fault(exc):
-                    msg = f"{escape_name(self.root / name)}: this folder cannot be read: {os_reason(exc)}."
-                    raise (SourceError if not name else EnvironmentFault)(msg) from exc
+                    with reading(self.root / name, "this folder", EnvironmentFault if name else SourceError):
+                        raise
                 self.rejected.append(Failure(name, f"the folder cannot be read: {os_reason(exc)}"))
 
     def _sort_out(self, items: Iterator[os.DirEntry[str]], prefix: str) -> list[str]:
@@ -115,15 +109,14 @@ class _Listing:
 
     def _is_image(self, name: str, item: os.DirEntry[str]) -> bool:
         """Tell whether a file is taken for an image; enter it where it labels one."""
-        kind = self._files.kind(name)
-        if kind == "label":
-            self._files.add_label(name, partial(read_listed, self.root / name, MAX_FILE_BYTES))
-        if kind != "unknown":
-            return kind == "image"
-        if not item.is_file():
-            return False
-        with (self.root / name).open("rb") as file:
-            return identify(file.read(PROBE))
+        path, kind = self.root / name, self.files.kind(name)
+
+        def head() -> bytes:
+            with path.open("rb") as file:
+                return file.read(PROBE)
+
+        known = kind != "unknown" or item.is_file()
+        return known and self.files.takes(name, kind, partial(read_listed, path, MAX_FILE_BYTES), head)
 
     def _enter(self, name: str, item: os.DirEntry[str]) -> None:
         try:
@@ -152,26 +145,14 @@ class UrlSource(ImageSource):
         self.path, self._remote = url, Remote(url)
         files, rejected = FileFilter(options), list[Failure]()
         listed: list[tuple[Entry, str]] = []
-        try:
-            with url_errors(url):
-                found = self._list(files)
-        except FileNotFoundError as exc:
-            raise SourceError(
-                f"{escape_name(url)}: there is nothing there, or the server cannot be reached or lists no folder."
-            ) from exc
-        except OSError as exc:
-            raise SourceError(f"{escape_name(url)}: it cannot be read: {os_reason(exc)}.") from exc
+        with _explained(url, "there is nothing there, or the server cannot be reached or lists no folder"):
+            found = self._list(files)
         for name, place, info in found:
             try:
                 listed.append((Entry(path_name(name), int(info.get("size") or 0), _time_of(info)), place))
             except ValueError as exc:
                 rejected.append(Failure(name, str(exc)))
-        listed.sort(key=lambda pair: sort_key(pair[0].name))
-        self.entries = [entry for entry, _ in listed]
-        self._places = [place for _, place in listed]
-        self.rejected, self.others = rejected, files.others
-        check_not_empty(url, self.entries, rejected, "place", files.others)
-        self.labels = files.labels(url, self.entries)
+        self._places = self._enter(listed, rejected, files, "place")
 
     def _list(self, files: FileFilter) -> list[tuple[str, str, dict[str, Any]]]:
         """Return name, place and facts of each image."""
@@ -183,11 +164,8 @@ class UrlSource(ImageSource):
             raise FileNotFoundError(root)
         for place, info in there.items():
             name = place.removeprefix(root.rstrip("/")).lstrip("/")
-            if is_hidden(name) or (kind := files.kind(name)) == "other":
-                continue
-            if kind == "label":
-                files.add_label(name, lambda place=place: self._bytes_at(place))  # type: ignore[misc]
-            elif kind == "image" or identify(bytes(system.cat_file(place, start=0, end=PROBE))):
+            head = partial(system.cat_file, place, start=0, end=PROBE)
+            if files.takes(name, files.kind(name), partial(self._bytes_at, place), head):
                 found.append((name, place, info))
         return found
 
@@ -215,16 +193,21 @@ def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | TarStre
     """Open a folder of images, an image, or a tar behind a URL; a tar is read once, as it comes."""
     ending = url.partition("?")[0].lower()
     if ending.endswith((".zip", ".npy", ".npz", ".parquet", ".arrow", ".feather")):
-        raise SourceError(
-            f"{escape_name(url)}: behind a URL folders, images and tars are read; copy this file here first."
-        )
+        raise SourceError(f"{escape_name(url)}: folders, images and tars are read of URLs; copy this file here.")
     if not ending.endswith(TAR_ENDINGS):
         return UrlSource(url, options)
+    with _explained(url, "there is no such file"):
+        system, place = Remote(url).opened()
+        return TarStream(system.open(place, "rb"), url, options)
+
+
+@contextmanager
+def _explained(url: str, nothing: str) -> Iterator[None]:
+    """Say in a SourceError why a URL cannot be read, or that there is nothing."""
     try:
-        with url_errors(url):
-            system, place = Remote(url).opened()
-            return TarStream(system.open(place, "rb"), url, options)
-    except FileNotFoundError as exc:
-        raise SourceError(f"{escape_name(url)}: there is no such file.") from exc
-    except OSError as exc:
-        raise SourceError(f"{escape_name(url)}: it cannot be read: {os_reason(exc)}.") from exc
+        with reading(url), url_errors(url):
+            yield
+    except SourceError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            raise SourceError(f"{escape_name(url)}: {nothing}.") from exc
+        raise

@@ -6,20 +6,19 @@ import csv
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.codes import folder_label, label_text
-from stochcl.data.array import MAGIC, row_names
+from stochcl.data.array import MAGIC, load_array, row_names, shape_of
 from stochcl.errors import LabelsError
-from stochcl.files import is_lfs_pointer
+from stochcl.files import PathLike, reading, refuse_pointer
 from stochcl.lazy import cached_property
-from stochcl.messages import escape_name, os_reason
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -102,12 +101,11 @@ class LabelTable:
         found = [self.rows.get(name) or self._folded.get(_fold(name)) for name in names]
         missing = [name for name, row in zip(names, found, strict=True) if row is None]
         if missing and (not partial or 2 * len(missing) > len(names)):
-            msg = (
+            raise LabelsError(
                 f"{escape_name(self.path)}: {len(missing):,} of {len(names):,} images have no row here: "
                 f"{_listed(missing)}. Names are paths relative to the source, such as those that "
                 f"this file gives: {_listed(list(self.rows))}."
             )
-            raise LabelsError(msg)
         return tuple("" if row is None else row[at] for row in found)
 
     def of(self, names: Sequence[str]) -> LabelTable:
@@ -142,11 +140,10 @@ class LabelTable:
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
             examples = [f"{names[i]} ({texts[i]!r})" for i in wrong[:_SHOWN]]
-            msg = (
+            raise LabelsError(
                 f"{escape_name(self.path)}: column {escape_name(column or self.columns[0])} is not a finite "
                 f"number for {len(wrong):,} of {len(names):,} images: {_listed(examples, len(wrong))}."
             )
-            raise LabelsError(msg)
         return values
 
     def _position(self, column: str | None) -> int:
@@ -154,14 +151,13 @@ class LabelTable:
             return 0
         if column in self.columns:
             return self.columns.index(column)
-        msg = (
+        raise LabelsError(
             f"{escape_name(self.path)}: there is no column {escape_name(column)}; the columns are "
             f"{escape_name(', '.join(self.columns))}."
         )
-        raise LabelsError(msg)
 
 
-def read_labels(path: str | os.PathLike[str]) -> LabelTable:
+def read_labels(path: PathLike) -> LabelTable:
     """Read labels: a .npy array, one a row, or a UTF-8 CSV whose header is ``name,label[,more columns]``.
 
     Columns are between commas, semicolons or tabs.
@@ -170,45 +166,34 @@ def read_labels(path: str | os.PathLike[str]) -> LabelTable:
     else without a leading ``./``, with ``/`` for backslashes and with accents composed.
     """
     path = Path(path)
-    try:
+    with reading(path, "the labels", LabelsError):
         with path.open("rb") as file:
             head = file.read(32)
         if head.startswith(MAGIC):
             return _from_array(path)
-        if is_lfs_pointer(head):
-            raise LabelsError(
-                f"{escape_name(path)}: this is a Git LFS pointer in place of labels; run: git lfs pull."
-            )
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, strict=True, delimiter=_delimiter(first))
-            at, columns = _header(path, next(reader, None))
-            return LabelTable(path, columns, _rows(path, reader, at, len(columns)))
-    except OSError as exc:
-        raise LabelsError(f"{escape_name(path)}: the labels cannot be read: {os_reason(exc)}.") from exc
-    except UnicodeDecodeError as exc:
-        msg = f"{escape_name(path)}: the labels are not UTF-8 text ({exc.reason}); save the file as UTF-8."
-        raise LabelsError(msg) from exc
-    except csv.Error as exc:
-        msg = f"{escape_name(path)}: line {reader.line_num} is not CSV ({exc})."
-        raise LabelsError(msg) from exc
+        refuse_pointer(path, head, "labels", LabelsError)
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                first = file.readline()
+                file.seek(0)
+                reader = csv.reader(file, strict=True, delimiter=_delimiter(first))
+                at, columns = _header(path, next(reader, None))
+                return LabelTable(path, columns, _rows(path, reader, at, len(columns)))
+        except UnicodeDecodeError as exc:
+            raise LabelsError(f"{escape_name(path)}: the labels are not UTF-8 text ({exc.reason}).") from exc
+        except csv.Error as exc:
+            raise LabelsError(f"{escape_name(path)}: line {reader.line_num} is not CSV ({exc}).") from exc
 
 
 def _from_array(path: Path) -> LabelTable:
     """Read an array of labels: numbers of classes, targets or text, one a row."""
-    try:
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
-        raise LabelsError(
-            f"{escape_name(path)}: this array of labels cannot be read ({escape_name(str(exc))})."
-        ) from exc
+    labels = load_array(path, "this array of labels", LabelsError)
     if labels.ndim == 2 and 1 in labels.shape:
         labels = labels.reshape(-1)
     if labels.ndim != 1 or labels.dtype.kind not in "biufUS" or not len(labels):
-        shape = " x ".join(map(str, labels.shape)) or "no dimension"
         raise LabelsError(
-            f"{escape_name(path)}: this array is {labels.dtype} of {shape}; labels are numbers or texts, one a row."
+            f"{escape_name(path)}: this array is {labels.dtype} of {shape_of(labels)}; labels are numbers or texts, "
+            "one a row."
         )
     names = row_names(range(len(labels)), len(labels))
     rows: dict[str, tuple[str, ...]] = {
@@ -221,13 +206,9 @@ def _delimiter(header: str) -> str:
     """Return what separates the columns of a header: the first of comma, semicolon and tab that finds the names."""
     for delimiter in _DELIMITERS:
         cells = header.strip("\ufeff\r\n").split(delimiter)
-        if len(cells) > 1 and any(_is_name(cell.strip(' "')) for cell in cells):
+        if len(cells) > 1 and any(cell.strip(' "').lower() in _NAMES for cell in cells):
             return delimiter
     return ","
-
-
-def _is_name(column: str) -> bool:
-    return column.lower() in _NAMES
 
 
 def _header(path: Path, header: list[str] | None) -> tuple[int, tuple[str, ...]]:
@@ -235,31 +216,29 @@ def _header(path: Path, header: list[str] | None) -> tuple[int, tuple[str, ...]]
     if header is None:
         raise LabelsError(f"{escape_name(path)}: the file is empty; its first line must be name,label.")
     columns = [cell.strip() for cell in header]
-    at = next((i for i, column in enumerate(columns) if _is_name(column)), None)
+    at = next((i for i, column in enumerate(columns) if column.lower() in _NAMES), None)
     if len(columns) < 2 or at is None or "" in columns or len(set(columns)) != len(columns):
-        msg = (
+        raise LabelsError(
             f"{escape_name(path)}: the first line must be name,label (and further columns, each with its own "
             f"name), not {escape_name(','.join(header))[:200]}."
         )
-        raise LabelsError(msg)
     return at, (*columns[:at], *columns[at + 1 :])
 
 
-def _rows(path: Path, reader: Iterator[list[str]], at: int, columns: int) -> dict[str, tuple[str, ...]]:
+def _rows(path: Path, reader: Any, at: int, columns: int) -> dict[str, tuple[str, ...]]:
     rows: dict[str, tuple[str, ...]] = {}
+    shown = escape_name(path)
     for cells in reader:
         if not cells:  # an empty line
             continue
-        line = reader.line_num  # type: ignore[attr-defined]
+        line = reader.line_num
         if len(cells) != columns + 1:
-            msg = f"{escape_name(path)}: line {line} has {len(cells)} cells where the header has {columns + 1}."
-            raise LabelsError(msg)
+            raise LabelsError(f"{shown}: line {line} has {len(cells)} cells where the header has {columns + 1}.")
         name, values = cells[at], tuple(cell.strip() for i, cell in enumerate(cells) if i != at)
         if rows.setdefault(name, values) != values:
-            msg = f"{escape_name(path)}: line {line} gives {escape_name(name)} other values than a line before."
-            raise LabelsError(msg)
+            raise LabelsError(f"{shown}: line {line} gives {escape_name(name)} other values than a line before.")
     if not rows:
-        raise LabelsError(f"{escape_name(path)}: there is no row under the header.")
+        raise LabelsError(f"{shown}: there is no row under the header.")
     return rows
 
 

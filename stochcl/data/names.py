@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stochcl.codes import label_text
 from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH
+from stochcl.data.preprocess import identify
 from stochcl.errors import ImageError, SourceError, UsageError
 from stochcl.messages import escape_name, plural
 from stochcl.options import Options, option
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from stochcl.data.source import Entry
 
+    _Read = Callable[[], bytes]
     Kind = Literal["image", "label", "unknown", "other"]
 
 IMAGE_EXTENSIONS = frozenset(
@@ -204,9 +206,7 @@ class SourceOptions(Options):
         if self.label_level == 0:
             raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
         if self.label_level is not None and (self.label_files or self.label_column):
-            raise UsageError(
-                "--label-level says that labels are folders; leave out --label-files and --label-column."
-            )
+            raise UsageError("--label-level takes folders for labels; leave out --label-files and --label-column.")
 
 
 DEFAULTS = SourceOptions()
@@ -219,10 +219,12 @@ class FileFilter:
         self.others: Counter[str] = Counter()
         self._any_name, self._key = options.any_name, options.label_column
         self.ending = options.label_files and f".{options.label_files}"
-        self._texts: dict[str, Callable[[], bytes]] = {}
+        self._texts: dict[str, _Read] = {}
 
     def kind(self, name: str) -> Kind:
         """Return what a file is by its name; ``unknown`` has to be looked into."""
+        if is_hidden(name):
+            return "other"
         if is_image_name(name):
             return "image"
         if self.ending and name.lower().endswith(self.ending):
@@ -232,7 +234,13 @@ class FileFilter:
         self.others[ending_of(name)] += 1
         return "other"
 
-    def add_label(self, name: str, read: Callable[[], bytes]) -> None:
+    def takes(self, name: str, kind: Kind, read: _Read, head: _Read | None = None) -> bool:
+        """Tell whether a file of a kind is an image, which its ``head`` may say; enter one that labels an image."""
+        if kind == "label":
+            self.add_label(name, read)
+        return kind == "image" or (kind == "unknown" and identify(read_or_nothing(head or read)))
+
+    def add_label(self, name: str, read: _Read) -> None:
         """Enter a file that labels an image."""
         self._texts[name[: -len(self.ending or "")]] = read
 
@@ -262,8 +270,8 @@ class FileFilter:
             except (ValueError, RecursionError):
                 return ""
             if isinstance(value, dict):
-                keys = [self._key] if self._key else [key for key in _LABEL_KEYS if key in value]
-                value = value.get(keys[0]) if keys else None
+                keys = (self._key,) if self._key else _LABEL_KEYS
+                value = next((value[key] for key in keys if key in value), None)
             return "" if isinstance(value, dict | list) else label_text(value)
         return label_text(int(text)) if self.ending == ".cls" and text.lstrip("-").isdecimal() else text
 
@@ -280,7 +288,7 @@ def group_of(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def read_or_nothing(read: Callable[[], bytes]) -> bytes:
+def read_or_nothing(read: _Read) -> bytes:
     """Read a file that may say a label, or be an image; nothing where it cannot be read."""
     try:
         return read()

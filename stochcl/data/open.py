@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, overload
 
 from stochcl.data.access import PROBE, is_environment_fault, read_listed
-from stochcl.data.array import MAGIC, ArraySource, MatrixSource, is_images, map_array, refuse_npz
+from stochcl.data.array import MAGIC, ArraySource, MatrixSource, map_array
 from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
 from stochcl.data.folder import FileSource, FolderSource, UrlSource, open_url
@@ -24,7 +24,7 @@ from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
-from stochcl.files import exists, is_lfs_pointer
+from stochcl.files import PathLike, exists, reading, refuse_pointer
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.remote import is_url
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 
 
-def open_source(path: str | os.PathLike[str], options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
+def open_source(path: PathLike, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
     """Open a folder or file of images or embeddings."""
     if is_url(path):
         opened = open_url(str(path), options)
@@ -52,17 +52,16 @@ def open_source(path: str | os.PathLike[str], options: SourceOptions = DEFAULTS)
         )
     path = Path(path)
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            return Cifar10Source(path) if is_cifar10(path) else FolderSource(path, options)
-        if stat.S_ISREG(status.st_mode):
-            return _open_file(path, options)
-    except StochclError:  # of which some are ValueErrors
+        with reading(path):
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                return Cifar10Source(path) if is_cifar10(path) else FolderSource(path, options)
+            if stat.S_ISREG(status.st_mode):
+                return _open_file(path, options)
+    except StochclError as exc:  # of which some are ValueErrors
+        if isinstance(exc.__cause__, FileNotFoundError):
+            raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
         raise
-    except FileNotFoundError as exc:
-        raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
-    except OSError as exc:
-        raise SourceError(f"{escape_name(path)}: it cannot be read: {os_reason(exc)}.") from exc
     except ValueError as exc:  # a NUL in the path
         raise SourceError(f"{escape_name(path)}: this is not a path ({exc}).") from exc
     raise SourceError(f"{escape_name(path)}: this is neither a file nor a folder.")
@@ -74,12 +73,14 @@ def _open_file(path: Path, options: SourceOptions) -> ImageSource | MatrixSource
     ending = path.suffix.lower()
     if not head:
         raise SourceError(f"{escape_name(path)}: this file is empty (0 bytes).")
-    if is_lfs_pointer(head):
-        raise SourceError(f"{escape_name(path)}: this is a Git LFS pointer in place of the file; run: git lfs pull.")
+    refuse_pointer(path, head, "the file")
     if ending == ".npz":
-        raise refuse_npz(path)
+        raise SourceError(
+            f"{escape_name(path)}: a .npz file holds several arrays and cannot be read in place; save the array that "
+            "you want as .npy with numpy.save."
+        )
     if head.startswith(MAGIC) or ending == ".npy":
-        return ArraySource(path) if is_images(map_array(path)) else MatrixSource(path)
+        return ArraySource(path) if map_array(path).ndim == 4 else MatrixSource(path)
     if head.startswith(_ZIP_MAGIC) or ending == ".zip":
         return ZipSource(path, options)
     if is_arrow(path, head):
@@ -93,18 +94,17 @@ def _open_file(path: Path, options: SourceOptions) -> ImageSource | MatrixSource
         return TarSource(path, options)
     if is_image_name(path.name) or identify(head):
         return FileSource(path)
-    msg = (
+    raise SourceError(
         f"{escape_name(path)}: this is not a source of images or embeddings; give a folder, .zip, .tar or .npy "
         "file, or an image."
     )
-    raise SourceError(msg)
 
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
 
 
-def expand(pattern: str | os.PathLike[str]) -> list[Path | str]:
+def expand(pattern: PathLike) -> list[Path | str]:
     """Write out the numbers of a pattern of shards, as bash does; what is a path as it stands is left alone.
 
     Examples
@@ -126,9 +126,7 @@ def expand(pattern: str | os.PathLike[str]) -> list[Path | str]:
     return [path for n in numbers for path in expand(f"{before}{n:0{width}d}{after}")]
 
 
-def open_sources(
-    paths: Sequence[str | os.PathLike[str]], options: SourceOptions = DEFAULTS
-) -> ImageSource | MatrixSource:
+def open_sources(paths: Sequence[PathLike], options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
     """Open one source or several, which are read one after the other, in the order given."""
     found = [path for given in paths for path in expand(given)]
     if not found:
@@ -181,12 +179,12 @@ class JoinedSource(ImageSource):
         return which, range(rows.start - before, rows.stop - before)
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
-        which = bisect_right(self._ends, i)
-        return self.sources[which]._image(i - (self._ends[which - 1] if which else 0), preprocess)
+        which, there = self.within(range(i, i + 1))
+        return self.sources[which.start]._image(there.start, preprocess)
 
     def _read(self, i: int) -> bytes:
-        which = bisect_right(self._ends, i)
-        return self.sources[which]._read(i - (self._ends[which - 1] if which else 0))
+        which, there = self.within(range(i, i + 1))
+        return self.sources[which.start]._read(there.start)
 
 
 def _shared_names(sources: Sequence[ImageSource]) -> list[str]:
@@ -214,17 +212,17 @@ class ListSource(ImageSource):
 
     kind: ClassVar[str] = "list"
 
-    def __init__(self, paths: Iterable[str], folder: str | os.PathLike[str] = ".", shown: str = "the list") -> None:
+    def __init__(self, paths: Iterable[str], folder: PathLike = ".", shown: str = "the list") -> None:
         self.path = Path(shown)
         self._folder = Path(folder)
         self._paths: list[str] = []
         self.entries: list[Entry] = []
         self.rejected: list[Failure] = []
         for path in paths:
-            self._enter(path)
+            self._add(path)
         check_not_empty(self.path, self.entries, self.rejected, "list")
 
-    def _enter(self, path: str) -> None:
+    def _add(self, path: str) -> None:
         try:
             status = (self._folder / path).stat()
             name = self._name(path)
@@ -271,26 +269,16 @@ def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
     return [part.decode("utf-8", "surrogateescape") for part in parts if part]
 
 
-def open_list(
-    where: str | os.PathLike[str] | IO[bytes], *, null: bool | None = None, folder: str | os.PathLike[str] = "."
-) -> ListSource:
+def open_list(where: PathLike | IO[bytes], *, null: bool | None = None, folder: PathLike = ".") -> ListSource:
     """Open the image files of a list, in a file or a stream, see :class:`ListSource` and :func:`read_list`."""
-    if not isinstance(where, str | os.PathLike):
-        return ListSource(
-            _checked(read_list(where, null=null), "standard input"), folder, "the list on standard input"
-        )
-    shown = escape_name(where)
-    try:
-        with Path(where).open("rb") as file:
-            return ListSource(_checked(read_list(file, null=null), shown), folder, str(where))
-    except OSError as exc:
-        raise SourceError(f"{shown}: this list cannot be read: {os_reason(exc)}.") from exc
-
-
-def _checked(paths: list[str], shown: str) -> list[str]:
+    if isinstance(where, str | os.PathLike):
+        with reading(where, "this list"), Path(where).open("rb") as file:
+            shown, paths = str(where), read_list(file, null=null)
+    else:
+        shown, paths = "the list on standard input", read_list(where, null=null)
     if not paths:
-        raise SourceError(f"{shown}: this list of files is empty.")
-    return paths
+        raise SourceError(f"{escape_name(shown)}: this list of files is empty.")
+    return ListSource(paths, folder, shown)
 
 
 class SubsetSource(ImageSource):

@@ -119,14 +119,11 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= MAX_SIZE:
-            msg = f"an image is preprocessed to 1 to {MAX_SIZE} pixels a side, not {self.size}"
-            raise ValueError(msg)
+            raise ValueError(f"an image is preprocessed to 1 to {MAX_SIZE} pixels a side, not {self.size}")
         if self.fit not in FITS:
-            msg = f"fit is one of {', '.join(FITS)}, not {self.fit!r}"
-            raise ValueError(msg)
+            raise ValueError(f"fit is one of {', '.join(FITS)}, not {self.fit!r}")
         if self.depth is not None and not LEAST_DEPTH <= self.depth <= FULL_DEPTH:
-            msg = f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}"
-            raise ValueError(msg)
+            raise ValueError(f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}")
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several.
@@ -187,7 +184,11 @@ class Preprocess:
         small = self._resize(to_eight_bits(image, self.depth or FULL_DEPTH, data))
         turn = _TRANSPOSED.get(_orientation(image))
         upright = _on_white(small if turn is None else small.transpose(turn))
-        return np.array(self._letterbox(upright) if self.fit == "pad" else upright)
+        if self.fit != "pad":
+            return np.array(upright)
+        canvas = Image.new("RGB", (self.size, self.size), (PAD_GREY,) * 3)
+        canvas.paste(upright, ((self.size - upright.width) // 2, (self.size - upright.height) // 2))
+        return np.array(canvas)
 
     def _scaled(self, width: int, height: int, size: float) -> tuple[int, int]:
         """Return the size that the whole image takes when the result's side is ``size``."""
@@ -205,18 +206,10 @@ class Preprocess:
         whole = (0.0, 0.0, float(width), float(height))
         return _resample(image, self._scaled(width, height, self.size), whole)
 
-    def _letterbox(self, image: Image.Image) -> Image.Image:
-        canvas = Image.new("RGB", (self.size, self.size), (PAD_GREY,) * 3)
-        canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
-        return canvas
-
     def _check_pixels(self, image: Image.Image) -> None:
         width, height = image.size
         if width * height > self.max_pixels:
-            raise ImageError(
-                f"it has {width} x {height} pixels, and more than {self.max_pixels:,} are not decoded; --max-pixels "
-                "allows more"
-            )
+            raise ImageError(f"it has {width} x {height} pixels; --max-pixels allows more than {self.max_pixels:,}")
         if width < 1 or height < 1:
             raise ImageError(f"it has {width} x {height} pixels")
 
@@ -230,13 +223,12 @@ class Preprocess:
         except UnidentifiedImageError as exc:
             raise ImageError("it is not an image in a format that is read here, or its beginning is damaged") from exc
         except Image.DecompressionBombError as exc:
-            raise ImageError(
-                f"it has more than {self.max_pixels:,} pixels, which are not decoded; --max-pixels allows more"
-            ) from exc
+            raise ImageError(f"it has more than {self.max_pixels:,} pixels; --max-pixels allows more") from exc
         except MemoryError as exc:
             raise ImageError("there is not enough memory to decode it") from exc
         except Exception as exc:  # Pillow's decoders raise many kinds of error on damaged data
-            raise ImageError(f"the image is truncated or damaged ({_sentence(exc)})") from exc
+            reason = " ".join(str(exc).split())[:200] or type(exc).__name__
+            raise ImageError(f"the image is truncated or damaged ({reason})") from exc
 
 
 def identify(data: bytes) -> bool:
@@ -271,11 +263,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # noqa: BLE001, RUF100 - damaged metadata does not make the pixels unreadable
         return 1
     return value if isinstance(value, int) else 1
-
-
-def _sentence(exc: BaseException) -> str:
-    text = " ".join(str(exc).split())
-    return text[:200] or type(exc).__name__
 
 
 @cache

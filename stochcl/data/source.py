@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
-from stochcl.data.names import counted, may_be_16_bit, remark_on_others
+from stochcl.data.names import counted, may_be_16_bit, remark_on_others, sort_key
 from stochcl.data.pixels import SAMPLED, SAMPLED_BYTES, common_depth, quiet_pillow
 from stochcl.data.preprocess import DamagedImage
 from stochcl.errors import EnvironmentFault, ImageError, SourceError, UsageError
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stochcl.data.names import FileFilter
     from stochcl.data.preprocess import Preprocess
+
+Place = TypeVar("Place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,25 @@ class ImageBatch:
         return sum(self.sizes)
 
 
-class ImageSource(ABC):
+class Depths(ABC):
+    """What images of a source use of 16 bits, decided once for all of them."""
+
+    _depth: tuple[int, str] | None = None
+
+    def settle(self, preprocess: Preprocess) -> Preprocess:
+        """Return it with a depth of 16-bit images: its own, or else what images of the source use."""
+        if preprocess.depth is not None:
+            return preprocess
+        if self._depth is None:
+            self._depth = common_depth(self._sample(SAMPLED))
+        return replace(preprocess, depth=self._depth[0])
+
+    @abstractmethod
+    def _sample(self, most: int) -> Iterator[bytes]:
+        """Yield files that may be 16-bit images, which decide; none where there are no files."""
+
+
+class ImageSource(Depths):
     """A folder, an archive or an array of images, read one at a time or in batches.
 
     The contract, for all of them:
@@ -122,18 +143,9 @@ class ImageSource(ABC):
     """Files that were not taken for images, by the ending of their names."""
     told: Sequence[str] = ()
     """What was noticed when it was listed."""
-    _depth: tuple[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    def settle(self, preprocess: Preprocess) -> Preprocess:
-        """Return it with a depth of 16-bit images: its own, or else what images all over the source use."""
-        if preprocess.depth is not None:
-            return preprocess
-        if self._depth is None:
-            self._depth = common_depth(self._sample(SAMPLED))
-        return replace(preprocess, depth=self._depth[0])
 
     def remarks(self) -> list[str]:
         """Return what should be said of the source as it was read."""
@@ -142,7 +154,7 @@ class ImageSource(ABC):
         return [line for line in (depth, others, *self.told) if line]
 
     def _sample(self, most: int) -> Iterator[bytes]:
-        """Yield files that may be 16-bit images, evenly spread over the source; none where there are no files."""
+        """Yield files that may be 16-bit images, evenly spread over the source."""
         if type(self)._image is not ImageSource._image:
             return
         found, size = [i for i, entry in enumerate(self.entries) if may_be_16_bit(entry.name)], 0
@@ -176,6 +188,18 @@ class ImageSource(ABC):
         parts = ((self, range(a, min(a + batch_size, end))) for a in range(start, end, batch_size))
         return decode_ahead(parts, self.settle(preprocess), workers)
 
+    def _enter(
+        self, listed: list[tuple[Entry, Place]], rejected: list[Failure], files: FileFilter, what: str
+    ) -> list[Place]:
+        """Take over what a listing has found, in the order of its names; return the places."""
+        listed.sort(key=lambda pair: sort_key(pair[0].name))
+        self.entries = [entry for entry, _ in listed]
+        self.rejected = sorted(rejected, key=lambda failure: sort_key(failure.name))
+        self.others = files.others
+        check_not_empty(self.path, self.entries, self.rejected, what, files.others)
+        self.labels = files.labels(self.path, self.entries)
+        return [place for _, place in listed]
+
     def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:
         """Return the error that ends the reading of the source at this image."""
         return EnvironmentFault(
@@ -193,29 +217,22 @@ class ImageSource(ABC):
 
 
 def check_not_empty(
-    path: Path | str,
-    entries: Sequence[Entry],
-    rejected: Sequence[Failure],
-    what: str,
+    path: Path | str, entries: Sequence[Entry], rejected: Sequence[Failure], what: str,
     others: Counter[str] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Raise SourceError, with the first reason, where a source has no image that could be read."""
     if entries:
         return
-    shown = escape_name(path)
     if rejected:
-        first = rejected[0]
-        msg = (
-            f"{shown}: none of the {len(rejected)} images in this {what} can be read; "
-            f"the first is {escape_name(first.name)}: {first.reason}."
+        raise SourceError(
+            f"{escape_name(path)}: none of the {len(rejected)} images in this {what} can be read; "
+            f"the first is {escape_name(rejected[0].name)}: {rejected[0].reason}."
         )
-        raise SourceError(msg)
     there = f", but {counted(others)}: --any-name looks into them" if others else ""
-    msg = (
-        f"{shown}: this {what} holds no image; images are files whose names end in .jpg, .png, .webp, .tif "
-        f"and the like{there}."
+    raise SourceError(
+        f"{escape_name(path)}: this {what} holds no image; images are files whose names end in .jpg, .png, .webp, "
+        f".tif and the like{there}."
     )
-    raise SourceError(msg)
 
 
 LOOK_AHEAD = 2
@@ -227,56 +244,43 @@ _CHUNK = 16  # images that a thread takes at a time: few enough to share a batch
 _Reasons = dict[int, tuple[str, bool]]  # what is wrong with an image, and whether it was read all the same
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pending:
-    source: ImageSource
-    rows: range
-    images: NDArray[np.uint8]
-    parts: list[Future[_Reasons]]
-
-
 def decode_ahead(
     parts: Iterator[tuple[ImageSource, range]], preprocess: Preprocess, workers: int
 ) -> Iterator[ImageBatch]:
     """Yield a batch for each part, some rows of a source, whose images are decoded in threads ahead of it."""
     stop = threading.Event()
+
+    def empty(rows: range) -> NDArray[np.uint8]:
+        return np.empty((len(rows), preprocess.size, preprocess.size, 3), dtype=np.uint8)
+
     if workers <= 1:
         for source, rows in parts:
-            images = _allocate(rows, preprocess)
+            images = empty(rows)
             yield _finish(source, rows, images, _fill(source, preprocess, rows, images, stop))
         return
+
+    def submit(count: int) -> None:
+        for source, rows in islice(parts, count):
+            images = empty(rows)
+            futures = [
+                executor.submit(_fill, source, preprocess, rows[a : a + _CHUNK], images[a : a + _CHUNK], stop)
+                for a in range(0, len(rows), _CHUNK)
+            ]
+            pending.append((source, rows, images, futures))
+
     executor = ThreadPoolExecutor(workers, thread_name_prefix="stochcl-decode")
+    pending: deque[tuple[ImageSource, range, NDArray[np.uint8], list[Future[_Reasons]]]] = deque()
     try:
-        pending: deque[_Pending] = deque()
-        for source, rows in islice(parts, LOOK_AHEAD + 1):
-            pending.append(_submit(executor, source, preprocess, rows, stop))
+        submit(LOOK_AHEAD + 1)
         while pending:
-            batch = pending.popleft()
-            reasons: _Reasons = {}
-            for part in batch.parts:
-                reasons |= part.result()
-            yield _finish(batch.source, batch.rows, batch.images, reasons)
-            del batch
-            for source, rows in islice(parts, 1):
-                pending.append(_submit(executor, source, preprocess, rows, stop))
+            source, rows, images, futures = pending.popleft()
+            reasons = {row: reason for future in futures for row, reason in future.result().items()}
+            yield _finish(source, rows, images, reasons)
+            del source, images, futures
+            submit(1)
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _allocate(rows: range, preprocess: Preprocess) -> NDArray[np.uint8]:
-    return np.empty((len(rows), preprocess.size, preprocess.size, 3), dtype=np.uint8)
-
-
-def _submit(
-    executor: ThreadPoolExecutor, source: ImageSource, preprocess: Preprocess, rows: range, stop: threading.Event
-) -> _Pending:
-    images = _allocate(rows, preprocess)
-    parts = [
-        executor.submit(_fill, source, preprocess, rows[a : a + _CHUNK], images[a : a + _CHUNK], stop)
-        for a in range(0, len(rows), _CHUNK)
-    ]
-    return _Pending(source, rows, images, parts)
 
 
 def _fill(
@@ -307,12 +311,8 @@ def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons
         images = images[np.array(positions, dtype=np.intp) - rows.start]
     readable = [source.entries[i] for i in positions]
     return ImageBatch(
-        rows=rows,
-        positions=positions,
-        names=tuple(entry.name for entry in readable),
-        images=images,
-        failures=tuple(failure for failure, i in told if i in lost),
-        sizes=tuple(entry.size for entry in readable),
+        rows=rows, positions=positions, names=tuple(entry.name for entry in readable), images=images,
+        failures=tuple(failure for failure, i in told if i in lost), sizes=tuple(entry.size for entry in readable),
         labels=None if source.labels is None else tuple(source.labels[i] for i in positions),
         damaged=tuple(failure for failure, i in told if i not in lost),
-    )
+    )  # fmt: skip

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from stochcl.data.names import may_be_16_bit, remark_on_others
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, SAMPLED, common_depth, depth_used
-from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource, decode_ahead
+from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, depth_used
+from stochcl.data.source import Depths, Entry, Failure, ImageBatch, ImageSource, decode_ahead
 from stochcl.errors import ImageError, SourceError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Loaded(ImageSource):
         return file
 
 
-class StreamSource(ABC):
+class StreamSource(Depths):
     """Images that are known when they come: no listing, no length; batches as those of :class:`ImageSource`.
 
     Rows stand in the order in which they come. What is refused is a failure of its batch, at its place. Where the
@@ -68,25 +68,15 @@ class StreamSource(ABC):
         self.path = path
         self.others: Counter[str] = Counter()
         self.told: Sequence[str] = ()
-        self._depth: tuple[int, str] | None = None
         self._ahead: list[_Image] = []  # read to decide on the depth, and not given yet
         self._rest: Iterator[_Image] | None = None
         self._unlabelled = self._late = 0
         self._decided = True
         self._broken: SourceError | None = None
 
-    def settle(self, preprocess: Preprocess) -> Preprocess:
-        """Return it with a depth of 16-bit images: its own, or else what the first images use."""
-        if preprocess.depth is not None:
-            return preprocess
-        if self._depth is None:
-            self._decided = False
-            self._depth = common_depth(self._read_ahead())
-        return replace(preprocess, depth=self._depth[0])
-
-    def _read_ahead(self) -> Iterator[bytes]:
+    def _sample(self, most: int) -> Iterator[bytes]:
         """Yield the 16-bit images that the stream begins with; what others wait for is one image that is not."""
-        self._rest, size = self._images(SAMPLED), 0
+        self._decided, self._rest, size = False, self._images(most), 0
         try:
             for name, file, label in self._rest:
                 self._ahead.append((name, file, label))
@@ -95,7 +85,7 @@ class StreamSource(ABC):
                     return
                 self._decided = True
                 yield file
-                if len(self._ahead) == SAMPLED or size >= BATCH_BYTES:
+                if len(self._ahead) == most or size >= BATCH_BYTES:
                     return
         except SourceError as exc:
             self._broken = exc
@@ -133,7 +123,6 @@ class StreamSource(ABC):
         """Iterate over the images as they come, decoding ahead in threads."""
         preprocess = self.settle(preprocess)
         broken: list[SourceError] = []
-        waiting: list[Loaded] = []
 
         def parts() -> Iterator[tuple[ImageSource, range]]:
             part = Loaded(self.path)
@@ -141,20 +130,17 @@ class StreamSource(ABC):
                 for image in self._all_images(batch_size):
                     part.enter(*image)
                     if len(part) == batch_size or part.bytes >= BATCH_BYTES:
-                        waiting.append(part)
                         yield part, range(len(part))
                         part = Loaded(self.path)
             except SourceError as exc:
                 broken.append(exc)
             if len(part):
-                waiting.append(part)
                 yield part, range(len(part))
 
         start = 0
         for batch in decode_ahead(parts(), preprocess, workers):
-            part = waiting.pop(0)
             rows = range(start, start + len(batch.rows))
-            self._unlabelled += 0 if part.labels else len(part)
+            self._unlabelled += len(batch.rows) if batch.labels is None else 0
             yield replace(batch, rows=rows, positions=tuple(start + i for i in batch.positions))
             start = rows.stop
         if broken:

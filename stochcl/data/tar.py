@@ -10,24 +10,24 @@ from itertools import groupby
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from stochcl.data.access import PROBE, RandomFile, read_error
-from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, group_of, is_hidden, is_image_name, sort_key
+from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, group_of, is_image_name
 from stochcl.data.preprocess import identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.stream import StreamSource
 from stochcl.data.tar_headers import (
     BLOCK,
+    CHUNK,
     DAMAGE,
-    Bounded,
-    Forward,
     Headers,
     Pieces,
+    Stream,
     compression,
     decompressor,
     pieces_of,
     tar_name,
 )
-from stochcl.errors import ImageError, MissingExtraError, SourceError
-from stochcl.files import read_all
+from stochcl.errors import ImageError, SourceError, StochclError
+from stochcl.files import read_all, reading, write_all
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ EXPANSION_FLOOR = 1024**3
 
 RECENT_BYTES = 128 << 20
 """Bytes of the last images of a stream that are kept for hard links to them."""
-
-_CHUNK = 1 << 20
 
 
 class TarSource(ImageSource):
@@ -71,28 +69,25 @@ class TarSource(ImageSource):
         self._index()
 
     def _index(self) -> None:
+        files = FileFilter(self._options)
         try:
-            with self.path.open("rb") as file:
-                opener, files = compression(self.path), FileFilter(self._options)
+            with (
+                reading(self.path, "this tar"),
+                self.path.open("rb") as file,
+            ):  # gzip and bz2 say damage as OSError, too
+                opener = compression(self.path)
                 self._file = _Spool(self.path) if opener else RandomFile(self.path)
                 found = _Index(self.path, files, self._file)
-                found.run(Forward(opener(file)) if opener else Bounded(file))
-        except MissingExtraError:  # a ValueError, too
+                found.run(Stream(opener(file)) if opener else Stream(file, file.seek))
+        except StochclError:  # of which some are ValueErrors
             raise
         except DAMAGE as exc:
             raise SourceError(
                 f"{escape_name(self.path)}: this tar is truncated or damaged "
                 f"({escape_name(str(exc) or type(exc).__name__)}); copy it again or repack it."
             ) from exc
-        except OSError as exc:  # gzip and bz2 report damage as OSError, too
-            raise SourceError(f"{escape_name(self.path)}: this tar cannot be read: {os_reason(exc)}.") from exc
-        found.listed.sort(key=lambda pair: sort_key(pair[0].name))
-        self.entries = [entry for entry, _ in found.listed]
-        self._places = [pieces for _, pieces in found.listed]
-        self.rejected = sorted(found.rejected, key=lambda f: sort_key(f.name))
-        self.others, self.told = files.others, () if found.ended else (_NO_END,)
-        check_not_empty(self.path, self.entries, self.rejected, "tar", files.others)
-        self.labels = files.labels(self.path, self.entries)
+        self._places = self._enter(found.listed, found.rejected, files, "tar")
+        self.told = () if found.ended else (_NO_END,)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -124,7 +119,7 @@ def _members(
             continue
         try:
             name = tar_name(member.name)
-            if is_hidden(name) or (kind := files.kind(name)) == "other":
+            if (kind := files.kind(name)) == "other":
                 continue
             size, pieces = linked(member.linkname) if member.islnk() else (member.size, pieces_of(member))
         except ValueError as exc:
@@ -145,7 +140,7 @@ class _Index:
         self._mtime_ns = path.stat().st_mtime_ns
         self._earlier: dict[str, tuple[int, Pieces]] = {}
 
-    def run(self, stream: Bounded | Forward) -> None:
+    def run(self, stream: Stream) -> None:
         headers = Headers(stream)
         for member, kind, name, size, found in _members(headers, self._files, self._linked):
             if isinstance(found, str):
@@ -154,23 +149,14 @@ class _Index:
             pieces = found
             if isinstance(self._file, _Spool) and not member.islnk():
                 pieces = [(at, self._file.copy(stream, place, count), count) for at, place, count in found]
-            if kind == "label":
-                self._files.add_label(name, partial(read_pieces, self._file, pieces, size))
-                continue
-            if kind == "unknown" and not identify(self._head(pieces)):
-                continue
-            self._earlier[name] = size, pieces
-            self.listed.append((Entry(name, size, self._mtime_ns), pieces))
+            read = partial(read_pieces, self._file, pieces, size)
+            if self._files.takes(name, kind, read, partial(self._head, pieces)):
+                self._earlier[name] = size, pieces
+                self.listed.append((Entry(name, size, self._mtime_ns), pieces))
         self.ended = headers.ended
-        self._flush()
 
     def _head(self, pieces: Pieces) -> bytes:
-        self._flush()
         return self._file.read_at(pieces[0][1], min(PROBE, pieces[0][2])) if pieces else b""
-
-    def _flush(self) -> None:
-        if isinstance(self._file, _Spool):
-            self._file.finish()
 
     def _linked(self, linkname: str) -> tuple[int, Pieces]:
         found = self._earlier.get(tar_name(linkname))
@@ -206,44 +192,33 @@ class _Spool(RandomFile):
         super().__init__(archive)
         self._limit = max(EXPANSION_FLOOR, EXPANSION_LIMIT * archive.stat().st_size)
         self._size = 0
-        with self._explained():
-            self._file = tempfile.TemporaryFile(prefix="stochcl-")  # noqa: SIM115 - lives as long as the source
+        with self._explained():  # unbuffered: it is read past a buffer
+            self._file = tempfile.TemporaryFile(prefix="stochcl-", buffering=0)  # noqa: SIM115 - lives as long as the source
 
-    def copy(self, stream: Bounded | Forward, place: int, size: int) -> int:
+    def copy(self, stream: Stream, place: int, size: int) -> int:
         """Copy ``size`` bytes at a place of the stream; return the offset they have here."""
-        stream.seek(place)
         offset = self._size
         self._size += size
         if self._size > self._limit:
-            msg = (
+            raise SourceError(
                 f"{escape_name(self.path)}: the images in this compressed tar take more than {self._limit:,} "
                 "bytes, which is suspiciously more than its own size; give the folder or a plain tar."
             )
-            raise SourceError(msg)
-        while size:
-            data = stream.read(min(size, _CHUNK))
-            if not data:
-                raise tarfile.ReadError("unexpected end of data")
+        for done in range(0, size, CHUNK):
+            data = stream.exactly(place + done, min(CHUNK, size - done))
             with self._explained():
-                self._file.write(data)
-            size -= len(data)
+                write_all(self._file, data)
         return offset
-
-    def finish(self) -> None:
-        """Hand what is still buffered to the file, which is read past the buffer."""
-        with self._explained():
-            self._file.flush()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
-            msg = (
+            raise SourceError(
                 f"{escape_name(self.path)}: its images cannot be unpacked to a temporary file: {os_reason(exc)}; "
                 "set TMPDIR to a folder with more space, or give the folder or a plain tar."
-            )
-            raise SourceError(msg) from exc
+            ) from exc
 
 
 class TarStream(StreamSource):
@@ -268,18 +243,19 @@ class TarStream(StreamSource):
         self._recent = _Recent()
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
-        shown, count = escape_name(self.path), 0
+        count = 0
         try:
             for image in self._samples():
                 yield image
                 count += 1
-        except MissingExtraError:  # a ValueError, too
+        except StochclError:  # of which some are ValueErrors
             raise
         except (*DAMAGE, OSError) as exc:
             reason = os_reason(exc) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
             after = f" after {count:,} images" if count else ""
             raise SourceError(
-                f"{shown}: the tar that comes in breaks off or is damaged{after} ({escape_name(reason)})."
+                f"{escape_name(self.path)}: the tar that comes in breaks off or is damaged{after} "
+                f"({escape_name(reason)})."
             ) from exc
         if not count:
             check_not_empty(self.path, [], [], "tar", self.others)
@@ -302,7 +278,7 @@ class TarStream(StreamSource):
 
     def _members(self, files: FileFilter) -> Iterator[tuple[str, Kind, bytes | str]]:
         """Yield the name, kind and bytes of each image and file with a label."""
-        stream = Forward(_opened(self._file))
+        stream = Stream(_opened(self._file))
         headers = Headers(stream)
         # Headers are read to the end: closing a pipe early would kill its writer.
         for member, kind, name, size, pieces in _members(headers, files, self._recent.place):
@@ -361,14 +337,9 @@ class _Prefixed:
     def __init__(self, head: bytes, file: IO[bytes]) -> None:
         self._head, self._file = head, file
 
-    def read(self, count: int = -1) -> bytes:
-        if not self._head:
-            return self._file.read(count)
-        if count < 0:
-            data, self._head = self._head + self._file.read(), b""
-            return data
+    def read(self, count: int) -> bytes:
         data, self._head = self._head[:count], self._head[count:]
-        return data
+        return data or self._file.read(count)
 
     def readable(self) -> bool:
         return True

@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from stochcl.data.names import member_name
 from stochcl.data.preprocess import MAX_FILE_BYTES
-from stochcl.errors import MissingExtraError
+from stochcl.errors import require
+from stochcl.files import read_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,21 +23,14 @@ BLOCK = 512
 """Unit of a tar: headers and data begin at its multiples."""
 
 MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
-_CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes read at a time of what is no header
 _ZSTD_FEED = 1 << 10  # compressed bytes taken at a time: they unpack to 32 MiB at most
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 DAMAGE = (
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
+    tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError, MemoryError, RecursionError
+)  # fmt: skip
 
 
 def compression(path: Path) -> Callable[[IO[bytes]], Any] | None:
@@ -60,11 +54,7 @@ class _Zstd:
     """A Zstandard stream of any number of frames, read from front to back; a frame that is cut off is damage."""
 
     def __init__(self, raw: Any) -> None:
-        try:
-            import zstandard
-        except ImportError as exc:
-            msg = "a .tar.zst file needs zstandard, which is not installed; run: pip install 'stochcl[zstd]'."
-            raise MissingExtraError(msg) from exc
+        zstandard = require("zstandard", "a .tar.zst file", "zstd")
         self._raw, self._error = raw, zstandard.ZstdError
         self._new = zstandard.ZstdDecompressor().decompressobj
         self._frame: Any = None
@@ -110,7 +100,7 @@ Pieces = list[tuple[int, int, int]]
 class Headers(tarfile.TarFile):
     """The headers of a tar, of all that are joined one behind the other, with or without the marks that end them."""
 
-    def __init__(self, stream: Bounded | Forward) -> None:
+    def __init__(self, stream: Stream) -> None:
         self.ended = self._junk = self._begun = False
         super().__init__(fileobj=stream, encoding="utf-8")  # type: ignore[arg-type]
         self._begun = True
@@ -173,26 +163,14 @@ def pieces_of(member: tarfile.TarInfo) -> Pieces:
     return pieces
 
 
-class Bounded:
-    """A stream for tarfile that refuses to read more at once than any honest header holds."""
+class Stream:
+    """A stream as tarfile wants it, which refuses what no honest header asks for.
 
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self.seek = raw.seek
-        self.tell = raw.tell
+    Where it has no ``seek`` of its own it reads on for what lies ahead.
+    """
 
-    def read(self, count: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
-        if not 0 <= count <= MAX_HEADER:
-            raise tarfile.ReadError(f"a header claims {count:,} bytes")
-        return self._raw.read(count)
-
-
-class Forward:
-    """A stream as tarfile wants it, which reads on for what lies ahead and refuses what no honest header asks for."""
-
-    def __init__(self, raw: Any) -> None:
-        self._raw, self._at = raw, 0
+    def __init__(self, raw: Any, seek: Callable[[int], object] | None = None) -> None:
+        self._raw, self._seek, self._at = raw, seek, 0
 
     def tell(self) -> int:
         """Return the position."""
@@ -205,20 +183,19 @@ class Forward:
         return self._read(count)
 
     def _read(self, count: int) -> bytes:
-        parts = []
-        while count and (data := self._raw.read(count)):
-            parts.append(data)
-            count -= len(data)
-            self._at += len(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = read_all(self._raw, count)
+        self._at += len(data)
+        return data
 
     def seek(self, position: int) -> None:
-        """Read on to a position ahead."""
+        """Go to a position ahead."""
         if position < self._at:
             raise tarfile.ReadError("a header points backwards")
+        if self._seek is not None:
+            self._seek(position)
+            self._at = position
         while self._at < position:
-            if not self._read(min(_CHUNK, position - self._at)):
-                raise tarfile.ReadError("unexpected end of data")
+            self.exactly(self._at, min(CHUNK, position - self._at))
 
     def exactly(self, position: int, count: int) -> bytes:
         """Return what lies at a position ahead."""

@@ -10,20 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from stochcl.data.access import RandomFile, read_error
-from stochcl.data.names import (
-    DEFAULTS,
-    FileFilter,
-    SourceOptions,
-    is_hidden,
-    is_image_name,
-    member_name,
-    read_or_nothing,
-    sort_key,
-)
-from stochcl.data.preprocess import MAX_FILE_BYTES, identify
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
+from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, is_image_name, member_name
+from stochcl.data.preprocess import MAX_FILE_BYTES
+from stochcl.data.source import Entry, Failure, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.messages import escape_name, os_reason
+from stochcl.files import reading
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,8 +57,11 @@ class ZipSource(ImageSource):
         rejected, files = list[Failure](), FileFilter(options)
         listed: list[tuple[Entry, _Member]] = []
         status = path.stat()
-        members = _central_directory(path)
-        named = [(info, _stored_name(info)) for info in members]
+        # Unflagged names are code page 437 to zipfile, which maps every byte: so the bytes can be had back, and are
+        # UTF-8 where they can be, whatever the flag says.
+        named = [
+            (i, i.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")) for i in _central_directory(path)
+        ]
         slashes = any("/" in stored for _, stored in named)
         for info, stored in named:
             if "\\" in stored and (not slashes or info.create_system in _DOS):
@@ -75,7 +70,7 @@ class ZipSource(ImageSource):
                 continue
             try:
                 name = member_name(stored)
-                if is_hidden(name) or (kind := files.kind(name)) == "other":
+                if (kind := files.kind(name)) == "other":
                     continue
                 _check_member(info, status.st_size)
             except ValueError as exc:
@@ -83,18 +78,9 @@ class ZipSource(ImageSource):
                     rejected.append(Failure(stored, str(exc)))
                 continue
             member = _Member(info.header_offset, info.compress_size, info.CRC, info.compress_type)
-            read = partial(self._read_member, member, info.file_size)
-            if kind == "label":
-                files.add_label(name, read)
-            elif kind == "image" or identify(read_or_nothing(read)):
+            if files.takes(name, kind, partial(self._read_member, member, info.file_size)):
                 listed.append((Entry(name, info.file_size, status.st_mtime_ns), member))
-        listed.sort(key=lambda pair: sort_key(pair[0].name))
-        self.entries = [entry for entry, _ in listed]
-        self._members = [member for _, member in listed]
-        self.rejected = sorted(rejected, key=lambda f: sort_key(f.name))
-        self.others = files.others
-        check_not_empty(path, self.entries, self.rejected, "zip", files.others)
-        self.labels = files.labels(path, self.entries)
+        self._members = self._enter(listed, rejected, files, "zip")
 
     def _read(self, i: int) -> bytes:
         return self._read_member(self._members[i], self.entries[i].size)
@@ -113,21 +99,20 @@ class ZipSource(ImageSource):
             raise read_error(exc, "the zip") from exc
         if len(data) < member.stored:
             raise ImageError("the zip ends within this member")
-        return _checked(_unpacked(data, member.method, size), size, member.crc)
+        return _unpacked(data, member, size)
 
 
 def _central_directory(path: Path) -> list[zipfile.ZipInfo]:
     try:
-        with path.open("rb") as file, zipfile.ZipFile(_Unflagged(file)) as archive:
+        with reading(path, "this zip"), path.open("rb") as file, zipfile.ZipFile(_Unflagged(file)) as archive:
             return archive.infolist()
-    except OSError as exc:
-        raise SourceError(f"{escape_name(path)}: this zip cannot be read: {os_reason(exc)}.") from exc
+    except SourceError:
+        raise
     except Exception as exc:  # zipfile raises many kinds of error on damaged directories
-        msg = (
+        raise SourceError(
             f"{escape_name(path)}: this zip is truncated or damaged ({escape_name(str(exc))}); "
             "copy it again or repack it."
-        )
-        raise SourceError(msg) from exc
+        ) from exc
 
 
 class _Unflagged:
@@ -152,12 +137,6 @@ class _Unflagged:
         return bytes(cleared)
 
 
-def _stored_name(info: zipfile.ZipInfo) -> str:
-    """Return the member's name as it is stored: UTF-8 where the bytes are, whatever the flag says."""
-    # Unflagged names are code page 437 to zipfile, which maps every byte: so the bytes can be had back.
-    return info.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")
-
-
 def _check_member(info: zipfile.ZipInfo, zip_bytes: int) -> None:
     if info.flag_bits & _ENCRYPTED:
         raise ValueError("it is encrypted")
@@ -169,23 +148,19 @@ def _check_member(info: zipfile.ZipInfo, zip_bytes: int) -> None:
         raise ValueError("the zip is damaged: this member lies beyond its end")
 
 
-def _unpacked(data: bytes, method: int, size: int) -> bytes:
-    """Decompress at most one byte more than the declared size, so that a lie costs nothing."""
+def _unpacked(data: bytes, member: _Member, size: int) -> bytes:
+    """Decompress at most one byte more than the declared size, so that a lie costs nothing, and check."""
     try:
-        if method == zipfile.ZIP_DEFLATED:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-        if method == zipfile.ZIP_BZIP2:
-            return bz2.BZ2Decompressor().decompress(data, size + 1)
+        if member.method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        elif member.method == zipfile.ZIP_BZIP2:
+            data = bz2.BZ2Decompressor().decompress(data, size + 1)
     except (zlib.error, OSError, ValueError, EOFError) as exc:
         raise ImageError(f"the zip member is damaged ({exc})") from exc
-    return data
-
-
-def _checked(data: bytes, size: int, crc: int) -> bytes:
     if len(data) > size:
         raise ImageError(f"the zip member holds more than the {size:,} bytes it declares")
     if len(data) < size:
         raise ImageError(f"the zip member holds {len(data):,} of the {size:,} bytes it declares")
-    if zlib.crc32(data) != crc:
+    if zlib.crc32(data) != member.crc:
         raise ImageError("the zip member is damaged: its CRC-32 does not match")
     return data

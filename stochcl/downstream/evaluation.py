@@ -6,16 +6,14 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
-from unicodedata import combining, east_asian_width
 
 import numpy as np
 
 from stochcl.downstream import metrics
-from stochcl.downstream.labelled import LabelledRows, labelled
-from stochcl.downstream.metrics import find_duplicates, make_splits
-from stochcl.downstream.probes import Fitted, make_estimator
+from stochcl.downstream.metrics import Duplicates, LabelledRows, find_duplicates, labelled, make_splits
+from stochcl.downstream.probes import Fitted, Task, make_estimator
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-    from stochcl.downstream.metrics import Duplicates
-    from stochcl.downstream.probes import Task
 
     Part = tuple[NDArray[np.floating], NDArray[Any], NDArray[np.floating], NDArray[Any]]
 
@@ -113,10 +108,12 @@ class Evaluation:
         if not 0 < len(self.confusion) <= _SHOWN_CLASSES:
             return []
         cells = [[str(n) for n in row] for row in self.confusion]
+        from rich.cells import cell_len, set_cell_size
+
         names = _shown(self.classes)
-        wide, width = max(map(_columns, names)), max(len(cell) for row in cells for cell in row)
+        wide, width = max(map(cell_len, names)), max(len(cell) for row in cells for cell in row)
         rows = [
-            f"    {name}{' ' * (wide - _columns(name))}  {' '.join(cell.rjust(width) for cell in row)}"
+            f"    {set_cell_size(name, wide)}  {' '.join(cell.rjust(width) for cell in row)}"
             for name, row in zip(names, cells, strict=True)
         ]
         return ["  images by true class (rows) and answer (columns, in the same order):", *rows]
@@ -143,33 +140,20 @@ def _shown(classes: Sequence[str]) -> list[str]:
     return [name[:length] for name in names]
 
 
-def _columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes; East Asian letters take two, combining ones none."""
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
-
-
 def _plain(value: Any) -> Any:
     """Return lists for tuples, and None for what JSON has no number for."""
-    if hasattr(value, "to_json"):
-        return value.to_json()
+    if is_dataclass(value):
+        return vars(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluate(
-    x: ArrayLike,
-    y: Sequence[object] | ArrayLike,
-    *,
-    task: Task = "classification",
-    estimator: str = "auto",
-    seed: int = 0,
-    folds: int = 5,
-    test_size: float | None = None,
-    groups: Sequence[object] | ArrayLike | None = None,
-    names: Sequence[str] | None = None,
-    symbols: NDArray[np.integer] | None = None,
-) -> Evaluation:
+    x: ArrayLike, y: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto",
+    seed: int = 0, folds: int = 5, test_size: float | None = None, groups: Sequence[object] | ArrayLike | None = None,
+    names: Sequence[str] | None = None, symbols: NDArray[np.integer] | None = None,
+) -> Evaluation:  # fmt: skip
     """Score a probe by cross-validation, or on a random part of the rows that is held out.
 
     Parameters
@@ -218,16 +202,10 @@ def evaluate(
 
 
 def evaluate_split(
-    x_train: ArrayLike,
-    y_train: Sequence[object] | ArrayLike,
-    x_test: ArrayLike,
-    y_test: Sequence[object] | ArrayLike,
-    *,
-    task: Task = "classification",
-    estimator: str = "auto",
-    seed: int = 0,
+    x_train: ArrayLike, y_train: Sequence[object] | ArrayLike, x_test: ArrayLike,
+    y_test: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto", seed: int = 0,
     symbols: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Train a probe on some rows and score it on others, see :func:`evaluate`; ``symbols`` are the codes of both."""
     started = time.monotonic()
     train, test = labelled(x_train, y_train, task), labelled(x_test, y_test, task)
@@ -240,7 +218,8 @@ def evaluate_split(
         raise LabelsError("none of the images to score on has a label; give labels with --labels.")
     notes = _left_out(train, " to train on") + _left_out(test, " to score on")
     if task == "classification" and (new := sorted(set(test.y.tolist()) - set(train.y.tolist()))):
-        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {_few(new)}")
+        few = ", ".join(map(repr, new[:3])) + (", ..." if len(new) > 3 else "")
+        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {few}")
     probe = _Probe(task, estimator, seed, train.symbols and test.symbols, train.binary and test.binary)
     found = None
     if symbols is not None:
@@ -251,15 +230,9 @@ def evaluate_split(
 
 
 def fit(
-    x: ArrayLike,
-    y: Sequence[object] | ArrayLike,
-    *,
-    target: str = "label",
-    task: Task = "classification",
-    estimator: str = "auto",
-    seed: int = 0,
-    names: Sequence[str] | None = None,
-) -> Fitted:
+    x: ArrayLike, y: Sequence[object] | ArrayLike, *, target: str = "label", task: Task = "classification",
+    estimator: str = "auto", seed: int = 0, names: Sequence[str] | None = None,
+) -> Fitted:  # fmt: skip
     """Train a probe on all rows that have a label, to be saved."""
     rows = labelled(x, y, task, names)
     rows.check_learnable()
@@ -292,18 +265,11 @@ class _Probe:
                 "the images to score on all have the same label, of which no R2 can be computed; score on more."
             )
         return Evaluation(
-            task=self.task,
-            estimator=self.name,
-            n_train=trained,
-            n_test=len(truth),
-            score=overall,
-            baseline=score(truth, guess),
-            folds=tuple(score(part[0], part[1]) for part in found),
-            **self._details(truth, answer, guess),
-            duplicates=duplicates,
-            seconds=round(time.monotonic() - started, 3),
-            notes=(*notes, *self.notes),
-        )
+            task=self.task, estimator=self.name, n_train=trained, n_test=len(truth), score=overall,
+            baseline=score(truth, guess), folds=tuple(score(part[0], part[1]) for part in found),
+            **self._details(truth, answer, guess), duplicates=duplicates,
+            seconds=round(time.monotonic() - started, 3), notes=(*notes, *self.notes),
+        )  # fmt: skip
 
     def _answer(self, x: NDArray[np.floating], y: NDArray[Any], x_test: NDArray[np.floating]) -> NDArray[Any]:
         """Train on rows and answer for others; warnings become notes."""
@@ -394,10 +360,6 @@ def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp
 
 def _left_out(rows: LabelledRows, which: str = "") -> list[str]:
     return [f"{rows.left_out:,} images{which} have no label and were left out"] if rows.left_out else []
-
-
-def _few(classes: list[str], shown: int = 3) -> str:
-    return ", ".join(repr(name) for name in classes[:shown]) + (", ..." if len(classes) > shown else "")
 
 
 def _first_line(message: object) -> str:

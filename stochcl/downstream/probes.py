@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stochcl.errors import SourceError, UsageError
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from numpy.typing import ArrayLike
@@ -175,27 +174,22 @@ class SavedProbe:
     targets: tuple[Fitted, ...]
     tables_sha256: str | None = None
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write it to a ``.skops`` file, which replaces one that is there."""
         import skops.io
 
         content = {
-            "schema": SCHEMA,
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "input": self.output,
-            "latents": self.latents,
-            "selection": None if self.selection is None else list(self.selection),
-            "tables_sha256": self.tables_sha256,
-            "targets": [vars(target) for target in self.targets],
-        }
+            "schema": SCHEMA, "model": self.model, "model_sha256": self.model_sha256, "input": self.output,
+            "latents": self.latents, "selection": None if self.selection is None else list(self.selection),
+            "tables_sha256": self.tables_sha256, "targets": [vars(target) for target in self.targets],
+        }  # fmt: skip
         data = skops.io.dumps(content)
         _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
         with writing(path, "the probe"), replacing(path) as file:
             file.write(data)
 
 
-def load(path: str | os.PathLike[str]) -> SavedProbe:
+def load(path: PathLike) -> SavedProbe:
     """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread."""
     import skops.io
 
@@ -222,20 +216,21 @@ def load(path: str | os.PathLike[str]) -> SavedProbe:
 
 
 def _checked(content: dict[str, Any]) -> SavedProbe:
-    texts = [content["model"], content["model_sha256"], content["input"]]
-    if not all(isinstance(text, str) for text in texts) or content["input"] not in ("symbols", "vectors"):
-        raise ValueError("its model and input are texts")
-    if not isinstance(content["latents"], int) or content["latents"] < 1 or not content["targets"]:
+    """Make a probe of a file's content, each part of which must be of its type."""
+    selection, tables = content["selection"], content.get("tables_sha256")  # the first files did not name tables
+    saved = SavedProbe(
+        content["model"], content["model_sha256"], content["input"], content["latents"],
+        None if selection is None else tuple(selection), tuple(Fitted(**target) for target in content["targets"]),
+        tables,
+    )  # fmt: skip
+    texts = saved.model, saved.model_sha256, "" if tables is None else tables
+    if not all(isinstance(text, str) for text in texts) or saved.output not in ("symbols", "vectors"):
+        raise ValueError("its model, tables and input are texts")
+    if not isinstance(saved.latents, int) or saved.latents < 1 or not saved.targets:
         raise ValueError("it has latents and targets")
-    selection = content["selection"]
-    targets = tuple(Fitted(**target) for target in content["targets"])
-    if not all(hasattr(target.probe, "predict") for target in targets):
+    if not all(hasattr(target.probe, "predict") for target in saved.targets):
         raise ValueError("its targets predict")
-    of_tables = content.get("tables_sha256")  # the first files had none
-    if of_tables is not None and not isinstance(of_tables, str):
-        raise ValueError("the name of its tables is a text")
-    chosen = None if selection is None else tuple(selection)
-    return SavedProbe(texts[0], texts[1], texts[2], content["latents"], chosen, targets, of_tables)
+    return saved
 
 
 def check_savable(estimator: str, task: Task) -> None:

@@ -81,11 +81,9 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         width = rows.shape[1]
         count = max(1, width // 2) if self.latents is None else self.latents
         if not 1 <= count <= width:
-            msg = f"latents is 1 to the {width} that there are, not {count}"
-            raise ValueError(msg)
+            raise ValueError(f"latents is 1 to the {width} that there are, not {count}")
         if not self.ridge > 0:
-            msg = f"ridge is more than 0, not {self.ridge}"
-            raise ValueError(msg)
+            raise ValueError(f"ridge is more than 0, not {self.ridge}")
         targets = _targets(np.asarray(y))
         if self.categorical:
             gram, cross, groups = indicator_products(rows, targets)
@@ -113,8 +111,7 @@ def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
         classes, numbers = np.unique(y, return_inverse=True)
         targets = np.eye(len(classes))[numbers]
         shares = targets.mean(axis=0)
-        scaled: NDArray[np.float64] = (targets - shares) / np.sqrt(shares)
-        return scaled
+        return (targets - shares) / np.sqrt(shares)
     values = np.asarray(y, np.float64).reshape(len(y), -1)
     centred: NDArray[np.float64] = values - values.mean(axis=0)
     spread = centred.std(axis=0)

@@ -12,15 +12,15 @@ import numpy as np
 from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import wilson
 from stochcl.downstream.probes import make_estimator
-from stochcl.errors import UsageError, require_extra
-from stochcl.files import replacing, writing
+from stochcl.errors import UsageError, require
+from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
 
 ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
 NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"
@@ -52,6 +52,11 @@ class CodeBatch:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def floats(self) -> NDArray[Any]:
+        """What a probe reads, as floats."""
+        return self.x if self.x.dtype.kind == "f" else self.x.astype(np.float32)
+
     def take(self, rows: NDArray[Any]) -> CodeBatch:
         """Return some of the rows."""
         entropy = None if self.entropy is None else self.entropy[rows]
@@ -76,7 +81,7 @@ class UncertaintyScorer:
                 f"{self.estimator}: it gives no probabilities to be held against; take logistic, knn or boosting."
             )
         try:
-            self.probe = probe.fit(self._given(rows), labels)
+            self.probe = probe.fit(rows.floats, labels)
         except ValueError as exc:
             reason = str(exc).splitlines()[0].rstrip(".:")
             raise UsageError(f"{self.estimator} cannot be trained on these codes: {reason}.") from exc
@@ -86,21 +91,12 @@ class UncertaintyScorer:
         self._usual = None if rows.entropy is None else float(np.median(rows.entropy))
         self._binary = binary
         chosen = np.random.default_rng(seed).permutation(len(rows))[:_ROWS]
-        self._known = self._compared(rows)[np.sort(chosen)]
-
-    @staticmethod
-    def _given(rows: CodeBatch) -> NDArray[Any]:
-        """Return floats, as evaluate does."""
-        return rows.x if rows.x.dtype.kind == "f" else rows.x.astype(np.float32)
-
-    def _compared(self, rows: CodeBatch) -> NDArray[Any]:
-        """Return what distances are measured between."""
-        return rows.symbols if self._binary else rows.x
+        self._known = (rows.symbols if binary else rows.x)[np.sort(chosen)]
 
     def answers(self, rows: CodeBatch) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
         """Return the probe's answers, and the scores that these rows have, each of shape (N,)."""
-        shares = self.probe.predict_proba(self._given(rows))
-        near = Nearest(self._compared(rows), self._distance, min(_NEIGHBOURS, len(self._known)))
+        shares = self.probe.predict_proba(rows.floats)
+        near = Nearest(rows.symbols if self._binary else rows.x, self._distance, min(_NEIGHBOURS, len(self._known)))
         near.add(self._known)
         scores = {
             ENTROPY: rows.entropy,
@@ -114,7 +110,6 @@ class UncertaintyScorer:
 
 
 _Z = 1.959964  # 95 % of a normal distribution
-_RESAMPLES = 200
 
 REFUSED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the images, the least certain, that are refused."""
@@ -143,26 +138,6 @@ def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Auroc | N
     value = float(found.mean())
     low, high = _interval(value, found, others)
     return Auroc(value, low, high, len(found), len(others))
-
-
-def auroc_of_copies(
-    positive: NDArray[np.bool_], score: NDArray[np.floating], *, seed: int = 0, resamples: int = _RESAMPLES
-) -> Auroc | None:
-    """Return the AUROC over several copies of each image, both of shape (copies, N).
-
-    What is wrong in one copy is likely wrong in the next: the interval is of a bootstrap over images.
-    """
-    whole = auroc(positive.ravel(), score.ravel())
-    if whole is None:
-        return None
-    rng, values = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        drawn = rng.integers(0, positive.shape[1], positive.shape[1])
-        again = auroc(positive[:, drawn].ravel(), score[:, drawn].ravel())
-        if again is not None:
-            values.append(again.value)
-    low, high = np.quantile([whole.value, *values], [0.025, 0.975])
-    return Auroc(whole.value, float(low), float(high), whole.positives, whole.negatives)
 
 
 def difference(
@@ -250,9 +225,9 @@ _LOOKS = (  # line, mark, grey
 )
 
 
-def check_plot(path: str | os.PathLike[str]) -> None:
+def check_plot(path: PathLike) -> None:
     """Raise UsageError unless a picture of this name can be drawn."""
-    require_extra("a plot", "matplotlib")
+    require("matplotlib", "a plot", "plots")
     if Path(path).suffix.lower() not in ENDINGS:
         raise UsageError(
             f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings."
@@ -260,12 +235,9 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 
 def draw_refusal(
-    curves: Mapping[str, Sequence[Kept]],
-    path: str | os.PathLike[str],
-    *,
-    title: str = "",
+    curves: Mapping[str, Sequence[Kept]], path: PathLike, *, title: str = "",
     chance: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Draw a line with its 95 % band for each score."""
     check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, and no state of pyplot's

@@ -281,9 +281,7 @@ class EncoderConfig(Options):
             raise UsageError(f"the layers of an encoder cannot have widths of {self.decoder} and {self.head}.")
         most = {"autoregressive": MAX_HIDDEN, "independent": 0}.get(self.entropy, -1)
         if not 0 <= self.entropy_hidden <= most:
-            raise UsageError(
-                f"an entropy model has no kind {self.entropy!r} with {self.entropy_hidden} hidden units."
-            )
+            raise UsageError(f"there is no entropy model {self.entropy!r} of {self.entropy_hidden} hidden units.")
         colours = (*self.mean, *self.std)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, colours)) or min(self.std) <= 0:
             raise UsageError(f"colours cannot have a mean of {self.mean} and a deviation of {self.std}.")

@@ -17,8 +17,8 @@ from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised
 from stochcl.encoders.residual import ReducedHead, Residual, Words
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
-from stochcl.entropy.fit import latent_lengths
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
+from stochcl.entropy.model import latent_lengths
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
     from stochcl.entropy.residual import ResidualDecoder
+    from stochcl.entropy.tables import Tables
     from stochcl.entropy.vectors import VectorDecoder
 
 
@@ -236,6 +237,10 @@ class Encoder(nn.Module):
         """Return what each latent of these codes costs on average under the encoder's entropy model, shape (D,)."""
         table = IndependentModel(self.ones.cpu().numpy().astype(np.uint16), self.config.alphabet)
         return latent_lengths(codes, self.entropy_network() or table)
+
+    def tables(self) -> Tables:
+        """Return the decoding tables: a function of the tensors alone."""
+        return layout.tables(self.config, self.arrays())
 
     def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
         """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""

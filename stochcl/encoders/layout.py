@@ -10,8 +10,9 @@ import numpy as np
 from stochcl.encoders.config import TIMM_PREFIX
 from stochcl.encoders.graph import Network
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
-from stochcl.entropy.independent import DENOMINATOR, nodes_per_symbol
+from stochcl.entropy.independent import DENOMINATOR, IndependentModel, nodes_per_symbol
 from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import VectorDecoder
 
 if TYPE_CHECKING:
@@ -127,6 +128,13 @@ def entropy_network(config: EncoderConfig, tensors: Arrays) -> AutoregressiveMod
         return None
     arrays = {name.partition(".")[2]: array for name, array in tensors.items() if name.startswith("entropy.")}
     return AutoregressiveModel.from_arrays(arrays, latents=config.latents, alphabet=config.alphabet)
+
+
+def tables(config: EncoderConfig, tensors: Arrays) -> Tables:
+    """Return the decoding tables: a function of the tensors alone."""
+    entropy = IndependentModel.nearest(tensors["ones"] / DENOMINATOR, config.alphabet)
+    decoder = vector_decoder(config, tensors)
+    return Tables(config.ladder, entropy, decoder, autoregressive=entropy_network(config, tensors))
 
 
 def words(config: EncoderConfig, tensors: Arrays) -> list[NDArray[np.float32]]:

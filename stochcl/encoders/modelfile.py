@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from stochcl.encoders.packaged import (
     with_backbone,
     without_packaged_backbone,
 )
-from stochcl.errors import ModelError, StochclError, require_extra
-from stochcl.files import is_lfs_pointer, replacing, writing
+from stochcl.errors import ModelError, StochclError, require
+from stochcl.files import reading, refuse_pointer, replacing, writing
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
@@ -65,8 +66,7 @@ class ModelFile:
         MissingExtraError
             If PyTorch, or timm for a network of its own, is not installed.
         """
-        require_extra("running a model in PyTorch", "torch")
-        import torch
+        torch = require("torch", "a model in PyTorch", "train")
 
         from stochcl.encoders.encoder import Encoder
         from stochcl.encoders.inference import own_state
@@ -138,14 +138,9 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_ba
 def load_model(path: Path) -> ModelFile:
     """Read a model file; nothing in it is executed."""
     shown = escape_name(path)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(32)
-    except OSError as exc:
-        raise ModelError(f"{shown}: the model cannot be read: {exc.strerror}.") from exc
-    if is_lfs_pointer(head):
-        raise ModelError(f"{shown}: this is a Git LFS pointer in place of a model; run: git lfs pull.")
+    with reading(path, "the model", ModelError), path.open("rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(32)
+    refuse_pointer(path, head, "a model", ModelError)
     if is_pickle(head):
         raise ModelError(
             f"{shown}: this is a pickle (a PyTorch checkpoint?), which could run any program when it is loaded; "

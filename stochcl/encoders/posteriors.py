@@ -400,9 +400,5 @@ class Categorical(Posterior):
         return (draw @ symbol_bits(self.config.alphabet, draw.device).to(draw.dtype)).reshape(len(draw), -1)
 
 
-POSTERIORS: dict[str, type[Posterior]] = {
-    "bernoulli": Bernoulli,
-    "categorical": Categorical,
-    "gaussian": Gaussian,
-}
+POSTERIORS: dict[str, type[Posterior]] = {"bernoulli": Bernoulli, "categorical": Categorical, "gaussian": Gaussian}
 """Posterior families by the name that a model file holds."""

@@ -16,14 +16,14 @@ import torch
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
 from stochcl.encoders.packaged import is_pickle, read_tensors, with_backbone
 from stochcl.errors import ModelError, UsageError
-from stochcl.messages import escape_name, os_reason
+from stochcl.files import reading
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    import os
-
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
+    from stochcl.files import PathLike
 
 
 _CONVERT = (
@@ -33,7 +33,7 @@ _CONVERT = (
 )
 
 
-def convert_command(path: str | os.PathLike[str]) -> str:
+def convert_command(path: PathLike) -> str:
     """Return the shell command that makes a safetensors file of a PyTorch checkpoint of weights.
 
     It loads tensors only (``weights_only=True``), and clones them, as safetensors refuses those that share memory.
@@ -169,24 +169,25 @@ def _network(encoder: Encoder) -> nn.Module:
 
 def _read(path: Path) -> dict[str, Tensor]:
     shown = escape_name(path)
-    try:
+    with reading(path, "the weights", ModelError):
         with path.open("rb") as file:
-            head = file.read(16)
-        if is_pickle(head) and _published_name(path):
+            pickled = is_pickle(file.read(16))
+        if pickled and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        tensors, metadata = ({}, {}) if is_pickle(head) else read_tensors(path, framework="pt")
-    except OSError as exc:
-        raise ModelError(f"{shown}: the weights cannot be read: {os_reason(exc)}.") from exc
-    except ValueError as exc:
-        raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
-    if is_pickle(head):
-        raise ModelError(
-            f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it comes "
-            f"from, convert it with `{convert_command(path)}`."
-        )
-    backbone = with_backbone(shown, {}, metadata)
-    return tensors | {name: torch.from_numpy(array) for name, array in backbone.items()}
+        if pickled:
+            raise ModelError(
+                f"{shown}: this is a pickle, which could run any program when it is loaded; if you trust where it "
+                f"comes from, convert it with `{convert_command(path)}`."
+            )
+        try:
+            tensors, metadata = read_tensors(path, framework="pt")
+            backbone = with_backbone(shown, {}, metadata)
+            return tensors | {name: torch.from_numpy(array) for name, array in backbone.items()}
+        except ModelError:
+            raise
+        except ValueError as exc:
+            raise ModelError(f"{shown}: this is not a safetensors file, or it is damaged ({exc}).") from exc
 
 
 def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> str:

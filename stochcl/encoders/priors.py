@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
 from stochcl.encoders.layout import first_level
-from stochcl.entropy.fit import rounded_model
 from stochcl.entropy.independent import nodes_per_symbol, quantised
+from stochcl.entropy.model import rounded_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import bits_per_symbol
-from stochcl.entropy.independent import DENOMINATOR, MAX_DECISIONS, nodes_per_symbol
+from stochcl.entropy.independent import DENOMINATOR, check_sizes, nodes_per_symbol
 from stochcl.errors import FormatError
 from stochcl.framing import ArrayReader
 from stochcl.lazy import cached_property
@@ -437,9 +437,6 @@ def _known(degrees: NDArray[np.integer], decisions: int) -> tuple[NDArray[np.boo
 
 
 def _check_sizes(latents: int, alphabet: int, hidden: int, levels: int) -> None:
-    if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
-        raise FormatError(f"an autoregressive model of {latents:,} latents of {alphabet:,} values makes no sense")
+    check_sizes(latents, alphabet, "an autoregressive model")
     if not 2 <= levels <= MAX_LEVELS or hidden > MAX_HIDDEN:
         raise FormatError(f"an autoregressive model cannot have {levels:,} levels and {hidden:,} hidden units")
-    if (width := latents * bits_per_symbol(alphabet)) > MAX_DECISIONS:
-        raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {width:,}")

@@ -40,6 +40,14 @@ def nodes_per_symbol(alphabet: int) -> int:
     return (1 << bits_per_symbol(alphabet)) - 1
 
 
+def check_sizes(latents: int, alphabet: int, what: str) -> None:
+    """Raise FormatError where no codes are so wide."""
+    if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
+        raise FormatError(f"{what} of {latents:,} latents of {alphabet:,} values makes no sense")
+    if (width := latents * bits_per_symbol(alphabet)) > MAX_DECISIONS:
+        raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {width:,}")
+
+
 def places(codes: Codes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return latent, shape (T,), and node of the symbol's tree, shape (N, T), of every decision."""
     bits = bits_per_symbol(codes.alphabet)
@@ -102,7 +110,7 @@ class IndependentModel:
     kind = "independent"
 
     def __post_init__(self) -> None:
-        nodes = (1 << bits_per_symbol(self.alphabet)) - 1
+        nodes = nodes_per_symbol(self.alphabet)
         if self.ones.dtype != np.uint16 or self.ones.ndim != 2 or self.ones.shape[1] != nodes:
             msg = f"a table for {self.alphabet} values has {nodes} columns of uint16, not {self.ones.shape[1:]}"
             raise FormatError(msg)
@@ -167,11 +175,7 @@ class IndependentModel:
         """Read what :meth:`to_bytes` wrote."""
         reader = ArrayReader(data, "a probability table")
         latents, alphabet = reader.take("<u4", 2).tolist()
-        if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
-            raise FormatError(f"a probability table of {latents} latents of {alphabet} values makes no sense")
-        bits = bits_per_symbol(alphabet)
-        if latents * bits > MAX_DECISIONS:
-            raise FormatError(f"a row has at most {MAX_DECISIONS} binary decisions, not {latents * bits}")
-        ones = reader.take("<u2", latents, (1 << bits) - 1)
+        check_sizes(latents, alphabet, "a probability table")
+        ones = reader.take("<u2", latents, nodes_per_symbol(alphabet))
         reader.end()
         return cls(ones, alphabet)

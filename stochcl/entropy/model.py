@@ -1,19 +1,21 @@
-"""What all entropy models share: their bytes under a permanent name, and which of them a segment is coded with."""
+"""What all entropy models share: their names and bytes, what codes cost under them, and how they are fitted."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.codes import bits_per_symbol
-from stochcl.entropy.autoregressive import MAX_HIDDEN, MAX_LEVELS, AutoregressiveModel
-from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy import autoregressive as net
+from stochcl.entropy.autoregressive import AutoregressiveModel, logistic_levels
+from stochcl.entropy.independent import DENOMINATOR, IndependentModel, node_counts, places, quantised
 from stochcl.errors import FormatError
 from stochcl.framing import MAX_TABLE, inflate_any
+from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +63,7 @@ def _most_bytes(latents: int, alphabet: int) -> int:
     """Return how long a model of such codes can be, so that no other is inflated: a network with all its units."""
     bits = bits_per_symbol(alphabet)
     t, nodes = latents * bits, latents * ((1 << bits) - 1)
-    return 256 + 2 * MAX_LEVELS + MAX_HIDDEN * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
+    return 256 + 2 * net.MAX_LEVELS + net.MAX_HIDDEN * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
 
 
 def size_in_memory(model: EntropyModel) -> int:
@@ -83,3 +85,166 @@ def unpack_model(data: bytes, latents: int, alphabet: int) -> EntropyModel:
 
 EntropyModel = IndependentModel | AutoregressiveModel
 """What codes can be coded with."""
+
+
+def measure_ones(codes: Codes) -> NDArray[np.int32]:
+    """Return the numerators of a table fitted to codes, 1..4095, shape (D, 2**bits - 1); even for unvisited nodes."""
+    ones, visits = node_counts(codes)
+    return quantised((ones + 0.5) / (visits + 1))
+
+
+def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
+    """Return the mean bits of hard codes under a table: a file's bits per image, before its overhead."""
+    return IndependentModel(ones.astype(np.uint16), codes.alphabet).ideal_bits(codes) / len(codes)
+
+
+_BATCH = 1024
+_PASSES, _LEAST, _MOST = 30, 200, 1500  # over the rows; of steps
+_RATE = 0.01
+_PENALTY = 2e-3  # of a weight's square and a row, in nats: a prior deviation of 16 on the log-odds of a row
+_MAX_WEIGHT = 12.0
+_MAX_SAMPLE = 1 << 16  # rows
+
+
+def fit_linear(codes: Codes, *, seed: int = 0, progress: Progress = silent) -> AutoregressiveModel:
+    """Fit log-odds of every decision that are linear in those before it, and round them to 8 bits.
+
+    Every decision is a logistic regression on its predecessors; all are fitted together by Adam
+    (arXiv 1412.6980) on batches of rows, from the independent probabilities on.
+    """
+    rng = np.random.default_rng(seed)
+    if len(codes) > _MAX_SAMPLE:
+        codes = codes[np.sort(rng.choice(len(codes), _MAX_SAMPLE, replace=False))]
+    bits, t = bits_per_symbol(codes.alphabet), codes.decisions_per_row
+    independent = IndependentModel.fit(codes)
+    odds = np.log(independent.ones / (DENOMINATOR - independent.ones.astype(np.float64)))
+    below = np.tri(t, k=-1, dtype=np.float32)
+    # Centred decisions leave the biases what they are where nothing depends on anything.
+    mean: NDArray[np.float32] = np.zeros(t, np.float32)
+    for start in range(0, len(codes), 4096):
+        mean += codes[start : start + 4096].decisions().sum(axis=0, dtype=np.float32)
+    mean = (mean / len(codes) * 2 - 1).astype(np.float32)
+    weights, shift = np.zeros((t, t), np.float32), np.zeros(t, np.float32)
+    moments = [(np.zeros_like(x), np.zeros_like(x)) for x in (weights, shift)]
+    steps = int(np.clip(_PASSES * len(codes) / _BATCH, _LEAST, _MOST))
+    for step in range(steps):
+        part = codes if len(codes) <= _BATCH else codes[rng.integers(len(codes), size=_BATCH)]
+        decisions = part.decisions()
+        signs = decisions.astype(np.float32) * 2 - 1 - mean
+        logits = signs @ weights.T + shift + odds[places(part)].astype(np.float32)
+        error = (1 / (1 + np.exp(-logits)) - decisions) / len(part)
+        gradients = (error.T @ signs + _PENALTY / len(codes) * weights) * below, error.sum(axis=0)
+        rate = _RATE * min(1, (step + 1) / 20) * 0.5 * (1 + np.cos(np.pi * step / steps))
+        for x, g, moment in zip((weights, shift), gradients, moments, strict=True):
+            _adam(x, g, moment, step, rate)
+        progress(step + 1, steps)
+    np.clip(weights, -_MAX_WEIGHT, _MAX_WEIGHT, out=weights)
+    constant = (shift - weights @ mean).reshape(-1, bits)
+    level_of_node = np.repeat(np.arange(bits), 1 << np.arange(bits))
+    return rounded_model(codes.latents, codes.alphabet, odds + constant[:, level_of_node], weights)
+
+
+def _adam(
+    x: NDArray[np.float32], g: NDArray[np.floating], moment: tuple[NDArray[np.float32], NDArray[np.float32]],
+    step: int, rate: float,
+) -> None:  # fmt: skip
+    """Move ``x`` in place by one step of Adam, with decays of 0.9 and 0.99."""
+    mean, square = moment
+    mean += 0.1 * (g - mean)
+    square += 0.01 * (g * g - square)
+    corrected = np.sqrt(square / np.float32(1 - 0.99 ** (step + 1))) + np.float32(1e-8)
+    x -= np.float32(rate / (1 - 0.9 ** (step + 1))) * mean / corrected
+
+
+def rounded_model(
+    latents: int, alphabet: int, bias: NDArray[np.floating], direct: NDArray[np.floating], *,
+    degrees: NDArray[np.integer] | None = None, hidden: NDArray[np.floating] | None = None,
+    hidden_bias: NDArray[np.floating] | None = None, output: NDArray[np.floating] | None = None,
+) -> AutoregressiveModel:  # fmt: skip
+    """Round a network of floats to integers, with a scale for every hidden unit and for every decision.
+
+    ``bias``, shape (D, 2**bits - 1), and ``direct``, shape (T, T), are in log-odds; hidden units have values of 0..1.
+    """
+    t = len(direct)
+    hidden = np.zeros((0, t)) if hidden is None else hidden
+    hidden_bias = np.zeros(len(hidden)) if hidden_bias is None else hidden_bias
+    output = np.zeros((t, len(hidden))) if output is None else output
+    hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), 2.0**-net.HIDDEN_SHIFT / net.SIGN)
+    unit = net.LEVEL_STEP * net.SIGN / 2.0**net.SHIFT  # z counts in units of 1/128
+    multiplier, scale = _multipliers(np.maximum(_largest(direct), _largest(output)), unit)
+    levels = logistic_levels()
+
+    def integers(values: NDArray[np.floating], dtype: type[np.integer], most: int) -> NDArray[Any]:
+        return np.clip(np.rint(values), -most, most).astype(dtype)
+
+    return AutoregressiveModel(
+        latents, alphabet, levels=levels,
+        degrees=np.zeros(0, np.uint16) if degrees is None else degrees,
+        hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, net.FULL),
+        # Shifts round down: half a unit is added where the rounding should be to the nearest.
+        hidden_bias=integers((hidden_bias + 0.5 / net.SIGN) / hidden_scale, np.int32, net.MAX_BIAS),
+        hidden_multiplier=integers(hidden_multiplier, np.uint16, net.MAX_MULTIPLIER),
+        direct=integers(direct / scale[:, None], np.int8, net.FULL),
+        output=integers(output / scale[:, None], np.int8, net.FULL),
+        multiplier=integers(multiplier, np.uint16, net.MAX_MULTIPLIER),
+        # In units of a level / 2**(SHIFT - BIAS_SHIFT); the middle level is even odds.
+        bias=integers(
+            (bias / net.LEVEL_STEP + (len(levels) - 1) / 2 + 0.5) * 2.0 ** (net.SHIFT - net.BIAS_SHIFT), np.int32,
+            net.MAX_BIAS,
+        ),
+    )  # fmt: skip
+
+
+def _multipliers(largest: NDArray[np.floating], unit: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return integer multipliers and the scale of a weight of 1, both shape (rows,).
+
+    The multiplier comes first and the scale from it, so that its own rounding costs nothing; what is larger than
+    the largest multiplier expresses is clipped.
+    """
+    multiplier = np.clip(np.ceil(largest / net.FULL / unit), 1, net.MAX_MULTIPLIER)
+    return multiplier, multiplier * unit
+
+
+def _largest(weights: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the largest weight of either sign, shape (rows,)."""
+    return np.abs(weights).max(axis=1, initial=0).astype(np.float64)
+
+
+def expected_bits(model: IndependentModel) -> float:
+    """Return what a row costs on average if a table's probabilities are true, in bits."""
+    bits, symbols = bits_per_symbol(model.alphabet), np.arange(model.alphabet)
+    costs = np.zeros((model.latents, model.alphabet))  # of every symbol of every latent
+    for level in range(bits):
+        one = model.ones[:, (1 << level) - 1 + (symbols >> bits - level)] / DENOMINATOR
+        costs -= np.log2(np.where(symbols >> bits - level - 1 & 1, one, 1 - one))
+    return float((np.exp2(-costs) * costs).sum())
+
+
+_ROWS = 512
+
+
+def code_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float32]:
+    """Return the bits that each row takes under a model."""
+    out = np.empty(len(codes), np.float32)
+    for start in range(0, len(codes), _ROWS):
+        part = codes[start : start + _ROWS]
+        decisions = part.decisions()
+        if isinstance(model, AutoregressiveModel):
+            ones = model.levels[model.level_indices(decisions)].T
+        else:
+            ones = model.ones[places(part)]
+        out[start : start + _ROWS] = -np.log2(np.where(decisions, ones, DENOMINATOR - ones) / DENOMINATOR).sum(axis=1)
+    return out
+
+
+def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
+    """Return the mean bits of each latent under a model, given those before it, shape (D,)."""
+    return latent_bits(codes, model) / max(1, len(codes))
+
+
+def latent_bits(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
+    """Return the bits of each latent under a model, given those before it, shape (D,): the sum over all rows."""
+    if isinstance(model, IndependentModel):
+        return model.bits_by_latent(codes)
+    bits: NDArray[np.float64] = model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)
+    return bits

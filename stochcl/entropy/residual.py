@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import numpy as np
 from stochcl.entropy.independent import MAX_DECISIONS
 from stochcl.entropy.vectors import MAX_WIDTH
 from stochcl.errors import FormatError
-from stochcl.framing import check_limit
+from stochcl.framing import ArrayReader, check_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -91,24 +91,18 @@ class ResidualDecoder:
 
     @classmethod
     def of_stages(
-        cls,
-        words: Sequence[NDArray[np.floating]],
-        output: NDArray[np.floating] | None = None,
+        cls, words: Sequence[NDArray[np.floating]], output: NDArray[np.floating] | None = None,
         centre: NDArray[np.floating] | None = None,
-    ) -> ResidualDecoder:
+    ) -> ResidualDecoder:  # fmt: skip
         """Round words, shape (2**bits, m) a stage, and a map, shape (m, V), to the integers that are stored."""
-        rounded = [_rounded(stage, axis=None) for stage in words]
-        ends = np.cumsum([0, *(int(stage.shape[0] - 1).bit_length() for stage in words)])
-        columns = tuple(np.arange(a, b, dtype=np.intp) for a, b in pairwise(ends))
-        scale = np.array([s for _, s in rounded], np.float32)
+        integers, scales = zip(*(_rounded(stage, axis=None) for stage in words), strict=True)
+        columns = _columns(int(stage.shape[0] - 1).bit_length() for stage in words)
+        scale = np.array(scales, np.float32)
         if output is None:
-            return cls(columns, tuple(w for w, _ in rounded), scale)
+            return cls(columns, integers, scale)
         mapped, output_scale = _rounded(output, axis=0)
         middle = np.zeros(output.shape[1]) if centre is None else centre
-        return cls(
-            columns, tuple(w for w, _ in rounded), scale, mapped, output_scale.astype(np.float32),
-            middle.astype(np.float32),
-        )  # fmt: skip
+        return cls(columns, integers, scale, mapped, output_scale.astype(np.float32), middle.astype(np.float32))
 
     @property
     def latents(self) -> int:
@@ -198,37 +192,25 @@ class ResidualDecoder:
     @classmethod
     def from_bytes(cls, data: bytes) -> ResidualDecoder:
         """Read what :meth:`to_bytes` wrote."""
-        if len(data) < _HEAD.size:
-            raise FormatError("a residual decoder ends too early")
-        width, dim, stages = _HEAD.unpack_from(data)
+        reader = ArrayReader(data, "a residual decoder")
+        width, dim, stages = reader.take("<u4", 3).tolist()
         check_limit(max(width, dim), MAX_WIDTH, "the width of a residual decoder")
         check_limit(stages, MAX_DECISIONS, "the number of a residual decoder's stages")
-        bits = data[_HEAD.size : _HEAD.size + stages]
-        if len(bits) < stages or not stages or not width or min(bits) < 1 or max(bits) > MAX_STAGE_BITS:
+        bits = reader.take("u1", stages).tolist()
+        if not bits or not width or min(bits) < 1 or max(bits) > MAX_STAGE_BITS:
             raise FormatError(f"the stages of a residual decoder have 1 to {MAX_STAGE_BITS} bits each")
         numbers = sum(width << b for b in bits) + dim * width
         check_limit(numbers, MAX_NUMBERS, "the number of a residual decoder's integers")
-        needed = _HEAD.size + 5 * stages + numbers + dim * 8
-        if len(data) != needed:
-            raise FormatError(f"a residual decoder has {len(data):,} bytes, not {needed:,}")
-        position = _HEAD.size + stages
+        scale = reader.take("<f4", stages)
+        words = tuple(reader.take("i1", 1 << b, width) for b in bits)
+        mapped = (reader.take("i1", width, dim), reader.take("<f4", dim), reader.take("<f4", dim)) if dim else ()
+        reader.end()
+        return cls(_columns(bits), words, scale, *mapped)
 
-        def take(dtype: str, *shape: int) -> NDArray[Any]:
-            nonlocal position
-            array = np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64)), position)
-            position += array.nbytes
-            return array.reshape(shape)
 
-        scale = take("<f4", stages).astype(np.float32)
-        words = tuple(take("i1", 1 << b, width) for b in bits)
-        ends = np.cumsum([0, *bits])
-        columns = tuple(np.arange(a, b, dtype=np.intp) for a, b in pairwise(ends))
-        if not dim:
-            return cls(columns, words, scale)
-        output = take("i1", width, dim)
-        return cls(
-            columns, words, scale, output, take("<f4", dim).astype(np.float32), take("<f4", dim).astype(np.float32)
-        )
+def _columns(bits: Iterable[int]) -> tuple[NDArray[np.intp], ...]:
+    """Return the latents of stages of so many bits, one after the other."""
+    return tuple(np.arange(a, b, dtype=np.intp) for a, b in pairwise(accumulate(bits, initial=0)))
 
 
 def _means(words: NDArray[Any], kept: list[int], bits: int) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import Codebooks, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
-from stochcl.files import replacing, writing
+from stochcl.files import PathLike, replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    Where = Iterable["Tables | PathLike"]
 
 
 Decoder = VectorDecoder | ResidualDecoder
@@ -238,6 +240,10 @@ class Tables:
             raise FormatError(msg)
 
 
+AnyTables = Tables | PathLike
+"""Decoding tables, or the file that they are in."""
+
+
 def _sections(data: bytes, start: int, count: int) -> dict[str, bytes]:
     sections = {}
     for _ in range(count):
@@ -291,7 +297,7 @@ def _slice(data: bytes, start: int, size: int) -> bytes:
     return data[start : start + size]
 
 
-def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
+def save_tables(tables: Tables, folder: PathLike) -> Path:
     """Write tables into a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
     with writing(path, "the tables"), replacing(path) as file:
@@ -299,7 +305,7 @@ def save_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def keep_tables(tables: Tables, folder: str | os.PathLike[str]) -> Path | None:
+def keep_tables(tables: Tables, folder: PathLike) -> Path | None:
     """Write tables into a folder, unless they will be found without; return the path, if they were written."""
     try:
         find_tables(tables.sha256)
@@ -313,9 +319,7 @@ def is_packaged(sha256: str) -> bool:
     return resources.files("stochcl").joinpath("tables", f"{sha256}.tables").is_file()
 
 
-def find_tables(
-    sha256: str, extra: Iterable[Tables | str | os.PathLike[str]] = (), *, beside: Iterable[Path] = ()
-) -> Tables:
+def find_tables(sha256: str, extra: Iterable[AnyTables] = (), *, beside: Iterable[Path] = ()) -> Tables:
     """Return the tables of this name: of those given, the package's, or from $STOCHCL_MODELS or folders beside."""
     for known in extra:
         if isinstance(known, Tables):
@@ -333,11 +337,10 @@ def find_tables(
     for folder in (*named, *beside):
         if (found := _read(Path(folder, f"{sha256}.tables"), sha256)) is not None:
             return found
-    msg = (
+    raise ModelMismatch(
         f"the decoder {sha256[:16]}... is neither in the archive nor in this version of stochcl; give the "
         f"model with -m, or put {sha256}.tables beside the archive or into a folder named in $STOCHCL_MODELS"
     )
-    raise ModelMismatch(msg)
 
 
 def _read(path: Path, sha256: str) -> Tables | None:

@@ -134,12 +134,10 @@ class VectorDecoder:
 
     @classmethod
     def from_arrays(
-        cls,
-        centre: NDArray[np.floating],
-        scale: NDArray[np.floating],
+        cls, centre: NDArray[np.floating], scale: NDArray[np.floating],
         layers: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
         codebooks: NDArray[np.floating] | None = None,
-    ) -> VectorDecoder:
+    ) -> VectorDecoder:  # fmt: skip
         """Round arrays of any float type to the types that are stored."""
         with np.errstate(over="ignore"):  # what overflows is not finite, and refused
             rounded = tuple((w.astype(np.float16), b.astype(np.float16)) for w, b in layers)
@@ -177,8 +175,7 @@ class VectorDecoder:
         """
         rows, k = symbols.shape
         if k > self.latents:
-            msg = f"this decoder takes {self.latents} latents, not {k}"
-            raise ValueError(msg)
+            raise ValueError(f"this decoder takes {self.latents} latents, not {k}")
         layers = [(w.astype(dtype), b.astype(dtype)) for w, b in self.layers]
         inputs = k * self._inputs_per_latent
         centre: NDArray[Any] = self.centre[:inputs].astype(dtype)

@@ -13,24 +13,21 @@ from stochcl.api.labels import labels_of, naming
 from stochcl.api.summary import Report
 from stochcl.codes import Codes
 from stochcl.data import read_labels
-from stochcl.downstream import evaluate, fit
+from stochcl.downstream import Evaluation, Task, evaluate, fit
 from stochcl.downstream import interpretation as of
-from stochcl.downstream.labelled import labelled
-from stochcl.downstream.metrics import make_splits
-from stochcl.entropy.fit import latent_lengths
+from stochcl.downstream.metrics import labelled, make_splits
+from stochcl.entropy.model import latent_lengths
 from stochcl.errors import LabelsError, StochclError, UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from stochcl.compress import ArchiveBase
-    from stochcl.downstream import Evaluation, Task
+    from stochcl.files import PathLike
 
-    PathLike = str | os.PathLike[str]
 
 RUN = 64  # consecutive rows taken together, since rows are decoded in blocks
 READ_ROWS = 4096  # decoded at a time
@@ -66,8 +63,7 @@ class Labels:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which rows have a label."""
-        known: NDArray[np.bool_] = np.isfinite(self.y) if self.task == "regression" else self.y != ""
-        return known
+        return np.isfinite(self.y) if self.task == "regression" else self.y != ""
 
     def of_row(self, row: int) -> str:
         """Return the label of a sampled row as text, empty where there is none."""
@@ -117,17 +113,9 @@ def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def read_data(
-    archive: ArchiveBase,
-    path: PathLike,
-    *,
-    labels: PathLike | None,
-    column: str | None,
-    level: int | None,
-    task: Task,
-    most: int,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> ReportData:
+    archive: ArchiveBase, path: PathLike, *, labels: PathLike | None, column: str | None, level: int | None,
+    task: Task, most: int, seed: int, progress: Progress,
+) -> ReportData:  # fmt: skip
     """Read the facts and the sampled rows of an open archive."""
     if not len(archive):
         raise UsageError(f"{escape_name(path)}: it holds no images to report on.")
@@ -144,28 +132,17 @@ def read_data(
         notes.append("Some vectors hold numbers that are not finite: the decoder is damaged.")
     rated = codes[np.sort(np.random.default_rng(seed).permutation(len(codes))[:RATED_ROWS])]
     return ReportData(
-        facts=Report.of(archive, str(path)),
-        rows=rows,
-        sample=sample,
+        facts=Report.of(archive, str(path)), rows=rows, sample=sample,
         numbers=np.arange(header.latents) if header.selection is None else np.array(header.selection),
-        lengths=latent_lengths(rated, archive.main_model),
-        names=archive.names,
-        labels=given,
-        uncertainty=archive.uncertainty,
-        notes=tuple(notes),
-    )
+        lengths=latent_lengths(rated, archive.main_model), names=archive.names, labels=given,
+        uncertainty=archive.uncertainty, notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _read_labels(
-    archive: ArchiveBase,
-    path: PathLike,
-    rows: NDArray[np.integer],
-    labels: PathLike | None,
-    column: str | None,
-    level: int | None,
-    task: Task,
-    notes: list[str],
-) -> Labels | None:
+    archive: ArchiveBase, path: PathLike, rows: NDArray[np.integer], labels: PathLike | None, column: str | None,
+    level: int | None, task: Task, notes: list[str],
+) -> Labels | None:  # fmt: skip
     """Return the sampled rows' labels; folder names that cannot serve as labels are left out with a note."""
     if labels is None and archive.labels is None:
         return None
@@ -213,8 +190,7 @@ class Probe:
         """Return probabilities of the classes, shape (n, C), or a number for each row, shape (n, 1)."""
         given = x.astype(np.float32) if self.symbols else x
         if self.classes:
-            shares: NDArray[np.float64] = self.fitted.predict_proba(given)
-            return shares
+            return self.fitted.predict_proba(given)
         return np.asarray(self.fitted.predict(given), np.float64).reshape(-1, 1)
 
 

@@ -11,27 +11,35 @@ import numpy as np
 from stochcl import __version__
 from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
-from stochcl.errors import SourceError, UsageError, require_extra
-from stochcl.files import check_output
+from stochcl.errors import SourceError, UsageError, require
+from stochcl.files import PathLike, check_output
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
-from stochcl.report import plots
-from stochcl.report.findings import compute_findings, read_data
-from stochcl.report.page import Thumbnails, number, percent, render, write_page
+from stochcl.report.findings import Findings, ReportData, compute_findings, read_data
+from stochcl.report.page import (
+    ACCENT,
+    Thumbnails,
+    association_plot,
+    dot_map,
+    histogram,
+    line_plot,
+    number,
+    percent,
+    render,
+    scatter_plot,
+    write_page,
+)
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from markupsafe import Markup
     from numpy.typing import NDArray
 
     from stochcl.downstream import Task
     from stochcl.downstream.interpretation import Intervention
-    from stochcl.entropy.tables import Tables
-    from stochcl.report.findings import Findings, ReportData
+    from stochcl.entropy.tables import Where
 
-    PathLike = str | os.PathLike[str]
 
 SCHEMA = "stochcl.report/0"
 SAMPLE = 20_000
@@ -46,26 +54,17 @@ PATCHES = 12, 8  # of the map, each with one picture
 
 
 def write_report(
-    path: PathLike,
-    output: PathLike,
-    *,
-    images: PathLike | None = None,
-    labels: PathLike | None = None,
-    column: str | None = None,
-    level: int | None = None,
-    task: Task = "classification",
-    shown: int = 12,
-    sample: int = SAMPLE,
-    seed: int = 0,
-    tables: Iterable[Tables | PathLike] = (),
-    force: bool = False,
+    path: PathLike, output: PathLike, *, images: PathLike | None = None, labels: PathLike | None = None,
+    column: str | None = None, level: int | None = None, task: Task = "classification", shown: int = 12,
+    sample: int = SAMPLE, seed: int = 0, tables: Where = (), force: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write one HTML page that explains an archive.
 
     Latents are looked at in a sample of rows, so time and memory hardly grow with the archive.
     """
-    require_extra("a report", "jinja2", "matplotlib")
+    for module in ("jinja2", "matplotlib"):
+        require(module, "a report", "plots")
     started = time.monotonic()
     output = Path(output)
     check_label_options(labels, [column], level)
@@ -171,15 +170,14 @@ class View:
 
     def ranked(self) -> list[int]:
         """Return all columns, the strongest first."""
-        order: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
-        return order
+        return np.argsort(-self.found.scores, kind="stable").tolist()
 
     def cost_plot(self) -> Markup:
         """Draw the bits of the first latents."""
         step = max(1, len(self.found.alone) // CURVE)
         ends = np.unique(np.r_[0 : len(self.found.alone) : step, len(self.found.alone)])
         given, alone = (np.r_[0, np.cumsum(bits)][ends] for bits in (self.data.lengths, self.found.alone))
-        return plots.line_plot(
+        return line_plot(
             [("given those before", ends, given), ("each alone", ends, alone)],
             x_label="first latents kept", y_label=f"bits per {self.unit}",
         )  # fmt: skip
@@ -188,9 +186,7 @@ class View:
         """Draw what each latent says about the label against its own bits."""
         alone, shown = self.found.alone, self.found.strongest[:NAMED].tolist()
         named = [(float(alone[c]), float(bits[c]), self.latent(c)) for c in shown]
-        return plots.scatter_plot(
-            alone, bits, named, x_label="bits of the latent alone", y_label="bits about the label"
-        )
+        return scatter_plot(alone, bits, named, x_label="bits of the latent alone", y_label="bits about the label")
 
     def association_plot(self) -> Markup:
         """Draw how the strongest latents go together."""
@@ -199,7 +195,7 @@ class View:
         ranked = np.argsort(-self.found.scores[compared], kind="stable")
         places = np.r_[places, ranked[~np.isin(ranked, places)]][:COMPARED]
         names = [self.latent(int(compared[i])) for i in places.tolist()]
-        return plots.association_plot(names, associated[np.ix_(places, places)])
+        return association_plot(names, associated[np.ix_(places, places)])
 
     def pairs(self, count: int = 10) -> tuple[float, int, list[tuple[str, str, str]]]:
         """Return the median association of all pairs, how many pairs are close, and the closest pairs."""
@@ -214,7 +210,7 @@ class View:
     def certainty_plot(self, values: NDArray[np.float32]) -> Markup:
         """Draw how uncertain rows are."""
         counts, edges = np.histogram(values, bins=min(40, max(1, len(np.unique(values)))))
-        return plots.histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
+        return histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
 
     def right_by_certainty(self) -> tuple[int, float, float] | None:
         """Return the first probe's accuracy on the most and the least certain fifth of its held-out rows."""
@@ -258,10 +254,10 @@ class View:
             names, counts = np.unique(labels.y[labels.known], return_counts=True)
             for name in names[np.sort(np.argsort(-counts, kind="stable")[:CLASS_MAPS])].tolist():
                 own = points[drawn[labels.y[drawn] == name]]
-                classes.append((escape_name(name), plots.dot_map(own, low, high, color=plots.ACCENT, alpha=0.9)))
+                classes.append((escape_name(name), dot_map(own, low, high, color=ACCENT, alpha=0.9)))
             more = len(names) - len(classes)
         return {
-            "plot": plots.dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
+            "plot": dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
             "pictures": self._map_pictures(np.flatnonzero(inside), (points - low) / (high - low)),
         }  # fmt: skip
 
@@ -324,7 +320,7 @@ def write_search_page(
     result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
 ) -> None:
     """Write what a search found as one HTML page."""
-    require_extra("a page", "jinja2")
+    require("jinja2", "a page", "plots")
     thumbnails = None if images is None else Thumbnails(images)
     files = {escape_name(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
 

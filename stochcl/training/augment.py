@@ -257,24 +257,13 @@ def rotate(images: Tensor, amount: Tensor) -> Tensor:
     return _moved(images, {0: cos, 1: -sin, 3: sin, 4: cos})
 
 
-def shear_x(images: Tensor, amount: Tensor) -> Tensor:
-    """Shear along the rows."""
-    return _moved(images, {1: _SHEARED * amount})
+def _mover(place: int, most: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the operation that changes one entry of the matrix by up to so much."""
+    return lambda images, amount: _moved(images, {place: most * amount})
 
 
-def shear_y(images: Tensor, amount: Tensor) -> Tensor:
-    """Shear along the columns."""
-    return _moved(images, {3: _SHEARED * amount})
-
-
-def shift_x(images: Tensor, amount: Tensor) -> Tensor:
-    """Move sideways."""
-    return _moved(images, {2: 2 * _SHIFTED * amount})
-
-
-def shift_y(images: Tensor, amount: Tensor) -> Tensor:
-    """Move up or down."""
-    return _moved(images, {5: 2 * _SHIFTED * amount})
+shear_x, shear_y = _mover(1, _SHEARED), _mover(3, _SHEARED)
+shift_x, shift_y = _mover(2, 2 * _SHIFTED), _mover(5, 2 * _SHIFTED)  # sideways, and up or down
 
 
 OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (

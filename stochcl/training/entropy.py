@@ -16,8 +16,8 @@ from stochcl.codes import Codes
 from stochcl.encoders.inference import encode, precision_used
 from stochcl.encoders.posteriors import BIT
 from stochcl.encoders.priors import AutoregressivePrior
-from stochcl.entropy.fit import latent_lengths, measure_ones
 from stochcl.entropy.independent import IndependentModel, node_counts, quantised
+from stochcl.entropy.model import latent_lengths, measure_ones
 from stochcl.training.loop import EpochOrder, FitProgress, Schedule, TotalLoss, TrainingLoop
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ MIN_CODES = 1000
 
 DEFAULT_HIDDEN = 1024
 """Hidden units of a network for many codes; see :func:`hidden_units`."""
-_ROWS = 2048  # of codes at a time where nothing is learned
+_ROWS, _FEATURES = 2048, 4096  # of codes, and of features, at a time where nothing is learned
 _BATCH, _LEAST_BATCH, _STEPS = 512, 32, 40  # rows a step, and steps that a pass should have
 # Chosen by the bits of held-out codes of training images after three passes (1,024 latents): 297.5 with these, 299.3
 # with twice the first weights, 314.8 with rates of 1e-3 and 1e-2 besides.
@@ -203,8 +203,18 @@ def float_bits(network: AutoregressivePrior, codes: Codes) -> NDArray[np.float64
     for start in range(0, len(codes), _ROWS):
         decisions = torch.from_numpy(codes[start : start + _ROWS].decisions()).float()
         total += network.bits(decisions).double().sum(0)
-    latent_bits: NDArray[np.float64] = (total / len(codes)).reshape(codes.latents, -1).sum(1).numpy()
-    return latent_bits
+    return (total / len(codes)).reshape(codes.latents, -1).sum(1).numpy()
+
+
+@torch.no_grad()
+def hard_codes(encoder: Encoder, features: NDArray[np.floating]) -> Codes:
+    """Return the codes that a file would hold of features."""
+    parts = (
+        torch.from_numpy(np.asarray(features[start : start + _FEATURES], np.float32))
+        for start in range(0, len(features), _FEATURES)
+    )
+    symbols = np.concatenate([encoder.posterior(part).mode().numpy() for part in parts])
+    return Codes.from_symbols(symbols, alphabet=encoder.config.alphabet)
 
 
 _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}

@@ -12,18 +12,17 @@ import torch
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
-from stochcl.encoders.backbones import ResNet
+from stochcl.encoders.backbones import EfficientNetLite, ResNet
 from stochcl.encoders.config import FAMILIES, EncoderConfig
-from stochcl.encoders.efficientnet import EfficientNetLite
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.inference import choose_device, encode, precision_used
-from stochcl.encoders.posteriors import POSTERIORS
+from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 from stochcl.training.augment import StrongAugmentation, counter_rng
 from stochcl.training.entropy import MIN_CODES, fit_tables
-from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
+from stochcl.training.outputs import FileLog
 from stochcl.training.runtime import DeviceImages, to_device
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from stochcl.encoders.posteriors import Posterior
     from stochcl.training.images import ImageSet
     from stochcl.training.options import FinetuneOptions
 
@@ -63,8 +61,7 @@ def with_mirrored(
     """Return mean class probabilities, shape (N, C), of images that have these scores and of their mirror images."""
     mirrored = class_scores(encoder, np.ascontiguousarray(images[:, :, ::-1]), device)
     first, second = (torch.from_numpy(part).softmax(1) for part in (scores, mirrored))
-    mean: NDArray[np.float32] = ((first + second) / 2).numpy()
-    return mean
+    return ((first + second) / 2).numpy()
 
 
 def class_indices(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -131,17 +128,13 @@ def classification(
     """
     posterior = encoder.posterior(encoder.features(views))
     draw = posterior.sample(noise)
-    cross_entropy = functional.cross_entropy(_logits(encoder, draw, None), targets)
-    short = (
-        functional.cross_entropy(_logits(encoder, draw, latents), targets) if nested else cross_entropy.new_zeros(())
-    )
+    cross_entropy = functional.cross_entropy(encoder.classify(encoder.decode(draw)), targets)
+    short = cross_entropy.new_zeros(())
+    if nested:
+        short = functional.cross_entropy(encoder.classify(encoder.decode(draw, latents)), targets)
     rate = posterior.rate(encoder.prior.detach()).sum(1).mean()
-    return Losses(
-        total=cross_entropy + nested * short + beta * rate + _prior_fit(encoder, posterior),
-        classification=cross_entropy.detach(),
-        nested=short.detach(),
-        rate=rate.detach(),
-    )
+    total = cross_entropy + nested * short + beta * rate + _prior_fit(encoder, posterior)
+    return Losses(total, cross_entropy.detach(), short.detach(), rate.detach())
 
 
 def deterministic_classification(encoder: Encoder, views: Tensor, targets: Tensor) -> Losses:
@@ -150,10 +143,6 @@ def deterministic_classification(encoder: Encoder, views: Tensor, targets: Tenso
     cross_entropy = functional.cross_entropy(logits, targets)
     zero = cross_entropy.new_zeros(())
     return Losses(total=cross_entropy, classification=cross_entropy.detach(), nested=zero, rate=zero)
-
-
-def _logits(encoder: Encoder, draw: Tensor, latents: int | None) -> Tensor:
-    return encoder.classify(encoder.decode(draw, latents))
 
 
 def _prior_fit(encoder: Encoder, posterior: Posterior) -> Tensor:

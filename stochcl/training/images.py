@@ -17,22 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import folder_label
-from stochcl.data import Failure, ImageSource, Preprocess, held_out, read_labels
+from stochcl.data import Failure, ImageBatch, ImageSource, Preprocess, held_out, read_labels
 from stochcl.data.open import SubsetSource
 from stochcl.errors import LabelsError, OutputError, TrainingError, UsageError
-from stochcl.files import lock
-from stochcl.messages import escape_name, os_reason
+from stochcl.files import PathLike, lock
+from stochcl.messages import Progress, escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from stochcl.data import ImageBatch
-
 
 def labeller(
-    sources: Sequence[ImageSource], labels: str | os.PathLike[str] | None = None, level: int | None = None
+    sources: Sequence[ImageSource], labels: PathLike | None = None, level: int | None = None
 ) -> Callable[[str], str]:
     """Return the function from an image's name to its label, by a folder of its path or by a CSV."""
     names = [entry.name for source in sources for entry in source.entries]
@@ -51,9 +49,7 @@ def labeller(
     return label
 
 
-def labels_of(
-    source: ImageSource, labels: str | os.PathLike[str] | None = None, level: int | None = None
-) -> list[str]:
+def labels_of(source: ImageSource, labels: PathLike | None = None, level: int | None = None) -> list[str]:
     """Return the label of each image of a source, see :func:`labeller`."""
     label = labeller([source], labels, level)
     return [label(entry.name) for entry in source.entries]
@@ -88,7 +84,7 @@ class ImageSet:
 
 def read_images(
     sources: Sequence[ImageSource], preprocess: Preprocess, *, hold_out: int = 0, workers: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None, label: Callable[[str], str] = folder_label,
+    progress: Progress = lambda done, total: None, label: Callable[[str], str] = folder_label,
     cache: Path | None = None, most: int | None = None, seed: int = 0,
 ) -> ImageSet:  # fmt: skip
     """Decode sources into memory, or to files of a folder that are mapped.
@@ -180,7 +176,7 @@ class _Decoded:
                 "images or at a smaller size."
             )
 
-    def fill(self, workers: int, progress: Callable[[int, int], None]) -> None:
+    def fill(self, workers: int, progress: Progress) -> None:
         """Decode the images that are not there yet."""
         before = [0, *accumulate(map(len, self.masks))]
         first, start = self.at
@@ -213,7 +209,7 @@ class _Decoded:
 
 def _read_cached(
     folder: Path, sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], preprocess: Preprocess,
-    workers: int, progress: Callable[[int, int], None],
+    workers: int, progress: Progress,
 ) -> _Decoded:  # fmt: skip
     """Decode sources to files in a folder, unless that has been done.
 

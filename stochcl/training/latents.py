@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from stochcl.codes import Codes
 from stochcl.encoders.inference import precision_used
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.encoders.priors import AutoregressivePrior
-from stochcl.entropy.fit import hard_rate
+from stochcl.entropy.model import hard_rate
 from stochcl.errors import TrainingError
-from stochcl.training.calibration import calibrate
-from stochcl.training.entropy import MIN_CODES, fit_code_tables, hidden_units
+from stochcl.training.entropy import MIN_CODES, fit_code_tables, hard_codes, hidden_units
 from stochcl.training.loop import FitProgress, Schedule, TotalLoss, TrainingLoop
+from stochcl.training.monitor import calibrate
 from stochcl.training.objectives import OBJECTIVES, Objective, nt_xent
 from stochcl.training.quantiser import Metric, principal_decoder
 
@@ -146,7 +145,6 @@ _ROUNDS, _NEAR = 6, 0.015  # most corrections of the rate; close enough, relativ
 _ROUND, _APPROACH = 0.15, 100  # of the steps, and steps at least, of a correction
 _SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and factor of beta, in a correction
 _DESCENT, _FITTING = 0.6, 0.15  # of the stage's time: the descent, a fit of the entropy network
-_ROWS = 4096
 _MOST_CODES = 100_000  # for the tables
 
 
@@ -319,21 +317,9 @@ class LatentStage(TrainingLoop):
         ]
 
     @torch.no_grad()
-    def symbols(self, features: NDArray[np.floating]) -> NDArray[np.generic]:
-        """Return the symbols that a file would hold, shape (N, D)."""
-        parts = []
-        for start in range(0, len(features), _ROWS):
-            part = torch.from_numpy(np.asarray(features[start : start + _ROWS], np.float32))
-            parts.append(self.encoder.posterior(part).mode().numpy())
-        return np.concatenate(parts)
-
-    def _codes(self, features: NDArray[np.floating]) -> Codes:
-        return Codes.from_symbols(self.symbols(features), alphabet=self.encoder.config.alphabet)
-
-    @torch.no_grad()
     def _hard_rate(self) -> float:
         """Return what hard codes of held-out inputs cost under the prior that is trained, in bits."""
-        codes = self._codes(self.held[:_HARD_ROWS])
+        codes = hard_codes(self.encoder, self.held[:_HARD_ROWS])
         if self.prior is None:
             return hard_rate(codes, self.encoder.factorised.numerators())
         return float(self.prior.bits(torch.from_numpy(codes.decisions()).float()).sum(1).mean())
@@ -342,14 +328,13 @@ class LatentStage(TrainingLoop):
         """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""
         encoder, options = self.encoder, self.options
         first, second = (part[:_MOST_CODES] for part in (self.features[: self.inputs], self.features[self.inputs :]))
+        more = hard_codes(encoder, second) if len(second) else None
         record = fit_code_tables(
-            encoder, self._codes(first), self._codes(second) if len(second) else None, entropy=options.entropy,
-            hidden=options.prior_hidden, passes=_PASSES_AGAIN if self.prior else _PASSES,
-            max_time=options.max_time and _FITTING * options.max_time,
-            seed=options.seed, precision=options.precision, initial=self.prior,
-            report=self.report,
+            encoder, hard_codes(encoder, first), more, entropy=options.entropy, hidden=options.prior_hidden,
+            passes=_PASSES_AGAIN if self.prior else _PASSES, seed=options.seed, precision=options.precision,
+            max_time=options.max_time and _FITTING * options.max_time, initial=self.prior, report=self.report,
         )  # fmt: skip
-        return record, float(encoder.bits_by_latent(self._codes(self.held)).sum())
+        return record, float(encoder.bits_by_latent(hard_codes(encoder, self.held)).sum())
 
 
 class DecoderStage(TrainingLoop):
@@ -358,7 +343,8 @@ class DecoderStage(TrainingLoop):
     first_log = 0
 
     def __init__(self, stage: LatentStage, steps: int) -> None:
-        self.stage, self.symbols = stage, torch.from_numpy(stage.symbols(stage.features).astype(np.int64))
+        self.stage = stage
+        self.symbols = torch.from_numpy(hard_codes(stage.encoder, stage.features).symbols().astype(np.int64))
         self.log_every = steps + 1
         encoder, options = stage.encoder, stage.options
         layers = [*encoder.decoder.parameters(), *([] if encoder.codebooks is None else [encoder.codebooks])]
@@ -385,5 +371,4 @@ def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, 
         return None
     if options.objective == "nt-xent":
         return partial(nt_xent, temperature=options.temperature)
-    agreement: Objective = OBJECTIVES[options.objective](metric.axes.shape[1])
-    return agreement
+    return OBJECTIVES[options.objective](metric.axes.shape[1])

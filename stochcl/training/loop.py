@@ -17,8 +17,8 @@ import torch
 
 from stochcl.errors import TrainingError, for_caller
 from stochcl.messages import escape_name
-from stochcl.training.checkpoint import damaged, load_checkpoint, save_checkpoint
-from stochcl.training.distributed import all_reduce_mean, any_rank, broadcast, rank
+from stochcl.training.outputs import damaged, load_checkpoint, save_checkpoint
+from stochcl.training.runtime import all_reduce_mean, any_rank, broadcast, rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.training.logs import Log
 
 
 _MEASURE_SHARE, _MEASURE_SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
@@ -181,7 +180,7 @@ class TrainingLoop(ABC):
     """
 
     progress_type: type[Any]
-    batch = 0  # images of a step
+    batch, world_size = 0, 1  # images of a step, and processes
     log_every, first_log = 20, 1  # steps between two reports, and the step of an early one
     save_every = 300.0  # seconds
     measure_every = 600.0  # seconds at most; sooner where measuring takes little of the time
@@ -190,7 +189,7 @@ class TrainingLoop(ABC):
     def __init__(
         self, schedule: Schedule, optimizer: torch.optim.Optimizer | None = None, *,
         clipped: Iterable[nn.Parameter] = (), device: torch.device | None = None, ema: EMA | None = None,
-        checkpoint: Path | None = None, logs: Sequence[Log] = (),
+        checkpoint: Path | None = None, logs: Sequence[Any] = (),
         report: Callable[[Any], None] = lambda progress: None,
     ) -> None:  # fmt: skip
         self.schedule, self.clipped, self.ema = schedule, list(clipped), ema

@@ -1,4 +1,4 @@
-"""Health of codes (information, redundancy, certainty), and the live figures of a run: rate and kNN accuracy."""
+"""Live figures of a run (rate, kNN accuracy), health of codes, and calibration of posteriors."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import numpy as np
 import torch
 
 from stochcl.encoders.inference import encode
-from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.entropy.fit import hard_rate, measure_ones
+from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.entropy.independent import node_counts
+from stochcl.entropy.model import hard_rate, measure_ones
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from stochcl.codes import Codes
     from stochcl.encoders.encoder import Encoder
+    from stochcl.training.quantiser import Metric
 
 
 DEAD_BITS = 0.05
@@ -37,16 +39,11 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
         if family != "residual":  # whose last signs are near coin tosses by design
             certainty = round(1 - entropy / (codes.latents * float(np.log2(codes.alphabet))), 4)
     return {
-        "rows": len(codes),
-        "latents": codes.latents,
-        "used": int(used.sum()),
-        "dead": int((~used).sum()),
-        "bits": round(float(entropies.sum()), 3),
-        "distinct": len(np.unique(codes.packed, axis=0)),
-        "correlation": round(_correlation(codes.symbols()[:, used], family), 4),
-        "entropy": entropy,
+        "rows": len(codes), "latents": codes.latents, "used": int(used.sum()), "dead": int((~used).sum()),
+        "bits": round(float(entropies.sum()), 3), "distinct": len(np.unique(codes.packed, axis=0)),
+        "correlation": round(_correlation(codes.symbols()[:, used], family), 4), "entropy": entropy,
         "certainty": certainty,
-    }
+    }  # fmt: skip
 
 
 def health_warnings(health: dict[str, Any]) -> tuple[str, ...]:
@@ -86,8 +83,7 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     ones, visits = node_counts(codes)
     # A symbol's entropy is that of its decisions, each where it is taken.
     bits = sum(-n * np.log2(np.maximum(n, 1) / np.maximum(visits, 1)) for n in (ones, visits - ones))
-    entropies: NDArray[np.float64] = np.maximum(np.sum(bits, axis=1) / len(codes), 0)
-    return entropies
+    return np.maximum(np.sum(bits, axis=1) / len(codes), 0)
 
 
 def _correlation(symbols: NDArray[np.integer], family: str) -> float:
@@ -172,3 +168,55 @@ class Monitor:
         if len(set(self._query_labels.tolist())) > 1:
             result["knn"] = knn_accuracy(bank.features, self._bank_labels, queries.features, self._query_labels)
         return result
+
+
+_BINS = 15
+_NOISE = 0.5  # deviations of a feature: a view, where no augmented one is at hand
+_CALIBRATION_ROWS = 2000
+_TEMPERATURES = np.geomspace(0.1, 1e4, 201)  # numbers of whose draws training made near nothing need thousands
+
+
+@torch.no_grad()
+def calibrate(
+    encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, metric: Metric, *, seed: int
+) -> tuple[float, dict[str, Any]]:
+    """Fit a temperature to how often symbols change between an input and a view of it.
+
+    Noise anneals away while an encoder is trained: its logits grow until draws are hard, and are margins then
+    rather than probabilities. What a user takes them for is how sure a symbol is. So: the posterior of the clean
+    input, its logits divided by T, predicts the symbol of a view; T minimises the negative log likelihood
+    (temperature scaling: Guo et al., arXiv 1706.04599, section 4.2), and the expected calibration error (section 2
+    there, 15 bins of equal width) compares the predicted probability that the most probable symbol changes with how
+    often it does.
+    """
+    clean = torch.from_numpy(np.asarray(features[:_CALIBRATION_ROWS], np.float32))
+    if views is None:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(len(clean), len(metric.deviation), generator=generator)
+        other = clean + _NOISE * (drawn * metric.deviation) @ metric.axes.T
+    else:
+        other = torch.from_numpy(np.asarray(views[:_CALIBRATION_ROWS], np.float32))
+    posterior = encoder.posterior(clean)
+    mode, seen = posterior.mode().long(), encoder.posterior(other).mode().long()
+    costs = [-float(posterior.tempered(t).log_prob(seen).mean()) for t in _TEMPERATURES]
+    temperature = round(float(_TEMPERATURES[int(np.argmin(costs))]), 4)
+    changed = seen != mode
+    before, predicted_before = _error(posterior, mode, changed)
+    after, predicted = _error(posterior.tempered(temperature), mode, changed)
+    record = {
+        "temperature": temperature, "views": "augmented" if views is not None else f"noise of {_NOISE} deviations",
+        "inputs": len(clean), "measured_change": round(float(changed.float().mean()), 5),
+        "predicted_change": round(predicted, 5), "predicted_change_uncalibrated": round(predicted_before, 5),
+        "ece": round(after, 5), "ece_uncalibrated": round(before, 5),
+    }  # fmt: skip
+    return temperature, record
+
+
+def _error(posterior: Posterior, mode: Tensor, changed: Tensor) -> tuple[float, float]:
+    """Return the expected calibration error of the probability that a symbol changes, and its mean."""
+    predicted = (1 - posterior.log_prob(mode).exp()).clamp(0, 1).flatten()
+    bins = (predicted * _BINS).long().clamp(max=_BINS - 1)
+    totals = [torch.zeros(_BINS, dtype=torch.float64) for _ in range(2)]
+    for total, values in zip(totals, (predicted, changed.flatten()), strict=True):
+        total.index_add_(0, bins, values.double())
+    return float((totals[0] - totals[1]).abs().sum() / len(predicted)), float(predicted.mean())

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stochcl.encoders.posteriors import BIT
 from stochcl.training.augment import from_words
-from stochcl.training.distributed import all_gather, all_reduce_mean, global_mean
+from stochcl.training.runtime import all_gather, all_reduce_mean, global_mean
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stochcl.encoders.encoder import Encoder
 
 
@@ -33,7 +31,6 @@ class Objective(nn.Module, ABC):
     needs_momentum: ClassVar[bool] = False
     """Whether ``targets`` are the outputs of a :class:`MomentumEncoder`, which training then keeps."""
 
-    @abstractmethod
     def __init__(self, features: int, temperature: float = 0.2) -> None:
         super().__init__()
 
@@ -69,9 +66,6 @@ class Reconstruct(Objective):
     network is trained, it takes a normalisation that fixes the vectors' variance, and a term that keeps them from
     being correlated.
     """
-
-    def __init__(self, features: int, temperature: float = 0.2) -> None:
-        super().__init__(features, temperature)
 
     def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
         return (relative_error(first, second.detach()) + relative_error(second, first.detach())) / 2
@@ -228,24 +222,13 @@ class VICReg(Objective):
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "nt-xent": NTXent,
-    "byol": BYOL,
-    "vicreg": VICReg,
-    "reconstruct": Reconstruct,
-}
+    "nt-xent": NTXent, "byol": BYOL, "vicreg": VICReg, "reconstruct": Reconstruct,
+}  # fmt: skip
 """Objectives by their names."""
 
 
 DECORRELATION = 0.02
 """gamma: what the covariance term is multiplied by."""
-
-
-Pair = tuple["Tensor", "Tensor"]
-
-
-def _halves(rows: Tensor) -> Pair:
-    first, second = rows.chunk(2)
-    return first, second
 
 
 class Losses(NamedTuple):
@@ -316,8 +299,8 @@ class StochasticContrastive(nn.Module):
         vectors, short = model.decode(symbols), model.decode(symbols, latents)
 
         slow_features, slow_vectors = self._slow(views, noise)
-        contrast = self.features(*_halves(features), slow_features)
-        contrast_codes = sum(self.codes(*_halves(decoded), slow_vectors) for decoded in (vectors, short)) / 2
+        contrast = self.features(*features.chunk(2), slow_features)
+        contrast_codes = sum(self.codes(*decoded.chunk(2), slow_vectors) for decoded in (vectors, short)) / 2
 
         c, b = len(clean), len(views) // 2
         rows = torch.cat([features[:c], features[b : b + c], target]).detach()
@@ -342,21 +325,21 @@ class StochasticContrastive(nn.Module):
         slow = None
         if self.slow is not None:
             with torch.no_grad():
-                slow = _halves(self.slow.network.features(views))
-        contrast, again = (objective(*_halves(features), slow) for objective in (self.features, self.codes))
+                slow = self.slow.network.features(views).chunk(2)
+        contrast, again = (objective(*features.chunk(2), slow) for objective in (self.features, self.codes))
         spread, zero = decorrelation(features), features.new_zeros(())
         total = contrast + again + DECORRELATION * spread
         return Losses(total, contrast.detach(), again.detach(), spread.detach(), zero, zero, zero)
 
     @torch.no_grad()
-    def _slow(self, views: Tensor, noise: Tensor) -> tuple[Pair | None, Pair | None]:
+    def _slow(self, views: Tensor, noise: Tensor) -> tuple[Any, Any]:
         """Return what the slow copy makes of first and second views: features, and vectors decoded from codes."""
         if self.slow is None:
             return None, None
         network = self.slow.network
         features = network.features(views)
         vectors = network.decode(network.posterior(features).sample(noise))
-        return _halves(features), _halves(vectors)
+        return features.chunk(2), vectors.chunk(2)
 
     def step(self, fraction: float) -> None:
         """Update momentum encoders after a step of the optimizer."""

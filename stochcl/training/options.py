@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stochcl.encoders.config import ENTROPY, EncoderConfig, input_size
 from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.errors import UsageError
 from stochcl.messages import escape_name, os_reason
 from stochcl.options import Options, check_names, check_value, declared, option
-
-if TYPE_CHECKING:
-    from dataclasses import Field
 
 __all__ = ["EncoderConfig", "FinetuneOptions", "LatentOptions", "TrainOptions", "finetune_options", "options_from"]
 

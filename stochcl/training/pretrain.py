@@ -16,17 +16,16 @@ from stochcl.encoders.inference import encode, side_by_side
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import UsageError
 from stochcl.training.augment import Augmentation, as_words, counter_rng
-from stochcl.training.distributed import rank, world_size
 from stochcl.training.entropy import MIN_CODES, fit_tables, smaller_images
 from stochcl.training.latents import FittedLatents, LatentStage, RateController
-from stochcl.training.logs import FileLog
 from stochcl.training.loop import EMA, EpochOrder, Schedule, TrainingLoop, decay_groups
 from stochcl.training.monitor import Monitor, measure_features
 from stochcl.training.objectives import Losses, StochasticContrastive
-from stochcl.training.options import LatentOptions
+from stochcl.training.options import LatentOptions, TrainOptions
+from stochcl.training.outputs import FileLog
 from stochcl.training.quantiser import start_latents
 from stochcl.training.residual import check_objective, fit_residual
-from stochcl.training.runtime import DeviceImages, Runtime, to_device
+from stochcl.training.runtime import DeviceImages, Runtime, rank, to_device, world_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
-    from stochcl.training.logs import Log
-    from stochcl.training.options import TrainOptions
 
 
 _MOST_IMAGES = 200_000
@@ -109,13 +106,13 @@ class Trainer(TrainingLoop):
 
     def __init__(
         self, config: EncoderConfig, options: TrainOptions, data: ImageSet, *, checkpoint: Path,
-        log: Path | None = None, logs: Sequence[Log] = (), report: Callable[[Any], None] = lambda progress: None,
+        log: Path | None = None, logs: Sequence[Any] = (), report: Callable[[Any], None] = lambda progress: None,
         runtime: Runtime | None = None,
         initialise: Callable[[Encoder], Initialisation | None] = lambda encoder: None,
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
         self.runtime = runtime or Runtime(options)
-        device, self.world_size = self.runtime.device, world_size()
+        device, self.precision, self.world_size = self.runtime.device, self.runtime.precision, world_size()
         self.batch = batch_of_all(options.batch_size, len(data.train))
         self.order = EpochOrder(len(data.train), self.batch, options.seed)
         torch.manual_seed(options.seed)
@@ -166,11 +163,10 @@ class Trainer(TrainingLoop):
         rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
         # The first quarter of the whole batch: this process has every so-many-th of it.
         clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes))].float()
-        losses: Losses = self._prepared(
+        return self._prepared(
             model.normalise(views), model.normalise(clean).contiguous(memory_format=torch.channels_last),
             as_words(torch.cat(noise.chunk(2, dim=1))), latents=int(rung), beta=self.controller.beta,
         )  # fmt: skip
-        return losses
 
     def backward(self, loss: Tensor) -> None:  # noqa: D102
         self.runtime.backward(loss)
@@ -199,7 +195,7 @@ class Trainer(TrainingLoop):
         for name in _BETWEEN_RESUMES:
             options.pop(name)
             config.pop(name, None)
-        options["precision"] = self.runtime.precision  # not "auto", which may be another on another machine
+        options["precision"] = self.precision  # not "auto", which may be another on another machine
         options["deterministic"] = options["deterministic"] or None  # older checkpoints lack it
         return options | config | {"images": len(self.data.train)}
 

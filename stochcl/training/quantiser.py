@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from stochcl.encoders.encoder import Encoder
 
@@ -233,8 +232,7 @@ class Metric:
     @property
     def relative(self) -> Tensor:
         """Weights that bring features to unit mean square, shape (M,)."""
-        scaled: Tensor = self.weight / self.power**0.5
-        return scaled
+        return self.weight / self.power**0.5
 
     def coordinates(self, features: NDArray[np.floating]) -> Tensor:
         """Return features, shape (N, V), in these axes, float32, shape (N, M)."""

@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stochcl.codes import Codes
 from stochcl.encoders.config import residual_stages
-from stochcl.encoders.encoder import Standardise
-from stochcl.encoders.residual import (
-    GRID,
-    ReducedHead,
-    Words,
-    on_grid,
-    signed_root,
-)  # fmt: skip
+from stochcl.encoders.encoder import Encoder, Standardise
+from stochcl.encoders.residual import GRID, ReducedHead, Residual, Words, on_grid, signed_root
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
 from stochcl.errors import UsageError
-from stochcl.training.entropy import fit_code_tables
+from stochcl.training.entropy import fit_code_tables, hard_codes
 from stochcl.training.latents import FittedLatents
 from stochcl.training.loop import FitProgress
 from stochcl.training.words import (
@@ -43,8 +36,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.residual import Residual
     from stochcl.training.options import LatentOptions
 
     Rows = NDArray[np.floating]
@@ -76,8 +67,7 @@ _TEMPERATURES = np.geomspace(1e-3, 1e3, 121)  # relative to what words of the st
 
 def _rounded(numbers: Rows, dim: int | None = None, grid: int | torch.Tensor = GRID) -> Rows:
     """Return numbers as decoding tables hold them."""
-    rounded: Rows = on_grid(torch.from_numpy(numbers), dim, grid).numpy()
-    return rounded
+    return on_grid(torch.from_numpy(numbers), dim, grid).numpy()
 
 
 def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
@@ -155,14 +145,9 @@ def check_objective(objective: str) -> None:
 
 
 def fit_residual(
-    encoder: Encoder,
-    features: NDArray[np.floating],
-    held: NDArray[np.floating],
-    options: LatentOptions,
-    *,
-    views: NDArray[np.floating] | None = None,
-    report: Callable[[Any], None] = lambda progress: None,
-) -> FittedLatents:
+    encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
+    views: NDArray[np.floating] | None = None, report: Callable[[Any], None] = lambda progress: None,
+) -> FittedLatents:  # fmt: skip
     """Give an encoder residual latents, fitted to its features, at the rate that was asked for, and their tables.
 
     Parameters
@@ -191,7 +176,7 @@ def fit_residual(
         stages = asked if sum(asked) == bits and max(asked) <= most else residual_stages(bits, most, kind)
         fitted = _set_latents(encoder, features, views, stages, options, fitted)
         record = _fit_tables(encoder, features, views, options, report)
-        costs = encoder.bits_by_latent(_codes(encoder, held))
+        costs = encoder.bits_by_latent(hard_codes(encoder, held))
         rounds, rate = rounds + 1, float(costs.sum())
         report(FitProgress(rounds / _ROUNDS, f"residual latents: {bits} bits cost {rate:,.1f} of held-out rows"))
         if options.rate is None or abs(rate / options.rate - 1) <= _NEAR:
@@ -268,12 +253,11 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
     assert isinstance(words, Words)
     assert words.output is not None
     assert words.centre is not None
-    points = np.concatenate(
-        [
-            _points(encoder, words, rows[start : start + _ROWS])
-            for start in range(0, len(rows), _ROWS)
-        ]
-    )  # fmt: skip
+    parts = []
+    for start in range(0, len(rows), _ROWS):  # the sums of words that rows are coded as
+        posterior: Any = encoder.posterior(torch.from_numpy(rows[start : start + _ROWS]))
+        parts.append(words.points(posterior.embed(posterior.mode(), encoder.config)).double().numpy())
+    points = np.concatenate(parts)
     middle, centre = points.mean(0, dtype=np.float64), rows.mean(0, dtype=np.float64)
     points = points - middle
     gram = points.T @ points
@@ -304,23 +288,6 @@ def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
     return _rounded(output, dim=0, grid=torch.from_numpy(grid[:, None].astype(np.float32)))
 
 
-def _points(encoder: Encoder, words: Words, rows: Rows) -> NDArray[np.float64]:
-    """Return the sums of words that rows are coded as, shape (B, m)."""
-    posterior: Residual = encoder.posterior(torch.from_numpy(rows))  # type: ignore[assignment]
-    draw = posterior.embed(posterior.mode(), encoder.config)
-    points: NDArray[np.float64] = words.points(draw).double().numpy()
-    return points
-
-
-@torch.no_grad()
-def _codes(encoder: Encoder, features: NDArray[np.floating]) -> Codes:
-    parts = [
-        encoder.posterior(torch.from_numpy(np.asarray(features[i : i + _ROWS], np.float32))).mode().numpy()
-        for i in range(0, len(features), _ROWS)
-    ]
-    return Codes.from_symbols(np.concatenate(parts), alphabet=2)
-
-
 def _fit_tables(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, options: LatentOptions,
     report: Callable[[Any], None],
@@ -330,8 +297,8 @@ def _fit_tables(
     # Signs of coordinates hardly depend on each other, and their weights would be most of the network.
     named = sum(bits for bits in encoder.config.stages if bits > 1)
     joint = named if kind == "vectors" and named > 1 else None
-    codes = _codes(encoder, features[:_MOST_CODES])
-    more = None if views is None else _codes(encoder, views[:_MOST_CODES])
+    codes = hard_codes(encoder, features[:_MOST_CODES])
+    more = None if views is None else hard_codes(encoder, views[:_MOST_CODES])
     record = fit_code_tables(
         encoder, codes, more, entropy=options.entropy, hidden=hidden,
         joint=joint, passes=_PASSES[kind], max_time=options.max_time and options.max_time / 2, seed=options.seed,

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 import stochcl
-from stochcl.api import adapt as adapting
+from stochcl.api import train as adapting
 from stochcl.api.train import train
 from stochcl.encoders import packaged
 from stochcl.encoders.modelfile import load_model

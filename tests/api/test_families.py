@@ -14,7 +14,7 @@ from stochcl.data import open_source
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.encoders.posteriors import POSTERIORS
-from stochcl.entropy.fit import measure_ones
+from stochcl.entropy.model import measure_ones
 from stochcl.training.entropy import fit_entropy
 from tests.making import CLASSES, PER_CLASS, SIZE, make_head
 

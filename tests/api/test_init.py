@@ -9,8 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stochcl.api import train as training
-from stochcl.api.model_info import model_info
-from stochcl.api.models import find_model
+from stochcl.api.models import find_model, model_info
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model

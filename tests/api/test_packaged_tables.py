@@ -8,7 +8,7 @@ import pytest
 import stochcl
 from stochcl.compress.archive import Archive
 from stochcl.compress.edit import is_embedded
-from stochcl.entropy.fit import expected_bits
+from stochcl.entropy.model import expected_bits
 from tests.making import make_head
 
 
@@ -21,7 +21,7 @@ def packaged(tmp_path, monkeypatch):
     """A model whose tables the package brings along, and how many rows take twenty times as much as they do."""
     codec = stochcl.load(make_head(tmp_path / "tiny.safetensors", make(200)), device="cpu")
     monkeypatch.setitem(vars(codec), "has_packaged_tables", True)
-    bits = expected_bits(codec.tables)
+    bits = expected_bits(codec.tables.entropy)
     return codec, math.ceil(20 * 8 * len(codec.tables.data) / bits)
 
 
@@ -42,7 +42,7 @@ def test_packaged_tables_come_along_where_they_add_less_than_a_twentieth(package
 def test_packaged_tables_are_weighed_against_the_codes_that_are_kept(packaged, tmp_path):
     codec, rows = packaged
     assert not brings_tables(codec, rows + 20, tmp_path / "narrow.bin", latents=codec.tables.ladder[0])
-    assert not brings_tables(codec, rows + 20, tmp_path / "rate.bin", rate=expected_bits(codec.tables) / 2)
+    assert not brings_tables(codec, rows + 20, tmp_path / "rate.bin", rate=expected_bits(codec.tables.entropy) / 2)
 
 
 def test_who_says_where_tables_go_is_obeyed(packaged, tmp_path):

@@ -60,7 +60,7 @@ def test_without_tensorboard_nothing_is_trained(images, tmp_path, monkeypatch):
     def missing(self, folder):
         raise MissingExtraError("it is missing.")
 
-    monkeypatch.setattr("stochcl.training.logs.TensorBoardLog.__init__", missing)
+    monkeypatch.setattr("stochcl.training.outputs.TensorBoardLog.__init__", missing)
     monkeypatch.setattr("stochcl.training.images.read_images", lambda *a, **k: pytest.fail("images were read"))
     with pytest.raises(MissingExtraError):
         training.train([images], tmp_path / "m.safetensors", tensorboard=tmp_path / "runs", **TINY)

@@ -162,6 +162,7 @@ def test_a_quantiser_of_a_given_step_errs_by_half_of_it():
         ("pq", 12, "8 bits an index and up to 24 indices, not 12"),
         ("opq", 200, "up to 24 indices, not 200"),
         ("rq", 0, "up to 512 indices, not 0"),
+        ("lsq", 72, "up to 8 indices, not 72"),
         ("rq-4bit", 6, "4 bits an index and up to 512 indices, not 6"),
         ("pca-scalar", 10_000, "at the finest step"),
         ("float16", 5, "384 bits a row, not 5"),

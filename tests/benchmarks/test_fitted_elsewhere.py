@@ -12,7 +12,7 @@ from stochcl.benchmarks import probes
 from stochcl.benchmarks import rate_accuracy as rate
 from stochcl.benchmarks.curves import curves, summary, write_all
 from stochcl.benchmarks.inputs import BASELINES, RateAccuracyConfig, read_inputs
-from stochcl.benchmarks.pricing import price
+from stochcl.benchmarks.probes import price
 from stochcl.benchmarks.rate_accuracy import encode_part
 from stochcl.benchmarks.run import Cache, to_csv
 from stochcl.data import open_source

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stochcl.benchmarks import pricing, probes
+from stochcl.benchmarks import probes
 from stochcl.benchmarks.probes import Judge, average_precision
 from stochcl.codes import Codes
 
@@ -30,15 +30,15 @@ def test_average_precision_agrees_with_scikit_learn(rng):
 
 def test_wide_rows_are_not_coded_with_networks():
     codes = Codes.from_symbols(np.zeros((2, 200), int), alphabet=256)
-    assert pricing.codings_of(codes, pricing.CODINGS) == ("packed", "independent")
-    assert pricing.codings_of(codes, ("packed", "linear")) == ("packed", "independent")  # the best that it can have
-    assert pricing.codings_of(codes.prefix(128), pricing.CODINGS) == pricing.CODINGS
+    assert probes.codings_of(codes, probes.CODINGS) == ("packed", "independent")
+    assert probes.codings_of(codes, ("packed", "linear")) == ("packed", "independent")  # the best that it can have
+    assert probes.codings_of(codes.prefix(128), probes.CODINGS) == probes.CODINGS
 
 
 def test_a_file_costs_what_its_codes_do_under_a_model_of_other_rows():
     rng = np.random.default_rng(0)
     fitting, codes = (Codes.from_symbols(np.repeat(rng.random((4000, 16)) < 0.2, 2, axis=1)) for _ in range(2))
-    sizes = {coding: pricing.price(fitting, codes, coding) for coding in pricing.CODINGS[:3]}
+    sizes = {coding: probes.price(fitting, codes, coding) for coding in probes.CODINGS[:3]}
     entropy = -(0.2 * np.log2(0.2) + 0.8 * np.log2(0.8)) * 16  # every bit is there twice
     assert sizes["packed"].bytes == 4000 * 4
     assert sizes["packed"].model_bytes == 0

@@ -1,7 +1,7 @@
 import pytest
 
-from stochcl.entropy.fit import code_lengths, latent_lengths
 from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.model import code_lengths, latent_lengths
 from tests.compress.making import make_chain, make_codes, make_network, make_tables
 
 
@@ -12,8 +12,8 @@ def test_rows_add_up_to_what_the_coder_counts(alphabet, networked, latents):
     network = make_network(6, alphabet, 5) if networked else None
     tables = make_tables(6, alphabet, decoder=False, network=network)
     codes = make_chain(700, 6, alphabet).prefix(latents)
-    found = code_lengths(codes, tables)
     model = tables.candidates(latents)[-1].model
+    found = code_lengths(codes, model)
     assert found.shape == (700,)
     assert isinstance(model, IndependentModel) != networked
     assert found.sum(dtype=float) == pytest.approx(model.ideal_bits(codes), rel=1e-5)
@@ -26,10 +26,11 @@ def test_rows_add_up_to_what_the_coder_counts(alphabet, networked, latents):
 def test_selected_latents_take_their_own_rows_of_the_table():
     tables = make_tables(6, network=make_network(6))
     codes = make_codes(50, 3)
-    model = tables.entropy.select((0, 2, 5))
-    assert code_lengths(codes, tables, (0, 2, 5)).sum(dtype=float) == pytest.approx(model.ideal_bits(codes))
+    model = tables.candidates(3, (0, 2, 5))[-1].model
+    assert model.ones.tolist() == tables.entropy.ones[[0, 2, 5]].tolist()
+    assert code_lengths(codes, model).sum(dtype=float) == pytest.approx(model.ideal_bits(codes))
 
 
 def test_no_rows_have_no_lengths():
-    assert code_lengths(make_codes(0, 6), make_tables(6)).shape == (0,)
+    assert code_lengths(make_codes(0, 6), make_tables(6).entropy).shape == (0,)
     assert latent_lengths(make_codes(0, 6), make_tables(6).entropy).tolist() == [0] * 6

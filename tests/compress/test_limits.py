@@ -13,9 +13,9 @@ from stochcl.codes import Codes
 from stochcl.compress import Archive, FolderArchive, limits, open_archive
 from stochcl.compress.export import export
 from stochcl.compress.index import iterate_skipped, pack_skipped
-from stochcl.compress.manifest import Manifest, Shard, sha256_of, write_manifest
 from stochcl.compress.segment import write_segment
 from stochcl.compress.segment_writer import StreamWriter
+from stochcl.compress.sharded import Manifest, Shard, sha256_of, write_manifest
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, Candidate
 from stochcl.entropy.residual import ResidualDecoder

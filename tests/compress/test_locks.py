@@ -10,8 +10,7 @@ import pytest
 import stochcl
 from stochcl.api.archives import merge, split, transcode
 from stochcl.compress import Archive, Writer
-from stochcl.compress.append import Appender
-from stochcl.compress.repair import repair
+from stochcl.compress.append import Appender, repair
 from stochcl.compress.salvage import salvage
 from stochcl.compress.segment_writer import StreamWriter
 from stochcl.errors import OutputError

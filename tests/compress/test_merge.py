@@ -12,9 +12,8 @@ from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.edit import check_alike, merge, stored_codes
 from stochcl.compress.edit import split as write_part
-from stochcl.entropy.fit import fit_linear
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import FITTED
+from stochcl.entropy.model import FITTED, fit_linear
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
 from tests.making import examples
@@ -70,7 +69,7 @@ def made(rows, latents, alphabet, parts):
 PARTS = st.sets(st.sampled_from(["names", "labels", "uncertainty"]))
 
 
-@settings(deadline=None, max_examples=examples(15, 100))
+@settings(deadline=None, max_examples=examples(8, 100))
 @given(
     st.lists(st.integers(0, 25), min_size=1, max_size=4), st.integers(1, 9), st.sampled_from([2, 5]),
     st.integers(1, 12), PARTS,
@@ -92,7 +91,7 @@ def test_what_is_joined_is_what_there_was_in_order(tmp_path_factory, sizes, late
         assert archive.source_bytes == 100 * sum(sizes)
 
 
-@settings(deadline=None, max_examples=examples(15, 100))
+@settings(deadline=None, max_examples=examples(8, 100))
 @given(
     st.integers(1, 40), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12), PARTS,
     st.lists(st.integers(1, 39), max_size=3),

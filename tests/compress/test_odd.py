@@ -11,10 +11,9 @@ import pytest
 
 from stochcl import framing
 from stochcl.compress import Archive, edit
-from stochcl.compress.append import Appender
+from stochcl.compress.append import Appender, repair
 from stochcl.compress.header import DICTIONARY
 from stochcl.compress.index import Index
-from stochcl.compress.repair import repair
 from stochcl.compress.salvage import salvage
 from stochcl.compress.transcode import Transcoding
 from stochcl.errors import FormatError, StochclError

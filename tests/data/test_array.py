@@ -113,5 +113,5 @@ def test_npz_says_what_to_do(tmp_path):
 
 def test_images_that_are_too_large(saved, monkeypatch):
     monkeypatch.setattr("stochcl.data.array.MAX_PIXELS", 60)
-    with pytest.raises(SourceError, match="more than 60"):
+    with pytest.raises(SourceError, match="exceed 60"):
         open_source(saved(np.zeros((1, 8, 8, 3), np.uint8)))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stochcl.downstream.labelled import labelled
+from stochcl.downstream.metrics import labelled
 from stochcl.errors import LabelsError, UsageError
 
 X = np.arange(8, dtype=np.float32).reshape(4, 2)

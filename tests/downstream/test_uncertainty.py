@@ -14,7 +14,6 @@ from stochcl.downstream.uncertainty import (
     CodeBatch,
     UncertaintyScorer,
     auroc,
-    auroc_of_copies,
     difference,
     draw_refusal,
     refuse,
@@ -55,17 +54,6 @@ def test_the_difference_is_paired(rng):
     assert high - low < 0.3 * (a.high - a.low)  # what both have in common is no part of it
     assert low < value < high
     assert difference(positive[:150], first[:150], second[:150]) is None
-
-
-def test_copies_of_an_image_are_not_more_images(rng):
-    positive = np.arange(100) < 40
-    score = rng.standard_normal(100) + positive
-    once = auroc(positive, score)
-    copied = auroc_of_copies(np.tile(positive, (20, 1)), np.tile(score, (20, 1)))
-    assert copied.value == pytest.approx(once.value)
-    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.3)
-    assert copied == auroc_of_copies(np.tile(positive, (20, 1)), np.tile(score, (20, 1)))
-    assert auroc_of_copies(np.ones((2, 3), bool), np.ones((2, 3))) is None
 
 
 def test_perfect_scores_are_not_taken_for_certain():

@@ -233,8 +233,8 @@ def test_a_pickle_is_never_loaded(path, protocol):
 
 
 def test_what_cannot_be_read_or_written_is_said(encoder, tmp_path):
-    refused(tmp_path / "none.safetensors", "cannot be read: No such file")
-    refused(tmp_path, "cannot be read: Is a directory")
+    refused(tmp_path / "none.safetensors", "cannot be read: no such file")
+    refused(tmp_path, "cannot be read: is a directory")
     with pytest.raises(OutputError, match="cannot be written: no such file"):
         save_model(encoder, tmp_path / "none" / "m.safetensors", {})
 

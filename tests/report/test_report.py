@@ -94,7 +94,7 @@ def few_plots(request, monkeypatch):
     drawn = "all_of_it", "same_again", "plots_take", "figures_on_the_page", "every_family"
     if not any(part in request.node.name for part in drawn):
         monkeypatch.setattr(
-            "stochcl.report.plots._draw", lambda *given, **options: Markup('<svg aria-hidden="true"></svg>')
+            "stochcl.report.page._draw", lambda *given, **options: Markup('<svg aria-hidden="true"></svg>')
         )
 
 

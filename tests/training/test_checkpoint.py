@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stochcl.errors import OutputError, TrainingError
-from stochcl.training.checkpoint import KIND, load_checkpoint, save_checkpoint
+from stochcl.training.outputs import KIND, load_checkpoint, save_checkpoint
 
 OPTIONS = {"lr": 0.1, "seed": 3, "ladder": [1, 2]}
 STATE = {"step": 5, "beta": 0.25, "options": OPTIONS}

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from stochcl.errors import MissingExtraError, OutputError
-from stochcl.training.logs import FileLog, TensorBoardLog
+from stochcl.training.outputs import FileLog, TensorBoardLog
 from stochcl.training.pretrain import TrainProgress
 from tests.training.making import make_set, make_trainer
 

@@ -4,8 +4,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from stochcl.codes import Codes
-from stochcl.entropy.fit import hard_rate, measure_ones
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel
+from stochcl.entropy.model import hard_rate, measure_ones
 from stochcl.training.monitor import Monitor, knn_accuracy
 from tests.encoders.making import make_encoder, make_images
 from tests.training.making import make_set

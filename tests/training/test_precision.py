@@ -8,8 +8,8 @@ import stochcl
 from stochcl.codes import Codes
 from stochcl.encoders.inference import computes_in_bf16, precision_used
 from stochcl.errors import TrainingError
-from stochcl.training.checkpoint import load_checkpoint
 from stochcl.training.entropy import MIN_CODES, fit_entropy
+from stochcl.training.outputs import load_checkpoint
 from tests.making import make_pixels
 from tests.training.latents.making import make_stage
 from tests.training.making import make_set, make_trainer

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from stochcl.errors import UsageError
-from stochcl.training.distributed import globalise_batch_norms
 from stochcl.training.objectives import OBJECTIVES
 from stochcl.training.options import TrainOptions
 from stochcl.training.pretrain import batch_of_all
+from stochcl.training.runtime import globalise_batch_norms
 
 ROOT = Path(__file__).parents[3]
 

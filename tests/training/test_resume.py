@@ -213,7 +213,7 @@ def test_a_checkpoint_with_a_damaged_counter_is_refused(folder, changes, monkeyp
 
 
 def save_with(changes):
-    from stochcl.training.checkpoint import save_checkpoint
+    from stochcl.training.outputs import save_checkpoint
 
     return lambda path, modules, optimizer, state: save_checkpoint(path, modules, optimizer, state | changes)
 

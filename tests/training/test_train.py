@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from stochcl.encoders.inference import encode
-from stochcl.entropy.fit import measure_ones
+from stochcl.entropy.model import measure_ones
 from stochcl.errors import OutputError, TrainingError
 from stochcl.training.augment import Augmentation
 from stochcl.training.objectives import Losses

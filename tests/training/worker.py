@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stochcl.training.distributed import rank
 from stochcl.training.objectives import OBJECTIVES
 from stochcl.training.options import TrainOptions
 from stochcl.training.pretrain import Trainer, TrainProgress
-from stochcl.training.runtime import Runtime
+from stochcl.training.runtime import Runtime, rank
 from tests.encoders.making import make_config
 from tests.training.making import make_set
 

@@ -13,9 +13,8 @@ import stochcl
 from stochcl.api import train as training
 from stochcl.data import Preprocess
 from stochcl.encoders import pretrained as published
-from stochcl.encoders.backbones import make_backbone
+from stochcl.encoders.backbones import Depthwise, EfficientNetLite, make_backbone
 from stochcl.encoders.config import EncoderConfig
-from stochcl.encoders.efficientnet import Depthwise, EfficientNetLite
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.encoders.pretrained import backbone_options, find_weights, init_backbone

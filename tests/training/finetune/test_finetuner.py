@@ -374,7 +374,7 @@ def test_the_network_of_other_codes_is_not_taken_along(tuner):
 
 def test_tables_are_refitted_to_the_new_codes(tuner):
     from stochcl.encoders.inference import encode
-    from stochcl.entropy.fit import measure_ones
+    from stochcl.entropy.model import measure_ones
 
     data = make_set(40)
     encoder = tuner(data, entropy="independent").run()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.codes import Codes
 from stochcl.errors import TrainingError, UsageError
+from stochcl.training.entropy import hard_codes
 from stochcl.training.latents import LatentStage
 from stochcl.training.options import LatentOptions
 from tests.training.latents.making import make_encoder, make_features, make_stage
@@ -14,13 +14,13 @@ from tests.training.latents.making import make_encoder, make_features, make_stag
 def decoded_error(stage, latents=None):
     """Error of decoded hard codes of held-out inputs, relative to their variance."""
     with torch.no_grad():
-        symbols = torch.from_numpy(stage.symbols(stage.held))
+        symbols = torch.from_numpy(hard_codes(stage.encoder, stage.held).symbols())
         guess = stage.encoder.decode(stage.encoder.embed(symbols), latents).numpy()
     return float(np.square(guess - stage.held).sum() / np.square(stage.held - stage.held.mean(0)).sum())
 
 
 def coded_bits(stage):
-    codes = Codes.from_symbols(stage.symbols(stage.held), alphabet=stage.encoder.config.alphabet)
+    codes = hard_codes(stage.encoder, stage.held)
     return float(stage.encoder.bits_by_latent(codes).sum())
 
 

@@ -1,9 +1,16 @@
+"""Images that tools make worse, each in a way and strength of its own."""
+
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from stochcl.api.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from stochcl.errors import UsageError
 from tests.making import make_pixels
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from corruptions import CORRUPTIONS, STRENGTHS, corrupt
 
 IMAGES = np.stack([make_pixels(i, i)[:32, :32] for i in range(4)])
 
