@@ -380,9 +380,7 @@ def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tupl
     if model is None:
         return () if path is None else _by_hash(path)
     if Path(model).suffix != ".tables":
-        from stochcl.api.codec import Codec
-
-        return (Codec(model, device="cpu").tables,)
+        return (_tables_of(find_model(model)),)
     if not is_file(model):
         raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
     return (Path(model),)
@@ -394,9 +392,15 @@ def _by_hash(path: PathLike) -> tuple[Tables, ...]:
             try:
                 _ = archive.tables
             except ModelMismatch:
-                from stochcl.api.codec import Codec
-
-                return (Codec(model_of(archive.header, path), device="cpu").tables,)
+                return (_tables_of(model_of(archive.header, path)),)
     except StochclError:  # which opening it for its purpose explains
         pass
     return ()
+
+
+def _tables_of(path: Path) -> Tables:
+    from stochcl.encoders import layout
+    from stochcl.encoders.modelfile import load_model
+
+    model = load_model(path)
+    return layout.tables(model.config, model.tensors)
