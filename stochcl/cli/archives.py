@@ -44,7 +44,7 @@ def source_of(
     if null or str(folder) != ".":
         raise UsageError("--null and --directory say how a list is read; give it with --files-from.")
     if not sources:
-        raise UsageError("there is nothing to compress: name a opt.SOURCE, or a list of files with --files-from.")
+        raise UsageError("there is nothing to compress: name a SOURCE, or a list of files with --files-from.")
     if "-" not in map(str, sources):
         return sources[0] if len(sources) == 1 else sources
     if len(sources) > 1:
@@ -59,9 +59,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
     if sys.stdout is None:
         raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
     if sys.stdout.isatty():
-        raise UsageError(
-            "standard output is a terminal, and codes are no text; send them through a pipe, or give -o a name."
-        )
+        raise UsageError("standard output is a terminal, and codes are no text; use a pipe, or give -o a name.")
     return sys.stdout.buffer
 
 
@@ -303,11 +301,9 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
       stochcl split codes.bin -o parts/ --rows 10000
     """
     with progress_bar("images") as bar:
-        reports = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
-    files: list[dict[str, Any]] = [
-        {"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports
-    ]
-    total = {"images": sum(r.images for r in reports), "bytes": sum(r.bytes for r in reports)}
+        made = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
+    files: list[dict[str, Any]] = [{"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in made]
+    total = {"images": sum(r.images for r in made), "bytes": sum(r.bytes for r in made)}
     lines = [f"{file['path']}: {plural(file['images'], 'image')}, {file['bytes']:,} bytes" for file in files]
     result = {"schema": "stochcl.split/0", "path": escape_name(codes)} | total | {"files": files}
     show(result, lines, as_json=as_json)
@@ -371,9 +367,10 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
 @opt.TABLES
 @JSON
 def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Export codes as arrays: symbols, vectors, names and labels. (Images cannot be recovered.).
+    """Export codes as arrays: symbols, vectors, names and labels.
 
-    The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, .parquet or .arrow.
+    Images cannot be recovered. The output's ending says what is written: .npz (all, for numpy.load), .npy (vectors),
+    .csv, .parquet or .arrow.
 
     \b
     Example:

@@ -40,7 +40,7 @@ _MOST = 8  # chunks side by side
 class Encoded:
     """An encoder's output for B images or vectors.
 
-    Codes are modes of the posterior, with its entropy in bits as uncertainty; features, float32, shape (B, V), are
+    Codes are modes of the posterior, with its uncertainty in bits; features, float32, shape (B, V), are
     standardised.
     """
 

@@ -60,7 +60,7 @@ class Latents:
         return self._mode(parameters)[:, :latents].astype(symbol_dtype(self.config.alphabet))
 
     def uncertainty(self, parameters: Floats) -> Floats:
-        """Return the entropy of the calibrated posterior, in bits, float32, shape (B,)."""
+        """Return how uncertain the calibrated posterior is, in bits, float32, shape (B,)."""
         nats = self._entropy(parameters).sum(axis=1)
         found: Floats = np.maximum(nats, 0).astype(np.float32) / np.float32(math.log(2))  # less than 0 is rounding
         return found
@@ -77,7 +77,7 @@ class Latents:
         raise NotImplementedError
 
     def _entropy(self, parameters: Floats) -> Floats:
-        """Return the entropy of each latent, in nats, shape (B, D)."""
+        """Return entropies, in nats, that add up to a row's, shape (B, D)."""
         raise NotImplementedError
 
 
@@ -135,8 +135,7 @@ class Gaussian(Latents):
 class Residual(Latents):
     """Words named stage by stage: the nearest sum that a beam search finds, and then signs in closed form.
 
-    Each bit of a name is a latent, most significant first; its entropy is that given the bits before it. The
-    parameters are points of the reduced space, shape (B, m).
+    Each bit of a name is a latent, most significant first. The parameters are points of the reduced space, (B, m).
     """
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -187,20 +186,13 @@ class Residual(Latents):
         return np.concatenate([self._written(paths), self._ones(self._left(parameters, paths))], axis=1)[:, :latents]
 
     def _entropy(self, parameters: Floats) -> Floats:
-        first = self._first(parameters)
-        paths, parts = self._search(first, len(self._bits)), []
-        for stage in range(len(self._bits)):
-            distances = self._after(first, paths[:, None, :stage], stage)[:, 0]
-            mass, levels = np.exp(_log_softmax(-distances * self._inverse[stage])), []
-            while mass.shape[1] > 1:
-                levels.append(-(mass * np.log(np.maximum(mass, np.float32(1e-38)))).sum(axis=1))
-                mass = mass[:, ::2] + mass[:, 1::2]
-            levels.append(np.zeros(len(parameters), np.float32))
-            parts += [np.maximum(here - before, 0)[:, None] for before, here in pairwise(levels[::-1])]
-        products = self._left(parameters, paths)
-        ones, gram = self._ones(products), self._signs @ self._signs.T
-        left = products - _product(2 * ones.astype(np.float32) - 1, np.triu(gram, 1))
-        return np.concatenate([*parts, _bit_entropy(4 * left * self._inverse[len(self._bits) :])], axis=1)
+        """Return that of the words of the first stage, shape (B, K); of all latents, where there are signs alone."""
+        if self._bits:
+            log_q = _log_softmax(-self._first(parameters)[:, : self._ends[1]] * self._inverse[0])
+            return -(np.exp(log_q) * log_q)
+        products, gram = _product(parameters, self._signs.T), self._signs @ self._signs.T
+        left = products - _product(2 * self._ones(products).astype(np.float32) - 1, np.triu(gram, 1))
+        return _bit_entropy(4 * left * self._inverse)
 
     def _first(self, points: Floats) -> Floats:
         """Return squared distances to every named word, less the points' own squares, shape (B, words)."""

@@ -80,7 +80,7 @@ def test_numpy_gives_the_symbols_and_the_uncertainty_of_pytorch(options, rng):
                 expected.shape,
             )
             assert (found != expected).mean() < 1e-3
-        bits = posterior.tempered(encoder.config.temperature).entropy().sum(1).numpy() / np.log(2)
+        bits = posterior.tempered(encoder.config.temperature).uncertainty().numpy() / np.log(2)
     np.testing.assert_allclose(latents.uncertainty(parameters), bits, rtol=1e-4, atol=1e-4)
 
 
