@@ -12,7 +12,7 @@ from stochcl.api.embedding_model import rate_warnings, row_warnings, train_matri
 from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import SourceError, UsageError, for_caller
+from stochcl.errors import SourceError, UsageError, for_caller, require
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import TrainOptions, load_preset, options_from
 from stochcl.training.outputs import RunFiles, run_record
@@ -147,6 +147,8 @@ def train(
     ------
     SourceError, TrainingError, UsageError, OutputError
     """
+    for module in ("torch", "lightning_fabric"):
+        require(module, "training", "train")
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.pretrained import backbone_options
     from stochcl.training.images import read_images
@@ -336,6 +338,8 @@ def adapt(
     ------
     SourceError, TrainingError, UsageError, ModelError, OutputError
     """
+    for module in ("torch", "lightning_fabric"):
+        require(module, "adapting a model", "train")
     from stochcl.encoders.config import feature_width
     from stochcl.encoders.pretrained import backbone_options
 
