@@ -149,6 +149,7 @@ def train(
     asked = _asked(preset, init, options, resume=resume)
     opened = [open_images(path) for path in sources] if sources else _source_of_preset(asked.source)
     runtime = Runtime(asked.settings)
+    logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []
     data = read_images(
         opened, Preprocess(asked.config.size, asked.config.fit), seed=asked.settings.seed, workers=workers,
         hold_out=asked.held if hold_out is None else hold_out, cache=Path(cache) if cache else None, most=most_images,
@@ -158,8 +159,8 @@ def train(
     runtime.wait()
     trainer = Trainer(
         asked.config, asked.settings, data, checkpoint=files.checkpoint, log=files.log or files.table,
-        logs=[TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else [], report=report,
-        runtime=runtime, initialise=lambda encoder: init_backbone(encoder, asked.weights) if asked.weights else None,
+        logs=logs, report=report, runtime=runtime,
+        initialise=lambda encoder: init_backbone(encoder, asked.weights) if asked.weights else None,
     )  # fmt: skip
     encoder = trainer.run()
     if not runtime.first:
