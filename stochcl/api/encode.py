@@ -128,8 +128,8 @@ class CodecBase:
         latents : int, optional
             Encode to the first so many; residual codes are searched for themselves, others are a prefix.
         uncertainty : bool
-            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, summed over all
-            the model's latents, whichever are kept.
+            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, of residual codes
+            that of the first word, of others that of all the model's latents, whichever are kept.
 
         Returns
         -------

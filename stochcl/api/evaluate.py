@@ -15,6 +15,7 @@ from stochcl import downstream
 from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
 from stochcl.compress import ArchiveBase, Header, open_archive
 from stochcl.entropy.model import code_lengths
+from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import PathLike, check_output, replacing, writing
 from stochcl.messages import Progress, escape_name, plural
@@ -228,11 +229,28 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
     return width
 
 
+def latents_of_task(
+    archive: ArchiveBase, symbols: NDArray[Any], y: NDArray[Any], count: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return columns of an archive, the best for a task first, and what each adds to those before it."""
+    from stochcl.downstream.selection import LatentSelector, order_of_words
+
+    decoder = archive.decoder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of many classes with few rows
+        if isinstance(decoder, ResidualDecoder):
+            return order_of_words(symbols, y, decoder, count)
+        found = LatentSelector(count, categorical=has_categories(archive)).fit(symbols, y)
+        return found.order_, found.gains_
+
+
 def select(
     path: PathLike, output: PathLike, *, labels: PathLike | None = None, column: str | None = None,
     level: int | None = None, tables: Where = (), force: bool = False, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
+
+    Of residual codes names of words are kept whole and come first, and signs are chosen after them.
 
     The labels of all rows are used: to score what is chosen, keep the images to score on in another archive.
 
@@ -260,7 +278,6 @@ def select(
     ------
     SourceError, FormatError, LabelsError, UsageError, OutputError
     """
-    from stochcl.downstream import LatentSelector
     from stochcl.downstream.metrics import labelled
 
     asked, source = SelectOptions(**options), LabelSource(labels, () if column is None else (column,), level)
@@ -275,16 +292,13 @@ def select(
         with naming(labels or path):
             rows = labelled(archive.to_numpy(), y, asked.task, archive.names)
             rows.check_learnable()
-        categorical = has_categories(archive)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of many classes with few rows
-        found = LatentSelector(asked.latents, categorical=categorical).fit(rows.x, rows.y)
+        chosen, gains = latents_of_task(archive, rows.x, rows.y, asked.latents)
     numbers = range(header.latents) if header.selection is None else header.selection
-    order = [int(numbers[column]) for column in found.order_]
+    order = [int(numbers[column]) for column in chosen]
     result = {
         "schema": "stochcl.select/0", "path": escape_name(path), "images": len(rows.y), "left_out": rows.left_out,
         "task": asked.task, "model": escape_name(header.model), "model_sha256": header.model_sha256,
-        "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in found.gains_],
+        "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in gains],
     }  # fmt: skip
     with writing(output, "the selection"), replacing(output) as file:
         file.write(json.dumps(result).encode())

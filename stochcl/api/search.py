@@ -156,7 +156,7 @@ def _wanted(
     parts: list[NDArray[Any]] = [own if decoder is None else decoder.decode(own)] if len(own) else []
     if matrix if header.preprocess else files:  # only images are preprocessed
         held, other = ("images", "a matrix") if header.preprocess else ("vectors", "an image")
-        raise UsageError(f"{escape_name(path)}: its rows are {held}, so that they cannot be searched for {other}.")
+        raise UsageError(f"{escape_name(path)}: its rows are {held}; they cannot be searched for {other}.")
     if matrix and any(4 * len(vector) != header.input_bytes for vector in matrix):
         wide = next(len(vector) for vector in matrix if 4 * len(vector) != header.input_bytes)
         raise UsageError(f"{escape_name(path)}: its vectors have {header.input_bytes // 4:,} numbers, not {wide:,}.")

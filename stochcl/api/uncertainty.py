@@ -155,7 +155,7 @@ class Answers:
             self.curves[f"{name} (needs labels)" if labelled_only else name] = curve
         if not self.wrong.any() or self.wrong.all():
             said = "none" if not self.wrong.any() else "all"
-            self.notes.append(f"{said} of the answers are wrong, so that there is no AUROC of errors")
+            self.notes.append(f"{said} of the answers are wrong: an AUROC of errors needs both right and wrong ones")
         return {
             "trained_on": self.trained, "estimator": self.scorer.estimator,
             "accuracy": round(float(1 - self.wrong.mean()), 4), "scores": scores, "refused": refused,

@@ -58,18 +58,18 @@ class ThroughputConfig(Config):
     command_name: ClassVar[str] = "stochcl benchmark throughput"
 
     source: Path | None = option(None)
-    model: Path | None = option(None, "A model's name or file.", short="-m", unit="MODEL", shown="the default model")
-    backbone: str | None = option(None, "An untrained network in its place: resnet10, 18, 34 or 50.")
-    size: int | None = option(None, "Of its images.", at_least=16, unit="PIXELS", shown="64")
-    images: int = option(512, "Made, or at most of SOURCE.", at_least=1)
+    model: Path | None = option(None, "A model, by name or file.", short="-m", unit="MODEL", shown="general")
+    backbone: str | None = option(None, "Time an untrained network instead: resnet10, 18, 34 or 50.")
+    size: int | None = option(None, "Input size of that network.", at_least=16, unit="PIXELS", shown="64")
+    images: int = option(512, "Images to make, or to take from SOURCE at most.", at_least=1)
     image_size: int | None = option(
-        None, "Side of images that are made.", at_least=1, unit="PIXELS", shown="1.5 times the network's"
+        None, "Side of the images to make.", at_least=1, unit="PIXELS", shown="1.5 times the network's"
     )
     device: str = option("auto", "cpu, cuda, ...")
-    precision: str = option("fp32", "Of the network.", choices=("fp32", "bf16"))
-    compile: bool = option(False, "Let torch.compile make the network's kernels.")
-    repeat: int = option(5, "Rounds that are measured.", at_least=1)
-    seed: int = option(0, "Seed of everything random.", at_least=0)
+    precision: str = option("fp32", "Numeric precision of the network.", choices=("fp32", "bf16"))
+    compile: bool = option(False, "Compile the network with torch.compile.")
+    repeat: int = option(5, "Rounds to measure.", at_least=1)
+    seed: int = option(0, "Random seed.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

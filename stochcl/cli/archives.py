@@ -382,9 +382,10 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
 @opt.TABLES
 @JSON
 def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Export codes as arrays: symbols, vectors, names and labels. (Images cannot be recovered.).
+    """Export codes as arrays: symbols, vectors, names and labels.
 
-    The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, .parquet or .arrow.
+    Images cannot be recovered. The output's ending says what is written: .npz (all, for numpy.load), .npy (vectors),
+    .csv, .parquet or .arrow.
 
     \b
     Example:

@@ -112,11 +112,13 @@ def predict(
 
 @opt.command()
 @OPTIONAL_CODES
-@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="The archive whose images are answered."))
+@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive."))
 @opt.section("Labels", opt.LABELS, opt.TEST_LABELS, opt.COLUMN, opt.LEVEL)
 @opt.section(
     "Other images",
-    click.option("--outside", type=opt.INPUT, multiple=True, help="An archive of other images; may be repeated."),
+    click.option(
+        "--outside", type=opt.INPUT, multiple=True, help="An archive of other images to tell apart; may be repeated."
+    ),
 )
 @opt.section("Probe", opt.options_of(ProbeOptions, only="estimator output latents folds seed"))
 @click.option("--plot", type=opt.PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
@@ -209,7 +211,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     \b
     Example:
       stochcl report codes.bin --images images/ -o report.html
-      stochcl report codes.bin --images images.zip --labels labels.csv --column species
+      stochcl report codes.bin --images images.zip --labels labels.csv --column species -o species.html
     """
     from stochcl.report.report import write_report
 

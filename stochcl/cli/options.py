@@ -79,7 +79,7 @@ PATH = click.Path(path_type=Path)
 INPUT = InputPath()
 SOURCE = InputPath(check=False)  # or -, or an entry of a list
 CODES = click.argument("codes", type=INPUT)
-_TABLES_HELP = "Model or .tables file with the decoder, if it is found nowhere else."
+_TABLES_HELP = "Model or .tables file with the decoder, if neither archive nor stochcl has it."
 TABLES = click.option("-m", "--model", help=_TABLES_HELP)
 TABLES_OF_CODES = click.option("--tables", help=_TABLES_HELP)
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")

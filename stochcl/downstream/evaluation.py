@@ -86,6 +86,8 @@ class Evaluation:
     def lines(self) -> list[str]:
         """Return the lines of the summary."""
         rows = f"{self.n_train:,} images to train on, {self.n_test:,} to score"
+        if len(self.folds) > 1:
+            rows = f"{self.n_test:,} images, cross-validated in {len(self.folds)} folds"
         lines = self._accuracy(rows) if self.task == "classification" else self._errors(rows)
         if self.duplicates is not None and self.duplicates.near:
             lines.append(f"  near duplicates: {self.duplicates.line()}")
@@ -98,7 +100,7 @@ class Evaluation:
         if self.balanced_accuracy is not None:
             lines[-1] += f"; mean over {len(self.classes):,} classes {self.balanced_accuracy:.2%}"
         if len(self.folds) > 1:
-            lines.append(f"  {len(self.folds)} folds: {min(self.folds):.2%} to {max(self.folds):.2%}")
+            lines.append(f"  from fold to fold {min(self.folds):.2%} to {max(self.folds):.2%}")
         guess = f"  guessing the largest class: {self.baseline:.2%}"
         if self.baseline_balanced_accuracy is not None:
             guess += f"; mean over classes {self.baseline_balanced_accuracy:.2%}"
@@ -125,7 +127,7 @@ class Evaluation:
             lines.append("  95 % interval {:.3f} to {:.3f}".format(*self.interval))
         known = [fold for fold in self.folds if not math.isnan(fold)]
         if len(known) > 1:
-            lines.append(f"  {len(known)} folds: R2 {min(known):.3f} to {max(known):.3f}")
+            lines.append(f"  from fold to fold R2 {min(known):.3f} to {max(known):.3f}")
         errors = f"  mean absolute error {self.mae:.4g}, root mean square error {self.rmse:.4g}, in the label's unit"
         if self.baseline_mae is not None:
             errors += f" (guessing the mean: {self.baseline_mae:.4g} and {self.baseline_rmse:.4g})"

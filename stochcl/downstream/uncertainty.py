@@ -26,7 +26,7 @@ ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
 NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"
 
 SCORES = {
-    ENTROPY: "entropy of the posterior, in bits",
+    ENTROPY: "entropy of the posterior (of residual codes: of the first word), in bits",
     ATYPICAL: "distance of that from the median of the codes that were trained on, in bits",
     LENGTH: "length of the code under the model, in bits",
     NEIGHBOURS: "mean distance to the nearest codes that were trained on",
