@@ -55,7 +55,7 @@ class Codes:
     labels : sequence of str, optional
         One label a row; an empty string where a row has none. As ``names``.
     uncertainty : ndarray of float32, shape (N,), optional
-        Posterior entropy of each row, in bits.
+        Posterior entropy of each row, in bits; of residual codes that of the first word.
 
     Raises
     ------

@@ -115,10 +115,6 @@ class ShardWorker:
     """One of the pool: loads the model when its first shard comes, and makes one shard after the other.
 
     An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
-
-    Parameters
-    ----------
-    plan : Plan
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -132,9 +128,7 @@ class ShardWorker:
             plan = self._plan
             codec = Codec(plan.model, device=plan.device, precision=plan.precision)
             if codec.model.sha256 != plan.facts["model"]:
-                raise UsageError(
-                    f"{escape_name(plan.model)}: a worker finds another model there; give it the same file."
-                )
+                raise UsageError(f"{escape_name(plan.model)}: a worker finds another model; give it the same.")
             self._codec = codec
         return self._codec
 

@@ -1,8 +1,16 @@
-"""Images made worse: blurred, noisy, faded, compressed, coarse, covered."""
+"""Images made worse: blurred, noisy, faded, compressed, coarse, covered.
+
+    python tools/corruptions.py IMAGES.zip -o FOLDER [--count 300] [--strength 3]
+
+writes so many images of the .zip, drawn by chance, in each of these ways, as FOLDER/WAY/NAME.png.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
+import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,3 +128,27 @@ def corrupt(images: Pixels, kind: str, strength: int, *, seed: int = 0) -> Pixel
     for i, image in enumerate(images):
         out[i] = CORRUPTIONS[kind](image, strength - 1, np.random.default_rng([seed, strength, i]))
     return out
+
+
+def main() -> None:
+    from PIL import Image
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--strength", type=int, default=3, choices=STRENGTHS)
+    options = parser.parse_args()
+    with zipfile.ZipFile(options.source) as file:
+        names = sorted(name for name in file.namelist() if not name.endswith("/"))
+        for i in np.sort(np.random.default_rng(0).permutation(len(names))[: options.count]):
+            with Image.open(io.BytesIO(file.read(names[i]))) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            for kind in CORRUPTIONS:
+                path = options.output / kind / f"{names[i].replace('/', '-')}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(corrupt(pixels[None], kind, options.strength, seed=int(i))[0]).save(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,10 +35,10 @@ import numpy as np
 
 import stochcl
 from stochcl.api.archives import transcode
-from stochcl.api.evaluate import has_categories, input_of
+from stochcl.api.evaluate import has_categories, input_of, latents_of_task
 from stochcl.api.labels import labels_of
 from stochcl.benchmarks.run import commit, hardware, versions
-from stochcl.downstream import LatentSelector, evaluate_split
+from stochcl.downstream import evaluate_split
 from stochcl.downstream.metrics import labelled
 from stochcl.errors import UsageError
 
@@ -59,16 +59,10 @@ class Measure:
             self.decoder = b.decoder if self.given == "vectors" else None
             self.x, self.x_test = a.to_numpy(), b.to_numpy()
             self.y = labels_of(a, train, options.labels, options.column)
+            rows = labelled(self.x, self.y, "classification")
+            self.order = latents_of_task(a, rows.x, rows.y, self.x.shape[1])[0].tolist()
             self.y_test = labels_of(b, test, options.labels, options.column)
         self.latents = self.x.shape[1]
-
-    def order(self) -> list[int]:
-        """Return all latents, the best for the task first."""
-        rows = labelled(self.x, self.y, "classification")
-        return [
-            int(column)
-            for column in LatentSelector(self.latents, categorical=self.categorical).fit(rows.x, rows.y).order_
-        ]
 
     def row(self, columns: list[int], **how: Any) -> dict[str, Any]:
         """Return what these latents of the test archive take, transcoded so, and how well they are classified."""
@@ -155,7 +149,7 @@ def measure(train: Path, test: Path, options: argparse.Namespace) -> dict[str, A
         if options.model is not None:
             parts = {part: encoded(path, folder / f"{part}.bin", options.model) for part, path in parts.items()}
         found = Measure(**parts, folder=folder, options=options)
-        order, rows = found.order(), []
+        order, rows = found.order, []
         whole = {"as_compressed": found.whole(), "refitted": found.whole(refit=True)}
         say(f"  all {found.latents:,} latents", whole["as_compressed"])
         for count in ladder(found.latents, options.latents):

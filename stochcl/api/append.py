@@ -84,11 +84,12 @@ def append(
         there = len(images) - len(new)
         if strict and new.rejected:
             raise strict_error(new, new.rejected[0])
-        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
+        facts: dict[str, Any] = {"source": listing(new), "model": codec.model.sha256, "strict": strict}
+        facts |= {"device": codec.device.type, "labels": None}
         if table is not None:
             table = table.of(_names(new))
             facts["labels"] = hashlib.sha256(json.dumps(table.match(_names(new))).encode()).hexdigest()
-        out.resume({"labels": None} | facts)
+        out.resume(facts)
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)

@@ -36,25 +36,7 @@ _FLOAT = 4  # bytes
 
 
 class CodecBase:
-    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with.
-
-    Parameters
-    ----------
-    model : str or path-like
-        The name of an embedded model, or a model file.
-    device : str
-        auto, cpu, cuda...
-    precision : str
-        fp32 or bf16, of the network's arithmetic. bf16 is faster where the processor has it; a few bits in a
-        thousand come out differently, so that an archive has one precision, in its header.
-
-    Raises
-    ------
-    UsageError
-        If there is no such model, device or precision.
-    ModelError
-        If the model file is damaged, foreign or a pickle.
-    """
+    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with."""
 
     precisions = PRECISIONS
 
@@ -146,8 +128,8 @@ class CodecBase:
         latents : int, optional
             Encode to the first so many; residual codes are searched for themselves, others are a prefix.
         uncertainty : bool
-            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, summed over all
-            the model's latents, whichever are kept.
+            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, of residual codes
+            that of the first word, of others that of all the model's latents, whichever are kept.
 
         Returns
         -------

@@ -15,6 +15,7 @@ from stochcl import downstream
 from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
 from stochcl.compress import ArchiveBase, Header, open_archive
 from stochcl.entropy.model import code_lengths
+from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import PathLike, check_output, replacing, writing
 from stochcl.messages import Progress, escape_name, plural
@@ -46,9 +47,7 @@ class SearchOptions(Options):
     """What to find."""
 
     count: int = option(10, "How many to find.", at_least=1, unit="K", flags=("-k",))
-    output: str = option(
-        "auto", "Compare decoded vectors, or the symbols themselves.", choices=OUTPUTS, flags=("--by",)
-    )
+    output: str = option("auto", "Compare decoded vectors, or symbols.", choices=OUTPUTS, flags=("--by",))
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ class EvaluateOptions(ProbeOptions):
     """How to train a probe, and score it."""
 
     task: Task = option("classification", "What the labels are.", choices=TASKS)
-    test_size: float | None = option(
-        None, "Hold out this fraction, in place of a cross-validation.", more_than=0, less_than=1
-    )
+    test_size: float | None = option(None, "Hold out this fraction, in place of folds.", more_than=0, less_than=1)
     min_class: int | None = option(
         None, "Leave out classes of fewer than N images.", at_least=1, unit="N", shown="2 in a cross-validation"
     )
@@ -228,10 +225,23 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
             raise UsageError(f"{name}: it has {one.latents:,} latents, not {width:,}.")
     ours, theirs = ((one.selection or tuple(range(one.latents)))[:width] for one in (header, test))
     if tuple(ours) != tuple(theirs):
-        raise UsageError(
-            f"{shown[1]}: it holds other latents of the model than {shown[0]}; make both with the same --select."
-        )
+        raise UsageError(f"{shown[1]}: it holds other latents than {shown[0]}; make both with the same --select.")
     return width
+
+
+def latents_of_task(
+    archive: ArchiveBase, symbols: NDArray[Any], y: NDArray[Any], count: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return columns of an archive, the best for a task first, and what each adds to those before it."""
+    from stochcl.downstream.selection import LatentSelector, order_of_words
+
+    decoder = archive.decoder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of many classes with few rows
+        if isinstance(decoder, ResidualDecoder):
+            return order_of_words(symbols, y, decoder, count)
+        found = LatentSelector(count, categorical=has_categories(archive)).fit(symbols, y)
+        return found.order_, found.gains_
 
 
 def select(
@@ -239,6 +249,8 @@ def select(
     level: int | None = None, tables: Where = (), force: bool = False, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
+
+    Of residual codes names of words are kept whole and come first, and signs are chosen after them.
 
     The labels of all rows are used: to score what is chosen, keep the images to score on in another archive.
 
@@ -266,7 +278,6 @@ def select(
     ------
     SourceError, FormatError, LabelsError, UsageError, OutputError
     """
-    from stochcl.downstream import LatentSelector
     from stochcl.downstream.metrics import labelled
 
     asked, source = SelectOptions(**options), LabelSource(labels, () if column is None else (column,), level)
@@ -281,16 +292,13 @@ def select(
         with naming(labels or path):
             rows = labelled(archive.to_numpy(), y, asked.task, archive.names)
             rows.check_learnable()
-        categorical = has_categories(archive)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of many classes with few rows
-        found = LatentSelector(asked.latents, categorical=categorical).fit(rows.x, rows.y)
+        chosen, gains = latents_of_task(archive, rows.x, rows.y, asked.latents)
     numbers = range(header.latents) if header.selection is None else header.selection
-    order = [int(numbers[column]) for column in found.order_]
+    order = [int(numbers[column]) for column in chosen]
     result = {
         "schema": "stochcl.select/0", "path": escape_name(path), "images": len(rows.y), "left_out": rows.left_out,
         "task": asked.task, "model": escape_name(header.model), "model_sha256": header.model_sha256,
-        "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in found.gains_],
+        "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in gains],
     }  # fmt: skip
     with writing(output, "the selection"), replacing(output) as file:
         file.write(json.dumps(result).encode())

@@ -38,23 +38,10 @@ if TYPE_CHECKING:
 class Scores:
     """How well test images are classified; accuracies in percent.
 
-    Parameters
-    ----------
-    source : str
-    images : int
-    test_top1 : float
-        From hard codes (of a deterministic twin: from features), without test-time augmentation.
-    test_top1_mirrored : float
-        The mean of an image's probabilities and its mirror image's.
-    codes_top1 : float or None
-        From a file of codes, read back, decoded in numpy, and classified by the stored linear classifier.
-    codes_bits_per_image : float or None
-        What that file takes for codes alone, without names, tables and index.
-    codes_file_bytes : int or None
-        All of that file.
-    codes_top1_by_latents : dict of int to float
-        The same of the first so many latents.
-    skipped : tuple of (str, str)
+    ``test_top1`` is from hard codes (of a deterministic twin, from features), ``test_top1_mirrored`` the mean of an
+    image's probabilities and its mirror image's. ``codes_top1`` is from a file of codes: read back, decoded in numpy,
+    and classified by the stored linear classifier, with all latents and with the first ones. Its bits are of codes
+    alone.
     """
 
     source: str
@@ -114,9 +101,7 @@ def score(
     encoder = codec.model.encoder
     config = encoder.config
     if codec.classifier is None:
-        raise UsageError(
-            f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
-        )
+        raise UsageError(f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one.")
     images = open_images(source)
     label = labeller([images], labels, label_level)
     data = read_labelled(config, [images], label, workers=workers)

@@ -106,9 +106,7 @@ def _classify(path: PathLike, model: PathLike, device: str) -> _Predictions:
     codec = Codec(model, device=device)
     config, record = codec.model.encoder.config, codec.model.record
     if codec.classifier is None:
-        raise UsageError(
-            f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
-        )
+        raise UsageError(f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one.")
     names, x, skipped = _archive_rows(path, codec) if _is_archive(path) else _image_rows(path, codec)
     weight, bias = codec.classifier
     scores = x @ weight.T + bias

@@ -24,6 +24,7 @@ from stochcl.data import (
     open_source,
     open_sources,
 )
+from stochcl.data.arrow import MemoryTable, is_table
 from stochcl.data.folder import open_url
 from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
@@ -58,11 +59,12 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
                 "listed already (--files-from?); leave them out."
             )
         return given
-    if not isinstance(given, str | os.PathLike | Sequence):
-        return TarStream(given, options=options)
-    columns = open_arrow(given_paths(given), options, takes)
+    table = MemoryTable(given) if is_table(given) else None
+    columns = open_arrow([table] if table else given_paths(given), options, takes)
     if columns is not None:  # which may be of no length, where a file does not say that
         return columns
+    if not isinstance(given, str | os.PathLike | Sequence):
+        return TarStream(given, options=options)
     asked = [f"--{name.replace('_', '-')}" for name in ("column", "id_column") if getattr(options, name) is not None]
     if options.label_column is not None and options.label_files != "json":
         asked.append("--label-column")
@@ -106,8 +108,7 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
     """Return a source if it holds what a model takes: images, or rows of its width; else raise UsageError."""
     model, columns = escape_name(codec.model.name), codec.columns
     shown = escape_name(source.path)
-    matrix = "vectors.npy" if isinstance(source, ArrowVectors) else shown  # training takes no columns
-    training = f"`stochcl train {matrix} -o head.safetensors --latents 256 --rate 64`"
+    training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
     if not isinstance(source, MatrixSource | ArrowVectors):
         if columns is None:
             return source

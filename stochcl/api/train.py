@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warnings, train_matrix
+from stochcl.api.embedding_model import rate_warnings, row_warnings, train_matrix, vectors_among
 from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.summary import skipped_json
-from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
+from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import TrainOptions, load_preset, options_from
@@ -86,7 +86,8 @@ def train(
     sources: Sequence[PathLike], output: PathLike, *, preset: str | None = None, hold_out: int | None = None,
     workers: int = 1, init: PathLike | None = None, log: PathLike | None = None, tensorboard: PathLike | None = None,
     cache: PathLike | None = None, resume: bool = False, force: bool = False, most_images: int | None = None,
-    share_backbone: bool = False, report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
+    column: str | None = None, share_backbone: bool = False,
+    report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:  # fmt: skip
     """Train an encoder and write its model file.
@@ -94,8 +95,9 @@ def train(
     Parameters
     ----------
     sources : sequence of path-like
-        Folders, archives or arrays of images; none where the preset has a source of its own. Or one .npy matrix of
-        embeddings, for a model of vectors: see :func:`stochcl.api.embedding_model.train_matrix`.
+        Folders, archives or arrays of images; none where the preset has a source of its own. Or .npy matrices, or
+        Parquet or Arrow files, of embeddings, for a model of vectors: see
+        :func:`stochcl.api.embedding_model.train_matrix`.
     output : path-like
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
     preset : str, optional
@@ -121,6 +123,8 @@ def train(
         Go on from the checkpoint; replace an existing model file or checkpoint.
     most_images : int, optional
         Train on a seeded choice of so many images at most.
+    column : str, optional
+        Column of a Parquet or Arrow file with the vectors; the only one by default.
     share_backbone : bool
         Leave a backbone that a packaged model has out of the file.
     report : callable
@@ -146,7 +150,7 @@ def train(
 
     started = time.monotonic()
     files = RunFiles.of(output, log)
-    if (matrix := matrix_among(sources)) is not None:
+    if (matrix := vectors_among(sources, column)) is not None:
         options |= {"preset": preset, "hold_out": hold_out, "init": init, "log": log, "tensorboard": tensorboard}
         return _train_on_matrix(matrix, files, resume=resume, force=force, report=report, cache=cache, **options)
     files.check(resume=resume, force=force)
@@ -232,13 +236,19 @@ def _write_model(
 
 
 def _train_on_matrix(
-    matrix: MatrixSource, files: RunFiles, *, resume: bool, force: bool, report: Callable[[Any], None], **options: Any
+    matrix: MatrixSource | ArrowVectors,
+    files: RunFiles,
+    *,
+    resume: bool,
+    force: bool,
+    report: Callable[[Any], None],
+    **options: Any,
 ) -> TrainReport | None:
     """Train a model of vectors."""
     from stochcl.training.monitor import health_warnings
 
     if resume:
-        raise UsageError("training on a matrix takes minutes and keeps no checkpoint to resume; omit --resume.")
+        raise UsageError("training on embeddings takes minutes and keeps no checkpoint to resume; omit --resume.")
     if options.get("device") in ("auto", "cpu"):  # such a model is so small that it is trained on the processor
         del options["device"]
     RunFiles.of(files.output, None).check(resume=False, force=force)
@@ -322,7 +332,7 @@ def adapt(
     from stochcl.encoders.config import feature_width
     from stochcl.encoders.pretrained import backbone_options
 
-    if (matrix := matrix_among(sources)) is not None:
+    if (matrix := vectors_among(sources)) is not None:
         raise UsageError(
             f"{escape_name(matrix.path)}: these are embeddings, which no network is kept for; `stochcl train` "
             "makes a model of them in a minute."

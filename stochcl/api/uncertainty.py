@@ -120,11 +120,9 @@ class Answers:
                 scored = labelled(test.x, truth, "classification")
                 splits = [(np.arange(len(rows.y)), np.arange(len(scored.y)))]
         self.rows, self.truth, self.kept = batch_of(test).take(scored.kept), scored.y, np.flatnonzero(scored.kept)
-        for part, which in {id(part): (part, which) for part, which in ((train, rows), (test, scored))}.values():
-            if which.left_out:
-                self.notes.append(
-                    f"{escape_name(part.path)}: {which.left_out:,} images have no label and were left out"
-                )
+        for part, it in {id(part): (part, it) for part, it in ((train, rows), (test, scored))}.values():
+            if it.left_out:
+                self.notes.append(f"{escape_name(part.path)}: {it.left_out:,} images have no label and were left out")
         if data.labels.path is None and (warning := split_warning(rows.y)):
             self.notes.append(warning)
         if self.rows.entropy is None:

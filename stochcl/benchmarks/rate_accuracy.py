@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.benchmarks.baselines import fit_and_code
+from stochcl.benchmarks.baselines import Baseline, fit_and_code
 from stochcl.benchmarks.curves import savings
 from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SIDES, PixelCode, read_inputs
 from stochcl.benchmarks.probes import Judge, codings_of, price, through_a_file
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.benchmarks.baselines import Baseline
     from stochcl.benchmarks.inputs import Inputs, RateAccuracyConfig, Split
 
     Told = Progress

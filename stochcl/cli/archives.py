@@ -59,9 +59,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
     if sys.stdout is None:
         raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
     if sys.stdout.isatty():
-        raise UsageError(
-            "standard output is a terminal, and codes are no text; send them through a pipe, or give -o a name."
-        )
+        raise UsageError("standard output is a terminal, and codes are no text; use a pipe, or give -o a name.")
     return sys.stdout.buffer
 
 
@@ -318,11 +316,9 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
       stochcl split codes.bin -o parts/ --rows 10000
     """
     with progress_bar("images") as bar:
-        reports = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
-    files: list[dict[str, Any]] = [
-        {"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports
-    ]
-    total = {"images": sum(r.images for r in reports), "bytes": sum(r.bytes for r in reports)}
+        made = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
+    files: list[dict[str, Any]] = [{"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in made]
+    total = {"images": sum(r.images for r in made), "bytes": sum(r.bytes for r in made)}
     lines = [f"{file['path']}: {plural(file['images'], 'image')}, {file['bytes']:,} bytes" for file in files]
     result = {"schema": "stochcl.split/0", "path": escape_name(codes)} | total | {"files": files}
     show(result, lines, as_json=as_json)

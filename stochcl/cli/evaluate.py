@@ -161,9 +161,7 @@ def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
     title = "errors found by each score (AUROC, 95 % interval)"
     out += table(title, ["score", "needs labels", "AUROC", "interval", "less confidence"], rows)
     shares = [i for i, kept in enumerate(next(iter(found["refused"].values()))) if kept["refused"] in _SHOWN]
-    rows = [
-        [name, *(f"{100 * curve[i]['accuracy']:.1f}" for i in shares)] for name, curve in found["refused"].items()
-    ]
+    rows = [[name, *(f"{100 * kept[i]['accuracy']:.1f}" for i in shares)] for name, kept in found["refused"].items()]
     columns = [f"{100 * share:.0f} %" for share in _SHOWN]
     out += table("accuracy, in %, when the least certain are refused", ["score", *columns], rows)
     if found["outside"]:
@@ -260,8 +258,8 @@ def search(
     """Find the images of an archive that are nearest to QUERY images, or to some of its own.
 
     A query image is encoded by the archive's model. By vectors, its features are compared with what the codes decode
-    to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix: every row is
-    searched for.
+    to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix, or a .parquet
+    or .arrow file: every row is searched for.
 
     \b
     Example:

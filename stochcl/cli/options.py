@@ -93,9 +93,7 @@ LEVEL = click.option(
     "--label-level", "level", type=int, metavar="N",
     help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
 )  # fmt: skip
-COLUMN = click.option(
-    "--label-column", "--column", "column", help="Column of the CSV file.  [default: the first after the name]"
-)
+COLUMN = click.option("--label-column", "--column", "column", help="Column of the CSV file.  [default: the first]")
 
 
 def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - as in click.option

@@ -12,11 +12,11 @@ import numpy as np
 from stochcl.compress.bytes import ArchiveErrors, ByteReader, Cache
 from stochcl.compress.columns import unpack_uncertainty
 from stochcl.compress.header import read_header
-from stochcl.compress.index import iterate_skipped, read_index
+from stochcl.compress.index import Index, iterate_skipped, read_index
 from stochcl.compress.scan import Scanner
-from stochcl.compress.segment import PARTS, RawSegment, StoredSegment, read_blocks
+from stochcl.compress.segment import PARTS, RawSegment, SegmentHead, StoredSegment, read_blocks
 from stochcl.compress.segment_writer import StreamWriter
-from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, unpack_model
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, EntropyModel, unpack_model
 from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import BadMagic, FormatError, ModelMismatch, UnsupportedVersion
 from stochcl.files import PathLike, WriteLock, check_output, replacing, writing
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
-    from stochcl.compress.index import Index
-    from stochcl.compress.segment import SegmentHead
-    from stochcl.entropy.model import EntropyModel
 
 
 _LOCKSTEP = 1 << 20  # decisions decoded together

@@ -17,7 +17,7 @@ from stochcl.compress.columns import pack_uncertainty, unpack_uncertainty
 from stochcl.entropy.ans import decode_blocks, encode_block
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, EntropyModel, pack_model, unpack_model
 from stochcl.errors import FormatError
 from stochcl.framing import BLOCK, CHUNK, HEAD, check_crc, check_limit, crc
 from stochcl.lazy import cached_property
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.compress.header import Header
-    from stochcl.entropy.model import EntropyModel
 
 
 KIND = b"SEGM"

@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, Self, cast
 from stochcl.codes import Codes, folder_label
 from stochcl.compress.index import Index, pack_skipped
 from stochcl.compress.journal import Record
-from stochcl.compress.segment import SegmentHead, write_segment
-from stochcl.entropy.model import FITTED, Candidate, pack_model
+from stochcl.compress.segment import RawSegment, SegmentHead, write_segment
+from stochcl.entropy.model import FITTED, Candidate, EntropyModel, pack_model
 from stochcl.errors import LimitExceeded, OutputError
 from stochcl.files import lock, write_all
 from stochcl.framing import CHUNK, PROLOGUE, crc, pack_texts, unpack_texts
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from stochcl.compress.header import Header
-    from stochcl.compress.segment import RawSegment
-    from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Tables
 
 

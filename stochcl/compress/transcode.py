@@ -14,7 +14,7 @@ from stochcl.compress.archive import Archive
 from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
 from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import Candidate, fit_linear, latent_bits, pack_model
+from stochcl.entropy.model import Candidate, EntropyModel, fit_linear, latent_bits, pack_model
 from stochcl.framing import CHUNK, FITTED, pack_texts, unpack_texts
 from stochcl.messages import Progress, silent
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from stochcl.compress.header import Header
     from stochcl.compress.segment import RawSegment
     from stochcl.compress.writer import Writer
-    from stochcl.entropy.model import EntropyModel
     from stochcl.files import PathLike
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stochcl.data.source import Entry
 
     _Read = Callable[[], bytes]
-    Kind = Literal["image", "label", "unknown", "other"]
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -37,6 +36,8 @@ LABEL_ENDINGS = (".cls", ".json", ".txt")
 
 MAX_NAME_BYTES = 65_535
 """Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
+
+Kind = Literal["image", "label", "unknown", "other"]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SHARE = re.compile(r"^\\\\[^\\]+\\[^\\]+")
@@ -183,12 +184,8 @@ class SourceOptions(Options):
         None, "Take the file with this ending beside an image for its label, as in webdataset's shards.",
         choices=[ending[1:] for ending in LABEL_ENDINGS],
     )  # fmt: skip
-    column: str | None = option(
-        None, "Column of a table with the images or vectors.", unit="NAME", shown="the one that fits the model"
-    )
-    id_column: str | None = option(
-        None, "Column of a table with the names.", unit="NAME", shown="name, file_name, path or id"
-    )
+    column: str | None = option(None, "Column with images or vectors.", unit="NAME", shown="what fits the model")
+    id_column: str | None = option(None, "Column with names.", unit="NAME", shown="name, file_name, path or id")
     label_column: str | None = option(
         None, "Column of a table, or key of --label-files json, with the labels.", unit="NAME",
         shown="label, labels or class",
@@ -197,9 +194,7 @@ class SourceOptions(Options):
         None, "Significant bits of 16-bit images.", at_least=LEAST_DEPTH, at_most=FULL_DEPTH, unit="BITS",
         shown="as the images use",
     )  # fmt: skip
-    max_pixels: int | None = option(
-        None, "Decode images of up to N pixels.", at_least=1, unit="N", shown="178,956,970"
-    )
+    max_pixels: int | None = option(None, "Decode images up to N pixels.", at_least=1, unit="N", shown="178,956,970")
 
     def __post_init__(self) -> None:
         super().__post_init__()

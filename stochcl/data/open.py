@@ -18,7 +18,7 @@ from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
 from stochcl.data.folder import FileSource, FolderSource, UrlSource, open_url
 from stochcl.data.names import DEFAULTS, SourceOptions, is_image_name, path_name
-from stochcl.data.preprocess import MAX_FILE_BYTES, identify
+from stochcl.data.preprocess import MAX_FILE_BYTES, Preprocess, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-
-    from stochcl.data.preprocess import Preprocess
 
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")

@@ -7,6 +7,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,9 +264,7 @@ class _Probe:
         truth, answer, guess = map(np.concatenate, zip(*found, strict=True))
         overall = score(truth, answer)
         if np.isnan(overall):
-            raise LabelsError(
-                "the images to score on all have the same label, of which no R2 can be computed; score on more."
-            )
+            raise LabelsError("the images to score on all have the same label, which has no R2; score on more.")
         return Evaluation(
             task=self.task, estimator=self.name, n_train=trained, n_test=len(truth), score=overall,
             baseline=score(truth, guess), folds=tuple(score(part[0], part[1]) for part in found),
@@ -323,13 +322,11 @@ class _Probe:
                 "baseline_rmse": float(root_mean_squared_error(truth, guess)),
             }
         there, classes = np.unique(truth), np.unique(np.concatenate([truth, answer]))
-        balanced, guessed = (
-            float(recall_score(truth, given, labels=there, average="macro")) for given in (answer, guess)
-        )
+        recall = partial(recall_score, truth, labels=there, average="macro")
         details = {
             "interval": metrics.wilson(int((truth == answer).sum()), len(truth)),
-            "balanced_accuracy": balanced,
-            "baseline_balanced_accuracy": guessed,
+            "balanced_accuracy": float(recall(answer)),
+            "baseline_balanced_accuracy": float(recall(guess)),
             "classes": tuple(classes.tolist()),
         }
         if len(classes) <= _MOST_CLASSES:

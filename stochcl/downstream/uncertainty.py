@@ -26,7 +26,7 @@ ENTROPY, ATYPICAL, LENGTH = "entropy", "atypical entropy", "code length"
 NEIGHBOURS, CONFIDENCE = "neighbours", "confidence"
 
 SCORES = {
-    ENTROPY: "entropy of the posterior, in bits",
+    ENTROPY: "entropy of the posterior (of residual codes: of the first word), in bits",
     ATYPICAL: "distance of that from the median of the codes that were trained on, in bits",
     LENGTH: "length of the code under the model, in bits",
     NEIGHBOURS: "mean distance to the nearest codes that were trained on",
@@ -77,9 +77,7 @@ class UncertaintyScorer:
             estimator, "classification", rows=len(rows), seed=seed, symbols=symbols, binary=binary and symbols
         )
         if not hasattr(probe, "predict_proba"):
-            raise UsageError(
-                f"{self.estimator}: it gives no probabilities to be held against; take logistic, knn or boosting."
-            )
+            raise UsageError(f"{self.estimator}: it gives no probabilities; take logistic, knn or boosting.")
         try:
             self.probe = probe.fit(rows.floats, labels)
         except ValueError as exc:
@@ -228,9 +226,7 @@ _LOOKS = (  # line, mark, grey
 def check_plot(path: PathLike) -> None:
     """Raise UsageError unless a picture of this name can be drawn."""
     if Path(path).suffix.lower() not in ENDINGS:
-        raise UsageError(
-            f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings."
-        )
+        raise UsageError(f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it such an ending.")
 
 
 def draw_refusal(

@@ -132,7 +132,7 @@ PRECISIONS = ("fp32", "bf16")
 class Encoded:
     """An encoder's output for B images or vectors.
 
-    Codes are modes of the posterior, with its entropy in bits as uncertainty; features, float32, shape (B, V), are
+    Codes are modes of the posterior, with its uncertainty in bits; features, float32, shape (B, V), are
     standardised.
     """
 
@@ -180,7 +180,7 @@ def encode(
             symbols[rows] = posterior.mode_of(width)[: len(part)].cpu().numpy()
             if uncertainty:
                 # Less than 0 is rounding.
-                doubt = posterior.tempered(encoder.config.temperature).entropy().sum(1).clamp(min=0)
+                doubt = posterior.tempered(encoder.config.temperature).uncertainty().clamp(min=0)
                 entropy[rows] = doubt[: len(part)].float().cpu().numpy() / BIT
             features[rows] = latent[: len(part)].float().cpu().numpy()
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
@@ -16,8 +16,6 @@ from stochcl.errors import UsageError
 from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stochcl.encoders.config import EncoderConfig
 
 
@@ -143,6 +141,10 @@ class Posterior(ABC):
     def entropy(self) -> Tensor:
         """Return the entropy of each latent, in nats, shape (B, D)."""
         return -(self.log_q.exp() * self.log_q).sum(2)
+
+    def uncertainty(self) -> Tensor:
+        """Return how uncertain each row is, in nats, shape (B,): the entropy of all latents together."""
+        return self.entropy().sum(1)
 
     def rate(self, prior: Tensor) -> Tensor:
         """Return the cross-entropy with the prior of each latent, in bits, shape (B, D)."""

@@ -16,14 +16,13 @@ import torch
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
 from stochcl.encoders.packaged import read_tensors, with_backbone
 from stochcl.errors import ModelError, UsageError
-from stochcl.files import reading
+from stochcl.files import PathLike, reading
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.files import PathLike
 
 
 _BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

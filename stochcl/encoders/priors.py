@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from stochcl.codes import bits_per_symbol
+from stochcl.codes import Codes, bits_per_symbol
 from stochcl.entropy.independent import nodes_per_symbol, quantised
 from stochcl.entropy.model import rounded_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
     from stochcl.entropy.autoregressive import AutoregressiveModel
 

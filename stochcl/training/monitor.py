@@ -34,10 +34,9 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
     entropies = marginal_entropies(codes)
     used = entropies > DEAD_BITS
     entropy = certainty = None
-    if codes.uncertainty is not None and len(codes):
+    if codes.uncertainty is not None and len(codes) and family != "residual":  # whose uncertainty is one word's
         entropy = round(float(np.mean(codes.uncertainty, dtype=np.float64)), 3)
-        if family != "residual":  # whose last signs are near coin tosses by design
-            certainty = round(1 - entropy / (codes.latents * float(np.log2(codes.alphabet))), 4)
+        certainty = round(1 - entropy / (codes.latents * float(np.log2(codes.alphabet))), 4)
     return {
         "rows": len(codes), "latents": codes.latents, "used": int(used.sum()), "dead": int((~used).sum()),
         "bits": round(float(entropies.sum()), 3), "distinct": len(np.unique(codes.packed, axis=0)),

@@ -13,6 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from stochcl.downstream import LatentSelector
+from stochcl.downstream.selection import order_of_words
+from stochcl.entropy.residual import ResidualDecoder
 
 
 @parametrize_with_checks([LatentSelector(), LatentSelector(categorical=True)])
@@ -105,3 +107,32 @@ def test_pipeline_grid_search_clone_pickle_joblib(bits, tmp_path):
 def test_parameters_that_make_no_sense_are_refused_by_fit(bits, changes, message):
     with pytest.raises(ValueError, match=message):
         LatentSelector(**changes).fit(*bits)
+
+
+def residual_codes(rows=600, seed=0):
+    """Names of two stages of two bits, and four signs: the class is the first name and the last sign."""
+    rng = np.random.default_rng(seed)
+    symbols = rng.integers(0, 2, (rows, 8)).astype(np.uint8)
+    words = [rng.normal(0, scale, (4, 5)) for scale in (3, 1)]
+    words += [np.stack([-sign, sign]) for sign in 0.3 * rng.normal(0, 1, (4, 5))]
+    return symbols, 4 * symbols[:, 0] + 2 * symbols[:, 1] + symbols[:, 7], ResidualDecoder.of_stages(words)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
+def test_names_stay_whole_and_signs_follow_by_what_they_add(count):
+    symbols, y, decoder = residual_codes()
+    order, gains = order_of_words(symbols, y, decoder, count)
+    assert order.tolist()[:4] == list(range(4))[:count]
+    assert len(order) == len(gains) == count == len(set(order.tolist()))
+    assert (gains >= 0).all()
+    if count > 4:
+        assert order[4] == 7
+        assert gains[4] > 10 * gains[5:].max(initial=0)
+
+
+def test_of_signs_alone_the_best_come_first():
+    rng = np.random.default_rng(1)
+    symbols = rng.integers(0, 2, (400, 6)).astype(np.uint8)
+    decoder = ResidualDecoder.of_stages([np.stack([-v, v]) for v in rng.normal(0, 1, (6, 4))])
+    order, _ = order_of_words(symbols, symbols[:, 3] + 2 * symbols[:, 5], decoder, 2)
+    assert set(order.tolist()) == {3, 5}

@@ -206,3 +206,12 @@ def test_a_code_of_the_first_stages_is_searched_for_itself(seed):
 
 def _filled(code, whole):
     return torch.cat([code, whole[:, code.shape[1] :]], dim=1)
+
+
+def test_the_uncertainty_is_the_entropy_of_the_first_word():
+    encoder = make_encoder()
+    posterior = encoder.posterior(features())
+    torch.testing.assert_close(posterior.uncertainty(), posterior.entropy()[:, : STAGES[0]].sum(1))
+    assert (posterior.tempered(50.0).uncertainty() > posterior.uncertainty()).all()
+    signs = make_encoder(stages=(1, 1, 1)).posterior(features())
+    torch.testing.assert_close(signs.uncertainty(), signs.entropy().sum(1))
