@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from stochcl.errors import OutputError, OutputExists, SourceError, StochclError, UsageError, error_of
+from stochcl.errors import OutputError, OutputExists, SourceError, SourceNotFound, StochclError, UsageError, error_of
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -336,6 +336,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_exists(path: PathLike) -> None:
+    """Raise SourceNotFound for a path that is not there; what else is wrong with it, opening it explains."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError as exc:
+        raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
+    except (OSError, ValueError):
+        pass
 
 
 def check_output(path: Path, source: Path | None, *, force: bool) -> None:

@@ -255,7 +255,7 @@ def _pool(codec: Codec, count: int, workers: int | None) -> tuple[int, dict[str,
 
     there = ray.cluster_resources()
     cores, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
-    if codec.device.type == "cuda":
+    if codec.device_type == "cuda":
         if not gpus:
             raise UsageError("the cluster has no GPU; pass --device cpu.")
         size = min(workers or gpus, gpus, count)

@@ -190,7 +190,7 @@ def encode_source(
 
     What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
     """
-    facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device.type}
+    facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device_type}
     facts |= {} if options.label_level is None else {"label_level": options.label_level}
     with Writer(
         path,

@@ -256,10 +256,10 @@ def _plan(
     header = header_of(codec, source, options, options.latents or codec.latents)
     facts = {
         "kind": source.kind, "source": listing(source), "images": len(source), "shard_images": shard_images,
-        "model": codec.model.sha256, "header": header.to_bytes().hex(), "device": codec.device.type,
+        "model": codec.model.sha256, "header": header.to_bytes().hex(), "device": codec.device_type,
     } | {name: getattr(options, name) for name in _KEPT_OPTIONS}  # fmt: skip
     return Plan(
-        sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device.type,
+        sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device_type,
         precision=codec.precision, shard_images=shard_images, options=options, facts=json.loads(json.dumps(facts)),
     )  # fmt: skip
 

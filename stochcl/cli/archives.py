@@ -8,8 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from stochcl.api import archives
-from stochcl.api.archives import resolve_tables
 from stochcl.api.compress import CompressOptions
+from stochcl.api.models import resolve_tables
 from stochcl.api.source import check_paths_exist
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
@@ -154,21 +154,6 @@ _TABLES = {
     "elsewhere": "the decoder in the file is missing or damaged; the one found elsewhere is right",
     "lost": "the decoder is lost, so rows that need it were not decoded to check them",
 }
-
-
-@opt.command()
-@opt.CODES
-@opt.TABLES
-@JSON
-def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
-    """Show what an archive holds and where its bytes go.
-
-    \b
-    Example:
-      stochcl info codes.bin
-    """
-    report = archives.info(codes, tables=resolve_tables(model, codes))
-    show(report.to_json("info"), report.lines(), as_json=as_json)
 
 
 @opt.command()

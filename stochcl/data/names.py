@@ -118,8 +118,7 @@ def is_image_name(name: str) -> bool:
     >>> [is_image_name(n) for n in ("a/b.JPG", "a/b.txt", "jpg")]
     [True, False, False]
     """
-    stem, dot, ending = name.rpartition(".")
-    return bool(dot) and bool(stem) and f".{ending.lower()}" in IMAGE_EXTENSIONS
+    return ending_of(name) in IMAGE_EXTENSIONS
 
 
 _WIDE_ENDINGS = (".png", ".tif", ".tiff", ".apng")

@@ -122,7 +122,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore modules and optimizer, and return the state."""
     try:
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_tensors(path, framework="pt")
         state: dict[str, Any] = json.loads(metadata["state"])
         stored = dict(state["options"])
         differing = sorted(k for k in identity if stored.get(k) != identity[k])
