@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import codec_of
-from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows
+from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows, label_level_warning
 from stochcl.api.source import listing, no_readable_error, open_inputs, source_warnings, strict_error
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
-from stochcl.data import LabelTable, MatrixSource, Preprocess, SubsetSource, missing_from, read_labels
-from stochcl.data.pixels import FULL_DEPTH
+from stochcl.data import LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
 from stochcl.encoders.engine import RUNTIMES
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import Progress, escape_name, plural
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +68,7 @@ def append(
     ModelMismatch, UsageError
         If the archive is another model's, or its images were prepared otherwise, or it has no names.
     """
+    check_local(path)
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
     check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
     labelled = labels is not None or _labels_come_along(options)
@@ -104,8 +105,15 @@ def append(
         notes.append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
         )
-    notes += [line.removeprefix("warning: ") for line in source_warnings(new, encoded.damaged)]
+    warnings = source_warnings(new, encoded.damaged) + label_level_warning(options.label_level, encoded)
+    notes += [line.removeprefix("warning: ") for line in warnings]
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
+
+
+def check_local(path: PathLike) -> None:
+    """Raise UsageError for an archive behind a URL."""
+    if is_url(path):
+        raise UsageError(f"{escape_name(path)}: rows are added to files here, not behind a URL; copy it here first.")
 
 
 def _like(header: Header, codec: CodecBase) -> CodecBase:
@@ -131,11 +139,10 @@ def _append_to(
             return replace(codes, labels=table.match(codes.names or ()))
         return codes if _labels_come_along(options) else replace(codes, labels=None)
 
-    stated = out.header.preprocess
     preprocess = codec.preprocess
     if codec.columns is None:  # of 16-bit images as many bits as those that are there have
-        most = options.max_pixels or preprocess.max_pixels
-        preprocess = Preprocess(stated["size"], stated["fit"], stated.get("depth", FULL_DEPTH), most)
+        preprocess = codec.preprocess_of(out.header)
+        preprocess = replace(preprocess, max_pixels=options.max_pixels or preprocess.max_pixels)
     known = {name for name, _ in out.archive.skipped}
     for failure in () if out.position else new.rejected:
         out.skip(failure.name, failure.reason)

@@ -28,8 +28,9 @@ from stochcl.errors import (
     OutputExists,
     SourceError,
     UsageError,
+    error_of,
 )
-from stochcl.files import PathLike, check_output, make_folder, target_of
+from stochcl.files import PathLike, check_output, make_folder, refuse_pointer, target_of
 from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
@@ -188,9 +189,11 @@ def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> 
 def _numbers(path: Path) -> Any:
     shown = escape_name(path)
     try:
-        return json.loads(read_regular(path, _MAX_SELECTION))
+        data = read_regular(path, _MAX_SELECTION)
+        refuse_pointer(path, data, "a selection")
+        return json.loads(data)
     except ImageError as exc:
-        raise SourceError(f"{shown}: the selection cannot be read: {exc}.") from exc
+        raise error_of(SourceError, exc, f"{shown}: the selection cannot be read: {exc}.") from exc
     except (ValueError, RecursionError) as exc:
         raise SourceError(f"{shown}: this is not a JSON list of the numbers of latents ({exc}).") from exc
 

@@ -17,7 +17,7 @@ from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header
 from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
-from stochcl.data.pixels import FULL_DEPTH
+from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import layout
 from stochcl.encoders.engine import (
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from stochcl.codes import Codes
-    from stochcl.data.preprocess import Fit
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.engine import Encoded, Network
     from stochcl.files import PathLike
@@ -282,21 +281,28 @@ class CodecBase:
             raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
         return encode(self._network, self._latents, array, width=latents)
 
-    def prepare(self, images: NDArray[Any] | Sequence[Any], *, fit: Fit | None = None) -> NDArray[np.uint8]:
+    def preprocess_of(self, header: Header) -> Preprocess:
+        """Return how the images of an archive were prepared; with no depth stated, each 16-bit image has its own."""
+        stated = header.preprocess
+        return replace(self.preprocess, fit=stated["fit"], depth=stated.get("depth", OWN_DEPTH))
+
+    def prepare(
+        self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess | None = None
+    ) -> NDArray[np.uint8]:
         """Bring images, as :meth:`encode` takes them, to the model's size: uint8, shape (N, size, size, 3).
 
         Parameters
         ----------
         images : ndarray of uint8, or sequence of path, Pillow image or array
-        fit : str, optional
-            crop, pad or stretch; by default as the model says.
+        preprocess : Preprocess, optional
+            By default as the model says.
 
         Raises
         ------
         ImageError, UsageError
             As :meth:`encode`.
         """
-        return self._pixels(images, self.preprocess if fit is None else Preprocess(self.size, fit))
+        return self._pixels(images, preprocess or self.preprocess)
 
     def _pixels(self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
         size = preprocess.size
@@ -333,7 +339,7 @@ class CodecBase:
         if self.columns is None:
             prepared: dict[str, Any]
             size, prepared = preprocess.size**2 * 3, {"size": preprocess.size, "fit": preprocess.fit}
-            if preprocess.depth not in (None, FULL_DEPTH):  # of 16-bit images that use fewer bits
+            if preprocess.depth:  # which is what white is in all 16-bit images
                 prepared["depth"] = preprocess.depth
         else:
             size, prepared = self.columns * _FLOAT, {}
@@ -387,7 +393,7 @@ def _prepare(image: PathLike | Image | NDArray[np.uint8], preprocess: Preprocess
         except DamagedImage as exc:
             return exc.pixels
         except ImageError as exc:
-            raise ImageError(f"{escape_name(image)}: {exc}.") from exc
+            raise type(exc)(f"{escape_name(image)}: {exc}.") from exc
     if isinstance(image, np.ndarray):
         channels = image.shape[2] if image.ndim == 3 else 1
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:

@@ -15,7 +15,7 @@ from stochcl.codes import bits_per_symbol
 from stochcl.compress import open_archive
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.entropy.tables import is_packaged
-from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError
+from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
 from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
@@ -189,7 +189,7 @@ def _card(path: Path) -> ModelCard:
         )  # fmt: skip
         card.lines()  # whatever is not of its type shows now
     except OSError as exc:
-        raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(ModelError, exc, f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelError(
             f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stochcl.entropy.tables import is_packaged
+from stochcl.errors import for_caller
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ class Report:
     vectors: bool = False
     rate: float | None = None
     damaged: tuple[Failure, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", tuple(map(for_caller, self.warnings)))
 
     @classmethod
     def of(cls, archive: ArchiveBase, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -222,6 +226,9 @@ class Edit:
     facts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(for_caller, self.notes)))
 
     def to_json(self, command: str) -> dict[str, Any]:
         """Return the figures as JSON types, with those from before."""

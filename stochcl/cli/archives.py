@@ -115,7 +115,7 @@ def compress(
     """Compress images, or a matrix of embeddings, to an archive of codes.
 
     SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
-    or .arrow file with a column of images or vectors, or the URL of a folder, an image or a .tar.
+    or .arrow file with a column of images or vectors, or the URL of a folder, an image, a .zip or a .tar.
     Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
     from standard input, and its images are kept in the order in which they come.
     An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a
@@ -328,9 +328,10 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     Example:
       stochcl append codes.bin images/
     """
-    from stochcl.api.append import append
+    from stochcl.api.append import append, check_local
     from stochcl.api.codec import codec_of
 
+    check_local(codes)
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:

@@ -61,10 +61,13 @@ def evaluate(
     from stochcl.api.evaluate import evaluate_targets
 
     path = _training_codes(codes, train)
-    with progress_bar("steps") as bar:
-        results, facts = evaluate_targets(
-            path, tables=resolve_tables(model, path), progress=bar, **opt.given(options)
-        )
+    tables = resolve_tables(model, path)
+    with progress_bar("probes", rate=False) as bar:
+
+        def trained(done: int, total: int) -> None:
+            bar(done, total, f"{done:,} of {total:,} probes trained")
+
+        results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",

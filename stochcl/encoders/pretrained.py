@@ -16,7 +16,7 @@ import torch
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
 from stochcl.encoders.packaged import is_pickle, read_tensors, with_backbone
 from stochcl.errors import ModelError, UsageError
-from stochcl.files import PathLike, reading
+from stochcl.files import PathLike, reading, refuse_pointer
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -170,7 +170,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     shown = escape_name(path)
     with reading(path, "the weights", ModelError):
         with path.open("rb") as file:
-            pickled = is_pickle(file.read(16))
+            head = file.read(32)
+        refuse_pointer(path, head, "weights", ModelError)
+        pickled = is_pickle(head)
         if pickled and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
