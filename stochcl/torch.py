@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from stochcl.codes import Codes, bits_per_symbol, label_text, plain_label
-from stochcl.errors import LabelsError, UsageError
+from stochcl.errors import LabelsError, UsageError, require
+
+require("torch", "stochcl.torch", "train")
+
+import torch  # noqa: E402 - where it is missing, one sentence says what to install
+from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -151,10 +151,16 @@ def report_of(
     """Return the figures of an archive that was just written, and warnings of its images, labels and codes."""
     report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
     warnings = sources.source_warnings(source, encoded.damaged)
-    if level is not None and archive.labels is None:
-        warnings.append(f"warning: no image lies in {abs(level)} folders; give another --label-level")
+    warnings += label_level_warning(level, encoded)
     warnings += distribution_shift_warning(codec, archive)
     return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
+
+
+def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
+    """Return a warning if no image lies in as many folders as its label was to be taken from."""
+    if level is None or encoded.labelled or not encoded.rows:
+        return []
+    return [f"warning: no image lies in {abs(level)} folders; give another --label-level"]
 
 
 def _compress_to_stream(
@@ -174,7 +180,7 @@ def _compress_to_stream(
     ) as writer:
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
-        return report_of(archive, "standard output", codec, source, encoded, started)
+        return report_of(archive, "standard output", codec, source, encoded, started, options.label_level)
 
 
 def encode_source(
@@ -184,7 +190,7 @@ def encode_source(
 
     What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
     """
-    facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device.type}
+    facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device_type}
     facts |= {} if options.label_level is None else {"label_level": options.label_level}
     with Writer(
         path,
@@ -226,10 +232,11 @@ def _encode_all(
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded: how many rows, and which images were damaged and read all the same."""
+    """What was encoded: rows, images that were damaged and read all the same, and whether any row has a label."""
 
     rows: int = 0
     damaged: Sequence[Failure] = ()
+    labelled: bool = False
 
 
 def encode_rows(
@@ -241,7 +248,7 @@ def encode_rows(
     ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
     is stored beside them.
     """
-    encoded, damaged = 0, list[Failure]()
+    encoded, damaged, labelled = 0, list[Failure](), False
     progress(writer.position, len(source))
     for part in sources.read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
         if options.strict and (part.failures or part.damaged):
@@ -256,11 +263,12 @@ def encode_rows(
             labels = part.labels
             if options.label_level is not None:
                 labels = tuple(folder_label(name, options.label_level) for name in part.names)
+            labelled = labelled or any(labels or ())
             codes = replace(select_latents(codes, writer.header), names=part.names, labels=labels)
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
-    return Encoded(encoded, damaged)
+    return Encoded(encoded, damaged, labelled)
 
 
 # A rate

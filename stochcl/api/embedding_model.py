@@ -13,7 +13,7 @@ from stochcl.api.codec import Codec
 from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
 from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
 from stochcl.entropy.residual import MAX_RESIDUAL
-from stochcl.errors import TrainingError, UsageError
+from stochcl.errors import TrainingError, UsageError, require
 from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
@@ -90,7 +90,7 @@ def train_head(
     UsageError
         If an option makes no sense.
     """
-    import torch
+    torch = require("torch", "training", "train")
 
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder, Standardise

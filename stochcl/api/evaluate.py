@@ -17,7 +17,7 @@ from stochcl.compress import ArchiveBase, Header, open_archive
 from stochcl.entropy.model import code_lengths
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
-from stochcl.files import PathLike, check_output, replacing, writing
+from stochcl.files import PathLike, check_output, is_same_file, replacing, writing
 from stochcl.messages import Progress, escape_name, plural
 from stochcl.options import Options, option
 
@@ -183,6 +183,8 @@ def read_data(
                 scored = replace(labels, path=labels_of_test(archive.names, unseen.names, labels.path, test_labels))
                 rows = ProbeRows.of(archive, path, used, width, labels, lengths=lengths)
                 other = ProbeRows.of(unseen, test, used, width, scored, lengths=lengths)
+                if is_same_file(path, test):
+                    notes.append("the images scored on are those trained on, so that the score is too high")
                 if asked.latents is None and header.latents != unseen.header.latents:
                     widths = f"{header.latents:,} and {unseen.header.latents:,}"
                     notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
@@ -346,7 +348,7 @@ def evaluate_targets(
     tables : iterable of Tables or path-like
         Where to look first for decoders that are not in the archives.
     progress : callable
-        Told how many steps of how many are done: reading the archives, and each target.
+        Told how many probes of how many are trained: one a fold and target, and those that are saved.
     **options
         Fields of :class:`~stochcl.api.evaluate.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
         min_class, seed.
@@ -364,36 +366,41 @@ def evaluate_targets(
     _check_request(test, source, groups, asked.test_size)
     if save is not None:
         downstream.check_savable(asked.estimator, asked.task)
-    steps = max(1, len(columns)) + 1 + (save is not None)
-    progress(0, steps)
     data = read_data(
         path, test, source, test_labels, asked, tables, groups=groups, task=asked.task, min_class=asked.min_class
     )
-    progress(1, steps)
     facts = {
         "schema": "stochcl.evaluate/0", "path": escape_name(path), "images": len(data.train.x), "input": data.used,
         "latents": data.width, "model": escape_name(data.header.model), "labels_from": data.origin,
     }  # fmt: skip
     found: dict[str, Evaluation] = {}
+    folds = 1 if test is not None or asked.test_size is not None else asked.folds
+    probes = len(data.train.labels) * (folds + (save is not None))
     with naming(labels or path):
         for target in data.train.labels:
-            found[target] = _score(data, target, asked, split_names=labels is None)
-            progress(len(found) + 1, steps)
+            before = len(found) * folds
+
+            def trained(done: int, total: int, before: int = before) -> None:
+                progress(before + done, probes - folds + total)
+
+            found[target] = _score(data, target, asked, trained, split_names=labels is None)
         if save is not None:
             _fit_all(data, asked).save(save)
             facts["saved"] = escape_name(save)
-            progress(steps, steps)
+    progress(probes, probes)
     return found, facts
 
 
-def _score(data: ProbeData, target: str, asked: EvaluateOptions, *, split_names: bool) -> Evaluation:
+def _score(
+    data: ProbeData, target: str, asked: EvaluateOptions, progress: Progress, *, split_names: bool
+) -> Evaluation:
     """Train and score the probe of one target."""
     train, test, y = data.train, data.test, data.train.labels[target]
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     if test is None:
         scores = downstream.evaluate(
             train.x, y, folds=asked.folds, test_size=asked.test_size, groups=train.groups, names=train.names,
-            symbols=train.symbols, **how,
+            symbols=train.symbols, progress=progress, **how,
         )  # fmt: skip
     else:
         symbols = train.symbols, test.symbols

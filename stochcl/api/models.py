@@ -1,4 +1,4 @@
-"""Models: found by name in the package, by path, or in ``$STOCHCL_MODELS``; and what they are."""
+"""Models and decoders: found by name in the package, by path, or in ``$STOCHCL_MODELS``; and what they are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import bits_per_symbol
+from stochcl.compress import open_archive
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.entropy.tables import is_packaged
-from stochcl.errors import ModelError, ModelNotFound, UsageError
+from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
 from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stochcl.compress import Header
+    from stochcl.entropy.tables import Tables
 
 DEFAULT = "general"
 """The model that is used where none is named."""
@@ -187,7 +189,7 @@ def _card(path: Path) -> ModelCard:
         )  # fmt: skip
         card.lines()  # whatever is not of its type shows now
     except OSError as exc:
-        raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(ModelError, exc, f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelError(
             f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
@@ -203,11 +205,14 @@ class ModelInfo:
     """What a model file says of itself, all of it read and checked."""
 
     def __init__(self, path: Path) -> None:
+        from stochcl.encoders import layout
         from stochcl.encoders.modelfile import load_model
 
         self.path, self.model = path, load_model(path)
-        self.encoder, self.config, self.bytes = self.model.encoder, self.model.encoder.config, path.stat().st_size
-        self.tables, self.parameters = self.encoder.tables(), sum(p.numel() for p in self.encoder.parameters())
+        config, tensors = self.model.config, self.model.tensors
+        self.config, self.bytes, self.tables = config, path.stat().st_size, layout.tables(config, tensors)
+        self.parameters = sum(array.size for name, array in tensors.items() if layout.is_weight(name))
+        self.vector = layout.vector_dim(config, layout.feature_dim(config, tensors))
         self.packaged = is_packaged(self.tables.sha256)
 
     def to_json(self) -> dict[str, Any]:
@@ -223,7 +228,7 @@ class ModelInfo:
             "parameters": self.parameters, "config": stored_config(config),
             "code": {
                 "posterior": config.posterior, "latents": config.latents, "alphabet": config.alphabet,
-                "bits": self.bits, "ladder": list(config.ladder), "vector": self.encoder.vector_dim,
+                "bits": self.bits, "ladder": list(config.ladder), "vector": self.vector,
             },
             "preprocess": {"columns": config.columns} if config.columns else images,
             "classes": [escape_name(name) for name in config.classes], "record": self.model.record,
@@ -253,7 +258,7 @@ class ModelInfo:
             "tables": f"{self.tables.sha256} ({len(self.tables.data):,} bytes; {packaged})",
             "code": f"{values}, {self.bits:,} bits before entropy coding",
             "prefixes": f"the first {', '.join(f'{rung:,}' for rung in config.ladder)} latents",
-            "decoder": f"to vectors of {self.encoder.vector_dim:,} numbers {through}",
+            "decoder": f"to vectors of {self.vector:,} numbers {through}",
             "entropy": "independent symbols"
             if config.entropy == "independent"
             else f"autoregressive network, {hidden}",
@@ -330,3 +335,44 @@ def model_info(model: PathLike = DEFAULT) -> ModelInfo:
     '8ecd1e8e899b323c'
     """
     return ModelInfo(find_model(model))
+
+
+def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
+    """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
+
+    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is no such file or model.
+    ModelError
+        If the model is damaged.
+    """
+    if model is None:
+        return () if path is None else _by_hash(path)
+    if Path(model).suffix != ".tables":
+        return (_tables_of(find_model(model)),)
+    if not is_file(model):
+        raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
+    return (Path(model),)
+
+
+def _by_hash(path: PathLike) -> tuple[Tables, ...]:
+    try:
+        with open_archive(path) as archive:
+            try:
+                _ = archive.tables
+            except ModelMismatch:
+                return (_tables_of(model_of(archive.header, path)),)
+    except StochclError:  # which opening it for its purpose explains
+        pass
+    return ()
+
+
+def _tables_of(path: Path) -> Tables:
+    from stochcl.encoders import layout
+    from stochcl.encoders.modelfile import load_model
+
+    model = load_model(path)
+    return layout.tables(model.config, model.tensors)

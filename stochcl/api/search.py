@@ -11,6 +11,7 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
+from stochcl.api.source import check_paths_exist
 from stochcl.compress import ArchiveBase, open_archive
 from stochcl.data import ArrowVectors, MatrixSource, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
@@ -87,6 +88,7 @@ def search(
     ImageError, SourceError, FormatError
     """
     asked = SearchOptions(**options)
+    check_paths_exist(list(images))
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no images to search.")
@@ -168,7 +170,7 @@ def _wanted(
         codec = codec_of(path, model, device=device).with_precision(header.precision)
         codec.check_made(header, path)
         if files:
-            found = codec.encode_pixels(codec.prepare(files, fit=header.preprocess.get("fit")))
+            found = codec.encode_pixels(codec.prepare(files, codec.preprocess_of(header)))
         else:
             found = codec.encode_vectors(np.stack(matrix))
         symbols = select_latents(found.codes, header).symbols()

@@ -28,7 +28,8 @@ from stochcl.data.arrow import MemoryTable, is_table
 from stochcl.data.folder import open_url
 from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
-from stochcl.errors import ImageError, SourceError, SourceNotFound, UsageError
+from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.files import check_exists
 from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
@@ -89,12 +90,7 @@ def _named(given: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
 def check_paths_exist(given: Given) -> None:
     """Raise SourceError for a path that is not there, before a model is loaded."""
     for path in given_paths(given):
-        try:
-            os.lstat(path)
-        except FileNotFoundError as exc:
-            raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
-        except (OSError, ValueError):  # which opening it explains
-            continue
+        check_exists(path)
 
 
 def open_inputs(path: PathLike, codec: CodecBase, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
@@ -113,19 +109,19 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
         if columns is None:
             return source
         raise UsageError(
-            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give a model of "
-            "images with -m, or none for the default one."
+            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give one of images "
+            "with -m, or none for the default one."
         )
     found = f"{shown}: these are embeddings ({len(source):,} x {source.dim:,})"
     if columns is None:
         raise UsageError(
             f"{found}, and the model {model} takes images; embeddings need a model of their own, as {training} makes "
-            "it, to be given with -m."
+            "it; give that with -m."
         )
     if columns != source.dim:
         raise UsageError(
-            f"{found}, and the model {model} takes rows of {columns:,} numbers; give the one that was trained on "
-            f"such rows with -m, or train one with {training}."
+            f"{found}, and the model {model} takes rows of {columns:,} numbers; give with -m the one that was "
+            f"trained on such rows, or train one with {training}."
         )
     return source
 

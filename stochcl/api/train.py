@@ -12,7 +12,7 @@ from stochcl.api.embedding_model import rate_warnings, row_warnings, train_matri
 from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.summary import skipped_json
 from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import SourceError, UsageError
+from stochcl.errors import SourceError, UsageError, for_caller, require
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import TrainOptions, load_preset, options_from
 from stochcl.training.outputs import RunFiles, run_record
@@ -62,6 +62,10 @@ class TrainReport(RunReport):
     knn: float | None = None
     warnings: tuple[str, ...] = ()
     unit: str = "image"
+    asked_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", tuple(map(for_caller, self.warnings)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -72,10 +76,11 @@ class TrainReport(RunReport):
         """Return the report for people."""
         knn = "" if self.knn is None else f", kNN accuracy {self.knn:.1%}"
         which = f"{'held-out' if self.held_out else 'the training'} {self.unit}s"
+        asked = "" if self.asked_rate is None else f" (asked for {self.asked_rate:,g})"
         work = f"{self.images:,} {self.unit}s, {self.steps:,} steps, {duration(self.seconds)}"
         return [
             f"{escape_name(self.model)}: {self.latents:,} latents; {work}",
-            f"  rate of {which} {self.rate:,.1f} bits per {self.unit}{knn}",
+            f"  rate of {which} {self.rate:,.1f} bits per {self.unit}{asked}{knn}",
             *([f"  begun from {self.initialised}"] if self.initialised else []),
             f"  hash {self.sha256}",
         ]
@@ -135,6 +140,8 @@ def train(
     ------
     SourceError, TrainingError, UsageError, OutputError
     """
+    for module in ("torch", "lightning_fabric"):
+        require(module, "training", "train")
     from stochcl.encoders.pretrained import init_backbone
     from stochcl.training.images import read_images
     from stochcl.training.outputs import TensorBoardLog
@@ -233,8 +240,9 @@ def _write_model(
     files.checkpoint.unlink(missing_ok=True)
     warnings = latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health)
     return TrainReport.of(
-        trainer, files.output, sha256, start, started, rate=found["rate"], knn=found.get("knn"), warnings=warnings
-    )
+        trainer, files.output, sha256, start, started, rate=found["rate"], knn=found.get("knn"), warnings=warnings,
+        asked_rate=trainer.options.rate,
+    )  # fmt: skip
 
 
 def _train_on_matrix(
@@ -268,6 +276,7 @@ def _train_on_matrix(
     return TrainReport(
         str(files.output), sha256, record["rows"], record["held_out"], record["width"], (), stage["steps"],
         record["seconds"], None, stage["rate"], warnings=warnings, unit="row",
+        asked_rate=stage["options"]["rate"],
     )  # fmt: skip
 
 
@@ -331,6 +340,8 @@ def adapt(
     ------
     SourceError, TrainingError, UsageError, ModelError, OutputError
     """
+    for module in ("torch", "lightning_fabric"):
+        require(module, "adapting a model", "train")
     from stochcl.encoders.config import feature_width
     from stochcl.encoders.pretrained import backbone_options
 

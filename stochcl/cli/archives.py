@@ -8,8 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from stochcl.api import archives
-from stochcl.api.archives import resolve_tables
 from stochcl.api.compress import CompressOptions
+from stochcl.api.models import resolve_tables
 from stochcl.api.source import check_paths_exist
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
@@ -115,7 +115,7 @@ def compress(
     """Compress images, or a matrix of embeddings, to an archive of codes.
 
     SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
-    or .arrow file with a column of images or vectors, or the URL of a folder, an image or a .tar.
+    or .arrow file with a column of images or vectors, or the URL of a folder, an image, a .zip or a .tar.
     Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
     from standard input, and its images are kept in the order in which they come.
     An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a
@@ -154,21 +154,6 @@ _TABLES = {
     "elsewhere": "the decoder in the file is missing or damaged; the one found elsewhere is right",
     "lost": "the decoder is lost, so rows that need it were not decoded to check them",
 }
-
-
-@opt.command()
-@opt.CODES
-@opt.TABLES
-@JSON
-def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
-    """Show what an archive holds and where its bytes go.
-
-    \b
-    Example:
-      stochcl info codes.bin
-    """
-    report = archives.info(codes, tables=resolve_tables(model, codes))
-    show(report.to_json("info"), report.lines(), as_json=as_json)
 
 
 @opt.command()
@@ -343,9 +328,10 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     Example:
       stochcl append codes.bin images/
     """
-    from stochcl.api.append import append
+    from stochcl.api.append import append, check_local
     from stochcl.api.codec import codec_of
 
+    check_local(codes)
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api.archives import resolve_tables
 from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
+from stochcl.api.models import resolve_tables
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 
@@ -61,10 +61,13 @@ def evaluate(
     from stochcl.api.evaluate import evaluate_targets
 
     path = _training_codes(codes, train)
-    with progress_bar("steps") as bar:
-        results, facts = evaluate_targets(
-            path, tables=resolve_tables(model, path), progress=bar, **opt.given(options)
-        )
+    tables = resolve_tables(model, path)
+    with progress_bar("probes", rate=False) as bar:
+
+        def trained(done: int, total: int) -> None:
+            bar(done, total, f"{done:,} of {total:,} probes trained")
+
+        results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",

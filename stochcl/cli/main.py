@@ -157,7 +157,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "transcode": ("archives", "Rewrite an archive: narrower, smaller, with labels."),
     },
     "Look at them": {
-        "info": ("archives", "Show what an archive holds and where its bytes go."),
+        "info": ("info", "Show what an archive holds and where its bytes go."),
         "verify": ("archives", "Check every byte of an archive, or salvage a damaged one."),
         "search": ("evaluate", "Find the images of an archive that are nearest to others."),
         "report": ("evaluate", "Explain an archive on one HTML page."),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api.source import check_paths_exist
 from stochcl.errors import UsageError
+from stochcl.files import check_exists
 from stochcl.options import Options, check_value, declared, item_of, kind_of, option_of
 from stochcl.remote import is_url
 
@@ -37,7 +37,7 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]  # which is not gene
         if isinstance(value, str) and is_url(value):
             return value
         if self.check:
-            check_paths_exist([value])
+            check_exists(value)
         return Path(value)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stochcl.codes import label_text
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH
+from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, OWN_DEPTH
 from stochcl.data.preprocess import identify
 from stochcl.errors import ImageError, SourceError, UsageError
 from stochcl.messages import escape_name, plural
@@ -118,8 +118,7 @@ def is_image_name(name: str) -> bool:
     >>> [is_image_name(n) for n in ("a/b.JPG", "a/b.txt", "jpg")]
     [True, False, False]
     """
-    stem, dot, ending = name.rpartition(".")
-    return bool(dot) and bool(stem) and f".{ending.lower()}" in IMAGE_EXTENSIONS
+    return ending_of(name) in IMAGE_EXTENSIONS
 
 
 _WIDE_ENDINGS = (".png", ".tif", ".tiff", ".apng")
@@ -164,7 +163,7 @@ def remark_on_others(others: Counter[str] | None, unlabelled: int) -> str:
     beside = [ending for ending in LABEL_ENDINGS if 2 * others[ending] >= unlabelled > 0]
     advice = ["--any-name takes those that hold images"]
     if beside:
-        advice.append(f"--label-files {beside[0][1:]} takes the {beside[0]} file beside an image for its label")
+        advice.append(f"--label-files={beside[0][1:]} takes the {beside[0]} file beside an image for its label")
     return f"left out {counted(others)}; {', '.join(advice)}"
 
 
@@ -191,13 +190,15 @@ class SourceOptions(Options):
         shown="label, labels or class",
     )  # fmt: skip
     depth: int | None = option(
-        None, "Significant bits of 16-bit images.", at_least=LEAST_DEPTH, at_most=FULL_DEPTH, unit="BITS",
-        shown="as the images use",
+        None, f"Significant bits of 16-bit images, {LEAST_DEPTH} to {FULL_DEPTH}; 0: what each image uses.",
+        at_least=OWN_DEPTH, at_most=FULL_DEPTH, unit="BITS", shown="what the images use together",
     )  # fmt: skip
     max_pixels: int | None = option(None, "Decode images up to N pixels.", at_least=1, unit="N", shown="178,956,970")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.depth is not None and OWN_DEPTH < self.depth < LEAST_DEPTH:
+            raise UsageError(f"--depth must be {OWN_DEPTH}, or {LEAST_DEPTH} to {FULL_DEPTH}, got {self.depth}.")
         if self.label_level == 0:
             raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
         if self.label_level is not None and (self.label_files or self.label_column):

@@ -19,7 +19,7 @@ from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -156,6 +156,7 @@ def evaluate(
     x: ArrayLike, y: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto",
     seed: int = 0, folds: int = 5, test_size: float | None = None, groups: Sequence[object] | ArrayLike | None = None,
     names: Sequence[str] | None = None, symbols: NDArray[np.integer] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:  # fmt: skip
     """Score a probe by cross-validation, or on a random part of the rows that is held out.
 
@@ -178,6 +179,8 @@ def evaluate(
         For messages.
     symbols : ndarray of int, shape (N, D), optional
         Codes, by which near duplicates across the split are counted.
+    progress : callable
+        Told how many folds of how many are done.
 
     Raises
     ------
@@ -198,10 +201,16 @@ def evaluate(
     rows.check_learnable()
     kept_groups = None if groups is None else _groups(groups, len(rows.kept))[rows.kept]
     splits, notes = make_splits(rows.y, task, seed=seed, folds=folds, test_size=test_size, groups=kept_groups)
-    parts = ((rows.x[train], rows.y[train], rows.x[test], rows.y[test]) for train, test in splits)
     probe = _Probe(task, estimator, seed, rows.symbols, rows.binary)
+
+    def parts() -> Iterator[Part]:
+        for done, (train, test) in enumerate(splits):
+            progress(done, len(splits))
+            yield rows.x[train], rows.y[train], rows.x[test], rows.y[test]
+        progress(len(splits), len(splits))
+
     found = None if symbols is None else find_duplicates(symbols[rows.kept], splits, seed)
-    return probe.evaluation(parts, _left_out(rows) + notes, started, found)
+    return probe.evaluation(parts(), _left_out(rows) + notes, started, found)
 
 
 def evaluate_split(

@@ -113,7 +113,7 @@ def order_of_words(
     CIFAR-10's training split (10,000 images to learn from, 10,000 to score on; 75.8 % by all 256 bits of the default
     model) 128 bits chosen so give 73.1 %, the first 128 72.3 %, and bits chosen without regard to names 66.7 %.
     """
-    stages = decoder.columns
+    stages, symbols = decoder.columns, symbols.astype(np.uint8)
     named = np.concatenate([np.zeros(0, np.intp), *(names for names in stages if len(names) > 1)])
     signs = np.setdiff1d(np.arange(decoder.latents), named)
     words = decoder.select(named.tolist()).decode(symbols[:, named]) if len(named) else symbols[:, named]

@@ -12,7 +12,7 @@ import numpy as np
 from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import wilson
 from stochcl.downstream.probes import make_estimator
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require
 from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
@@ -225,6 +225,7 @@ _LOOKS = (  # line, mark, grey
 
 def check_plot(path: PathLike) -> None:
     """Raise UsageError unless a picture of this name can be drawn."""
+    require("matplotlib", "a plot", "plots")
     if Path(path).suffix.lower() not in ENDINGS:
         raise UsageError(f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it such an ending.")
 

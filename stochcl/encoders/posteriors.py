@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
-from stochcl.encoders.priors import FACTORISED, first_level, symbol_bits
+from stochcl.encoders.layout import first_level
+from stochcl.encoders.priors import FACTORISED, symbol_bits
 from stochcl.errors import UsageError
 from stochcl.lazy import cached_property
 

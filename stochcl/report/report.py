@@ -11,7 +11,7 @@ import numpy as np
 from stochcl import __version__
 from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
-from stochcl.errors import SourceError, UsageError
+from stochcl.errors import SourceError, UsageError, require
 from stochcl.files import PathLike, check_output
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
@@ -51,6 +51,8 @@ def write_report(
 
     Latents are looked at in a sample of rows, so time and memory hardly grow with the archive.
     """
+    for module in ("jinja2", "matplotlib"):
+        require(module, "a report", "plots")
     started = time.monotonic()
     output = Path(output)
     check_label_options(labels, [column], level)
@@ -308,6 +310,7 @@ def write_search_page(
     result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
 ) -> None:
     """Write what a search found as one HTML page."""
+    require("jinja2", "a page", "plots")
     thumbnails = None if images is None else page.Thumbnails(images)
     files = {escape_name(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from stochcl.encoders.config import ENTROPY, EncoderConfig, input_size
 from stochcl.entropy.autoregressive import MAX_HIDDEN
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, error_of
 from stochcl.messages import escape_name, os_reason
 from stochcl.options import Options, check_names, check_value, declared, option
 
@@ -239,7 +239,7 @@ def preset_text(name: str, *, finetune: bool = False) -> str:
     try:
         return (_FOLDER.joinpath(f"{name}.toml") if name in known else Path(name)).read_text("utf-8")
     except OSError as exc:
-        raise UsageError(f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(UsageError, exc, f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
     except UnicodeDecodeError as exc:
         raise UsageError(f"{escape_name(name)}: the preset is not UTF-8 text ({exc.reason}).") from exc
 

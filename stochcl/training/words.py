@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stochcl.encoders.residual import BEAM, Distances, Named, beam_search
+from stochcl.encoders.latents import BEAM
+from stochcl.encoders.residual import Distances, Named, beam_search
 from stochcl.errors import TrainingError
 
 if TYPE_CHECKING:

@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stochcl
+from stochcl.api.evaluate import select
 from stochcl.codes import Codes
 from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
+from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
+from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError, ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
 from tests.making import examples, make_model, write_images
@@ -527,3 +531,22 @@ def test_reports_are_json(tmp_path):
         "images": ROWS, "bytes": a.stat().st_size, "bits_per_image": round(a.stat().st_size * 8 / ROWS, 3),
     }  # fmt: skip
     assert (said["latents"], said["bytes"]) == (4, (tmp_path / "b.bin").stat().st_size)
+
+
+def test_a_task_takes_whole_names_of_residual_codes_and_then_the_signs_that_tell_it(tmp_path):
+    rng = np.random.default_rng(0)
+    symbols = rng.integers(0, 2, (300, 8)).astype(np.uint8)
+    words = [
+        rng.normal(0, 1, (4, 5)),
+        rng.normal(0, 1, (4, 5)),
+        *(np.stack([-v, v]) for v in rng.normal(0, 1, (4, 5))),
+    ]
+    names = [f"{a}{b}/{i}.png" for i, (a, b) in enumerate(zip(symbols[:, 0], symbols[:, 6], strict=True))]
+    codes = Codes.from_symbols(symbols, names=names)
+    tables = Tables((8,), IndependentModel.fit(codes), ResidualDecoder.of_stages(words))
+    write(tmp_path / "codes.bin", codes, tables)
+    found = select(tmp_path / "codes.bin", tmp_path / "chosen.json", latents=5)
+    assert found["order"] == [0, 1, 2, 3, 6]
+    stochcl.transcode(tmp_path / "codes.bin", tmp_path / "out.bin", select=tmp_path / "chosen.json")
+    with stochcl.open(tmp_path / "out.bin") as archive:
+        np.testing.assert_array_equal(archive.to_numpy(), symbols[:, [0, 1, 2, 3, 6]])

@@ -84,6 +84,7 @@ def test_symbols_of_more_values(tmp_path, rng):
         stochcl.load(head, device="cpu").compress(tmp_path / "x.npy", path)
         found = search(path, rows=[3], output="symbols", count=4)
         assert found["unit"].startswith(unit)
+        (tmp_path / "a.png").touch()
         with pytest.raises(UsageError, match="its rows are vectors; they cannot be searched for an image"):
             search(path, [tmp_path / "a.png"], model=str(head), device="cpu")
         # A matrix: every row is looked for, by its own numbers, or by its symbols.
@@ -108,7 +109,7 @@ def test_symbols_of_more_values(tmp_path, rng):
 
 def test_what_is_refused(codes, images, model, some, tmp_path):
     other = make_model(tmp_path / "other.safetensors", images / "dogs")
-    with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own with model="):
+    with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own as model"):
         search(codes, some, model=str(other), device="cpu")
     with pytest.raises(UsageError, match="needs an image to look for"):
         search(codes)
