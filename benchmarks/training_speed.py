@@ -19,7 +19,6 @@ import numpy as np
 from stochcl.benchmarks.run import Config, record
 from stochcl.benchmarks.throughput import (
     COLUMNS,
-    autocast,
     facts,
     interleave,
     lines,
@@ -116,6 +115,9 @@ def _trainer(config: Any, options: Any, folder: Path) -> Any:
 def _work(trainer: Any, options: Any) -> dict[str, Callable[[], object]]:
     import torch
 
+    from stochcl.encoders.inference import computes_in_bf16
+
+    bf16 = computes_in_bf16(options.precision, trainer.device.type)
     rows = np.arange(trainer.batch)
     keys = torch.from_numpy(rows).to(trainer.device)
     images = torch.from_numpy(trainer.data.train).to(trainer.device).permute(0, 3, 1, 2)
@@ -127,7 +129,7 @@ def _work(trainer: Any, options: Any) -> dict[str, Callable[[], object]]:
     views = trainer.encoder.normalise(augment())
 
     def bare() -> None:
-        with autocast(trainer.device, options.precision):
+        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=bf16):
             value = trainer.encoder.backbone(views).float().square().mean()
         value.backward()
         clear()

@@ -80,7 +80,7 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
 
     if model is None:
         return open_archive(path, trusted=trusted)
-    from stochcl.api.archives import resolve_tables
+    from stochcl.api.models import resolve_tables
 
     return open_archive(path, tables=resolve_tables(model), trusted=trusted)
 

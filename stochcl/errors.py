@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FLAG = re.compile(
-    r"(?<![\w-])(?:--(?P<no>no-)?(?P<name>[a-z][a-z-]*[a-z])|-(?P<short>[mk])\b)(?: (?P<value>-?\d+))?"
+    r"(?<![\w-])(?:--(?P<no>no-)?(?P<name>[a-z][a-z-]*[a-z])|(?P<with>with )?-(?P<short>[mk])\b)"
+    r"(?: (?P<value>-?\d+)|=(?P<word>\w+))?"
 )
 _SWITCHES = {
     "any-name", "external-tables", "force", "refit", "resume", "self-contained", "strict", "trusted", "uncertainty",
 }  # fmt: skip
 _ARGUMENTS = {"by": "output", "input": "output"}
-_SHORT = {"m": "model=", "k": "count"}
+_SHORT = {"m": "model", "k": "count"}
 _command_line = False
 
 
@@ -60,8 +61,10 @@ def _argument(match: re.Match[str]) -> str:
     flag, value = match["name"], match["value"]
     if match["no"]:
         return f"{flag.replace('-', '_')}=False"
-    name = _SHORT[match["short"]] if match["short"] else _ARGUMENTS.get(flag, flag.replace("-", "_"))
-    value = "True" if flag in _SWITCHES and value is None else value
+    if match["short"]:
+        return f"{'as ' if match['with'] else ''}{_SHORT[match['short']]}"
+    name = _ARGUMENTS.get(flag, flag.replace("-", "_"))
+    value = repr(match["word"]) if match["word"] else "True" if flag in _SWITCHES and value is None else value
     return name if value is None else f"{name}={value}"
 
 
@@ -99,6 +102,10 @@ def require(module: str, what: str, extra: str) -> Any:
         ) from exc
 
 
+class InputNotFound(UsageError, FileNotFoundError):
+    """There is no such file of options, or to continue from."""
+
+
 class ModelNotFound(UsageError, FileNotFoundError):
     """There is no model of this name, and no such file."""
 
@@ -127,8 +134,16 @@ class ImageError(StochclError):
     """One image of a source cannot be read; compression names, counts and skips it."""
 
 
+class ImageNotFound(ImageError, FileNotFoundError):
+    """There is no such image."""
+
+
 class LabelsError(StochclError, ValueError):
     """Labels are missing, malformed, or do not match the names of an archive."""
+
+
+class LabelsNotFound(LabelsError, FileNotFoundError):
+    """There is no such file of labels."""
 
 
 class ModelError(StochclError, ValueError):
@@ -169,3 +184,17 @@ class LimitExceeded(FormatError):
 
 class ModelMismatch(FormatError):
     """The archive was made by another model than the one it is read with."""
+
+
+_NOT_FOUND: dict[type[StochclError], type[StochclError]] = {
+    UsageError: InputNotFound,
+    ModelError: ModelNotFound,
+    SourceError: SourceNotFound,
+    ImageError: ImageNotFound,
+    LabelsError: LabelsNotFound,
+}
+
+
+def error_of(kind: type[StochclError], cause: Exception, message: str) -> StochclError:
+    """Return the error for a file that cannot be read: of a kind, and a FileNotFoundError if that is the cause."""
+    return (_NOT_FOUND.get(kind, kind) if isinstance(cause, FileNotFoundError) else kind)(message)

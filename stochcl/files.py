@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from stochcl.errors import OutputError, OutputExists, SourceError, StochclError, UsageError
+from stochcl.errors import OutputError, OutputExists, SourceError, SourceNotFound, StochclError, UsageError, error_of
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 PathLike = str | os.PathLike[str]
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as pathlib leaves it of one
 _LFS = b"version https://git-lfs"
 
 
@@ -60,6 +62,13 @@ def is_file(path: PathLike) -> bool:
 def is_folder(path: PathLike) -> bool:
     """Tell whether a path is a folder; where pathlib raises, it is not."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Tell whether two paths name one file; where one is not there, or a URL, they do not."""
+    with suppress(OSError):
+        return os.path.samefile(path, other)  # noqa: PTH121
+    return False
 
 
 @contextmanager
@@ -146,7 +155,7 @@ def reading(path: PathLike, what: str = "it", error: type[StochclError] = Source
     except StochclError:  # of which some are OSErrors
         raise
     except OSError as exc:
-        raise error(f"{escape_name(path)}: {what} cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(error, exc, f"{escape_name(path)}: {what} cannot be read: {os_reason(exc)}.") from exc
 
 
 def write_all(file: Any, data: bytes) -> None:
@@ -329,6 +338,16 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def check_exists(path: PathLike) -> None:
+    """Raise SourceNotFound for a path that is not there; what else is wrong with it, opening it explains."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError as exc:
+        raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
+    except (OSError, ValueError):
+        pass
+
+
 def check_output(path: Path, source: Path | None, *, force: bool) -> None:
     """Refuse, before an image is read, an output that cannot be written or that somebody wants to keep."""
     shown = escape_name(path)
@@ -338,6 +357,8 @@ def check_output(path: Path, source: Path | None, *, force: bool) -> None:
         same = status is not None and source is not None and source.is_file() and path.samefile(source)
     except OSError as exc:
         raise OutputError(f"{shown}: it cannot be written: {os_reason(exc)}; give another name.") from exc
+    if not folder and _URL.match(str(path)):
+        raise UsageError(f"{shown}: this is a URL, and outputs are files here; name one, and copy it there.")
     if not folder:
         raise OutputError(f"{shown}: the folder to write to does not exist; make it first.")
     if status is None:

@@ -23,11 +23,11 @@ MAGIC = b"\x89SCL\r\n\x1a\n"
 END_MAGIC = b"SCL\x89END\n"
 """Last eight bytes of a complete archive."""
 
-VERSION = 3
+VERSION = 4
 """What a new archive is written as. Rows that are added to an older one are written as that is."""
 
-VERSIONS = (1, 2, VERSION)
-"""What is read. Version 2 deflates the uncertainty of rows, and version 3 the header; its numbers are varints."""
+VERSIONS = (1, 2, 3, VERSION)
+"""What is read. Version 2 deflates uncertainty, version 3 the header, with varints for numbers, 4 numbers labels."""
 
 PROLOGUE = struct.Struct("<8sHHII")
 """Magic, version, reserved (0), bytes of the header, CRC-32 of the fields before it and the header."""

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 from stochcl import errors
 from stochcl.api import shards
 from stochcl.api.codec import Codec
-from stochcl.api.compress import CompressOptions
+from stochcl.api.compress import CompressOptions, Encoded
+from stochcl.api.shards import Made
 from stochcl.compress.sharded import Shard
+from stochcl.data import Failure
 from stochcl.errors import MissingExtraError, OutputError, SourceError, StochclError, UsageError
 from stochcl.messages import Progress, escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from stochcl.api.shards import Made, Plan, Run, ShardSource
+    from stochcl.api.shards import Plan, Run, ShardSource
     from stochcl.api.summary import Report
     from stochcl.data import ImageSource
 
@@ -115,10 +117,6 @@ class ShardWorker:
     """One of the pool: loads the model when its first shard comes, and makes one shard after the other.
 
     An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
-
-    Parameters
-    ----------
-    plan : Plan
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -132,9 +130,7 @@ class ShardWorker:
             plan = self._plan
             codec = Codec(plan.model, device=plan.device, precision=plan.precision)
             if codec.model.sha256 != plan.facts["model"]:
-                raise UsageError(
-                    f"{escape_name(plan.model)}: a worker finds another model there; give it the same file."
-                )
+                raise UsageError(f"{escape_name(plan.model)}: a worker finds another model; give it the same.")
             self._codec = codec
         return self._codec
 
@@ -155,10 +151,12 @@ class ShardWorker:
     def _answer(self, number: int, piece: str) -> str:
         try:
             count_try(self._plan, number)
-            shard, skipped = self.make(number, shards.ShardInput.from_json(piece) if piece else None)
+            made = self.make(number, shards.ShardInput.from_json(piece) if piece else None)
         except StochclError as exc:
             return json.dumps({"error": type(exc).__name__, "message": " ".join(map(str, exc.args))})
-        return json.dumps({"shard": vars(shard), "skipped": skipped})
+        damaged = [(failure.name, failure.reason) for failure in made.encoded.damaged]
+        encoded = vars(made.encoded) | {"damaged": damaged}
+        return json.dumps({"shard": vars(made.shard), "skipped": made.skipped, "encoded": encoded})
 
     def make(self, number: int, piece: shards.ShardInput | None = None) -> Made:
         """Make the shard of this number."""
@@ -246,7 +244,9 @@ def _read(answer: str) -> Made:
     if "error" in values:
         kind = getattr(errors, values["error"], StochclError)
         raise kind(values["message"])
-    return Shard(**values["shard"]), [(name, reason) for name, reason in values["skipped"]]
+    skipped = [(name, reason) for name, reason in values["skipped"]]
+    encoded = values["encoded"] | {"damaged": [Failure(*pair) for pair in values["encoded"]["damaged"]]}
+    return Made(Shard(**values["shard"]), skipped, Encoded(**encoded))
 
 
 def _pool(codec: Codec, count: int, workers: int | None) -> tuple[int, dict[str, Any]]:
@@ -255,7 +255,7 @@ def _pool(codec: Codec, count: int, workers: int | None) -> tuple[int, dict[str,
 
     there = ray.cluster_resources()
     cores, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
-    if codec.device.type == "cuda":
+    if codec.device_type == "cuda":
         if not gpus:
             raise UsageError("the cluster has no GPU; pass --device cpu.")
         size = min(workers or gpus, gpus, count)

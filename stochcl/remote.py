@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]+)*://")
+_GONE = 404  # HTTP's status of what is not there
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
@@ -58,6 +59,12 @@ def url_errors(url: str) -> Iterator[None]:
     protocol = re.split("://|::", url)[0].lower()
     try:
         yield
+    except FileNotFoundError as exc:
+        cause = exc.__cause__  # over HTTP, whatever went wrong
+        failed = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+        if failed or getattr(cause, "status", _GONE) != _GONE:
+            raise OSError(str(cause) or type(cause).__name__) from exc
+        raise
     except (OSError, StochclError):
         raise
     except ImportError as exc:

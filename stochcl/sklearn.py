@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from stochcl.data import sample_rows
-from stochcl.errors import ModelMismatch, UsageError
+from stochcl.errors import ModelMismatch, UsageError, for_caller
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,7 @@ class EmbeddingCoder(
         self.model_ = to_bytes(encoder, self.record_)
         self.rate_ = float(self.record_["latents"]["rate"])
         for missed in rate_warnings(self.record_):
-            warnings.warn(missed.removeprefix("warning: "), UserWarning, stacklevel=2)
+            warnings.warn(for_caller(missed.removeprefix("warning: ")), UserWarning, stacklevel=2)
         return self
 
     def _check(self) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from stochcl.codes import Codes, bits_per_symbol, label_text, plain_label
-from stochcl.errors import LabelsError, UsageError
+from stochcl.errors import LabelsError, UsageError, require
+
+require("torch", "stochcl.torch", "train")
+
+import torch  # noqa: E402 - where it is missing, one sentence says what to install
+from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,26 +28,7 @@ UNLABELLED = ("keep", "refuse")
 
 
 class Rows:
-    """Opens an archive in every process that asks, and makes arrays of its codes.
-
-    Parameters
-    ----------
-    path : path-like or URL
-    output : str
-        ``symbols``: uint8 or, beyond 256 values, int32, shape (D,). ``vectors``: float32, shape (V,). ``auto``:
-        vectors, where the model has a decoder.
-    latents : int, optional
-        The first so many.
-    labels : sequence of str or of numbers, or bool
-        One for each row, in place of the archive's; False for none.
-    unlabelled : str
-        ``keep`` rows without a label, whose number is -1 (NaN among floats), or ``refuse`` an archive with any.
-
-    Attributes
-    ----------
-    classes : tuple of str or None
-        What the numbers of the labels stand for; None where there are no labels, or they are numbers.
-    """
+    """Opens an archive in every process that asks, and makes arrays of its codes; see :class:`CodesDataset`."""
 
     def __init__(
         self, path: PathLike, output: str, latents: int | None, labels: Sequence[Any] | bool,

@@ -67,6 +67,26 @@ def texts(data, rows):
     return [text.decode("utf-8", "surrogateescape") for text in found[1:]]
 
 
+def labels(data, rows, version):
+    if not data or version < 4:
+        return texts(data, rows)
+    source = Bytes(data)
+    count = source.varint()
+    if not count:
+        return texts(source.take(), rows)
+    must(count <= min(rows, 1 << 16), "more labels than rows")
+    distinct = texts(source.take(source.varint()), count)
+    width = next(w for w in (1, 2, 4, *range(8, 17)) if count <= 1 << w)
+    packed = inflate(source.take(), 1 << 21)
+    must(len(packed) == -(-width * rows // 8), "labels' numbers of another length")
+    digits = "".join(f"{byte:08b}" for byte in packed)
+    numbers = [int(digits[width * row : width * (row + 1)], 2) for row in range(rows)]
+    must(max(numbers) < count, "a label that is not there")
+    found = [distinct[number] for number in numbers]
+    must(sum(len(text.encode("utf-8", "surrogateescape")) for text in found) <= 1 << 24, "labels that are too long")
+    return found
+
+
 def uncertainty(source, rows, version):
     if version == 1:
         must(len(source.data) == 2 * rows, "uncertainty that is not two bytes a row")
@@ -113,7 +133,7 @@ class Archive:
     def read_header(self, source):
         must(source.take(8) == b"\x89SCL\r\n\x1a\n", "not an archive of codes")
         version, reserved, size, crc = source.numbers("HHII")
-        must(1 <= version <= 3 and reserved == 0 and size <= 1 << 20, "the version, or reserved bytes")
+        must(1 <= version <= 4 and reserved == 0 and size <= 1 << 20, "the version, or reserved bytes")
         self.version, text = version, source.take(size)
         must(zlib.crc32(self.data[:16] + text) == crc, "checksum of the header")
         hashes = {"model_sha256": text[:32].hex(), "tables_sha256": text[32:64].hex()} if version > 2 else {}
@@ -194,7 +214,7 @@ class Archive:
         must(most and blocks == -(-rows // most) and kind <= 3, "a head that makes no sense")
         counts, crcs = [head.varint() for _ in range(blocks)], head.array("<u4", blocks)
         head.end()
-        table, names, labels, values = (part.take(*sizes[k : k + 2]) for k in (0, 2, 4, 6))
+        table, names, classes, values = (part.take(*sizes[k : k + 2]) for k in (0, 2, 4, 6))
         must((kind == 1) == (table != b"") and (kind == 3 or number == 0), "a segment's model")
         must(kind != 2 or "selection" not in self.header, "the tables' network, for latents that were selected")
         latents = np.arange(len(self.latents)) if kind % 2 else self.latents
@@ -203,7 +223,7 @@ class Archive:
         symbols = [self.block(part, model, latents, *block) for block in zip(shares, counts, crcs, strict=True)]
         part.end()
         values = uncertainty(Bytes(values), rows, self.version) if values else None
-        return np.concatenate(symbols), texts(names, rows), texts(labels, rows), values
+        return np.concatenate(symbols), texts(names, rows), labels(classes, rows, self.version), values
 
     def block(self, part, model, latents, rows, words, rows_crc):
         decisions = rows * len(latents) * model.bits

@@ -1,13 +1,18 @@
-"""Run the examples of the documentation, and keep the output that the pages show up to date.
+"""Run the examples of the documentation and of the help, and keep the output that the pages show up to date.
 
     python tools/run_pages.py                      # every page: fail if an example fails or shows another output
     python tools/run_pages.py docs/tutorial.md     # one page
     python tools/run_pages.py --write              # put the real output into the pages
 
-A page's ``sh`` and ``python`` blocks run in order in one new folder, which holds ``examples/images`` and a smaller
-``photos/CLASS/NAME.jpg``. A ``text`` block right after one of them is what it prints; a line ``...`` stands for the
-rest. Outputs are compared without their numbers. ``<!-- not run: reason -->`` before a block leaves it out, and
-``<!-- needs: MODULE -->`` where that module is not installed.
+A page's ``sh`` and ``python`` blocks run in order in one new folder, which holds ``examples/images``, a smaller
+``photos/CLASS/NAME.jpg``, ``photo.jpg`` and ``vectors.npy``. A ``text`` block right after one of them is what it
+prints; a line ``...`` stands for the rest. Outputs are compared without their numbers. Before a block,
+
+    <!-- not run: reason -->      leaves it out
+    <!-- shortened: reason -->    runs it with the options of ``MOST``
+    <!-- needs: MODULE -->        leaves it out where that module is not installed
+
+The examples of the help are all shortened, see tests/test_examples.py. ``ELSEWHERE`` is what no machine can run.
 """
 
 from __future__ import annotations
@@ -28,18 +33,37 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
-    r"(?P<skip>^<!-- not run: [^\n]+ -->\n\s*)?"
+    r"(?:^<!-- (?P<how>not run|shortened): [^\n]+ -->\n\s*)?"
     r"(?:^<!-- needs: (?P<needs>\w+) -->\n\s*)?"
     r"^```(?P<language>sh|python)\n(?P<code>.*?)^```\n"
     r"(?P<between>\n*)(?:^```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
-SHELL_ONLY = re.compile(r"[|;&<>$(){}*\\#]")
+COMMENT = re.compile(r"[ \t]+# .*$", re.MULTILINE)
+INSTALL = re.compile(r"^pip install [^&\n]*&& (?=stochcl )", re.MULTILINE)  # .ci/run has done that
+PLAIN = re.compile(r"(?:(?P<before>[^|;&<>$(){}\\#]+) \| )?(?P<command>stochcl [^|;&<>$(){}*\\#]+)")
+
+MOST: dict[str, dict[str, str]] = {
+    "train vectors.npy": {"--latent-steps": "20"},
+    "train --preset": {"--epochs": "1", "--latent-steps": "5", "--entropy": "independent"},
+    "train": {"--epochs": "1", "--batch-size": "16", "--size": "32", "--latent-steps": "5", "--hold-out": "2"},
+    "finetune": {"--epochs": "1", "--batch-size": "4", "--size": "32", "--hold-out": "2"},
+    "benchmark rate-accuracy": {"--ladder": "8", "--bits": "8", "--baselines": "float32,random-signs"},
+    "benchmark throughput": {"--repeat": "1", "--images": "12"},
+}
+"""What a shortened example may ask for, by how it begins: no larger number, and this where it asks for nothing."""
+
+ELSEWHERE = [
+    ("torchrun --nproc-per-node 8 -m stochcl ", "stochcl ", "tests/cli/test_train.py runs torchrun"),
+    ("--device cuda --precision bf16 --compile", "--device cpu", "tests have no GPU"),
+    ("--engine ray", "--shard-images 5", "Ray is optional; tests/distributed runs it"),
+]
+"""Parts of examples, what stands in for them, and why."""
 
 
 def pages() -> list[Path]:
     """Return the pages whose examples run; the format's page has a test of its own."""
-    return sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "FORMAT.md")
+    return [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "FORMAT.md")]
 
 
 @dataclass
@@ -51,12 +75,7 @@ class Page:
     names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
 
     def __post_init__(self) -> None:
-        images = ROOT / "examples" / "images"
-        shutil.copytree(images, self.folder / "examples" / "images")
-        for label in ("china", "flower"):
-            (self.folder / "photos" / label).mkdir(parents=True)
-            for path in sorted((images / label).glob("*.jpg"))[:6]:
-                shutil.copy(path, self.folder / "photos" / label)
+        prepare(self.folder)
 
     def run(self) -> list[tuple[re.Match[str], str]]:
         """Run the blocks in order; return each with what it printed."""
@@ -71,28 +90,73 @@ class Page:
                 with contextlib.redirect_stdout(printed):
                     exec(compile(code, str(self.path), "exec"), self.names)
                 return printed.getvalue()
-            lines = code.splitlines()
-            if all(line.startswith("stochcl ") for line in lines) and not any(map(SHELL_ONLY.search, lines)):
-                return "".join(run_command(shlex.split(line)[1:]) for line in lines)
-            return run_shell(code)
+            return run_lines(INSTALL.sub("", code), shortened=block["how"] == "shortened")
         except Exception as error:
             raise RuntimeError(f"{self.path.relative_to(ROOT)}: this example failed:\n{code}{error}") from error
 
 
+def prepare(folder: Path) -> None:
+    """Put into a new folder what pages take for granted."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    images = ROOT / "examples" / "images"
+    shutil.copytree(images, folder / "examples" / "images")
+    for label in ("china", "flower"):
+        (folder / "photos" / label).mkdir(parents=True)
+        for path in sorted((images / label).glob("*.jpg"))[:6]:
+            shutil.copy(path, folder / "photos" / label)
+    shutil.copy(images / "china" / "07.jpg", folder / "photo.jpg")
+    np.save(folder / "vectors.npy", load_digits().data[:400].astype(np.float32))
+
+
 def is_run(block: re.Match[str]) -> bool:
     """Tell whether a block runs here: nothing leaves it out, and what it needs is installed."""
-    return not block["skip"] and (block["needs"] is None or find_spec(block["needs"]) is not None)
+    return block["how"] != "not run" and (block["needs"] is None or find_spec(block["needs"]) is not None)
 
 
-def run_command(arguments: list[str]) -> str:
+def run_lines(code: str, *, shortened: bool = False) -> str:
+    """Run lines of a shell: in bash, but for plain stochcl commands and what is piped to them, in this process."""
+    code = COMMENT.sub("", code)
+    if shortened:
+        for part, other, _ in ELSEWHERE:
+            code = code.replace(part, other)
+    found = [PLAIN.fullmatch(line) for line in code.splitlines()]
+    if None in found:
+        return run_shell(code)
+    printed = ""
+    for line in filter(None, found):
+        arguments = shlex.split(line["command"])[1:]
+        piped = (
+            line["before"]
+            and subprocess.run(["bash", "-c", line["before"]], stdout=subprocess.PIPE, check=True).stdout
+        )
+        printed += run_command(shorten_command(arguments) if shortened else arguments, piped)
+    return printed
+
+
+def shorten_command(arguments: list[str]) -> list[str]:
+    """Return a command that asks for no more than ``MOST``."""
+    out, text = list(arguments), " ".join(arguments) + " "
+    most = next((most for start, most in MOST.items() if text.startswith(f"{start} ")), {})
+    for option, value in most.items():
+        if option not in out:
+            out += [option, value]
+        elif value.isdigit() and out[at := out.index(option) + 1].isdigit():
+            out[at] = str(min(int(out[at]), int(value)))
+    return out
+
+
+def run_command(arguments: list[str], piped: bytes | None = None) -> str:
     """Run a stochcl command in this process, which has imported what it needs."""
     from click.testing import CliRunner
 
     from stochcl.cli import main
 
-    found = CliRunner().invoke(main, arguments, prog_name="stochcl")
+    found = CliRunner().invoke(main, arguments, input=piped, prog_name="stochcl")
     if found.exit_code:
-        raise RuntimeError(f"exit code {found.exit_code}: {found.stderr}") from found.exception
+        crash = None if isinstance(found.exception, SystemExit) else found.exception
+        raise RuntimeError(f"exit code {found.exit_code}: {found.stderr}") from crash
     return found.stdout
 
 
@@ -113,7 +177,7 @@ def run_shell(code: str) -> str:
     return done.stdout
 
 
-def shorten(printed: str, shown: str) -> str:
+def cut(printed: str, shown: str) -> str:
     """Cut an output where the page does, at its line of three dots."""
     lines = shown.splitlines()
     if "..." not in lines:
@@ -134,7 +198,7 @@ def check(path: Path, *, write: bool = False) -> list[str]:
     for block, printed in reversed(found):
         if block["output"] is None:
             continue
-        real = shorten(printed, block["output"])
+        real = cut(printed, block["output"])
         if without_numbers(real) != without_numbers(block["output"]):
             wrong.append(
                 f"{path.relative_to(ROOT)}: after\n{block['code']}the page shows another output than\n{real}"

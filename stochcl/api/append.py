@@ -6,26 +6,29 @@ import hashlib
 import json
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import codec_of
-from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows
+from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows, label_level_warning
 from stochcl.api.source import listing, no_readable_error, open_inputs, source_warnings, strict_error
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
-from stochcl.data import LabelTable, MatrixSource, Preprocess, SubsetSource, missing_from, read_labels
-from stochcl.data.pixels import FULL_DEPTH
+from stochcl.data import LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
+from stochcl.encoders.engine import RUNTIMES
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import Progress, escape_name, plural
+from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stochcl.api.encode import CodecBase
     from stochcl.codes import Codes
+    from stochcl.compress import Header
     from stochcl.files import PathLike
 
 
@@ -65,13 +68,15 @@ def append(
     ModelMismatch, UsageError
         If the archive is another model's, or its images were prepared otherwise, or it has no names.
     """
+    check_local(path)
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
     check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
     labelled = labels is not None or _labels_come_along(options)
     with Archive(path) as archive:
         codec = codec_of(path) if codec is None else codec
         _check_appendable(archive, path, codec, labels=labelled)
-        codec = codec.with_precision(archive.header.precision)
+        codec = _like(archive.header, codec.with_precision(archive.header.precision))
+        made, here = archive.header.runtime or "torch", codec.runtime
     images = open_inputs(source, codec, options)
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
@@ -84,19 +89,39 @@ def append(
         there = len(images) - len(new)
         if strict and new.rejected:
             raise strict_error(new, new.rejected[0])
-        facts = {"source": listing(new), "model": codec.model.sha256, "strict": strict, "device": codec.device.type}
+        facts: dict[str, Any] = {"source": listing(new), "model": codec.model.sha256, "strict": strict}
+        facts |= {"device": codec.device_type, "labels": None}
         if table is not None:
             table = table.of(_names(new))
             facts["labels"] = hashlib.sha256(json.dumps(table.match(_names(new))).encode()).hexdigest()
-        out.resume({"labels": None} | facts)
+        out.resume(facts)
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
     unit = report.unit
     added = report.images - before[0]
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
-    notes += [line.removeprefix("warning: ") for line in source_warnings(new, encoded.damaged)]
+    if made not in (here, "mixed"):
+        notes.append(
+            f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
+        )
+    warnings = source_warnings(new, encoded.damaged) + label_level_warning(options.label_level, encoded)
+    notes += [line.removeprefix("warning: ") for line in warnings]
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
+
+
+def check_local(path: PathLike) -> None:
+    """Raise UsageError for an archive behind a URL."""
+    if is_url(path):
+        raise UsageError(f"{escape_name(path)}: rows are added to files here, not behind a URL; copy it here first.")
+
+
+def _like(header: Header, codec: CodecBase) -> CodecBase:
+    """Return the codec with the runtime that made an archive, where that is installed."""
+    runtime = header.runtime or "torch"  # which was the only one before archives named it
+    if runtime not in RUNTIMES or (runtime == "torch" and find_spec("torch") is None):
+        return codec
+    return codec.with_runtime(runtime)
 
 
 def _labels_come_along(options: CompressOptions) -> bool:
@@ -114,11 +139,10 @@ def _append_to(
             return replace(codes, labels=table.match(codes.names or ()))
         return codes if _labels_come_along(options) else replace(codes, labels=None)
 
-    stated = out.header.preprocess
     preprocess = codec.preprocess
     if codec.columns is None:  # of 16-bit images as many bits as those that are there have
-        most = options.max_pixels or preprocess.max_pixels
-        preprocess = Preprocess(stated["size"], stated["fit"], stated.get("depth", FULL_DEPTH), most)
+        preprocess = codec.preprocess_of(out.header)
+        preprocess = replace(preprocess, max_pixels=options.max_pixels or preprocess.max_pixels)
     known = {name for name, _ in out.archive.skipped}
     for failure in () if out.position else new.rejected:
         out.skip(failure.name, failure.reason)

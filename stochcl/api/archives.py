@@ -24,20 +24,19 @@ from stochcl.errors import (
     ImageError,
     LabelsError,
     ModelMismatch,
-    ModelNotFound,
     OutputError,
     OutputExists,
     SourceError,
-    StochclError,
     UsageError,
+    error_of,
 )
-from stochcl.files import PathLike, check_output, is_file, make_folder, target_of
+from stochcl.files import PathLike, check_output, make_folder, refuse_pointer, target_of
 from stochcl.messages import Progress, escape_name, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stochcl.entropy.tables import Tables, Where
+    from stochcl.entropy.tables import Where
 
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
@@ -190,9 +189,11 @@ def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> 
 def _numbers(path: Path) -> Any:
     shown = escape_name(path)
     try:
-        return json.loads(read_regular(path, _MAX_SELECTION))
+        data = read_regular(path, _MAX_SELECTION)
+        refuse_pointer(path, data, "a selection")
+        return json.loads(data)
     except ImageError as exc:
-        raise SourceError(f"{shown}: the selection cannot be read: {exc}.") from exc
+        raise error_of(SourceError, exc, f"{shown}: the selection cannot be read: {exc}.") from exc
     except (ValueError, RecursionError) as exc:
         raise SourceError(f"{shown}: this is not a JSON list of the numbers of latents ({exc}).") from exc
 
@@ -314,42 +315,3 @@ def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -
     if parts is None or not 1 <= parts <= total:
         raise UsageError(f"{shown}: it holds {plural(total, 'image')}, which do not make {parts} parts.")
     return [total * i // parts for i in range(parts + 1)]
-
-
-def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
-    """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
-
-    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash. Only a model needs
-    torch.
-
-    Raises
-    ------
-    ModelNotFound
-        If there is no such file or model.
-    ModelError
-        If the model is damaged.
-    """
-    if model is None:
-        return () if path is None else _by_hash(path)
-    if Path(model).suffix != ".tables":
-        from stochcl.api.codec import Codec
-
-        return (Codec(model, device="cpu").tables,)
-    if not is_file(model):
-        raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
-    return (Path(model),)
-
-
-def _by_hash(path: PathLike) -> tuple[Tables, ...]:
-    try:
-        with open_archive(path) as archive:
-            try:
-                _ = archive.tables
-            except ModelMismatch:
-                from stochcl.api.codec import Codec
-                from stochcl.api.models import model_of
-
-                return (Codec(model_of(archive.header, path), device="cpu").tables,)
-    except StochclError:  # which opening it for its purpose explains
-        pass
-    return ()

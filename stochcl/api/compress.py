@@ -11,16 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.source import (
-    check_source_fits_model,
-    given_paths,
-    listing,
-    no_readable_error,
-    open_given,
-    read_batches,
-    source_warnings,
-    strict_error,
-)
+from stochcl.api import source as sources
 from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, ArchiveBase, Header, Writer
@@ -60,9 +51,7 @@ class CompressOptions(SourceOptions):
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
-    fit: Fit | None = option(
-        None, "What happens to images that are not square.", choices=FITS, shown="as the model says"
-    )
+    fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
     self_contained: bool = option(False, "Put the decoder into the archive in any case.")
@@ -127,7 +116,7 @@ def compress_source(
 ) -> Report:
     """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec)
-    source = check_source_fits_model(open_given(given, options, codec.columns or 0), codec)
+    source = sources.check_source_fits_model(sources.open_given(given, options, codec.columns or 0), codec)
     if not isinstance(path, Path):
         return _compress_to_stream(codec, source, path, options, progress)
     if options.resume and isinstance(source, StreamSource):
@@ -140,7 +129,7 @@ def compress_source(
             f"{escape_name(path)}: this is a folder of shards; pass the --shard-images that it was made with to "
             "continue it or, with --force, to replace it; or name a file to write."
         )
-    for read in given_paths(given):
+    for read in sources.given_paths(given):
         check_output(path, read, force=options.force)
     started, shown, path = time.monotonic(), str(path), target_of(path)
     with note_partial_output(path):
@@ -161,13 +150,17 @@ def report_of(
 ) -> Report:  # fmt: skip
     """Return the figures of an archive that was just written, and warnings of its images, labels and codes."""
     report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
-    warnings = source_warnings(source, encoded.damaged)
-    if level is not None and archive.labels is None:
-        warnings.append(
-            f"warning: no image lies in {abs(level)} folders, so none has a label; give another --label-level"
-        )
+    warnings = sources.source_warnings(source, encoded.damaged)
+    warnings += label_level_warning(level, encoded)
     warnings += distribution_shift_warning(codec, archive)
     return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
+
+
+def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
+    """Return a warning if no image lies in as many folders as its label was to be taken from."""
+    if level is None or encoded.labelled or not encoded.rows:
+        return []
+    return [f"warning: no image lies in {abs(level)} folders; give another --label-level"]
 
 
 def _compress_to_stream(
@@ -175,9 +168,7 @@ def _compress_to_stream(
 ) -> Report:
     needs_file = {"--rate": options.rate, "--resume": options.resume, "--external-tables": options.external_tables}
     if asked := [name for name, value in needs_file.items() if value]:
-        raise UsageError(
-            f"{' and '.join(asked)}: this needs a file to be written; give -o a name, or --latents for fewer bits."
-        )
+        raise UsageError(f"{' and '.join(asked)}: this needs a file; give -o a name, or --latents for fewer bits.")
     started = time.monotonic()
     with StreamWriter(
         file,
@@ -189,7 +180,7 @@ def _compress_to_stream(
     ) as writer:
         encoded = _encode_all(codec, source, writer, options, progress)
     with Archive(writer.outline(), tables=[codec.tables]) as archive:
-        return report_of(archive, "standard output", codec, source, encoded, started)
+        return report_of(archive, "standard output", codec, source, encoded, started, options.label_level)
 
 
 def encode_source(
@@ -199,7 +190,7 @@ def encode_source(
 
     What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
     """
-    facts = {"source": listing(source), "strict": options.strict, "device": codec.device.type}
+    facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device_type}
     facts |= {} if options.label_level is None else {"label_level": options.label_level}
     with Writer(
         path,
@@ -229,22 +220,23 @@ def _encode_all(
     codec: CodecBase, source: Source, writer: SegmentWriter, options: CompressOptions, progress: Progress
 ) -> Encoded:
     if options.strict and source.rejected:
-        raise strict_error(source, source.rejected[0])
+        raise sources.strict_error(source, source.rejected[0])
     if not writer.position:
         for failure in source.rejected:
             writer.skip(failure.name, failure.reason)
     encoded = encode_rows(codec, source, writer, preprocess_of(codec, options, source), options, progress)
     if not writer.rows:
-        raise no_readable_error(source, writer.first_skip)
+        raise sources.no_readable_error(source, writer.first_skip)
     return encoded
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded: how many rows, and which images were damaged and read all the same."""
+    """What was encoded: rows, images that were damaged and read all the same, and whether any row has a label."""
 
     rows: int = 0
     damaged: Sequence[Failure] = ()
+    labelled: bool = False
 
 
 def encode_rows(
@@ -256,11 +248,11 @@ def encode_rows(
     ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
     is stored beside them.
     """
-    encoded, damaged = 0, list[Failure]()
+    encoded, damaged, labelled = 0, list[Failure](), False
     progress(writer.position, len(source))
-    for part in read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
+    for part in sources.read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
         if options.strict and (part.failures or part.damaged):
-            raise strict_error(source, (*part.failures, *part.damaged)[0])
+            raise sources.strict_error(source, (*part.failures, *part.damaged)[0])
         damaged += part.damaged
         failed = sorted(set(part.rows).difference(part.positions))
         for row, failure in zip(failed, part.failures, strict=True):
@@ -271,11 +263,12 @@ def encode_rows(
             labels = part.labels
             if options.label_level is not None:
                 labels = tuple(folder_label(name, options.label_level) for name in part.names)
+            labelled = labelled or any(labels or ())
             codes = replace(select_latents(codes, writer.header), names=part.names, labels=labels)
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
-    return Encoded(encoded, damaged)
+    return Encoded(encoded, damaged, labelled)
 
 
 # A rate
@@ -287,13 +280,7 @@ def full_width(path: Path) -> Path:
 
 
 def locked(path: Path) -> WriteLock:
-    """Take the right to write to a path for all the steps of a request.
-
-    Raises
-    ------
-    OutputError
-        If another writer has it.
-    """
+    """Take the right to write to a path for all the steps of a request."""
     try:
         return WriteLock(path, escape_name(path))
     except OSError as exc:
@@ -390,7 +377,7 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
             "pass --force in place of --resume to start anew."
         )
     if options.strict and skipped:
-        raise strict_error(source, Failure(*skipped[0]))
+        raise sources.strict_error(source, Failure(*skipped[0]))
 
 
 def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:

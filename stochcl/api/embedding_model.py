@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import Codec
-from stochcl.data import MatrixSource, open_source, sample_rows, sample_size
-from stochcl.data.array import MAGIC
+from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
+from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
 from stochcl.entropy.residual import MAX_RESIDUAL
-from stochcl.errors import TrainingError, UsageError
+from stochcl.errors import TrainingError, UsageError, require
 from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
@@ -90,7 +90,7 @@ def train_head(
     UsageError
         If an option makes no sense.
     """
-    import torch
+    torch = require("torch", "training", "train")
 
     from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder, Standardise
@@ -142,9 +142,7 @@ def row_warnings(record: dict[str, Any]) -> tuple[str, ...]:
         found.append(f"{plural(rows, 'row')} to train on: codes of others may be poor; give {_FEW_ROWS:,} or more")
     if constant:
         have = "has" if constant == 1 else "have"
-        found.append(
-            f"{plural(constant, 'column')} {have} one value in all rows to train on: codes say nothing of it"
-        )
+        found.append(f"{plural(constant, 'column')} {have} one value in all rows to train on: codes cannot tell it")
     return tuple(found)
 
 
@@ -204,22 +202,29 @@ def write_head(data: bytes, path: PathLike) -> None:
 _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "ladder", "reduced", "transform"})
 
 
-def matrix_among(sources: Sequence[PathLike]) -> MatrixSource | None:
-    """Return the matrix that training was given, None where it was given images.
+def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> MatrixSource | ArrowVectors | None:
+    """Return the embeddings that training was given, in matrices or tables, None where it was given images.
 
     Raises
     ------
     SourceError
         If a source cannot be read.
     UsageError
-        If there is a matrix and something else.
+        If there are embeddings and something else, or a column of no table is asked for.
     """
-    arrays = [open_source(path) for path in sources if _is_array(path)]  # to list a folder or a tar twice takes long
-    matrices = [source for source in arrays if isinstance(source, MatrixSource)]
-    if matrices and len(sources) > 1:
-        shown = escape_name(matrices[0].path)
-        raise UsageError(f"{shown}: a model of vectors is trained on one .npy matrix; join the rows in one file.")
-    return matrices[0] if matrices else None
+    table = open_arrow([Path(path) for path in sources], SourceOptions(column=column), takes=1)
+    if isinstance(table, ArrowVectors):
+        return table
+    if table is not None:
+        raise UsageError(
+            f"{escape_name(table.path)}: training takes no images of a table; give a folder, .zip or .tar."
+        )
+    if column is not None:
+        raise UsageError("--column: there is no table; only .parquet and .arrow files have columns.")
+    # To list a folder or a tar twice takes long, so only arrays are opened.
+    arrays = any(isinstance(open_source(path), MatrixSource) for path in sources if _is_array(path))
+    found = open_sources(sources) if arrays else None
+    return found if isinstance(found, MatrixSource) else None
 
 
 def _is_array(path: PathLike) -> bool:
@@ -231,14 +236,14 @@ def _is_array(path: PathLike) -> bool:
 
 
 def train_matrix(
-    source: MatrixSource, output: Path, *, report: Callable[[FitProgress], None], **options: Any,
+    source: MatrixSource | ArrowVectors, output: Path, *, report: Callable[[FitProgress], None], **options: Any,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    """Train a model of vectors on a sample of a matrix's rows and write its file; return its record and hash.
+    """Train a model of vectors on a sample of rows and write its file; return its record and hash.
 
     Parameters
     ----------
-    source : MatrixSource
-        Of any size: at most 200,000 rows are read.
+    source : MatrixSource or ArrowVectors
+        Of any size: at most 200,000 rows are held.
     output : Path
         The model file.
     report : callable
@@ -267,9 +272,10 @@ def train_matrix(
     if foreign := sorted(set(given) - known):
         name = foreign[0].replace("_", "-")
         raise UsageError(
-            f"--{name} belongs to training on images, and {escape_name(source.path)} is a matrix; omit it."
+            f"--{name} belongs to training on images, and {escape_name(source.path)} holds embeddings; omit it."
         )
-    train, held = sample_rows(source, seed=given.get("seed", 0))
+    rows = source if isinstance(source, MatrixSource) else source.sample(MOST_ROWS)
+    train, held = sample_rows(rows, seed=given.get("seed", 0))
     if "latent_steps" in given:
         given["steps"] = max(1, given.pop("latent_steps"))
     elif epochs is not None:
@@ -278,9 +284,9 @@ def train_matrix(
     encoder, record = train_head(train, held, latents=latents, config=config, report=report, **given)
     record |= {
         "width": encoder.config.latents,
-        "sources": [escape_name(source.path.name)],
+        "sources": [escape_name(Path(source.path).name)],
         "constant_columns": int((train == train[0]).all(axis=0).sum()),
-        "not_finite": sample_size(len(source), source.dim) - len(train) - len(held),
+        "not_finite": sample_size(len(rows), source.dim) - len(train) - len(held),
         "seconds": round(time.monotonic() - started),
     }
     return record, save_model(encoder, output, record)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,12 +17,22 @@ from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header
 from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
-from stochcl.data.pixels import FULL_DEPTH
-from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage, Fit
-from stochcl.encoders.inference import PRECISIONS, check_inputs, choose_device, encode, narrowed, points, standardised
+from stochcl.data.pixels import OWN_DEPTH
+from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
+from stochcl.encoders import layout
+from stochcl.encoders.engine import (
+    PRECISIONS,
+    RUNTIMES,
+    OnnxNetwork,
+    Vectors,
+    check_inputs,
+    encode,
+    runtime_of,
+)
+from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.tables import Tables, is_packaged
-from stochcl.errors import ImageError, ModelMismatch, UsageError
+from stochcl.errors import ImageError, ModelMismatch, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
@@ -28,42 +41,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from stochcl.codes import Codes
-    from stochcl.encoders.inference import Encoded
+    from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.engine import Encoded, Network
     from stochcl.files import PathLike
 
 
 _FLOAT = 4  # bytes
+_GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # what drivers put there
 
 
 class CodecBase:
-    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with.
-
-    Parameters
-    ----------
-    model : str or path-like
-        The name of an embedded model, or a model file.
-    device : str
-        auto, cpu, cuda...
-    precision : str
-        fp32 or bf16, of the network's arithmetic. bf16 is faster where the processor has it; a few bits in a
-        thousand come out differently, so that an archive has one precision, in its header.
-
-    Raises
-    ------
-    UsageError
-        If there is no such model, device or precision.
-    ModelError
-        If the model file is damaged, foreign or a pickle.
-    """
+    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with."""
 
     precisions = PRECISIONS
 
-    def __init__(self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "fp32") -> None:
+    def __init__(
+        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "fp32", runtime: str = "auto"
+    ) -> None:
         self._check_precision(precision)
         self.precision = precision
-        self.device = choose_device(device)
+        self.device = device_name(device)
         self.model = load_model(find_model(model))
-        self._encoder = self.model.encoder.to(self.device)
+        self._asked = runtime
+        if runtime not in ("auto", *RUNTIMES):
+            raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
+        if self.runtime == "torch":
+            what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {device}"
+            require("torch", what if precision == "fp32" else f"--precision {precision}", "train")
 
     def __repr__(self) -> str:
         takes = f"{self.columns}-dimensional vectors" if self.columns else f"images of {self.size} pixels"
@@ -81,47 +85,85 @@ class CodecBase:
         if precision == self.precision:
             return self
         self._check_precision(precision)
+        return self._copy(precision=precision)
+
+    def with_runtime(self, runtime: str) -> Self:
+        """Return this codec, or one whose features another runtime computes, onnx or torch."""
+        return self if runtime == self.runtime or self.columns else self._copy(_asked=runtime)
+
+    def _copy(self, **changes: Any) -> Self:
         other = copy.copy(self)
-        other.precision = precision
+        other.__dict__.pop("_network", None)
+        other.__dict__ |= changes
         return other
+
+    @property
+    def runtime(self) -> str:
+        """What computes features: onnx (ONNX Runtime) on processors, torch elsewhere or in bf16, numpy of vectors."""
+        default = runtime_of(self.config, self.device, self.precision)
+        return default if default != "onnx" or self._asked == "auto" else self._asked
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device, cpu or cuda."""
+        return self.device.partition(":")[0]
+
+    @property
+    def config(self) -> EncoderConfig:
+        """What the encoder is, apart from its weights."""
+        return self.model.config
+
+    @cached_property
+    def _latents(self) -> Latents:
+        return Latents.of(self.config, self.model.tensors)
+
+    @cached_property
+    def _network(self) -> Network:
+        if self.runtime == "numpy":
+            return Vectors(self.model.tensors)
+        if self.runtime == "onnx":
+            return OnnxNetwork(self.config, self.model.tensors)
+        from stochcl.encoders.inference import TorchNetwork, choose_device
+
+        device = choose_device(self.device)
+        return TorchNetwork(self.model.encoder.to(device), device, self.precision)
 
     @property
     def latents(self) -> int:
         """D, the width of a code."""
-        return self._encoder.config.latents
+        return self.config.latents
 
     @property
     def alphabet(self) -> int:
         """K, the number of values of a latent."""
-        return self._encoder.config.alphabet
+        return self.config.alphabet
 
     @property
     def columns(self) -> int | None:
         """W, the width of the vectors that the model takes; None where it takes images."""
-        return self._encoder.config.columns
+        return self.config.columns
 
     @property
     def size(self) -> int:
         """Side of the square that images are brought to, in pixels."""
-        return self._encoder.config.size
+        return self.config.size
 
     @property
     def preprocess(self) -> Preprocess:
         """What is done to an image before it is encoded, as the model file says."""
-        return Preprocess(self._encoder.config.size, self._encoder.config.fit)
+        return Preprocess(self.config.size, self.config.fit)
 
     @cached_property
     def tables(self) -> Tables:
         """The decoding tables, made from the model: a function of its tensors alone."""
-        return self._encoder.tables()
+        return layout.tables(self.config, self.model.tensors)
 
     @cached_property
     def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Weights, shape (C, V), and biases, shape (C,), of a fine-tuned classifier; None where there is none."""
-        if self._encoder.classifier is None:
+        if not self.config.classes:
             return None
-        state = self._encoder.state_dict()
-        weight, bias = (state[f"classifier.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+        weight, bias = (self.model.tensors[f"classifier.{name}"].astype(np.float32) for name in ("weight", "bias"))
         return weight, bias
 
     @cached_property
@@ -198,25 +240,25 @@ class CodecBase:
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
-        return encode(self._encoder, pixels, self.device, self.precision)
+        return encode(self._network, self._latents, pixels)
 
     def encode_prepared(
         self, inputs: NDArray[np.uint8] | NDArray[np.float32], *, uncertainty: bool = True, latents: int | None = None
     ) -> Encoded:
         """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
-        return encode(self._encoder, inputs, self.device, self.precision, uncertainty=uncertainty, latents=latents)
+        return encode(self._network, self._latents, inputs, uncertainty=uncertainty, width=latents)
 
     def narrowed(self, codes: Codes, features: NDArray[np.float32], latents: int) -> Codes:
         """Return codes of the first latents, as encoding to so few gives them, without names."""
-        return narrowed(self._encoder, codes, features, latents, self.device)
+        return self._latents.narrowed(codes, features, latents)
 
     def vectors_of(self, encoded: Encoded) -> NDArray[np.float32]:
         """Return the vectors, not rounded to a code, that decoded vectors of images stand for: shape (N, V)."""
-        return points(self._encoder, encoded.features, self.device)
+        return self._latents.points(encoded.features)
 
     def standardised(self, decoded: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return decoded vectors, shape (N, V), in the units of the features that encoding gives."""
-        return standardised(self._encoder, decoded, self.device)
+        return self._network.features(decoded, len(decoded)) if self.columns else decoded
 
     def encode_vectors(self, vectors: ArrayLike, *, latents: int | None = None) -> Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
@@ -227,30 +269,37 @@ class CodecBase:
             If they are of another shape or type, or one is not finite as float32.
         """
         array = np.asarray(vectors)
-        check_inputs(self._encoder.config, array)
+        check_inputs(self.config, array)
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
         finite = np.isfinite(array).all(axis=1)
         if not finite.all():
             row = int(finite.argmin())
             raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
-        return encode(self._encoder, array, self.device, self.precision, latents=latents)
+        return encode(self._network, self._latents, array, width=latents)
 
-    def prepare(self, images: NDArray[Any] | Sequence[Any], *, fit: Fit | None = None) -> NDArray[np.uint8]:
+    def preprocess_of(self, header: Header) -> Preprocess:
+        """Return how the images of an archive were prepared; with no depth stated, each 16-bit image has its own."""
+        stated = header.preprocess
+        return replace(self.preprocess, fit=stated["fit"], depth=stated.get("depth", OWN_DEPTH))
+
+    def prepare(
+        self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess | None = None
+    ) -> NDArray[np.uint8]:
         """Bring images, as :meth:`encode` takes them, to the model's size: uint8, shape (N, size, size, 3).
 
         Parameters
         ----------
         images : ndarray of uint8, or sequence of path, Pillow image or array
-        fit : str, optional
-            crop, pad or stretch; by default as the model says.
+        preprocess : Preprocess, optional
+            By default as the model says.
 
         Raises
         ------
         ImageError, UsageError
             As :meth:`encode`.
         """
-        return self._pixels(images, self.preprocess if fit is None else Preprocess(self.size, fit))
+        return self._pixels(images, preprocess or self.preprocess)
 
     def _pixels(self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
         size = preprocess.size
@@ -287,15 +336,48 @@ class CodecBase:
         if self.columns is None:
             prepared: dict[str, Any]
             size, prepared = preprocess.size**2 * 3, {"size": preprocess.size, "fit": preprocess.fit}
-            if preprocess.depth not in (None, FULL_DEPTH):  # of 16-bit images that use fewer bits
+            if preprocess.depth:  # which is what white is in all 16-bit images
                 prepared["depth"] = preprocess.depth
         else:
             size, prepared = self.columns * _FLOAT, {}
         return Header(
-            model=self.model.name, model_sha256=self.model.sha256, model_latents=self.latents, latents=latents,
-            alphabet=self.alphabet, precision=self.precision, tables_sha256=self.tables.sha256,
-            feature_dim=self._encoder.vector_dim, input_bytes=size, source_kind=source_kind, preprocess=prepared,
-        )  # fmt: skip
+            model=self.model.name,
+            model_sha256=self.model.sha256,
+            model_latents=self.latents,
+            latents=latents,
+            alphabet=self.alphabet,
+            precision=self.precision,
+            tables_sha256=self.tables.sha256,
+            feature_dim=layout.vector_dim(self.config, self._latents.features),
+            runtime=self.runtime,
+            input_bytes=size,
+            source_kind=source_kind,
+            preprocess=prepared,
+        )
+
+
+def device_name(name: str = "auto") -> str:
+    """Return the device to compute on: "auto" is a GPU where PyTorch is installed and finds one.
+
+    Raises
+    ------
+    MissingExtraError
+        If the device is not the processor, and PyTorch is not installed.
+    UsageError
+        If there is no such device.
+    """
+    if name == "cpu" or (name == "auto" and not (_may_have_gpu() and find_spec("torch"))):
+        return "cpu"
+    if name != "auto":
+        require("torch", f"--device {name}", "train")
+    from stochcl.encoders.inference import choose_device
+
+    return str(choose_device(name))
+
+
+def _may_have_gpu() -> bool:
+    """Tell whether a GPU is worth the seconds in which PyTorch is imported to ask for it."""
+    return "torch" in sys.modules or sys.platform == "win32" or any(Path(file).exists() for file in _GPUS)
 
 
 def _prepare(image: PathLike | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -308,7 +390,7 @@ def _prepare(image: PathLike | Image | NDArray[np.uint8], preprocess: Preprocess
         except DamagedImage as exc:
             return exc.pixels
         except ImageError as exc:
-            raise ImageError(f"{escape_name(image)}: {exc}.") from exc
+            raise type(exc)(f"{escape_name(image)}: {exc}.") from exc
     if isinstance(image, np.ndarray):
         channels = image.shape[2] if image.ndim == 3 else 1
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:

@@ -17,7 +17,7 @@ from stochcl.compress import ArchiveBase, Header, open_archive
 from stochcl.entropy.model import code_lengths
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
-from stochcl.files import PathLike, check_output, replacing, writing
+from stochcl.files import PathLike, check_output, is_same_file, replacing, writing
 from stochcl.messages import Progress, escape_name, plural
 from stochcl.options import Options, option
 
@@ -47,9 +47,7 @@ class SearchOptions(Options):
     """What to find."""
 
     count: int = option(10, "How many to find.", at_least=1, unit="K", flags=("-k",))
-    output: str = option(
-        "auto", "Compare decoded vectors, or the symbols themselves.", choices=OUTPUTS, flags=("--by",)
-    )
+    output: str = option("auto", "Compare decoded vectors, or symbols.", choices=OUTPUTS, flags=("--by",))
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ class EvaluateOptions(ProbeOptions):
     """How to train a probe, and score it."""
 
     task: Task = option("classification", "What the labels are.", choices=TASKS)
-    test_size: float | None = option(
-        None, "Hold out this fraction, in place of a cross-validation.", more_than=0, less_than=1
-    )
+    test_size: float | None = option(None, "Hold out this fraction, in place of folds.", more_than=0, less_than=1)
     min_class: int | None = option(
         None, "Leave out classes of fewer than N images.", at_least=1, unit="N", shown="2 in a cross-validation"
     )
@@ -187,6 +183,8 @@ def read_data(
                 scored = replace(labels, path=labels_of_test(archive.names, unseen.names, labels.path, test_labels))
                 rows = ProbeRows.of(archive, path, used, width, labels, lengths=lengths)
                 other = ProbeRows.of(unseen, test, used, width, scored, lengths=lengths)
+                if is_same_file(path, test):
+                    notes.append("the images scored on are those trained on, so that the score is too high")
                 if asked.latents is None and header.latents != unseen.header.latents:
                     widths = f"{header.latents:,} and {unseen.header.latents:,}"
                     notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
@@ -229,9 +227,7 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
             raise UsageError(f"{name}: it has {one.latents:,} latents, not {width:,}.")
     ours, theirs = ((one.selection or tuple(range(one.latents)))[:width] for one in (header, test))
     if tuple(ours) != tuple(theirs):
-        raise UsageError(
-            f"{shown[1]}: it holds other latents of the model than {shown[0]}; make both with the same --select."
-        )
+        raise UsageError(f"{shown[1]}: it holds other latents than {shown[0]}; make both with the same --select.")
     return width
 
 
@@ -352,7 +348,7 @@ def evaluate_targets(
     tables : iterable of Tables or path-like
         Where to look first for decoders that are not in the archives.
     progress : callable
-        Told how many steps of how many are done: reading the archives, and each target.
+        Told how many probes of how many are trained: one a fold and target, and those that are saved.
     **options
         Fields of :class:`~stochcl.api.evaluate.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
         min_class, seed.
@@ -370,36 +366,41 @@ def evaluate_targets(
     _check_request(test, source, groups, asked.test_size)
     if save is not None:
         downstream.check_savable(asked.estimator, asked.task)
-    steps = max(1, len(columns)) + 1 + (save is not None)
-    progress(0, steps)
     data = read_data(
         path, test, source, test_labels, asked, tables, groups=groups, task=asked.task, min_class=asked.min_class
     )
-    progress(1, steps)
     facts = {
         "schema": "stochcl.evaluate/0", "path": escape_name(path), "images": len(data.train.x), "input": data.used,
         "latents": data.width, "model": escape_name(data.header.model), "labels_from": data.origin,
     }  # fmt: skip
     found: dict[str, Evaluation] = {}
+    folds = 1 if test is not None or asked.test_size is not None else asked.folds
+    probes = len(data.train.labels) * (folds + (save is not None))
     with naming(labels or path):
         for target in data.train.labels:
-            found[target] = _score(data, target, asked, split_names=labels is None)
-            progress(len(found) + 1, steps)
+            before = len(found) * folds
+
+            def trained(done: int, total: int, before: int = before) -> None:
+                progress(before + done, probes - folds + total)
+
+            found[target] = _score(data, target, asked, trained, split_names=labels is None)
         if save is not None:
             _fit_all(data, asked).save(save)
             facts["saved"] = escape_name(save)
-            progress(steps, steps)
+    progress(probes, probes)
     return found, facts
 
 
-def _score(data: ProbeData, target: str, asked: EvaluateOptions, *, split_names: bool) -> Evaluation:
+def _score(
+    data: ProbeData, target: str, asked: EvaluateOptions, progress: Progress, *, split_names: bool
+) -> Evaluation:
     """Train and score the probe of one target."""
     train, test, y = data.train, data.test, data.train.labels[target]
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     if test is None:
         scores = downstream.evaluate(
             train.x, y, folds=asked.folds, test_size=asked.test_size, groups=train.groups, names=train.names,
-            symbols=train.symbols, **how,
+            symbols=train.symbols, progress=progress, **how,
         )  # fmt: skip
     else:
         symbols = train.symbols, test.symbols

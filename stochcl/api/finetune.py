@@ -16,7 +16,7 @@ from stochcl.api.summary import skipped_json
 from stochcl.api.train import RunReport, open_images
 from stochcl.compress import Archive
 from stochcl.data import ImageSource, Preprocess
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require
 from stochcl.messages import duration, escape_name
 from stochcl.training.images import ImageSet, classes_of, labeller, labels_of, read_images
 from stochcl.training.options import FinetuneOptions, finetune_options
@@ -38,23 +38,10 @@ if TYPE_CHECKING:
 class Scores:
     """How well test images are classified; accuracies in percent.
 
-    Parameters
-    ----------
-    source : str
-    images : int
-    test_top1 : float
-        From hard codes (of a deterministic twin: from features), without test-time augmentation.
-    test_top1_mirrored : float
-        The mean of an image's probabilities and its mirror image's.
-    codes_top1 : float or None
-        From a file of codes, read back, decoded in numpy, and classified by the stored linear classifier.
-    codes_bits_per_image : float or None
-        What that file takes for codes alone, without names, tables and index.
-    codes_file_bytes : int or None
-        All of that file.
-    codes_top1_by_latents : dict of int to float
-        The same of the first so many latents.
-    skipped : tuple of (str, str)
+    ``test_top1`` is from hard codes (of a deterministic twin, from features), ``test_top1_mirrored`` the mean of an
+    image's probabilities and its mirror image's. ``codes_top1`` is from a file of codes: read back, decoded in numpy,
+    and classified by the stored linear classifier, with all latents and with the first ones. Its bits are of codes
+    alone.
     """
 
     source: str
@@ -108,21 +95,20 @@ def score(
         If images have no label, or one that the classifier does not know.
     SourceError, ModelError
     """
+    require("torch", "scoring a classifier", "train")
+    from stochcl.encoders.inference import choose_device
     from stochcl.training.finetune import class_indices, class_scores, top1, with_mirrored
 
-    codec = Codec(model, device=device)
-    encoder = codec.model.encoder
-    config = encoder.config
+    codec, on = Codec(model, device=device), choose_device(device)
+    encoder, config = codec.model.encoder.to(on), codec.config
     if codec.classifier is None:
-        raise UsageError(
-            f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
-        )
+        raise UsageError(f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one.")
     images = open_images(source)
     label = labeller([images], labels, label_level)
     data = read_labelled(config, [images], label, workers=workers)
     truth = class_indices(data.train_labels, config.classes)
-    plain = class_scores(encoder, data.train, codec.device)
-    mirrored = with_mirrored(encoder, data.train, codec.device, plain)
+    plain = class_scores(encoder, data.train, on)
+    mirrored = with_mirrored(encoder, data.train, on, plain)
     vectors = config.classifies == "vectors"
     return Scores(
         source=escape_name(Path(source).name),
@@ -151,7 +137,7 @@ def _score_file(
     """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
     from stochcl.training.finetune import class_indices, top1
 
-    config, (weight, bias) = codec.model.encoder.config, classifier
+    config, (weight, bias) = codec.config, classifier
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "codes.bin")
         codec.compress(source, path, workers=workers)
@@ -236,6 +222,7 @@ def finetune(
     ------
     SourceError, LabelsError, ModelError, TrainingError, UsageError, OutputError
     """
+    require("torch", "fine-tuning", "train")
     from stochcl.training.finetune import Finetuner, class_indices
 
     started = time.monotonic()
@@ -296,7 +283,7 @@ def _start(
     from stochcl.training.finetune import starting_point
 
     base = load_model(find_model(model))
-    if base.encoder.config.columns is not None:
+    if base.config.columns is not None:
         raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
     encoder = starting_point(base.encoder, settings)
     return base, encoder, None if init is None else init_backbone(encoder, initial_weights(init))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.codes import folder_label
 from stochcl.data import read_labels
-from stochcl.errors import LabelsError, UsageError, option_name
+from stochcl.errors import LabelsError, LabelsNotFound, UsageError, option_name
 from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name
 
@@ -28,7 +28,7 @@ def naming(path: PathLike) -> Iterator[None]:
     try:
         yield
     except LabelsError as exc:
-        raise LabelsError(f"{escape_name(path)}: {exc}") from exc
+        raise type(exc)(f"{escape_name(path)}: {exc}") from exc
 
 
 def labels_of(
@@ -115,7 +115,7 @@ def split_warning(classes: Iterable[object]) -> str | None:
         return None
     return (
         f"the classes are {', '.join(found)}, which are names of splits; if the class is the next folder, "
-        "pass --label-level 2"
+        f"pass {option_name('--label-level 2', 'level=2')}"
     )
 
 
@@ -154,7 +154,7 @@ def groups_of(archive: ArchiveBase, path: PathLike, groups: str, labels: PathLik
     elif labels is not None:
         table, found = str(labels), labels_of(archive, path, labels, groups)
     else:
-        raise LabelsError(
+        raise LabelsNotFound(
             f"{escape_name(groups)}: there is no such file of groups; give a CSV file name,group, "
             "or a column of --labels."
         )

@@ -1,4 +1,4 @@
-"""Models: found by name in the package, by path, or in ``$STOCHCL_MODELS``; and what they are."""
+"""Models and decoders: found by name in the package, by path, or in ``$STOCHCL_MODELS``; and what they are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import bits_per_symbol
+from stochcl.compress import open_archive
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.entropy.tables import is_packaged
-from stochcl.errors import ModelError, ModelNotFound, UsageError
+from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
 from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stochcl.compress import Header
+    from stochcl.entropy.tables import Tables
 
 DEFAULT = "general"
 """The model that is used where none is named."""
@@ -29,17 +31,7 @@ DEFAULT = "general"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What can be said of a model without loading it.
-
-    Parameters
-    ----------
-    name : str
-    path : Path
-    bytes : int
-        Of the model file.
-    config, record : dict
-        What it is, and how it was trained.
-    """
+    """What can be said of a model without loading it: what it is, and how it was trained."""
 
     name: str
     path: Path
@@ -197,7 +189,7 @@ def _card(path: Path) -> ModelCard:
         )  # fmt: skip
         card.lines()  # whatever is not of its type shows now
     except OSError as exc:
-        raise ModelError(f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(ModelError, exc, f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelError(
             f"{escape_name(path)}: this is not a stochcl model, or it is damaged; fetch or train it again."
@@ -213,64 +205,74 @@ class ModelInfo:
     """What a model file says of itself, all of it read and checked."""
 
     def __init__(self, path: Path) -> None:
+        from stochcl.encoders import layout
         from stochcl.encoders.modelfile import load_model
 
         self.path, self.model = path, load_model(path)
-        self.encoder, self.config, self.bytes = self.model.encoder, self.model.encoder.config, path.stat().st_size
-        self.tables, self.parameters = self.encoder.tables(), sum(p.numel() for p in self.encoder.parameters())
+        config, tensors = self.model.config, self.model.tensors
+        self.config, self.bytes, self.tables = config, path.stat().st_size, layout.tables(config, tensors)
+        self.parameters = sum(array.size for name, array in tensors.items() if layout.is_weight(name))
+        self.vector = layout.vector_dim(config, layout.feature_dim(config, tensors))
         self.packaged = is_packaged(self.tables.sha256)
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON types."""
         from stochcl.encoders.modelfile import stored_config
 
-        config = self.config
+        config, tables = self.config, self.tables
         images = {"size": config.size, "fit": config.fit, "mean": list(config.mean), "std": list(config.std)}
         return {
-            "schema": "stochcl.model-info/0",
-            "name": escape_name(self.model.name),
-            "path": escape_name(self.path),
-            "bytes": self.bytes,
-            "sha256": self.model.sha256,
-            "tables": {"sha256": self.tables.sha256, "bytes": len(self.tables.data), "packaged": self.packaged},
-            "parameters": self.parameters,
-            "config": stored_config(config),
+            "schema": "stochcl.model-info/0", "name": escape_name(self.model.name), "path": escape_name(self.path),
+            "bytes": self.bytes, "sha256": self.model.sha256,
+            "tables": {"sha256": tables.sha256, "bytes": len(tables.data), "packaged": self.packaged},
+            "parameters": self.parameters, "config": stored_config(config),
             "code": {
-                "posterior": config.posterior,
-                "latents": config.latents,
-                "alphabet": config.alphabet,
-                "bits": config.latents * bits_per_symbol(config.alphabet),
-                "ladder": list(config.ladder),
-                "vector": self.encoder.vector_dim,
+                "posterior": config.posterior, "latents": config.latents, "alphabet": config.alphabet,
+                "bits": self.bits, "ladder": list(config.ladder), "vector": self.vector,
             },
             "preprocess": {"columns": config.columns} if config.columns else images,
-            "classes": [escape_name(name) for name in config.classes],
-            "record": self.model.record,
-        }
+            "classes": [escape_name(name) for name in config.classes], "record": self.model.record,
+        }  # fmt: skip
+
+    @property
+    def bits(self) -> int:
+        """Of a code, before entropy coding."""
+        return self.config.latents * bits_per_symbol(self.config.alphabet)
 
     def lines(self) -> list[str]:
         """Return the facts for people."""
-        config = self.config
-        layers = " + ".join(f"{width:,}" for width in config.decoder)
-        through = f"through layers of {layers}" if layers else "by one linear layer"
+        config, names = self.config, self.config.classes
+        through = "by one linear layer"
         if config.posterior == "residual":
             through = f"as sums of {len(config.stages)} words"
+        elif config.decoder:
+            through = f"through layers of {' + '.join(f'{width:,}' for width in config.decoder)}"
+        hidden = f"{config.entropy_hidden:,} hidden units" if config.entropy_hidden else "linear"
+        mean, std = (", ".join(f"{value:g}" for value in colours) for colours in (config.mean, config.std))
+        images = f"images, {config.fit} to {config.size} x {config.size} pixels, mean {mean}, deviation {std}"
         packaged = "they come with the package" if self.packaged else "archives bring them along"
+        values = f"{config.latents:,} {config.posterior} latents of {config.alphabet:,} values"
+        facts = {
+            "file": escape_name(self.path),
+            "hash": self.model.sha256,
+            "tables": f"{self.tables.sha256} ({len(self.tables.data):,} bytes; {packaged})",
+            "code": f"{values}, {self.bits:,} bits before entropy coding",
+            "prefixes": f"the first {', '.join(f'{rung:,}' for rung in config.ladder)} latents",
+            "decoder": f"to vectors of {self.vector:,} numbers {through}",
+            "entropy": "independent symbols"
+            if config.entropy == "independent"
+            else f"autoregressive network, {hidden}",
+            "input": f"vectors of {config.columns:,} numbers" if config.columns else images,
+        }
+        if names:
+            shown = ", ".join(
+                [*map(escape_name, names[:_CLASSES_SHOWN]), *(["..."] if names[_CLASSES_SHOWN:] else [])]
+            )
+            facts["classifier"] = f"{len(names):,} classes ({shown}), read from {config.classifies}"
         size = f"{self.parameters:,} parameters, {self.bytes:,} bytes"
-        out = [
-            f"{escape_name(self.model.name)}: {self._network()}, {size}",
-            f"  file: {escape_name(self.path)}",
-            f"  hash: {self.model.sha256}",
-            f"  tables: {self.tables.sha256} ({len(self.tables.data):,} bytes; {packaged})",
-            f"  code: {self._code()}",
-            f"  prefixes: the first {', '.join(f'{rung:,}' for rung in config.ladder)} latents",
-            f"  decoder: to vectors of {self.encoder.vector_dim:,} numbers {through}",
-            f"  entropy: {self._entropy()}",
-            f"  input: {self._input()}",
-        ]
-        if config.classes:
-            out.append(f"  classifier: {self._classes()}, read from {config.classifies}")
-        return out + [f"  {line}" for line in _told(self.model.record)]
+        head = f"{escape_name(self.model.name)}: {self._network()}, {size}"
+        said = [f"  {name}: {value}" for name, value in facts.items()]
+        return [head, *said, *(f"  {line}" for line in _told(self.model.record))]
 
     def _network(self) -> str:
         config = self.config
@@ -280,31 +282,6 @@ class ModelInfo:
         if config.backbone.startswith("efficientnet"):
             return f"{config.backbone}{pooled}"
         return f"{config.backbone} of width {config.width}, {config.stem} stem{pooled}"
-
-    def _code(self) -> str:
-        config = self.config
-        bits = config.latents * bits_per_symbol(config.alphabet)
-        values = f"{config.latents:,} {config.posterior} latents of {config.alphabet:,} values"
-        return f"{values}, {bits:,} bits before entropy coding"
-
-    def _entropy(self) -> str:
-        if self.config.entropy == "independent":
-            return "independent symbols"
-        hidden = self.config.entropy_hidden
-        return f"autoregressive network, {f'{hidden:,} hidden units' if hidden else 'linear'}"
-
-    def _input(self) -> str:
-        config = self.config
-        if config.columns:
-            return f"vectors of {config.columns:,} numbers"
-        mean, std = (", ".join(f"{value:g}" for value in colours) for colours in (config.mean, config.std))
-        return f"images, {config.fit} to {config.size} x {config.size} pixels, mean {mean}, deviation {std}"
-
-    def _classes(self) -> str:
-        names = self.config.classes
-        shown = ", ".join(escape_name(name) for name in names[:_CLASSES_SHOWN])
-        more = ", ..." if len(names) > _CLASSES_SHOWN else ""
-        return f"{len(names):,} classes ({shown}{more})"
 
 
 def _told(record: dict[str, Any], indent: str = "") -> list[str]:
@@ -358,3 +335,44 @@ def model_info(model: PathLike = DEFAULT) -> ModelInfo:
     '8ecd1e8e899b323c'
     """
     return ModelInfo(find_model(model))
+
+
+def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
+    """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
+
+    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash.
+
+    Raises
+    ------
+    ModelNotFound
+        If there is no such file or model.
+    ModelError
+        If the model is damaged.
+    """
+    if model is None:
+        return () if path is None else _by_hash(path)
+    if Path(model).suffix != ".tables":
+        return (_tables_of(find_model(model)),)
+    if not is_file(model):
+        raise ModelNotFound(f"{escape_name(model)}: there is no such file.")
+    return (Path(model),)
+
+
+def _by_hash(path: PathLike) -> tuple[Tables, ...]:
+    try:
+        with open_archive(path) as archive:
+            try:
+                _ = archive.tables
+            except ModelMismatch:
+                return (_tables_of(model_of(archive.header, path)),)
+    except StochclError:  # which opening it for its purpose explains
+        pass
+    return ()
+
+
+def _tables_of(path: Path) -> Tables:
+    from stochcl.encoders import layout
+    from stochcl.encoders.modelfile import load_model
+
+    model = load_model(path)
+    return layout.tables(model.config, model.tensors)

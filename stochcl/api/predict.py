@@ -104,11 +104,9 @@ def _classify(path: PathLike, model: PathLike, device: str) -> _Predictions:
     from stochcl.api.codec import Codec
 
     codec = Codec(model, device=device)
-    config, record = codec.model.encoder.config, codec.model.record
+    config, record = codec.config, codec.model.record
     if codec.classifier is None:
-        raise UsageError(
-            f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one that has."
-        )
+        raise UsageError(f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one.")
     names, x, skipped = _archive_rows(path, codec) if _is_archive(path) else _image_rows(path, codec)
     weight, bias = codec.classifier
     scores = x @ weight.T + bias
@@ -139,7 +137,7 @@ def _archive_rows(
     path: PathLike, codec: CodecBase
 ) -> tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]:
     """Return the names and vectors of an archive of a fine-tuned model's codes."""
-    if codec.model.encoder.config.classifies == "features":
+    if codec.config.classifies == "features":
         raise UsageError(
             f"{escape_name(path)}: the classifier of {escape_name(codec.model.name)} reads features, which codes do "
             "not have; give the images."
@@ -154,7 +152,7 @@ def _image_rows(
 ) -> tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]:
     """Encode images, and return the names and what the classifier reads of those that can be read."""
     source = check_source_fits_model(open_source(path), codec)
-    decoder = None if codec.model.encoder.config.classifies == "features" else codec.tables.decoder
+    decoder = None if codec.config.classifies == "features" else codec.tables.decoder
     names: list[str] = []
     parts: list[NDArray[np.float32]] = []
     failures = list(source.rejected)

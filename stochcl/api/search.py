@@ -11,8 +11,9 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
+from stochcl.api.source import check_paths_exist
 from stochcl.compress import ArchiveBase, open_archive
-from stochcl.data import MatrixSource, open_source
+from stochcl.data import ArrowVectors, MatrixSource, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
 from stochcl.messages import Progress, escape_name
@@ -58,7 +59,7 @@ def search(
         An archive.
     images : sequence of path-like
         Image files to look for; the archive's model encodes them, in the archive's precision. In an archive of
-        embeddings, .npy matrices: every row is looked for.
+        embeddings, .npy matrices, or Parquet or Arrow files: every row is looked for.
     names, rows : sequence of str, sequence of int
         Rows of the archive to look for; none is its own neighbour.
     model : str, optional
@@ -87,6 +88,7 @@ def search(
     ImageError, SourceError, FormatError
     """
     asked = SearchOptions(**options)
+    check_paths_exist(list(images))
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no images to search.")
@@ -129,17 +131,19 @@ def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Seque
 
 
 def _given(path: Path) -> Iterator[_Query]:
-    """Yield what a file holds: an image, or the rows of a matrix."""
-    if path.suffix.lower() != ".npy":
+    """Yield what a file holds: an image, or the rows of a matrix or table."""
+    table = open_arrow([path], takes=1)
+    if table is None and path.suffix.lower() != ".npy":
         yield _Query(escape_name(path), -1, path)
         return
-    source = open_source(path)
-    if not isinstance(source, MatrixSource):
-        raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or a matrix.")
-    for row, vector in enumerate(source.take(slice(None))):
-        if not np.isfinite(vector).all():
-            raise UsageError(f"{escape_name(path)}: row {row:,} holds numbers that are not finite; leave it out.")
-        yield _Query(f"{escape_name(path)} row {row:,}", -1, vector=vector)
+    source = open_source(path) if table is None else table
+    if not isinstance(source, MatrixSource | ArrowVectors):
+        raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or embeddings.")
+    for batch in source.batches(_ROWS) if isinstance(source, MatrixSource) else source.vectors():
+        for failure in batch.failures:
+            raise UsageError(f"{escape_name(path)}: row {escape_name(failure.name)}: {failure.reason}; leave it out.")
+        for name, vector in zip(batch.names, batch.vectors, strict=True):
+            yield _Query(f"{escape_name(path)} row {escape_name(name)}", -1, vector=vector)
 
 
 def _wanted(
@@ -154,7 +158,7 @@ def _wanted(
     parts: list[NDArray[Any]] = [own if decoder is None else decoder.decode(own)] if len(own) else []
     if matrix if header.preprocess else files:  # only images are preprocessed
         held, other = ("images", "a matrix") if header.preprocess else ("vectors", "an image")
-        raise UsageError(f"{escape_name(path)}: its rows are {held}, so that they cannot be searched for {other}.")
+        raise UsageError(f"{escape_name(path)}: its rows are {held}; they cannot be searched for {other}.")
     if matrix and any(4 * len(vector) != header.input_bytes for vector in matrix):
         wide = next(len(vector) for vector in matrix if 4 * len(vector) != header.input_bytes)
         raise UsageError(f"{escape_name(path)}: its vectors have {header.input_bytes // 4:,} numbers, not {wide:,}.")
@@ -166,7 +170,7 @@ def _wanted(
         codec = codec_of(path, model, device=device).with_precision(header.precision)
         codec.check_made(header, path)
         if files:
-            found = codec.encode_pixels(codec.prepare(files, fit=header.preprocess.get("fit")))
+            found = codec.encode_pixels(codec.prepare(files, codec.preprocess_of(header)))
         else:
             found = codec.encode_vectors(np.stack(matrix))
         symbols = select_latents(found.codes, header).symbols()

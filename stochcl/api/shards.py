@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -36,8 +36,15 @@ if TYPE_CHECKING:
     from stochcl.api.summary import Report
 
     ShardSource = ImageSource | MatrixSource
-    Made = tuple[Shard, list[tuple[str, str]]]  # a shard, and the names and reasons of what was skipped for it
-    Run = Callable[["Plan", list[int], CodecBase, ShardSource], Iterable[tuple[int, Made]]]
+    Run = Callable[["Plan", list[int], CodecBase, ShardSource], Iterable[tuple[int, "Made"]]]
+
+
+class Made(NamedTuple):
+    """A shard, the names and reasons of what was skipped for it, and what was encoded, if it was made in this run."""
+
+    shard: Shard
+    skipped: list[tuple[str, str]]
+    encoded: Encoded = Encoded()
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,7 @@ def compress_to_folder(
         raise
     note = f"shards     {plural(plan.shards, 'file')}" + (f", {kept:,} of them from an earlier run" if kept else "")
     with open_archive(folder, tables=[codec.tables]) as archive:
-        report = report_of(archive, str(folder), codec, images, Encoded(encoded), started, options.label_level)
+        report = report_of(archive, str(folder), codec, images, encoded, started, options.label_level)
         return replace(report, notes=(note,))
 
 
@@ -213,17 +220,25 @@ def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int
         raise UsageError(f"--shard-images must be at least 1, got {shard_images}.")
 
 
-def _make_shards(plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Progress) -> tuple[int, int]:
-    """Make the shards that are not there, and the manifest; return images encoded, and shards of an earlier run."""
+def _make_shards(
+    plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Progress
+) -> tuple[Encoded, int]:
+    """Make the shards that are not there, and the manifest; return what was encoded, and shards of an earlier run."""
     made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
     todo = [number for number in range(plan.shards) if number not in made]
-    encoded, count = 0, sum(len(plan.rows(number)) for number in made)
+    count = sum(len(plan.rows(number)) for number in made)
     progress(count, len(images))
     for number, shard in run(plan, todo, codec, images) if todo else ():
         made[number] = shard
-        encoded, count = encoded + shard[0].images, count + len(plan.rows(number))
+        count += len(plan.rows(number))
         progress(count, len(images))
     _commit(plan, codec, images, [made[number] for number in range(plan.shards)])
+    new = [made[number].encoded for number in todo]
+    encoded = Encoded(
+        sum(one.rows for one in new),
+        [failure for one in new for failure in one.damaged],
+        any(one.labelled for one in new),
+    )
     return encoded, plan.shards - len(todo)
 
 
@@ -241,10 +256,10 @@ def _plan(
     header = header_of(codec, source, options, options.latents or codec.latents)
     facts = {
         "kind": source.kind, "source": listing(source), "images": len(source), "shard_images": shard_images,
-        "model": codec.model.sha256, "header": header.to_bytes().hex(), "device": codec.device.type,
+        "model": codec.model.sha256, "header": header.to_bytes().hex(), "device": codec.device_type,
     } | {name: getattr(options, name) for name in _KEPT_OPTIONS}  # fmt: skip
     return Plan(
-        sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device.type,
+        sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device_type,
         precision=codec.precision, shard_images=shard_images, options=options, facts=json.loads(json.dumps(facts)),
     )  # fmt: skip
 
@@ -353,10 +368,10 @@ def make_shard(
         ) as writer:  # fmt: skip
             for failure in () if number else part.rejected:
                 writer.skip(failure.name, failure.reason)
-            encode_rows(codec, part, writer, preprocess_of(codec, options, part), options)
+            encoded = encode_rows(codec, part, writer, preprocess_of(codec, options, part), options)
         Path(work, path.name).replace(path)
     sync_folder(path.parent)
-    return shard_entry(plan, number, codec)
+    return shard_entry(plan, number, codec)._replace(encoded=encoded)
 
 
 @contextmanager
@@ -387,7 +402,7 @@ def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
             file=path.name, images=len(archive), blocks=int(archive._first_blocks[-1]), bytes=archive.size,
             sha256=sha256_of(path), source_bytes=archive.source_bytes,
         )  # fmt: skip
-        return shard, list(archive.skipped)
+        return Made(shard, list(archive.skipped))
 
 
 def _finished(plan: Plan, number: int, codec: CodecBase) -> Made | None:
@@ -398,24 +413,24 @@ def _finished(plan: Plan, number: int, codec: CodecBase) -> Made | None:
     try:
         with Archive(path, tables=[codec.tables]) as archive:
             same = archive.header.to_bytes().hex() == plan.facts["header"]
-        shard, skipped = shard_entry(plan, number, codec)
+        made = shard_entry(plan, number, codec)
     except (FormatError, SourceError):
         return None
-    covered = shard.images + len(skipped)
+    covered = made.shard.images + len(made.skipped)
     # Only the first names what the source rejects, which is not among its rows.
-    return (shard, skipped) if same and (covered == len(plan.rows(number)) or number == 0) else None
+    return made if same and (covered == len(plan.rows(number)) or number == 0) else None
 
 
 def _commit(plan: Plan, codec: CodecBase, source: ShardSource, made: list[Made]) -> None:
     """Write the manifest: from here on the folder is an archive."""
     folder = Path(plan.folder)
-    skipped = tuple((name, reason) for _, some in made for name, reason in some)
-    if not any(shard.images for shard, _ in made):
+    skipped = tuple((name, reason) for one in made for name, reason in one.skipped)
+    if not any(one.shard.images for one in made):
         _clear(folder)
         raise no_readable_error(source, skipped[0])
     tables = None if plan.options.self_contained else keep_tables(codec.tables, folder)
     manifest = Manifest(
-        shards=tuple(shard for shard, _ in made), model=codec.model.name, model_sha256=codec.model.sha256,
+        shards=tuple(one.shard for one in made), model=codec.model.name, model_sha256=codec.model.sha256,
         tables=None if tables is None else tables.name, facts=plan.facts, skipped=skipped,
     )  # fmt: skip
     write_manifest(folder, manifest)

@@ -24,10 +24,12 @@ from stochcl.data import (
     open_source,
     open_sources,
 )
+from stochcl.data.arrow import MemoryTable, is_table
 from stochcl.data.folder import open_url
 from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
-from stochcl.errors import ImageError, SourceError, SourceNotFound, UsageError
+from stochcl.errors import ImageError, SourceError, UsageError
+from stochcl.files import check_exists
 from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
@@ -58,11 +60,12 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
                 "listed already (--files-from?); leave them out."
             )
         return given
-    if not isinstance(given, str | os.PathLike | Sequence):
-        return TarStream(given, options=options)
-    columns = open_arrow(given_paths(given), options, takes)
+    table = MemoryTable(given) if is_table(given) else None
+    columns = open_arrow([table] if table else given_paths(given), options, takes)
     if columns is not None:  # which may be of no length, where a file does not say that
         return columns
+    if not isinstance(given, str | os.PathLike | Sequence):
+        return TarStream(given, options=options)
     asked = [f"--{name.replace('_', '-')}" for name in ("column", "id_column") if getattr(options, name) is not None]
     if options.label_column is not None and options.label_files != "json":
         asked.append("--label-column")
@@ -87,12 +90,7 @@ def _named(given: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
 def check_paths_exist(given: Given) -> None:
     """Raise SourceError for a path that is not there, before a model is loaded."""
     for path in given_paths(given):
-        try:
-            os.lstat(path)
-        except FileNotFoundError as exc:
-            raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
-        except (OSError, ValueError):  # which opening it explains
-            continue
+        check_exists(path)
 
 
 def open_inputs(path: PathLike, codec: CodecBase, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
@@ -106,25 +104,24 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
     """Return a source if it holds what a model takes: images, or rows of its width; else raise UsageError."""
     model, columns = escape_name(codec.model.name), codec.columns
     shown = escape_name(source.path)
-    matrix = "vectors.npy" if isinstance(source, ArrowVectors) else shown  # training takes no columns
-    training = f"`stochcl train {matrix} -o head.safetensors --latents 256 --rate 64`"
+    training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
     if not isinstance(source, MatrixSource | ArrowVectors):
         if columns is None:
             return source
         raise UsageError(
-            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give a model of "
-            "images with -m, or none for the default one."
+            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give one of images "
+            "with -m, or none for the default one."
         )
     found = f"{shown}: these are embeddings ({len(source):,} x {source.dim:,})"
     if columns is None:
         raise UsageError(
             f"{found}, and the model {model} takes images; embeddings need a model of their own, as {training} makes "
-            "it, to be given with -m."
+            "it; give that with -m."
         )
     if columns != source.dim:
         raise UsageError(
-            f"{found}, and the model {model} takes rows of {columns:,} numbers; give the one that was trained on "
-            f"such rows with -m, or train one with {training}."
+            f"{found}, and the model {model} takes rows of {columns:,} numbers; give with -m the one that was "
+            f"trained on such rows, or train one with {training}."
         )
     return source
 

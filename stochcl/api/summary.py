@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stochcl.entropy.tables import is_packaged
+from stochcl.errors import for_caller
 from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Report:
         Width of these codes, and of the model's.
     precision : str
         Of the encoder's arithmetic.
+    runtime : str
+        What computed it; empty where nothing says so.
     seconds : float or None
         What compressing took, if it has just been done.
     encoded : int
@@ -89,6 +92,7 @@ class Report:
     latents: int
     model_latents: int
     precision: str
+    runtime: str = ""
     seconds: float | None = None
     encoded: int = 0
     notes: tuple[str, ...] = ()
@@ -96,6 +100,9 @@ class Report:
     vectors: bool = False
     rate: float | None = None
     damaged: tuple[Failure, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", tuple(map(for_caller, self.warnings)))
 
     @classmethod
     def of(cls, archive: ArchiveBase, path: str, *, seconds: float | None = None, encoded: int = 0) -> Report:
@@ -106,8 +113,9 @@ class Report:
             external_bytes=archive.external_bytes, decoder_ships=is_packaged(archive.header.tables_sha256),
             source_bytes=archive.source_bytes, pixel_bytes=images * header.input_bytes,
             feature_bytes=images * header.feature_dim * _FLOAT, model=header.model, model_sha256=header.model_sha256,
-            latents=header.latents, model_latents=header.model_latents, precision=header.precision, seconds=seconds,
-            encoded=encoded, vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
+            latents=header.latents, model_latents=header.model_latents, precision=header.precision,
+            runtime=header.runtime, seconds=seconds, encoded=encoded,
+            vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
         )  # fmt: skip
 
     @property
@@ -149,7 +157,7 @@ class Report:
             "external_bytes": self.external_bytes,
             "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
-            "latents": self.latents, "precision": self.precision,
+            "latents": self.latents, "precision": self.precision, "runtime": escape_name(self.runtime) or None,
             **({} if speed is None else {"images_per_second": round(speed, 1)}),
             **({} if not self.damaged else {"damaged": skipped_json((f.name, f.reason) for f in self.damaged)}),
         }  # fmt: skip
@@ -218,6 +226,9 @@ class Edit:
     facts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(for_caller, self.notes)))
 
     def to_json(self, command: str) -> dict[str, Any]:
         """Return the figures as JSON types, with those from before."""

@@ -6,13 +6,13 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from stochcl.api.embedding_model import matrix_among, rate_warnings, row_warnings, train_matrix
+from stochcl.api.embedding_model import rate_warnings, row_warnings, train_matrix, vectors_among
 from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.summary import skipped_json
-from stochcl.data import ImageSource, MatrixSource, Preprocess, open_sources
-from stochcl.errors import SourceError, UsageError
+from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
+from stochcl.errors import SourceError, UsageError, for_caller, require
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import TrainOptions, load_preset, options_from
 from stochcl.training.outputs import RunFiles, run_record
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.files import PathLike
-    from stochcl.training.images import ImageSet
     from stochcl.training.loop import FitProgress
     from stochcl.training.pretrain import Trainer, TrainProgress
 
@@ -63,6 +62,10 @@ class TrainReport(RunReport):
     knn: float | None = None
     warnings: tuple[str, ...] = ()
     unit: str = "image"
+    asked_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", tuple(map(for_caller, self.warnings)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -73,10 +76,11 @@ class TrainReport(RunReport):
         """Return the report for people."""
         knn = "" if self.knn is None else f", kNN accuracy {self.knn:.1%}"
         which = f"{'held-out' if self.held_out else 'the training'} {self.unit}s"
+        asked = "" if self.asked_rate is None else f" (asked for {self.asked_rate:,g})"
         work = f"{self.images:,} {self.unit}s, {self.steps:,} steps, {duration(self.seconds)}"
         return [
             f"{escape_name(self.model)}: {self.latents:,} latents; {work}",
-            f"  rate of {which} {self.rate:,.1f} bits per {self.unit}{knn}",
+            f"  rate of {which} {self.rate:,.1f} bits per {self.unit}{asked}{knn}",
             *([f"  begun from {self.initialised}"] if self.initialised else []),
             f"  hash {self.sha256}",
         ]
@@ -86,7 +90,8 @@ def train(
     sources: Sequence[PathLike], output: PathLike, *, preset: str | None = None, hold_out: int | None = None,
     workers: int = 1, init: PathLike | None = None, log: PathLike | None = None, tensorboard: PathLike | None = None,
     cache: PathLike | None = None, resume: bool = False, force: bool = False, most_images: int | None = None,
-    share_backbone: bool = False, report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
+    column: str | None = None, share_backbone: bool = False,
+    report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:  # fmt: skip
     """Train an encoder and write its model file.
@@ -94,33 +99,30 @@ def train(
     Parameters
     ----------
     sources : sequence of path-like
-        Folders, archives or arrays of images; none where the preset has a source of its own. Or one .npy matrix of
-        embeddings, for a model of vectors: see :func:`stochcl.api.embedding_model.train_matrix`.
+        Folders, archives or arrays of images; none where the preset has a source of its own. Or .npy matrices, or
+        Parquet or Arrow files, of embeddings, for a model of vectors: see
+        :func:`stochcl.api.embedding_model.train_matrix`.
     output : path-like
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
     preset : str, optional
         Options to begin with, by the name of a preset or from a .toml file; those that are given here override it.
     hold_out : int, optional
         Images of each class of each source that are kept from training, and measured on; none by default.
-    workers : int
-        Decoding threads.
     init : path-like, optional
         Weights of the backbone: a file of published ones, a model file, the name of an embedded model, or the name of
-        a backbone whose published weights are installed, see
-        :func:`stochcl.encoders.pretrained.init_backbone`. What the file says of its network (which it is,
-        pooling, size and colours of images) is the default of these options. With ``epochs=0`` the backbone stays as
-        it is there, and latents are trained on its features.
+        a backbone whose published weights are installed. What the file says of its network is the default of these
+        options. With ``epochs=0`` the backbone stays as it is there, and latents are trained on its features.
     log : path-like, optional
         A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise. By
         default ``output`` + ``.csv``, written anew unless a run is resumed.
-    tensorboard : path-like, optional
-        A folder for TensorBoard's events.
-    cache : path-like, optional
-        A folder where decoded images are kept, to be mapped rather than held in memory, and found by the next run.
+    tensorboard, cache : path-like, optional
+        Folders for TensorBoard's events, and where decoded images are kept, to be mapped rather than held in memory.
     resume, force : bool
         Go on from the checkpoint; replace an existing model file or checkpoint.
-    most_images : int, optional
-        Train on a seeded choice of so many images at most.
+    workers, most_images : int, optional
+        Decoding threads; train on a seeded choice of so many images at most.
+    column : str, optional
+        Column of a Parquet or Arrow file with the vectors; the only one by default.
     share_backbone : bool
         Leave a backbone that a packaged model has out of the file.
     report : callable
@@ -138,39 +140,64 @@ def train(
     ------
     SourceError, TrainingError, UsageError, OutputError
     """
-    from stochcl.encoders.inference import choose_device
-    from stochcl.encoders.pretrained import backbone_options
+    for module in ("torch", "lightning_fabric"):
+        require(module, "training", "train")
+    from stochcl.encoders.pretrained import init_backbone
     from stochcl.training.images import read_images
     from stochcl.training.outputs import TensorBoardLog
+    from stochcl.training.pretrain import Trainer
     from stochcl.training.runtime import Runtime
 
-    started = time.monotonic()
-    files = RunFiles.of(output, log)
-    if (matrix := matrix_among(sources)) is not None:
+    started, files = time.monotonic(), RunFiles.of(output, log)
+    if (matrix := vectors_among(sources, column)) is not None:
         options |= {"preset": preset, "hold_out": hold_out, "init": init, "log": log, "tensorboard": tensorboard}
         return _train_on_matrix(matrix, files, resume=resume, force=force, report=report, cache=cache, **options)
     files.check(resume=resume, force=force)
-    given = (load_preset(preset) if preset else {}) | {k: v for k, v in options.items() if v is not None}
-    preset_source, preset_hold_out = given.pop("source", None), given.pop("hold_out", 0)
-    weights = None if init is None else initial_weights(init)
-    config, settings = options_from((backbone_options(weights) if weights else {}) | given)
-    choose_device(settings.device)
-    start = None if weights is None else _check_weights(config, settings, weights, resume=resume)
-    opened = [open_images(path) for path in sources] if sources else _source_of_preset(preset_source)
-    runtime = Runtime(settings)
+    asked = _asked(preset, init, options, resume=resume)
+    opened = [open_images(path) for path in sources] if sources else _source_of_preset(asked.source)
+    runtime = Runtime(asked.settings)
     logs = [TensorBoardLog(Path(tensorboard))] if tensorboard and runtime.first else []
     data = read_images(
-        opened, Preprocess(config.size, config.fit), hold_out=preset_hold_out if hold_out is None else hold_out,
-        workers=workers, cache=None if cache is None else Path(cache), most=most_images, seed=settings.seed,
+        opened, Preprocess(asked.config.size, asked.config.fit), seed=asked.settings.seed, workers=workers,
+        hold_out=asked.held if hold_out is None else hold_out, cache=Path(cache) if cache else None, most=most_images,
     )  # fmt: skip
     if runtime.first:  # only now, when nothing in the request is wrong: somebody trained for it
         files.clear(resume=resume)
     runtime.wait()
-    trainer = _trainer(config, settings, data, files, runtime, weights, logs, report)
+    trainer = Trainer(
+        asked.config, asked.settings, data, checkpoint=files.checkpoint, log=files.log or files.table,
+        logs=logs, report=report, runtime=runtime,
+        initialise=lambda encoder: init_backbone(encoder, asked.weights) if asked.weights else None,
+    )  # fmt: skip
     encoder = trainer.run()
     if not runtime.first:
         return None
-    return _write_model(trainer, encoder, files, opened, preset, start, started, share_backbone=share_backbone)
+    return _write_model(trainer, encoder, files, opened, preset, asked.start, started, share_backbone=share_backbone)
+
+
+class _Asked(NamedTuple):
+    """What training on images is asked for; a preset may name its source, and how many images it holds out."""
+
+    config: EncoderConfig
+    settings: TrainOptions
+    weights: Path | None
+    start: Initialisation | None
+    source: str | None
+    held: int
+
+
+def _asked(preset: str | None, init: PathLike | None, options: dict[str, Any], *, resume: bool) -> _Asked:
+    """Put together preset, options and what weights say of their network, and check them."""
+    from stochcl.encoders.inference import choose_device
+    from stochcl.encoders.pretrained import backbone_options
+
+    given = (load_preset(preset) if preset else {}) | {k: v for k, v in options.items() if v is not None}
+    source, held = given.pop("source", None), given.pop("hold_out", 0)
+    weights = None if init is None else initial_weights(init)
+    config, settings = options_from((backbone_options(weights) if weights else {}) | given)
+    choose_device(settings.device)
+    start = None if weights is None else _check_weights(config, settings, weights, resume=resume)
+    return _Asked(config, settings, weights, start, source, held)
 
 
 def _check_weights(config: EncoderConfig, settings: TrainOptions, weights: Path, *, resume: bool) -> Initialisation:
@@ -186,20 +213,6 @@ def _check_weights(config: EncoderConfig, settings: TrainOptions, weights: Path,
             f"give --stem {other}, or --epochs."
         )
     return start
-
-
-def _trainer(
-    config: EncoderConfig, settings: TrainOptions, data: ImageSet, files: RunFiles, runtime: Any,
-    weights: Path | None, logs: Sequence[Any], report: Callable[[Any], None],
-) -> Trainer:  # fmt: skip
-    from stochcl.encoders.pretrained import init_backbone
-    from stochcl.training.pretrain import Trainer
-
-    return Trainer(
-        config, settings, data, checkpoint=files.checkpoint, log=files.log or files.table,
-        logs=logs, report=report, runtime=runtime,
-        initialise=lambda encoder: None if weights is None else init_backbone(encoder, weights),
-    )  # fmt: skip
 
 
 def _write_model(
@@ -227,18 +240,25 @@ def _write_model(
     files.checkpoint.unlink(missing_ok=True)
     warnings = latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health)
     return TrainReport.of(
-        trainer, files.output, sha256, start, started, rate=found["rate"], knn=found.get("knn"), warnings=warnings
-    )
+        trainer, files.output, sha256, start, started, rate=found["rate"], knn=found.get("knn"), warnings=warnings,
+        asked_rate=trainer.options.rate,
+    )  # fmt: skip
 
 
 def _train_on_matrix(
-    matrix: MatrixSource, files: RunFiles, *, resume: bool, force: bool, report: Callable[[Any], None], **options: Any
+    matrix: MatrixSource | ArrowVectors,
+    files: RunFiles,
+    *,
+    resume: bool,
+    force: bool,
+    report: Callable[[Any], None],
+    **options: Any,
 ) -> TrainReport | None:
     """Train a model of vectors."""
     from stochcl.training.monitor import health_warnings
 
     if resume:
-        raise UsageError("training on a matrix takes minutes and keeps no checkpoint to resume; omit --resume.")
+        raise UsageError("training on embeddings takes minutes and keeps no checkpoint to resume; omit --resume.")
     if options.get("device") in ("auto", "cpu"):  # such a model is so small that it is trained on the processor
         del options["device"]
     RunFiles.of(files.output, None).check(resume=False, force=force)
@@ -256,6 +276,7 @@ def _train_on_matrix(
     return TrainReport(
         str(files.output), sha256, record["rows"], record["held_out"], record["width"], (), stage["steps"],
         record["seconds"], None, stage["rate"], warnings=warnings, unit="row",
+        asked_rate=stage["options"]["rate"],
     )  # fmt: skip
 
 
@@ -319,10 +340,12 @@ def adapt(
     ------
     SourceError, TrainingError, UsageError, ModelError, OutputError
     """
+    for module in ("torch", "lightning_fabric"):
+        require(module, "adapting a model", "train")
     from stochcl.encoders.config import feature_width
     from stochcl.encoders.pretrained import backbone_options
 
-    if (matrix := matrix_among(sources)) is not None:
+    if (matrix := vectors_among(sources)) is not None:
         raise UsageError(
             f"{escape_name(matrix.path)}: these are embeddings, which no network is kept for; `stochcl train` "
             "makes a model of them in a minute."

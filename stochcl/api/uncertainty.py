@@ -120,11 +120,9 @@ class Answers:
                 scored = labelled(test.x, truth, "classification")
                 splits = [(np.arange(len(rows.y)), np.arange(len(scored.y)))]
         self.rows, self.truth, self.kept = batch_of(test).take(scored.kept), scored.y, np.flatnonzero(scored.kept)
-        for part, which in {id(part): (part, which) for part, which in ((train, rows), (test, scored))}.values():
-            if which.left_out:
-                self.notes.append(
-                    f"{escape_name(part.path)}: {which.left_out:,} images have no label and were left out"
-                )
+        for part, it in {id(part): (part, it) for part, it in ((train, rows), (test, scored))}.values():
+            if it.left_out:
+                self.notes.append(f"{escape_name(part.path)}: {it.left_out:,} images have no label and were left out")
         if data.labels.path is None and (warning := split_warning(rows.y)):
             self.notes.append(warning)
         if self.rows.entropy is None:
@@ -157,7 +155,7 @@ class Answers:
             self.curves[f"{name} (needs labels)" if labelled_only else name] = curve
         if not self.wrong.any() or self.wrong.all():
             said = "none" if not self.wrong.any() else "all"
-            self.notes.append(f"{said} of the answers are wrong, so that there is no AUROC of errors")
+            self.notes.append(f"{said} of the answers are wrong: an AUROC of errors needs both right and wrong ones")
         return {
             "trained_on": self.trained, "estimator": self.scorer.estimator,
             "accuracy": round(float(1 - self.wrong.mean()), 4), "scores": scores, "refused": refused,

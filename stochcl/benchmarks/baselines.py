@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stochcl.benchmarks.run import call_in_child
 from stochcl.codes import MAX_ALPHABET, Codes, bits_per_symbol
@@ -16,11 +17,10 @@ from stochcl.errors import SourceError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
 
-    Matrix = NDArray[np.float32]
-    Half = NDArray[np.float16]
-    Cuts = tuple[NDArray[np.floating], NDArray[np.floating]]
+Matrix = NDArray[np.float32]
+Half = NDArray[np.float16]
+Cuts = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 _ITQ_ROWS = 20_000  # that ITQ's rotation is learned from
 _ITQ_STEPS = 50  # as in the paper

@@ -79,46 +79,49 @@ class RateAccuracyConfig(Config):
 
     sources: tuple[Path, ...] = option(())
     test: Path | None = option(
-        None, "More of the same, to score on.", unit="TEST", shown="a fifth of each class of SOURCE"
+        None, "Score on these images or rows.", unit="TEST", shown="a fifth of each class of SOURCE"
     )
     hold_out: int = option(
-        0, "Score on the last N images of each class of each SOURCE, as training leaves them.", at_least=0, unit="N"
+        0,
+        "Score on the last N images of each class, which training with the same option leaves out.",
+        at_least=0,
+        unit="N",
     )
     labels: Path | None = option(
-        None, "Of SOURCE: CSV name,label; of a matrix also .npy.", unit="FILE", shown="first folders"
+        None, "Labels of SOURCE: a CSV file name,label, or .npy for a matrix.", unit="FILE", shown="first folders"
     )
-    test_labels: Path | None = option(None, "Of TEST.", unit="FILE")
+    test_labels: Path | None = option(None, "Labels of TEST.", unit="FILE")
     model: tuple[Path, ...] = option(
-        (), "A model's name or file; may be repeated.", short="-m", unit="MODEL", shown="general"
+        (), "A model, by name or file; may be repeated.", short="-m", unit="MODEL", shown="general"
     )
-    metric: tuple[str, ...] = option(("accuracy",), "What is measured; may be repeated.", choices=METRICS)
-    probe: str = option("logistic", "Whose accuracy it is.", choices=PROBES)
-    queries: int = option(2000, "Test rows that recall@10 and map@1000 look up, at most.", at_least=1)
-    ladder: tuple[int, ...] = option((), "Prefixes of our codes.", at_least=1, unit="K,K,...", shown="the model's")
+    metric: tuple[str, ...] = option(("accuracy",), "What to measure; may be repeated.", choices=METRICS)
+    probe: str = option("logistic", "The classifier whose accuracy is measured.", choices=PROBES)
+    queries: int = option(2000, "Look up at most this many test rows for recall@10 and map@1000.", at_least=1)
+    ladder: tuple[int, ...] = option((), "Widths of our codes.", at_least=1, unit="K,K,...", shown="the model's")
     bits: tuple[int, ...] = option(
-        (8, 16, 32, 64, 128, 256), "That quantisers are made for.", at_least=1, unit="B,B,..."
+        (8, 16, 32, 64, 128, 256), "Sizes of quantisers, in bits.", at_least=1, unit="B,B,..."
     )
     baselines: tuple[str, ...] = option(
-        ("all",), "all, none, or of features, quantisers, pixels and single methods.",
+        ("all",), "What to compare with: all, none, or names of groups (features, quantisers, pixels) and methods.",
         choices=("all", "none", *GROUPS, *METHODS), unit="NAMES",
     )  # fmt: skip
     coding: tuple[str, ...] = option(
-        ("packed", "linear"), "How their codes are stored: plain, and through our coder.", choices=CODINGS
+        ("packed", "linear"), "How codes of quantisers are stored: packed, or through our coder.", choices=CODINGS
     )
-    beam: tuple[int, ...] = option((4, 8), "Of residual quantisation, one row each.", at_least=1, unit="N,N,...")
-    trials: int = option(1, "Seeds that residual quantisation is fitted with, one row each.", at_least=1)
-    train_images: int | None = option(None, "To learn from, at most.", at_least=2, unit="N")
-    test_images: int | None = option(None, "To score on, at most.", at_least=2, unit="N")
+    beam: tuple[int, ...] = option(
+        (4, 8), "Beam widths of residual quantisation, one row each.", at_least=1, unit="N,N,..."
+    )
+    trials: int = option(1, "Fits of residual quantisation with different seeds, one row each.", at_least=1)
+    train_images: int | None = option(None, "Train on at most N images.", at_least=2, unit="N")
+    test_images: int | None = option(None, "Score on at most N images.", at_least=2, unit="N")
     fit_to: tuple[Path, ...] = option(
-        (), "Measure quantisers fitted to these images, too; may be repeated.", unit="OTHER"
+        (), "Also measure quantisers that are fitted to these images; may be repeated.", unit="OTHER"
     )
-    fit_images: int = option(20_000, "Of OTHER, at most.", at_least=2, unit="N")
-    fit_hold_out: int = option(
-        0, "Not the last N images of each class of each OTHER, as training leaves them.", at_least=0, unit="N"
-    )
-    precision: str = option("fp32", "Of the networks.", choices=("fp32", "bf16"))
+    fit_images: int = option(20_000, "Fit to at most N images of OTHER.", at_least=2, unit="N")
+    fit_hold_out: int = option(0, "Leave out the last N images of each class of OTHER.", at_least=0, unit="N")
+    precision: str = option("fp32", "Numeric precision of the networks.", choices=("fp32", "bf16"))
     device: str = option("cpu", "cpu, cuda, ...")
-    seed: int = option(0, "Seed of everything random.", at_least=0)
+    seed: int = option(0, "Random seed.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from stochcl.benchmarks.run import BenchmarkError
 from stochcl.compress import Archive, Header, Writer
 from stochcl.downstream.metrics import wilson
 from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
-from stochcl.entropy.model import fit_linear
+from stochcl.entropy.model import EntropyModel, fit_linear
 from stochcl.entropy.tables import Tables
 from stochcl.lazy import cached_property
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.entropy.autoregressive import AutoregressiveModel
-    from stochcl.entropy.model import EntropyModel
 
 METRICS = {"accuracy": "accuracy", "recall@10": "recall", "map@1000": "map"}
 """By the name of ``--metric``, the key of a row."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from stochcl.benchmarks.baselines import Baseline, full, half, need_bits
+from stochcl.benchmarks.baselines import Baseline, Half, Matrix, full, half, need_bits
 from stochcl.benchmarks.run import need
 from stochcl.codes import Codes
 from stochcl.errors import SourceError
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
-
-    from stochcl.benchmarks.baselines import Half, Matrix
 
     Quantise = Callable[[Matrix], NDArray[np.uint8]]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.benchmarks.baselines import fit_and_code
+from stochcl.benchmarks.baselines import Baseline, fit_and_code
 from stochcl.benchmarks.curves import savings
 from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SIDES, PixelCode, read_inputs
 from stochcl.benchmarks.probes import Judge, codings_of, price, through_a_file
 from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
 from stochcl.codes import Codes
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require
 from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.benchmarks.baselines import Baseline
     from stochcl.benchmarks.inputs import Inputs, RateAccuracyConfig, Split
 
     Told = Progress
@@ -67,7 +66,7 @@ class Subject:
     @property
     def depends(self) -> tuple[object, ...]:
         """What a row depends on besides the images: the network as it runs here."""
-        return self.codec.model.sha256, self.codec.precision, self.codec.device.type
+        return self.codec.model.sha256, self.codec.precision, self.codec.device_type
 
     def rows(
         self, named: dict[str, Any], costs: list[dict[str, Any]], decoded: tuple[NDArray[Any], NDArray[Any]],
@@ -100,6 +99,8 @@ def benchmark_rate_accuracy(
     it; ``failed``, whose process died; ``left_out``, in sentences; ``savings``, ours against every other curve. Where
     quantisers are fitted to other sources, too, ``fit`` says to which, and ``fitted_to`` of each row to what.
     """
+    for module, extra in (("torch", "train"), ("matplotlib", "plots"), ("jinja2", "plots")):
+        require(module, "this benchmark", extra)
     cache = Cache(folder / CACHE)
     inputs = read_inputs(config)
     codecs = _codecs(config, inputs)
@@ -171,7 +172,7 @@ def _told(progress: Callable[[str], None], name: str) -> Told:
 
 def encode_part(codec: Codec, part: Split, cache: Cache, told: Told) -> Encoded:
     """Encode a part, or take what was kept of it."""
-    key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device.type, part.fingerprint())
+    key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device_type, part.fingerprint())
     if (kept := cache.get(key)) is not None:
         arrays, _ = kept
         return Encoded(Codes(arrays["packed"], codec.latents, codec.alphabet), arrays["features"])

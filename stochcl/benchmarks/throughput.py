@@ -16,6 +16,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 
@@ -29,14 +30,13 @@ from stochcl.data.preprocess import _DRAFT_GAP
 from stochcl.entropy.ans import encode_block
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import OWN
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require
 from stochcl.messages import escape_name
 from stochcl.options import option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import torch
     from PIL import Image
 
     from stochcl.api.codec import Codec
@@ -58,18 +58,18 @@ class ThroughputConfig(Config):
     command_name: ClassVar[str] = "stochcl benchmark throughput"
 
     source: Path | None = option(None)
-    model: Path | None = option(None, "A model's name or file.", short="-m", unit="MODEL", shown="the default model")
-    backbone: str | None = option(None, "An untrained network in its place: resnet10, 18, 34 or 50.")
-    size: int | None = option(None, "Of its images.", at_least=16, unit="PIXELS", shown="64")
-    images: int = option(512, "Made, or at most of SOURCE.", at_least=1)
+    model: Path | None = option(None, "A model, by name or file.", short="-m", unit="MODEL", shown="general")
+    backbone: str | None = option(None, "Time an untrained network instead: resnet10, 18, 34 or 50.")
+    size: int | None = option(None, "Input size of that network.", at_least=16, unit="PIXELS", shown="64")
+    images: int = option(512, "Images to make, or to take from SOURCE at most.", at_least=1)
     image_size: int | None = option(
-        None, "Side of images that are made.", at_least=1, unit="PIXELS", shown="1.5 times the network's"
+        None, "Side of the images to make.", at_least=1, unit="PIXELS", shown="1.5 times the network's"
     )
     device: str = option("auto", "cpu, cuda, ...")
-    precision: str = option("fp32", "Of the network.", choices=("fp32", "bf16"))
-    compile: bool = option(False, "Let torch.compile make the network's kernels.")
-    repeat: int = option(5, "Rounds that are measured.", at_least=1)
-    seed: int = option(0, "Seed of everything random.", at_least=0)
+    precision: str = option("fp32", "Numeric precision of the network.", choices=("fp32", "bf16"))
+    compile: bool = option(False, "Compile the network with torch.compile.")
+    repeat: int = option(5, "Rounds to measure.", at_least=1)
+    seed: int = option(0, "Random seed.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,10 +104,10 @@ def benchmark_throughput(
             source = folder / "images"
             make_images(source, config.images, config.image_size or codec.size * 3 // 2, config.seed)
         stack.enter_context(one_thread())
-        stack.enter_context(autocast(codec.device, config.precision))
-        stages = Stages(codec, source, folder, most=config.images)
         if config.compile:
-            codec._encoder.backbone.compile()
+            codec = codec.with_runtime("torch")
+            codec.model.encoder.backbone.compile()
+        stages = Stages(codec, source, folder, most=config.images)
         times = interleave(stages.work(), config.repeat, wait=waiting_for(codec.device), progress=progress)
         same = stages.check()
     count = len(stages.data)
@@ -117,8 +117,8 @@ def benchmark_throughput(
         for what, parts in (("floors", FLOORS), ("forward", FLOORS[1:2]), ("stages", STAGES))
     }
     return record(
-        SCHEMA, config, n=count, network=codec._encoder.config.backbone, size=codec.size, latents=codec.latents,
-        precision=config.precision, compile=config.compile, hardware=facts(codec.device),
+        SCHEMA, config, n=count, network=codec.config.backbone, size=codec.size, latents=codec.latents,
+        precision=config.precision, compile=config.compile, hardware=facts(codec.device) | {"runtime": codec.runtime},
         agreement_with_fp32=round(same, 6), ratios=ratios,
         rows=[row(stage, taken, count) for stage, taken in times.items()],
     )  # fmt: skip
@@ -146,16 +146,10 @@ class Stages:
                 f"this source has {len(source):,} images, and all of them would be compressed, not {most:,}; "
                 f"pass --images {len(source)}, or name a smaller source."
             )
-        import torch
-
         self.codec, self.source, self.path, self.folder = codec, source, path, folder
         self.pixels = np.stack([source.load(i, codec.preprocess) for i in range(len(source))])
         self.data = [source._read(i) for i in range(len(source))]
-        encoder, device = codec._encoder, codec.device
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            pixels = torch.from_numpy(self.pixels).to(device).permute(0, 3, 1, 2).float()
-            self.tensors = encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
-            self.codes = codec.with_precision("fp32").encode_prepared(self.pixels).codes
+        self.codes = codec.with_precision("fp32").encode_prepared(self.pixels).codes
         names = tuple(entry.name for entry in source.entries)
         self.named = replace(self.codes, names=names, uncertainty=None)
         self.encoded = self.codes
@@ -199,15 +193,13 @@ class Stages:
         self.encoded = Codes.concatenate([encode(part).codes for part in parts])
 
     def forward(self) -> None:
-        """Run the network alone, on normalised tensors that are on the device, in batches as encoding has them."""
-        import torch
-
-        from stochcl.encoders.inference import _CHUNK
-
-        chunk, encoder = _CHUNK.get(self.codec.device.type, 64), self.codec._encoder
-        with torch.inference_mode():
-            for start in range(0, len(self.tensors), chunk):
-                encoder.posterior(encoder.features(self.tensors[start : start + chunk])).mode()
+        """Run the network and its latents alone, in chunks as encoding has them."""
+        network, latents = self.codec._network, self.codec._latents
+        padded = np.zeros((network.chunk, *self.pixels.shape[1:]), np.uint8)
+        for start in range(0, len(self.pixels), network.chunk):
+            part = self.pixels[start : start + network.chunk]
+            padded[: len(part)] = part
+            latents.symbols(latents.parameters(network.features(padded, len(part))), self.codec.latents)
 
     def code(self) -> None:
         """Run the coder alone, under the model that is known to be cheapest, in one block."""
@@ -251,6 +243,7 @@ def make_images(folder: Path, count: int, side: int, seed: int) -> None:
 
 def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
     """Write a model file of an untrained network: as fast as a trained one, and good for nothing else."""
+    require("torch", "an untrained network", "train")
     import torch
 
     from stochcl.encoders.config import EncoderConfig
@@ -266,40 +259,29 @@ def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread, so that core-seconds are not spent on waiting for others."""
-    import torch
+    """Let networks and matrix products use one thread, so that core-seconds are not spent on waiting for others."""
+    from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"), threadpool_limits(1):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
-def autocast(device: torch.device, precision: str) -> Any:
-    """Return a context in which networks run in this precision; auto is what training takes it for."""
-    import torch
-
-    from stochcl.encoders.inference import computes_in_bf16
-
-    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(precision, device.type))
-
-
-def waiting_for(device: torch.device) -> Callable[[], None]:
+def waiting_for(device: object) -> Callable[[], None]:
     """Return what waits until a device has done its work."""
+    if not str(device).startswith("cuda"):
+        return lambda: None
     import torch
 
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    return torch.cuda.synchronize
 
 
-def facts(device: torch.device) -> dict[str, Any]:
+def facts(device: object) -> dict[str, Any]:
     """Return the machine's facts, with the GPU's name where one was used."""
-    import torch
+    found = hardware() | {"device": str(device).partition(":")[0]}
+    if found["device"] == "cuda":
+        import torch
 
-    found = hardware() | {"device": device.type}
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
+        found["gpu"] = torch.cuda.get_device_name(str(device))
     return found
 
 

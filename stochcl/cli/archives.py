@@ -8,8 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from stochcl.api import archives
-from stochcl.api.archives import resolve_tables
 from stochcl.api.compress import CompressOptions
+from stochcl.api.models import resolve_tables
 from stochcl.api.source import check_paths_exist
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
@@ -44,7 +44,7 @@ def source_of(
     if null or str(folder) != ".":
         raise UsageError("--null and --directory say how a list is read; give it with --files-from.")
     if not sources:
-        raise UsageError("there is nothing to compress: name a opt.SOURCE, or a list of files with --files-from.")
+        raise UsageError("there is nothing to compress: name a SOURCE, or a list of files with --files-from.")
     if "-" not in map(str, sources):
         return sources[0] if len(sources) == 1 else sources
     if len(sources) > 1:
@@ -59,9 +59,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
     if sys.stdout is None:
         raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
     if sys.stdout.isatty():
-        raise UsageError(
-            "standard output is a terminal, and codes are no text; send them through a pipe, or give -o a name."
-        )
+        raise UsageError("standard output is a terminal, and codes are no text; use a pipe, or give -o a name.")
     return sys.stdout.buffer
 
 
@@ -117,7 +115,7 @@ def compress(
     """Compress images, or a matrix of embeddings, to an archive of codes.
 
     SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
-    or .arrow file with a column of images or vectors, or the URL of a folder, an image or a .tar.
+    or .arrow file with a column of images or vectors, or the URL of a folder, an image, a .zip or a .tar.
     Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
     from standard input, and its images are kept in the order in which they come.
     An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a
@@ -156,21 +154,6 @@ _TABLES = {
     "elsewhere": "the decoder in the file is missing or damaged; the one found elsewhere is right",
     "lost": "the decoder is lost, so rows that need it were not decoded to check them",
 }
-
-
-@opt.command()
-@opt.CODES
-@opt.TABLES
-@JSON
-def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
-    """Show what an archive holds and where its bytes go.
-
-    \b
-    Example:
-      stochcl info codes.bin
-    """
-    report = archives.info(codes, tables=resolve_tables(model, codes))
-    show(report.to_json("info"), report.lines(), as_json=as_json)
 
 
 @opt.command()
@@ -318,11 +301,9 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
       stochcl split codes.bin -o parts/ --rows 10000
     """
     with progress_bar("images") as bar:
-        reports = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
-    files: list[dict[str, Any]] = [
-        {"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in reports
-    ]
-    total = {"images": sum(r.images for r in reports), "bytes": sum(r.bytes for r in reports)}
+        made = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
+    files: list[dict[str, Any]] = [{"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in made]
+    total = {"images": sum(r.images for r in made), "bytes": sum(r.bytes for r in made)}
     lines = [f"{file['path']}: {plural(file['images'], 'image')}, {file['bytes']:,} bytes" for file in files]
     result = {"schema": "stochcl.split/0", "path": escape_name(codes)} | total | {"files": files}
     show(result, lines, as_json=as_json)
@@ -347,9 +328,10 @@ def append(codes: Path, source: Path | str, *, model: str | None, device: str, a
     Example:
       stochcl append codes.bin images/
     """
-    from stochcl.api.append import append
+    from stochcl.api.append import append, check_local
     from stochcl.api.codec import codec_of
 
+    check_local(codes)
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
@@ -386,9 +368,10 @@ def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, a
 @opt.TABLES
 @JSON
 def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Export codes as arrays: symbols, vectors, names and labels. (Images cannot be recovered.).
+    """Export codes as arrays: symbols, vectors, names and labels.
 
-    The output's ending says how: .npz (all, for numpy.load), .npy (vectors), .csv, .parquet or .arrow.
+    Images cannot be recovered. The output's ending says what is written: .npz (all, for numpy.load), .npy (vectors),
+    .csv, .parquet or .arrow.
 
     \b
     Example:

@@ -11,7 +11,7 @@ from stochcl.benchmarks.inputs import RateAccuracyConfig
 from stochcl.benchmarks.run import Config, write_results
 from stochcl.benchmarks.throughput import ThroughputConfig
 from stochcl.cli.main import JSON, progress_bar, say, show, table
-from stochcl.cli.options import PATH, given, options_of
+from stochcl.cli.options import PATH, SectionedCommand, given, options_of, section
 from stochcl.cli.options import output as output_option
 from stochcl.errors import StochclError, command_line
 from stochcl.files import make_folder
@@ -47,11 +47,13 @@ def command_of(
     unit: str,
     write: Callable[[dict[str, Any], Path], list[Path]] | None = None,
     after: Callable[[dict[str, Any]], list[str]] = lambda result: [],
+    sections: dict[str, str] | None = None,
     script: bool = False,
 ) -> click.Command:
     """Return the command of a benchmark that measures, writes and prints; ``argument`` adds what it is given.
 
-    ``measure`` takes the Config, the folder of results, ``progress`` and ``say``.
+    ``measure`` takes the Config, the folder of results, ``progress`` and ``say``. ``sections`` are titles of the help
+    with the names of the fields below them, in place of one list of all.
     """
 
     def run(output: Path, *, as_json: bool, **options: Any) -> None:
@@ -64,8 +66,12 @@ def command_of(
         show(result, [*lines, *after(result)], as_json=as_json)
         say(f"written to {paths[0]} and beside it {', '.join(path.name for path in paths[1:])}")
 
-    command = argument(options_of(config)(output_option("The folder for results.")(JSON(run))))
-    return click.command(name, Script if script else click.Command, help=help)(command)
+    command = output_option("The folder for results.")(JSON(run))
+    if sections is None:
+        command = options_of(config)(command)
+    for title, names in reversed((sections or {}).items()):
+        command = section(title, options_of(config, only=names))(command)
+    return click.command(name, Script if script else SectionedCommand, help=help)(argument(command))
 
 
 @click.group()
@@ -84,34 +90,33 @@ def benchmark() -> None:
 _RATE_ACCURACY = """Measure bits per image against accuracy: codes, features, quantisers, and small images.
 
 SOURCE is a folder of classes (also in a .zip or .tar; several count as one), `digits`, which scikit-learn has,
-or a .npy matrix of embeddings with --labels. Every row has the same probe, split and seed. What is done is kept
+or a .npy matrix of embeddings with --labels. All methods get the same probe, split and seed. Finished parts are kept
 in OUTPUT/cache: after an interruption the same command continues.
 
-In place of accuracy, --metric recall@10 asks how many of the ten nearest rows are found (labels are not needed), and
---metric map@1000 how well an image finds its class.
+--metric recall@10 measures how many of the ten nearest rows are found (no labels needed), --metric map@1000 how well
+an image finds its class.
 
-Quantisers are fitted to the images that the probe learns from. A model that was trained on other images is held
-against its like with --fit-to OTHER, more of the same kind as SOURCE without labels: each quantiser is measured a
-second time, fitted to those, and named "fitted elsewhere".
+Quantisers are fitted to the images that the probe learns from, which a model trained elsewhere has not seen. For a
+fair comparison give other images of the same kind with --fit-to: each quantiser is measured a second time, fitted to
+those, and named "fitted elsewhere".
 
 \b
 Example:
   stochcl benchmark rate-accuracy photos/ -o results/
   stochcl benchmark rate-accuracy train.zip --test test.zip --train-images 20000 -o results/
   stochcl benchmark rate-accuracy train.zip --test test.zip --fit-to what-the-model-saw.zip -o results/
-  stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq,jpeg -o results/
+  stochcl benchmark rate-accuracy photos/ -m mine.safetensors --baselines features,opq -o results/
   stochcl benchmark rate-accuracy x.npy --test y.npy -m head.safetensors --metric recall@10 -o results/
 """
 
 _THROUGHPUT = """Profile each stage of `stochcl compress` against its lower bound.
 
-All are measured in rounds, one after the other, with one thread of arithmetic, in processor time and on the
-clock. SOURCE is a folder or archive of images; without one, JPEG files are made. The archive's codes are checked.
+Stages take turns, with one thread of arithmetic, in processor time and on the clock. SOURCE is a folder, .zip or
+.tar of images; without one, JPEG files are made. The codes are checked.
 
 \b
 Example:
   stochcl benchmark throughput -o results/
-  stochcl benchmark throughput --backbone resnet50 --size 224 --images 32 -o results/
   stochcl benchmark throughput photos.zip --images 5000 --device cuda --precision bf16 --compile -o results/
 """
 
@@ -126,6 +131,13 @@ benchmark.add_command(
         unit="methods",
         write=curves.write_all,
         after=lambda result: list(curves.summary(result)),
+        sections={
+            "Rows": "test hold_out labels test_labels train_images test_images",
+            "Measure": "metric probe queries",
+            "Codes": "model ladder",
+            "Baselines": "baselines bits coding beam trials fit_to fit_images fit_hold_out",
+            "Running": "precision device seed",
+        },
     )
 )
 benchmark.add_command(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api.archives import resolve_tables
 from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
+from stochcl.api.models import resolve_tables
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 
@@ -61,10 +61,13 @@ def evaluate(
     from stochcl.api.evaluate import evaluate_targets
 
     path = _training_codes(codes, train)
-    with progress_bar("steps") as bar:
-        results, facts = evaluate_targets(
-            path, tables=resolve_tables(model, path), progress=bar, **opt.given(options)
-        )
+    tables = resolve_tables(model, path)
+    with progress_bar("probes", rate=False) as bar:
+
+        def trained(done: int, total: int) -> None:
+            bar(done, total, f"{done:,} of {total:,} probes trained")
+
+        results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
@@ -112,11 +115,13 @@ def predict(
 
 @opt.command()
 @OPTIONAL_CODES
-@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="The archive whose images are answered."))
+@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive."))
 @opt.section("Labels", opt.LABELS, opt.TEST_LABELS, opt.COLUMN, opt.LEVEL)
 @opt.section(
     "Other images",
-    click.option("--outside", type=opt.INPUT, multiple=True, help="An archive of other images; may be repeated."),
+    click.option(
+        "--outside", type=opt.INPUT, multiple=True, help="An archive of other images to tell apart; may be repeated."
+    ),
 )
 @opt.section("Probe", opt.options_of(ProbeOptions, only="estimator output latents folds seed"))
 @click.option("--plot", type=opt.PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
@@ -159,9 +164,7 @@ def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
     title = "errors found by each score (AUROC, 95 % interval)"
     out += table(title, ["score", "needs labels", "AUROC", "interval", "less confidence"], rows)
     shares = [i for i, kept in enumerate(next(iter(found["refused"].values()))) if kept["refused"] in _SHOWN]
-    rows = [
-        [name, *(f"{100 * curve[i]['accuracy']:.1f}" for i in shares)] for name, curve in found["refused"].items()
-    ]
+    rows = [[name, *(f"{100 * kept[i]['accuracy']:.1f}" for i in shares)] for name, kept in found["refused"].items()]
     columns = [f"{100 * share:.0f} %" for share in _SHOWN]
     out += table("accuracy, in %, when the least certain are refused", ["score", *columns], rows)
     if found["outside"]:
@@ -211,7 +214,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     \b
     Example:
       stochcl report codes.bin --images images/ -o report.html
-      stochcl report codes.bin --images images.zip --labels labels.csv --column species
+      stochcl report codes.bin --images images.zip --labels labels.csv --column species -o species.html
     """
     from stochcl.report.report import write_report
 
@@ -258,8 +261,8 @@ def search(
     """Find the images of an archive that are nearest to QUERY images, or to some of its own.
 
     A query image is encoded by the archive's model. By vectors, its features are compared with what the codes decode
-    to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix: every row is
-    searched for.
+    to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix, or a .parquet
+    or .arrow file: every row is searched for.
 
     \b
     Example:

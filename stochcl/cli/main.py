@@ -157,7 +157,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "transcode": ("archives", "Rewrite an archive: narrower, smaller, with labels."),
     },
     "Look at them": {
-        "info": ("archives", "Show what an archive holds and where its bytes go."),
+        "info": ("info", "Show what an archive holds and where its bytes go."),
         "verify": ("archives", "Check every byte of an archive, or salvage a damaged one."),
         "search": ("evaluate", "Find the images of an archive that are nearest to others."),
         "report": ("evaluate", "Explain an archive on one HTML page."),
@@ -177,7 +177,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Measure": {
         "benchmark": ("benchmark", "Compare codes with other compressors, or time each stage."),
-        "demo": ("train", "Run the whole story on example images, in under a minute."),
+        "demo": ("train", "Compress and classify example images, in under a minute."),
     },
 }
 """Commands in the sections and order of the help: the module of each, imported when it runs, and its line."""
@@ -277,18 +277,26 @@ def _occupy_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Completion in bash, for ~/.bashrc: eval "$(_STOCHCL_COMPLETE=bash_source stochcl)"',
+)
 @click.version_option(__version__, prog_name="stochcl")
 @click.option(
-    "--trusted", is_flag=True, help="Decode files that ask for more work or memory than files of their size."
+    "--trusted", is_flag=True, help="Decode archives that ask for much more work or memory than their size suggests."
 )
 def main(trusted: bool) -> None:
     """Turn images or embeddings into codes of some 30 bytes that scikit-learn can train on.
 
+    A model makes a code of each image; an archive (codes.bin) holds the codes; a decoder turns them into vectors.
+    Codes are lossy: images cannot be recovered.
+
     \b
-    stochcl compress images/ -o codes.bin     images to codes
-    stochcl info codes.bin                    what the archive holds
-    stochcl evaluate codes.bin                a classifier trained on the codes
+    Example:
+      stochcl compress images/ -o codes.bin    # images to codes
+      stochcl info codes.bin                   # what the archive holds
+      stochcl evaluate codes.bin               # a classifier trained on the codes
     """
     if trusted:
         os.environ["STOCHCL_TRUSTED"] = "1"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.api.source import check_paths_exist
 from stochcl.errors import UsageError
+from stochcl.files import check_exists
 from stochcl.options import Options, check_value, declared, item_of, kind_of, option_of
 from stochcl.remote import is_url
 
@@ -37,7 +37,7 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]  # which is not gene
         if isinstance(value, str) and is_url(value):
             return value
         if self.check:
-            check_paths_exist([value])
+            check_exists(value)
         return Path(value)
 
 
@@ -79,7 +79,7 @@ PATH = click.Path(path_type=Path)
 INPUT = InputPath()
 SOURCE = InputPath(check=False)  # or -, or an entry of a list
 CODES = click.argument("codes", type=INPUT)
-_TABLES_HELP = "Model or .tables file with the decoder, if it is found nowhere else."
+_TABLES_HELP = "Model or .tables file with the decoder, if neither archive nor stochcl has it."
 TABLES = click.option("-m", "--model", help=_TABLES_HELP)
 TABLES_OF_CODES = click.option("--tables", help=_TABLES_HELP)
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -93,9 +93,7 @@ LEVEL = click.option(
     "--label-level", "level", type=int, metavar="N",
     help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
 )  # fmt: skip
-COLUMN = click.option(
-    "--label-column", "--column", "column", help="Column of the CSV file.  [default: the first after the name]"
-)
+COLUMN = click.option("--label-column", "--column", "column", help="Column of the CSV file.  [default: the first]")
 
 
 def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - as in click.option

@@ -24,9 +24,7 @@ HOLD_OUT = click.option(
     "--hold-out", type=click.IntRange(0), metavar="N",
     help="Keep the last N images of each class of each source from training, and measure on them.  [default: 0]",
 )  # fmt: skip
-WORKERS = click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that decode images."
-)
+WORKERS = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Decoding threads.")
 CACHE = click.option(
     "--cache", type=PATH, metavar="FOLDER",
     help="Keep decoded training images there, mapped, rather than in memory; the next run finds them.",
@@ -185,6 +183,7 @@ def finetune(
                  help="Print the file of a preset and exit."),
     INIT,
     HOLD_OUT,
+    click.option("--column", metavar="NAME", help="Column of a .parquet or .arrow file with the vectors."),
 )  # fmt: skip
 @section("Schedule", options_of(TrainOptions, only="epochs max_time batch_size lr decay warmup average"))
 @section(
@@ -211,8 +210,8 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     """Train a stochastic contrastive encoder on your own images or embeddings, without labels.
 
     SOURCE is a folder, .zip or .tar of images, or a .npy array of them. A checkpoint stands beside the model
-    file while training runs; after an interruption the same command with --resume continues. A .npy matrix
-    of floats, one row a vector and of any size, makes a model of such vectors.
+    file while training runs; after an interruption the same command with --resume continues. Embeddings (.npy
+    matrices of floats, one row a vector, or .parquet or .arrow files; of any size) make a model of such vectors.
 
     \b
     Example:

@@ -7,14 +7,14 @@ import os
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from stochcl.compress.archive import Archive
 from stochcl.compress.bytes import ArchiveErrors, ByteReader
 from stochcl.compress.header import read_header
 from stochcl.compress.index import Index, check_earlier, complete_ends, pack_skipped, read_index
-from stochcl.compress.journal import append_journal
-from stochcl.compress.segment import StoredSegment, decode_segment
+from stochcl.compress.journal import Record, append_journal
+from stochcl.compress.segment import SegmentHead, StoredSegment, decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.compress.writer import JournaledWriter, open_for_changes
 from stochcl.entropy.model import FITTED, Candidate
@@ -25,11 +25,8 @@ from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from stochcl.codes import Codes
-    from stochcl.compress.journal import Record
-    from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.tables import AnyTables
 
 
@@ -223,17 +220,9 @@ class Appender(JournaledWriter):
         self._release()
         self.archive.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
-            if kind is None and self._file is not None:
-                self.finish()
-            elif kind is not None:
-                self._leave(kind)
+            super().__exit__(kind, *exc)
         finally:
             self.close()
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from stochcl import framing
 from stochcl.compress.bytes import ArchiveErrors, Cache, open_reader
-from stochcl.compress.header import read_header
+from stochcl.compress.header import Header, read_header
 from stochcl.compress.index import Index, check_earlier, cut_to_end, iterate_skipped, read_index
 from stochcl.compress.limits import Limits
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
-from stochcl.entropy.model import FITTED, OWN, size_in_memory, unpack_model
+from stochcl.entropy.model import FITTED, OWN, EntropyModel, size_in_memory, unpack_model
 from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import FormatError
 from stochcl.framing import CHUNK, check_crc, check_limit
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.compress.header import Header
-    from stochcl.entropy.model import EntropyModel
     from stochcl.files import PathLike
 
 _CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once

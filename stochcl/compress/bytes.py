@@ -74,8 +74,9 @@ class ByteReader:
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             self.close()
-            code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ESPIPE
-            raise OSError(code, os.strerror(code))
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise OSError(errno.ESPIPE, "it is not a regular file")
         self.size = status.st_size
 
     def read(self, offset: int, size: int) -> bytes:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from stochcl.compress.bytes import Cache
 from stochcl.errors import FormatError, Truncated
-from stochcl.framing import inflate, pack_varints, unpack_varints
+from stochcl.framing import MAX_TEXT, check_limit, inflate, pack_texts, pack_varints, unpack_texts, unpack_varints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from numpy.typing import NDArray
 
 
@@ -139,6 +137,68 @@ def to_unicode(text: str) -> str:
     except UnicodeEncodeError:  # a surrogate that stands for no byte, from labels that a program made
         data = text.encode("utf-8", "backslashreplace")
     return data.decode("utf-8", "backslashreplace")
+
+
+NUMBERED = 4
+"""The first version of the format whose labels are numbers into a list of them."""
+
+_MOST_LABELS = 1 << 16
+
+
+def pack_labels(labels: Sequence[str], version: int) -> bytes:
+    """Write the labels of a segment's rows: from version 4 on each label once, and its number for every row.
+
+    Where that takes more bytes, they are texts, as in earlier versions.
+    """
+    if version < NUMBERED:
+        return pack_texts(labels)
+    distinct = {label: number for number, label in enumerate(sorted(set(labels)))}
+    found = []
+    if len(distinct) <= _MOST_LABELS:
+        texts = pack_texts(list(distinct))
+        numbers = np.fromiter((distinct[label] for label in labels), np.uint16, len(labels))
+        check_limit(_total(list(distinct), numbers), MAX_TEXT, "the length of all labels")
+        bits = numbers[:, None] >> np.arange(_width(len(distinct)), dtype=np.uint16)[::-1] & 1
+        found.append(
+            pack_varints([len(distinct), len(texts)])
+            + texts
+            + _deflated(np.packbits(bits.astype(np.uint8)).tobytes())
+        )
+    if 2 * len(distinct) > len(labels):  # else numbers take fewer
+        found.append(pack_varints([0]) + pack_texts(labels))
+    return min(found, key=len)
+
+
+def unpack_labels(data: bytes, rows: int, version: int, what: str = "the labels") -> tuple[str, ...]:
+    """Read what :func:`pack_labels` wrote."""
+    if version < NUMBERED:
+        return unpack_texts(data, rows, what)
+    (count,), start = unpack_varints(data, 1)
+    if not count:
+        return unpack_texts(data[start:], rows, what)
+    check_limit(count, min(rows, _MOST_LABELS), f"the number of {what}")
+    (size,), start = unpack_varints(data, 1, start)
+    texts = unpack_texts(data[start : start + size], count, what)
+    width = _width(count)
+    packed = np.frombuffer(inflate(data[start + size :], -(-width * rows // 8), what), np.uint8)
+    bits = np.unpackbits(packed, count=width * rows).reshape(rows, width)
+    numbers = bits @ (1 << np.arange(width, dtype=np.int64)[::-1])
+    if int(numbers.max()) >= count:
+        raise FormatError(f"{what}: a row has number {int(numbers.max()):,} of {count:,} labels")
+    check_limit(_total(texts, numbers), MAX_TEXT, f"the length of {what}")
+    return tuple(texts[number] for number in numbers.tolist())
+
+
+def _width(count: int) -> int:
+    """Return the bits of a row's number: 1, 2, 4 or 8, of which a byte holds several, or as few as do."""
+    least = max(1, (count - 1).bit_length())
+    return 1 << (least - 1).bit_length() if least <= 8 else least
+
+
+def _total(texts: Sequence[str], numbers: NDArray[np.integer]) -> int:
+    """Return the bytes of all rows' texts."""
+    sizes = np.array([len(text.encode("utf-8", "surrogateescape")) for text in texts], np.int64)
+    return int(sizes[numbers].sum())
 
 
 _EXPONENT = struct.Struct("<b")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.compress.segment import as_version
+from stochcl.compress.segment import RawSegment, StoredSegment, as_version
 from stochcl.compress.writer import Writer
-from stochcl.entropy.model import FITTED, unpack_model
+from stochcl.entropy.model import FITTED, EntropyModel, unpack_model
 from stochcl.errors import FormatError, ModelMismatch, UsageError
 from stochcl.framing import crc
 from stochcl.messages import Progress, silent
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.compress.archive import Archive
-    from stochcl.compress.segment import RawSegment, StoredSegment
-    from stochcl.entropy.model import EntropyModel
     from stochcl.files import PathLike
 
 
@@ -131,6 +129,8 @@ def merge(
     header = archives[0].header
     if len(kinds) > 1:
         header = replace(header, source_kind="mixed")
+    if any(archive.header.runtime != header.runtime for archive in archives):
+        header = replace(header, runtime="mixed")
     header = replace(header, version=max(archive.header.version for archive in archives))
     holder = next((archive for archive in archives if is_embedded(archive)), archives[0])
     total, done = sum(len(archive) for archive in archives), 0

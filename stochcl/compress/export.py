@@ -13,7 +13,7 @@ import numpy as np
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.compress.columns import to_unicode
-from stochcl.compress.rows import ARROW_ALPHABET, DecodedRows
+from stochcl.compress.rows import ARROW_ALPHABET, ArchiveBase, DecodedRows
 from stochcl.errors import UsageError
 from stochcl.files import PathLike, check_output, replacing, writing
 from stochcl.messages import Progress, escape_name, silent
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
-
-    from stochcl.compress.rows import ArchiveBase
 
 
 def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:

@@ -33,11 +33,12 @@ DICTIONARY = (
 """What headers are deflated with from version 3 on: most of them repeat most of it. It is part of the format."""
 
 _KINDS: dict[str, type] = {
-    **dict.fromkeys(("model", "model_sha256", "precision", "tables_sha256", "source_kind"), str),
+    **dict.fromkeys(("model", "model_sha256", "precision", "tables_sha256", "source_kind", "runtime"), str),
     **dict.fromkeys(("model_latents", "latents", "alphabet", "feature_dim", "input_bytes"), int),
     "preprocess": dict,
     "selection": list,
 }
+_OPTIONAL = ("runtime", "selection")
 _HASHES = ("model_sha256", "tables_sha256")
 _DEFLATED = 3  # the first version whose header is deflated, behind these hashes
 _HASH = 32
@@ -71,6 +72,8 @@ class Header:
         What was compressed: folder, zip, tar, array, matrix...
     preprocess : dict
         How images were prepared, plain JSON: size, fit...
+    runtime : str
+        What computed the network: onnx, torch; of vectors numpy. Empty where nothing says so.
     selection : tuple of int, optional
         Which of the encoder's latents these are, ascending, where they are not its first ones.
     version : int
@@ -88,6 +91,7 @@ class Header:
     input_bytes: int = 0
     source_kind: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
+    runtime: str = ""
     selection: tuple[int, ...] | None = None
     version: int = field(default=framing.VERSION, compare=False)
 
@@ -109,6 +113,8 @@ class Header:
         del values["version"]
         if self.selection is None:
             del values["selection"]
+        if not self.runtime:
+            del values["runtime"]
         hashes = b""
         if self.version >= _DEFLATED:
             hashes = b"".join(bytes.fromhex(values.pop(name)) for name in _HASHES)
@@ -164,7 +170,7 @@ class Header:
             raise FormatError("the header is not a JSON object")
         _check_nesting(values)
         # Names that are not known are a later version's remarks.
-        values = {f.name: values.get(f.name) for f in fields(cls) if f.name in values or f.name != "selection"}
+        values = {f.name: values.get(f.name) for f in fields(cls) if f.name in values or f.name not in _OPTIONAL}
         values |= hashes | {"version": version}
         for name, kind in _KINDS.items():
             if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stochcl.entropy.autoregressive import AutoregressiveModel
-from stochcl.entropy.model import FITTED, OWN, size_in_memory
+from stochcl.entropy.model import FITTED, OWN, EntropyModel, size_in_memory
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.errors import LimitExceeded
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from stochcl.compress.segment import SegmentHead
-    from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.vectors import VectorDecoder
 
 TRUSTED = "STOCHCL_TRUSTED"

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stochcl.compress.bytes import ArchiveErrors, ByteReader, Cache
-from stochcl.compress.columns import unpack_uncertainty
+from stochcl.compress.columns import pack_labels, unpack_labels, unpack_uncertainty
 from stochcl.compress.header import read_header
-from stochcl.compress.index import iterate_skipped, read_index
+from stochcl.compress.index import Index, iterate_skipped, read_index
 from stochcl.compress.scan import Scanner
-from stochcl.compress.segment import PARTS, RawSegment, StoredSegment, read_blocks
+from stochcl.compress.segment import PARTS, RawSegment, SegmentHead, StoredSegment, read_blocks
 from stochcl.compress.segment_writer import StreamWriter
-from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, unpack_model
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, EntropyModel, unpack_model
 from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import BadMagic, FormatError, ModelMismatch, UnsupportedVersion
 from stochcl.files import PathLike, WriteLock, check_output, replacing, writing
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.codes import Codes
-    from stochcl.compress.index import Index
-    from stochcl.compress.segment import SegmentHead
-    from stochcl.entropy.model import EntropyModel
 
 
 _LOCKSTEP = 1 << 20  # decisions decoded together
@@ -165,8 +162,11 @@ def _intact(
         [n * head.rows_per_block + np.arange(head.rows_of(n)) for n, block in enumerate(blocks) if block is not None]
     )
     names, labels = (
-        tuple(np.array(unpack_texts(data, head.rows, "texts"), object)[rows]) if data else None
-        for data in (parts["names"], parts["labels"])
+        tuple(np.array(texts, object)[rows]) if texts else None
+        for texts in (
+            parts["names"] and unpack_texts(parts["names"], head.rows, "texts"),
+            parts["labels"] and unpack_labels(parts["labels"], head.rows, head.version),
+        )
     )
     entropy = parts["entropy"]
     uncertainty = unpack_uncertainty(entropy, head.rows, old.header.version)[rows] if entropy else None
@@ -253,8 +253,9 @@ class _DamagedArchive:
                 elif which == "entropy":
                     segment.uncertainty()
             except FormatError:
-                empty = which in ("names", "labels")
-                found[which] = pack_texts([""] * segment.head.rows) if empty else b""
+                empty = [""] * segment.head.rows
+                texts = {"names": pack_texts(empty), "labels": pack_labels(empty, segment.head.version)}
+                found[which] = texts.get(which, b"")
                 damaged.add(which)
         return found, damaged
 

@@ -13,11 +13,11 @@ import numpy as np
 from stochcl import framing
 from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress.bytes import ByteReader
-from stochcl.compress.columns import pack_uncertainty, unpack_uncertainty
+from stochcl.compress.columns import NUMBERED, pack_labels, pack_uncertainty, unpack_labels, unpack_uncertainty
 from stochcl.entropy.ans import decode_blocks, encode_block
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, pack_model, unpack_model
+from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, EntropyModel, pack_model, unpack_model
 from stochcl.errors import FormatError
 from stochcl.framing import BLOCK, CHUNK, HEAD, check_crc, check_limit, crc
 from stochcl.lazy import cached_property
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.compress.header import Header
-    from stochcl.entropy.model import EntropyModel
 
 
 KIND = b"SEGM"
@@ -204,7 +203,7 @@ def write_segment(
     parts = [
         table,
         framing.pack_texts(codes.names) if codes.names is not None else b"",
-        framing.pack_texts(codes.labels) if codes.labels is not None else b"",
+        pack_labels(codes.labels, version) if codes.labels is not None else b"",
         pack_uncertainty(codes.uncertainty, version) if codes.uncertainty is not None else b"",
     ]
     stated, names, labels, entropy = map(Part.of, parts)
@@ -259,8 +258,12 @@ class StoredSegment:
 
     def texts(self, which: str) -> tuple[str, ...] | None:
         """Read the names or labels; None where they are not stored."""
-        data = self.part(which)
-        return framing.unpack_texts(data, self.head.rows, self._shown(f"the {which}")) if data else None
+        data, rows, shown = self.part(which), self.head.rows, self._shown(f"the {which}")
+        if not data:
+            return None
+        if which == "labels":
+            return unpack_labels(data, rows, self.head.version, shown)
+        return framing.unpack_texts(data, rows, shown)
 
     def uncertainty(self) -> NDArray[np.float32] | None:
         """Read the entropies of the rows; None where they are not stored."""
@@ -335,9 +338,11 @@ class RawSegment:
 
 def as_version(segment: RawSegment, version: int) -> RawSegment:
     """Return a segment as another version of the format has it."""
-    head, entropy = segment.head, segment.parts[3]
+    head, (_, _, labels, entropy) = segment.head, segment.parts
     if head.version == version:
         return segment
+    if labels and head.version < NUMBERED:
+        segment = segment.having(labels=pack_labels(unpack_labels(labels, head.rows, head.version), version))
     if entropy and head.version == 1:
         values = unpack_uncertainty(entropy, head.rows, head.version)
         segment = segment.having(entropy=pack_uncertainty(values, version))

@@ -11,13 +11,14 @@ from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from stochcl.codes import Codes, folder_label
+from stochcl.compress.columns import pack_labels
 from stochcl.compress.index import Index, pack_skipped
 from stochcl.compress.journal import Record
-from stochcl.compress.segment import SegmentHead, write_segment
-from stochcl.entropy.model import FITTED, Candidate, pack_model
+from stochcl.compress.segment import RawSegment, SegmentHead, write_segment
+from stochcl.entropy.model import FITTED, Candidate, EntropyModel, pack_model
 from stochcl.errors import LimitExceeded, OutputError
 from stochcl.files import lock, write_all
-from stochcl.framing import CHUNK, PROLOGUE, crc, pack_texts, unpack_texts
+from stochcl.framing import CHUNK, PROLOGUE, crc, unpack_texts
 from stochcl.messages import os_reason
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from stochcl.compress.header import Header
-    from stochcl.compress.segment import RawSegment
-    from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Tables
 
 
@@ -162,7 +161,7 @@ class SegmentWriter(ABC):
             _, names, labels, _ = segment.parts
             if names and not labels:
                 texts = unpack_texts(names, segment.head.rows, "the names of a segment")
-                labels = pack_texts([folder_label(name) for name in texts])
+                labels = pack_labels([folder_label(name) for name in texts], segment.head.version)
             segment = segment.having(names=b"", labels=labels)
         if not self._uncertainty:
             segment = segment.having(entropy=b"")

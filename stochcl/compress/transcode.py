@@ -11,11 +11,12 @@ import numpy as np
 
 from stochcl.codes import Codes, pick
 from stochcl.compress.archive import Archive
+from stochcl.compress.columns import pack_labels
 from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
 from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import Candidate, fit_linear, latent_bits, pack_model
-from stochcl.framing import CHUNK, FITTED, pack_texts, unpack_texts
+from stochcl.entropy.model import Candidate, EntropyModel, fit_linear, latent_bits, pack_model
+from stochcl.framing import CHUNK, FITTED, unpack_texts
 from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from stochcl.compress.header import Header
     from stochcl.compress.segment import RawSegment
     from stochcl.compress.writer import Writer
-    from stochcl.entropy.model import EntropyModel
     from stochcl.files import PathLike
 
 
@@ -244,7 +244,7 @@ class Transcoding:
         if self.labels is None:
             return segment
         names = unpack_texts(segment.parts[1], segment.head.rows, "the names of a segment")
-        return segment.having(labels=pack_texts(self.labels(names)))
+        return segment.having(labels=pack_labels(self.labels(names), segment.head.version))
 
     def _recode(self, writer: Writer, latents: int, progress: Progress) -> None:
         """Give a writer the rows, cut, from its position on."""

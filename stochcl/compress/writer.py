@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from abc import abstractmethod
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from stochcl.codes import Codes
 from stochcl.compress.journal import Journal, Record
-from stochcl.compress.segment import decode_segment, read_head, write_segment
+from stochcl.compress.segment import SegmentHead, decode_segment, read_head, write_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS, Preamble, SegmentWriter
 from stochcl.errors import (
     FormatError,
@@ -39,13 +40,10 @@ from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
     from io import FileIO
     from pathlib import Path
-    from types import TracebackType
 
     from stochcl.compress.header import Header
-    from stochcl.compress.segment import SegmentHead
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Tables
 
@@ -155,6 +153,27 @@ class JournaledWriter(SegmentWriter):
         self._new_skips = [(at, name, reason) for at, name, reason in waiting["skips"]]
         self.has = codes.names is not None, codes.labels is not None, uncertainty is not None
         self.position, self._kept = record.position, True
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what is waiting, and complete the archive."""
+
+    @abstractmethod
+    def _leave(self, kind: type[BaseException]) -> None:
+        """Close after an exception."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None:
+            self._leave(kind)
+        elif self._file is not None:  # not finished or closed already
+            try:
+                self.finish()
+            except BaseException as error:
+                self._leave(type(error))
+                raise
 
     def _close_files(self) -> None:
         if self._file is not None:
@@ -362,23 +381,6 @@ class Writer(JournaledWriter):
                 self.partial.unlink(missing_ok=True)
                 self._journal.remove()
         self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._leave(kind)
-            return
-        if self._file is None:  # finished or closed already
-            return
-        try:
-            self.finish()
-        except BaseException as error:
-            self._leave(type(error))
-            raise
 
     def _leave(self, kind: type[BaseException]) -> None:
         """Close after an exception; an interruption, and a source that fails, keep all rows."""

@@ -6,11 +6,13 @@ import errno
 import os
 import stat
 import threading
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stochcl.errors import EnvironmentFault, ImageError
+from stochcl.errors import EnvironmentFault, ImageError, error_of
 from stochcl.files import PathLike, pread_all, read_all
 from stochcl.messages import os_reason
+from stochcl.remote import Remote, url_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +50,7 @@ def read_regular(path: PathLike, limit: int) -> bytes:
     try:
         return _read_regular(path, limit)
     except OSError as exc:
-        raise ImageError(f"it cannot be read: {os_reason(exc)}") from exc
+        raise error_of(ImageError, exc, f"it cannot be read: {os_reason(exc)}") from exc
 
 
 def read_listed(path: PathLike, limit: int) -> bytes:
@@ -96,6 +98,15 @@ class RandomFile:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
 
+    def status(self) -> tuple[int, int]:
+        """Return its size, and when it was last changed, in nanoseconds."""
+        status = self.path.stat()
+        return status.st_size, status.st_mtime_ns
+
+    def opened(self) -> Any:
+        """Open it for somebody else to read and close."""
+        return self.path.open("rb")
+
     def read_at(self, offset: int, count: int) -> bytes:
         """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
         file = self._file or self._open()
@@ -135,6 +146,40 @@ class RandomFile:
         if file is not None:
             file.close()
             self._uncount()
+
+
+class RemoteFile:
+    """A file behind a URL that any thread may read at any offset; the server must give parts."""
+
+    def __init__(self, url: str) -> None:
+        self.path, self._remote = url, Remote(url)
+
+    def status(self) -> tuple[int, int]:
+        """Return its size, and when it was last changed, in nanoseconds, 0 where that is not said."""
+        system, place = self._remote.opened()
+        info = system.info(place)
+        return int(info.get("size") or 0), time_of(info)
+
+    def opened(self) -> Any:
+        """Open it for somebody else to read and close."""
+        system, place = self._remote.opened()
+        return system.open(place, "rb")
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
+        with url_errors(self.path):
+            system, place = self._remote.opened()
+            return bytes(system.cat_file(place, start=offset, end=offset + count)) if count else b""
+
+
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified")
+
+
+def time_of(info: dict[str, Any]) -> int:
+    """Return when a file was last changed, in nanoseconds, 0 where that is not said."""
+    value = next((info[key] for key in _TIMES if key in info), 0)
+    value = value.timestamp() if isinstance(value, datetime) else value
+    return int(value * 1e9) if isinstance(value, int | float) else 0
 
 
 def most_open() -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import contextmanager, suppress
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -35,7 +36,7 @@ def is_arrow(path: Path, head: bytes) -> bool:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path | MemoryTable) -> Iterator[None]:
     """Make Arrow's errors ours."""
     import pyarrow as pa
 
@@ -50,13 +51,40 @@ def explained(path: Path) -> Iterator[None]:
         raise SourceError(f"{escape_name(path)}: it cannot be read as Parquet or Arrow ({reason}).") from exc
 
 
+class MemoryTable:
+    """A table in memory: pandas', polars' or Arrow's (any with Arrow's stream), or Hugging Face's data set."""
+
+    def __init__(self, given: Any) -> None:
+        pa = require("pyarrow", "a table", "arrow")
+
+        self._is_set = hasattr(given, "with_format")
+        self._given: Any = given.with_format("arrow") if self._is_set else pa.table(given)
+        self.schema = given.features.arrow_schema if self._is_set else self._given.schema
+        self.rows = len(self._given)
+
+    def __fspath__(self) -> str:
+        return "the table"
+
+    def batches(self, columns: list[str], rows: int) -> Iterator[Any]:
+        """Yield record batches of at most ``rows`` rows."""
+        parts = self._given.select_columns(columns).iter(rows) if self._is_set else [self._given.select(columns)]
+        return (batch for part in parts for batch in part.to_batches(rows))
+
+
+def is_table(given: Any) -> bool:
+    """Tell whether something is a table in memory that :class:`MemoryTable` takes."""
+    return hasattr(given, "__arrow_c_stream__") or (hasattr(given, "with_format") and hasattr(given, "features"))
+
+
 def _kind(path: Path) -> str:
     with path.open("rb") as file:
         return _MAGICS.get(file.read(4), "")
 
 
-def schema_of(path: Path) -> Any:
-    """Return a file's columns; MissingExtraError where pyarrow is not installed."""
+def schema_of(path: Path | MemoryTable) -> Any:
+    """Return the columns of a file or table; MissingExtraError where pyarrow is not installed."""
+    if isinstance(path, MemoryTable):
+        return path.schema
     parquet = require("pyarrow.parquet", "a Parquet or Arrow file", "arrow")
     import pyarrow as pa
     from pyarrow import ipc
@@ -69,16 +97,21 @@ def schema_of(path: Path) -> Any:
             return (ipc.open_file if kind == "file" else ipc.open_stream)(file).schema
 
 
-def rows_in(path: Path) -> int:
-    """Return how many rows a file has, 0 where it does not say."""
+def rows_in(path: Path | MemoryTable) -> int:
+    """Return how many rows a file or table has, 0 where it does not say."""
+    if isinstance(path, MemoryTable):
+        return path.rows
     from pyarrow import parquet
 
     with explained(path):
         return int(parquet.read_metadata(path).num_rows) if _kind(path) == "parquet" else 0
 
 
-def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
+def record_batches(path: Path | MemoryTable, columns: list[str], rows: int) -> Iterator[Any]:
     """Yield record batches of at most ``rows`` rows."""
+    if isinstance(path, MemoryTable):
+        yield from path.batches(columns, rows)
+        return
     import pyarrow as pa
     from pyarrow import ipc, parquet
 
@@ -98,7 +131,7 @@ def record_batches(path: Path, columns: list[str], rows: int) -> Iterator[Any]:
 # Columns
 
 
-def choose_column(path: Path, schema: Any, asked: str | None, takes: int | None) -> str:
+def choose_column(path: Path | MemoryTable, schema: Any, asked: str | None, takes: int | None) -> str:
     """Return which column holds images or vectors, by its type and by what its first rows hold.
 
     ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
@@ -155,7 +188,7 @@ def holds(kind: Any) -> str | None:
     return "numbers" if types.is_integer(kind.value_type) else None
 
 
-def _first_values(path: Path, column: str) -> list[Any]:
+def _first_values(path: Path | MemoryTable, column: str) -> list[Any]:
     """Return the first values of a column that are there."""
     with explained(path):
         for batch in islice(record_batches(path, [column], _IMAGES), _LOOKED):
@@ -164,13 +197,13 @@ def _first_values(path: Path, column: str) -> list[Any]:
     return []
 
 
-def _begins_with_images(path: Path, column: str) -> bool:
+def _begins_with_images(path: Path | MemoryTable, column: str) -> bool:
     """Tell whether one of the first values is an image, or the path of one where there are no bytes."""
     values = (value["bytes"] if isinstance(value, dict) else value for value in _first_values(path, column))
     return any(value is None or identify(value) for value in values)
 
 
-def _width(path: Path, kind: Any, column: str) -> int:
+def _width(path: Path | MemoryTable, kind: Any, column: str) -> int:
     return int(getattr(kind, "list_size", 0)) or next((len(value) for value in _first_values(path, column)), 0)
 
 
@@ -204,9 +237,9 @@ _LABELS = ("label", "labels", "class")
 
 
 def open_arrow(
-    paths: Sequence[Path], options: SourceOptions = DEFAULTS, takes: int | None = None
+    paths: Sequence[Path | MemoryTable], options: SourceOptions = DEFAULTS, takes: int | None = None
 ) -> ArrowSource | None:
-    """Open Parquet or Arrow files as one source, images or vectors; None where the first is neither.
+    """Open Parquet or Arrow files, or a table, as one source, images or vectors; None where the first is neither.
 
     ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
     """
@@ -223,7 +256,9 @@ def open_arrow(
     return kind(paths, column, options)
 
 
-def _looks(path: Path) -> bool:
+def _looks(path: Path | MemoryTable) -> bool:
+    if isinstance(path, MemoryTable):
+        return True
     try:
         with path.open("rb") as file:
             return is_arrow(path, file.read(4))
@@ -241,8 +276,9 @@ class ArrowSource(StreamSource):
 
     kind: ClassVar[str] = "arrow"
 
-    def __init__(self, paths: Sequence[Path], column: str, options: SourceOptions = DEFAULTS) -> None:
-        super().__init__(paths[0] if len(paths) == 1 else Path(f"{paths[0]} and {len(paths) - 1:,} more"))
+    def __init__(self, paths: Sequence[Path | MemoryTable], column: str, options: SourceOptions = DEFAULTS) -> None:
+        first = os.fspath(paths[0])
+        super().__init__(first if len(paths) == 1 else f"{first} and {len(paths) - 1:,} more")
         self.paths, self.column = list(paths), column
         self._schema = schema_of(paths[0])
         for flag, asked in (("--id-column", options.id_column), ("--label-column", options.label_column)):
@@ -307,7 +343,7 @@ class ArrowImages(ArrowSource):
 class ArrowVectors(ArrowSource):
     """Vectors in a column of lists or tensors of numbers, all of one length, which is ``dim``."""
 
-    def __init__(self, paths: Sequence[Path], column: str, options: SourceOptions = DEFAULTS) -> None:
+    def __init__(self, paths: Sequence[Path | MemoryTable], column: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(paths, column, options)
         kind = storage_type(self._schema.field(column).type)
         self._row_bytes = kind.value_type.bit_width // 8
@@ -322,6 +358,18 @@ class ArrowVectors(ArrowSource):
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
         raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")
+
+    def sample(self, most: int) -> NDArray[np.float32]:
+        """Return up to so many rows, evenly spread, float32, shape (N, dim); rows without a vector are of NaN."""
+        total = len(self) or sum(len(column) for column, _, _ in self._records(_VECTORS))
+        wanted = np.arange(min(most, total)) * total // max(1, min(most, total))
+        out = np.full((len(wanted), self.dim), np.nan, np.float32)
+        for batch in self.vectors():
+            positions = np.asarray(batch.positions, np.int64)
+            places = np.searchsorted(wanted, positions)
+            chosen = (places < len(wanted)) & (wanted[np.minimum(places, len(wanted) - 1)] == positions)
+            out[places[chosen]] = batch.vectors[chosen]
+        return out
 
     def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
         """Iterate over the rows; those that are null, of another length or not finite are failures."""

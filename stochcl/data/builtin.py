@@ -245,4 +245,4 @@ def _names(path: Path, given: Iterable[Any], what: str) -> list[str]:
     try:
         return [member_name(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n) for n in given]
     except (TypeError, ValueError) as exc:
-        raise SourceError(f"{escape_name(path)}: this is not a batch of CIFAR-10: {what} is none ({exc}).") from exc
+        raise SourceError(f"{escape_name(path)}: this is not a batch of CIFAR-10: {what} is bad ({exc}).") from exc

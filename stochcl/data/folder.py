@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stochcl.data.access import PROBE, is_environment_fault, read_listed
+from stochcl.data.access import PROBE, is_environment_fault, read_listed, time_of
 from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, path_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import Entry, Failure, ImageSource
 from stochcl.data.tar import TarStream
 from stochcl.data.tar_headers import TAR_ENDINGS
-from stochcl.errors import EnvironmentFault, ImageError, SourceError
+from stochcl.data.zip import ZipSource
+from stochcl.errors import EnvironmentFault, ImageError, SourceError, SourceNotFound
 from stochcl.files import reading
 from stochcl.messages import escape_name, os_reason
 from stochcl.remote import Remote, url_errors
@@ -130,9 +130,6 @@ class _Listing:
             self.rejected.append(Failure(name, "it is not a regular file"))
 
 
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified")
-
-
 class UrlSource(ImageSource):
     """The images below a URL, or the image that it is, named by their paths below it.
 
@@ -149,7 +146,7 @@ class UrlSource(ImageSource):
             found = self._list(files)
         for name, place, info in found:
             try:
-                listed.append((Entry(path_name(name), int(info.get("size") or 0), _time_of(info)), place))
+                listed.append((Entry(path_name(name), int(info.get("size") or 0), time_of(info)), place))
             except ValueError as exc:
                 rejected.append(Failure(name, str(exc)))
         self._places = self._enter(listed, rejected, files, "place")
@@ -182,21 +179,18 @@ class UrlSource(ImageSource):
             raise EnvironmentFault(f"it cannot be read: {os_reason(exc)}") from exc
 
 
-def _time_of(info: dict[str, Any]) -> int:
-    """Return when a file was last changed, in nanoseconds, 0 where that is not said."""
-    value = next((info[key] for key in _TIMES if key in info), 0)
-    value = value.timestamp() if isinstance(value, datetime) else value
-    return int(value * 1e9) if isinstance(value, int | float) else 0
-
-
-def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | TarStream:
-    """Open a folder of images, an image, or a tar behind a URL; a tar is read once, as it comes."""
+def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | ZipSource | TarStream:
+    """Open a folder of images, an image, a zip or a tar behind a URL; a tar is read once, as it comes."""
     ending = url.partition("?")[0].lower()
-    if ending.endswith((".zip", ".npy", ".npz", ".parquet", ".arrow", ".feather")):
-        raise SourceError(f"{escape_name(url)}: folders, images and tars are read of URLs; copy this file here.")
-    if not ending.endswith(TAR_ENDINGS):
+    if ending.endswith((".npy", ".npz", ".parquet", ".arrow", ".feather")):
+        raise SourceError(
+            f"{escape_name(url)}: folders, images, zips and tars are read of URLs; copy this file here."
+        )
+    if not ending.endswith((".zip", *TAR_ENDINGS)):
         return UrlSource(url, options)
     with _explained(url, "there is no such file"):
+        if ending.endswith(".zip"):
+            return ZipSource(url, options)
         system, place = Remote(url).opened()
         return TarStream(system.open(place, "rb"), url, options)
 
@@ -209,5 +203,5 @@ def _explained(url: str, nothing: str) -> Iterator[None]:
             yield
     except SourceError as exc:
         if isinstance(exc.__cause__, FileNotFoundError):
-            raise SourceError(f"{escape_name(url)}: {nothing}.") from exc
+            raise SourceNotFound(f"{escape_name(url)}: {nothing}.") from exc
         raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stochcl.codes import label_text
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH
+from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, OWN_DEPTH
 from stochcl.data.preprocess import identify
 from stochcl.errors import ImageError, SourceError, UsageError
 from stochcl.messages import escape_name, plural
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stochcl.data.source import Entry
 
     _Read = Callable[[], bytes]
-    Kind = Literal["image", "label", "unknown", "other"]
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -37,6 +36,8 @@ LABEL_ENDINGS = (".cls", ".json", ".txt")
 
 MAX_NAME_BYTES = 65_535
 """Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
+
+Kind = Literal["image", "label", "unknown", "other"]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SHARE = re.compile(r"^\\\\[^\\]+\\[^\\]+")
@@ -117,8 +118,7 @@ def is_image_name(name: str) -> bool:
     >>> [is_image_name(n) for n in ("a/b.JPG", "a/b.txt", "jpg")]
     [True, False, False]
     """
-    stem, dot, ending = name.rpartition(".")
-    return bool(dot) and bool(stem) and f".{ending.lower()}" in IMAGE_EXTENSIONS
+    return ending_of(name) in IMAGE_EXTENSIONS
 
 
 _WIDE_ENDINGS = (".png", ".tif", ".tiff", ".apng")
@@ -163,7 +163,7 @@ def remark_on_others(others: Counter[str] | None, unlabelled: int) -> str:
     beside = [ending for ending in LABEL_ENDINGS if 2 * others[ending] >= unlabelled > 0]
     advice = ["--any-name takes those that hold images"]
     if beside:
-        advice.append(f"--label-files {beside[0][1:]} takes the {beside[0]} file beside an image for its label")
+        advice.append(f"--label-files={beside[0][1:]} takes the {beside[0]} file beside an image for its label")
     return f"left out {counted(others)}; {', '.join(advice)}"
 
 
@@ -183,26 +183,22 @@ class SourceOptions(Options):
         None, "Take the file with this ending beside an image for its label, as in webdataset's shards.",
         choices=[ending[1:] for ending in LABEL_ENDINGS],
     )  # fmt: skip
-    column: str | None = option(
-        None, "Column of a table with the images or vectors.", unit="NAME", shown="the one that fits the model"
-    )
-    id_column: str | None = option(
-        None, "Column of a table with the names.", unit="NAME", shown="name, file_name, path or id"
-    )
+    column: str | None = option(None, "Column with images or vectors.", unit="NAME", shown="what fits the model")
+    id_column: str | None = option(None, "Column with names.", unit="NAME", shown="name, file_name, path or id")
     label_column: str | None = option(
         None, "Column of a table, or key of --label-files json, with the labels.", unit="NAME",
         shown="label, labels or class",
     )  # fmt: skip
     depth: int | None = option(
-        None, "Significant bits of 16-bit images.", at_least=LEAST_DEPTH, at_most=FULL_DEPTH, unit="BITS",
-        shown="as the images use",
+        None, f"Significant bits of 16-bit images, {LEAST_DEPTH} to {FULL_DEPTH}; 0: what each image uses.",
+        at_least=OWN_DEPTH, at_most=FULL_DEPTH, unit="BITS", shown="what the images use together",
     )  # fmt: skip
-    max_pixels: int | None = option(
-        None, "Decode images of up to N pixels.", at_least=1, unit="N", shown="178,956,970"
-    )
+    max_pixels: int | None = option(None, "Decode images up to N pixels.", at_least=1, unit="N", shown="178,956,970")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.depth is not None and OWN_DEPTH < self.depth < LEAST_DEPTH:
+            raise UsageError(f"--depth must be {OWN_DEPTH}, or {LEAST_DEPTH} to {FULL_DEPTH}, got {self.depth}.")
         if self.label_level == 0:
             raise UsageError("--label-level counts folders from 1, the outermost, or from -1, the innermost; not 0.")
         if self.label_level is not None and (self.label_files or self.label_column):

@@ -16,9 +16,9 @@ from stochcl.data.access import PROBE, is_environment_fault, read_listed
 from stochcl.data.array import MAGIC, ArraySource, MatrixSource, map_array
 from stochcl.data.arrow import is_arrow
 from stochcl.data.builtin import Cifar10Source, is_cifar10
-from stochcl.data.folder import FileSource, FolderSource, UrlSource, open_url
+from stochcl.data.folder import FileSource, FolderSource, open_url
 from stochcl.data.names import DEFAULTS, SourceOptions, is_image_name, path_name
-from stochcl.data.preprocess import MAX_FILE_BYTES, identify
+from stochcl.data.preprocess import MAX_FILE_BYTES, Preprocess, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from stochcl.data.preprocess import Preprocess
-
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 
@@ -44,7 +42,7 @@ def open_source(path: PathLike, options: SourceOptions = DEFAULTS) -> ImageSourc
     """Open a folder or file of images or embeddings."""
     if is_url(path):
         opened = open_url(str(path), options)
-        if isinstance(opened, UrlSource):
+        if isinstance(opened, ImageSource):
             return opened
         raise SourceError(
             f"{escape_name(path)}: a tar behind a URL is read once, from front to back, which only `stochcl "

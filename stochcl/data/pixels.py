@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from stochcl.errors import ImageError
+from stochcl.messages import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,14 +32,18 @@ _NEAREST_MODE = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # RGB for 
 FULL_DEPTH = 16
 """Significant bits of 16-bit greyscale that uses its whole range."""
 
+OWN_DEPTH = 0
+"""In place of a number of bits: each image has those that its own greatest value takes."""
+
 LEAST_DEPTH = 8
 """Fewer bits than these are not stretched, as they are not in an 8-bit image."""
 
+_DARK = 13  # bits: an eighth of full brightness
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF
 _PNG_COLOUR_16 = re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR.{8}\x10[\x02\x04\x06]", re.DOTALL)
 
 
-def to_eight_bits(image: Image.Image, depth: int = FULL_DEPTH, data: bytes = b"") -> Image.Image:
+def to_eight_bits(image: Image.Image, depth: int = OWN_DEPTH, data: bytes = b"") -> Image.Image:
     """Convert a loaded image to mode L, RGB, LA or RGBA, 8 bits a channel, without changing its size.
 
     16-bit greyscale is scaled (65535 becomes 255), never clipped; of fewer significant bits, which the file
@@ -81,7 +86,8 @@ def _integers_to_bytes(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
         return _stretch(values.astype(np.float64), low, high)
-    top = (1 << max(depth, high.bit_length())) - 1  # an image that goes beyond the others' range is not clipped
+    bits = max(depth, high.bit_length(), LEAST_DEPTH)  # an image that goes beyond the others' range is not clipped
+    top = (1 << bits) - 1
     return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
@@ -108,27 +114,36 @@ def _stated_depth(image: Image.Image, values: NDArray[Any], data: bytes) -> int 
     return FULL_DEPTH if scaled else max(LEAST_DEPTH, bits)
 
 
-def depth_used(data: bytes) -> tuple[int, bool] | None:
-    """Return how many bits the greatest value of a 16-bit PNG or TIFF takes, and whether it is greyscale.
+def depth_used(data: bytes) -> int | None:
+    """Return how many bits the greatest value of a greyscale 16-bit PNG or TIFF takes.
 
     None for other images, for damaged ones, and where the file states its depth.
     """
     try:
         with Image.open(BytesIO(data), formats=("PNG", "TIFF")) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or not _is_wide(image):
                 return None
-            if _is_wide(image):
-                image.load()
-                values = np.asarray(image)
-                stated = _stated_depth(image, values, data) is not None or int(values.min()) < 0
-                return None if stated else (int(values.max()).bit_length(), True)
-            tags: Any = getattr(image, "tag_v2", {})
-            if _PNG_COLOUR_16.match(data) or FULL_DEPTH in tuple(tags.get(_BITS_PER_SAMPLE, ())):
-                image.load()  # to the upper 8 bits
-                return int(np.asarray(image.convert("RGB")).max()).bit_length() + 8, False
+            image.load()
+            values = np.asarray(image)
+            stated = _stated_depth(image, values, data) is not None or int(values.min()) < 0
+            return None if stated else int(values.max()).bit_length()
     except Exception:  # noqa: BLE001, RUF100 - reading it in earnest says what is wrong
         return None
-    return None
+
+
+def dark_colours(image: Image.Image, data: bytes) -> str | None:
+    """Say what is wrong with a loaded colour image of 16 bits that uses its lowest ones, of which Pillow keeps none.
+
+    None for other images.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    if not _PNG_COLOUR_16.match(data) and FULL_DEPTH not in tuple(tags.get(_BITS_PER_SAMPLE, ())):
+        return None
+    top = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
+    if not 0 < top < 1 << (_DARK - 8):
+        return None
+    bits = int(top).bit_length() + 8
+    return f"its colours of 16 bits use {bits}, so that it is nearly black; convert it to 8 bits a channel"
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -218,27 +233,26 @@ SAMPLED_BYTES = 256 << 20
 def common_depth(files: Iterable[bytes]) -> tuple[int, str]:
     """Return the bits that 16-bit greyscale images use together, and what is to be said of that.
 
-    They are those of the greatest value in any of them, and 16 where there are none.
+    They are those of the greatest value in any of them; where there are none, each image that comes has its own.
     """
-    grey = colour = count = 0
     with quiet_pillow():
-        for used in filter(None, map(depth_used, files)):
-            bits, is_grey = used
-            count += 1
-            grey, colour = (max(grey, bits), colour) if is_grey else (grey, max(colour, bits))
-    depth = max(grey, LEAST_DEPTH) if grey else FULL_DEPTH
-    if grey and depth < FULL_DEPTH:
-        looked = f"of {count:,} that were looked at" if count > 1 else "of one that was looked at"
+        used = [bits for bits in map(depth_used, files) if bits is not None]
+    if not any(used):
+        return OWN_DEPTH, ""
+    depth = max(*used, LEAST_DEPTH)
+    dark = sum(0 < bits <= depth - _DARKER for bits in used)
+    looked, white = f"of {plural(len(used), 'image')} looked at", (1 << depth) - 1
+    if dark:
         return depth, (
-            f"16-bit images here use {depth} bits: no value {looked} is above {(1 << depth) - 1:,}, which becomes "
-            "white (recorded in the archive; --depth 16 has 65,535 white)"
+            f"16-bit images here have different ranges: {dark:,} {looked} use a sixteenth of the others' and come "
+            f"out nearly black where {white:,} is white; --depth {OWN_DEPTH} gives each its own range"
         )
-    if 0 < colour <= _DARK:
+    if depth < FULL_DEPTH:
         return depth, (
-            f"colour images of 16 bits here use {colour} bits or fewer and come out nearly black; convert them to 8 "
-            "bits a channel"
+            f"16-bit images here use {depth} bits: no value {looked} is above {white:,}, which becomes white "
+            "(recorded in the archive; --depth 16 has 65,535 white)"
         )
     return depth, ""
 
 
-_DARK = 13  # bits: an eighth of full brightness
+_DARKER = 4  # bits

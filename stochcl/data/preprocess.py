@@ -17,7 +17,9 @@ from stochcl.data.pixels import (
     FULL_DEPTH,
     LEAST_DEPTH,
     MAX_PIXELS,
+    OWN_DEPTH,
     PNG_MAGIC,
+    dark_colours,
     png_chunks,
     quiet_pillow,
     to_eight_bits,
@@ -101,8 +103,9 @@ class Preprocess:
         ``crop`` resizes the short side to ``size`` and keeps the centre; ``pad`` resizes the long side and
         fills up with grey (``PAD_GREY``); ``stretch`` resizes both sides and changes the aspect.
     depth : int, optional
-        Significant bits of 16-bit greyscale images that do not state them: what is white. None lets the source
-        decide, by the greatest value of some of its images; a single image then has its whole range.
+        Significant bits of 16-bit greyscale images that do not state them: what is white. 0 gives each image those
+        of its own greatest value; None lets the source decide, by the greatest value of some of its images, where it
+        has such images, and is else 0.
     max_pixels : int
         Larger images are not decoded.
 
@@ -122,7 +125,7 @@ class Preprocess:
             raise ValueError(f"an image is preprocessed to 1 to {MAX_SIZE} pixels a side, not {self.size}")
         if self.fit not in FITS:
             raise ValueError(f"fit is one of {', '.join(FITS)}, not {self.fit!r}")
-        if self.depth is not None and not LEAST_DEPTH <= self.depth <= FULL_DEPTH:
+        if self.depth not in (None, OWN_DEPTH) and not LEAST_DEPTH <= self.depth <= FULL_DEPTH:
             raise ValueError(f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}")
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -139,6 +142,8 @@ class Preprocess:
             raise ImageError("the file is empty (0 bytes)")
         try:
             return self._decode_file(data)
+        except DamagedImage:
+            raise
         except ImageError as exc:
             if (needed := what_is_needed(data, _formats())) is not None:
                 raise ImageError(needed) from exc
@@ -157,7 +162,10 @@ class Preprocess:
         with self._explained(), quiet_pillow(), self._opened(data) as image:
             self._check_pixels(image)
             image.draft(None, self._scaled(*image.size, self.size * _DRAFT_GAP))
-            return self.apply(image, original or data)
+            pixels = self.apply(image, original or data)
+            if (reason := dark_colours(image, original or data)) is not None:
+                raise DamagedImage(reason, pixels)
+            return pixels
 
     def _opened(self, data: bytes) -> Image.Image:
         try:
@@ -181,7 +189,7 @@ class Preprocess:
         """Bring a Pillow image, of a file of these bytes, to shape (size, size, 3), uint8."""
         image.load()
         # The crop is exactly central and the result square, so turning it upright can wait.
-        small = self._resize(to_eight_bits(image, self.depth or FULL_DEPTH, data))
+        small = self._resize(to_eight_bits(image, self.depth or OWN_DEPTH, data))
         turn = _TRANSPOSED.get(_orientation(image))
         upright = _on_white(small if turn is None else small.transpose(turn))
         if self.fit != "pad":

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
-from stochcl.data.names import counted, may_be_16_bit, remark_on_others, sort_key
+from stochcl.data.names import FileFilter, counted, may_be_16_bit, remark_on_others, sort_key
 from stochcl.data.pixels import SAMPLED, SAMPLED_BYTES, common_depth, quiet_pillow
-from stochcl.data.preprocess import DamagedImage
+from stochcl.data.preprocess import DamagedImage, Preprocess
 from stochcl.errors import EnvironmentFault, ImageError, SourceError, UsageError
 from stochcl.messages import escape_name
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.data.names import FileFilter
-    from stochcl.data.preprocess import Preprocess
 
 Place = TypeVar("Place")
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from stochcl.data.names import may_be_16_bit, remark_on_others
-from stochcl.data.pixels import FULL_DEPTH, LEAST_DEPTH, depth_used
+from stochcl.data.pixels import depth_used
 from stochcl.data.source import Depths, Entry, Failure, ImageBatch, ImageSource, decode_ahead
 from stochcl.errors import ImageError, SourceError
 
@@ -70,20 +70,18 @@ class StreamSource(Depths):
         self.told: Sequence[str] = ()
         self._ahead: list[_Image] = []  # read to decide on the depth, and not given yet
         self._rest: Iterator[_Image] | None = None
-        self._unlabelled = self._late = 0
-        self._decided = True
+        self._unlabelled = 0
         self._broken: SourceError | None = None
 
     def _sample(self, most: int) -> Iterator[bytes]:
         """Yield the 16-bit images that the stream begins with; what others wait for is one image that is not."""
-        self._decided, self._rest, size = False, self._images(most), 0
+        self._rest, size = self._images(most), 0
         try:
             for name, file, label in self._rest:
                 self._ahead.append((name, file, label))
                 size += len(file)
                 if isinstance(file, str) or not may_be_16_bit(name) or depth_used(file) is None:
                     return
-                self._decided = True
                 yield file
                 if len(self._ahead) == most or size >= BATCH_BYTES:
                     return
@@ -95,19 +93,11 @@ class StreamSource(Depths):
         yield from ahead
         if self._broken is not None:
             raise self._broken
-        for name, file, label in self._images(batch_size) if self._rest is None else self._rest:
-            if not self._decided and isinstance(file, bytes) and may_be_16_bit(name) and (used := depth_used(file)):
-                self._late = max(self._late, used[0])
-            yield name, file, label
+        yield from self._images(batch_size) if self._rest is None else self._rest
 
     def remarks(self) -> list[str]:
         """Return what should be said of the source once it was read."""
         depth = "" if self._depth is None else self._depth[1]
-        if 0 < self._late < FULL_DEPTH:
-            depth = (
-                f"16-bit images among those behind the first use {self._late} bits and come out dark; --depth "
-                f"{max(self._late, LEAST_DEPTH)} has their greatest value white"
-            )
         others = remark_on_others(self.others, self._unlabelled)
         return [line for line in (depth, others, *self.told) if line]
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from stochcl.data.access import PROBE, RandomFile, read_error
-from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, group_of, is_image_name
+from stochcl.data.names import DEFAULTS, FileFilter, Kind, SourceOptions, group_of, is_image_name
 from stochcl.data.preprocess import identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
 from stochcl.data.stream import StreamSource
@@ -33,8 +33,6 @@ from stochcl.messages import escape_name, os_reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from stochcl.data.names import Kind
 
 
 EXPANSION_LIMIT = 100

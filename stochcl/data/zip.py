@@ -9,7 +9,7 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
-from stochcl.data.access import RandomFile, read_error
+from stochcl.data.access import RandomFile, RemoteFile, read_error
 from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, is_image_name, member_name
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import Entry, Failure, ImageSource
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # lengths of the name and the extra field, which may differ from the central directory's.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
+_ROOM = 512  # bytes, for the name and the extra field, which most take fewer than: one read has all of a member
 
 # Central directory (4.3.12): signature, flags, the lengths of the name, the extra field and the comment.
 _CENTRAL_HEADER = struct.Struct("<8xH18xHHH12x")
@@ -43,7 +44,7 @@ class _Member(NamedTuple):
 
 
 class ZipSource(ImageSource):
-    """The images in a zip, in place: nothing is unpacked to disk, and threads read side by side.
+    """The images in a zip, here or behind a URL, in place: nothing is unpacked, and threads read side by side.
 
     The central directory is read once with :mod:`zipfile`; members are then read at their offsets and checked
     against their declared size and CRC-32, without the lock and the per-member overhead of ``ZipFile.open``.
@@ -51,16 +52,17 @@ class ZipSource(ImageSource):
 
     kind: ClassVar[str] = "zip"
 
-    def __init__(self, path: Path, options: SourceOptions = DEFAULTS) -> None:
+    def __init__(self, path: Path | str, options: SourceOptions = DEFAULTS) -> None:
         self.path = path
-        self._file = RandomFile(path)
+        self._file: RandomFile | RemoteFile = RemoteFile(path) if isinstance(path, str) else RandomFile(path)
         rejected, files = list[Failure](), FileFilter(options)
         listed: list[tuple[Entry, _Member]] = []
-        status = path.stat()
+        size, mtime_ns = self._file.status()
         # Unflagged names are code page 437 to zipfile, which maps every byte: so the bytes can be had back, and are
         # UTF-8 where they can be, whatever the flag says.
         named = [
-            (i, i.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")) for i in _central_directory(path)
+            (i, i.orig_filename.encode("cp437").decode("utf-8", "surrogateescape"))
+            for i in _central_directory(self._file)
         ]
         slashes = any("/" in stored for _, stored in named)
         for info, stored in named:
@@ -72,14 +74,14 @@ class ZipSource(ImageSource):
                 name = member_name(stored)
                 if (kind := files.kind(name)) == "other":
                     continue
-                _check_member(info, status.st_size)
+                _check_member(info, size)
             except ValueError as exc:
                 if is_image_name(stored):
                     rejected.append(Failure(stored, str(exc)))
                 continue
             member = _Member(info.header_offset, info.compress_size, info.CRC, info.compress_type)
             if files.takes(name, kind, partial(self._read_member, member, info.file_size)):
-                listed.append((Entry(name, info.file_size, status.st_mtime_ns), member))
+                listed.append((Entry(name, info.file_size, mtime_ns), member))
         self._members = self._enter(listed, rejected, files, "zip")
 
     def _read(self, i: int) -> bytes:
@@ -87,14 +89,16 @@ class ZipSource(ImageSource):
 
     def _read_member(self, member: _Member, size: int) -> bytes:
         try:
-            header = self._file.read_at(member.offset, _LOCAL_HEADER.size)
-            if len(header) < _LOCAL_HEADER.size:
+            read = self._file.read_at(member.offset, _LOCAL_HEADER.size + _ROOM + member.stored)
+            if len(read) < _LOCAL_HEADER.size:
                 raise ImageError("the zip ends before this member")
-            signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
+            signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(read)
             if signature != _LOCAL_SIGNATURE:
                 raise ImageError("the zip is damaged: there is no member where its directory says")
-            start = member.offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-            data = self._file.read_at(start, member.stored)
+            start = _LOCAL_HEADER.size + name_bytes + extra_bytes
+            data = read[start : start + member.stored]
+            if len(data) < member.stored:
+                data = self._file.read_at(member.offset + start, member.stored)
         except OSError as exc:
             raise read_error(exc, "the zip") from exc
         if len(data) < member.stored:
@@ -102,17 +106,18 @@ class ZipSource(ImageSource):
         return _unpacked(data, member, size)
 
 
-def _central_directory(path: Path) -> list[zipfile.ZipInfo]:
+def _central_directory(zipped: RandomFile | RemoteFile) -> list[zipfile.ZipInfo]:
+    path = zipped.path
     try:
-        with reading(path, "this zip"), path.open("rb") as file, zipfile.ZipFile(_Unflagged(file)) as archive:
+        with reading(path, "this zip"), zipped.opened() as file, zipfile.ZipFile(_Unflagged(file)) as archive:
             return archive.infolist()
     except SourceError:
         raise
     except Exception as exc:  # zipfile raises many kinds of error on damaged directories
-        raise SourceError(
-            f"{escape_name(path)}: this zip is truncated or damaged ({escape_name(str(exc))}); "
-            "copy it again or repack it."
-        ) from exc
+        wrong, advice = "is truncated or damaged", "copy it again or repack it"
+        if isinstance(zipped, RemoteFile):  # or the server gives no parts
+            wrong, advice = "cannot be read in place", "copy it here first"
+        raise SourceError(f"{escape_name(path)}: this zip {wrong} ({escape_name(str(exc))}); {advice}.") from exc
 
 
 class _Unflagged:

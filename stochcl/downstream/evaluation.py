@@ -7,6 +7,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -85,6 +86,8 @@ class Evaluation:
     def lines(self) -> list[str]:
         """Return the lines of the summary."""
         rows = f"{self.n_train:,} images to train on, {self.n_test:,} to score"
+        if len(self.folds) > 1:
+            rows = f"{self.n_test:,} images, cross-validated in {len(self.folds)} folds"
         lines = self._accuracy(rows) if self.task == "classification" else self._errors(rows)
         if self.duplicates is not None and self.duplicates.near:
             lines.append(f"  near duplicates: {self.duplicates.line()}")
@@ -97,7 +100,7 @@ class Evaluation:
         if self.balanced_accuracy is not None:
             lines[-1] += f"; mean over {len(self.classes):,} classes {self.balanced_accuracy:.2%}"
         if len(self.folds) > 1:
-            lines.append(f"  {len(self.folds)} folds: {min(self.folds):.2%} to {max(self.folds):.2%}")
+            lines.append(f"  from fold to fold {min(self.folds):.2%} to {max(self.folds):.2%}")
         guess = f"  guessing the largest class: {self.baseline:.2%}"
         if self.baseline_balanced_accuracy is not None:
             guess += f"; mean over classes {self.baseline_balanced_accuracy:.2%}"
@@ -124,7 +127,7 @@ class Evaluation:
             lines.append("  95 % interval {:.3f} to {:.3f}".format(*self.interval))
         known = [fold for fold in self.folds if not math.isnan(fold)]
         if len(known) > 1:
-            lines.append(f"  {len(known)} folds: R2 {min(known):.3f} to {max(known):.3f}")
+            lines.append(f"  from fold to fold R2 {min(known):.3f} to {max(known):.3f}")
         errors = f"  mean absolute error {self.mae:.4g}, root mean square error {self.rmse:.4g}, in the label's unit"
         if self.baseline_mae is not None:
             errors += f" (guessing the mean: {self.baseline_mae:.4g} and {self.baseline_rmse:.4g})"
@@ -153,6 +156,7 @@ def evaluate(
     x: ArrayLike, y: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto",
     seed: int = 0, folds: int = 5, test_size: float | None = None, groups: Sequence[object] | ArrayLike | None = None,
     names: Sequence[str] | None = None, symbols: NDArray[np.integer] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:  # fmt: skip
     """Score a probe by cross-validation, or on a random part of the rows that is held out.
 
@@ -175,6 +179,8 @@ def evaluate(
         For messages.
     symbols : ndarray of int, shape (N, D), optional
         Codes, by which near duplicates across the split are counted.
+    progress : callable
+        Told how many folds of how many are done.
 
     Raises
     ------
@@ -195,10 +201,16 @@ def evaluate(
     rows.check_learnable()
     kept_groups = None if groups is None else _groups(groups, len(rows.kept))[rows.kept]
     splits, notes = make_splits(rows.y, task, seed=seed, folds=folds, test_size=test_size, groups=kept_groups)
-    parts = ((rows.x[train], rows.y[train], rows.x[test], rows.y[test]) for train, test in splits)
     probe = _Probe(task, estimator, seed, rows.symbols, rows.binary)
+
+    def parts() -> Iterator[Part]:
+        for done, (train, test) in enumerate(splits):
+            progress(done, len(splits))
+            yield rows.x[train], rows.y[train], rows.x[test], rows.y[test]
+        progress(len(splits), len(splits))
+
     found = None if symbols is None else find_duplicates(symbols[rows.kept], splits, seed)
-    return probe.evaluation(parts, _left_out(rows) + notes, started, found)
+    return probe.evaluation(parts(), _left_out(rows) + notes, started, found)
 
 
 def evaluate_split(
@@ -261,9 +273,7 @@ class _Probe:
         truth, answer, guess = map(np.concatenate, zip(*found, strict=True))
         overall = score(truth, answer)
         if np.isnan(overall):
-            raise LabelsError(
-                "the images to score on all have the same label, of which no R2 can be computed; score on more."
-            )
+            raise LabelsError("the images to score on all have the same label, which has no R2; score on more.")
         return Evaluation(
             task=self.task, estimator=self.name, n_train=trained, n_test=len(truth), score=overall,
             baseline=score(truth, guess), folds=tuple(score(part[0], part[1]) for part in found),
@@ -321,13 +331,11 @@ class _Probe:
                 "baseline_rmse": float(root_mean_squared_error(truth, guess)),
             }
         there, classes = np.unique(truth), np.unique(np.concatenate([truth, answer]))
-        balanced, guessed = (
-            float(recall_score(truth, given, labels=there, average="macro")) for given in (answer, guess)
-        )
+        recall = partial(recall_score, truth, labels=there, average="macro")
         details = {
             "interval": metrics.wilson(int((truth == answer).sum()), len(truth)),
-            "balanced_accuracy": balanced,
-            "baseline_balanced_accuracy": guessed,
+            "balanced_accuracy": float(recall(answer)),
+            "baseline_balanced_accuracy": float(recall(guess)),
             "classes": tuple(classes.tolist()),
         }
         if len(classes) <= _MOST_CLASSES:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stochcl.errors import SourceError, UsageError
-from stochcl.files import PathLike, replacing, writing
-from stochcl.messages import escape_name, os_reason
+from stochcl.files import PathLike, reading, refuse_pointer, replacing, writing
+from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,10 +194,9 @@ def load(path: PathLike) -> SavedProbe:
     import skops.io
 
     shown = escape_name(path)
-    try:
+    with reading(path, "the probe"):
         data = Path(path).read_bytes()
-    except OSError as exc:
-        raise SourceError(f"{shown}: the probe cannot be read: {os_reason(exc)}.") from exc
+    refuse_pointer(path, data, "a probe")
     wrong = f"{shown}: this is no probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
     try:
         if refused := _untrusted(data):

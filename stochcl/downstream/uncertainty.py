@@ -12,7 +12,7 @@ import numpy as np
 from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import wilson
 from stochcl.downstream.probes import make_estimator
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, require
 from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
@@ -77,9 +77,7 @@ class UncertaintyScorer:
             estimator, "classification", rows=len(rows), seed=seed, symbols=symbols, binary=binary and symbols
         )
         if not hasattr(probe, "predict_proba"):
-            raise UsageError(
-                f"{self.estimator}: it gives no probabilities to be held against; take logistic, knn or boosting."
-            )
+            raise UsageError(f"{self.estimator}: it gives no probabilities; take logistic, knn or boosting.")
         try:
             self.probe = probe.fit(rows.floats, labels)
         except ValueError as exc:
@@ -227,10 +225,9 @@ _LOOKS = (  # line, mark, grey
 
 def check_plot(path: PathLike) -> None:
     """Raise UsageError unless a picture of this name can be drawn."""
+    require("matplotlib", "a plot", "plots")
     if Path(path).suffix.lower() not in ENDINGS:
-        raise UsageError(
-            f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it one of these endings."
-        )
+        raise UsageError(f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it such an ending.")
 
 
 def draw_refusal(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stochcl.encoders.config import EFFICIENTNETS, POOLINGS, STEMS, TIMM_PREFIX, check_backbone, feature_width
+from stochcl.encoders.graph import LITE_HEAD, LITE_STEM, NOTHING, RESNET_DEPTHS, lite_blocks
 from stochcl.errors import UsageError, require
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class TimmBackbone(nn.Module):
@@ -107,10 +105,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 BACKBONES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
-    "resnet10": (BasicBlock, (1, 1, 1, 1)),
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    name: (Bottleneck if name == "resnet50" else BasicBlock, depths) for name, depths in RESNET_DEPTHS.items()
 }
 """Residual networks by name: the block and how many of it each of the four stages has."""
 
@@ -139,11 +134,8 @@ def moments(responses: Tensor) -> Tensor:
     basis = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=-1).flatten(0, 1)
     with torch.autocast(responses.device.type, enabled=False):  # differences of squares
         mass, *sums = (responses.float().flatten(2) @ basis).unbind(-1)
-    x, y, xx, yy, xy = (part / (mass + _NOTHING) for part in sums)
+    x, y, xx, yy, xy = (part / (mass + NOTHING) for part in sums)
     return torch.cat([mass / (height * width), x, y, xx - x * x, yy - y * y, xy - x * y], dim=1)
-
-
-_NOTHING = 1e-4  # mass of a whole stage that is as good as none
 
 
 class ResNet(nn.Module):
@@ -202,19 +194,6 @@ class ResNet(nn.Module):
         return [self.conv1, self.bn1, *(self.get_submodule(f"layer{i + 1}") for i in range(count))]
 
 
-_STEM, _HEAD = 32, 1280  # channels
-_STAGES = (  # blocks, kernel, stride, expansion, channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-_ROUND = 8  # channels come in such multiples
-
-
 class EfficientNetLite(nn.Module):
     """EfficientNet-Lite without its classifier: images to pooled features.
 
@@ -226,24 +205,20 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         if pooling not in ("mean", "stages"):
             raise UsageError(f"{name} has no pooling {pooling!r}; there are mean, stages.")
-        width, depth = EFFICIENTNETS[name]
-        self._conv_stem = _Convolution(3, _STEM, 3, 2)
-        self._bn0 = _norm(_STEM)
+        self._conv_stem = _Convolution(3, LITE_STEM, 3, 2)
+        self._bn0 = _norm(LITE_STEM)
         self._blocks = nn.ModuleList()
         self.pooling = pooling
         self._ends: list[int] = []  # the last block of each stage
-        inputs, widths = _STEM, []
-        for stage, (blocks, kernel, stride, expansion, channels) in enumerate(_STAGES):
-            outputs = _rounded(channels * width)
-            inner = 0 < stage < len(_STAGES) - 1  # the first and the last stage are not deepened
-            for i in range(math.ceil(blocks * depth) if inner else blocks):
-                self._blocks.append(_InvertedBlock(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
-                inputs = outputs
-            self._ends.append(len(self._blocks) - 1)
-            widths.append(outputs)
-        self._conv_head = _Convolution(inputs, _HEAD, 1)
-        self._bn1 = _norm(_HEAD)
-        self.features = (sum(widths) if pooling == "stages" else 0) + _HEAD
+        widths, outputs = [], LITE_STEM
+        for i, (inputs, outputs, kernel, stride, expansion, ends) in enumerate(lite_blocks(name)):
+            self._blocks.append(_InvertedBlock(inputs, outputs, kernel, stride, expansion))
+            if ends:
+                self._ends.append(i)
+                widths.append(outputs)
+        self._conv_head = _Convolution(outputs, LITE_HEAD, 1)
+        self._bn1 = _norm(LITE_HEAD)
+        self.features = (sum(widths) if pooling == "stages" else 0) + LITE_HEAD
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -377,12 +352,6 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, paddi
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-def _rounded(channels: float) -> int:
-    """Round to the next multiple of 8, and never down by more than a tenth."""
-    rounded = max(_ROUND, int(channels + _ROUND / 2) // _ROUND * _ROUND)
-    return rounded + _ROUND if rounded < 0.9 * channels else rounded
 
 
 class Features(nn.Module):

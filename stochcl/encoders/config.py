@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
-from stochcl.data.preprocess import FITS, MAX_SIZE
+from stochcl.data.preprocess import FITS, MAX_SIZE, Fit
 from stochcl.entropy.autoregressive import MAX_HIDDEN
 from stochcl.entropy.residual import MAX_RESIDUAL, MAX_STAGE_BITS
 from stochcl.entropy.vectors import MAX_WIDTH
 from stochcl.errors import UsageError
 from stochcl.options import Options, option
-
-if TYPE_CHECKING:
-    from stochcl.data.preprocess import Fit
-
 
 FAMILIES = {"bernoulli": (2, 2), "categorical": (2, MAX_ALPHABET), "gaussian": (3, MAX_ALPHABET), "residual": (2, 2)}
 """Families of posteriors by the name that a model file holds: the least and the most values of a latent."""
@@ -168,17 +163,13 @@ class EncoderConfig(Options):
         If it makes no sense.
     """
 
-    backbone: str = option(
-        "resnet10", "resnet10, 18, 34 or 50, efficientnet-lite0 or -lite2, or timm:NAME.", unit="NAME"
-    )
+    backbone: str = option("resnet10", "resnet10, 18, 34, 50, efficientnet-lite0, -lite2 or timm:NAME.", unit="NAME")
     width: int = option(64, "Channels of a ResNet's first stage.", at_least=1)
     stem: str = option("imagenet", "small: for images of 32 pixels.", choices=STEMS)
     posterior: str = option(
         "bernoulli", "Family of the latents.", choices=FAMILIES, shown="bernoulli; residual on a matrix"
     )
-    latents: int = option(
-        1024, "Number of latents; for bernoulli, bits of a code.", at_least=1, at_most=MAX_LATENTS, unit="D"
-    )
+    latents: int = option(1024, "Number of latents (bernoulli: bits).", at_least=1, at_most=MAX_LATENTS, unit="D")
     ladder: tuple[int, ...] = option((), unit="WIDTHS")
     decoder: tuple[int, ...] = option((512,), "Hidden layers of the decoder.", unit="WIDTHS")
     size: int = option(
@@ -199,9 +190,7 @@ class EncoderConfig(Options):
     temperature: float = 1.0
     classes: tuple[str, ...] = ()
     classifies: str = "vectors"
-    pooling: str = option(
-        "mean", "Features: mean of the last stage, of all stages, or with moments.", choices=POOLINGS
-    )
+    pooling: str = option("mean", "Features: mean of last stage, of all stages, or with moments.", choices=POOLINGS)
     stages: tuple[int, ...] = option((), unit="BITS")
     reduced: int = option(
         0, "Coordinates that residual words live in.", at_least=0, at_most=MAX_WIDTH, unit="M", shown="128 at most"

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from stochcl.encoders import layout
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised
 from stochcl.encoders.residual import ReducedHead, Residual, Words
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
-from stochcl.entropy.independent import DENOMINATOR, IndependentModel, nodes_per_symbol
+from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from stochcl.entropy.model import latent_lengths
-from stochcl.entropy.residual import ResidualDecoder
-from stochcl.entropy.tables import Tables
-from stochcl.entropy.vectors import VectorDecoder
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
-    from torch import Tensor
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
+    from stochcl.entropy.residual import ResidualDecoder
+    from stochcl.entropy.tables import Tables
+    from stochcl.entropy.vectors import VectorDecoder
 
 
 _ROWS = 8192  # of vectors at a time
@@ -139,8 +139,7 @@ class Encoder(nn.Module):
     @property
     def vector_dim(self) -> int:
         """The width of a decoded vector: of residual latents of images, that of the space where words add up."""
-        config = self.config
-        return config.reduced if config.posterior == "residual" and not config.columns else self.feature_dim
+        return layout.vector_dim(self.config, self.feature_dim)
 
     @property
     def factorised(self) -> Factorised:
@@ -231,46 +230,25 @@ class Encoder(nn.Module):
 
     def entropy_network(self) -> AutoregressiveModel | None:
         """Return the entropy network that the encoder holds, if it does."""
-        if self.entropy is None:
-            return None
-        arrays = {name: buffer.cpu().numpy() for name, buffer in self.entropy.named_buffers()}
-        return AutoregressiveModel.from_arrays(arrays, latents=self.config.latents, alphabet=self.config.alphabet)
+        return layout.entropy_network(self.config, self.arrays())
 
     def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
         """Return what each latent of these codes costs on average under the encoder's entropy model, shape (D,)."""
         table = IndependentModel(self.ones.cpu().numpy().astype(np.uint16), self.config.alphabet)
         return latent_lengths(codes, self.entropy_network() or table)
 
-    @torch.no_grad()
     def tables(self) -> Tables:
         """Return the decoding tables: a function of the tensors alone."""
-        entropy = IndependentModel.nearest(self.ones.cpu().numpy() / DENOMINATOR, self.config.alphabet)
-        return Tables(self.config.ladder, entropy, self.vector_decoder(), autoregressive=self.entropy_network())
+        return layout.tables(self.config, self.arrays())
 
     def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
         """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""
-        power = self.norm.scale if isinstance(self.norm, Standardise) else 1.0
-        if isinstance(self.decoder, Words):
-            words, output, middle = self.decoder.stages(), self.decoder.output, self.decoder.centre
-            mapped = () if output is None or middle is None else (output * power, self.restore(middle))
-            return ResidualDecoder.of_stages([_numpy(stage) for stage in words], *map(_numpy, mapped))
-        mean = self.factorised.mean().float()
-        inputs = self.config.decoder_inputs
-        codebooks = None
-        if self.codebooks is None:
-            # The tables' decoder takes symbols; ours takes numbers, of which symbol 0 is the lowest.
-            lowest = POSTERIORS[self.config.posterior].lowest(self.config)
-            centre, scale = mean - lowest, torch.full((inputs,), self.decoder_scale)
-        else:
-            centre, scale = torch.zeros(inputs), torch.ones(inputs)
-            missing = torch.einsum("dk,dke->de", mean, self.codebooks)
-            codebooks = _numpy(self.codebooks - missing[:, None])
-        weights: list[tuple[Tensor, Tensor]] = [tuple(layer.parameters()) for layer in self.decoder]
-        if isinstance(self.norm, Standardise):
-            weight, bias = weights[-1]
-            weights[-1] = (weight * power, self.restore(bias))
-        layers = [(_numpy(w), _numpy(b)) for w, b in weights]
-        return VectorDecoder.from_arrays(_numpy(centre), _numpy(scale), layers, codebooks)
+        return layout.vector_decoder(self.config, self.arrays())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the tensors, without step counters, as arrays that share a processor's memory."""
+        state = self.state_dict().items()
+        return {name: t.detach().cpu().numpy() for name, t in state if not name.endswith("num_batches_tracked")}
 
 
 def _head(features: int, config: EncoderConfig) -> nn.Module:
@@ -295,11 +273,6 @@ def _head(features: int, config: EncoderConfig) -> nn.Module:
                 layer.weight -= layer.weight.mean(dim=1, keepdim=True)
                 layer.weight *= (1 - 1 / math.pi) ** -0.5
     return nn.Sequential(*(module for layer in hidden for module in (layer, nn.ReLU())), last)
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
-    return array
 
 
 def _stored(dtype: DTypeLike) -> torch.dtype:

@@ -1,28 +1,26 @@
-"""Running an encoder over images or vectors: codes, features, uncertainty."""
+"""Encoders in PyTorch: devices, precisions, threads."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from stochcl.codes import Codes, symbol_dtype
-from stochcl.encoders.posteriors import BIT
+from stochcl.encoders import engine
+from stochcl.encoders.latents import Latents
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
+    from stochcl.encoders.engine import Encoded
 
 
 _MOST = 4  # at a time: as many as a batch of 256 has, and each holds a network's activations
@@ -118,26 +116,35 @@ def own_state() -> Iterator[None]:
         yield
 
 
-# The network always sees batches of one shape, the last one padded: kernels are chosen by shape, and another
-# order of summation flips bits whose posterior is near one half. So codes do not depend on --batch-size, on
-# which images were skipped, or on where a run was interrupted.
-_CHUNK = {"cpu": 64, "cuda": 512, "mps": 128}
+_CHUNK = {"cpu": 64, "cuda": 512, "mps": 128}  # images
 _ROWS = 1024  # of vectors
 
-PRECISIONS = ("fp32", "bf16")
-"""Precisions of an image's network; bf16 is autocast, latents and decoder stay fp32."""
 
+class TorchNetwork:
+    """A network of images in PyTorch, on any device, in fp32 or bf16."""
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """An encoder's output for B images or vectors.
+    def __init__(self, encoder: Encoder, device: torch.device, precision: str = "fp32") -> None:
+        self.encoder, self.device = encoder, device
+        self.chunk = _CHUNK.get(device.type, 64) if encoder.config.columns is None else _ROWS
+        self._bf16 = computes_in_bf16(precision, device.type)
 
-    Codes are modes of the posterior, with its uncertainty in bits; features, float32, shape (B, V), are
-    standardised.
-    """
+    @torch.inference_mode()  # which holds for one thread, as autocast does
+    def features(self, inputs: NDArray[Any], rows: int) -> NDArray[np.float32]:
+        """Return standardised features of normalised pixels, or of vectors."""
+        encoder, given = self.encoder, torch.from_numpy(inputs).to(self.device)
+        if encoder.config.columns is None:
+            pixels = given.permute(0, 3, 1, 2).float()
+            given = encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            found = encoder.features(given)
+        features: NDArray[np.float32] = found.float().cpu().numpy()
+        return features
 
-    codes: Codes
-    features: NDArray[np.float32]
+    def side_by_side(self, run: Callable[[range], None], starts: range) -> None:
+        """Run chunks in threads on a processor, one after the other elsewhere."""
+        splits = self.device.type == "cpu" and self.encoder.config.columns is None
+        with own_state():
+            side_by_side(run, starts, torch.get_num_threads() if splits else 1)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -158,87 +165,6 @@ def encode(
     precision: str = "fp32", *, uncertainty: bool = True, latents: int | None = None,
 ) -> Encoded:  # fmt: skip
     """Encode images or vectors, whichever the encoder takes, as codes of all latents or of the first."""
-    check_inputs(encoder.config, inputs)
-    chunk = _CHUNK.get(device.type, 64) if encoder.config.columns is None else _ROWS
-    dtype = np.uint8 if encoder.config.columns is None else np.float32
-    width = encoder.config.latents if latents is None else latents
-    symbols = np.empty((len(inputs), width), symbol_dtype(encoder.config.alphabet))
-    entropy = np.empty(len(inputs), np.float32)
-    features = np.empty((len(inputs), encoder.feature_dim), np.float32)
-
-    @torch.inference_mode()  # which holds for one thread, as autocast does
-    def run(starts: range) -> None:
-        padded = np.zeros((chunk, *inputs.shape[1:]), dtype)
-        for start in starts:
-            part = inputs[start : start + chunk]
-            rows = slice(start, start + len(part))
-            padded[: len(part)] = part
-            with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(precision, device.type)):
-                latent = encoder.features(_prepared(encoder, torch.from_numpy(padded).to(device)))
-            latent = latent.float()
-            posterior = encoder.posterior(latent)
-            symbols[rows] = posterior.mode_of(width)[: len(part)].cpu().numpy()
-            if uncertainty:
-                # Less than 0 is rounding.
-                doubt = posterior.tempered(encoder.config.temperature).uncertainty().clamp(min=0)
-                entropy[rows] = doubt[: len(part)].float().cpu().numpy() / BIT
-            features[rows] = latent[: len(part)].float().cpu().numpy()
-
-    starts = range(0, len(inputs), chunk)
-    with own_state():
-        side_by_side(run, starts, torch.get_num_threads() if device.type == "cpu" and dtype == np.uint8 else 1)
-    codes = Codes.from_symbols(
-        symbols, alphabet=encoder.config.alphabet, uncertainty=entropy if uncertainty else None
-    )
-    return Encoded(codes, features)
-
-
-@torch.inference_mode()
-def points(encoder: Encoder, features: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
-    """Return what decoded vectors approximate: points of the space of residual words, or the features themselves."""
-    if encoder.config.posterior != "residual" or encoder.config.columns:
-        return features
-    return _by_parts(features, device, lambda part: encoder.head(part).float())
-
-
-@torch.inference_mode()
-def standardised(encoder: Encoder, decoded: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
-    """Return what decoding tables decode to in the units of standardised features; of images they are so already."""
-    if encoder.config.columns is None:
-        return decoded
-    return _by_parts(decoded, device, encoder.features)
-
-
-@torch.inference_mode()
-def narrowed(
-    encoder: Encoder, codes: Codes, features: NDArray[np.float32], latents: int, device: torch.device
-) -> Codes:
-    """Return codes of the first latents; residual ones are searched for themselves, others are a prefix."""
-    if encoder.config.posterior != "residual":
-        return codes.prefix(latents)
-    symbols = _by_parts(features, device, lambda part: encoder.posterior(part).mode_of(latents))
-    return Codes.from_symbols(symbols.reshape(-1, latents), alphabet=encoder.config.alphabet)
-
-
-def _by_parts(features: NDArray[np.float32], device: torch.device, give: Callable[[Tensor], Tensor]) -> NDArray[Any]:
-    parts = (torch.from_numpy(features[i : i + _ROWS]).to(device) for i in range(0, len(features), _ROWS))
-    found = [give(part).cpu().numpy() for part in parts]
-    return np.concatenate(found) if found else np.empty(0, np.uint8)
-
-
-def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:
-    """Raise UsageError where an encoder of this configuration does not take such inputs."""
-    size, columns = config.size, config.columns
-    found = f"{inputs.dtype} {inputs.shape}"
-    if columns is None:
-        if inputs.ndim != 4 or inputs.shape[1:] != (size, size, 3) or inputs.dtype != np.uint8:
-            raise UsageError(f"this encoder takes uint8 images of shape (B, {size}, {size}, 3), not {found}.")
-    elif inputs.ndim != 2 or inputs.shape[1] != columns or inputs.dtype.kind != "f":
-        raise UsageError(f"this encoder takes float vectors of shape (B, {columns}), not {found}.")
-
-
-def _prepared(encoder: Encoder, inputs: Tensor) -> Tensor:
-    if encoder.config.columns is not None:
-        return inputs
-    pixels = inputs.permute(0, 3, 1, 2).float()
-    return encoder.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    network = TorchNetwork(encoder, device, precision)
+    found = Latents.of(encoder.config, encoder.arrays())
+    return engine.encode(network, found, inputs, uncertainty=uncertainty, width=latents)

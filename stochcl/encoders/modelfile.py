@@ -7,30 +7,31 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save
+import numpy as np
 
-from stochcl.encoders.config import EncoderConfig
-from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import own_state
+from stochcl.encoders import layout
+from stochcl.encoders.config import TIMM_PREFIX, EncoderConfig
 from stochcl.encoders.packaged import (
     BASE,
     canonical,
     hash_tensors,
+    is_pickle,
     read_tensors,
     with_backbone,
     without_packaged_backbone,
 )
-from stochcl.encoders.pretrained import is_pickle
-from stochcl.entropy.independent import DENOMINATOR
-from stochcl.errors import MissingExtraError, ModelError, StochclError
+from stochcl.errors import ModelError, StochclError, require
 from stochcl.files import reading, refuse_pointer, replacing, writing
+from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import Tensor
+    from numpy.typing import ArrayLike, NDArray
+
+    from stochcl.encoders.encoder import Encoder
 
 KIND = "stochcl-encoder-0"
 """What the metadata of a model file says that it is."""
@@ -44,47 +45,54 @@ _LATER = (  # fields that the first models lack
 
 @dataclass(frozen=True)
 class ModelFile:
-    """An encoder with what belongs to it.
+    """A configuration and the tensors that belong to it, by their names in PyTorch, as they are stored.
 
-    The encoder is in evaluation mode, float32. ``sha256`` is over tensors and configuration, without the training
-    record, which says how it was trained: data, options, versions, hardware, time.
+    ``sha256`` is over tensors and configuration, without the training record, which says how it was trained: data,
+    options, versions, hardware, time.
     """
 
-    encoder: Encoder
+    config: EncoderConfig
+    tensors: dict[str, NDArray[Any]]
     name: str
     sha256: str
     record: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder in PyTorch, in evaluation mode, float32.
 
-def _tensors(encoder: Encoder) -> dict[str, Tensor]:
+        Raises
+        ------
+        MissingExtraError
+            If PyTorch, or timm for a network of its own, is not installed.
+        """
+        torch = require("torch", "a model in PyTorch", "train")
+
+        from stochcl.encoders.encoder import Encoder
+        from stochcl.encoders.inference import own_state
+
+        with own_state():
+            encoder = Encoder(self.config)
+            state = {name: torch.from_numpy(array) for name, array in self.tensors.items()}
+            try:
+                missing, unknown = encoder.load_state_dict(state, strict=False)
+            except RuntimeError as exc:
+                raise ModelError(f"{escape_name(self.name)}: the weights are of another network ({exc}).") from exc
+        if missing := [name for name in missing if not name.endswith("num_batches_tracked")] or unknown:
+            raise ModelError(f"{escape_name(self.name)}: the weights are of another network ({missing[0]}).")
+        return encoder.eval()
+
+
+def _tensors(encoder: Encoder) -> dict[str, NDArray[Any]]:
     """Return what is stored: weights as fp16, statistics and the prior as they are, no step counters."""
-    return {
-        name: tensor.detach().to("cpu", _stored_type(name, tensor)).contiguous()
-        for name, tensor in sorted(encoder.state_dict().items()) if not name.endswith("num_batches_tracked")
-    }  # fmt: skip
+    with np.errstate(over="ignore"):  # what overflows is not finite, and refused
+        return {
+            name: np.ascontiguousarray(array.astype(layout.stored_type(name, array.ndim, array.dtype)))
+            for name, array in sorted(encoder.arrays().items())
+        }
 
 
-def _stored_type(name: str, tensor: Tensor) -> torch.dtype:
-    halved = name == "codebooks" or (name.endswith(".weight") and tensor.ndim > 1)
-    return torch.float16 if halved else tensor.dtype
-
-
-def _wrong(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
-    """Return what is wrong with a stored tensor, or None."""
-    if tensor.dtype != dtype:
-        return f"{tensor.dtype}, not {dtype}"
-    if not tensor.isfinite().all():
-        return "numbers that are not finite"
-    if name.endswith("running_var") and (tensor < 0).any():
-        return "negative variances"
-    if name == "norm.scale" and not (tensor > 0).all():
-        return "a scale that is not positive"
-    if name == "ones" and not ((tensor >= 0) & (tensor < DENOMINATOR)).all():
-        return f"probabilities that are not in 0..{DENOMINATOR - 1}"
-    return None
-
-
-def model_hash(tensors: dict[str, Tensor], config: EncoderConfig) -> str:
+def model_hash(tensors: Mapping[str, ArrayLike], config: EncoderConfig) -> str:
     """Hash tensors (names, types, shapes, bytes) and configuration, in hex; independent of the file's layout."""
     return hash_tensors(tensors, canonical(stored_config(config)))
 
@@ -109,7 +117,7 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_ba
     """
     tensors = _tensors(encoder)
     for name, tensor in tensors.items():
-        if wrong := _wrong(name, tensor, tensor.dtype):
+        if wrong := layout.fault(name, tensor, tensor.dtype):
             raise ModelError(f"{escape_name(path)}: {name} holds {wrong}; the model is not written.")
     metadata = {
         "kind": KIND,
@@ -120,12 +128,13 @@ def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_ba
     if share_backbone:
         stored, base = without_packaged_backbone(tensors)
         metadata |= {BASE: base} if base else {}
+    from safetensors.numpy import save
+
     with writing(path, "the model"), replacing(path) as file:
         file.write(save(stored, metadata))
     return model_hash(tensors, encoder.config)
 
 
-@own_state()
 def load_model(path: Path) -> ModelFile:
     """Read a model file; nothing in it is executed."""
     shown = escape_name(path)
@@ -154,29 +163,25 @@ def load_model(path: Path) -> ModelFile:
     return _assemble(path, with_backbone(shown, tensors, metadata), metadata)
 
 
-def _assemble(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> ModelFile:
+def _assemble(path: Path, tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> ModelFile:
     shown = escape_name(path)
     try:
         config = _config(shown, json.loads(metadata["config"]))
         # NaN is no JSON, and no figure.
         record = dict(json.loads(metadata.get("record", "{}"), parse_constant=lambda name: None))
-        with torch.device("meta"):
-            expected = Encoder(config).state_dict()
-        expected = {k: v for k, v in expected.items() if not k.endswith("num_batches_tracked")}
-        if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in tensors.items()}:
+        if layout.shapes_of(config, tensors) != {name: array.shape for name, array in tensors.items()}:
             raise ModelError(f"{shown}: the model's tensors are not those that its configuration asks for.")
-        for name, tensor in tensors.items():
-            if wrong := _wrong(name, tensor, _stored_type(name, expected[name])):
+        foreign = config.backbone.startswith(TIMM_PREFIX)
+        for name, array in tensors.items():
+            other = array.dtype if foreign and name.startswith("backbone.") else np.float32
+            if wrong := layout.fault(name, array, layout.stored_type(name, array.ndim, other)):
                 raise ModelError(f"{shown}: {name} holds {wrong}; the model is damaged.")
-        encoder = Encoder(config)
-        encoder.load_state_dict(tensors, strict=False)
-        encoder.entropy_network()  # refuses arrays that no coder could be made of
-    except (ModelError, MissingExtraError):
+        layout.entropy_network(config, tensors)  # refuses arrays that no coder could be made of
+    except ModelError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, StochclError) as exc:
+    except (KeyError, TypeError, ValueError, RecursionError, StochclError) as exc:
         raise ModelError(f"{shown}: the model's configuration makes no sense ({exc}); it is damaged.") from exc
-    encoder.eval()
-    return ModelFile(encoder, path.stem, model_hash(tensors, config), record)
+    return ModelFile(config, tensors, path.stem, model_hash(tensors, config), record)
 
 
 def _config(shown: str, stored: dict[str, Any]) -> EncoderConfig:

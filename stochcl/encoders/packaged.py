@@ -6,14 +6,16 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from stochcl.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from numpy.typing import ArrayLike, NDArray
 
 ENDING = ".safetensors"
 BASE = "base"
@@ -22,15 +24,26 @@ BASE = "base"
 _BACKBONE = "backbone."
 
 
-def read_tensors(path: Path, prefix: str | None = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def is_pickle(head: bytes) -> bool:
+    """Tell whether a file that begins with these bytes is a pickle, bare or in PyTorch's zip."""
+    return head.startswith(_BEGINNINGS)
+
+
+def read_tensors(
+    path: Path, prefix: str | None = "", *, framework: str = "np"
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tensors of a safetensors file whose names begin so (None: no tensors), and its metadata.
 
-    The errors are those of safetensors and of the system.
+    They are arrays of numpy, or what safetensors makes for another framework. The errors are those of safetensors
+    and of the system.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             names = [] if prefix is None else [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as exc:
@@ -48,16 +61,16 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
 
 
-def hash_tensors(tensors: Mapping[str, Tensor], head: bytes = b"") -> str:
+def hash_tensors(tensors: Mapping[str, ArrayLike], head: bytes = b"") -> str:
     """Return the hash of a head and of names, types, shapes and bytes of tensors, in hex."""
     digest = hashlib.sha256(head)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(canonical([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]))
-        digest.update(tensor.contiguous().numpy().tobytes())
+    for name, array in sorted((name, np.asarray(tensor)) for name, tensor in tensors.items()):
+        digest.update(canonical([name, str(array.dtype), list(array.shape)]))
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
-def without_packaged_backbone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+def without_packaged_backbone(tensors: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], str | None]:
     """Return tensors without the backbone, and its hash; all of them and None if no packaged model has it."""
     sha256 = hash_tensors({name: tensor for name, tensor in tensors.items() if name.startswith(_BACKBONE)})
     if _packaged_backbone(sha256) is None:
@@ -65,7 +78,7 @@ def without_packaged_backbone(tensors: dict[str, Tensor]) -> tuple[dict[str, Ten
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_BACKBONE)}, sha256
 
 
-def with_backbone(shown: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Tensor]:
+def with_backbone(shown: str, tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> dict[str, NDArray[Any]]:
     """Return the tensors of a model file with those of the backbone that it leaves to a packaged model.
 
     Raises
@@ -85,7 +98,7 @@ def with_backbone(shown: str, tensors: dict[str, Tensor], metadata: dict[str, st
     return tensors | found
 
 
-def _packaged_backbone(sha256: str) -> dict[str, Tensor] | None:
+def _packaged_backbone(sha256: str) -> dict[str, NDArray[Any]] | None:
     """Return the tensors of the packaged backbone of this hash, which is checked."""
     for path in embedded_models():
         try:

@@ -7,17 +7,16 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stochcl.codes import bits_per_symbol
-from stochcl.encoders.priors import FACTORISED, first_level, symbol_bits
+from stochcl.encoders.layout import first_level
+from stochcl.encoders.priors import FACTORISED, symbol_bits
 from stochcl.errors import UsageError
 from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stochcl.encoders.config import EncoderConfig
 
 

@@ -14,30 +14,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
-from stochcl.encoders.packaged import read_tensors, with_backbone
+from stochcl.encoders.packaged import is_pickle, read_tensors, with_backbone
 from stochcl.errors import ModelError, UsageError
-from stochcl.files import reading
+from stochcl.files import PathLike, reading, refuse_pointer
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.files import PathLike
 
-
-_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d.get('model', d)); "
     "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
-
-
-def is_pickle(head: bytes) -> bool:
-    """Tell whether a file that begins with these bytes is a pickle, bare or in PyTorch's zip."""
-    return head.startswith(_BEGINNINGS)
 
 
 def convert_command(path: PathLike) -> str:
@@ -178,7 +170,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     shown = escape_name(path)
     with reading(path, "the weights", ModelError):
         with path.open("rb") as file:
-            pickled = is_pickle(file.read(16))
+            head = file.read(32)
+        refuse_pointer(path, head, "weights", ModelError)
+        pickled = is_pickle(head)
         if pickled and _published_name(path):
             # Its bytes are known, and still nothing in it is executed.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -188,7 +182,9 @@ def _read(path: Path) -> dict[str, Tensor]:
                 f"comes from, convert it with `{convert_command(path)}`."
             )
         try:
-            return with_backbone(shown, *read_tensors(path))
+            tensors, metadata = read_tensors(path, framework="pt")
+            backbone = with_backbone(shown, {}, metadata)
+            return tensors | {name: torch.from_numpy(array) for name, array in backbone.items()}
         except ModelError:
             raise
         except ValueError as exc:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from stochcl.codes import bits_per_symbol
+from stochcl.codes import Codes, bits_per_symbol
+from stochcl.encoders.layout import first_level
 from stochcl.entropy.independent import nodes_per_symbol, quantised
 from stochcl.entropy.model import rounded_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
     from stochcl.entropy.autoregressive import AutoregressiveModel
 
@@ -154,17 +153,6 @@ def spread_degrees(decisions: int, hidden: int, stride: int = _STRIDE) -> NDArra
 
 
 _LEAST_SCALE = 0.06  # steps: sigmoid(-0.5 / 0.06) is 1/4096
-
-
-def first_level(alphabet: int) -> int:
-    """Return the value of a Gaussian latent, in steps, that its symbol 0 stands for; 0 itself is always a level.
-
-    Examples
-    --------
-    >>> first_level(16), first_level(5)
-    (-8, -2)
-    """
-    return -(alphabet // 2)
 
 
 class Factorised(ABC):

@@ -6,28 +6,23 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from stochcl.encoders.latents import BEAM, PARALLEL
 from stochcl.encoders.posteriors import BIT, POSTERIORS, Posterior, inside, straight_through
 from stochcl.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from torch import Tensor
-
     from stochcl.encoders.config import EncoderConfig
-
-BEAM = 8
-"""Codes that the search keeps for a row at every stage."""
 
 GRID = 31
 """Integers, either way, in which a number of a word is held: they deflate to five bits, and lose nothing."""
 
 _BLOCK = 256  # rows that are searched at a time: what they need stays in a core's cache
 _MOST = 127  # integers either way of decoding tables
-_PARALLEL = 0.05  # of a sign's own square: signs along axes that agree in less than this are chosen together
 
 
 def signed_root(numbers: Tensor) -> Tensor:
@@ -275,7 +270,7 @@ def sign_bits(products: Tensor, gram: Tensor) -> Tensor:
     """
     bits = torch.zeros_like(products)
     count, start, left = products.shape[1], 0, products
-    near = (gram.abs() > _PARALLEL * gram.diagonal()[:, None]).cpu()
+    near = (gram.abs() > PARALLEL * gram.diagonal()[:, None]).cpu()
     while start < count:
         end = start + 1
         while end < count and not near[start:end, end].any():

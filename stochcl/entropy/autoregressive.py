@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.codes import bits_per_symbol
+from stochcl.codes import Codes, bits_per_symbol
 from stochcl.entropy.independent import DENOMINATOR, check_sizes, nodes_per_symbol
 from stochcl.errors import FormatError
 from stochcl.framing import ArrayReader
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
-
-    from stochcl.codes import Codes
 
 
 MAX_HIDDEN = 4096

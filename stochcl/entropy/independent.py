@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.codes import bits_per_symbol
+from stochcl.codes import Codes, bits_per_symbol
 from stochcl.errors import FormatError
 from stochcl.framing import ArrayReader
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from stochcl.codes import Codes
 
 
 DENOMINATOR = 4096

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.codes import bits_per_symbol
+from stochcl.codes import Codes, bits_per_symbol
 from stochcl.entropy import autoregressive as net
 from stochcl.entropy.autoregressive import AutoregressiveModel, logistic_levels
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel, node_counts, places, quantised
@@ -19,8 +19,6 @@ from stochcl.messages import Progress, silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from stochcl.codes import Codes
 
 
 INDEPENDENT, OWN, NETWORK, FITTED = 0, 1, 2, 3

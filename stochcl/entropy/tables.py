@@ -21,7 +21,7 @@ from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.vectors import Codebooks, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
-from stochcl.files import PathLike, replacing, writing
+from stochcl.files import PathLike, refuse_pointer, replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
@@ -349,6 +349,7 @@ def _read(path: Path, sha256: str) -> Tables | None:
         data = path.read_bytes() if path.stat().st_size <= MAX_TABLES else b""
     except OSError:
         return None
+    refuse_pointer(path, data, "decoding tables", FormatError)
     return _parse(data, sha256, escape_name(path))
 
 

@@ -11,24 +11,12 @@ import numpy as np
 from stochcl import __version__
 from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
-from stochcl.errors import SourceError, UsageError
+from stochcl.errors import SourceError, UsageError, require
 from stochcl.files import PathLike, check_output
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
+from stochcl.report import page
 from stochcl.report.findings import Findings, ReportData, compute_findings, read_data
-from stochcl.report.page import (
-    ACCENT,
-    Thumbnails,
-    association_plot,
-    dot_map,
-    histogram,
-    line_plot,
-    number,
-    percent,
-    render,
-    scatter_plot,
-    write_page,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +51,8 @@ def write_report(
 
     Latents are looked at in a sample of rows, so time and memory hardly grow with the archive.
     """
+    for module in ("jinja2", "matplotlib"):
+        require(module, "a report", "plots")
     started = time.monotonic()
     output = Path(output)
     check_label_options(labels, [column], level)
@@ -78,10 +68,10 @@ def write_report(
         found = compute_findings(data, shown=shown, seed=seed, tell=lambda step: progress(count, count, step))
         progress(count, count, "writing")
         view = View(data, found, images)
-        page = render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
+        text = page.render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
                       seed=seed, version=__version__)  # fmt: skip
-    write_page(output, page)
-    size = {"output": escape_name(output), "output_bytes": len(page.encode("utf-8"))}
+    page.write_page(output, text)
+    size = {"output": escape_name(output), "output_bytes": len(text.encode("utf-8"))}
     return _to_json(view) | size | {"seconds": round(time.monotonic() - started, 3)}
 
 
@@ -93,7 +83,7 @@ class View:
         self.kind, self.unit = data.sample.kind, data.facts.unit
         self.thumbnails, self._gone = None, ""
         try:
-            self.thumbnails = None if images is None else Thumbnails(images, size=THUMBNAIL)
+            self.thumbnails = None if images is None else page.Thumbnails(images, size=THUMBNAIL)
         except SourceError as exc:  # the page goes without pictures
             self._gone = f"There are no pictures here: {exc}"
 
@@ -141,7 +131,7 @@ class View:
     def far(self, distance: float) -> str:
         """Format a distance of codes: between vectors, 1 - cosine as the angle that it stands for."""
         if self.data.sample.decoder is None:
-            return number(distance)
+            return page.number(distance)
         return f"{np.degrees(np.arccos(np.clip(1 - distance, -1, 1))):.1f}\u00b0"
 
     def value(self, column: int) -> str:
@@ -149,9 +139,9 @@ class View:
         counts = self.found.counts[column]
         total = counts.sum()
         if self.kind == "bits":
-            return percent(float(counts[1:].sum() / total), 1)
+            return page.percent(float(counts[1:].sum() / total), 1)
         if self.kind == "categories":
-            return f"{int(counts.argmax())} ({percent(float(counts.max() / total))})"
+            return f"{int(counts.argmax())} ({page.percent(float(counts.max() / total))})"
         values = np.arange(len(counts))
         mean = float(counts @ values / total)
         return f"{mean:.1f} ({np.sqrt(float(counts @ np.square(values - mean) / total)):.1f})"
@@ -175,7 +165,7 @@ class View:
         step = max(1, len(self.found.alone) // CURVE)
         ends = np.unique(np.r_[0 : len(self.found.alone) : step, len(self.found.alone)])
         given, alone = (np.r_[0, np.cumsum(bits)][ends] for bits in (self.data.lengths, self.found.alone))
-        return line_plot(
+        return page.line_plot(
             [("given those before", ends, given), ("each alone", ends, alone)],
             x_label="first latents kept", y_label=f"bits per {self.unit}",
         )  # fmt: skip
@@ -184,7 +174,9 @@ class View:
         """Draw what each latent says about the label against its own bits."""
         alone, shown = self.found.alone, self.found.strongest[:NAMED].tolist()
         named = [(float(alone[c]), float(bits[c]), self.latent(c)) for c in shown]
-        return scatter_plot(alone, bits, named, x_label="bits of the latent alone", y_label="bits about the label")
+        return page.scatter_plot(
+            alone, bits, named, x_label="bits of the latent alone", y_label="bits about the label"
+        )
 
     def association_plot(self) -> Markup:
         """Draw how the strongest latents go together."""
@@ -193,7 +185,7 @@ class View:
         ranked = np.argsort(-self.found.scores[compared], kind="stable")
         places = np.r_[places, ranked[~np.isin(ranked, places)]][:COMPARED]
         names = [self.latent(int(compared[i])) for i in places.tolist()]
-        return association_plot(names, associated[np.ix_(places, places)])
+        return page.association_plot(names, associated[np.ix_(places, places)])
 
     def pairs(self, count: int = 10) -> tuple[float, int, list[tuple[str, str, str]]]:
         """Return the median association of all pairs, how many pairs are close, and the closest pairs."""
@@ -208,7 +200,7 @@ class View:
     def certainty_plot(self, values: NDArray[np.float32]) -> Markup:
         """Draw how uncertain rows are."""
         counts, edges = np.histogram(values, bins=min(40, max(1, len(np.unique(values)))))
-        return histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
+        return page.histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
 
     def right_by_certainty(self) -> tuple[int, float, float] | None:
         """Return the first probe's accuracy on the most and the least certain fifth of its held-out rows."""
@@ -226,7 +218,7 @@ class View:
             return f"{shares[0]:.3g}"
         order = np.argsort(-shares, kind="stable")[:3].tolist()
         order = [i for i in order if shares[i] >= 0.01] or order[:1]
-        return ", ".join(f"{classes[i]} {percent(float(shares[i]))}" for i in order)
+        return ", ".join(f"{classes[i]} {page.percent(float(shares[i]))}" for i in order)
 
     def mean_change(self, flip: Intervention) -> str:
         """Format how a probe's mean answer changes from a latent's one end to the other."""
@@ -252,10 +244,10 @@ class View:
             names, counts = np.unique(labels.y[labels.known], return_counts=True)
             for name in names[np.sort(np.argsort(-counts, kind="stable")[:CLASS_MAPS])].tolist():
                 own = points[drawn[labels.y[drawn] == name]]
-                classes.append((escape_name(name), dot_map(own, low, high, color=ACCENT, alpha=0.9)))
+                classes.append((escape_name(name), page.dot_map(own, low, high, color=page.ACCENT, alpha=0.9)))
             more = len(names) - len(classes)
         return {
-            "plot": dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
+            "plot": page.dot_map(points[drawn], low, high), "count": len(drawn), "classes": classes, "more": more,
             "pictures": self._map_pictures(np.flatnonzero(inside), (points - low) / (high - low)),
         }  # fmt: skip
 
@@ -318,13 +310,14 @@ def write_search_page(
     result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
 ) -> None:
     """Write what a search found as one HTML page."""
-    thumbnails = None if images is None else Thumbnails(images)
+    require("jinja2", "a page", "plots")
+    thumbnails = None if images is None else page.Thumbnails(images)
     files = {escape_name(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
 
     def image(name: str | None) -> str | None:
         return None if thumbnails is None or name is None else thumbnails.of(name)
 
     def query_image(name: str) -> str | None:
-        return Thumbnails(files[name]).of(0) if name in files else image(name)
+        return page.Thumbnails(files[name]).of(0) if name in files else image(name)
 
-    write_page(output, render("search.html", result=result, image=image, query_image=query_image))
+    page.write_page(output, page.render("search.html", result=result, image=image, query_image=query_image))

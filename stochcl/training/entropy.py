@@ -177,14 +177,14 @@ class EntropyStage(TrainingLoop):
             self._measure_pass()
 
     def figures(self, losses: TotalLoss) -> dict[str, Any]:  # noqa: D102
-        return {"text": f"entropy network: {self.last_bits:,.1f} bits/image"}
+        return {"text": f"entropy network: {self.last_bits:,.1f} bits a code"}
 
     def run(self) -> int:
         """Fit, and return the number of the pass whose weights were kept."""
         self.run_steps()
         if self.step % self.order.steps_per_epoch:  # time ended it within a pass
             self._measure_pass()
-            self.report(FitProgress(1.0, f"entropy network: {self.last_bits:,.1f} bits/image"))
+            self.report(FitProgress(1.0, f"entropy network: {self.last_bits:,.1f} bits a code"))
         self.network.load_state_dict(self._best)
         self.network.apply_masks()
         return self.best_pass

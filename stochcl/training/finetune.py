@@ -226,9 +226,7 @@ def _first_stages(encoder: Encoder, count: int) -> list[torch.nn.Module]:
     if not count:
         return []
     if not isinstance(encoder.backbone, ResNet | EfficientNetLite):
-        raise UsageError(
-            f"the first stages of {encoder.config.backbone} cannot be frozen: it does not say what they are."
-        )
+        raise UsageError(f"the first stages of {encoder.config.backbone} cannot be frozen: it names none.")
     return [module.requires_grad_(False) for module in encoder.backbone.first_stages(count)]
 
 

@@ -91,9 +91,7 @@ def read_images(
 
     ``most`` bounds the images to train on, a seeded choice from all sources.
     """
-    masks = [
-        held_out(source.entries, hold_out, label) if hold_out else np.zeros(len(source), bool) for source in sources
-    ]
+    masks = [held_out(s.entries, hold_out, label) if hold_out else np.zeros(len(s), bool) for s in sources]
     if most is not None:
         sources, masks = _choose(sources, masks, most, seed)
     if cache is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from stochcl.encoders.config import ENTROPY, EncoderConfig, input_size
 from stochcl.entropy.autoregressive import MAX_HIDDEN
-from stochcl.errors import UsageError
+from stochcl.errors import UsageError, error_of
 from stochcl.messages import escape_name, os_reason
 from stochcl.options import Options, check_names, check_value, declared, option
 
@@ -42,9 +42,7 @@ class RunOptions(Options):
     max_time: float | None = option(None, "Train for at most this long, e.g. 90m or 2h.", more_than=0, unit="TIME")
     seed: int = option(0, "Random seed.", at_least=0, at_most=(1 << 63) - 1)
     precision: str = option("auto", _PRECISION, choices=("auto", "bf16", "fp32"))
-    entropy: str = option(
-        "autoregressive", "Entropy model fitted to the codes; autoregressive makes smaller files.", choices=ENTROPY
-    )
+    entropy: str = option("autoregressive", "Entropy model; autoregressive makes smaller files.", choices=ENTROPY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +50,7 @@ class CodeOptions(RunOptions):
     """Options of training that makes codes of a rate."""
 
     objective: str = option("nt-xent", "Contrastive objective; reconstruct: none.", choices=OBJECTIVES)
-    estimator: str = option(
-        "straight-through", "How gradients pass the draw.", choices=("straight-through", "relaxed")
-    )
+    estimator: str = option("straight-through", "Gradient of the draw.", choices=("straight-through", "relaxed"))
     lr: float = option(2e-3, "Peak learning rate of AdamW.", more_than=0)
     decay: float = option(1e-2, "Weight decay of AdamW.", at_least=0)
     rate: float | None = option(None, "Target rate, in bits per image.", more_than=0, unit="BITS")
@@ -100,9 +96,7 @@ class TrainOptions(CodeOptions, _NetworkOptions):
     blur: float = option(0.0, "Fraction of views that are blurred.", at_least=0, at_most=1)
     warmup: int = option(200, "Steps until the peak learning rate.", at_least=0, unit="STEPS")
     temperature: float = option(0.2, "Temperature of nt-xent.", more_than=0)
-    average: float = option(
-        0.0, "Decay of a moving average of the weights, which is then written; 0: none.", at_least=0, less_than=1
-    )
+    average: float = option(0.0, "Decay of the average of weights that is written; 0: none.", at_least=0, less_than=1)
     latent_steps: int | None = option(
         None, "Steps of the last stage, which trains latents and decoder on finished features; 0: no such stage.",
         at_least=0, unit="STEPS", shown="by the number of images; 3000 on a matrix",
@@ -124,26 +118,20 @@ class FinetuneOptions(_NetworkOptions):
     batch_size: int = option(128, "Images a step.", at_least=2)
     optimizer: str = option("sgd", "Optimizer; adamw does with few epochs.", choices=("sgd", "adamw"))
     lr: float = option(0.02, "Peak learning rate.", more_than=0)
-    backbone_lr: float = option(
-        1.0, "Learning rate of the backbone, as a part of that of what stands on it.", more_than=0, at_most=1
-    )
+    backbone_lr: float = option(1.0, "Learning rate of the backbone, as a part of the other.", more_than=0, at_most=1)
     frozen: int = option(
         0, "First stages of the backbone that stay as they are, which may halve the work.", at_least=0, at_most=3,
         unit="STAGES",
     )  # fmt: skip
     momentum: float = option(0.9, "Nesterov momentum of sgd.", more_than=0, less_than=1)
     decay: float = option(5e-4, "Weight decay; biases, normalisations and the prior do not decay.", at_least=0)
-    warmup: float = option(
-        2.0, "Epochs until the peak learning rate; a tenth of all at most.", at_least=0, unit="EPOCHS"
-    )
+    warmup: float = option(2.0, "Epochs until the peak learning rate; at most a tenth.", at_least=0, unit="EPOCHS")
     smoothing: float = option(0.1, "Label smoothing.", at_least=0, at_most=1)
     mixup: float = option(0.2, "Parameter of mixup's Beta distribution; 0: none.", at_least=0)
     average: float = option(
-        0.999, "Decay of the moving average of the weights, which is written; 0: none.", at_least=0, less_than=1
+        0.999, "Decay of the average of weights that is written; 0: none.", at_least=0, less_than=1
     )
-    size: int | None = option(
-        None, "Side that images are brought to.", at_least=8, at_most=1024, unit="PIXELS", shown="the model's"
-    )
+    size: int | None = option(None, "Side of images.", at_least=8, at_most=1024, unit="PIXELS", shown="the model's")
     crop: tuple[int, ...] = option(
         (), "Side of the views; several, such as 64,96,128: one after another, each for an equal part of the run.",
         unit="PIXELS", shown="that size",
@@ -205,7 +193,7 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
     encoder = EncoderConfig(**{k: v for k, v in given.items() if k in encoder_fields()})
     if encoder.posterior == "residual" and given.get("epochs") != 0 and not given.get("deterministic"):
         raise UsageError(
-            "residual latents are fitted to a finished network; give --init and --epochs 0, or --deterministic."
+            "residual latents are fitted to a finished network; give --init with --epochs 0 or --deterministic."
         )
     if "crop" not in given:  # 48 of 64 pixels; a multiple of 8 wastes no convolution
         given["crop"] = max(16, encoder.size * 3 // 4 // 8 * 8)
@@ -247,13 +235,11 @@ def preset_text(name: str, *, finetune: bool = False) -> str:
     """Return the text of a preset, by its name or from a .toml file."""
     known = preset_names(finetune=finetune)
     if name not in known and not name.endswith(".toml"):
-        raise UsageError(
-            f"there is no preset {escape_name(name)!r}; choose {', '.join(known)}, or name a .toml file."
-        )
+        raise UsageError(f"there is no preset {escape_name(name)!r}; choose {', '.join(known)} or a .toml file.")
     try:
         return (_FOLDER.joinpath(f"{name}.toml") if name in known else Path(name)).read_text("utf-8")
     except OSError as exc:
-        raise UsageError(f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
+        raise error_of(UsageError, exc, f"{escape_name(name)}: the preset cannot be read: {os_reason(exc)}.") from exc
     except UnicodeDecodeError as exc:
         raise UsageError(f"{escape_name(name)}: the preset is not UTF-8 text ({exc.reason}).") from exc
 

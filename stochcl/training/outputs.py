@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl import __version__
 from stochcl.encoders.packaged import read_tensors
-from stochcl.errors import MissingExtraError, OutputError, OutputExists, TrainingError, UsageError
+from stochcl.errors import InputNotFound, MissingExtraError, OutputError, OutputExists, TrainingError, UsageError
 from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
@@ -67,7 +67,8 @@ class RunFiles:
                 "continue it, or --force to start anew."
             )
         if resume and not self.checkpoint.exists():
-            raise UsageError(f"{escape_name(self.checkpoint)}: there is no such checkpoint to resume; omit --resume.")
+            shown = escape_name(self.checkpoint)
+            raise InputNotFound(f"{shown}: there is no such checkpoint to resume; omit --resume.")
 
     def clear(self, *, resume: bool) -> None:
         """Remove what an earlier run left, unless it is resumed."""
@@ -121,7 +122,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore modules and optimizer, and return the state."""
     try:
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_tensors(path, framework="pt")
         state: dict[str, Any] = json.loads(metadata["state"])
         stored = dict(state["options"])
         differing = sorted(k for k in identity if stored.get(k) != identity[k])

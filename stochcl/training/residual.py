@@ -178,7 +178,9 @@ def fit_residual(
         record = _fit_tables(encoder, features, views, options, report)
         costs = encoder.bits_by_latent(hard_codes(encoder, held))
         rounds, rate = rounds + 1, float(costs.sum())
-        report(FitProgress(rounds / _ROUNDS, f"residual latents: {bits} bits cost {rate:,.1f} of held-out rows"))
+        report(
+            FitProgress(rounds / _ROUNDS, f"residual latents: {rate:,.1f} bits per held-out row at {bits} latents")
+        )
         if options.rate is None or abs(rate / options.rate - 1) <= _NEAR:
             break
         wanted = max(1, min(MAX_RESIDUAL, 2 * bits, round(bits * options.rate / rate)))

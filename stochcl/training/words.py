@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stochcl.encoders.residual import BEAM, Distances, Named, beam_search
+from stochcl.encoders.latents import BEAM
+from stochcl.encoders.residual import Distances, Named, beam_search
 from stochcl.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -129,9 +130,8 @@ def residual_books(
         few = flat if len(flat) <= limit else flat[rng.choice(len(flat), limit, replace=False)]
         words = shrink_words(few, kmeans(few, count, rng, rounds), min(len(rows), len(few)))
         books.append(words)
-        parts = [
-            beam_step(residual[i : i + 2048], cost[i : i + 2048], words, width)[2:] for i in range(0, len(rows), 2048)
-        ]
+        starts = range(0, len(rows), 2048)
+        parts = [beam_step(residual[i : i + 2048], cost[i : i + 2048], words, width)[2:] for i in starts]
         residual, cost = (np.concatenate(part) for part in zip(*parts, strict=True))
     return books
 

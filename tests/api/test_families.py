@@ -102,7 +102,7 @@ def test_uncertainty_goes_through_a_file(head, tmp_path):
     encoder = head.model.encoder
     with torch.no_grad():
         posterior = encoder.posterior(torch.from_numpy(encode(encoder, vectors, CPU).features))
-        calibrated = posterior.tempered(encoder.config.temperature).entropy().sum(1).numpy() / np.log(2)
+        calibrated = posterior.tempered(encoder.config.temperature).uncertainty().numpy() / np.log(2)
     with stochcl.open(tmp_path / "codes.bin") as archive:
         archive.verify()
         # within half of a step, and steps are at most a 127th of the range

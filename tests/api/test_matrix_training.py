@@ -65,7 +65,7 @@ def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 32}, "^size belongs to training on images, and .*vectors.npy is a matrix"),
+        ({"size": 32}, r"^size belongs to training on images, and .*vectors.npy holds embeddings"),
         ({"hold_out": 3}, "^hold_out belongs to"),
         ({"preset": "digits"}, "^preset belongs to"),
         ({"device": "cuda"}, "^device belongs to"),
@@ -86,7 +86,7 @@ def test_outputs_and_sources_are_checked_first(matrix, tmp_path, images):
         training.train([matrix], tmp_path / "there.safetensors", **OPTIONS)
     with pytest.raises(OutputError, match="no model can be written there"):
         training.train([matrix], tmp_path / "no" / "head.safetensors", **OPTIONS)
-    with pytest.raises(UsageError, match="trained on one"):
+    with pytest.raises(UsageError, match="give one kind"):
         training.train([matrix, images], tmp_path / "head.safetensors", **OPTIONS)
     np.save(matrix, np.full((10, 3), np.nan))
     with pytest.raises(SourceError, match="nothing to train on"):

@@ -84,7 +84,8 @@ def test_symbols_of_more_values(tmp_path, rng):
         stochcl.load(head, device="cpu").compress(tmp_path / "x.npy", path)
         found = search(path, rows=[3], output="symbols", count=4)
         assert found["unit"].startswith(unit)
-        with pytest.raises(UsageError, match="its rows are vectors, so that they cannot be searched for an image"):
+        (tmp_path / "a.png").touch()
+        with pytest.raises(UsageError, match="its rows are vectors; they cannot be searched for an image"):
             search(path, [tmp_path / "a.png"], model=str(head), device="cpu")
         # A matrix: every row is looked for, by its own numbers, or by its symbols.
         np.save(tmp_path / "q.npy", np.load(tmp_path / "x.npy")[[5, 9]])
@@ -108,7 +109,7 @@ def test_symbols_of_more_values(tmp_path, rng):
 
 def test_what_is_refused(codes, images, model, some, tmp_path):
     other = make_model(tmp_path / "other.safetensors", images / "dogs")
-    with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own with model="):
+    with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own as model"):
         search(codes, some, model=str(other), device="cpu")
     with pytest.raises(UsageError, match="needs an image to look for"):
         search(codes)
@@ -123,7 +124,7 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
         search(tmp_path / "nameless.bin", names=["a"])
     assert search(tmp_path / "nameless.bin", rows=[0])["queries"][0]["query"] == "row 0"
     np.save(tmp_path / "x.npy", np.zeros((2, 5), np.float32))
-    with pytest.raises(UsageError, match="its rows are images, so that they cannot be searched for a matrix"):
+    with pytest.raises(UsageError, match="its rows are images; they cannot be searched for a matrix"):
         search(codes, [tmp_path / "x.npy"])
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"bad\.png"):

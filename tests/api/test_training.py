@@ -243,7 +243,7 @@ def test_options_that_make_no_sense_are_said_before_training(images, output, opt
 
 def test_what_is_not_a_source_of_images_is_said(output, tmp_path, untrainable):
     np.save(tmp_path / "matrix.npy", np.zeros((4, 8), np.float32))
-    with pytest.raises(UsageError, match=r"belongs to training on images, and .*matrix.npy is a matrix"):
+    with pytest.raises(UsageError, match=r"belongs to training on images, and .*matrix.npy holds embeddings"):
         training.train([tmp_path / "matrix.npy"], output, **TINY)
     with pytest.raises(UsageError, match="at least one source"):
         training.train([], output, **TINY)
@@ -253,7 +253,7 @@ def test_the_entropy_network_is_fitted_in_sight_and_its_saving_kept_in_the_recor
     monkeypatch.setattr("stochcl.training.entropy.MIN_CODES", 20)
     said = []
     training.train([images], output, report=lambda progress: said.append(progress.line()), **TINY)
-    assert any(line.startswith("entropy network: ") and line.endswith(" bits/image") for line in said)
+    assert any(line.startswith("entropy network: ") and line.endswith(" bits a code") for line in said)
     record = load_model(output).record["entropy"]
     assert record["independent_bits"].keys() == record["autoregressive_bits"].keys() == {"8", "16"}
     assert 0 < record["independent_bits"]["16"] <= 17

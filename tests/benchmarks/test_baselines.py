@@ -1,5 +1,7 @@
 """What others do to embeddings: codes of the size asked for, vectors from nothing but what is counted, and seeds."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -27,16 +29,18 @@ TRAIN, TEST = make(1200), make(300, seed=1)
 EVERY = {**{name: (kind, BITS) for name, kind in BASELINES.items()}, **{
     name: (kind, kind.bits_of(WIDTH)) for name, kind in FLOATS.items()
 }}  # fmt: skip
-FITTED = {}
+
+
+@cache
+def fit(name, bits=None):
+    """A method fitted once for all tests."""
+    kind, usual = EVERY[name]
+    return kind.fit(TRAIN, bits or usual, 0)
 
 
 @pytest.fixture
 def fitted(request):
-    """A method fitted once for all tests."""
-    kind, bits = EVERY[request.param]
-    if request.param not in FITTED:
-        FITTED[request.param] = kind.fit(TRAIN, bits, 0)
-    return FITTED[request.param]
+    return fit(request.param)
 
 
 each = pytest.mark.parametrize("fitted", EVERY, indirect=True)
@@ -83,13 +87,13 @@ def test_decoding_uses_what_is_counted_and_nothing_else(fitted):
 def test_another_seed_gives_other_codes(name):
     kind, bits = EVERY[name]
     other = kind.fit(TRAIN, bits, 1).codes(TEST)
-    assert (other.packed != kind.fit(TRAIN, bits, 0).codes(TEST).packed).any()
+    assert (other.packed != fit(name).codes(TEST).packed).any()
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_more_bits_make_less_error(name):
     mean = TRAIN.mean(axis=0)
-    few, many = (BASELINES[name].fit(TRAIN, bits, 0) for bits in (8, 24))
+    few, many = fit(name, 8), fit(name, 24)
     errors = [relative_error(TEST, method.vectors(method.codes(TEST)), mean) for method in (few, many)]
     assert errors[1] < 0.9 * errors[0]
 

@@ -12,7 +12,11 @@ def test_one_command_and_the_codes_are_fitted_to_the_images(run, model, images, 
     assert (found["schema"], found["images"], found["held_out"]) == ("stochcl.train/0", 36, 6)
     said = run("compress", images, "-m", out, "-o", codes, "--latents", "8", "--device", "cpu").stdout
     assert ", 8 latents of " in said
-    assert "latents; 42 images, 0 steps" in run("adapt", images, "-o", out, "-m", model, "--force").stdout
+    assert found["asked_rate"] == 16
+    said = run("adapt", images, "-o", out, "-m", model, "--force").stdout
+    assert "latents; 42 images, 0 steps" in said
+    assert "asked for" not in said
+    assert "(asked for 16)" in run("adapt", images, "-o", out, "-m", model, "--rate", "16", "--force").stdout
 
 
 def test_a_matrix_is_refused_in_one_sentence(refused, model, tmp_path):

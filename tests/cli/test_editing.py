@@ -182,7 +182,7 @@ import stochcl.compress.{module} as module
 store, mark = module.{name}._store, Path({mark!r})
 def slow(self, *args):
     store(self, *args)
-    if len(self._segments) == 1:
+    if len(self.segments) == 1:
         mark.touch()
         while mark.exists():
             time.sleep(0.01)

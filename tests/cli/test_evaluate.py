@@ -1,6 +1,7 @@
 """`stochcl evaluate`: what it learns from, what it learns with, what it scores on."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -38,6 +39,20 @@ def test_people_see_the_score_beside_the_baseline(run, codes):
     assert text.startswith(head)
     assert "with logistic (" in text
     assert "  guessing the largest class: " in text
+
+
+def test_the_same_archive_for_training_and_scoring_is_said(run, codes):
+    assert "those trained on" in scored(run, "--train", codes, "--test", codes)["notes"][0]
+
+
+def test_progress_goes_by_folds(run, codes, labels, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr("stochcl.cli.evaluate.progress_bar", lambda *a, **k: nullcontext(lambda *p: told.append(p)))
+    run("evaluate", codes, "--labels", labels, "--folds", "3")
+    assert told == [(i, 3, f"{i} of 3 probes trained") for i in (0, 1, 2, 3, 3)]
+    told.clear()
+    run("evaluate", codes, "--labels", labels, "--folds", "2", "--save", tmp_path / "p.skops")
+    assert [done / total for done, total, _ in told] == [0, 1 / 3, 2 / 3, 1]
 
 
 @pytest.mark.parametrize("given", ["symbols", "vectors"])

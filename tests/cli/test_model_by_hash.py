@@ -45,7 +45,7 @@ def test_a_decoder_that_is_nowhere_is_made_of_the_model(run, refused, compress, 
     (tables,) = tmp_path.glob("*.tables")
     tables.unlink()
     assert "give the model with -m" in refused("evaluate", path)
-    with pytest.raises(stochcl.errors.ModelMismatch, match="give the model with model="):
+    with pytest.raises(stochcl.errors.ModelMismatch, match="give the model as model"):
         stochcl.open(path).to_vectors()
     assert len(stochcl.open(path, model=model).to_vectors()) == 42
     shutil.copy(model, tmp_path / "renamed.safetensors")

@@ -67,7 +67,21 @@ def test_what_was_left_out_or_damaged_is_said_on_standard_error(run, nested, mod
     run("compress", nested, "-m", model, "-o", tmp_path / "b.bin", "--strict", code=1)
 
 
-def test_a_label_level_that_no_name_has_is_warned_of(run, nested, model, tmp_path):
-    command = ["compress", nested, "-m", model, "-o", tmp_path / "deep.bin", "--force", "--label-level"]
+@pytest.mark.parametrize("url", ["s3://bucket/codes.bin", "https://host/codes.bin"])
+def test_outputs_behind_a_url_are_refused_as_that(refused, images, model, codes, tmp_path, url):
+    assert "this is a URL" in refused("compress", images, "-m", model, "-o", url, code=2)
+    assert "copy it here" in refused("append", url, images, "-m", model, code=2)
+
+
+@pytest.mark.parametrize("how", [["deep.bin"], ["-"], ["shards", "--shard-images", "3"]])
+def test_a_label_level_that_no_name_has_is_warned_of(run, nested, model, tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    command = ["compress", nested, "-m", model, "--force", "-o", *how, "--label-level"]
     assert "warning: no image lies in 9 folders" in run(*command, "9").stderr
     assert "no image lies" not in run(*command, "2").stderr
+
+
+def test_append_warns_of_a_level_that_no_new_name_has(run, compress, nested, images, model):
+    codes = compress(nested, "--label-level", "1")
+    assert "no image lies in 3 folders" in run("append", codes, images, "-m", model, "--label-level", "3").stdout
+    assert "no image lies" not in run("append", codes, images, "-m", model, "--label-level", "3").stdout  # none new

@@ -39,7 +39,7 @@ def interrupted(*arguments, mark, at, sent):
 COMMANDS = {
     "evaluate": (["evaluate", "CODES", "--save", "OUT.skops"], "stochcl.downstream:evaluate"),
     "search": (["search", "CODES", "--row", "0"], "stochcl.downstream.distances:Nearest.add"),
-    "decompress": (["decompress", "CODES", "-o", "OUT.npz"], "stochcl.compress.export:_write_symbols"),
+    "decompress": (["decompress", "CODES", "-o", "OUT.npz"], "stochcl.compress.export:_npy"),
     "merge": (["merge", "CODES", "CODES", "-o", "OUT.bin"], "stochcl.compress.edit:move_rows"),
     "transcode": (["transcode", "CODES", "--refit", "-o", "OUT.bin"], "stochcl.api.archives:fit_models"),
     "benchmark": (

@@ -79,46 +79,52 @@ def archives() -> dict[str, Golden]:
     fitted = [IndependentModel.fit(both[:400]), make_network(12, hidden=3)]
     chosen = (1, 2, 5, 8, 11)
     selected = Codes.from_symbols(chain.symbols()[:, chosen], names=chain.names)
-    return {
-        "binary.bin": Golden(everything, make_tables(20), SKIPPED, (INDEPENDENT,) * 2, {"segment_rows": 16}),
-        "uncertainty.bin": Golden(
-            everything, make_tables(20), options={"segment_rows": 16, "version": 2}, models=(INDEPENDENT,) * 2
-        ),
-        "prefix.bin": Golden(everything.prefix(7), make_tables(20), options={"names": False}),
-        "five.bin": Golden(make_codes(25, 6, 5), make_tables(6, 5, decoder=False)),
-        "categorical.bin": Golden(five, make_tables(6, 5, network=make_network(6, 5, 7), width=2), models=(NETWORK,)),
-        "categorical-prefix.bin": Golden(five.prefix(4), make_tables(6, 5, width=2)),
-        "own-table.bin": Golden(constant, make_tables(6, decoder=False), models=(OWN,)),
-        "outside.bin": Golden(make_codes(3000, 20, seed=3), make_tables(20), options={"embed": False}),
-        "empty.bin": Golden(everything[:0], make_tables(20), SKIPPED, ()),
-        "linear.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 3, {"segment_rows": 25}),
-        "masked.bin": Golden(chain, masked, models=(NETWORK,)),
-        "masked-prefix.bin": Golden(chain.prefix(5), masked, models=(NETWORK,)),
-        "masked-five.bin": Golden(five, masked_five, models=(NETWORK,)),
-        "fitted.bin": Golden(
-            both, make_tables(12, decoder=False), (), (FITTED,) * 2, {"fitted": fitted, "segment_rows": 400}
-        ),
-        "selection.bin": Golden(selected, masked, options={"selection": chosen}),
-        "selection-fitted.bin": Golden(
-            selected, linear, (), (FITTED,), {"selection": chosen, "fitted": [make_network(5)]}
-        ),
-        "appended.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 2, appended=20),
-        "residual.bin": Golden(make_codes(60, 7, seed=8), make_residual_tables(), SKIPPED),
-        "residual-map.bin": Golden(make_codes(60, 7, seed=8).prefix(4), make_residual_tables(dim=6)),
-        "residual-selection.bin": Golden(
-            Codes.from_symbols(make_codes(40, 7, seed=9).symbols()[:, (0, 2, 4, 6)]),
-            make_residual_tables(),
-            options={"selection": (0, 2, 4, 6)},
-        ),
-        "wide.bin": Golden(make_codes(330, 512, seed=7), make_tables(512, decoder=False)),
-        "blocks.bin": Golden(
-            make_chain(12_000, 16),
-            make_tables(16, network=make_network(16)),
-            (),
-            (NETWORK,),
-            {"segment_rows": 12_000},
-        ),
-    } | _version_3(everything, chain, selected, chosen)
+    return (
+        {
+            "binary.bin": Golden(everything, make_tables(20), SKIPPED, (INDEPENDENT,) * 2, {"segment_rows": 16}),
+            "uncertainty.bin": Golden(
+                everything, make_tables(20), options={"segment_rows": 16, "version": 2}, models=(INDEPENDENT,) * 2
+            ),
+            "prefix.bin": Golden(everything.prefix(7), make_tables(20), options={"names": False}),
+            "five.bin": Golden(make_codes(25, 6, 5), make_tables(6, 5, decoder=False)),
+            "categorical.bin": Golden(
+                five, make_tables(6, 5, network=make_network(6, 5, 7), width=2), models=(NETWORK,)
+            ),
+            "categorical-prefix.bin": Golden(five.prefix(4), make_tables(6, 5, width=2)),
+            "own-table.bin": Golden(constant, make_tables(6, decoder=False), models=(OWN,)),
+            "outside.bin": Golden(make_codes(3000, 20, seed=3), make_tables(20), options={"embed": False}),
+            "empty.bin": Golden(everything[:0], make_tables(20), SKIPPED, ()),
+            "linear.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 3, {"segment_rows": 25}),
+            "masked.bin": Golden(chain, masked, models=(NETWORK,)),
+            "masked-prefix.bin": Golden(chain.prefix(5), masked, models=(NETWORK,)),
+            "masked-five.bin": Golden(five, masked_five, models=(NETWORK,)),
+            "fitted.bin": Golden(
+                both, make_tables(12, decoder=False), (), (FITTED,) * 2, {"fitted": fitted, "segment_rows": 400}
+            ),
+            "selection.bin": Golden(selected, masked, options={"selection": chosen}),
+            "selection-fitted.bin": Golden(
+                selected, linear, (), (FITTED,), {"selection": chosen, "fitted": [make_network(5)]}
+            ),
+            "appended.bin": Golden(chain, linear, SKIPPED, (NETWORK,) * 2, appended=20),
+            "residual.bin": Golden(make_codes(60, 7, seed=8), make_residual_tables(), SKIPPED),
+            "residual-map.bin": Golden(make_codes(60, 7, seed=8).prefix(4), make_residual_tables(dim=6)),
+            "residual-selection.bin": Golden(
+                Codes.from_symbols(make_codes(40, 7, seed=9).symbols()[:, (0, 2, 4, 6)]),
+                make_residual_tables(),
+                options={"selection": (0, 2, 4, 6)},
+            ),
+            "wide.bin": Golden(make_codes(330, 512, seed=7), make_tables(512, decoder=False)),
+            "blocks.bin": Golden(
+                make_chain(12_000, 16),
+                make_tables(16, network=make_network(16)),
+                (),
+                (NETWORK,),
+                {"segment_rows": 12_000},
+            ),
+        }
+        | _version_3(everything, chain, selected, chosen)
+        | _version_4()
+    )
 
 
 def _version_3(everything: Codes, chain: Codes, selected: Codes, chosen: tuple[int, ...]) -> dict[str, Golden]:
@@ -134,3 +140,11 @@ def _version_3(everything: Codes, chain: Codes, selected: Codes, chosen: tuple[i
             selected, linear, (), (FITTED,), new | {"selection": chosen, "fitted": [make_network(5)]}
         ),
     }
+
+
+def _version_4() -> dict[str, Golden]:
+    """Labels of a segment as numbers of one byte, of two, and as texts."""
+    labels = [*["x", "y", ""] * 200, *(f"class {7 * i % 300}" for i in range(600)), *map(str, range(5))]
+    codes = make_codes(1205, 5, labels=labels)
+    options = {"version": 4, "segment_rows": 600}
+    return {"v4-labels.bin": Golden(codes, make_tables(5, decoder=False), SKIPPED, (INDEPENDENT,) * 3, options)}

@@ -48,7 +48,7 @@ def archives_of(draw, most_rows=25, most_latents=6):
         "embed": draw(st.booleans()),
         "names": draw(st.booleans()),
         "selection": None if chosen is None else tuple(chosen),
-        "version": draw(st.sampled_from([1, 2, 3])),
+        "version": draw(st.sampled_from([1, 2, 3, 4])),
         "fitted": [own[kind]() for kind in kinds],
         "skipped": SKIPPED[: draw(st.integers(0, 2))],
     }

@@ -62,6 +62,12 @@ def check(archive, codes, seed, times=40):
     return os.getpid()
 
 
+# A process that is spawned imports all anew, which takes seconds: once is enough.
+started = pytest.mark.parametrize(
+    ("made", "method"), [("independent", "fork"), ("network", "fork"), ("network", "spawn")], indirect=["made"]
+)
+
+
 @pytest.mark.usefixtures("forgetful")
 def test_threads(made):
     path, codes = made
@@ -87,7 +93,7 @@ def in_process(archive, codes, seed):
     return check(archive, codes, seed)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@started
 def test_processes(made, method):
     path, codes = made
     if method not in multiprocessing.get_all_start_methods():
@@ -246,7 +252,7 @@ class Rows:
 
 # On a single core torch warns of more workers than one; it is their number that is tested.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@started
 def test_workers_of_a_data_loader(made, method):
     data = pytest.importorskip("torch.utils.data")
     path, codes = made

@@ -37,7 +37,7 @@ def plain(**changes) -> bytes:
     return json.dumps(json.loads(HEADER.to_bytes()[PROLOGUE.size :]) | changes).encode()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_header_comes_back(version):
     header = dataclasses.replace(HEADER, version=version)
     found = parse(header.to_bytes())
@@ -109,7 +109,7 @@ def test_a_selection_that_is_not_one_is_refused(selection):
 
 def test_the_version_for_trying_out_is_refused():
     data = HEADER.to_bytes()
-    with pytest.raises(UnsupportedVersion, match=r"version 0 .* this program reads 1 to 3; it is from before"):
+    with pytest.raises(UnsupportedVersion, match=r"version 0 .* this program reads 1 to 4; it is from before"):
         parse(data[:8] + bytes(2) + data[10:])
 
 
@@ -184,7 +184,7 @@ def test_what_is_not_a_json_object_is_refused(text):
 
 def test_a_future_version_says_so():
     data = HEADER.to_bytes()
-    with pytest.raises(UnsupportedVersion, match=r"version 7 .* this program reads 1 to 3; update stochcl"):
+    with pytest.raises(UnsupportedVersion, match=r"version 7 .* this program reads 1 to 4; update stochcl"):
         parse(data[:8] + b"\7\0" + data[10:])
 
 

@@ -19,7 +19,8 @@ def told(*options: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "version"), [("binary.bin", 1), ("uncertainty.bin", 2), ("v3-one.bin", 3), ("v3-appended.bin", 3)]
+    ("name", "version"),
+    [("binary.bin", 1), ("uncertainty.bin", 2), ("v3-one.bin", 3), ("v3-appended.bin", 3), ("v4-labels.bin", 4)],
 )
 def test_an_archive_is_told_with_its_version(name, version):
     assert told(str(GOLDEN / name)).startswith(f"stochcl archive of codes, version {version}, header of ")

@@ -54,7 +54,7 @@ def with_header(data: bytes, change) -> bytes:
     with Archive(io.BytesIO(data)) as archive:
         index = archive._index
     text = hashes = b""
-    if version == 3:
+    if version >= 3:
         hashes = data[20:84]
         text = zlib.decompressobj(-15, DICTIONARY).decompress(data[84 : 20 + size])
     text = change(text or data[20 : 20 + size])

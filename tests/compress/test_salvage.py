@@ -240,6 +240,23 @@ def test_without_tables_segments_are_kept_unchecked(tmp_path):
     Archive(tmp_path / "again").verify()  # which has them again
 
 
+def test_rows_with_a_table_of_their_own_are_saved_without_the_decoding_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "_BLOCK_BITS", 20)
+    tables = make_tables(6)
+    codes = replace(make_codes(ROWS, 6, names=NAMES), packed=np.arange(ROWS, dtype=np.uint8)[:, None] % 2 * 4)
+    path = write(tmp_path / "a", codes, tables, embed=False, segment_rows=40)
+    offset, head = Archive(path, tables=[tables])._index.segments[1]
+    assert head.table.size
+    assert len(head.words) > 1
+    data = bytearray(path.read_bytes())
+    data[offset + int(head.block_offsets[0]) + BLOCK.size] ^= 1
+    path.write_bytes(data)
+    done = salvage(path, tmp_path / "out")
+    assert (done.tables, done.rows, done.recoded) == ("lost", ROWS - head.rows_of(0), 40 - head.rows_of(0))
+    with Archive(tmp_path / "out", tables=[tables]) as archive:
+        archive.verify()
+
+
 def test_a_fitted_model_that_is_lost_takes_only_its_own_segments_along(tmp_path):
     tables = make_tables(6)
     models = [IndependentModel.fit(make_codes(50, 6, seed=s)) for s in (1, 2)]

@@ -1,13 +1,15 @@
 import copy
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stochcl.compress import Archive
-from stochcl.compress.columns import LazyStrings, PackedTexts, StringColumn
-from stochcl.errors import ChecksumMismatch
+from stochcl.compress.columns import LazyStrings, PackedTexts, StringColumn, pack_labels, unpack_labels
+from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded
+from stochcl.framing import pack_texts, pack_varints
 from tests.compress.making import make_codes, make_tables, write
 
 NAMES = ("a", "", "süß/b", "caf\udce9", "a", "日本/c", "z" * 300, "last")
@@ -85,6 +87,56 @@ def test_damaged_names_do_not_keep_rows_from_being_read(path):
             _ = codes.names[10]
         with pytest.raises(ChecksumMismatch, match="the names of the segment at byte"):
             archive.verify()
+
+
+@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["x"],
+        ["", "x"] * 300,
+        [f"süß {i % 256}" for i in range(1000)],
+        [f"caf\udce9 {i % 257}" for i in range(1000)],
+        [f"{i % 5000}" for i in range(20_000)],
+        *([f"{7 * i % n}" for i in range(999)] for n in (3, 4, 5, 16, 17)),
+        [f"{i}" for i in range(300)],
+    ],
+)
+def test_labels_come_back_whatever_their_number(labels, version):
+    data = pack_labels(labels, version)
+    assert unpack_labels(data, len(labels), version) == tuple(labels)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_labels_in_random_order_take_hardly_more_than_their_entropy(classes):
+    labels = [f"a class with a name {i}" for i in np.random.default_rng(0).integers(0, classes, 10_000)]
+    names = len(pack_texts(sorted(set(labels))))
+    assert 8 * (len(pack_labels(labels, 4)) - names) / 10_000 < 1.06 * np.log2(classes) + 0.1
+
+
+def test_labels_without_names_are_counted_apart(tmp_path):
+    names = [f"{'cat' if i % 2 else 'dog'}/{i}" for i in range(90)]
+    codes = make_codes(90, 9, names=names)
+    path = write(tmp_path / "a", codes, make_tables(9), names=False)
+    with Archive(path) as archive:
+        assert archive.labels == tuple(codes.labels or (name[:3] for name in names))
+        assert archive.parts()["names"] == 0
+        assert 0 < archive.parts()["labels"] < 50
+
+
+def test_labels_that_lie_are_refused():
+    texts = pack_texts(["a" * 60_000, "b"])
+    head, zeros = pack_varints([2, len(texts)]) + texts, bytes(125)
+    three = pack_texts(["a", "b", "c"])
+    for data, error, said in (
+        (pack_varints([3, len(three)]) + three + zlib.compress(b"\xc0" * 250), FormatError, "number 3 of 3"),
+        (head + zlib.compress(zeros), LimitExceeded, "length"),
+        (head + zlib.compress(zeros[1:]), FormatError, "inflate"),
+        (pack_varints([1001, len(texts)]) + texts + zlib.compress(zeros), LimitExceeded, "number"),
+        (pack_varints([2, 1 << 40]) + texts + zlib.compress(zeros), FormatError, "end"),
+    ):
+        with pytest.raises(error, match=said):
+            unpack_labels(data, 1000, 4)
 
 
 def descriptors():

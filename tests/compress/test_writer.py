@@ -78,7 +78,7 @@ def test_a_resumption_with_blocks_of_the_usual_size(tmp_path):
         raise Stop
     with Writer(tmp_path / "a", header, tables, embed_tables=True, segment_rows=600, resume=True) as writer:
         assert (writer.position, writer.rows) == (1200, 1200)
-        assert max(writer._segments[0][1].words) > 127
+        assert max(writer.segments[0][1].words) > 127
         writer.add(codes[1200:], sizes=[100] * 300)
     assert (tmp_path / "a").read_bytes() == whole
 

@@ -89,9 +89,9 @@ class Harmful:
         ({b"labels": [0, 1]}, "no label for each of 6 images"),
         ({b"labels": [0, 1, 2, -1, 0, 0]}, "no label for each"),
         ({b"labels": [0, 1, 2, "a", 0, 0]}, "no label for each"),
-        ({b"filenames": [b"../a.png"] * 6}, "a file's name is none"),
+        ({b"filenames": [b"../a.png"] * 6}, "a file's name is bad"),
         ({b"filenames": [b"a.png"]}, "1 names for 6 images"),
-        ({b"filenames": 3}, "a file's name is none"),
+        ({b"filenames": 3}, "a file's name is bad"),
     ],
 )
 def test_what_is_no_batch_is_refused(published, capsys, changes, said):

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 import stochcl
+from stochcl.api.evaluate import evaluate
+from stochcl.api.predict import predict
+from stochcl.api.train import train
 from stochcl.data import FolderSource, Preprocess, open_source, read_labels
 from stochcl.data.preprocess import DamagedImage
-from stochcl.errors import FormatError, ImageError, LabelsError, ModelError, SourceError
+from stochcl.errors import FormatError, ImageError, LabelsError, ModelError, SourceError, StochclError
 
 SMALL = Preprocess(16)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
@@ -79,6 +82,33 @@ def test_git_lfs_pointers_are_called_that(tree, png, tmp_path):
         (tmp_path / name).write_bytes(POINTER)
         with pytest.raises(error, match="git lfs pull"):
             read(tmp_path / name)
+
+
+def test_git_lfs_pointers_are_called_that_wherever_a_file_is_given(codec, codes, images, tmp_path):
+    def given(name):
+        (tmp_path / name).write_bytes(POINTER)
+        return tmp_path / name
+
+    out = tmp_path / "out"
+    codec.compress(images, tmp_path / "bare.bin", external_tables=True)
+    tables = given(f"{codec.tables.sha256}.tables")
+    for call in (
+        lambda: train([images], out, init=given("weights.safetensors"), epochs=0),
+        lambda: train([images], out, init=given("weights.pth"), epochs=0),
+        lambda: train([given("rows.npy")], out),
+        lambda: predict(codes, given("probe.skops"), out),
+        lambda: predict(codes, given("classifier.safetensors"), out),
+        lambda: stochcl.transcode(codes, out, select=given("selection.json")),
+        lambda: evaluate(codes, labels=given("labels.npy")),
+        lambda: evaluate(codes, groups=str(given("groups.csv"))),
+        lambda: stochcl.open(tmp_path / "bare.bin").tables,
+        lambda: evaluate(tmp_path / "bare.bin", tables=[tables]),
+        lambda: codec.encode([given("a.jpg")]),
+        lambda: codec.compress(given("table.parquet"), out),
+        lambda: codec.compress(given("table.arrow"), out),
+    ):
+        with pytest.raises(StochclError, match="git lfs pull"):
+            call()
 
 
 def test_a_larger_image_is_read_where_it_is_asked_for(tree, png, codec, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 import stochcl
 from stochcl.api.append import append
 from stochcl.data import Preprocess, TarStream, open_source
-from stochcl.data.open import open_sources
+from stochcl.data.open import JoinedSource, open_sources
 
 SIDE = 40
 PLAIN = Preprocess(32)
@@ -35,6 +35,16 @@ def saved(values, kind="PNG", **options):
 def of_bits(seed, bits, kind="PNG", **options):
     """A 16-bit file of values of so many bits."""
     return saved((scene(seed) * ((1 << bits) - 1)).round().astype(np.uint16), kind, **options)
+
+
+def tar_of(files):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for member, data in files.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return io.BytesIO(out.getvalue())
 
 
 def with_sbit(png, bits):
@@ -101,27 +111,31 @@ def test_a_stream_and_several_sources_agree_with_a_folder(tree, tmp_path):
     files = {f"a/{i}.png": of_bits(i, 12) for i in range(6)}
     folder = open_source(tree(files))
     for name in ("x.tar", "y.tar"):
-        with tarfile.open(tmp_path / name, "w") as archive:
-            for member, data in files.items():
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    stream = TarStream(io.BytesIO((tmp_path / "x.tar").read_bytes()))
+        (tmp_path / name).write_bytes(tar_of(files).read())
+    stream = TarStream(tar_of(files))
     np.testing.assert_array_equal(pixels(stream), pixels(folder))
     assert any("use 12 bits" in line for line in stream.remarks())
     both = open_sources([tmp_path / "x.tar", tmp_path / "y.tar"])
     np.testing.assert_array_equal(pixels(both), np.concatenate([pixels(folder)] * 2))
 
 
-def test_a_stream_says_what_it_could_not_know_at_its_beginning(tmp_path, png):
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        for name, data in (("a.png", png), ("b.png", of_bits(1, 12))):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    stream = TarStream(io.BytesIO((tmp_path / "x.tar").read_bytes()))
-    assert pixels(stream)[1].max() < 32
-    assert any("--depth 12" in line for line in stream.remarks())
+@pytest.mark.parametrize("bits", [9, 12, 14, 16])
+def test_a_few_among_many_8_bit_images_are_bright_wherever_they_stand(tree, tmp_path, png, eight_bits, bits):
+    """The sample, and the beginning of a stream, miss them: each has its own range then."""
+    files = {f"{i:03d}.png": png for i in range(200)} | {"033.png": of_bits(1, bits), "z.png": of_bits(2, bits)}
+    expected = eight_bits[1:3]
+    for source in (open_source(tree(files)), TarStream(tar_of(files))):
+        images = [batch.images for batch in source.batches(PLAIN)]
+        np.testing.assert_allclose(np.concatenate(images).astype(int)[[33, 200]], expected, atol=2)
+    parts = JoinedSource([open_source(tree({name: data}, name)) for name, data in list(files.items())[:130]])
+    np.testing.assert_allclose(pixels(parts)[33], expected[0], atol=2)
+
+
+def test_different_ranges_in_one_source_are_said(tree, eight_bits):
+    source = open_source(tree({"a.png": of_bits(0, 16), "b.png": of_bits(1, 12), "c.png": of_bits(2, 13)}))
+    assert pixels(source)[1].max() < 32
+    assert any("1 of 3 images" in line and "--depth 0" in line for line in source.remarks())
+    np.testing.assert_allclose(pixels(source, Preprocess(32, depth=0)), eight_bits[:3], atol=2)
 
 
 def test_16_bit_colour_of_few_bits_is_named(tree):
@@ -130,9 +144,11 @@ def test_16_bit_colour_of_few_bits_is_named(tree):
     header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
     chunks = [b"IHDR" + header, b"IDAT" + data, b"IEND"]
     parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
-    source = open_source(tree({"a.png": b"\x89PNG\r\n\x1a\n" + b"".join(parts)}))
-    pixels(source)
-    assert any("nearly black" in line for line in source.remarks())
+    files = {f"{i:03d}.png": of_bits(i, 8) for i in range(99)}
+    source = open_source(tree(files | {"033.png": b"\x89PNG\r\n\x1a\n" + b"".join(parts)}))
+    (damaged,) = [failure for batch in source.batches(PLAIN) for failure in batch.damaged]
+    assert damaged.name == "033.png"
+    assert "nearly black" in damaged.reason
 
 
 def test_archives_record_it_and_append_keeps_to_it(tree, codec, tmp_path):
@@ -146,7 +162,7 @@ def test_archives_record_it_and_append_keeps_to_it(tree, codec, tmp_path):
     whole = tree({f"a/{i}.png": of_bits(i, 16) for i in range(6)}, "whole")
     codec.compress(whole, tmp_path / "whole.bin")
     with stochcl.open(tmp_path / "whole.bin") as archive:
-        assert "depth" not in archive.header.preprocess
+        assert archive.header.preprocess["depth"] == 16
         assert (archive.to_numpy() == low).mean() > 0.97
     (folder / "a" / "7.png").write_bytes(of_bits(7, 11))  # half as bright as the others can be
     append(path, folder, codec)

@@ -21,8 +21,8 @@ from tests.making import examples
 SIZE = 32
 
 
-def decoded(data, size=SIZE, fit="stretch"):
-    return Preprocess(size, fit).decode(data).astype(int)
+def decoded(data, size=SIZE, fit="stretch", depth=None):
+    return Preprocess(size, fit, depth).decode(data).astype(int)
 
 
 def difference(a, b):
@@ -147,7 +147,7 @@ def modes():
 
 @pytest.mark.parametrize(("image", "kind", "colour"), [pytest.param(*m[1:], id=m[0]) for m in modes()])
 def test_every_mode_is_read_right(as_file, image, kind, colour):
-    result = decoded(as_file(image, kind), size=8)
+    result = decoded(as_file(image, kind), size=8, depth=16)
     assert np.abs(result - np.array(colour)).max() <= (3 if kind == "JPEG" else 1)
 
 
@@ -165,7 +165,7 @@ def test_every_wide_mode_of_pillow_converts(mode):
 
 def test_big_endian_16_bit_is_scaled(as_file):
     tiff = bytearray(as_file(Image.frombytes("I;16B", (8, 8), b"\x40\x00" * 64), "TIFF"))
-    assert (decoded(bytes(tiff), size=8) == 64).all()
+    assert (decoded(bytes(tiff), size=8, depth=16) == 64).all()
 
 
 def test_16_bit_ramp_is_scaled_not_clipped(as_file):

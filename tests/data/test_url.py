@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+import zipfile
 
 import fsspec
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import stochcl
 from stochcl.data import Preprocess, SourceOptions, open_source
-from stochcl.errors import EnvironmentFault, MissingExtraError, SourceError, UsageError
+from stochcl.errors import EnvironmentFault, MissingExtraError, SourceError, SourceNotFound, UsageError
 from tests.serving import served
 
 SMALL = Preprocess(8)
@@ -62,6 +63,38 @@ def test_http_serves_single_images_and_tars(tree, png, codec, tmp_path, run_comp
         assert len(archive) == 2
     with pytest.raises(SourceError, match="cannot be reached"):
         open_source(f"{url}/x.png")
+    for name in ("x.zip", "x.tar"):
+        with pytest.raises(SourceError, match="cannot connect"):
+            codec.compress(f"{url}/{name}", tmp_path / "y.bin")
+    with pytest.raises(SourceError, match="cannot connect"):
+        stochcl.open(f"{url}/codes.bin")
+
+
+def test_a_zip_behind_a_url_is_read_in_place(tree, png, as_file, pixels, run_compress, tmp_path):
+    folder = tree({})
+    with zipfile.ZipFile(folder / "z.zip", "w") as archive:
+        for i in range(9):
+            archive.writestr(f"cat/{i}.png", as_file(pixels(20 + i, 12)))
+        archive.writestr("large.txt", bytes(3_000_000))
+    with served(folder, asked=(asked := [])) as url:
+        source, local = open_source(f"{url}/z.zip"), open_source(folder / "z.zip")
+        assert [e.name for e in source.entries] == [e.name for e in local.entries]
+        source = pickle.loads(pickle.dumps(source))
+        for batch, expected in zip(source.batches(SMALL, workers=3), local.batches(SMALL), strict=True):
+            np.testing.assert_array_equal(batch.images, expected.images)
+        assert len(asked) < 9 + 25
+        run_compress(f"{url}/z.zip", "-o", tmp_path / "a.bin")
+        with pytest.raises(SourceNotFound):
+            open_source(f"{url}/none.zip")
+        (folder / "bad.zip").write_bytes(b"PK" + bytes(500))
+        with pytest.raises(SourceError, match=r"not a zip.*copy it here"):
+            open_source(f"{url}/bad.zip")
+    with pytest.raises(EnvironmentFault):
+        source.load(0, SMALL)
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert len(archive) == 9
+    with served(folder, ranges=False) as url, pytest.raises(SourceError, match="copy it here"):
+        open_source(f"{url}/z.zip")
 
 
 @pytest.fixture
@@ -78,7 +111,7 @@ def run_compress(model):
 
 
 def test_what_is_not_read_from_a_url_is_said(bucket, codec, tmp_path):
-    for url in ("memory://x/a.zip", "https://host/a.npy?token=1", "s3://b/a.parquet"):
+    for url in ("https://host/a.npy?token=1", "s3://b/a.parquet"):
         with pytest.raises(SourceError, match="copy this file here"):
             codec.compress(url, tmp_path / "a.bin")
     with pytest.raises(UsageError, match="no protocol"):

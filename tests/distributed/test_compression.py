@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import stochcl
 from stochcl.api.compress import CompressOptions
 from stochcl.api.shards import compress_to_folder, shard_inputs
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
 from stochcl.ray import MOST_TRIES, ShardWorker, _read, compress_folder, need_ray
-from tests.making import json_of, process
+from tests.making import json_of, process, write_images
 
 ROOT = Path(__file__).parents[2]
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'stochcl[ray]'")
@@ -67,6 +68,27 @@ def test_workers_elsewhere_give_the_codes_of_this_process(images, model, codec, 
         assert [name for name, _ in archive.skipped] == ["z\udcff.png"]
 
 
+@pytest.mark.parametrize("run", [None, through_workers])
+def test_damaged_images_are_counted_and_strict_refuses_them(model, codec, tmp_path, run):
+    photos = write_images(tmp_path / "photos", per_class=7)
+    noise = np.random.default_rng(3).integers(0, 255, (54, 81, 3)).astype(np.uint8)
+    for name in ("02.jpg", "05.jpg"):
+        path = photos / "cats" / name
+        Image.fromarray(noise).save(path, quality=85)
+        path.write_bytes(path.read_bytes()[:-2])  # its end marker
+    report = compress_to_folder(
+        codec, [photos], tmp_path / "codes", CompressOptions(), model=str(model), shard_images=3, run=run
+    )
+    assert report.damaged == codec.compress(photos, tmp_path / "a.bin").damaged
+    assert [failure.name for failure in report.damaged] == ["cats/02.jpg", "cats/05.jpg"]
+    assert any("2 images are damaged" in line for line in report.warnings)
+    with pytest.raises(ImageError, match="strict"):
+        compress_to_folder(
+            codec, [photos], tmp_path / "strict", CompressOptions(strict=True), model=str(model), shard_images=3,
+            run=run,
+        )  # fmt: skip
+
+
 def through_pieces(plan, numbers, codec, source):
     """The same, each worker being told which of several sources a shard is made of."""
     pieces = shard_inputs(source, ((number, plan.rows(number)) for number in numbers))
@@ -109,8 +131,6 @@ def test_workers_list_only_the_sources_of_their_shard(images, model, codec, code
 
 
 def test_a_worker_that_sees_something_else_says_so(images, model, codec, tmp_path):
-    from tests.making import write_images
-
     photos = write_images(tmp_path / "photos", per_class=3)
 
     def meanwhile(plan, numbers, codec, source):

@@ -197,7 +197,7 @@ def test_figures_are_json_and_lines_have_units(task):
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["folds"] == list(found.folds)
     text = found.summary()
     assert ("accuracy" in text) == (task == "classification") == ("R2" not in text)
-    assert "250 images to train on, 500 to score" in text
+    assert "500 images, cross-validated in 2 folds" in text
     assert "95 % interval" in text
     assert found.interval[0] < found.score < found.interval[1]
 

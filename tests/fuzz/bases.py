@@ -111,7 +111,7 @@ def _make(path: Path) -> list[Base]:
         tables = make_tables(latents, alphabet, decoder=alphabet != 5)
         codes = full(make_codes, 24, latents, alphabet)
         add(f"independent, {alphabet} values", codes, tables, segment_rows=13, skipped=SKIPPED)
-        for version in (1, 2):
+        for version in (1, 2, 3):
             add(f"version {version}, {alphabet} values", codes, tables, segment_rows=13, version=version)
         add(f"outside, {alphabet} values", codes, tables, embed=False, names=False)
         bases.append(Base(f"tables, {alphabet} values", tables.data, tables))

@@ -231,13 +231,25 @@ class Forger:
         size = self("texts' size", len(raw), 1 << 65)
         return _varint(size) + self.deflated("texts", raw)
 
+    def labels(self, data: bytes, rows: int) -> bytes:
+        if not data or self.version < 4:
+            return self.texts(data, rows)
+        (count,), start = unpack_varints(data, 1)
+        if not count:
+            return data[:start] + self.texts(data[start:], rows)
+        (size,), start = unpack_varints(data, 1, start)
+        texts = self.texts(data[start : start + size], count)
+        numbers = self("labels' numbers", zlib.decompress(data[start + size :]))
+        head = _varint(self("labels", count, 1 << 65)) + _varint(self("labels' bytes", len(texts), 1 << 65))
+        return head + texts + self.deflated("labels' numbers", numbers)
+
     def segment(self, s: Segment) -> tuple[bytes, bytes]:
         rows, per_block, model, number = s.head
         table, names, labels, uncertainty = s.parts
         if table:
             table = self.deflated("table", self.model(zlib.decompress(table)))
         parts = [
-            self("table's bytes", table), self.texts(names, rows), self.texts(labels, rows),
+            self("table's bytes", table), self.texts(names, rows), self.labels(labels, rows),
             self("uncertainty", uncertainty),
         ]  # fmt: skip
         blocks, words = [], []

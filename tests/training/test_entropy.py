@@ -115,7 +115,7 @@ def test_time_ends_a_fit(codes):
     fractions = [progress.fraction for progress in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
-    assert told[0].line().endswith(" bits/image")
+    assert told[0].line().endswith(" bits a code")
 
 
 def test_the_pass_that_codes_the_others_best_is_kept(monkeypatch):

@@ -271,7 +271,7 @@ PLAIN = {"flip": False, "operations": 0, "cutout": 0.0, "mixup": 0.0, "padding":
 
 
 @pytest.mark.parametrize(
-    "options", [{"epochs": 6}, {"epochs": 3, "deterministic": True}, {"epochs": 4, "from_scratch": True}], ids=str
+    "options", [{"epochs": 4}, {"epochs": 2, "deterministic": True}, {"epochs": 4, "from_scratch": True}], ids=str
 )
 def test_digits_are_learned_through_32_latents(tuner, options):
     data = digits()

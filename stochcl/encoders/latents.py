@@ -1,0 +1,307 @@
+"""From features to symbols in numpy: what encoding needs of the posteriors, the same numbers as those of PyTorch."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.codes import Codes, symbol_dtype
+from stochcl.encoders import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from stochcl.encoders.config import EncoderConfig
+
+    Floats = NDArray[np.float32]
+
+BEAM = 8
+"""Codes that the search for residual words keeps for a row at every stage."""
+
+PARALLEL = 0.05
+"""Signs along axes that agree in less than this, of a sign's own square, are chosen together."""
+
+_BLOCK = 256  # rows that are searched at a time: what they need stays in a core's cache
+_FAR = 1e12  # deviations: beyond the outermost edges
+
+
+class Latents:
+    """q(z|x) of a model, from standardised features, float32, shape (B, V).
+
+    See :mod:`stochcl.encoders.posteriors`, whose families these are; ``features`` is V.
+    """
+
+    def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self.config, self.features = config, layout.feature_dim(config, tensors)
+        self._temperature = np.float32(config.temperature)
+        count = len(config.head) + 1
+        names = [f"head.{2 * i}" for i in range(count)] if config.head else ["head"]
+        self._layers = [(tensors[f"{n}.weight"].astype(np.float64).T, tensors[f"{n}.bias"]) for n in names]
+
+    @staticmethod
+    def of(config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> Latents:
+        """Return the latents of a model of any family."""
+        return FAMILIES[config.posterior](config, tensors)
+
+    def parameters(self, features: Floats) -> Floats:
+        """Return what the head gives, float32, shape (B, P)."""
+        x = features
+        for i, (weight, bias) in enumerate(self._layers):
+            x = _product(np.maximum(x, 0) if i else x, weight) + bias
+        return x
+
+    def symbols(self, parameters: Floats, latents: int) -> NDArray[np.integer]:
+        """Return the symbols that a file holds, shape (B, latents): by default the first of all."""
+        return self._mode(parameters)[:, :latents].astype(symbol_dtype(self.config.alphabet))
+
+    def uncertainty(self, parameters: Floats) -> Floats:
+        """Return how uncertain the calibrated posterior is, in bits, float32, shape (B,)."""
+        nats = self._entropy(parameters).sum(axis=1)
+        found: Floats = np.maximum(nats, 0).astype(np.float32) / np.float32(math.log(2))  # less than 0 is rounding
+        return found
+
+    def points(self, features: Floats) -> Floats:
+        """Return what decoded vectors approximate, shape (N, V): the features, or points of the words' space."""
+        return features
+
+    def narrowed(self, codes: Codes, features: Floats, latents: int) -> Codes:
+        """Return codes of the first latents, as encoding to so few gives them."""
+        return codes.prefix(latents)
+
+    def _mode(self, parameters: Floats) -> NDArray[Any]:
+        raise NotImplementedError
+
+    def _entropy(self, parameters: Floats) -> Floats:
+        """Return entropies, in nats, that add up to a row's, shape (B, D)."""
+        raise NotImplementedError
+
+
+class Bernoulli(Latents):
+    """Bits; the parameters are log-odds of a one."""
+
+    def _mode(self, parameters: Floats) -> NDArray[Any]:
+        return parameters > 0
+
+    def _entropy(self, parameters: Floats) -> Floats:
+        return _bit_entropy(parameters / self._temperature)
+
+
+class Categorical(Latents):
+    """Symbols of 0..K-1; the parameters are their logits, latent after latent."""
+
+    def _mode(self, parameters: Floats) -> NDArray[Any]:
+        found: NDArray[Any] = self._logits(parameters).argmax(axis=2)
+        return found
+
+    def _entropy(self, parameters: Floats) -> Floats:
+        log_q = _log_softmax(self._logits(parameters) / self._temperature)
+        found: Floats = -(np.exp(log_q) * log_q).sum(axis=2)
+        return found
+
+    def _logits(self, parameters: Floats) -> Floats:
+        return parameters.reshape(len(parameters), self.config.latents, self.config.alphabet)
+
+
+class Gaussian(Latents):
+    """Normal distributions in units of the quantiser's step: D means, then D logarithms of deviations."""
+
+    def _mode(self, parameters: Floats) -> NDArray[Any]:
+        mean, k = parameters[:, : self.config.latents], self.config.alphabet
+        return np.clip(np.rint(mean - layout.first_level(k)), 0, k - 1)
+
+    def _entropy(self, parameters: Floats) -> Floats:
+        from scipy.special import log_ndtr
+
+        mean, log_deviation = np.split(parameters, 2, axis=1)
+        deviation = np.exp(np.clip(log_deviation + math.log(self.config.temperature), -5, 5))
+        edges = np.arange(1, self.config.alphabet) + np.float32(layout.first_level(self.config.alphabet) - 0.5)
+        inner = (edges - mean[:, :, None]) / deviation[:, :, None]
+        beyond = np.full_like(inner[:, :, :1], _FAR)
+        lower, upper = np.concatenate([-beyond, inner], axis=2), np.concatenate([inner, beyond], axis=2)
+        # Both from the tail that is nearer: far above the mean, the distribution functions are all 1.
+        above = lower + upper > 0
+        lower, upper = np.where(above, -upper, lower), np.where(above, -lower, upper)
+        below, up_to = log_ndtr(lower), log_ndtr(upper)
+        log_q = up_to + np.log(-np.expm1(np.minimum(below - up_to, -1e-6)))
+        found: Floats = -(np.exp(log_q) * log_q).sum(axis=2)
+        return found
+
+
+class Residual(Latents):
+    """Words named stage by stage: the nearest sum that a beam search finds, and then signs in closed form.
+
+    Each bit of a name is a latent, most significant first. The parameters are points of the reduced space, (B, m).
+    """
+
+    def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self.config, self.features = config, layout.feature_dim(config, tensors)
+        self._weight = tensors["head.weight"].astype(np.float64).T
+        self._mean, self._shift = tensors["head.mean"], tensors.get("head.shift")
+        self._bits = [bits for bits in config.stages if bits > 1]
+        books = layout.words(config, tensors)[: len(self._bits)]
+        self._signs = tensors["decoder.signs"]
+        self._words = np.concatenate([self._signs[:0], *books])
+        self._ends = list(accumulate(map(len, books), initial=0))
+        used = np.flatnonzero(self._words.any(axis=0))
+        self._near = self._words[:, : used[-1] + 1 if len(used) else 0].astype(np.float64).T
+        self._squares = np.square(self._near).sum(axis=0).astype(np.float32)
+        gram = (2 * self._near.T @ self._near).astype(np.float32)
+        # What subtracting a word of an earlier stage adds to the distances of a stage's words: gathered row by row.
+        self._gram = [np.ascontiguousarray(gram[:a, a:b]) for a, b in pairwise(self._ends)]
+        self._inverse = np.exp(-tensors["decoder.log_temperature"]) / np.float32(config.temperature)
+
+    def parameters(self, features: Floats) -> Floats:  # noqa: D102
+        if self._shift is not None:
+            moved = features + self._shift
+            features = np.sign(moved) * np.sqrt(np.abs(moved))
+        found: Floats = _product(features, self._weight) - self._mean
+        return found
+
+    def points(self, features: Floats) -> Floats:  # noqa: D102
+        if self.config.columns:
+            return features
+        starts = range(0, len(features), _BLOCK)
+        parts = [self.parameters(features[i : i + _BLOCK]) for i in starts]
+        return np.concatenate([np.empty((0, self.config.reduced), np.float32), *parts])
+
+    def narrowed(self, codes: Codes, features: Floats, latents: int) -> Codes:
+        """Return codes that are searched for themselves, nearer than a prefix."""
+        starts = range(0, len(features), _BLOCK)
+        parts = [self.symbols(self.parameters(features[i : i + _BLOCK]), latents) for i in starts]
+        return Codes.from_symbols(np.concatenate([np.empty((0, latents), np.uint8), *parts]))
+
+    def symbols(self, parameters: Floats, latents: int) -> NDArray[np.integer]:
+        """Return the code of the first latents: of words alone, it is searched for itself."""
+        named = list(accumulate(self._bits))
+        stages = sum(end < latents for end in named) + 1
+        first = self._first(parameters)
+        if stages <= len(named) and latents < self.config.latents:
+            return self._written(self._search(first, stages))[:, :latents]
+        paths = self._search(first, len(named))
+        return np.concatenate([self._written(paths), self._ones(self._left(parameters, paths))], axis=1)[:, :latents]
+
+    def _entropy(self, parameters: Floats) -> Floats:
+        """Return that of the words of the first stage, shape (B, K); of all latents, where there are signs alone."""
+        if self._bits:
+            log_q = _log_softmax(-self._first(parameters)[:, : self._ends[1]] * self._inverse[0])
+            return -(np.exp(log_q) * log_q)
+        products, gram = _product(parameters, self._signs.T), self._signs @ self._signs.T
+        left = products - _product(2 * self._ones(products).astype(np.float32) - 1, np.triu(gram, 1))
+        return _bit_entropy(4 * left * self._inverse)
+
+    def _first(self, points: Floats) -> Floats:
+        """Return squared distances to every named word, less the points' own squares, shape (B, words)."""
+        found: Floats = self._squares - 2 * _product(points[:, : len(self._near)], self._near)
+        return found
+
+    def _after(self, first: Floats, paths: NDArray[np.intp], stage: int) -> Floats:
+        """Return the distances of a stage's words after each of P paths, places of words, shape (B, P, stage)."""
+        scores = first[:, None, self._ends[stage] : self._ends[stage + 1]]
+        for j in range(stage):
+            scores = scores + self._gram[stage][paths[:, :, j]]
+        return scores
+
+    def _search(self, first: Floats, stages: int) -> NDArray[np.intp]:
+        """Return the words' places, shape (B, stages), of the nearest sum that the search finds."""
+        paths = np.empty((len(first), stages), np.intp)
+        for start in range(0, len(first), _BLOCK):
+            paths[start : start + _BLOCK] = self._search_block(first[start : start + _BLOCK], stages)
+        return paths
+
+    def _search_block(self, first: Floats, stages: int) -> NDArray[np.intp]:
+        paths, cost = np.zeros((len(first), 1, 0), np.intp), np.zeros((len(first), 1), np.float32)
+        for stage in range(stages):
+            scores = self._after(first, paths, stage) + cost[:, :, None]
+            count = scores.shape[2]
+            scores = scores.reshape(len(first), -1)
+            best = _least(scores, 1 if stage == stages - 1 else min(BEAM, scores.shape[1]))
+            cost = np.take_along_axis(scores, best, axis=1)
+            parent, word = np.divmod(best, count)
+            kept = np.take_along_axis(paths, parent[:, :, None], axis=1)
+            paths = np.concatenate([kept, word[:, :, None] + self._ends[stage]], axis=2)
+        return paths[:, 0]
+
+    def _written(self, paths: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return the bits that write the named stages' names."""
+        parts = [np.empty((len(paths), 0), np.uint8)]
+        for stage, bits in enumerate(self._bits[: paths.shape[1]]):
+            name = paths[:, stage, None] - self._ends[stage]
+            parts.append((name >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8))
+        return np.concatenate(parts, axis=1)
+
+    def _left(self, points: Floats, paths: NDArray[np.intp]) -> Floats:
+        """Return the inner products of what named words leave with every sign's word, shape (B, S)."""
+        left = points
+        for place in paths.T:
+            left = left - self._words[place]
+        return _product(left, self._signs.T)
+
+    def _ones(self, products: Floats) -> NDArray[np.uint8]:
+        """Return the bits of the sign stages, shape (B, S), each the sign of what those before it leave."""
+        gram = self._signs @ self._signs.T
+        near = np.abs(gram) > PARALLEL * gram.diagonal()[:, None]
+        bits = np.empty(products.shape, np.uint8)
+        start, count = 0, products.shape[1]
+        while start < count:
+            end = start + 1
+            while end < count and not near[start:end, end].any():
+                end += 1
+            bits[:, start:end] = products[:, start:end] > 0
+            products = products - _product(2 * bits[:, start:end].astype(np.float32) - 1, gram[start:end])
+            start = end
+        return bits
+
+
+FAMILIES: dict[str, type[Latents]] = {
+    "bernoulli": Bernoulli,
+    "categorical": Categorical,
+    "gaussian": Gaussian,
+    "residual": Residual,
+}
+"""Families by the name that a model file holds."""
+
+
+def _product(rows: Floats, matrix: NDArray[np.floating]) -> Floats:
+    """Return a matrix product that is the same for a row wherever it stands.
+
+    Libraries sum the last rows in another order than those before them; in float64 that is lost in rounding.
+    """
+    return (rows.astype(np.float64) @ matrix.astype(np.float64, copy=False)).astype(np.float32)
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
+def _bit_entropy(odds: Floats) -> Floats:
+    """Return the entropy, in nats, of bits with these log-odds."""
+    size = np.abs(odds)
+    small = np.exp(-size)
+    found: Floats = np.log1p(small) + size * small / (1 + small)
+    return found
+
+
+def _least(scores: Floats, count: int) -> NDArray[np.intp]:
+    """Return the places of each row's least scores, shape (B, count), in any order.
+
+    They are among the columns of a square whose own least are least: half the time of looking at all.
+    """
+    if count == 1:
+        return np.argmin(scores, axis=1, keepdims=True)
+    rows = 1 << max(3, (scores.shape[1] // count).bit_length() // 2)
+    columns, over = divmod(scores.shape[1], rows)
+    if over or columns <= count:
+        return np.argpartition(scores, count - 1, axis=1)[:, :count]
+    square = scores.reshape(-1, rows, columns)
+    near = np.argpartition(square.min(axis=1), count - 1, axis=1)[:, :count]
+    few = np.take_along_axis(square, near[:, None], axis=2).reshape(len(scores), -1)
+    row, column = np.divmod(np.argpartition(few, count - 1, axis=1)[:, :count], count)
+    found: NDArray[np.intp] = row * columns + np.take_along_axis(near, column, axis=1)
+    return found

@@ -1,0 +1,145 @@
+"""The base installation: what compresses, reads and searches runs without PyTorch, matplotlib and Jinja."""
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import stochcl
+from stochcl.encoders.engine import OnnxNetwork
+from tests.making import make_head, write_images
+
+EXTRAS = ("torch", "lightning_fabric", "lightning_utilities", "matplotlib", "jinja2", "timm", "tensorboard", "faiss")
+IN_TORCH = ("encoders.backbones", "encoders.encoder", "encoders.inference",
+            "encoders.posteriors", "encoders.pretrained", "encoders.priors", "encoders.residual", "torch",
+            "training.")  # fmt: skip
+
+BLOCKED = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+MAIN_JOB = """
+import numpy as np
+import stochcl
+from stochcl.api.archives import decompress
+
+folder, images, matrix, head = sys.argv[1:]
+for source, model in ((images, "general"), (matrix, head)):
+    path = f"{folder}/{model.replace('/', '')}.bin"
+    codec = stochcl.load(model)
+    report = codec.compress(source, path)
+    assert report.images and report.runtime == ("numpy" if codec.columns else "onnx")
+    assert codec.encode(np.load(source) if codec.columns else [np.zeros((9, 9, 3), np.uint8)]).uncertainty is not None
+    with stochcl.open(path) as archive:
+        archive.verify()
+        assert archive.to_vectors().shape == (len(archive), archive.header.feature_dim)
+    decompress(path, path + ".npy")
+    stochcl.transcode(path, path + ".short", latents=8)
+"""
+
+
+def run(code: str, *arguments) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCKED + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def cli(*arguments) -> subprocess.CompletedProcess[str]:
+    return run("from stochcl.cli import main; main(prog_name='stochcl')", *arguments)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("photos"), per_class=6)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matrix")
+    vectors = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    np.save(folder / "vectors.npy", vectors)
+    head = make_head(folder / "head.safetensors", vectors, posterior="residual", latents=40, reduced=8)
+    return folder / "vectors.npy", head
+
+
+def test_every_module_but_those_of_training_is_imported_without_extras():
+    names = [module.name for module in pkgutil.walk_packages(stochcl.__path__, "stochcl.")]
+    free = [name for name in names if not name.removeprefix("stochcl.").startswith(IN_TORCH)]
+    free += ["stochcl.training.options"]
+    assert len(free) > 80
+    done = run(f"from importlib import import_module\nfor name in {free}: import_module(name)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_training_and_networks_in_pytorch_import_it_at_once():
+    for path in Path(stochcl.__file__).parent.rglob("*.py"):
+        name = ".".join(path.relative_to(Path(stochcl.__file__).parent).with_suffix("").parts)
+        top = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.Import)]
+        if any(alias.name.partition(".")[0] in EXTRAS for node in top for alias in node.names):
+            assert name.startswith(IN_TORCH), name
+
+
+def test_the_main_job_runs_without_extras(images, matrix, tmp_path):
+    done = run(MAIN_JOB, tmp_path, images, *matrix)
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_run_without_extras(images, tmp_path):
+    out = tmp_path / "codes.bin"
+    for arguments in (
+        ("compress", images, "-o", out, "--uncertainty"), ("info", out), ("verify", out), ("evaluate", out),
+        ("search", out, images / "cats" / "00.png", "-k", "3"), ("decompress", out, "-o", tmp_path / "v.npy"),
+        ("transcode", out, "-o", tmp_path / "s.bin", "--latents", "16"), ("append", out, images),
+        ("models",), ("--help",),
+    ):  # fmt: skip
+        done = cli(*arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "extra"),
+    [
+        (["train", "{images}", "-o", "m.safetensors"], "torch", "train"),
+        (["train", "{matrix}", "-o", "m.safetensors"], "torch", "train"),
+        (["adapt", "{images}", "-o", "m.safetensors"], "torch", "train"),
+        (["finetune", "general", "{images}", "-o", "m.safetensors"], "torch", "train"),
+        (["compress", "{images}", "-o", "c.bin", "--device", "cuda"], "torch", "train"),
+        (["compress", "{images}", "-o", "c.bin", "--precision", "bf16"], "torch", "train"),
+        (["report", "{archive}", "-o", "r.html"], "jinja2", "plots"),
+        (["benchmark", "rate-accuracy", "digits", "-o", "results"], "torch", "train"),
+    ],
+)
+def test_a_command_without_its_extra_says_what_to_install(arguments, package, extra, images, matrix, tmp_path):
+    archive = Path(__file__).parent / "golden" / "binary.bin"
+    places = {"images": images, "matrix": matrix[0], "archive": archive}
+    given = [a.format(**places) if "{" in a or "." not in a else tmp_path / a for a in arguments]
+    done = cli(*given)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f" needs {package}, which is not installed; run: pip install 'stochcl[{extra}]'." in done.stderr
+
+
+def test_importing_the_data_sets_of_pytorch_without_it_says_what_to_install():
+    done = run("import stochcl.torch")
+    assert (
+        "MissingExtraError: stochcl.torch needs torch, which is not installed; run: pip install 'stochcl[train]'."
+        in done.stderr
+    )
+
+
+def test_a_processor_runs_networks_in_onnx_runtime_by_default():
+    codec = stochcl.load(device="cpu")
+    assert (codec.runtime, codec.header(latents=8, source_kind="").runtime) == ("onnx", "onnx")
+    assert isinstance(codec._network, OnnxNetwork)
+    assert codec.with_runtime("torch").header(latents=8, source_kind="").runtime == "torch"
+    assert codec.with_precision("bf16").runtime == "torch"
