@@ -7,7 +7,7 @@
 DATA has cifar10-train.zip, cifar10-test.zip and tiny-imagenet-train-0.zip to -2.zip. Results that are there are left
 alone, unless --force is given. WORK keeps what several results need, such as archives of CIFAR-10, and what commands
 have done so far: after an interruption the same command goes on. benchmarks/results/measured.json says of each result
-by which commands, commit, default model and machine it was made. Commit before you measure. Every command takes one thread.
+by which commands, commit, default model and machine it was made. Commit before you measure. Commands take one thread.
 """
 
 from __future__ import annotations
