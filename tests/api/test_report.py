@@ -67,8 +67,8 @@ def test_json_for_programs():
         "skipped": [{"name": "caf\\udce9.png", "reason": "it is gone"}],
         "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10}, "external_bytes": 0,
         "reduction": {"source": 25, "pixels": 5, "features": 0.5},
-        "model": {"name": "m", "sha256": "ab" * 32, "latents": 16}, "latents": 8, "precision": "fp32", "runtime": "onnx",
-        "images_per_second": 1.5,
+        "model": {"name": "m", "sha256": "ab" * 32, "latents": 16}, "latents": 8, "precision": "fp32",
+        "runtime": "onnx", "images_per_second": 1.5,
     }  # fmt: skip
 
 
