@@ -1,6 +1,7 @@
 """The base installation: what compresses, reads and searches runs without PyTorch, matplotlib and Jinja."""
 
 import ast
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -143,3 +144,26 @@ def test_a_processor_runs_networks_in_onnx_runtime_by_default():
     assert isinstance(codec._network, OnnxNetwork)
     assert codec.with_runtime("torch").header(latents=8, source_kind="").runtime == "torch"
     assert codec.with_precision("bf16").runtime == "torch"
+
+
+def test_a_codec_is_pickled_without_what_a_runtime_holds():
+    codec = stochcl.load(device="cpu")
+    image = [np.zeros((9, 9, 3), np.uint8)]
+    expected = codec.encode(image).packed
+    assert np.array_equal(pickle.loads(pickle.dumps(codec)).encode(image).packed, expected)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_an_archive_goes_on_in_the_runtime_that_made_it(runtime, images, tmp_path, monkeypatch):
+    """Where that is not installed, the command says that two runtimes computed the codes."""
+    few = write_images(tmp_path / "few", per_class=1)
+    codec = stochcl.load(device="cpu").with_runtime(runtime)
+    codec.compress(few, tmp_path / "codes.bin")
+    edit = stochcl.append(tmp_path / "codes.bin", images)
+    assert not any("computed" in note for note in edit.notes)
+    with stochcl.open(tmp_path / "codes.bin") as archive:
+        assert archive.header.runtime == runtime
+    codec.compress(few, tmp_path / "other.bin")
+    monkeypatch.setattr("stochcl.api.append.find_spec", lambda name: None)
+    edit = stochcl.append(tmp_path / "other.bin", images)
+    assert any("torch computed" in note and "onnx" in note for note in edit.notes) == (runtime == "torch")

@@ -7,7 +7,7 @@
 DATA has cifar10-train.zip, cifar10-test.zip and tiny-imagenet-train-0.zip to -2.zip. Results that are there are left
 alone, unless --force is given. WORK keeps what several results need, such as archives of CIFAR-10, and what commands
 have done so far: after an interruption the same command goes on. benchmarks/results/measured.json says of each result
-by which commands, commit and machine it was made. Commit before you measure. Every command takes one thread.
+by which commands, commit, default model and machine it was made. Commit before you measure. Commands take one thread.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Measure:
 
     def make(self, name: str, *, force: bool) -> None:
         """Make the files of an entry."""
+        from stochcl.api.models import find_model
         from stochcl.benchmarks.run import commit, hardware, versions
+        from stochcl.encoders.modelfile import load_model
 
         entry, out = self.entries[name], self.work / "out" / name
         if force:
@@ -96,7 +98,7 @@ class Measure:
         record = {
             "commands": [command.format(data="DATA", work="WORK", out="OUT") for command in commands],
             "commit": ran, **{key: round(value, 1) for key, value in seconds.items()},
-            "hardware": hardware(), "versions": versions(),
+            "general": load_model(find_model("general")).sha256, "hardware": hardware(), "versions": versions(),
         }  # fmt: skip
         for file, made in entry.named().items():
             (self.results / file).parent.mkdir(parents=True, exist_ok=True)

@@ -93,9 +93,12 @@ class CodecBase:
 
     def _copy(self, **changes: Any) -> Self:
         other = copy.copy(self)
-        other.__dict__.pop("_network", None)
         other.__dict__ |= changes
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the network as a runtime holds it, which a copy makes anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_network"}
 
     @property
     def runtime(self) -> str:

@@ -241,7 +241,7 @@ def latents_of_task(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of many classes with few rows
         if isinstance(decoder, ResidualDecoder):
-            return order_of_words(symbols, y, decoder, count)
+            return order_of_words(symbols.astype(np.intp), y, decoder, count)
         found = LatentSelector(count, categorical=has_categories(archive)).fit(symbols, y)
         return found.order_, found.gains_
 

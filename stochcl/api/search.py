@@ -139,11 +139,13 @@ def _given(path: Path) -> Iterator[_Query]:
     source = open_source(path) if table is None else table
     if not isinstance(source, MatrixSource | ArrowVectors):
         raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or embeddings.")
+    # Rows of a matrix are named by their numbers, filled up with zeros.
+    shown = (lambda name: str(int(name))) if table is None else escape_name
     for batch in source.batches(_ROWS) if isinstance(source, MatrixSource) else source.vectors():
         for failure in batch.failures:
-            raise UsageError(f"{escape_name(path)}: row {escape_name(failure.name)}: {failure.reason}; leave it out.")
+            raise UsageError(f"{escape_name(path)}: row {shown(failure.name)}: {failure.reason}; leave it out.")
         for name, vector in zip(batch.names, batch.vectors, strict=True):
-            yield _Query(f"{escape_name(path)} row {escape_name(name)}", -1, vector=vector)
+            yield _Query(f"{escape_name(path)} row {shown(name)}", -1, vector=vector)
 
 
 def _wanted(

@@ -281,7 +281,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit that runs, with ``-dirty`` behind it where files were changed; None outside a checkout."""
+    """Return the commit that runs, with ``-dirty`` behind it where files were changed; None outside a checkout.
+
+    Results are no code: one that has been written does not make the commit of the next one another.
+    """
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -290,7 +293,8 @@ def commit() -> str | None:
 
     with suppress(OSError, subprocess.CalledProcessError):
         git("ls-files", "--error-unmatch", "__init__.py")  # installed into somebody else's checkout, it is not ours
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     return None
 
 

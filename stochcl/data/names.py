@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from stochcl.data.source import Entry
-
     _Read = Callable[[], bytes]
 
 IMAGE_EXTENSIONS = frozenset(
@@ -248,12 +246,12 @@ class FileFilter:
                 return self._parse(read_or_nothing(read))
         return ""
 
-    def labels(self, path: Path | str, entries: Sequence[Entry]) -> list[str] | None:
+    def labels(self, path: Path | str, names: Sequence[str]) -> list[str] | None:
         """Return the label of each image of a source, None where no files say labels."""
         if not self.ending:
             return None
-        found = [self.label(entry.name) for entry in entries]
-        if entries and not any(found):
+        found = [self.label(name) for name in names]
+        if names and not any(found):
             key = f" with {escape_name(self._key)}" if self._key else ""
             raise SourceError(f"{escape_name(path)}: no image has a label in a {self.ending} file{key} beside it.")
         return found

@@ -195,7 +195,7 @@ class ImageSource(Depths):
         self.rejected = sorted(rejected, key=lambda failure: sort_key(failure.name))
         self.others = files.others
         check_not_empty(self.path, self.entries, self.rejected, what, files.others)
-        self.labels = files.labels(self.path, self.entries)
+        self.labels = files.labels(self.path, [entry.name for entry in self.entries])
         return [place for _, place in listed]
 
     def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:

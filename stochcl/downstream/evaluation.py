@@ -273,7 +273,9 @@ class _Probe:
         truth, answer, guess = map(np.concatenate, zip(*found, strict=True))
         overall = score(truth, answer)
         if np.isnan(overall):
-            raise LabelsError("the images to score on all have the same label, which has no R2; score on more.")
+            raise LabelsError(
+                "the images to score on all have the same label, of which no R2 can be computed; score on more."
+            )
         return Evaluation(
             task=self.task, estimator=self.name, n_train=trained, n_test=len(truth), score=overall,
             baseline=score(truth, guess), folds=tuple(score(part[0], part[1]) for part in found),

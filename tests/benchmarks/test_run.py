@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -141,3 +142,25 @@ def test_every_line_of_the_table_carries_what_it_was_measured_with():
     rows = list(csv.DictReader(io.StringIO(run.to_csv(result))))
     assert [(row["method"], row["bits"], row["reason"]) for row in rows] == [("m", "1", ""), ("d", "", "r")]
     assert all(row["seed"] == "4" and row["hardware"] and row["command"] == result["command"] for row in rows)
+
+
+def test_a_commit_is_dirty_by_changed_code_and_not_by_results(tmp_path, monkeypatch):
+    code, result = tmp_path / "stochcl" / "benchmarks" / "__init__.py", tmp_path / "benchmarks" / "results" / "a.json"
+    for path in (code, result):
+        path.parent.mkdir(parents=True)
+        path.write_text("1\n")
+
+    def git(*words):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", tmp_path, *name, *words], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    monkeypatch.setattr(run, "__file__", str(code.with_name("run.py")))
+    clean = run.commit()
+    assert len(clean) == 40
+    result.write_text("2\n")
+    assert run.commit() == clean
+    code.write_text("2\n")
+    assert run.commit() == f"{clean}-dirty"
