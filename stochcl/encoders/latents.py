@@ -188,15 +188,16 @@ class Residual(Latents):
     def _entropy(self, parameters: Floats) -> Floats:
         """Return that of the words of the first stage, shape (B, K); of all latents, where there are signs alone."""
         if self._bits:
-            log_q = _log_softmax(-self._first(parameters)[:, : self._ends[1]] * self._inverse[0])
+            log_q = _log_softmax(-self._first(parameters, self._ends[1]) * self._inverse[0])
             return -(np.exp(log_q) * log_q)
         products, gram = _product(parameters, self._signs.T), self._signs @ self._signs.T
         left = products - _product(2 * self._ones(products).astype(np.float32) - 1, np.triu(gram, 1))
         return _bit_entropy(4 * left * self._inverse)
 
-    def _first(self, points: Floats) -> Floats:
-        """Return squared distances to every named word, less the points' own squares, shape (B, words)."""
-        found: Floats = self._squares - 2 * _product(points[:, : len(self._near)], self._near)
+    def _first(self, points: Floats, words: int | None = None) -> Floats:
+        """Return squared distances to named words, all or the first, less the points' squares, shape (B, words)."""
+        near = self._near[:, :words]
+        found: Floats = self._squares[:words] - 2 * _product(points[:, : len(near)], near)
         return found
 
     def _after(self, first: Floats, paths: NDArray[np.intp], stage: int) -> Floats:

@@ -198,7 +198,7 @@ def test_tensors_and_small_integers_are_vectors(tmp_path, head, rng, ending):
 def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_path, rng):
     photos = write(tmp_path / "photos.parquet", image_table(files[:3]))
     vectors = write(tmp_path / "v.parquet", pa.table({"v": rng.normal(size=(5, 3)).tolist()}))
-    with pytest.raises(UsageError, match=r"these are embeddings .* `stochcl train vectors\.npy"):
+    with pytest.raises(UsageError, match=r"these are embeddings .* `stochcl train .*v\.parquet"):
         codec.compress(vectors, tmp_path / "a.bin")
     images = [data for _, data, _ in files[:3]]
     both = write(tmp_path / "two.parquet", image_table(files[:3], other=pa.array(images)))

@@ -203,7 +203,7 @@ def test_uncertainty_is_as_in_the_archive(codec, photos, tmp_path):
 def test_what_does_not_belong_to_the_archive_is_refused(codec, photos, some, tmp_path):
     before = some.read_bytes()
     other = make_model(tmp_path / "other.safetensors", photos / "dogs")
-    with pytest.raises(ModelMismatch, match=r"codes\.bin: it was made by the model tiny .* not by other .* model="):
+    with pytest.raises(ModelMismatch, match=r"codes\.bin: it was made by the model tiny .* not by other .* as model"):
         stochcl.append(some, photos, stochcl.load(other, device="cpu"))
     stochcl.transcode(some, tmp_path / "nameless.bin", names=False)
     with pytest.raises(UsageError, match=r"nameless\.bin: its rows have no names .*stochcl merge"):

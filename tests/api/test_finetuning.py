@@ -17,7 +17,16 @@ from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.encoder import Encoder
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.errors import LabelsError, ModelError, ModelMismatch, OutputError, SourceError, TrainingError, UsageError
+from stochcl.errors import (
+    LabelsError,
+    ModelError,
+    ModelMismatch,
+    ModelNotFound,
+    OutputError,
+    SourceError,
+    TrainingError,
+    UsageError,
+)
 
 FAST = {"epochs": 1, "batch_size": 16, "precision": "fp32", "device": "cpu", "lr": 0.05}
 CLASSES = ("blue", "green", "red")
@@ -259,7 +268,7 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(UsageError, "lr must be more than 0", lr=-1.0)
     refused(UsageError, "fine-tuning has no option 'speed'", speed=3)
     refused(UsageError, "no checkpoint|no such checkpoint", resume=True)
-    refused(ModelError, "weights cannot be read", init=tmp_path / "w.safetensors")
+    refused(ModelNotFound, "weights cannot be read", init=tmp_path / "w.safetensors")
     refused(OutputError, "no model can be written there", path=tmp_path / "no" / "m.safetensors")
     out.write_bytes(b"precious")
     refused(UsageError, "exists already; pass force=True")

@@ -12,7 +12,7 @@ def report(**changes):
         "decoder_ships": False, "source_bytes": 5000,
         "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10},
         "pixel_bytes": 1000, "feature_bytes": 100, "model": "m", "model_sha256": "ab" * 32, "latents": 8,
-        "model_latents": 16, "precision": "fp32",
+        "model_latents": 16, "precision": "fp32", "runtime": "onnx",
     }  # fmt: skip
     return Report(**given | changes)
 
@@ -68,7 +68,7 @@ def test_json_for_programs():
         "parts": {"codes": 100, "tables": 50, "names": 20, "index": 20, "header": 10}, "external_bytes": 0,
         "reduction": {"source": 25, "pixels": 5, "features": 0.5},
         "model": {"name": "m", "sha256": "ab" * 32, "latents": 16}, "latents": 8, "precision": "fp32",
-        "images_per_second": 1.5,
+        "runtime": "onnx", "images_per_second": 1.5,
     }  # fmt: skip
 
 

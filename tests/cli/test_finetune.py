@@ -117,7 +117,7 @@ def test_an_interruption_leaves_a_checkpoint_to_go_on_from(run, model, images, t
         (["--device", "abacus"], 2, "there is no device 'abacus' here"),
         (["--resume"], 2, "there is no such checkpoint to resume; omit --resume."),
         (["--labels", "none.csv"], 1, "none.csv: there is no such file"),
-        (["--init", "none.safetensors"], 1, "none.safetensors: the weights cannot be read"),
+        (["--init", "none.safetensors"], 2, "none.safetensors: the weights cannot be read"),
         (["--test", "nowhere"], 1, "nowhere"),
     ],
 )

@@ -28,7 +28,7 @@ def commands(images, model, codes, out):
     }  # fmt: skip
     train = {
         "schema", "model", "sha256", "images", "held_out", "skipped", "steps", "seconds", "latents", "rate", "knn",
-        "initialised", "unit", "warnings",
+        "initialised", "unit", "warnings", "asked_rate",
     }  # fmt: skip
     compress = ["compress", images, "-m", model, "-o", out / "codes.bin"]
     tiny = ["--epochs", "0", "--width", "4", "--size", "32", "--latents", "8"]

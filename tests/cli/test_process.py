@@ -113,7 +113,7 @@ def test_a_wrong_path_is_refused_before_a_model_is_loaded(refused, codes, tmp_pa
         ["append", codes, nowhere],
         ["search", codes, nowhere],
         ["decompress", nowhere, "-o", tmp_path / "a.npz"],
-        ["uncertainty", codes, "--images", nowhere],
+        ["uncertainty", codes, "--outside", nowhere],
         ["adapt", nowhere, "-o", tmp_path / "a.safetensors"],
     ):
         assert f"{nowhere}: there is no such file or folder" in refused(*words, "-m", no_model)

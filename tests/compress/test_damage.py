@@ -180,7 +180,7 @@ def test_the_kinds_of_damage_have_their_errors(small):
     with pytest.raises(BadMagic, match="not an archive of codes"):
         read_all(b"PK\3\4" + data)
     with pytest.raises(UnsupportedVersion):
-        read_all(data[:8] + b"\4" + data[9:])
+        read_all(data[:8] + bytes([framing.VERSION + 1]) + data[9:])
     with Archive(io.BytesIO(data), tables=tables) as archive:
         appended = bool(archive._index.retired)
     with nullcontext() if appended else pytest.raises(Truncated, match="cut short or not finished"):

@@ -89,7 +89,7 @@ def test_pickling_opens_the_file_anew(path):
 
 def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SourceError, match=r"pipe: it cannot be read: illegal seek\."):
+    with pytest.raises(SourceError, match=r"pipe: it cannot be read: it is not a regular file\."):
         Archive(tmp_path / "pipe")
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.downstream.metrics import make_splits
@@ -20,6 +20,7 @@ def problems(draw):
     return y, task, groups
 
 
+@settings(deadline=None)  # the first call imports scikit-learn
 @given(problems(), st.integers(2, 7), st.integers(0, 3))
 def test_folds_score_every_row_once_and_never_one_that_they_train_on(problem, folds, seed):
     y, task, groups = problem
