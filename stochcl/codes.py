@@ -243,15 +243,17 @@ def plain_label(label: Any) -> Any:
 
 
 def label_text(label: Any) -> str:
-    """Return a label as text; an empty one for None, NaN, a negative class number and blanks, which are no label.
+    """Return a label as text; an empty one for None, NaN, masked, a negative class number and blanks: no label.
 
     Text says what it says: a class may be called ``nan``, ``NA`` or ``-1``.
 
     Examples
     --------
-    >>> [label_text(label) for label in ("cat", 3, np.array(0), "nan", None, float("nan"), -1, " ")]
-    ['cat', '3', '0', 'nan', '', '', '', '']
+    >>> [label_text(label) for label in ("cat", 3, np.array(0), "nan", None, float("nan"), np.ma.masked, -1, " ")]
+    ['cat', '3', '0', 'nan', '', '', '', '', '']
     """
+    if label is np.ma.masked:
+        return ""
     label = plain_label(label)
     if isinstance(label, bytes):
         label = label.decode("utf-8", "surrogateescape")

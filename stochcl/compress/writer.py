@@ -116,6 +116,8 @@ class JournaledWriter(SegmentWriter):
         """Take over the segments that the journal has, up to the first that is not sound; return their records."""
         file, end, sound = self._opened(), self._start, list[Record]()
         for record in records:
+            if record.waiting is not None and record is not records[-1]:
+                continue  # what was written since then stands in its place
             file.seek(end)
             chunk = read_all(file, record.end - end)
             try:
@@ -125,7 +127,7 @@ class JournaledWriter(SegmentWriter):
                 if record.waiting is None:
                     self._take_over(head, chunk, record)
                     end = record.end
-                elif record is records[-1]:
+                else:
                     self._take_back(head, chunk, record)
             except FormatError:
                 break

@@ -214,3 +214,37 @@ def test_tables_that_the_header_does_not_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the header names"):
         Writer(tmp_path / "a", make_header(TABLES), make_tables(5), embed_tables=True)
     assert partials(tmp_path) == []
+
+
+@pytest.mark.parametrize("segment_rows", [10, 100])
+def test_every_further_interruption_keeps_what_those_before_kept(tmp_path, segment_rows):
+    """Rows that waited are written anew over those of the run before, and full segments over both."""
+    header, position = make_header(TABLES), 0
+    for rows in (4, 7, 9, 13, 25, 28, 38):
+        with (
+            suppress(KeyboardInterrupt),
+            Writer(
+                tmp_path / "a", header, TABLES, embed_tables=True, segment_rows=segment_rows, resume=True
+            ) as writer,
+        ):
+            assert writer.position == position
+            writer.add(CODES[position:rows], sizes=[100] * (rows - position))
+            position = rows
+            raise KeyboardInterrupt
+    with Writer(tmp_path / "a", header, TABLES, embed_tables=True, segment_rows=segment_rows, resume=True) as writer:
+        writer.add(CODES[position:], sizes=[100] * (40 - position))
+    whole = write(tmp_path / "whole", CODES, TABLES, segment_rows=segment_rows)
+    assert (tmp_path / "a").read_bytes() == whole.read_bytes()
+
+
+def test_a_full_segment_after_an_interruption_outlives_a_kill(tmp_path):
+    header, options = make_header(TABLES), {"embed_tables": True, "segment_rows": 10, "resume": True}
+    with suppress(KeyboardInterrupt), Writer(tmp_path / "a", header, TABLES, **options) as writer:
+        writer.add(CODES[:4])
+        raise KeyboardInterrupt
+    with suppress(Stop), Writer(tmp_path / "a", header, TABLES, **options) as writer:
+        writer.add(CODES[4:35])
+        raise Stop  # keeps nothing but full segments, as a kill does
+    with suppress(Stop), Writer(tmp_path / "a", header, TABLES, **options) as writer:
+        assert writer.position == 30
+        raise Stop
