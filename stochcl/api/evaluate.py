@@ -194,7 +194,8 @@ def read_data(
             rare = {target: rare_classes(y, least) for target, y in rows.labels.items()}
         rows, other = rows.without(rare), other and other.without(rare)
         notes += [
-            f"{len(names):,} classes of fewer than {least} images were left out, such as {escape_name(min(names))}"
+            f"classes of fewer than {least} images count as no label: {len(names):,} in all, such as "
+            f"{escape_name(min(names))}"
             for names in rare.values() if names
         ]  # fmt: skip
     return ProbeData(header, used, width, rows, other, labels, origin, notes)

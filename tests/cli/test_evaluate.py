@@ -235,7 +235,8 @@ def test_a_class_of_a_single_image_and_images_without_a_row_are_left_out_and_sai
     labels.write_text("\n".join(lines), "utf-8")
     found = scored(run, codes, "--labels", labels)
     assert (found["classes"], found["n_test"]) == (["even", "odd"], 41)
-    assert "1 classes of fewer than 2 images were left out, such as rare" in found["notes"]
+    assert any("1 images have no label and were left out" in note for note in found["notes"])
+    assert "classes of fewer than 2 images count as no label: 1 in all, such as rare" in found["notes"]
     labels.write_text("\n".join(lines[:1] + lines[2:30]), "utf-8")
     found = scored(run, codes, "--labels", labels)
     assert found["n_test"] == 28

@@ -81,7 +81,8 @@ def test_a_class_of_one_image_is_left_out_of_the_cross_validation(run, sure, tmp
     (tmp_path / "labels.csv").write_text("\n".join(["name,label", *rows]))
     found = measured(run, sure, "--labels", tmp_path / "labels.csv", "--folds", "3")
     assert found["images"] == 41
-    assert "1 classes of fewer than 2 images were left out, such as single" in found["notes"]
+    assert any("1 images have no label and were left out" in note for note in found["notes"])
+    assert "classes of fewer than 2 images count as no label: 1 in all, such as single" in found["notes"]
 
 
 def test_a_prefix_and_images_without_a_label(run, sure, tmp_path):
