@@ -14,7 +14,8 @@ import stochcl
 from stochcl.encoders.engine import OnnxNetwork
 from tests.making import make_head, write_images
 
-EXTRAS = ("torch", "lightning_fabric", "lightning_utilities", "matplotlib", "jinja2", "timm", "tensorboard", "faiss")
+EXTRAS = ("torch", "lightning_fabric", "lightning_utilities", "matplotlib", "jinja2", "markupsafe",
+          "timm", "tensorboard", "faiss", "pyarrow")  # fmt: skip
 IN_TORCH = ("encoders.backbones", "encoders.encoder", "encoders.inference",
             "encoders.posteriors", "encoders.pretrained", "encoders.priors", "encoders.residual", "torch",
             "training.")  # fmt: skip
@@ -85,8 +86,10 @@ def test_every_module_but_those_of_training_is_imported_without_extras():
 def test_only_training_and_networks_in_pytorch_import_it_at_once():
     for path in Path(stochcl.__file__).parent.rglob("*.py"):
         name = ".".join(path.relative_to(Path(stochcl.__file__).parent).with_suffix("").parts)
-        top = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.Import)]
-        if any(alias.name.partition(".")[0] in EXTRAS for node in top for alias in node.names):
+        top = ast.parse(path.read_text("utf-8")).body
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        if any(found.partition(".")[0] in EXTRAS for found in names):
             assert name.startswith(IN_TORCH), name
 
 
@@ -101,7 +104,7 @@ def test_commands_run_without_extras(images, tmp_path):
         ("compress", images, "-o", out, "--uncertainty"), ("info", out), ("verify", out), ("evaluate", out),
         ("search", out, images / "cats" / "00.png", "-k", "3"), ("decompress", out, "-o", tmp_path / "v.npy"),
         ("transcode", out, "-o", tmp_path / "s.bin", "--latents", "16"), ("append", out, images),
-        ("models",), ("--help",),
+        ("models",), ("--help",), ("benchmark", "--help"),
     ):  # fmt: skip
         done = cli(*arguments)
         assert done.returncode == 0, (arguments, done.stderr)
