@@ -133,6 +133,25 @@ def test_a_command_without_its_extra_says_what_to_install(arguments, package, ex
     assert f" needs {package}, which is not installed; run: pip install 'stochcl[{extra}]'." in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [["search", "{archive}", "{image}"], ["append", "{archive}", "{images}"]], ids=lambda given: given[0]
+)
+def test_an_archive_in_bf16_says_what_its_encoder_needs(arguments, images, tmp_path):
+    archive = tmp_path / "codes.bin"
+    stochcl.load(device="cpu", precision="bf16").compress(write_images(tmp_path / "few", per_class=1), archive)
+    places = {"archive": archive, "images": images, "image": images / "cats" / "00.png"}
+    done = cli(*[a.format(**places) for a in arguments])
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "bf16 needs torch, which is not installed; run: pip install 'stochcl[train]'." in done.stderr
+
+
+def test_an_append_that_adds_nothing_names_no_second_runtime(images, tmp_path, monkeypatch):
+    stochcl.load(device="cpu").with_runtime("torch").compress(images, tmp_path / "codes.bin")
+    monkeypatch.setattr("stochcl.api.append.find_spec", lambda name: None)
+    assert not any("computed" in note for note in stochcl.append(tmp_path / "codes.bin", images).notes)
+
+
 def test_importing_the_data_sets_of_pytorch_without_it_says_what_to_install():
     done = run("import stochcl.torch")
     assert (
