@@ -40,6 +40,16 @@ def test_info_compares_with_the_rows(run, codes):
     assert "float32 rows (76,288 bytes)" in said
 
 
+def test_rows_are_not_called_images(run, codes, tmp_path):
+    for arguments in (
+        ("verify", codes), ("split", codes, "-o", tmp_path / "parts", "--parts", "2"),
+        ("decompress", codes, "-o", tmp_path / "v.npy"),
+    ):  # fmt: skip
+        said = run(*arguments).stdout
+        assert " rows, " in said
+        assert " images" not in said
+
+
 def test_codes_are_exported_with_the_rows_numbers(run, codes, tmp_path):
     run("decompress", codes, "-o", tmp_path / "codes.npz")
     with np.load(tmp_path / "codes.npz") as stored:
