@@ -67,7 +67,7 @@ def test_each_model_names_what_it_takes(refused, vectors, model, images, tmp_pat
     out = tmp_path / "codes.bin"
     said = refused("compress", folder / "vectors.npy", "-m", model, "-o", out, code=2)
     assert "these are embeddings (300 x 64), and the model tiny takes images" in said
-    assert f"`stochcl train {folder / 'vectors.npy'} -o head.safetensors --latents 256 --rate 64`" in said
+    assert f"`stochcl train {folder / 'vectors.npy'} -o head.safetensors --rate 64`" in said
     said = refused("compress", images, "-m", head, "-o", out, code=2)
     assert "these are images, and the model head takes rows of 64 numbers" in said
     said = refused("compress", folder / "vectors.npy", "-m", head, "-o", out, "--fit", "pad", code=2)
