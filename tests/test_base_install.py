@@ -14,7 +14,8 @@ import stochcl
 from stochcl.encoders.engine import OnnxNetwork
 from tests.making import make_head, write_images
 
-EXTRAS = ("torch", "lightning_fabric", "lightning_utilities", "matplotlib", "jinja2", "timm", "tensorboard", "faiss")
+EXTRAS = ("torch", "lightning_fabric", "lightning_utilities", "matplotlib", "jinja2", "markupsafe",
+          "timm", "tensorboard", "faiss", "pyarrow")  # fmt: skip
 IN_TORCH = ("encoders.backbones", "encoders.encoder", "encoders.inference",
             "encoders.posteriors", "encoders.pretrained", "encoders.priors", "encoders.residual", "torch",
             "training.")  # fmt: skip
@@ -85,8 +86,10 @@ def test_every_module_but_those_of_training_is_imported_without_extras():
 def test_only_training_and_networks_in_pytorch_import_it_at_once():
     for path in Path(stochcl.__file__).parent.rglob("*.py"):
         name = ".".join(path.relative_to(Path(stochcl.__file__).parent).with_suffix("").parts)
-        top = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.Import)]
-        if any(alias.name.partition(".")[0] in EXTRAS for node in top for alias in node.names):
+        top = ast.parse(path.read_text("utf-8")).body
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        if any(found.partition(".")[0] in EXTRAS for found in names):
             assert name.startswith(IN_TORCH), name
 
 
@@ -101,7 +104,7 @@ def test_commands_run_without_extras(images, tmp_path):
         ("compress", images, "-o", out, "--uncertainty"), ("info", out), ("verify", out), ("evaluate", out),
         ("search", out, images / "cats" / "00.png", "-k", "3"), ("decompress", out, "-o", tmp_path / "v.npy"),
         ("transcode", out, "-o", tmp_path / "s.bin", "--latents", "16"), ("append", out, images),
-        ("models",), ("--help",),
+        ("models",), ("--help",), ("benchmark", "--help"),
     ):  # fmt: skip
         done = cli(*arguments)
         assert done.returncode == 0, (arguments, done.stderr)
@@ -128,6 +131,25 @@ def test_a_command_without_its_extra_says_what_to_install(arguments, package, ex
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert f" needs {package}, which is not installed; run: pip install 'stochcl[{extra}]'." in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["search", "{archive}", "{image}"], ["append", "{archive}", "{images}"]], ids=lambda given: given[0]
+)
+def test_an_archive_in_bf16_says_what_its_encoder_needs(arguments, images, tmp_path):
+    archive = tmp_path / "codes.bin"
+    stochcl.load(device="cpu", precision="bf16").compress(write_images(tmp_path / "few", per_class=1), archive)
+    places = {"archive": archive, "images": images, "image": images / "cats" / "00.png"}
+    done = cli(*[a.format(**places) for a in arguments])
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "bf16 needs torch, which is not installed; run: pip install 'stochcl[train]'." in done.stderr
+
+
+def test_an_append_that_adds_nothing_names_no_second_runtime(images, tmp_path, monkeypatch):
+    stochcl.load(device="cpu").with_runtime("torch").compress(images, tmp_path / "codes.bin")
+    monkeypatch.setattr("stochcl.api.append.find_spec", lambda name: None)
+    assert not any("computed" in note for note in stochcl.append(tmp_path / "codes.bin", images).notes)
 
 
 def test_importing_the_data_sets_of_pytorch_without_it_says_what_to_install():

@@ -66,7 +66,7 @@ def test_every_option_of_a_command_is_in_one_section_of_its_help(command):
     assert len(names) == len(set(names))
     for cls in COMMANDS[command]:
         assert {one.name for one in declared(cls).values() if option_of(one).help} <= set(names)
-    text = CliRunner().invoke(found, ["--help"]).output
+    text = CliRunner().invoke(main, [command, "--help"]).output
     for param in found.params:
         if isinstance(param, click.Option):
             assert len(re.findall(rf"\n  {', '.join(param.opts)}[ \n]", text)) == 1

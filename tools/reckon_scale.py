@@ -125,7 +125,7 @@ def measured_table(costs: Costs) -> str:
     general, resnet50, scale = "throughput-general.json", "throughput-resnet50.json", "scale.json"
     decoding, ms, us = "decoding.json", "{:.2f} ms", "{:.1f} µs"
     rows = [
-        ("compress, `general` at 64 px: whole", ms.format(1e3 * costs.general), general),
+        ("compress, `general`, files of 64 px: whole", ms.format(1e3 * costs.general), general),
         ("of it all but the network", ms.format(1e3 * costs.feeding), general),
         ("compress, an untrained ResNet-50, files of 336 px: whole", ms.format(1e3 * costs.resnet50), resnet50),
         ("of it all but the network", ms.format(1e3 * costs.feeding50), resnet50),

@@ -101,7 +101,7 @@ def append(
     unit = report.unit
     added = report.images - before[0]
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
-    if made not in (here, "mixed"):
+    if added and made not in (here, "mixed"):
         notes.append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
         )

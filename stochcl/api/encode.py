@@ -65,9 +65,7 @@ class CodecBase:
         self._asked = runtime
         if runtime not in ("auto", *RUNTIMES):
             raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
-        if self.runtime == "torch":
-            what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {device}"
-            require("torch", what if precision == "fp32" else f"--precision {precision}", "train")
+        self._check_runtime()
 
     def __repr__(self) -> str:
         takes = f"{self.columns}-dimensional vectors" if self.columns else f"images of {self.size} pixels"
@@ -79,6 +77,11 @@ class CodecBase:
     def _check_precision(self, precision: str) -> None:
         if precision not in self.precisions:
             raise UsageError(f"precision must be {' or '.join(self.precisions)}, got {precision!r}.")
+
+    def _check_runtime(self) -> None:
+        if self.runtime == "torch":
+            what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"
+            require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")
 
     def with_precision(self, precision: str) -> Self:
         """Return this codec, or one that shares its network and computes in another precision."""
@@ -94,6 +97,7 @@ class CodecBase:
     def _copy(self, **changes: Any) -> Self:
         other = copy.copy(self)
         other.__dict__ |= changes
+        other._check_runtime()
         return other
 
     def __getstate__(self) -> dict[str, Any]:

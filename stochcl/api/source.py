@@ -104,7 +104,7 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
     """Return a source if it holds what a model takes: images, or rows of its width; else raise UsageError."""
     model, columns = escape_name(codec.model.name), codec.columns
     shown = escape_name(source.path)
-    training = f"`stochcl train {shown} -o head.safetensors --latents 256 --rate 64`"
+    training = f"`stochcl train {shown} -o head.safetensors --rate 64`"
     if not isinstance(source, MatrixSource | ArrowVectors):
         if columns is None:
             return source

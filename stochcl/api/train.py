@@ -77,7 +77,8 @@ class TrainReport(RunReport):
         knn = "" if self.knn is None else f", kNN accuracy {self.knn:.1%}"
         which = f"{'held-out' if self.held_out else 'the training'} {self.unit}s"
         asked = "" if self.asked_rate is None else f" (asked for {self.asked_rate:,g})"
-        work = f"{self.images:,} {self.unit}s, {self.steps:,} steps, {duration(self.seconds)}"
+        steps = f"{self.steps:,} steps, " if self.steps else ""  # of the backbone
+        work = f"{self.images:,} {self.unit}s, {steps}{duration(self.seconds)}"
         return [
             f"{escape_name(self.model)}: {self.latents:,} latents; {work}",
             f"  rate of {which} {self.rate:,.1f} bits per {self.unit}{asked}{knn}",

@@ -9,7 +9,6 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from markupsafe import Markup
 
 from stochcl.benchmarks.inputs import ELSEWHERE
 from stochcl.benchmarks.probes import METRICS
@@ -365,6 +364,8 @@ def write_all(result: dict[str, Any], folder: Path) -> list[Path]:
 
 def html(result: dict[str, Any], plots: list[str]) -> str:
     """Return the page: plots, sentences, the table, and what it was measured with."""
+    from markupsafe import Markup
+
     facts = [
         ("command", result["command"]),
         ("commit", result["commit"] or "not a checkout"),

@@ -11,6 +11,7 @@ from stochcl.api import archives
 from stochcl.api.compress import CompressOptions
 from stochcl.api.models import resolve_tables
 from stochcl.api.source import check_paths_exist
+from stochcl.api.summary import Report
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
 from stochcl.compress import Archive, open_archive
@@ -195,9 +196,10 @@ def verify(
     else:
         with progress_bar("images") as bar, open_archive(codes, tables=resolve_tables(model, codes)) as archive:
             archive.verify(bar)
+            unit = Report.of(archive, str(codes)).unit
             left = archive.left_over if isinstance(archive, Archive) else 0
             found |= {"images": len(archive), "bytes": archive.size, "left_over_bytes": left}
-        said = f"{plural(found['images'], 'image')}, {found['bytes']:,} bytes, nothing damaged"
+        said = f"{plural(found['images'], unit)}, {found['bytes']:,} bytes, nothing damaged"
     lines = [f"{found['path']}: {said}"]
     if left:
         lines.append(
@@ -304,7 +306,7 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
         made = archives.split(codes, output, rows=rows, parts=parts, force=force, progress=bar)
     files: list[dict[str, Any]] = [{"path": escape_name(r.path), "images": r.images, "bytes": r.bytes} for r in made]
     total = {"images": sum(r.images for r in made), "bytes": sum(r.bytes for r in made)}
-    lines = [f"{file['path']}: {plural(file['images'], 'image')}, {file['bytes']:,} bytes" for file in files]
+    lines = [f"{escape_name(r.path)}: {plural(r.images, r.unit)}, {r.bytes:,} bytes" for r in made]
     result = {"schema": "stochcl.split/0", "path": escape_name(codes)} | total | {"files": files}
     show(result, lines, as_json=as_json)
 
@@ -383,5 +385,5 @@ def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: b
         "schema": "stochcl.decompress/0", "path": escape_name(done.path), "images": done.rows, "bytes": done.bytes,
         "holds": list(done.holds),
     }  # fmt: skip
-    line = f"{result['path']}: {', '.join(done.holds)} of {plural(done.rows, 'image')}, {done.bytes:,} bytes"
+    line = f"{result['path']}: {', '.join(done.holds)} of {plural(done.rows, 'row')}, {done.bytes:,} bytes"
     show(result, [line], as_json=as_json)

@@ -217,7 +217,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     Example:
       stochcl train photos/ -o photos.safetensors --max-time 2h
       stochcl compress photos/ -m photos.safetensors -o codes.bin
-      stochcl train vectors.npy -o head.safetensors --latents 256 --rate 64
+      stochcl train vectors.npy -o head.safetensors --rate 64
       stochcl train --preset digits -o digits.safetensors
       stochcl train photos/ -o latents.safetensors --init photos.safetensors --epochs 0 --rate 64
       torchrun --nproc-per-node 8 -m stochcl train photos/ -o photos.safetensors

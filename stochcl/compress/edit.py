@@ -104,7 +104,8 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
         for field, said in _SAME.items():
             if getattr(archive.header, field) != getattr(first, field):
                 kind = ModelMismatch if field in _MODEL else UsageError
-                raise kind(f"{name}: {said} than {names[0]}, so that they do not go into one archive.")
+                advice = "; `stochcl transcode --latents` makes them alike" if field == "latents" else ""
+                raise kind(f"{name}: {said} than {names[0]}, so that they do not go into one archive{advice}.")
     for archive, name in zip(archives, names, strict=True):
         if not len(archive):
             continue

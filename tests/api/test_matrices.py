@@ -183,7 +183,7 @@ def test_merging_joins_archives_of_two_matrices(head, matrix, tmp_path):
 def test_models_take_what_they_are_made_for(head, codec, matrix, images, tmp_path):
     source, out = matrix(make(20)), tmp_path / "codes.bin"
     with pytest.raises(UsageError, match=r"embeddings \(20 x 12\), and the model tiny takes images; .*"
-                       r"`stochcl train .*vectors.npy -o head.safetensors --latents 256 --rate 64`"):  # fmt: skip
+                       r"`stochcl train .*vectors.npy -o head.safetensors --rate 64`"):  # fmt: skip
         codec.compress(source, out)
     with pytest.raises(UsageError, match="these are images, and the model head takes rows of 12 numbers"):
         head.compress(images, out)

@@ -14,7 +14,8 @@ def test_one_command_and_the_codes_are_fitted_to_the_images(run, model, images, 
     assert ", 8 latents of " in said
     assert found["asked_rate"] == 16
     said = run("adapt", images, "-o", out, "-m", model, "--force").stdout
-    assert "latents; 42 images, 0 steps" in said
+    assert "latents; 42 images, " in said
+    assert "steps" not in said  # the backbone takes none
     assert "asked for" not in said
     assert "(asked for 16)" in run("adapt", images, "-o", out, "-m", model, "--rate", "16", "--force").stdout
 

@@ -34,7 +34,7 @@ def test_npz(run, codes, arrays, images, tmp_path):
     out = tmp_path / "codes.npz"
     text = run("decompress", codes, "-o", out).stdout
     size = out.stat().st_size
-    assert text == f"{out}: symbols, vectors, names, labels of 42 images, {size:,} bytes\n"
+    assert text == f"{out}: symbols, vectors, names, labels of 42 rows, {size:,} bytes\n"
     with np.load(out, allow_pickle=False) as found:
         np.testing.assert_array_equal(found["symbols"], symbols)
         np.testing.assert_array_equal(found["vectors"], vectors)

