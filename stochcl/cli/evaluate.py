@@ -10,6 +10,7 @@ from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, S
 from stochcl.api.models import resolve_tables
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
+from stochcl.messages import plural
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +110,9 @@ def predict(
     with progress_bar("images"):
         found = predict(codes, probe, output, tables=resolve_tables(tables), **options)
     say_skipped([(one["name"], one["reason"]) for one in found["skipped"]])
-    line = f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {found['images']:,} images"
+    line = (
+        f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {plural(found['images'], 'row')}"
+    )
     show(found, [line], as_json=as_json)
 
 

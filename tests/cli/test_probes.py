@@ -164,6 +164,8 @@ def test_another_model_is_refused(run, refused, codes, other, tmp_path):
     message = refused("predict", other, "-m", probe, "-o", tmp_path / "p.csv")
     assert message.startswith(f"{other}: it was made by the model ")
     assert "was fitted on codes of tiny" in message
+    message = refused("predict", tmp_path, "-m", probe, "-o", tmp_path / "p.csv", code=2)
+    assert "a probe reads codes" in message
     message = refused("transcode", other, "--select", chosen, "-o", tmp_path / "o.bin")
     assert "it was chosen for codes of the model tiny" in message
     assert not (tmp_path / "p.csv").exists()
