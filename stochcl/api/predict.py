@@ -89,9 +89,7 @@ class _Predictions:
 def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
     saved = load(probe)
     if not is_url(path) and is_folder(path) and not _is_archive(path):
-        raise UsageError(
-            f"{escape_name(path)}: a probe reads codes; compress the images of this folder."
-        )
+        raise UsageError(f"{escape_name(path)}: a probe reads codes; compress the images of this folder.")
     with open_archive(path, tables=tables) as archive:
         _check_suits(archive.header, saved, path, probe)
         x = rows_of(archive, saved.output, saved.latents)
