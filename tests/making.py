@@ -27,11 +27,6 @@ def every(few: int, all_: int = 1) -> int:
     return all_ if THOROUGH else few
 
 
-def examples(few: int, many: int) -> int:
-    """How many random examples a test draws: ``few`` by default, ``many`` with STOCHCL_THOROUGH=1."""
-    return many if THOROUGH else few
-
-
 def make_pixels(seed: int, shade: int = 0, size: int = 40) -> np.ndarray:
     """An image of soft noise, brighter in one colour: shape (size, size + 8, 3), uint8."""
     rng = np.random.default_rng(seed)

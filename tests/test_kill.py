@@ -11,10 +11,9 @@ import pytest
 from stochcl.compress.journal import Journal, Record
 from tests.compress.making import make_names
 from tests.kill import OLD, ROWS, Broken, look_at_output, make_jobs
-from tests.making import examples
 
 ROOT = Path(__file__).parents[1]
-ROUNDS = examples(6, 40)
+ROUNDS = 40
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and forks as Unix has them")
 

@@ -215,7 +215,8 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _ = COMMANDS[cmd_name]
-        return getattr(import_module(f"stochcl.cli.{module}"), cmd_name)
+        found: click.Command | None = getattr(import_module(f"stochcl.cli.{module}"), cmd_name)
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
         width = max(map(len, COMMANDS))

@@ -295,7 +295,8 @@ def _least(scores: Floats, count: int) -> NDArray[np.intp]:
     They are among the columns of a square whose own least are least: half the time of looking at all.
     """
     if count == 1:
-        return np.argmin(scores, axis=1, keepdims=True)
+        result: NDArray[np.intp] = np.argmin(scores, axis=1, keepdims=True)
+        return result
     rows = 1 << max(3, (scores.shape[1] // count).bit_length() // 2)
     columns, over = divmod(scores.shape[1], rows)
     if over or columns <= count:

@@ -469,7 +469,8 @@ class Residual(Posterior):
         if not len(self.words.books):
             return super().uncertainty()
         first = self._distances.first[:, : len(self.words.books[0])]
-        return torch.special.entr(torch.softmax(-first * self._inverse[0], dim=1)).sum(1)
+        found: Tensor = torch.special.entr(torch.softmax(-first * self._inverse[0], dim=1)).sum(1)
+        return found
 
     def rate(self, prior: Tensor) -> Tensor:  # noqa: D102
         paths, ones = self._split(self.mode())

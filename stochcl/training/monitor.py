@@ -82,7 +82,8 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     ones, visits = node_counts(codes)
     # A symbol's entropy is that of its decisions, each where it is taken.
     bits = sum(-n * np.log2(np.maximum(n, 1) / np.maximum(visits, 1)) for n in (ones, visits - ones))
-    return np.maximum(np.sum(bits, axis=1) / len(codes), 0)
+    found: NDArray[np.float64] = np.maximum(np.sum(bits, axis=1) / len(codes), 0)
+    return found
 
 
 def _correlation(symbols: NDArray[np.integer], family: str) -> float:

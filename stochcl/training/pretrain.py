@@ -163,10 +163,11 @@ class Trainer(TrainingLoop):
         rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
         # The first quarter of the whole batch: this process has every so-many-th of it.
         clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes))].float()
-        return self._prepared(
+        found: Losses = self._prepared(
             model.normalise(views), model.normalise(clean).contiguous(memory_format=torch.channels_last),
             as_words(torch.cat(noise.chunk(2, dim=1))), latents=int(rung), beta=self.controller.beta,
         )  # fmt: skip
+        return found
 
     def backward(self, loss: Tensor) -> None:  # noqa: D102
         self.runtime.backward(loss)

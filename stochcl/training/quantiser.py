@@ -232,7 +232,8 @@ class Metric:
     @property
     def relative(self) -> Tensor:
         """Weights that bring features to unit mean square, shape (M,)."""
-        return self.weight / self.power**0.5
+        found: Tensor = self.weight / self.power**0.5
+        return found
 
     def coordinates(self, features: NDArray[np.floating]) -> Tensor:
         """Return features, shape (N, V), in these axes, float32, shape (N, M)."""

@@ -39,7 +39,8 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum over processes; backwards, gradients are summed as well."""
     if world_size() == 1:
         return values
-    return _Sum.apply(values)  # type: ignore[no-untyped-call]
+    found: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return found
 
 
 def all_gather(rows: Tensor) -> Tensor:

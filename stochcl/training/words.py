@@ -115,7 +115,8 @@ def shrink_words(rows: Rows, words: Rows, fitted: int) -> Rows:
     index, _ = nearest(rows, words)
     noise = ((rows - words[index]) ** 2).mean(0) * len(words) / fitted
     kept = np.maximum(1 - noise / np.maximum((words**2).mean(0), 1e-12), 0)
-    return (words * kept).astype(np.float32)
+    found: Rows = (words * kept).astype(np.float32)
+    return found
 
 
 def residual_books(
@@ -139,7 +140,8 @@ def residual_books(
 def power(matrix: Rows, exponent: float) -> Rows:
     """Return a symmetric positive matrix raised to an exponent."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.maximum(values, 1e-9) ** exponent) @ vectors.T
+    found: Rows = (vectors * np.maximum(values, 1e-9) ** exponent) @ vectors.T
+    return found
 
 
 def nearest_rows(rows: Rows, count: int, block: int = 1024) -> Names:
@@ -180,7 +182,8 @@ def metric(within: Rows, between: Rows, shrink: float = 1.0, ridge: float = 0.02
     white = power(within + (ridge * np.trace(within) / m + 1e-9) * np.eye(m, dtype=np.float32), -0.5)
     ratio, axes = np.linalg.eigh(white @ between @ white)
     ratio, axes = np.maximum(ratio[::-1], 0), axes[:, ::-1]
-    return (white @ (axes * (ratio / (1 + ratio)) ** shrink)).astype(np.float32)
+    found: Rows = (white @ (axes * (ratio / (1 + ratio)) ** shrink)).astype(np.float32)
+    return found
 
 
 def space(

@@ -21,7 +21,7 @@ from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
 from stochcl.errors import FormatError, ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
-from tests.making import examples, make_model, write_images
+from tests.making import make_model, write_images
 
 TABLES = make_tables(12)
 ROWS = 60
@@ -297,7 +297,7 @@ def test_outputs_are_not_replaced_unasked(tmp_path):
 # Transcode
 
 
-@settings(deadline=None, max_examples=examples(12, 100))
+@settings(deadline=None, max_examples=100)
 @given(
     st.integers(0, 40), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12), st.booleans(), st.booleans(),
     st.data(),

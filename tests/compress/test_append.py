@@ -20,7 +20,7 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, fit_linear
 from stochcl.errors import ChecksumMismatch, FormatError, OutputError, SourceError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
-from tests.making import every, examples
+from tests.making import every
 
 TABLES = make_tables(6)
 CODES = make_codes(40, 6, names=make_names(40))
@@ -71,7 +71,7 @@ def test_appending_again_and_again(path):
         assert len(archive._index.retired) == 15
 
 
-@settings(deadline=None, max_examples=examples(8, 100))
+@settings(deadline=None, max_examples=100)
 @given(
     st.integers(0, 30), st.integers(0, 30), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12),
     st.sets(st.sampled_from(["names", "labels", "uncertainty"])),

@@ -17,12 +17,11 @@ from stochcl.entropy.tables import Tables
 from stochcl.errors import ChecksumMismatch, ModelMismatch, SourceError, UsageError
 from stochcl.framing import BLOCK
 from tests.compress.making import make_chain, make_codes, make_names, make_network, make_tables, write
-from tests.making import examples
 
 texts = st.binary(min_size=1, max_size=300).map(lambda b: b.replace(b"\0", b"x").decode("utf-8", "surrogateescape"))
 
 
-@settings(deadline=None, max_examples=examples(20, 40))
+@settings(deadline=None, max_examples=40)
 @given(
     alphabet=st.sampled_from([2, 3, 16, 256, 300]),
     latents=st.integers(1, 9),

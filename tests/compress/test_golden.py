@@ -19,7 +19,6 @@ from tests.compress.golden import archives
 from tests.compress.making import make_tables, usual_zlib, write
 from tests.compress.strategies import archives_of
 from tests.conftest import GOLDEN
-from tests.making import examples
 
 ARCHIVES = archives()
 TABLES = GOLDEN / "binary.tables"
@@ -123,7 +122,7 @@ def test_an_append_that_is_not_finished_is_passed_over_by_both(name):
             Archive(io.BytesIO(damaged))
 
 
-@settings(deadline=None, max_examples=examples(20, 60))
+@settings(deadline=None, max_examples=60)
 @given(archives_of())
 def test_the_written_down_format_is_enough_to_read_any(tmp_path_factory, archive):
     codes, tables, options = archive

@@ -16,7 +16,6 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, fit_linear
 from stochcl.errors import ChecksumMismatch, FormatError, ModelMismatch, OutputError, UsageError
 from tests.compress.making import make_codes, make_header, make_names, make_tables, write
-from tests.making import examples
 
 TABLES = make_tables(6)
 CODES = make_codes(60, 6, names=make_names(60))
@@ -69,7 +68,7 @@ def made(rows, latents, alphabet, parts):
 PARTS = st.sets(st.sampled_from(["names", "labels", "uncertainty"]))
 
 
-@settings(deadline=None, max_examples=examples(8, 100))
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.integers(0, 25), min_size=1, max_size=4), st.integers(1, 9), st.sampled_from([2, 5]),
     st.integers(1, 12), PARTS,
@@ -91,7 +90,7 @@ def test_what_is_joined_is_what_there_was_in_order(tmp_path_factory, sizes, late
         assert archive.source_bytes == 100 * sum(sizes)
 
 
-@settings(deadline=None, max_examples=examples(8, 100))
+@settings(deadline=None, max_examples=100)
 @given(
     st.integers(1, 40), st.integers(1, 9), st.sampled_from([2, 5]), st.integers(1, 12), PARTS,
     st.lists(st.integers(1, 39), max_size=3),

@@ -17,7 +17,7 @@ from stochcl.compress.journal import Journal, rows_kept
 from stochcl.compress.salvage import salvage
 from stochcl.errors import OutputError, SourceError, UsageError
 from tests.compress.making import Stop, make_codes, make_header, make_names, make_tables, partials
-from tests.making import every, examples
+from tests.making import every
 
 TABLES = make_tables(6)
 CODES = make_codes(40, 6, names=make_names(40), labels=["x"] * 40, uncertainty=np.linspace(0, 6, 40))
@@ -79,7 +79,7 @@ def test_a_resumption_goes_on_where_the_last_segment_ended(tmp_path):
     assert go_on(tmp_path / "a") == 23  # the twentieth readable row is 22
 
 
-@settings(deadline=None, max_examples=examples(10, 25))
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 400), st.binary(max_size=50))
 def test_what_follows_the_journal_is_cut_off(tmp_path_factory, cut, extra):
     path = tmp_path_factory.mktemp("cut") / "a"

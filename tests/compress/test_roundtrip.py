@@ -17,7 +17,6 @@ from stochcl.entropy.tables import Tables
 from tests.compress.golden import append
 from tests.compress.making import make_chain, make_codes, make_decoder, make_names, make_network, make_tables, write
 from tests.compress.strategies import archives_of, codes_of
-from tests.making import examples
 
 
 def check(data: bytes, codes: Codes, tables: Tables, *, names: bool = True) -> list[int]:
@@ -44,7 +43,7 @@ def check(data: bytes, codes: Codes, tables: Tables, *, names: bool = True) -> l
         return [head.model for _, head in archive._index.segments]
 
 
-@settings(deadline=None, max_examples=examples(50, 150))
+@settings(deadline=None, max_examples=150)
 @given(archives_of(), st.one_of(st.none(), st.integers(1, 9)))
 def test_archives_of_every_kind_come_back(archive, step):
     codes, tables, options = archive
@@ -66,7 +65,7 @@ def test_larger_ones_come_back_too(archive):
         check(path.read_bytes(), codes, tables, names=options["names"])
 
 
-@settings(deadline=None, max_examples=examples(12, 25))
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 20), max_size=4), st.sampled_from([2, 5]), st.booleans())
 def test_appended_archives_come_back(sizes, alphabet, network):
     codes = make_chain(sum(sizes) + 5, 4, alphabet, names=make_names(sum(sizes) + 5))

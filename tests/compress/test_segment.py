@@ -19,7 +19,6 @@ from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, Candidate, 
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, Truncated
 from stochcl.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, MAX_TABLE, SEGMENT, crc, pack_varints
 from tests.compress.making import make_chain, make_codes, make_names, make_network
-from tests.making import examples
 
 NOTHING = Part(0, 0)
 ABSENT = (NOTHING,) * 4
@@ -161,7 +160,7 @@ def test_what_decodes_to_other_rows_is_found_out(block):
         read_block(data, forged, 0, EVEN)
 
 
-@settings(deadline=None, max_examples=examples(25, 60))
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 400), st.integers(1, 40), st.sampled_from([2, 3, 16]), st.floats(0.02, 0.98))
 def test_a_segment_takes_the_cheaper_table(rows, latents, alphabet, p):
     """Its own exactly when that repays itself, so never more than either way takes, but for a stream's end."""

@@ -16,7 +16,6 @@ from PIL import Image, ImageFile
 from stochcl.data.pixels import MAX_PIXELS, to_eight_bits
 from stochcl.data.preprocess import PAD_GREY, Preprocess, _formats
 from stochcl.errors import ImageError
-from tests.making import examples
 
 SIZE = 32
 
@@ -276,7 +275,7 @@ def one_of_each_kind():
 STORED = dict(one_of_each_kind())
 
 
-@settings(deadline=None, max_examples=examples(60, 300))
+@settings(deadline=None, max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(sorted(STORED)))
 def test_damage_is_an_image_error_or_an_image(data, kind):
     stored = bytearray(STORED[kind])

@@ -21,7 +21,6 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import fit_linear
 from stochcl.errors import FormatError
 from tests.compress.making import LEVELS, make_chain, make_codes, make_network, noise
-from tests.making import examples
 
 
 def slowly(model: AutoregressiveModel, row: list[int]) -> list[int]:
@@ -92,7 +91,7 @@ def rows_for(model: AutoregressiveModel, rows: int, seed: int = 0) -> Codes:
     return make_codes(rows, model.latents, model.alphabet, seed=seed)
 
 
-@settings(deadline=None, max_examples=examples(50, 150))
+@settings(deadline=None, max_examples=150)
 @given(networks(), st.integers(1, 5))
 def test_the_integers_are_those_of_the_page(model, rows):
     decisions = rows_for(model, rows).decisions()
@@ -168,7 +167,7 @@ def test_so_many_hidden_units_that_one_product_is_not_exact_are_summed_in_parts(
 # However the work is cut up
 
 
-@settings(deadline=None, max_examples=examples(25, 60))
+@settings(deadline=None, max_examples=60)
 @given(networks(), st.integers(1, 9), st.integers(1, 17), st.integers(1, 17), st.integers(1, 17), st.integers(1, 17))
 def test_the_sizes_of_parts_change_nothing(model, rows, chunk, columns, together, units):
     decisions = rows_for(model, rows).decisions()
@@ -254,7 +253,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=examples(25, 60))
+@settings(deadline=None, max_examples=60)
 @given(networks())
 def test_a_network_comes_back(model):
     again = AutoregressiveModel.from_bytes(model.to_bytes())
@@ -363,7 +362,7 @@ def test_sizes_that_a_file_claims_are_checked_before_they_are_believed(offset, v
 # Codes
 
 
-@settings(deadline=None, max_examples=examples(30, 80))
+@settings(deadline=None, max_examples=80)
 @given(networks(), st.integers(1, 30), st.sampled_from(["skewed", "chain", "constant", "uniform"]))
 def test_codes_come_back(model, rows, kind):
     shape = rows, model.latents
