@@ -106,10 +106,6 @@ class InputNotFound(UsageError, FileNotFoundError):
     """There is no such file of options, or to continue from."""
 
 
-class ModelNotFound(UsageError, FileNotFoundError):
-    """There is no model of this name, and no such file."""
-
-
 class OutputExists(UsageError, FileExistsError):
     """The output is there already; the message says how to replace or continue it."""
 
@@ -148,6 +144,10 @@ class LabelsNotFound(LabelsError, FileNotFoundError):
 
 class ModelError(StochclError, ValueError):
     """A model file is damaged, foreign, or of a kind that this version does not know."""
+
+
+class ModelNotFound(UsageError, ModelError, FileNotFoundError):
+    """There is no model of this name, and no such file."""
 
 
 class OutputError(StochclError):

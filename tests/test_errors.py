@@ -14,7 +14,7 @@ TREE = {
     "UsageError": ((errors.StochclError, ValueError), 2),
     "MissingExtraError": ((errors.UsageError,), 2),
     "InputNotFound": ((errors.UsageError, FileNotFoundError), 2),
-    "ModelNotFound": ((errors.UsageError, FileNotFoundError), 2),
+    "ModelNotFound": ((errors.UsageError, errors.ModelError, FileNotFoundError), 2),
     "OutputExists": ((errors.UsageError, FileExistsError), 2),
     "NameNotFound": ((errors.UsageError, KeyError), 2),
     "SourceError": ((errors.StochclError,), 1),

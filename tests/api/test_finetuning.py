@@ -21,7 +21,6 @@ from stochcl.errors import (
     LabelsError,
     ModelError,
     ModelMismatch,
-    ModelNotFound,
     OutputError,
     SourceError,
     TrainingError,
@@ -268,7 +267,7 @@ def test_bad_requests_are_refused_before_anything_is_trained(base, photos, out, 
     refused(UsageError, "lr must be more than 0", lr=-1.0)
     refused(UsageError, "fine-tuning has no option 'speed'", speed=3)
     refused(UsageError, "no checkpoint|no such checkpoint", resume=True)
-    refused(ModelNotFound, "weights cannot be read", init=tmp_path / "w.safetensors")
+    refused(ModelError, "weights cannot be read", init=tmp_path / "w.safetensors")
     refused(OutputError, "no model can be written there", path=tmp_path / "no" / "m.safetensors")
     out.write_bytes(b"precious")
     refused(UsageError, "exists already; pass force=True")

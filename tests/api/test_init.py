@@ -13,7 +13,7 @@ from stochcl.api.models import find_model, model_info
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model
-from stochcl.errors import ModelError, ModelNotFound, UsageError
+from stochcl.errors import ModelError, UsageError
 from stochcl.training.pretrain import train_latents
 
 TINY = {
@@ -195,6 +195,6 @@ def test_weights_that_do_not_fit_are_refused_before_images_are_read(images, tmp_
     path, _ = weights(width=6)
     with pytest.raises(ModelError, match=r"these weights are of another network: conv1\.weight is \[6, 3, 7, 7\]"):
         training.train([images], tmp_path / "m.safetensors", init=path, **TINY)
-    with pytest.raises(ModelNotFound, match="the weights cannot be read"):
+    with pytest.raises(ModelError, match="the weights cannot be read"):
         training.train([images], tmp_path / "m.safetensors", init=tmp_path / "none", **TINY)
     assert not (tmp_path / "m.safetensors").exists()

@@ -10,7 +10,7 @@ import torch
 from stochcl.encoders.config import EncoderConfig
 from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import KIND, load_model, model_hash, save_model, stored_config
-from stochcl.errors import ModelError, ModelNotFound, OutputError
+from stochcl.errors import ModelError, OutputError
 from tests.encoders.making import make_config, make_encoder, make_images
 
 RECORD = {"images": 12, "options": {"lr": 0.1}}
@@ -41,7 +41,7 @@ def change(path, tensors=(), fields=(), **metadata):
 
 
 def refused(path, message):
-    with pytest.raises((ModelError, ModelNotFound), match=message) as found:
+    with pytest.raises(ModelError, match=message) as found:
         load_model(path)
     assert str(found.value).startswith(f"{path}: ")
     assert str(found.value).endswith(".")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from stochcl.encoders.backbones import ResNet
 from stochcl.encoders.modelfile import save_model
 from stochcl.encoders.pretrained import init_backbone
-from stochcl.errors import ModelError, ModelNotFound
+from stochcl.errors import ModelError
 from tests.encoders.making import make_encoder
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path, content):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ModelNotFound, match=r"none\.safetensors: the weights cannot be read: "):
+    with pytest.raises(ModelError, match=r"none\.safetensors: the weights cannot be read: "):
         init_backbone(encoder(), tmp_path / "none.safetensors")
 
 
