@@ -88,7 +88,8 @@ def beam_encode(rows: Rows, books: Sequence[Rows], block: int = 4096) -> Names:
     """Return the symbols (n, stages) of the nearest sums that the encoder's own search finds."""
     search = WordSearch(books, rows.shape[1])
     parts = (search.distances(rows[start : start + block]) for start in range(0, len(rows), block))
-    return np.concatenate([search.nearest(part, len(books)) for part in parts]) - np.array(search.ends[:-1])
+    found: Names = np.concatenate([search.nearest(part, len(books)) for part in parts]) - np.array(search.ends[:-1])
+    return found
 
 
 def decode_words(symbols: Names, books: Sequence[Rows], width: int) -> Rows:
