@@ -308,7 +308,7 @@ FAMILIES: dict[str, type[Latents]] = {
 """Families by the name that a model file holds."""
 
 
-def signed_root(numbers: Floats) -> Floats:
+def signed_root(numbers: NDArray[np.floating]) -> Floats:
     """Return the square root of numbers' sizes, with their signs."""
     found: Floats = np.sign(numbers) * np.sqrt(np.abs(numbers))
     return found

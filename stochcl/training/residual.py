@@ -241,10 +241,11 @@ def _latents(encoder: Encoder) -> Residual:
 
 def _roots(encoder: Encoder) -> tuple[Rows, Rows]:
     """Return what brings features to their network's zero, and factors that make the roots those of its numbers."""
-    norm, tensors = encoder.norm, encoder.arrays()
+    tensors = encoder.arrays()
     if encoder.config.columns:
         return tensors["norm.centre"] / tensors["norm.scale"], np.ones(encoder.config.columns, np.float32)
-    deviation = np.sqrt(tensors["norm.running_var"] + np.float32(norm.eps))
+    eps: Any = encoder.norm.eps
+    deviation = np.sqrt(tensors["norm.running_var"] + np.float32(eps))
     return tensors["norm.running_mean"] / deviation, np.sqrt(deviation)
 
 
