@@ -25,7 +25,7 @@ PANELS = {
     "CIFAR-10 images": ("cifar10-features.json", "cifar10.json"),
     "Text embeddings": ("text.json",),
 }
-OTHERS = {"RQ": ("#8d5a97", "s"), "OPQ": ("#2e8b57", "^"), "PQ": ("#d1495b", "v")}
+OTHERS = {"LSQ": ("#e08e00", "D"), "RQ": ("#8d5a97", "s"), "OPQ": ("#2e8b57", "^"), "PQ": ("#d1495b", "v")}
 """Quantisers and their looks; fitted to other rows they are dashed."""
 
 

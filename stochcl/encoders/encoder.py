@@ -15,7 +15,6 @@ from stochcl.encoders import layout
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised
-from stochcl.encoders.residual import ReducedHead, Residual, Words
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from stochcl.entropy.model import latent_lengths
@@ -78,6 +77,39 @@ class Standardise(nn.Module):
         return (vectors - self.centre) / self.scale
 
 
+class ReducedHead(nn.Module):
+    """Parameters of the map from features to the reduced space of residual latents.
+
+    The points are u = weight t(features + shift) - mean, shape (m,); t is a signed square root where there is a
+    shift, and nothing otherwise. :class:`stochcl.encoders.latents.Residual` computes them.
+    """
+
+    def __init__(self, features: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(config.reduced, features) / features**0.5)
+        self.mean = nn.Parameter(torch.zeros(config.reduced))
+        if config.transform == "sqrt":
+            self.register_buffer("shift", torch.zeros(features))
+
+
+class Words(nn.Module):
+    """Parameters of residual latents: the words of all stages, and the map from their sums to vectors.
+
+    ``books`` are the words of the stages of two bits and more, shape (2**bits, m) each; ``signs``, shape (S, m), are
+    the other stages': minus this for 0, plus this for 1. Codes of images have no map: points are their vectors.
+    """
+
+    def __init__(self, features: int, config: EncoderConfig) -> None:
+        super().__init__()
+        m, named = config.reduced, [bits for bits in config.stages if bits > 1]
+        self.books = nn.ParameterList(torch.randn(1 << bits, m) for bits in named)
+        self.signs = nn.Parameter(torch.randn(len(config.stages) - len(named), m) / 8)
+        self.log_temperature = nn.Parameter(torch.zeros(len(config.stages)))
+        if config.columns:
+            self.output = nn.Parameter(torch.randn(m, features) / m**0.5)
+            self.centre = nn.Parameter(torch.zeros(features))
+
+
 class Encoder(nn.Module):
     """q(z|x) = head(normalise(backbone(x))), and a decoder from any prefix of z to the normalised features.
 
@@ -118,7 +150,7 @@ class Encoder(nn.Module):
         widths = (config.decoder_inputs, *config.decoder, features)
         self.decoder: Any
         if config.posterior == "residual":
-            self.decoder = Words(config, features)
+            self.decoder = Words(features, config)
         else:
             self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.codebooks: nn.Parameter | None = None
@@ -165,9 +197,7 @@ class Encoder(nn.Module):
         return vectors
 
     def posterior(self, features: Tensor) -> Posterior:
-        """Return q(z|x) from standardised features, shape (B, V)."""
-        if isinstance(self.decoder, Words):
-            return Residual(self.head(features).float(), self.config, self.decoder)
+        """Return q(z|x) from standardised features, shape (B, V); residual latents have theirs in numpy alone."""
         return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
 
     def embed(self, symbols: Tensor) -> Tensor:
@@ -175,10 +205,7 @@ class Encoder(nn.Module):
         return POSTERIORS[self.config.posterior].embed(symbols, self.config)
 
     def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
-        """Decode codes to standardised features, float32, shape (B, V); see :attr:`vector_dim`."""
-        if isinstance(self.decoder, Words):
-            points: Tensor = self.decoder(symbols, latents)
-            return points.float()
+        """Decode codes to standardised features, float32, shape (B, V)."""
         x = symbols - self.factorised.mean().detach()
         x = x * self.decoder_scale if self.codebooks is None else torch.einsum("bdk,dke->bde", x, self.codebooks)
         if latents is not None and latents < self.config.latents:
