@@ -67,7 +67,7 @@ def demonstrate(model: str, *, say: Callable[[str], None] = lambda line: None) -
     Parameters
     ----------
     model : str
-        An embedded model or a model file.
+        A packaged model or a model file.
     say : callable
         Told what is being done, a line at a time.
     """

@@ -190,12 +190,12 @@ class CodecBase:
         Parameters
         ----------
         images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W, 1), or sequence of path, Pillow image or array
-            Brought to the model's size as its preprocessing says. For a model of vectors of W numbers: an ndarray of
+            They are resized as the model's preprocessing says. For a model of vectors of W numbers: an ndarray of
             float, shape (N, W), or a sequence of such rows.
         latents : int, optional
-            Encode to the first so many; residual codes are searched for themselves, others are a prefix.
+            Encode to the first K latents. Residual codes are searched anew for that width; others are cut.
         uncertainty : bool
-            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, of residual codes
+            Whether to compute uncertainty: the entropy of the calibrated posterior in bits, of residual codes
             that of the first word, of others that of all the model's latents, whichever are kept.
 
         Returns
@@ -220,7 +220,7 @@ class CodecBase:
         (2, 256)
         """
         if latents is not None and not 1 <= latents <= self.latents:
-            raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
+            raise UsageError(f"this model has {self.latents:,} latents; keep 1 to {self.latents:,}, not {latents:,}.")
         if self.columns:
             codes = self.encode_vectors(images, latents=latents).codes
         else:
@@ -241,7 +241,7 @@ class CodecBase:
         if codes.latents > self.latents or codes.alphabet != self.alphabet:
             raise UsageError(
                 f"these codes have {codes.latents:,} latents of {codes.alphabet:,} values, and this model "
-                f"{self.latents:,} of {self.alphabet:,}."
+                f"{self.latents:,} of {self.alphabet:,}; give codes of this model."
             )
         return decoder.decode(codes.symbols())
 

@@ -151,7 +151,7 @@ def _plain_progress() -> Iterator[Callable[..., None]]:
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make codes": {
         "compress": ("archives", "Compress images or embeddings to an archive of codes."),
-        "append": ("archives", "Add images to an archive."),
+        "append": ("archives", "Add images or embeddings to an archive."),
         "merge": ("archives", "Join archives."),
         "split": ("archives", "Cut an archive into several."),
         "transcode": ("archives", "Rewrite an archive: narrower, smaller, with labels."),
@@ -159,7 +159,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Look at them": {
         "info": ("info", "Show what an archive holds and where its bytes go."),
         "verify": ("archives", "Check every byte of an archive, or salvage a damaged one."),
-        "search": ("evaluate", "Find the images of an archive that are nearest to others."),
+        "search": ("evaluate", "Find the nearest rows of an archive to images or embeddings."),
         "report": ("evaluate", "Explain an archive on one HTML page."),
         "decompress": ("archives", "Export codes as arrays: .npz, .npy, .csv, .parquet or .arrow."),
     },
@@ -167,7 +167,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "evaluate": ("evaluate", "Train a classifier or regressor on codes and score it."),
         "predict": ("evaluate", "Apply a saved classifier or regressor to codes."),
         "select": ("evaluate", "Choose the latents that a task needs."),
-        "uncertainty": ("evaluate", "Test whether uncertainty flags errors and out-of-distribution images."),
+        "uncertainty": ("evaluate", "Test whether uncertainty flags errors and out-of-distribution rows."),
     },
     "Train": {
         "train": ("train", "Train an encoder on your own images or embeddings, without labels."),

@@ -13,7 +13,7 @@ import numpy as np
 from stochcl.codes import folder_label, label_text
 from stochcl.data.array import MAGIC, load_array, row_names, shape_of
 from stochcl.errors import LabelsError
-from stochcl.files import PathLike, reading, refuse_pointer
+from stochcl.files import PathLike, reading, refuse_pointer, seems_utf16
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
@@ -94,7 +94,7 @@ class LabelTable:
         if self.is_array and not all(name.isdecimal() for name in names):
             if len(names) != len(self.rows):
                 raise LabelsError(
-                    f"{escape_name(self.path)}: it has {len(self.rows):,} labels for {len(names):,} images; an array "
+                    f"{escape_name(self.path)}: it has {len(self.rows):,} labels for {len(names):,} rows; an array "
                     "of labels has one for each, in their order: write a CSV of name,label."
                 )
             names = row_names(range(len(names)), len(names))
@@ -102,7 +102,7 @@ class LabelTable:
         missing = [name for name, row in zip(names, found, strict=True) if row is None]
         if missing and (not partial or 2 * len(missing) > len(names)):
             raise LabelsError(
-                f"{escape_name(self.path)}: {len(missing):,} of {len(names):,} images have no row here: "
+                f"{escape_name(self.path)}: {len(missing):,} of {len(names):,} names have no row here: "
                 f"{_listed(missing)}. Names are paths relative to the source, such as those that "
                 f"this file gives: {_listed(list(self.rows))}."
             )
@@ -116,8 +116,8 @@ class LabelTable:
         for name, label in zip(names, self.match(names), strict=True):
             if rows.setdefault(name, (label,)) != (label,):
                 raise LabelsError(
-                    f"{escape_name(self.path)}: two images are called {escape_name(name)} and have two labels; "
-                    "an array of labels cannot tell them apart."
+                    f"{escape_name(self.path)}: two rows are named {escape_name(name)} and have different labels; "
+                    "an array cannot label them: make the names differ."
                 )
         return LabelTable(self.path, self.columns, rows)
 
@@ -129,7 +129,7 @@ class LabelTable:
             if folded.setdefault(_fold(name), values) != values:
                 raise LabelsError(
                     f"{escape_name(self.path)}: it gives {escape_name(name)} other values than another spelling of "
-                    "this name (spaces, ./, backslashes or accents); write names as the images are called."
+                    "this name (spaces, ./, backslashes or accents); write names as the source has them."
                 )
         return folded
 
@@ -142,7 +142,7 @@ class LabelTable:
             examples = [f"{names[i]} ({texts[i]!r})" for i in wrong[:_SHOWN]]
             raise LabelsError(
                 f"{escape_name(self.path)}: column {escape_name(column or self.columns[0])} is not a finite "
-                f"number for {len(wrong):,} of {len(names):,} images: {_listed(examples, len(wrong))}."
+                f"number for {len(wrong):,} of {len(names):,} rows: {_listed(examples, len(wrong))}."
             )
         return values
 
@@ -172,6 +172,8 @@ def read_labels(path: PathLike) -> LabelTable:
         if head.startswith(MAGIC):
             return _from_array(path)
         refuse_pointer(path, head, "labels", LabelsError)
+        if seems_utf16(head):
+            raise LabelsError(f"{escape_name(path)}: the labels are UTF-16; save them as UTF-8.")
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 first = file.readline()
@@ -236,9 +238,11 @@ def _rows(path: Path, reader: Any, at: int, columns: int) -> dict[str, tuple[str
             raise LabelsError(f"{shown}: line {line} has {len(cells)} cells where the header has {columns + 1}.")
         name, values = cells[at], tuple(cell.strip() for i, cell in enumerate(cells) if i != at)
         if rows.setdefault(name, values) != values:
-            raise LabelsError(f"{shown}: line {line} gives {escape_name(name)} other values than a line before.")
+            raise LabelsError(
+                f"{shown}: line {line} gives {escape_name(name)} again, with other values; keep one line a name."
+            )
     if not rows:
-        raise LabelsError(f"{shown}: there is no row under the header.")
+        raise LabelsError(f"{shown}: it has no row under its header.")
     return rows
 
 

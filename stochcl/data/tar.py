@@ -159,7 +159,7 @@ class _Index:
     def _linked(self, linkname: str) -> tuple[int, Pieces]:
         found = self._earlier.get(tar_name(linkname))
         if found is None:
-            raise ValueError(f"it is a link to {escape_name(linkname)}, which is no image before it in the tar")
+            raise ValueError(f"it is a link to {escape_name(linkname)}, which is not an image before it in the tar")
         return found
 
 
@@ -252,8 +252,7 @@ class TarStream(StreamSource):
             reason = os_reason(exc) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
             after = f" after {count:,} images" if count else ""
             raise SourceError(
-                f"{escape_name(self.path)}: the tar that comes in breaks off or is damaged{after} "
-                f"({escape_name(reason)})."
+                f"{escape_name(self.path)}: the incoming tar breaks off or is damaged{after} ({escape_name(reason)})."
             ) from exc
         if not count:
             check_not_empty(self.path, [], [], "tar", self.others)

@@ -154,7 +154,7 @@ class Tables:
         unpack(_HEAD, data, 0, "the head of the tables")
         magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
         if magic != MAGIC:
-            raise FormatError(f"this is no decoder: it begins with {magic.hex(' ')}")
+            raise FormatError(f"this is not a decoder: it begins with {magic.hex(' ')}")
         if version not in (VERSION, DEFLATED):
             msg = f"this decoder has version {version}, and this program reads 1 and 2; update stochcl"
             raise UnsupportedVersion(msg)

@@ -223,7 +223,7 @@ def untrainable(monkeypatch):
 def test_bad_labels_are_refused_before_anything_is_trained(base, photos, unseen, out, tmp_path):
     names = [p.relative_to(photos).as_posix() for p in photos.rglob("*.png")]
     short = table(tmp_path / "short.csv", [(name, "x") for name in names[1:]])
-    with pytest.raises(LabelsError, match=r"short\.csv: 1 of 48 images have no row here"):
+    with pytest.raises(LabelsError, match=r"short\.csv: 1 of 48 names have no row here"):
         finetuning.finetune(base, [photos], out, labels=short, **FAST)
     empty = table(tmp_path / "empty.csv", [(name, "x" if i else " ") for i, name in enumerate(names)])
     with pytest.raises(LabelsError, match=r"1 of 48 images have no label, such as .*empty\.csv has an empty label"):

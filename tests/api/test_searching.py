@@ -85,7 +85,7 @@ def test_symbols_of_more_values(tmp_path, rng):
         found = search(path, rows=[3], output="symbols", count=4)
         assert found["unit"].startswith(unit)
         (tmp_path / "a.png").touch()
-        with pytest.raises(UsageError, match="its rows are vectors; they cannot be searched for an image"):
+        with pytest.raises(UsageError, match="holds codes of embeddings; an image cannot be its QUERY"):
             search(path, [tmp_path / "a.png"], model=str(head), device="cpu")
         # A matrix: every row is looked for, by its own numbers, or by its symbols.
         np.save(tmp_path / "q.npy", np.load(tmp_path / "x.npy")[[5, 9]])
@@ -111,11 +111,11 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
     other = make_model(tmp_path / "other.safetensors", images / "dogs")
     with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own as model"):
         search(codes, some, model=str(other), device="cpu")
-    with pytest.raises(UsageError, match="needs an image to look for"):
+    with pytest.raises(UsageError, match="what to search for"):
         search(codes)
-    with pytest.raises(UsageError, match="its rows are 0 to 41, not 42"):
+    with pytest.raises(UsageError, match="its rows are 0 to 41"):
         search(codes, rows=[42])
-    with pytest.raises(UsageError, match=r"it has no image named nothing\.png"):
+    with pytest.raises(UsageError, match=r"it has no row named nothing\.png"):
         search(codes, names=["nothing.png"])
     with pytest.raises(UsageError, match="count must be at least 1"):
         search(codes, rows=[0], count=0)

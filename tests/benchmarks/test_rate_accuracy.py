@@ -343,5 +343,5 @@ def test_recall_of_a_matrix_needs_no_labels(tmp_path, rng):
         with pytest.raises(SourceError, match=said):
             rate.benchmark_rate_accuracy(replace(asked, test=tmp_path / test), tmp_path / "out")
     np.save(tmp_path / "images.npy", np.zeros((20, 4, 4, 3), np.uint8))
-    with pytest.raises(UsageError, match="a matrix only"):
+    with pytest.raises(UsageError, match="one a matrix"):
         rate.benchmark_rate_accuracy(replace(asked, test=tmp_path / "images.npy"), tmp_path / "out")

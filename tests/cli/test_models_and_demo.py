@@ -170,4 +170,4 @@ def test_demo_in_json(run, model):
 
 def test_demo_without_the_model(refused):
     said = refused("demo", "-m", "nowhere", code=2)
-    assert said.startswith("nowhere: there is no model of this name and no such file; embedded models: ")
+    assert said.startswith("nowhere: there is no model of this name and no such file; packaged models: ")

@@ -325,7 +325,7 @@ def test_wrong_labels_are_refused(codes, out, tmp_path):
         assert not out.exists()
 
     refused([f"{name},a" for name in names], "fewer than two different")
-    refused([f"{name},{i % 2}" for i, name in enumerate(names[:-1])], "1 of 42 images have no row here")
+    refused([f"{name},{i % 2}" for i, name in enumerate(names[:-1])], "1 of 42 names have no row here")
     refused([f"{name}," for name in names], "fewer than two different")
     refused([f"{name},a" for name in names], "regression needs numbers", task="regression")
     refused([f"{name},{i}" for i, name in enumerate(names)], "there is no column colour", column="colour")
