@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
-    from stochcl.entropy.residual import ResidualDecoder
     from stochcl.entropy.tables import Tables
-    from stochcl.entropy.vectors import VectorDecoder
+    from stochcl.entropy.vectors import ResidualDecoder, VectorDecoder
 
 
 _ROWS = 8192  # of vectors at a time
