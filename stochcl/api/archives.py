@@ -33,7 +33,7 @@ from stochcl.errors import (
     error_of,
 )
 from stochcl.files import PathLike, check_output, make_folder, refuse_pointer, target_of
-from stochcl.messages import Progress, escape_name, plural
+from stochcl.messages import Progress, escape_name, plural, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
 
 _MAX_SELECTION = 1 << 20  # bytes of a list of latents
-
-
-def _silent(done: int, total: int) -> None:
-    """Show no progress."""
 
 
 def info(path: PathLike, *, tables: Where = ()) -> Report:
@@ -63,7 +59,7 @@ def info(path: PathLike, *, tables: Where = ()) -> Report:
 
 def decompress(
     path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Exported:  # fmt: skip
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
 
@@ -80,7 +76,7 @@ def transcode(
     path: PathLike, output: PathLike, *, latents: int | None = None, rate: float | None = None,
     select: Sequence[int] | PathLike | None = None, refit: bool = False, self_contained: bool = False,
     external_tables: bool = False, names: bool = True, uncertainty: bool = True, labels: PathLike | None = None,
-    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = _silent,
+    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = silent,
 ) -> Edit:  # fmt: skip
     """Rewrite an archive, without images or encoder.
 
@@ -220,7 +216,7 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
 
 def merge(
     paths: Sequence[PathLike], output: PathLike, *, tables: Where = (), force: bool = False, resume: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Edit:  # fmt: skip
     """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
 
@@ -265,7 +261,7 @@ def merge(
 
 def split(
     path: PathLike, folder: PathLike, *, rows: int | None = None, parts: int | None = None, tables: Where = (),
-    force: bool = False, progress: Progress = _silent,
+    force: bool = False, progress: Progress = silent,
 ) -> list[Report]:  # fmt: skip
     """Cut an archive into several, in order; only segments that a cut goes through are coded again.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.codec import Codec
 from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
 from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
-from stochcl.entropy.residual import MAX_RESIDUAL
+from stochcl.entropy.vectors import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError, require
 from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural

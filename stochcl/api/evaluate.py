@@ -15,7 +15,7 @@ from stochcl import downstream
 from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
 from stochcl.compress import ArchiveBase, Header, open_archive
 from stochcl.entropy.model import code_lengths
-from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import PathLike, check_output, is_same_file, replacing, writing
 from stochcl.messages import Progress, escape_name, plural

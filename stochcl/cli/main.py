@@ -176,8 +176,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "models": ("train", "List the models that come with stochcl, or show one."),
     },
     "Measure": {
-        "benchmark": ("benchmark", "Compare codes with other compressors, or time each stage."),
-        "demo": ("train", "Compress and classify example images, in under a minute."),
+        "benchmark": ("benchmark", "Compare codes with other compressors."),
     },
 }
 """Commands in the sections and order of the help: the module of each, imported when it runs, and its line."""

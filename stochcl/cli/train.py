@@ -1,4 +1,4 @@
-"""``stochcl train``, ``adapt``, ``finetune``, ``models`` and ``demo``."""
+"""``stochcl train``, ``adapt``, ``finetune`` and ``models``."""
 
 from __future__ import annotations
 
@@ -36,22 +36,6 @@ INIT = click.option(
     help="Begin with the weights of a safetensors file or a model; efficientnet-lite0: published ones, if installed.",
 )  # fmt: skip
 _LOG = "Append figures to this file: a table if it ends in .csv, else one JSON object a line."
-
-
-@command()
-@click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file.")
-@JSON
-def demo(*, model: str, as_json: bool) -> None:
-    """Compress example images, train a classifier on the codes, and compare it with one on raw pixels.
-
-    \b
-    Example:
-      stochcl demo
-    """
-    from stochcl.api.demo import demonstrate
-
-    result = demonstrate(model, say=(lambda line: None) if as_json else say)
-    show(result.to_json(), result.lines(), as_json=as_json)
 
 
 @click.group(invoke_without_command=True)

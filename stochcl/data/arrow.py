@@ -14,7 +14,7 @@ from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
 from stochcl.data.names import DEFAULTS, SourceOptions, path_name
 from stochcl.data.preprocess import identify
-from stochcl.data.stream import StreamSource
+from stochcl.data.source import StreamSource
 from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
 from stochcl.messages import escape_name
 

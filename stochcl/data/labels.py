@@ -72,8 +72,8 @@ class LabelTable:
     >>> table = LabelTable(Path("l.csv"), ("label", "age"), {"a.png": ("cat", "3"), "b.png": ("dog", "4.5")})
     >>> table.match(["b.png", "a.png"])
     ('dog', 'cat')
-    >>> table.numbers(["b.png"], "age").tolist()
-    [4.5]
+    >>> table.match(["b.png"], "age")
+    ('4.5',)
     """
 
     path: Path
@@ -132,19 +132,6 @@ class LabelTable:
                     "this name (spaces, ./, backslashes or accents); write names as the source has them."
                 )
         return folded
-
-    def numbers(self, names: Sequence[str], column: str | None = None) -> NDArray[np.float64]:
-        """Return the targets of each name as numbers, shape (N,), float64."""
-        texts = self.match(names, column)
-        values = np.array([_number(text) for text in texts], dtype=np.float64)
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if len(wrong):
-            examples = [f"{names[i]} ({texts[i]!r})" for i in wrong[:_SHOWN]]
-            raise LabelsError(
-                f"{escape_name(self.path)}: column {escape_name(column or self.columns[0])} is not a finite "
-                f"number for {len(wrong):,} of {len(names):,} rows: {_listed(examples, len(wrong))}."
-            )
-        return values
 
     def _position(self, column: str | None) -> int:
         if column is None:
@@ -254,14 +241,6 @@ def _fold(name: str) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
-def _listed(names: Sequence[str], total: int | None = None) -> str:
-    total = len(names) if total is None else total
+def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(escape_name(name) for name in names[:_SHOWN])
-    return shown if total <= _SHOWN else f"{shown}, ... ({total - _SHOWN:,} more)"
+    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN:,} more)"
