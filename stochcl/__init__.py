@@ -42,7 +42,7 @@ __all__ = [
 
 
 def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "fp32") -> Codec:
-    """Load an encoder, by the name of a packaged model or from a model file; ``precision`` is fp32 or bf16.
+    """Load an encoder, by the name of a packaged model or from a model file; ``precision`` is fp32, bf16 or int8.
 
     Raises
     ------

@@ -20,6 +20,7 @@ from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import layout
+from stochcl.encoders.config import EFFICIENTNETS
 from stochcl.encoders.engine import (
     PRECISIONS,
     RUNTIMES,
@@ -60,7 +61,7 @@ class CodecBase:
     ) -> None:
         self._check_precision(precision)
         self.precision = precision
-        self.device = device_name(device)
+        self.device = device_name("cpu" if precision == "int8" and device == "auto" else device)
         self.model = load_model(find_model(model))
         self._asked = runtime
         if runtime not in ("auto", *RUNTIMES):
@@ -79,6 +80,11 @@ class CodecBase:
             raise UsageError(f"precision must be {' or '.join(self.precisions)}, got {precision!r}.")
 
     def _check_runtime(self) -> None:
+        if self.precision == "int8" and (self.config.backbone not in EFFICIENTNETS or self.device_type != "cpu"):
+            raise UsageError(
+                "precision int8 is of EfficientNet-Lite networks on a processor (--device cpu), not of "
+                f"{self.config.backbone} on {self.device}; take fp32."
+            )
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"
             require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")
@@ -88,7 +94,7 @@ class CodecBase:
         if precision == self.precision:
             return self
         self._check_precision(precision)
-        return self._copy(precision=precision)
+        return self._copy(precision=precision, **({"device": "cpu"} if precision == "int8" else {}))
 
     def with_runtime(self, runtime: str) -> Self:
         """Return this codec, or one whose features another runtime computes, onnx or torch."""
@@ -108,7 +114,7 @@ class CodecBase:
     def runtime(self) -> str:
         """What computes features: onnx (ONNX Runtime) on processors, torch elsewhere or in bf16, numpy of vectors."""
         default = runtime_of(self.config, self.device, self.precision)
-        return default if default != "onnx" or self._asked == "auto" else self._asked
+        return self._asked if default == "onnx" and self._asked != "auto" and self.precision == "fp32" else default
 
     @property
     def device_type(self) -> str:
@@ -129,7 +135,7 @@ class CodecBase:
         if self.runtime == "numpy":
             return Vectors(self.model.tensors)
         if self.runtime == "onnx":
-            return OnnxNetwork(self.config, self.model.tensors)
+            return OnnxNetwork(self.config, self.model.tensors, self.precision)
         from stochcl.encoders.inference import TorchNetwork, choose_device
 
         device = choose_device(self.device)
