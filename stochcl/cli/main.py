@@ -160,6 +160,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "info": ("info", "Show what an archive holds and where its bytes go."),
         "verify": ("archives", "Check every byte of an archive, or salvage a damaged one."),
         "search": ("evaluate", "Find the images of an archive that are nearest to others."),
+        "dedup": ("evaluate", "Find rows that are nearly the same, by their codes."),
         "report": ("evaluate", "Explain an archive on one HTML page."),
         "decompress": ("archives", "Export codes as arrays: .npz, .npy, .csv, .parquet or .arrow."),
     },
