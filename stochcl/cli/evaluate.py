@@ -1,4 +1,4 @@
-"""Commands that learn from codes: evaluate, predict, uncertainty, report, search, select."""
+"""Commands that learn from codes: evaluate, predict, uncertainty, report, search, dedup, select."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stochcl.api.dedup import DedupOptions
 from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
 from stochcl.api.models import resolve_tables
 from stochcl.cli import options as opt
@@ -292,6 +293,35 @@ def search(
     lines = [line for part in found["queries"] for line in table(part["query"], _COLUMNS, _match_lines(part))]
     note = f"{found['images']:,} rows by {found['by']}; distance: {found['unit']}"
     show(found, [*lines, note], as_json=as_json)
+
+
+@opt.command()
+@opt.CODES
+@opt.output("The .csv or .parquet file of pairs to write.")
+@opt.options_of(DedupOptions)
+@opt.TABLES
+@opt.FORCE
+@JSON
+def dedup(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+    """Find rows that are nearly the same, by their codes alone.
+
+    Each pair is a line: the names of two rows, and the cosine of the vectors that their codes decode to. Of rows with
+    one code, each is paired with the first of them.
+
+    \b
+    Example:
+      stochcl dedup codes.bin -o pairs.csv
+      stochcl dedup codes.bin --threshold 1 -o equal.parquet
+    """
+    from stochcl.api.dedup import dedup
+
+    with progress_bar("cells", rate=False) as bar:
+        found = dedup(codes, output, tables=resolve_tables(model, codes), progress=bar, **opt.given(options))
+    line = (
+        f"{found['output']}: {plural(found['pairs'], 'pair')}, {found['equal']:,} of them of equal codes; "
+        f"{found['duplicates']:,} of {plural(found['images'], 'row')} repeat earlier ones"
+    )
+    show(found, [line], as_json=as_json)
 
 
 _COLUMNS = ("name", "rank", "label", "row", "distance")
