@@ -20,6 +20,7 @@ from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
 from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, ImageSource, MatrixSource, SourceOptions, StreamSource
+from stochcl.data.arrow import ArrowSource
 from stochcl.data.preprocess import FITS, Fit, Preprocess
 from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
@@ -92,11 +93,8 @@ def check_exclusive(**options: object) -> None:
 
 def header_of(codec: CodecBase, source: Source, options: CompressOptions, latents: int) -> Header:
     """Return the header of an archive of the first latents of a source."""
-    return codec.header(
-        latents=latents,
-        preprocess=preprocess_of(codec, options, source),
-        source_kind=source.kind,
-    )
+    header = codec.header(latents=latents, preprocess=preprocess_of(codec, options, source), source_kind=source.kind)
+    return replace(header, ids=source.ids) if isinstance(source, ArrowSource) and options.names else header
 
 
 def preprocess_of(codec: CodecBase, options: CompressOptions, source: Source) -> Preprocess:

@@ -13,7 +13,7 @@ from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
 from stochcl.api.source import check_paths_exist
 from stochcl.compress import ArchiveBase, open_archive
-from stochcl.data import ArrowVectors, MatrixSource, open_arrow, open_source
+from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
 from stochcl.messages import Progress, escape_name
@@ -44,8 +44,8 @@ class _Query:
 
 def search(
     path: PathLike, images: Sequence[PathLike] = (), *, names: Sequence[str] = (), rows: Sequence[int] = (),
-    model: str | None = None, device: str = "auto", tables: Where = (), progress: Progress = lambda done, total: None,
-    **options: Any,
+    model: str | None = None, device: str = "auto", column: str | None = None, id_column: str | None = None,
+    tables: Where = (), progress: Progress = lambda done, total: None, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Find the rows of an archive that are nearest to images, or to rows of its own.
 
@@ -65,6 +65,8 @@ def search(
     model : str, optional
         The archive's model, by name or file; by default the one that its header names, found by its hash.
     device : str
+    column, id_column : str, optional
+        Columns of a table with the vectors that are looked for, and with what they are called.
     tables : iterable of Tables or path-like
         Where to look first for decoders that are not in the archive.
     progress : callable
@@ -87,12 +89,12 @@ def search(
         If the model is not the archive's.
     ImageError, SourceError, FormatError
     """
-    asked = SearchOptions(**options)
+    asked, columns = SearchOptions(**options), SourceOptions(column=column, id_column=id_column)
     check_paths_exist(list(images))
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no images to search.")
-        queries = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
+        queries = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p), columns))]
         if not queries:
             raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
         decoder = None if asked.output == "symbols" else archive.decoder
@@ -130,9 +132,11 @@ def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Seque
         yield _Query(escape_name(stored[row]) if stored else f"row {row:,}", row)
 
 
-def _given(path: Path) -> Iterator[_Query]:
+def _given(path: Path, columns: SourceOptions) -> Iterator[_Query]:
     """Yield what a file holds: an image, or the rows of a matrix or table."""
-    table = open_arrow([path], takes=1)
+    table = open_arrow([path], columns, takes=1)
+    if table is None and (columns.column or columns.id_column):
+        raise UsageError(f"{escape_name(path)}: this is no table, so it has no columns (--column, --id-column).")
     if table is None and path.suffix.lower() != ".npy":
         yield _Query(escape_name(path), -1, path)
         return

@@ -21,7 +21,6 @@ from stochcl.data import (
     StreamSource,
     TarStream,
     open_arrow,
-    open_source,
     open_sources,
 )
 from stochcl.data.arrow import MemoryTable, is_table
@@ -91,13 +90,6 @@ def check_paths_exist(given: Given) -> None:
     """Raise SourceError for a path that is not there, before a model is loaded."""
     for path in given_paths(given):
         check_exists(path)
-
-
-def open_inputs(path: PathLike, codec: CodecBase, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
-    """Open a source of images or rows that fits a model."""
-    source = open_source(path, options)
-    check_source_fits_model(source, codec)
-    return source
 
 
 def check_source_fits_model(source: Source, codec: CodecBase) -> Source:

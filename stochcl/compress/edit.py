@@ -132,6 +132,8 @@ def merge(
         header = replace(header, source_kind="mixed")
     if any(archive.header.runtime != header.runtime for archive in archives):
         header = replace(header, runtime="mixed")
+    if any(archive.header.ids != header.ids for archive in archives):
+        header = replace(header, ids=None)
     header = replace(header, version=max(archive.header.version for archive in archives))
     holder = next((archive for archive in archives if is_embedded(archive)), archives[0])
     total, done = sum(len(archive) for archive in archives), 0
