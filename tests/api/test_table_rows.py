@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,9 @@ from stochcl.api.search import search
 from stochcl.data import read_labels
 from stochcl.errors import LabelsError, UsageError
 from tests.making import make_head
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -139,7 +141,7 @@ def test_labels_are_found_by_the_column_that_holds_the_names(made: Path, tmp_pat
         by_order.match(["a", "b"], "topic")
     with pytest.raises(LabelsError, match="no column"):
         by_order.match(names, "nope")
-    with pytest.raises(LabelsError, match="label-column|label_column"):
+    with pytest.raises(LabelsError, match="label_column"):
         by_order.match(names)
 
 
