@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import codec_of
-from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows, label_level_warning
+from stochcl.api.compress import (
+    CompressOptions,
+    Encoded,
+    check_exclusive,
+    drift_warning,
+    encode_rows,
+    label_level_warning,
+)
 from stochcl.api.source import (
     check_source_fits_model,
+    embedder_of,
     listing,
     no_readable_error,
     open_given,
@@ -24,6 +32,7 @@ from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
+from stochcl.compress.embedder import Embedder, check_embedder
 from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
 from stochcl.data.arrow import ArrowSource
 from stochcl.encoders.engine import RUNTIMES
@@ -73,8 +82,8 @@ def append(
     progress : callable
         Told how many images of how many are done.
     **reading
-        Fields of :class:`~stochcl.data.SourceOptions`: column, id_column, label_column, any_name, label_level,
-        label_files, max_pixels.
+        ``embedder``, and fields of :class:`~stochcl.data.SourceOptions`: column, id_column, label_column, any_name,
+        label_level, label_files, max_pixels.
 
     Raises
     ------
@@ -89,6 +98,8 @@ def append(
         codec = codec_of(path) if codec is None else codec
         images = check_source_fits_model(open_given(source, options, codec.columns or 0), codec)
         labelled = labels is not None or _labels_come_along(options, images)
+        embedder, known = embedder_of(images, options.embedder), Embedder.of(archive.header.embedder)
+        check_embedder(escape_name(images.path), embedder, known, escape_name(path))
         _check_appendable(archive, path, codec, labels=labelled, asked=labels is not None or _are_asked(options))
         codec = _like(archive.header, codec.with_precision(archive.header.precision))
         made, here = archive.header.runtime or "torch", codec.runtime
@@ -121,7 +132,9 @@ def append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
         )
     warnings = source_warnings(new, encoded.damaged) + label_level_warning(options.label_level, encoded)
+    warnings += drift_warning(codec, encoded.drift)
     notes += [line.removeprefix("warning: ") for line in warnings]
+    report = replace(report, drift=encoded.drift.to_json() if encoded.drift is not None and added else None)
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
 
 

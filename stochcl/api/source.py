@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
+from stochcl.compress.embedder import Embedder
 from stochcl.data import (
     ArrowVectors,
     Failure,
@@ -33,7 +36,6 @@ from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
@@ -116,6 +118,31 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
             f"trained on such rows, or train one with {training}."
         )
     return source
+
+
+_LOOKED_AT = 1024  # rows whose lengths are looked at
+_NEAR_ONE = 0.01
+
+
+def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
+    """Return what made the vectors of a source: the one that is named, or that its metadata name, if any.
+
+    Raises
+    ------
+    UsageError
+        If one is named for images.
+    """
+    if not isinstance(source, MatrixSource | ArrowVectors):
+        if named is not None:
+            raise UsageError("--embedder names what made embeddings, and these are images; leave it out.")
+        return None
+    text = named or (source.embedder if isinstance(source, ArrowVectors) else None)
+    if not text:
+        return None
+    batches = source.batches(_LOOKED_AT) if isinstance(source, MatrixSource) else source.vectors(_LOOKED_AT)
+    lengths = np.concatenate([np.linalg.norm(batch.vectors, axis=1) for batch in islice(batches, 1)])
+    normalised = bool((np.abs(lengths - 1) < _NEAR_ONE).all()) if len(lengths) else None
+    return replace(Embedder.parse(text), width=source.dim, normalised=normalised)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
         metavar="DIR",
         help="What the list's paths, and so the names, are relative to.  [default: the current folder]",
     ),
-    opt.options_of(CompressOptions, only="column id_column any_name depth max_pixels fit workers strict"),
+    opt.options_of(CompressOptions, only="column id_column embedder any_name depth max_pixels fit workers strict"),
 )
 @opt.section("Labels", opt.options_of(CompressOptions, only="label_level label_column label_files"))
 @opt.section("Rate", opt.options_of(CompressOptions, only="latents rate"))
@@ -316,7 +316,7 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=opt.SOURCE)
 @click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 @opt.DEVICE
-@opt.options_of(CompressOptions, only="column id_column any_name max_pixels batch_size workers")
+@opt.options_of(CompressOptions, only="column id_column embedder any_name max_pixels batch_size workers")
 @opt.section(
     "Labels, if the archive has some stored",
     click.option("--labels", type=opt.INPUT, help="CSV file name,label, .npy array, or .parquet or .arrow file."),

@@ -270,7 +270,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     click.option("--row", "rows", multiple=True, type=int, help="Search for this row of it; may be repeated."),
     opt.options_of(SearchOptions),
 )
-@opt.section("Table of queries", opt.options_of(CompressOptions, only="column id_column"))
+@opt.section("Embeddings as queries", opt.options_of(CompressOptions, only="column id_column embedder"))
 @opt.section(
     "Page",
     click.option("--html", type=opt.PATH, metavar="FILE", help="Also write a page of what was found."),

@@ -8,6 +8,9 @@ from typing import Any
 from stochcl.errors import ModelMismatch
 from stochcl.messages import escape_name
 
+EMBEDDER_KEY = "embedder"
+"""The key of the metadata of an Arrow schema that names it, as ``NAME`` or ``NAME@REVISION``."""
+
 
 @dataclass(frozen=True)
 class Embedder:

@@ -38,8 +38,8 @@ _KINDS: dict[str, type] = {
     "preprocess": dict,
     "selection": list,
 }
-_REMARKS = ("ids",)  # of later programs, which are left out where they are not of their type
-_OPTIONAL = ("runtime", "selection", "ids")
+_REMARKS = ("ids", "embedder")  # of later programs, which are left out where they are not of their type
+_OPTIONAL = ("runtime", "selection", "ids", "embedder")
 _HASHES = ("model_sha256", "tables_sha256")
 _DEFLATED = 3  # the first version whose header is deflated, behind these hashes
 _HASH = 32
@@ -79,6 +79,8 @@ class Header:
         Which of the encoder's latents these are, ascending, where they are not its first ones.
     ids : dict, optional
         What the names were in the table that they came from: its ``column``, and its Arrow ``type``.
+    embedder : dict, optional
+        What made the vectors that were compressed, as :class:`~stochcl.compress.embedder.Embedder` has it.
     version : int
         Of the format. It stands in the prologue.
     """
@@ -97,6 +99,7 @@ class Header:
     runtime: str = ""
     selection: tuple[int, ...] | None = None
     ids: dict[str, Any] | None = None
+    embedder: dict[str, Any] | None = None
     version: int = field(default=framing.VERSION, compare=False)
 
     def codes(

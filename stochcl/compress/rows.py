@@ -9,6 +9,7 @@ import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
+from stochcl.compress.embedder import EMBEDDER_KEY, Embedder
 from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
@@ -433,7 +434,9 @@ class DecodedRows:
             fields.append(pa.field("symbols", pa.list_(symbol, self.latents), metadata=alphabet))
         if self.decoder is not None:
             fields.append(pa.field("vector", pa.list_(pa.float32(), self.dim)))
-        return pa.schema(fields, alphabet | {_ARROW_MODEL: header.model_sha256})
+        embedder = Embedder.of(header.embedder)
+        made = {} if embedder is None else {EMBEDDER_KEY: str(embedder)}
+        return pa.schema(fields, alphabet | {_ARROW_MODEL: header.model_sha256} | made)
 
     def record_batches(self, schema: Any) -> Iterator[Any]:
         """Yield Arrow's record batches."""

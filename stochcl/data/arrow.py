@@ -237,6 +237,21 @@ def label_texts(values: Sequence[Any], classes: Sequence[str]) -> list[str]:
     ]
 
 
+def named_embedder(schema: Any, column: str) -> str | None:
+    """Return what the metadata of a table, of its column or of Hugging Face's data set call the vectors' embedder."""
+    whole, own = (dict(found.metadata or {}) for found in (schema, schema.field(column)))
+    with suppress(ValueError, KeyError, TypeError):
+        info = json.loads(whole[b"huggingface"])["info"]
+        whole = {key.encode(): str(value).encode() for key, value in info.items() if isinstance(value, str)} | whole
+    for place, keys in ((own, (*_EMBEDDERS, b"model", b"model_name")), (whole, _EMBEDDERS)):
+        for key in keys:
+            if name := place.get(key, b"").decode("utf-8", "replace").strip():
+                revision = place.get(key + b"_revision", b"").decode("utf-8", "replace").strip()
+                return f"{name}@{revision}" if revision and "@" not in name else name
+    return None
+
+
+_EMBEDDERS = (b"embedder", b"embedding_model")
 _IMAGES = 64  # rows read at a time, of images
 _LOOKED = 16  # times as many, in which a first value is looked for
 _VECTORS = 4096
@@ -326,6 +341,11 @@ class ArrowSource(StreamSource):
 
         kind = None if self._name is None else self._schema.field(self._name).type
         return {"column": str(self._name), "type": str(kind)} if kind and types.is_integer(kind) else None
+
+    @property
+    def embedder(self) -> str | None:
+        """What made the vectors, as the table's metadata say: a name, or ``NAME@REVISION``."""
+        return named_embedder(self._schema, self.column)
 
     def leave_out(self, names: Sequence[str]) -> None:
         """Pass over rows of these names; of a name that rows have more often, those beyond its count are read.
