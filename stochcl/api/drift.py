@@ -30,7 +30,7 @@ class Drift:
 
     The first word is what the first latents say: which cluster a row is in. Later latents say where it is in there,
     and cost as much for rows of any kind. (Digits told from CIFAR-10 by the default model: AUROC 0.96 by the length
-    of 8 latents, 0.32 by that of all 256.) What a model expects is its own entropy, and so the mean of rows like
+    of 8 latents, 0.33 by that of all 256.) What a model expects is its own entropy, and so the mean of rows like
     those that it was fitted to.
 
     Parameters
