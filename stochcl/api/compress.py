@@ -12,14 +12,17 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api import source as sources
+from stochcl.api.drift import Drift
 from stochcl.api.summary import Report, external_tables_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, ArchiveBase, Header, Writer
+from stochcl.compress.embedder import Embedder
 from stochcl.compress.journal import rows_kept
 from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
 from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, ImageSource, MatrixSource, SourceOptions, StreamSource
+from stochcl.data.arrow import ArrowSource
 from stochcl.data.preprocess import FITS, Fit, Preprocess
 from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
@@ -51,6 +54,10 @@ class CompressOptions(SourceOptions):
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; it does not change codes.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one per core, at most 8")
+    embedder: str | None = option(
+        None, "What made the embeddings; kept, and never mixed with others.", unit="NAME[@REVISION]",
+        shown="what the table's metadata or the model say",
+    )  # fmt: skip
     fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
@@ -94,11 +101,11 @@ def check_exclusive(**options: object) -> None:
 
 def header_of(codec: CodecBase, source: Source, options: CompressOptions, latents: int) -> Header:
     """Return the header of an archive of the first latents of a source."""
-    return codec.header(
-        latents=latents,
-        preprocess=preprocess_of(codec, options, source),
-        source_kind=source.kind,
-    )
+    header = codec.header(latents=latents, preprocess=preprocess_of(codec, options, source), source_kind=source.kind)
+    if isinstance(source, ArrowSource) and options.names:
+        header = replace(header, ids=source.ids)
+    embedder = sources.embedder_of(source, options.embedder)
+    return header if embedder is None else replace(header, embedder=embedder.to_json())
 
 
 def preprocess_of(codec: CodecBase, options: CompressOptions, source: Source) -> Preprocess:
@@ -154,8 +161,10 @@ def report_of(
     report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
     warnings = sources.source_warnings(source, encoded.damaged)
     warnings += label_level_warning(level, encoded)
-    warnings += distribution_shift_warning(codec, archive)
-    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
+    warnings += embedder_warning(codec, archive)
+    warnings += distribution_shift_warning(codec, archive, encoded.drift)
+    drift = None if encoded.drift is None else encoded.drift.to_json()
+    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged), drift=drift)
 
 
 def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
@@ -234,11 +243,12 @@ def _encode_all(
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded: rows, images that were damaged and read all the same, and whether any row has a label."""
+    """What was encoded: rows, images that were damaged and read all the same, whether any has a label, and drift."""
 
     rows: int = 0
     damaged: Sequence[Failure] = ()
     labelled: bool = False
+    drift: Drift | None = None
 
 
 def encode_rows(
@@ -251,6 +261,7 @@ def encode_rows(
     is stored beside them.
     """
     encoded, damaged, labelled = 0, list[Failure](), False
+    drift = None if writer.header.selection else Drift.of(codec, writer.header.latents)
     progress(writer.position, len(source))
     for part in sources.read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
         if options.strict and (part.failures or part.damaged):
@@ -262,6 +273,8 @@ def encode_rows(
         if part.positions:
             width = writer.header.latents if writer.header.selection is None else None
             codes = codec.encode_prepared(part.inputs, uncertainty=options.uncertainty, latents=width).codes
+            if drift is not None:
+                drift = drift.plus(codes)
             labels = part.labels
             if options.label_level is not None:
                 labels = tuple(folder_label(name, options.label_level) for name in part.names)
@@ -270,7 +283,7 @@ def encode_rows(
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
-    return Encoded(encoded, damaged, labelled)
+    return Encoded(encoded, damaged, labelled, drift)
 
 
 # A rate
@@ -395,8 +408,19 @@ def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
 # What is said afterwards
 
 
-def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
+def drift_warning(codec: CodecBase, drift: Drift | None) -> tuple[str, ...]:
+    """Return a warning where the first latents of rows that were just encoded cost more than those of training."""
+    unit, fitted = ("row", "`stochcl train`") if codec.columns else ("image", "`stochcl adapt`")
+    if drift is None or (found := drift.finding(unit)) is None:
+        return ()
+    asked = f"the {unit}s may be of a kind that it was not trained on; {fitted} makes a model that knows them"
+    return (f"warning: {found}; {asked}",)
+
+
+def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase, drift: Drift | None = None) -> tuple[str, ...]:
     """Return a warning where the model predicts codes worse than those of its training images."""
+    if warned := drift_warning(codec, drift):
+        return warned
     network = codec.tables.autoregressive is not None  # a record may tell of one that was not worth its bytes
     recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits" if network else "independent_bits")
     if not recorded or len(archive) < _FEW:
@@ -417,6 +441,15 @@ def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[
     fitted = "`stochcl train`" if codec.columns else "`stochcl adapt`"
     advice = f"`stochcl transcode --refit` may make the file smaller, and {fitted} makes a model that knows them"
     return (f"warning: {found}: the {unit}s may be of a kind that it was not trained on; {advice}",)
+
+
+def embedder_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
+    """Return a warning where the model was trained on the vectors of another embedder."""
+    made, trained = Embedder.of(archive.header.embedder), codec.embedder
+    if made is None or trained is None or not (difference := made.difference(trained)):
+        return ()
+    advice = "train one for these with `stochcl train`"
+    return (f"warning: the model was trained on the vectors of another embedder ({difference}); {advice}",)
 
 
 @contextmanager

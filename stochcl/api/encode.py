@@ -15,6 +15,7 @@ import numpy as np
 
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header
+from stochcl.compress.embedder import Embedder
 from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
@@ -155,6 +156,11 @@ class CodecBase:
     def columns(self) -> int | None:
         """W, the width of the vectors that the model takes; None where it takes images."""
         return self.config.columns
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """What made the vectors that the model was trained on, where that is known."""
+        return None if self.columns is None else Embedder.of(self.model.record.get("embedder"))
 
     @property
     def size(self) -> int:
@@ -366,6 +372,7 @@ class CodecBase:
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,
+            embedder=None if self.embedder is None else self.embedder.to_json(),
         )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from stochcl.api.compress import Encoded, encode_rows, header_of, preprocess_of, report_of, unwritable
+from stochcl.api.drift import Drift
 from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.compress import Archive, Header, Writer, open_archive
@@ -238,6 +239,7 @@ def _make_shards(
         sum(one.rows for one in new),
         [failure for one in new for failure in one.damaged],
         any(one.labelled for one in new),
+        Drift.total([one.drift for one in new if one.drift is not None]),
     )
     return encoded, plan.shards - len(todo)
 

@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stochcl.api.compress import CompressOptions
 from stochcl.api.dedup import DedupOptions
 from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
 from stochcl.api.models import resolve_tables
+from stochcl.api.source import check_paths_exist
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 from stochcl.messages import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+CODES_OR_SOURCE = click.argument("codes", nargs=-1, metavar="[CODES|SOURCE...]", type=opt.SOURCE)
 OPTIONAL_CODES = click.argument("codes", required=False, type=opt.INPUT)
 TRAIN = click.option("--train", type=opt.INPUT, help="The archive to train on, in place of CODES.")
 MODEL = click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
@@ -29,15 +33,22 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
 
 
 @opt.command()
-@OPTIONAL_CODES
-@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive."))
+@CODES_OR_SOURCE
+@opt.section(
+    "Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive, or these embeddings.")
+)
+@opt.section(
+    "Embeddings",
+    click.option("--vector-column", metavar="NAME", help="Column of the table with vectors.  [default: what fits]"),
+    opt.options_of(CompressOptions, only="id_column"),
+)
 @opt.section(
     "Labels",
     opt.LABELS,
     opt.TEST_LABELS,
     opt.LEVEL,
     click.option("--label-column", "--column", "columns", multiple=True,
-                 help="Column of --labels; several targets by repeating it.  [default: first]"),
+                 help="Column of --labels or the table; several targets by repeating it.  [default: label or first]"),
     click.option(
         "--groups", help="Column of --labels, or a CSV file name,group: no group is both trained and scored on."
     ),
@@ -45,31 +56,42 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
 )  # fmt: skip
 @opt.section("Probe", opt.options_of(EvaluateOptions, only="estimator output latents folds test_size seed"))
 @click.option("--save", type=opt.PATH, help="Write the probe here, for `stochcl predict`.")
-@opt.TABLES
+@click.option("-m", "--model", help="Model or .tables file with the decoder; the model that encodes embeddings.")
 @JSON
 def evaluate(
-    codes: Path | str | None, *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
+    codes: tuple[Path | str, ...], *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
 ) -> None:
     """Train a classifier or regressor on codes and score it on rows that it has not seen.
 
-    Labels are the first folders of the names (or others, --label-level), or come from a CSV file. Scores are of a
-    cross-validation, of a part held out (--test-size), or of another archive (--test).
+    Labels are the first folders of the names (or others, --label-level), or come from a file. Scores are of a
+    cross-validation, of a part held out (--test-size), or of another archive (--test). Embeddings (.npy matrices,
+    .parquet or .arrow files) are encoded by the model first.
 
     \b
     Example:
       stochcl evaluate codes.bin
       stochcl evaluate --train train.bin --test test.bin --estimator svm
+      stochcl evaluate vectors.parquet -m head.safetensors --label-column topic
     """
     from stochcl.api.evaluate import evaluate_targets
+    from stochcl.api.probe_source import are_embeddings, evaluate_embeddings
 
-    path = _training_codes(codes, train)
-    tables = resolve_tables(model, path)
+    paths: Sequence[Path | str] = codes or ([] if train is None else [train])
+    check_paths_exist(paths)
+    asked, columns = opt.given(options), {name: options.pop(name) for name in ("vector_column", "id_column")}
     with progress_bar("probes", rate=False) as bar:
 
         def trained(done: int, total: int) -> None:
             bar(done, total, f"{done:,} of {total:,} probes trained")
 
-        results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
+        if are_embeddings(paths) and not (codes and train):
+            results, facts = evaluate_embeddings(paths, model=model, progress=trained, **asked)
+        else:
+            path = _training_codes(paths[0] if len(paths) == 1 else None, train if codes else None)
+            if named := opt.given(columns):
+                raise click.UsageError(f"--{next(iter(named)).replace('_', '-')}: {path} is no table.")
+            tables = resolve_tables(model, path)
+            results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
@@ -253,6 +275,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     ),
     opt.options_of(SearchOptions),
 )
+@opt.section("Embeddings as queries", opt.options_of(CompressOptions, only="column id_column embedder"))
 @opt.section(
     "Page",
     click.option("--html", type=opt.PATH, metavar="FILE", help="Also write a page of what was found."),
@@ -277,6 +300,7 @@ def search(
     \b
     Example:
       stochcl search codes.bin photo.jpg -k 5
+      stochcl search codes.bin queries.parquet --id-column uid
       stochcl search codes.bin --name cats/01.png --html found.html --images images/
     """
     from stochcl.api.search import search
