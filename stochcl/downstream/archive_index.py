@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import UsageError
 from stochcl.messages import Progress, silent
 
