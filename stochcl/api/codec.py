@@ -43,9 +43,9 @@ class Codec(CodecBase):
     device : str
         auto, cpu, cuda...
     precision : str
-        fp32, bf16 or int8, of the network's arithmetic. bf16 is faster where the processor has it, int8 on any
-        processor, for EfficientNet-Lite networks. Bits come out differently, of the default model one in six, so that
-        an archive has one precision, in its header.
+        fp32, bf16 or int8, of the network's arithmetic; auto is int8 for EfficientNet-Lite networks on a processor
+        that were not fine-tuned, and else fp32. bf16 is faster where the processor has it, int8 on any. Bits come out
+        differently, of the default model one in five, so that an archive has one precision, in its header.
 
     Raises
     ------
