@@ -29,6 +29,7 @@ from stochcl.encoders.engine import (
     Vectors,
     check_inputs,
     encode,
+    precision_of,
     runtime_of,
 )
 from stochcl.encoders.latents import Latents
@@ -58,13 +59,16 @@ class CodecBase:
     precisions = PRECISIONS
 
     def __init__(
-        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "fp32", runtime: str = "auto"
+        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "auto", runtime: str = "auto"
     ) -> None:
-        self._check_precision(precision)
-        self.precision = precision
+        if precision != "auto":
+            self._check_precision(precision)
         self.device = device_name("cpu" if precision == "int8" and device == "auto" else device)
         self.model = load_model(find_model(model))
         self._asked = runtime
+        if precision == "auto":
+            precision = "fp32" if runtime == "torch" else precision_of(self.config, self.device)
+        self.precision = precision
         if runtime not in ("auto", *RUNTIMES):
             raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
         self._check_runtime()
@@ -78,7 +82,7 @@ class CodecBase:
 
     def _check_precision(self, precision: str) -> None:
         if precision not in self.precisions:
-            raise UsageError(f"precision must be {' or '.join(self.precisions)}, got {precision!r}.")
+            raise UsageError(f"precision must be auto, {' or '.join(self.precisions)}, got {precision!r}.")
 
     def _check_runtime(self) -> None:
         if self.precision == "int8" and (self.config.backbone not in EFFICIENTNETS or self.device_type != "cpu"):
@@ -98,8 +102,10 @@ class CodecBase:
         return self._copy(precision=precision, **({"device": "cpu"} if precision == "int8" else {}))
 
     def with_runtime(self, runtime: str) -> Self:
-        """Return this codec, or one whose features another runtime computes, onnx or torch."""
-        return self if runtime == self.runtime or self.columns else self._copy(_asked=runtime)
+        """Return this codec, or one whose features another runtime computes, onnx or torch, which has no int8."""
+        if runtime == self.runtime or self.columns:
+            return self
+        return self._copy(_asked=runtime, precision="fp32" if self.precision == "int8" else self.precision)
 
     def _copy(self, **changes: Any) -> Self:
         other = copy.copy(self)
@@ -115,7 +121,7 @@ class CodecBase:
     def runtime(self) -> str:
         """What computes features: onnx (ONNX Runtime) on processors, torch elsewhere or in bf16, numpy of vectors."""
         default = runtime_of(self.config, self.device, self.precision)
-        return self._asked if default == "onnx" and self._asked != "auto" and self.precision == "fp32" else default
+        return self._asked if default == "onnx" and self._asked != "auto" and self.precision != "int8" else default
 
     @property
     def device_type(self) -> str:

@@ -92,8 +92,9 @@ def output_of(path: Path) -> Path | IO[bytes]:
     "Model",
     click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file."),
     opt.DEVICE,
-    click.option("--precision", type=click.Choice(["fp32", "bf16", "int8"]), default="fp32", show_default=True,
-                 help="Numeric precision of the network; bf16 is faster if the processor supports it, int8 on any."),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto",
+                 help="Numeric precision of the network.  [default: auto, which is int8 for EfficientNet-Lite "
+                      "networks, such as the default model's, on a processor, and else fp32]"),
     opt.options_of(CompressOptions, only="batch_size"),
 )  # fmt: skip
 @opt.section("Archive", opt.options_of(CompressOptions, only="names uncertainty self_contained external_tables"))

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders import layout
-from stochcl.encoders.config import TIMM_PREFIX
+from stochcl.encoders.config import EFFICIENTNETS, TIMM_PREFIX
 from stochcl.encoders.graph import Network as Graph
 from stochcl.errors import UsageError
 
@@ -173,6 +173,13 @@ def cores() -> int:
     if asked.isdecimal() and int(asked):
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def precision_of(config: EncoderConfig, device: str) -> str:
+    """Return the precision that such a model computes in by default."""
+    # Of a fine-tuned network, whose classifier reads features as they were, it has not been measured.
+    whole = config.backbone in EFFICIENTNETS and not config.classes and device == "cpu"
+    return "int8" if whole else "fp32"
 
 
 def runtime_of(config: EncoderConfig, device: str, precision: str) -> str:
