@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from code_sets import INDEPENDENT, CodecConfig, code_sets
+from throughput import peak, restart_peak
 
 from stochcl import framing
 from stochcl.benchmarks.probes import write_archive
 from stochcl.benchmarks.run import BenchmarkError, ChildDiedError, call_in_child, need, record, stay_on_one_core
-from stochcl.benchmarks.throughput import peak, restart_peak
 from stochcl.cli.benchmark import command_of
 from stochcl.codes import Codes, bits_per_symbol, symbol_dtype
 from stochcl.compress import Archive, Header

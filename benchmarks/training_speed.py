@@ -15,18 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from throughput import COLUMNS, facts, interleave, lines, one_thread, ratio, row, waiting_for
 
 from stochcl.benchmarks.run import Config, record
-from stochcl.benchmarks.throughput import (
-    COLUMNS,
-    facts,
-    interleave,
-    lines,
-    one_thread,
-    ratio,
-    row,
-    waiting_for,
-)
 from stochcl.cli.benchmark import command_of
 from stochcl.options import option
 

@@ -42,7 +42,7 @@ __all__ = [
 
 
 def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "fp32") -> Codec:
-    """Load an encoder, by the name of an embedded model or from a model file; ``precision`` is fp32 or bf16.
+    """Load an encoder, by the name of a packaged model or from a model file; ``precision`` is fp32, bf16 or int8.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
 ) -> Archive | FolderArchive:
     """Open an archive of codes, at a path or a URL (``s3://...``), or a folder of shards; torch is not imported.
 
-    ``model`` is a model or .tables file with the decoder, if that is neither in the archive nor in the package.
+    ``model`` is a model or .tables file with the decoder, if neither the archive nor the package has it.
     A small file that asks for hours of work, or for all memory, is refused, unless it is ``trusted``.
 
     Raises
@@ -100,11 +100,11 @@ def writer(
     ----------
     path : path-like
     codec : Codec, optional
-        That encodes; by default the one that ``model`` names.
+        The encoder; by default the one that ``model`` names.
     model : str or path-like, optional
-        As :func:`load` takes it; the default model, if there is no codec either.
+        A model as :func:`load` takes it; without codec and model, the default model.
     latents : int, optional
-        Width of the codes; the model's by default.
+        Number of latents to keep; all by default.
     uncertainty : bool
         Whether to store the codes' uncertainty, too.
     **options

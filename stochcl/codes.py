@@ -51,7 +51,7 @@ class Codes:
         K, the number of values a latent takes (2 for Bernoulli latents).
     names : sequence of str, optional
         One name a row: POSIX path relative to the source; bytes that are not UTF-8 as surrogate escapes. A tuple,
-        or of rows from an archive a view that reads them when they are looked at.
+        or, for rows from an archive, a view that reads them on demand.
     labels : sequence of str, optional
         One label a row; an empty string where a row has none. As ``names``.
     uncertainty : ndarray of float32, shape (N,), optional
@@ -107,7 +107,7 @@ class Codes:
         Raises
         ------
         ValueError
-            If a symbol is no integer, lies outside ``0 .. alphabet - 1``, or ``symbols`` is not two-dimensional.
+            If a symbol is not an integer, lies outside ``0 .. alphabet - 1``, or ``symbols`` is not two-dimensional.
         """
         bits_per_symbol(alphabet)
         array = np.asarray(symbols)
@@ -242,15 +242,18 @@ def plain_label(label: Any) -> Any:
     return label.item() if getattr(label, "shape", None) == () and hasattr(label, "item") else label
 
 
+_MOST_WHOLE = 2**53  # larger floats stand for several whole numbers
+
+
 def label_text(label: Any) -> str:
     """Return a label as text; an empty one for None, NaN, masked, a negative class number and blanks: no label.
 
-    Text says what it says: a class may be called ``nan``, ``NA`` or ``-1``.
+    Text says what it says: a class may be called ``nan``, ``NA`` or ``-1``. A whole float is written as 2, not 2.0.
 
     Examples
     --------
-    >>> [label_text(label) for label in ("cat", 3, np.array(0), "nan", None, float("nan"), np.ma.masked, -1, " ")]
-    ['cat', '3', '0', 'nan', '', '', '', '', '']
+    >>> [label_text(label) for label in ("cat", 3, 2.0, "nan", None, float("nan"), np.ma.masked, -1, " ")]
+    ['cat', '3', '2', 'nan', '', '', '', '', '']
     """
     if label is np.ma.masked:
         return ""
@@ -265,6 +268,8 @@ def label_text(label: Any) -> str:
         missing = bool(label != label)  # noqa: PLR0124 - NaN and NaT are not
     except (TypeError, ValueError):  # pandas.NA has no truth
         missing = True
+    if isinstance(label, float) and label.is_integer() and abs(label) < _MOST_WHOLE:
+        label = int(label)
     return "" if missing else str(label)
 
 

@@ -82,7 +82,7 @@ class StochclError(Exception):
 
 
 class UsageError(StochclError, ValueError):
-    """The request cannot be carried out as it was put, whatever the data."""
+    """The request is wrong, whatever the data: an option, or options that contradict each other."""
 
     exit_code = 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import re
@@ -35,6 +36,19 @@ def is_lfs_pointer(head: bytes) -> bool:
     (True, False)
     """
     return len(head) >= 20 and head[: len(_LFS)] == _LFS[: len(head)]
+
+
+def seems_utf16(text: bytes) -> bool:
+    """Tell by its first bytes whether text is UTF-16: it has the mark, or every other byte is zero.
+
+    Examples
+    --------
+    >>> [seems_utf16("name,label".encode(encoding)) for encoding in ("utf-8", "utf-16", "utf-16-be", "utf-16-le")]
+    [False, True, True, True]
+    """
+    head = text[:64]
+    unmarked = len(head) >= 8 and any(head[::2]) != any(head[1::2])
+    return unmarked or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def refuse_pointer(path: PathLike, head: bytes, what: str, error: type[StochclError] = SourceError) -> None:
@@ -358,7 +372,7 @@ def check_output(path: Path, source: Path | None, *, force: bool) -> None:
     except OSError as exc:
         raise OutputError(f"{shown}: it cannot be written: {os_reason(exc)}; give another name.") from exc
     if not folder and _URL.match(str(path)):
-        raise UsageError(f"{shown}: this is a URL, and outputs are files here; name one, and copy it there.")
+        raise UsageError(f"{shown}: this is a URL, and outputs are local files; write to a file and copy it there.")
     if not folder:
         raise OutputError(f"{shown}: the folder to write to does not exist; make it first.")
     if status is None:

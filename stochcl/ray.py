@@ -70,7 +70,7 @@ def compress_folder(
     if engine not in ENGINES:
         raise UsageError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}.")
     if address is not None and engine != "ray":
-        raise UsageError("--address is that of a Ray cluster; give it with --engine ray.")
+        raise UsageError("--address needs --engine ray.")
     sources = _paths(source)
     if not isinstance(folder, str | Path):
         raise UsageError("shards go to a folder, not to standard output; give -o a name.")
@@ -79,7 +79,7 @@ def compress_folder(
     if engine == "ray":
         need_ray()
         if workers is not None and workers < 1:
-            raise UsageError(f"--workers {workers} counts processes; Ray needs at least one.")
+            raise UsageError(f"--workers must be at least 1 with --engine ray, got {workers}.")
         run = partial(run_on_ray, address=address, workers=workers)
         asked = replace(asked, workers=1)
     # Ray tells of workers that died on standard output, which is for results.
@@ -130,7 +130,9 @@ class ShardWorker:
             plan = self._plan
             codec = Codec(plan.model, device=plan.device, precision=plan.precision)
             if codec.model.sha256 != plan.facts["model"]:
-                raise UsageError(f"{escape_name(plan.model)}: a worker finds another model; give it the same.")
+                raise UsageError(
+                    f"{escape_name(plan.model)}: a worker found another model there; give all machines the same file."
+                )
             self._codec = codec
         return self._codec
 
@@ -282,8 +284,8 @@ def _connected(address: str | None) -> Iterator[None]:
         what = "none could be started on this machine" if where == "local" else f"there is none at {where}"
         reason = escape_name(str(exc).strip().rstrip("."))
         raise UsageError(
-            f"Ray has no cluster: {what} ({reason}). One to be joined has to be up, of this version of Ray, and its "
-            "token, if it has one, set for this process, too."
+            f"Ray has no cluster: {what} ({reason}). Start the cluster first, with this version of Ray, and set its "
+            "token here if it has one."
         ) from exc
     try:
         yield

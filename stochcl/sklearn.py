@@ -43,21 +43,21 @@ class EmbeddingCoder(
 ):
     """Learns a short discrete code of embeddings, and a decoder from codes to vectors.
 
-    What is fitted is a model of vectors, the same as ``stochcl train vectors.npy`` makes: :meth:`save` writes it,
-    and ``stochcl compress -m`` takes it. Rows are drawn evenly from those given, 200,000 at most.
+    It fits a model of vectors, as ``stochcl train vectors.npy`` does: :meth:`save` writes it, and ``stochcl compress
+    -m`` takes it. At most 200,000 of the rows are used, drawn evenly.
 
     Parameters
     ----------
     latents : int, optional
-        D, the number of latents of a code. What is None of it, of posterior and of alphabet is chosen by the rate, as
-        ``stochcl train`` does.
+        D, the number of latents of a code. If it, posterior or alphabet is None, the rate decides, as in
+        ``stochcl train``.
     rate : float, optional
-        Bits that a row's code is to take in a file; without it, codes keep what helps to give the vector back.
+        Target bits of a row's code in a file; without it, codes keep whatever helps to decode the vector.
     output : str
         What :meth:`transform` returns: ``symbols``, integers of shape (N, D); or ``vectors``, what they decode to,
-        float32 of shape (N, W), which a linear model on top makes more of.
+        float32 of shape (N, W), which suit linear models better.
     kept : int, optional
-        Latents that :meth:`transform` keeps, the first so many; all by default.
+        How many latents :meth:`transform` keeps, the first ones; all by default.
     objective : str
         ``nt-xent`` keeps what tells one row from another, for classifiers; ``reconstruct`` keeps distances.
     posterior : str, optional
@@ -65,13 +65,13 @@ class EmbeddingCoder(
     alphabet : int, optional
         Values of a latent; 2 for bernoulli.
     steps : int
-        Of training.
+        Training steps.
     max_time : float, optional
-        Seconds that training may take.
+        Most seconds of training.
     entropy : str
         ``autoregressive`` fits a network that makes files small; ``independent`` is faster, where no file is written.
     random_state : int, RandomState instance or None
-        Of the rows that are drawn and of training.
+        Seed of the drawn rows and of training.
 
     Attributes
     ----------
@@ -153,10 +153,10 @@ class EmbeddingCoder(
     def _check(self) -> None:
         """Refuse what training would not notice, before it."""
         if self.output not in OUTPUTS:
-            raise UsageError(f"output is {' or '.join(OUTPUTS)}, not {self.output!r}.")
+            raise UsageError(f"output must be {' or '.join(OUTPUTS)}, got {self.output!r}.")
         most = int(getattr(self, "latents_", self.latents or 4096))
         if self.kept is not None and not 1 <= self.kept <= most:
-            raise UsageError(f"kept is 1 to {most:,} latents, not {self.kept}.")
+            raise UsageError(f"kept must be 1 to {most:,} latents, got {self.kept}.")
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Encode rows.
@@ -183,7 +183,7 @@ class EmbeddingCoder(
         Raises
         ------
         ValueError
-            If it has another width, or holds numbers that are no symbols.
+            If it has another width, or holds numbers that are not symbols.
         """
         check_is_fitted(self)
         if self.output == "vectors":
@@ -205,7 +205,7 @@ class EmbeddingCoder(
             raise ValueError(f"transform returns {self._n_features_out} columns, and this has {width}")
 
     def codec(self) -> Codec:
-        """Return the codec of the fitted model, which writes files, as ``compress("vectors.npy", "codes.bin")``."""
+        """Return the codec of the fitted model, to write files: ``codec().compress("vectors.npy", "codes.bin")``."""
         from stochcl.api.embedding_model import codec_of
 
         check_is_fitted(self)
@@ -252,20 +252,19 @@ class CodesTransformer(
 ):
     """Encodes images by their paths with a model, or looks their codes up by name in an archive, without torch.
 
-    Nothing is learnt: ``fit`` takes down which model it is and how wide its codes are, and ``transform`` refuses
-    another model than that.
+    Nothing is learnt: ``fit`` records the model and the width of its codes, and ``transform`` refuses other models.
 
     Parameters
     ----------
     model : str or path-like
-        That encodes, as :func:`stochcl.load` takes it.
+        The model that encodes, as :func:`stochcl.load` takes it.
     archive : str or path-like, optional
-        Take codes from this archive, a file, a folder of shards or a URL, in which the images are called as they are
-        given; no model is loaded.
+        Look codes up in this archive (a file, a folder of shards or a URL) by the names given to :meth:`transform`;
+        no model is loaded.
     output : str
         ``symbols``, integers of shape (N, D); or ``vectors``, what they decode to, float32 of shape (N, V).
     latents : int, optional
-        The first so many; all by default.
+        How many latents to keep, the first ones; all by default.
     batch_size : int
         Images encoded at a time.
     device : str
@@ -297,7 +296,7 @@ class CodesTransformer(
         self.device = device
 
     def fit(self, X: Paths, y: object = None) -> Self:
-        """Check that the model or archive is there and suits the parameters; ``X`` and ``y`` are not looked into.
+        """Check that the model or archive exists and fits the parameters; ``X`` and ``y`` are ignored.
 
         Raises
         ------
@@ -305,9 +304,9 @@ class CodesTransformer(
         """
         _paths(X)
         if self.output not in OUTPUTS:
-            raise UsageError(f"output is {' or '.join(OUTPUTS)}, not {self.output!r}.")
+            raise UsageError(f"output must be {' or '.join(OUTPUTS)}, got {self.output!r}.")
         if not self.batch_size >= 1:
-            raise UsageError(f"batch_size is at least 1 image, not {self.batch_size}.")
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
         if self.archive is not None:
             with self._opened() as archive:
                 self.model_sha256_, width = archive.header.model_sha256, archive.header.latents
@@ -319,7 +318,7 @@ class CodesTransformer(
             self.model_sha256_, width = codec.model.sha256, codec.latents
             decoder = codec.tables.decoder if self.output == "vectors" else None
         if self.latents is not None and not 1 <= self.latents <= width:
-            raise UsageError(f"latents is 1 to {width:,}, not {self.latents}.")
+            raise UsageError(f"latents must be 1 to {width:,}, got {self.latents}.")
         if self.output == "vectors" and decoder is None:
             raise UsageError("this model has no vector decoder; take output='symbols'.")
         self.latents_ = self.latents or width
@@ -332,11 +331,11 @@ class CodesTransformer(
         Raises
         ------
         UsageError
-            If these are no paths, or the archive has no such row.
+            If these are not paths, or the archive has no such row.
         ImageError
             If an image cannot be read.
         ModelMismatch
-            If it is no longer the model of ``fit``.
+            If the model is not that of ``fit``.
         """
         check_is_fitted(self)
         paths = _paths(X)

@@ -35,9 +35,9 @@ class Rows:
         unlabelled: str = "keep",
     ) -> None:  # fmt: skip
         if unlabelled not in UNLABELLED:
-            raise UsageError(f"unlabelled is {' or '.join(UNLABELLED)}, not {unlabelled!r}.")
+            raise UsageError(f"unlabelled must be {' or '.join(UNLABELLED)}, got {unlabelled!r}.")
         if output not in OUTPUTS:
-            raise UsageError(f"output is {', '.join(OUTPUTS)}, not {output!r}.")
+            raise UsageError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}.")
         self.path, self.latents = path, latents
         from stochcl.compress import open_archive
 
@@ -106,11 +106,10 @@ _AHEAD = 8192  # rows, where they are asked for one batch after the other
 class CodesDataset(Dataset[Any]):
     """The rows of an archive, for a data loader: each a tensor, or a tensor and the number of its label.
 
-    Rows are decoded by blocks when they are asked for, in whatever process: pickled, it takes the path along and
-    opens it again; after a fork it shares nothing that moves. Shuffling does not crawl: an archive whose packed codes
-    take no more than ``keep_bytes`` (a gigabyte: eight million codes of 1,024 bits) is decoded whole, once in a
-    process, the first time that rows are asked for out of order; of a larger one, a batch is fetched at once, each
-    block once, and :class:`CodesStream` is the better choice.
+    Rows are decoded by blocks on demand. It can be pickled, which opens the path again, and used after a fork. The
+    first time that rows are asked for out of order, an archive whose packed codes take at most ``keep_bytes`` (1 GB:
+    eight million codes of 1,024 bits) is decoded whole, once in each process, so that shuffling is fast. A larger one
+    is decoded a batch at a time; :class:`CodesStream` is the better choice there.
 
     Parameters
     ----------
@@ -119,19 +118,19 @@ class CodesDataset(Dataset[Any]):
         ``symbols``: uint8 (int32 beyond 256 values), shape (D,). ``vectors``: float32, shape (V,). ``auto``: vectors,
         where the model has a decoder.
     latents : int, optional
-        The first so many.
+        How many latents to keep, the first ones.
     labels : sequence, or bool
         Labels in place of the archive's own, one a row; False to have none.
     unlabelled : str
-        ``keep`` rows without a label: their number is -1, which ``ignore_index=-1`` of a loss leaves out; or
-        ``refuse`` an archive that has any.
+        ``keep`` rows without a label, with the number -1, which ``ignore_index=-1`` of a loss skips; or ``refuse``
+        an archive that has any.
     keep_bytes : int
-        Of packed codes that are held in memory, in each process.
+        Most bytes of packed codes held in memory, in each process.
 
     Attributes
     ----------
     classes : tuple of str or None
-        What the numbers of the labels stand for.
+        The label of each number.
 
     Raises
     ------
@@ -214,16 +213,16 @@ _DECODED = 8192  # rows decoded at a time
 
 
 class CodesStream(IterableDataset[Any]):
-    """The rows of an archive, each once an epoch, in an order that seed and epoch say; memory does not grow with it.
+    """The rows of an archive, each once an epoch, in an order set by seed and epoch; memory does not grow with it.
 
     The archive's rows are cut into chunks of consecutive ones. Every epoch the chunks are shuffled, dealt out to the
     ranks and there to the workers, and each mixes the rows of ``window`` of its chunks: so every block is decoded by
     one worker, or at its edge by two. All together, the workers of all ranks give every row once. With
     ``batch_size`` it yields whole batches: give the loader ``batch_size=None``.
 
-    It has no ``len``, for how many batches there are depends on the loader's workers: ask ``batches``. Ranks may
-    differ by a chunk's rows. With ``even`` they give equally many rows, and batches, so that none waits for another:
-    less than a chunk for each rank and another one are left out, others every epoch.
+    It has no ``len``, because the number of batches depends on the loader's workers: ask ``batches``. Ranks may
+    differ by a chunk's rows. With ``even`` all give equally many rows and batches, so that none waits for another.
+    Then up to a chunk for each rank, and one more, are left out, different ones each epoch.
 
     Parameters
     ----------
@@ -233,10 +232,10 @@ class CodesStream(IterableDataset[Any]):
     batch_size : int, optional
         Rows of a batch; single rows by default, which the loader collates.
     shuffle : bool
-        Whether to shuffle; in the archive's order otherwise, as far as workers keep it.
+        Whether to shuffle; otherwise rows come in the archive's order, as far as workers keep it.
     seed : int
     rank, world : int, optional
-        Of how many processes this is which one; from ``torch.distributed`` where that is initialised, else 0 of 1.
+        Number of this process and how many there are; by default as ``torch.distributed`` says, or else 0 of 1.
     chunk : int
         Rows of a chunk.
     window : int
@@ -261,7 +260,9 @@ class CodesStream(IterableDataset[Any]):
         window: int = 64, even: bool = False,
     ) -> None:  # fmt: skip
         if chunk < 1 or window < 1 or (batch_size is not None and batch_size < 1):
-            raise UsageError(f"chunk={chunk}, window={window}, batch_size={batch_size}: these count rows and chunks.")
+            raise UsageError(
+                f"chunk, window and batch_size must be at least 1, got {chunk}, {window} and {batch_size}."
+            )
         self._rows = Rows(path, output, latents, labels, unlabelled)
         self._batch_size, self._shuffle, self._seed, self._even = batch_size, shuffle, seed, even
         self._chunk, self._window = chunk, window
@@ -272,7 +273,7 @@ class CodesStream(IterableDataset[Any]):
         self.classes = self._rows.classes
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, in all processes the same."""
+        """Set the next epoch, the same in all processes."""
         self._epoch.fill_(epoch)
 
     @property
@@ -281,7 +282,7 @@ class CodesStream(IterableDataset[Any]):
         return sum(map(len, self._chunks(0, 1)))
 
     def batches(self, workers: int = 0) -> int:
-        """Return how many batches this rank gives in the epoch with so many workers; each one's last may be small."""
+        """Return how many batches this rank gives in the epoch with ``workers``; the last of each may be small."""
         parts = max(1, workers)
         size = self._batch_size or 1
         return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))

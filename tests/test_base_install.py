@@ -17,7 +17,7 @@ from tests.making import make_head, write_images
 EXTRAS = ("torch", "lightning_fabric", "lightning_utilities", "matplotlib", "jinja2", "markupsafe",
           "timm", "tensorboard", "faiss", "pyarrow")  # fmt: skip
 IN_TORCH = ("encoders.backbones", "encoders.encoder", "encoders.inference",
-            "encoders.posteriors", "encoders.pretrained", "encoders.priors", "encoders.residual", "torch",
+            "encoders.posteriors", "encoders.pretrained", "encoders.priors", "torch",
             "training.")  # fmt: skip
 
 BLOCKED = f"""

@@ -30,7 +30,10 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     assert done.returncode == 0, done.stderr
     start = (tmp_path / "index.html").read_text("utf-8")
     assert not re.findall(r"<(?:script|img)[^>]*src=\"?https?:|<link[^>]*stylesheet[^>]*https?:", start)
-    assert 'class="doc doc-heading"' in (tmp_path / "reference" / "api" / "index.html").read_text("utf-8")
+    reference = (tmp_path / "reference" / "api" / "index.html").read_text("utf-8")
+    for inherited in ("api.codec.Codec.encode", "compress.archive.Archive.to_vectors", "compress.writer.Writer.add"):
+        assert f'id="stochcl.{inherited}"' in reference
+    assert "path - like" not in re.sub("<[^>]*>", "", reference)
 
 
 def test_every_name_in_the_reference_exists():

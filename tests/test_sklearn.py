@@ -41,7 +41,7 @@ def fitted(digits):
 
 def test_a_missed_rate_is_warned_of():
     x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
-    with pytest.warns(UserWarning, match=r"the codes take .* bits per row, and 100 were asked for"):
+    with pytest.warns(UserWarning, match=r"the codes take .* bits per row, not 100 as asked"):
         small(rate=100, posterior="bernoulli").fit(x)  # of eight bits
 
 
@@ -152,8 +152,8 @@ def test_a_mapped_matrix_is_taken_as_it_is(fitted, digits, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "bits"}, "output is symbols or vectors, not 'bits'"),
-        ({"kept": 9}, "kept is 1 to 8 latents, not 9"),
+        ({"output": "bits"}, "output must be symbols or vectors, got 'bits'"),
+        ({"kept": 9}, "kept must be 1 to 8 latents, got 9"),
         ({"latents": 0}, "latents"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"rate": -1.0}, "rate must be more than 0"),

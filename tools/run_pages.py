@@ -49,7 +49,6 @@ MOST: dict[str, dict[str, str]] = {
     "train": {"--epochs": "1", "--batch-size": "16", "--size": "32", "--latent-steps": "5", "--hold-out": "2"},
     "finetune": {"--epochs": "1", "--batch-size": "4", "--size": "32", "--hold-out": "2"},
     "benchmark rate-accuracy": {"--ladder": "8", "--bits": "8", "--baselines": "float32,random-signs"},
-    "benchmark throughput": {"--repeat": "1", "--images": "12"},
 }
 """What a shortened example may ask for, by how it begins: no larger number, and this where it asks for nothing."""
 

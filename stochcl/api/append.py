@@ -59,12 +59,11 @@ def append(
 ) -> Edit:  # fmt: skip
     """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
 
-    Of a matrix, or a table without ids, rows are named by their numbers: what is added are those by which it has
-    grown. Another matrix is compressed to a file of its own, and joined by :func:`merge`.
+    Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of one that has grown are
+    added. Compress another matrix to a file of its own, and join it with :func:`merge`.
 
-    Until all is done, and after an error, the archive is as it was. An interruption keeps what is done of the new
-    behind it: the same append again continues with that, and gives what an undisturbed one gives. (Of a table nothing
-    is kept.)
+    Until the end, and after an error, the archive opens as it was. After an interruption the same append continues,
+    and gives what an undisturbed one gives; of a table it begins anew.
 
     Parameters
     ----------
@@ -74,13 +73,13 @@ def append(
         A folder, .zip, .tar, or .npy of uint8 images; the .npy matrix that the archive was made of, grown, or
         several; Parquet or Arrow files, or a table in memory, as :meth:`stochcl.Codec.compress` takes it.
     codec : CodecBase, optional
-        Of the archive's model, which is else found by its hash; it computes in the archive's precision.
+        A codec of the archive's model; by default the model is found by its hash. The archive's precision is used.
     labels : path-like, optional
-        A file with labels of the new images, where the archive has labels stored.
+        A file with labels of the new images, if the archive stores labels.
     batch_size, workers, strict
         As for compressing.
     progress : callable
-        Told how many images of how many are done.
+        Called with how many images are done and how many there are.
     **reading
         ``embedder``, and fields of :class:`~stochcl.data.SourceOptions`: column, id_column, label_column, any_name,
         label_level, label_files, max_pixels.
@@ -89,7 +88,7 @@ def append(
     ------
     SourceError, ImageError, FormatError, LabelsError, OutputError
     ModelMismatch, UsageError
-        If the archive is another model's, or its images were prepared otherwise, or it has no names.
+        If the archive is of another model, its images were prepared in another way, or it has no names.
     """
     check_local(path)
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
@@ -141,7 +140,7 @@ def append(
 def check_local(path: PathLike) -> None:
     """Raise UsageError for an archive behind a URL."""
     if is_url(path):
-        raise UsageError(f"{escape_name(path)}: rows are added to files here, not behind a URL; copy it here first.")
+        raise UsageError(f"{escape_name(path)}: append changes local files only, not a URL; copy it here first.")
 
 
 def _like(header: Header, codec: CodecBase) -> CodecBase:
@@ -223,9 +222,9 @@ def _check_grown(source: Path | str, total: int, names: Sequence[str], path: Pat
     numbers = [int(name) for name in names if name.isdecimal()]
     if numbers and max(numbers) >= total:
         raise UsageError(
-            f"{escape_name(source)}: it has {total:,} rows, and {escape_name(path)} has row "
-            f"{max(numbers):,}; append adds the rows by which a matrix has grown. Compress another matrix to a file "
-            "of its own, and join the two with `stochcl merge`."
+            f"{escape_name(source)}: it has {total:,} rows, and {escape_name(path)} already has row "
+            f"{max(numbers):,}; append adds new rows of the same matrix. Compress another matrix to its own file, "
+            "and join the two with `stochcl merge`."
         )
 
 
@@ -236,24 +235,29 @@ def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels:
     own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
     if header.precision not in codec.precisions:
         known = " or ".join(codec.precisions)
-        raise UsageError(f"{shown}: its precision is {escape_name(header.precision)}, and this version has {known}.")
+        raise UsageError(
+            f"{shown}: its precision is {escape_name(header.precision)}, and this version knows {known}."
+        )
     size, fit = own.preprocess.get("size"), header.preprocess.get("fit")
     if codec.columns is None and (header.preprocess.get("size") != size or fit not in ("crop", "pad", "stretch")):
-        raise UsageError(f"{shown}: its images were not prepared as this model does, as squares of {size} pixels.")
+        raise UsageError(
+            f"{shown}: its images were not made squares of {size} pixels, as this model takes; compress them again."
+        )
     if not len(archive):
         return
     if archive.names is None:
         raise UsageError(
-            f"{shown}: its rows have no names (--no-names?), so that it cannot be told which images are there "
-            "already; compress the new ones to a file of their own, and join the two with `stochcl merge`."
+            f"{shown}: its rows have no names (--no-names?), so append cannot tell which images are new; compress "
+            "the new ones to their own file, and join the two with `stochcl merge`."
         )
     stored = has_part(archive, "labels")
     if stored and not labels:
         raise UsageError(
-            f"{shown}: it has labels stored; give those of the new images with --labels, --label-level, "
-            "--label-files or, of a table, --label-column."
+            f"{shown}: it stores labels; give those of the new images with --labels, --label-level, --label-files or, "
+            "of a table, --label-column."
         )
     if asked and not stored:
         raise UsageError(
-            f"{shown}: it has no labels stored; `stochcl transcode --labels` stores those of its images."
+            f"{shown}: it stores no labels; omit those of the new images, or store labels for all with "
+            "`stochcl transcode --labels`."
         )

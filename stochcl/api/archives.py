@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import math
+import os
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +36,7 @@ from stochcl.errors import (
     error_of,
 )
 from stochcl.files import PathLike, check_output, make_folder, refuse_pointer, target_of
-from stochcl.messages import Progress, escape_name, plural
+from stochcl.messages import Progress, escape_name, plural, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,10 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
 
 _MAX_SELECTION = 1 << 20  # bytes of a list of latents
-
-
-def _silent(done: int, total: int) -> None:
-    """Show no progress."""
 
 
 def info(path: PathLike, *, tables: Where = ()) -> Report:
@@ -64,7 +62,7 @@ def info(path: PathLike, *, tables: Where = ()) -> Report:
 
 def decompress(
     path: PathLike, output: PathLike, *, labels: PathLike | None = None, tables: Where = (), force: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Exported:  # fmt: skip
     """Decode an archive to a .npz, .npy, .csv or .parquet file, see :func:`stochcl.compress.export.export`.
 
@@ -82,19 +80,19 @@ def transcode(
     target: str | None = None,
     select: Sequence[int] | PathLike | None = None, refit: bool = False, self_contained: bool = False,
     external_tables: bool = False, names: bool = True, uncertainty: bool = True, labels: PathLike | None = None,
-    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = _silent,
+    tables: Where = (), force: bool = False, resume: bool = False, progress: Progress = silent,
 ) -> Edit:  # fmt: skip
-    """Write an archive anew, without images or encoder.
+    """Rewrite an archive, without images or encoder.
 
     Parameters
     ----------
     path, output : path-like
     latents : int, optional
-        Keep the first so many latents.
+        Keep the first K latents.
     rate : float, optional
-        Keep the widest rung of the model's ladder whose codes take so many bits per image on disk.
+        Keep the widest prefix whose codes take at most so many bits per row on disk.
     target : str, optional
-        Keep the narrowest rung that holds this on held-out rows of a sample: ``accuracy -1``, in points below what
+        Keep the narrowest prefix that holds this on held-out rows of a sample: ``accuracy -1``, in points below what
         vectors of all latents have, by the labels that are stored or given; or ``recall@10 0.9``.
     select : sequence of int or path-like, optional
         Keep these latents: numbers of the model's, from 0, or a JSON file with a list of them, or
@@ -112,7 +110,7 @@ def transcode(
     force, resume : bool
         Replace an existing output; continue what an interrupted run left.
     progress : callable
-        Told how much of how much is done, in each step from the beginning.
+        Called with how much is done and how much there is, for each step.
 
     Raises
     ------
@@ -137,7 +135,9 @@ def transcode(
             latents, met = narrowest(_sample(archive, path, labels), wanted, job.rungs, escape_name(path))
         width = job.width if latents is None else latents
         if not 1 <= width <= job.width:
-            raise UsageError(f"{escape_name(path)}: it has {plural(job.width, 'latent')}; {width:,} cannot be kept.")
+            raise UsageError(
+                f"{escape_name(path)}: it has {plural(job.width, 'latent')}; keep 1 to {job.width:,}, not {width:,}."
+            )
         refit = refit or select is not None
         if refit:
             codes = job.cut(sample(job.archive), width if rate is None else job.width)
@@ -177,11 +177,11 @@ def _check_request(
     """Refuse options that contradict each other."""
     check_exclusive(latents=latents, rate=rate)
     if select is not None and (latents is not None or rate is not None):
-        raise UsageError("--select says which latents are kept; give it without --latents and --rate.")
+        raise UsageError("--select already says which latents to keep; omit --latents and --rate.")
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(f"--rate must be more than 0, got {rate}.")
     if rate is not None and resume:
-        raise UsageError("--rate tries several widths and keeps nothing of an interrupted run; leave --resume out.")
+        raise UsageError("--rate tries several widths and keeps nothing of an interrupted run; omit --resume.")
 
 
 def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> tuple[int, ...]:
@@ -192,8 +192,8 @@ def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> 
     if isinstance(numbers, dict):  # what `stochcl select` wrote
         if numbers.get("model_sha256") not in (None, header.model_sha256):
             raise ModelMismatch(
-                f"{where}: it was chosen for codes of the model {escape_name(str(numbers.get('model')))}, and "
-                f"{escape_name(path)} was made by {escape_name(header.model)}; choose for it with `stochcl select`."
+                f"{where}: it selects latents of the model {escape_name(str(numbers.get('model')))}, and "
+                f"{escape_name(path)} was made by {escape_name(header.model)}; `stochcl select` makes one for that."
             )
         numbers = numbers.get("latents")
     if (
@@ -201,7 +201,7 @@ def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> 
         or not numbers
         or any(not isinstance(n, int) or isinstance(n, bool) for n in numbers)
     ):
-        raise UsageError(f"{where}: a selection is a list of the numbers of latents, such as [0, 3, 17].")
+        raise UsageError(f"{where}: a selection must be a list of latents by number, such as [0, 3, 17].")
     if len(set(numbers)) != len(numbers):
         raise UsageError(f"{where}: a latent is selected twice; name each once.")
     there = range(header.latents) if header.selection is None else header.selection
@@ -222,7 +222,9 @@ def _numbers(path: Path) -> Any:
     except ImageError as exc:
         raise error_of(SourceError, exc, f"{shown}: the selection cannot be read: {exc}.") from exc
     except (ValueError, RecursionError) as exc:
-        raise SourceError(f"{shown}: this is not a JSON list of the numbers of latents ({exc}).") from exc
+        raise SourceError(
+            f"{shown}: this is not a JSON list of latents by number, such as [0, 3, 17] ({exc})."
+        ) from exc
 
 
 def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[Sequence[str]], tuple[str, ...]]:
@@ -241,7 +243,7 @@ def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[S
 
 def merge(
     paths: Sequence[PathLike], output: PathLike, *, tables: Where = (), force: bool = False, resume: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Edit:  # fmt: skip
     """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
 
@@ -255,13 +257,13 @@ def merge(
     force, resume : bool
         Replace an existing output; continue what an interrupted run left.
     progress : callable
-        Told how many images of how many are done.
+        Called with how many images are done and how many there are.
 
     Raises
     ------
     SourceError, FormatError, OutputError
     ModelMismatch, UsageError
-        If the archives do not go together; the message names the first that does not.
+        If the archives do not fit together; the message names the first that does not.
     """
     if not paths:
         raise UsageError("there is nothing to merge: name the archives to join.")
@@ -278,30 +280,32 @@ def merge(
         before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
         with note_partial_output(target_of(output)):
             edit.merge(archives, output, embed=bring_tables, force=force, resume=resume, progress=progress)
+    times = Counter(escape_name(os.path.realpath(path)) for path in paths)
+    notes = tuple(f"warning: {path} is given {n} times, and so are its rows" for path, n in times.items() if n > 1)
     with Archive(output, tables=tables) as archive:
-        return Edit(Report.of(archive, str(output)), before, {"files": len(paths)})
+        return Edit(Report.of(archive, str(output)), before, {"files": len(paths)}, notes)
 
 
 def split(
     path: PathLike, folder: PathLike, *, rows: int | None = None, parts: int | None = None, tables: Where = (),
-    force: bool = False, progress: Progress = _silent,
+    force: bool = False, progress: Progress = silent,
 ) -> list[Report]:  # fmt: skip
     """Cut an archive into several, in order; only segments that a cut goes through are coded again.
 
-    The first part has the list of skipped images; the bytes of the source are shared out by images.
+    The first part has the list of skipped images; the bytes of the source are divided in proportion to rows.
 
     Parameters
     ----------
     path : path-like
     folder : path-like
-        Where the parts go, made if it is not there; they are called as the archive is, with a number.
+        The folder of the parts, made if it is missing. Parts are named after the archive, with a number.
     rows, parts : int, optional
-        Images of each part, or how many parts, as equal as can be; give one of the two.
+        Rows of each part, or number of parts, as equal as can be; give one of the two.
     tables : iterable of Tables or path-like
     force : bool
         Replace parts that are there already.
     progress : callable
-        Told how many images of how many are done.
+        Called with how many images are done and how many there are.
 
     Raises
     ------
@@ -309,7 +313,7 @@ def split(
     """
     path, folder, tables = Path(path), Path(folder), tuple(tables)
     if (rows is None) == (parts is None):
-        raise UsageError("give either --rows, the images of each part, or --parts, the number of parts.")
+        raise UsageError("give either --rows, the rows of each part, or --parts, the number of parts.")
     with Archive(path, tables=tables) as archive:
         bounds = _bounds(archive, path, rows, parts)
         digits = max(4, len(str(len(bounds) - 1)))
@@ -317,7 +321,7 @@ def split(
         make_folder(folder)
         if not force and (there := sorted(folder.glob(f"{glob.escape(path.stem)}-[0-9]*"))):
             raise OutputExists(
-                f"{escape_name(there[0])}: this file exists already; pass --force to replace such parts."
+                f"{escape_name(there[0])}: this file exists already; pass --force to replace such files."
             )
         for output, first, last in zip(outputs, bounds[:-1], bounds[1:], strict=True):
             try:
@@ -334,11 +338,11 @@ def split(
 def _bounds(archive: Archive, path: Path, rows: int | None, parts: int | None) -> list[int]:
     total, shown = len(archive), escape_name(path)
     if not total:
-        raise UsageError(f"{shown}: it holds no images; there is nothing to split.")
+        raise UsageError(f"{shown}: it holds no rows; there is nothing to split.")
     if rows is not None:
         if rows < 1:
             raise UsageError(f"--rows must be at least 1, got {rows}.")
         return [*range(0, total, rows), total]
     if parts is None or not 1 <= parts <= total:
-        raise UsageError(f"{shown}: it holds {plural(total, 'image')}, which do not make {parts} parts.")
+        raise UsageError(f"{shown}: it holds {plural(total, 'row')}; ask for 1 to {total:,} parts, not {parts}.")
     return [total * i // parts for i in range(parts + 1)]

@@ -39,12 +39,13 @@ class Codec(CodecBase):
     Parameters
     ----------
     model : str or path-like
-        The name of an embedded model, or a model file.
+        The name of a packaged model, or a model file.
     device : str
         auto, cpu, cuda...
     precision : str
-        fp32 or bf16, of the network's arithmetic. bf16 is faster where the processor has it. Bits come out
-        differently, of the default model one in six, so that an archive has one precision, in its header.
+        Numeric precision of the network: fp32, bf16 or int8. bf16 is faster if the processor supports it, int8 on any
+        processor, for EfficientNet-Lite networks. Bits come out differently, of the default model one in six, so that
+        an archive has one precision, in its header.
 
     Raises
     ------
@@ -69,7 +70,7 @@ class Codec(CodecBase):
         path : path-like or binary file object
             The archive to write; complete, or not there. To a file object it is streamed.
         progress : callable
-            Told how many images of how many are done.
+            Called with how many images are done and how many there are.
         **options
             Fields of :class:`~stochcl.api.compress.CompressOptions`: latents, rate, batch_size, workers,
             fit, names, uncertainty, strict, force, resume.
@@ -89,9 +90,9 @@ class ImageWriter(Writer):
     ----------
     path : path-like
     codec : CodecBase
-        That encodes.
+        The encoder.
     latents : int, optional
-        Width of the codes; the model's by default.
+        Number of latents to keep; all by default.
     uncertainty : bool
         Whether to store the codes' uncertainty, too.
     **options
@@ -123,16 +124,16 @@ class ImageWriter(Writer):
             Images of shape (B, H, W, 3), uint8, or a list of paths, Pillow images and arrays; a tensor is taken as
             the array that it holds.
         names, labels : sequence, optional
-            One a row; all batches have them or none has. The first folder of a name is a label, if there are no
-            others. In place of those that codes have. Labels may be text or numbers; None, NaN and negative whole
-            numbers are no label (give targets of a regression as floats).
+            One for each row, in all batches or in none; they replace those of codes. Without labels, the first folder
+            of a name is the label. Labels may be text or numbers. None, NaN and negative whole numbers mean no label
+            (give targets of a regression as floats).
         **options
             ``positions``, ``sizes``: see :meth:`stochcl.compress.Writer.add`.
 
         Raises
         ------
         UsageError
-            If these are no images of the model's kind, or not as many names or labels.
+            If these are not images of the model's kind, or there are not as many names or labels.
         ImageError, OutputError
         """
         if not isinstance(rows, Codes):

@@ -50,15 +50,15 @@ class CompressOptions(SourceOptions):
 
     latents: int | None = option(None, "Keep the first K latents.", at_least=1, unit="K", shown="all")
     rate: float | None = option(
-        None, "Keep the widest rung of the model's ladder that takes at most R bits per image on disk; decoder "
+        None, "Keep the widest prefix of the code that takes at most R bits per image or row on disk; decoder "
         "and names come on top.", more_than=0, unit="R",
     )  # fmt: skip
     target: str | None = option(
-        None, "Keep the narrowest rung that holds this on held-out rows of a sample: 'accuracy -1' (points below the "
-        "vectors themselves, by a linear probe), 'accuracy 80%' or 'recall@10 0.9'.", unit="TARGET",
+        None, "Keep the narrowest prefix of the code that holds this on held-out rows of a sample: 'accuracy -1' "
+        "(points below the vectors themselves, by a linear probe), 'accuracy 80%' or 'recall@10 0.9'.", unit="TARGET",
     )  # fmt: skip
-    batch_size: int = option(256, "Images at a time; codes are the same.", at_least=1)
-    workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one a core, 8 at most")
+    batch_size: int = option(256, "Images at a time; it does not change codes.", at_least=1)
+    workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one per core, at most 8")
     embedder: str | None = option(
         None, "What made the embeddings; kept, and never mixed with others.", unit="NAME[@REVISION]",
         shown="what the table's metadata or the model say",
@@ -66,7 +66,7 @@ class CompressOptions(SourceOptions):
     fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
-    self_contained: bool = option(False, "Put the decoder into the archive in any case.")
+    self_contained: bool = option(False, "Always put the decoder into the archive.")
     external_tables: bool = option(False, "Put the decoder into a file beside the archive.")
     strict: bool = option(False, "Stop at an image that cannot be read, rather than skip it.")
     force: bool = option(False, "Replace an existing output.")
@@ -82,9 +82,11 @@ class CompressOptions(SourceOptions):
     def check(self, codec: CodecBase) -> None:
         """Raise UsageError where options do not fit the model."""
         if self.latents is not None and self.latents > codec.latents:
-            raise UsageError(f"this model has {codec.latents:,} latents; --latents cannot be {self.latents:,}.")
+            raise UsageError(
+                f"this model has {codec.latents:,} latents; --latents must be at most that, got {self.latents:,}."
+            )
         if self.fit is not None and codec.columns is not None:
-            raise UsageError("--fit says what happens to images, and this model takes vectors; leave it out.")
+            raise UsageError("--fit is for images, and this model takes vectors; omit it.")
 
     def embeds(self, codec: CodecBase, rows: int = 0, latents: int | None = None) -> bool:
         """Whether the decoding tables go into the file: where nobody else brings them, or they hardly show."""
@@ -192,7 +194,7 @@ def _compress_to_stream(
 ) -> Report:
     needs_file = {"--rate": options.rate, "--resume": options.resume, "--external-tables": options.external_tables}
     if asked := [name for name, value in needs_file.items() if value]:
-        raise UsageError(f"{' and '.join(asked)}: this needs a file; give -o a name, or --latents for fewer bits.")
+        raise UsageError(f"{' and '.join(asked)}: standard output does not allow this; give -o a file name.")
     started = time.monotonic()
     with StreamWriter(
         file,
@@ -386,7 +388,7 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
     shown = escape_name(full)
     if not options.resume:
         raise OutputExists(
-            f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start anew."
+            f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start over."
         )
     if isinstance(source, StreamSource):  # which is not resumed
         return
@@ -396,13 +398,13 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
             fits = archive.header == header_of(codec, source, options, codec.latents) and _holds(archive, source)
             fits = fits and (archive.names is not None or not options.names)
     except FormatError as exc:
-        raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start anew.") from exc
+        raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start over.") from exc
     # The journal, which has the source's listing, is gone with the partial file; but no image is newer than this.
     times = [source.mtime_ns] if isinstance(source, MatrixSource) else [entry.mtime_ns for entry in source.entries]
     if not fits or max(times, default=0) > full.stat().st_mtime_ns:
         raise UsageError(
             f"{shown}: this was begun with another source, model or option; repeat the command that began it, or "
-            "pass --force in place of --resume to start anew."
+            "pass --force in place of --resume to start over."
         )
     if options.strict and skipped:
         raise sources.strict_error(source, Failure(*skipped[0]))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.codec import Codec
 from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
 from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
-from stochcl.entropy.residual import MAX_RESIDUAL
+from stochcl.entropy.vectors import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError, require
 from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name, plural
@@ -102,11 +102,9 @@ def train_head(
     from stochcl.training.residual import fit_residual
 
     if len(train) < 2:
-        raise TrainingError(
-            f"a model of vectors is trained on two rows or more, and here are {len(train)} to train on."
-        )
+        raise TrainingError(f"a model of vectors needs at least two rows to train on, got {len(train)}; give more.")
     if (train == train[0]).all():
-        raise TrainingError("all rows to train on are equal, so there is nothing to tell apart; give others.")
+        raise TrainingError("all training rows are equal; give rows that differ.")
     started = time.monotonic()
     settings = LatentOptions(**options)
     shape: dict[str, Any] = {"backbone": f"features:{train.shape[1]}", "latents": latents} | (config or {})
@@ -218,10 +216,10 @@ def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> Mat
         return table
     if table is not None:
         raise UsageError(
-            f"{escape_name(table.path)}: training takes no images of a table; give a folder, .zip or .tar."
+            f"{escape_name(table.path)}: training reads no images from tables; give a folder, .zip or .tar."
         )
     if column is not None:
-        raise UsageError("--column: there is no table; only .parquet and .arrow files have columns.")
+        raise UsageError("--column is for .parquet and .arrow files, and none is given; omit it.")
     # To list a folder or a tar twice takes long, so only arrays are opened.
     arrays = any(isinstance(open_source(path), MatrixSource) for path in sources if _is_array(path))
     found = open_sources(sources) if arrays else None
@@ -276,7 +274,7 @@ def train_matrix(
     if foreign := sorted(set(given) - known):
         name = foreign[0].replace("_", "-")
         raise UsageError(
-            f"--{name} belongs to training on images, and {escape_name(source.path)} holds embeddings; omit it."
+            f"--{name} is for training on images, and {escape_name(source.path)} holds embeddings; omit it."
         )
     rows = source if isinstance(source, MatrixSource) else source.sample(MOST_ROWS)
     train, held = sample_rows(rows, seed=given.get("seed", 0))

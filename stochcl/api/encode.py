@@ -21,6 +21,7 @@ from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import layout
+from stochcl.encoders.config import EFFICIENTNETS
 from stochcl.encoders.engine import (
     PRECISIONS,
     RUNTIMES,
@@ -61,7 +62,7 @@ class CodecBase:
     ) -> None:
         self._check_precision(precision)
         self.precision = precision
-        self.device = device_name(device)
+        self.device = device_name("cpu" if precision == "int8" and device == "auto" else device)
         self.model = load_model(find_model(model))
         self._asked = runtime
         if runtime not in ("auto", *RUNTIMES):
@@ -80,6 +81,11 @@ class CodecBase:
             raise UsageError(f"precision must be {' or '.join(self.precisions)}, got {precision!r}.")
 
     def _check_runtime(self) -> None:
+        if self.precision == "int8" and (self.config.backbone not in EFFICIENTNETS or self.device_type != "cpu"):
+            raise UsageError(
+                "precision int8 is of EfficientNet-Lite networks on a processor (--device cpu), not of "
+                f"{self.config.backbone} on {self.device}; take fp32."
+            )
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"
             require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")
@@ -89,7 +95,7 @@ class CodecBase:
         if precision == self.precision:
             return self
         self._check_precision(precision)
-        return self._copy(precision=precision)
+        return self._copy(precision=precision, **({"device": "cpu"} if precision == "int8" else {}))
 
     def with_runtime(self, runtime: str) -> Self:
         """Return this codec, or one whose features another runtime computes, onnx or torch."""
@@ -109,7 +115,7 @@ class CodecBase:
     def runtime(self) -> str:
         """What computes features: onnx (ONNX Runtime) on processors, torch elsewhere or in bf16, numpy of vectors."""
         default = runtime_of(self.config, self.device, self.precision)
-        return default if default != "onnx" or self._asked == "auto" else self._asked
+        return self._asked if default == "onnx" and self._asked != "auto" and self.precision == "fp32" else default
 
     @property
     def device_type(self) -> str:
@@ -130,7 +136,7 @@ class CodecBase:
         if self.runtime == "numpy":
             return Vectors(self.model.tensors)
         if self.runtime == "onnx":
-            return OnnxNetwork(self.config, self.model.tensors)
+            return OnnxNetwork(self.config, self.model.tensors, self.precision)
         from stochcl.encoders.inference import TorchNetwork, choose_device
 
         device = choose_device(self.device)
@@ -196,12 +202,12 @@ class CodecBase:
         Parameters
         ----------
         images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W, 1), or sequence of path, Pillow image or array
-            Brought to the model's size as its preprocessing says. For a model of vectors of W numbers: an ndarray of
+            They are resized as the model's preprocessing says. For a model of vectors of W numbers: an ndarray of
             float, shape (N, W), or a sequence of such rows.
         latents : int, optional
-            Encode to the first so many; residual codes are searched for themselves, others are a prefix.
+            Encode to the first K latents. Residual codes are searched anew for that width; others are cut.
         uncertainty : bool
-            Whether the codes have an uncertainty: the entropy of the calibrated posterior in bits, of residual codes
+            Whether to compute uncertainty: the entropy of the calibrated posterior in bits, of residual codes
             that of the first word, of others that of all the model's latents, whichever are kept.
 
         Returns
@@ -226,7 +232,7 @@ class CodecBase:
         (2, 256)
         """
         if latents is not None and not 1 <= latents <= self.latents:
-            raise UsageError(f"this model has {self.latents:,} latents; {latents:,} of them cannot be kept.")
+            raise UsageError(f"this model has {self.latents:,} latents; keep 1 to {self.latents:,}, not {latents:,}.")
         if self.columns:
             codes = self.encode_vectors(images, latents=latents).codes
         else:
@@ -247,7 +253,7 @@ class CodecBase:
         if codes.latents > self.latents or codes.alphabet != self.alphabet:
             raise UsageError(
                 f"these codes have {codes.latents:,} latents of {codes.alphabet:,} values, and this model "
-                f"{self.latents:,} of {self.alphabet:,}."
+                f"{self.latents:,} of {self.alphabet:,}; give codes of this model."
             )
         return decoder.decode(codes.symbols())
 

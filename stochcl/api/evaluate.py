@@ -16,7 +16,7 @@ from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, s
 from stochcl.compress import ArchiveBase, Header, open_archive
 from stochcl.compress.embedder import Embedder, check_embedder
 from stochcl.entropy.model import code_lengths
-from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
 from stochcl.files import PathLike, check_output, is_same_file, replacing, writing
 from stochcl.messages import Progress, escape_name, plural
@@ -75,7 +75,7 @@ class EvaluateOptions(ProbeOptions):
     task: Task = option("classification", "What the labels are.", choices=TASKS)
     test_size: float | None = option(None, "Hold out this fraction, in place of folds.", more_than=0, less_than=1)
     min_class: int | None = option(
-        None, "Leave out classes of fewer than N images.", at_least=1, unit="N", shown="2 in a cross-validation"
+        None, "Leave out classes of fewer than N rows.", at_least=1, unit="N", shown="2 in a cross-validation"
     )
 
 
@@ -171,7 +171,7 @@ def read_data(
 ) -> ProbeData:  # fmt: skip
     """Read the rows and labels of one archive, or of two on the latents that both have."""
     if test_labels is not None and (test is None or labels.path is None):
-        raise UsageError("--test-labels stands beside --test and --labels; give all three.")
+        raise UsageError("--test-labels needs --test and --labels; give all three.")
     notes, other = list[str](), None
     with open_archive(path, tables=tables) as archive:
         used, header, origin = input_of(archive, asked.output), archive.header, labels.origin(archive)
@@ -185,7 +185,7 @@ def read_data(
                 rows = ProbeRows.of(archive, path, used, width, labels, lengths=lengths)
                 other = ProbeRows.of(unseen, test, used, width, scored, lengths=lengths)
                 if is_same_file(path, test):
-                    notes.append("the images scored on are those trained on, so that the score is too high")
+                    notes.append("the rows scored on are the training rows, so the score is too high")
                 if asked.latents is None and header.latents != unseen.header.latents:
                     widths = f"{header.latents:,} and {unseen.header.latents:,}"
                     notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
@@ -195,7 +195,7 @@ def read_data(
             rare = {target: rare_classes(y, least) for target, y in rows.labels.items()}
         rows, other = rows.without(rare), other and other.without(rare)
         notes += [
-            f"classes of fewer than {least} images count as no label: {len(names):,} in all, such as "
+            f"classes of fewer than {least} rows count as unlabelled: {len(names):,} of them, such as "
             f"{escape_name(min(names))}"
             for names in rare.values() if names
         ]  # fmt: skip
@@ -203,11 +203,11 @@ def read_data(
 
 
 def rare_classes(labels: Sequence[str], least: int) -> set[str]:
-    """Return the classes that fewer images have; LabelsError where all of them are such."""
+    """Return the classes of fewer rows; LabelsError if all classes are so small."""
     counts = {label: count for label, count in Counter(labels).items() if label.strip()}
     rare = {label for label, count in counts.items() if count < least}
     if rare and len(rare) == len(counts):
-        raise LabelsError(f"none of the {len(counts):,} classes has {least} images or more; give other labels.")
+        raise LabelsError(f"none of the {len(counts):,} classes has {least} rows or more; give other labels.")
     return rare
 
 
@@ -222,12 +222,14 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
         If one holds latents that the other lacks, or fewer than ``latents``.
     """
     if test.model_sha256 != header.model_sha256:
-        raise ModelMismatch(f"{shown[1]}: this archive was made by another model than {shown[0]}.")
+        raise ModelMismatch(
+            f"{shown[1]}: it was made by another model than {shown[0]}; compress both with one model."
+        )
     check_embedder(shown[1], Embedder.of(test.embedder), Embedder.of(header.embedder), shown[0])
     width = latents or min(header.latents, test.latents)
     for one, name in zip((header, test), shown, strict=True):
         if one.latents < width:
-            raise UsageError(f"{name}: it has {one.latents:,} latents, not {width:,}.")
+            raise UsageError(f"{name}: it has {one.latents:,} latents; ask for 1 to {one.latents:,}, not {width:,}.")
     ours, theirs = ((one.selection or tuple(range(one.latents)))[:width] for one in (header, test))
     if tuple(ours) != tuple(theirs):
         raise UsageError(f"{shown[1]}: it holds other latents than {shown[0]}; make both with the same --select.")
@@ -257,7 +259,7 @@ def select(
 
     Of residual codes names of words are kept whole and come first, and signs are chosen after them.
 
-    The labels of all rows are used: to score what is chosen, keep the images to score on in another archive.
+    The labels of all rows are used: to score what is chosen, keep the rows to score on in another archive.
 
     Parameters
     ----------
@@ -430,6 +432,6 @@ def _check_request(test: PathLike | None, labels: LabelSource, groups: str | Non
     if len(set(labels.columns)) != len(labels.columns):
         raise UsageError(f"a column is named twice by {option_name('--label-column', 'columns')}; name each once.")
     if test is not None and test_size is not None:
-        raise UsageError("--test and --test-size both say what to score on; give one of them.")
+        raise UsageError("--test and --test-size both name what to score on; give one of them.")
     if test is not None and groups is not None:
-        raise UsageError("--groups says how one archive is split, and --test that another is scored on.")
+        raise UsageError("--groups splits one archive, and --test scores another; give one of them.")

@@ -284,7 +284,7 @@ def _start(
 
     base = load_model(find_model(model))
     if base.config.columns is not None:
-        raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning trains on images.")
+        raise UsageError(f"{escape_name(model)}: this model takes vectors, and fine-tuning needs a model of images.")
     encoder = starting_point(base.encoder, settings)
     return base, encoder, None if init is None else init_backbone(encoder, initial_weights(init))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stochcl.codes import folder_label
 from stochcl.data import read_labels
 from stochcl.errors import LabelsError, LabelsNotFound, UsageError, option_name
-from stochcl.files import PathLike, is_file
+from stochcl.files import PathLike, is_file, is_same_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def labels_of(
         found = tuple(folder_label(name, level) for name in archive.names)
         if not any(found):
             asked = f"{option_name(*_LEVEL)} {level}"
-            raise LabelsError(f"{shown}: no name has a folder at {asked}; its images lie less deep.")
+            raise LabelsError(f"{shown}: no name has a folder at {asked}; give a level nearer to 0.")
         return found
     if archive.labels is None:
-        raise LabelsError(f"{shown}: it has no labels, for its images lie in no folders; give them with --labels.")
+        raise LabelsError(f"{shown}: it has no labels, and its names have no folders; give labels with --labels.")
     return tuple(archive.labels)
 
 
@@ -75,7 +75,7 @@ def check_label_options(
         raise UsageError(f"{option_name(*_COLUMN)} says which column of a file; give that with --labels.")
     flag = option_name("--label-level", argument)
     if labels is not None and level is not None:
-        raise UsageError(f"--labels and {flag} both say what the label is; give one of them.")
+        raise UsageError(f"--labels and {flag} both set the labels; give one of them.")
     if level == 0:
         raise UsageError(f"{flag} counts folders from 1, the outermost, or from -1, the innermost; not 0.")
 
@@ -129,14 +129,13 @@ def labels_of_test(
     UsageError
         If one CSV is for both, and a name in it is that of a training row and of a test row.
     """
-    if test_labels is not None or labels is None:
+    if labels is None or (test_labels is not None and not is_same_file(labels, test_labels)):
         return test_labels or labels
     both = sorted(set(train or ()) & set(test or ()))
     if both:
         raise UsageError(
-            f"{escape_name(labels)}: {len(both):,} names, such as {escape_name(both[0])}, are those of training and "
-            "of test images, so that one file cannot label both; give the labels of the test images with "
-            "--test-labels."
+            f"{escape_name(labels)}: {len(both):,} names, such as {escape_name(both[0])}, are in both archives, so "
+            "one file cannot label both; give another file with --test-labels."
         )
     return labels
 
@@ -162,7 +161,7 @@ def groups_of(archive: ArchiveBase, path: PathLike, groups: str, labels: PathLik
     if empty:
         first = escape_name((archive.names or ())[empty[0]])
         raise LabelsError(
-            f"{escape_name(table)}: {len(empty):,} of {len(found):,} images have an empty group, the first {first}; "
-            "give every image one."
+            f"{escape_name(table)}: {len(empty):,} of {len(found):,} rows have an empty group, the first {first}; "
+            "give every row one."
         )
     return found

@@ -109,7 +109,7 @@ def find_model(model: PathLike) -> Path:
             raise UsageError(f"{escape_name(model)}: this is a folder; name the model file in it.")
     names = ", ".join(embedded) or "none"
     raise ModelNotFound(
-        f"{escape_name(model)}: there is no model of this name and no such file; embedded models: {names}."
+        f"{escape_name(model)}: there is no model of this name and no such file; packaged models: {names}."
     )
 
 

@@ -89,7 +89,9 @@ class _Predictions:
 def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
     saved = load(probe)
     if not is_url(path) and is_folder(path) and not _is_archive(path):
-        raise UsageError(f"{escape_name(path)}: a probe reads codes; compress the images of this folder.")
+        raise UsageError(
+            f"{escape_name(path)}: a saved probe reads codes, and this is a folder of images; compress it first."
+        )
     with open_archive(path, tables=tables) as archive:
         _check_suits(archive.header, saved, path, probe)
         x = rows_of(archive, saved.output, saved.latents)
@@ -193,9 +195,13 @@ def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathL
         )
     there = None if header.selection is None else tuple(header.selection)
     if header.latents < saved.latents:
-        raise UsageError(f"{shown}: it has {header.latents:,} latents, and {of} was fitted on {saved.latents:,}.")
+        raise UsageError(
+            f"{shown}: it has {header.latents:,} latents, and {of} takes {saved.latents:,}; give codes of that width."
+        )
     if (None if there is None else there[: saved.latents]) != saved.selection:
-        raise ModelMismatch(f"{shown}: it holds other latents than those that {of} was fitted on.")
+        raise ModelMismatch(
+            f"{shown}: it holds other latents than those that {of} was fitted on; make it with the same --select."
+        )
 
 
 def _answers(target: Fitted, x: NDArray[Any], *, alone: bool) -> dict[str, Any]:

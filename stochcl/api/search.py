@@ -97,14 +97,14 @@ def search(
     check_paths_exist(list(images))
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
-            raise UsageError(f"{escape_name(path)}: it holds no images to search.")
+            raise UsageError(f"{escape_name(path)}: it holds no rows to search.")
         made = _Made(escape_name(path), Embedder.of(archive.header.embedder), embedder)
         queries = [
             *_own(archive, path, names, rows),
             *(query for p in images for query in _given(Path(p), columns, made)),
         ]
         if not queries:
-            raise UsageError("a search needs an image to look for, or --name or --row of one in the archive.")
+            raise UsageError("name what to search for: a QUERY file, or --name or --row of a row of the archive.")
         decoder = None if asked.output == "symbols" else archive.decoder
         if asked.output == "vectors" and decoder is None:
             raise UsageError(f"{escape_name(path)}: its model has no decoder to vectors; search --by symbols.")
@@ -136,7 +136,7 @@ def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Seque
     stored = archive.names
     for row in rows:
         if not 0 <= row < len(archive):
-            raise UsageError(f"{escape_name(path)}: its rows are 0 to {len(archive) - 1:,}, not {row:,}.")
+            raise UsageError(f"{escape_name(path)}: there is no row {row:,}; its rows are 0 to {len(archive) - 1:,}.")
         yield _Query(escape_name(stored[row]) if stored else f"row {row:,}", row)
 
 
@@ -159,7 +159,7 @@ def _given(path: Path, columns: SourceOptions, made: _Made) -> Iterator[_Query]:
         return
     source = open_source(path) if table is None else table
     if not isinstance(source, MatrixSource | ArrowVectors):
-        raise UsageError(f"{escape_name(path)}: this holds many images; a search is for image files, or embeddings.")
+        raise UsageError(f"{escape_name(path)}: this holds many images; name single image files, or embeddings.")
     check_embedder(escape_name(path), embedder_of(source, made.named), made.embedder, made.shown)
     # Rows of a matrix are named by their numbers, filled up with zeros.
     shown = (lambda name: str(int(name))) if table is None else escape_name
@@ -181,11 +181,13 @@ def _wanted(
     own = archive[[query.row for query in asked if query.row >= 0]].symbols()
     parts: list[NDArray[Any]] = [own if decoder is None else decoder.decode(own)] if len(own) else []
     if matrix if header.preprocess else files:  # only images are preprocessed
-        held, other = ("images", "a matrix") if header.preprocess else ("vectors", "an image")
-        raise UsageError(f"{escape_name(path)}: its rows are {held}; they cannot be searched for {other}.")
+        held, other = ("images", "a matrix") if header.preprocess else ("embeddings", "an image")
+        raise UsageError(f"{escape_name(path)}: it holds codes of {held}; {other} cannot be its QUERY.")
     if matrix and any(4 * len(vector) != header.input_bytes for vector in matrix):
         wide = next(len(vector) for vector in matrix if 4 * len(vector) != header.input_bytes)
-        raise UsageError(f"{escape_name(path)}: its vectors have {header.input_bytes // 4:,} numbers, not {wide:,}.")
+        raise UsageError(
+            f"{escape_name(path)}: its rows have {header.input_bytes // 4:,} numbers, and the query {wide:,}."
+        )
     if matrix and decoder is not None:
         parts.append(np.stack(matrix))
     elif files or matrix:

@@ -112,8 +112,8 @@ def check_listing(source: Source, digest: str) -> None:
     """Raise SourceError where a worker finds another source than the command did."""
     if listing(source) != digest:
         raise SourceError(
-            f"{escape_name(source.path)}: a worker finds other images there, or of other times or sizes; let all "
-            "machines see the same files, and change none of them meanwhile."
+            f"{escape_name(source.path)}: a worker sees other files there, or other times or sizes; all machines "
+            "must see the same files, and none may change during the run."
         )
 
 
@@ -216,8 +216,8 @@ def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int
         raise UsageError("--target chooses a width from one source; compress to one archive, or give --latents.")
     if options.rate is not None:
         raise UsageError(
-            "--rate is met when all codes are known; compress to shards without it, and ask `stochcl merge` and then "
-            "`stochcl transcode --rate` for what takes so much."
+            "--rate needs all codes at once, and shards are written one by one; omit it, then run `stochcl merge` "
+            "and `stochcl transcode --rate`."
         )
     if shard_images is not None and shard_images < 1:
         raise UsageError(f"--shard-images must be at least 1, got {shard_images}.")
@@ -279,7 +279,7 @@ def _locked(plan: Plan) -> WriteLock:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{shown}: this is a file; shards go to a folder: name another.")
         if not folder.parent.is_dir():
-            raise OutputError(f"{shown}: the folder to make it in does not exist; make that first.")
+            raise OutputError(f"{shown}: its parent folder does not exist; make that first.")
         if any(Path(source) == folder or folder in Path(source).parents for source in plan.sources):
             raise UsageError(f"{shown}: the source lies in this folder; name another.")
         folder.mkdir(exist_ok=True)
@@ -293,7 +293,7 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
     with writing(folder, "the folder"):
         facts = _facts_of(folder)
         if facts is None and any(path.name != ".lock" for path in folder.iterdir()):
-            raise UsageError(f"{shown}: this folder holds other things; name a new folder, or an empty one.")
+            raise UsageError(f"{shown}: this folder holds other files; name a new or empty folder.")
         if facts is not None and facts != plan.facts and not force:
             raise _differs(shown, facts, plan.facts)
         if facts is None or force:
@@ -326,7 +326,7 @@ def _differs(shown: str, there: dict[str, Any], asked: dict[str, Any]) -> UsageE
     said = " and another ".join(_DIFFERING[name] for name in names) or "request"
     return UsageError(
         f"{shown}: its shards were made with another {said}; repeat the command that began it, name another "
-        "folder, or pass --force to make all anew."
+        "folder, or pass --force to make all again."
     )
 
 

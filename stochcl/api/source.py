@@ -57,8 +57,8 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
     if isinstance(given, ImageSource | MatrixSource | StreamSource):
         if options.any_name or options.label_files or options.column or options.id_column:
             raise UsageError(
-                "--any-name, --label-files, --column and --id-column say how a source is listed, and this one is "
-                "listed already (--files-from?); leave them out."
+                "--any-name, --label-files, --column and --id-column do not apply to a source that is already listed "
+                "(--files-from?); omit them."
             )
         return given
     table = MemoryTable(given) if is_table(given) else None
@@ -71,7 +71,9 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
     if options.label_column is not None and options.label_files != "json":
         asked.append("--label-column")
     if asked:
-        raise UsageError(f"{' and '.join(asked)}: this is no table; only .parquet and .arrow files have columns.")
+        raise UsageError(
+            f"{' and '.join(asked)}: only .parquet and .arrow files have columns, and this is neither; omit it."
+        )
     if is_url(given) and len(expand(str(given))) == 1:
         return open_url(str(given), options)
     return open_sources(_named(given), options)

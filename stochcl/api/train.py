@@ -217,8 +217,8 @@ def _check_weights(config: EncoderConfig, settings: TrainOptions, weights: Path,
     if start.fresh and settings.epochs == 0 and not resume:
         other = "small" if config.stem == "imagenet" else "imagenet"
         raise UsageError(
-            f"{start.path}: the kernel of its stem has another size, and without epochs nothing trains a fresh one; "
-            f"give --stem {other}, or --epochs."
+            f"{start.path}: the kernel of its stem has another size, and 0 epochs would not train a fresh stem; "
+            f"give --stem {other}, or more --epochs."
         )
     return start
 
@@ -305,7 +305,7 @@ def open_images(path: PathLike) -> ImageSource:
     """Open a source of images to train on, also by a pattern of shards."""
     source = open_sources([path])
     if not isinstance(source, ImageSource):
-        raise SourceError(f"{escape_name(path)}: training takes images, and this is a matrix of embeddings.")
+        raise SourceError(f"{escape_name(path)}: this is a matrix of embeddings; give images.")
     return source
 
 
@@ -355,8 +355,8 @@ def adapt(
 
     if (matrix := vectors_among(sources)) is not None:
         raise UsageError(
-            f"{escape_name(matrix.path)}: these are embeddings, which no network is kept for; `stochcl train` "
-            "makes a model of them in a minute."
+            f"{escape_name(matrix.path)}: adapt takes images, and these are embeddings; fit a model to them with "
+            "`stochcl train`, in a minute."
         )
     path = find_model(model)
     if feature_width(backbone_options(path).get("backbone", "")) is not None:

@@ -14,7 +14,7 @@ from stochcl.compress import Header, open_archive
 from stochcl.downstream import uncertainty as of
 from stochcl.downstream.metrics import labelled, make_splits
 from stochcl.errors import ModelMismatch, UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ def _other(path: PathLike, data: ProbeData, tables: Where, latents: int | None) 
 def _check_alike(header: Header, data: ProbeData, path: PathLike, latents: int | None) -> None:
     shown, first = escape_name(path), escape_name(data.train.path)
     if header.model_sha256 != data.header.model_sha256:
-        raise ModelMismatch(f"{shown}: this archive was made by another model than {first}.")
+        raise ModelMismatch(f"{shown}: it was made by another model than {first}; compress both with one model.")
     cut = latents is None and data.test is None and header.latents != data.width
     if header.selection != data.header.selection or header.latents < data.width or cut:
         raise UsageError(f"{shown}: it holds other latents than {first}; --latents K takes the first K of both.")
@@ -122,7 +122,7 @@ class Answers:
         self.rows, self.truth, self.kept = batch_of(test).take(scored.kept), scored.y, np.flatnonzero(scored.kept)
         for part, it in {id(part): (part, it) for part, it in ((train, rows), (test, scored))}.values():
             if it.left_out:
-                self.notes.append(f"{escape_name(part.path)}: {it.left_out:,} images have no label and were left out")
+                self.notes.append(f"{escape_name(part.path)}: left out {plural(it.left_out, 'row')} without a label")
         if data.labels.path is None and (warning := split_warning(rows.y)):
             self.notes.append(warning)
         if self.rows.entropy is None:
@@ -155,7 +155,7 @@ class Answers:
             self.curves[f"{name} (needs labels)" if labelled_only else name] = curve
         if not self.wrong.any() or self.wrong.all():
             said = "none" if not self.wrong.any() else "all"
-            self.notes.append(f"{said} of the answers are wrong: an AUROC of errors needs both right and wrong ones")
+            self.notes.append(f"{said} of the answers are wrong: an AUROC of errors needs some right and some wrong")
         return {
             "trained_on": self.trained, "estimator": self.scorer.estimator,
             "accuracy": round(float(1 - self.wrong.mean()), 4), "scores": scores, "refused": refused,

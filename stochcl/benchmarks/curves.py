@@ -85,7 +85,7 @@ def mean_saving(
     for given in ((bits, accuracy), (other_bits, other_accuracy)):
         costs, scores = (np.asarray(values, float) for values in given)
         if not (costs > 0).all() or not np.isfinite(costs).all():
-            raise NoSavingError("bits per image are more than 0.")
+            raise NoSavingError("bits per image must be more than 0.")
         kept = pareto(costs, scores)
         if len(kept) < LEAST:
             raise NoSavingError(f"a curve needs {LEAST} points, each better than the cheaper ones.")

@@ -126,27 +126,27 @@ class RateAccuracyConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if {"all", "none"} & set(self.baselines) and len(self.baselines) > 1:
-            raise UsageError("--baselines all or none stands alone; leave the other names out.")
+            raise UsageError("--baselines all and none stand alone; omit the other names.")
         if not self.sources:
             raise UsageError("name a source to measure on.")
         if self.hold_out and self.test is not None:
-            raise UsageError("--test and --hold-out both say what is scored on; give one of them.")
+            raise UsageError("--test and --hold-out both name what to score on; give one of them.")
         if self.test_labels is not None and self.test is None:
-            raise UsageError("--test-labels are those of --test; name that, too.")
+            raise UsageError("--test-labels needs --test.")
         if not self.fit_to:
             known = declared(type(self))
             if any(getattr(self, name) != known[name].default for name in ("fit_images", "fit_hold_out")):
-                raise UsageError("--fit-images and --fit-hold-out are of --fit-to; name that, too.")
+                raise UsageError("--fit-images and --fit-hold-out need --fit-to.")
             return
         if not set(self.methods) & set(BASELINES):
             raise UsageError(
-                "--fit-to is what quantisers are fitted to, and --baselines names none; name quantisers, or one of "
+                "--fit-to needs quantisers to fit, and --baselines names none; add quantisers, or one of "
                 f"{', '.join(BASELINES)}."
             )
         # Not elsewhere, and images that are scored on would be fitted to.
         measured = {path.resolve() for path in (*self.sources, self.test) if path is not None}
         if same := [path for path in self.fit_to if path.resolve() in measured]:
-            raise UsageError(f"{escape_name(same[0])}: this is measured on, too; --fit-to names other images.")
+            raise UsageError(f"{escape_name(same[0])}: this source is also measured on; give --fit-to other images.")
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -300,7 +300,7 @@ def read_inputs(config: RateAccuracyConfig) -> Inputs:
     train, test = train.largest(config.train_images, rng), test.largest(config.test_images, rng)
     classes = len(np.unique(train.labels))
     if "recall@10" in config.metric and len(test) <= NEIGHBOURS:
-        raise SourceError(f"{shown}: {len(test)} rows are too few to look for {NEIGHBOURS} neighbours in.")
+        raise SourceError(f"{shown}: recall@10 needs more than {NEIGHBOURS} test rows, got {len(test)}.")
     if min(len(train), len(test)) < _LEAST or (config.needs_labels and classes < 2):
         raise SourceError(
             f"{shown}: this leaves {len(train):,} images of {classes} classes "
@@ -332,10 +332,10 @@ def _check_alike(source: Rows, like: Rows, path: Path, other: Path) -> None:
     shown, measured = escape_name(path), escape_name(other)
     if isinstance(source, ImageSource) or isinstance(like, ImageSource):
         if not (isinstance(source, ImageSource) and isinstance(like, ImageSource)):
-            raise UsageError(f"{shown}: of this and {measured} one is a matrix only.")
+            raise UsageError(f"{shown}: of this and {measured}, one holds images and one a matrix; give two alike.")
     elif source.shape[1] != like.shape[1]:
         have = f"these rows have {source.shape[1]:,} columns, and those of {measured} have {like.shape[1]:,}"
-        raise SourceError(f"{shown}: {have}.")
+        raise SourceError(f"{shown}: {have}; give rows of one width.")
 
 
 def _rows_of(paths: Sequence[Path]) -> Rows:

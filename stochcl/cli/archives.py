@@ -39,17 +39,17 @@ def source_of(
     """Return what a request names to read: paths, standard input, or the images of a list."""
     if files_from is not None:
         if sources:
-            raise UsageError("--files-from lists what is read; leave SOURCE out.")
+            raise UsageError("--files-from already lists what to read; omit SOURCE.")
         where = standard_input("a list of files") if str(files_from) == "-" else files_from
         return open_list(where, null=null or None, folder=folder)
     if null or str(folder) != ".":
-        raise UsageError("--null and --directory say how a list is read; give it with --files-from.")
+        raise UsageError("--null and --directory need --files-from.")
     if not sources:
         raise UsageError("there is nothing to compress: name a SOURCE, or a list of files with --files-from.")
     if "-" not in map(str, sources):
         return sources[0] if len(sources) == 1 else sources
     if len(sources) > 1:
-        raise UsageError("- is standard input, a tar of images, and no other source goes with it.")
+        raise UsageError("- reads a tar of images from standard input; omit the other sources.")
     return standard_input("a tar of images")
 
 
@@ -58,9 +58,9 @@ def output_of(path: Path) -> Path | IO[bytes]:
     if str(path) != "-":
         return path
     if sys.stdout is None:
-        raise UsageError("standard output is closed; send it through a pipe, or give -o a name.")
+        raise UsageError("standard output is closed; use a pipe, or give -o a file name.")
     if sys.stdout.isatty():
-        raise UsageError("standard output is a terminal, and codes are no text; use a pipe, or give -o a name.")
+        raise UsageError("standard output is a terminal, and codes are binary; use a pipe, or give -o a file name.")
     return sys.stdout.buffer
 
 
@@ -82,7 +82,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
         default=".",
         type=opt.PATH,
         metavar="DIR",
-        help="What the list's paths, and so the names, are relative to.  [default: the current folder]",
+        help="Folder that the list's paths and names are relative to.  [default: the current folder]",
     ),
     opt.options_of(CompressOptions, only="column id_column embedder any_name depth max_pixels fit workers strict"),
 )
@@ -90,10 +90,10 @@ def output_of(path: Path) -> Path | IO[bytes]:
 @opt.section("Rate", opt.options_of(CompressOptions, only="latents rate target"))
 @opt.section(
     "Model",
-    click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file."),
+    click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file."),
     opt.DEVICE,
-    click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-                 help="Numeric precision of the network; bf16 is faster if the processor supports it."),
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "int8"]), default="fp32", show_default=True,
+                 help="Numeric precision of the network; bf16 is faster if the processor supports it, int8 on any."),
     opt.options_of(CompressOptions, only="batch_size"),
 )  # fmt: skip
 @opt.section("Archive", opt.options_of(CompressOptions, only="names uncertainty self_contained external_tables"))
@@ -118,9 +118,9 @@ def compress(
     SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
     or .arrow file with a column of images or vectors, or the URL of a folder, an image, a .zip or a .tar.
     Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
-    from standard input, and its images are kept in the order in which they come.
-    An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, takes a
-    model that was trained on such rows; it may be larger than memory, and its rows are named by their numbers.
+    from standard input, in its order.
+    An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, needs a
+    model that was trained on such rows. It may be larger than memory, and its rows are named by their numbers.
 
     \b
     Example:
@@ -172,7 +172,7 @@ def verify(
     """Check every byte of an archive, and that it decodes to what was written.
 
     --salvage also takes the .partial file that an interrupted run left, and does not change the archive. It exits
-    with 1 if something was lost; OUT is written all the same.
+    with 1 if something was lost, and writes OUT nevertheless.
 
     \b
     Example:
@@ -192,7 +192,7 @@ def verify(
 
         done = cut_back(codes)
         found |= {"images": done.rows, "bytes": done.bytes, "cut_bytes": done.cut}
-        said = f"{plural(done.rows, 'image')} remain, {done.cut:,} bytes cut off"
+        said = f"{plural(done.rows, 'row')} remain, {done.cut:,} bytes cut off"
     else:
         with progress_bar("images") as bar, open_archive(codes, tables=resolve_tables(model, codes)) as archive:
             archive.verify(bar)
@@ -224,7 +224,7 @@ def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as
         "uncertainty_lost": done.uncertainty_lost, "bytes": done.bytes, "lost_images": done.rows_lost,
         "lost_bytes": [list(place) for place in done.lost], "tables": done.tables, "ok": done.complete,
     }  # fmt: skip
-    saved = f"{plural(done.rows, 'image')} in {plural(done.segments, 'segment')}"
+    saved = f"{plural(done.rows, 'row')} in {plural(done.segments, 'segment')}"
     show(result, [f"{result['salvaged']}: {saved}, {done.bytes:,} bytes"], as_json=as_json)
     return 0 if done.complete else 1
 
@@ -235,14 +235,14 @@ def _losses(done: Any) -> list[str]:
     if len(done.lost) > _SHOWN:
         lines.append(f"damaged: {len(done.lost) - _SHOWN:,} more places; --json lists them all")
     if done.rows_lost:
-        lines.append(f"lost: {plural(done.rows_lost, 'image')}")
+        lines.append(f"lost: {plural(done.rows_lost, 'row')}")
     elif done.rows_lost is None:
-        lines.append("lost: an unknown number of images, for the index at the end is damaged or missing")
+        lines.append("lost: an unknown number of rows, because the index at the end is damaged or missing")
     for what, count in (("names", done.unnamed), ("labels", done.unlabelled)):
         if count:
-            lines.append(f"lost: the {what} of {plural(count, 'image')}, whose codes are intact")
+            lines.append(f"lost: the {what} of {plural(count, 'row')}, whose codes are intact")
     if done.uncertainty_lost:
-        lines.append("lost: the uncertainty of some images, so that it was left out for all")
+        lines.append("lost: the uncertainty of some rows, so it was left out for all")
     return [*lines, *filter(None, [_TABLES[done.tables]])]
 
 
@@ -256,7 +256,7 @@ def _losses(done: Any) -> list[str]:
         "--select", type=opt.INPUT,
         help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
     ),
-    click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Leave out names alone."),
+    click.option("--no-names", "names", is_flag=True, flag_value=False, default=True, help="Leave out names."),
     click.option(
         "--no-uncertainty", "uncertainty", is_flag=True, flag_value=False, default=True, help="Leave out uncertainty."
     ),
@@ -290,7 +290,7 @@ def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **
 @opt.command()
 @opt.CODES
 @opt.output("The folder that the parts go to.")
-@click.option("--rows", type=int, metavar="N", help="Images per part; the last has the rest.")
+@click.option("--rows", type=int, metavar="N", help="Rows per part; the last has the rest.")
 @click.option("--parts", type=int, metavar="P", help="Number of parts, as equal as can be.")
 @click.option("--force", is_flag=True, help="Replace parts that are there already.")
 @JSON
@@ -330,9 +330,9 @@ def append(
 ) -> None:
     """Add the images or embeddings of a source that an archive does not have yet.
 
-    Images are told apart by their names, rows of a .parquet or .arrow file by their ids, and added in place. Until
-    all is done, and after an interruption, the archive opens as it was; the same command continues. Of a matrix, the
-    rows by which it has grown are added.
+    Images that the archive does not have by name, or rows by their ids, are added in place. Until the end, and after
+    an interruption, the archive opens as it was, and the same command continues. Of a matrix that has grown, the new
+    rows are added.
 
     \b
     Example:
@@ -362,7 +362,7 @@ def append(
 def merge(codes: tuple[Path, ...], output: Path, *, force: bool, resume: bool, as_json: bool) -> None:
     """Join archives of one model and width, in the order given.
 
-    Nothing is coded again. Images that are in several archives are there several times.
+    Nothing is coded again. Rows that are in several archives are kept several times.
 
     \b
     Example:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stochcl.benchmarks import curves, rate_accuracy, throughput
+from stochcl.benchmarks import curves, rate_accuracy
 from stochcl.benchmarks.inputs import RateAccuracyConfig
 from stochcl.benchmarks.run import Config, write_results
-from stochcl.benchmarks.throughput import ThroughputConfig
 from stochcl.cli.main import JSON, progress_bar, say, show, table
 from stochcl.cli.options import PATH, SectionedCommand, given, options_of, section
 from stochcl.cli.options import output as output_option
@@ -76,14 +75,13 @@ def command_of(
 
 @click.group()
 def benchmark() -> None:
-    """Compare codes with other compressors, or time each stage, on this machine.
+    """Compare codes with other compressors.
 
     Results are printed, or given as JSON with --json, and written to a folder.
 
     \b
     Example:
       stochcl benchmark rate-accuracy photos/ -o results/
-      stochcl benchmark throughput -o results/
     """
 
 
@@ -109,17 +107,6 @@ Example:
   stochcl benchmark rate-accuracy x.npy --test y.npy -m head.safetensors --metric recall@10 -o results/
 """
 
-_THROUGHPUT = """Profile each stage of `stochcl compress` against its lower bound.
-
-Stages take turns, with one thread of arithmetic, in processor time and on the clock. SOURCE is a folder, .zip or
-.tar of images; without one, JPEG files are made. The codes are checked.
-
-\b
-Example:
-  stochcl benchmark throughput -o results/
-  stochcl benchmark throughput photos.zip --images 5000 --device cuda --precision bf16 --compile -o results/
-"""
-
 benchmark.add_command(
     command_of(
         RateAccuracyConfig,
@@ -138,16 +125,5 @@ benchmark.add_command(
             "Baselines": "baselines bits coding beam trials fit_to fit_images fit_hold_out",
             "Running": "precision device seed",
         },
-    )
-)
-benchmark.add_command(
-    command_of(
-        ThroughputConfig,
-        "throughput",
-        click.argument("source", required=False, metavar="[SOURCE]", type=PATH),
-        lambda config, folder, *, progress, say: throughput.benchmark_throughput(config, progress=progress),
-        lambda result: [(throughput.title(result), throughput.COLUMNS, throughput.lines(result))],
-        help=_THROUGHPUT,
-        unit="rounds",
     )
 )

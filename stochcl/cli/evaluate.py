@@ -1,4 +1,4 @@
-"""Commands that learn from codes: evaluate, predict, uncertainty, report, search, select."""
+"""Commands that learn from codes: evaluate, predict, uncertainty, report, search, dedup, select."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl.api.compress import CompressOptions
+from stochcl.api.dedup import DedupOptions
 from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
 from stochcl.api.models import resolve_tables
 from stochcl.api.source import check_paths_exist
@@ -60,9 +61,9 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
 def evaluate(
     codes: tuple[Path | str, ...], *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Train a classifier or regressor on codes and score it on images that it has not seen.
+    """Train a classifier or regressor on codes and score it on rows that it has not seen.
 
-    Labels are the images' first folders (or others, --label-level), or come from a file. Scores are of a
+    Labels are the first folders of the names (or others, --label-level), or come from a file. Scores are of a
     cross-validation, of a part held out (--test-size), or of another archive (--test). Embeddings (.npy matrices,
     .parquet or .arrow files) are encoded by the model first.
 
@@ -143,22 +144,22 @@ def predict(
 @opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive."))
 @opt.section("Labels", opt.LABELS, opt.TEST_LABELS, opt.COLUMN, opt.LEVEL)
 @opt.section(
-    "Other images",
+    "Out of distribution",
     click.option(
-        "--outside", type=opt.INPUT, multiple=True, help="An archive of other images to tell apart; may be repeated."
+        "--outside", type=opt.INPUT, multiple=True, help="An archive of other rows to tell apart; may be repeated."
     ),
 )
 @opt.section("Probe", opt.options_of(ProbeOptions, only="estimator output latents folds seed"))
-@click.option("--plot", type=opt.PATH, help="Draw accuracy against refused images: .png, .svg or .pdf.")
+@click.option("--plot", type=opt.PATH, help="Draw accuracy against the share refused: .png, .svg or .pdf.")
 @opt.TABLES
 @JSON
 def uncertainty(
     codes: Path | str | None, *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Test whether uncertainty flags errors and out-of-distribution images.
+    """Test whether uncertainty flags errors and out-of-distribution rows.
 
-    The entropy that `stochcl compress --uncertainty` stored stands beside the code's length, the distance to the
-    nearest codes, and the probe's confidence, which alone needs labels. 0.5 is chance.
+    It compares the entropy that `stochcl compress --uncertainty` stored with the code's length, the distance to the
+    nearest codes, and the probe's confidence. Only the last needs labels. An AUROC of 0.5 is chance.
 
     \b
     Example:
@@ -176,7 +177,7 @@ _SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the 
 
 
 def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
-    of = f"{found['images']:,} images, {found['input']} of {found['latents']:,} latents, model {found['model']}"
+    of = f"{found['images']:,} rows, {found['input']} of {found['latents']:,} latents, model {found['model']}"
     out = [f"{found.get('test', found['path'])}: {of}"]
     out += [f"accuracy {found['accuracy']:.1%} with {found['estimator']} ({found['trained_on']:,} to train on)", ""]
     rows = []
@@ -198,7 +199,7 @@ def _uncertainty_lines(found: dict[str, Any]) -> list[str]:
         for one in found["outside"]:
             told = [_auroc(one["scores"].get(name, {})) for name in names]
             rows.append([one["what"], f"{one['images']:,}", *told])
-        out += table("other images told from the answered ones (AUROC)", ["what", "images", *names], rows)
+        out += table("rows of other archives told from the answered ones (AUROC)", ["archive", "rows", *names], rows)
     if "plot" in found:
         out.append(f"plot in {found['plot']}")
     return out + [f"note: {note}" for note in found["notes"]]
@@ -218,14 +219,16 @@ def _interval(interval: list[float] | None, *, sign: bool = False) -> str:
 @opt.command()
 @opt.CODES
 @opt.output("The page to write.", default="report.html")
-@click.option("--images", type=opt.PATH, metavar="SOURCE", help="What the codes were made of, for pictures.")
+@click.option(
+    "--images", type=opt.PATH, metavar="SOURCE", help="The images that the codes were made of, for pictures."
+)
 @opt.section("Labels", opt.LABELS, opt.COLUMN, opt.LEVEL, opt.options_of(EvaluateOptions, only="task"))
 @opt.section(
     "Latents",
     click.option("--latents", "shown", type=click.IntRange(1), default=12, show_default=True, metavar="K",
                  help="How many of the strongest latents to look at closely."),
     click.option("--sample", type=click.IntRange(1), default=20_000, show_default=True, metavar="N",
-                 help="Look at latents in at most N images, spread evenly."),
+                 help="Look at latents in at most N rows, spread evenly."),
 )  # fmt: skip
 @opt.options_of(EvaluateOptions, only="seed")
 @opt.TABLES
@@ -249,7 +252,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
         f"{told['output']}: {told['output_bytes']:,} bytes, {told['pictures']:,} pictures, {told['seconds']:.1f} s"
     ]
     if told["sampled"] < told["images"]:
-        lines.append(f"  latents are looked at in {told['sampled']:,} of {told['images']:,} images")
+        lines.append(f"  latents are looked at in {told['sampled']:,} of {told['images']:,} rows")
     if told["probe"] is not None:
         probe = told["probe"]
         name, digits = ("accuracy", ".2%") if told["task"] == "classification" else ("R2", ".3f")
@@ -266,15 +269,19 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
 @click.argument("query", nargs=-1, type=opt.INPUT)
 @opt.section(
     "Search",
-    click.option("--name", "names", multiple=True, help="Search for this image of the archive; may be repeated."),
-    click.option("--row", "rows", multiple=True, type=int, help="Search for this row of it; may be repeated."),
+    click.option("--name", "names", multiple=True, help="Search for the row of this name; may be repeated."),
+    click.option(
+        "--row", "rows", multiple=True, type=int, help="Search for the row of this number; may be repeated."
+    ),
     opt.options_of(SearchOptions),
 )
 @opt.section("Embeddings as queries", opt.options_of(CompressOptions, only="column id_column embedder"))
 @opt.section(
     "Page",
     click.option("--html", type=opt.PATH, metavar="FILE", help="Also write a page of what was found."),
-    click.option("--images", type=opt.INPUT, metavar="SOURCE", help="What the codes were made of, for thumbnails."),
+    click.option(
+        "--images", type=opt.INPUT, metavar="SOURCE", help="The images that the codes were made of, for thumbnails."
+    ),
 )
 @MODEL
 @opt.DEVICE
@@ -284,7 +291,7 @@ def search(
     codes: Path | str, query: tuple[Path, ...], *, tables: str | None, html: Path | None, images: Path | None,
     as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Find the images of an archive that are nearest to QUERY images, or to some of its own.
+    """Find the rows of an archive that are nearest to QUERY images or embeddings, or to some of its own.
 
     A query image is encoded by the archive's model. By vectors, its features are compared with what the codes decode
     to; by symbols, bits that differ are counted. In an archive of embeddings, QUERY is a .npy matrix, or a .parquet
@@ -308,11 +315,40 @@ def search(
         write_search_page(found, html, images, query)
         say(f"written to {html}")
     lines = [line for part in found["queries"] for line in table(part["query"], _COLUMNS, _match_lines(part))]
-    note = f"{found['images']:,} images by {found['by']}; distance: {found['unit']}"
+    note = f"{found['images']:,} rows by {found['by']}; distance: {found['unit']}"
     show(found, [*lines, note], as_json=as_json)
 
 
-_COLUMNS = ("image", "rank", "label", "row", "distance")
+@opt.command()
+@opt.CODES
+@opt.output("The .csv or .parquet file of pairs to write.")
+@opt.options_of(DedupOptions)
+@opt.TABLES
+@opt.FORCE
+@JSON
+def dedup(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+    """Find rows that are nearly the same, by their codes alone.
+
+    Each pair is a line: the names of two rows, and the cosine of the vectors that their codes decode to. Of rows with
+    one code, each is paired with the first of them.
+
+    \b
+    Example:
+      stochcl dedup codes.bin -o pairs.csv
+      stochcl dedup codes.bin --threshold 1 -o equal.parquet
+    """
+    from stochcl.api.dedup import dedup
+
+    with progress_bar("cells", rate=False) as bar:
+        found = dedup(codes, output, tables=resolve_tables(model, codes), progress=bar, **opt.given(options))
+    line = (
+        f"{found['output']}: {plural(found['pairs'], 'pair')}, {found['equal']:,} of them of equal codes; "
+        f"{found['duplicates']:,} of {plural(found['images'], 'row')} repeat earlier ones"
+    )
+    show(found, [line], as_json=as_json)
+
+
+_COLUMNS = ("name", "rank", "label", "row", "distance")
 
 
 def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -337,7 +373,7 @@ def _match_lines(part: dict[str, Any]) -> list[tuple[str, ...]]:
 @opt.FORCE
 @JSON
 def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
-    """Choose the latents that a task needs, each for what it adds to those chosen before.
+    """Choose the latents that a task needs, one by one, each for what it adds.
 
     \b
     Example:
@@ -348,5 +384,5 @@ def select(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
 
     with progress_bar("rows"):
         found = select(codes, output, tables=resolve_tables(model, codes), **opt.given(options))
-    line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} images"
+    line = f"{output}: {len(found['latents']):,} latents, chosen by the labels of {found['images']:,} rows"
     show(found, [line, f"  the best first: {', '.join(map(str, found['order'][:10]))}"], as_json=as_json)

@@ -1,4 +1,4 @@
-"""``stochcl train``, ``adapt``, ``finetune``, ``models`` and ``demo``."""
+"""``stochcl train``, ``adapt``, ``finetune`` and ``models``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOLD_OUT = click.option(
 WORKERS = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Decoding threads.")
 CACHE = click.option(
     "--cache", type=PATH, metavar="FOLDER",
-    help="Keep decoded training images there, mapped, rather than in memory; the next run finds them.",
+    help="Keep decoded training images in this folder, not in memory; the next run reuses them.",
 )  # fmt: skip
 RESUME = click.option("--resume", is_flag=True, help="Continue from the checkpoint of an interrupted run.")
 FORCE = click.option("--force", is_flag=True, help="Replace an existing model file or checkpoint.")
@@ -36,22 +36,6 @@ INIT = click.option(
     help="Begin with the weights of a safetensors file or a model; efficientnet-lite0: published ones, if installed.",
 )  # fmt: skip
 _LOG = "Append figures to this file: a table if it ends in .csv, else one JSON object a line."
-
-
-@command()
-@click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
-@JSON
-def demo(*, model: str, as_json: bool) -> None:
-    """Compress example images, train a classifier on the codes, and compare it with one on raw pixels.
-
-    \b
-    Example:
-      stochcl demo
-    """
-    from stochcl.api.demo import demonstrate
-
-    result = demonstrate(model, say=(lambda line: None) if as_json else say)
-    show(result.to_json(), result.lines(), as_json=as_json)
 
 
 @click.group(invoke_without_command=True)
@@ -202,7 +186,7 @@ def finetune(
     options_of(TrainOptions, only="seed precision device devices compile"),
     WORKERS,
     CACHE,
-    click.option("--tensorboard", type=PATH, metavar="DIR", help="Also write figures for TensorBoard there."),
+    click.option("--tensorboard", type=PATH, metavar="DIR", help="Also write TensorBoard logs to this folder."),
 )
 @click.option("--log", type=PATH, help=f"{_LOG}  [default: OUTPUT.csv]")
 @RESUME
@@ -212,8 +196,8 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     """Train a stochastic contrastive encoder on your own images or embeddings, without labels.
 
     SOURCE is a folder, .zip or .tar of images, or a .npy array of them. A checkpoint stands beside the model
-    file while training runs; after an interruption the same command with --resume continues. Embeddings (.npy
-    matrices of floats, one row a vector, or .parquet or .arrow files; of any size) make a model of such vectors.
+    file while training runs; after an interruption the same command with --resume continues. Embeddings of any
+    size (.npy matrices of floats, one row a vector, or .parquet or .arrow files) give a model of such vectors.
 
     \b
     Example:
@@ -236,7 +220,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
 @command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=INPUT)
 @output("The model file to write.")
-@click.option("-m", "--model", default="general", show_default=True, help="An embedded model or a model file.")
+@click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file.")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), metavar="BITS", help="Bits per image.  [default: 256]"
 )
@@ -248,8 +232,8 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
 def adapt(sources: Sequence[Path], output: Path, *, hold_out: int | None, as_json: bool, **options: Any) -> None:
     """Fit a model's code to your own images, without labels, in minutes.
 
-    SOURCE is a folder, .zip or .tar of images, or a .npy array of them; a choice of 5,000 at most is fitted to. The
-    network stays the model's, bit for bit. A model file that shares the network of a packaged model leaves it out.
+    SOURCE is a folder, .zip or .tar of images, or a .npy array of them; at most 5,000 images are used. The network
+    does not change. If it is that of a packaged model, the model file leaves it out.
 
     \b
     Example:

@@ -84,7 +84,7 @@ class Appender(JournaledWriter):
                 self._old_end = archive._reader.read(old.start, archive.size - old.start)
             if len(old.retired) >= MAX_RETIRED:
                 raise UsageError(
-                    f"{self._shown}: it has been appended to {MAX_RETIRED:,} times; `stochcl merge` makes it anew."
+                    f"{self._shown}: {MAX_RETIRED:,} appends are the limit; rewrite it with `stochcl merge`."
                 )
         except BaseException:
             file.close()

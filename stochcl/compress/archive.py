@@ -45,11 +45,11 @@ class Archive(ArchiveBase):
     Rows are read when they are asked for: ``archive[i]`` decodes one block. Everything that is read is checked:
     the index against its checksum, every block against the index, its payload and what it decodes to against
     theirs. An archive may be used from several threads, after a fork, and pickled (by its path, which must name the
-    same archive when it is unpickled; rows may have been appended). Blocks that were
-    decoded lately are kept, up to 64 MB: so a smaller archive may be read in any order, and
-    :meth:`iter_shuffled` is for a larger one.
+    same archive when it is unpickled; rows may have been appended). Recently
+    decoded blocks are kept, up to 64 MB, so a smaller archive may be read in any order. Use :meth:`iter_shuffled`
+    for a larger one.
 
-    While rows are appended to the file, and after that was interrupted, it is the archive as it was before.
+    During an append, and after an interrupted one, it is the archive as it was before.
 
     Parameters
     ----------
@@ -58,12 +58,12 @@ class Archive(ArchiveBase):
     tables : iterable of Tables or path-like
         Where to look first for decoding tables that are not in the archive.
     trusted : bool, optional
-        Whether a small file may ask for hours of work or all memory; by default where ``$STOCHCL_TRUSTED`` says so.
+        Whether a small file may ask for hours of work or all memory; by default as ``$STOCHCL_TRUSTED`` says.
 
     Attributes
     ----------
     left_over : int
-        Bytes behind the archive in its file, of an append that is running or was interrupted.
+        Bytes after the archive in its file, left by an append that is running or was interrupted.
 
     Raises
     ------
@@ -135,7 +135,7 @@ class Archive(ArchiveBase):
 
     @property
     def external_bytes(self) -> int:
-        """Bytes of the tables that the archive leans on outside itself."""
+        """Bytes of the decoder that the archive needs and does not hold."""
         return 0 if self._index.tables[1] else len(self.tables.data)
 
     @property
@@ -356,7 +356,7 @@ class Archive(ArchiveBase):
     # Closing, pickling
 
     def close(self) -> None:
-        """Close the file. Codes that were read stay whole: their names can be looked at as long as they are there."""
+        """Close the file. Codes that were read stay usable, and so do their names."""
         self._reader.close()
         self.__dict__.pop("_columns", None)  # they have a descriptor of their own
 
@@ -380,5 +380,5 @@ def _reopen(
     archive = Archive(path, tables=extra, trusted=trusted)
     if not archive._is(header, end):
         archive.close()
-        raise FormatError(f"{archive._shown}: this is another file than the one that was pickled; open it anew.")
+        raise FormatError(f"{archive._shown}: this is another file than the one that was pickled; open it again.")
     return archive

@@ -206,7 +206,7 @@ class RemoteReader(ByteReader):
             system, place = self._remote.opened()
             size = system.size(place)
             if not system.isfile(place):
-                raise IsADirectoryError("this is no file")
+                raise IsADirectoryError("this is not a file")
             if size is None:
                 self._whole.append(bytes(system.cat_file(place)))
                 size = len(self._whole[0])

@@ -31,8 +31,8 @@ def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
     ----------
     table : pyarrow.Table or RecordBatch
     alphabet : int, optional
-        How many values a symbol has, ``archive.header.alphabet``; needed where a program has dropped what the
-        table's schema said of it, as ``datasets`` does when it filters.
+        How many values a symbol has, ``archive.header.alphabet``. Needed if a program dropped the metadata of the
+        table's schema, as filters of ``datasets`` do.
 
     Raises
     ------

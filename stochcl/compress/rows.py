@@ -70,7 +70,7 @@ class ArchiveBase(ABC):
     @property
     @abstractmethod
     def external_bytes(self) -> int:
-        """Bytes of the tables that the codes lean on outside themselves."""
+        """Bytes of the decoder that the codes need and do not hold."""
 
     @property
     @abstractmethod
@@ -138,7 +138,7 @@ class ArchiveBase(ABC):
 
     @property
     def names(self) -> Sequence[str] | None:
-        """The rows' names, or None if they were left out; read when they are looked at."""
+        """The rows' names, read on demand, or None if they were left out."""
         return self._texts("names", range(len(self)))
 
     @property
@@ -189,7 +189,7 @@ class ArchiveBase(ABC):
             raise UsageError(f"{self._shown}: its rows have no names (--no-names?); choose them by number.")
         row = self._places.get(name)
         if row is None:
-            raise NameNotFound(f"{self._shown}: it has no image named {escape_name(name)}.")
+            raise NameNotFound(f"{self._shown}: it has no row named {escape_name(name)}.")
         return row
 
     @cached_property
@@ -207,15 +207,15 @@ class ArchiveBase(ABC):
 
         Blocks are visited in random order, and rows are shuffled within a window of ``blocks`` blocks. An archive
         with no more blocks is shuffled evenly; in a larger one, rows of one window stay together.
-        Memory does not grow with the archive. Take another seed for every epoch.
+        Memory does not grow with the archive. Use another seed for every epoch.
 
         Parameters
         ----------
         seed : int
         rows : int
-            How many at a time; the last may be fewer.
+            Rows at a time; the last part may have fewer.
         blocks : int
-            Of about 64 kbit each, whose rows are shuffled among each other.
+            Blocks in a window, of about 64 kbit each.
 
         Examples
         --------
@@ -320,7 +320,8 @@ class ArchiveBase(ABC):
         if latents is None:
             return self.header.latents
         if not 1 <= latents <= self.header.latents:
-            raise UsageError(f"{self._shown}: it has {self.header.latents} latents, not {latents}.")
+            most = self.header.latents
+            raise UsageError(f"{self._shown}: it has {most} latents; ask for 1 to {most}, not {latents}.")
         return latents
 
     def _codes(self, packed: NDArray[np.uint8], index: NDArray[np.integer]) -> Codes:
@@ -388,7 +389,7 @@ class DecodedRows:
         self.names, self.uncertainty = archive.names, archive.uncertainty
         self.labels = archive.labels if labels is None else labels
         if self.labels is not None and len(self.labels) != len(archive):
-            raise LabelsError(f"{len(archive):,} images and {len(self.labels):,} labels; give one for each.")
+            raise LabelsError(f"{len(archive):,} rows and {len(self.labels):,} labels; give one for each.")
         self.ids = None if self.names is None else _ids(archive.header)
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim

@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, int]:
     try:
         return Manifest.from_bytes(data), len(data)
     except FormatError as exc:
-        raise type(exc)(f"{escape_name(path)}: {exc}; compress again, or mend it from a copy.") from exc
+        raise type(exc)(f"{escape_name(path)}: {exc}; compress again, or restore it from a copy.") from exc
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -272,7 +272,7 @@ class FolderArchive(ArchiveBase):
 
     @property
     def external_bytes(self) -> int:
-        """Bytes of the tables that the folder leans on outside itself."""
+        """Bytes of the decoder that the folder needs and does not hold."""
         return 0 if self._tables_bytes else self._shard(0).external_bytes
 
     @property
@@ -412,5 +412,5 @@ def join(opened: Sequence[Archive | FolderArchive]) -> tuple[LazyArchives, list[
 def _reopen(path: Path, tables: tuple[Any, ...], trusted: bool | None, identity: str) -> FolderArchive:
     folder = FolderArchive(path, tables=tables, trusted=trusted)
     if folder._identity != identity:
-        raise FormatError(f"{folder._shown}: this is another folder than the one that was pickled; open it anew.")
+        raise FormatError(f"{folder._shown}: this is another folder than the one that was pickled; open it again.")
     return folder

@@ -218,25 +218,24 @@ class Writer(JournaledWriter):
     tables : Tables
         Those that ``header.tables_sha256`` names.
     embed_tables : bool
-        Whether the tables go into the archive, which must otherwise find them in the package.
+        Whether to put the decoder into the archive; otherwise readers need it in the package.
     fitted : sequence of IndependentModel or AutoregressiveModel
-        Models of the archive's own latents that are to be stored in it, for all its segments to choose from.
+        Entropy models fitted to these codes, to store in the archive for all segments.
     names, uncertainty : bool
-        Whether to store the rows' names, and their uncertainty, where they have them; the latter as the header's
-        version has it.
+        Whether to store the rows' names and uncertainty, where they have them.
     force : bool
         Replace an existing archive or partial file.
     resume : bool
-        Go on with an existing partial file; ``position`` says where. Without one, begin.
+        Continue an existing partial file; ``position`` says where. Without one, begin.
     facts : dict
-        JSON values that must be the same for a partial file to be continued: source listing, options.
+        JSON values that a partial file must share to be continued: source listing, options.
     segment_rows : int
         Rows of a segment.
 
     Attributes
     ----------
     position : int
-        Where in the source to begin: 0, or after a resumption where the last segment ended.
+        Where in the source to begin: 0, or where the last segment of a resumed run ended.
     skipped : list of (name, reason)
         All images that could not be read.
 
@@ -296,7 +295,7 @@ class Writer(JournaledWriter):
         if there and not (force or resume):
             raise OutputExists(
                 f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to continue it, or "
-                "--force to start anew."
+                "--force to start over."
             )
         return there
 
@@ -326,13 +325,13 @@ class Writer(JournaledWriter):
     def _differences(self, facts: dict[str, Any] | None) -> str:
         """Say how a journal's facts are others than this run's."""
         if facts is None:
-            return "its journal is damaged, or another run's; pass --force in place of --resume to start anew."
+            return "its journal is damaged, or another run's; pass --force in place of --resume to start over."
         asked = self._facts
         differing = sorted(name for name in facts.keys() | asked.keys() if facts.get(name) != asked.get(name))
         said = " and another ".join(_FACTS.get(name, name) for name in differing)
         return (
             f"this was begun with another {said}; repeat the command that began it, or pass --force in place of "
-            "--resume to start anew."
+            "--resume to start over."
         )
 
     def _writing(self) -> AbstractContextManager[None]:

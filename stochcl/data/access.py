@@ -68,12 +68,12 @@ def _read_regular(path: PathLike, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("it is not a regular file")
         if status.st_size > limit:
-            raise ImageError(f"it has {status.st_size:,} bytes, and more than {limit:,} are not read")
+            raise ImageError(f"it has {status.st_size:,} bytes, and the limit is {limit:,}")
         data = read_all(file, status.st_size + 1)
         if len(data) > status.st_size:  # the file has grown: go on to its end
             data += read_all(file, limit + 1 - len(data))
         if len(data) > limit:
-            raise ImageError(f"it has more than {limit:,} bytes, which are not read")
+            raise ImageError(f"it has more than {limit:,} bytes, the limit")
         return data
 
 

@@ -47,7 +47,9 @@ class ArraySource(ImageSource):
         self._array = map_array(path)
         rows, height, width = self._array.shape[:3]
         if height * width > MAX_PIXELS:
-            raise SourceError(f"{escape_name(path)}: its images of {height} x {width} pixels exceed {MAX_PIXELS:,}.")
+            raise SourceError(
+                f"{escape_name(path)}: its images of {height} x {width} pixels exceed {MAX_PIXELS:,}; shrink them."
+            )
         size, mtime_ns = math.prod(self._array.shape[1:]), path.stat().st_mtime_ns
         self.entries = [Entry(name, size, mtime_ns) for name in row_names(range(rows), rows)]
         self.rejected = []
@@ -283,7 +285,7 @@ class MatrixSource:
     def _take(self, file: int, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         array = map_array(self.paths[file])
         if (array.shape, array.dtype) != (self._shapes[file], self._dtype):
-            raise SourceError(f"{escape_name(self.paths[file])}: this file changed while it was read; begin anew.")
+            raise SourceError(f"{escape_name(self.paths[file])}: this file changed while it was read; start over.")
         return _take(array, rows)
 
     def _batch(self, rows: range) -> MatrixBatch:

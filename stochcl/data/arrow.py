@@ -15,7 +15,7 @@ from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
 from stochcl.data.names import DEFAULTS, SourceOptions, path_name
 from stochcl.data.preprocess import identify
-from stochcl.data.stream import StreamSource
+from stochcl.data.source import StreamSource
 from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
 from stochcl.messages import escape_name
 
@@ -142,7 +142,9 @@ def choose_column(path: Path | MemoryTable, schema: Any, asked: str | None, take
     if asked is not None:
         check_column(shown, schema, asked, "--column")
         if holds(kinds[asked]) is None:
-            raise UsageError(f"{shown}: its column {asked} holds {kinds[asked]}: no images or vectors.")
+            raise UsageError(
+                f"{shown}: its column {asked} holds {kinds[asked]}, not images or vectors; name another."
+            )
         return asked
     vectors = [name for name, kind in kinds.items() if holds(kind) == "vectors"]
     binary = [name for name, kind in kinds.items() if holds(kind) == "images"]
@@ -151,7 +153,7 @@ def choose_column(path: Path | MemoryTable, schema: Any, asked: str | None, take
     if takes and len(found) > 1:
         found = [name for name in found if _width(path, kinds[name], name) == takes] or found
     if len(found) > 1:
-        raise UsageError(f"{shown}: its columns {', '.join(found)} could all be meant; name one with --column.")
+        raise UsageError(f"{shown}: several columns may hold the data ({', '.join(found)}); name one with --column.")
     if not found:
         raise SourceError(
             f"{shown}: none of its columns ({', '.join(kinds)}) holds images (binary, or a struct with bytes) or "
@@ -272,7 +274,7 @@ def open_arrow(
         return None
     if not all(there):
         other = paths[there.index(False)]
-        raise UsageError(f"{escape_name(other)}: this is no Parquet or Arrow file as the first is; give one kind.")
+        raise UsageError(f"{escape_name(other)}: this is not a Parquet or Arrow file like the first; give one kind.")
     schema = schema_of(paths[0])
     column = choose_column(paths[0], schema, options.column, takes)
     is_image = holds(storage_type(schema.field(column).type)) == "images"
@@ -415,7 +417,9 @@ class ArrowImages(ArrowSource):
                     missing = "the row has no bytes of an image, at most the path of one"
                     yield name, missing if file is None else file, None if labels is None else labels[i]
         if not row:
-            raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no image.")
+            raise SourceError(
+                f"{escape_name(self.path)}: its column {self.column} holds no image; name another with --column."
+            )
 
 
 class ArrowVectors(ArrowSource):
@@ -432,7 +436,9 @@ class ArrowVectors(ArrowSource):
         for column, _, _ in self._records(_IMAGES):
             if value := next(filter(None, column.to_pylist()), None):
                 return len(value)
-        raise SourceError(f"{escape_name(self.path)}: its column {self.column} holds no vector.")
+        raise SourceError(
+            f"{escape_name(self.path)}: its column {self.column} holds no vector; name another with --column."
+        )
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
         raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")

@@ -168,7 +168,7 @@ class UrlSource(ImageSource):
 
     def _read(self, i: int) -> bytes:
         if self.entries[i].size > MAX_FILE_BYTES:
-            raise ImageError(f"it has {self.entries[i].size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
+            raise ImageError(f"it has {self.entries[i].size:,} bytes, and the limit is {MAX_FILE_BYTES:,}")
         return self._bytes_at(self._places[i])
 
     def _bytes_at(self, place: str) -> bytes:
@@ -184,7 +184,7 @@ def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | ZipSour
     ending = url.partition("?")[0].lower()
     if ending.endswith((".npy", ".npz", ".parquet", ".arrow", ".feather")):
         raise SourceError(
-            f"{escape_name(url)}: folders, images, zips and tars are read of URLs; copy this file here."
+            f"{escape_name(url)}: only folders, images, .zip and .tar files are read from URLs; copy this file here."
         )
     if not ending.endswith((".zip", *TAR_ENDINGS)):
         return UrlSource(url, options)

@@ -28,7 +28,7 @@ from stochcl.data.arrow import (
     storage_type,
 )
 from stochcl.errors import LabelsError
-from stochcl.files import PathLike, reading, refuse_pointer
+from stochcl.files import PathLike, reading, refuse_pointer, seems_utf16
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
@@ -88,8 +88,8 @@ class LabelTable:
     >>> table = LabelTable(Path("l.csv"), ("label", "age"), {"a.png": ("cat", "3"), "b.png": ("dog", "4.5")})
     >>> table.match(["b.png", "a.png"])
     ('dog', 'cat')
-    >>> table.numbers(["b.png"], "age").tolist()
-    [4.5]
+    >>> table.match(["b.png"], "age")
+    ('4.5',)
     """
 
     path: Path
@@ -110,7 +110,7 @@ class LabelTable:
         if self.is_array and not all(name.isdecimal() for name in names):
             if len(names) != len(self.rows):
                 raise LabelsError(
-                    f"{escape_name(self.path)}: it has {len(self.rows):,} labels for {len(names):,} images; an array "
+                    f"{escape_name(self.path)}: it has {len(self.rows):,} labels for {len(names):,} rows; an array "
                     "of labels has one for each, in their order: write a CSV of name,label."
                 )
             names = row_names(range(len(names)), len(names))
@@ -118,7 +118,7 @@ class LabelTable:
         missing = [name for name, row in zip(names, found, strict=True) if row is None]
         if missing and (not partial or 2 * len(missing) > len(names)):
             raise LabelsError(
-                f"{escape_name(self.path)}: {len(missing):,} of {len(names):,} images have no row here: "
+                f"{escape_name(self.path)}: {len(missing):,} of {len(names):,} names have no row here: "
                 f"{_listed(missing)}. Names are paths relative to the source, such as those that "
                 f"this file gives: {_listed(list(self.rows))}."
             )
@@ -132,8 +132,8 @@ class LabelTable:
         for name, label in zip(names, self.match(names), strict=True):
             if rows.setdefault(name, (label,)) != (label,):
                 raise LabelsError(
-                    f"{escape_name(self.path)}: two images are called {escape_name(name)} and have two labels; "
-                    "an array of labels cannot tell them apart."
+                    f"{escape_name(self.path)}: two rows are named {escape_name(name)} and have different labels; "
+                    "an array cannot label them: make the names differ."
                 )
         return LabelTable(self.path, self.columns, rows)
 
@@ -145,22 +145,9 @@ class LabelTable:
             if folded.setdefault(_fold(name), values) != values:
                 raise LabelsError(
                     f"{escape_name(self.path)}: it gives {escape_name(name)} other values than another spelling of "
-                    "this name (spaces, ./, backslashes or accents); write names as the images are called."
+                    "this name (spaces, ./, backslashes or accents); write names as the source has them."
                 )
         return folded
-
-    def numbers(self, names: Sequence[str], column: str | None = None) -> NDArray[np.float64]:
-        """Return the targets of each name as numbers, shape (N,), float64."""
-        texts = self.match(names, column)
-        values = np.array([_number(text) for text in texts], dtype=np.float64)
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if len(wrong):
-            examples = [f"{names[i]} ({texts[i]!r})" for i in wrong[:_SHOWN]]
-            raise LabelsError(
-                f"{escape_name(self.path)}: column {escape_name(column or self.columns[0])} is not a finite "
-                f"number for {len(wrong):,} of {len(names):,} images: {_listed(examples, len(wrong))}."
-            )
-        return values
 
     def _position(self, column: str | None) -> int:
         if column is None:
@@ -271,6 +258,8 @@ def read_labels(path: PathLike) -> LabelTable:
         if is_arrow(path, head):
             return _from_table(path)
         refuse_pointer(path, head, "labels", LabelsError)
+        if seems_utf16(head):
+            raise LabelsError(f"{escape_name(path)}: the labels are UTF-16; save them as UTF-8.")
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 first = file.readline()
@@ -335,9 +324,11 @@ def _rows(path: Path, reader: Any, at: int, columns: int) -> dict[str, tuple[str
             raise LabelsError(f"{shown}: line {line} has {len(cells)} cells where the header has {columns + 1}.")
         name, values = cells[at], tuple(cell.strip() for i, cell in enumerate(cells) if i != at)
         if rows.setdefault(name, values) != values:
-            raise LabelsError(f"{shown}: line {line} gives {escape_name(name)} other values than a line before.")
+            raise LabelsError(
+                f"{shown}: line {line} gives {escape_name(name)} again, with other values; keep one line a name."
+            )
     if not rows:
-        raise LabelsError(f"{shown}: there is no row under the header.")
+        raise LabelsError(f"{shown}: it has no row under its header.")
     return rows
 
 
@@ -349,14 +340,6 @@ def _fold(name: str) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
-def _listed(names: Sequence[str], total: int | None = None) -> str:
-    total = len(names) if total is None else total
+def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(escape_name(name) for name in names[:_SHOWN])
-    return shown if total <= _SHOWN else f"{shown}, ... ({total - _SHOWN:,} more)"
+    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN:,} more)"

@@ -173,12 +173,12 @@ _LABEL_BYTES = 1 << 20  # of a file with a label, at most
 class SourceOptions(Options):
     """What is taken from a source, and how."""
 
-    any_name: bool = option(False, "Also take files whose names do not end as images' do, if they hold images.")
+    any_name: bool = option(False, "Also take files without an image ending, if they hold images.")
     label_level: int | None = option(
         None, "Which folder of a name is its label: 1 the first, -1 the innermost.", unit="N", shown="1"
     )
     label_files: str | None = option(
-        None, "Take the file with this ending beside an image for its label, as in webdataset's shards.",
+        None, "Read labels from files of this ending beside the images, as in webdataset's shards.",
         choices=[ending[1:] for ending in LABEL_ENDINGS],
     )  # fmt: skip
     column: str | None = option(None, "Column with images or vectors.", unit="NAME", shown="what fits the model")

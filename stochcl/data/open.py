@@ -24,7 +24,7 @@ from stochcl.data.tar import TarSource
 from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
-from stochcl.files import PathLike, exists, reading, refuse_pointer
+from stochcl.files import PathLike, exists, reading, refuse_pointer, seems_utf16
 from stochcl.messages import escape_name, os_reason, plural
 from stochcl.remote import is_url
 
@@ -45,8 +45,8 @@ def open_source(path: PathLike, options: SourceOptions = DEFAULTS) -> ImageSourc
         if isinstance(opened, ImageSource):
             return opened
         raise SourceError(
-            f"{escape_name(path)}: a tar behind a URL is read once, from front to back, which only `stochcl "
-            "compress` to one file of codes does, of it alone; copy it here first."
+            f"{escape_name(path)}: a tar behind a URL can only be compressed alone, to one archive, because it is "
+            "read once; copy it here first."
         )
     path = Path(path)
     try:
@@ -83,8 +83,8 @@ def _open_file(path: Path, options: SourceOptions) -> ImageSource | MatrixSource
         return ZipSource(path, options)
     if is_arrow(path, head):
         raise SourceError(
-            f"{escape_name(path)}: a Parquet or Arrow file is read once, from front to back, which only `stochcl "
-            "compress` to one archive does; give a folder, .zip, .tar or .npy file."
+            f"{escape_name(path)}: a Parquet or Arrow file is read once, so only `stochcl compress` to one archive "
+            "takes it; give a folder, .zip, .tar or .npy file."
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)
@@ -246,7 +246,8 @@ class ListSource(ImageSource):
 def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
     r"""Read a list of paths: separated by null bytes where there is one (or ``null`` says so), else by newlines.
 
-    It is UTF-8, with a byte order mark or without, or UTF-16 with one, as PowerShell writes it.
+    It is UTF-8, with a byte order mark or without, or UTF-16 with one, as PowerShell writes it; without one UTF-16 is
+    refused, for its zeros would separate paths of one letter.
 
     Examples
     --------
@@ -260,6 +261,8 @@ def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
             data = data.decode("utf-16").encode("utf-8", "surrogateescape")
         except UnicodeError as exc:
             raise SourceError(f"the list of files begins as UTF-16 and is not ({exc}); save it as UTF-8.") from exc
+    elif not null and seems_utf16(data):
+        raise SourceError("the list of files is UTF-16 without a byte order mark; save it as UTF-8.")
     data = data.removeprefix(codecs.BOM_UTF8)
     if null is None:
         null = b"\0" in data

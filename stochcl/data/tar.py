@@ -12,8 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from stochcl.data.access import PROBE, RandomFile, read_error
 from stochcl.data.names import DEFAULTS, FileFilter, Kind, SourceOptions, group_of, is_image_name
 from stochcl.data.preprocess import identify
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
-from stochcl.data.stream import StreamSource
+from stochcl.data.source import Entry, Failure, ImageSource, StreamSource, check_not_empty
 from stochcl.data.tar_headers import (
     BLOCK,
     CHUNK,
@@ -159,7 +158,7 @@ class _Index:
     def _linked(self, linkname: str) -> tuple[int, Pieces]:
         found = self._earlier.get(tar_name(linkname))
         if found is None:
-            raise ValueError(f"it is a link to {escape_name(linkname)}, which is no image before it in the tar")
+            raise ValueError(f"it is a link to {escape_name(linkname)}, which is not an image before it in the tar")
         return found
 
 
@@ -252,8 +251,7 @@ class TarStream(StreamSource):
             reason = os_reason(exc) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
             after = f" after {count:,} images" if count else ""
             raise SourceError(
-                f"{escape_name(self.path)}: the tar that comes in breaks off or is damaged{after} "
-                f"({escape_name(reason)})."
+                f"{escape_name(self.path)}: the incoming tar breaks off or is damaged{after} ({escape_name(reason)})."
             ) from exc
         if not count:
             check_not_empty(self.path, [], [], "tar", self.others)

@@ -150,7 +150,7 @@ def pieces_of(member: tarfile.TarInfo) -> Pieces:
     if not member.isreg():
         raise ValueError("it is not a regular file")
     if member.size > MAX_FILE_BYTES:
-        raise ValueError(f"it has {member.size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
+        raise ValueError(f"it has {member.size:,} bytes, and the limit is {MAX_FILE_BYTES:,}")
     if not member.issparse():
         return [(0, member.offset_data, member.size)]
     pieces, place = [], member.offset_data

@@ -148,7 +148,7 @@ def _check_member(info: zipfile.ZipInfo, zip_bytes: int) -> None:
     if info.compress_type not in _METHODS:
         raise ValueError(f"its compression (zip method {info.compress_type}) is not read here; repack the zip")
     if max(info.file_size, info.compress_size) > MAX_FILE_BYTES:
-        raise ValueError(f"it has {info.file_size:,} bytes, and more than {MAX_FILE_BYTES:,} are not read")
+        raise ValueError(f"it has {info.file_size:,} bytes, and the limit is {MAX_FILE_BYTES:,}")
     if not 0 <= info.header_offset <= zip_bytes - info.compress_size:
         raise ValueError("the zip is damaged: this member lies beyond its end")
 

@@ -16,7 +16,7 @@ from stochcl.downstream import metrics
 from stochcl.downstream.metrics import Duplicates, LabelledRows, find_duplicates, labelled, make_splits
 from stochcl.downstream.probes import Fitted, Task, make_estimator
 from stochcl.errors import LabelsError, UsageError
-from stochcl.messages import escape_name
+from stochcl.messages import escape_name, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,9 +85,9 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """Return the lines of the summary."""
-        rows = f"{self.n_train:,} images to train on, {self.n_test:,} to score"
+        rows = f"{self.n_train:,} rows to train on, {self.n_test:,} to score"
         if len(self.folds) > 1:
-            rows = f"{self.n_test:,} images, cross-validated in {len(self.folds)} folds"
+            rows = f"{self.n_test:,} rows, cross-validated in {len(self.folds)} folds"
         lines = self._accuracy(rows) if self.task == "classification" else self._errors(rows)
         if self.duplicates is not None and self.duplicates.near:
             lines.append(f"  near duplicates: {self.duplicates.line()}")
@@ -119,7 +119,7 @@ class Evaluation:
             f"    {set_cell_size(name, wide)}  {' '.join(cell.rjust(width) for cell in row)}"
             for name, row in zip(names, cells, strict=True)
         ]
-        return ["  images by true class (rows) and answer (columns, in the same order):", *rows]
+        return ["  confusion, true class down and answer across, in the same order:", *rows]
 
     def _errors(self, rows: str) -> list[str]:
         lines = [f"R2 {self.score:.3f} with {self.estimator} ({rows})"]
@@ -227,11 +227,11 @@ def evaluate_split(
         )
     train.check_learnable()
     if not len(test.y):
-        raise LabelsError("none of the images to score on has a label; give labels with --labels.")
+        raise LabelsError("none of the rows to score on has a label; give labels with --labels.")
     notes = _left_out(train, " to train on") + _left_out(test, " to score on")
     if task == "classification" and (new := sorted(set(test.y.tolist()) - set(train.y.tolist()))):
         few = ", ".join(map(repr, new[:3])) + (", ..." if len(new) > 3 else "")
-        notes.append(f"{len(new):,} classes have no image to train on and count as wrong: {few}")
+        notes.append(f"{len(new):,} classes have no row to train on and count as wrong: {few}")
     probe = _Probe(task, estimator, seed, train.symbols and test.symbols, train.binary and test.binary)
     found = None
     if symbols is not None:
@@ -273,9 +273,7 @@ class _Probe:
         truth, answer, guess = map(np.concatenate, zip(*found, strict=True))
         overall = score(truth, answer)
         if np.isnan(overall):
-            raise LabelsError(
-                "the images to score on all have the same label, of which no R2 can be computed; score on more."
-            )
+            raise LabelsError("the rows to score on all have the same label, so R2 is undefined; score on more rows.")
         return Evaluation(
             task=self.task, estimator=self.name, n_train=trained, n_test=len(truth), score=overall,
             baseline=score(truth, guess), folds=tuple(score(part[0], part[1]) for part in found),
@@ -289,13 +287,13 @@ class _Probe:
         with self._noting():
             answer = np.asarray(probe.predict(x_test))
         if answer.shape != (len(x_test),) or (answer.dtype.kind == "f" and not np.isfinite(answer).all()):
-            raise UsageError(f"{self.name} does not answer with one finite value for each image; take another.")
+            raise UsageError(f"{self.name} does not predict one finite value for each row; choose another estimator.")
         return answer
 
     def fitted(self, x: NDArray[np.floating], y: NDArray[Any]) -> Any:
         """Return an estimator trained on rows; warnings become notes."""
         if self.task == "classification" and len(np.unique(y)) < 2:
-            raise LabelsError("the images to train on are all of one class; split them in another way.")
+            raise LabelsError("the training rows are all of one class; split them in another way.")
         self.name, probe = make_estimator(
             self.name, self.task, rows=len(x), seed=self.seed, symbols=self.symbols, binary=self.binary
         )
@@ -363,13 +361,13 @@ def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp
     """Give each group a number, whatever it is called."""
     values = np.asarray(groups, dtype=object)
     if values.shape != (count,):
-        raise UsageError(f"there are {count:,} images, but groups have shape {values.shape}; give one for each.")
+        raise UsageError(f"there are {count:,} rows, but groups have shape {values.shape}; give one for each.")
     numbers = {value: i for i, value in enumerate(dict.fromkeys(values.tolist()))}
     return np.array([numbers[value] for value in values.tolist()], dtype=np.intp)
 
 
 def _left_out(rows: LabelledRows, which: str = "") -> list[str]:
-    return [f"{rows.left_out:,} images{which} have no label and were left out"] if rows.left_out else []
+    return [f"left out {plural(rows.left_out, 'row')}{which} without a label"] if rows.left_out else []
 
 
 def _first_line(message: object) -> str:

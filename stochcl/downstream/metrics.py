@@ -63,16 +63,16 @@ def labelled(
         raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
     features, symbols = _matrix(x)
     if names is not None and len(names) != len(features):
-        raise UsageError(f"there are {len(features):,} images and {len(names):,} names; give one for each.")
+        raise UsageError(f"there are {len(features):,} rows and {len(names):,} names; give one for each.")
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise UsageError(f"{_row(int(finite.argmin()), names)}: its code holds numbers that are not finite.")
     # From lists through objects: numpy would make the text "nan" of a NaN among texts.
     given = y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
     if given.ndim != 1:
-        raise LabelsError(f"labels have shape (N,), one for each image, not {given.shape}.")
+        raise LabelsError(f"labels have shape (N,), one for each row, not {given.shape}.")
     if len(given) != len(features):
-        raise LabelsError(f"there are {len(features):,} images and {len(given):,} labels; give one for each.")
+        raise LabelsError(f"there are {len(features):,} rows and {len(given):,} labels; give one for each.")
     values = [plain_label(label) for label in given.tolist()]
     if set(map(str, values)) == {"-1", "1"}:  # signs
         values = [str(value) for value in values]
@@ -133,10 +133,10 @@ class Duplicates:
 
     def line(self) -> str:
         """Return the counts for people."""
-        return (
-            f"of {self.checked:,} images looked up, {self.identical:,} have the same code as one trained on, and "
-            f"{self.near:,} one that differs in at most {self.differ:,} latents"
-        )
+        line = f"{self.identical:,} of {self.checked:,} scored rows have the same code as a training row"
+        if self.differ:
+            line += f", and {self.near:,} one that differs in at most {self.differ:,} latents"
+        return line
 
 
 def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
@@ -229,16 +229,16 @@ def make_splits(
         if sizes.min() < 2:
             name = str(classes[sizes.argmin()])
             raise LabelsError(
-                f"class {name!r} has a single image, which cannot be both trained and scored on; "
-                "add images of it or leave it out."
+                f"class {name!r} has a single row, which cannot be both trained and scored on; "
+                "add rows of it or leave it out."
             )
-        limits = {"the smallest class has {} images": int(sizes.min())}
+        limits = {"the smallest class has {} rows": int(sizes.min())}
     else:
-        limits = {"there are {} images with a label": count}
+        limits = {"there are {} rows with a label": count}
     if groups is not None:
         total = len(np.unique(groups))
         if total < 2:
-            raise UsageError("all images are in one group, so none can be held out; give at least two groups.")
+            raise UsageError("all rows are in one group, so none can be held out; give at least two groups.")
         limits["there are {} groups"] = total
     reason, limit = min(limits.items(), key=lambda item: item[1])
     used = min(folds, limit)
@@ -251,7 +251,7 @@ def make_splits(
             warnings.simplefilter("ignore")  # small classes are in the notes
             found = list(splitter.split(np.zeros(count), y, groups))
     except ValueError as exc:
-        raise LabelsError(f"{count:,} labelled images cannot be split so: {str(exc).rstrip('.')}.") from exc
+        raise LabelsError(f"{count:,} labelled rows cannot be split: {str(exc).rstrip('.')}.") from exc
     splits = [(train, test) for train, test in found if len(train) and len(test)]
     return splits, notes
 

@@ -83,7 +83,7 @@ class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: 
     weights : str
         ``uniform``, or ``distance``: a neighbour's vote weighs 1 / (1 + bits that differ).
     working_memory : float
-        MiB that distances may take at a time.
+        Most MiB of distances at a time.
 
     Attributes
     ----------
@@ -196,7 +196,7 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     n_neighbors : int
-        k, how many are found where nothing else is said.
+        k, how many are found by default.
     metric : str
         - ``hamming``: bits that differ; rows hold 0 and 1;
         - ``levels``: how far symbols are apart, summed: for symbols that are in order, as quantised numbers are;
@@ -205,12 +205,12 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
         - ``auto``: of integers ``hamming``, or ``levels`` where others than 0 and 1 are among them; of floats
           ``cosine``.
     working_memory : float
-        MiB that distances may take at a time.
+        Most MiB of distances at a time.
 
     Attributes
     ----------
     metric_ : str
-        The one that was taken.
+        The metric in use.
     n_samples_fit_ : int
     n_features_in_ : int
         D.

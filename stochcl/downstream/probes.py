@@ -110,7 +110,7 @@ def _imported(path: str, task: Task, seed: int) -> Any:
     except Exception as exc:  # importing a module can raise anything
         raise UsageError(f"{path!r}: there is no such class ({exc}); name a scikit-learn class by its path.") from exc
     if not (isinstance(found, type) and issubclass(found, BaseEstimator)):
-        raise UsageError(f"{path!r}: this is no scikit-learn estimator; name a class by its path.")
+        raise UsageError(f"{path!r}: this is not a scikit-learn estimator; name a class by its path.")
     try:
         estimator = found()
     except TypeError as exc:
@@ -197,10 +197,10 @@ def load(path: PathLike) -> SavedProbe:
     with reading(path, "the probe"):
         data = Path(path).read_bytes()
     refuse_pointer(path, data, "a probe")
-    wrong = f"{shown}: this is no probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
+    wrong = f"{shown}: this is not a probe, or it is damaged; give a file that `stochcl evaluate --save` wrote"
     try:
         if refused := _untrusted(data):
-            raise SourceError(f"{shown}: it holds {refused[0]!r}, which is no part of a probe; it was not loaded.")
+            raise SourceError(f"{shown}: it holds {refused[0]!r}, which is not part of a probe; it was not loaded.")
         content = skops.io.loads(data, trusted=list(TRUSTED))
     except SourceError:
         raise

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from stochcl.entropy.residual import ResidualDecoder
+    from stochcl.entropy.vectors import ResidualDecoder
 
 __all__ = ["LatentSelector"]
 
@@ -30,15 +30,15 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     shares, so that what a latent adds to a code is chi-square by the number of rows, which is twice the
     mutual information to second order, and given the latents that are there already: a copy of one adds nothing.
 
-    On 1,024 bits an image it was no worse than conditional mutual information maximisation (CMIM, Fleuret, 2004) and
-    an L1 logistic regression, which takes ten times as long; and it takes numbers, too.
+    On 1,024 bits an image it is no worse than conditional mutual information maximisation (CMIM, Fleuret, 2004) and
+    an L1 logistic regression, which takes ten times as long. It takes numbers as targets, too.
 
     Parameters
     ----------
     latents : int, optional
         K, how many to choose; half by default.
     ridge : float
-        Added to every column's variance, as a share of the mean one: how little to trust small samples.
+        Added to every column's variance, as a share of the mean variance; more helps with small samples.
     categorical : bool
         Values are names, not quantities, as the symbols of categorical latents are: each latent stands in the model
         with an indicator for each of its values.
@@ -48,7 +48,7 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     order_ : ndarray of int, shape (K,)
         Chosen columns, the best first: its first k are what the selector would choose of k.
     gains_ : ndarray of float, shape (K,)
-        What each added: the share of the targets' variance, summed over them.
+        Share of the targets' variance that each added, summed over targets.
     n_features_in_ : int
         D.
     feature_names_in_ : ndarray of str

@@ -77,7 +77,7 @@ class UncertaintyScorer:
             estimator, "classification", rows=len(rows), seed=seed, symbols=symbols, binary=binary and symbols
         )
         if not hasattr(probe, "predict_proba"):
-            raise UsageError(f"{self.estimator}: it gives no probabilities; take logistic, knn or boosting.")
+            raise UsageError(f"{self.estimator}: it gives no probabilities; choose logistic, knn or boosting.")
         try:
             self.probe = probe.fit(rows.floats, labels)
         except ValueError as exc:
@@ -120,8 +120,6 @@ class Auroc:
     value: float
     low: float
     high: float
-    positives: int
-    negatives: int
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -135,7 +133,7 @@ def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Auroc | N
     found, others = _placements(positive, score)
     value = float(found.mean())
     low, high = _interval(value, found, others)
-    return Auroc(value, low, high, len(found), len(others))
+    return Auroc(value, low, high)
 
 
 def difference(
@@ -250,7 +248,7 @@ def draw_refusal(
         axes.plot(refused, accuracy, linestyle=line, marker=mark, color=grey, markersize=4, label=name)
     if chance is not None:
         axes.axhline(100 * chance, color="0.7", linewidth=0.8, label="refused at random")
-    axes.set(xlabel="images refused, the least certain first, in %", ylabel="accuracy on the others, in %")
+    axes.set(xlabel="rows refused, the least certain first, in %", ylabel="accuracy on the others, in %")
     axes.set_title(title, fontsize="medium")
     axes.grid(color="0.9")
     axes.legend(title="uncertain by (band: 95 %)", fontsize="small", title_fontsize="small")

@@ -9,8 +9,7 @@ from itertools import accumulate
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.data.preprocess import FITS, MAX_SIZE, Fit
 from stochcl.entropy.autoregressive import MAX_HIDDEN
-from stochcl.entropy.residual import MAX_RESIDUAL, MAX_STAGE_BITS
-from stochcl.entropy.vectors import MAX_WIDTH
+from stochcl.entropy.vectors import MAX_RESIDUAL, MAX_STAGE_BITS, MAX_WIDTH
 from stochcl.errors import UsageError
 from stochcl.options import Options, option
 
@@ -173,10 +172,10 @@ class EncoderConfig(Options):
     ladder: tuple[int, ...] = option((), unit="WIDTHS")
     decoder: tuple[int, ...] = option((512,), "Hidden layers of the decoder.", unit="WIDTHS")
     size: int = option(
-        64, "Side that images are brought to.", at_least=1, at_most=MAX_SIZE, unit="PIXELS",
+        64, "Side of the images that the network takes.", at_least=1, at_most=MAX_SIZE, unit="PIXELS",
         shown="64; 128 for efficientnet",
     )  # fmt: skip
-    fit: Fit = option("crop", "What happens to images that are not square.", choices=FITS)
+    fit: Fit = option("crop", "How to fit images that are not square.", choices=FITS)
     mean: tuple[float, ...] = option(())
     std: tuple[float, ...] = option(())
     entropy: str = "independent"
@@ -184,7 +183,7 @@ class EncoderConfig(Options):
     alphabet: int = option(2, "Values of a latent.", at_least=2, unit="K")
     head: tuple[int, ...] = option((), "Hidden layers between features and latents.", unit="WIDTHS")
     embedding: int = option(
-        0, "Numbers that stand for a categorical symbol in the decoder.", at_least=0, unit="NUMBERS",
+        0, "Width of a categorical symbol's embedding in the decoder.", at_least=0, unit="NUMBERS",
         shown="8, or the alphabet",
     )  # fmt: skip
     temperature: float = 1.0
@@ -193,9 +192,9 @@ class EncoderConfig(Options):
     pooling: str = option("mean", "Features: mean of last stage, of all stages, or with moments.", choices=POOLINGS)
     stages: tuple[int, ...] = option((), unit="BITS")
     reduced: int = option(
-        0, "Coordinates that residual words live in.", at_least=0, at_most=MAX_WIDTH, unit="M", shown="128 at most"
+        0, "Dimensions of the space of residual words.", at_least=0, at_most=MAX_WIDTH, unit="M", shown="128 at most"
     )
-    transform: str = option("none", "What features go through before residual latents.", choices=("none", "sqrt"))
+    transform: str = option("none", "Transform of features before residual latents.", choices=("none", "sqrt"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,6 @@ from stochcl.encoders import layout
 from stochcl.encoders.backbones import make_backbone
 from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.encoders.priors import FACTORISED, Factorised
-from stochcl.encoders.residual import ReducedHead, Residual, Words
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
 from stochcl.entropy.independent import IndependentModel, nodes_per_symbol
 from stochcl.entropy.model import latent_lengths
@@ -26,9 +25,8 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
-    from stochcl.entropy.residual import ResidualDecoder
     from stochcl.entropy.tables import Tables
-    from stochcl.entropy.vectors import VectorDecoder
+    from stochcl.entropy.vectors import ResidualDecoder, VectorDecoder
 
 
 _ROWS = 8192  # of vectors at a time
@@ -78,6 +76,39 @@ class Standardise(nn.Module):
         return (vectors - self.centre) / self.scale
 
 
+class ReducedHead(nn.Module):
+    """Parameters of the map from features to the reduced space of residual latents.
+
+    The points are u = weight t(features + shift) - mean, shape (m,); t is a signed square root where there is a
+    shift, and nothing otherwise. :class:`stochcl.encoders.latents.Residual` computes them.
+    """
+
+    def __init__(self, features: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(config.reduced, features) / features**0.5)
+        self.mean = nn.Parameter(torch.zeros(config.reduced))
+        if config.transform == "sqrt":
+            self.register_buffer("shift", torch.zeros(features))
+
+
+class Words(nn.Module):
+    """Parameters of residual latents: the words of all stages, and the map from their sums to vectors.
+
+    ``books`` are the words of the stages of two bits and more, shape (2**bits, m) each; ``signs``, shape (S, m), are
+    the other stages': minus this for 0, plus this for 1. Codes of images have no map: points are their vectors.
+    """
+
+    def __init__(self, features: int, config: EncoderConfig) -> None:
+        super().__init__()
+        m, named = config.reduced, [bits for bits in config.stages if bits > 1]
+        self.books = nn.ParameterList(torch.randn(1 << bits, m) for bits in named)
+        self.signs = nn.Parameter(torch.randn(len(config.stages) - len(named), m) / 8)
+        self.log_temperature = nn.Parameter(torch.zeros(len(config.stages)))
+        if config.columns:
+            self.output = nn.Parameter(torch.randn(m, features) / m**0.5)
+            self.centre = nn.Parameter(torch.zeros(features))
+
+
 class Encoder(nn.Module):
     """q(z|x) = head(normalise(backbone(x))), and a decoder from any prefix of z to the normalised features.
 
@@ -118,7 +149,7 @@ class Encoder(nn.Module):
         widths = (config.decoder_inputs, *config.decoder, features)
         self.decoder: Any
         if config.posterior == "residual":
-            self.decoder = Words(config, features)
+            self.decoder = Words(features, config)
         else:
             self.decoder = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.codebooks: nn.Parameter | None = None
@@ -137,11 +168,6 @@ class Encoder(nn.Module):
         return int(self.backbone.features)
 
     @property
-    def vector_dim(self) -> int:
-        """The width of a decoded vector: of residual latents of images, that of the space where words add up."""
-        return layout.vector_dim(self.config, self.feature_dim)
-
-    @property
     def factorised(self) -> Factorised:
         """The factorised prior, as its parameters are now."""
         return FACTORISED[self.config.posterior](self.prior, self.config)
@@ -158,16 +184,8 @@ class Encoder(nn.Module):
         features: Tensor = self.norm(self.backbone(inputs).float())
         return features
 
-    def restore(self, vectors: Tensor) -> Tensor:
-        """Bring standardised vectors, shape (B, V), to the units of the input; features of images have no others."""
-        if isinstance(self.norm, Standardise):
-            return vectors * self.norm.scale + self.norm.centre
-        return vectors
-
     def posterior(self, features: Tensor) -> Posterior:
-        """Return q(z|x) from standardised features, shape (B, V)."""
-        if isinstance(self.decoder, Words):
-            return Residual(self.head(features).float(), self.config, self.decoder)
+        """Return q(z|x) from standardised features, shape (B, V); residual latents have theirs in numpy alone."""
         return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
 
     def embed(self, symbols: Tensor) -> Tensor:
@@ -175,10 +193,7 @@ class Encoder(nn.Module):
         return POSTERIORS[self.config.posterior].embed(symbols, self.config)
 
     def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
-        """Decode codes to standardised features, float32, shape (B, V); see :attr:`vector_dim`."""
-        if isinstance(self.decoder, Words):
-            points: Tensor = self.decoder(symbols, latents)
-            return points.float()
+        """Decode codes to standardised features, float32, shape (B, V)."""
         x = symbols - self.factorised.mean().detach()
         x = x * self.decoder_scale if self.codebooks is None else torch.einsum("bdk,dke->bde", x, self.codebooks)
         if latents is not None and latents < self.config.latents:
@@ -242,7 +257,7 @@ class Encoder(nn.Module):
         return layout.tables(self.config, self.arrays())
 
     def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
-        """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""
+        """Return the decoder of decoding tables, from symbols to vectors in the units of the input."""
         return layout.vector_decoder(self.config, self.arrays())
 
     def arrays(self) -> dict[str, NDArray[Any]]:

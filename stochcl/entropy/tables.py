@@ -18,8 +18,7 @@ from stochcl.entropy.ans import decode_block, encode_block
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
-from stochcl.entropy.residual import ResidualDecoder
-from stochcl.entropy.vectors import Codebooks, VectorDecoder
+from stochcl.entropy.vectors import Codebooks, ResidualDecoder, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
 from stochcl.files import PathLike, refuse_pointer, replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
@@ -154,7 +153,7 @@ class Tables:
         unpack(_HEAD, data, 0, "the head of the tables")
         magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
         if magic != MAGIC:
-            raise FormatError(f"this is no decoder: it begins with {magic.hex(' ')}")
+            raise FormatError(f"this is not a decoder: it begins with {magic.hex(' ')}")
         if version not in (VERSION, DEFLATED):
             msg = f"this decoder has version {version}, and this program reads 1 and 2; update stochcl"
             raise UnsupportedVersion(msg)

@@ -119,7 +119,7 @@ def read_data(
 ) -> ReportData:  # fmt: skip
     """Read the facts and the sampled rows of an open archive."""
     if not len(archive):
-        raise UsageError(f"{escape_name(path)}: it holds no images to report on.")
+        raise UsageError(f"{escape_name(path)}: it holds no rows to report on.")
     header, notes = archive.header, list[str]()
     rows = sampled_rows(len(archive), most, seed)
     given = _read_labels(archive, path, rows, labels, column, level, task, notes)  # before rows, which take longer

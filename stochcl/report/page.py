@@ -111,7 +111,7 @@ class Thumbnails:
     def __init__(self, path: PathLike, *, size: int = 96) -> None:
         source = open_source(path)
         if not isinstance(source, ImageSource):
-            raise UsageError(f"{escape_name(path)}: this holds vectors; thumbnails are made of images.")
+            raise UsageError(f"{escape_name(path)}: this holds vectors, and thumbnails need images; omit it.")
         self.source, self._preprocess = source, Preprocess(size, "pad")
         self._rows = {escape_name(entry.name): row for row, entry in reversed(list(enumerate(source.entries)))}
         self._made: dict[int, str | None] = {}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from stochcl.codes import Codes
 from stochcl.encoders.inference import encode, precision_used
+from stochcl.encoders.latents import Latents
 from stochcl.encoders.posteriors import BIT
 from stochcl.encoders.priors import AutoregressivePrior
 from stochcl.entropy.independent import IndependentModel, node_counts, quantised
@@ -206,15 +207,12 @@ def float_bits(network: AutoregressivePrior, codes: Codes) -> NDArray[np.float64
     return (total / len(codes)).reshape(codes.latents, -1).sum(1).numpy()
 
 
-@torch.no_grad()
 def hard_codes(encoder: Encoder, features: NDArray[np.floating]) -> Codes:
     """Return the codes that a file would hold of features."""
-    parts = (
-        torch.from_numpy(np.asarray(features[start : start + _FEATURES], np.float32))
-        for start in range(0, len(features), _FEATURES)
-    )
-    symbols = np.concatenate([encoder.posterior(part).mode().numpy() for part in parts])
-    return Codes.from_symbols(symbols, alphabet=encoder.config.alphabet)
+    latents, width = Latents.of(encoder.config, encoder.arrays()), encoder.config.latents
+    parts = (np.asarray(features[i : i + _FEATURES], np.float32) for i in range(0, len(features), _FEATURES))
+    symbols = [latents.symbols(latents.parameters(part), width) for part in parts]
+    return Codes.from_symbols(np.concatenate(symbols), alphabet=encoder.config.alphabet)
 
 
 _MEASURED_IMAGES = {"independent": 20_000, "autoregressive": 100_000}

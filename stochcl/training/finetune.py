@@ -69,7 +69,7 @@ def class_indices(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.i
     places = {name: i for i, name in enumerate(classes)}
     if unknown := sorted(set(labels) - set(places)):
         shown = ", ".join(escape_name(name) for name in unknown[:3])
-        raise LabelsError(f"{len(unknown):,} labels are none of the {len(places):,} classes trained on: {shown}.")
+        raise LabelsError(f"{len(unknown):,} labels are not among the {len(places):,} training classes: {shown}.")
     return np.array([places[label] for label in labels], np.int64)
 
 
@@ -226,7 +226,7 @@ def _first_stages(encoder: Encoder, count: int) -> list[torch.nn.Module]:
     if not count:
         return []
     if not isinstance(encoder.backbone, ResNet | EfficientNetLite):
-        raise UsageError(f"the first stages of {encoder.config.backbone} cannot be frozen: it names none.")
+        raise UsageError(f"--frozen: the backbone {encoder.config.backbone} has no stages to freeze; omit it.")
     return [module.requires_grad_(False) for module in encoder.backbone.first_stages(count)]
 
 

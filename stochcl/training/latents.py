@@ -84,7 +84,7 @@ def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tup
     """
     if target is None or abs(rate / target - 1) <= _MISSED:
         return ()
-    missed = f"the codes take {rate:,.1f} bits per {unit}, and {target:,g} were asked for"
+    missed = f"the codes take {rate:,.1f} bits per {unit}, not {target:,g} as asked"
     advice = f"more steps or more {unit}s to train on bring the rate closer; --latents and --alphabet bound it"
     return (f"warning: {missed}; {advice}",)
 

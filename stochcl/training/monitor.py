@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from stochcl.encoders.inference import encode
-from stochcl.encoders.posteriors import POSTERIORS, Posterior
 from stochcl.entropy.independent import node_counts
 from stochcl.entropy.model import hard_rate, measure_ones
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.encoder import Encoder
+    from stochcl.encoders.posteriors import Posterior
     from stochcl.training.quantiser import Metric
 
 
@@ -91,7 +91,7 @@ def _correlation(symbols: NDArray[np.integer], family: str) -> float:
     latents = symbols.shape[1]
     if latents < 2 or len(symbols) < 2:
         return 0.0
-    if not POSTERIORS[family].ordered:
+    if family == "categorical":
         symbols = symbols == np.array([np.bincount(column).argmax() for column in symbols.T])
     r = np.abs(np.corrcoef(symbols, rowvar=False, dtype=np.float64))
     return float((r.sum() - np.trace(r)) / (latents * (latents - 1)))

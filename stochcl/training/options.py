@@ -50,7 +50,9 @@ class CodeOptions(RunOptions):
     """Options of training that makes codes of a rate."""
 
     objective: str = option("nt-xent", "Contrastive objective; reconstruct: none.", choices=OBJECTIVES)
-    estimator: str = option("straight-through", "Gradient of the draw.", choices=("straight-through", "relaxed"))
+    estimator: str = option(
+        "straight-through", "Gradient estimator of drawn latents.", choices=("straight-through", "relaxed")
+    )
     lr: float = option(2e-3, "Peak learning rate of AdamW.", more_than=0)
     decay: float = option(1e-2, "Weight decay of AdamW.", at_least=0)
     rate: float | None = option(None, "Target rate, in bits per image.", more_than=0, unit="BITS")
@@ -90,8 +92,8 @@ class TrainOptions(CodeOptions, _NetworkOptions):
     # (Touvron et al., arXiv 1906.06423).
     crop: int = option(48, "Side of the views in training.", at_least=1, unit="PIXELS", shown="3/4 of the size")
     area: float = option(0.2, "Smallest part of an image that a view shows; 1: all of it.", more_than=0, at_most=1)
-    flip: bool = option(True, "Mirror every second view.")
-    strength: float = option(0.5, "Strength of the changes of colour.", at_least=0)
+    flip: bool = option(True, "Mirror half of the views.")
+    strength: float = option(0.5, "Strength of colour jitter.", at_least=0)
     grey: float = option(0.2, "Fraction of views without colour.", at_least=0, at_most=1)
     blur: float = option(0.0, "Fraction of views that are blurred.", at_least=0, at_most=1)
     warmup: int = option(200, "Steps until the peak learning rate.", at_least=0, unit="STEPS")
@@ -107,7 +109,7 @@ class TrainOptions(CodeOptions, _NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.deterministic and self.objective == "reconstruct":
-            raise UsageError("reconstruct compares codes with features, and a deterministic twin has no codes.")
+            raise UsageError("--objective reconstruct needs codes, and --deterministic makes none; omit one of them.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +118,11 @@ class FinetuneOptions(_NetworkOptions):
 
     epochs: int = option(30, "Passes over the images.", at_least=1)
     batch_size: int = option(128, "Images a step.", at_least=2)
-    optimizer: str = option("sgd", "Optimizer; adamw does with few epochs.", choices=("sgd", "adamw"))
+    optimizer: str = option("sgd", "Optimizer; adamw needs fewer epochs.", choices=("sgd", "adamw"))
     lr: float = option(0.02, "Peak learning rate.", more_than=0)
-    backbone_lr: float = option(1.0, "Learning rate of the backbone, as a part of the other.", more_than=0, at_most=1)
+    backbone_lr: float = option(1.0, "Learning rate of the backbone, as a fraction of --lr.", more_than=0, at_most=1)
     frozen: int = option(
-        0, "First stages of the backbone that stay as they are, which may halve the work.", at_least=0, at_most=3,
+        0, "First stages of the backbone to freeze; it may halve the work.", at_least=0, at_most=3,
         unit="STAGES",
     )  # fmt: skip
     momentum: float = option(0.9, "Nesterov momentum of sgd.", more_than=0, less_than=1)
@@ -138,7 +140,7 @@ class FinetuneOptions(_NetworkOptions):
     )  # fmt: skip
     padding: float = option(0.125, "Padding before the crop, as a fraction of the side.", at_least=0, at_most=1)
     area: float = option(1.0, "Smallest part of an image that a view shows.", more_than=0, at_most=1)
-    flip: bool = option(True, "Mirror every second image.")
+    flip: bool = option(True, "Mirror half of the images.")
     operations: int = option(1, "RandAugment operations an image.", at_least=0, at_most=14)
     strength: float = option(1.0, "Strength of RandAugment.", at_least=0, at_most=1)
     cutout: float = option(0.25, "Side of the cutout, as a fraction of the view's.", at_least=0, at_most=1)

@@ -64,7 +64,7 @@ class RunFiles:
         if self.checkpoint.exists() and not (force or resume):
             raise UsageError(
                 f"{escape_name(self.checkpoint)}: this is the checkpoint of an interrupted run; pass --resume to "
-                "continue it, or --force to start anew."
+                "continue it, or --force to start over."
             )
         if resume and not self.checkpoint.exists():
             shown = escape_name(self.checkpoint)
@@ -132,7 +132,7 @@ def load_checkpoint(
                 same += f" (--precision {escape_name(str(stored.get('precision')))})"
             raise TrainingError(
                 f"{escape_name(path)}: this checkpoint belongs to a run with another "
-                f"{' and '.join(differing) or 'format'}; {same}, or delete it to start anew."
+                f"{' and '.join(differing) or 'format'}; {same}, or delete it to start over."
             )
         slots = _optimizer_slots(tensors, optimizer)
         for prefix, module in modules.items():
@@ -145,7 +145,7 @@ def load_checkpoint(
 
 def damaged(path: Path, exc: Exception) -> TrainingError:
     """Return the error of a checkpoint that cannot be restored."""
-    return TrainingError(f"{escape_name(path)}: this checkpoint is damaged ({exc}); delete it to start anew.")
+    return TrainingError(f"{escape_name(path)}: this checkpoint is damaged ({exc}); delete it to start over.")
 
 
 def _optimizer_slots(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:

@@ -159,7 +159,8 @@ class Trainer(TrainingLoop):
         keys = to_device(torch.from_numpy(row_keys), self.device)
         images = self.images.take(rows)
         views = torch.cat([self.augmentation(images, keys, seed, s) for s in (_FIRST_VIEW, _SECOND_VIEW)])
-        noise = counter_rng(keys, seed, _LATENTS, 2 * POSTERIORS[model.config.posterior].noise(model.config))
+        family = POSTERIORS.get(model.config.posterior)  # none of a twin whose residual latents are fitted later
+        noise = counter_rng(keys, seed, _LATENTS, 2 * family.noise(model.config) if family else 2)
         rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
         # The first quarter of the whole batch: this process has every so-many-th of it.
         clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes))].float()

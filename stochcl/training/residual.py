@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 
+from stochcl.encoders import layout
 from stochcl.encoders.config import residual_stages
-from stochcl.encoders.encoder import Encoder, Standardise
-from stochcl.encoders.residual import GRID, ReducedHead, Residual, Words, on_grid, signed_root
+from stochcl.encoders.latents import Latents, Residual, signed_root
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import MAX_RESIDUAL
 from stochcl.errors import UsageError
 from stochcl.training.entropy import fit_code_tables, hard_codes
 from stochcl.training.latents import FittedLatents
@@ -24,6 +25,7 @@ from stochcl.training.words import (
     beam_encode,
     decode_words,
     nearest_rows,
+    on_grid,
     ordered,
     refit,
     residual_books,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stochcl.encoders.encoder import Encoder
     from stochcl.training.options import LatentOptions
 
     Rows = NDArray[np.floating]
@@ -65,11 +68,6 @@ _PAIRS = 2000  # that temperatures are fitted to
 _TEMPERATURES = np.geomspace(1e-3, 1e3, 121)  # relative to what words of the stage are apart
 
 
-def _rounded(numbers: Rows, dim: int | None = None, grid: int | torch.Tensor = GRID) -> Rows:
-    """Return numbers as decoding tables hold them."""
-    return on_grid(torch.from_numpy(numbers), dim, grid).numpy()
-
-
 def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
     """Return books in steps that are a share of the error that each stage leaves: tables deflate to a third."""
     if not books:
@@ -78,7 +76,7 @@ def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
     for stage, book in enumerate(books):
         left -= book[names[:, stage]]
         step = max(share * float(np.sqrt((left**2).mean())), 1e-12)
-        out.append(_rounded(book, grid=int(np.clip(np.rint(np.abs(book).max() / step), 1, 127))))
+        out.append(on_grid(book, grid=int(np.clip(np.rint(np.abs(book).max() / step), 1, 127))))
     return out
 
 
@@ -133,7 +131,7 @@ def _with_signs(fitted: Fitted, rows: Rows, stages: int, kind: str) -> Fitted:
     if fitted.books:
         left -= decode_words(beam_encode(left, fitted.books), fitted.books, left.shape[1])
     signs = sign_stages(left, stages - len(fitted.books), fitted.narrow if kind == "images" else 0)
-    return replace(fitted, signs=_rounded(signs, dim=1))
+    return replace(fitted, signs=on_grid(signs, axis=1))
 
 
 def check_objective(objective: str) -> None:
@@ -195,7 +193,6 @@ def fit_residual(
     return FittedLatents(rate, record)
 
 
-@torch.no_grad()
 def _set_latents(
     encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None, stages: tuple[int, ...],
     options: LatentOptions, known: Fitted | None,
@@ -207,7 +204,7 @@ def _set_latents(
 
     def transformed(rows: NDArray[np.floating]) -> Rows:
         part = np.asarray(rows[chosen], np.float32)
-        return part if shift is None else signed_root(torch.from_numpy(part) + shift).numpy() * spread
+        return part if shift is None else signed_root(part + shift) * spread
 
     rows = transformed(features)
     fitted = fit(
@@ -215,17 +212,13 @@ def _set_latents(
         objective=options.objective, width=config.reduced, seed=options.seed, known=known,
     )  # fmt: skip
     encoder.set_residual(stages, fitted.matrix.shape[1], config.transform)
-    head, words = encoder.head, encoder.decoder
-    assert isinstance(head, ReducedHead)
-    assert isinstance(words, Words)
-    head.weight.copy_(torch.from_numpy(np.ascontiguousarray((fitted.matrix * np.reshape(spread, (-1, 1))).T)).half())
-    head.mean.copy_(torch.from_numpy(fitted.mean @ fitted.matrix))
-    if shift is not None and head.shift is not None:
-        head.shift.copy_(shift)
-    for book, found in zip(words.books, fitted.books, strict=True):
-        book.copy_(torch.from_numpy(found))
-    words.signs.copy_(torch.from_numpy(fitted.signs))
-    if words.output is not None and words.centre is not None:
+    _set(encoder, {
+        "head.weight": (fitted.matrix * np.reshape(spread, (-1, 1))).T.astype(np.float16),  # as a model file holds it
+        "head.mean": fitted.mean @ fitted.matrix, "decoder.signs": fitted.signs,
+        **{f"decoder.books.{i}": book for i, book in enumerate(fitted.books)},
+        **({} if shift is None else {"head.shift": shift}),
+    })  # fmt: skip
+    if config.columns:
         _set_output(encoder, np.asarray(features[chosen], np.float32), _MAP_STEP[options.objective])
     return fitted
 
@@ -234,15 +227,26 @@ def _kind(encoder: Encoder) -> str:
     return "images" if encoder.config.columns is None else "vectors"
 
 
-def _roots(encoder: Encoder) -> tuple[torch.Tensor, Rows]:
+def _set(encoder: Encoder, tensors: dict[str, NDArray[Any]]) -> None:
+    """Copy arrays to the encoder's tensors of these names."""
+    found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
+    encoder.load_state_dict(encoder.state_dict() | found)
+
+
+def _latents(encoder: Encoder) -> Residual:
+    found = Latents.of(encoder.config, encoder.arrays())
+    assert isinstance(found, Residual)
+    return found
+
+
+def _roots(encoder: Encoder) -> tuple[Rows, Rows]:
     """Return what brings features to their network's zero, and factors that make the roots those of its numbers."""
-    norm = encoder.norm
-    if isinstance(norm, Standardise):
-        return norm.centre / norm.scale, np.ones(len(norm.centre), np.float32)
-    assert norm.running_mean is not None  # with statistics, as the encoder makes it
-    assert norm.running_var is not None
-    deviation = torch.sqrt(norm.running_var + norm.eps)
-    return norm.running_mean / deviation, deviation.sqrt().numpy()
+    tensors = encoder.arrays()
+    if encoder.config.columns:
+        return tensors["norm.centre"] / tensors["norm.scale"], np.ones(encoder.config.columns, np.float32)
+    eps: Any = encoder.norm.eps
+    deviation = np.sqrt(tensors["norm.running_var"] + np.float32(eps))
+    return tensors["norm.running_mean"] / deviation, np.sqrt(deviation)
 
 
 def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
@@ -251,15 +255,9 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
     It is rounded in steps that are a share of the error that codes leave; in larger ones where tables would be too
     large.
     """
-    words = encoder.decoder
-    assert isinstance(words, Words)
-    assert words.output is not None
-    assert words.centre is not None
-    parts = []
-    for start in range(0, len(rows), _ROWS):  # the sums of words that rows are coded as
-        posterior: Any = encoder.posterior(torch.from_numpy(rows[start : start + _ROWS]))
-        parts.append(words.points(posterior.embed(posterior.mode(), encoder.config)).double().numpy())
-    points = np.concatenate(parts)
+    latents, words = _latents(encoder), layout.words(encoder.config, encoder.arrays())
+    names = latents.names(hard_codes(encoder, rows).symbols())
+    points = decode_words(names, words, encoder.config.reduced).astype(np.float64)
     middle, centre = points.mean(0, dtype=np.float64), rows.mean(0, dtype=np.float64)
     points = points - middle
     gram = points.T @ points
@@ -272,8 +270,7 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
     for coarser in range(_COARSER):
         step = share * 2 ** (coarser / 4) * float(np.sqrt(error / len(gram)))
         output = rounded_map(exact.astype(np.float32), deviation, step)
-        words.output.copy_(torch.from_numpy(output))
-        words.centre.copy_(torch.from_numpy((centre - middle @ output).astype(np.float32)))
+        _set(encoder, {"decoder.output": output, "decoder.centre": (centre - middle @ output).astype(np.float32)})
         if len(zlib.compress(encoder.vector_decoder().to_bytes(), 9)) <= left:
             return
 
@@ -287,7 +284,7 @@ def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
     output = np.where(weight[:, None] < step / 12**0.5, np.float32(0), output)
     wanted = np.abs(output).max(0).mean() * deviation / max(step, 1e-12)
     grid = np.clip(np.rint(2 ** (np.rint(2 * np.log2(np.maximum(wanted, 1))) / 2)), 1, 127)  # few: they deflate
-    return _rounded(output, dim=0, grid=torch.from_numpy(grid[:, None].astype(np.float32)))
+    return on_grid(output, axis=0, grid=grid[:, None].astype(np.float32))
 
 
 def _fit_tables(
@@ -315,7 +312,6 @@ def _fit_tables(
     return record
 
 
-@torch.no_grad()
 def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None) -> None:
     """Set each stage's temperature so that a row's distances predict the words of its view, or near neighbour.
 
@@ -323,18 +319,13 @@ def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: N
     """
     clean = np.asarray(features[:_PAIRS], np.float32)
     near = clean[nearest_rows(clean, 1)[:, 0]] if views is None else views[:_PAIRS]
-    other = np.asarray(near, np.float32)
-    words = encoder.decoder
-    seen = encoder.posterior(torch.from_numpy(other)).mode()
-    start = torch.from_numpy(clean)
-    unit = torch.stack([4 * stage.var(0, correction=0).sum() for stage in words.stages()]).clamp(min=1e-12).log()
-    stages = np.repeat(np.arange(len(words.bits)), words.bits)
-    words.log_temperature.copy_(unit)
-    posterior: Residual = encoder.posterior(start)  # type: ignore[assignment]
-    best, costs = unit.clone(), torch.full((len(words.bits),), torch.inf)
-    for temperature in _TEMPERATURES:
-        tried = posterior.tempered(float(temperature)).log_prob(seen).mean(0)
-        cost = torch.zeros(len(words.bits)).index_add_(0, torch.from_numpy(stages), -tried)
-        better = cost < costs
-        best, costs = torch.where(better, unit + float(np.log(temperature)), best), torch.where(better, cost, costs)
-    words.log_temperature.copy_(best)
+    seen = hard_codes(encoder, near).symbols()
+    latents, words = _latents(encoder), layout.words(encoder.config, encoder.arrays())
+    distances = latents.stage_distances(latents.parameters(clean), seen)
+    found = np.empty(len(words), np.float32)
+    for stage, name in enumerate(latents.names(seen).T):
+        unit = max(4 * float(words[stage].var(axis=0).sum()), 1e-12)
+        logits = [-distances[stage] / np.float32(unit * t) for t in _TEMPERATURES]
+        costs = [float(np.mean(logsumexp(part, axis=1) - part[np.arange(len(part)), name])) for part in logits]
+        found[stage] = np.log(unit) + np.log(_TEMPERATURES[int(np.argmin(costs))])
+    _set(encoder, {"decoder.log_temperature": found})

@@ -74,7 +74,7 @@ def test_evaluate_gives_what_the_probe_would(codes):
 def test_archives_of_two_widths_are_compared_on_the_narrower_s_latents(codec, images, codes, tmp_path):
     narrow = tmp_path / "narrow.bin"
     codec.compress(images, narrow, latents=8)
-    with pytest.raises(UsageError, match=r"narrow\.bin: it has 8 latents, not 16"):
+    with pytest.raises(UsageError, match=r"narrow\.bin: it has 8 latents; ask for 1 to 8, not 16"):
         evaluate.evaluate(codes, test=narrow, latents=16)
     result, _ = evaluate.evaluate(codes, test=narrow, latents=8, output="symbols")
     assert (result.n_train, result.n_test) == (42, 42)

@@ -172,7 +172,7 @@ def test_the_column_is_chosen_by_what_it_holds_and_the_model_takes(files, codec,
     for option in ("column", "id_column", "label_column"):
         with pytest.raises(UsageError, match=f"no column 'nope'.*{option}\\b"):
             head.compress(path, tmp_path / "d.bin", **{option: "nope"})
-    with pytest.raises(UsageError, match="no table"):
+    with pytest.raises(UsageError, match="have columns"):
         codec.compress(tmp_path, tmp_path / "d.bin", column="x")
 
 
@@ -202,16 +202,16 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
         codec.compress(vectors, tmp_path / "a.bin")
     images = [data for _, data, _ in files[:3]]
     both = write(tmp_path / "two.parquet", image_table(files[:3], other=pa.array(images)))
-    with pytest.raises(UsageError, match="columns image, other could all be meant"):
+    with pytest.raises(UsageError, match="several columns may hold the data \\(image, other\\)"):
         codec.compress(both, tmp_path / "a.bin")
     assert len(open_arrow([both], SourceOptions(column="image"))) == 3
     with pytest.raises(UsageError, match="no column 'x'"):
         open_arrow([both], SourceOptions(column="x"))
-    with pytest.raises(UsageError, match="no images or vectors"):
+    with pytest.raises(UsageError, match="not images or vectors"):
         open_arrow([both], SourceOptions(column="label"))
     with pytest.raises(SourceError, match="none of its columns"):
         codec.compress(write(tmp_path / "n.parquet", pa.table({"n": [1]})), tmp_path / "a.bin")
-    with pytest.raises(UsageError, match="no Parquet or Arrow file"):
+    with pytest.raises(UsageError, match="not a Parquet or Arrow file"):
         codec.compress([photos, model], tmp_path / "a.bin")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(photos.read_bytes()[:-9])
@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
         codec.compress(cut, tmp_path / "a.bin")
     with pytest.raises(UsageError, match="resume=True"):
         codec.compress(photos, tmp_path / "a.bin", resume=True)
-    with pytest.raises(SourceError, match="read once, from front to back"):
+    with pytest.raises(SourceError, match="read once"):
         open_source(photos)  # as training does
 
 
@@ -327,7 +327,7 @@ def test_sources_are_of_the_kind_that_their_column_says(files, tmp_path, rng):
     ("column", "labels"),
     [
         (pa.array([0, -1, 2, None], pa.int64()), ("cats", "", "fische", "")),
-        (pa.array([0.0, float("nan"), 2.5, None], pa.float64()), ("0.0", "", "2.5", "")),
+        (pa.array([0.0, float("nan"), 2.5, None], pa.float64()), ("0", "", "2.5", "")),
         (pa.array(["nan", "", "NA", None]), ("nan", "", "NA", "")),
     ],
 )

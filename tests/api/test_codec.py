@@ -56,7 +56,7 @@ def test_rows_are_chosen_by_name(codes, tmp_path):
         assert archive["dogs/03.jpg"].names == ("dogs/03.jpg",)
         np.testing.assert_array_equal(archive["dogs/03.jpg"].packed, archive[17].packed)
         for ask in (archive.row, archive.__getitem__):
-            with pytest.raises(KeyError, match="no image named"):
+            with pytest.raises(KeyError, match="no row named"):
                 ask("dogs")
     archives.merge([codes, codes], tmp_path / "twice.bin")
     with stochcl.open(tmp_path / "twice.bin") as twice:

@@ -17,8 +17,8 @@ from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
-from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import FormatError, ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
 from tests.making import make_model, write_images
@@ -176,13 +176,13 @@ def test_an_interruption_before_anything_is_done_changes_nothing(codec, photos, 
 
 
 def test_labels_are_as_in_the_archive(codec, photos, some, tmp_path):
-    with pytest.raises(UsageError, match="it has no labels stored"):
+    with pytest.raises(UsageError, match="stores no labels"):
         stochcl.append(some, photos, codec, labels=tmp_path / "labels.csv")
     names = [p.relative_to(photos).as_posix() for p in photos.rglob("*.*g")]
     table = tmp_path / "labels.csv"
     table.write_text("name,label\n" + "".join(f"{name},{name[-5]}\n" for name in names), encoding="utf-8")
     stochcl.transcode(some, tmp_path / "labelled.bin", labels=table)
-    with pytest.raises(UsageError, match="it has labels stored; give those of the new images with labels"):
+    with pytest.raises(UsageError, match="it stores labels; give those of the new images with labels"):
         stochcl.append(tmp_path / "labelled.bin", photos, codec)
     stochcl.append(tmp_path / "labelled.bin", photos, codec, labels=table)
     codes = read(tmp_path / "labelled.bin")
@@ -209,7 +209,10 @@ def test_what_does_not_belong_to_the_archive_is_refused(codec, photos, some, tmp
     with pytest.raises(UsageError, match=r"nameless\.bin: its rows have no names .*stochcl merge"):
         stochcl.append(tmp_path / "nameless.bin", photos, codec)
     with Archive(some) as archive:
-        for change, said in [({"precision": "fp8"}, "its precision is fp8"), ({"preprocess": {}}, "not prepared")]:
+        for change, said in [
+            ({"precision": "fp8"}, "its precision is fp8"),
+            ({"preprocess": {}}, "not made squares"),
+        ]:
             path = tmp_path / f"{len(said)}.bin"
             with Writer(path, replace(archive.header, **change), archive.tables, embed_tables=True) as out:
                 out.add(archive[:1])
@@ -260,7 +263,7 @@ def test_merging_and_splitting(tmp_path):
     ("options", "said"),
     [
         ({}, "either rows"), ({"rows": 1, "parts": 1}, "either rows"), ({"rows": 0}, "rows must be at least 1"),
-        ({"parts": 0}, "do not make 0 parts"), ({"parts": 61}, "it holds 60 images, which do not make 61 parts"),
+        ({"parts": 0}, "not 0"), ({"parts": 61}, "it holds 60 rows; ask for 1 to 60 parts, not 61"),
     ],
 )  # fmt: skip
 def test_splits_that_make_no_sense(tmp_path, options, said):
@@ -269,7 +272,7 @@ def test_splits_that_make_no_sense(tmp_path, options, said):
         stochcl.split(path, tmp_path / "parts", **options)
     assert not (tmp_path / "parts").exists()
     write(tmp_path / "empty.bin", CODES[:0], TABLES)
-    with pytest.raises(UsageError, match="holds no images"):
+    with pytest.raises(UsageError, match="holds no rows"):
         stochcl.split(tmp_path / "empty.bin", tmp_path / "parts", rows=1)
     with pytest.raises(UsageError, match="this is a file"):
         stochcl.split(path, path, rows=1)
@@ -288,10 +291,17 @@ def test_outputs_are_not_replaced_unasked(tmp_path):
             verb()
     with pytest.raises(UsageError, match="nothing to merge"):
         stochcl.merge([], out)
-    stochcl.merge([a], out, force=True)
+    assert stochcl.merge([a], out, force=True).notes == ()
     assert read(out).names == CODES.names
     with pytest.raises(OutputError, match="the folder to write to does not exist"):
         stochcl.transcode(a, tmp_path / "none" / "out.bin")
+
+
+def test_an_archive_that_is_merged_twice_is_warned_of(tmp_path):
+    path = write(tmp_path / "a.bin", CODES, TABLES)
+    edit = stochcl.merge([path, tmp_path / "." / "a.bin"], tmp_path / "b.bin")
+    assert edit.report.images == 2 * len(CODES)
+    assert edit.notes == (f"warning: {path} is given 2 times, and so are its rows",)
 
 
 # Transcode
@@ -342,9 +352,9 @@ def test_a_selection_of_a_selection_is_by_the_model_s_numbers(tmp_path):
     ("text", "error", "said"),
     [
         ("[1, 1]", UsageError, "selected twice"), ("[12]", UsageError, "does not have latent 12; it has latents 0"),
-        ("[-1]", UsageError, "does not have latent -1"), ("[]", UsageError, "a selection is a list"),
-        ("[1.5]", UsageError, "a selection is a list"), ("[true]", UsageError, "a selection is a list"),
-        ('{"a": 1}', UsageError, "a selection is a list"), ("[1", SourceError, "not a JSON list"),
+        ("[-1]", UsageError, "does not have latent -1"), ("[]", UsageError, "a selection must be a list"),
+        ("[1.5]", UsageError, "a selection must be a list"), ("[true]", UsageError, "a selection must be a list"),
+        ('{"a": 1}', UsageError, "a selection must be a list"), ("[1", SourceError, "not a JSON list"),
         ("[" * 100_000, SourceError, "not a JSON list"), ("\xff", SourceError, "not a JSON list"),
     ],
 )  # fmt: skip
@@ -361,11 +371,11 @@ def test_selections_that_make_no_sense(tmp_path, text, error, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"latents": 0}, "it has 12 latents; 0 cannot be kept"), ({"latents": 13}, "13 cannot be kept"),
-        ({"latents": 1, "rate": 1}, "latents and rate"), ({"select": [1], "rate": 1}, "select says which"),
+        ({"latents": 0}, "keep 1 to 12, not 0"), ({"latents": 13}, "keep 1 to 12, not 13"),
+        ({"latents": 1, "rate": 1}, "latents and rate"), ({"select": [1], "rate": 1}, "omit latents and rate"),
         ({"rate": float("nan")}, "more than 0"), ({"rate": -1}, "more than 0"),
         ({"self_contained": True, "external_tables": True}, "contradict each other"),
-        ({"rate": 3, "resume": True}, "leave resume=True out"), ({"rate": 0.01}, "no width fits"),
+        ({"rate": 3, "resume": True}, "omit resume=True"), ({"rate": 0.01}, "no width fits"),
     ],
 )  # fmt: skip
 def test_requests_that_make_no_sense(tmp_path, options, said):

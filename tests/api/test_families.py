@@ -11,11 +11,15 @@ from stochcl.api.evaluate import evaluate
 from stochcl.api.train import train
 from stochcl.api.uncertainty import measure_uncertainty
 from stochcl.data import open_source
+from stochcl.encoders import layout
+from stochcl.encoders.config import FAMILIES as KNOWN
 from stochcl.encoders.inference import encode
+from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import load_model, save_model
-from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.entropy.model import measure_ones
 from stochcl.training.entropy import fit_entropy
+from stochcl.training.words import on_grid
+from tests.encoders.making import restored
 from tests.making import CLASSES, PER_CLASS, SIZE, make_head
 
 CPU = torch.device("cpu")
@@ -63,15 +67,16 @@ def check(codec, given: np.ndarray, expected: np.ndarray, path, latents: int | N
     encoder = codec.model.encoder
     with torch.no_grad():
         features = torch.from_numpy(encode(encoder, given, CPU).features)
-        posterior = encoder.posterior(features)
-        width = encoder.config.latents if latents is None else latents
-        mode = posterior.mode_of(width)
-        filled = torch.cat([mode, posterior.mode()[:, width:]], dim=1)
-        vectors = encoder.restore(encoder.decode(posterior.embed(filled, posterior.config), latents)).numpy()
+        if encoder.config.posterior == "residual":
+            mode, vectors = residual_code(encoder, features.numpy(), latents)
+        else:
+            mode = encoder.posterior(features).mode()
+            vectors = restored(encoder, encoder.decode(encoder.embed(mode), latents)).numpy()
+            mode = mode[:, :latents].numpy()
     with stochcl.open(path) as archive:
         archive.verify()
         assert archive.header.alphabet == encoder.config.alphabet
-        np.testing.assert_array_equal(archive.to_numpy(), mode.numpy())
+        np.testing.assert_array_equal(archive.to_numpy(), mode)
         if (
             latents is None or encoder.config.posterior != "residual"
         ):  # whose narrow codes are searched for themselves
@@ -80,6 +85,22 @@ def check(codec, given: np.ndarray, expected: np.ndarray, path, latents: int | N
     # float16 weights, summed in another order
     np.testing.assert_allclose(found, vectors, rtol=0, atol=4e-3 * vectors.std())
     assert vectors.std() > 0
+
+
+def residual_code(encoder, features, latents):
+    """The symbols of features, and the sum of the words that they name, brought to the units of the input."""
+    config, tensors = encoder.config, encoder.arrays()
+    family = Latents.of(config, tensors)
+    symbols, total, at = family.symbols(family.parameters(features), latents or config.latents), 0, 0
+    for bits, book in zip(config.stages, layout.words(config, tensors), strict=True):
+        if kept := min(bits, max(0, symbols.shape[1] - at)):
+            name = symbols[:, at : at + kept] @ (1 << np.arange(kept)[::-1])
+            held = on_grid(book, grid=127)  # as tables hold words
+            total = total + held.reshape(1 << kept, len(held) >> kept, -1).mean(axis=1)[name]
+        at += bits
+    if config.columns:
+        total = total @ on_grid(tensors["decoder.output"], axis=0, grid=127) + tensors["decoder.centre"]
+    return symbols, restored(encoder, torch.from_numpy(total)).numpy()
 
 
 @pytest.mark.parametrize("latents", [None, 3])
@@ -100,9 +121,14 @@ def test_uncertainty_goes_through_a_file(head, tmp_path):
     np.save(tmp_path / "vectors.npy", vectors)
     head.compress(tmp_path / "vectors.npy", tmp_path / "codes.bin", uncertainty=True)
     encoder = head.model.encoder
-    with torch.no_grad():
-        posterior = encoder.posterior(torch.from_numpy(encode(encoder, vectors, CPU).features))
-        calibrated = posterior.tempered(encoder.config.temperature).uncertainty().numpy() / np.log(2)
+    features = encode(encoder, vectors, CPU).features
+    if encoder.config.posterior == "residual":
+        family = Latents.of(encoder.config, encoder.arrays())
+        calibrated = family.uncertainty(family.parameters(features))
+    else:
+        with torch.no_grad():
+            posterior = encoder.posterior(torch.from_numpy(features)).tempered(encoder.config.temperature)
+            calibrated = posterior.entropy().sum(1).numpy() / np.log(2)
     with stochcl.open(tmp_path / "codes.bin") as archive:
         archive.verify()
         # within half of a step, and steps are at most a 127th of the range
@@ -171,4 +197,4 @@ def save(encoder, path):
 
 
 def test_all_families_are_tested():
-    assert {options["posterior"] for options in FAMILIES.values()} == set(POSTERIORS)
+    assert {options["posterior"] for options in FAMILIES.values()} == set(KNOWN)

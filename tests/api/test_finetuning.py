@@ -223,7 +223,7 @@ def untrainable(monkeypatch):
 def test_bad_labels_are_refused_before_anything_is_trained(base, photos, unseen, out, tmp_path):
     names = [p.relative_to(photos).as_posix() for p in photos.rglob("*.png")]
     short = table(tmp_path / "short.csv", [(name, "x") for name in names[1:]])
-    with pytest.raises(LabelsError, match=r"short\.csv: 1 of 48 images have no row here"):
+    with pytest.raises(LabelsError, match=r"short\.csv: 1 of 48 names have no row here"):
         finetuning.finetune(base, [photos], out, labels=short, **FAST)
     empty = table(tmp_path / "empty.csv", [(name, "x" if i else " ") for i, name in enumerate(names)])
     with pytest.raises(LabelsError, match=r"1 of 48 images have no label, such as .*empty\.csv has an empty label"):
@@ -244,7 +244,7 @@ def test_bad_labels_are_refused_before_anything_is_trained(base, photos, unseen,
 @pytest.mark.usefixtures("untrainable")
 def test_test_classes_that_are_not_trained_on_are_refused_first(base, photos, out, tmp_path):
     other = write(tmp_path / "other", 2, classes=("red", "violet"))
-    with pytest.raises(LabelsError, match="1 labels are none of the 3 classes trained on: violet"):
+    with pytest.raises(LabelsError, match="1 labels are not among the 3 training classes: violet"):
         finetuning.finetune(base, [photos], out, test=other, **FAST)
 
 

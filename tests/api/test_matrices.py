@@ -189,7 +189,7 @@ def test_models_take_what_they_are_made_for(head, codec, matrix, images, tmp_pat
         head.compress(images, out)
     with pytest.raises(UsageError, match=r"embeddings \(20 x 5\), and the model head takes rows of 12 numbers"):
         head.compress(matrix(make(20)[:, :5]), out)
-    with pytest.raises(UsageError, match="fit says what happens to images"):
+    with pytest.raises(UsageError, match="fit is for images"):
         head.compress(source, out, fit="pad")
     assert not out.exists()
 

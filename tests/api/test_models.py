@@ -53,7 +53,7 @@ def test_folders_of_the_environment_are_looked_through_in_their_order(package, m
 
 
 def test_what_is_not_there_is_answered_with_what_is(package):
-    with pytest.raises(UsageError, match=r"photos: there is no model of this name .*; embedded models: general"):
+    with pytest.raises(UsageError, match=r"photos: there is no model of this name .*; packaged models: general"):
         models.find_model("photos")
 
 

@@ -85,7 +85,7 @@ def test_symbols_of_more_values(tmp_path, rng):
         found = search(path, rows=[3], output="symbols", count=4)
         assert found["unit"].startswith(unit)
         (tmp_path / "a.png").touch()
-        with pytest.raises(UsageError, match="its rows are vectors; they cannot be searched for an image"):
+        with pytest.raises(UsageError, match="holds codes of embeddings; an image cannot be its QUERY"):
             search(path, [tmp_path / "a.png"], model=str(head), device="cpu")
         # A matrix: every row is looked for, by its own numbers, or by its symbols.
         np.save(tmp_path / "q.npy", np.load(tmp_path / "x.npy")[[5, 9]])
@@ -100,7 +100,7 @@ def test_symbols_of_more_values(tmp_path, rng):
         assert best["row"] == angles.argmin()
         assert best["distance"] == pytest.approx(angles.min(), abs=2e-6)
         np.save(tmp_path / "wide.npy", np.zeros((1, 7), np.float32))
-        with pytest.raises(UsageError, match="its vectors have 6 numbers, not 7"):
+        with pytest.raises(UsageError, match="its rows have 6 numbers, and the query 7"):
             search(path, [tmp_path / "wide.npy"])
         np.save(tmp_path / "nan.npy", np.full((1, 6), np.nan, np.float32))
         with pytest.raises(UsageError, match=r"nan\.npy: row 0: .* not a finite float32"):
@@ -111,11 +111,11 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
     other = make_model(tmp_path / "other.safetensors", images / "dogs")
     with pytest.raises(ModelMismatch, match=r"made by the model tiny .* not by other .* give its own as model"):
         search(codes, some, model=str(other), device="cpu")
-    with pytest.raises(UsageError, match="needs an image to look for"):
+    with pytest.raises(UsageError, match="what to search for"):
         search(codes)
-    with pytest.raises(UsageError, match="its rows are 0 to 41, not 42"):
+    with pytest.raises(UsageError, match="its rows are 0 to 41"):
         search(codes, rows=[42])
-    with pytest.raises(UsageError, match=r"it has no image named nothing\.png"):
+    with pytest.raises(UsageError, match=r"it has no row named nothing\.png"):
         search(codes, names=["nothing.png"])
     with pytest.raises(UsageError, match="count must be at least 1"):
         search(codes, rows=[0], count=0)
@@ -124,7 +124,7 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
         search(tmp_path / "nameless.bin", names=["a"])
     assert search(tmp_path / "nameless.bin", rows=[0])["queries"][0]["query"] == "row 0"
     np.save(tmp_path / "x.npy", np.zeros((2, 5), np.float32))
-    with pytest.raises(UsageError, match="its rows are images; they cannot be searched for a matrix"):
+    with pytest.raises(UsageError, match="holds codes of images; a matrix cannot be its QUERY"):
         search(codes, [tmp_path / "x.npy"])
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"bad\.png"):

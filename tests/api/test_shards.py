@@ -245,7 +245,7 @@ def test_another_request_is_refused_unless_forced(codec, photos, folder, images)
 def test_what_is_not_a_folder_of_codes_is_left_alone(codec, photos, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(UsageError, match="holds other things"):
+    with pytest.raises(UsageError, match="holds other files"):
         compress(codec, photos, tmp_path / "mine", force=True)
     with pytest.raises(UsageError, match="this is a file"):
         compress(codec, photos, tmp_path / "mine" / "thesis.txt", force=True)

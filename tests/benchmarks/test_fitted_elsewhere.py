@@ -210,7 +210,7 @@ def test_matrices_that_do_not_serve(matrices, tmp_path, other):
             SourceError,
             "wide.npy: these rows have 7 columns, and those of .*x.npy have 6",
         ),
-        ({"fit_to": (other,)}, UsageError, "one is a matrix only"),
+        ({"fit_to": (other,)}, UsageError, "one a matrix"),
         (
             {"fit_to": (tmp_path / "fit.npy", tmp_path / "wide.npy")},
             UsageError,

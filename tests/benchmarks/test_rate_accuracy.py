@@ -247,9 +247,9 @@ def test_a_matrix_and_its_labels(tmp_path, rng):
     [
         ({"probe": "forest"}, "probe must be .* got 'forest'"),
         ({"baselines": ("gif",)}, "baselines must be .* got 'gif'"),
-        ({"baselines": ("all", "opq")}, "stands alone"),
+        ({"baselines": ("all", "opq")}, "stand alone"),
         ({"ladder": (0,)}, "ladder must be at least 1"),
-        ({"hold_out": 3, "test": Path("x")}, "both say what is scored on"),
+        ({"hold_out": 3, "test": Path("x")}, "both name what to score on"),
         ({"sources": ()}, "name a source"),
         ({"ladder": (99,)}, "has 32 latents, not 99"),
         ({"train_images": 1}, "train_images must be at least 2"),
@@ -343,5 +343,5 @@ def test_recall_of_a_matrix_needs_no_labels(tmp_path, rng):
         with pytest.raises(SourceError, match=said):
             rate.benchmark_rate_accuracy(replace(asked, test=tmp_path / test), tmp_path / "out")
     np.save(tmp_path / "images.npy", np.zeros((20, 4, 4, 3), np.uint8))
-    with pytest.raises(UsageError, match="a matrix only"):
+    with pytest.raises(UsageError, match="one a matrix"):
         rate.benchmark_rate_accuracy(replace(asked, test=tmp_path / "images.npy"), tmp_path / "out")

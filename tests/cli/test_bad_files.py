@@ -77,7 +77,7 @@ def test_a_model_whose_weights_are_not_numbers(refused, model, images, tmp_path)
 @pytest.mark.parametrize("name", ["nowhere", "no/where.safetensors", "x" * 300])
 def test_no_such_model(refused, images, tmp_path, name):
     said = refused("compress", images, "-m", name, "-o", tmp_path / "codes.bin", code=2)
-    assert said.startswith(f"{name}: there is no model of this name and no such file; embedded models: ")
+    assert said.startswith(f"{name}: there is no model of this name and no such file; packaged models: ")
     said = refused("compress", images, "-m", tmp_path, "-o", tmp_path / "codes.bin", code=2)
     assert said == f"{tmp_path}: this is a folder; name the model file in it."
 
@@ -158,7 +158,9 @@ def test_two_archives_of_different_models(refused, run, images, codes, tmp_path)
     run("train", images, "-o", other, *tiny)
     run("compress", images, "-m", other, "-o", tmp_path / "other.bin")
     said = refused("evaluate", codes, "--test", tmp_path / "other.bin")
-    assert said == f"{tmp_path / 'other.bin'}: this archive was made by another model than {codes}."
+    assert (
+        said == f"{tmp_path / 'other.bin'}: it was made by another model than {codes}; compress both with one model."
+    )
 
 
 def table(names, label=lambda i: "ab"[i % 2]):
@@ -168,18 +170,18 @@ def table(names, label=lambda i: "ab"[i % 2]):
 LABELS = {
     "empty": (lambda names: b"", "the file is empty; its first line must be name,label."),
     "no header": (lambda names: b"a.png,cat\n", "the first line must be name,label"),
-    "only a header": (lambda names: b"name,label\n", "there is no row under the header."),
+    "only a header": (lambda names: b"name,label\n", "it has no row under its header."),
     "latin-1": (lambda names: table(names).encode("latin-1"), "the labels are not UTF-8 text"),
     "an open quotation": (lambda names: b'name,label\n"a', "is not CSV"),
     "a cell too many": (lambda names: b"name,label\na,b,c\n", "line 2 has 3 cells where the header has 2."),
-    "of other images": (lambda names: b"name,label\na.png,cat\n", "42 of 42 images have no row here: cats/00.png"),
-    "of some images": (lambda names: table(names[30:]).encode(), "30 of 42 images have no row here"),
+    "of other images": (lambda names: b"name,label\na.png,cat\n", "42 of 42 names have no row here: cats/00.png"),
+    "of some images": (lambda names: table(names[30:]).encode(), "30 of 42 names have no row here"),
     "contradictory": (
-        lambda names: (table(names) + f"{names[0]},c\n").encode(), "gives cats/00.png other values than a line before"
+        lambda names: (table(names) + f"{names[0]},c\n").encode(), "gives cats/00.png again, with other values"
     ),
     "all the same": (lambda names: table(names, lambda i: "a").encode(), "fewer than two different ones"),
     "all missing": (lambda names: table(names, lambda i: "").encode(), "fewer than two different ones"),
-    "each its own": (lambda names: table(names, str).encode(), "none of the 42 classes has 2 images or more"),
+    "each its own": (lambda names: table(names, str).encode(), "none of the 42 classes has 2 rows or more"),
 }  # fmt: skip
 
 
@@ -202,7 +204,7 @@ def test_labels_that_are_not_there(refused, codes, tmp_path):
     assert "there is no column size; the columns are label." in refused(
         "evaluate", codes, "--labels", path, "--column", "size"
     )
-    assert "41 of 42 images have no row" in refused("decompress", codes, "-o", tmp_path / "a.npz", "--labels", path)
+    assert "41 of 42 names have no row" in refused("decompress", codes, "-o", tmp_path / "a.npz", "--labels", path)
     assert not (tmp_path / "a.npz").exists()
 
 
@@ -216,4 +218,4 @@ def test_archives_without_names_or_folders(refused, compress, images, tmp_path):
         assert said == f"{archive}: its rows have no names to find labels by (--no-names?); compress with names."
     flat = compress(images / "cats", name="flat.bin")
     said = refused("evaluate", flat)
-    assert said == f"{flat}: it has no labels, for its images lie in no folders; give them with --labels."
+    assert said == f"{flat}: it has no labels, and its names have no folders; give labels with --labels."

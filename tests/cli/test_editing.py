@@ -101,8 +101,8 @@ def test_writing_anew(run, refused, two, tmp_path):
     (tmp_path / "l.json").write_text("[3, 11]")
     run("transcode", two[0], "-o", out, "--select", tmp_path / "l.json", "--force")
     np.testing.assert_array_equal(symbols(out), CODES[:30].symbols()[:, [3, 11]])
-    assert "13 cannot be kept" in refused("transcode", two[0], "-o", out, "--force", "--latents", "13", code=2)
-    assert "--select says which" in refused(
+    assert "keep 1 to 12, not 13" in refused("transcode", two[0], "-o", out, "--force", "--latents", "13", code=2)
+    assert "omit --latents" in refused(
         "transcode", two[0], "-o", out, "--force", "--latents", "1", "--select", tmp_path / "l.json", code=2
     )
     (tmp_path / "bad.json").write_text("{")

@@ -42,7 +42,7 @@ def test_people_see_the_score_beside_the_baseline(run, codes):
 
 
 def test_the_same_archive_for_training_and_scoring_is_said(run, codes):
-    assert "those trained on" in scored(run, "--train", codes, "--test", codes)["notes"][0]
+    assert "the training rows" in scored(run, "--train", codes, "--test", codes)["notes"][0]
 
 
 def test_progress_goes_by_folds(run, codes, labels, monkeypatch, tmp_path):
@@ -87,7 +87,7 @@ def test_images_without_a_label_are_left_out_and_counted(run, codes, labels):
     for options in ([], ["--task", "regression", "--column", "depth"]):
         found = scored(run, codes, "--labels", labels, *options)
         assert found["n_test"] == 39
-        assert found["notes"] == ["3 images have no label and were left out"]
+        assert found["notes"] == ["left out 3 rows without a label"]
 
 
 def test_a_prefix_of_the_latents(run, codes):
@@ -121,13 +121,13 @@ def test_the_seed_decides_the_split(run, codes):
             2,
             "there is no classification estimator 'forest'; there are logistic,",
         ),
-        (["--estimator", "os.path"], 2, "'os.path': this is no scikit-learn estimator"),
+        (["--estimator", "os.path"], 2, "'os.path': this is not a scikit-learn estimator"),
         (["--estimator", "no.such.Thing"], 2, "'no.such.Thing': there is no such class"),
         (["--estimator", "sklearn.linear_model.Ridge"], 2, "this is not an estimator for classification."),
         (["--estimator", "ridge"], 2, "there is no classification estimator 'ridge'"),
-        (["--latents", "33"], 2, "it has 32 latents, not 33."),
+        (["--latents", "33"], 2, "it has 32 latents; ask for 1 to 32, not 33"),
         (["--column", "depth"], 2, "--label-column says which column of a file; give that with --labels."),
-        (["--test", ".", "--test-size", "0.5"], 2, "--test and --test-size both say what to score on"),
+        (["--test", ".", "--test-size", "0.5"], 2, "--test and --test-size both name what to score on"),
         (["--task", "regression"], 1, "codes.bin: row 0 ('cats/00.png'): regression needs numbers as labels"),
         (["--test", "x.bin"], 1, "x.bin: there is no such file or folder."),
     ],
@@ -173,7 +173,9 @@ def test_archives_of_other_latents_are_not_compared(run, refused, compress, imag
     (tmp_path / "list.json").write_text("[1, 3, 5]")
     run("transcode", test, "-o", tmp_path / "chosen.bin", "--select", tmp_path / "list.json")
     assert "it holds other latents" in refused("evaluate", train, "--test", tmp_path / "chosen.bin", code=2)
-    assert "it has 32 latents, not 33" in refused("evaluate", train, "--test", test, "--latents", "33", code=2)
+    assert "it has 32 latents; ask for 1 to 32, not 33" in refused(
+        "evaluate", train, "--test", test, "--latents", "33", code=2
+    )
 
 
 @pytest.mark.parametrize("command", ["evaluate", "uncertainty"])
@@ -181,14 +183,15 @@ def test_one_file_does_not_label_two_images_of_one_name(run, refused, compress, 
     train = compress(images / "cats", name="train.bin")
     test = compress(images / "dogs", name="test.bin")
     names = [f"{i:02d}.{'jpg' if i % 2 else 'png'}" for i in range(14)]
-    files = tmp_path / "train.csv", tmp_path / "test.csv"
-    for path, classes in zip(files, (["a", "b"], ["b", "a"]), strict=True):
+    files = tmp_path / "train.csv", tmp_path / "test.csv", tmp_path / "other.csv"
+    for path, classes in zip(files, (["a", "b"], ["a", "b"], ["b", "a"]), strict=True):
         path.write_text("name,label\n" + "".join(f"{n},{classes[i % 2]}\n" for i, n in enumerate(names)))
-    message = refused(command, "--train", train, "--test", test, "--labels", files[0], code=2)
-    assert "14 names" in message
-    assert "--test-labels" in message
-    options = ["--train", train, "--test", test, "--labels", files[0], "--test-labels"]
-    one, other = (json.loads(run(command, *options, path, "--json").stdout) for path in files)
+    options = ["--train", train, "--test", test, "--labels", files[0]]
+    for same in ([], ["--test-labels", files[0]]):
+        message = refused(command, *options, *same, code=2)
+        assert "14 names" in message
+        assert "--test-labels" in message
+    one, other = (json.loads(run(command, *options, "--test-labels", path, "--json").stdout) for path in files[1:])
     key = "score" if command == "evaluate" else "accuracy"
     assert one[key] == pytest.approx(1 - other[key], abs=1e-3)  # every label is the other one
 
@@ -220,7 +223,7 @@ def test_folders_of_splits_are_warned_of_and_the_next_level_is_the_label(run, co
     ("options", "code", "word"),
     [
         (["--label-level", "0"], 2, "not 0"),
-        (["--label-level", "4"], 1, "less deep"),
+        (["--label-level", "4"], 1, "nearer to 0"),
         (["--label-level", "2", "--labels", "."], 2, "give one of them"),
         (["--test-labels", "."], 2, "all three"),
     ],
@@ -235,12 +238,12 @@ def test_a_class_of_a_single_image_and_images_without_a_row_are_left_out_and_sai
     labels.write_text("\n".join(lines), "utf-8")
     found = scored(run, codes, "--labels", labels)
     assert (found["classes"], found["n_test"]) == (["even", "odd"], 41)
-    assert any("1 images have no label and were left out" in note for note in found["notes"])
-    assert "classes of fewer than 2 images count as no label: 1 in all, such as rare" in found["notes"]
+    assert any("left out 1 row without a label" in note for note in found["notes"])
+    assert "classes of fewer than 2 rows count as unlabelled: 1 of them, such as rare" in found["notes"]
     labels.write_text("\n".join(lines[:1] + lines[2:30]), "utf-8")
     found = scored(run, codes, "--labels", labels)
     assert found["n_test"] == 28
-    assert found["notes"] == ["14 images have no label and were left out"]
-    assert "classes has 15 images" in refused("evaluate", codes, "--labels", labels, "--min-class", "15")
+    assert found["notes"] == ["left out 14 rows without a label"]
+    assert "classes has 15 rows" in refused("evaluate", codes, "--labels", labels, "--min-class", "15")
     labels.write_text("name,label\nother.png,x\n", "utf-8")
     assert "have no row here" in refused("evaluate", codes, "--labels", labels)

@@ -117,7 +117,7 @@ def test_shards_to_a_rate_say_how_to_come_by_it(refused, images, model, tmp_path
     said = refused(
         "compress", images, "-m", model, "-o", tmp_path / "c", "--shard-images", "20", "--rate", "9", code=2
     )
-    assert "`stochcl merge` and then `stochcl transcode --rate`" in said
+    assert "`stochcl merge` and `stochcl transcode --rate`" in said
 
 
 def test_a_probe_of_a_folder_predicts_a_file_and_the_other_way(run, folder, one, tmp_path):

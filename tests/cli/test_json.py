@@ -42,13 +42,12 @@ def commands(images, model, codes, out):
         "report": (["report", codes, "-o", out / "a.html"], report),
         "train": (["train", images, "-o", out / "new.safetensors", *tiny], train),
         "models": (["models"], {"schema", "models", "damaged"}),
-        "demo": (["demo", "-m", model], REPORT | {"images_per_second", "drift", "accuracy", "pixel_bits_per_image"}),
     }
 
 
 @pytest.mark.parametrize(
     "command",
-    ["compress", "info", "verify", "decompress", "evaluate", "uncertainty", "report", "train", "models", "demo"],
+    ["compress", "info", "verify", "decompress", "evaluate", "uncertainty", "report", "train", "models"],
 )
 def test_the_result_is_one_object_on_standard_output(run, images, model, codes, tmp_path, command):
     arguments, keys = commands(images, model, codes, tmp_path)[command]

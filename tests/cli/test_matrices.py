@@ -81,7 +81,7 @@ def test_each_model_names_what_it_takes(refused, vectors, model, images, tmp_pat
     said = refused("compress", images, "-m", head, "-o", out, code=2)
     assert "these are images, and the model head takes rows of 64 numbers" in said
     said = refused("compress", folder / "vectors.npy", "-m", head, "-o", out, "--fit", "pad", code=2)
-    assert "--fit says what happens to images" in said
+    assert "--fit is for images" in said
     said = refused("compress", folder / "vectors.npy", "-m", head, "-o", out, "--strict")
     assert "0000005: the row holds a value that is not a finite float32; --strict stops at rows" in said
     assert list(tmp_path.iterdir()) == []

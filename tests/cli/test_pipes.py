@@ -70,7 +70,7 @@ def test_a_stream_that_breaks_off_keeps_what_came_before(run, images, model, cod
     )  # fmt: skip
     assert done.returncode == 1
     said = done.stderr.decode()
-    assert said.startswith("stochcl: standard input: the tar that comes in breaks off or is damaged after ")
+    assert said.startswith("stochcl: standard input: the incoming tar breaks off or is damaged after ")
     assert said.count("\n") == 1
     assert not out.exists()
     assert f"`stochcl verify {partial} --salvage {out}` makes an archive of them." in said
@@ -128,9 +128,9 @@ def test_terminals_are_refused(model, images, tmp_path):
     ("arguments", "said"),
     [
         ([], "name a SOURCE"),
-        (["-", "a.tar"], "no other source goes with it"),
-        (["a.tar", "--files-from", "list"], "leave SOURCE out"),
-        (["a.tar", "--null"], "give it with --files-from"),
+        (["-", "a.tar"], "omit the other sources"),
+        (["a.tar", "--files-from", "list"], "omit SOURCE"),
+        (["a.tar", "--null"], "need --files-from"),
     ],
 )
 def test_requests_that_name_too_much_or_nothing(refused, model, tmp_path, arguments, said):
@@ -140,7 +140,7 @@ def test_requests_that_name_too_much_or_nothing(refused, model, tmp_path, argume
 def test_what_a_stream_cannot_do_is_said(refused, images, model, tmp_path):
     out = tmp_path / "a.bin"
     assert "cannot be read again" in refused("compress", "-", "-m", model, "-o", out, "--resume", code=2)
-    assert "--rate: this needs a file" in refused("compress", images, "-m", model, "-o", "-", "--rate", "9", code=2)
+    assert "--rate: standard output" in refused("compress", images, "-m", model, "-o", "-", "--rate", "9", code=2)
 
 
 def test_several_sources_and_python_streams(codec, images, codes, tmp_path):

@@ -134,8 +134,7 @@ def test_near_duplicates_across_the_split_are_counted(run, codes):
     found = said(run("evaluate", "--train", codes, "--test", codes, "--json"))
     assert found["duplicates"] == {"checked": 42, "identical": 42, "near": 42, "differ": 0}
     assert (
-        "near duplicates: of 42 images looked up, 42 have the same code"
-        in run("evaluate", codes, "--test", codes).stdout
+        "near duplicates: 42 of 42 scored rows have the same code" in run("evaluate", codes, "--test", codes).stdout
     )
     assert found["baseline_balanced_accuracy"] == pytest.approx(1 / 3)
 
@@ -165,9 +164,9 @@ def test_another_model_is_refused(run, refused, codes, other, tmp_path):
     assert message.startswith(f"{other}: it was made by the model ")
     assert "was fitted on codes of tiny" in message
     message = refused("predict", tmp_path, "-m", probe, "-o", tmp_path / "p.csv", code=2)
-    assert "a probe reads codes" in message
+    assert "saved probe reads codes" in message
     message = refused("transcode", other, "--select", chosen, "-o", tmp_path / "o.bin")
-    assert "it was chosen for codes of the model tiny" in message
+    assert "it selects latents of the model tiny" in message
     assert not (tmp_path / "p.csv").exists()
     assert "made by another model" in refused("evaluate", codes, "--test", other)
 
@@ -196,11 +195,11 @@ def test_what_is_no_probe_is_refused(refused, codes, tmp_path):
     out = tmp_path / "p.csv"
     assert "no such file" in refused("predict", codes, "-m", tmp_path / "none", "-o", out)
     (tmp_path / "text").write_text("words")
-    assert "this is no probe, or it is damaged" in refused("predict", codes, "-m", tmp_path / "text", "-o", out)
+    assert "this is not a probe, or it is damaged" in refused("predict", codes, "-m", tmp_path / "text", "-o", out)
     skops.io.dump({"schema": "else"}, tmp_path / "else")
-    assert "this is no probe" in refused("predict", codes, "-m", tmp_path / "else", "-o", out)
+    assert "this is not a probe" in refused("predict", codes, "-m", tmp_path / "else", "-o", out)
     skops.io.dump({"schema": "stochcl.probe/0", "targets": [json.dumps, stochcl.open]}, tmp_path / "code")
-    assert "which is no part of a probe; it was not loaded" in refused(
+    assert "which is not part of a probe; it was not loaded" in refused(
         "predict", codes, "-m", tmp_path / "code", "-o", out
     )
 
@@ -212,9 +211,9 @@ def test_what_is_no_probe_is_refused(refused, codes, tmp_path):
         (["--labels", "LABELS", "--column", "none"], 1, "there is no column none; the columns are animal,"),
         (["--labels", "LABELS", "--groups", "none"], 1, "there is no column none"),
         (["--groups", "none"], 1, "none: there is no such file of groups"),
-        (["--labels", "LABELS", "--groups", "holes"], 1, "1 of 42 images have an empty group, the first "),
+        (["--labels", "LABELS", "--groups", "holes"], 1, "1 of 42 rows have an empty group, the first "),
         (["--labels", "LABELS", "--column", "depth", "--column", "depth"], 2, "named twice"),
-        (["--labels", "SHORT"], 1, "41 of 42 images have no row here"),
+        (["--labels", "SHORT"], 1, "41 of 42 names have no row here"),
         (["--save", "no/folder/p.skops"], 1, "the probe cannot be written: no such file"),
     ],
 )
@@ -227,7 +226,7 @@ def test_what_evaluate_refuses(refused, codes, labels, tmp_path, options, code, 
 
 def test_targets_that_are_nan_are_left_out_and_counted(run, codes, labels):
     options = ["--labels", labels, "--column", "some", "--task", "regression"]
-    assert said(run("evaluate", codes, *options, "--json"))["notes"] == ["4 images have no label and were left out"]
+    assert said(run("evaluate", codes, *options, "--json"))["notes"] == ["left out 4 rows without a label"]
 
 
 @pytest.mark.parametrize(

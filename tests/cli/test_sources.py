@@ -45,7 +45,7 @@ def test_labels_of_rows_are_an_array_or_plain_numbers(run, refused, compress, ne
     found = json_of(run("evaluate", codes, "--labels", tmp_path / "y.npy", "--folds", "2", "--json"))
     assert found["images"] == 4
     np.save(tmp_path / "y.npy", np.array([0, 0, 1]))
-    assert "3 labels for 4 images" in refused("evaluate", codes, "--labels", tmp_path / "y.npy")
+    assert "3 labels for 4 rows" in refused("evaluate", codes, "--labels", tmp_path / "y.npy")
     named = compress(nested, name="named.bin")
     np.save(tmp_path / "y.npy", np.array(["x", "y", "z", "w"]))
     run("transcode", named, "-o", tmp_path / "labelled.bin", "--labels", tmp_path / "y.npy")

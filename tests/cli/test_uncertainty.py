@@ -43,7 +43,7 @@ def test_scores_of_one_file_are_of_images_that_were_not_trained_on(run, sure):
 
 def test_people_see_tables(run, sure):
     text = run("uncertainty", sure, "--input", "symbols").stdout
-    assert text.startswith(f"{sure}: 42 images, symbols of 32 latents, model tiny\naccuracy ")
+    assert text.startswith(f"{sure}: 42 rows, symbols of 32 latents, model tiny\naccuracy ")
     assert "errors found by each score (AUROC, 95 % interval)\n  score " in text
     assert "accuracy, in %, when the least certain are refused" in text
 
@@ -60,7 +60,7 @@ def test_foreign_images_and_a_plot(run, sure, codec, tmp_path):
     assert set(other["scores"]) == set(found["scores"])
     assert (tmp_path / "a.png").stat().st_size > 5000
     text = run("uncertainty", sure, *options).stdout
-    assert "other images told from the answered ones (AUROC)\n  what " in text
+    assert "rows of other archives told from the answered ones (AUROC)\n  archive " in text
 
 
 def test_a_file_without_uncertainty_has_the_other_scores(run, codes, sure):
@@ -81,8 +81,8 @@ def test_a_class_of_one_image_is_left_out_of_the_cross_validation(run, sure, tmp
     (tmp_path / "labels.csv").write_text("\n".join(["name,label", *rows]))
     found = measured(run, sure, "--labels", tmp_path / "labels.csv", "--folds", "3")
     assert found["images"] == 41
-    assert any("1 images have no label and were left out" in note for note in found["notes"])
-    assert "classes of fewer than 2 images count as no label: 1 in all, such as single" in found["notes"]
+    assert any("left out 1 row without a label" in note for note in found["notes"])
+    assert "classes of fewer than 2 rows count as unlabelled: 1 of them, such as single" in found["notes"]
 
 
 def test_a_prefix_and_images_without_a_label(run, sure, tmp_path):
@@ -91,7 +91,7 @@ def test_a_prefix_and_images_without_a_label(run, sure, tmp_path):
     (tmp_path / "labels.csv").write_text("name,label\n" + "\n".join(rows), "utf-8")
     found = measured(run, sure, "--labels", tmp_path / "labels.csv", "--latents", "8")
     assert (found["images"], found["latents"]) == (40, 8)
-    assert found["notes"] == [f"{sure}: 2 images have no label and were left out"]
+    assert found["notes"] == [f"{sure}: left out 2 rows without a label"]
 
 
 def test_requests_that_cannot_be_met(refused, sure, images, tmp_path, codec):

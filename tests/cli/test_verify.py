@@ -35,7 +35,7 @@ def test_of_a_whole_archive_everything_is_saved(run, codes, tmp_path):
     out = tmp_path / "out.bin"
     done = run("verify", codes, "--salvage", out)
     assert done.stderr == ""
-    assert done.stdout == f"{out}: 42 images in 1 segment, {out.stat().st_size:,} bytes\n"
+    assert done.stdout == f"{out}: 42 rows in 1 segment, {out.stat().st_size:,} bytes\n"
     assert out.read_bytes() == codes.read_bytes()
 
 
@@ -47,8 +47,8 @@ def test_what_is_lost_is_said_and_the_exit_code_is_1(run, in_three, tmp_path):
     path.write_bytes(data)
     out = tmp_path / "out.bin"
     done = run("verify", path, "--salvage", out, code=1)
-    assert done.stderr == f"damaged: bytes {start:,} to {end - 1:,}\nlost: 20 images\n"
-    assert done.stdout == f"{out}: 22 images in 2 segments, {out.stat().st_size:,} bytes\n"
+    assert done.stderr == f"damaged: bytes {start:,} to {end - 1:,}\nlost: 20 rows\n"
+    assert done.stdout == f"{out}: 22 rows in 2 segments, {out.stat().st_size:,} bytes\n"
     result = json_of(run("verify", path, "--salvage", out, "--force", "--json", code=1))
     assert result == {
         "schema": "stochcl.verify/0",
@@ -74,12 +74,12 @@ def test_a_partial_file_is_saved_too(run, in_three, tmp_path):
     path, places = in_three
     partial, out = tmp_path / "codes.bin.partial", tmp_path / "out.bin"
     partial.write_bytes(path.read_bytes()[: places[1][1]])
-    assert run("verify", partial, "--salvage", out).stdout.startswith(f"{out}: 40 images in 2 segments")
+    assert run("verify", partial, "--salvage", out).stdout.startswith(f"{out}: 40 rows in 2 segments")
     partial.write_bytes(path.read_bytes()[: places[1][1] + 9])
     done = run("verify", partial, "--salvage", out, "--force", code=1)
     assert done.stderr == (
         f"damaged: bytes {places[1][1]:,} to {places[1][1] + 8:,}\n"
-        "lost: an unknown number of images, for the index at the end is damaged or missing\n"
+        "lost: an unknown number of rows, because the index at the end is damaged or missing\n"
     )
 
 
@@ -136,7 +136,7 @@ def test_repair_undoes_an_interrupted_append(run, tmp_path):
     done = run("verify", path, "--repair")
     size = path.stat().st_size
     assert left == len(data) - 40 - size
-    assert done.stdout == f"{path}: 40 images remain, {len(data) - 40 - size:,} bytes cut off\n"
+    assert done.stdout == f"{path}: 40 rows remain, {len(data) - 40 - size:,} bytes cut off\n"
     assert run("verify", path).stdout == f"{path}: 40 images, {size:,} bytes, nothing damaged\n"
     path.write_bytes(data[:-40])
     assert json_of(run("verify", path, "--repair", "--json")) == {

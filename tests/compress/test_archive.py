@@ -229,7 +229,7 @@ def test_prefixes_are_those_of_the_symbols(big):
         np.testing.assert_allclose(
             archive.to_vectors(17), archive.tables.decoder.decode(codes.symbols()[:, :17]), rtol=1e-6
         )
-        with pytest.raises(UsageError, match="100 latents, not 101"):
+        with pytest.raises(UsageError, match="ask for 1 to 100, not 101"):
             archive.to_numpy(101)
 
 

@@ -202,7 +202,7 @@ def test_symbols_or_vectors_may_be_left_out(archive, tmp_path):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_labels_in_place_of_the_archives(archive, tmp_path, ending):
-    with pytest.raises(LabelsError, match="22 images and 3 labels"):
+    with pytest.raises(LabelsError, match="22 rows and 3 labels"):
         export(archive, tmp_path / f"a.{ending}", labels=["x"] * 3)
     assert list(tmp_path.iterdir()) == []
     export(archive, tmp_path / f"a.{ending}", labels=["\udce9\ud800é"] * 22)

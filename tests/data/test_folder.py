@@ -179,7 +179,7 @@ def test_a_file_that_goes_away_or_grows(tree, png, monkeypatch):
         file.write(b"x" * 5000)
     assert source.load(1, SMALL).shape == (8, 8, 3)
     monkeypatch.setattr("stochcl.data.folder.MAX_FILE_BYTES", 1000)
-    with pytest.raises(ImageError, match="more than 1,000 are not read"):
+    with pytest.raises(ImageError, match="limit is 1,000"):
         source.load(1, SMALL)
 
 

@@ -111,6 +111,10 @@ def test_a_list_in_any_encoding_that_editors_write(encoding, end):
 def test_half_of_a_list_in_utf_16_is_refused():
     with pytest.raises(SourceError, match="UTF-8"):
         read_list(io.BytesIO("a.png".encode("utf-16")[:-1]))
+    for unmarked in ("utf-16-be", "utf-16-le"):
+        with pytest.raises(SourceError, match="UTF-16 without a byte order mark"):
+            read_list(io.BytesIO("a.png\nb.png\n".encode(unmarked)))
+    assert read_list(io.BytesIO(b"a\0b\0c\0d\0"), null=True) == ["a", "b", "c", "d"]
 
 
 def test_paths_of_a_list_may_lead_out_of_the_folder(tree, png, monkeypatch):

@@ -132,7 +132,7 @@ def test_a_member_too_large_is_rejected_by_its_declared_size(zipped, png, monkey
     monkeypatch.setattr("stochcl.data.zip.MAX_FILE_BYTES", 1000)
     source = open_source(zipped([("a.png", bytes(2000)), ("b.png", png)], method=zipfile.ZIP_DEFLATED))
     assert names(source) == ["b.png"]
-    assert "2,000 bytes, and more than 1,000 are not read" in source.rejected[0].reason
+    assert "2,000 bytes, and the limit is 1,000" in source.rejected[0].reason
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])

@@ -126,7 +126,7 @@ def test_workers_list_only_the_sources_of_their_shard(images, model, codec, code
             os.utime(tmp_path / "s-4.tar", (1, 1))
             yield number, made
 
-    with pytest.raises(SourceError, match=r"s-4\.tar: a worker finds other images"):
+    with pytest.raises(SourceError, match=r"s-4\.tar: a worker sees other files"):
         compress(meanwhile, tmp_path / "c")
 
 
@@ -137,7 +137,7 @@ def test_a_worker_that_sees_something_else_says_so(images, model, codec, tmp_pat
         (photos / "cats" / "00.png").unlink()
         return through_workers(plan, numbers, codec, source)
 
-    with pytest.raises(SourceError, match="a worker finds other images"):
+    with pytest.raises(SourceError, match="a worker sees other files"):
         compress_to_folder(codec, [photos], tmp_path / "codes", CompressOptions(), model=str(model), run=meanwhile)
     (photos / "cats" / "01.jpg").write_bytes(b"bad")
     with pytest.raises(ImageError, match="strict"):

@@ -72,7 +72,7 @@ def test_rows_without_a_label_are_left_out_and_counted():
     labels[:7] = ""
     found = evaluate(X, labels)
     assert found.n_test == 493
-    assert "7 images have no label and were left out" in found.notes
+    assert "left out 7 rows without a label" in found.notes
     numbers = Y.astype(float)
     numbers[3] = np.nan
     assert evaluate(X, numbers, task="regression").n_test == 499
@@ -104,7 +104,7 @@ def test_rows_of_a_group_stay_together():
     assert 0.35 < apart.score < 0.65
     labels[:3] = ""
     assert evaluate(twins, labels, folds=2, groups=np.arange(200) // 2).n_test == 197
-    with pytest.raises(UsageError, match="200 images, but groups have shape"):
+    with pytest.raises(UsageError, match="200 rows, but groups have shape"):
         evaluate(twins, labels, groups=[1, 2])
 
 
@@ -143,7 +143,7 @@ def test_other_warnings_become_notes_once(monkeypatch):
 @pytest.mark.parametrize("answer", [lambda x: x, lambda x: np.full(len(x), np.nan), lambda x: np.zeros(1)])
 def test_answers_that_make_no_sense_are_refused(monkeypatch, answer):
     monkeypatch.setitem(ESTIMATORS["classification"], "odd", lambda *given: Odd(answer))
-    with pytest.raises(UsageError, match="odd does not answer with one finite value"):
+    with pytest.raises(UsageError, match="odd does not predict one finite value"):
         evaluate(X, LABELS, estimator="odd")
 
 
@@ -162,7 +162,7 @@ def test_neighbours_of_integers_go_by_hamming_distance_and_of_floats_by_cosine()
 def test_a_class_that_was_not_trained_on_counts_as_wrong():
     known = Y[:400] < 8
     found = evaluate_split(X[:400][known], LABELS[:400][known], X[400:], LABELS[400:])
-    assert any("2 classes have no image to train on and count as wrong: '8', '9'" in note for note in found.notes)
+    assert any("2 classes have no row to train on and count as wrong: '8', '9'" in note for note in found.notes)
     assert found.score < (Y[400:] < 8).mean()
     assert found.classes == tuple("0123456789")
     assert np.sum(found.confusion, axis=0)[8:].tolist() == [0, 0]
@@ -170,9 +170,9 @@ def test_a_class_that_was_not_trained_on_counts_as_wrong():
 
 def test_rows_to_score_on_may_be_of_one_class_but_not_of_one_number():
     assert evaluate_split(X, LABELS, X[Y == 3], LABELS[Y == 3]).score > 0.9
-    with pytest.raises(LabelsError, match="no R2 can be computed"):
+    with pytest.raises(LabelsError, match="R2 is undefined"):
         evaluate_split(X, Y, X[Y == 3], Y[Y == 3], task="regression")
-    with pytest.raises(LabelsError, match="none of the images to score on has a label"):
+    with pytest.raises(LabelsError, match="none of the rows to score on has a label"):
         evaluate_split(X, LABELS, X[:2], ["", ""])
 
 
@@ -197,7 +197,7 @@ def test_figures_are_json_and_lines_have_units(task):
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["folds"] == list(found.folds)
     text = found.summary()
     assert ("accuracy" in text) == (task == "classification") == ("R2" not in text)
-    assert "500 images, cross-validated in 2 folds" in text
+    assert "500 rows, cross-validated in 2 folds" in text
     assert "95 % interval" in text
     assert found.interval[0] < found.score < found.interval[1]
 
@@ -205,7 +205,7 @@ def test_figures_are_json_and_lines_have_units(task):
 @pytest.mark.parametrize(
     ("labels", "task", "error", "message"),
     [
-        (LABELS[:9], "classification", LabelsError, "500 images and 9 labels"),
+        (LABELS[:9], "classification", LabelsError, "500 rows and 9 labels"),
         (["a"] * 500, "classification", LabelsError, "fewer than two"),
         ([""] * 500, "classification", LabelsError, "fewer than two"),
         (["a", "b"] * 250, "regression", LabelsError, "needs numbers"),

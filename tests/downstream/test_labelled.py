@@ -45,7 +45,7 @@ def test_what_is_no_label_of_a_class(labels):
 def test_a_class_may_be_called_nan_or_not_be_text():
     assert labelled(X, ["nan", "b", "b", "nan"], "classification").y.tolist() == ["nan", "b", "b", "nan"]
     assert labelled(X, [1, 0, 1, 0], "classification").y.tolist() == ["1", "0", "1", "0"]
-    assert labelled(X, np.array([1, np.nan, 1, 0]), "classification").y.tolist() == ["1.0", "1.0", "0.0"]
+    assert labelled(X, np.array([1, np.nan, 1, 0]), "classification").y.tolist() == ["1", "1", "0"]
     assert labelled(X, [b"caf\xc3\xa9", b"\xff", b"", b"a"], "classification").y.tolist() == ["café", "\udcff", "a"]
 
 
@@ -61,7 +61,7 @@ def test_numbers_may_be_written_as_text(labels):
     ("labels", "task", "message"),
     [
         ("abc", "classification", "labels have shape"),
-        (["a"], "classification", "4 images and 1 labels"),
+        (["a"], "classification", "4 rows and 1 labels"),
         ([["a"]] * 4, "classification", "labels have shape"),
         ([1, 2, "three", 4], "regression", r"row 2 \('c\\n'\): regression needs numbers as labels, not 'three'"),
         ([1, 2, 3, np.inf], "regression", r"row 3 \('d'\): its label is infinite"),
@@ -90,7 +90,7 @@ def test_codes_that_are_no_finite_matrix_are_refused(x, message):
 
 
 def test_there_is_a_name_for_every_row():
-    with pytest.raises(UsageError, match="4 images and 1 names"):
+    with pytest.raises(UsageError, match="4 rows and 1 names"):
         labelled(X, list("abab"), "classification", names=["a"])
 
 

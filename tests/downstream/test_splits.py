@@ -68,8 +68,8 @@ def test_classes_keep_their_shares():
 @pytest.mark.parametrize(
     ("y", "groups", "note"),
     [
-        (["a"] * 9 + ["b"] * 3, None, "3 folds instead of 5, because the smallest class has 3 images"),
-        ([1.0, 2.0, 3.0, 4.0], None, "4 folds instead of 5, because there are 4 images with a label"),
+        (["a"] * 9 + ["b"] * 3, None, "3 folds instead of 5, because the smallest class has 3 rows"),
+        ([1.0, 2.0, 3.0, 4.0], None, "4 folds instead of 5, because there are 4 rows with a label"),
         (["a", "b"] * 6, [0, 1, 2] * 4, "3 folds instead of 5, because there are 3 groups"),
     ],
 )
@@ -80,9 +80,9 @@ def test_fewer_folds_are_said(y, groups, note):
 
 
 def test_what_cannot_be_split_is_refused():
-    with pytest.raises(LabelsError, match="class 'b' has a single image"):
+    with pytest.raises(LabelsError, match="class 'b' has a single row"):
         make_splits(np.array(["a", "a", "b"]), "classification", seed=0, folds=2)
-    with pytest.raises(UsageError, match="all images are in one group"):
+    with pytest.raises(UsageError, match="all rows are in one group"):
         make_splits(np.arange(3.0), "regression", seed=0, folds=2, groups=np.zeros(3, int))
-    with pytest.raises(LabelsError, match=r"6 labelled images cannot be split so: .*classes.*\w\.$"):
+    with pytest.raises(LabelsError, match=r"6 labelled rows cannot be split: .*classes.*\w\.$"):
         make_splits(np.array(list("aabbcc")), "classification", seed=0, folds=2, test_size=0.1)

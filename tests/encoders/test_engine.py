@@ -64,7 +64,7 @@ def test_codes_of_onnx_runtime_do_not_depend_on_batches_or_threads(size, monkeyp
     assert np.array_equal(np.concatenate([p.codes.uncertainty for p in parts]), whole.codes.uncertainty)
 
 
-@pytest.mark.parametrize("options", LATENTS, ids=str)
+@pytest.mark.parametrize("options", [o for o in LATENTS if o.get("posterior") != "residual"], ids=str)
 def test_numpy_gives_the_symbols_and_the_uncertainty_of_pytorch(options, rng):
     encoder = make_encoder(**options)
     features = rng.normal(size=(300, encoder.feature_dim)).astype(np.float32)
@@ -73,14 +73,14 @@ def test_numpy_gives_the_symbols_and_the_uncertainty_of_pytorch(options, rng):
     with torch.inference_mode():
         posterior = encoder.posterior(torch.from_numpy(features))
         for width in sorted({1, 4, 8, encoder.config.latents}):
-            expected = posterior.mode_of(width).numpy()
+            expected = posterior.mode()[:, :width].numpy()
             found = latents.symbols(parameters, width)
             assert (found.dtype, found.shape) == (
                 np.uint8 if encoder.config.alphabet <= 256 else np.uint16,
                 expected.shape,
             )
             assert (found != expected).mean() < 1e-3
-        bits = posterior.tempered(encoder.config.temperature).uncertainty().numpy() / np.log(2)
+        bits = posterior.tempered(encoder.config.temperature).entropy().sum(1).numpy() / np.log(2)
     np.testing.assert_allclose(latents.uncertainty(parameters), bits, rtol=1e-4, atol=1e-4)
 
 
@@ -96,11 +96,10 @@ def test_a_configuration_says_which_tensors_its_encoder_has(options):
     state = {name: t for name, t in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
     assert layout.shapes_of(config) == {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert {name for name in state if layout.is_weight(name)} == {name for name, _ in encoder.named_parameters()}
-    assert layout.vector_dim(config, encoder.feature_dim) == encoder.vector_dim
 
 
-def test_every_family_is_there_in_numpy_and_in_pytorch():
-    assert FAMILIES.keys() == POSTERIORS.keys()
+def test_every_family_is_there_in_numpy_and_those_that_are_trained_in_pytorch():
+    assert FAMILIES.keys() == {*POSTERIORS, "residual"}
 
 
 def test_encoding_takes_one_thread_of_matrix_products_and_leaves_the_setting_as_it_was(monkeypatch):

@@ -325,7 +325,7 @@ def test_wrong_labels_are_refused(codes, out, tmp_path):
         assert not out.exists()
 
     refused([f"{name},a" for name in names], "fewer than two different")
-    refused([f"{name},{i % 2}" for i, name in enumerate(names[:-1])], "1 of 42 images have no row here")
+    refused([f"{name},{i % 2}" for i, name in enumerate(names[:-1])], "1 of 42 names have no row here")
     refused([f"{name}," for name in names], "fewer than two different")
     refused([f"{name},a" for name in names], "regression needs numbers", task="regression")
     refused([f"{name},{i}" for i, name in enumerate(names)], "there is no column colour", column="colour")
@@ -434,5 +434,5 @@ def test_bits_are_those_that_the_file_takes(out, tmp_path):
 
 def test_an_archive_without_rows_is_refused(out, tmp_path):
     write(tmp_path / "codes.bin", make_codes(0, 6), make_tables(6))
-    with pytest.raises(UsageError, match="holds no images to report on"):
+    with pytest.raises(UsageError, match="holds no rows to report on"):
         report(tmp_path / "codes.bin", out)

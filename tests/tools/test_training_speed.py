@@ -8,10 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stochcl.benchmarks import throughput
 from stochcl.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import throughput
 from training_speed import FLOOR, PARTS, STEP, TrainingSpeedConfig, benchmark_training, main, title
 
 # At 16 pixels the last convolutions are of single pixels, whose gradients in bf16 PyTorch 2.13.0 now and then takes

@@ -121,7 +121,7 @@ def test_it_is_pickled_without_what_it_holds(path):
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"output": "bits"}, UsageError, "output is auto, symbols, vectors"),
+        ({"output": "bits"}, UsageError, "output must be one of auto, symbols, vectors"),
         ({"latents": 99}, UsageError, "it has 24 latents, not 99"),
         ({"labels": [1, 2]}, LabelsError, "1,003 rows, and there are 2 labels"),
     ],
@@ -200,7 +200,7 @@ def test_ranks_that_are_not_there_are_refused(path):
         CodesStream(path, rank=3, world=3)
     with pytest.raises(UsageError, match="go together"):
         CodesStream(path, rank=0)
-    with pytest.raises(UsageError, match="chunk=0"):
+    with pytest.raises(UsageError, match="chunk, window and batch_size"):
         CodesStream(path, chunk=0)
 
 

@@ -72,7 +72,7 @@ def test_without_a_target_beta_is_constant():
 @pytest.mark.parametrize("rate", [60, 68, 19.8])
 def test_a_missed_rate_is_said(rate):
     (sentence,) = rate_warnings(rate, 64, "row")
-    assert f"{rate:,.1f} bits per row, and 64 were asked for" in sentence
+    assert f"{rate:,.1f} bits per row, not 64 as asked" in sentence
 
 
 def test_a_rate_that_is_met_or_was_not_asked_for_is_no_news():

@@ -104,9 +104,11 @@ def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
     """Do what has not been done yet, and return the figures."""
     from stochcl.api.finetune import score
     from stochcl.benchmarks.run import commit, versions
-    from stochcl.benchmarks.throughput import facts
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.modelfile import load_model
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    from throughput import facts
 
     started = time.monotonic()
     sources = options.train

@@ -1,9 +1,21 @@
+"""benchmarks/throughput.py: every stage of compressing beside its lower bound."""
+
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from stochcl.benchmarks import throughput
 from stochcl.benchmarks.run import BenchmarkError
-from stochcl.benchmarks.throughput import (
+from stochcl.compress import Archive
+from stochcl.errors import UsageError
+from tests.making import json_of
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import throughput
+from throughput import (
     COLUMNS,
     FLOORS,
     STAGES,
@@ -14,12 +26,11 @@ from stochcl.benchmarks.throughput import (
     benchmark_throughput,
     interleave,
     lines,
+    main,
     ratio,
     row,
     title,
 )
-from stochcl.compress import Archive
-from stochcl.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +53,7 @@ def test_every_stage_the_whole_and_the_floors_are_measured(model, images):
     parts = sum(rows[name]["core_ms_each"] for name in STAGES)
     assert parts > rows["encode"]["core_ms_each"]
     assert f"{result['ratios']['floors / whole, core']['median']:.3f}" in title(result)
-    assert result["command"].startswith("stochcl benchmark throughput photos --model ")
+    assert result["command"].startswith("python benchmarks/throughput.py photos --model ")
     assert str(images) not in result["command"]
 
 
@@ -147,3 +158,20 @@ def test_a_row_is_of_one_image():
     shown = lines({"rows": [found]})[0]
     assert len(shown) == len(COLUMNS)
     assert shown == ("stage", "3.000", "2.000", "4.000", "10.000", "333", "100", "5.0")
+
+
+def test_throughput_is_shown_and_written(images, model, tmp_path):
+    options = [images, "-m", model, "--device", "cpu", "--repeat", "1", "-o", tmp_path / "results"]
+
+    def run(*more):
+        return CliRunner().invoke(main, [str(option) for option in (*options, *more)])
+
+    result = run()
+    assert "floors / whole (core seconds)" in result.stdout
+    assert "entropy-code" in result.stdout
+    written = json.loads((tmp_path / "results" / "throughput.json").read_text())
+    assert [row["stage"] for row in written["rows"]][:3] == ["read", "decode", "resize"]
+    assert (tmp_path / "results" / "throughput.csv").read_text().count("\n") == 11
+    assert set(json_of(run("--json"))) == set(written)
+    wrong = run("--size", "64")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (2, 1)
