@@ -59,11 +59,11 @@ def append(
 ) -> Edit:  # fmt: skip
     """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
 
-    Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of one that has grown are
-    added. Compress another matrix to a file of its own, and join it with :func:`merge`.
+    Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of a matrix that has
+    grown are added. Compress another matrix to a file of its own, and join it with :func:`merge`.
 
     Until the end, and after an error, the archive opens as it was. After an interruption the same append continues,
-    and gives what an undisturbed one gives; of a table it begins anew.
+    and gives what an undisturbed one gives. (Of a table nothing is kept.)
 
     Parameters
     ----------
@@ -253,8 +253,8 @@ def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels:
     stored = has_part(archive, "labels")
     if stored and not labels:
         raise UsageError(
-            f"{shown}: it stores labels; give those of the new images with --labels, --label-level, --label-files or, "
-            "of a table, --label-column."
+            f"{shown}: it stores labels; give those of the new images with --labels, --label-level, "
+            "--label-files or, of a table, --label-column."
         )
     if asked and not stored:
         raise UsageError(

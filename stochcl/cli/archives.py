@@ -319,7 +319,7 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 @opt.DEVICE
 @opt.options_of(CompressOptions, only="column id_column embedder any_name max_pixels batch_size workers")
 @opt.section(
-    "Labels, if the archive has some stored",
+    "Labels, if the archive stores labels",
     click.option("--labels", type=opt.INPUT, help="CSV file name,label, .npy array, or .parquet or .arrow file."),
     opt.options_of(CompressOptions, only="label_level label_files label_column"),
 )
@@ -330,9 +330,9 @@ def append(
 ) -> None:
     """Add the images or embeddings of a source that an archive does not have yet.
 
-    Images that the archive does not have by name, or rows by their ids, are added in place. Until the end, and after
-    an interruption, the archive opens as it was, and the same command continues. Of a matrix that has grown, the new
-    rows are added.
+    Images that the archive does not have by name, and rows of a .parquet or .arrow file that it does not have by id,
+    are added in place. Until the end, and after an interruption, the archive opens as it was, and the same command
+    continues. Of a matrix that has grown, the new rows are added.
 
     \b
     Example:
