@@ -14,6 +14,7 @@ import numpy as np
 from stochcl.api import source as sources
 from stochcl.api.drift import Drift
 from stochcl.api.summary import Report, external_tables_note
+from stochcl.api.target import Target, narrowest, sample_of, target_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, ArchiveBase, Header, Writer
 from stochcl.compress.embedder import Embedder
@@ -52,6 +53,10 @@ class CompressOptions(SourceOptions):
         None, "Keep the widest prefix of the code that takes at most R bits per image or row on disk; decoder "
         "and names come on top.", more_than=0, unit="R",
     )  # fmt: skip
+    target: str | None = option(
+        None, "Keep the narrowest prefix of the code that holds this on held-out rows of a sample: 'accuracy -1' "
+        "(points below the vectors themselves, by a linear probe), 'accuracy 80%' or 'recall@10 0.9'.", unit="TARGET",
+    )  # fmt: skip
     batch_size: int = option(256, "Images at a time; it does not change codes.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one per core, at most 8")
     embedder: str | None = option(
@@ -69,7 +74,9 @@ class CompressOptions(SourceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_exclusive(latents=self.latents, rate=self.rate)
+        check_exclusive(latents=self.latents, rate=self.rate, target=self.target)
+        if self.target is not None:
+            Target.parse(self.target)
         check_exclusive(self_contained=self.self_contained, external_tables=self.external_tables)
 
     def check(self, codec: CodecBase) -> None:
@@ -95,7 +102,8 @@ class CompressOptions(SourceOptions):
 def check_exclusive(**options: object) -> None:
     """Raise UsageError where more than one of these options is given."""
     if sum(value not in (None, False) for value in options.values()) > 1:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in options)
+        given = [name for name, value in options.items() if value not in (None, False)]
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(f"{names} contradict each other; give one of them.")
 
 
@@ -126,6 +134,12 @@ def compress_source(
     """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec)
     source = sources.check_source_fits_model(sources.open_given(given, options, codec.columns or 0), codec)
+    met = None
+    if options.target is not None:
+        few = sample_of(codec, source, preprocess_of(codec, options, source), level=options.label_level)
+        wanted = Target.parse(options.target)
+        latents, met = narrowest(few, wanted, codec.config.ladder, escape_name(source.path))
+        options = replace(options, target=None, latents=latents)
     if not isinstance(path, Path):
         return _compress_to_stream(codec, source, path, options, progress)
     if options.resume and isinstance(source, StreamSource):
@@ -148,9 +162,10 @@ def compress_source(
             with locked(path):
                 encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
+    notes = notes if met is None else (target_note(met), *notes)
     with Archive(path, tables=[codec.tables]) as archive:
         report = report_of(archive, shown, codec, source, encoded, started, options.label_level)
-        return replace(report, notes=notes, rate=options.rate)
+        return replace(report, notes=notes, rate=options.rate, target=met)
 
 
 def report_of(

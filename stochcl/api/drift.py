@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from stochcl.api.encode import CodecBase
 
 _DECISIONS = 12  # of the first latents: as many words as can be gone through
-_FEW = 30  # rows whose mean says little
 _LEAST = 0.5  # bits: where all words are as frequent, the deviation is next to nothing
 _FEWER = 0.5  # of the bits with frequencies of their own; images of one class of CIFAR-10 take 0.6 of them
 
@@ -104,8 +103,10 @@ class Drift:
         """Say how rows differ from those of training, None where they do not or are too few to tell."""
         mean, deviation = self.expected
         take = f"the first {self.latents} latents of these {unit}s take {self.bits:.1f} bits"
-        if self.rows >= _FEW and self.bits - mean > max(deviation, _LEAST):
+        if self.rows < len(self.counts):  # a few photographs lie in few clusters, too
+            return None
+        if self.bits - mean > max(deviation, _LEAST):
             return f"{take}, and of the model's training {unit}s {mean:.1f}"
-        if self.rows >= len(self.counts) and self.own_bits < _FEWER * self.bits:
+        if self.own_bits < _FEWER * self.bits:
             return f"{take}, and with their own frequencies {self.own_bits:.1f}: they lie in few of its clusters"
         return None

@@ -212,6 +212,8 @@ def compress_to_folder(
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
     options.check(codec)
+    if options.target is not None:
+        raise UsageError("--target chooses a width from one source; compress to one archive, or give --latents.")
     if options.rate is not None:
         raise UsageError(
             "--rate needs all codes at once, and shards are written one by one; omit it, then run `stochcl merge` "

@@ -78,6 +78,8 @@ class Report:
         Images that are damaged and could be read all the same, where compressing has just been done.
     embedder : Embedder or None
         What made the vectors that were compressed, where that is known.
+    target : dict or None
+        The quality that was asked for, where one was: its ``goal``, and what the chosen width has.
     drift : dict or None
         Where rows were just encoded: the bits of their first latents, and those expected of rows like training's.
     """
@@ -107,6 +109,7 @@ class Report:
     damaged: tuple[Failure, ...] = ()
     embedder: Embedder | None = None
     drift: dict[str, Any] | None = None
+    target: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "warnings", tuple(map(for_caller, self.warnings)))
@@ -166,6 +169,7 @@ class Report:
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
             "latents": self.latents, "precision": self.precision, "runtime": escape_name(self.runtime) or None,
             **({} if self.embedder is None else {"embedder": self.embedder.to_json()}),
+            **({} if self.target is None else {"target": self.target}),
             **({} if self.drift is None else {"drift": self.drift}),
             **({} if speed is None else {"images_per_second": round(speed, 1)}),
             **({} if not self.damaged else {"damaged": skipped_json((f.name, f.reason) for f in self.damaged)}),

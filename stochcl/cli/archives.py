@@ -87,7 +87,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
     opt.options_of(CompressOptions, only="column id_column embedder any_name depth max_pixels fit workers strict"),
 )
 @opt.section("Labels", opt.options_of(CompressOptions, only="label_level label_column label_files"))
-@opt.section("Rate", opt.options_of(CompressOptions, only="latents rate"))
+@opt.section("Rate", opt.options_of(CompressOptions, only="latents rate target"))
 @opt.section(
     "Model",
     click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file."),
@@ -126,7 +126,7 @@ def compress(
     \b
     Example:
       stochcl compress images/ -o codes.bin
-      stochcl compress vectors.npy -m head.safetensors -o codes.bin
+      stochcl compress vectors.npy -m head.safetensors -o codes.bin --target "recall@10 0.9"
       tar c -C images . | stochcl compress - -o codes.bin
       find images -name '*.jpg' -print0 | stochcl compress --files-from - -o codes.bin
       stochcl compress images/ -o codes/ --engine ray
@@ -252,7 +252,7 @@ def _losses(done: Any) -> list[str]:
 @opt.output("The archive to write.")
 @opt.section(
     "What to keep",
-    opt.options_of(CompressOptions, only="latents rate"),
+    opt.options_of(CompressOptions, only="latents rate target"),
     click.option(
         "--select", type=opt.INPUT,
         help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
@@ -281,6 +281,7 @@ def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **
     \b
     Example:
       stochcl transcode codes.bin -o small.bin --rate 64 --refit
+      stochcl transcode codes.bin -o small.bin --target "accuracy -1"
     """
     with progress_bar("steps") as bar:
         edit = archives.transcode(codes, output, tables=resolve_tables(model, codes), progress=bar, **options)

@@ -321,7 +321,7 @@ class ArrowSource(StreamSource):
         self._classes = class_names(self._schema, self._label)
         self._rows = sum(rows_in(path) for path in paths)
         self._known: Sequence[str] = ()
-        self.known_rows = 0
+        self.known_rows, self.step = 0, 1
 
     def __len__(self) -> int:
         return self._rows
@@ -356,18 +356,24 @@ class ArrowSource(StreamSource):
         """
         self._known = names
 
-    def _is_new(self) -> Callable[[str], bool]:
-        """Return what tells, of one name after the other, whether its row is to be read."""
+    def count(self) -> int:
+        """Return how many rows there are; where a file does not say, all are read for it."""
+        return self._rows or sum(len(names) for _, names, _ in self._records(4096))
+
+    def _is_new(self) -> Callable[[int, str], bool]:
+        """Return what tells, of one row after the other, whether it is to be read: each ``step``-th that is new."""
         there, self.known_rows = Counter(self._known), 0
 
-        def is_new(name: str) -> bool:
+        def is_new(row: int, name: str) -> bool:
+            if row % self.step:
+                return False
             if there[name] <= 0:
                 return True
             there[name] -= 1
             self.known_rows += 1
             return False
 
-        return is_new if there else lambda name: True
+        return is_new
 
     def _named(self, row: int, name: str | None, path: str | None = None) -> str:
         """Return a row's name: what its column says, or its image's path, or its number, marked if its id is null."""
@@ -407,7 +413,7 @@ class ArrowImages(ArrowSource):
                 file, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
                 name = self._named(row, names[i], path)
                 row += 1
-                if is_new(name):
+                if is_new(row - 1, name):
                     missing = "the row has no bytes of an image, at most the path of one"
                     yield name, missing if file is None else file, None if labels is None else labels[i]
         if not row:
@@ -455,11 +461,11 @@ class ArrowVectors(ArrowSource):
         for record in self._records(batch_size):
             column, given, labels = record
             names = [self._named(row + i, name) for i, name in enumerate(given)]
-            row += len(names)
-            if self._known:
-                new = [i for i, name in enumerate(names) if is_new(name)]
+            if self._known or self.step > 1:
+                new = [i for i, name in enumerate(names) if is_new(row + i, name)]
                 column, names = column.take(np.array(new, np.int64)), [names[i] for i in new]
                 labels = None if labels is None else [labels[i] for i in new]
+            row += len(given)
             values, reasons = self._values(column)
             yield MatrixBatch.of(start, names, values, self._row_bytes, reasons, labels)
             start += len(names)
