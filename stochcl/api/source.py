@@ -105,19 +105,18 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
         if columns is None:
             return source
         raise UsageError(
-            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give one of images "
-            "with -m, or none for the default one."
+            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give a model of "
+            "images with -m, or omit -m for the default one."
         )
     found = f"{shown}: these are embeddings ({len(source):,} x {source.dim:,})"
     if columns is None:
         raise UsageError(
-            f"{found}, and the model {model} takes images; embeddings need a model of their own, as {training} makes "
-            "it; give that with -m."
+            f"{found}, and the model {model} takes images; train one on them with {training}, and give it with -m."
         )
     if columns != source.dim:
         raise UsageError(
-            f"{found}, and the model {model} takes rows of {columns:,} numbers; give with -m the one that was "
-            f"trained on such rows, or train one with {training}."
+            f"{found}, and the model {model} takes rows of {columns:,} numbers; give the model of such rows "
+            f"with -m, or train one with {training}."
         )
     return source
 
