@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from dataclasses import Field
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "Path": "a path"}
@@ -40,8 +40,8 @@ class Option:
     more_than: float | None = None
     at_most: float | None = None
     less_than: float | None = None
-    choices: tuple[str, ...] = ()
-    unit: str = ""
+    choices: Collection[str] = ()
+    unit: str = ""  # stands for the value in the help
     shown: str = ""  # what the help says of a default that is None or False
     short: str = ""  # a short flag
     flags: tuple[str, ...] = ()  # on the command line, where they are not --NAME
@@ -68,26 +68,9 @@ class Option:
         return " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None) or "finite"
 
 
-def option(
-    default: Any,
-    help: str = "",  # noqa: A002 - as in click.option
-    *,
-    at_least: float | None = None,
-    more_than: float | None = None,
-    at_most: float | None = None,
-    less_than: float | None = None,
-    choices: Iterable[str] = (),
-    unit: str = "",
-    shown: str = "",
-    short: str = "",
-    flags: Iterable[str] = (),
-    required: bool = False,
-) -> Any:
-    """Return a dataclass field that is an option; ``unit`` stands for its value in the help."""
-    made = Option(
-        help, at_least, more_than, at_most, less_than, tuple(choices), unit, shown, short, tuple(flags), required
-    )
-    return field(default=default, metadata={_KEY: made})
+def option(default: Any, help: str = "", **facts: Any) -> Any:  # noqa: A002 - as in click.option
+    """Return a dataclass field that is an option; ``facts`` are other fields of :class:`Option`."""
+    return field(default=default, metadata={_KEY: Option(help, **facts)})
 
 
 def declared(cls: type[Options]) -> dict[str, Field[Any]]:
@@ -149,8 +132,9 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
             raise UsageError(f"{what} has no option {name!r}{hint}")
 
 
-def _either(choices: tuple[str, ...]) -> str:
-    return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+def _either(choices: Collection[str]) -> str:
+    *others, last = choices
+    return " or ".join(filter(None, [", ".join(others), last]))
 
 
 def _said(kind: str) -> str:

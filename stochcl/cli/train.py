@@ -1,4 +1,4 @@
-"""``stochcl train``, ``adapt``, ``finetune``, ``models`` and ``demo``."""
+"""``stochcl train``, ``adapt``, ``finetune`` and ``models``."""
 
 from __future__ import annotations
 
@@ -36,22 +36,6 @@ INIT = click.option(
     help="Begin with the weights of a safetensors file or a model; efficientnet-lite0: published ones, if installed.",
 )  # fmt: skip
 _LOG = "Append figures to this file: a table if it ends in .csv, else one JSON object a line."
-
-
-@command()
-@click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file.")
-@JSON
-def demo(*, model: str, as_json: bool) -> None:
-    """Compress example images, train a classifier on the codes, and compare it with one on raw pixels.
-
-    \b
-    Example:
-      stochcl demo
-    """
-    from stochcl.api.demo import demonstrate
-
-    result = demonstrate(model, say=(lambda line: None) if as_json else say)
-    show(result.to_json(), result.lines(), as_json=as_json)
 
 
 @click.group(invoke_without_command=True)
@@ -184,6 +168,8 @@ def finetune(
     INIT,
     HOLD_OUT,
     click.option("--column", metavar="NAME", help="Column of a .parquet or .arrow file with the vectors."),
+    click.option("--embedder", metavar="NAME[@REVISION]",
+                 help="What made the embeddings; kept in model and archives.  [default: the table's metadata]"),
 )  # fmt: skip
 @section("Schedule", options_of(TrainOptions, only="epochs max_time batch_size lr decay warmup average"))
 @section(
@@ -217,7 +203,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     Example:
       stochcl train photos/ -o photos.safetensors --max-time 2h
       stochcl compress photos/ -m photos.safetensors -o codes.bin
-      stochcl train vectors.npy -o head.safetensors --rate 64
+      stochcl train vectors.npy -o head.safetensors --rate 64 --embedder sentence-transformers/all-MiniLM-L6-v2
       stochcl train --preset digits -o digits.safetensors
       stochcl train photos/ -o latents.safetensors --init photos.safetensors --epochs 0 --rate 64
       torchrun --nproc-per-node 8 -m stochcl train photos/ -o photos.safetensors

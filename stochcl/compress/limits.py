@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.model import FITTED, OWN, EntropyModel, size_in_memory
-from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import LimitExceeded
 
 if TYPE_CHECKING:

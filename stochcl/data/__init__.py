@@ -9,8 +9,7 @@ from stochcl.data.labels import LabelTable, held_out, read_labels
 from stochcl.data.names import SourceOptions
 from stochcl.data.open import SubsetSource, missing_from, open_list, open_source, open_sources
 from stochcl.data.preprocess import Preprocess
-from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource
-from stochcl.data.stream import StreamSource
+from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource, StreamSource
 from stochcl.data.tar import TarSource, TarStream
 from stochcl.data.zip import ZipSource
 from stochcl.messages import escape_name as printable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 from io import BytesIO
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,11 +14,11 @@ from PIL import Image
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import PathLike, is_file, is_folder, reading, writing
+from stochcl.files import is_file, is_folder, reading
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -55,49 +54,6 @@ class DigitsSource(ImageSource):
         file = BytesIO()
         self._images[i].save(file, "PNG")
         return file.getvalue()
-
-
-DIGITS_PER_CLASS = 9
-"""Images of each of the ten digits."""
-
-_DIGIT_SIDE = 64
-_PATCH_SIDE = 96
-_GRID = (4, 5)  # rows and columns of patches in a photograph of 427 x 640 pixels
-_JPEG_QUALITY = 85
-
-
-def write_examples(folder: PathLike) -> int:
-    """Write the example images below ``folder``, one folder a class, and return how many there are.
-
-    Ten classes of handwritten digits (``digit-0`` ... ``digit-9``, 64 x 64 PNG, enlarged smoothly from 8 x 8)
-    and two of patches of photographs (``china``, ``flower``, 96 x 96 JPEG). The same images every time.
-    """
-    images = list(_images())
-    with writing(folder, "the example images"):
-        for name, image in images:
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path, **({"optimize": True} if path.suffix == ".png" else {"quality": _JPEG_QUALITY}))
-    return len(images)
-
-
-def _images() -> Iterator[tuple[str, Image.Image]]:
-    from sklearn.datasets import load_digits, load_sample_images
-
-    digits = load_digits()
-    for digit in range(10):
-        for k, row in enumerate(np.flatnonzero(digits.target == digit)[:DIGITS_PER_CLASS]):
-            enlarged = _digit(digits.images[row]).resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC)
-            yield f"digit-{digit}/{k:02d}.png", enlarged  # cubic, so that strokes stay smooth
-    photographs = load_sample_images()
-    for path, pixels in zip(photographs.filenames, photographs.images, strict=True):
-        tops, lefts = (  # squares spread evenly from edge to edge
-            np.linspace(0, side - _PATCH_SIDE, count).astype(int)
-            for side, count in zip(pixels.shape, _GRID, strict=False)
-        )
-        for k, (t, x) in enumerate(product(tops, lefts)):
-            patch = Image.fromarray(pixels[t : t + _PATCH_SIDE, x : x + _PATCH_SIDE])
-            yield f"{Path(path).stem}/{k:02d}.jpg", patch
 
 
 def _digit(values: NDArray[np.float64]) -> Image.Image:

@@ -46,9 +46,6 @@ MAX_SIZE = 4096
 PAD_GREY = 128
 """The grey of the borders that ``fit="pad"`` adds."""
 
-RESAMPLING = "bicubic"
-"""How images are resized; antialiased when they shrink."""
-
 # A reduction by whole factors (JPEG's own scaled decoding, then box averages) comes first and leaves at least
 # this many times the final size to the bicubic filter. Pillow calls 3 nearly indistinguishable from a fair
 # resampling; for JPEG, whose scaled decoding is itself band-limited, 2 is.

@@ -12,8 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from stochcl.data.access import PROBE, RandomFile, read_error
 from stochcl.data.names import DEFAULTS, FileFilter, Kind, SourceOptions, group_of, is_image_name
 from stochcl.data.preprocess import identify
-from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
-from stochcl.data.stream import StreamSource
+from stochcl.data.source import Entry, Failure, ImageSource, StreamSource, check_not_empty
 from stochcl.data.tar_headers import (
     BLOCK,
     CHUNK,

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from stochcl.entropy.residual import ResidualDecoder
+    from stochcl.entropy.vectors import ResidualDecoder
 
 __all__ = ["LatentSelector"]
 

@@ -120,8 +120,6 @@ class Auroc:
     value: float
     low: float
     high: float
-    positives: int
-    negatives: int
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -135,7 +133,7 @@ def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Auroc | N
     found, others = _placements(positive, score)
     value = float(found.mean())
     low, high = _interval(value, found, others)
-    return Auroc(value, low, high, len(found), len(others))
+    return Auroc(value, low, high)
 
 
 def difference(

@@ -9,8 +9,7 @@ from itertools import accumulate
 from stochcl.codes import MAX_ALPHABET, bits_per_symbol
 from stochcl.data.preprocess import FITS, MAX_SIZE, Fit
 from stochcl.entropy.autoregressive import MAX_HIDDEN
-from stochcl.entropy.residual import MAX_RESIDUAL, MAX_STAGE_BITS
-from stochcl.entropy.vectors import MAX_WIDTH
+from stochcl.entropy.vectors import MAX_RESIDUAL, MAX_STAGE_BITS, MAX_WIDTH
 from stochcl.errors import UsageError
 from stochcl.options import Options, option
 

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
-    from stochcl.entropy.residual import ResidualDecoder
     from stochcl.entropy.tables import Tables
-    from stochcl.entropy.vectors import VectorDecoder
+    from stochcl.entropy.vectors import ResidualDecoder, VectorDecoder
 
 
 _ROWS = 8192  # of vectors at a time
@@ -169,11 +168,6 @@ class Encoder(nn.Module):
         return int(self.backbone.features)
 
     @property
-    def vector_dim(self) -> int:
-        """The width of a decoded vector: of residual latents of images, that of the space where words add up."""
-        return layout.vector_dim(self.config, self.feature_dim)
-
-    @property
     def factorised(self) -> Factorised:
         """The factorised prior, as its parameters are now."""
         return FACTORISED[self.config.posterior](self.prior, self.config)
@@ -189,12 +183,6 @@ class Encoder(nn.Module):
         """Return standardised features, float32, shape (B, V), of normalised inputs, shape (B, 3, S, S) or (B, W)."""
         features: Tensor = self.norm(self.backbone(inputs).float())
         return features
-
-    def restore(self, vectors: Tensor) -> Tensor:
-        """Bring standardised vectors, shape (B, V), to the units of the input; features of images have no others."""
-        if isinstance(self.norm, Standardise):
-            return vectors * self.norm.scale + self.norm.centre
-        return vectors
 
     def posterior(self, features: Tensor) -> Posterior:
         """Return q(z|x) from standardised features, shape (B, V); residual latents have theirs in numpy alone."""
@@ -269,7 +257,7 @@ class Encoder(nn.Module):
         return layout.tables(self.config, self.arrays())
 
     def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
-        """Return the decoder of decoding tables, from symbols to vectors in the units of :meth:`restore`."""
+        """Return the decoder of decoding tables, from symbols to vectors in the units of the input."""
         return layout.vector_decoder(self.config, self.arrays())
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -62,9 +62,6 @@ def _threads_of_operations(count: int) -> Iterator[None]:
                 torch.set_num_threads(_before)
 
 
-TRAIN_PRECISIONS = ("auto", "bf16", "fp32")
-"""Precisions of training; bf16 is autocast."""
-
 _NATIVE = ("avx512_bf16", "amx_bf16", "_is_avx512_bf16_supported", "_is_amx_tile_supported")
 """Instructions for bfloat16, as PyTorch names them, and functions of PyTorch without a table of capabilities."""
 

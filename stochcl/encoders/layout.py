@@ -11,9 +11,8 @@ from stochcl.encoders.config import TIMM_PREFIX
 from stochcl.encoders.graph import Network
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel, nodes_per_symbol
-from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
-from stochcl.entropy.vectors import VectorDecoder
+from stochcl.entropy.vectors import ResidualDecoder, VectorDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

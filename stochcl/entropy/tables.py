@@ -18,8 +18,7 @@ from stochcl.entropy.ans import decode_block, encode_block
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
-from stochcl.entropy.residual import ResidualDecoder
-from stochcl.entropy.vectors import Codebooks, VectorDecoder
+from stochcl.entropy.vectors import Codebooks, ResidualDecoder, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
 from stochcl.files import PathLike, refuse_pointer, replacing, writing
 from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack

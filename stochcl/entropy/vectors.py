@@ -1,10 +1,10 @@
-"""The vector decoder: symbols to the features that they stand for, in numpy."""
+"""Decoders from symbols to vectors, in numpy: perceptrons, with codebooks or without, and sums of words."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from stochcl.errors import FormatError
 from stochcl.framing import ArrayReader, check_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -222,3 +222,211 @@ class VectorDecoder:
         layers = tuple((reader.take("<f2", o, i), reader.take("<f2", o)) for i, o in pairwise(widths))
         reader.end()
         return cls(centre, scale, layers, codebooks)
+
+
+MAX_STAGE_BITS = 8
+"""Most bits that name a word: a stage has at most 256 words."""
+
+MAX_NUMBERS = 1 << 26
+"""Most integers of a residual decoder: a file of kilobytes may hold more, and each takes four bytes and more."""
+
+MAX_RESIDUAL = 512
+"""Most bits of a residual code that is trained here; a file may have more."""
+
+_RESIDUAL_HEAD = struct.Struct("<III")  # width of the words, width of the output (0: none), stages
+_ROWS = 4096  # rows
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualDecoder:
+    """Sums one word a stage, and maps the sum to the input's space where the tables have a map.
+
+        y = sum_s scale_s * words_s[name_s]        v = y, or (y @ output) * output_scale + centre
+
+    ``name_s`` is the number that the stage's bits write, most significant first. A stage without any of its bits adds
+    nothing: words are centred over the training rows. A stage with some of its bits adds the mean of the words that
+    they leave open, so any prefix of the bits, and any choice of them, is a code.
+
+    Parameters
+    ----------
+    columns : tuple of ndarray of intp, one a stage
+        The latents that name its word; together they are all latents, each once.
+    words : tuple of ndarray, one a stage, shape (2**bits, m)
+        int8 in tables; float32 where names have lost bits.
+    scale : ndarray of float32, shape (S,)
+    output : ndarray of int8, shape (m, V), optional
+    output_scale, centre : ndarray of float32, shape (V,), optional
+
+    Raises
+    ------
+    FormatError
+        If shapes do not fit together or a number is not finite.
+    """
+
+    columns: tuple[NDArray[np.intp], ...]
+    words: tuple[NDArray[Any], ...]
+    scale: NDArray[np.float32]
+    output: NDArray[np.int8] | None = None
+    output_scale: NDArray[np.float32] | None = None
+    centre: NDArray[np.float32] | None = None
+
+    kind = "residual"
+    codebooks = None
+
+    def __post_init__(self) -> None:
+        stages = len(self.columns)
+        if not stages or len(self.words) != stages or self.scale.shape != (stages,):
+            raise FormatError(f"a residual decoder of {stages} stages has {len(self.words)} lists of words")
+        named = np.concatenate(self.columns)
+        if not np.array_equal(np.sort(named), np.arange(len(named))):
+            raise FormatError("the stages of a residual decoder do not share out its latents")
+        for names, words in zip(self.columns, self.words, strict=True):
+            if words.ndim != 2 or len(words) != 1 << len(names) or words.shape[1] != self.words[0].shape[1]:
+                raise FormatError(f"a stage of {len(names)} bits has words of shape {words.shape}")
+        numbers = [self.scale, *(w for w in self.words if w.dtype.kind == "f")]
+        if self.output is not None:
+            if self.output_scale is None or self.centre is None:
+                raise FormatError("a residual decoder's output has no scale or no centre")
+            shape = (self._width, len(self.centre))
+            if self.output.shape != shape or self.output_scale.shape != self.centre.shape:
+                raise FormatError(f"a residual decoder's output of shape {self.output.shape} is not {shape}")
+            numbers += [self.output_scale, self.centre]
+        if not all(np.isfinite(array).all() for array in numbers):
+            raise FormatError("a residual decoder holds numbers that are not finite")
+
+    @classmethod
+    def of_stages(
+        cls, words: Sequence[NDArray[np.floating]], output: NDArray[np.floating] | None = None,
+        centre: NDArray[np.floating] | None = None,
+    ) -> ResidualDecoder:  # fmt: skip
+        """Round words, shape (2**bits, m) a stage, and a map, shape (m, V), to the integers that are stored."""
+        integers, scales = zip(*(_rounded(stage, axis=None) for stage in words), strict=True)
+        columns = _columns(int(stage.shape[0] - 1).bit_length() for stage in words)
+        scale = np.array(scales, np.float32)
+        if output is None:
+            return cls(columns, integers, scale)
+        mapped, output_scale = _rounded(output, axis=0)
+        middle = np.zeros(output.shape[1]) if centre is None else centre
+        return cls(columns, integers, scale, mapped, output_scale.astype(np.float32), middle.astype(np.float32))
+
+    @property
+    def latents(self) -> int:
+        """D, the number of bits that it takes."""
+        return sum(map(len, self.columns))
+
+    @property
+    def dim(self) -> int:
+        """V, the width of its vectors."""
+        return self._width if self.centre is None else len(self.centre)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The bits of each stage's names."""
+        return tuple(map(len, self.columns))
+
+    def select(self, latents: Sequence[int]) -> ResidualDecoder:
+        """Return the decoder that takes only these bits; a stage that lost some decodes to means of its words."""
+        place = {int(latent): i for i, latent in enumerate(latents)}
+        columns, words, scale = [], [], []
+        for names, stage, s in zip(self.columns, self.words, self.scale, strict=True):
+            kept = [j for j, latent in enumerate(names) if int(latent) in place]
+            if not kept:
+                continue
+            columns.append(np.array([place[int(names[j])] for j in kept], np.intp))
+            words.append(stage if len(kept) == len(names) else _means(stage, kept, len(names)))
+            scale.append(s)
+        return ResidualDecoder(
+            tuple(columns), tuple(words), np.array(scale, np.float32), self.output, self.output_scale, self.centre
+        )
+
+    def decode(
+        self, symbols: NDArray[np.integer], dtype: type[np.float32] | type[np.float64] = np.float32
+    ) -> NDArray[Any]:
+        """Return vectors, shape (N, V), of bits, shape (N, k), k <= D: the first k latents."""
+        rows, k = symbols.shape
+        if not 1 <= k <= self.latents:
+            raise ValueError(f"this decoder takes 1 to {self.latents} latents, not {k}")
+        if k < self.latents:
+            return self.select(range(k)).decode(symbols, dtype)
+        out = np.empty((rows, self.dim), dtype)
+        words: list[NDArray[Any]] = [
+            np.multiply(stage, s, dtype=dtype) for stage, s in zip(self.words, self.scale, strict=True)
+        ]
+        single = [s for s, names in enumerate(self.columns) if len(names) == 1]
+        named = [s for s, names in enumerate(self.columns) if len(names) > 1]
+        steps: NDArray[Any] = np.array([words[s][1] - words[s][0] for s in single], dtype).reshape(
+            len(single), self._width
+        )
+        lowest: NDArray[Any] = np.array([words[s][0] for s in single], dtype).reshape(len(single), self._width).sum(0)
+        bits = np.array([self.columns[s][0] for s in single], np.intp)
+        for start in range(0, rows, _ROWS):
+            part = symbols[start : start + _ROWS]
+            y: NDArray[Any] = part[:, bits].astype(dtype) @ steps + lowest
+            for s in named:
+                name = np.zeros(len(part), np.intp)
+                for column in self.columns[s]:
+                    name = 2 * name + part[:, column]
+                y += words[s][name]
+            out[start : start + _ROWS] = self._mapped(y)
+        return out
+
+    @property
+    def _width(self) -> int:
+        return int(self.words[0].shape[1])
+
+    def _mapped(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Bring sums of words, shape (B, m), to the output's space, shape (B, V)."""
+        if self.output is None or self.output_scale is None or self.centre is None:
+            return y
+        v: NDArray[Any] = y @ (self.output.astype(y.dtype) * self.output_scale.astype(y.dtype))
+        return v + self.centre.astype(y.dtype)
+
+    def to_bytes(self) -> bytes:
+        """Write widths and stages (uint32), bits a stage (uint8), scales (float32), words (int8), then the output.
+
+        The output, where there is one, is its map (int8), scale and centre (float32).
+        """
+        parts = [_RESIDUAL_HEAD.pack(self._width, 0 if self.output is None else self.dim, len(self.words))]
+        parts += [bytes(self.stages), self.scale.astype("<f4").tobytes()]
+        parts += [stage.astype(np.int8).tobytes() for stage in self.words]
+        if self.output is not None and self.output_scale is not None and self.centre is not None:
+            parts += [self.output.tobytes(), self.output_scale.astype("<f4").tobytes()]
+            parts.append(self.centre.astype("<f4").tobytes())
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ResidualDecoder:
+        """Read what :meth:`to_bytes` wrote."""
+        reader = ArrayReader(data, "a residual decoder")
+        width, dim, stages = reader.take("<u4", 3).tolist()
+        check_limit(max(width, dim), MAX_WIDTH, "the width of a residual decoder")
+        check_limit(stages, MAX_DECISIONS, "the number of a residual decoder's stages")
+        bits = reader.take("u1", stages).tolist()
+        if not bits or not width or min(bits) < 1 or max(bits) > MAX_STAGE_BITS:
+            raise FormatError(f"the stages of a residual decoder have 1 to {MAX_STAGE_BITS} bits each")
+        numbers = sum(width << b for b in bits) + dim * width
+        check_limit(numbers, MAX_NUMBERS, "the number of a residual decoder's integers")
+        scale = reader.take("<f4", stages)
+        words = tuple(reader.take("i1", 1 << b, width) for b in bits)
+        mapped = (reader.take("i1", width, dim), reader.take("<f4", dim), reader.take("<f4", dim)) if dim else ()
+        reader.end()
+        return cls(_columns(bits), words, scale, *mapped)
+
+
+def _columns(bits: Iterable[int]) -> tuple[NDArray[np.intp], ...]:
+    """Return the latents of stages of so many bits, one after the other."""
+    return tuple(np.arange(a, b, dtype=np.intp) for a, b in pairwise(accumulate(bits, initial=0)))
+
+
+def _means(words: NDArray[Any], kept: list[int], bits: int) -> NDArray[np.float32]:
+    """Return words averaged over the bits of their names that are not kept, shape (2**len(kept), m)."""
+    cube = words.astype(np.float32).reshape(*[2] * bits, -1)
+    lost = tuple(j for j in range(bits) if j not in kept)
+    return cube.mean(axis=lost).reshape(1 << len(kept), -1)
+
+
+def _rounded(numbers: NDArray[np.floating], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
+    """Return integers of -127..127 and the scale, of all or a column, that brings them back."""
+    largest = np.abs(numbers).max(axis=axis)
+    scale = np.where(largest > 0, largest / 127, 1.0)
+    return np.rint(numbers / scale).astype(np.int8), scale

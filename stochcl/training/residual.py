@@ -15,8 +15,8 @@ from stochcl.encoders import layout
 from stochcl.encoders.config import residual_stages
 from stochcl.encoders.latents import Latents, Residual, signed_root
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.residual import MAX_RESIDUAL
 from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import MAX_RESIDUAL
 from stochcl.errors import UsageError
 from stochcl.training.entropy import fit_code_tables, hard_codes
 from stochcl.training.latents import FittedLatents

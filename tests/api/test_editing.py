@@ -17,8 +17,8 @@ from stochcl.compress import Archive, Writer
 from stochcl.compress.append import Appender
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED
-from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import FormatError, ImageError, LabelsError, ModelMismatch, OutputError, SourceError, UsageError
 from tests.compress.making import make_codes, make_names, make_tables, write
 from tests.making import make_model, write_images

@@ -19,6 +19,7 @@ from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.entropy.model import measure_ones
 from stochcl.training.entropy import fit_entropy
 from stochcl.training.words import on_grid
+from tests.encoders.making import restored
 from tests.making import CLASSES, PER_CLASS, SIZE, make_head
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def check(codec, given: np.ndarray, expected: np.ndarray, path, latents: int | N
             mode, vectors = residual_code(encoder, features.numpy(), latents)
         else:
             mode = encoder.posterior(features).mode()
-            vectors = encoder.restore(encoder.decode(encoder.embed(mode), latents)).numpy()
+            vectors = restored(encoder, encoder.decode(encoder.embed(mode), latents)).numpy()
             mode = mode[:, :latents].numpy()
     with stochcl.open(path) as archive:
         archive.verify()
@@ -99,7 +100,7 @@ def residual_code(encoder, features, latents):
         at += bits
     if config.columns:
         total = total @ on_grid(tensors["decoder.output"], axis=0, grid=127) + tensors["decoder.centre"]
-    return symbols, encoder.restore(torch.from_numpy(total)).numpy()
+    return symbols, restored(encoder, torch.from_numpy(total)).numpy()
 
 
 @pytest.mark.parametrize("latents", [None, 3])

@@ -10,9 +10,8 @@ from stochcl.codes import Codes, bits_per_symbol
 from stochcl.compress import Header, Writer
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
-from stochcl.entropy.vectors import VectorDecoder
+from stochcl.entropy.vectors import ResidualDecoder, VectorDecoder
 from stochcl.framing import VERSION
 
 STAGES = (3, 2, 1, 1)  # bits of the words of residual codes

@@ -18,9 +18,8 @@ from stochcl.compress.segment_writer import StreamWriter
 from stochcl.compress.sharded import Manifest, Shard, sha256_of, write_manifest
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import FITTED, Candidate
-from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables
-from stochcl.entropy.vectors import VectorDecoder
+from stochcl.entropy.vectors import ResidualDecoder, VectorDecoder
 from stochcl.errors import LimitExceeded
 from tests.compress.making import make_header, make_network, make_tables, write
 

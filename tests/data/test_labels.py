@@ -25,9 +25,6 @@ def test_columns_by_name(written):
     assert len(table) == 2
     assert table.match(["a/2.png", "a/1.png", "a/2.png"]) == ("dog", "cat", "dog")
     assert table.match(["a/1.png"], "age") == ("3",)
-    numbers = table.numbers(["a/2.png", "a/1.png"], "age")
-    assert numbers.dtype == np.float64
-    assert numbers.tolist() == [4.5, 3.0]
 
 
 @given(
@@ -103,12 +100,6 @@ def test_a_column_that_is_not_there(written):
     table = read_labels(written("name,label,age\na,1,2\n"))
     with pytest.raises(LabelsError, match="no column size; the columns are label, age"):
         table.match(["a"], "size")
-
-
-def test_values_that_are_not_numbers_are_named(written):
-    table = read_labels(written("name,x\na,1\nb,nan\nc,big\nd,inf\ne,\n"))
-    with pytest.raises(LabelsError, match=r"4 of 5 rows: b \('nan'\), c \('big'\), d \('inf'\), .* \(1 more\)"):
-        table.numbers(list("abcde"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from stochcl.downstream import LatentSelector
 from stochcl.downstream.selection import order_of_words
-from stochcl.entropy.residual import ResidualDecoder
+from stochcl.entropy.vectors import ResidualDecoder
 
 
 @parametrize_with_checks([LatentSelector(), LatentSelector(categorical=True)])

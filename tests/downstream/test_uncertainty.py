@@ -31,7 +31,6 @@ def test_auroc_is_scikit_learns_ties_and_all(rows):
         return
     assert found.value == pytest.approx(roc_auc_score(positive, score))
     assert 0 <= found.low <= found.value <= found.high <= 1
-    assert (found.positives, found.negatives) == (positive.sum(), (~positive).sum())
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(rng):

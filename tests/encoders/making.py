@@ -32,3 +32,8 @@ def make_images(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
 
 def weights(encoder: Encoder) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in encoder.state_dict().items()}
+
+
+def restored(encoder: Encoder, vectors: torch.Tensor) -> torch.Tensor:
+    """Standardised vectors in the units of the input; features of images have no others."""
+    return vectors * encoder.norm.scale + encoder.norm.centre if encoder.config.columns else vectors

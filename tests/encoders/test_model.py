@@ -6,7 +6,7 @@ import torch
 
 from stochcl.encoders.config import EncoderConfig, default_ladder
 from stochcl.errors import UsageError
-from tests.encoders.making import make_config, make_encoder
+from tests.encoders.making import make_config, make_encoder, restored
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_decoder_s_arrays_decode_alike_in_numpy_in_every_family(other, laten
     decoder = encoder.vector_decoder()
     assert (decoder.latents, decoder.dim) == (10, encoder.feature_dim)
     with torch.no_grad():
-        expected = encoder.restore(encoder.decode(embedded(encoder, symbols), latents)).numpy()
+        expected = restored(encoder, encoder.decode(embedded(encoder, symbols), latents)).numpy()
     found = decoder.decode(symbols[:, :latents])
     np.testing.assert_allclose(found, expected, rtol=0, atol=4e-3)
     assert expected.std() > 0.05
@@ -116,7 +116,7 @@ def test_vectors_are_standardised_by_one_scale_and_brought_back(rng):
     assert features.square().mean().item() == pytest.approx(1, rel=1e-4)
     ratio = features.std(0)[:6] / given.std(0)[:6]
     torch.testing.assert_close(ratio, ratio[:1].expand(6))  # distances stay in proportion
-    torch.testing.assert_close(encoder.restore(features), given, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(restored(encoder, features), given, rtol=1e-4, atol=1e-4)
     assert {"norm.centre", "norm.scale"} <= set(encoder.state_dict())
 
 
@@ -149,11 +149,6 @@ def test_vectors_that_are_all_alike_keep_their_scale():
 def test_vectors_that_tables_could_not_give_back_are_refused(rng, scale, shift, message):
     with pytest.raises(UsageError, match=message):
         make_encoder(backbone="features:3").norm.fit(rng.normal([0, shift, 0], scale, (50, 3)))
-
-
-def test_features_of_images_are_given_back_as_they_are(encoder):
-    vectors = torch.randn(3, 32)
-    assert encoder.restore(vectors) is vectors
 
 
 def test_pixels_of_the_mean_colour_are_normalised_to_zero(encoder):

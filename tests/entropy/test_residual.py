@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from stochcl.compress import Archive, Writer
 from stochcl.entropy import tables as tables_module
-from stochcl.entropy.residual import ResidualDecoder
 from stochcl.entropy.tables import Tables, find_tables, save_tables
+from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import FormatError, LimitExceeded
 from stochcl.framing import crc
 from tests.compress.making import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stochcl.encoders import encoder, inference, posteriors
+from stochcl.encoders import latents, posteriors
 from stochcl.encoders.config import ENTROPY, EncoderConfig
 from stochcl.errors import UsageError
 from stochcl.training import objectives
@@ -28,8 +28,7 @@ FOR_A_GPU = ("cifar10-resnet50", "imagenet-resnet50", "tiny-imagenet-resnet18")
     [
         (TrainOptions, "objective", objectives.OBJECTIVES), (LatentOptions, "objective", objectives.OBJECTIVES),
         (TrainOptions, "estimator", posteriors.ESTIMATORS), (LatentOptions, "estimator", posteriors.ESTIMATORS),
-        (TrainOptions, "precision", inference.TRAIN_PRECISIONS), (TrainOptions, "entropy", ENTROPY),
-        (EncoderConfig, "posterior", encoder.POSTERIORS),
+        (TrainOptions, "entropy", ENTROPY), (EncoderConfig, "posterior", latents.FAMILIES),
     ],
 )  # fmt: skip
 def test_choices_are_those_that_the_code_has(cls, name, known):

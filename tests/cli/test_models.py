@@ -1,4 +1,4 @@
-"""`stochcl models` and `stochcl demo`."""
+"""`stochcl models`."""
 
 import json
 import shutil
@@ -149,25 +149,3 @@ def test_info_of_what_is_no_model_is_refused(refused, tmp_path, content, code, m
     if content is not None:
         (tmp_path / "m.safetensors").write_bytes(content)
     assert message in refused("models", "info", tmp_path / "m.safetensors", code=code)
-
-
-def test_demo_tells_the_whole_story(run, model):
-    result = run("demo", "-m", model)
-    assert "made 130 example images" in result.stderr
-    assert "stochcl compress images/ -o codes.bin    (model tiny, 32 latents)" in result.stderr
-    assert result.stdout.startswith("codes.bin: 130 images, ")
-    for line in ("bits per image   accuracy", "  codes ", "  raw pixels           24,576.0 "):
-        assert line in result.stdout
-
-
-def test_demo_in_json(run, model):
-    found = json.loads(run("demo", "-m", model, "--json").stdout)
-    assert found["images"] == 130
-    assert found["pixel_bits_per_image"] == 32 * 32 * 3 * 8
-    assert found["accuracy"]["baseline"] == pytest.approx(20 / 130)
-    assert 0 < found["accuracy"]["codes"] < found["accuracy"]["pixels"] <= 1
-
-
-def test_demo_without_the_model(refused):
-    said = refused("demo", "-m", "nowhere", code=2)
-    assert said.startswith("nowhere: there is no model of this name and no such file; packaged models: ")
