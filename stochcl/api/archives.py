@@ -161,7 +161,7 @@ def transcode(
 def _sample(archive: Archive, path: Path, labels: PathLike | None) -> Sample:
     """Return rows of an archive, spread evenly over it, and what their prefixes decode to."""
     if archive.header.selection is not None:
-        raise UsageError(f"{escape_name(path)}: --target takes prefixes, and this holds selected latents.")
+        raise UsageError(f"{escape_name(path)}: it holds selected latents, and --target needs a prefix; omit it.")
     rows = np.unique(np.linspace(0, len(archive) - 1, min(SAMPLE["row"], len(archive)), dtype=np.int64))
     codes = archive[rows]
     by_file = None if labels is None else labels_of(archive, path, labels)

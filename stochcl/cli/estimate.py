@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @opt.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=opt.SOURCE)
-@click.option("-m", "--model", help="An embedded model or a model file.  [default: general; of embeddings a new one]")
+@click.option("-m", "--model", help="A packaged model or a model file.  [default: general; of embeddings a new one]")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), metavar="R",
     help="Bits a row that a new model of embeddings is trained for.  [default: 128]",

@@ -89,7 +89,7 @@ def evaluate(
         else:
             path = _training_codes(paths[0] if len(paths) == 1 else None, train if codes else None)
             if named := opt.given(columns):
-                raise click.UsageError(f"--{next(iter(named)).replace('_', '-')}: {path} is no table.")
+                raise click.UsageError(f"--{next(iter(named)).replace('_', '-')}: {path} is not a table; omit it.")
             tables = resolve_tables(model, path)
             results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
