@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 
-def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "fp32") -> Codec:
-    """Load an encoder, by the name of a packaged model or from a model file; ``precision`` is fp32 or bf16.
+def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "auto") -> Codec:
+    """Load an encoder, by the name of a packaged model or from a model file; ``precision``: see :class:`Codec`.
 
     Raises
     ------

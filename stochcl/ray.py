@@ -157,7 +157,7 @@ class ShardWorker:
         except StochclError as exc:
             return json.dumps({"error": type(exc).__name__, "message": " ".join(map(str, exc.args))})
         damaged = [(failure.name, failure.reason) for failure in made.encoded.damaged]
-        encoded = vars(made.encoded) | {"damaged": damaged}
+        encoded = vars(made.encoded) | {"damaged": damaged, "drift": None}
         return json.dumps({"shard": vars(made.shard), "skipped": made.skipped, "encoded": encoded})
 
     def make(self, number: int, piece: shards.ShardInput | None = None) -> Made:

@@ -105,10 +105,10 @@ def test_an_archive_is_looked_up_without_torch(codes, names):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "bits"}, "output is symbols or vectors, not 'bits'"),
-        ({"latents": 33}, "latents is 1 to 32, not 33"),
-        ({"latents": 0}, "latents is 1 to 32, not 0"),
-        ({"batch_size": 0}, "at least 1 image, not 0"),
+        ({"output": "bits"}, "output must be symbols or vectors, got 'bits'"),
+        ({"latents": 33}, "latents must be 1 to 32, got 33"),
+        ({"latents": 0}, "latents must be 1 to 32, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused_by_fit(codes, names, changes, message):

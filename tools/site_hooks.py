@@ -11,4 +11,5 @@ def on_page_content(html: str, **_: Any) -> str:
     html = re.sub(r":(?:func|class|meth|data|attr|mod):<code>~(?:\w+\.)*", "<code>", html)
     html = re.sub(r":(?:func|class|meth|data|attr|mod):(?=<code>)", "", html)
     html = re.sub(r"\b(path|array|file)(</\w+>)? - (<\w+[^>]*>)?like\b", r"\1\2-\3like", html)  # not a subtraction
-    return re.sub(r"\s+\u2013\s*(?=</(?:li|p)>)", "", html)  # a dash before nothing
+    nothing = r'\s+\u2013\s*<div class="doc-md-description">\s*</div>'
+    return re.sub(nothing, "", html)

@@ -11,13 +11,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.api.codec import codec_of
-from stochcl.api.compress import CompressOptions, Encoded, check_exclusive, encode_rows, label_level_warning
-from stochcl.api.source import listing, no_readable_error, open_inputs, source_warnings, strict_error
+from stochcl.api.compress import (
+    CompressOptions,
+    Encoded,
+    check_exclusive,
+    drift_warning,
+    encode_rows,
+    label_level_warning,
+)
+from stochcl.api.source import (
+    check_source_fits_model,
+    embedder_of,
+    listing,
+    no_readable_error,
+    open_given,
+    source_warnings,
+    strict_error,
+)
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
-from stochcl.data import LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
+from stochcl.compress.embedder import Embedder, check_embedder
+from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
+from stochcl.data.arrow import ArrowSource
 from stochcl.encoders.engine import RUNTIMES
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import Progress, escape_name, plural
@@ -27,40 +44,45 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stochcl.api.encode import CodecBase
+    from stochcl.api.source import Given, Source
     from stochcl.codes import Codes
     from stochcl.compress import Header
     from stochcl.files import PathLike
 
+    New = SubsetSource | MatrixSource | ArrowSource
+
 
 def append(
-    path: PathLike, source: PathLike, codec: CodecBase | None = None, *, labels: PathLike | None = None,
+    path: PathLike, source: Given, codec: CodecBase | None = None, *, labels: PathLike | None = None,
     batch_size: int = 256, workers: int | None = None, strict: bool = False,
     progress: Progress = lambda done, total: None, **reading: Any,
 ) -> Edit:  # fmt: skip
     """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
 
-    Rows of a matrix are named by their numbers, so the new rows of a matrix that has grown are added. Compress
-    another matrix to a file of its own, and join it with :func:`merge`.
+    Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of a matrix that has
+    grown are added. Compress another matrix to a file of its own, and join it with :func:`merge`.
 
     Until the end, and after an error, the archive opens as it was. After an interruption the same append continues,
-    and gives what an undisturbed one gives.
+    and gives what an undisturbed one gives. (Of a table nothing is kept.)
 
     Parameters
     ----------
     path : path-like
         The archive, which must have names.
-    source : path-like
-        A folder, .zip, .tar, or .npy of uint8 images; or the .npy matrix that the archive was made of, grown.
+    source : path-like, sequence of path-like, or table
+        A folder, .zip, .tar, or .npy of uint8 images; the .npy matrix that the archive was made of, grown, or
+        several; Parquet or Arrow files, or a table in memory, as :meth:`stochcl.Codec.compress` takes it.
     codec : CodecBase, optional
         A codec of the archive's model; by default the model is found by its hash. The archive's precision is used.
     labels : path-like, optional
-        A CSV file with labels of the new images, if the archive stores labels.
+        A file with labels of the new images, if the archive stores labels.
     batch_size, workers, strict
         As for compressing.
     progress : callable
         Called with how many images are done and how many there are.
     **reading
-        Fields of :class:`~stochcl.data.SourceOptions`: any_name, label_level, label_files, max_pixels.
+        ``embedder``, and fields of :class:`~stochcl.data.SourceOptions`: column, id_column, label_column, any_name,
+        label_level, label_files, max_pixels.
 
     Raises
     ------
@@ -71,22 +93,23 @@ def append(
     check_local(path)
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
     check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
-    labelled = labels is not None or _labels_come_along(options)
     with Archive(path) as archive:
         codec = codec_of(path) if codec is None else codec
-        _check_appendable(archive, path, codec, labels=labelled)
+        images = check_source_fits_model(open_given(source, options, codec.columns or 0), codec)
+        labelled = labels is not None or _labels_come_along(options, images)
+        embedder, known = embedder_of(images, options.embedder), Embedder.of(archive.header.embedder)
+        check_embedder(escape_name(images.path), embedder, known, escape_name(path))
+        _check_appendable(archive, path, codec, labels=labelled, asked=labels is not None or _are_asked(options))
         codec = _like(archive.header, codec.with_precision(archive.header.precision))
         made, here = archive.header.runtime or "torch", codec.runtime
-    images = open_inputs(source, codec, options)
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
     with Appender(path, tables=[codec.tables]) as out:
         before = len(out.archive), out.archive.size
         names = out.archive.names or ()
         if isinstance(images, MatrixSource):
-            _check_grown(images, names, path)
-        new = missing_from(images, names)
-        there = len(images) - len(new)
+            _check_grown(images.path, images.total, names, path)
+        new = _new_rows(images, names, path)
         if strict and new.rejected:
             raise strict_error(new, new.rejected[0])
         facts: dict[str, Any] = {"source": listing(new), "model": codec.model.sha256, "strict": strict}
@@ -94,19 +117,23 @@ def append(
         if table is not None:
             table = table.of(_names(new))
             facts["labels"] = hashlib.sha256(json.dumps(table.match(_names(new))).encode()).hexdigest()
-        out.resume(facts)
+        if not isinstance(new, ArrowSource):  # which is read from its beginning
+            out.resume(facts)
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
         report = Report.of(archive, str(path), seconds=time.monotonic() - started, encoded=encoded.rows)
     unit = report.unit
     added = report.images - before[0]
+    there = new.known_rows if isinstance(new, ArrowSource) else len(images) - len(new)
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
     if added and made not in (here, "mixed"):
         notes.append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
         )
     warnings = source_warnings(new, encoded.damaged) + label_level_warning(options.label_level, encoded)
+    warnings += drift_warning(codec, encoded.drift)
     notes += [line.removeprefix("warning: ") for line in warnings]
+    report = replace(report, drift=encoded.drift.to_json() if encoded.drift is not None and added else None)
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
 
 
@@ -124,20 +151,40 @@ def _like(header: Header, codec: CodecBase) -> CodecBase:
     return codec.with_runtime(runtime)
 
 
-def _labels_come_along(options: CompressOptions) -> bool:
-    return options.label_level is not None or options.label_files is not None
+def _are_asked(options: CompressOptions) -> bool:
+    return options.label_level is not None or options.label_files is not None or options.label_column is not None
+
+
+def _labels_come_along(options: CompressOptions, source: Source) -> bool:
+    return _are_asked(options) or (isinstance(source, ArrowSource) and source.has_labels)
+
+
+def _new_rows(images: Source, names: Sequence[str], path: Path) -> New:
+    """Return what of a source an archive does not have yet."""
+    if isinstance(images, ImageSource | MatrixSource):
+        return missing_from(images, names)
+    if not isinstance(images, ArrowSource):
+        raise UsageError(
+            f"{escape_name(images.path)}: a stream is read once; compress it to a file of its own, and join the two "
+            "with `stochcl merge`."
+        )
+    if not images.has_names and len(images):
+        _check_grown(images.path, len(images), names, path)
+    images.leave_out(names)
+    return images
 
 
 def _append_to(
-    out: Appender, new: SubsetSource | MatrixSource, codec: CodecBase, options: CompressOptions,
+    out: Appender, new: New, codec: CodecBase, options: CompressOptions,
     table: LabelTable | None, progress: Progress,
 ) -> Encoded:  # fmt: skip
     options = replace(options, uncertainty=out.has is not None and out.has[2])
+    labelled = _labels_come_along(options, new) and (out.has is None or out.has[1])
 
     def beside(codes: Codes) -> Codes:
         if table is not None:
             return replace(codes, labels=table.match(codes.names or ()))
-        return codes if _labels_come_along(options) else replace(codes, labels=None)
+        return codes if labelled else replace(codes, labels=None)
 
     preprocess = codec.preprocess
     if codec.columns is None:  # of 16-bit images as many bits as those that are there have
@@ -149,33 +196,39 @@ def _append_to(
     try:
         encoded = encode_rows(codec, new, out, preprocess, options, progress, beside=beside)
     except (KeyboardInterrupt, SourceError) as exc:
-        if out.rows:
+        if out.rows and not isinstance(new, ArrowSource):
             exc.add_note(
                 f"The archive is as it was; the {out.rows:,} that are done are kept behind it: repeat the command to "
                 "continue."
             )
         raise
-    if not out.rows and any(name not in known for name in _names(new)):
+    skipped = [name for name, _ in out.skipped] if isinstance(new, ArrowSource) else _names(new)
+    if not out.rows and any(name not in known for name in skipped):
         raise no_readable_error(new, out.first_skip)
     return encoded
 
 
-def _names(source: SubsetSource | MatrixSource) -> Sequence[str]:
+def _names(source: New) -> Sequence[str]:
+    if isinstance(source, ArrowSource):
+        raise UsageError(
+            f"{escape_name(source.path)}: the labels of a table's rows are in one of its columns; name it with "
+            "--label-column in place of --labels."
+        )
     return source.names if isinstance(source, MatrixSource) else [entry.name for entry in source.entries]
 
 
-def _check_grown(matrix: MatrixSource, names: Sequence[str], path: Path) -> None:
+def _check_grown(source: Path | str, total: int, names: Sequence[str], path: Path) -> None:
     """Refuse a matrix with fewer rows than an archive has: it is not the one that the archive was made of."""
     numbers = [int(name) for name in names if name.isdecimal()]
-    if numbers and max(numbers) >= matrix.total:
+    if numbers and max(numbers) >= total:
         raise UsageError(
-            f"{escape_name(matrix.path)}: it has {matrix.total:,} rows, and {escape_name(path)} already has row "
+            f"{escape_name(source)}: it has {total:,} rows, and {escape_name(path)} already has row "
             f"{max(numbers):,}; append adds new rows of the same matrix. Compress another matrix to its own file, "
             "and join the two with `stochcl merge`."
         )
 
 
-def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels: bool) -> None:
+def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels: bool, asked: bool) -> None:
     """Refuse to append codes that the header of an archive would not be true of."""
     header, shown = archive.header, escape_name(path)
     codec.check_made(header, path)
@@ -200,9 +253,10 @@ def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels:
     stored = has_part(archive, "labels")
     if stored and not labels:
         raise UsageError(
-            f"{shown}: it stores labels; give those of the new images with --labels, --label-level or --label-files."
+            f"{shown}: it stores labels; give those of the new images with --labels, --label-level, "
+            "--label-files or, of a table, --label-column."
         )
-    if labels and not stored:
+    if asked and not stored:
         raise UsageError(
             f"{shown}: it stores no labels; omit those of the new images, or store labels for all with "
             "`stochcl transcode --labels`."

@@ -43,8 +43,10 @@ class Codec(CodecBase):
     device : str
         auto, cpu, cuda...
     precision : str
-        Numeric precision of the network, fp32 or bf16. bf16 is faster if the processor supports it. Bits come out
-        differently, of the default model one in six, so that an archive has one precision, in its header.
+        Numeric precision of the network: fp32, bf16 or int8; auto is int8 for EfficientNet-Lite networks on a
+        processor that were not fine-tuned, and else fp32. bf16 is faster if the processor supports it, int8 on any.
+        Bits come out differently, of the default model one in five, so that an archive has one precision, in its
+        header.
 
     Raises
     ------

@@ -12,14 +12,18 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.api import source as sources
+from stochcl.api.drift import Drift
 from stochcl.api.summary import Report, external_tables_note
+from stochcl.api.target import Target, narrowest, sample_of, target_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, ArchiveBase, Header, Writer
+from stochcl.compress.embedder import Embedder
 from stochcl.compress.journal import rows_kept
 from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
 from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
 from stochcl.data import Failure, ImageSource, MatrixSource, SourceOptions, StreamSource
+from stochcl.data.arrow import ArrowSource
 from stochcl.data.preprocess import FITS, Fit, Preprocess
 from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
@@ -49,8 +53,16 @@ class CompressOptions(SourceOptions):
         None, "Keep the widest prefix of the code that takes at most R bits per image or row on disk; decoder "
         "and names come on top.", more_than=0, unit="R",
     )  # fmt: skip
+    target: str | None = option(
+        None, "Keep the narrowest prefix of the code that holds this on held-out rows of a sample: 'accuracy -1' "
+        "(points below the vectors themselves, by a linear probe), 'accuracy 80%' or 'recall@10 0.9'.", unit="TARGET",
+    )  # fmt: skip
     batch_size: int = option(256, "Images at a time; it does not change codes.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one per core, at most 8")
+    embedder: str | None = option(
+        None, "What made the embeddings; kept, and never mixed with others.", unit="NAME[@REVISION]",
+        shown="what the table's metadata or the model say",
+    )  # fmt: skip
     fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
@@ -62,7 +74,9 @@ class CompressOptions(SourceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_exclusive(latents=self.latents, rate=self.rate)
+        check_exclusive(latents=self.latents, rate=self.rate, target=self.target)
+        if self.target is not None:
+            Target.parse(self.target)
         check_exclusive(self_contained=self.self_contained, external_tables=self.external_tables)
 
     def check(self, codec: CodecBase) -> None:
@@ -88,17 +102,18 @@ class CompressOptions(SourceOptions):
 def check_exclusive(**options: object) -> None:
     """Raise UsageError where more than one of these options is given."""
     if sum(value not in (None, False) for value in options.values()) > 1:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in options)
+        given = [name for name, value in options.items() if value not in (None, False)]
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(f"{names} contradict each other; give one of them.")
 
 
 def header_of(codec: CodecBase, source: Source, options: CompressOptions, latents: int) -> Header:
     """Return the header of an archive of the first latents of a source."""
-    return codec.header(
-        latents=latents,
-        preprocess=preprocess_of(codec, options, source),
-        source_kind=source.kind,
-    )
+    header = codec.header(latents=latents, preprocess=preprocess_of(codec, options, source), source_kind=source.kind)
+    if isinstance(source, ArrowSource) and options.names:
+        header = replace(header, ids=source.ids)
+    embedder = sources.embedder_of(source, options.embedder)
+    return header if embedder is None else replace(header, embedder=embedder.to_json())
 
 
 def preprocess_of(codec: CodecBase, options: CompressOptions, source: Source) -> Preprocess:
@@ -119,6 +134,12 @@ def compress_source(
     """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec)
     source = sources.check_source_fits_model(sources.open_given(given, options, codec.columns or 0), codec)
+    met = None
+    if options.target is not None:
+        few = sample_of(codec, source, preprocess_of(codec, options, source), level=options.label_level)
+        wanted = Target.parse(options.target)
+        latents, met = narrowest(few, wanted, codec.config.ladder, escape_name(source.path))
+        options = replace(options, target=None, latents=latents)
     if not isinstance(path, Path):
         return _compress_to_stream(codec, source, path, options, progress)
     if options.resume and isinstance(source, StreamSource):
@@ -141,9 +162,10 @@ def compress_source(
             with locked(path):
                 encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
+    notes = notes if met is None else (target_note(met), *notes)
     with Archive(path, tables=[codec.tables]) as archive:
         report = report_of(archive, shown, codec, source, encoded, started, options.label_level)
-        return replace(report, notes=notes, rate=options.rate)
+        return replace(report, notes=notes, rate=options.rate, target=met)
 
 
 def report_of(
@@ -154,8 +176,10 @@ def report_of(
     report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
     warnings = sources.source_warnings(source, encoded.damaged)
     warnings += label_level_warning(level, encoded)
-    warnings += distribution_shift_warning(codec, archive)
-    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged))
+    warnings += embedder_warning(codec, archive)
+    warnings += distribution_shift_warning(codec, archive, encoded.drift)
+    drift = None if encoded.drift is None else encoded.drift.to_json()
+    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged), drift=drift)
 
 
 def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
@@ -234,11 +258,12 @@ def _encode_all(
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded: rows, images that were damaged and read all the same, and whether any row has a label."""
+    """What was encoded: rows, images that were damaged and read all the same, whether any has a label, and drift."""
 
     rows: int = 0
     damaged: Sequence[Failure] = ()
     labelled: bool = False
+    drift: Drift | None = None
 
 
 def encode_rows(
@@ -251,6 +276,7 @@ def encode_rows(
     is stored beside them.
     """
     encoded, damaged, labelled = 0, list[Failure](), False
+    drift = None if writer.header.selection else Drift.of(codec, writer.header.latents)
     progress(writer.position, len(source))
     for part in sources.read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
         if options.strict and (part.failures or part.damaged):
@@ -262,6 +288,8 @@ def encode_rows(
         if part.positions:
             width = writer.header.latents if writer.header.selection is None else None
             codes = codec.encode_prepared(part.inputs, uncertainty=options.uncertainty, latents=width).codes
+            if drift is not None:
+                drift = drift.plus(codes)
             labels = part.labels
             if options.label_level is not None:
                 labels = tuple(folder_label(name, options.label_level) for name in part.names)
@@ -270,7 +298,7 @@ def encode_rows(
             writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
         encoded += len(part.names)
         progress(part.rows.stop, len(source))
-    return Encoded(encoded, damaged, labelled)
+    return Encoded(encoded, damaged, labelled, drift)
 
 
 # A rate
@@ -395,8 +423,19 @@ def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
 # What is said afterwards
 
 
-def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
+def drift_warning(codec: CodecBase, drift: Drift | None) -> tuple[str, ...]:
+    """Return a warning where the first latents of rows that were just encoded cost more than those of training."""
+    unit, fitted = ("row", "`stochcl train`") if codec.columns else ("image", "`stochcl adapt`")
+    if drift is None or (found := drift.finding(unit)) is None:
+        return ()
+    asked = f"the {unit}s may be of a kind that it was not trained on; {fitted} makes a model that knows them"
+    return (f"warning: {found}; {asked}",)
+
+
+def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase, drift: Drift | None = None) -> tuple[str, ...]:
     """Return a warning where the model predicts codes worse than those of its training images."""
+    if warned := drift_warning(codec, drift):
+        return warned
     network = codec.tables.autoregressive is not None  # a record may tell of one that was not worth its bytes
     recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits" if network else "independent_bits")
     if not recorded or len(archive) < _FEW:
@@ -417,6 +456,15 @@ def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[
     fitted = "`stochcl train`" if codec.columns else "`stochcl adapt`"
     advice = f"`stochcl transcode --refit` may make the file smaller, and {fitted} makes a model that knows them"
     return (f"warning: {found}: the {unit}s may be of a kind that it was not trained on; {advice}",)
+
+
+def embedder_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
+    """Return a warning where the model was trained on the vectors of another embedder."""
+    made, trained = Embedder.of(archive.header.embedder), codec.embedder
+    if made is None or trained is None or not (difference := made.difference(trained)):
+        return ()
+    advice = "train one for these with `stochcl train`"
+    return (f"warning: the model was trained on the vectors of another embedder ({difference}); {advice}",)
 
 
 @contextmanager

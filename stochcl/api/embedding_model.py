@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from stochcl.compress.embedder import Embedder
     from stochcl.encoders.encoder import Encoder
     from stochcl.training.loop import FitProgress
 
@@ -234,7 +235,8 @@ def _is_array(path: PathLike) -> bool:
 
 
 def train_matrix(
-    source: MatrixSource | ArrowVectors, output: Path, *, report: Callable[[FitProgress], None], **options: Any,
+    source: MatrixSource | ArrowVectors, output: Path, *, report: Callable[[FitProgress], None],
+    embedder: Embedder | None = None, **options: Any,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Train a model of vectors on a sample of rows and write its file; return its record and hash.
 
@@ -246,6 +248,8 @@ def train_matrix(
         The model file.
     report : callable
         Told of the progress.
+    embedder : Embedder, optional
+        What made the rows, for the record.
     **options
         ``latents``, ``posterior``, ``alphabet``: what is None of them, :func:`code_shape` chooses.
         Other fields of :class:`~stochcl.encoders.config.EncoderConfig`, and of
@@ -287,4 +291,6 @@ def train_matrix(
         "not_finite": sample_size(len(rows), source.dim) - len(train) - len(held),
         "seconds": round(time.monotonic() - started),
     }
+    if embedder is not None:
+        record["embedder"] = embedder.to_json()
     return record, save_model(encoder, output, record)

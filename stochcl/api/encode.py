@@ -15,11 +15,13 @@ import numpy as np
 
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header
+from stochcl.compress.embedder import Embedder
 from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import layout
+from stochcl.encoders.config import EFFICIENTNETS
 from stochcl.encoders.engine import (
     PRECISIONS,
     RUNTIMES,
@@ -27,6 +29,7 @@ from stochcl.encoders.engine import (
     Vectors,
     check_inputs,
     encode,
+    precision_of,
     runtime_of,
 )
 from stochcl.encoders.latents import Latents
@@ -56,13 +59,16 @@ class CodecBase:
     precisions = PRECISIONS
 
     def __init__(
-        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "fp32", runtime: str = "auto"
+        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "auto", runtime: str = "auto"
     ) -> None:
-        self._check_precision(precision)
-        self.precision = precision
-        self.device = device_name(device)
+        if precision != "auto":
+            self._check_precision(precision)
+        self.device = device_name("cpu" if precision == "int8" and device == "auto" else device)
         self.model = load_model(find_model(model))
         self._asked = runtime
+        if precision == "auto":
+            precision = "fp32" if runtime == "torch" else precision_of(self.config, self.device)
+        self.precision = precision
         if runtime not in ("auto", *RUNTIMES):
             raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
         self._check_runtime()
@@ -76,9 +82,14 @@ class CodecBase:
 
     def _check_precision(self, precision: str) -> None:
         if precision not in self.precisions:
-            raise UsageError(f"precision must be {' or '.join(self.precisions)}, got {precision!r}.")
+            raise UsageError(f"precision must be auto, {' or '.join(self.precisions)}, got {precision!r}.")
 
     def _check_runtime(self) -> None:
+        if self.precision == "int8" and (self.config.backbone not in EFFICIENTNETS or self.device_type != "cpu"):
+            raise UsageError(
+                "precision int8 is of EfficientNet-Lite networks on a processor (--device cpu), not of "
+                f"{self.config.backbone} on {self.device}; take fp32."
+            )
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"
             require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")
@@ -88,11 +99,13 @@ class CodecBase:
         if precision == self.precision:
             return self
         self._check_precision(precision)
-        return self._copy(precision=precision)
+        return self._copy(precision=precision, **({"device": "cpu"} if precision == "int8" else {}))
 
     def with_runtime(self, runtime: str) -> Self:
-        """Return this codec, or one whose features another runtime computes, onnx or torch."""
-        return self if runtime == self.runtime or self.columns else self._copy(_asked=runtime)
+        """Return this codec, or one whose features another runtime computes, onnx or torch, which has no int8."""
+        if runtime == self.runtime or self.columns:
+            return self
+        return self._copy(_asked=runtime, precision="fp32" if self.precision == "int8" else self.precision)
 
     def _copy(self, **changes: Any) -> Self:
         other = copy.copy(self)
@@ -108,7 +121,7 @@ class CodecBase:
     def runtime(self) -> str:
         """What computes features: onnx (ONNX Runtime) on processors, torch elsewhere or in bf16, numpy of vectors."""
         default = runtime_of(self.config, self.device, self.precision)
-        return default if default != "onnx" or self._asked == "auto" else self._asked
+        return self._asked if default == "onnx" and self._asked != "auto" and self.precision != "int8" else default
 
     @property
     def device_type(self) -> str:
@@ -129,7 +142,7 @@ class CodecBase:
         if self.runtime == "numpy":
             return Vectors(self.model.tensors)
         if self.runtime == "onnx":
-            return OnnxNetwork(self.config, self.model.tensors)
+            return OnnxNetwork(self.config, self.model.tensors, self.precision)
         from stochcl.encoders.inference import TorchNetwork, choose_device
 
         device = choose_device(self.device)
@@ -149,6 +162,11 @@ class CodecBase:
     def columns(self) -> int | None:
         """W, the width of the vectors that the model takes; None where it takes images."""
         return self.config.columns
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """What made the vectors that the model was trained on, where that is known."""
+        return None if self.columns is None else Embedder.of(self.model.record.get("embedder"))
 
     @property
     def size(self) -> int:
@@ -360,6 +378,7 @@ class CodecBase:
             input_bytes=size,
             source_kind=source_kind,
             preprocess=prepared,
+            embedder=None if self.embedder is None else self.embedder.to_json(),
         )
 
 

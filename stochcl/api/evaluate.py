@@ -14,6 +14,7 @@ import numpy as np
 from stochcl import downstream
 from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
 from stochcl.compress import ArchiveBase, Header, open_archive
+from stochcl.compress.embedder import Embedder, check_embedder
 from stochcl.entropy.model import code_lengths
 from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
@@ -224,6 +225,7 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
         raise ModelMismatch(
             f"{shown[1]}: it was made by another model than {shown[0]}; compress both with one model."
         )
+    check_embedder(shown[1], Embedder.of(test.embedder), Embedder.of(header.embedder), shown[0])
     width = latents or min(header.latents, test.latents)
     for one, name in zip((header, test), shown, strict=True):
         if one.latents < width:

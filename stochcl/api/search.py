@@ -11,9 +11,10 @@ import numpy as np
 
 from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
-from stochcl.api.source import check_paths_exist
+from stochcl.api.source import check_paths_exist, embedder_of
 from stochcl.compress import ArchiveBase, open_archive
-from stochcl.data import ArrowVectors, MatrixSource, open_arrow, open_source
+from stochcl.compress.embedder import Embedder, check_embedder
+from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError
 from stochcl.messages import Progress, escape_name
@@ -44,7 +45,8 @@ class _Query:
 
 def search(
     path: PathLike, images: Sequence[PathLike] = (), *, names: Sequence[str] = (), rows: Sequence[int] = (),
-    model: str | None = None, device: str = "auto", tables: Where = (), progress: Progress = lambda done, total: None,
+    model: str | None = None, device: str = "auto", column: str | None = None, id_column: str | None = None,
+    embedder: str | None = None, tables: Where = (), progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Find the rows of an archive that are nearest to images, or to rows of its own.
@@ -65,6 +67,10 @@ def search(
     model : str, optional
         The archive's model, by name or file; by default the one that its header names, found by its hash.
     device : str
+    column, id_column : str, optional
+        Columns of a table with the vectors that are looked for, and with what they are called.
+    embedder : str, optional
+        What made them, as NAME or NAME@REVISION; by default what a table's metadata say.
     tables : iterable of Tables or path-like
         Where to look first for decoders that are not in the archive.
     progress : callable
@@ -87,12 +93,16 @@ def search(
         If the model is not the archive's.
     ImageError, SourceError, FormatError
     """
-    asked = SearchOptions(**options)
+    asked, columns = SearchOptions(**options), SourceOptions(column=column, id_column=id_column)
     check_paths_exist(list(images))
     with open_archive(path, tables=tables) as archive:
         if not len(archive):
             raise UsageError(f"{escape_name(path)}: it holds no rows to search.")
-        queries = [*_own(archive, path, names, rows), *(query for p in images for query in _given(Path(p)))]
+        made = _Made(escape_name(path), Embedder.of(archive.header.embedder), embedder)
+        queries = [
+            *_own(archive, path, names, rows),
+            *(query for p in images for query in _given(Path(p), columns, made)),
+        ]
         if not queries:
             raise UsageError("name what to search for: a QUERY file, or --name or --row of a row of the archive.")
         decoder = None if asked.output == "symbols" else archive.decoder
@@ -130,15 +140,27 @@ def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Seque
         yield _Query(escape_name(stored[row]) if stored else f"row {row:,}", row)
 
 
-def _given(path: Path) -> Iterator[_Query]:
+@dataclass(frozen=True)
+class _Made:
+    """What made an archive's vectors, and what somebody says made those that are looked for."""
+
+    shown: str
+    embedder: Embedder | None
+    named: str | None
+
+
+def _given(path: Path, columns: SourceOptions, made: _Made) -> Iterator[_Query]:
     """Yield what a file holds: an image, or the rows of a matrix or table."""
-    table = open_arrow([path], takes=1)
+    table = open_arrow([path], columns, takes=1)
+    if table is None and (columns.column or columns.id_column):
+        raise UsageError(f"{escape_name(path)}: this is no table, so it has no columns (--column, --id-column).")
     if table is None and path.suffix.lower() != ".npy":
         yield _Query(escape_name(path), -1, path)
         return
     source = open_source(path) if table is None else table
     if not isinstance(source, MatrixSource | ArrowVectors):
         raise UsageError(f"{escape_name(path)}: this holds many images; name single image files, or embeddings.")
+    check_embedder(escape_name(path), embedder_of(source, made.named), made.embedder, made.shown)
     # Rows of a matrix are named by their numbers, filled up with zeros.
     shown = (lambda name: str(int(name))) if table is None else escape_name
     for batch in source.batches(_ROWS) if isinstance(source, MatrixSource) else source.vectors():

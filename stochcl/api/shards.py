@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from stochcl.api.compress import Encoded, encode_rows, header_of, preprocess_of, report_of, unwritable
+from stochcl.api.drift import Drift
 from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
 from stochcl.compress import Archive, Header, Writer, open_archive
@@ -211,6 +212,8 @@ def compress_to_folder(
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
     options.check(codec)
+    if options.target is not None:
+        raise UsageError("--target chooses a width from one source; compress to one archive, or give --latents.")
     if options.rate is not None:
         raise UsageError(
             "--rate needs all codes at once, and shards are written one by one; omit it, then run `stochcl merge` "
@@ -238,6 +241,7 @@ def _make_shards(
         sum(one.rows for one in new),
         [failure for one in new for failure in one.damaged],
         any(one.labelled for one in new),
+        Drift.total([one.drift for one in new if one.drift is not None]),
     )
     return encoded, plan.shards - len(todo)
 

@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
+from stochcl.compress.embedder import Embedder
 from stochcl.data import (
     ArrowVectors,
     Failure,
@@ -21,7 +24,6 @@ from stochcl.data import (
     StreamSource,
     TarStream,
     open_arrow,
-    open_source,
     open_sources,
 )
 from stochcl.data.arrow import MemoryTable, is_table
@@ -34,7 +36,6 @@ from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from stochcl.api.encode import CodecBase
@@ -95,13 +96,6 @@ def check_paths_exist(given: Given) -> None:
         check_exists(path)
 
 
-def open_inputs(path: PathLike, codec: CodecBase, options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
-    """Open a source of images or rows that fits a model."""
-    source = open_source(path, options)
-    check_source_fits_model(source, codec)
-    return source
-
-
 def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
     """Return a source if it holds what a model takes: images, or rows of its width; else raise UsageError."""
     model, columns = escape_name(codec.model.name), codec.columns
@@ -111,21 +105,45 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
         if columns is None:
             return source
         raise UsageError(
-            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give one of images "
-            "with -m, or none for the default one."
+            f"{shown}: these are images, and the model {model} takes rows of {columns:,} numbers; give a model of "
+            "images with -m, or omit -m for the default one."
         )
     found = f"{shown}: these are embeddings ({len(source):,} x {source.dim:,})"
     if columns is None:
         raise UsageError(
-            f"{found}, and the model {model} takes images; embeddings need a model of their own, as {training} makes "
-            "it; give that with -m."
+            f"{found}, and the model {model} takes images; train one on them with {training}, and give it with -m."
         )
     if columns != source.dim:
         raise UsageError(
-            f"{found}, and the model {model} takes rows of {columns:,} numbers; give with -m the one that was "
-            f"trained on such rows, or train one with {training}."
+            f"{found}, and the model {model} takes rows of {columns:,} numbers; give the model of such rows "
+            f"with -m, or train one with {training}."
         )
     return source
+
+
+_LOOKED_AT = 1024  # rows whose lengths are looked at
+_NEAR_ONE = 0.01
+
+
+def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
+    """Return what made the vectors of a source: the one that is named, or that its metadata name, if any.
+
+    Raises
+    ------
+    UsageError
+        If one is named for images.
+    """
+    if not isinstance(source, MatrixSource | ArrowVectors):
+        if named is not None:
+            raise UsageError("--embedder names what made embeddings, and these are images; leave it out.")
+        return None
+    text = named or (source.embedder if isinstance(source, ArrowVectors) else None)
+    if not text:
+        return None
+    batches = source.batches(_LOOKED_AT) if isinstance(source, MatrixSource) else source.vectors(_LOOKED_AT)
+    lengths = np.concatenate([np.linalg.norm(batch.vectors, axis=1) for batch in islice(batches, 1)])
+    normalised = bool((np.abs(lengths - 1) < _NEAR_ONE).all()) if len(lengths) else None
+    return replace(Embedder.parse(text), width=source.dim, normalised=normalised)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stochcl.compress.embedder import Embedder
 from stochcl.entropy.tables import is_packaged
 from stochcl.errors import for_caller
 from stochcl.messages import escape_name, plural
@@ -75,6 +76,12 @@ class Report:
         Bits per image that the codes were to take at most, if a rate was asked for.
     damaged : tuple of Failure
         Images that are damaged and could be read all the same, where compressing has just been done.
+    embedder : Embedder or None
+        What made the vectors that were compressed, where that is known.
+    target : dict or None
+        The quality that was asked for, where one was: its ``goal``, and what the chosen width has.
+    drift : dict or None
+        Where rows were just encoded: the bits of their first latents, and those expected of rows like training's.
     """
 
     path: str
@@ -100,6 +107,9 @@ class Report:
     vectors: bool = False
     rate: float | None = None
     damaged: tuple[Failure, ...] = ()
+    embedder: Embedder | None = None
+    drift: dict[str, Any] | None = None
+    target: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "warnings", tuple(map(for_caller, self.warnings)))
@@ -114,7 +124,7 @@ class Report:
             source_bytes=archive.source_bytes, pixel_bytes=images * header.input_bytes,
             feature_bytes=images * header.feature_dim * _FLOAT, model=header.model, model_sha256=header.model_sha256,
             latents=header.latents, model_latents=header.model_latents, precision=header.precision,
-            runtime=header.runtime, seconds=seconds, encoded=encoded,
+            runtime=header.runtime, embedder=Embedder.of(header.embedder), seconds=seconds, encoded=encoded,
             vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
         )  # fmt: skip
 
@@ -158,6 +168,9 @@ class Report:
             "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
             "latents": self.latents, "precision": self.precision, "runtime": escape_name(self.runtime) or None,
+            **({} if self.embedder is None else {"embedder": self.embedder.to_json()}),
+            **({} if self.target is None else {"target": self.target}),
+            **({} if self.drift is None else {"drift": self.drift}),
             **({} if speed is None else {"images_per_second": round(speed, 1)}),
             **({} if not self.damaged else {"damaged": skipped_json((f.name, f.reason) for f in self.damaged)}),
         }  # fmt: skip
@@ -175,6 +188,9 @@ class Report:
             f"  model      {escape_name(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
             f"  file       {self.bytes:>12,} bytes  {self.bits_per_image:>10,.1f} bits per {unit}, of which",
         ]
+        if self.embedder is not None:
+            lengths = {True: ", of length one", False: ", of any length"}.get(self.embedder.normalised, "")  # type: ignore[arg-type]
+            out.insert(2, f"  embedder   {self.embedder}, vectors of {self.embedder.width:,} numbers{lengths}")
         for key, part in self.parts.items():
             if key == "tables" and not part and self.external_bytes:
                 continue  # a line of its own says where the decoder is

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from stochcl.api.embedding_model import rate_warnings, row_warnings, train_matrix, vectors_among
 from stochcl.api.models import DEFAULT, find_model, initial_weights
+from stochcl.api.source import embedder_of
 from stochcl.api.summary import skipped_json
 from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
 from stochcl.errors import SourceError, UsageError, for_caller, require
@@ -91,7 +92,7 @@ def train(
     sources: Sequence[PathLike], output: PathLike, *, preset: str | None = None, hold_out: int | None = None,
     workers: int = 1, init: PathLike | None = None, log: PathLike | None = None, tensorboard: PathLike | None = None,
     cache: PathLike | None = None, resume: bool = False, force: bool = False, most_images: int | None = None,
-    column: str | None = None, share_backbone: bool = False,
+    column: str | None = None, embedder: str | None = None, share_backbone: bool = False,
     report: Callable[[TrainProgress | FitProgress], None] = lambda progress: None,
     **options: Any,
 ) -> TrainReport | None:  # fmt: skip
@@ -124,6 +125,8 @@ def train(
         Decoding threads; train on a seeded choice of so many images at most.
     column : str, optional
         Column of a Parquet or Arrow file with the vectors; the only one by default.
+    embedder : str, optional
+        What made the vectors, as NAME or NAME@REVISION; by default what a table's metadata say.
     share_backbone : bool
         Leave a backbone that a packaged model has out of the file.
     report : callable
@@ -152,7 +155,11 @@ def train(
     started, files = time.monotonic(), RunFiles.of(output, log)
     if (matrix := vectors_among(sources, column)) is not None:
         options |= {"preset": preset, "hold_out": hold_out, "init": init, "log": log, "tensorboard": tensorboard}
-        return _train_on_matrix(matrix, files, resume=resume, force=force, report=report, cache=cache, **options)
+        made = embedder_of(matrix, embedder)
+        options |= {"cache": cache}
+        return _train_on_matrix(matrix, files, resume=resume, force=force, report=report, embedder=made, **options)
+    if embedder is not None:
+        raise UsageError("--embedder names what made embeddings, and these are images; leave it out.")
     files.check(resume=resume, force=force)
     asked = _asked(preset, init, options, resume=resume)
     opened = [open_images(path) for path in sources] if sources else _source_of_preset(asked.source)

@@ -119,7 +119,7 @@ class RateAccuracyConfig(Config):
     )
     fit_images: int = option(20_000, "Fit to at most N images of OTHER.", at_least=2, unit="N")
     fit_hold_out: int = option(0, "Leave out the last N images of each class of OTHER.", at_least=0, unit="N")
-    precision: str = option("fp32", "Numeric precision of the networks.", choices=("fp32", "bf16"))
+    precision: str = option("fp32", "Numeric precision of the networks.", choices=("fp32", "bf16", "int8"))
     device: str = option("cpu", "cpu, cuda, ...")
     seed: int = option(0, "Random seed.", at_least=0)
 

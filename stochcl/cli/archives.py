@@ -84,16 +84,17 @@ def output_of(path: Path) -> Path | IO[bytes]:
         metavar="DIR",
         help="Folder that the list's paths and names are relative to.  [default: the current folder]",
     ),
-    opt.options_of(CompressOptions, only="column id_column any_name depth max_pixels fit workers strict"),
+    opt.options_of(CompressOptions, only="column id_column embedder any_name depth max_pixels fit workers strict"),
 )
 @opt.section("Labels", opt.options_of(CompressOptions, only="label_level label_column label_files"))
-@opt.section("Rate", opt.options_of(CompressOptions, only="latents rate"))
+@opt.section("Rate", opt.options_of(CompressOptions, only="latents rate target"))
 @opt.section(
     "Model",
     click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file."),
     opt.DEVICE,
-    click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-                 help="Numeric precision of the network; bf16 is faster if the processor supports it."),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto",
+                 help="Numeric precision of the network.  [default: auto, which is int8 for EfficientNet-Lite "
+                      "networks, such as the default model's, on a processor, and else fp32]"),
     opt.options_of(CompressOptions, only="batch_size"),
 )  # fmt: skip
 @opt.section("Archive", opt.options_of(CompressOptions, only="names uncertainty self_contained external_tables"))
@@ -125,7 +126,7 @@ def compress(
     \b
     Example:
       stochcl compress images/ -o codes.bin
-      stochcl compress vectors.npy -m head.safetensors -o codes.bin
+      stochcl compress vectors.npy -m head.safetensors -o codes.bin --target "recall@10 0.9"
       tar c -C images . | stochcl compress - -o codes.bin
       find images -name '*.jpg' -print0 | stochcl compress --files-from - -o codes.bin
       stochcl compress images/ -o codes/ --engine ray
@@ -251,7 +252,7 @@ def _losses(done: Any) -> list[str]:
 @opt.output("The archive to write.")
 @opt.section(
     "What to keep",
-    opt.options_of(CompressOptions, only="latents rate"),
+    opt.options_of(CompressOptions, only="latents rate target"),
     click.option(
         "--select", type=opt.INPUT,
         help="Keep the latents of this JSON file: `stochcl select`'s, or a list of numbers from 0.",
@@ -280,6 +281,7 @@ def transcode(codes: Path, output: Path, *, model: str | None, as_json: bool, **
     \b
     Example:
       stochcl transcode codes.bin -o small.bin --rate 64 --refit
+      stochcl transcode codes.bin -o small.bin --target "accuracy -1"
     """
     with progress_bar("steps") as bar:
         edit = archives.transcode(codes, output, tables=resolve_tables(model, codes), progress=bar, **options)
@@ -313,27 +315,37 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 
 @opt.command()
 @opt.CODES
-@click.argument("source", type=opt.INPUT)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=opt.SOURCE)
 @click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 @opt.DEVICE
-@opt.options_of(CompressOptions, only="any_name label_level label_files label_column max_pixels batch_size workers")
-@click.option("--labels", type=opt.INPUT, help="CSV file name,label or .npy array, if the archive stores labels.")
+@opt.options_of(CompressOptions, only="column id_column embedder any_name max_pixels batch_size workers")
+@opt.section(
+    "Labels, if the archive stores labels",
+    click.option("--labels", type=opt.INPUT, help="CSV file name,label, .npy array, or .parquet or .arrow file."),
+    opt.options_of(CompressOptions, only="label_level label_files label_column"),
+)
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, and add nothing.")
 @JSON
-def append(codes: Path, source: Path | str, *, model: str | None, device: str, as_json: bool, **options: Any) -> None:
-    """Add the images of a source that an archive does not have yet.
+def append(
+    codes: Path, sources: tuple[Path, ...], *, model: str | None, device: str, as_json: bool, **options: Any
+) -> None:
+    """Add the images or embeddings of a source that an archive does not have yet.
 
-    Images that the archive does not have by name are added in place. Until the end, and after an interruption, the
-    archive opens as it was, and the same command continues. Of a matrix that has grown, the new rows are added.
+    Images that the archive does not have by name, and rows of a .parquet or .arrow file that it does not have by id,
+    are added in place. Until the end, and after an interruption, the archive opens as it was, and the same command
+    continues. Of a matrix that has grown, the new rows are added.
 
     \b
     Example:
       stochcl append codes.bin images/
+      stochcl append codes.bin new.parquet --id-column uid --label-column topic
     """
     from stochcl.api.append import append, check_local
     from stochcl.api.codec import codec_of
 
     check_local(codes)
+    check_paths_exist(sources)
+    source: Any = sources[0] if len(sources) == 1 else sources
     with Archive(codes):  # a folder of shards is refused before its model is looked for
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:

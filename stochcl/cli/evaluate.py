@@ -1,4 +1,4 @@
-"""Commands that learn from codes: evaluate, predict, uncertainty, report, search, select."""
+"""Commands that learn from codes: evaluate, predict, uncertainty, report, search, dedup, select."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stochcl.api.compress import CompressOptions
+from stochcl.api.dedup import DedupOptions
 from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
 from stochcl.api.models import resolve_tables
+from stochcl.api.source import check_paths_exist
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
 from stochcl.messages import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+CODES_OR_SOURCE = click.argument("codes", nargs=-1, metavar="[CODES|SOURCE...]", type=opt.SOURCE)
 OPTIONAL_CODES = click.argument("codes", required=False, type=opt.INPUT)
 TRAIN = click.option("--train", type=opt.INPUT, help="The archive to train on, in place of CODES.")
 MODEL = click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
@@ -28,15 +33,22 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
 
 
 @opt.command()
-@OPTIONAL_CODES
-@opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive."))
+@CODES_OR_SOURCE
+@opt.section(
+    "Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive, or these embeddings.")
+)
+@opt.section(
+    "Embeddings",
+    click.option("--vector-column", metavar="NAME", help="Column of the table with vectors.  [default: what fits]"),
+    opt.options_of(CompressOptions, only="id_column"),
+)
 @opt.section(
     "Labels",
     opt.LABELS,
     opt.TEST_LABELS,
     opt.LEVEL,
     click.option("--label-column", "--column", "columns", multiple=True,
-                 help="Column of --labels; several targets by repeating it.  [default: first]"),
+                 help="Column of --labels or the table; several targets by repeating it.  [default: label or first]"),
     click.option(
         "--groups", help="Column of --labels, or a CSV file name,group: no group is both trained and scored on."
     ),
@@ -44,31 +56,42 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
 )  # fmt: skip
 @opt.section("Probe", opt.options_of(EvaluateOptions, only="estimator output latents folds test_size seed"))
 @click.option("--save", type=opt.PATH, help="Write the probe here, for `stochcl predict`.")
-@opt.TABLES
+@click.option("-m", "--model", help="Model or .tables file with the decoder; the model that encodes embeddings.")
 @JSON
 def evaluate(
-    codes: Path | str | None, *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
+    codes: tuple[Path | str, ...], *, train: Path | str | None, model: str | None, as_json: bool, **options: Any
 ) -> None:
     """Train a classifier or regressor on codes and score it on rows that it has not seen.
 
-    Labels are the first folders of the names (or others, --label-level), or come from a CSV file. Scores are of a
-    cross-validation, of a part held out (--test-size), or of another archive (--test).
+    Labels are the first folders of the names (or others, --label-level), or come from a file. Scores are of a
+    cross-validation, of a part held out (--test-size), or of another archive (--test). Embeddings (.npy matrices,
+    .parquet or .arrow files) are encoded by the model first.
 
     \b
     Example:
       stochcl evaluate codes.bin
       stochcl evaluate --train train.bin --test test.bin --estimator svm
+      stochcl evaluate vectors.parquet -m head.safetensors --label-column topic
     """
     from stochcl.api.evaluate import evaluate_targets
+    from stochcl.api.probe_source import are_embeddings, evaluate_embeddings
 
-    path = _training_codes(codes, train)
-    tables = resolve_tables(model, path)
+    paths: Sequence[Path | str] = codes or ([] if train is None else [train])
+    check_paths_exist(paths)
+    asked, columns = opt.given(options), {name: options.pop(name) for name in ("vector_column", "id_column")}
     with progress_bar("probes", rate=False) as bar:
 
         def trained(done: int, total: int) -> None:
             bar(done, total, f"{done:,} of {total:,} probes trained")
 
-        results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
+        if are_embeddings(paths) and not (codes and train):
+            results, facts = evaluate_embeddings(paths, model=model, progress=trained, **asked)
+        else:
+            path = _training_codes(paths[0] if len(paths) == 1 else None, train if codes else None)
+            if named := opt.given(columns):
+                raise click.UsageError(f"--{next(iter(named)).replace('_', '-')}: {path} is no table.")
+            tables = resolve_tables(model, path)
+            results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
@@ -252,6 +275,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
     ),
     opt.options_of(SearchOptions),
 )
+@opt.section("Embeddings as queries", opt.options_of(CompressOptions, only="column id_column embedder"))
 @opt.section(
     "Page",
     click.option("--html", type=opt.PATH, metavar="FILE", help="Also write a page of what was found."),
@@ -276,6 +300,7 @@ def search(
     \b
     Example:
       stochcl search codes.bin photo.jpg -k 5
+      stochcl search codes.bin queries.parquet --id-column uid
       stochcl search codes.bin --name cats/01.png --html found.html --images images/
     """
     from stochcl.api.search import search
@@ -292,6 +317,35 @@ def search(
     lines = [line for part in found["queries"] for line in table(part["query"], _COLUMNS, _match_lines(part))]
     note = f"{found['images']:,} rows by {found['by']}; distance: {found['unit']}"
     show(found, [*lines, note], as_json=as_json)
+
+
+@opt.command()
+@opt.CODES
+@opt.output("The .csv or .parquet file of pairs to write.")
+@opt.options_of(DedupOptions)
+@opt.TABLES
+@opt.FORCE
+@JSON
+def dedup(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
+    """Find rows that are nearly the same, by their codes alone.
+
+    Each pair is a line: the names of two rows, and the cosine of the vectors that their codes decode to. Of rows with
+    one code, each is paired with the first of them.
+
+    \b
+    Example:
+      stochcl dedup codes.bin -o pairs.csv
+      stochcl dedup codes.bin --threshold 1 -o equal.parquet
+    """
+    from stochcl.api.dedup import dedup
+
+    with progress_bar("cells", rate=False) as bar:
+        found = dedup(codes, output, tables=resolve_tables(model, codes), progress=bar, **opt.given(options))
+    line = (
+        f"{found['output']}: {plural(found['pairs'], 'pair')}, {found['equal']:,} of them of equal codes; "
+        f"{found['duplicates']:,} of {plural(found['images'], 'row')} repeat earlier ones"
+    )
+    show(found, [line], as_json=as_json)
 
 
 _COLUMNS = ("name", "rank", "label", "row", "distance")

@@ -150,6 +150,7 @@ def _plain_progress() -> Iterator[Callable[..., None]]:
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make codes": {
+        "estimate": ("estimate", "Estimate bytes, time and quality from a sample; write nothing."),
         "compress": ("archives", "Compress images or embeddings to an archive of codes."),
         "append": ("archives", "Add images or embeddings to an archive."),
         "merge": ("archives", "Join archives."),
@@ -160,6 +161,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "info": ("info", "Show what an archive holds and where its bytes go."),
         "verify": ("archives", "Check every byte of an archive, or salvage a damaged one."),
         "search": ("evaluate", "Find the nearest rows of an archive to images or embeddings."),
+        "dedup": ("evaluate", "Find rows that are nearly the same, by their codes."),
         "report": ("evaluate", "Explain an archive on one HTML page."),
         "decompress": ("archives", "Export codes as arrays: .npz, .npy, .csv, .parquet or .arrow."),
     },

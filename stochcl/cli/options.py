@@ -86,14 +86,18 @@ FORCE = click.option("--force", is_flag=True, help="Replace an existing output."
 RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
 LABELS = click.option(
-    "--labels", type=INPUT, help="CSV file name,label..., or .npy array with a label a row, in place of folder names."
+    "--labels",
+    type=INPUT,
+    help="CSV file name,label..., .npy array with a label a row, or .parquet or .arrow file, in place of folders.",
 )
 TEST_LABELS = click.option("--test-labels", type=INPUT, help="The same for --test.  [default: --labels]")
 LEVEL = click.option(
     "--label-level", "level", type=int, metavar="N",
     help="Which folder of a name is its label: 1 the first, -1 the innermost.  [default: 1]",
 )  # fmt: skip
-COLUMN = click.option("--label-column", "--column", "column", help="Column of the CSV file.  [default: the first]")
+COLUMN = click.option(
+    "--label-column", "--column", "column", help="Column of --labels.  [default: label, or the first]"
+)
 
 
 def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - as in click.option

@@ -168,6 +168,8 @@ def finetune(
     INIT,
     HOLD_OUT,
     click.option("--column", metavar="NAME", help="Column of a .parquet or .arrow file with the vectors."),
+    click.option("--embedder", metavar="NAME[@REVISION]",
+                 help="What made the embeddings; kept in model and archives.  [default: the table's metadata]"),
 )  # fmt: skip
 @section("Schedule", options_of(TrainOptions, only="epochs max_time batch_size lr decay warmup average"))
 @section(
@@ -201,7 +203,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     Example:
       stochcl train photos/ -o photos.safetensors --max-time 2h
       stochcl compress photos/ -m photos.safetensors -o codes.bin
-      stochcl train vectors.npy -o head.safetensors --rate 64
+      stochcl train vectors.npy -o head.safetensors --rate 64 --embedder sentence-transformers/all-MiniLM-L6-v2
       stochcl train --preset digits -o digits.safetensors
       stochcl train photos/ -o latents.safetensors --init photos.safetensors --epochs 0 --rate 64
       torchrun --nproc-per-node 8 -m stochcl train photos/ -o photos.safetensors

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.compress.embedder import Embedder, check_embedder
 from stochcl.compress.segment import RawSegment, StoredSegment, as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED, EntropyModel, unpack_model
@@ -106,6 +107,10 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
                 kind = ModelMismatch if field in _MODEL else UsageError
                 advice = "; `stochcl transcode --latents` makes them alike" if field == "latents" else ""
                 raise kind(f"{name}: {said} than {names[0]}, so that they do not go into one archive{advice}.")
+    known = [(Embedder.of(archive.header.embedder), name) for archive, name in zip(archives, names, strict=True)]
+    for embedder, name in known:
+        first_known, than = next((pair for pair in known if pair[0] is not None), known[0])
+        check_embedder(name, embedder, first_known, than)
     for archive, name in zip(archives, names, strict=True):
         if not len(archive):
             continue
@@ -132,6 +137,10 @@ def merge(
         header = replace(header, source_kind="mixed")
     if any(archive.header.runtime != header.runtime for archive in archives):
         header = replace(header, runtime="mixed")
+    if any(archive.header.ids != header.ids for archive in archives):
+        header = replace(header, ids=None)
+    if any(archive.header.embedder != header.embedder for archive in archives):
+        header = replace(header, embedder=None)
     header = replace(header, version=max(archive.header.version for archive in archives))
     holder = next((archive for archive in archives if is_embedded(archive)), archives[0])
     total, done = sum(len(archive) for archive in archives), 0

@@ -38,7 +38,8 @@ _KINDS: dict[str, type] = {
     "preprocess": dict,
     "selection": list,
 }
-_OPTIONAL = ("runtime", "selection")
+_REMARKS = ("ids", "embedder")  # of later programs, which are left out where they are not of their type
+_OPTIONAL = ("runtime", "selection", "ids", "embedder")
 _HASHES = ("model_sha256", "tables_sha256")
 _DEFLATED = 3  # the first version whose header is deflated, behind these hashes
 _HASH = 32
@@ -76,6 +77,10 @@ class Header:
         What computed the network: onnx, torch; of vectors numpy. Empty where nothing says so.
     selection : tuple of int, optional
         Which of the encoder's latents these are, ascending, where they are not its first ones.
+    ids : dict, optional
+        What the names were in the table that they came from: its ``column``, and its Arrow ``type``.
+    embedder : dict, optional
+        What made the vectors that were compressed, as :class:`~stochcl.compress.embedder.Embedder` has it.
     version : int
         Of the format. It stands in the prologue.
     """
@@ -93,6 +98,8 @@ class Header:
     preprocess: dict[str, Any] = field(default_factory=dict)
     runtime: str = ""
     selection: tuple[int, ...] | None = None
+    ids: dict[str, Any] | None = None
+    embedder: dict[str, Any] | None = None
     version: int = field(default=framing.VERSION, compare=False)
 
     def codes(
@@ -111,10 +118,9 @@ class Header:
         """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         del values["version"]
-        if self.selection is None:
-            del values["selection"]
-        if not self.runtime:
-            del values["runtime"]
+        for name in _OPTIONAL:
+            if values[name] is None or values[name] == "":
+                del values[name]
         hashes = b""
         if self.version >= _DEFLATED:
             hashes = b"".join(bytes.fromhex(values.pop(name)) for name in _HASHES)
@@ -172,6 +178,9 @@ class Header:
         # Names that are not known are a later version's remarks.
         values = {f.name: values.get(f.name) for f in fields(cls) if f.name in values or f.name not in _OPTIONAL}
         values |= hashes | {"version": version}
+        for name in _REMARKS:
+            if not _is_remark(values.get(name)):
+                values.pop(name, None)
         for name, kind in _KINDS.items():
             if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
                 raise FormatError(f"the header's {name} is {values[name]!r:.60}, not of type {kind.__name__}")
@@ -210,6 +219,11 @@ def read_header(reader: ByteReader) -> tuple[Header, int]:
     prologue = reader.read(0, min(framing.PROLOGUE.size, reader.size))
     size = Header.size_of(prologue)
     return Header.from_bytes(prologue, reader.read(framing.PROLOGUE.size, size)), framing.PROLOGUE.size + size
+
+
+def _is_remark(value: Any) -> bool:
+    """Tell whether a value is an object of texts, numbers and truth values."""
+    return isinstance(value, dict) and all(isinstance(one, str | int) for one in value.values())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
+from stochcl.compress.embedder import EMBEDDER_KEY, Embedder
 from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
@@ -273,7 +274,8 @@ class ArchiveBase(ABC):
         """Return a ``pyarrow.RecordBatchReader`` of all rows, decoded ``rows`` at a time while it is read.
 
         Its columns are name, label, uncertainty where it is stored, ``symbols`` and ``vector`` (lists of one length):
-        those of a Parquet file that :func:`~stochcl.compress.export.export` writes. ``read_all()`` makes a table.
+        those of a Parquet file that :func:`~stochcl.compress.export.export` writes. Where names were whole numbers in
+        a table, their column stands beside them. ``read_all()`` makes a table.
 
         Parameters
         ----------
@@ -298,6 +300,14 @@ class ArchiveBase(ABC):
         import pyarrow as pa
 
         return pa.RecordBatchReader.from_batches(schema, decoded.record_batches(schema))
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Give the rows of :meth:`to_arrow` to a library that takes Arrow's stream, as ``polars.DataFrame`` does."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def to_pandas(self, *, symbols: bool = True, vectors: bool = True) -> Any:
+        """Return a ``pandas.DataFrame`` of all rows, with the columns of :meth:`to_arrow`."""
+        return self.to_arrow(symbols=symbols, vectors=vectors).read_pandas()
 
     def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
         """Yield all rows' first latents, part by part, without their names."""
@@ -340,6 +350,29 @@ def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
     return np.where(index < 0, index + count, index)
 
 
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_OURS = ("name", "label", "uncertainty", "symbols", "vector")
+
+
+def _ids(header: Header) -> tuple[str, str] | None:
+    """Return the column that the names come from and its type, where they were whole numbers."""
+    column, kind = ((header.ids or {}).get(key) for key in ("column", "type"))
+    return (column, kind) if kind in _INTEGERS and isinstance(column, str) and column not in _OURS else None
+
+
+def id_values(names: Sequence[str], kind: str) -> list[int | None]:
+    """Return the whole numbers that names stand for; None where they stand for none.
+
+    Examples
+    --------
+    >>> id_values(["7", "row 8", "300"], "uint8")
+    [7, None, None]
+    """
+    bounds = np.iinfo(kind)
+    found = [int(name) if name.removeprefix("-").isdecimal() else None for name in names]
+    return [None if value is None or not bounds.min <= value <= bounds.max else value for value in found]
+
+
 class DecodedRows:
     """The columns to export of an archive, decoded ``rows`` rows at a time."""
 
@@ -357,6 +390,7 @@ class DecodedRows:
         self.labels = archive.labels if labels is None else labels
         if self.labels is not None and len(self.labels) != len(archive):
             raise LabelsError(f"{len(archive):,} rows and {len(self.labels):,} labels; give one for each.")
+        self.ids = None if self.names is None else _ids(archive.header)
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim
         if self.decoder is not None:
@@ -393,13 +427,17 @@ class DecodedRows:
         symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
         alphabet = {ARROW_ALPHABET: str(header.alphabet)}
         fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
+        if self.ids is not None:
+            fields.insert(1, pa.field(self.ids[0], pa.type_for_alias(self.ids[1])))
         if self.uncertainty is not None:
             fields.append(pa.field("uncertainty", pa.float32()))
         if self.symbols:
             fields.append(pa.field("symbols", pa.list_(symbol, self.latents), metadata=alphabet))
         if self.decoder is not None:
             fields.append(pa.field("vector", pa.list_(pa.float32(), self.dim)))
-        return pa.schema(fields, alphabet | {_ARROW_MODEL: header.model_sha256})
+        embedder = Embedder.of(header.embedder)
+        made = {} if embedder is None else {EMBEDDER_KEY: str(embedder)}
+        return pa.schema(fields, alphabet | {_ARROW_MODEL: header.model_sha256} | made)
 
     def record_batches(self, schema: Any) -> Iterator[Any]:
         """Yield Arrow's record batches."""
@@ -410,6 +448,9 @@ class DecodedRows:
                 pa.array([to_unicode(t) for t in texts[where]] if texts else [None] * len(symbols), pa.string())
                 for texts in (self.names, self.labels)
             ]
+            if self.ids is not None and self.names is not None:
+                kind = schema.field(1).type
+                columns.insert(1, pa.array(id_values(self.names[where], self.ids[1]), kind))
             if self.uncertainty is not None:
                 columns.append(pa.array(self.uncertainty[where], pa.float32()))
             if self.symbols:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +20,7 @@ from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -230,12 +231,35 @@ def class_names(schema: Any, label: str | None) -> list[str]:
         return []
 
 
+def label_texts(values: Sequence[Any], classes: Sequence[str]) -> list[str]:
+    """Return labels as text: the names of classes where there are some for whole numbers."""
+    count = len(classes)
+    return [
+        classes[value] if isinstance(value, int) and 0 <= value < count else label_text(value) for value in values
+    ]
+
+
+def named_embedder(schema: Any, column: str) -> str | None:
+    """Return what the metadata of a table, of its column or of Hugging Face's data set call the vectors' embedder."""
+    whole, own = (dict(found.metadata or {}) for found in (schema, schema.field(column)))
+    with suppress(ValueError, KeyError, TypeError):
+        info = json.loads(whole[b"huggingface"])["info"]
+        whole = {key.encode(): str(value).encode() for key, value in info.items() if isinstance(value, str)} | whole
+    for place, keys in ((own, (*_EMBEDDERS, b"model", b"model_name")), (whole, _EMBEDDERS)):
+        for key in keys:
+            if name := place.get(key, b"").decode("utf-8", "replace").strip():
+                revision = place.get(key + b"_revision", b"").decode("utf-8", "replace").strip()
+                return f"{name}@{revision}" if revision and "@" not in name else name
+    return None
+
+
+_EMBEDDERS = (b"embedder", b"embedding_model")
 _IMAGES = 64  # rows read at a time, of images
 _LOOKED = 16  # times as many, in which a first value is looked for
 _VECTORS = 4096
-_NAMES = ("name", "file_name", "filename", "path")
-_IDS = ("id", "_id", "__key__", "key", "uuid")
-_LABELS = ("label", "labels", "class")
+NAMES = ("name", "file_name", "filename", "path")
+IDS = ("id", "_id", "__key__", "key", "uuid")
+LABELS = ("label", "labels", "class")
 
 
 def open_arrow(
@@ -287,18 +311,75 @@ class ArrowSource(StreamSource):
             if asked is not None:
                 check_column(escape_name(paths[0]), self._schema, asked, flag)
         names = [name for name in self._schema.names if name != column]
-        named = None if options.id_column else next((name for name in _NAMES if name in names), None)
+        named = None if options.id_column else next((name for name in NAMES if name in names), None)
         kind = self._schema.field(column).type
-        has_paths = hasattr(kind, "get_field_index") and kind.get_field_index("path") >= 0
-        ids = () if named or has_paths else _IDS
+        self._has_paths = hasattr(kind, "get_field_index") and kind.get_field_index("path") >= 0
+        ids = () if named or self._has_paths else IDS
         self._is_path = bool(named)
         self._name = options.id_column or named or next((name for name in ids if name in names), None)
-        self._label = options.label_column or next((name for name in _LABELS if name in names), None)
+        self._label = options.label_column or next((name for name in LABELS if name in names), None)
         self._classes = class_names(self._schema, self._label)
         self._rows = sum(rows_in(path) for path in paths)
+        self._known: Sequence[str] = ()
+        self.known_rows, self.step = 0, 1
 
     def __len__(self) -> int:
         return self._rows
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a column says labels."""
+        return self._label is not None
+
+    @property
+    def has_names(self) -> bool:
+        """Whether rows are named by more than their numbers."""
+        return self._name is not None or self._has_paths
+
+    @property
+    def ids(self) -> dict[str, str] | None:
+        """The column that names are taken from and its type, where it holds whole numbers."""
+        from pyarrow import types
+
+        kind = None if self._name is None else self._schema.field(self._name).type
+        return {"column": str(self._name), "type": str(kind)} if kind and types.is_integer(kind) else None
+
+    @property
+    def embedder(self) -> str | None:
+        """What made the vectors, as the table's metadata say: a name, or ``NAME@REVISION``."""
+        return named_embedder(self._schema, self.column)
+
+    def leave_out(self, names: Sequence[str]) -> None:
+        """Pass over rows of these names; of a name that rows have more often, those beyond its count are read.
+
+        ``known_rows`` counts them, once the rows were read.
+        """
+        self._known = names
+
+    def count(self) -> int:
+        """Return how many rows there are; where a file does not say, all are read for it."""
+        return self._rows or sum(len(names) for _, names, _ in self._records(4096))
+
+    def _is_new(self) -> Callable[[int, str], bool]:
+        """Return what tells, of one row after the other, whether it is to be read: each ``step``-th that is new."""
+        there, self.known_rows = Counter(self._known), 0
+
+        def is_new(row: int, name: str) -> bool:
+            if row % self.step:
+                return False
+            if there[name] <= 0:
+                return True
+            there[name] -= 1
+            self.known_rows += 1
+            return False
+
+        return is_new
+
+    def _named(self, row: int, name: str | None, path: str | None = None) -> str:
+        """Return a row's name: what its column says, or its image's path, or its number, marked if its id is null."""
+        total = max(self._rows, row + 1)
+        number = row_names([row], total)[0]
+        return name or path_or_none(path) or (number if self._name is None or self._is_path else f"row {number}")
 
     def _records(self, rows: int) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
         """Yield some rows at a time: the column, what the names column says, and labels."""
@@ -314,30 +395,27 @@ class ArrowSource(StreamSource):
             return [None] * len(batch)
         column = batch.column(self._name)
         texts = [id_text(value, column.type) for value in column.to_pylist()]
-        return [_path_or_none(text) for text in texts] if self._is_path else [text or None for text in texts]
+        return [path_or_none(text) for text in texts] if self._is_path else [text or None for text in texts]
 
     def _labels(self, batch: Any) -> list[str] | None:
         if self._label is None:
             return None
-        found = batch.column(self._label).to_pylist()
-        known, count = self._classes, len(self._classes)
-        return [
-            known[value] if isinstance(value, int) and 0 <= value < count else label_text(value) for value in found
-        ]
+        return label_texts(batch.column(self._label).to_pylist(), self._classes)
 
 
 class ArrowImages(ArrowSource):
     """Images whose files are in a column."""
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
-        row = 0
+        row, is_new = 0, self._is_new()
         for column, names, labels in self._records(min(batch_size, _IMAGES)):
             for i, value in enumerate(column.to_pylist()):
                 file, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-                name = names[i] or _path_or_none(path) or row_names([row], max(self._rows, row + 1))[0]
-                missing = "the row has no bytes of an image, at most the path of one"
-                yield name, missing if file is None else file, None if labels is None else labels[i]
+                name = self._named(row, names[i], path)
                 row += 1
+                if is_new(row - 1, name):
+                    missing = "the row has no bytes of an image, at most the path of one"
+                    yield name, missing if file is None else file, None if labels is None else labels[i]
         if not row:
             raise SourceError(
                 f"{escape_name(self.path)}: its column {self.column} holds no image; name another with --column."
@@ -379,11 +457,16 @@ class ArrowVectors(ArrowSource):
 
     def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
         """Iterate over the rows; those that are null, of another length or not finite are failures."""
-        start = 0
-        for column, given, labels in self._records(batch_size):
+        row, start, is_new = 0, 0, self._is_new()
+        for record in self._records(batch_size):
+            column, given, labels = record
+            names = [self._named(row + i, name) for i, name in enumerate(given)]
+            if self._known or self.step > 1:
+                new = [i for i, name in enumerate(names) if is_new(row + i, name)]
+                column, names = column.take(np.array(new, np.int64)), [names[i] for i in new]
+                labels = None if labels is None else [labels[i] for i in new]
+            row += len(given)
             values, reasons = self._values(column)
-            total = max(self._rows, start + len(given))
-            names = [name or row_names([start + i], total)[0] for i, name in enumerate(given)]
             yield MatrixBatch.of(start, names, values, self._row_bytes, reasons, labels)
             start += len(names)
 
@@ -413,7 +496,7 @@ def stored(column: Any) -> Any:
     return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
-def _path_or_none(text: str | None) -> str | None:
+def path_or_none(text: str | None) -> str | None:
     """Return the name that a path makes, None where it makes none."""
     try:
         return path_name(text or "")

@@ -1,10 +1,11 @@
-"""Labels and targets from a CSV file: ``name,label`` and any further columns."""
+"""Labels and targets from a CSV file (``name,label`` and any further columns), an array, or a table's columns."""
 
 from __future__ import annotations
 
 import csv
 import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,20 @@ import numpy as np
 
 from stochcl.codes import folder_label, label_text
 from stochcl.data.array import MAGIC, load_array, row_names, shape_of
+from stochcl.data.arrow import (
+    IDS,
+    LABELS,
+    NAMES,
+    class_names,
+    explained,
+    id_text,
+    is_arrow,
+    label_texts,
+    path_or_none,
+    record_batches,
+    schema_of,
+    storage_type,
+)
 from stochcl.errors import LabelsError
 from stochcl.files import PathLike, reading, refuse_pointer, seems_utf16
 from stochcl.lazy import cached_property
@@ -48,6 +63,7 @@ def held_out(
 
 
 _SHOWN = 3  # names that a message lists
+_READ_ROWS = 65_536
 _NAMES = ("name", "file_name", "filename", "file", "path", "image")
 _DELIMITERS = ",;\t"
 
@@ -144,8 +160,89 @@ class LabelTable:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ColumnLabels(LabelTable):
+    """The columns of a Parquet or Arrow file, of texts and numbers.
+
+    The column that holds the names is found by what it holds; rows that are named by their numbers, or have no names,
+    are the file's rows in their order.
+    """
+
+    table: Any = None  # pyarrow's
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def match(self, names: Sequence[str], column: str | None = None, *, partial: bool = False) -> tuple[str, ...]:
+        """Return the label of each name, as the table of one column that has these names does."""
+        if column is None and len(self.columns) > 1 and self.columns[0] not in LABELS:
+            raise LabelsError(
+                f"{escape_name(self.path)}: none of its columns is called {', '.join(LABELS)}; choose one of "
+                f"{escape_name(', '.join(self.columns))} with --label-column."
+            )
+        chosen = self.columns[self._position(column)]
+        labels = label_texts(self.table.column(chosen).to_pylist(), class_names(self.table.schema, chosen))
+        keys, by_number = self._keys(list(names))
+        if keys == list(names):
+            return tuple(labels)
+        rows: dict[str, tuple[str, ...]] = {}
+        for key, label in zip(keys, labels, strict=True):
+            if rows.setdefault(key, (label,)) != (label,):
+                raise LabelsError(f"{escape_name(self.path)}: two of its rows are called {escape_name(key)}.")
+        return LabelTable(self.path, (chosen,), rows, by_number).match(names, chosen, partial=partial)
+
+    def _keys(self, names: list[str]) -> tuple[list[str], bool]:
+        """Return the name of each row as the names have it, and whether it is only its number."""
+        numbers = row_names(range(len(self.table)), len(self.table))
+        if not any(names) or _are_numbers(names, len(self.table)):
+            return list(numbers), True
+        wanted, best, most = set(names), list[str](), 0
+        for column in (*NAMES, *IDS, *(name for name in self.columns if name not in (*NAMES, *IDS))):
+            if column not in self.columns:
+                continue
+            kind = self.table.column(column).type
+            texts = [id_text(value, kind) or "" for value in self.table.column(column).to_pylist()]
+            texts = [path_or_none(text) or text for text in texts] if column in NAMES else texts
+            if (found := len(wanted.intersection(texts))) > most:
+                best, most = texts, found
+            if most == len(wanted):
+                break
+        if not best:
+            raise LabelsError(
+                f"{escape_name(self.path)}: none of its columns ({escape_name(', '.join(self.columns))}) holds the "
+                f"names of the rows, such as {_listed(names)}."
+            )
+        return best, False
+
+
+def _are_numbers(names: Sequence[str], rows: int) -> bool:
+    """Tell whether names are the numbers of rows: filled up with zeros to one length, and ascending."""
+    if not all(name.isdecimal() and len(name) == len(names[0]) for name in names):
+        return False
+    return all(a < b for a, b in pairwise(names)) and int(names[-1]) < rows
+
+
+def _from_table(path: Path) -> ColumnLabels:
+    """Read the columns of a table that hold no lists."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    schema = schema_of(path)
+    plain = [field.name for field in schema if not types.is_nested(storage_type(field.type))]
+    if not plain:
+        raise LabelsError(f"{escape_name(path)}: none of its columns holds texts or numbers, so none can be labels.")
+    chosen = pa.schema([schema.field(name) for name in plain], schema.metadata)
+    with explained(path):
+        batches = [batch.cast(chosen) for batch in record_batches(path, plain, _READ_ROWS)]
+    table = pa.Table.from_batches(batches, chosen)
+    first = [name for name in LABELS if name in plain]
+    return ColumnLabels(path, (*first, *(name for name in plain if name not in first)), {}, True, table)
+
+
 def read_labels(path: PathLike) -> LabelTable:
-    """Read labels: a .npy array, one a row, or a UTF-8 CSV whose header is ``name,label[,more columns]``.
+    """Read labels: a .npy array, one a row, a UTF-8 CSV whose header is ``name,label[,more columns]``, or a table.
+
+    Of a Parquet or Arrow file any column will do; the one called label, labels or class is the first.
 
     Columns are between commas, semicolons or tabs.
     The column of names may also be called file_name, filename, file, path or image, and stand anywhere. Spaces around
@@ -158,6 +255,8 @@ def read_labels(path: PathLike) -> LabelTable:
             head = file.read(32)
         if head.startswith(MAGIC):
             return _from_array(path)
+        if is_arrow(path, head):
+            return _from_table(path)
         refuse_pointer(path, head, "labels", LabelsError)
         if seems_utf16(head):
             raise LabelsError(f"{escape_name(path)}: the labels are UTF-16; save them as UTF-8.")

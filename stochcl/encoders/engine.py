@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders import layout
-from stochcl.encoders.config import TIMM_PREFIX
+from stochcl.encoders.config import EFFICIENTNETS, TIMM_PREFIX
 from stochcl.encoders.graph import Network as Graph
 from stochcl.errors import UsageError
 
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-PRECISIONS = ("fp32", "bf16")
-"""Precisions of an image's network; bf16 is autocast, latents and decoder stay fp32."""
+PRECISIONS = ("fp32", "bf16", "int8")
+"""Precisions of an image's network; bf16 is autocast, latents and decoder stay fp32.
+
+int8 is of EfficientNet-Lites on a processor, see :class:`stochcl.encoders.integer.IntegerNetwork`.
+"""
 
 RUNTIMES = ("onnx", "torch", "numpy")
 """What computes features, as archives name it: ONNX Runtime on a processor, PyTorch elsewhere; of vectors numpy."""
@@ -111,14 +114,17 @@ class OnnxNetwork:
     chunk = 32
     _batch = 8
 
-    def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]], precision: str = "fp32") -> None:
         import onnxruntime
+
+        from stochcl.encoders.integer import IntegerNetwork
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # chunks run side by side
         options.log_severity_level = 3
-        graph = Graph(config, tensors).to_bytes(self._batch)
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        graph = (IntegerNetwork if precision == "int8" else Graph)(config, tensors)
+        data = graph.to_bytes(self._batch)
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self._width = layout.feature_dim(config, tensors)
 
     def features(self, inputs: NDArray[Any], rows: int) -> Floats:
@@ -169,10 +175,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def precision_of(config: EncoderConfig, device: str) -> str:
+    """Return the precision that such a model computes in by default."""
+    # Of a fine-tuned network, whose classifier reads features as they were, it has not been measured.
+    whole = config.backbone in EFFICIENTNETS and not config.classes and device == "cpu"
+    return "int8" if whole else "fp32"
+
+
 def runtime_of(config: EncoderConfig, device: str, precision: str) -> str:
     """Return what computes the features of such a model by default."""
     if config.columns:
         return "numpy"
+    if precision == "int8":
+        return "onnx"
     elsewhere = config.backbone.startswith(TIMM_PREFIX) or device != "cpu" or precision != "fp32"
     return "torch" if elsewhere else "onnx"
 

@@ -81,21 +81,16 @@ class Network:
         self._constants: list[bytes] = []
         self._pooled: list[str] = []
         self._side = config.size  # of the responses at hand
-        mean, std = (np.float32(np.reshape(colours, (1, 3, 1, 1))) * 255 for colours in (config.mean, config.std))
-        x = self._node("Cast", ["pixels"], to=1)
-        x = self._node("Transpose", [x], perm=[0, 3, 1, 2])
-        x = self._node("Sub", [x, self._constant(mean.astype(np.float32))])
-        x = self._node("Div", [x, self._constant(std.astype(np.float32))])
         if config.backbone in EFFICIENTNETS:
-            self._efficientnet(x)
+            self._efficientnet(self._normalised())
         else:
-            self._resnet(x)
+            self._resnet(self._normalised())
 
     def to_bytes(self, rows: int) -> bytes:
         """Return the ONNX model from pixels, uint8, shape (rows, S, S, 3), to standardised features, (rows, V)."""
         if self.tensors is None:
             raise ValueError("a network without weights has no graph")
-        x = self._pooled[0] if len(self._pooled) == 1 else self._node("Concat", self._pooled, axis=1)
+        x = self._features()
         mean, variance = (self.tensors[f"norm.running_{what}"] for what in ("mean", "var"))
         x = self._node("Sub", [x, self._constant(mean)])
         scale = 1 / np.sqrt(variance + np.float32(_EPS))
@@ -105,6 +100,18 @@ class Network:
         return onnx.model(
             self._nodes, self._constants, given, onnx.value("features", "float32", (rows, self.features))
         )
+
+    def _normalised(self) -> str:
+        """Add what brings pixels to zero mean and unit variance, shape (rows, 3, S, S)."""
+        config = self.config
+        mean, std = (np.float32(np.reshape(colours, (1, 3, 1, 1))) * 255 for colours in (config.mean, config.std))
+        x = self._node("Cast", ["pixels"], to=1)
+        x = self._node("Transpose", [x], perm=[0, 3, 1, 2])
+        x = self._node("Sub", [x, self._constant(mean.astype(np.float32))])
+        return self._node("Div", [x, self._constant(std.astype(np.float32))])
+
+    def _features(self) -> str:
+        return self._pooled[0] if len(self._pooled) == 1 else self._node("Concat", self._pooled, axis=1)
 
     def _efficientnet(self, x: str) -> None:
         """Build what :class:`stochcl.encoders.efficientnet.EfficientNetLite` runs."""
@@ -117,7 +124,7 @@ class Network:
             names = f"{block}_depthwise_conv", f"{block}_bn1"
             y = self._conv(y, *names, (wide, 1, kernel), stride, groups=wide, most=6.0, **norm)
             y = self._conv(y, f"{block}_project_conv", f"{block}_bn2", (outputs, wide, 1), **norm)
-            x = self._node("Add", [y, x]) if stride == 1 and inputs == outputs else y
+            x = self._sum(y, x) if stride == 1 and inputs == outputs else y
             if ends and self.config.pooling == "stages":
                 self._pool(x, outputs)
         x = self._conv(x, f"{at}_conv_head", f"{at}_bn1", (LITE_HEAD, outputs, 1), most=6.0, **norm)
@@ -178,18 +185,33 @@ class Network:
         self._side = (self._side + before + after - kernel) // stride + 1
         if self.tensors is None:
             return x
-        weight = self.tensors[f"{name}.weight"].astype(np.float64)
-        gain, bias, mean, variance = (self.tensors[f"{norm}.{part}"].astype(np.float64) for part in _NORM)
-        scale = gain / np.sqrt(variance + eps)
-        folded = (weight * scale[:, None, None, None]).astype(np.float32), (bias - mean * scale).astype(np.float32)
-        x = self._node(
-            "Conv", [x, *map(self._constant, folded)], kernel_shape=[kernel] * 2, strides=[stride] * 2,
-            pads=[before, before, after, after], group=groups,
-        )  # fmt: skip
+        attributes = {
+            "kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [before, before, after, after],
+            "group": groups,
+        }  # fmt: skip
+        return self._layer(x, name, norm, eps, most, attributes)
+
+    def _layer(
+        self, x: str, name: str, norm: str, eps: float, most: float | None, attributes: dict[str, Any]
+    ) -> str:  # fmt: skip
+        weight, bias = self._folded(name, norm, eps)
+        folded = weight.astype(np.float32), bias.astype(np.float32)
+        x = self._node("Conv", [x, *map(self._constant, folded)], **attributes)
         if most is None:
             return x
         bounds = [self._constant(np.float32(bound)) for bound in (0, most)]
         return self._node("Relu", [x]) if most == math.inf else self._node("Clip", [x, *bounds])
+
+    def _folded(self, name: str, norm: str, eps: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return a convolution's weight and bias with the normalisation behind it."""
+        assert self.tensors is not None
+        weight = self.tensors[f"{name}.weight"].astype(np.float64)
+        gain, bias, mean, variance = (self.tensors[f"{norm}.{part}"].astype(np.float64) for part in _NORM)
+        scale = gain / np.sqrt(variance + eps)
+        return weight * scale[:, None, None, None], bias - mean * scale
+
+    def _sum(self, y: str, x: str) -> str:
+        return self._node("Add", [y, x])
 
     def _pool(self, x: str, channels: int) -> None:
         self.features += channels
@@ -211,9 +233,9 @@ class Network:
         for square, one, other in ((xx, mx, mx), (yy, my, my), (xy, mx, my)):
             self._pooled.append(self._node("Sub", [square, self._node("Mul", [one, other])]))
 
-    def _node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
+    def _node(self, operator: str, inputs: list[str], *, domain: str = "", **attributes: Any) -> str:
         output = f"{operator}{len(self._nodes)}"
-        self._nodes.append(onnx.node(operator, inputs, output, **attributes))
+        self._nodes.append(onnx.node(operator, inputs, output, domain=domain, **attributes))
         return output
 
     def _constant(self, array: NDArray[Any] | np.generic) -> str:

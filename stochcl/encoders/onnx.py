@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 13, 8
 
-_TYPES = {"float32": 1, "uint8": 2, "int64": 7}  # TensorProto.DataType
+RUNTIME = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7}  # TensorProto.DataType
 _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # AttributeProto.AttributeType
 
 
-def node(operator: str, inputs: Iterable[str], output: str, **attributes: Any) -> bytes:
+def node(operator: str, inputs: Iterable[str], output: str, *, domain: str = "", **attributes: Any) -> bytes:
     """Return a NodeProto of one output; attributes are floats, integers, texts, or lists of integers."""
     parts = [_bytes(1, name) for name in inputs]
-    parts += [_bytes(2, output), _bytes(4, operator)]
+    parts += [_bytes(2, output), _bytes(4, operator), _bytes(7, domain)]
     parts += [_bytes(5, _attribute(name, value)) for name, value in attributes.items()]
     return b"".join(parts)
 
@@ -43,8 +46,8 @@ def model(nodes: Iterable[bytes], tensors: Iterable[bytes], given: bytes, result
     """Return a ModelProto of one input and one output."""
     parts = [*(_bytes(1, n) for n in nodes), _bytes(2, "encoder"), *(_bytes(5, t) for t in tensors)]
     graph = b"".join([*parts, _bytes(11, given), _bytes(12, result)])
-    operators = _bytes(1, "") + _integer(2, OPSET)
-    return _integer(1, IR_VERSION) + _bytes(2, "stochcl") + _bytes(7, graph) + _bytes(8, operators)
+    operators = [_bytes(8, _bytes(1, name) + _integer(2, n)) for name, n in (("", OPSET), (RUNTIME, 1))]
+    return b"".join([_integer(1, IR_VERSION), _bytes(2, "stochcl"), _bytes(7, graph), *operators])
 
 
 def _attribute(name: str, content: float | str | list[int]) -> bytes:

@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
         open_arrow([both], SourceOptions(column="label"))
     with pytest.raises(SourceError, match="none of its columns"):
         codec.compress(write(tmp_path / "n.parquet", pa.table({"n": [1]})), tmp_path / "a.bin")
-    with pytest.raises(UsageError, match="no Parquet or Arrow file"):
+    with pytest.raises(UsageError, match="not a Parquet or Arrow file"):
         codec.compress([photos, model], tmp_path / "a.bin")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(photos.read_bytes()[:-9])

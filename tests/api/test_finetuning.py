@@ -244,7 +244,7 @@ def test_bad_labels_are_refused_before_anything_is_trained(base, photos, unseen,
 @pytest.mark.usefixtures("untrainable")
 def test_test_classes_that_are_not_trained_on_are_refused_first(base, photos, out, tmp_path):
     other = write(tmp_path / "other", 2, classes=("red", "violet"))
-    with pytest.raises(LabelsError, match="1 labels are none of the 3 classes trained on: violet"):
+    with pytest.raises(LabelsError, match="1 labels are not among the 3 training classes: violet"):
         finetuning.finetune(base, [photos], out, test=other, **FAST)
 
 

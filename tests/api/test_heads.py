@@ -64,7 +64,7 @@ def test_a_code_of_few_rows_is_measured_on_those():
 
 
 def test_what_cannot_be_trained():
-    with pytest.raises(TrainingError, match="two rows or more, and here are 1"):
+    with pytest.raises(TrainingError, match="at least two rows to train on, got 1"):
         train(rows=1)
     with pytest.raises(UsageError, match="rate must be more than 0"):
         train(rate=0.0)

@@ -185,7 +185,7 @@ def test_a_fresh_stem_that_nothing_would_train_is_refused(images, tmp_path, weig
     path, _ = weights(stem="imagenet")
     with monkeypatch.context() as patched:
         patched.setattr("stochcl.training.images.read_images", lambda *a, **o: pytest.fail("read before checked"))
-        with pytest.raises(UsageError, match="without epochs nothing trains a fresh one; give stem imagenet, or ep"):
+        with pytest.raises(UsageError, match="would not train a fresh stem; give stem imagenet, or more ep"):
             training.train([images], tmp_path / "m", init=path, **TINY | {"epochs": 0})
     training.train([images], tmp_path / "m", init=path, **TINY | {"epochs": 0, "stem": "imagenet", "latent_steps": 5})
 

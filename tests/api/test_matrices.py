@@ -168,7 +168,7 @@ def test_append_adds_the_rows_by_which_a_matrix_has_grown(head, matrix, tmp_path
         assert archive.names[-1] == "0000049"
     assert "  added      30 rows; 19 rows had been there already" in edit.lines()
     assert stochcl.append(path, matrix(array), head).facts["added"] == 0
-    with pytest.raises(UsageError, match=r"it has 20 rows, and .* has row 49; .* `stochcl merge`"):
+    with pytest.raises(UsageError, match=r"it has 20 rows, and .* row 49; .* `stochcl merge`"):
         stochcl.append(path, matrix(array[:20]), head)
 
 

@@ -65,7 +65,7 @@ def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 32}, r"^size belongs to training on images, and .*vectors.npy holds embeddings"),
+        ({"size": 32}, r"^size is for training on images, and .*vectors.npy holds embeddings"),
         ({"hold_out": 3}, "^hold_out belongs to"),
         ({"preset": "digits"}, "^preset belongs to"),
         ({"device": "cuda"}, "^device belongs to"),

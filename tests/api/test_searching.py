@@ -100,7 +100,7 @@ def test_symbols_of_more_values(tmp_path, rng):
         assert best["row"] == angles.argmin()
         assert best["distance"] == pytest.approx(angles.min(), abs=2e-6)
         np.save(tmp_path / "wide.npy", np.zeros((1, 7), np.float32))
-        with pytest.raises(UsageError, match="its vectors have 6 numbers, not 7"):
+        with pytest.raises(UsageError, match="its rows have 6 numbers, and the query 7"):
             search(path, [tmp_path / "wide.npy"])
         np.save(tmp_path / "nan.npy", np.full((1, 6), np.nan, np.float32))
         with pytest.raises(UsageError, match=r"nan\.npy: row 0: .* not a finite float32"):
@@ -124,7 +124,7 @@ def test_what_is_refused(codes, images, model, some, tmp_path):
         search(tmp_path / "nameless.bin", names=["a"])
     assert search(tmp_path / "nameless.bin", rows=[0])["queries"][0]["query"] == "row 0"
     np.save(tmp_path / "x.npy", np.zeros((2, 5), np.float32))
-    with pytest.raises(UsageError, match="its rows are images; they cannot be searched for a matrix"):
+    with pytest.raises(UsageError, match="holds codes of images; a matrix cannot be its QUERY"):
         search(codes, [tmp_path / "x.npy"])
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"bad\.png"):

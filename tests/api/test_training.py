@@ -243,7 +243,7 @@ def test_options_that_make_no_sense_are_said_before_training(images, output, opt
 
 def test_what_is_not_a_source_of_images_is_said(output, tmp_path, untrainable):
     np.save(tmp_path / "matrix.npy", np.zeros((4, 8), np.float32))
-    with pytest.raises(UsageError, match=r"belongs to training on images, and .*matrix.npy holds embeddings"):
+    with pytest.raises(UsageError, match=r"is for training on images, and .*matrix.npy holds embeddings"):
         training.train([tmp_path / "matrix.npy"], output, **TINY)
     with pytest.raises(UsageError, match="at least one source"):
         training.train([], output, **TINY)

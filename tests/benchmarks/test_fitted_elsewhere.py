@@ -230,11 +230,11 @@ def test_matrices_that_do_not_serve(matrices, tmp_path, other):
             "fit_to .* baselines names none",
         ),
         ({"baselines": ("none",)}, "baselines names none"),
-        ({"fit_to": (), "fit_images": 100}, "fit_images and fit_hold_out are of fit_to"),
-        ({"fit_to": (), "fit_hold_out": 1}, "fit_images and fit_hold_out are of fit_to"),
+        ({"fit_to": (), "fit_images": 100}, "fit_images and fit_hold_out need fit_to"),
+        ({"fit_to": (), "fit_hold_out": 1}, "fit_images and fit_hold_out need fit_to"),
         ({"fit_images": 1}, "fit_images must be at least 2"),
         ({"fit_hold_out": -1}, "fit_hold_out must be at least 0"),
-        ({"fit_to": (Path("digits"),)}, "digits: this is measured on, too; fit_to names other images"),
+        ({"fit_to": (Path("digits"),)}, "digits: this source is also measured on; give fit_to other images"),
     ],
 )
 def test_requests_that_make_no_sense(plain, other, tmp_path, change, said):

@@ -247,9 +247,9 @@ def test_a_matrix_and_its_labels(tmp_path, rng):
     [
         ({"probe": "forest"}, "probe must be .* got 'forest'"),
         ({"baselines": ("gif",)}, "baselines must be .* got 'gif'"),
-        ({"baselines": ("all", "opq")}, "stands alone"),
+        ({"baselines": ("all", "opq")}, "stand alone"),
         ({"ladder": (0,)}, "ladder must be at least 1"),
-        ({"hold_out": 3, "test": Path("x")}, "both say what is scored on"),
+        ({"hold_out": 3, "test": Path("x")}, "both name what to score on"),
         ({"sources": ()}, "name a source"),
         ({"ladder": (99,)}, "has 32 latents, not 99"),
         ({"train_images": 1}, "train_images must be at least 2"),

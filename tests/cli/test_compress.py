@@ -96,7 +96,7 @@ def test_latents_are_the_first_of_all(compress, images, codes, latents):
 
 def test_more_latents_than_the_model_has(refused, images, model, tmp_path):
     message = refused("compress", images, "-m", model, "-o", tmp_path / "a", "--latents", "33", code=2)
-    assert message == "this model has 32 latents; --latents cannot be 33."
+    assert message == "this model has 32 latents; --latents must be at most that, got 33."
 
 
 @pytest.mark.parametrize("options", [(), ("--rate", "1000"), ("--shard-images", "14")])

@@ -44,7 +44,7 @@ def symbols(path):
 def test_appending(run, cats, images, model, codes):
     result = run("append", cats, images, "-m", model, "--json")
     said = json_of(result)
-    assert set(said) == REPORT | {"images_per_second", "added", "there"}
+    assert set(said) == REPORT | {"images_per_second", "drift", "added", "there"}
     assert (said["schema"], said["images"], said["added"], said["there"]) == ("stochcl.append/0", 42, 28, 14)
     assert said["before"]["images"] == 14
     np.testing.assert_array_equal(symbols(cats), symbols(codes))

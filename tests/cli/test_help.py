@@ -29,8 +29,8 @@ def test_the_group_lists_every_command_in_the_order_of_a_user_s_day(run):
 
 def test_every_line_of_the_help_begins_with_a_verb_and_ends_with_a_full_stop(run):
     verbs = {
-        "Add", "Apply", "Check", "Choose", "Compare", "Compress", "Cut", "Explain", "Export", "Find", "Fit", "Join",
-        "List", "Measure", "Rewrite", "Run", "Show", "Test", "Train",
+        "Add", "Apply", "Check", "Choose", "Compare", "Compress", "Cut", "Estimate", "Explain", "Export", "Find",
+        "Fit", "Join", "List", "Measure", "Rewrite", "Run", "Show", "Test", "Train",
     }  # fmt: skip
     for command, (_, line) in COMMANDS.items():
         first = run(command, "--help").stdout.split("\n\n")[1].strip()

@@ -33,7 +33,7 @@ def commands(images, model, codes, out):
     compress = ["compress", images, "-m", model, "-o", out / "codes.bin"]
     tiny = ["--epochs", "0", "--width", "4", "--size", "32", "--latents", "8"]
     return {
-        "compress": (compress, REPORT | {"images_per_second"}),
+        "compress": (compress, REPORT | {"images_per_second", "drift"}),
         "info": (["info", codes], REPORT),
         "verify": (["verify", codes], {"schema", "path", "images", "bytes", "left_over_bytes", "ok"}),
         "decompress": (["decompress", codes, "-o", out / "a.npz"], {"schema", "path", "images", "bytes", "holds"}),
@@ -79,6 +79,7 @@ def test_info_says_what_compress_said(run, images, model, tmp_path):
     out = tmp_path / "codes.bin"
     said = json.loads(run("compress", images, "-m", model, "-o", out, "--json").stdout)
     assert said.pop("images_per_second") > 0
+    assert said.pop("drift")["rows"] == said["images"]
     found = json.loads(run("info", out, "--json").stdout)
     assert found.pop("schema") == "stochcl.info/0"
     assert said.pop("schema") == "stochcl.compress/0"

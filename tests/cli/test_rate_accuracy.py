@@ -61,7 +61,7 @@ def test_two_metrics_at_once(run, asked, images):
         (["--baselines", "gif"], 2, "--baselines must be"),
         (["--probe", "forest"], 2, "forest"),
         (["--fit-to", "digits"], 2, "--fit-to needs quantisers to fit, and --baselines names none"),
-        (["--fit-images", "50"], 2, "are of --fit-to; name that, too"),
+        (["--fit-images", "50"], 2, "need --fit-to"),
         (["--baselines", "itq", "--fit-to", "missing.zip"], 1, "missing.zip"),
         (["--labels", "missing.csv"], 1, "missing.csv: "),
     ],

@@ -191,7 +191,7 @@ def test_tables_are_laid_out_as_the_format_says():
         (lambda h, r, s: s.append((b"self-test", s.pop()[1][:-2] + b"\0\x7e")), FormatError, "self-test"),
         (lambda h, r, s: r.pop(), FormatError, "ladder|head of the tables"),
         (lambda h, r, s: r.__setitem__(0, 4), FormatError, r"ladder \(4, 3, 6\)"),
-        (lambda h, r, s: h.__setitem__(0, b"\x89SCL\r\n\x1a\n"), FormatError, "no decoder: it begins"),
+        (lambda h, r, s: h.__setitem__(0, b"\x89SCL\r\n\x1a\n"), FormatError, "not a decoder: it begins"),
         (lambda h, r, s: h.__setitem__(1, 3), UnsupportedVersion, "version 3, and this program reads 1"),
         (lambda h, r, s: h.__setitem__(3, 7), FormatError, "disagree"),
         (lambda h, r, s: h.__setitem__(4, 3), FormatError, "disagree"),

@@ -88,7 +88,7 @@ def test_links_devices_and_names_that_climb_out_are_rejected(tarred, png, ending
         "../b.png": "climbs out",
         "c/../../d.png": "climbs out",
         "link.png": "is a link",
-        "hard.png": "is a link to ok.png, which is no image before it",
+        "hard.png": "is a link to ok.png, which is not an image before it",
         "pipe.png": "not a regular file",
         "device.png": "not a regular file",
     }

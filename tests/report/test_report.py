@@ -434,5 +434,5 @@ def test_bits_are_those_that_the_file_takes(out, tmp_path):
 
 def test_an_archive_without_rows_is_refused(out, tmp_path):
     write(tmp_path / "codes.bin", make_codes(0, 6), make_tables(6))
-    with pytest.raises(UsageError, match="holds no images to report on"):
+    with pytest.raises(UsageError, match="holds no rows to report on"):
         report(tmp_path / "codes.bin", out)

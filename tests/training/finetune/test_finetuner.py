@@ -360,7 +360,7 @@ def test_first_stages_may_stay_as_they_are(tuner, backbone, first):
 
 def test_stages_of_a_network_that_has_none_cannot_stay(tuner, monkeypatch):
     monkeypatch.setattr("stochcl.training.finetune.ResNet", Encoder)
-    with pytest.raises(UsageError, match="resnet10 cannot be frozen"):
+    with pytest.raises(UsageError, match="resnet10 has no stages to freeze"):
         tuner(make_set(16), frozen=1)
 
 

@@ -176,6 +176,6 @@ def test_mirroring_takes_the_mean_of_both():
 def test_labels_are_places_among_the_classes():
     assert class_indices(["b", "a", "b"], ("a", "b")).tolist() == [1, 0, 1]
     assert class_indices([], ("a", "b")).shape == (0,)
-    with pytest.raises(LabelsError, match="2 labels are none of the 2 classes trained on: x, y"):
+    with pytest.raises(LabelsError, match="2 labels are not among the 2 training classes: x, y"):
         class_indices(["a", "y", "x"], ("a", "b"))
     assert top1(np.array([[0, 1], [1, 0], [0, 1]], np.float32), np.array([1, 1, 1])) == pytest.approx(2 / 3)

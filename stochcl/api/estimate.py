@@ -1,0 +1,201 @@
+"""What an archive of a source would come to in bytes, time and quality: from a sample, with nothing written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api import source as sources
+from stochcl.api.codec import Codec
+from stochcl.api.compress import CompressOptions, preprocess_of
+from stochcl.api.models import DEFAULT
+from stochcl.api.target import Sample, Target, sample_of, spread
+from stochcl.compress.columns import pack_labels
+from stochcl.data import ArrowVectors, MatrixSource
+from stochcl.data.array import row_names
+from stochcl.data.arrow import ArrowSource
+from stochcl.errors import LabelsError, TrainingError, UsageError
+from stochcl.framing import VERSION, pack_texts
+from stochcl.messages import Progress, duration, escape_name, plural, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stochcl.api.source import Given, Source
+    from stochcl.files import PathLike
+
+_RUNGS = (8, 16, 32, 64, 128, 256, 512, 1024)
+_FITTED = (
+    0.6  # of a sample of embeddings, where no model is given: a model is trained on them, and scored on the rest
+)
+_LEAST_ROWS = 100
+_FLOAT = 4
+_BLOCK = 1 / 600  # of the codes: what blocks and their checksums add
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What codes of the first ``latents`` latents would come to; qualities are of rows that are held out."""
+
+    latents: int
+    bits: float
+    bytes: int
+    accuracy: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What compressing a source would come to.
+
+    Parameters
+    ----------
+    path, unit : str
+        The source, and what a row of it is.
+    rows, looked_at : int
+        Rows of the source, and of the sample.
+    model : str
+    floats : int
+        Bytes of the vectors that the codes stand for, as float32.
+    accuracy : float, optional
+        Of a linear probe of those vectors, where there are labels.
+    seconds : float
+        That reading and encoding all rows would take here.
+    training : float, optional
+        Seconds that training the model on the sample took, where none was given.
+    rungs : tuple of Rung
+    """
+
+    path: str
+    unit: str
+    rows: int
+    looked_at: int
+    model: str
+    floats: int
+    accuracy: float | None
+    seconds: float
+    training: float | None
+    rungs: tuple[Rung, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON types."""
+        values = vars(self) | {"path": escape_name(self.path), "rungs": [vars(rung) for rung in self.rungs]}
+        return {"schema": "stochcl.estimate/0"} | values
+
+    def lines(self) -> list[str]:
+        """Return the figures for people, a line for each width."""
+        unit, labelled = self.unit, self.accuracy is not None
+        made = "" if self.training is None else f", trained on the sample in {duration(self.training)}"
+        head = [
+            f"{escape_name(self.path)}: {plural(self.rows, unit)}, {self.looked_at:,} looked at; nothing is written",
+            f"  model {escape_name(self.model)}{made}; to encode all {unit}s takes about {duration(self.seconds)}",
+            f"  {'latents':>9} {f'bits per {unit}':>15} {'bytes':>15}{'   accuracy' if labelled else ''}  recall@10",
+        ]
+
+        def line(first: str, bits: float, size: int, accuracy: float | None, recall: float | None) -> str:
+            score = f"{accuracy:>11.1%}" if accuracy is not None else " " * 11 * labelled
+            return f"  {first:>9} {bits:>15,.1f} {size:>15,}{score}{recall or 0:>11.2f}"
+
+        body = [line(f"{rung.latents:,}", rung.bits, rung.bytes, rung.accuracy, rung.recall) for rung in self.rungs]
+        width = 8 * self.floats / max(1, self.rows)
+        return [*head, *body, line("float32", width, self.floats, self.accuracy, 1.0)]
+
+
+def estimate(
+    source: Given, model: PathLike | None = None, *, rate: float | None = None, device: str = "auto",
+    progress: Progress = silent, **options: Any,
+) -> Estimate:  # fmt: skip
+    """Estimate bytes, time and quality of an archive from a sample of rows that are spread evenly; write nothing.
+
+    Parameters
+    ----------
+    source : as for :meth:`stochcl.Codec.compress`
+        Nothing that is read once.
+    model : str or path-like, optional
+        The default model for images; for embeddings, one is trained on a part of the sample.
+    rate : float, optional
+        Bits a row that such a model is trained for.
+    device : str
+    progress : callable
+        Told how many widths of how many are done.
+    **options
+        Fields of :class:`~stochcl.api.compress.CompressOptions`: column, id_column, label_column, label_level, ...
+
+    Raises
+    ------
+    SourceError, TrainingError, UsageError
+    """
+    asked = CompressOptions(**options)
+    opened = sources.open_given(source, asked, None if model is None else Codec(model).columns or 0)
+    codec, training = None, None
+    if isinstance(opened, MatrixSource | ArrowVectors) and model is None:
+        codec, few, training = _trained(opened, rate)
+    else:
+        if rate is not None:
+            raise UsageError("--rate is for a model that is trained on the sample, and here is one.")
+        codec = Codec(model or DEFAULT, device=device)
+        opened = sources.check_source_fits_model(opened, codec)
+        few = sample_of(codec, opened, preprocess_of(codec, asked, opened), level=asked.label_level)
+    if len(few.vectors) < _LEAST_ROWS:
+        raise UsageError(
+            f"{escape_name(opened.path)}: {plural(len(few.vectors), 'row')} are too few for an estimate."
+        )
+    rungs, beside = list[Rung](), _beside(few, opened)
+    fixed = 0 if codec.has_packaged_tables else len(codec.tables.data)
+    widths = [rung for rung in codec.config.ladder if rung in (*_RUNGS, codec.latents)]
+    for latents in widths:
+        vectors, bits = few.decode(latents), few.bits(latents)
+        size = fixed + few.total * (bits * (1 + _BLOCK) + beside) / 8
+        rungs.append(Rung(latents, round(bits, 2), round(size), *_qualities(few, vectors)))
+        progress(len(rungs), len(widths))
+    reference, _ = _qualities(few, few.vectors)
+    floats = few.total * few.vectors.shape[1] * _FLOAT
+    return Estimate(
+        str(opened.path), sources.unit_of(opened), few.total, len(few.vectors), codec.model.name, floats, reference,
+        round(few.seconds, 1), training, tuple(rungs),
+    )  # fmt: skip
+
+
+def _qualities(few: Sample, vectors: Any) -> tuple[float | None, float | None]:
+    """Return accuracy, where there are labels to learn from, and recall of the ten nearest."""
+    accuracy = None
+    if few.labels is not None:
+        try:
+            accuracy = round(few.score(Target("accuracy", 0), vectors), 4)
+        except LabelsError:  # of one class, or a class for each row
+            accuracy = None
+    return accuracy, round(few.score(Target("recall", 0), vectors), 4)
+
+
+def _beside(few: Sample, source: Source) -> float:
+    """Return the bits of a row's name and label."""
+    count = len(few.names)
+    by_number = isinstance(source, MatrixSource) or (isinstance(source, ArrowSource) and not source.has_names)
+    names: Sequence[str] = row_names(range(count), max(few.total, count)) if by_number else few.names
+    stored = isinstance(source, ArrowSource) and few.labels is not None
+    size = len(pack_texts(names)) + (len(pack_labels(few.labels or (), VERSION)) if stored else 0)
+    return 8 * size / count
+
+
+def _trained(source: MatrixSource | ArrowVectors, rate: float | None) -> tuple[Codec, Sample, float]:
+    """Train a model on a part of a sample, and return it, the sample of the other rows, and the seconds."""
+    from stochcl.api.embedding_model import code_shape, codec_of, to_bytes, train_head
+
+    _, few = spread(source)
+    batches = few.batches() if isinstance(few, MatrixSource) else few.vectors()  # type: ignore[union-attr]
+    vectors = np.concatenate([batch.vectors for batch in batches])
+    order = np.random.default_rng(0).permutation(len(vectors))
+    fitted, rest = np.split(order, [round(_FITTED * len(order))])
+    if len(fitted) < _LEAST_ROWS:
+        raise TrainingError(f"{escape_name(source.path)}: {plural(len(vectors), 'row')} are too few for an estimate.")
+    shape = code_shape(rate=rate)
+    latents, started = shape.pop("latents"), time.monotonic()
+    how: dict[str, Any] = {} if rate is None else {"rate": rate}
+    encoder, record = train_head(vectors[fitted], vectors[rest][:0], latents=latents, config=shape, **how)
+    codec = codec_of(to_bytes(encoder, record))
+    seconds = round(time.monotonic() - started, 1)
+    whole = sample_of(codec, source, codec.preprocess)
+    return codec, whole.at(np.sort(rest)), seconds

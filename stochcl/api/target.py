@@ -1,0 +1,253 @@
+"""Quality in place of bits: what codes of each width keep of a sample's rows, and the narrowest that keeps enough."""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api import source as sources
+from stochcl.codes import Codes, folder_label
+from stochcl.data import ImageSource, MatrixSource, SubsetSource
+from stochcl.data.arrow import ArrowSource
+from stochcl.downstream.metrics import labelled
+from stochcl.errors import LabelsError, UsageError
+from stochcl.messages import escape_name, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from stochcl.api.encode import CodecBase
+    from stochcl.api.source import Source
+    from stochcl.data.preprocess import Preprocess
+    from stochcl.entropy.tables import Decoder
+
+    Vectors = NDArray[np.float32]
+
+SAMPLE = {"image": 2_000, "row": 10_000}
+"""Rows that are looked at."""
+
+_QUERIES = 1_000
+_HELD = 0.3  # of the rows, which probes are scored on
+_WANTED = re.compile(r"\s*(accuracy|recall@(\d+))\s+([+-]?\d*\.?\d+)\s*(%?)\s*")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A quality that codes are to keep.
+
+    Parameters
+    ----------
+    metric : str
+        accuracy, of a linear probe; or recall, of ``neighbours`` nearest rows.
+    least : float
+        What it is to be at least, as a share; a negative one is relative to what the vectors themselves have.
+
+    Examples
+    --------
+    >>> Target.parse("accuracy -1"), Target.parse("recall@10 0.9")
+    (Target(metric='accuracy', least=-0.01, neighbours=10), Target(metric='recall', least=0.9, neighbours=10))
+    """
+
+    metric: str
+    least: float
+    neighbours: int = 10
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read ``accuracy -1`` (points), ``accuracy 0.8``, ``accuracy 80%`` or ``recall@10 0.9``.
+
+        Raises
+        ------
+        UsageError
+        """
+        match = _WANTED.fullmatch(text)
+        value = float(match[3]) if match else 0.0
+        value = value / 100 if match and (value < 0 or match[4]) else value
+        if match is None or not -1 < value <= 1 or (match[2] and not 1 <= int(match[2]) <= 100):
+            raise UsageError(
+                f"--target must be such as 'accuracy -1' (at most a point less than with the vectors themselves), "
+                f"'accuracy 80%' or 'recall@10 0.9', got {text!r}."
+            )
+        return cls(match[1].partition("@")[0], value, int(match[2] or 10))
+
+    def goal(self, reference: float) -> float:
+        """Return what is to be reached, given what the vectors themselves have."""
+        return reference + self.least if self.least < 0 else self.least
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some rows: what they are without a code, and what codes of each width decode to.
+
+    Parameters
+    ----------
+    vectors : ndarray of float32, shape (N, V)
+    labels : sequence of str, optional
+    decode : callable
+        From a width to decoded vectors, float32, shape (N, V).
+    bits : callable
+        From a width to the mean bits of a code.
+    total : int
+        Rows of all.
+    seconds : float
+        What reading and encoding all rows would take.
+    names : sequence of str
+        Of the rows.
+    """
+
+    vectors: Vectors
+    labels: Sequence[str] | None
+    decode: Callable[[int], Vectors]
+    bits: Callable[[int], float] = lambda latents: 0.0
+    total: int = 0
+    seconds: float = 0.0
+    names: Sequence[str] = ()
+
+    def at(self, rows: NDArray[np.integer]) -> Sample:
+        """Return some of the rows; the cost of codes stays that of all."""
+        labels = None if self.labels is None else [self.labels[row] for row in rows.tolist()]
+        return replace(self, vectors=self.vectors[rows], labels=labels, decode=lambda width: self.decode(width)[rows])
+
+    def score(self, target: Target, vectors: Vectors) -> float:
+        """Return the quality of decoded vectors, or of the vectors themselves, on rows that are held out."""
+        return self._recall(vectors, target.neighbours) if target.metric == "recall" else self._accuracy(vectors)
+
+    def _accuracy(self, vectors: Vectors) -> float:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        rows = labelled(vectors, self.labels or [""] * len(vectors), "classification")
+        rows.check_learnable()
+        order = np.random.default_rng(0).permutation(len(rows.y))
+        held, fitted = np.split(order, [round(_HELD * len(order))])
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200, tol=1e-3))
+        return float(probe.fit(rows.x[fitted], rows.y[fitted]).score(rows.x[held], rows.y[held]))
+
+    def _recall(self, vectors: Vectors, count: int) -> float:
+        """Return the share of each query's nearest rows, by angle, that are found among the decoded ones."""
+        if len(vectors) <= count + 1:
+            raise UsageError(f"{plural(len(vectors), 'row')}: too few to find the nearest {count}.")
+        queries = np.linspace(0, len(vectors) - 1, min(_QUERIES, len(vectors)), dtype=int)
+        true, found = (_nearest(self.vectors[queries], base, queries, count) for base in (self.vectors, vectors))
+        return float((true[:, :, None] == found[:, None, :]).any(axis=2).mean())
+
+
+def _nearest(queries: Vectors, base: Vectors, own: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Return the rows nearest to each query, but itself, shape (Q, count)."""
+    unit = base / np.maximum(np.linalg.norm(base, axis=1, keepdims=True), 1e-12)
+    near = queries @ unit.T
+    near[np.arange(len(own)), own] = -np.inf
+    return np.argpartition(-near, count, axis=1)[:, :count]
+
+
+def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) -> tuple[int, dict[str, Any]]:
+    """Return the narrowest rung that keeps a quality on held-out rows, and what was found.
+
+    Raises
+    ------
+    UsageError
+        If none does, or there are no labels to measure an accuracy by.
+    """
+    try:
+        reference = sample.score(target, sample.vectors)
+    except LabelsError as exc:
+        raise UsageError(f"{shown}: --target accuracy needs labels ({exc}); ask for 'recall@10 0.9'.") from exc
+    goal, found = target.goal(reference), dict[int, float]()
+    for latents in sorted(rungs):
+        found[latents] = sample.score(target, sample.decode(latents))
+        if found[latents] >= goal:
+            break
+    else:
+        raise UsageError(
+            f"{shown}: no width keeps {target.metric} {goal:.3f}; all {max(rungs):,} latents have "
+            f"{found[max(rungs)]:.3f}, the vectors themselves {reference:.3f}: ask for less, or train a model of a "
+            "higher --rate."
+        )
+    facts = {
+        "metric": target.metric, "goal": round(goal, 4), "value": round(found[latents], 4),
+        "vectors": round(reference, 4), "rows": len(sample.vectors), "latents": latents,
+    }  # fmt: skip
+    return latents, facts
+
+
+def target_note(facts: dict[str, Any]) -> str:
+    """Return the line that says what a target led to."""
+    return (
+        f"target     {facts['metric']} {facts['value']:.3f} with {plural(facts['latents'], 'latent')} (asked for "
+        f"{facts['goal']:.3f}; the vectors themselves {facts['vectors']:.3f}; {facts['rows']:,} rows looked at)"
+    )
+
+
+# Samples
+
+
+def sample_of(codec: CodecBase, source: Source, preprocess: Preprocess, *, level: int | None = None) -> Sample:
+    """Encode rows of a source that are spread evenly over it.
+
+    Raises
+    ------
+    UsageError
+        If it is a stream, which is read once.
+    """
+    total, few = spread(source)
+    started = time.monotonic()
+    inputs, codes, features = list[Any](), list[Any](), list[Any]()
+    labels, names, spent = list[str](), list[str](), 0.0
+    for batch in sources.read_batches(few, preprocess, 256, None, 0):
+        if not batch.positions:
+            continue
+        before = time.monotonic()
+        encoded = codec.encode_prepared(batch.inputs, uncertainty=False)
+        spent += time.monotonic() - before
+        inputs += [batch.inputs.astype(np.float32)] if codec.columns else [codec.vectors_of(encoded)]
+        codes.append(encoded.codes.symbols())
+        features.append(encoded.features)
+        own = batch.labels if batch.labels is not None and level is None else None
+        labels += own if own is not None else [folder_label(name, level or 1) for name in batch.names]
+        names += batch.names
+    if not codes:
+        raise UsageError(f"{escape_name(source.path)}: none of the rows that were looked at can be read.")
+    share, others = len(names) / max(1, total), time.monotonic() - started - spent
+    # A table is read as a whole for a sample of it, too.
+    seconds = spent / share + (others if isinstance(few, ArrowSource) else others / share)
+    whole, kept = Codes.from_symbols(np.concatenate(codes), alphabet=codec.alphabet), np.concatenate(features)
+    return Sample(
+        np.concatenate(inputs), labels if any(labels) else None,
+        lambda latents: decoded(codec.narrowed(whole, kept, latents), codec.tables.decoder),
+        lambda latents: bits_of(codec, codec.narrowed(whole, kept, latents)),
+        total, seconds, names,
+    )  # fmt: skip
+
+
+def decoded(codes: Codes, decoder: Decoder | None) -> Vectors:
+    """Return what codes decode to; their symbols, where there is no decoder."""
+    return codes.symbols().astype(np.float32) if decoder is None else decoder.decode(codes.symbols())
+
+
+def bits_of(codec: CodecBase, codes: Codes) -> float:
+    """Return the mean bits that codes take."""
+    return min(c.cost(codes)[0] for c in codec.tables.candidates(codes.latents)) / max(1, len(codes))
+
+
+def spread(source: Source) -> tuple[int, Source]:
+    """Return how many rows a source has, and a source of at most as many as are looked at."""
+    most = SAMPLE[sources.unit_of(source)]
+    if isinstance(source, ArrowSource):
+        total = source.count()
+        thinned = copy.copy(source)
+        thinned.step = max(1, -(-total // most))
+        return total, thinned
+    if not isinstance(source, MatrixSource | ImageSource):
+        raise UsageError(f"{escape_name(source.path)}: a stream is read once, and a sample of it is looked at first.")
+    rows = np.unique(np.linspace(0, len(source) - 1, min(most, len(source)), dtype=np.int64))
+    if isinstance(source, MatrixSource):
+        return len(source), source.at(rows)
+    return len(source), SubsetSource(source, rows.tolist())

@@ -1,0 +1,179 @@
+"""Ids, labels and rows of tables: into archives, into probes, and back out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import stochcl
+from stochcl.api import archives
+from stochcl.api.append import append
+from stochcl.api.evaluate import evaluate_targets
+from stochcl.api.probe_source import evaluate_embeddings
+from stochcl.api.search import search
+from stochcl.data import read_labels
+from stochcl.errors import LabelsError, UsageError
+from tests.making import make_head
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+ROWS = 60
+RNG = np.random.default_rng(4)
+KINDS = RNG.integers(0, 3, ROWS)
+VECTORS = (4 * RNG.normal(size=(3, 12))[KINDS] + RNG.normal(size=(ROWS, 12))).astype(np.float32)
+IDS = [None if i == 7 else 1000 - 3 * i for i in range(ROWS)]
+
+
+def table(rows: slice = slice(None), ids: Any = None) -> Any:
+    """Return rows as a table: ids, a topic and a size of each, and vectors."""
+    given = pa.array(IDS, pa.int32()) if ids is None else ids
+    size = pa.array((VECTORS[:, 0] * 10).tolist())
+    topic = pa.array([f"topic {kind}" for kind in KINDS])
+    whole = pa.table({"uid": given, "size": size, "vector": list(VECTORS), "topic": topic})
+    return whole.take(np.arange(ROWS)[rows])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    parquet.write_table(table(), folder / "rows.parquet", row_group_size=17)
+    parquet.write_table(table(slice(0, 25)), folder / "first.parquet")
+    parquet.write_table(table(slice(None, None, -1)), folder / "backwards.parquet")
+    np.save(folder / "rows.npy", VECTORS)
+    np.save(folder / "more.npy", VECTORS[:20] + 1)
+    stochcl.load(make_head(folder / "head.safetensors", VECTORS), device="cpu").compress(
+        folder / "rows.parquet", folder / "codes.bin", id_column="uid", label_column="topic"
+    )
+    return folder
+
+
+def test_whole_numbers_come_back_as_they_were(made: Path, tmp_path: Path) -> None:
+    """A column of ids comes out of Parquet with its name, type, order and nulls."""
+    archives.decompress(made / "codes.bin", tmp_path / "out.parquet")
+    back = parquet.read_table(tmp_path / "out.parquet")
+    assert back.column("uid").equals(table().column("uid"))
+    assert back.column("label").to_pylist() == table().column("topic").to_pylist()
+    with stochcl.open(made / "codes.bin") as archive:
+        assert archive.names[:9] == ("1000", "997", "994", "991", "988", "985", "982", "row 0000007", "976")
+        assert pa.table(archive).column("uid").equals(back.column("uid"))
+        assert np.array_equal(np.stack(back.column("symbols").to_numpy()), archive.to_numpy())
+    archives.transcode(made / "codes.bin", tmp_path / "narrow.bin", latents=8)
+    archives.merge([tmp_path / "narrow.bin", tmp_path / "narrow.bin"], tmp_path / "twice.bin")
+    with stochcl.open(tmp_path / "twice.bin") as archive:
+        assert pa.table(archive).column("uid").to_pylist() == IDS * 2
+
+
+def test_ids_of_lists_become_text(made: Path, tmp_path: Path) -> None:
+    """An id may be of any type."""
+    given = table(ids=pa.array([[i, i + 1] for i in range(ROWS)]))
+    stochcl.load(made / "head.safetensors").compress(given, tmp_path / "a.bin", id_column="uid", column="vector")
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert archive.names[2] == "[2, 3]"
+        assert pa.table(archive).column_names == ["name", "label", "symbols", "vector"]
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_append_adds_the_rows_that_are_new(made: Path, tmp_path: Path, kind: str) -> None:
+    """Rows are told apart by their ids, and the result is what compressing all of them gives."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    how = {"id_column": "uid", "label_column": "topic"}
+    codec.compress(made / "first.parquet", tmp_path / "a.bin", **how)
+    given = made / "rows.parquet" if kind == "file" else table()
+    edit = append(tmp_path / "a.bin", given, codec, **how)
+    assert edit.facts == {"added": 35, "there": 25}
+    assert append(tmp_path / "a.bin", given, codec, **how).facts == {"added": 0, "there": 60}
+    with stochcl.open(tmp_path / "a.bin") as one, stochcl.open(made / "codes.bin") as other:
+        assert list(one.names) == list(other.names)
+        assert list(one.labels) == list(other.labels)
+        assert np.array_equal(one.to_numpy(), other.to_numpy())
+        one.verify()
+
+
+def test_append_of_rows_without_ids_takes_those_by_which_a_table_has_grown(made: Path, tmp_path: Path) -> None:
+    """Without ids a row is its number."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(table(slice(0, 20)).select(["vector"]), tmp_path / "a.bin")
+    assert append(tmp_path / "a.bin", table().select(["vector"]), codec).facts == {"added": 40, "there": 20}
+    with pytest.raises(UsageError, match="it has 20 rows"):
+        append(tmp_path / "a.bin", table(slice(0, 20)).select(["vector"]), codec)
+
+
+def test_append_wants_labels_where_there_are_some(made: Path, tmp_path: Path) -> None:
+    """Where labels are stored a table must say which column has those of the new rows, and not in a file beside."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(made / "first.parquet", tmp_path / "a.bin", id_column="uid", label_column="topic")
+    codec.compress(made / "first.parquet", tmp_path / "b.bin", id_column="uid")
+    with pytest.raises(UsageError, match="label_column"):
+        append(tmp_path / "a.bin", made / "rows.parquet", codec, id_column="uid")
+    with pytest.raises(UsageError, match="label_column"):
+        append(tmp_path / "a.bin", made / "rows.parquet", codec, id_column="uid", labels=made / "rows.parquet")
+    with pytest.raises(UsageError, match="stores no labels"):
+        append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid", label_column="topic")
+    assert append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid").facts["added"] == 35
+
+
+def test_several_matrices_are_appended(made: Path, tmp_path: Path) -> None:
+    """Rows of several files go on from one to the next."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(made / "rows.npy", tmp_path / "a.bin")
+    edit = append(tmp_path / "a.bin", [made / "rows.npy", made / "more.npy"], codec)
+    assert edit.facts == {"added": 20, "there": 60}
+
+
+def test_labels_are_found_by_the_column_that_holds_the_names(made: Path, tmp_path: Path) -> None:
+    """A table labels an archive whose rows stand in another order; one without names does it by order."""
+    expected = tuple(f"topic {kind}" for kind in KINDS)
+    with stochcl.open(made / "codes.bin") as archive:
+        names = list(archive.names)
+    found = read_labels(made / "backwards.parquet").match(names, "topic", partial=True)
+    assert found[:7] + found[8:] == expected[:7] + expected[8:]
+    assert found[7] == ""  # which has no id
+    by_order = read_labels(made / "rows.parquet")
+    assert by_order.match([f"{i:07d}" for i in range(ROWS)], "topic") == expected
+    sizes = by_order.match([""] * ROWS, "size")
+    assert list(map(float, sizes)) == table().column("size").to_pylist()
+    with pytest.raises(LabelsError, match="none of its columns"):
+        by_order.match(["a", "b"], "topic")
+    with pytest.raises(LabelsError, match="no column"):
+        by_order.match(names, "nope")
+    with pytest.raises(LabelsError, match="label_column"):
+        by_order.match(names)
+
+
+def test_evaluate_takes_labels_of_a_table(made: Path) -> None:
+    """Probes of several targets are trained on the columns of a file."""
+    found, _ = evaluate_targets(
+        made / "codes.bin", labels=made / "backwards.parquet", columns=["topic"], folds=2, latents=8
+    )
+    assert found["topic"].score > 0.8
+
+
+def test_embeddings_are_evaluated_as_they_are(made: Path) -> None:
+    """A table or matrices need no archive of their own, but a model."""
+    how: dict[str, Any] = {"model": made / "head.safetensors", "folds": 2}
+    one, facts = evaluate_embeddings([made / "rows.parquet"], id_column="uid", columns=["topic"], **how)
+    assert facts["path"].endswith("rows.parquet")
+    assert "topic" in facts["labels_from"]
+    other, _ = evaluate_targets(made / "codes.bin", folds=2)
+    assert one["label"].score == other["label"].score > 0.8
+    matrix, _ = evaluate_embeddings([made / "rows.npy"], labels=made / "rows.parquet", columns=["topic"], **how)
+    assert matrix["topic"].score > 0.8
+    with pytest.raises(UsageError, match="model"):
+        evaluate_embeddings([made / "rows.npy"], model=None)
+    with pytest.raises(LabelsError, match=r"rows\.npy"):
+        evaluate_embeddings([made / "rows.npy"], **how)
+
+
+def test_queries_are_called_by_their_ids(made: Path) -> None:
+    """A search names the column of ids as compressing does."""
+    found = search(made / "codes.bin", [made / "first.parquet"], id_column="uid", count=1)
+    assert found["queries"][1]["query"].endswith("row 997")
+    assert found["queries"][1]["neighbours"][0]["name"] is not None
+    with pytest.raises(UsageError, match="no table"):
+        search(made / "codes.bin", [made / "rows.npy"], id_column="uid", count=1)
