@@ -92,8 +92,8 @@ def transcode(
     rate : float, optional
         Keep the widest prefix whose codes take at most so many bits per row on disk.
     target : str, optional
-        Keep the narrowest prefix that holds this on held-out rows of a sample: ``accuracy -1``, in points below what
-        vectors of all latents have, by the labels that are stored or given; or ``recall@10 0.9``.
+        Keep the narrowest prefix with this quality on held-out rows of a sample: ``accuracy -1``, in points below
+        vectors of all latents, by the labels that are stored or given; or ``recall@10 0.9``.
     select : sequence of int or path-like, optional
         Keep these latents: numbers of the model's, from 0, or a JSON file with a list of them, or
         what ``stochcl select`` wrote. Models are refitted.
