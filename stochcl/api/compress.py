@@ -60,7 +60,7 @@ class CompressOptions(SourceOptions):
     batch_size: int = option(256, "Images at a time; it does not change codes.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one per core, at most 8")
     embedder: str | None = option(
-        None, "The model that made the embeddings; others are refused later.", unit="NAME[@REVISION]",
+        None, "Name of the model that made the embeddings, to store and to compare.", unit="NAME[@REVISION]",
         shown="what the table's metadata or the model say",
     )  # fmt: skip
     fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")

@@ -329,8 +329,8 @@ def search(
 def dedup(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Find rows that are nearly the same, by their codes alone.
 
-    Each pair is a line: the names of two rows, and the cosine of the vectors that their codes decode to. Of rows with
-    one code, each is paired with the first of them.
+    Each pair is a line: the names of two rows, and the cosine of the vectors that their codes decode to. Rows with
+    equal codes are each paired with the first of them.
 
     \b
     Example:
