@@ -29,8 +29,8 @@ def estimate(sources: tuple[Path, ...], *, as_json: bool, **options: Any) -> Non
     """Estimate bytes, time and quality of compressing a source.
 
     A sample is encoded, at most 2,000 images or 10,000 rows, spread evenly; nothing is written. For embeddings
-    without a model, one is trained on a part of the sample. With labels, accuracy is that of a linear probe on held-out rows;
-    recall@10 is the share of the ten nearest rows that a search of the codes finds.
+    without a model, one is trained on a part of the sample. With labels, accuracy is that of a linear probe on
+    held-out rows; recall@10 is the share of the ten nearest rows that a search of the codes finds.
 
     \b
     Example:
