@@ -49,5 +49,5 @@ def test_what_is_refused():
         (np.full((1, width), np.nan), 1),
         (np.zeros((1, width)), 0),
     ):
-        with pytest.raises(UsageError, match="must be|finite vectors"):
+        with pytest.raises(UsageError, match=r"must be|finite vectors"):
             index.kneighbors(queries, count)
