@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from code_sets import INDEPENDENT, CodecConfig, code_sets
+from script import command_of
 from throughput import peak, restart_peak
 
 from stochcl import framing
 from stochcl.benchmarks.probes import write_archive
 from stochcl.benchmarks.run import BenchmarkError, ChildDiedError, call_in_child, need, record, stay_on_one_core
-from stochcl.cli.benchmark import command_of
 from stochcl.codes import Codes, bits_per_symbol, symbol_dtype
 from stochcl.compress import Archive, Header
 from stochcl.compress.transcode import choose
@@ -397,7 +397,7 @@ def tables(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
 
 main = command_of(
     CodecConfig, "codec", click.argument("sources", nargs=-1, metavar="[SOURCE]...", type=click.Path(path_type=Path)),
-    benchmark_codec, lambda result: list(tables(result)), help=__doc__, unit="methods", script=True,
+    benchmark_codec, lambda result: list(tables(result)), help=__doc__, unit="methods",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from unittest.mock import patch
 
 import click
 import numpy as np
+from script import command_of
 
 from stochcl.benchmarks.run import BenchmarkError, Config, hardware, record
-from stochcl.cli.benchmark import command_of
 from stochcl.cli.options import PATH
 from stochcl.codes import Codes
 from stochcl.compress import Archive
@@ -393,7 +393,7 @@ main = command_of(
     ThroughputConfig, "throughput", click.argument("source", required=False, metavar="[SOURCE]", type=PATH),
     lambda config, folder, *, progress, say: benchmark_throughput(config, progress=progress),
     lambda result: [(title(result), COLUMNS, lines(result))],
-    help=__doc__, unit="rounds", script=True,
+    help=__doc__, unit="rounds",
 )  # fmt: skip
 
 if __name__ == "__main__":

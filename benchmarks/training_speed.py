@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from script import command_of
 from throughput import COLUMNS, facts, interleave, lines, one_thread, ratio, row, waiting_for
 
 from stochcl.benchmarks.run import Config, record
-from stochcl.cli.benchmark import command_of
 from stochcl.options import option
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ main = command_of(
     TrainingSpeedConfig, "training", lambda command: command,
     lambda config, folder, *, progress, say: benchmark_training(config, progress=progress),
     lambda result: [(title(result), COLUMNS, lines(result))],
-    help=__doc__, unit="rounds", script=True,
+    help=__doc__, unit="rounds",
 )  # fmt: skip
 
 if __name__ == "__main__":

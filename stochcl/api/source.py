@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -36,9 +36,9 @@ from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from stochcl.api.encode import CodecBase
+    from stochcl.data import ImageBatch
+    from stochcl.data.array import MatrixBatch
     from stochcl.files import PathLike
 
     Source = ImageSource | MatrixSource | StreamSource
@@ -135,7 +135,7 @@ def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
     """
     if not isinstance(source, MatrixSource | ArrowVectors):
         if named is not None:
-            raise UsageError("--embedder names what made embeddings, and these are images; leave it out.")
+            raise UsageError("--embedder names what made embeddings, and these are images; omit it.")
         return None
     text = named or (source.embedder if isinstance(source, ArrowVectors) else None)
     if not text:
@@ -146,34 +146,17 @@ def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
     return replace(Embedder.parse(text), width=source.dim, normalised=normalised)
 
 
-@dataclass(frozen=True, eq=False)
-class InputBatch:
-    """Consecutive inputs of a source of any kind."""
-
-    rows: range
-    positions: tuple[int, ...]
-    names: tuple[str, ...]
-    failures: tuple[Failure, ...]
-    sizes: Sequence[int]
-    inputs: NDArray[np.uint8] | NDArray[np.float32]
-    labels: tuple[str, ...] | None = None
-    damaged: tuple[Failure, ...] = ()
-
-
 def read_batches(
     source: Source, preprocess: Preprocess, batch_size: int, workers: int | None, start: int
-) -> Iterator[InputBatch]:
+) -> Iterator[ImageBatch | MatrixBatch]:
     """Read a source from a position on; rows of a matrix by the thousands, whatever the batch size."""
     if isinstance(source, MatrixSource | ArrowVectors):
         size = max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim)))
-        for rows in source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size):
-            sizes = [rows.source_bytes // max(1, len(rows.names))] * len(rows.names)
-            yield InputBatch(rows.rows, rows.positions, rows.names, rows.failures, sizes, rows.vectors, rows.labels)
+        yield from source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size)
         return
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     position = {} if isinstance(source, StreamSource) else {"start": start}
-    for b in source.batches(preprocess, batch_size=batch_size, workers=workers, **position):
-        yield InputBatch(b.rows, b.positions, b.names, b.failures, b.sizes, b.images, b.labels, b.damaged)
+    yield from source.batches(preprocess, batch_size=batch_size, workers=workers, **position)
 
 
 def listing(source: Source) -> str:

@@ -159,6 +159,17 @@ class MatrixBatch:
     failures: tuple[Failure, ...]
     source_bytes: int
     labels: tuple[str, ...] | None = None
+    damaged: ClassVar[tuple[Failure, ...]] = ()
+
+    @property
+    def inputs(self) -> NDArray[np.float32]:
+        """What an encoder takes: the finite rows."""
+        return self.vectors
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each of them as it is stored."""
+        return [self.source_bytes // max(1, len(self.names))] * len(self.names)
 
     @classmethod
     def of(

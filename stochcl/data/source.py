@@ -92,9 +92,9 @@ class ImageBatch:
     damaged: tuple[Failure, ...] = ()
 
     @property
-    def source_bytes(self) -> int:
-        """Sum of the sizes of the readable images' files."""
-        return sum(self.sizes)
+    def inputs(self) -> NDArray[np.uint8]:
+        """What an encoder takes: the images."""
+        return self.images
 
 
 class Depths(ABC):

@@ -99,7 +99,7 @@ class Categorical(Latents):
         return found
 
     def _entropy(self, parameters: Floats) -> Floats:
-        log_q = _log_softmax(self._logits(parameters) / self._temperature)
+        log_q = log_softmax(self._logits(parameters) / self._temperature)
         found: Floats = -(np.exp(log_q) * log_q).sum(axis=2)
         return found
 
@@ -238,17 +238,21 @@ class Residual(Latents):
         ends = pairwise(accumulate(self.config.stages, initial=0))
         return np.stack([symbols[:, a:b] @ (1 << np.arange(b - a)[::-1]) for a, b in ends], axis=1)
 
-    def stage_distances(self, points: Floats, symbols: NDArray[np.integer]) -> list[Floats]:
-        """Return squared distances to every stage's words, after the words before that whole codes name.
+    def word_distances(self, points: Floats, symbols: NDArray[np.integer]) -> list[Floats]:
+        """Return squared distances to each named stage's words, after the words before that whole codes name.
 
         Shapes are (B, 2**bits); what is the same for all words of a stage is left out.
         """
-        count = len(self._bits)
-        paths = self.names(symbols)[:, :count] + np.array(self._search.ends[:-1], np.intp)
-        first = self._search.distances(points)
-        named = [self._search.after(first, paths[:, None], stage)[:, 0] for stage in range(count)]
-        signs = self._after_signs(self._left(points, paths), symbols[:, sum(self._bits) :])
-        return named + [np.stack([2 * left, -2 * left], axis=1) for left in signs.T]
+        paths, distances = self._paths(symbols), self._search.distances(points)
+        return [self._search.after(distances, paths[:, None], stage)[:, 0] for stage in range(len(self._bits))]
+
+    def sign_products(self, points: Floats, symbols: NDArray[np.integer]) -> Floats:
+        """Return the inner products of every sign's word with what those before it leave, shape (B, S)."""
+        left = self._left(points, self._paths(symbols))
+        return self._after_signs(left, symbols[:, sum(self._bits) :])
+
+    def _paths(self, symbols: NDArray[np.integer]) -> NDArray[np.intp]:
+        return self.names(symbols)[:, : len(self._bits)] + np.array(self._search.ends[:-1], np.intp)
 
     def _entropy(self, parameters: Floats) -> Floats:
         """Return that of the words of the first stage, shape (B, K); of all latents, where there are signs alone.
@@ -257,7 +261,7 @@ class Residual(Latents):
         the AUROC of a probe's errors is 0.61 by the first word of the default model, 0.55 by all latents.
         """
         if self._bits:
-            log_q = _log_softmax(-self._search.distances(parameters, self._search.ends[1]) * self._inverse[0])
+            log_q = log_softmax(-self._search.distances(parameters, self._search.ends[1]) * self._inverse[0])
             return -(np.exp(log_q) * log_q)
         products = _product(parameters, self._signs.T)
         return _bit_entropy(4 * self._after_signs(products, self._ones(products)) * self._inverse)
@@ -322,7 +326,8 @@ def _product(rows: Floats, matrix: NDArray[np.floating]) -> Floats:
     return (rows.astype(np.float64) @ matrix.astype(np.float64, copy=False)).astype(np.float32)
 
 
-def _log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: Floats) -> Floats:
+    """Return logarithms of probabilities along the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return found

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 
 from stochcl.encoders import layout
 from stochcl.encoders.config import residual_stages
-from stochcl.encoders.latents import Latents, Residual, signed_root
+from stochcl.encoders.latents import Latents, Residual, log_softmax, signed_root
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import MAX_RESIDUAL
@@ -325,11 +324,14 @@ def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: N
     near = clean[nearest_rows(clean, 1)[:, 0]] if views is None else views[:_PAIRS]
     seen = hard_codes(encoder, near).symbols()
     latents, words = _latents(encoder), layout.words(encoder.config, encoder.arrays())
-    distances = latents.stage_distances(latents.parameters(clean), seen)
-    found = np.empty(len(words), np.float32)
-    for stage, name in enumerate(latents.names(seen).T):
-        unit = max(4 * float(words[stage].var(axis=0).sum()), 1e-12)
-        logits = [-distances[stage] / np.float32(unit * t) for t in _TEMPERATURES]
-        costs = [float(np.mean(logsumexp(part, axis=1) - part[np.arange(len(part)), name])) for part in logits]
-        found[stage] = np.log(unit) + np.log(_TEMPERATURES[int(np.argmin(costs))])
-    _set(encoder, {"decoder.log_temperature": found})
+    points, names, rows = latents.parameters(clean), latents.names(seen), np.arange(len(clean))
+    units = np.array([max(4 * float(stage.var(axis=0).sum()), 1e-12) for stage in words], np.float32)
+    costs = []  # of each stage, by temperature
+    for distances, name, unit in zip(latents.word_distances(points, seen), names.T, units, strict=False):
+        logits = (-distances / (unit * np.float32(t)) for t in _TEMPERATURES)
+        costs.append([float(-log_softmax(part)[rows, name].mean()) for part in logits])
+    named = len(costs)
+    margins = 4 * latents.sign_products(points, seen) * (2 * names[:, named:] - 1) / units[named:]
+    costs += np.transpose([np.logaddexp(0, -margins / t).mean(axis=0) for t in _TEMPERATURES]).tolist()
+    found = np.log(units) + np.log(_TEMPERATURES[np.argmin(costs, axis=1)])
+    _set(encoder, {"decoder.log_temperature": found.astype(np.float32)})

@@ -32,7 +32,7 @@ def test_images_by_row(saved, pixels):
     assert np.array_equal(source.load(1, Preprocess(8)), 255 - pixels(12, 8)[:, 2:10])
     (batch,) = source.batches(Preprocess(8), workers=2)
     assert batch.images.shape == (2, 8, 8, 3)
-    assert batch.source_bytes == images.nbytes
+    assert sum(batch.sizes) == images.nbytes
 
 
 def test_grey_and_fortran_order(saved, pixels):

@@ -63,7 +63,7 @@ def test_every_row_once_in_order(total, batch_size, workers, start, failing):
     assert [f for b in batches for f in b.failures] == [
         Failure(f"{i:04d}", "it is bad") for i in range(start, total) if i in failing
     ]
-    assert sum(b.source_bytes for b in batches) == sum(good)
+    assert sum(sum(b.sizes) for b in batches) == sum(good)
     for batch in batches:
         assert batch.images.shape == (len(batch.names), 2, 2, 3)
         assert batch.images.dtype == np.uint8

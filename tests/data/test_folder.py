@@ -70,7 +70,7 @@ def test_bad_files_are_named_and_the_rest_is_read(tree, png, as_file, pixels):
     (batch,) = open_source(root).batches(SMALL)
     assert batch.names == ("a.png", "f.png")
     assert batch.rows == range(6)
-    assert batch.source_bytes == 2 * len(png)
+    assert sum(batch.sizes) == 2 * len(png)
     assert np.array_equal(batch.images[0], batch.images[1])
     assert [f.name for f in batch.failures] == ["b.jpg", "c.jpg", "d.jpg", "e.png"]
     for failure, reason in zip(batch.failures, ["0 bytes", "not an image", "truncated", "truncated"], strict=True):

@@ -107,8 +107,10 @@ def test_distances_along_a_code_are_those_of_what_its_words_leave(stages):
     latents, tensors = make_latents(stages)
     points, symbols = make_points(), np.random.default_rng(2).integers(0, 2, (40, sum(stages)))
     words, names = layout.words(latents.config, tensors), latents.names(symbols)
+    products = latents.sign_products(points, symbols)
+    along = [*latents.word_distances(points, symbols), *(np.stack([2 * p, -2 * p], axis=1) for p in products.T)]
     at, left = 0, points
-    for bits, book, name, found in zip(stages, words, names.T, latents.stage_distances(points, symbols), strict=True):
+    for bits, book, name, found in zip(stages, words, names.T, along, strict=True):
         written = [int("".join(map(str, row)), 2) for row in symbols[:, at : at + bits]]
         np.testing.assert_array_equal(name, written)
         direct = np.square(left[:, None] - book).sum(axis=2)
@@ -184,6 +186,7 @@ def test_the_uncertainty_is_the_entropy_of_the_first_word(temperature):
 def test_the_uncertainty_of_signs_alone_is_that_of_all_of_them():
     latents, tensors = make_latents((1, 1, 1))
     points, heat = make_points(), np.exp(tensors["decoder.log_temperature"])
-    along = latents.stage_distances(points, latents.symbols(points, 3))
-    expected = sum(softmax_entropy(distances, t) for distances, t in zip(along, heat, strict=True))
+    products = latents.sign_products(points, latents.symbols(points, 3))
+    along = np.stack([2 * products, -2 * products], axis=2)
+    expected = sum(softmax_entropy(along[:, j], t) for j, t in enumerate(heat))
     np.testing.assert_allclose(latents.uncertainty(points), expected, rtol=1e-4, atol=1e-5)

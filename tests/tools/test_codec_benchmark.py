@@ -150,7 +150,7 @@ def test_a_wrong_method_fails_the_run(monkeypatch, encode, decode, message):
 
 def test_what_it_refuses(run, codes, tmp_path):
     assert "--only chooses among" in run(codes, "--only", "opq", "-o", tmp_path, code=2).stderr
-    assert "ask for 1 to 32, not 33" in run(codes, "--latents", "33", "-o", tmp_path, code=2).stderr
+    assert "32 latents, not 33" in run(codes, "--latents", "33", "-o", tmp_path, code=2).stderr
     assert "no such file" in run(tmp_path / "no.bin", "-o", tmp_path, code=1).stderr
     (tmp_path / "file").touch()
     assert "this is a file" in run(codes, "-o", tmp_path / "file", code=2).stderr

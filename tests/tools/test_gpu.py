@@ -226,7 +226,7 @@ def test_the_lists_that_come_along_ask_for_options_that_there_are(tool, path, tm
             command, rest = cli, words[3:]
             while hasattr(command, "commands"):
                 command, rest = command.get_command(None, rest[0]), rest[1:]
-            command.make_context("job", rest)
+            command.make_context("job", rest, help_option_names=["-h", "--help"])  # as below its group
         else:
             options = cifar10.parse(words[2:])
             assert job.result == f"cifar10-{options.arm}-{options.backbone}-{options.seed}.json"

@@ -15,7 +15,7 @@ from stochcl.training.options import TrainOptions
 from stochcl.training.pretrain import batch_of_all
 from stochcl.training.runtime import globalise_batch_norms
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

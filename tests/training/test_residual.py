@@ -43,6 +43,14 @@ def trained(rows=3000, held=500, rate=24.0, seed=0, posterior="residual", latent
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_passes():
+    """The entropy network, most of a fit's time, is fitted in fewer passes: what codes cost is measured anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stochcl.training.residual._PASSES", {"images": 5, "vectors": 10})
+        yield
+
+
 @pytest.fixture(scope="module")
 def model():
     return trained()
@@ -66,10 +74,10 @@ def test_each_stage_brings_decoded_vectors_nearer(model):
     assert errors[-1] < 0.4 * np.square(rows - rows.mean(0)).mean()
 
 
-def test_reconstruction_errs_less_than_contrast():
+def test_reconstruction_errs_less_than_contrast(model):
     errors = []
-    for objective in ("reconstruct", "nt-xent"):
-        codec, rows = codec_of(to_bytes(*trained(objective=objective))), make(400, seed=2)
+    for fitted in (trained(objective="reconstruct"), model):
+        codec, rows = codec_of(to_bytes(*fitted)), make(400, seed=2)
         errors.append(np.square(rows - codec.tables.decoder.decode(codec.encode(rows).symbols())).mean())
     assert errors[0] < errors[1]
 
@@ -115,7 +123,7 @@ def test_uncertainty_is_how_sure_the_words_are(model):
 @pytest.mark.parametrize(("width", "latents"), [(384, 256), (64, 64), (1280, 80)])
 def test_tables_are_small(width, latents):
     rng = np.random.default_rng(0)
-    rows = (rng.normal(0, 1, (2500, width)) * np.linspace(2, 0.1, width)).astype(np.float32)
+    rows = (rng.normal(0, 1, (1200, width)) * np.linspace(2, 0.1, width)).astype(np.float32)
     encoder, record = train_head(rows, rows[:200], latents=latents, config={"posterior": "residual"})
     assert len(codec_of(to_bytes(encoder, record)).tables.data) < 150_000
 
