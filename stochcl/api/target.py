@@ -178,11 +178,11 @@ def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) 
     return latents, facts
 
 
-def target_note(facts: dict[str, Any]) -> str:
+def target_note(facts: dict[str, Any], reference: str = "the vectors themselves") -> str:
     """Return the line that says what a target led to."""
     return (
         f"target     {facts['metric']} {facts['value']:.3f} with {plural(facts['latents'], 'latent')} (asked for "
-        f"{facts['goal']:.3f}; the vectors themselves {facts['vectors']:.3f}; {facts['rows']:,} rows looked at)"
+        f"{facts['goal']:.3f}; {reference} {facts['vectors']:.3f}; {facts['rows']:,} rows looked at)"
     )
 
 
