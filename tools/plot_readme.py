@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = {
-    "CIFAR-10 images": ("cifar10-features.json", "cifar10.json"),
+    "CIFAR-10 image features": ("cifar10-features.json", "cifar10.json"),
     "Text embeddings": ("text.json",),
 }
 OTHERS = {"LSQ": ("#e08e00", "D"), "RQ": ("#8d5a97", "s"), "OPQ": ("#2e8b57", "^"), "PQ": ("#d1495b", "v")}
@@ -64,7 +64,7 @@ def draw_panel(axes: Axes, result: dict[str, Any], title: str) -> None:
     axes.set_xlim(7, 300)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"{title}, {result['classes']} classes", loc="left")
-    axes.set_xlabel("bits per image" if "images" in title else "bits per row")
+    axes.set_xlabel("bits per image" if "image" in title else "bits per row")
     axes.set_ylabel("accuracy of a linear classifier, %")
     axes.grid(visible=True, alpha=0.3, linewidth=0.5)
     axes.legend(loc="lower right", frameon=False)

@@ -92,8 +92,8 @@ def transcode(
     rate : float, optional
         Keep the widest prefix whose codes take at most so many bits per row on disk.
     target : str, optional
-        Keep the narrowest prefix that holds this on held-out rows of a sample: ``accuracy -1``, in points below what
-        vectors of all latents have, by the labels that are stored or given; or ``recall@10 0.9``.
+        Keep the narrowest prefix with this quality on held-out rows of a sample: ``accuracy -1``, in points below
+        vectors of all latents, by the labels that are stored or given; or ``recall@10 0.9``.
     select : sequence of int or path-like, optional
         Keep these latents: numbers of the model's, from 0, or a JSON file with a list of them, or
         what ``stochcl select`` wrote. Models are refitted.
@@ -161,7 +161,7 @@ def transcode(
 def _sample(archive: Archive, path: Path, labels: PathLike | None) -> Sample:
     """Return rows of an archive, spread evenly over it, and what their prefixes decode to."""
     if archive.header.selection is not None:
-        raise UsageError(f"{escape_name(path)}: --target takes prefixes, and this holds selected latents.")
+        raise UsageError(f"{escape_name(path)}: it holds selected latents, and --target needs a prefix; omit it.")
     rows = np.unique(np.linspace(0, len(archive) - 1, min(SAMPLE["row"], len(archive)), dtype=np.int64))
     codes = archive[rows]
     by_file = None if labels is None else labels_of(archive, path, labels)

@@ -54,13 +54,13 @@ class CompressOptions(SourceOptions):
         "and names come on top.", more_than=0, unit="R",
     )  # fmt: skip
     target: str | None = option(
-        None, "Keep the narrowest prefix of the code that holds this on held-out rows of a sample: 'accuracy -1' "
+        None, "Keep the narrowest prefix of the code with this quality on held-out rows of a sample: 'accuracy -1' "
         "(points below the vectors themselves, by a linear probe), 'accuracy 80%' or 'recall@10 0.9'.", unit="TARGET",
     )  # fmt: skip
     batch_size: int = option(256, "Images at a time; it does not change codes.", at_least=1)
     workers: int | None = option(None, "Threads that decode images.", at_least=0, shown="one per core, at most 8")
     embedder: str | None = option(
-        None, "What made the embeddings; kept, and never mixed with others.", unit="NAME[@REVISION]",
+        None, "Name of the model that made the embeddings, to store and to compare.", unit="NAME[@REVISION]",
         shown="what the table's metadata or the model say",
     )  # fmt: skip
     fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")

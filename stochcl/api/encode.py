@@ -87,8 +87,8 @@ class CodecBase:
     def _check_runtime(self) -> None:
         if self.precision == "int8" and (self.config.backbone not in EFFICIENTNETS or self.device_type != "cpu"):
             raise UsageError(
-                "precision int8 is of EfficientNet-Lite networks on a processor (--device cpu), not of "
-                f"{self.config.backbone} on {self.device}; take fp32."
+                "precision int8 needs an EfficientNet-Lite network on a processor (--device cpu), and this is "
+                f"{self.config.backbone} on {self.device}; use fp32."
             )
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"

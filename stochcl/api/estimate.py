@@ -135,13 +135,13 @@ def estimate(
         codec, few, training = _trained(opened, rate)
     else:
         if rate is not None:
-            raise UsageError("--rate is for a model that is trained on the sample, and here is one.")
+            raise UsageError("--rate is for a model trained on the sample, and this one exists; omit it.")
         codec = Codec(model or DEFAULT, device=device)
         opened = sources.check_source_fits_model(opened, codec)
         few = sample_of(codec, opened, preprocess_of(codec, asked, opened), level=asked.label_level)
     if len(few.vectors) < _LEAST_ROWS:
         raise UsageError(
-            f"{escape_name(opened.path)}: {plural(len(few.vectors), 'row')} are too few for an estimate."
+            f"{escape_name(opened.path)}: {plural(len(few.vectors), 'row')} are too few for an estimate; give more."
         )
     rungs, beside = list[Rung](), _beside(few, opened)
     fixed = 0 if codec.has_packaged_tables else len(codec.tables.data)
@@ -190,7 +190,8 @@ def _trained(source: MatrixSource | ArrowVectors, rate: float | None) -> tuple[C
     order = np.random.default_rng(0).permutation(len(vectors))
     fitted, rest = np.split(order, [round(_FITTED * len(order))])
     if len(fitted) < _LEAST_ROWS:
-        raise TrainingError(f"{escape_name(source.path)}: {plural(len(vectors), 'row')} are too few for an estimate.")
+        few = plural(len(vectors), "row")
+        raise TrainingError(f"{escape_name(source.path)}: {few} are too few for an estimate; give more.")
     shape = code_shape(rate=rate)
     latents, started = shape.pop("latents"), time.monotonic()
     how: dict[str, Any] = {} if rate is None else {"rate": rate}

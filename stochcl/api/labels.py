@@ -72,7 +72,7 @@ def check_label_options(
     UsageError
     """
     if labels is None and any(column is not None for column in columns):
-        raise UsageError(f"{option_name(*_COLUMN)} says which column of a file; give that with --labels.")
+        raise UsageError(f"{option_name(*_COLUMN)} names a column of a file; give that file with --labels.")
     flag = option_name("--label-level", argument)
     if labels is not None and level is not None:
         raise UsageError(f"--labels and {flag} both set the labels; give one of them.")

@@ -53,7 +53,7 @@ def archive_of(paths: Sequence[PathLike], model: PathLike | None, **options: Any
 
     if model is None:
         raise UsageError(
-            f"{escape_name(paths[0])}: these are embeddings; name the model that is to encode them with -m, or "
+            f"{escape_name(paths[0])}: these are embeddings; give the model that encodes them with -m, or "
             "compress them first."
         )
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
@@ -77,9 +77,7 @@ def evaluate_embeddings(
     how: dict[str, Any] = {"column": vector_column, "id_column": id_column}
     own = labels is None and open_arrow([Path(paths[0])], takes=1) is not None
     if own and len(paths) > 1 and len(columns) > 1:
-        raise UsageError(
-            "of several tables one column has the labels; name one with --label-column, or give --labels."
-        )
+        raise UsageError("several tables share one column of labels; name one with --label-column, or give --labels.")
     stored = {"label_column": columns[0]} if own and len(columns) == 1 else {}
     by_file = own and len(columns) > 1  # several targets
     with ExitStack() as stack:

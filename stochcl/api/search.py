@@ -153,7 +153,7 @@ def _given(path: Path, columns: SourceOptions, made: _Made) -> Iterator[_Query]:
     """Yield what a file holds: an image, or the rows of a matrix or table."""
     table = open_arrow([path], columns, takes=1)
     if table is None and (columns.column or columns.id_column):
-        raise UsageError(f"{escape_name(path)}: this is no table, so it has no columns (--column, --id-column).")
+        raise UsageError(f"{escape_name(path)}: this is not a table; omit --column and --id-column.")
     if table is None and path.suffix.lower() != ".npy":
         yield _Query(escape_name(path), -1, path)
         return

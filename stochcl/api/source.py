@@ -135,7 +135,7 @@ def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
     """
     if not isinstance(source, MatrixSource | ArrowVectors):
         if named is not None:
-            raise UsageError("--embedder names what made embeddings, and these are images; leave it out.")
+            raise UsageError("--embedder names what made embeddings, and these are images; omit it.")
         return None
     text = named or (source.embedder if isinstance(source, ArrowVectors) else None)
     if not text:

@@ -72,7 +72,7 @@ class Target:
         value = value / 100 if match and (value < 0 or match[4]) else value
         if match is None or not -1 < value <= 1 or (match[2] and not 1 <= int(match[2]) <= 100):
             raise UsageError(
-                f"--target must be such as 'accuracy -1' (at most a point less than with the vectors themselves), "
+                f"--target must be like 'accuracy -1' (at most a point less than with the vectors themselves), "
                 f"'accuracy 80%' or 'recall@10 0.9', got {text!r}."
             )
         return cls(match[1].partition("@")[0], value, int(match[2] or 10))
@@ -134,7 +134,7 @@ class Sample:
     def _recall(self, vectors: Vectors, count: int) -> float:
         """Return the share of each query's nearest rows, by angle, that are found among the decoded ones."""
         if len(vectors) <= count + 1:
-            raise UsageError(f"{plural(len(vectors), 'row')}: too few to find the nearest {count}.")
+            raise UsageError(f"{plural(len(vectors), 'row')}: too few to find the nearest {count}; give more.")
         queries = np.linspace(0, len(vectors) - 1, min(_QUERIES, len(vectors)), dtype=int)
         true, found = (_nearest(self.vectors[queries], base, queries, count) for base in (self.vectors, vectors))
         return float((true[:, :, None] == found[:, None, :]).any(axis=2).mean())
@@ -246,7 +246,7 @@ def spread(source: Source) -> tuple[int, Source]:
         thinned.step = max(1, -(-total // most))
         return total, thinned
     if not isinstance(source, MatrixSource | ImageSource):
-        raise UsageError(f"{escape_name(source.path)}: a stream is read once, and a sample of it is looked at first.")
+        raise UsageError(f"{escape_name(source.path)}: a stream is read once, and a sample comes first; give a file.")
     rows = np.unique(np.linspace(0, len(source) - 1, min(most, len(source)), dtype=np.int64))
     if isinstance(source, MatrixSource):
         return len(source), source.at(rows)

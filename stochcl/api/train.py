@@ -159,7 +159,7 @@ def train(
         options |= {"cache": cache}
         return _train_on_matrix(matrix, files, resume=resume, force=force, report=report, embedder=made, **options)
     if embedder is not None:
-        raise UsageError("--embedder names what made embeddings, and these are images; leave it out.")
+        raise UsageError("--embedder names what made embeddings, and these are images; omit it.")
     files.check(resume=resume, force=force)
     asked = _asked(preset, init, options, resume=resume)
     opened = [open_images(path) for path in sources] if sources else _source_of_preset(asked.source)

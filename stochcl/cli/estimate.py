@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @opt.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=opt.SOURCE)
-@click.option("-m", "--model", help="An embedded model or a model file.  [default: general; of embeddings a new one]")
+@click.option("-m", "--model", help="A packaged model or a model file.  [default: general; for embeddings a new one]")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), metavar="R",
-    help="Bits a row that a new model of embeddings is trained for.  [default: 128]",
+    help="Bits per row of a new model of embeddings.  [default: 128]",
 )  # fmt: skip
 @opt.section("Source", opt.options_of(CompressOptions, only="column id_column label_column label_level"))
 @opt.DEVICE
 @JSON
 def estimate(sources: tuple[Path, ...], *, as_json: bool, **options: Any) -> None:
-    """Estimate what compressing a source would come to in bytes, time and quality.
+    """Estimate bytes, time and quality of compressing a source.
 
-    A sample is encoded, at most 2,000 images or 10,000 rows, spread evenly; nothing is written. Of embeddings without
-    a model, one is trained on a part of the sample. Accuracy is a linear probe's on rows held out, where there are
-    labels; recall@10 is the share of the ten nearest rows that a search of the codes finds.
+    A sample is encoded, at most 2,000 images or 10,000 rows, spread evenly; nothing is written. For embeddings
+    without a model, one is trained on a part of the sample. With labels, accuracy is that of a linear probe on
+    held-out rows; recall@10 is the share of the ten nearest rows that a search of the codes finds.
 
     \b
     Example:

@@ -89,7 +89,7 @@ def evaluate(
         else:
             path = _training_codes(paths[0] if len(paths) == 1 else None, train if codes else None)
             if named := opt.given(columns):
-                raise click.UsageError(f"--{next(iter(named)).replace('_', '-')}: {path} is no table.")
+                raise click.UsageError(f"--{next(iter(named)).replace('_', '-')}: {path} is not a table; omit it.")
             tables = resolve_tables(model, path)
             results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
@@ -329,8 +329,8 @@ def search(
 def dedup(codes: Path | str, output: Path, *, model: str | None, as_json: bool, **options: Any) -> None:
     """Find rows that are nearly the same, by their codes alone.
 
-    Each pair is a line: the names of two rows, and the cosine of the vectors that their codes decode to. Of rows with
-    one code, each is paired with the first of them.
+    Each pair is a line: the names of two rows, and the cosine of the vectors that their codes decode to. Rows with
+    equal codes are each paired with the first of them.
 
     \b
     Example:

@@ -169,7 +169,7 @@ def finetune(
     HOLD_OUT,
     click.option("--column", metavar="NAME", help="Column of a .parquet or .arrow file with the vectors."),
     click.option("--embedder", metavar="NAME[@REVISION]",
-                 help="What made the embeddings; kept in model and archives.  [default: the table's metadata]"),
+                 help="Name of the model that made the embeddings, to store.  [default: the table's metadata]"),
 )  # fmt: skip
 @section("Schedule", options_of(TrainOptions, only="epochs max_time batch_size lr decay warmup average"))
 @section(

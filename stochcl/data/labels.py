@@ -188,7 +188,7 @@ class ColumnLabels(LabelTable):
         rows: dict[str, tuple[str, ...]] = {}
         for key, label in zip(keys, labels, strict=True):
             if rows.setdefault(key, (label,)) != (label,):
-                raise LabelsError(f"{escape_name(self.path)}: two of its rows are called {escape_name(key)}.")
+                raise LabelsError(f"{escape_name(self.path)}: two rows named {escape_name(key)} differ; keep one.")
         return LabelTable(self.path, (chosen,), rows, by_number).match(names, chosen, partial=partial)
 
     def _keys(self, names: list[str]) -> tuple[list[str], bool]:

@@ -51,7 +51,7 @@ class ArchiveIndex:
         decoder = archive.decoder
         if not isinstance(decoder, ResidualDecoder):
             raise UsageError(
-                "an index takes residual codes, which this archive's are not; take stochcl.downstream.CodeIndex of "
+                "ArchiveIndex needs residual codes, and these are not; use stochcl.downstream.CodeIndex on "
                 "archive.to_vectors()."
             )
         if archive.header.latents < decoder.latents:

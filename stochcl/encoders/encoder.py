@@ -59,13 +59,13 @@ class Standardise(nn.Module):
         scale, farthest = (power**0.5 or 1.0), float(abs(centre).max())
         if not _LEAST_SCALE <= scale <= _MOST_SCALE:
             raise UsageError(
-                f"the vectors' numbers have a deviation of {scale:.3g}, and decoding tables hold {_LEAST_SCALE:g} to "
+                f"the vectors' numbers have a deviation of {scale:.3g}, and a decoder holds {_LEAST_SCALE:g} to "
                 f"{_MOST_SCALE:,g}; multiply the matrix by {1 / scale:.3g} first."
             )
         if farthest > _FARTHEST * scale:
             raise UsageError(
                 f"a column of the vectors has a mean of {farthest:.3g}, and the columns a deviation of {scale:.3g}: "
-                "the half precision of decoding tables cannot tell such numbers apart; subtract the columns' means "
+                "the half precision of a decoder cannot tell such numbers apart; subtract the columns' means "
                 "first."
             )
         self.centre.copy_(torch.from_numpy(centre))

@@ -105,8 +105,8 @@ class Network:
         """Add what brings pixels to zero mean and unit variance, shape (rows, 3, S, S)."""
         config = self.config
         mean, std = (np.float32(np.reshape(colours, (1, 3, 1, 1))) * 255 for colours in (config.mean, config.std))
-        x = self._node("Cast", ["pixels"], to=1)
-        x = self._node("Transpose", [x], perm=[0, 3, 1, 2])
+        x = self._node("Transpose", ["pixels"], perm=[0, 3, 1, 2])
+        x = self._node("Cast", [x], to=1)
         x = self._node("Sub", [x, self._constant(mean.astype(np.float32))])
         return self._node("Div", [x, self._constant(std.astype(np.float32))])
 

@@ -50,10 +50,13 @@ class IntegerNetwork(Network):
         super().__init__(config, tensors)
 
     def _normalised(self) -> str:
-        x, config = super()._normalised(), self.config
-        low, high = (np.divide(end - np.array(config.mean), config.std) for end in (0, 1))
+        mean, std = np.array(self.config.mean), self.config.std
+        low, high = np.divide(-mean, std), np.divide(1 - mean, std)
         response = _Response.of(low.min(), high.max(), np.zeros(3), np.ones(3))
-        return self._named(self._node("QuantizeLinear", [x, *self._grid(response)]), response)
+        middle = 255 * mean[0]
+        if np.ptp(low) == np.ptp(high) == 0 and abs(middle - round(middle)) < 1e-6:  # pixels are such bytes
+            return self._named(self._node("Transpose", ["pixels"], perm=[0, 3, 1, 2]), response)
+        return self._named(self._node("QuantizeLinear", [super()._normalised(), *self._grid(response)]), response)
 
     def _layer(
         self, x: str, name: str, norm: str, eps: float, most: float | None, attributes: dict[str, Any]

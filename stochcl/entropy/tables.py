@@ -299,7 +299,7 @@ def _slice(data: bytes, start: int, size: int) -> bytes:
 def save_tables(tables: Tables, folder: PathLike) -> Path:
     """Write tables into a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
-    with writing(path, "the tables"), replacing(path) as file:
+    with writing(path, "the decoder"), replacing(path) as file:
         file.write(tables.data)
     return path
 
@@ -330,7 +330,7 @@ def find_tables(sha256: str, extra: Iterable[AnyTables] = (), *, beside: Iterabl
     if packaged.is_file():
         where = f"stochcl/tables/{sha256}.tables"
         if (found := _parse(packaged.read_bytes(), sha256, where)) is None:
-            raise FormatError(f"{where}: these decoding tables are damaged; install stochcl again")
+            raise FormatError(f"{where}: this decoder is damaged; install stochcl again")
         return found
     named = [Path(folder) for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep) if folder]
     for folder in (*named, *beside):
@@ -348,7 +348,7 @@ def _read(path: Path, sha256: str) -> Tables | None:
         data = path.read_bytes() if path.stat().st_size <= MAX_TABLES else b""
     except OSError:
         return None
-    refuse_pointer(path, data, "decoding tables", FormatError)
+    refuse_pointer(path, data, "a decoder", FormatError)
     return _parse(data, sha256, escape_name(path))
 
 

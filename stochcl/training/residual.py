@@ -53,6 +53,7 @@ _WORDS_WIDTH = 96, 192  # coordinates in which words of two bits and more live, 
 _WORDS_BY_COLUMNS = 192 * 384  # of vectors: the wider they are, the more of the tables is their map
 _SEEN = 512  # principal axes in which the metric of vectors is found
 _MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
+_MOST_LOST = 0.1  # of what the map explains, for smaller tables
 _COARSER = 17  # tries, each of steps 1.2 times as large, to keep tables small
 _OTHER_TABLES = 11_000, 16  # bytes of tables besides words and map: the entropy network, a self-test by the column
 _ROWS_A_WORD = 8
@@ -251,7 +252,7 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
     """Set the map, of least squared error, from what codes decode to to the rows.
 
     It is rounded in steps that are a share of the error that codes leave; in larger ones where tables would be too
-    large.
+    large, as long as the map keeps most of what it explains.
     """
     latents, words = _latents(encoder), layout.words(encoder.config, encoder.arrays())
     names = latents.names(hard_codes(encoder, rows).symbols())
@@ -262,12 +263,15 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
     ridge = 1e-4 * np.trace(gram) / len(gram) + 1e-9
     product = points.T @ (rows - centre)
     exact = np.linalg.solve(gram + ridge * np.eye(len(gram)), product)
-    error = max(np.square(rows - centre).sum() - (exact * product).sum(), 0) / rows.size
+    explained = float((exact * product).sum())
+    error = max(np.square(rows - centre).sum() - explained, 0) / rows.size
     deviation = np.sqrt(gram.diagonal() / len(rows))
     left = _MOST_TABLES["vectors"] - _OTHER_TABLES[0] - _OTHER_TABLES[1] * rows.shape[1]
     for coarser in range(_COARSER):
         step = share * 2 ** (coarser / 4) * float(np.sqrt(error / len(gram)))
         output = rounded_map(exact.astype(np.float32), deviation, step)
+        if coarser and float(((output - exact) * (gram @ (output - exact))).sum()) > _MOST_LOST * explained:
+            return  # words alone take too much: better large tables than a map that is lost
         _set(encoder, {"decoder.output": output, "decoder.centre": (centre - middle @ output).astype(np.float32)})
         if len(zlib.compress(encoder.vector_decoder().to_bytes(), 9)) <= left:
             return

@@ -66,9 +66,9 @@ def test_a_large_matrix_is_sampled(matrix, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"size": 32}, r"^size is for training on images, and .*vectors.npy holds embeddings"),
-        ({"hold_out": 3}, "^hold_out belongs to"),
-        ({"preset": "digits"}, "^preset belongs to"),
-        ({"device": "cuda"}, "^device belongs to"),
+        ({"hold_out": 3}, "^hold_out is for"),
+        ({"preset": "digits"}, "^preset is for"),
+        ({"device": "cuda"}, "^device is for"),
         ({"resume": True}, "keeps no checkpoint to resume"),
         ({"rate": -1.0}, "rate must be more than 0"),
         ({"latents": 5000}, "latents"),

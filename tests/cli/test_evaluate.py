@@ -126,7 +126,7 @@ def test_the_seed_decides_the_split(run, codes):
         (["--estimator", "sklearn.linear_model.Ridge"], 2, "this is not an estimator for classification."),
         (["--estimator", "ridge"], 2, "there is no classification estimator 'ridge'"),
         (["--latents", "33"], 2, "it has 32 latents; ask for 1 to 32, not 33"),
-        (["--column", "depth"], 2, "--label-column says which column of a file; give that with --labels."),
+        (["--column", "depth"], 2, "give that file with --labels"),
         (["--test", ".", "--test-size", "0.5"], 2, "--test and --test-size both name what to score on"),
         (["--task", "regression"], 1, "codes.bin: row 0 ('cats/00.png'): regression needs numbers as labels"),
         (["--test", "x.bin"], 1, "x.bin: there is no such file or folder."),

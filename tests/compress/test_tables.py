@@ -298,7 +298,7 @@ def test_damaged_tables_of_the_package_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(stochcl.entropy.tables.resources, "files", lambda package: tmp_path)
     (tmp_path / "tables").mkdir()
     save_tables(tables, tmp_path / "tables").write_bytes(b"x" + tables.data)
-    with pytest.raises(FormatError, match="these decoding tables are damaged; install stochcl again"):
+    with pytest.raises(FormatError, match="this decoder is damaged; install stochcl again"):
         find_tables(tables.sha256)
 
 

@@ -73,9 +73,11 @@ def test_networks_of_any_weights_run_in_integers(backbone, pooling):
 
 def test_other_networks_and_devices_are_refused_in_integers(tmp_path):
     codec = stochcl.load(precision="int8")
-    assert (codec.device, codec.runtime, codec.with_runtime("torch").runtime) == ("cpu", "onnx", "onnx")
+    assert (codec.device, codec.runtime, codec.with_runtime("torch").precision) == ("cpu", "onnx", "fp32")
+    assert stochcl.load(device="cpu").precision == "int8"
     model = tmp_path / "model.safetensors"
     save_model(make_encoder(), model, {})
+    assert stochcl.load(model, device="cpu").precision == "fp32"
     with pytest.raises(UsageError, match="int8"):
         stochcl.load(model, precision="int8")
     with pytest.raises(UsageError, match="int8"):

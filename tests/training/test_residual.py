@@ -268,3 +268,19 @@ def test_signs_near_coin_tosses_are_no_undecided_posterior(family, said):
     codes = Codes.from_symbols(symbols, uncertainty=np.full(400, 15.5, np.float32))
     warnings = health_warnings(code_health(codes, family))
     assert any("undecided" in warning for warning in warnings) == said
+
+
+def test_a_map_is_not_lost_to_keep_tables_small(monkeypatch):
+    """Where words alone take more than tables may, vectors are still decoded."""
+    from stochcl.training import residual
+
+    rng = np.random.default_rng(8)
+    rows = (2 * rng.normal(size=(9, 48))[rng.integers(0, 9, 700)] + rng.normal(size=(700, 48))).astype(np.float32)
+    monkeypatch.setitem(residual._MOST_TABLES, "vectors", 14_000)
+    encoder, record = train_head(rows[:600], rows[600:], latents=32, entropy="independent", config={
+        "posterior": "residual", "alphabet": 2,
+    })  # fmt: skip
+    codec = codec_of(to_bytes(encoder, record))
+    decoded = codec.decode(codec.encode(rows[600:]))
+    lost = np.square(decoded - rows[600:]).sum() / np.square(rows[600:] - rows[:600].mean(0)).sum()
+    assert lost < 0.3
