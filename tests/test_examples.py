@@ -52,7 +52,8 @@ def write_tables(folder):
     """Write tables of vectors with ids and topics, and an index of FAISS."""
     vectors = np.load(folder / "vectors.npy")
     for name, rows in [("vectors", range(300)), ("new", range(300, 400)), ("queries", range(3))]:
-        columns = {"uid": [f"u{i}" for i in rows], "vector": list(vectors[rows]), "topic": [f"t{i % 3}" for i in rows]}
+        uids, topics = [f"u{i}" for i in rows], [f"t{i % 3}" for i in rows]
+        columns = {"uid": uids, "vector": list(vectors[rows]), "topic": topics}
         parquet.write_table(pa.table(columns), folder / f"{name}.parquet")
     index = faiss.IndexPQ(vectors.shape[1], 4, 4)
     index.train(vectors)

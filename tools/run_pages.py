@@ -55,6 +55,7 @@ MOST: dict[str, dict[str, str]] = {
 ELSEWHERE = [
     ("torchrun --nproc-per-node 8 -m stochcl ", "stochcl ", "tests/cli/test_train.py runs torchrun"),
     ('"recall@10 0.9"', '"recall@10 0.5"', "the model has 16 bits"),
+    ("stochcl estimate photos/", "stochcl estimate vectors.npy -m head.safetensors", "photos/ has too few images"),
     ("--engine ray", "--shard-images 5", "Ray is optional; tests/distributed runs it"),
 ]
 """Parts of examples, what stands in for them, and why."""
