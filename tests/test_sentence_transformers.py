@@ -50,7 +50,7 @@ def test_codes_go_into_an_archive(head, tmp_path):
 
 
 def test_what_is_refused(head, model, monkeypatch):
-    with pytest.raises(UsageError, match="of images"):
+    with pytest.raises(UsageError, match="takes images"):
         Coder(Lengths(), model)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingExtraError, match=r"stochcl\[sentence-transformers\]"):
