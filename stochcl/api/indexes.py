@@ -15,8 +15,8 @@ from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.transcode import fit_models
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.vectors import MAX_NUMBERS, ResidualDecoder
 from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import MAX_NUMBERS, ResidualDecoder
 from stochcl.errors import SourceError, UsageError, require
 from stochcl.files import check_output, replacing, target_of, writing
 from stochcl.messages import Progress, escape_name, silent
