@@ -369,7 +369,7 @@ def append(
     \b
     Example:
       stochcl append codes.bin images/
-      stochcl append codes.bin new.parquet --id-column uid --label-column topic
+      stochcl append vectors.bin new.parquet --id-column uid
     """
     from stochcl.api.append import append, check_local
     from stochcl.api.codec import codec_of
