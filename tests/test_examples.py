@@ -58,7 +58,7 @@ def write_tables(folder):
     index = faiss.IndexPQ(vectors.shape[1], 4, 4)
     index.train(vectors)
     index.add(vectors)
-    faiss.write_index(index, str(folder / "index.faiss"))
+    faiss.write_index(index, str(folder / "pq.faiss"))
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def export(
     \b
     Example:
       stochcl export codes.bin --faiss index.faiss --factory HNSW32
-      stochcl export codes.bin --npy vectors.npy
+      stochcl export codes.bin --npy decoded.npy
     """
     from stochcl.api import archives, indexes
 
@@ -82,7 +82,7 @@ def import_faiss(index: Path, output: Path, *, force: bool, as_json: bool) -> No
 
     \b
     Example:
-      stochcl import-faiss index.faiss -o codes.bin
+      stochcl import-faiss pq.faiss -o codes.bin
     """
     from stochcl.api import indexes
 
