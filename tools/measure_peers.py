@@ -11,7 +11,6 @@ logistic regression on what a tool decodes its rows to, if it does. What is not 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from stochcl.benchmarks.inputs import RateAccuracyConfig, read_inputs
 from stochcl.benchmarks.probes import NEIGHBOURS, Judge, interval, recalls
 from stochcl.benchmarks.run import commit, hardware, versions
 
@@ -111,19 +111,19 @@ def measure(make: Callable[[Matrix, Path], Made], judge: Judge, train: Matrix, f
     return found | {"recall": round(float(scores.mean()), 4), "recall_low": low, "recall_high": high}
 
 
-def labels(path: Path) -> Matrix:
-    with path.open(newline="", encoding="utf-8") as file:
-        return np.array([row[1] for row in list(csv.reader(file))[1:]])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="folder of train.npy, test.npy and their labels")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    train, test = (unit(np.load(args.text / f"{name}.npy")) for name in ("train", "test"))
-    given = labels(args.text / "train.csv"), labels(args.text / "test.csv")
-    judge = Judge(*given, train.mean(axis=0), test, metrics=("accuracy", "recall@10"), seed=0)
+    config = RateAccuracyConfig(
+        sources=(args.text / "train.npy",), test=args.text / "test.npy", labels=args.text / "train.csv",
+        test_labels=args.text / "test.csv", metric=("accuracy", "recall@10"), test_images=5000, seed=0,
+    )  # fmt: skip
+    inputs = read_inputs(config)
+    train, test = (unit(split.source[split.rows]) for split in (inputs.train, inputs.test))
+    judge = Judge(inputs.train.labels, inputs.test.labels, train.mean(axis=0), test, config.metric, seed=0)
+    made_by = commit()
     rows, left_out = [], set()
     for tool, code, make in peers(train):
         try:
@@ -137,7 +137,7 @@ def main() -> None:
     result = {
         "schema": "stochcl.peers/0",
         "command": shlex.join(["python", "tools/measure_peers.py", "text/", "-o", "peers.json"]),
-        "commit": commit(), "hardware": hardware(), "versions": versions(), "seed": 0,
+        "commit": made_by, "hardware": hardware(), "versions": versions(), "seed": 0,
         "n": {"train": len(train), "test": len(test), "queries": len(judge.queries)}, "columns": train.shape[1],
         "left_out": sorted(left_out), "rows": rows,
     }  # fmt: skip
