@@ -45,7 +45,7 @@ class Coder:
         self.model, self.codec = model, codec if isinstance(codec, Codec) else Codec(codec, device="cpu")
         if self.codec.columns is None:
             raise UsageError(
-                "this codec is of images; a Coder takes one of vectors, as `stochcl train` makes of .npy."
+                "this codec takes images; a Coder needs one of vectors: train it on embeddings with `stochcl train`."
             )
 
     def encode(self, sentences: str | Sequence[str], *, latents: int | None = None, **options: Any) -> Codes:

@@ -76,13 +76,13 @@ def export_faiss(
     faiss, output = _faiss(), Path(output)
     check_output(output, Path(path), force=force)
     if metric not in METRICS:
-        raise UsageError(f"the metric is {' or '.join(METRICS)}, not {metric!r}.")
+        raise UsageError(f"metric must be {' or '.join(METRICS)}, got {metric!r}.")
     with open_archive(path, tables=tables) as archive:
         shown, header = escape_name(path), archive.header
         if binary and header.alphabet != 2:
-            raise UsageError(f"{shown}: its symbols are not bits; an index of its decoded vectors is.")
+            raise UsageError(f"{shown}: its symbols are not bits; omit --binary.")
         if not binary and archive.decoder is None:
-            raise UsageError(f"{shown}: its model has no decoder to vectors; --binary writes its bits.")
+            raise UsageError(f"{shown}: its model has no decoder to vectors; pass --binary to write bits.")
         try:
             index = (
                 _binary(faiss, archive, progress) if binary else _vectors(faiss, archive, factory, metric, progress)
@@ -237,10 +237,10 @@ def _quantiser(faiss: Any, index: Any, shown: str) -> tuple[list[int], list[NDAr
         starts = np.cumsum([0] + [1 << b for b in bits])
         found = [books[a:b] for a, b in pairwise(starts.tolist())]
     else:
-        raise SourceError(f"{shown}: this is an {type(index).__name__}; codes are taken of IndexPQ and "
+        raise SourceError(f"{shown}: this is an {type(index).__name__}; give an IndexPQ or an "
                           "IndexResidualQuantizer.")  # fmt: skip
     if max(bits) > 8:
-        raise SourceError(f"{shown}: its numbers have {max(bits)} bits; codes are taken of at most 8.")
+        raise SourceError(f"{shown}: its words have {max(bits)} bits; at most 8 are supported.")
     return bits, found
 
 

@@ -45,12 +45,12 @@ def export(
     from stochcl.api import archives, indexes
 
     if (faiss is None) == (npy is None):
-        raise click.UsageError("Name what is written: either --faiss FILE or --npy FILE.")
+        raise click.UsageError("Give either --faiss FILE or --npy FILE.")
     tables = resolve_tables(model, codes)
     with progress_bar("rows") as bar:
         if npy is not None:
             if npy.suffix.lower() != ".npy":
-                raise click.UsageError("--npy writes a .npy file; give its name that ending.")
+                raise click.UsageError("--npy writes a .npy file; use that ending.")
             done = archives.decompress(codes, npy, tables=tables, force=force, progress=bar)
             found: dict[str, Any] = {
                 "schema": "stochcl.export/0",

@@ -150,7 +150,7 @@ def _plain_progress() -> Iterator[Callable[..., None]]:
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make codes": {
-        "estimate": ("estimate", "Estimate bytes, time and quality from a sample; write nothing."),
+        "estimate": ("archives", "Estimate bytes, time and quality from a sample; write nothing."),
         "compress": ("archives", "Compress images or embeddings to an archive of codes."),
         "append": ("archives", "Add images or embeddings to an archive."),
         "merge": ("archives", "Join archives."),
