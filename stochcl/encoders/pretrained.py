@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from stochcl.encoders.backbones import Features, ResNet, TimmBackbone
 from stochcl.encoders.packaged import is_pickle, read_tensors, with_backbone
@@ -20,7 +21,7 @@ from stochcl.files import PathLike, reading, refuse_pointer
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from stochcl.encoders.encoder import Encoder
 
@@ -237,7 +238,10 @@ def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], giv
             raise ModelError(f"{shown}: {name} holds {given[name].dtype} or numbers that are not finite.")
     children = tuple(f"{name}." for name, _ in network.named_children())
     stem = _STEM if isinstance(network, ResNet) else ()
+    modules = dict(network.named_modules())
     for name in given:
+        if isinstance(modules.get(name.rpartition(".")[0]), nn.Identity):  # in place of timm's classifier
+            continue
         if name not in wanted and name.startswith(children) and not name.startswith(stem):
             raise ModelError(f"{shown}: {but}: the file's {escape_name(name)} has no place in the backbone.")
 

@@ -21,6 +21,7 @@ class Network(nn.Module):
     def __init__(self, num_features, **more):
         super().__init__()
         self.conv_stem = nn.Conv2d(3, 20 if more else num_features, 3, bias=False)
+        self.classifier = nn.Identity()  # what timm leaves of it with num_classes=0
         self.num_features = num_features
         for name, value in more.items():
             setattr(self, name, value)
