@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 
 import click
+import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from stochcl.cli import main
 
@@ -45,6 +48,19 @@ OF_COMMANDS = {
 }
 
 
+def write_tables(folder):
+    """Write tables of vectors with ids and topics, and an index of FAISS."""
+    vectors = np.load(folder / "vectors.npy")
+    for name, rows in [("vectors", range(300)), ("new", range(300, 400)), ("queries", range(3))]:
+        uids, topics = [f"u{i}" for i in rows], [f"t{i % 3}" for i in rows]
+        columns = {"uid": uids, "vector": list(vectors[rows]), "topic": topics}
+        parquet.write_table(pa.table(columns), folder / f"{name}.parquet")
+    index = faiss.IndexPQ(vectors.shape[1], 4, 4)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(folder / "pq.faiss"))
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, model):
     """Make the files that the examples name."""
@@ -66,6 +82,7 @@ def prepared(tmp_path_factory, model):
     (folder / "labels.csv").write_text("\n".join(["name,label,species", *rows]) + "\n")
     for name, part in zip("xy", np.split(np.load(folder / "vectors.npy"), [300]), strict=True):
         np.save(folder / f"{name}.npy", part)
+    write_tables(folder)
     for name in ("photos", "mine"):
         shutil.copy(model, folder / f"{name}.safetensors")
     with pytest.MonkeyPatch.context() as patch:
@@ -76,6 +93,7 @@ def prepared(tmp_path_factory, model):
             "stochcl compress photos/ -o other.bin",
             "stochcl evaluate codes.bin --save probe.skops",
             "stochcl train vectors.npy -o head.safetensors --rate 16",
+            "stochcl compress vectors.parquet -m head.safetensors --id-column uid -o vectors.bin",
             "stochcl finetune mine.safetensors photos/ -o classifier.safetensors",
         ]:
             run_pages.run_lines(line, shortened=True)

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "torch": BASE | {"compress"},
     "sklearn": BASE | {"data", "compress", "api"},
     "ray": BASE | {"data", "compress", "api"},
+    "sentence_transformers": BASE | {"api"},
     "report": BASE | {"data", "compress", "downstream", "api"},
     "benchmarks": BASE | {"data", "encoders", "compress", "downstream", "training", "api", "report"},
     "cli": BASE | {"data", "compress", "training", "api", "report", "benchmarks", "ray"},

@@ -101,7 +101,7 @@ def sprites(folder: Path, count: int, size: int, seed: int) -> Task:
         table = read_labels(place / TABLE)
         names = [entry.name for entry in source.entries]
         shape = [SHAPES.index(name) for name in table.match(names, "shape")]
-        numbers = [table.numbers(names, column) for column in FACTORS[1:]]
+        numbers = [np.array(table.match(names, column), np.float64) for column in FACTORS[1:]]
         parts.append(source)
         targets.append(np.stack([np.array(shape, np.float64), *numbers], axis=1))
     return Task(
@@ -121,7 +121,7 @@ def boxes(data: Path, most: int | None, seed: int) -> Task:
         rows.sort()
         source = SubsetSource(whole, rows.tolist())
         names = [entry.name for entry in source.entries]
-        x0, y0, x1, y1 = (table.numbers(names, column) for column in ("x0", "y0", "x1", "y1"))
+        x0, y0, x1, y1 = (np.array(table.match(names, column), np.float64) for column in ("x0", "y0", "x1", "y1"))
         parts.append(source)
         targets.append(np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1))
     return Task("boxes", *parts, *targets, BOX, (False,) * 4, boosted=False)

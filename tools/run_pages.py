@@ -54,7 +54,8 @@ MOST: dict[str, dict[str, str]] = {
 
 ELSEWHERE = [
     ("torchrun --nproc-per-node 8 -m stochcl ", "stochcl ", "tests/cli/test_train.py runs torchrun"),
-    ("--device cuda --precision bf16 --compile", "--device cpu", "tests have no GPU"),
+    ('"recall@10 0.9"', '"recall@10 0.5"', "the model has 16 bits"),
+    ("stochcl estimate photos/", "stochcl estimate vectors.npy -m head.safetensors", "photos/ has too few images"),
     ("--engine ray", "--shard-images 5", "Ray is optional; tests/distributed runs it"),
 ]
 """Parts of examples, what stands in for them, and why."""

@@ -32,7 +32,7 @@ from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
-from stochcl.compress.embedder import Embedder, check_embedder
+from stochcl.compress.header import Embedder, check_embedder
 from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
 from stochcl.data.arrow import ArrowSource
 from stochcl.encoders.engine import RUNTIMES

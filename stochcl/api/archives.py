@@ -154,7 +154,7 @@ def transcode(
     if refit:
         notes = (f"fitted     {plural(fitted, 'entropy model')} stored", *notes)
     if met is not None:
-        notes = (target_note(met), *notes)
+        notes = (target_note(met, "all latents"), *notes)
     return Edit(replace(report, rate=rate, target=met), before, {"fitted_models": fitted}, notes)
 
 

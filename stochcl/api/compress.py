@@ -17,7 +17,7 @@ from stochcl.api.summary import Report, external_tables_note
 from stochcl.api.target import Target, narrowest, sample_of, target_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, ArchiveBase, Header, Writer
-from stochcl.compress.embedder import Embedder
+from stochcl.compress.header import Embedder
 from stochcl.compress.journal import rows_kept
 from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
 from stochcl.compress.sharded import MANIFEST

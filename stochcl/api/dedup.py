@@ -48,7 +48,7 @@ def dedup(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the pairs of rows whose codes are equal, or decode to nearly the same vector, to a table.
 
-    Memory grows by about 200 bytes a row. See :func:`~stochcl.downstream.duplicates.find_duplicates` for the way.
+    Memory grows by about 500 bytes a row. See :func:`~stochcl.downstream.duplicates.find_duplicates` for the way.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from stochcl.compress.embedder import Embedder
+    from stochcl.compress.header import Embedder
     from stochcl.encoders.encoder import Encoder
     from stochcl.training.loop import FitProgress
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from stochcl.api.models import DEFAULT, find_model
 from stochcl.compress import Header
-from stochcl.compress.embedder import Embedder
+from stochcl.compress.header import Embedder
 from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH

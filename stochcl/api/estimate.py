@@ -190,8 +190,8 @@ def _trained(source: MatrixSource | ArrowVectors, rate: float | None) -> tuple[C
     order = np.random.default_rng(0).permutation(len(vectors))
     fitted, rest = np.split(order, [round(_FITTED * len(order))])
     if len(fitted) < _LEAST_ROWS:
-        few = plural(len(vectors), "row")
-        raise TrainingError(f"{escape_name(source.path)}: {few} are too few for an estimate; give more.")
+        there = plural(len(vectors), "row")
+        raise TrainingError(f"{escape_name(source.path)}: {there} are too few for an estimate; give more.")
     shape = code_shape(rate=rate)
     latents, started = shape.pop("latents"), time.monotonic()
     how: dict[str, Any] = {} if rate is None else {"rate": rate}

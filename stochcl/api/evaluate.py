@@ -14,7 +14,7 @@ import numpy as np
 from stochcl import downstream
 from stochcl.api.labels import LabelSource, groups_of, labels_of_test, naming, split_warning
 from stochcl.compress import ArchiveBase, Header, open_archive
-from stochcl.compress.embedder import Embedder, check_embedder
+from stochcl.compress.header import Embedder, check_embedder
 from stochcl.entropy.model import code_lengths
 from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name

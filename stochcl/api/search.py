@@ -13,7 +13,7 @@ from stochcl.api.compress import select_latents
 from stochcl.api.evaluate import SearchOptions, kind_of
 from stochcl.api.source import check_paths_exist, embedder_of
 from stochcl.compress import ArchiveBase, open_archive
-from stochcl.compress.embedder import Embedder, check_embedder
+from stochcl.compress.header import Embedder, check_embedder
 from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.errors import UsageError

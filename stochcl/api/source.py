@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from stochcl.compress.embedder import Embedder
+from stochcl.compress.header import Embedder
 from stochcl.data import (
     ArrowVectors,
     Failure,

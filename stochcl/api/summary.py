@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stochcl.compress.embedder import Embedder
+from stochcl.compress.header import Embedder
 from stochcl.entropy.tables import is_packaged
 from stochcl.errors import for_caller
 from stochcl.messages import escape_name, plural

@@ -34,6 +34,7 @@ SAMPLE = {"image": 2_000, "row": 10_000}
 """Rows that are looked at."""
 
 _QUERIES = 1_000
+_BATCH, _ROWS = 256, 4096  # images, and rows, that are encoded at a time
 _HELD = 0.3  # of the rows, which probes are scored on
 _WANTED = re.compile(r"\s*(accuracy|recall@(\d+))\s+([+-]?\d*\.?\d+)\s*(%?)\s*")
 
@@ -178,11 +179,11 @@ def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) 
     return latents, facts
 
 
-def target_note(facts: dict[str, Any]) -> str:
+def target_note(facts: dict[str, Any], reference: str = "the vectors themselves") -> str:
     """Return the line that says what a target led to."""
     return (
         f"target     {facts['metric']} {facts['value']:.3f} with {plural(facts['latents'], 'latent')} (asked for "
-        f"{facts['goal']:.3f}; the vectors themselves {facts['vectors']:.3f}; {facts['rows']:,} rows looked at)"
+        f"{facts['goal']:.3f}; {reference} {facts['vectors']:.3f}; {facts['rows']:,} rows looked at)"
     )
 
 
@@ -199,30 +200,31 @@ def sample_of(codec: CodecBase, source: Source, preprocess: Preprocess, *, level
     """
     total, few = spread(source)
     started = time.monotonic()
-    inputs, codes, features = list[Any](), list[Any](), list[Any]()
-    labels, names, spent = list[str](), list[str](), 0.0
-    for batch in sources.read_batches(few, preprocess, 256, None, 0):
-        if not batch.positions:
-            continue
-        before = time.monotonic()
-        encoded = codec.encode_prepared(batch.inputs, uncertainty=False)
-        spent += time.monotonic() - before
-        inputs += [batch.inputs.astype(np.float32)] if codec.columns else [codec.vectors_of(encoded)]
-        codes.append(encoded.codes.symbols())
-        features.append(encoded.features)
-        own = batch.labels if batch.labels is not None and level is None else None
-        labels += own if own is not None else [folder_label(name, level or 1) for name in batch.names]
-        names += batch.names
-    if not codes:
+    inputs, labels, names = list[Any](), list[str](), list[str]()
+    for batch in sources.read_batches(few, preprocess, _BATCH, None, 0):
+        if batch.positions:
+            inputs.append(batch.inputs)
+            own = batch.labels if level is None else None
+            labels += own if own is not None else [folder_label(name, level or 1) for name in batch.names]
+            names += batch.names
+    if not inputs:
         raise UsageError(f"{escape_name(source.path)}: none of the rows that were looked at can be read.")
-    share, others = len(names) / max(1, total), time.monotonic() - started - spent
-    # A table is read as a whole for a sample of it, too.
-    seconds = spent / share + (others if isinstance(few, ArrowSource) else others / share)
-    whole, kept = Codes.from_symbols(np.concatenate(codes), alphabet=codec.alphabet), np.concatenate(features)
+    # All at once: a few rows take as long to encode as a batch.
+    rows, before = np.concatenate(inputs), time.monotonic()
+    size = _ROWS if codec.columns else _BATCH
+    encoded = [codec.encode_prepared(rows[i : i + size], uncertainty=False) for i in range(0, len(rows), size)]
+    reading, encoding = before - started, time.monotonic() - before
+    share = len(rows) / max(1, total)
+    seconds = encoding / share + (
+        reading if isinstance(few, ArrowSource) else reading / share
+    )  # a table is read whole
+    codes = Codes.from_symbols(np.concatenate([one.codes.symbols() for one in encoded]), alphabet=codec.alphabet)
+    features = np.concatenate([one.features for one in encoded])
+    vectors = rows.astype(np.float32) if codec.columns else np.concatenate([codec.vectors_of(one) for one in encoded])
     return Sample(
-        np.concatenate(inputs), labels if any(labels) else None,
-        lambda latents: decoded(codec.narrowed(whole, kept, latents), codec.tables.decoder),
-        lambda latents: bits_of(codec, codec.narrowed(whole, kept, latents)),
+        vectors, labels if any(labels) else None,
+        lambda latents: decoded(codec.narrowed(codes, features, latents), codec.tables.decoder),
+        lambda latents: bits_of(codec, codec.narrowed(codes, features, latents)),
         total, seconds, names,
     )  # fmt: skip
 

@@ -300,7 +300,7 @@ def search(
     \b
     Example:
       stochcl search codes.bin photo.jpg -k 5
-      stochcl search codes.bin queries.parquet --id-column uid
+      stochcl search vectors.bin queries.parquet --id-column uid
       stochcl search codes.bin --name cats/01.png --html found.html --images images/
     """
     from stochcl.api.search import search

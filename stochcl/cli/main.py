@@ -150,12 +150,13 @@ def _plain_progress() -> Iterator[Callable[..., None]]:
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make codes": {
-        "estimate": ("estimate", "Estimate bytes, time and quality from a sample; write nothing."),
+        "estimate": ("archives", "Estimate bytes, time and quality from a sample; write nothing."),
         "compress": ("archives", "Compress images or embeddings to an archive of codes."),
         "append": ("archives", "Add images or embeddings to an archive."),
         "merge": ("archives", "Join archives."),
         "split": ("archives", "Cut an archive into several."),
         "transcode": ("archives", "Rewrite an archive: narrower, smaller, with labels."),
+        "import-faiss": ("indexes", "Compress the codes of a FAISS index."),
     },
     "Look at them": {
         "info": ("info", "Show what an archive holds and where its bytes go."),
@@ -164,6 +165,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "dedup": ("evaluate", "Find rows that are nearly the same, by their codes."),
         "report": ("evaluate", "Explain an archive on one HTML page."),
         "decompress": ("archives", "Export codes as arrays: .npz, .npy, .csv, .parquet or .arrow."),
+        "export": ("indexes", "Export decoded vectors or bits to an index of FAISS."),
     },
     "Learn from them": {
         "evaluate": ("evaluate", "Train a classifier or regressor on codes and score it."),
@@ -216,7 +218,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _ = COMMANDS[cmd_name]
-        found: click.Command | None = getattr(import_module(f"stochcl.cli.{module}"), cmd_name)
+        found: click.Command | None = getattr(import_module(f"stochcl.cli.{module}"), cmd_name.replace("-", "_"))
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102

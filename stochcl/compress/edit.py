@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.compress.embedder import Embedder, check_embedder
+from stochcl.compress.header import Embedder, check_embedder
 from stochcl.compress.segment import RawSegment, StoredSegment, as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED, EntropyModel, unpack_model

@@ -9,7 +9,7 @@ import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
-from stochcl.compress.embedder import EMBEDDER_KEY, Embedder
+from stochcl.compress.header import EMBEDDER_KEY, Embedder
 from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent

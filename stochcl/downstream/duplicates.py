@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Decode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
-_AXES = 64  # vectors are no farther apart on these than they are
+_AXES = 128  # vectors are no farther apart on these than they are
 _PROBES = 6  # cells that a code is held against
 _CELL = 256  # codes of the smallest cells, on average: of few, comparing more costs nothing
 _ROWS = 1 << 12  # decoded at a time

@@ -156,10 +156,10 @@ def _read_labels(
     except LabelsError:
         if labels is not None or level is not None or task == "regression":
             raise
-        notes.append("All images lie in one folder, so this page has no section about labels.")
+        notes.append("All rows have one label (one folder?), so this page has no section about labels.")
         return None
     if task == "classification" and labels is None and len(np.unique(found.y)) > len(found.y) / 2:
-        notes.append("Nearly every image lies in a folder of its own, so this page has no section about labels.")
+        notes.append("Nearly every row has a label of its own, so this page has no section about labels.")
         return None
     if found.left_out:
         notes.append(f"{found.left_out:,} of {len(some):,} rows have no label; figures about labels leave them out.")

@@ -56,7 +56,6 @@ _MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leav
 _MOST_LOST = 0.1  # of what the map explains, for smaller tables
 _COARSER = 17  # tries, each of steps 1.2 times as large, to keep tables small
 _OTHER_TABLES = 11_000, 16  # bytes of tables besides words and map: the entropy network, a self-test by the column
-_ROWS = 4096
 _ROWS_A_WORD = 8
 _HIDDEN = {"images": 96, "vectors": 128}  # units of the entropy network
 _PASSES = {"images": 20, "vectors": 60}

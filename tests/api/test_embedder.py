@@ -15,8 +15,7 @@ from stochcl.api.append import append
 from stochcl.api.evaluate import evaluate_targets
 from stochcl.api.search import search
 from stochcl.api.train import train
-from stochcl.compress.embedder import Embedder
-from stochcl.compress.header import Header
+from stochcl.compress.header import Embedder, Header
 from stochcl.errors import ModelMismatch, UsageError
 from tests.making import make_head
 

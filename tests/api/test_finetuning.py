@@ -204,7 +204,7 @@ def test_labels_may_come_from_a_table(base, photos, unseen, out, tmp_path):
     names = [p.relative_to(photos).as_posix() for p in photos.rglob("*.png")]
     rows = [(name, "warm" if name.startswith("red") else "cold") for name in names]
     labels = table(tmp_path / "labels.csv", rows)
-    options = {"labels": labels, "test": unseen, "test_labels": labels}
+    options = {"labels": labels, "test": unseen, "test_labels": table(tmp_path / "unseen.csv", rows)}
     report = finetuning.finetune(base, [photos], out, **options, hold_out=1, **FAST)
     assert load_model(out).encoder.config.classes == ("cold", "warm")
     assert report.held_out == 2

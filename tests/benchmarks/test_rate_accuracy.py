@@ -339,7 +339,7 @@ def test_recall_of_a_matrix_needs_no_labels(tmp_path, rng):
                                metric=("recall@10",), ladder=(8,))  # fmt: skip
     result = rate.benchmark_rate_accuracy(asked, tmp_path / "out")
     assert {row["method"] for row in result["rows"]} == {"head", "float32", "ITQ"}
-    for test, said in (("y.npy", "5 columns"), ("few.npy", "too few")):
+    for test, said in (("y.npy", "5 columns"), ("few.npy", "more than 10")):
         with pytest.raises(SourceError, match=said):
             rate.benchmark_rate_accuracy(replace(asked, test=tmp_path / test), tmp_path / "out")
     np.save(tmp_path / "images.npy", np.zeros((20, 4, 4, 3), np.uint8))

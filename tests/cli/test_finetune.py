@@ -78,7 +78,7 @@ def test_the_program_by_itself(model, images, tmp_path):
     with labels.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("name", "label"), *((n, "a" if n < "dogs" else "b") for n in names)])
     out = tmp_path / "tuned.safetensors"
-    scored = ["--labels", labels, "--test", images, "--test-labels", labels]
+    scored = ["--labels", labels, "--test", images, "--test-labels", shutil.copy(labels, tmp_path / "same.csv")]
     ended = process("finetune", model, images, "-o", out, *FAST, *scored, "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["classes"] == 2

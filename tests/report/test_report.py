@@ -384,7 +384,7 @@ def test_folders_that_say_nothing_are_no_labels(codec, images, out, tmp_path):
     codec.compress(tmp_path / "flat", tmp_path / "codes.bin")
     told, page = report(tmp_path / "codes.bin", out, images=tmp_path / "flat")
     assert told["label"] is None
-    assert "a folder of its own" in page.text
+    assert "a label of its own" in page.text
     assert "<b>&.png" in page.text  # as a text: no tag came of it
     assert told["missing"] == 0
 

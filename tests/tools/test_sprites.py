@@ -101,7 +101,7 @@ def test_the_table_is_one_that_evaluation_reads(tmp_path):
     labels = read_labels(path)
     assert labels.columns == FACTORS
     assert labels.match(names) == tuple(SHAPES[i] for i in sprites.shape)
-    np.testing.assert_allclose(labels.numbers(names, "x"), sprites.x, atol=1e-6)
+    np.testing.assert_allclose(np.array(labels.match(names, "x"), np.float64), sprites.x, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [{"count": 0}, {"size": 4}, {"size": 1000}, {"seed": -1}])

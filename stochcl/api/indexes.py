@@ -1,0 +1,256 @@
+"""Archives to indexes of FAISS, and the codes of FAISS's quantisers to archives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stochcl.api.summary import Report
+from stochcl.codes import Codes
+from stochcl.compress import Archive, Header, Writer, open_archive
+from stochcl.compress.transcode import fit_models
+from stochcl.entropy.autoregressive import AutoregressiveModel
+from stochcl.entropy.independent import IndependentModel
+from stochcl.entropy.tables import Tables
+from stochcl.entropy.vectors import MAX_NUMBERS, ResidualDecoder
+from stochcl.errors import SourceError, UsageError, require
+from stochcl.files import check_output, replacing, target_of, writing
+from stochcl.messages import Progress, escape_name, silent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stochcl.compress import ArchiveBase
+    from stochcl.entropy.tables import Where
+    from stochcl.files import PathLike
+
+METRICS = ("cosine", "l2")
+
+_ROWS = 1 << 14  # decoded, and added, at a time
+_TRAINING_VALUES = 1 << 26  # of the vectors that an index is trained on, spread evenly
+_SAMPLE = 1 << 16  # rows that entropy models are fitted to
+
+
+def _faiss() -> Any:
+    return require("faiss", "an index of FAISS", "faiss")
+
+
+def _reason(exc: RuntimeError) -> str:
+    """Return FAISS's own words, without the place in its source."""
+    return " ".join(str(exc).rpartition(": ")[2].split())
+
+
+def export_faiss(
+    path: PathLike, output: PathLike, *, factory: str = "Flat", metric: str = "cosine", binary: bool = False,
+    tables: Where = (), force: bool = False, progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Write an archive as an index of FAISS, whose ids are the rows' numbers.
+
+    Parameters
+    ----------
+    path, output : path-like
+    factory : str
+        The kind of index, as ``faiss.index_factory`` reads it: ``Flat``, ``HNSW32``, ``IVF1024,PQ32``...
+    metric : str
+        ``cosine``: decoded vectors of length 1, by inner product; ``l2``: as they are.
+    binary : bool
+        Write codes, which must be bits, as an IndexBinaryFlat, in place of decoded vectors.
+    tables : iterable of Tables or path-like
+    force : bool
+    progress : callable
+
+    Returns
+    -------
+    dict
+        JSON values under the schema ``stochcl.export/0``.
+
+    Raises
+    ------
+    UsageError
+        If FAISS knows no such kind, has too few rows to train it, or there is nothing to make it of.
+    """
+    faiss, output = _faiss(), Path(output)
+    check_output(output, Path(path), force=force)
+    if metric not in METRICS:
+        raise UsageError(f"metric must be {' or '.join(METRICS)}, got {metric!r}.")
+    with open_archive(path, tables=tables) as archive:
+        shown, header = escape_name(path), archive.header
+        if binary and header.alphabet != 2:
+            raise UsageError(f"{shown}: its symbols are not bits; omit --binary.")
+        if not binary and archive.decoder is None:
+            raise UsageError(f"{shown}: its model has no decoder to vectors; pass --binary to write bits.")
+        try:
+            index = (
+                _binary(faiss, archive, progress) if binary else _vectors(faiss, archive, factory, metric, progress)
+            )
+        except RuntimeError as exc:
+            raise UsageError(f"faiss cannot make an index {factory!r} of {shown}: {_reason(exc)}.") from exc
+        with writing(output), replacing(output) as file:
+            (faiss.write_index_binary if binary else faiss.write_index)(index, faiss.PyCallbackIOWriter(file.write))
+        names_words = isinstance(archive.decoder, ResidualDecoder) and max(archive.decoder.stages) > 1
+        return {
+            "schema": "stochcl.export/0",
+            "path": escape_name(output),
+            "index": type(index).__name__,
+            "images": len(archive),
+            "dimensions": index.d,
+            "bytes": output.stat().st_size,
+            "notes": ["these bits name words, so few that differ need not mean near"]
+            if binary and names_words
+            else [],
+        }
+
+
+def _binary(faiss: Any, archive: ArchiveBase, progress: Progress) -> Any:
+    index = faiss.IndexBinaryFlat(8 * archive[:0].packed.shape[1])
+    for codes in archive.iter_codes(_ROWS):
+        index.add(np.ascontiguousarray(codes.packed))
+        progress(index.ntotal, len(archive))
+    return index
+
+
+def _vectors(faiss: Any, archive: ArchiveBase, factory: str, metric: str, progress: Progress) -> Any:
+    decoder = archive.decoder
+    assert decoder is not None
+
+    def decoded(codes: Codes) -> NDArray[np.float32]:
+        vectors = np.ascontiguousarray(decoder.decode(codes.symbols()), np.float32)
+        if metric == "cosine":
+            faiss.normalize_L2(vectors)
+        return vectors
+
+    kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
+    index = faiss.index_factory(decoder.dim, factory, kind)
+    if not index.is_trained:
+        count = min(len(archive), max(1, _TRAINING_VALUES // decoder.dim))
+        index.train(decoded(archive[np.linspace(0, len(archive) - 1, count).astype(np.int64)]))
+    for codes in archive.iter_codes(_ROWS):
+        index.add(decoded(codes))
+        progress(index.ntotal, len(archive))
+    return index
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An archive made of an index's codes, and the bytes that the index takes for them."""
+
+    report: Report
+    index: str
+    index_code_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values under the schema ``stochcl.import-faiss/0``."""
+        found = self.report.to_json("import-faiss")
+        return found | {"index": self.index, "index_code_bytes": self.index_code_bytes}
+
+    def lines(self) -> list[str]:
+        """Return what a person wants to know: with the gain, which may be none."""
+        codes, tables = (self.report.parts[part] for part in ("codes", "tables"))
+        saved = 100 * (1 - codes / self.index_code_bytes) if self.index_code_bytes else 0.0
+        gain = f"{saved:.1f} % less" if saved > 0 else f"{-saved:.1f} % more"
+        return [
+            *self.report.lines(),
+            f"  {self.index} keeps these codes in {self.index_code_bytes:,} bytes; here they take {codes:,}, {gain}",
+            f"  in place of its codebooks: a decoder of {tables:,} bytes",
+        ]
+
+
+def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, progress: Progress = silent) -> Imported:
+    """Write the codes of a FAISS index of product or residual quantisation to an archive, entropy-coded.
+
+    Decoded vectors are the index's own but for the rounding of its codebooks to 8 bits. FAISS trusts the files that
+    it reads: import your own.
+
+    Parameters
+    ----------
+    index : path-like
+        An IndexPQ or IndexResidualQuantizer, also behind an IndexIDMap, whose ids become the names.
+    output : path-like
+    force : bool
+    progress : callable
+
+    Raises
+    ------
+    SourceError
+        If the file is no index, or one of another kind.
+    """
+    faiss, shown, output = _faiss(), escape_name(index), target_of(output)
+    check_output(output, Path(index), force=force)
+    try:
+        read = whole = faiss.read_index(str(index))
+    except RuntimeError as exc:
+        raise SourceError(f"{shown}: FAISS cannot read this as an index: {_reason(exc)}.") from exc
+    ids = None
+    if isinstance(whole, faiss.IndexIDMap):  # which owns the index in it
+        ids, read = faiss.vector_to_array(whole.id_map), faiss.downcast_index(whole.index)
+    bits, words = _quantiser(faiss, read, shown)
+    if sum(map(np.size, words)) > MAX_NUMBERS:
+        raise SourceError(f"{shown}: its codebooks have more than {MAX_NUMBERS:,} numbers; an archive holds no more.")
+    stored = faiss.vector_to_array(read.codes).reshape(read.ntotal, -1)
+
+    def codes_of(rows: slice) -> Codes:
+        numbers = np.concatenate([_packed_bits(stored[rows], start, width) for start, width in _places(bits)], axis=1)
+        names = None if ids is None else map(str, ids[rows].tolist())
+        return Codes.from_symbols(numbers, names=names)
+
+    step = max(1, read.ntotal // _SAMPLE)
+    sample = codes_of(slice(None, None, step))
+    models = fit_models(sample, read.ntotal) or [IndependentModel.fit(sample)]
+    network = models[1] if len(models) > 1 else None
+    assert isinstance(models[0], IndependentModel)
+    tables = Tables(
+        (sum(bits),), models[0], ResidualDecoder.of_stages(words),
+        network if isinstance(network, AutoregressiveModel) else None,
+    )  # fmt: skip
+    kind = type(read).__name__
+    header = Header(
+        model=f"faiss {kind}", model_sha256=tables.sha256, model_latents=sum(bits), latents=sum(bits), alphabet=2,
+        precision="fp32", tables_sha256=tables.sha256, feature_dim=read.d, input_bytes=4 * read.d,
+        source_kind="faiss",
+    )  # fmt: skip
+    with Writer(output, header, tables, embed_tables=True, names=ids is not None, force=force) as writer:
+        for start in range(0, read.ntotal, _ROWS):
+            part = codes_of(slice(start, start + _ROWS))
+            writer.add(part, sizes=[4 * read.d] * len(part))
+            progress(start + len(part), read.ntotal)
+    with Archive(output) as archive:
+        return Imported(Report.of(archive, str(output)), kind, stored.nbytes)
+
+
+def _quantiser(faiss: Any, index: Any, shown: str) -> tuple[list[int], list[NDArray[np.float32]]]:
+    """Return the bits of each of an index's numbers, and the words that they name, which add up to a vector."""
+    if isinstance(index, faiss.IndexPQ):
+        pq = index.pq
+        books = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
+        words = np.zeros((pq.M, pq.ksub, index.d), np.float32)
+        for m, book in enumerate(books):
+            words[m, :, m * pq.dsub : (m + 1) * pq.dsub] = book
+        bits, found = [pq.nbits] * pq.M, list(words)
+    elif isinstance(index, faiss.IndexResidualQuantizer):
+        rq = index.rq
+        bits = faiss.vector_to_array(rq.nbits).astype(int).tolist()
+        books = faiss.vector_to_array(rq.codebooks).reshape(-1, index.d)
+        starts = np.cumsum([0] + [1 << b for b in bits])
+        found = [books[a:b] for a, b in pairwise(starts.tolist())]
+    else:
+        raise SourceError(f"{shown}: this is an {type(index).__name__}; give an IndexPQ or an "
+                          "IndexResidualQuantizer.")  # fmt: skip
+    if max(bits) > 8:
+        raise SourceError(f"{shown}: its words have {max(bits)} bits; at most 8 are supported.")
+    return bits, found
+
+
+def _places(bits: list[int]) -> list[tuple[int, int]]:
+    """Return the first bit, and the bits, of each number of a row of FAISS's codes."""
+    return list(zip(np.cumsum([0, *bits[:-1]]).tolist(), bits, strict=True))
+
+
+def _packed_bits(stored: NDArray[np.uint8], start: int, width: int) -> NDArray[np.uint8]:
+    """Return the bits of a number, most significant first; FAISS packs the least significant ones first."""
+    places = start + np.arange(width - 1, -1, -1)
+    found: NDArray[np.uint8] = (stored[:, places // 8] >> (places % 8).astype(np.uint8)) & np.uint8(1)
+    return found
