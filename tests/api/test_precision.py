@@ -70,3 +70,18 @@ def test_other_precisions_are_refused(model, codec):
     with pytest.raises(UsageError, match="got 'fp8'"):
         codec.with_precision("fp8")
     assert codec.with_precision("fp32") is codec
+
+
+def test_an_archive_in_floats_goes_on_in_floats_where_integers_are_the_default(images, tmp_path):
+    path, exact = tmp_path / "codes.bin", stochcl.load(device="cpu", precision="fp32")
+    (tmp_path / "few").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "few" / name).write_bytes(next(images.rglob("*.png")).read_bytes())
+        if name == "a.png":
+            exact.compress(tmp_path / "few", path)
+    default = stochcl.load(device="cpu")
+    assert default.precision == "int8"
+    stochcl.append(path, tmp_path / "few", default)
+    with stochcl.open(path) as archive:
+        assert archive.header.precision == "fp32"
+        np.testing.assert_array_equal(*archive.to_numpy())
