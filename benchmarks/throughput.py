@@ -76,7 +76,7 @@ class ThroughputConfig(Config):
         None, "Side of the images to make.", at_least=1, unit="PIXELS", shown="1.5 times the network's"
     )
     device: str = option("auto", "cpu, cuda, ...")
-    precision: str = option("fp32", "Numeric precision of the network.", choices=("fp32", "bf16"))
+    precision: str = option("fp32", "Numeric precision of the network.", choices=("fp32", "bf16", "int8"))
     compile: bool = option(False, "Compile the network with torch.compile.")
     repeat: int = option(5, "Rounds to measure.", at_least=1)
     seed: int = option(0, "Random seed.", at_least=0)
