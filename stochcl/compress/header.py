@@ -80,10 +80,10 @@ class Header:
         The encoder's latents that are kept, ascending, if they are not the first ones.
     ids : dict, optional
         The column of a table that the names came from: ``column``, and its Arrow ``type``.
-        embedder : dict, optional
-            The embedder of the vectors, see :class:`~stochcl.compress.header.Embedder`.
-        version : int
-            Version of the format; stored in the prologue.
+    embedder : dict, optional
+        The embedder of the vectors, see :class:`~stochcl.compress.header.Embedder`.
+    version : int
+        Version of the format; stored in the prologue.
     """
 
     model: str

@@ -234,10 +234,10 @@ class StreamWriter(SegmentWriter):
     ----------
     file : binary file object
         Open for writing; the caller closes it.
-        header, tables, embed_tables, names, uncertainty, segment_rows
-            As in :class:`~stochcl.compress.Writer`; without tables only coded segments can be written.
-        chunks : iterable of bytes
-            Chunks of fitted models; added rows are not coded with them.
+    header, tables, embed_tables, names, uncertainty, segment_rows
+        As in :class:`~stochcl.compress.Writer`; without tables only coded segments can be written.
+    chunks : iterable of bytes
+        Chunks of fitted models; added rows are not coded with them.
 
     Raises
     ------

@@ -226,10 +226,10 @@ class Writer(JournaledWriter):
         Replace an existing archive or partial file.
     resume : bool
         Continue an existing partial file; ``position`` says where. Without one, start.
-        facts : dict
-            JSON values that must match to continue a partial file: source listing, options.
-        segment_rows : int
-            Rows per segment.
+    facts : dict
+        JSON values that must match to continue a partial file: source listing, options.
+    segment_rows : int
+        Rows per segment.
 
     Attributes
     ----------
@@ -242,8 +242,8 @@ class Writer(JournaledWriter):
     ------
     UsageError
         If there is already an output or partial file, or one of another run.
-        OutputError
-            If the disk is full, the folder missing, or writing not allowed; or if another writer holds the path.
+    OutputError
+        If the disk is full, the folder missing, or writing not allowed; or if another writer holds the path.
     """
 
     def __init__(

@@ -148,8 +148,8 @@ class MatrixBatch:
         The other rows.
     source_bytes : int
         Stored bytes of the finite rows.
-        labels : tuple of str, optional
-            Labels of the finite rows, if the source has them.
+    labels : tuple of str, optional
+        Labels of the finite rows, if the source has them.
     """
 
     rows: range
@@ -199,8 +199,8 @@ class MatrixSource:
     ----------
     path : Path or sequence of Path
         The file, or files that are concatenated; all must have the same width and type.
-        rows : ndarray of int64, optional
-            Rows to take, ascending; all by default.
+    rows : ndarray of int64, optional
+        Rows to take, ascending; all by default.
 
     Attributes
     ----------

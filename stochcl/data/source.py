@@ -78,8 +78,8 @@ class ImageBatch:
         Bytes of the readable images' files.
     labels : tuple of str, optional
         Labels of the readable images, if the source has them; labels from names are not included.
-        damaged : tuple of Failure
-            Readable images that are damaged, and how.
+    damaged : tuple of Failure
+        Readable images that are damaged, and how.
     """
 
     rows: range

@@ -224,11 +224,11 @@ class TarStream(StreamSource):
     ----------
     file : binary file object
         Readable; it is never sought.
-        shown : str
-            Its name in messages.
-        options : SourceOptions
-            With ``label_files``, the files of a sample must be adjacent, as in webdataset: its images are returned
-            after all its files have arrived.
+    shown : str
+        Its name in messages.
+    options : SourceOptions
+        With ``label_files``, the files of a sample must be adjacent, as in webdataset: its images are returned
+        after all its files have arrived.
     """
 
     kind: ClassVar[str] = "tar"
