@@ -129,7 +129,6 @@ def writer(
 
 
 def __dir__() -> list[str]:
-    """List the public names."""
     return sorted(__all__)
 
 

@@ -48,7 +48,7 @@ class Option:
     required: bool = False
 
     def allows(self, value: float) -> bool:
-        """Tell whether a number is finite and within the bounds."""
+        """Return whether a number is finite and within the bounds."""
         return (
             math.isfinite(value)
             and (self.at_least is None or value >= self.at_least)

@@ -90,7 +90,6 @@ def _numbers(
 
 
 def _check_labelled(numbers: NDArray[Any], path: object) -> None:
-    """Refuse rows without a label."""
     without = np.isnan(numbers) if numbers.dtype.kind == "f" else numbers < 0
     if without.any():
         raise LabelsError(

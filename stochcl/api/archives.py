@@ -98,7 +98,7 @@ def transcode(
         Keep these latents: the model's latent numbers, from 0, or a JSON file with a list of them, or the output of
         ``stochcl select``. Models are refitted.
     refit : bool
-        Fit entropy models to the codes, and store those that save more than their own bytes.
+        Fit entropy models to the codes, and store each that saves more than its own size.
     self_contained, external_tables : bool
         Put the decoder into the file, or leave it out; by default unchanged.
     names, uncertainty : bool

@@ -40,7 +40,7 @@ _LOOKED_AT = 4000  # rows whose codes are checked for collapse
 def code_shape(
     latents: int | None = None, rate: float | None = None, posterior: str | None = None, alphabet: int | None = None
 ) -> dict[str, Any]:
-    """Return posterior, latents and alphabet of a code of vectors, choosing those that are None.
+    """Return posterior, latents and alphabet of a code of vectors, choosing each that is None.
 
     Residual codes are the default; an alphabet of more than two values implies gaussian latents.
 
@@ -251,7 +251,7 @@ def train_matrix(
     embedder : Embedder, optional
         The embedder of the rows, for the record.
     **options
-        ``latents``, ``posterior``, ``alphabet``: :func:`code_shape` chooses those that are None.
+        ``latents``, ``posterior``, ``alphabet``: :func:`code_shape` chooses each that is None.
         Other fields of :class:`~stochcl.encoders.config.EncoderConfig`, and of
         :class:`~stochcl.training.options.LatentOptions`; ``latent_steps`` or ``epochs`` in place of ``steps``. None
         means the default.

@@ -399,7 +399,6 @@ def evaluate_targets(
 def _score(
     data: ProbeData, target: str, asked: EvaluateOptions, progress: Progress, *, split_names: bool
 ) -> Evaluation:
-    """Train and score the probe of one target."""
     train, test, y = data.train, data.test, data.train.labels[target]
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     if test is None:
@@ -415,7 +414,6 @@ def _score(
 
 
 def _fit_all(data: ProbeData, asked: EvaluateOptions) -> downstream.SavedProbe:
-    """Fit the probes of all targets to all rows."""
     header, train = data.header, data.train
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     fitted = tuple(

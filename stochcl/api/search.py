@@ -130,7 +130,6 @@ def search(
 
 
 def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
-    """Yield queries for rows of the archive."""
     for name in names:
         yield _Query(escape_name(name), archive.row(name))
     stored = archive.names

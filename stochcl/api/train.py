@@ -262,7 +262,6 @@ def _train_on_matrix(
     report: Callable[[Any], None],
     **options: Any,
 ) -> TrainReport | None:
-    """Train a model of vectors."""
     from stochcl.training.monitor import health_warnings
 
     if resume:

@@ -105,7 +105,7 @@ class Archive(ArchiveBase):
         self._entropies: Cache[NDArray[np.float32]] = Cache(_CACHED_BYTES // 16)  # uncertainty of segments
         self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # models of segments, and fitted models
 
-    # What it holds
+    # Contents
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -229,7 +229,6 @@ class Archive(ArchiveBase):
 
     @property
     def _fitted(self) -> Iterator[EntropyModel]:
-        """Iterate over the models fitted to this archive."""
         return (self._fitted_model(number) for number in range(len(self._index.fitted)))
 
     def _fitted_model(self, number: int) -> EntropyModel:

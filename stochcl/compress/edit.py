@@ -1,4 +1,4 @@
-"""Merge and split archives: move whole segments unchanged, and recode only those that are cut."""
+"""Merge and split archives: copy whole segments unchanged, and recode only segments at a cut."""
 
 from __future__ import annotations
 

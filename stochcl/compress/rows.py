@@ -134,7 +134,7 @@ class ArchiveBase(ABC):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # What they hold
+    # Contents
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -153,7 +153,6 @@ class ArchiveBase(ABC):
 
     @cached_property
     def _has_labels(self) -> bool:
-        """Whether any row has a label."""
         labels = self._texts("labels", range(len(self)))
         return labels is not None and any(labels)
 

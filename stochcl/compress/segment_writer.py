@@ -201,7 +201,6 @@ class SegmentWriter(ABC):
         self._places = self._places[rows:]
 
     def _take(self, head: SegmentHead, chunk: bytes, position: int, source_bytes: int) -> None:
-        """Store and count a segment."""
         skipped = [(name, reason) for at, name, reason in self._new_skips if at < position]
         start = self._end
         record = Record(start + len(chunk), crc(chunk), head.rows, position, source_bytes, skipped)

@@ -213,7 +213,6 @@ class FolderArchive(ArchiveBase):
         return LazyArchives([partial(self._shard, number) for number in range(len(self.manifest.shards))])
 
     def _open(self, number: int) -> Archive:
-        """Open a shard and check it against the manifest."""
         entry = self.manifest.shards[number]
         archive = Archive(self.path / entry.file, tables=self._extra, trusted=self._trusted)
         archive._limits.share(len(self.manifest.shards))
@@ -251,7 +250,7 @@ class FolderArchive(ArchiveBase):
         """The first shard with rows, or 0."""
         return next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
 
-    # What it holds
+    # Contents
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -267,7 +266,6 @@ class FolderArchive(ArchiveBase):
 
     @property
     def _tables_bytes(self) -> int:
-        """Bytes of the tables' file in the folder."""
         return 0 if self.manifest.tables is None else len(self.tables.data)
 
     @property

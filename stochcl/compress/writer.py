@@ -184,7 +184,6 @@ class JournaledWriter(SegmentWriter):
         self._journal.close()
 
     def _release(self) -> None:
-        """Release the lock on the path."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
