@@ -344,10 +344,8 @@ def measure(
     """Encode and decode; return bytes, seconds, memory and whether the codes came back.
 
     Each function's first run gives the memory, the runs after it the time: the median of ``repeat`` runs. Memory is
-    the
-    growth of the resident set's high-water mark, result included (outside Linux the mark only rises, so a peak below
-    an
-    earlier one shows as 0).
+    the growth of the resident set's high-water mark, result included (outside Linux the mark only rises, so a peak
+    below an earlier one shows as 0).
     """
     stay_on_one_core()
     encode(codes[:_WARM_ROWS])

@@ -33,12 +33,9 @@ class Baseline(ABC):
     """A method to compress an embedding matrix without stochcl.
 
     ``fit`` learns from training rows; ``codes`` maps rows to discrete codes, and ``vectors`` maps those back to
-    vectors
-    in the input's units. ``vectors`` uses only ``side``, float16 arrays: a reader needs their bytes beside the codes,
-    so
-    every honest figure includes them. What only ``codes`` uses (thresholds, projections) stays with the writer and
-    costs
-    nothing. The same rows, bits and seed give the same codes.
+    vectors in the input's units. ``vectors`` uses only ``side``, float16 arrays: a reader needs their bytes beside
+    the codes, so every honest figure includes them. What only ``codes`` uses (thresholds, projections) stays with the
+    writer and costs nothing. The same rows, bits and seed give the same codes.
     """
 
     name: ClassVar[str]
@@ -365,8 +362,7 @@ class PrincipalScalar(Baseline):
     """PCA and a uniform scalar quantiser, meant for an entropy coder: most symbols are zero.
 
     One step for all components is optimal by rate-distortion theory (reverse water-filling); components that round to
-    a
-    single value are left out. A symbol decodes to the mean of its training rows.
+    a single value are left out. A symbol decodes to the mean of its training rows.
     """
 
     directions: Matrix  # (D, V)

@@ -130,9 +130,8 @@ def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], 
     """Compare our curves of vectors with others.
 
     The first model is compared with every other curve of two or more points; every model is compared with
-    :data:`ALL`,
-    the fewest bits of any method fitted to the same rows at each score. Returns ``saving`` with its interval, or
-    ``refused`` with the reason, for each metric, pair of curves and column of bits.
+    :data:`ALL`, the fewest bits of any method fitted to the same rows at each score. Returns ``saving`` with its
+    interval, or ``refused`` with the reason, for each metric, pair of curves and column of bits.
     """
     places: dict[tuple[str, str, str], list[int]] = {}
     for i, row in enumerate(rows):
@@ -214,8 +213,7 @@ def curves(rows: list[dict[str, Any]]) -> list[Curve]:
     """Return the curves to draw.
 
     A quantiser fitted to other sources has the marker and colour of the one that is not, hollow and dashed; then no
-    other
-    curve is dashed.
+    other curve is dashed.
     """
     points: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:

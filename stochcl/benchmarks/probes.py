@@ -50,8 +50,7 @@ class Judge:
     """Scores decoded rows the same way for every method.
 
     Accuracy: of a probe fitted to decoded training rows. Recall: of each query's nearest rows among the other test
-    rows.
-    mAP: of a query's class among the training rows.
+    rows. mAP: of a query's class among the training rows.
     """
 
     train_labels: NDArray[np.str_]

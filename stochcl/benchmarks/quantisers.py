@@ -112,8 +112,7 @@ def train_product(
     """Train an optional rotation (Ge et al., CVPR 2013) and a product quantiser after it; seeded.
 
     Returns the function from vectors to indices, shape (N, M); the rotation, shape (W, V), or None; and the
-    centroids,
-    shape (M, 256, W / M).
+    centroids, shape (M, 256, W / M).
     """
     faiss = faiss_on_one_thread()
     width = _padded_width(vectors.shape[1], indices)

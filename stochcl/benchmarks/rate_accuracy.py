@@ -267,8 +267,7 @@ def of_baseline(
     """Measure features compressed by a baseline, packed and entropy-coded.
 
     If ``fit`` is given, the baseline and its entropy model are fitted to it; the probe always learns from the
-    training
-    images.
+    training images.
     """
     start, seed = time.monotonic(), subject.judge.seed
     matrices = [subject.train.features, subject.test.features, *([] if fit is None else [fit.features])]
