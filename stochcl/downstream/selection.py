@@ -108,12 +108,9 @@ def order_of_words(
     """Select bits of residual codes, best first, and return them with their gains, as LatentSelector does.
 
     A bit of a word's name means nothing without the others, nor a word without those before it. So all names come
-    first,
-    in order, and share their gain; then signs, one by one, by their gain given the words' sum. On CIFAR-10's training
-    split
-    (10,000 images to learn from, 10,000 to score on; 75.8 % with all 256 bits of the default model), 128 selected
-    bits give
-    73.1 %, the first 128 give 72.3 %, and bits selected without regard to names 66.7 %.
+    first, in order, and share their gain; then signs, one by one, by their gain given the words' sum. On CIFAR-10's
+    training split (10,000 images to learn from, 10,000 to score on; 75.8 % with all 256 bits of the default model),
+    128 selected bits give 73.1 %, the first 128 give 72.3 %, and bits selected without regard to names 66.7 %.
     """
     stages, symbols = decoder.columns, symbols.astype(np.uint8)
     named = np.concatenate([np.zeros(0, np.intp), *(names for names in stages if len(names) > 1)])
