@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from stochcl.files import PathLike
 
 _RUNGS = (8, 16, 32, 64, 128, 256, 512, 1024)
-_FITTED = (
-    0.6  # share of a sample of embeddings that a model is trained on if none is given; the rest is scored
-)
+_FITTED = 0.6  # share of a sample of embeddings that a model is trained on if none is given; the rest is scored
 _LEAST_ROWS = 100
 _FLOAT = 4
 _BLOCK = 1 / 600  # overhead of blocks and their checksums, relative to the codes
