@@ -1,4 +1,4 @@
-"""What benchmarks/codec.py codes: archives, or sets that are made, each with the entropy models of its codes."""
+"""The code sets of benchmarks/codec.py, from archives or synthetic, each with its entropy models."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ INDEPENDENT, AUTOREGRESSIVE = "independent", "autoregressive"
 CIFAR10_ZIP, CIFAR10_CODES = "cifar10-test.zip", "cifar10-test-codes.bin"
 
 _LATENTS = 128
-_TRAINING = 12_000  # faiss asks for 39 rows a centroid
-_FACTORS = 6  # hidden bits of the correlated set; their 64 states are summed over for the exact entropy
+_TRAINING = 12_000  # faiss wants 39 rows per centroid
+_FACTORS = 6  # hidden bits of the correlated set; the exact entropy sums over their 64 states
 
 
 @dataclass(frozen=True)
 class CodecConfig(Config):
-    """What is measured: archives, or the built-in sets."""
+    """Archives or built-in sets to measure."""
 
     command_name: ClassVar[str] = "python benchmarks/codec.py"
 
@@ -64,7 +64,7 @@ class CodecConfig(Config):
 
 @dataclass(frozen=True)
 class FittedModel:
-    """An entropy model with what a reader of the figures must know of it."""
+    """An entropy model, its origin and its size in bytes."""
 
     model: Any
     origin: str
@@ -72,13 +72,13 @@ class FittedModel:
 
 
 def fitted(rows: Codes) -> dict[str, FittedModel]:
-    """Fit every kind of model that numpy can fit to rows, by kind."""
+    """Fit each kind of model that needs only numpy; return them by kind."""
     models = {INDEPENDENT: IndependentModel.fit(rows), AUTOREGRESSIVE: fit_linear(rows)}
     return {kind: FittedModel(model, "fitted", len(model.to_bytes())) for kind, model in models.items()}
 
 
 def models_of(tables: Tables, codes: Codes) -> dict[str, FittedModel]:
-    """Return the models of decoding tables by kind; a table of the codes' own where that pays, as a writer has it."""
+    """Return the models of decoding tables by kind, with a table fitted to the codes where that is smaller."""
     there = (getattr(tables, name, None) for name in ("entropy", INDEPENDENT, AUTOREGRESSIVE))
     models = [model.prefix(codes.latents) for model in there if model is not None]
     found = {
@@ -97,7 +97,7 @@ def models_of(tables: Tables, codes: Codes) -> dict[str, FittedModel]:
 
 @dataclass(frozen=True, eq=False)
 class CodeSet:
-    """Codes that every method is given, with what they are coded under."""
+    """Codes for all methods, and their entropy models."""
 
     name: str
     codes: Codes
@@ -110,14 +110,14 @@ class CodeSet:
 
     @property
     def ideal(self) -> tuple[float, str]:
-        """Bits of all rows under the best of the models, and which that is."""
+        """The bits of all rows under the best model, and its kind."""
         return min((entry.model.ideal_bits(self.codes), kind) for kind, entry in self.models.items())
 
 
 def code_sets(
     config: CodecConfig, folder: Path, leave_out: Callable[[str], None], say: Callable[[str], None]
 ) -> Iterator[CodeSet]:
-    """Make the sets that are asked for, one at a time; built-in ones that cannot be made are left out."""
+    """Make the requested sets one at a time; leave out built-in ones that cannot be made."""
     for path in config.sources:
         with Archive(path) as archive:
             yield of_archive(escape_name(path.name), archive, config, config.latents)
@@ -142,11 +142,11 @@ def code_sets(
 
 
 class NoDataError(SourceError):
-    """A built-in set needs data that is not there; it is left out."""
+    """A built-in set needs data that is missing."""
 
 
 def skewed(rows: int, latents: int, seed: int) -> CodeSet:
-    """Independent bits, each latent with its own probability of a one, from Beta(0.4, 0.4): many are skewed."""
+    """Make independent bits with probabilities from Beta(0.4, 0.4), many of them skewed."""
     rng = np.random.default_rng([seed, 1])
     p = np.clip(rng.beta(0.4, 0.4, latents), 1 / 4096, 4095 / 4096)
     coded, others = (Codes.from_symbols(rng.random((rows, latents)) < p) for _ in range(2))
@@ -156,7 +156,10 @@ def skewed(rows: int, latents: int, seed: int) -> CodeSet:
 
 
 def correlated(rows: int, latents: int, seed: int) -> CodeSet:
-    """Bits that depend on six hidden ones: logit of latent j is ``b[j] + w[j] . h``, h uniform in {-1, 1}**6."""
+    """Make bits that depend on six hidden ones: the logit of latent j is ``b[j] + w[j] .
+
+    h``, h uniform in {-1, 1}**6.
+    """
     rng = np.random.default_rng([seed, 2])
     weights = rng.normal(0, 1.0, (_FACTORS, latents))
     bias = rng.normal(0, 1.0, latents)
@@ -169,7 +172,7 @@ def correlated(rows: int, latents: int, seed: int) -> CodeSet:
 
 
 def mixture_bits(bits: NDArray[np.bool_], p: NDArray[np.float64]) -> float:
-    """Return -log2 of the probability of rows under equally likely products, per row; exact."""
+    """Return the exact -log2 probability per row under an equal mixture of product distributions."""
     total = 0.0
     for start in range(0, len(bits), 8192):
         part = bits[start : start + 8192].astype(np.float64)
@@ -180,7 +183,7 @@ def mixture_bits(bits: NDArray[np.bool_], p: NDArray[np.float64]) -> float:
 
 
 def opq(rows: int, latents: int, seed: int) -> CodeSet:
-    """OPQ indices of seeded vectors: 50 clusters of low-rank Gaussian noise, 4 dimensions an index."""
+    """Make OPQ indices of seeded vectors: 50 clusters of low-rank Gaussian noise, 4 dimensions per index."""
     need("faiss")
     indices = max(1, latents // 8)
     rng = np.random.default_rng([seed, 3])
@@ -203,13 +206,13 @@ def opq(rows: int, latents: int, seed: int) -> CodeSet:
 
 
 def _quantised(training: np.ndarray, matrices: list[np.ndarray], indices: int, seed: int) -> list[Codes]:
-    """Train a quantiser and return the codes of each matrix; in a child process, for faiss may crash."""
+    """Train a quantiser and return the codes of each matrix; runs in a child process because faiss may crash."""
     quantise, *_ = train_product(training, indices, seed)
     return [Codes.from_symbols(quantise(matrix), alphabet=CENTROIDS) for matrix in matrices]
 
 
 def of_archive(name: str, archive: Archive, config: CodecConfig, latents: int | None) -> CodeSet:
-    """Take the codes of an archive, with its own tables or, to refit, with tables fitted to half of them."""
+    """Return the codes of an archive with its own tables or, with --refit, tables fitted to half of the rows."""
     about = f"{archive.header.latents:,} latents of the model {escape_name(archive.header.model)}"
     codes = archive[: config.rows and config.rows * (2 if config.refit else 1)]
     codes = Codes(codes.packed, codes.latents, codes.alphabet)
@@ -219,7 +222,7 @@ def of_archive(name: str, archive: Archive, config: CodecConfig, latents: int | 
         if latents > codes.latents:
             raise UsageError(f"{name}: it has {codes.latents:,} latents, not {latents:,}.")
         codes, about = codes.prefix(latents), f"the first {latents:,} of {about}"
-    if config.refit:  # a model that is fitted to what it codes flatters itself
+    if config.refit:  # a model fitted to the rows it codes looks too good
         note = f"{name}: the tables are fitted to every second row, and the others are coded."
         return CodeSet(name, codes[::2], fitted(codes[1::2]), about, notes=(note,))
     found, notes = models_of(archive.tables, codes), []
@@ -230,12 +233,12 @@ def of_archive(name: str, archive: Archive, config: CodecConfig, latents: int | 
 
 
 def cifar10(folder: Path, config: CodecConfig, latents: int | None, say: Callable[[str], None]) -> CodeSet:
-    """Take the default model's codes of CIFAR-10's test images; make them, and keep them in ``folder``."""
+    """Return the default model's codes of CIFAR-10's test images; made if needed, and kept in ``folder``."""
     from stochcl.api.codec import Codec
 
     path, codec = folder / CIFAR10_CODES, Codec(device="cpu")
     name = "cifar10" if latents is None else f"cifar10-{latents}"
-    current = False  # whether codes that were kept are of this model and these tables
+    current = False  # whether the kept codes come from this model and these tables
     with suppress(FormatError, SourceError), Archive(path) as archive:
         kept = archive.header.model_sha256, archive.header.tables_sha256
         current = kept == (codec.model.sha256, codec.tables.sha256)

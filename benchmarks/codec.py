@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 SCHEMA = "stochcl.benchmark.codec/0"
 ROWS, COLUMNS, PLANES = "rows", "columns", "planes"
-"""Row after row, packed; latent after latent; and for wider alphabets also bit after bit of every latent."""
+"""Row-major packed, latent-major, and (for wider alphabets) bit planes of each latent."""
 
-_BLOCK_BITS = 1 << 16  # what a block of an archive holds, too
-_PARAMETERS = 1 << 20  # probabilities given to one call of constriction: 8 MB
+_BLOCK_BITS = 1 << 16  # as in an archive
+_PARAMETERS = 1 << 20  # probabilities per call of constriction: 8 MB
 _WARM_ROWS = 8
-_SLOW = 5.0  # seconds beyond which a function is not run again: its first time stands, and ``repeats`` says 1
+_SLOW = 5.0  # a function that takes more seconds runs only once, and ``repeats`` says 1
 
 
 def benchmark_codec(
@@ -126,12 +126,12 @@ def _row(code_set: CodeSet, method: Method, found: dict[str, Any]) -> dict[str, 
     }
 
 
-# Methods: pairs of functions that give the codes back, in this process or another.
+# Methods: pairs of functions that encode and decode, in this process or another.
 
 
 @dataclass(frozen=True)
 class Method:
-    """Writes codes as bytes and reads them; what it needs beside the bytes are its tables."""
+    """Encodes codes to bytes and back; ``tables_bytes`` counts what the decoder needs besides."""
 
     name: str
     encode: Callable[[Codes], bytes]
@@ -142,7 +142,7 @@ class Method:
 
 
 def methods_of(code_set: CodeSet, leave_out: Callable[[str], None]) -> list[Method]:
-    """Return ours and all others for a set, in the order of the table."""
+    """Return all methods for a set, in the order of the table."""
     codes, methods = code_set.codes, []
     shape = len(codes), codes.latents, codes.alphabet
     for kind, entropy in code_set.models.items():
@@ -182,7 +182,7 @@ def block_rows(bits_per_row: float, decisions_per_row: int) -> int:
 
 
 def encode_blocks(model: Any, rows: int, codes: Codes) -> bytes:
-    """Ours: the coded symbols alone, in blocks as an archive has them, each with its length."""
+    """Encode the symbols in blocks as an archive does, preceded by the blocks' lengths."""
     blocks = [ans.encode_block(codes[start : start + rows], model) for start in range(0, len(codes), rows)]
     lengths = framing.pack_varints([len(words) for words in blocks])
     return b"".join([lengths, *(words.astype("<u4").tobytes() for words in blocks)])
@@ -200,10 +200,10 @@ def decode_blocks(model: Any, rows: int, shape: tuple[int, int, int], data: byte
 
 
 def _archive(code_set: CodeSet) -> Method:
-    """Return the row of the whole file: tables inside it, unless they come with the package.
+    """Return the method of a whole file, with its tables unless they ship with the package.
 
-    Codes without a model of theirs get tables that know nothing, and the fitted models that are worth their bytes
-    in the file, as ``stochcl transcode --refit`` would give it.
+    Codes without a model get uniform tables, and the fitted models that pay for their bytes in the file, as
+    ``stochcl transcode --refit`` does.
     """
     header, tables, fits = code_set.header, code_set.tables, ()
     if header is None or tables is None:
@@ -219,18 +219,18 @@ def _archive(code_set: CodeSet) -> Method:
 
 
 def encode_archive(header: Header, tables: Tables, fits: tuple[Any, ...], embed_tables: bool, codes: Codes) -> bytes:
-    """Ours: the file that a writer leaves, with header, index and checksums, fsync included; without names."""
+    """Write a whole file (header, index, checksums, fsync) without names."""
     return write_archive(header, tables, codes, embed_tables=embed_tables, fitted=fits)
 
 
 def decode_archive(tables: Tables, data: bytes) -> Codes:
-    """Read the file again."""
+    """Read the file."""
     with Archive(io.BytesIO(data), tables=[tables]) as archive:
         return archive[:]
 
 
 def serialize(layout: str, codes: Codes) -> bytes:
-    """Write codes as bytes: packed rows, symbols of one latent after the other, or transposed bit planes."""
+    """Write codes as packed rows, as symbols latent by latent, or as bit planes."""
     if layout == ROWS:
         return codes.packed.tobytes()
     if layout == COLUMNS and codes.alphabet > 2:
@@ -259,11 +259,11 @@ GENERAL: tuple[tuple[str, str, Callable[[Any, bytes], bytes], Callable[[Any, byt
      lambda m, data: m.ZstdDecompressor().decompress(data)),
     ("brotli -11", "brotli", lambda m, data: m.compress(data, quality=11), lambda m, data: m.decompress(data)),
 )  # fmt: skip
-"""General compressors: name, module, and what it does to bytes and back."""
+"""General compressors: name, module, compress and decompress."""
 
 
 def compressed(label: str, layout: str, codes: Codes) -> bytes:
-    """Write codes through a general compressor, their bytes in one of several orders."""
+    """Compress codes with a general compressor, their bytes in the order of ``layout``."""
     _, module, deflate, _ = next(one for one in GENERAL if one[0] == label)
     return deflate(import_module(module), serialize(layout, codes))
 
@@ -275,23 +275,23 @@ def decompressed(label: str, layout: str, shape: tuple[int, int, int], data: byt
 
 
 def symbol_probabilities(model: IndependentModel) -> NDArray[np.float64]:
-    """Multiply a model's decisions out to probabilities of symbols, shape (D, K); each row adds up to 1."""
+    """Multiply the probabilities of decisions to those of symbols, shape (D, K); rows sum to 1."""
     ones, leaves = model.ones / 4096, np.ones((model.latents, 1))
     while leaves.shape[1] < model.alphabet:
         nodes = leaves.shape[1]
         one = ones[:, nodes - 1 : 2 * nodes - 1]
         leaves = np.stack([leaves * (1 - one), leaves * one], axis=2).reshape(model.latents, -1)
-    kept = leaves[:, : model.alphabet]  # what the alphabet lacks has next to no probability
+    kept = leaves[:, : model.alphabet]  # symbols beyond the alphabet have almost no probability
     normal: NDArray[np.float64] = kept / kept.sum(axis=1, keepdims=True)
     return normal
 
 
-# constriction's ANS as its manual shows it: one stream, one row of probabilities for each symbol. Not all symbols go
-# to one call: their probabilities would take a hundred times the memory of the codes. The stream is the same.
+# constriction's ANS as in its manual: one stream, one row of probabilities per symbol. It is called in parts because
+# the probabilities take a hundred times the memory of the codes; the stream is the same.
 
 
 def encode_each(probabilities: NDArray[np.float64], perfect: bool, codes: Codes) -> bytes:
-    """Code each symbol with its own parameters, the last first: a stack gives back last what it took first."""
+    """Code each symbol with its own parameters, last first because ANS is a stack."""
     import constriction
 
     coder, family = constriction.stream.stack.AnsCoder(), constriction.stream.model.Categorical(perfect=perfect)
@@ -327,7 +327,7 @@ def decode_each(
 
 
 def run(method: Method, code_set: CodeSet, repeat: int) -> dict[str, Any]:
-    """Measure a method in a fresh process on one core, and see that it gave the codes back."""
+    """Measure a method in a fresh process on one core; raise if the codes come back changed."""
     where = f"{method.name} on {code_set.name}"
     try:
         found: dict[str, Any] = call_in_child(measure, method.encode, method.decode, code_set.codes, repeat)
@@ -341,11 +341,11 @@ def run(method: Method, code_set: CodeSet, repeat: int) -> dict[str, Any]:
 def measure(
     encode: Callable[[Codes], bytes], decode: Callable[[bytes], Codes], codes: Codes, repeat: int
 ) -> dict[str, Any]:
-    """Encode and decode, and return bytes, seconds, memory and whether the codes came back.
+    """Encode and decode; return bytes, seconds, memory and whether the codes came back.
 
-    The first run of each function gives the memory, and those after it the time: the median of ``repeat`` runs.
-    Memory is the growth of the resident set's high-water mark, result included (elsewhere than on Linux, where the
-    mark only rises, a peak below an earlier one shows as 0).
+    Each function's first run gives the memory, the runs after it the time: the median of ``repeat`` runs. Memory is
+    the growth of the resident set's high-water mark, result included (outside Linux the mark only rises, so a peak
+    below an earlier one shows as 0).
     """
     stay_on_one_core()
     encode(codes[:_WARM_ROWS])
@@ -373,11 +373,11 @@ def _timed(function: Callable[[], Any], repeat: int) -> tuple[Any, dict[str, Any
 TABLE_COLUMNS = (
     "method", "bytes/image", "x ideal", "encode/s", "decode/s", "peak MB", "tables B", "correct",
 )  # fmt: skip
-"""Of the table for people: x ideal is the size by that of the ideal, tables B what is needed beside the file."""
+"""x ideal: the size divided by the ideal size; tables B: bytes needed beside the file."""
 
 
 def tables(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """Yield a title, the columns and the lines of each set's table, for people."""
+    """Yield title, columns and lines of each set's table."""
     for entry in result["sets"]:
         ideal = f"{entry['ideal_bits_per_image']:,.1f} bits ({entry['ideal_model']}, {entry['ideal_origin']})"
         title = f"{entry['set']}: {entry['n']:,} images, {entry['about']}; ideal {ideal}"
@@ -401,6 +401,6 @@ main = command_of(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    from codec import main as imported  # by its name, so that a child process finds what is in here
+    from codec import main as imported  # imported by name so that a child process can unpickle its functions
 
     imported()

@@ -1,4 +1,4 @@
-"""What the scripts beside this one share: a command that measures, writes a result, and prints it."""
+"""Shared by the scripts here: a command that measures, writes a result, and prints it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Script(click.Command):
-    """A command that is not below ``stochcl``: it prints its own errors."""
+    """A command outside ``stochcl`` that prints its own errors."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run; an error that stochcl raises becomes one sentence and its exit code."""
+        """Run; print an error of stochcl as one sentence and exit with its code."""
         with command_line():
             try:
                 return super().main(*args, **options)
@@ -36,9 +36,9 @@ def command_of(
     config: type[Config], name: str, argument: Callable[[Any], Any], measure: Callable[..., dict[str, Any]],
     tables: Callable[[dict[str, Any]], list[Table]], *, help: str, unit: str,  # noqa: A002 - as click calls it
 ) -> click.Command:  # fmt: skip
-    """Return the command of a script; ``argument`` adds what it is given.
+    """Return the command of a script; ``argument`` decorates it with its arguments.
 
-    ``measure`` takes the Config, the folder of results, ``progress`` and ``say``.
+    ``measure`` takes the Config, the results folder, ``progress`` and ``say``.
     """
 
     def run(output: Path, *, as_json: bool, **options: Any) -> None:

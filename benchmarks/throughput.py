@@ -56,14 +56,14 @@ FLOORS = ("floor: decode", "floor: forward", "floor: code")
 STAGES = ("read", "decode", "resize", "encode", "entropy-code", "write")
 WHOLE = "whole"
 
-_COARSE = 9  # numbers across of the noise that images are made of
+_COARSE = 9  # the side of the coarse noise that images are made of
 _QUALITY = 90
-_BATCH = 256  # images that compressing hands on at a time
+_BATCH = 256  # images per batch when compressing
 
 
 @dataclass(frozen=True)
 class ThroughputConfig(Config):
-    """What is timed: a model on images, or an untrained network on images that are made."""
+    """A model on images, or an untrained network on synthetic images."""
 
     command_name: ClassVar[str] = "python benchmarks/throughput.py"
 
@@ -94,9 +94,9 @@ class ThroughputConfig(Config):
 def benchmark_throughput(
     config: ThroughputConfig, *, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> dict[str, Any]:
-    """Measure stages, floors and the whole, interleaved, and see that the archive's codes are right.
+    """Measure stages, floors and the whole, interleaved, and check the archive's codes.
 
-    Returns ``rows``, one a stage, and ``ratios`` of floors and stages to the whole, on both clocks, as JSON values.
+    Returns ``rows``, one per stage, and ``ratios`` of floors and stages to the whole, on both clocks, as JSON values.
     """
     from stochcl.api.codec import Codec
     from stochcl.encoders.config import input_size
@@ -135,7 +135,7 @@ def benchmark_throughput(
 
 
 def title(result: dict[str, Any]) -> str:
-    """Return what stands above the table: whose speed it is, and the ratio that counts on this device."""
+    """Return the table's title: the setup, and the main ratio on this device."""
     clock = "wall" if result["hardware"]["device"] == "cuda" else "core"
     found = result["ratios"][f"floors / whole, {clock}"]
     return (
@@ -145,7 +145,7 @@ def title(result: dict[str, Any]) -> str:
 
 
 class Stages:
-    """What is measured, over the images of a source that can be read, the first ``most`` of them."""
+    """The measured stages, over the first ``most`` readable images of a source."""
 
     def __init__(self, codec: Codec, path: Path, folder: Path, *, most: int) -> None:
         source = open_source(path)
@@ -170,7 +170,7 @@ class Stages:
         self.archive = folder / "whole.bin"
 
     def work(self) -> dict[str, Callable[[], object]]:
-        """Return the work by name: stages, the whole, floors."""
+        """Return the functions to time by name: stages, the whole, floors."""
         images = list(self.decoded())
         return {
             "read": lambda: deque(map(self.source._read, range(len(self.data))), maxlen=0),
@@ -186,7 +186,7 @@ class Stages:
         }
 
     def decoded(self) -> Iterator[Image.Image]:
-        """Decode files in memory with Pillow alone, at the scale that preprocessing asks of it."""
+        """Decode files in memory with Pillow alone, at the scale that preprocessing requests."""
         from PIL import Image
 
         preprocess = self.codec.preprocess
@@ -197,13 +197,13 @@ class Stages:
             yield image
 
     def encode(self) -> None:
-        """From 8-bit pixels to packed codes, in batches as compressing has them."""
+        """Encode 8-bit pixels to packed codes, in batches as when compressing."""
         parts = [self.pixels[start : start + _BATCH] for start in range(0, len(self.pixels), _BATCH)]
         encode = partial(self.codec.encode_prepared, uncertainty=False)
         self.encoded = Codes.concatenate([encode(part).codes for part in parts])
 
     def forward(self) -> None:
-        """Run the network and its latents alone, in chunks as encoding has them."""
+        """Run only the network and its latents, in chunks as when encoding."""
         network, latents = self.codec._network, self.codec._latents
         padded = np.zeros((network.chunk, *self.pixels.shape[1:]), np.uint8)
         for start in range(0, len(self.pixels), network.chunk):
@@ -212,13 +212,13 @@ class Stages:
             latents.symbols(latents.parameters(network.features(padded, len(part))), self.codec.latents)
 
     def code(self) -> None:
-        """Run the coder alone, under the model that is known to be cheapest, in one block."""
+        """Run only the coder, in one block, under the model already known to be cheapest."""
         decisions = self.codes.decisions()
         indices = None if isinstance(self.model, IndependentModel) else self.model.level_indices(decisions)
         encode_block(self.codes, self.model, indices)
 
     def write(self) -> None:
-        """Put the coded segment onto the disk."""
+        """Write the coded segment to disk."""
         with (self.folder / "written.bin").open("wb") as file:
             file.write(self.chunk)
             file.flush()
@@ -229,7 +229,7 @@ class Stages:
         self.codec.compress(self.path, self.archive, force=True)
 
     def check(self) -> float:
-        """See that the archive's codes are those of the encoder alone; return which part fp32 gives as well."""
+        """Check that the archive holds the encoder's codes; return the fraction of symbols equal to those of fp32."""
         with Archive(self.archive, tables=[self.codec.tables]) as archive:
             found = archive[:]
         if not np.array_equal(found.packed, self.encoded.packed):
@@ -238,7 +238,7 @@ class Stages:
 
 
 def make_images(folder: Path, count: int, side: int, seed: int) -> None:
-    """Write JPEG files of smooth coloured noise with grain, side x side pixels: what a photograph costs, roughly."""
+    """Write JPEG files of smooth coloured noise with grain, about as costly as photographs."""
     from PIL import Image
 
     folder.mkdir()
@@ -252,7 +252,7 @@ def make_images(folder: Path, count: int, side: int, seed: int) -> None:
 
 
 def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
-    """Write a model file of an untrained network: as fast as a trained one, and good for nothing else."""
+    """Write the model file of an untrained network, which runs as fast as a trained one."""
     require("torch", "an untrained network", "train")
     import torch
 
@@ -263,13 +263,13 @@ def make_model(path: Path, backbone: str, size: int, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = Encoder(EncoderConfig(backbone=backbone, size=size, latents=2048)).eval()
-    encoder.ones.fill_(2048)  # a half, in units of 1/4096: nothing is known of its codes
+    encoder.ones.fill_(2048)  # 1/2 in units of 1/4096: nothing is known of the codes
     save_model(encoder, path, {"untrained": True})
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let networks and matrix products use one thread, so that core-seconds are not spent on waiting for others."""
+    """Limit networks and matrix products to one thread, so that no core-seconds are spent waiting."""
     from threadpoolctl import threadpool_limits
 
     with patch.dict(os.environ, OMP_NUM_THREADS="1"), threadpool_limits(1):
@@ -277,7 +277,7 @@ def one_thread() -> Iterator[None]:
 
 
 def waiting_for(device: object) -> Callable[[], None]:
-    """Return what waits until a device has done its work."""
+    """Return a function that waits until a device has finished."""
     if not str(device).startswith("cuda"):
         return lambda: None
     import torch
@@ -286,7 +286,7 @@ def waiting_for(device: object) -> Callable[[], None]:
 
 
 def facts(device: object) -> dict[str, Any]:
-    """Return the machine's facts, with the GPU's name where one was used."""
+    """Return facts about the machine, with the GPU's name if one was used."""
     found = hardware() | {"device": str(device).partition(":")[0]}
     if found["device"] == "cuda":
         import torch
@@ -297,7 +297,7 @@ def facts(device: object) -> dict[str, Any]:
 
 @dataclass
 class Times:
-    """Processor seconds of all threads and seconds on the clock, one of each a round; and the memory of the first."""
+    """Processor and wall-clock seconds of each round, and the memory of the first run."""
 
     core: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
@@ -308,9 +308,10 @@ def interleave(
     work: Mapping[str, Callable[[], object]], repeat: int, *, wait: Callable[[], None] = lambda: None,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, Times]:  # fmt: skip
-    """Do all of the work once to warm up and see its memory, then ``repeat`` times, one piece after the other.
+    """Run each piece once to warm up and measure its memory, then all pieces in turn ``repeat`` times.
 
-    ``wait`` returns when the device has done its work; ``progress`` is told how many pieces are done, and the next.
+    ``wait`` returns when the device has finished; ``progress`` gets the number of pieces done and the next one's
+    name.
     """
     times = {name: Times() for name in work}
     for turn in range(repeat + 1):
@@ -330,14 +331,14 @@ def interleave(
 
 
 def ratio(times: Mapping[str, Times], above: Sequence[str], below: str, clock: str = "core") -> dict[str, float]:
-    """Return what some work takes together, by what other work takes: median and range over the rounds."""
+    """Return the time of some pieces divided by that of another: median and range over the rounds."""
     rounds = zip(*(getattr(times[name], clock) for name in (*above, below)), strict=True)
     found = [sum(parts) / max(whole, 1e-12) for *parts, whole in rounds]
     return {"median": round(statistics.median(found), 4), "low": round(min(found), 4), "high": round(max(found), 4)}
 
 
 def row(stage: str, times: Times, count: int) -> dict[str, Any]:
-    """Return a row of results: milliseconds of one image, or view, on either clock, how many a second, and memory."""
+    """Return a row of results: milliseconds per image or view on both clocks, speeds, and memory."""
     core, wall = statistics.median(times.core), statistics.median(times.wall)
     spent = {"core_ms_each": core, "core_ms_each_low": min(times.core), "core_ms_each_high": max(times.core)}
     return {
@@ -369,9 +370,9 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def restart_peak() -> int:
-    """Give back memory that is free, bring the high-water mark down to what is in use, and return it."""
+    """Free unused memory, reset the high-water mark to the memory in use, and return it."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc only; without it free memory is used again and not counted
+    with suppress(OSError, AttributeError):  # glibc only; elsewhere reused free memory is not counted
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "ascii")

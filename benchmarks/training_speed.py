@@ -34,7 +34,7 @@ _OPTIONS = ("backbone", "size", "crop", "batch_size", "precision", "device")
 
 @dataclass(frozen=True)
 class TrainingSpeedConfig(Config):
-    """What is timed; fields named as options of training take the place of the preset's."""
+    """What is timed; fields named like training options override the preset."""
 
     command_name: ClassVar[str] = "python benchmarks/training_speed.py"
 
@@ -55,13 +55,13 @@ class TrainingSpeedConfig(Config):
 def benchmark_training(
     config: TrainingSpeedConfig, *, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> dict[str, Any]:
-    """Measure the parts of a step, the step and the bare pass, interleaved; ``limit`` is the part that takes most."""
+    """Measure the parts of a step, the step and the bare pass, interleaved; ``limit`` is the slowest other part."""
     from stochcl.training.options import load_preset, options_from
 
     given = load_preset(config.preset) if config.preset else {}
     given = {name: value for name, value in given.items() if name not in ("source", "hold_out")}
     given |= {name: getattr(config, name) for name in _OPTIONS if getattr(config, name) is not None}
-    # So slow a rate changes no weight to speak of: what is measured again and again is one and the same step.
+    # This rate leaves the weights nearly unchanged, so that every repeat measures the same step.
     network, options = options_from(given | {"seed": config.seed, "lr": _LR})
     with tempfile.TemporaryDirectory(prefix="stochcl-") as name, one_thread():
         trainer = _trainer(network, options, Path(name))
@@ -99,7 +99,7 @@ def _trainer(config: Any, options: Any, folder: Path) -> Any:
     labels = ("made",) * len(images)
     trainer = Trainer(config, options, ImageSet(images, images[:0], labels, (), ()), checkpoint=folder / "checkpoint")
     trainer.log_every, trainer.save_every = 1 << 60, float("inf")
-    trainer.step = 1  # the first step is logged and measured, which no other is
+    trainer.step = 1  # only the first step is logged and measured
     return trainer
 
 
@@ -126,7 +126,7 @@ def _work(trainer: Any, options: Any) -> dict[str, Callable[[], object]]:
         clear()
 
     def loss() -> None:
-        # What a step computes, less its views: those are taken ready-made.
+        # A step without augmentation: it uses ready-made views.
         made, trainer.augmentation = trainer.augmentation, lambda _images, _keys, _seed, stream: ready[stream]
         try:
             trainer.backward(trainer.losses().total)
@@ -152,7 +152,7 @@ def _work(trainer: Any, options: Any) -> dict[str, Callable[[], object]]:
 
 
 def title(result: dict[str, Any]) -> str:
-    """Return what stands above the table: the setting, the ratio that counts on this device, what limits it."""
+    """Return the table's title: the setup, the main ratio on this device, and what limits it."""
     clock = "wall" if result["hardware"]["device"] == "cuda" else "core"
     found = result["ratios"][f"{FLOOR} / {STEP}, {clock}"]
     return (

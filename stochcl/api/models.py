@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import bits_per_symbol
 from stochcl.compress import open_archive
+from stochcl.encoders.config import FOREIGN
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.entropy.tables import is_packaged
 from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
@@ -69,7 +70,7 @@ def _network(config: dict[str, Any]) -> str:
     backbone = str(config.get("backbone"))
     if backbone.startswith("features:"):
         return f"for vectors of {backbone.removeprefix('features:')} numbers"
-    width = "" if backbone.startswith(("timm:", "efficientnet")) else f" of width {config.get('width')}"
+    width = "" if backbone.startswith((*FOREIGN, "efficientnet")) else f" of width {config.get('width')}"
     return f"{backbone}{width}, {config.get('size')} pixels"
 
 
@@ -276,7 +277,7 @@ class ModelInfo:
 
     def _network(self) -> str:
         config = self.config
-        if config.columns or config.backbone.startswith("timm:"):
+        if config.columns or config.backbone.startswith(FOREIGN):
             return config.backbone
         pooled = {"stages": ", all stages pooled", "moments": ", moments of stages"}.get(config.pooling, "")
         if config.backbone.startswith("efficientnet"):

@@ -1,1 +1,1 @@
-"""Benchmarks: what ours achieves beside others, measured on the machine at hand, with the answers checked."""
+"""Benchmarks of stochcl beside other methods, with the answers checked."""

@@ -1,4 +1,4 @@
-"""What people use on an embedding matrix instead of stochcl, all behind one interface."""
+"""The alternatives to stochcl for an embedding matrix, behind one interface."""
 
 from __future__ import annotations
 
@@ -22,47 +22,46 @@ Matrix = NDArray[np.float32]
 Half = NDArray[np.float16]
 Cuts = tuple[NDArray[np.floating], NDArray[np.floating]]
 
-_ITQ_ROWS = 20_000  # that ITQ's rotation is learned from
+_ITQ_ROWS = 20_000  # rows to learn ITQ's rotation from
 _ITQ_STEPS = 50  # as in the paper
-_STEP_ROWS = 10_000  # that a scalar quantiser's step is searched on
+_STEP_ROWS = 10_000  # rows to search a scalar quantiser's step on
 _STEP_SEARCH = 24  # halvings
-_LEAST = 1e-3  # bits of a component that is worth a symbol
+_LEAST = 1e-3  # components with fewer bits are left out
 
 
 class Baseline(ABC):
-    """What somebody would do to an embedding matrix who did not have stochcl.
+    """A method to compress an embedding matrix without stochcl.
 
-    ``fit`` learns from training rows; ``codes`` brings rows to discrete codes and ``vectors`` brings those back to
-    vectors in the units of the input. What ``vectors`` uses is ``side``, float16 arrays and nothing else: their
-    bytes are what a reader needs beside the codes, and a figure that leaves them out is not honest. What only
-    ``codes`` uses (thresholds, projections) is the writer's and costs nothing. The same rows, bits and seed give the
-    same codes.
+    ``fit`` learns from training rows; ``codes`` maps rows to discrete codes, and ``vectors`` maps those back to
+    vectors in the input's units. ``vectors`` uses only ``side``, float16 arrays: a reader needs their bytes beside
+    the codes, so every honest figure includes them. What only ``codes`` uses (thresholds, projections) stays with the
+    writer and costs nothing. The same rows, bits and seed give the same codes.
     """
 
     name: ClassVar[str]
     coded: ClassVar[bool] = True
-    """Whether an entropy coder has anything to do with it: floats are kept as they are."""
+    """Whether an entropy coder applies; floats are stored as they are."""
 
     native: ClassVar[bool] = False
-    """Whether it is native code, which may crash: it is fitted, and encodes, in a child process."""
+    """Whether it is native code that may crash, and so runs in a child process."""
 
     least_rows: ClassVar[int] = 2
 
     @classmethod
     def check(cls, rows: int, width: int, bits: int) -> None:
-        """Raise where ``fit`` cannot learn codes of so many bits from a matrix of this shape, before it starts."""
+        """Raise if ``fit`` cannot learn codes of ``bits`` bits from a matrix of this shape."""
         if rows < cls.least_rows:
             raise SourceError(f"{cls.name} needs {cls.least_rows:,} rows or more to learn from, got {rows:,}.")
 
     @classmethod
     def variants(cls, beams: Sequence[int], trials: int) -> Iterator[tuple[str, dict[str, int]]]:
-        """Yield what a code's name and ``fit`` have besides, for each way that is measured."""
+        """Yield a name suffix and extra arguments of ``fit`` for each variant to measure."""
         yield "", {}
 
     @classmethod
     @abstractmethod
     def fit(cls, train: Matrix, bits: int, seed: int) -> Self:
-        """Learn from rows, shape (N, V), float32, finite, codes of so many bits a row."""
+        """Learn codes of ``bits`` bits per row from rows, shape (N, V), float32, finite."""
 
     @abstractmethod
     def codes(self, vectors: Matrix) -> Codes:
@@ -70,11 +69,11 @@ class Baseline(ABC):
 
     @abstractmethod
     def vectors(self, codes: Codes) -> Matrix:
-        """Return the vectors that codes stand for, float32, shape (N, V)."""
+        """Return the decoded vectors, float32, shape (N, V)."""
 
     @property
     def side(self) -> tuple[Half, ...]:
-        """What :meth:`vectors` needs to know (codebooks, rotations, bases): all fields in half precision."""
+        """The arrays that :meth:`vectors` needs (codebooks, rotations, bases): all float16 fields."""
         return tuple(v for v in vars(self).values() if isinstance(v, np.ndarray) and v.dtype == np.float16)
 
     @property
@@ -87,7 +86,7 @@ def fit_and_code(
     kind: type[Baseline], fitting: Matrix, matrices: Sequence[Matrix], bits: int, seed: int,
     **options: int,
 ) -> tuple[Baseline, list[Codes]]:  # fmt: skip
-    """Fit a baseline, in a child process where it is native code; return it with the codes of each matrix."""
+    """Fit a baseline, in a child process if it is native code; return it and the codes of each matrix."""
     kind.check(len(fitting), fitting.shape[1], bits)
     work = call_in_child if kind.native else lambda function, *given: function(*given)
     found: tuple[Baseline, list[Codes]] = work(_fit_and_code, kind, fitting, matrices, bits, seed, options)
@@ -103,7 +102,7 @@ def _fit_and_code(
 
 
 def half(array: NDArray[Any]) -> Half:
-    """Round to what is stored, so that decoding uses what is counted."""
+    """Round to float16, so that decoding uses exactly the arrays that are counted."""
     with np.errstate(over="ignore"):
         rounded = np.asarray(array, np.float16)
     if not np.isfinite(rounded).all():
@@ -112,12 +111,12 @@ def half(array: NDArray[Any]) -> Half:
 
 
 def full(array: Half) -> Matrix:
-    """Return what is stored as numbers to compute with."""
+    """Convert to float32 to compute with."""
     return array.astype(np.float32)
 
 
 def need_bits(bits: int, allowed: bool, sentence: str) -> None:
-    """Raise UsageError where a code cannot have so many bits."""
+    """Raise UsageError unless ``allowed``."""
     if not allowed:
         raise UsageError(f"{sentence}, not {bits:,}.")
 
@@ -131,12 +130,12 @@ def principal(train: Matrix, most: int) -> tuple[NDArray[np.float64], NDArray[np
     return mean, directions[:, ::-1].T[:most]
 
 
-# Every number on its own.
+# Each number on its own.
 
 
 @dataclass(frozen=True, eq=False)
 class PerColumn(Baseline):
-    """A fixed number of bits for each of the columns, and perhaps some for the row."""
+    """A fixed number of bits per column, plus ``row_bits`` per row."""
 
     width: int
 
@@ -145,7 +144,7 @@ class PerColumn(Baseline):
 
     @classmethod
     def bits_of(cls, width: int) -> int:
-        """Return the bits of a row of so many columns."""
+        """Return the bits of a row of ``width`` columns."""
         return cls.column_bits * width + cls.row_bits
 
     @classmethod
@@ -155,7 +154,7 @@ class PerColumn(Baseline):
 
 
 class Float32(PerColumn):
-    """float32, what embeddings come as."""
+    """float32, the usual type of embeddings."""
 
     name = "float32"
     coded = False
@@ -186,7 +185,7 @@ class Float16(Float32):
 
 @dataclass(frozen=True, eq=False)
 class Int8(PerColumn):
-    """256 evenly spaced values between each column's extremes: ``int8`` of sentence-transformers, rounded."""
+    """256 evenly spaced values between each column's extremes, like sentence-transformers' ``int8`` but rounded."""
 
     low: Half
     step: Half
@@ -211,7 +210,7 @@ class Int8(PerColumn):
 
 @dataclass(frozen=True, eq=False)
 class Binary(PerColumn):
-    """The sign of each number: ``ubinary`` of sentence-transformers, decoded to the column's mean on that side."""
+    """The sign of each number, like sentence-transformers' ``ubinary``, decoded to the column's mean on that side."""
 
     below: Half
     above: Half
@@ -234,9 +233,9 @@ class Binary(PerColumn):
 
 @dataclass(frozen=True, eq=False)
 class RaBitQ(PerColumn):
-    """RaBitQ (Gao and Long, SIGMOD 2024): signs after a random rotation, and one float16 a row.
+    """RaBitQ (Gao and Long, SIGMOD 2024): signs after a random rotation, and one float16 per row.
 
-    The estimator is faiss's ``RaBitQuantizer`` of one bit. The rotation comes from the seed, which costs nothing.
+    The estimator is faiss's one-bit ``RaBitQuantizer``. The rotation comes from the seed and costs nothing.
     """
 
     seed: int
@@ -268,15 +267,15 @@ class RaBitQ(PerColumn):
         return (scale * signs) @ self._rotation() + full(self.centroid)
 
 
-# One bit a direction.
+# One bit per direction.
 
 
 @dataclass(frozen=True, eq=False)
 class Signs(Baseline):
-    """On which side of a threshold a vector lies, direction by direction.
+    """One bit per direction: the side of a threshold on which a vector lies.
 
-    Bits are decoded by least squares on the training rows, one vector for each bit that is set and one for none:
-    never worse, on those rows, than the mean of each side projected back, and no more to keep.
+    Bits are decoded by least squares on the training rows. On those rows this is never worse than projecting back the
+    mean of each side, and it stores no more.
     """
 
     directions: Matrix
@@ -292,7 +291,7 @@ class Signs(Baseline):
         mean, target = ones.mean(axis=0), train.mean(axis=0)
         centred = ones - mean
         gram = (centred.T @ centred).astype(np.float64)
-        gram += np.eye(bits) * max(gram.trace() / bits, 1.0) * 1e-6  # bits that are always the same
+        gram += np.eye(bits) * max(gram.trace() / bits, 1.0) * 1e-6  # bits that never change
         weight = np.linalg.solve(gram, (centred.T @ (train - target)).astype(np.float64))
         return cls(directions, thresholds, half(weight), half(target - mean @ weight))
 
@@ -308,7 +307,7 @@ class Signs(Baseline):
 
 
 class RandomSigns(Signs):
-    """Random directions, orthogonal as far as there are as many as dimensions, cut at their medians."""
+    """Random directions cut at their medians, orthogonal in groups of up to V."""
 
     name = "random signs"
 
@@ -355,21 +354,21 @@ class Itq(PrincipalSigns):
         return turned, turned @ mean
 
 
-# Principal components, each rounded to multiples of one step.
+# Principal components, all rounded to multiples of one step.
 
 
 @dataclass(frozen=True, eq=False)
 class PrincipalScalar(Baseline):
-    """PCA and a uniform scalar quantiser, for an entropy coder: packed as they are, its symbols are mostly zeros.
+    """PCA and a uniform scalar quantiser, meant for an entropy coder: most symbols are zero.
 
-    One step serves all components, which is what rate-distortion theory asks for (reverse water-filling); those
-    that round to one value are left out. A symbol decodes to the mean of the training rows that it stands for.
+    One step for all components is optimal by rate-distortion theory (reverse water-filling); components that round to
+    a single value are left out. A symbol decodes to the mean of its training rows.
     """
 
     directions: Matrix  # (D, V)
     mean: Matrix
     step: float
-    lowest: NDArray[np.int32]  # multiples of the step that training rows had; others are clipped to these
+    lowest: NDArray[np.int32]  # multiples of the step in the training rows; others are clipped to this range
     highest: NDArray[np.int32]
     centres: Half  # (D, K)
     basis: Half
@@ -380,7 +379,7 @@ class PrincipalScalar(Baseline):
 
     @classmethod
     def fit(cls, train: Matrix, bits: int, seed: int) -> Self:
-        """Find the step at which the symbols' entropy, each on its own, is ``bits`` a row."""
+        """Find the step at which the summed entropy of the symbols is ``bits`` per row."""
         rows = np.random.default_rng([seed, 13]).permutation(len(train))[:_STEP_ROWS]
         mean, directions = principal(train, train.shape[1])
         projected = (train[rows] - mean.astype(np.float32)) @ directions.T.astype(np.float32)
@@ -396,7 +395,7 @@ class PrincipalScalar(Baseline):
 
     @classmethod
     def at_step(cls, train: Matrix, step: float, kept: NDArray[np.bool_]) -> Self:
-        """Quantise the components of a mask at a given step."""
+        """Quantise the components that ``kept`` marks with a given step."""
         mean, directions = principal(train, train.shape[1])
         directions = directions[kept]
         projected = (train - mean.astype(np.float32)) @ directions.T.astype(np.float32)

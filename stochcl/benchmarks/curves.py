@@ -1,4 +1,4 @@
-"""What rows come to: savings at equal accuracy, plots, the table, sentences and files."""
+"""Savings at equal accuracy, plots, the table, sentences and files made from rows."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 LEAST = 4
-"""Points that a curve needs."""
+"""The least number of points of a curve."""
 
 BITS = ("bits_per_image", "bits_with_side", "bits_with_side_of_a_million")
 
 ALL = "the best of all others", "any", "vectors"
-"""The curve, and how it is called, of the fewest bits at which any method but ours has a score."""
+"""Name, coding and input of the curve of the fewest bits at which any other method reaches a score."""
 
 NAME = "results"
 
 _DRAWS = 1000
-_LEAST_DRAWS = 0.5  # of the draws that must give a figure, for an interval to be given
-_NARROW = 0.01  # a shared range of accuracy below which a saving means nothing
+_LEAST_DRAWS = 0.5  # the least share of draws with a figure for which an interval is given
+_NARROW = 0.01  # a saving over a narrower shared range of accuracy means nothing
 
 
 class NoSavingError(BenchmarkError):
-    """Two curves that cannot be summed up in one figure: too few points, or no accuracy that both reach."""
+    """Two curves cannot be compared: too few points, or no accuracy that both reach."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Points:
 
 
 def pareto(bits: ArrayLike, accuracy: ArrayLike) -> NDArray[np.intp]:
-    """Return the points that are better than every one of fewer (or as many) bits, in the order of their bits.
+    """Return the Pareto-optimal points, ordered by bits.
 
     Examples
     --------
@@ -66,7 +66,7 @@ def pareto(bits: ArrayLike, accuracy: ArrayLike) -> NDArray[np.intp]:
 def mean_saving(
     bits: ArrayLike, accuracy: ArrayLike, other_bits: ArrayLike, other_accuracy: ArrayLike
 ) -> tuple[float, tuple[float, float]]:
-    """Return the mean saving in bits of the first curve against the second, and the range of accuracy it is over.
+    """Return the mean saving in bits of the first curve against the second, and its range of accuracy.
 
     Log bits are interpolated as a function of accuracy through each curve's Pareto-optimal points by monotone cubics
     (PCHIP), and their difference averaged over the accuracies that both curves reach (Bjontegaard, VCEG-M33, with
@@ -98,10 +98,10 @@ def mean_saving(
 
 
 def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -> dict[str, Any]:
-    """Return the mean saving with a 95 % bootstrap interval over the test rows, the same draw for all points.
+    """Return the mean saving with a 95 % bootstrap interval over the test rows, with the same draws for all points.
 
-    ``saving`` is 0.5 where half of the other's bits are saved, and -1 where there are twice as many; its ends,
-    ``saving_low`` and ``saving_high``, are None where too few of the draws give a figure.
+    ``saving`` is 0.5 if ours takes half the bits, and -1 if it takes twice as many; the interval's ends,
+    ``saving_low`` and ``saving_high``, are None if too few draws give a figure.
     """
     n = ours.values.shape[1]
     if other.values.shape[1] != n:
@@ -111,7 +111,7 @@ def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -
     a, b = (curve.values.astype(np.float32) for curve in (ours, other))
     values = []
     for _ in range(draws):
-        # How often each row is drawn, n times with replacement.
+        # How often each of n draws with replacement picks each row, divided by n.
         times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float32) / n
         with suppress(NoSavingError):
             values.append(mean_saving(ours.bits, a @ times, other.bits, b @ times)[0])
@@ -122,17 +122,16 @@ def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -
 
 
 def curve_of(row: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the curve that a row is a point of: its method, how it is stored, and what the probe is given."""
+    """Return the key of a row's curve: method, coding, and the probe's input."""
     return row["method"], row["coding"], row["input"]
 
 
 def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], *, seed: int) -> list[dict[str, Any]]:
-    """Hold our curves of vectors against others.
+    """Compare our curves of vectors with others.
 
-    The first model's is held against every other curve of more than one point, and every model's against
-    :data:`ALL`, what all others fitted to the same rows reach together: at each score the one of fewest bits.
-
-    Returns for each metric, pair of curves and column of bits ``saving`` with its interval, or ``refused``, and why.
+    The first model is compared with every other curve of two or more points; every model is compared with
+    :data:`ALL`, the fewest bits of any method fitted to the same rows at each score. Returns ``saving`` with its
+    interval, or ``refused`` with the reason, for each metric, pair of curves and column of bits.
     """
     places: dict[tuple[str, str, str], list[int]] = {}
     for i, row in enumerate(rows):
@@ -157,19 +156,19 @@ def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], 
 _MARKERS = "osD^v<>PX*hp"
 _STYLES = ("-", "--", "-.", ":")
 _SHADES = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d5a97", "#c77700", "#4d4d4d", "#00868b", "#a0522d")
-_LEFT_OUT = ("packed", "files")  # where the same code is there for fewer bits
-_NOT_SAID = ("packed", "files without fixed headers")  # it is coded for fewer bits, or nobody can read it
+_LEFT_OUT = ("packed", "files")  # hidden if another coding takes fewer bits
+_NOT_SAID = ("packed", "files without fixed headers")  # not in the sentences
 _DPI = 150
 _PLOTS = {"bits_per_image": "plot", "bits_with_side": "plot-with-side"}
 
 
 def draw(result: dict[str, Any], kind: str, column: str = "bits_per_image", metric: str = "accuracy") -> bytes:
-    """Return the plot of a metric over a column of bits as a file, ``png`` or ``svg``."""
+    """Return a plot of a metric over a column of bits as the bytes of a ``png`` or ``svg`` file."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # A fixed salt and no date: the same result gives the same file.
+    # A fixed salt and no date, so that the same result gives the same file.
     with rc_context({"svg.hashsalt": "stochcl", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(8, 5.2), layout="constrained")
         FigureCanvasAgg(figure)
@@ -199,7 +198,7 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Points that are joined, and how they look."""
+    """Joined points and their look."""
 
     label: str
     rows: list[dict[str, Any]]
@@ -211,10 +210,10 @@ class Curve:
 
 
 def curves(rows: list[dict[str, Any]]) -> list[Curve]:
-    """Return the curves that are drawn of rows.
+    """Return the curves to draw.
 
-    A quantiser that is fitted to other sources has the marker and the shade of the one that is not, hollow and
-    dashed; where there is such a one, nothing else is dashed.
+    A quantiser fitted to other sources has the marker and colour of the one that is not, hollow and dashed; then no
+    other curve is dashed.
     """
     points: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -258,11 +257,11 @@ def _draw_curve(axes: Axes, curve: Curve, column: str, key: str) -> None:
 
 
 COLUMNS = ("method", "code", "stored as", "bits", "+ side", "at a million")
-"""Bits per image of the test images: payload; with side information over all images here; and over a million."""
+"""Bits per image: payload; with side information over the images here; and over a million."""
 
 
 def metrics_of(result: dict[str, Any]) -> list[str]:
-    """Return the metrics of a result; the first ones had accuracy alone and did not say so."""
+    """Return the metrics of a result; old results measured only accuracy and have no such field."""
     return list(result.get("metrics", ["accuracy"]))
 
 
@@ -274,7 +273,7 @@ def columns(result: dict[str, Any]) -> tuple[str, ...]:
 
 
 def title(result: dict[str, Any]) -> str:
-    """Return what stands above the table."""
+    """Return the table's title."""
     n = result["n"]
     return (
         f"{n['test']:,} test images of {result['classes']:,} classes, after {n['train']:,} to learn from; "
@@ -283,7 +282,7 @@ def title(result: dict[str, Any]) -> str:
 
 
 def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the lines of the table, last those whose process died."""
+    """Return the table's lines; methods whose process died come last."""
     found = []
     for row in result["rows"]:
         code = row["code"] + (", symbols" if row["input"] == "symbols" else "")
@@ -300,7 +299,7 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def summary(result: dict[str, Any]) -> Iterator[str]:
-    """Yield sentences: what quantisers were fitted to, and our bits by those of others at equal accuracy."""
+    """Yield sentences: the quantisers' fitting images, and our bits relative to others at equal accuracy."""
     if (fit := result.get("fit")) is not None:
         yield (
             f"'fitted elsewhere' are quantisers fitted, with the tables of their codes, to {fit['images']:,} images "
@@ -310,7 +309,7 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _comparisons(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each curve that ours can be held against, and one for each reason why not."""
+    """Yield a sentence for each curve compared with ours, and one for each reason why a curve is not."""
     found: dict[tuple[str, str, str, str], dict[str, dict[str, Any]]] = {}
     codings: dict[str, set[str]] = {}
     for entry in result["savings"]:
@@ -340,7 +339,7 @@ def _comparisons(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _factor(entry: dict[str, Any], of: str) -> str:
-    """Say our bits as a multiple of another's, with its interval."""
+    """Return our bits as a multiple of another's, with the interval."""
     factor = f"{1 - entry['saving']:.2f} {of}"
     if entry["saving_low"] is None:
         return factor
@@ -363,7 +362,7 @@ def write_all(result: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def html(result: dict[str, Any], plots: list[str]) -> str:
-    """Return the page: plots, sentences, the table, and what it was measured with."""
+    """Return the page: plots, sentences, the table, and the facts of the measurement."""
     from markupsafe import Markup
 
     facts = [

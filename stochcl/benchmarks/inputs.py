@@ -1,4 +1,4 @@
-"""What rate-accuracy is asked for, the labelled data it measures on, and images as codes of their own."""
+"""The options of rate-accuracy, its labelled data, and image files as codes."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
     Rows = ImageSource | NDArray[np.float32]
 
 _BATCH = 256
-_PARTS = 5  # one of which is scored on where nothing else is named
-_LEAST = 2  # images of each part
+_PARTS = 5  # 1 / share of the rows scored on if no test is given
+_LEAST = 2  # images in each part
 
 ELSEWHERE = " fitted elsewhere"
-"""Behind the name of a quantiser that never saw the images that the probe learns from."""
+"""The suffix of a quantiser's name if it was fitted to other images."""
 
 SIDES = (8, 12, 16, 32)
-"""Pixels that images are shrunk to, where the network's own are more."""
+"""Sides in pixels of the small images, up to the network's input size."""
 
 _RIFF_HEADERS = 12 + 8 + 10  # RIFF and WEBP; the chunk; VP8's frame header, which holds the size
 _SCAN, _END = b"\xff\xda", 2  # JPEG's start of scan, and the bytes of the end marker
 
-# By name: those made for a number of bits, and those with a fixed number of bits for every column.
+# Baselines for a chosen number of bits, and those with fixed bits per column.
 BASELINES: dict[str, type[base.Baseline]] = {
     "random-signs": base.RandomSigns, "pca-signs": base.PrincipalSigns, "itq": base.Itq, "pq": quant.Product,
     "opq": quant.OptimisedProduct, "rq": quant.Residual, "rq-4bit": quant.SmallResidual, "lsq": quant.LocalSearch,
@@ -66,14 +66,14 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jxl": ("JXL", {"quality": 20, "effort": 5}),
 }
 
-# What stands beside ours: the network's features as numbers, features quantised, and small images.
+# Groups of baselines: features as numbers, quantised features, and small images.
 GROUPS = {"features": tuple(FLOATS), "quantisers": tuple(BASELINES), "pixels": tuple(FORMATS)}
 METHODS = tuple(name for names in GROUPS.values() for name in names)
 
 
 @dataclass(frozen=True)
 class RateAccuracyConfig(Config):
-    """What rate-accuracy measures. The first model's features are what all baselines quantise."""
+    """The options of rate-accuracy. All baselines quantise the first model's features."""
 
     command_name: ClassVar[str] = "stochcl benchmark rate-accuracy"
 
@@ -143,14 +143,14 @@ class RateAccuracyConfig(Config):
                 "--fit-to needs quantisers to fit, and --baselines names none; add quantisers, or one of "
                 f"{', '.join(BASELINES)}."
             )
-        # Not elsewhere, and images that are scored on would be fitted to.
+        # Otherwise images scored on would also be fitted to.
         measured = {path.resolve() for path in (*self.sources, self.test) if path is not None}
         if same := [path for path in self.fit_to if path.resolve() in measured]:
             raise UsageError(f"{escape_name(same[0])}: this source is also measured on; give --fit-to other images.")
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The names of :data:`METHODS` that are asked for."""
+        """The requested names of :data:`METHODS`."""
         asked: set[str] = set()
         for name in self.baselines:
             asked |= set(METHODS if name == "all" else GROUPS.get(name, (name,)))
@@ -158,29 +158,29 @@ class RateAccuracyConfig(Config):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether a metric asks for classes."""
+        """Whether a metric needs classes."""
         return set(self.metric) != {"recall@10"}
 
 
 @dataclass(frozen=True)
 class PixelCode:
-    """A format, a key of :data:`FORMATS`, at a number of pixels across."""
+    """A format of :data:`FORMATS` at a side in pixels."""
 
     format: str
     side: int
 
     @property
     def name(self) -> str:
-        """What a row is called."""
+        """The method's name."""
         return f"{FORMATS[self.format][0]} pixels"
 
     @property
     def coding(self) -> str:
-        """Its setting in words."""
+        """The setting in words."""
         return f"{self.side} x {self.side}, quality {FORMATS[self.format][1]['quality']}"
 
     def need(self) -> None:
-        """Raise MissingExtraError where this Pillow cannot write the format."""
+        """Raise MissingExtraError if this Pillow cannot write the format."""
         from PIL import features
 
         if self.format == "jxl":
@@ -193,7 +193,7 @@ class PixelCode:
     def code(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int, int]:
         """Shrink, code, decode and enlarge one image, shape (S, S, 3).
 
-        Returns it, the bytes of the file, and those that are not the same in every file of this size and quality.
+        Returns the image, the file's bytes, and the bytes without headers that files of this size and quality share.
         """
         from PIL import Image
 
@@ -208,10 +208,10 @@ class PixelCode:
 
 
 def bare_bytes(kind: str, data: bytes) -> int:
-    """Return the bytes of a file without its headers, a lower bound of what it takes with the rest agreed upon.
+    """Return the bytes of a file without its headers: a lower bound of its size if the rest is fixed in advance.
 
-    Of JPEG the scans without their Huffman tables, of WebP the frame without its header, of AVIF the media data
-    boxes (ISO/IEC 14496-12, 4.2); JPEG XL's bare codestream counts whole.
+    JPEG: the scans without Huffman tables; WebP: the frame without its header; AVIF: the media data boxes (ISO/IEC
+    14496-12, 4.2); JPEG XL: the whole bare codestream.
     """
     if kind == "jpeg":
         start = data.index(_SCAN)
@@ -224,7 +224,7 @@ def bare_bytes(kind: str, data: bytes) -> int:
     at = found = 0
     while at + 8 <= len(data):
         size, box = struct.unpack_from(">I4s", data, at)
-        size = int(size) or len(data) - at  # 0: to the end
+        size = int(size) or len(data) - at  # 0: the box reaches to the end
         found += size - 8 if box == b"mdat" else 0
         at += max(size, 8)
     return found
@@ -232,7 +232,7 @@ def bare_bytes(kind: str, data: bytes) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows of a source that are fitted to, or scored on; a matrix is float32, shape (M, V)."""
+    """Rows of a source to fit to or to score on; a matrix is float32, shape (M, V)."""
 
     source: Rows
     rows: NDArray[np.intp]
@@ -242,7 +242,7 @@ class Split:
         return len(self.rows)
 
     def batches(self, codec: Codec) -> Iterator[NDArray[Any]]:
-        """Yield what the codec encodes: images as it prepares them, uint8, (B, S, S, 3), or rows of a matrix."""
+        """Yield batches for the codec: prepared images, uint8, (B, S, S, 3), or rows of a matrix."""
         for start in range(0, len(self.rows), _BATCH):
             rows = self.rows[start : start + _BATCH]
             if isinstance(self.source, ImageSource):
@@ -251,7 +251,7 @@ class Split:
                 yield self.source[rows]
 
     def fingerprint(self) -> str:
-        """Return a digest of the rows: names, sizes and times of files, or the numbers; and the labels."""
+        """Return a digest of the rows (names, sizes and times of files, or the numbers) and the labels."""
         digest = hashlib.sha256("\0".join(self.labels.tolist()).encode("utf-8", "surrogateescape"))
         if isinstance(self.source, ImageSource):
             entries = (self.source.entries[row] for row in self.rows.tolist())
@@ -261,7 +261,7 @@ class Split:
         return digest.hexdigest()
 
     def largest(self, most: int | None, rng: np.random.Generator) -> Split:
-        """Return at most so many of the rows, the same share of every class."""
+        """Return at most ``most`` rows, with the same share of every class."""
         if most is None or most >= len(self):
             return self
         kept = np.flatnonzero(_share(self.labels, most / len(self), rng))
@@ -271,7 +271,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What the probe learns from, what is scored on, and what quantisers are fitted to besides (without labels)."""
+    """Rows for the probe to learn from, rows to score on, and optional rows (without labels) to fit quantisers to."""
 
     train: Split
     test: Split
@@ -284,7 +284,7 @@ class Inputs:
 
 
 def read_inputs(config: RateAccuracyConfig) -> Inputs:
-    """Open what is named, match labels, and choose rows."""
+    """Open the sources, match labels, and choose rows."""
     source, labels = _open(config.sources, config.labels, needed=config.needs_labels)
     shown = escape_name(config.sources[0])
     rng = np.random.default_rng([config.seed, 29])
@@ -310,7 +310,7 @@ def read_inputs(config: RateAccuracyConfig) -> Inputs:
 
 
 def _elsewhere(config: RateAccuracyConfig, like: Rows) -> Split:
-    """Open what quantisers are fitted to besides, and draw rows of it."""
+    """Open the sources of --fit-to and draw rows from them."""
     source = _rows_of(config.fit_to)
     shown = escape_name(config.fit_to[0])
     _check_alike(source, like, config.fit_to[0], config.sources[0])
@@ -322,13 +322,13 @@ def _elsewhere(config: RateAccuracyConfig, like: Rows) -> Split:
         raise UsageError(f"{shown}: --fit-hold-out leaves out images of each class, and a matrix has none.")
     if len(kept) < _LEAST:
         raise SourceError(f"{shown}: this leaves {len(kept)} images to fit quantisers to; name a source with more.")
-    # Of its own generator: the images that are learned from and scored on are the same with it and without.
+    # A separate generator, so that --fit-to does not change the training and test rows.
     rows = np.sort(np.random.default_rng([config.seed, 43]).permutation(kept)[: config.fit_images])
     return Split(source, rows, np.full(len(rows), ""))
 
 
 def _check_alike(source: Rows, like: Rows, path: Path, other: Path) -> None:
-    """Raise where one source is of images and the other of rows, or their rows differ in width."""
+    """Raise if only one source holds images, or if their rows differ in width."""
     shown, measured = escape_name(path), escape_name(other)
     if isinstance(source, ImageSource) or isinstance(like, ImageSource):
         if not (isinstance(source, ImageSource) and isinstance(like, ImageSource)):
@@ -339,7 +339,7 @@ def _check_alike(source: Rows, like: Rows, path: Path, other: Path) -> None:
 
 
 def _rows_of(paths: Sequence[Path]) -> Rows:
-    """Open images, of several sources as one, or read a matrix."""
+    """Open images, several sources as one, or read a matrix."""
     if [str(path) for path in paths] == ["digits"] and not exists(paths[0]):
         return DigitsSource()
     source = open_sources(paths)
@@ -352,7 +352,7 @@ def _rows_of(paths: Sequence[Path]) -> Rows:
 
 
 def _open(paths: Sequence[Path], labels: Path | None, *, needed: bool) -> tuple[Rows, NDArray[np.str_]]:
-    """Open sources with the labels of their rows, empty ones for a matrix where nobody asks for them."""
+    """Open sources and the labels of their rows, which are empty for a matrix if not needed."""
     source = _rows_of(paths)
     if isinstance(source, ImageSource):
         names = [entry.name for entry in source.entries]
@@ -376,7 +376,7 @@ def _last(source: Rows, labels: NDArray[np.str_], count: int) -> NDArray[np.bool
 
 
 def _share(labels: NDArray[np.str_], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Mark this share of the rows of every class, at least one where a class has two."""
+    """Mark this share of the rows of every class, at least one if a class has two."""
     marked = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))

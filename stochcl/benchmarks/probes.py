@@ -1,4 +1,4 @@
-"""The two sides of a row: what decoded vectors are still good for, and what codes cost as files."""
+"""Scores of decoded vectors, and the size of codes as files."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from stochcl.entropy.autoregressive import AutoregressiveModel
 
 METRICS = {"accuracy": "accuracy", "recall@10": "recall", "map@1000": "map"}
-"""By the name of ``--metric``, the key of a row."""
+"""The key of a row for each name of ``--metric``."""
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
-"""Weights of half the squared norm beside the mean loss of a row, of which the best on held-out rows is taken."""
+"""Weights of half the squared norm beside the mean loss; the best on held-out rows is used."""
 
 NEAREST = (1, 5, 10, 20, 50)
-"""Numbers of neighbours, of which the best on held-out rows is taken."""
+"""Numbers of neighbours; the best on held-out rows is used."""
 
 NEIGHBOURS = 10
 RETRIEVED = 1000
 
-_CHOOSING = 15_000  # training rows that the penalty is chosen on
-_BLOCK = 1024  # queries whose distances to all rows are in memory
+_CHOOSING = 15_000  # training rows to choose the penalty on
+_BLOCK = 1024  # queries per block of distances
 _RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Scores decoded rows, the same way for every method.
+    """Scores decoded rows the same way for every method.
 
-    Accuracy is of a probe fitted to decoded training rows. Recall looks for each query's nearest rows among the other
-    test rows. mAP looks for a query's class among the training rows.
+    Accuracy: of a probe fitted to decoded training rows. Recall: of each query's nearest rows among the other test
+    rows. mAP: of a query's class among the training rows.
     """
 
     train_labels: NDArray[np.str_]
@@ -64,12 +64,12 @@ class Judge:
 
     @cached_property
     def queries(self) -> NDArray[np.intp]:
-        """Test rows whose neighbours are looked for."""
+        """Test rows used as queries."""
         return np.sort(np.random.default_rng([self.seed, 19]).permutation(len(self.test))[: self.most_queries])
 
     @cached_property
     def true(self) -> NDArray[np.intp]:
-        """The nearest rows of each query by the vectors themselves."""
+        """The nearest rows of each query by the original vectors."""
         return neighbours(self.test[self.queries], self.test, self.queries)
 
     def scores(
@@ -97,7 +97,7 @@ class Judge:
         return facts, values
 
     def _recall(self, test: NDArray[np.float32]) -> tuple[dict[str, Any], NDArray[np.floating]]:
-        """Return facts besides, and each query's recall: of float queries where decoded vectors are features."""
+        """Return more facts, and each query's recall; queries are floats if decoded rows have the features' shape."""
         symmetric = recalls(self.true, neighbours(test[self.queries], test, self.queries))
         more: dict[str, Any] = {"recall_symmetric": round(float(symmetric.mean()), 4), "relative_error": None}
         if test.shape != self.test.shape:
@@ -111,7 +111,7 @@ class Judge:
         """Return each query's average precision among the first thousand training rows."""
         from stochcl.downstream.distances import DISTANCES, Nearest
 
-        # Short codes have many equal distances; these go by the order of rows, which sources have by class.
+        # Short codes often tie and ties are broken by row, so shuffle: sources are sorted by class.
         order = np.random.default_rng([self.seed, 41]).permutation(len(train))
         labels, wanted = self.train_labels[order], self.test_labels[self.queries]
         parts = []
@@ -135,9 +135,9 @@ def answers(
     probe: str, train: NDArray[np.float32], labels: NDArray[np.generic], test: NDArray[np.float32],
     test_labels: NDArray[np.generic], *, seed: int = 0,
 ) -> tuple[NDArray[np.bool_], float]:  # fmt: skip
-    """Return which test rows a probe gets right, and the setting that was chosen for it.
+    """Return which test rows a probe gets right, and its chosen setting.
 
-    The setting is chosen on a fifth of (at most 15,000) training rows; the test rows have no say in it.
+    The setting is chosen on a fifth of (at most 15,000) training rows, never on test rows.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -162,7 +162,7 @@ def _linear(x: NDArray[np.float32], y: NDArray[np.generic], penalty: float, *, s
     if svm:
         model = LinearSVC(C=strength, dual=len(x) < x.shape[1], tol=1e-3, max_iter=200)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy is fixed long before the weights are
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy settles long before the weights do
         return model.fit(x, y)
 
 
@@ -181,13 +181,13 @@ PROBES = tuple(_PROBES)
 
 
 def relative_error(vectors: NDArray[np.float32], decoded: NDArray[np.float32], mean: NDArray[np.float32]) -> float:
-    """Return the squared error of decoded vectors by that of the training rows' mean, which knows nothing."""
+    """Return the squared error of decoded vectors relative to that of the training rows' mean."""
     lost = np.square(vectors - decoded, dtype=np.float64).sum()
     return float(lost / np.square(vectors - mean, dtype=np.float64).sum())
 
 
 def neighbours(queries: NDArray[np.float32], base: NDArray[np.float32], own: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the ten nearest rows of ``base`` of each query but ``own``, itself; in no order, shape (n, 10)."""
+    """Return the ten nearest rows of ``base`` for each query except the query itself, unordered, shape (n, 10)."""
     norms = np.square(base).sum(axis=1)
     found = []
     for start in range(0, len(queries), _BLOCK):
@@ -199,15 +199,15 @@ def neighbours(queries: NDArray[np.float32], base: NDArray[np.float32], own: NDA
 
 
 def recalls(true: NDArray[np.intp], found: NDArray[np.intp]) -> NDArray[np.floating]:
-    """Return for each query the fraction of its true neighbours, shape (n, 10), that are among those found."""
+    """Return the fraction of each query's true neighbours, shape (n, 10), that were found."""
     hits: NDArray[np.floating] = (true[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
     return hits
 
 
 def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the average precision of each query over what was returned to it, shape (M,).
+    """Return the average precision of each query over its results, shape (M,).
 
-    AP@k as papers on hashing have it: normalised by the relevant among the k, not by all there are.
+    AP@k as in papers on hashing: normalised by the number of relevant results among the k.
 
     Examples
     --------
@@ -222,21 +222,21 @@ def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 CODINGS = ("packed", "independent", "linear", "network")
-"""Bits as they are; symbols each with its own table; logistic regressions on those before; a masked network."""
+"""Packed bits; symbols with a table each; logistic regressions on earlier symbols; a masked network."""
 
 _NO_MODEL = "0" * 64
-_MOST_LINEAR = 1024  # decisions of a row; the weights grow with their square
+_MOST_LINEAR = 1024  # decisions per row; the number of weights grows with their square
 
 
 class Price(NamedTuple):
-    """Bytes of the file, and of the entropy model beside it that it is read with."""
+    """Bytes of the file, and of the entropy model needed to read it."""
 
     bytes: int
     model_bytes: int
 
 
 def codings_of(codes: Codes, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the codings that rows of this width can have; where a network is too wide, independent symbols."""
+    """Return the codings that fit rows of this width; independent symbols replace a network that is too wide."""
     most = {"packed": 1 << 32, "independent": MAX_DECISIONS, "linear": _MOST_LINEAR, "network": _MOST_LINEAR}
     wide = codes.decisions_per_row > _MOST_LINEAR
     narrowed = ("independent" if wide and most[coding] == _MOST_LINEAR else coding for coding in asked)
@@ -257,7 +257,7 @@ def price(fitting: Codes, codes: Codes, coding: str, seed: int = 0) -> Price:
 
 
 def through_a_file(header: Header, tables: Tables, codes: Codes) -> tuple[int, Codes]:
-    """Write codes without names or tables, read them again; return the file's size in bytes, and its codes."""
+    """Write codes without names or tables, read them back, and return the file's size and its codes."""
     data = write_archive(header, tables, codes)
     with Archive(io.BytesIO(data), tables=[tables]) as archive:
         back = archive[:]
@@ -269,7 +269,7 @@ def through_a_file(header: Header, tables: Tables, codes: Codes) -> tuple[int, C
 def write_archive(
     header: Header, tables: Tables, codes: Codes, *, embed_tables: bool = False, fitted: tuple[EntropyModel, ...] = ()
 ) -> bytes:
-    """Return the file that a writer leaves, with header, index and checksums; without names."""
+    """Return a whole file (header, index, checksums) without names."""
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
         path = Path(folder, "codes.bin")
         with Writer(path, header, tables, embed_tables=embed_tables, fitted=fitted, names=False) as out:
@@ -281,7 +281,7 @@ def _tables(fitting: Codes, coding: str, seed: int) -> Tables:
     network: AutoregressiveModel | None = None
     if coding == "linear":
         network = fit_linear(fitting, seed=seed)
-    elif coding == "network":  # what a model trained by stochcl brings along, unless independent symbols do as well
+    elif coding == "network":  # like ``stochcl train``, which keeps a network only if it beats independent symbols
         from stochcl.training.entropy import fit_entropy
 
         network = fit_entropy(fitting, (fitting.latents,), seed=seed, precision="fp32").network

@@ -1,4 +1,4 @@
-"""Codebooks of 256 vectors, one byte an index: product, residual and local-search quantisation, by faiss."""
+"""Product, residual and local-search quantisation by faiss: codebooks of 256 vectors, one byte per index."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     Quantise = Callable[[Matrix], NDArray[np.uint8]]
 
 CENTROIDS = 256
-"""Vectors of a codebook."""
+"""Vectors per codebook."""
 
 _BITS = 8
-_ROWS = 65_536  # 256 a centroid, what faiss takes of more
+_ROWS = 65_536  # 256 per centroid, all that faiss uses
 _ROTATION_ROWS = 16_384
 _ROTATION_STEPS = 25
 _RESIDUAL_STEPS = 10
-_LOCAL_STEPS = 10  # more lower the error by little
+_LOCAL_STEPS = 10  # more steps lower the error only a little
 _MOST_BOOKS = 512
-_MOST_LOCAL = 8  # a search takes time by their square: half a minute to fit 8 to 20,000 rows, a quarter hour 32
+_MOST_LOCAL = 8  # quadratic in codebooks: on 20,000 rows 8 fit in half a minute, 32 in a quarter of an hour
 
 
 class Native(Baseline):
-    """A baseline of faiss, which comes back from its child process without its encoder."""
+    """A faiss baseline; it is pickled back from its child process without its encoder."""
 
     native = True
     index_bits: ClassVar[int] = _BITS
@@ -58,7 +58,7 @@ class Native(Baseline):
 
 
 def faiss_on_one_thread() -> Any:
-    """Return faiss; sums in another order would give other indices on another machine."""
+    """Return faiss limited to one thread, because another order of sums would give other indices."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -66,14 +66,14 @@ def faiss_on_one_thread() -> Any:
 
 
 def _shuffled(train: Matrix, seed: int) -> Matrix:
-    """Return rows in a seeded order: faiss takes the first, and a matrix may be sorted."""
+    """Return rows in a seeded order: faiss takes the first ones, and a matrix may be sorted."""
     order = np.random.default_rng([seed, 11]).permutation(len(train))[:_ROWS]
     return np.ascontiguousarray(train[order], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Product(Native):
-    """Product quantisation (Jegou, Douze and Schmid, TPAMI 2011): columns in groups, each with its codebook."""
+    """Product quantisation (Jegou, Douze and Schmid, TPAMI 2011): groups of columns, each with a codebook."""
 
     quantise: Quantise | None
     centroids: Half
@@ -109,7 +109,7 @@ def train_product(
     vectors: Matrix, indices: int, seed: int, *, rotation_steps: int = 10, rotation_rows: int = 12_000,
     rows: int = 12_000,
 ) -> tuple[Quantise, Matrix | None, Matrix]:  # fmt: skip
-    """Train a rotation (Ge et al., CVPR 2013), if it has steps, and a product quantiser after it; seeded.
+    """Train an optional rotation (Ge et al., CVPR 2013) and a product quantiser after it; seeded.
 
     Returns the function from vectors to indices, shape (N, M); the rotation, shape (W, V), or None; and the
     centroids, shape (M, 256, W / M).
@@ -142,12 +142,12 @@ def _padded_width(width: int, indices: int) -> int:
 
 
 def _padded(vectors: Matrix, *, width: int) -> Matrix:
-    """Add columns of zeros, so that groups of columns are of one size."""
+    """Add columns of zeros so that all groups have one size."""
     return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
 
 
 class OptimisedProduct(Product):
-    """Optimised product quantisation (Ge et al., CVPR 2013): a rotation learned before the groups are made."""
+    """Optimised product quantisation (Ge et al., CVPR 2013): product quantisation after a learned rotation."""
 
     name = "OPQ"
     rotation_steps = _ROTATION_STEPS
@@ -156,7 +156,7 @@ class OptimisedProduct(Product):
     def check(cls, rows: int, width: int, bits: int) -> None:  # noqa: D102
         super().check(rows, width, bits)
         wide = _padded_width(width, bits // _BITS)
-        if min(rows, _ROTATION_ROWS) < wide:  # faiss writes beyond its memory there
+        if min(rows, _ROTATION_ROWS) < wide:  # faiss would write out of bounds
             raise SourceError(
                 f"{cls.name} needs as many rows as columns to learn its rotation from, got {rows:,} rows (of which "
                 f"it takes {_ROTATION_ROWS:,}) of {wide:,} columns."
@@ -165,21 +165,21 @@ class OptimisedProduct(Product):
 
 @dataclass(frozen=True, eq=False)
 class Additive(Native):
-    """A vector as the sum of one vector of each codebook."""
+    """A sum of one vector from each codebook."""
 
     quantise: Quantise | None
     codebooks: Half
 
     @classmethod
     def _of(cls, trained: Any, width: int) -> Self:
-        """Take over what faiss has trained."""
+        """Convert a quantiser trained by faiss."""
         books = faiss_on_one_thread().vector_to_array(trained.codebooks)
 
         def quantise(values: Matrix) -> NDArray[np.uint8]:
             packed: NDArray[np.uint8] = trained.compute_codes(np.ascontiguousarray(values, np.float32))
             if cls.index_bits == _BITS:
                 return packed
-            halves = np.stack([packed & 15, packed >> 4], axis=2)  # the first index is in the lower half of a byte
+            halves = np.stack([packed & 15, packed >> 4], axis=2)  # the first index is the low half of a byte
             return halves.reshape(len(packed), -1)[:, : trained.M]
 
         return cls(quantise, half(books[: (trained.M << cls.index_bits) * width].reshape(trained.M, -1, width)))
@@ -196,7 +196,7 @@ class Additive(Native):
 
 
 class Residual(Additive):
-    """Residual quantisation: each codebook for what those before have left, codes found by a beam (faiss)."""
+    """Residual quantisation (faiss): each codebook fits the residual of those before; a beam search finds codes."""
 
     name = "RQ"
 
@@ -214,8 +214,8 @@ class Residual(Additive):
         rq.cp.seed = (seed + 1000 * trial) % (1 << 31)
         rq.cp.min_points_per_centroid = 1
         rq.max_beam_size = beam
-        # Half an hour against minutes, for a hundredth of the error: no k-means over growing dimensions, few steps,
-        # and distances from tables.
+        # Minutes instead of half an hour, for 1 % more error: no k-means over growing dimensions, few steps, and
+        # distances from tables.
         rq.train_type = faiss.ResidualQuantizer.Train_default
         rq.cp.niter = _RESIDUAL_STEPS
         rq.use_beam_LUT = 1
@@ -224,14 +224,14 @@ class Residual(Additive):
 
 
 class SmallResidual(Residual):
-    """Residual quantisation with codebooks of 16 vectors: twice as many indices, an eighth of the side bytes."""
+    """Residual quantisation with codebooks of 16 vectors: twice the indices, an eighth of the side bytes."""
 
     name = "RQ 4-bit"
     index_bits = 4
 
 
 class LocalSearch(Additive):
-    """LSQ++ (Martinez et al., ECCV 2018): all codebooks refined together, codes found by local search (faiss)."""
+    """LSQ++ (Martinez et al., ECCV 2018, faiss): codebooks refined jointly, codes found by local search."""
 
     name = "LSQ"
 

@@ -1,4 +1,4 @@
-"""Bits per image against accuracy, recall or mAP: our codes beside what else one could keep of the same images."""
+"""Bits per image against accuracy, recall or mAP: our codes beside the alternatives for the same images."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 SCHEMA = "stochcl.benchmark.rate-accuracy/0"
 
 CACHE = "cache"
-"""The folder beside the results in which a run leaves what it has measured."""
+"""The folder beside the results that keeps finished measurements."""
 
 MANY = 1_000_000
-"""Images over which side information is spread in one column."""
+"""Images that share the side information in one of the columns."""
 
 _DEFAULT_MODEL = "general"
 _HERE = "training images"
@@ -44,19 +44,19 @@ _HERE = "training images"
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What a network makes of a part: codes, and standardised features, float32, shape (N, V)."""
+    """A network's output for a part: codes, and standardised features, float32, shape (N, V)."""
 
     codes: Codes
     features: NDArray[np.float32]
 
     def digest(self) -> str:
-        """Return a digest of the features, which models trained on the same rows of a matrix share."""
+        """Return a digest of the features; models of the same matrix rows share it."""
         return hashlib.sha256(self.features.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model of ours with what it makes of the training and the test images, and how rows of it are judged."""
+    """A model with its outputs for the training and test images, and the judge of its rows."""
 
     codec: Codec
     train: Encoded
@@ -65,14 +65,14 @@ class Subject:
 
     @property
     def depends(self) -> tuple[object, ...]:
-        """What a row depends on besides the images: the network as it runs here."""
+        """The identity of the network as it runs here, which rows depend on besides the images."""
         return self.codec.model.sha256, self.codec.precision, self.codec.device_type
 
     def rows(
         self, named: dict[str, Any], costs: list[dict[str, Any]], decoded: tuple[NDArray[Any], NDArray[Any]],
         start: float, distance: str = "cosine",
     ) -> Measured:  # fmt: skip
-        """Return a row for each way to store one code: its costs, and the scores of what it decodes to."""
+        """Return a row for each way to store one code: its costs, and the scores of its decoded rows."""
         n = len(self.test.features)
         total = n + len(self.train.features)
         scores, values = self.judge.scores(*decoded, distance)
@@ -93,11 +93,12 @@ def benchmark_rate_accuracy(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure everything that was asked for, and keep it in ``folder/cache`` for another run.
+    """Measure everything requested, and cache it in ``folder/cache`` for another run.
 
-    Returns JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one a code and way to store
-    it; ``failed``, whose process died; ``left_out``, in sentences; ``savings``, ours against every other curve. Where
-    quantisers are fitted to other sources, too, ``fit`` says to which, and ``fitted_to`` of each row to what.
+    Returns JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one per code and way to
+    store
+    it; ``failed``, jobs whose process died; ``left_out``, sentences; ``savings``, ours against other curves. With
+    --fit-to, ``fit`` names the sources that quantisers are also fitted to, and ``fitted_to`` gives each row's.
     """
     for module, extra in (("torch", "train"), ("matplotlib", "plots"), ("jinja2", "plots")):
         require(module, "this benchmark", extra)
@@ -134,7 +135,7 @@ def benchmark_rate_accuracy(
 
 
 def _codecs(config: RateAccuracyConfig, inputs: Inputs) -> list[Codec]:
-    """Load the models, and refuse those that take something else."""
+    """Load the models, and refuse those of another kind of input."""
     from stochcl.api.codec import Codec
 
     names = config.model or ((_DEFAULT_MODEL,) if inputs.images else ())
@@ -171,7 +172,7 @@ def _told(progress: Callable[[str], None], name: str) -> Told:
 
 
 def encode_part(codec: Codec, part: Split, cache: Cache, told: Told) -> Encoded:
-    """Encode a part, or take what was kept of it."""
+    """Encode a part, or load it from the cache."""
     key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device_type, part.fingerprint())
     if (kept := cache.get(key)) is not None:
         arrays, _ = kept
@@ -189,7 +190,7 @@ def encode_part(codec: Codec, part: Split, cache: Cache, told: Told) -> Encoded:
 
 
 def _jobs(config: RateAccuracyConfig, inputs: Inputs, subjects: list[Subject], fit: Encoded | None) -> Iterator[Job]:
-    """Yield what is measured, in the order of the table."""
+    """Yield the jobs in the order of the table."""
 
     def fitted(to: str | None) -> dict[str, Any]:
         return {} if fit is None else {"fitted_to": to}
@@ -198,7 +199,7 @@ def _jobs(config: RateAccuracyConfig, inputs: Inputs, subjects: list[Subject], f
         name = subject.codec.model.name
         ladder = config.ladder or subject.codec.tables.ladder
         for latents in ladder:
-            both = latents == max(ladder) or "map@1000" in config.metric  # symbols are searched at every rate
+            both = latents == max(ladder) or "map@1000" in config.metric  # mAP searches by symbols at every rate
             for given in ("vectors", "symbols") if both else ("vectors",):
                 depends = (*subject.depends, name, latents, given)
                 call = partial(of_codes, subject, latents, given)
@@ -242,7 +243,7 @@ def _baseline_jobs(
 
 
 def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured:
-    """Measure a prefix of our codes from a real file, by the ``vectors`` it decodes to or by its ``symbols``."""
+    """Measure a prefix of our codes from a real file, by its decoded ``vectors`` or its ``symbols``."""
     start, codec = time.monotonic(), subject.codec
     train, codes = (codec.narrowed(part.codes, part.features, latents) for part in (subject.train, subject.test))
     codes = replace(codes, names=None, labels=None, uncertainty=None)
@@ -263,10 +264,10 @@ def of_baseline(
     subject: Subject, kind: type[Baseline], bits: int, named: dict[str, Any], codings: tuple[str, ...],
     fit: Encoded | None, options: dict[str, int], told: Told,
 ) -> Measured:  # fmt: skip
-    """Measure features as a baseline keeps them, plain and through our entropy coder.
+    """Measure features compressed by a baseline, packed and entropy-coded.
 
-    ``fit`` is what the baseline and its entropy model are fitted to in place of the training images, which the probe
-    learns from either way.
+    If ``fit`` is given, the baseline and its entropy model are fitted to it; the probe always learns from the
+    training images.
     """
     start, seed = time.monotonic(), subject.judge.seed
     matrices = [subject.train.features, subject.test.features, *([] if fit is None else [fit.features])]
@@ -280,7 +281,7 @@ def of_baseline(
 
 
 def of_pixels(subject: Subject, inputs: Inputs, code: PixelCode, told: Told) -> Measured:
-    """Measure small images in a format, decoded and given to the network."""
+    """Measure small images in a format, decoded and encoded by the network."""
     start = time.monotonic()
     train, *_ = _encode_pixels(subject.codec, inputs.train, code, told)
     test, size, bare = _encode_pixels(subject.codec, inputs.test, code, told)
@@ -292,7 +293,7 @@ def of_pixels(subject: Subject, inputs: Inputs, code: PixelCode, told: Told) -> 
 
 
 def _encode_pixels(codec: Codec, part: Split, code: PixelCode, told: Told) -> tuple[NDArray[np.float32], int, int]:
-    """Return the features of images that went through a pixel code, and its bytes, with headers and without."""
+    """Return the features of images after a pixel code, and its bytes with and without headers."""
     features, size, bare, done = [], 0, 0, 0
     for batch in part.batches(codec):
         out = np.empty_like(batch)

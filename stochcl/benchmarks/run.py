@@ -1,4 +1,4 @@
-"""What every benchmark shares: options, jobs that are kept, child processes, the machine, and files of results."""
+"""Shared by all benchmarks: options, cached jobs, child processes, the machine, and result files."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
     "1",
 )
-"""Variables that keep numerical libraries to one thread; they are read when a library is first loaded."""
+"""Variables that limit numerical libraries to one thread; libraries read them when first loaded."""
 
 _DISTRIBUTIONS = ("numpy", "constriction", "zstandard", "brotli", "faiss-cpu", "scikit-learn", "torch")
 _PACKAGES = {"faiss": "faiss-cpu", "pillow_jxl": "pillow-jxl-plugin"}
-_EDITION = 3  # counts changes after which a kept measurement is no longer what would be measured
+_EDITION = 3  # raise this when a change makes cached measurements invalid
 
 
 class BenchmarkError(StochclError):
-    """A method gave back other codes than it was given, or its process died: its figures do not count."""
+    """A method gave back other codes than it was given, or its process died, so its figures do not count."""
 
 
 class ChildDiedError(BenchmarkError):
@@ -63,7 +63,7 @@ class MissingPackageError(MissingExtraError):
 
 
 def need(module: str) -> None:
-    """Raise MissingPackageError where a module of the ``bench`` extra cannot be imported."""
+    """Raise MissingPackageError if a module of the ``bench`` extra cannot be imported."""
     if find_spec(module) is None:
         raise MissingPackageError(_PACKAGES.get(module, module))
 
@@ -76,7 +76,7 @@ class Config(Options):
 
     @property
     def command(self) -> str:
-        """The command line that asks for this, without folders of the machine that it ran on."""
+        """The command line of this request, without folders of the machine."""
         words, options = self.command_name.split(), []
         for one in declared(type(self)).values():
             given, flag = getattr(self, one.name), f"--{one.name.replace('_', '-')}"
@@ -95,12 +95,12 @@ def _without_folder(value: Any) -> str:
     return escape_name(Path(value).name) if isinstance(value, Path) or "/" in str(value) else str(value)
 
 
-# Jobs: what is measured, one after the other, each kept as soon as it is done.
+# Jobs: each is measured in turn and cached as soon as it is done.
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Rows of one job, JSON values, and by metric the score of each test row, shape (len(rows), N)."""
+    """The rows of one job as JSON values, and each metric's scores of the test rows, shape (len(rows), N)."""
 
     rows: list[dict[str, Any]]
     values: dict[str, NDArray[np.generic]]
@@ -108,24 +108,24 @@ class Measured:
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: what it is, all that its result depends on, what it needs, and the work itself."""
+    """One measurement: its name, everything its result depends on, a check of what it needs, and the work."""
 
     method: str
     code: str
     depends: tuple[object, ...]
     call: Callable[[Progress], Measured]
     check: Callable[[], object] = lambda: None
-    facts: dict[str, Any] = field(default_factory=dict)  # of the rows, but not kept: runs with and without share them
+    facts: dict[str, Any] = field(default_factory=dict)  # added to rows, not cached
 
     @property
     def name(self) -> str:
-        """The job as progress and sentences call it."""
+        """The job's name in progress and messages."""
         return f"{self.method}, {self.code}"
 
 
 @dataclass
 class Outcome:
-    """What a run has measured, what it could not, and in sentences what it left out."""
+    """What a run measured, what failed, and sentences about what was left out."""
 
     measured: list[Measured] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
@@ -136,7 +136,7 @@ def run_jobs(
     jobs: Sequence[Job], cache: Cache, key: tuple[object, ...], *, progress: Callable[[int, int, str], None],
     say: Callable[[str], None],
 ) -> Outcome:  # fmt: skip
-    """Check what every job needs, then do those that can be done; take from the cache what was done before."""
+    """Check the needs of all jobs, then run those that can; use cached results."""
     from threadpoolctl import threadpool_limits
 
     outcome, refused, ready = Outcome(), [], []
@@ -177,7 +177,7 @@ def run_jobs(
 
 
 def _refusals(refused: Sequence[tuple[Job, StochclError]]) -> Iterator[str]:
-    """Yield a sentence for each reason, with all that it leaves out; one for all packages that are missing."""
+    """Yield a sentence for each reason and the jobs it leaves out; one for all missing packages."""
     reasons: dict[str, dict[str, list[str]]] = {}
     packages = sorted({exc.package for _, exc in refused if isinstance(exc, MissingPackageError)})
     extra = f"needs {' and '.join(packages)}; install with: pip install 'stochcl[bench]'."
@@ -190,7 +190,7 @@ def _refusals(refused: Sequence[tuple[Job, StochclError]]) -> Iterator[str]:
 
 
 class Cache:
-    """A folder of arrays and facts, each under a digest of all that it depends on."""
+    """A folder of arrays and facts, keyed by a digest of everything they depend on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -198,11 +198,11 @@ class Cache:
 
     @staticmethod
     def key(*parts: object) -> str:
-        """Return the digest of what a result depends on."""
+        """Return the digest of a result's dependencies."""
         return hashlib.sha256(json.dumps([_EDITION, __version__, *parts]).encode()).hexdigest()[:24]
 
     def get(self, key: str) -> tuple[dict[str, NDArray[Any]], Any] | None:
-        """Return the arrays and facts that were kept, or None; what cannot be read counts as not there."""
+        """Return the cached arrays and facts, or None if missing or unreadable."""
         try:
             data = (self.folder / f"{key}.npz").read_bytes()
             with np.load(io.BytesIO(data), allow_pickle=False) as found:
@@ -212,20 +212,20 @@ class Cache:
             return None
 
     def put(self, key: str, facts: Any, **arrays: NDArray[Any]) -> None:
-        """Keep arrays and facts (JSON values); they are there complete, or not at all."""
+        """Store arrays and facts (JSON values) atomically."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
         with replacing(self.folder / f"{key}.npz") as file:
             file.write(buffer.getbuffer())
 
 
-# Child processes: native code that crashes takes its own process down and no other.
+# Child processes: a crash of native code ends only its own process.
 
 
 def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of a module in a fresh process with one thread; return its value or raise its StochclError.
+    """Call a module-level function in a fresh single-threaded process; return its value or raise its StochclError.
 
-    Raises ChildDiedError where the process ends by a signal or without an answer.
+    Raises ChildDiedError if the process ends by a signal or without an answer.
     """
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
         job, answer = Path(folder, "job"), Path(folder, "answer")
@@ -234,7 +234,7 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         command = [sys.executable, "-c", code, str(job), str(answer)]
         done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            value, error = pickle.loads(answer.read_bytes())  # from a folder that only this process and its child use
+            value, error = pickle.loads(answer.read_bytes())  # only this process and its child use the folder
             if error is not None:
                 raise error
             return value
@@ -247,7 +247,7 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _answer() -> None:
-    """Do the job in the file that is named first, and write its value, or its StochclError, to the second."""
+    """Run the job in the first file, and write its value or StochclError to the second."""
     function, arguments = pickle.loads(Path(sys.argv[1]).read_bytes())
     value, error = None, None
     try:
@@ -261,7 +261,7 @@ def _answer() -> None:
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, cores and system, under fixed keys; nothing that names the machine or its user."""
+    """Return processor, cores and system under fixed keys, without names of the machine or its user."""
     return {
         "processor": _processor(),
         "machine": platform.machine(),
@@ -281,9 +281,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit that runs, with ``-dirty`` behind it where files were changed; None outside a checkout.
+    """Return the running commit, with ``-dirty`` if files were changed; None outside a checkout.
 
-    Results are no code: one that has been written does not make the commit of the next one another.
+    Changed results do not count as dirty.
     """
     folder = Path(__file__).parent
 
@@ -292,14 +292,14 @@ def commit() -> str | None:
         return run.stdout.strip()
 
     with suppress(OSError, subprocess.CalledProcessError):
-        git("ls-files", "--error-unmatch", "__init__.py")  # installed into somebody else's checkout, it is not ours
+        git("ls-files", "--error-unmatch", "__init__.py")  # else another project's checkout
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     return None
 
 
 def stay_on_one_core() -> None:
-    """Keep this process to the first core that it may run on, where the system can do that."""
+    """Pin this process to its first allowed core, if the system supports that."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
@@ -313,7 +313,7 @@ def _processor() -> str:
 
 
 def record(schema: str, config: Config, **facts: Any) -> dict[str, Any]:
-    """Return a result with what every result has: schema, command, commit, seed, hardware, versions."""
+    """Return a result with the common fields: schema, command, commit, seed, hardware, versions."""
     return {
         "schema": schema,
         "command": config.command,
@@ -325,7 +325,7 @@ def record(schema: str, config: Config, **facts: Any) -> dict[str, Any]:
     }
 
 
-# Files of results.
+# Result files.
 
 
 def write_results(result: dict[str, Any], folder: Path, name: str) -> list[Path]:
@@ -335,7 +335,7 @@ def write_results(result: dict[str, Any], folder: Path, name: str) -> list[Path]
 
 
 def write_files(files: dict[Path, bytes]) -> list[Path]:
-    """Write files in place of earlier ones, each complete or not at all; return their paths."""
+    """Replace files atomically; return their paths."""
     for path, data in files.items():
         with writing(path), replacing(path) as file:
             file.write(data)
@@ -343,7 +343,7 @@ def write_files(files: dict[Path, bytes]) -> list[Path]:
 
 
 def to_csv(result: dict[str, Any]) -> str:
-    """Return the rows as CSV; each carries seed, machine, versions and command, for rows get about."""
+    """Return the rows as CSV, each with seed, machine, versions and command so that it makes sense alone."""
     facts = {name: result[name] for name in ("seed", "hardware", "versions", "commit", "command")}
     for name in ("hardware", "versions"):
         facts[name] = "; ".join(f"{key} {value}" for key, value in facts[name].items())

@@ -36,7 +36,7 @@ def standard_input(what: str) -> IO[bytes]:
 def source_of(
     sources: Sequence[Path], files_from: Path | None, *, null: bool, folder: Path
 ) -> Path | Sequence[Path] | IO[bytes] | ImageSource:
-    """Return what a request names to read: paths, standard input, or the images of a list."""
+    """Return the source to read: paths, standard input, or a list of images."""
     if files_from is not None:
         if sources:
             raise UsageError("--files-from already lists what to read; omit SOURCE.")
@@ -54,7 +54,7 @@ def source_of(
 
 
 def output_of(path: Path) -> Path | IO[bytes]:
-    """Return where an archive goes: the path, or for ``-`` standard output."""
+    """Return the output of an archive: a path, or standard output for ``-``."""
     if str(path) != "-":
         return path
     if sys.stdout is None:
@@ -181,7 +181,7 @@ def estimate(sources: tuple[Path, ...], *, as_json: bool, **options: Any) -> Non
     show(found.to_json(), found.lines(), as_json=as_json)
 
 
-_SHOWN = 5  # places that are damaged
+_SHOWN = 5  # damaged places
 _TABLES = {
     "intact": "",
     "elsewhere": "the decoder in the file is missing or damaged; the one found elsewhere is right",
@@ -242,7 +242,7 @@ def verify(
 
 
 def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as_json: bool) -> int:
-    """Write what is intact, and return the exit code."""
+    """Write everything intact, and return the exit code."""
     from stochcl.compress.salvage import salvage
 
     with progress_bar("bytes") as bar:
@@ -262,7 +262,7 @@ def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as
 
 
 def _losses(done: Any) -> list[str]:
-    """Return what a person should know of what was not saved."""
+    """Return lines about what was not saved."""
     lines = [f"damaged: bytes {start:,} to {end - 1:,}" for start, end in done.lost[:_SHOWN]]
     if len(done.lost) > _SHOWN:
         lines.append(f"damaged: {len(done.lost) - _SHOWN:,} more places; --json lists them all")
@@ -377,7 +377,7 @@ def append(
     check_local(codes)
     check_paths_exist(sources)
     source: Any = sources[0] if len(sources) == 1 else sources
-    with Archive(codes):  # a folder of shards is refused before its model is looked for
+    with Archive(codes):  # a folder of shards is refused before its model is loaded
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
         edit = append(codes, source, codec, progress=bar, **opt.given(options))

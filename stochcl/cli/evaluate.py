@@ -173,7 +173,7 @@ def uncertainty(
     show(found, _uncertainty_lines(found), as_json=as_json)
 
 
-_SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares refused, of those in the JSON
+_SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # shares of the JSON that the table shows
 
 
 def _uncertainty_lines(found: dict[str, Any]) -> list[str]:

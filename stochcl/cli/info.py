@@ -1,4 +1,4 @@
-"""The command info, which starts at once: it imports no more than reading an archive takes."""
+"""The command info; it imports only what reading an archive needs, to start fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The group of commands, and what becomes of errors."""
+"""The group of commands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 
 
 def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool = False) -> None:
-    """Print a result, as JSON or as lines for people, on standard output; on standard error where data goes there."""
+    """Print a result as JSON or as text to standard output, or to standard error if data goes to standard output."""
     text = json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) if as_json else "\n".join(lines)
     if sys.stdout is None and not err:
         raise OutputError("the result cannot be written to standard output: it is closed.")
@@ -42,7 +42,7 @@ def show(result: dict[str, Any], lines: list[str], *, as_json: bool, err: bool =
 
 
 def mute() -> None:
-    """Throw away what standard output and error still hold, which Python would try to write again at its end."""
+    """Discard what standard output and error still buffer, so that Python does not write it again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):
@@ -54,12 +54,12 @@ def mute() -> None:
 
 
 def say(line: str) -> None:
-    """Say something to a person, on standard error."""
+    """Print a line to standard error."""
     click.echo(line, err=True)
 
 
 def say_skipped(skipped: Sequence[tuple[str, str]], shown: int = 5) -> None:
-    """Name the images that could not be read, the first few, and count them."""
+    """Print the first few images that could not be read, and count the rest."""
     for name, reason in skipped[:shown]:
         say(f"skipped {escape_name(name)}: {reason}")
     if len(skipped) > shown:
@@ -67,17 +67,15 @@ def say_skipped(skipped: Sequence[tuple[str, str]], shown: int = 5) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table as lines: texts of the first column to the left, all others, numbers, to the right.
+    """Return a table as lines: the first column is text, aligned left; all others are numbers, aligned right.
 
-    Its width does not depend on the terminal, so that what is piped to a file is what was seen.
+    Its width does not depend on the terminal, so piped output is the same.
 
     Examples
     --------
     >>> print("\\n".join(table("sizes", ["method", "bytes"], [["zlib", "1,024"], ["ours", "96"]])))
     sizes
-      method  bytes
-      zlib    1,024
-      ours       96
+      method  bytes zlib    1,024 ours       96
     <BLANKLINE>
     """
     from rich.console import Console
@@ -94,7 +92,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [title, *(line.rstrip() for line in capture.get().splitlines()), ""]
 
 
-_EVERY = 30.0  # seconds between the lines of progress where there is no terminal
+_EVERY = 30.0  # seconds between progress lines without a terminal
 
 
 @contextmanager
@@ -120,14 +118,14 @@ def progress_bar(unit: str, *, rate: bool = True) -> Iterator[Callable[..., None
         task = progress.add_task(unit, total=None, note="")
 
         def update(done: float, total: float, note: str = "") -> None:
-            progress.update(task, completed=done, total=total or None, note=note)  # 0: it is not known
+            progress.update(task, completed=done, total=total or None, note=note)  # 0: unknown
 
         yield update
 
 
 @contextmanager
 def _plain_progress() -> Iterator[Callable[..., None]]:
-    """Say every half minute how far the block is, also while it tells nothing of that."""
+    """Print progress every half minute, even if the block reports none."""
     started, ended, latest = time.monotonic(), threading.Event(), ["", ""]
 
     def update(done: float, total: float, note: str = "") -> None:
@@ -183,22 +181,22 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "benchmark": ("benchmark", "Compare codes with other compressors."),
     },
 }
-"""Commands in the sections and order of the help: the module of each, imported when it runs, and its line."""
+"""Commands in the sections and order of the help: each one's module, imported when it runs, and its line."""
 
 COMMANDS = {name: where for commands in SECTIONS.values() for name, where in commands.items()}
 
 _INTERRUPTED, _TERMINATED = 130, 143
-_PIPE = 141  # what shells say of a program whose reader has gone
+_PIPE = 141  # the exit status of shells for a program whose reader closed the pipe
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h has them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # values in malloc.h
 _KEPT = 1 << 30  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what a network frees, for its next batch; where it has no such setting, do nothing.
+    """Let the C library keep freed memory for the next batch; do nothing if it has no such setting.
 
-    Otherwise every layer's output is mapped anew, page by page: 173 images/s in place of 380, on one core.
+    Otherwise every layer's output is mapped anew, page by page: 173 images/s instead of 380 on one core.
     """
     import ctypes
 
@@ -209,7 +207,7 @@ def keep_freed_memory() -> None:
 
 
 class Commands(click.Group):
-    """The commands of ``COMMANDS``, imported one at a time, so that ``stochcl --help`` is instant."""
+    """The commands of ``COMMANDS``, imported one at a time so that ``stochcl --help`` is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: D102
         return list(COMMANDS)
@@ -228,20 +226,20 @@ class Commands(click.Group):
                 formatter.write_dl([(name.ljust(width), line) for name, (_, line) in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; an error that stochcl raises becomes one sentence and its exit code."""
+        """Run a command; print an error of stochcl as one sentence and exit with its code."""
         _occupy_standard_streams()
         keep_freed_memory()
-        # A name may hold letters that the terminal's encoding lacks; better an escape than no result at all.
+        # A name may hold characters that the terminal's encoding lacks: escape them rather than fail.
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
-        ctx.with_resource(command_line())  # until the message is out
+        ctx.with_resource(command_line())  # until the message is printed
         try:
             with _terminable():
                 return super().invoke(ctx)
         except StochclError as exc:
             click.echo(" ".join([f"stochcl: {exc}", *getattr(exc, "__notes__", ())]), err=True)
             ctx.exit(exc.exit_code)
-        except BrokenPipeError:  # the reader has seen enough
+        except BrokenPipeError:  # the reader closed the pipe
             mute()
             ctx.exit(_PIPE)
         except KeyboardInterrupt as exc:
@@ -250,17 +248,17 @@ class Commands(click.Group):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which means what Ctrl-C means: what is done is kept."""
+    """SIGTERM, handled like Ctrl-C: finished work is kept."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, unless somebody else takes care of it."""
+    """Let SIGTERM end a command as Ctrl-C does, unless a handler is set already."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    end.raises = Terminated  # type: ignore[attr-defined]  # training waits for the end of a step, and raises it then
+    end.raises = Terminated  # type: ignore[attr-defined]  # training raises it at the end of a step
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -273,12 +271,12 @@ def _terminable() -> Iterator[None]:
 
 
 def _occupy_standard_streams() -> None:
-    """Open the null device for closed standard streams: else the next file gets their number, and their messages."""
+    """Open the null device for closed standard streams, because the next opened file would receive their messages."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""Click options: those that are made from the fields of options dataclasses, and those that commands share."""
+"""Click options: made from the fields of options dataclasses, and shared by commands."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     Decorator = Callable[[Any], Any]
 
 
-class InputPath(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
-    """A file or folder that must be there, or a URL (``s3://...``), of which a path would lose a slash.
+class InputPath(click.ParamType):  # type: ignore[type-arg]  # not generic in every version
+    """A file or folder that must exist, or a URL (``s3://...``), in which a Path would drop a slash.
 
-    So a wrong path is refused while the command line is read, and not after a model was loaded.
+    A wrong path fails while the command line is parsed, not after loading a model.
     """
 
     name = "path"
@@ -33,7 +33,7 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]  # which is not gene
         self.check = check
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """Return a path, or a URL as it is."""
+        """Return a path, or a URL unchanged."""
         if isinstance(value, str) and is_url(value):
             return value
         if self.check:
@@ -42,7 +42,7 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]  # which is not gene
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists the options of each :func:`section` below its title."""
+    """A command whose help groups options by :func:`section`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
         rows: dict[str, list[tuple[str, str]]] = {}
@@ -50,19 +50,19 @@ class SectionedCommand(click.Command):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
                 rows.setdefault(getattr(param, "section", "Options"), []).append(record)
         if "Options" in rows:
-            rows["Options"] = rows.pop("Options")  # the common ones last
+            rows["Options"] = rows.pop("Options")  # the common ones come last
         for title, records in rows.items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
 
 def command(name: str | None = None, **how: Any) -> Callable[[Any], click.Command]:
-    """Return the decorator of a command whose options have sections."""
+    """Return a command decorator with sections of options."""
     return click.command(name, cls=SectionedCommand, **how)
 
 
 def section(title: str, *options: Decorator) -> Decorator:
-    """Return a decorator that adds options, and has the help list them below a title."""
+    """Return a decorator that adds options under a title of the help."""
 
     def decorate(function: Any) -> Any:
         before = len(getattr(function, "__click_params__", ()))
@@ -77,7 +77,7 @@ def section(title: str, *options: Decorator) -> Decorator:
 
 PATH = click.Path(path_type=Path)
 INPUT = InputPath()
-SOURCE = InputPath(check=False)  # or -, or an entry of a list
+SOURCE = InputPath(check=False)  # may also be - or an entry of a list
 CODES = click.argument("codes", type=INPUT)
 _TABLES_HELP = "Model or .tables file with the decoder, if neither archive nor stochcl has it."
 TABLES = click.option("-m", "--model", help=_TABLES_HELP)
@@ -101,7 +101,7 @@ COLUMN = click.option(
 
 
 def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - as in click.option
-    """Return the option that names what is written."""
+    """Return the -o/--output option."""
     how: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
     return click.option("-o", "--output", type=PATH, help=help, **how)
 
@@ -109,7 +109,7 @@ def output(help: str, default: str | None = None) -> Decorator:  # noqa: A002 - 
 def options_of(*classes: type[Options], only: str = "") -> Decorator:
     """Return a decorator that adds an option for each field with a help text, a class's own before its bases'.
 
-    ``only`` names the fields that are wanted, with spaces between them.
+    ``only`` names the wanted fields, separated by spaces.
     """
     made = [
         _click_option(one) for cls in classes for one in _own_first(cls)
@@ -127,11 +127,11 @@ def options_of(*classes: type[Options], only: str = "") -> Decorator:
 def _own_first(cls: type[Options]) -> list[Field[Any]]:
     fields = declared(cls)
     names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
-    return [fields[name] for name in names if name in fields]  # a ClassVar is none
+    return [fields[name] for name in names if name in fields]  # skips ClassVars
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that the user gave."""
+    """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -160,15 +160,15 @@ def _shown(default: Any) -> str:
     return "" if default is None or default is False else str(default)
 
 
-class OptionType(click.ParamType):  # type: ignore[type-arg]  # which is not generic in every version
-    """The values of a field: of its type, and within its bounds."""
+class OptionType(click.ParamType):  # type: ignore[type-arg]  # not generic in every version
+    """A field's type and bounds."""
 
     def __init__(self, one: Field[Any], flag: str) -> None:
         self.field, self.flag = one, flag
         self.name = {"int": "integer", "float": "number"}.get(kind_of(one), "text")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value of a text."""
+        """Convert and check a value."""
         kind = kind_of(self.field)
         item = item_of(kind)
         if option_of(self.field).unit == "TIME":
@@ -185,7 +185,7 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]  # which is not gen
 
 
 def _value(kind: str, text: str) -> Any:
-    """Return the value that a text is, or the text, which is then refused with what it should be."""
+    """Convert a text; return it unchanged on failure, so that the check names the expected type."""
     try:
         return {"int": int, "float": float, "Path": Path}.get(kind, str)(text)
     except ValueError:
@@ -196,7 +196,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def seconds(text: str, flag: str = "") -> float:
-    """Return the seconds of a time: a number, or one with s, m, h or d behind it.
+    """Convert a time to seconds: a number, optionally followed by s, m, h or d.
 
     Examples
     --------

@@ -210,7 +210,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     """
     from stochcl.api.train import is_first_process, train
 
-    silent: Any = nullcontext(lambda *given: None)  # of the other processes
+    silent: Any = nullcontext(lambda *given: None)  # only the first process shows progress
     with progress_bar("images", rate=False) if is_first_process() else silent as bar:
         report = train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
     if report is not None:

@@ -1,4 +1,4 @@
-"""What is learned from decoded codes: probes with scikit-learn."""
+"""Probes on decoded codes, with scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: scikit-learn takes a second."""
+    """Import a name on first use, because scikit-learn takes a second."""
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{home}"), name)

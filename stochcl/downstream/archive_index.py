@@ -1,4 +1,4 @@
-"""An archive's codes in memory, a few bytes a row, to answer many searches one by one."""
+"""An archive's codes in memory, a few bytes per row, for many single searches."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchiveIndex"]
 
-_GROUP_BITS = 16  # of the names of one table: its sums, as float32, stay in a core's cache
-_ROWS = 1 << 14  # whose scores are taken at a time
-_BLOCKS = 1 << 10  # whose best rows bound the best of all
+_GROUP_BITS = 16  # name bits per table, so that its float32 sums fit in a core's cache
+_ROWS = 1 << 14  # scored at a time
+_BLOCKS = 1 << 10  # blocks whose maxima bound the best scores
 
 
 class ArchiveIndex:
     """Finds the rows of an archive whose decoded vectors have the smallest angle to a query's floats, exactly.
 
-    A residual code names words that add up to a vector. So a query's products with all words make a few small tables,
-    and a row's score is a look-up in each. Vectors are decoded once, when the index is made, for their lengths.
-    Memory: 2 bytes for each 16 bits of a code, and 4 bytes.
+    A residual code's vector is a sum of words, so a query's products with all words make a few small tables, and a
+    row's score is a lookup in each. Vectors are decoded only once, to store their lengths. Memory per row: 2 bytes
+    for each 16 bits of code, plus 4 bytes.
 
     Parameters
     ----------
     archive : Archive or FolderArchive
-        May be closed afterwards.
+        It may be closed afterwards.
     progress : callable
-        Told how many rows of how many are read.
+        Called with the number of rows read and the total.
 
     Raises
     ------
@@ -76,7 +76,7 @@ class ArchiveIndex:
         return len(self._inverse)
 
     def kneighbors(self, X: ArrayLike, n_neighbors: int = 10) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return distances (1 - cosine), ascending, and numbers of rows, both of shape (M, k).
+        """Return ascending distances (1 - cosine) and row numbers, both of shape (M, k).
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class ArchiveIndex:
         Raises
         ------
         UsageError
-            If queries are of another width or not finite, or more are asked for than there are rows.
+            If queries have another width or are not finite, or n_neighbors exceeds the number of rows.
         """
         queries = np.atleast_2d(np.asarray(X, np.float32))
         if queries.ndim != 2 or queries.shape[1] != self._decoder.dim or not np.isfinite(queries).all():
@@ -128,7 +128,7 @@ class ArchiveIndex:
 
 
 def _groups(stages: tuple[int, ...]) -> list[list[int]]:
-    """Share out stages, in order, to groups whose names take at most 16 bits together."""
+    """Group consecutive stages so that each group's names take at most 16 bits."""
     groups, room = [[0]], _GROUP_BITS - stages[0]
     for stage, bits in enumerate(stages[1:], 1):
         if bits > room:
@@ -140,7 +140,7 @@ def _groups(stages: tuple[int, ...]) -> list[list[int]]:
 
 
 def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the rows of at least the ``count`` best scores, without sorting them all."""
+    """Return the rows of at least the ``count`` best scores without a full sort."""
     width = len(scores) // _BLOCKS
     if width < 2 or count > _BLOCKS:
         return np.arange(len(scores))

@@ -1,4 +1,4 @@
-"""Distances between rows of codes or vectors, and the nearest rows by them, in bounded memory."""
+"""Distances between rows of codes or vectors, and a search for the nearest rows in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ROWS = 1 << 14  # compared at a time
-_PAIR = 40  # bytes that a distance takes: in its own type, as float32, as a key, and copies of these
-_DIGITS = 6  # of a cosine: the seventh depends on the order in which a processor sums
+_PAIR = 40  # bytes per distance: in its own type, as float32, as a key, and copies
+_DIGITS = 6  # decimals of a distance: the seventh depends on the processor's order of summation
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance of rows: its name and unit, how rows are prepared once, and prepared queries held against rows."""
+    """A distance: name, unit, a one-time preparation of rows, and the comparison of prepared rows."""
 
     name: str
     unit: str
@@ -35,7 +35,7 @@ def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
 
 
 def _differing(queries: NDArray[np.uint64], rows: NDArray[np.uint64]) -> NDArray[Any]:
-    # What is added up is a byte a word; in narrow sums it takes two thirds of the time that 64 bits take.
+    # Each word adds at most 64, so narrow sums suffice; they take two thirds of the time of 64-bit sums.
     sums = np.zeros((len(queries), len(rows)), np.uint16 if 64 * rows.shape[1] < 1 << 16 else np.uint32)
     columns = np.ascontiguousarray(rows.T)
     for word, column in enumerate(columns):
@@ -48,13 +48,13 @@ def _pairwise(metric: str) -> Callable[[NDArray[Any], NDArray[Any]], NDArray[Any
         from scipy.spatial.distance import cdist
 
         found: NDArray[Any] = cdist(queries, rows, metric)
-        # scipy gives the share of the columns that differ; what is counted is how many
+        # scipy returns the fraction of columns that differ, not their number
         return np.rint(found * rows.shape[1]) if metric == "hamming" else found
 
     return between
 
 
-# What is not finite is last, and no one's warning.
+# Values that are not finite sort last, without a warning.
 _quiet = np.errstate(over="ignore", invalid="ignore")
 
 
@@ -73,7 +73,7 @@ def _angle(queries: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[n
 
 @_quiet
 def _length(queries: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    # In float64: the squares cancel where rows are near.
+    # float64, because the squares cancel for near rows
     squares = np.square(queries).sum(axis=1)[:, None] + np.square(rows).sum(axis=1) - 2 * (queries @ rows.T)
     found: NDArray[np.float64] = np.sqrt(np.maximum(squares, 0)).round(_DIGITS)
     return found
@@ -93,10 +93,10 @@ DISTANCES = {
         Distance("euclidean", "length of the difference", _float64, _length),
     )
 }
-"""By name: of bits, of symbols in order and of symbols without one, and two of vectors."""
+"""By name: of bits, of ordered symbols, of unordered symbols, and two of vectors."""
 
 OF_KINDS = {"bits": "hamming", "levels": "levels", "categories": "symbols"}
-"""Which of them compares symbols that are bits, numbers in order, or names."""
+"""The distance for each kind of symbols: bits, ordered numbers, or categories."""
 
 
 class Nearest:
@@ -111,7 +111,7 @@ class Nearest:
         self.seen = 0
 
     def add(self, rows: NDArray[Any], *, prepared: bool = False) -> None:
-        """Look at more rows, shape (n, D), which are numbered on."""
+        """Compare more rows, shape (n, D), numbered consecutively."""
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
             self._add(part if prepared else self._distance.prepare(part))
@@ -132,9 +132,9 @@ class Nearest:
         self.seen += len(rows)
 
     def sorted(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return distances, ascending, and numbers of rows, both of shape (M, k), or fewer columns for fewer rows.
+        """Return ascending distances and row numbers, both (M, k), with fewer columns if fewer rows were seen.
 
-        Among equal distances the earlier row comes first; a distance that is no number comes last.
+        Equal distances are ordered by row; NaN comes last.
         """
         best = np.sort(self._best, axis=1)
         distances = (best >> np.uint64(32)).astype(np.uint32).view(np.float32)
@@ -142,15 +142,15 @@ class Nearest:
 
 
 def _keys(distances: NDArray[Any], numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return numbers that order by distance, then by row: the bits of a positive float32 order as it does."""
-    single = np.abs(np.ascontiguousarray(distances, np.float32))  # of minus zero, too
+    """Return integers that sort by distance, then row; the bits of positive float32 sort like their values."""
+    single = np.abs(np.ascontiguousarray(distances, np.float32))  # also turns -0 into 0
     return single.view(np.uint32).astype(np.uint64) << np.uint64(32) | numbers
 
 
 def nearest(
     queries: NDArray[np.uint64], rows: NDArray[np.uint64], count: int, *, memory: int = 64 << 20
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the rows that differ from each query in the fewest bits; both are packed."""
+    """Return the rows that differ from each query in the fewest bits; both are packed."""
     found = Nearest(queries, DISTANCES["hamming"], count, memory=memory, prepared=True)
     found.add(rows, prepared=True)
     distances, numbers = found.sorted()
@@ -160,7 +160,7 @@ def nearest(
 def without_own(
     distances: NDArray[np.float32], numbers: NDArray[np.int64], own: NDArray[np.integer]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Leave out, of the k + 1 nearest of each query, the row that it is itself, or else the last; both (M, k)."""
+    """Drop each query itself, or else the last, from its k + 1 nearest rows; both (M, k)."""
     kept = numbers != own[:, None]
     kept[kept.all(axis=1), -1] = False
     shape = len(numbers), numbers.shape[1] - 1

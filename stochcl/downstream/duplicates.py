@@ -1,4 +1,4 @@
-"""Pairs of codes that decode to nearly the same vector, in memory that is a small multiple of the codes'."""
+"""Pairs of codes that decode to nearly the same vector, found in a small multiple of the codes' memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     Decode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
-_AXES = 128  # vectors are no farther apart on these than they are
-_PROBES = 6  # cells that a code is held against
-_CELL = 256  # codes of the smallest cells, on average: of few, comparing more costs nothing
+_AXES = 128  # projections; they never increase a distance
+_PROBES = 6  # cells searched per code
+_CELL = 256  # average codes per cell: with fewer, comparing more is cheap anyway
 _ROWS = 1 << 12  # decoded at a time
-_VALUES = 1 << 22  # of the sample that axes are fitted to, and of the distances taken at a time
-_SLACK = 1e-3  # of half a squared distance, for points are kept in float16
-_PENDING = 1 << 18  # pairs that wait for their exact cosine
+_VALUES = 1 << 22  # in the sample that fits the axes, and per block of distances
+_SLACK = 1e-3  # on half a squared distance, for float16 rounding
+_PENDING = 1 << 18  # pairs to collect before computing exact cosines
 _BATCH = 1 << 14  # pairs whose vectors are in memory together
 _MOST = 20_000_000  # pairs
 
 
 class Pairs(NamedTuple):
-    """Two rows each, ``first < second``, and the cosine of what they decode to; sorted by the rows."""
+    """Pairs of rows with ``first < second`` and the cosine of their decoded vectors; sorted by rows."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
@@ -38,12 +38,12 @@ class Pairs(NamedTuple):
 def find_duplicates(
     packed: NDArray[np.uint8], decode: Decode | None, threshold: float, *, seed: int = 0, progress: Progress = silent
 ) -> Pairs:
-    """Find the pairs of rows, shape (N, W), whose vectors have at least this cosine; at 1 those of equal codes.
+    """Return the pairs of rows, shape (N, W), whose vectors have at least this cosine; at 1 only equal codes.
 
-    Rows of one code are each paired with the first of them, which alone is compared with other codes. Codes fall into
-    cells by the nearest of some of them, on a few axes of their vectors. A code is held against the members of the
-    cells nearest to it: where two are too far apart on the axes, they are too far apart, and the exact cosine decides
-    on the rest. So what is found is right, and a pair is missed only where neither is near the other's cell.
+    Rows with equal codes are each paired with the first of them, and only that one is compared with other codes.
+    Codes fall into cells by their nearest pivot code, in a projection onto a few axes. Each code is compared with the
+    members of its nearest cells: the projection rules out distant pairs, and the exact cosine decides the rest. So
+    every pair found is right, and a pair is missed only if neither code is near the other's cell.
     """
     words = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
     _, leaders, group = np.unique(words, return_index=True, return_inverse=True)
@@ -62,9 +62,9 @@ def find_duplicates(
 def _near(
     codes: NDArray[np.uint8], decode: Decode, threshold: float, rng: np.random.Generator, progress: Progress
 ) -> Pairs:
-    """Find near pairs of codes that differ."""
+    """Return near pairs of different codes."""
     points = _on_axes(codes, decode, rng)
-    # N rows against C pivots, and against N / C members of each of some cells, are the fewest distances at this C.
+    # Comparing N rows with C pivots and then with N / C members of each probed cell is cheapest at this C.
     count = max(1, min(int((_PROBES * len(points)) ** 0.5), len(points) // _CELL))
     pivots = rng.choice(len(points), count, replace=False)
     keys, similarity, pending = [np.empty(0, np.int64)], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
@@ -91,14 +91,14 @@ def _near(
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bring vectors to length 1; those of no length, or of a foreign decoder and not finite, become zeros."""
+    """Scale vectors to length 1; zero or non-finite ones become zeros."""
     vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, 0)
     length = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
     return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def _on_axes(codes: NDArray[np.uint8], decode: Decode, rng: np.random.Generator) -> NDArray[np.float16]:
-    """Return the vectors' coordinates on orthonormal axes that hold most of their variance, shape (N, A)."""
+    """Project vectors onto orthonormal axes that hold most of their variance, shape (N, A)."""
     width = decode(codes[:1]).shape[1]
     sample = rng.choice(len(codes), min(len(codes), max(_AXES, _VALUES // width)), replace=False)
     rows = _unit(decode(codes[np.sort(sample)]))
@@ -115,7 +115,7 @@ def _on_axes(codes: NDArray[np.uint8], decode: Decode, rng: np.random.Generator)
 
 
 def _cells(points: NDArray[np.float16], pivots: NDArray[np.float16]) -> NDArray[np.int32]:
-    """Return the numbers of the pivots nearest to each point, the nearest first, shape (N, probes)."""
+    """Return the nearest pivots of each point, nearest first, shape (N, probes)."""
     centres = pivots.astype(np.float32)
     half = np.square(centres).sum(axis=1) / 2
     cells = np.empty((len(points), min(_PROBES, len(pivots))), np.int32)
@@ -133,7 +133,7 @@ def _cells(points: NDArray[np.float16], pivots: NDArray[np.float16]) -> NDArray[
 def _close_pairs(
     points: NDArray[np.float16], cells: NDArray[np.int32], count: int, most: float, progress: Progress
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs, as ``smaller * N + larger``, whose half squared distance is at most ``most``; some repeatedly."""
+    """Yield pairs ``smaller * N + larger`` whose half squared distance is at most ``most``; some repeat."""
     half = np.concatenate(
         [
             np.square(points[start : start + _ROWS].astype(np.float32)).sum(axis=1) / 2
@@ -157,7 +157,7 @@ def _close_pairs(
 
 
 def _grouped(cells: NDArray[np.int32], count: int) -> list[NDArray[np.int64]]:
-    """Return the rows that name each cell."""
+    """Return the rows of each cell."""
     order = np.argsort(cells, axis=None, kind="stable")
     starts = np.searchsorted(cells.reshape(-1)[order], np.arange(1, count))
     return np.split(order // cells.shape[1], starts)
@@ -168,7 +168,7 @@ def _cosines(codes: NDArray[np.uint8], decode: Decode, keys: NDArray[np.int64]) 
     found = np.empty(len(keys), np.float32)
     for start in range(0, len(keys), _BATCH):
         pairs = np.stack(np.divmod(keys[start : start + _BATCH], len(codes)))
-        rows, places = np.unique(pairs, return_inverse=True)  # pairs of a few cells share their rows
+        rows, places = np.unique(pairs, return_inverse=True)  # pairs from a few cells share rows
         vectors = np.concatenate([_unit(decode(codes[rows[i : i + _ROWS]])) for i in range(0, len(rows), _ROWS)])
         a, b = places.reshape(pairs.shape)
         for i in range(0, len(a), _ROWS):

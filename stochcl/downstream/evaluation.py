@@ -1,4 +1,4 @@
-"""Training a probe on decoded codes and scoring it on rows that it has not seen."""
+"""Train a probe on decoded codes and score it on unseen rows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 _SHOWN_CLASSES = 20
-_LEAST_SHOWN = 20  # letters of a class's name, or as many as tell it from others
-_MOST_CLASSES = 1000  # of which a confusion matrix is kept: a million counts
+_LEAST_SHOWN = 20  # characters of a class name, more if needed to tell names apart
+_MOST_CLASSES = 1000  # the most classes with a confusion matrix
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Evaluation:
     ----------
     task, estimator : str
     n_train, n_test : int
-        Rows trained (of cross-validation in the first fold) and scored on.
+        Rows to train on (in the first fold of a cross-validation) and to score.
     score, baseline : float
-        Accuracy, or R2, over all scored rows; and that of guessing the training rows' largest class, or their mean.
+        Accuracy or R2 over all scored rows, and that of guessing the training rows' largest class or mean.
     interval : (float, float) or None
-        95 % confidence interval of the score over the rows scored on: Wilson's, or by bootstrap (of 10 rows or more).
+        95 % confidence interval of the score: Wilson's, or a bootstrap (from 10 rows).
     balanced_accuracy, mae, rmse, baseline_balanced_accuracy, baseline_mae, baseline_rmse : float or None
-        Mean over classes of the share of their rows that is found, or errors in the label's unit; and of that guess.
+        Mean recall over classes, or errors in the label's unit; and those of that guess.
     folds : tuple of float
         The score of each fold; one for a held-out split. NaN for the R2 of a fold whose labels are all equal.
     classes, confusion : tuple
-        Sorted classes, and counts by true (rows) and predicted class; none for more than 1,000 classes.
+        Sorted classes, and counts by true (rows) and predicted class; empty for more than 1,000 classes.
     duplicates : Duplicates or None
     seconds : float
     notes : tuple of str
@@ -76,11 +76,11 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures that the task has as JSON types; NaN becomes None."""
+        """Return the task's figures as JSON types; NaN becomes None."""
         return {name: _plain(value) for name, value in vars(self).items() if value is not None and value != ()}
 
     def summary(self) -> str:
-        """Return the figures for people, with their units, as text of a few lines."""
+        """Return the figures with units as text."""
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
@@ -107,7 +107,7 @@ class Evaluation:
         return [*lines, guess, *self._matrix()]
 
     def _matrix(self) -> list[str]:
-        """Return the confusion matrix, where it is of a size that a person reads."""
+        """Return the confusion matrix if it is small enough to read."""
         if not 0 < len(self.confusion) <= _SHOWN_CLASSES:
             return []
         cells = [[str(n) for n in row] for row in self.confusion]
@@ -135,7 +135,7 @@ class Evaluation:
 
 
 def _shown(classes: Sequence[str]) -> list[str]:
-    """Return names of classes for a terminal, cut to a length at which no two are alike."""
+    """Return class names for a terminal, cut to a length that keeps them distinct."""
     names = [escape_name(str(name)) for name in classes]
     length = _LEAST_SHOWN
     while len({name[:length] for name in names}) < len(set(names)):
@@ -144,7 +144,7 @@ def _shown(classes: Sequence[str]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return lists for tuples, and None for what JSON has no number for."""
+    """Return tuples as lists, and non-finite numbers as None, for JSON."""
     if is_dataclass(value):
         return vars(value)
     if isinstance(value, tuple):
@@ -158,15 +158,14 @@ def evaluate(
     names: Sequence[str] | None = None, symbols: NDArray[np.integer] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:  # fmt: skip
-    """Score a probe by cross-validation, or on a random part of the rows that is held out.
+    """Score a probe by cross-validation, or on a random held-out part of the rows.
 
     Parameters
     ----------
     x : array, shape (N, V)
-        Decoded vectors (floats) or symbols (integers). Nearest neighbours go by cosine among vectors and by
-        Hamming distance among symbols.
+        Decoded vectors (floats), which neighbours compare by cosine, or symbols (integers), by Hamming distance.
     y : sequence, shape (N,)
-        Texts, or numbers for regression. Rows with an empty label, NaN or None are left out and counted.
+        Texts, or numbers for regression. Rows labelled empty, NaN or None are left out and counted.
     task, estimator : str
     seed : int
     folds : int
@@ -178,9 +177,9 @@ def evaluate(
     names : sequence of str, shape (N,), optional
         For messages.
     symbols : ndarray of int, shape (N, D), optional
-        Codes, by which near duplicates across the split are counted.
+        Codes, to count near duplicates across the split.
     progress : callable
-        Told how many folds of how many are done.
+        Called with the number of folds done and the total.
 
     Raises
     ------
@@ -218,7 +217,7 @@ def evaluate_split(
     y_test: Sequence[object] | ArrayLike, *, task: Task = "classification", estimator: str = "auto", seed: int = 0,
     symbols: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Train a probe on some rows and score it on others, see :func:`evaluate`; ``symbols`` are the codes of both."""
+    """Train a probe on some rows and score it on others, as :func:`evaluate`; ``symbols`` are the codes of both."""
     started = time.monotonic()
     train, test = labelled(x_train, y_train, task), labelled(x_test, y_test, task)
     if train.x.shape[1] != test.x.shape[1]:
@@ -245,7 +244,7 @@ def fit(
     x: ArrayLike, y: Sequence[object] | ArrayLike, *, target: str = "label", task: Task = "classification",
     estimator: str = "auto", seed: int = 0, names: Sequence[str] | None = None,
 ) -> Fitted:  # fmt: skip
-    """Train a probe on all rows that have a label, to be saved."""
+    """Train a probe on all labelled rows, to be saved."""
     rows = labelled(x, y, task, names)
     rows.check_learnable()
     probe = _Probe(task, estimator, seed, rows.symbols, rows.binary)
@@ -254,7 +253,7 @@ def fit(
 
 
 class _Probe:
-    """One kind of probe, trained afresh on each part."""
+    """A probe, trained afresh on each part."""
 
     def __init__(self, task: Task, estimator: str, seed: int, symbols: bool, binary: bool) -> None:
         self.task, self.name, self.seed, self.symbols, self.binary = task, estimator, seed, symbols, binary
@@ -263,7 +262,7 @@ class _Probe:
     def evaluation(
         self, parts: Iterable[Part], notes: list[str], started: float, duplicates: Duplicates | None
     ) -> Evaluation:
-        """Train and score on every part, and sum up."""
+        """Train and score on every part, and summarise."""
         score = _accuracy if self.task == "classification" else metrics.r_squared
         found, trained = [], 0
         for x_train, y_train, x_test, y_test in parts:
@@ -282,7 +281,7 @@ class _Probe:
         )  # fmt: skip
 
     def _answer(self, x: NDArray[np.floating], y: NDArray[Any], x_test: NDArray[np.floating]) -> NDArray[Any]:
-        """Train on rows and answer for others; warnings become notes."""
+        """Train on rows and predict others; warnings become notes."""
         probe = self.fitted(x, y)
         with self._noting():
             answer = np.asarray(probe.predict(x_test))
@@ -302,7 +301,7 @@ class _Probe:
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
-        """Make one sentence of what an estimator raises, and notes of its warnings."""
+        """Turn an estimator's errors into one sentence, and its warnings into notes."""
         from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings(record=True) as caught:
@@ -350,7 +349,7 @@ def _accuracy(truth: NDArray[Any], answer: NDArray[Any]) -> float:
 
 
 def _guess(task: Task, y: NDArray[Any]) -> Any:
-    """Return what one would answer without looking: the largest class, or the mean."""
+    """Return the answer without looking: the largest class or the mean."""
     if task == "regression":
         return y.mean()
     classes, counts = np.unique(y, return_counts=True)
@@ -358,7 +357,7 @@ def _guess(task: Task, y: NDArray[Any]) -> Any:
 
 
 def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp]:
-    """Give each group a number, whatever it is called."""
+    """Return a number for each row's group."""
     values = np.asarray(groups, dtype=object)
     if values.shape != (count,):
         raise UsageError(f"there are {count:,} rows, but groups have shape {values.shape}; give one for each.")

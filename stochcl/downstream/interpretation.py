@@ -1,4 +1,4 @@
-"""What latents mean: their rates, what they have to do with labels and each other, and what flipping them does."""
+"""The meaning of latents: rates, relation to labels and each other, and effects of flipping them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
     Answers = Callable[[NDArray[Any]], NDArray[np.float64]]
 
-LOW, HIGH = 0.1, 0.9  # quantiles that stand for a low and a high level
-ROWS = 4096  # made floats at a time
-SAME = 0.7  # association from which two latents count as saying the same
-LABEL_BINS = 10  # of a label that is a number: deciles
-LEVEL_BINS = 16  # of latents with more values than this that are numbers: their quantiles
-RISK = 0.05  # that any latent of all seems to say something, and none does
-SHOWN_VALUES = 4  # of a categorical latent, the most frequent ones
+LOW, HIGH = 0.1, 0.9  # quantiles used as low and high levels
+ROWS = 4096  # rows converted to float at a time
+SAME = 0.7  # latents associated at least this strongly count as redundant
+LABEL_BINS = 10  # bins of a numeric label: deciles
+LEVEL_BINS = 16  # latents with more levels are binned at quantiles
+RISK = 0.05  # of a false alarm for any of the latents
+SHOWN_VALUES = 4  # the most frequent values of a categorical latent
 NEIGHBORS = 10
 SHOWN_NEIGHBORS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Some rows of codes, symbols of shape (N, D), with the decoder of these latents to vectors, if there is one."""
+    """Rows of codes, symbols of shape (N, D), and the decoder of these latents, if any."""
 
     symbols: NDArray[Any]
     kind: str
     decoder: Decoder | None = None
     x: NDArray[Any] = field(init=False, repr=False)
-    """Vectors, float32, shape (N, V), or the symbols where there is no decoder."""
+    """Vectors, float32, shape (N, V), or the symbols without a decoder."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", self.decode(self.symbols))
@@ -47,15 +47,15 @@ class Sample:
 
     @property
     def distance(self) -> str:
-        """Which of :data:`~stochcl.downstream.distances.DISTANCES` compares rows."""
+        """The key of :data:`~stochcl.downstream.distances.DISTANCES` for these rows."""
         return OF_KINDS[self.kind] if self.decoder is None else "cosine"
 
     def decode(self, symbols: NDArray[Any]) -> NDArray[Any]:
-        """Return vectors of symbols, shape (n, D), or the symbols where there is no decoder."""
+        """Decode symbols, shape (n, D), or return them unchanged without a decoder."""
         return symbols if self.decoder is None else self.decoder.decode(symbols)
 
     def ends(self, column: int) -> tuple[int, int]:
-        """Return the values that a latent is switched between: 0 and 1, two percentiles, or frequent categories."""
+        """Return a latent's two ends: 0 and 1, two quantiles, or the most frequent categories."""
         values = self.symbols[:, column]
         if self.kind == "bits":
             return 0, 1
@@ -66,7 +66,7 @@ class Sample:
         return found[0], found[min(1, len(found) - 1)]
 
     def flipped(self, column: int, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[Any]:
-        """Return rows' symbols with a latent at that one of its :meth:`ends` that it is farther from."""
+        """Return the rows' symbols with the latent set to the farther of its :meth:`ends`."""
         low, high = self.ends(column)
         out = self.symbols[rows].copy()
         values = out[:, column].astype(np.int64)
@@ -76,7 +76,7 @@ class Sample:
 
 
 def _by_frequency(values: NDArray[np.integer]) -> list[int]:
-    """Return the values that occur, the most frequent first."""
+    """Return the values that occur, most frequent first."""
     found, counts = np.unique(values, return_counts=True)
     result: list[int] = found[np.argsort(-counts, kind="stable")].tolist()
     return result
@@ -88,7 +88,7 @@ def value_counts(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.int6
 
 
 def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the entropy of each latent by itself, in bits, shape (D,), from counts of its values, shape (D, K)."""
+    """Return the entropy of each latent in bits, shape (D,), from value counts, shape (D, K)."""
     from scipy.stats import entropy
 
     found: NDArray[np.float64] = entropy(counts, base=2, axis=1)
@@ -96,12 +96,12 @@ def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def weights(sample: Sample) -> NDArray[np.float64]:
-    """Return the R2 of the vectors on each latent alone, shape (D,), or zeros without a decoder."""
+    """Return the R2 of the vectors on each latent alone, shape (D,); zeros without a decoder."""
     if sample.decoder is None:
         return np.zeros(sample.symbols.shape[1])
     centred = sample.x - sample.x.mean(axis=0, dtype=np.float64).astype(np.float32)
     total = float(np.square(centred, dtype=np.float64).sum())
-    if not total > 0 or not np.isfinite(total):  # one row, or a foreign decoder that overflows
+    if not total > 0 or not np.isfinite(total):  # a single row, or overflow in a foreign decoder
         return np.zeros(sample.symbols.shape[1])
     if sample.kind == "categories":
         return np.array([_between(column, centred) for column in sample.symbols.T]) / total
@@ -122,7 +122,7 @@ def _between(values: NDArray[np.integer], centred: NDArray[np.floating]) -> floa
 
 
 def _scaled(symbols: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield blocks of rows with columns of mean 0 and variance 1; zeros where a latent never changes."""
+    """Yield blocks of rows with standardised columns; zeros for a latent that never changes."""
     parts = [slice(start, start + ROWS) for start in range(0, len(symbols), ROWS)]
     mean = symbols.mean(axis=0, dtype=np.float64)
     squares = sum(np.square(symbols[rows] - mean).sum(axis=0) for rows in parts)
@@ -132,7 +132,7 @@ def _scaled(symbols: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]
 
 
 def associations(sample: Sample, columns: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-    """Return Pearson's correlations, or Cramer's V of categories, (D, D); 0 for a latent that never changes."""
+    """Return Pearson correlations, or Cramer's V for categories, (D, D); 0 for a constant latent."""
     symbols = sample.symbols if columns is None else sample.symbols[:, columns]
     if sample.kind == "categories":
         return _cramer(symbols)
@@ -172,7 +172,7 @@ def strongest(scores: NDArray[np.floating], associated: NDArray[np.floating], co
 class Information:
     """Mutual information of latents with a label, in bits, shape (D,), corrected for small samples.
 
-    ``label_bits`` is the label's entropy; by ``chance`` no latent exceeds that bound with 95 %.
+    ``label_bits`` is the label's entropy; without any relation, no latent exceeds ``chance`` with 95 % probability.
     """
 
     bits: NDArray[np.float64]
@@ -181,10 +181,11 @@ class Information:
 
 
 def mutual_information(symbols: NDArray[np.integer], y: NDArray[Any], *, ordered: bool) -> Information:
-    """Return what each latent says about a label.
+    """Return the mutual information of each latent with a label.
 
-    From counts, less their bias (Miller, 1955): (values - 1) (classes - 1) / (2 N ln 2). Numbers are cut at their
-    deciles; latents with more than 16 levels at 16 quantiles. Chance is by the G test with Bonferroni's correction.
+    Estimated from counts minus the bias (Miller, 1955): (values - 1) (classes - 1) / (2 N ln 2). Numeric labels are
+    binned at deciles; latents with more than 16 levels at 16 quantiles. ``chance`` is a G test with Bonferroni
+    correction.
     """
     from scipy.stats import chi2
     from sklearn.metrics import mutual_info_score
@@ -205,7 +206,7 @@ def mutual_information(symbols: NDArray[np.integer], y: NDArray[Any], *, ordered
 
 
 def _binned(values: NDArray[Any], bins: int) -> NDArray[np.integer]:
-    """Return the number of each value's quantile, or of the value where they are few."""
+    """Return each value's bin of quantiles, or its own number if there are few values."""
     found = np.unique(values)
     if len(found) <= bins:
         return np.searchsorted(found, values)
@@ -215,11 +216,11 @@ def _binned(values: NDArray[Any], bins: int) -> NDArray[np.integer]:
 
 @dataclass(frozen=True, eq=False)
 class ActivationExamples:
-    """Rows in which a latent has one value, or is among its low or high ones, with examples of them.
+    """Rows in which a latent has one value, or a low or high one, with examples.
 
-    ``typical`` rows lie farthest along what distinguishes this side; ``random`` ones are drawn from the others.
-    ``classes`` are those most above their usual share: name, share here, share of all. ``means`` are those of labels
-    that are numbers, here and of all.
+    ``typical`` rows lie farthest in the direction that distinguishes this side; ``random`` ones are drawn from the
+    rest. ``classes`` are the most over-represented ones: name, share here, share overall. ``means`` are those of
+    numeric labels, here and overall.
     """
 
     name: str
@@ -233,7 +234,7 @@ class ActivationExamples:
 def activation_examples(
     sample: Sample, column: int, *, typical: int, random: int, y: NDArray[Any] | None = None, seed: int = 0
 ) -> list[ActivationExamples]:
-    """Return both sides of a bit or a level, or the most frequent values of a category, each with rows to show."""
+    """Return both sides of a bit or level, or a category's most frequent values, with example rows."""
     rng = np.random.default_rng([seed, column])
     out = []
     for name, members in _members(sample, column):
@@ -247,7 +248,7 @@ def activation_examples(
 
 
 def _members(sample: Sample, column: int) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Return the sides' names and which rows belong to each."""
+    """Return the name and row mask of each side."""
     values = sample.symbols[:, column]
     low, high = sample.ends(column)
     if sample.kind == "bits":
@@ -258,7 +259,7 @@ def _members(sample: Sample, column: int) -> list[tuple[str, NDArray[np.bool_]]]
 
 
 def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return how far each row lies in the direction from the other rows to these."""
+    """Project rows onto the direction from the other rows' mean to these rows' mean."""
     if members.all() or not members.any():
         return np.zeros(len(members))
     x = sample.x.astype(np.float32, copy=False)
@@ -270,7 +271,7 @@ def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
 def _labels_of(
     y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3
 ) -> tuple[tuple[tuple[str, float, float], ...], tuple[float, float] | None]:
-    """Return the classes that are more frequent on a side than everywhere; or the means there and everywhere."""
+    """Return the classes more frequent on a side than overall, or the means there and overall."""
     numbers = y.dtype.kind == "f"
     known = np.isfinite(y) if numbers else y != ""
     here, everywhere = y[members & known], y[known]
@@ -287,7 +288,7 @@ def _labels_of(
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What a flip does to one row: its nearest rows before and after, and the probe's answers, (2, C)."""
+    """A flip's effect on one row: its nearest rows before and after, and the probe's answers, (2, C)."""
 
     row: int
     before: NDArray[np.int64]
@@ -298,12 +299,12 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """What flipping a latent does to rows, one by one.
+    """The effect of flipping a latent, row by row.
 
-    ``moved`` is the median distance that rows move, ``nearest`` that to their nearest row as they are, ``kept`` the
-    share of their 10 nearest rows that stays, ``changed`` that of other answers of a probe of classes. ``means``, (2,
-    C), are the probe's mean answers with the latent at one end, and at the other. The ``example`` is the row whose
-    nearest ones change most, among those that are no example yet.
+    ``moved`` is the median distance that rows move, ``nearest`` the median distance to the nearest row before,
+    ``kept`` the share of the 10 nearest rows that stays, ``changed`` the share of changed answers of a classifier.
+    ``means``, (2, C), are the probe's mean answers with the latent at either end. ``example`` is the row whose
+    neighbours change most, among rows that are not examples yet.
     """
 
     column: int
@@ -316,7 +317,7 @@ class Intervention:
 
 
 class Flips:
-    """Flips latents, one at a time, in some ``rows``, and looks where they go among the rows that are ``known``."""
+    """Flips latents, one at a time, in ``rows``, and finds their neighbours among the ``known`` rows."""
 
     def __init__(
         self, sample: Sample, rows: NDArray[np.integer], known: NDArray[np.integer], probe: Answers | None = None, *,
@@ -325,13 +326,13 @@ class Flips:
         self.sample, self.rows, self.known, self.probe, self.classes = sample, rows, known, probe, classes
         self._distance = DISTANCES[sample.distance]
         self._known = self._distance.prepare(sample.x[known])
-        own = np.searchsorted(known, rows)  # where each row is among those known, or -1
+        own = np.searchsorted(known, rows)  # each row's place among the known ones, or -1
         self._own = np.where(np.append(known, -1)[own] == rows, own, -1)
         self._base = self._distance.prepare(sample.x[rows])
         distances, self._before = self._nearest(self._base)
         self._typical = _median(distances[:, 0]) if distances.shape[1] else 0.0
         self._said = None if probe is None else probe(sample.x[rows])
-        self._taken: set[int] = set()  # rows that are an example already
+        self._taken: set[int] = set()  # rows already used as examples
 
     def of(self, column: int) -> Intervention:
         """Flip one latent."""
@@ -342,7 +343,7 @@ class Flips:
         moved = np.nan_to_num(_rowwise(self._distance, self._base, flipped))
         shared = (self._before[:, :, None] == after[:, None, :]).any(axis=2)
         then = None if self.probe is None else self.probe(x)
-        order = np.lexsort((-moved, shared.sum(axis=1))).tolist()  # of equal ones, what moves most
+        order = np.lexsort((-moved, shared.sum(axis=1))).tolist()  # ties: the row that moves most
         most = next((row for row in order if row not in self._taken), order[0])
         self._taken.add(most)
         answers, changed = None, None
@@ -359,7 +360,7 @@ class Flips:
         return Intervention(column, _median(moved), self._typical, kept, changed, self._means(column), example)
 
     def _means(self, column: int) -> NDArray[np.float64] | None:
-        """Return the probe's mean answers with a latent at one end, and at the other, in all rows."""
+        """Return the probe's mean answers over all rows with a latent at either end."""
         if self.probe is None:
             return None
         symbols, means = self.sample.symbols[self.rows], []
@@ -369,7 +370,7 @@ class Flips:
         return np.stack(means)
 
     def _nearest(self, queries: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the nearest of the known rows, without the queries themselves."""
+        """Return the nearest known rows, without the queries themselves."""
         found = Nearest(queries, self._distance, min(NEIGHBORS + 1, len(self._known)), prepared=True)
         found.add(self._known, prepared=True)
         return without_own(*found.sorted(), self._own)
@@ -387,10 +388,10 @@ def _median(values: NDArray[Any]) -> float:
 
 
 def project(x: NDArray[Any]) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """Return rows on their first two principal components, shape (N, 2), and each one's share of all variance."""
+    """Return rows on their first two principal components, shape (N, 2), and the components' shares of variance."""
     centred = np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0)
     centred -= centred.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred)  # scikit-learn's PCA takes neither one row nor one column
+    values, vectors = np.linalg.eigh(centred.T @ centred)  # scikit-learn's PCA needs two rows and two columns
     if len(values) < 2:
         values, vectors = np.r_[0.0, values], np.c_[np.zeros((len(vectors), 1)), vectors]
     axes = vectors[:, [-1, -2]]

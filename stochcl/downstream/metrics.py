@@ -1,4 +1,4 @@
-"""Rows with labels to learn from, their splits, and scores of predictions with how far to trust them."""
+"""Labelled rows, their splits, and scores of predictions with confidence intervals."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows that have a label, floats of shape (N, V) with labels (N,): texts, or float64 for regression.
+    """Labelled rows: floats, shape (N, V), and labels, shape (N,), as texts, or float64 for regression.
 
-    ``kept`` says which of the given rows these are, ``symbols`` whether they were integers, whose values are names.
+    ``kept`` marks these among the given rows; ``symbols`` tells whether they were integers, whose values are
+    categories.
     """
 
     x: NDArray[np.floating]
@@ -35,11 +36,11 @@ class LabelledRows:
 
     @property
     def binary(self) -> bool:
-        """Whether the rows are symbols that are all 0 or 1."""
+        """Whether the rows are symbols of 0 and 1."""
         return self.symbols and bool(((self.x == 0) | (self.x == 1)).all())
 
     def check_learnable(self) -> None:
-        """Raise LabelsError where labels are all the same."""
+        """Raise LabelsError if all labels are the same."""
         if len(np.unique(self.y)) < 2:
             raise LabelsError(
                 f"the {len(self.y):,} labels hold fewer than two different ones, so there is nothing to learn; "
@@ -48,7 +49,7 @@ class LabelledRows:
 
     @property
     def left_out(self) -> int:
-        """How many rows had no label."""
+        """The number of rows without a label."""
         return int((~self.kept).sum())
 
 
@@ -57,7 +58,7 @@ def labelled(
 ) -> LabelledRows:
     """Check rows and labels, and keep the rows that have a label.
 
-    An empty string, NaN, None and a negative class number are no label; -1 beside 1 alone is a class.
+    An empty string, NaN, None or a negative class number is no label, but labels of only -1 and 1 are classes.
     """
     if task not in TASKS:
         raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -67,7 +68,7 @@ def labelled(
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise UsageError(f"{_row(int(finite.argmin()), names)}: its code holds numbers that are not finite.")
-    # From lists through objects: numpy would make the text "nan" of a NaN among texts.
+    # Lists go through objects, because numpy would turn NaN among texts into "nan".
     given = y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
     if given.ndim != 1:
         raise LabelsError(f"labels have shape (N,), one for each row, not {given.shape}.")
@@ -111,19 +112,19 @@ def _number(label: Any, i: int, names: Sequence[str] | None) -> float | None:
 
 
 def _row(i: int, names: Sequence[str] | None) -> str:
-    # repr() shows control characters and bytes that are not UTF-8 as escapes.
+    # repr() escapes control characters and bytes that are not UTF-8.
     return f"row {i:,}" if names is None else f"row {i:,} ({names[i]!r})"
 
 
-_ROWS = 2000  # rows that are looked up: among 50,000 of 1,024 bits in 3 s of a core
+_ROWS = 2000  # rows looked up: 3 s of a core among 50,000 rows of 1,024 bits
 _SHARE = 64  # near: at most a 64th of the latents differ
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How many of the scored rows that were looked up have the code of a training row, or one that is near it.
+    """Counts of sampled test rows whose code equals or nearly equals that of a training row.
 
-    ``near`` counts rows whose code differs in at most ``differ`` latents, a 64th of them, the identical included.
+    ``near`` counts rows whose code differs in at most ``differ`` latents (1/64 of them), identical ones included.
     """
 
     checked: int
@@ -132,7 +133,7 @@ class Duplicates:
     differ: int
 
     def line(self) -> str:
-        """Return the counts for people."""
+        """Return the counts as a sentence."""
         line = f"{self.identical:,} of {self.checked:,} scored rows have the same code as a training row"
         if self.differ:
             line += f", and {self.near:,} one that differs in at most {self.differ:,} latents"
@@ -140,7 +141,7 @@ class Duplicates:
 
 
 def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
-    """Look up rows to score on, at most a seeded 2,000, among the rows of their split to train on."""
+    """Look up test rows, a seeded sample of at most 2,000, among their split's training rows."""
     from stochcl.downstream.distances import nearest
 
     packed, bits = _one_hot(symbols)
@@ -159,7 +160,7 @@ def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed:
 
 
 def _one_hot(symbols: NDArray[np.integer]) -> tuple[NDArray[np.uint64], int]:
-    """Pack symbols so that each that differs changes the same number of bits: one, of bits; two, of more values."""
+    """Pack symbols so that each difference changes the same number of bits: one for binary symbols, two otherwise."""
     from stochcl.downstream.distances import pack_bits
 
     alphabet = int(symbols.max(initial=1)) + 1
@@ -174,7 +175,7 @@ _RESAMPLES = 1000
 
 
 def r_squared(truth: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
-    """Return R2, 1 minus squared error by variance; NaN where all true values are equal."""
+    """Return R2, 1 - squared error / variance; NaN if all true values are equal."""
     spread = ((truth - truth.mean()) ** 2).sum()
     return float(1 - ((truth - answer) ** 2).sum() / spread) if spread > 0 else math.nan
 
@@ -198,13 +199,13 @@ def bootstrap_r_squared(
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of R2 over resampled rows (Efron, 1979, percentiles of 1,000 resamples).
 
-    None below 10 rows, of which a resample too often holds a few only, and where resamples have no variance.
+    Return None below 10 rows, where resamples are too often degenerate, or if a resample has no variance.
     """
     count = len(truth)
     if count < 10:
         return None
     rng = np.random.default_rng(seed)
-    # R2 needs three sums only; centred values keep the variance from cancelling.
+    # R2 needs only three sums; centring avoids cancellation in the variance.
     centred = truth - truth.mean()
     terms = np.stack([(truth - answer) ** 2, centred, centred**2], axis=1)
     sums = np.empty((_RESAMPLES, 3))
@@ -222,7 +223,7 @@ def make_splits(
     y: NDArray[Any], task: Task, *, seed: int, folds: int, test_size: float | None = None,
     groups: NDArray[Any] | None = None,
 ) -> tuple[list[Split], list[str]]:  # fmt: skip
-    """Split rows by shuffled cross-validation, or hold some out; classes keep their shares on both sides."""
+    """Split rows by shuffled cross-validation or a held-out part; classes keep their shares."""
     count = len(y)
     if task == "classification":
         classes, sizes = np.unique(y, return_counts=True)
@@ -248,7 +249,7 @@ def make_splits(
     splitter = _splitter(task, used, test_size, groups, seed)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # small classes are in the notes
+            warnings.simplefilter("ignore")  # the notes mention small classes
             found = list(splitter.split(np.zeros(count), y, groups))
     except ValueError as exc:
         raise LabelsError(f"{count:,} labelled rows cannot be split: {str(exc).rstrip('.')}.") from exc

@@ -19,7 +19,7 @@ __all__ = ["CodeIndex", "HammingKNeighborsClassifier", "HammingKNeighborsRegress
 
 
 def _checked(count: int, rows: int, memory: float) -> int:
-    """Return the number of neighbours; ValueError where there are not so many rows, or memory is not positive."""
+    """Return the number of neighbours; raise ValueError if there are too few rows or memory is not positive."""
     if not memory > 0:
         raise ValueError(f"working_memory must be more than 0 MiB, got {memory}")
     if not 1 <= count <= rows:
@@ -28,7 +28,7 @@ def _checked(count: int, rows: int, memory: float) -> int:
 
 
 class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
-    """What classifier and regressor share: bits learnt in fit, and the search."""
+    """Shared by classifier and regressor: the bits learnt in fit, and the search."""
 
     def __init__(self, n_neighbors: int = 5, *, weights: str = "uniform", working_memory: float = 64) -> None:
         self.n_neighbors = n_neighbors
@@ -36,7 +36,7 @@ class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
         self.working_memory = working_memory
 
     def kneighbors(self, X: ArrayLike, n_neighbors: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return how many bits the nearest training rows differ in, ascending, and their numbers, both (N, k)."""
+        """Return ascending bit differences to the nearest training rows, and their row numbers, both (N, k)."""
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False)
         asked = self.n_neighbors if n_neighbors is None else n_neighbors
@@ -45,7 +45,7 @@ class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
         return nearest(pack_bits(rows > self.thresholds_), self.packed_, count, memory=memory)
 
     def _remember(self, rows: NDArray[Any]) -> None:
-        """Learn the thresholds, and keep the rows as bits."""
+        """Learn the thresholds and keep the rows as bits."""
         if self.weights not in ("uniform", "distance"):
             raise ValueError(f"weights must be uniform or distance, got {self.weights!r}")
         _checked(self.n_neighbors, len(rows), self.working_memory)
@@ -53,14 +53,14 @@ class _HammingNeighbors(BaseEstimator):  # type: ignore[misc]
         self.packed_ = pack_bits(rows > self.thresholds_)
 
     def _weighed(self, X: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return the weights of each row's neighbours, which sum to 1, and their numbers."""
+        """Return the weights of each row's neighbours, which sum to 1, and their row numbers."""
         distances, numbers = self.kneighbors(X)
         shares = 1 / (1.0 + distances) if self.weights == "distance" else np.ones(distances.shape)
         return shares / shares.sum(axis=1, keepdims=True), numbers
 
 
 def _thresholds(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return medians; where nothing is above one, the next value below it, which tells rows apart as well."""
+    """Return medians; if nothing exceeds a median, the next lower value, so that rows stay distinguishable."""
     medians: NDArray[Any] = np.median(rows, axis=0)
     top = rows.max(axis=0)
     for column in np.flatnonzero((medians >= top) & (rows.min(axis=0) < top)):
@@ -70,11 +70,11 @@ def _thresholds(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: ignore[misc]
-    """Answers with the class of most of the k training rows whose bits differ least.
+    """Predicts the most frequent class of the k training rows that differ in the fewest bits.
 
-    A feature's bit says whether it is above its median over the training rows (bits stay as they are). Ties among
-    neighbours go to the earlier row, ties among classes to the first. Memory: D / 8 bytes a training row, and
-    ``working_memory``, whatever the number of rows.
+    A feature becomes a bit: 1 above its median over the training rows (bits stay as they are). Ties among neighbours
+    go to the earlier row, ties among classes to the first. Memory: D / 8 bytes per training row, and
+    ``working_memory``.
 
     Parameters
     ----------
@@ -83,18 +83,18 @@ class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: 
     weights : str
         ``uniform``, or ``distance``: a neighbour's vote weighs 1 / (1 + bits that differ).
     working_memory : float
-        Most MiB of distances at a time.
+        Maximum MiB of distances held at a time.
 
     Attributes
     ----------
     classes_ : ndarray
     thresholds_ : ndarray, shape (D,)
-        A value above it is a 1.
+        Values above it become 1.
     packed_ : ndarray of uint64, shape (N, ceil(D / 64))
     n_features_in_ : int
         D.
     feature_names_in_ : ndarray of str
-        Where the input has column names, all of them text.
+        Set if all column names of the input are strings.
 
     Examples
     --------
@@ -110,7 +110,7 @@ class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: 
         Raises
         ------
         ValueError
-            If rows are not finite, classes do not match them, or a parameter makes no sense.
+            If rows are not finite, classes do not match them, or a parameter is invalid.
         """
         rows, y = validate_data(self, X, y)
         check_classification_targets(y)
@@ -127,19 +127,19 @@ class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: 
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return a class for each row, shape (N,)."""
-        # Rounded, so that equal votes are equal in whatever order they were summed.
+        # Rounded, so that the order of summation cannot break ties.
         votes = self.predict_proba(X).round(12)
         found: NDArray[Any] = self.classes_[votes.argmax(axis=1)]
         return found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.poor_score = True  # two features, as in scikit-learn's checks, are two bits
+        tags.classifier_tags.poor_score = True  # scikit-learn's checks use two features, which are only two bits here
         return tags
 
 
 class HammingKNeighborsRegressor(RegressorMixin, _HammingNeighbors):  # type: ignore[misc]
-    """Answers with the mean target of the k training rows whose bits differ least.
+    """Predicts the mean target of the k training rows that differ in the fewest bits.
 
     Parameters and bits are those of :class:`HammingKNeighborsClassifier`; targets may be several, shape (N, T).
 
@@ -152,7 +152,7 @@ class HammingKNeighborsRegressor(RegressorMixin, _HammingNeighbors):  # type: ig
     Attributes
     ----------
     thresholds_, packed_, n_features_in_, feature_names_in_
-        As of the classifier.
+        As in the classifier.
 
     Examples
     --------
@@ -167,7 +167,7 @@ class HammingKNeighborsRegressor(RegressorMixin, _HammingNeighbors):  # type: ig
         Raises
         ------
         ValueError
-            If rows or targets are not finite, do not match, or a parameter makes no sense.
+            If rows or targets are not finite, do not match, or a parameter is invalid.
         """
         rows, y = validate_data(self, X, y, multi_output=True, y_numeric=True)
         self.y_ = np.asarray(y, np.float64)
@@ -184,28 +184,27 @@ class HammingKNeighborsRegressor(RegressorMixin, _HammingNeighbors):  # type: ig
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         tags.target_tags.single_output = True
-        tags.regressor_tags.poor_score = True  # as of the classifier
+        tags.regressor_tags.poor_score = True  # as in the classifier
         return tags
 
 
 class CodeIndex(BaseEstimator):  # type: ignore[misc]
-    """Finds the nearest rows of codes, or of decoded vectors, exactly; memory is bounded.
+    """Finds the nearest rows of codes or decoded vectors exactly, in bounded memory.
 
-    Bits are kept packed, D / 8 bytes a row. Ties go to the earlier row.
+    Bits are packed, D / 8 bytes per row. Ties go to the earlier row.
 
     Parameters
     ----------
     n_neighbors : int
-        k, how many are found by default.
+        k, the default number of neighbours.
     metric : str
-        - ``hamming``: bits that differ; rows hold 0 and 1;
-        - ``levels``: how far symbols are apart, summed: for symbols that are in order, as quantised numbers are;
-        - ``symbols``: symbols that differ: for those that are in none, as of categories;
-        - ``cosine`` (one minus it) or ``euclidean``: of vectors;
-        - ``auto``: of integers ``hamming``, or ``levels`` where others than 0 and 1 are among them; of floats
-          ``cosine``.
+        - ``hamming``: number of differing bits; rows hold 0 and 1;
+        - ``levels``: sum of absolute differences, for ordered symbols such as quantised numbers;
+        - ``symbols``: number of differing symbols, for categories;
+        - ``cosine`` (1 - cosine) or ``euclidean``, for vectors;
+        - ``auto``: ``cosine`` for floats, ``hamming`` for integers of only 0 and 1, ``levels`` for others.
     working_memory : float
-        Most MiB of distances at a time.
+        Maximum MiB of distances held at a time.
 
     Attributes
     ----------
@@ -215,7 +214,7 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
     n_features_in_ : int
         D.
     feature_names_in_ : ndarray of str
-        Where the input has column names, all of them text.
+        Set if all column names of the input are strings.
 
     Examples
     --------
@@ -231,12 +230,12 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
         self.working_memory = working_memory
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
-        """Remember rows, shape (N, D): symbols as integers, or vectors as floats.
+        """Store rows, shape (N, D): symbols as integers, or vectors as floats.
 
         Raises
         ------
         ValueError
-            If rows are not finite, or a parameter makes no sense.
+            If rows are not finite, or a parameter is invalid.
         """
         if self.metric not in ("auto", *DISTANCES):
             raise ValueError(f"metric must be auto or one of {', '.join(DISTANCES)}, got {self.metric!r}")
@@ -253,18 +252,18 @@ class CodeIndex(BaseEstimator):  # type: ignore[misc]
     def kneighbors(
         self, X: ArrayLike | None = None, n_neighbors: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return distances, ascending, and numbers of the nearest rows, both of shape (M, k).
+        """Return ascending distances and the numbers of the nearest rows, both of shape (M, k).
 
         Parameters
         ----------
         X : array-like, shape (M, D), optional
-            Queries; by default the rows themselves, none of which is then its own neighbour.
+            Queries; by default the rows themselves, excluding each as its own neighbour.
         n_neighbors : int, optional
 
         Raises
         ------
         ValueError
-            If more are asked for than there are rows, or queries do not fit them.
+            If n_neighbors exceeds the number of rows, or queries do not match them.
         """
         check_is_fitted(self)
         own = X is None

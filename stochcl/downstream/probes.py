@@ -1,4 +1,4 @@
-"""Fitted probes in a file: what they answer, and what they were fitted on; no pickle, and no code, is ever loaded."""
+"""Fitted probes and their file, which is read without pickle and executes no code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _scaled(estimator: Any) -> Any:
 def _logistic(rows: int, seed: int, metric: str) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    # scikit-learn's C weighs the sum over rows, so a constant C regularises less and less as rows grow.
+    # scikit-learn's C weighs a sum over rows, so a constant C would regularise less with more rows.
     return _scaled(LogisticRegression(C=min(1.0, _ROWS_AT_ONE / rows), max_iter=500, tol=1e-3))
 
 
@@ -55,7 +55,7 @@ def _ridge(rows: int, seed: int, metric: str) -> Any:
 
 
 def _knn(rows: int, seed: int, metric: str, kind: str = "Classifier") -> Any:
-    """Return nearest neighbours: of packed bits our own, else scikit-learn's."""
+    """Return a nearest-neighbour estimator: ours for packed bits, else scikit-learn's."""
     from sklearn import neighbors as others
 
     from stochcl.downstream import neighbors as ours
@@ -80,7 +80,7 @@ ESTIMATORS: dict[Task, dict[str, Callable[[int, int, str], Any]]] = {
         "boosting": partial(_boosting, kind="Regressor"),
     },
 }
-"""Probes by task and name, of rows to train on, a seed and a metric; the first is the default."""
+"""Probe factories by task and name, taking the number of rows, seed and metric; the first is the default."""
 
 
 def make_estimator(
@@ -101,7 +101,7 @@ def make_estimator(
 
 
 def _imported(path: str, task: Task, seed: int) -> Any:
-    """Make an estimator of a class with its defaults; it gets the seed if it takes one."""
+    """Instantiate a class by its path with its defaults, and with the seed if it takes one."""
     from sklearn.base import BaseEstimator, is_classifier, is_regressor
 
     module, _, attribute = path.rpartition(".")
@@ -131,12 +131,12 @@ TRUSTED = (
     "stochcl.downstream.neighbors.HammingKNeighborsRegressor",
     "stochcl.downstream.selection.LatentSelector",
 )
-"""Types that a probe's file may hold beside those that skops trusts by itself: numbers of trees, and our own."""
+"""Types allowed in a probe's file besides those that skops trusts: arrays of trees, and our own."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A probe of one target, ``label`` or a column of the CSV, fitted on so many rows."""
+    """A probe of one target (``label`` or a CSV column) fitted on ``rows`` rows."""
 
     target: str
     task: Task
@@ -146,7 +146,7 @@ class Fitted:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes, in the order of the columns of :meth:`probabilities`; none for a regression."""
+        """Classes in the column order of :meth:`probabilities`; empty for a regression."""
         return tuple(map(str, self.probe.classes_)) if self.task == "classification" else ()
 
     def predict(self, x: ArrayLike) -> Any:
@@ -154,16 +154,16 @@ class Fitted:
         return self.probe.predict(x)
 
     def probabilities(self, x: ArrayLike) -> Any:
-        """Return probabilities, shape (N, C), or None where the estimator has none."""
+        """Return probabilities, shape (N, C), or None if the estimator has none."""
         return self.probe.predict_proba(x) if hasattr(self.probe, "predict_proba") else None
 
 
 @dataclass(frozen=True)
 class SavedProbe:
-    """Fitted probes, with all that decides which archives they can be asked about.
+    """Fitted probes, and the facts that decide which archives they apply to.
 
-    ``output`` says what a row is, ``symbols`` or ``vectors``, and ``selection`` of which latents of the model, where
-    they are not the first ones. ``tables_sha256`` names the decoding tables that made the vectors, if it is known.
+    ``output`` is the kind of rows, ``symbols`` or ``vectors``; ``selection`` the model's latents in use if they are
+    not the first ones. ``tables_sha256`` names the decoding tables that made the vectors, if known.
     """
 
     model: str
@@ -175,7 +175,7 @@ class SavedProbe:
     tables_sha256: str | None = None
 
     def save(self, path: PathLike) -> None:
-        """Write it to a ``.skops`` file, which replaces one that is there."""
+        """Write a ``.skops`` file, replacing an existing one."""
         import skops.io
 
         content = {
@@ -190,7 +190,7 @@ class SavedProbe:
 
 
 def load(path: PathLike) -> SavedProbe:
-    """Read a file that :meth:`SavedProbe.save` wrote; types that are not on the list are refused unread."""
+    """Read a file of :meth:`SavedProbe.save`; a file with other types than the allowed ones is refused unread."""
     import skops.io
 
     shown = escape_name(path)
@@ -215,7 +215,7 @@ def load(path: PathLike) -> SavedProbe:
 
 
 def _checked(content: dict[str, Any]) -> SavedProbe:
-    """Make a probe of a file's content, each part of which must be of its type."""
+    """Make a probe from a file's content, checking the types."""
     selection, tables = content["selection"], content.get("tables_sha256")  # the first files did not name tables
     saved = SavedProbe(
         content["model"], content["model_sha256"], content["input"], content["latents"],
@@ -233,7 +233,7 @@ def _checked(content: dict[str, Any]) -> SavedProbe:
 
 
 def check_savable(estimator: str, task: Task) -> None:
-    """Refuse an estimator whose file, fitted to a few made rows, would hold types that :func:`load` refuses."""
+    """Refuse an estimator whose file would hold types that :func:`load` refuses, by fitting it to a few rows."""
     import numpy as np
     import skops.io
 

@@ -1,4 +1,4 @@
-"""Which latents a task needs: a scikit-learn selector that does not choose the same information twice."""
+"""Selection of the latents that a task needs, as a scikit-learn selector that avoids redundant ones."""
 
 from __future__ import annotations
 
@@ -19,40 +19,39 @@ if TYPE_CHECKING:
 __all__ = ["LatentSelector"]
 
 _ROWS = 1 << 14  # centred at a time
-_LEAST = 1e-9  # of a column's own variance: what is left of a column that others determine
+_LEAST = 1e-9  # share of a column's variance below which the chosen columns determine it
 
 
 class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
-    """Chooses latents one by one, each for what it adds to a linear model of those chosen before.
+    """Selects latents one by one, each for its gain in a linear model of those chosen before.
 
     Forward selection by least squares for all targets together (stepwise regression, Efroymson, 1960; for several
     targets simultaneous orthogonal least squares). Classes are targets as indicators divided by the root of their
-    shares, so that what a latent adds to a code is chi-square by the number of rows, which is twice the
-    mutual information to second order, and given the latents that are there already: a copy of one adds nothing.
+    shares, so that a latent's gain is chi-square / N, to second order twice the mutual information given the
+    latents chosen before: a copy of one adds nothing.
 
-    On 1,024 bits an image it is no worse than conditional mutual information maximisation (CMIM, Fleuret, 2004) and
-    an L1 logistic regression, which takes ten times as long. It takes numbers as targets, too.
+    On 1,024 bits per image it is no worse than conditional mutual information maximisation (CMIM, Fleuret, 2004) and
+    L1 logistic regression, which takes ten times as long. Targets may also be numbers.
 
     Parameters
     ----------
     latents : int, optional
-        K, how many to choose; half by default.
+        K, the number to select; half by default.
     ridge : float
-        Added to every column's variance, as a share of the mean variance; more helps with small samples.
+        Added to each column's variance, as a share of the mean variance; larger values help small samples.
     categorical : bool
-        Values are names, not quantities, as the symbols of categorical latents are: each latent stands in the model
-        with an indicator for each of its values.
+        Treat values as categories, not quantities: each latent enters the model as indicators of its values.
 
     Attributes
     ----------
     order_ : ndarray of int, shape (K,)
-        Chosen columns, the best first: its first k are what the selector would choose of k.
+        Selected columns, best first; the first k are the selection of size k.
     gains_ : ndarray of float, shape (K,)
-        Share of the targets' variance that each added, summed over targets.
+        Share of the targets' variance that each column adds, summed over targets.
     n_features_in_ : int
         D.
     feature_names_in_ : ndarray of str
-        Where the input has column names, all of them text.
+        Set if all column names of the input are strings.
 
     Examples
     --------
@@ -68,12 +67,12 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         self.categorical = categorical
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Choose by rows, shape (N, D), and classes or numbers, shape (N,), or several numbers, (N, T).
+        """Select from rows, shape (N, D), and classes or numbers, shape (N,), or several numbers, (N, T).
 
         Raises
         ------
         ValueError
-            If rows are not finite, targets do not match them, all are the same, or a parameter makes no sense.
+            If rows are not finite, targets do not match them or are constant, or a parameter is invalid.
         """
         rows, y = validate_data(self, X, y, multi_output=True, ensure_min_samples=2)
         width = rows.shape[1]
@@ -106,12 +105,12 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 def order_of_words(
     symbols: NDArray[Any], y: ArrayLike, decoder: ResidualDecoder, count: int, *, ridge: float = 0.1
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Choose bits of residual codes, and return them, the best first, with what each adds, as LatentSelector does.
+    """Select bits of residual codes, best first, and return them with their gains, as LatentSelector does.
 
-    A bit of a word's name says nothing without the others, nor does a word without those before it. So names come
-    first, whole and in order, and share their gain; then signs, one by one, for what they add to the words' sum. On
-    CIFAR-10's training split (10,000 images to learn from, 10,000 to score on; 75.8 % by all 256 bits of the default
-    model) 128 bits chosen so give 73.1 %, the first 128 72.3 %, and bits chosen without regard to names 66.7 %.
+    A bit of a word's name means nothing without the others, nor a word without those before it. So all names come
+    first, in order, and share their gain; then signs, one by one, by their gain given the words' sum. On CIFAR-10's
+    training split (10,000 images to learn from, 10,000 to score on; 75.8 % with all 256 bits of the default model),
+    128 selected bits give 73.1 %, the first 128 give 72.3 %, and bits selected without regard to names 66.7 %.
     """
     stages, symbols = decoder.columns, symbols.astype(np.uint8)
     named = np.concatenate([np.zeros(0, np.intp), *(names for names in stages if len(names) > 1)])
@@ -132,7 +131,7 @@ def order_of_words(
 
 
 def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
-    """Return centred targets of variance 1, shape (N, T); of a class its indicator by the root of its share."""
+    """Return centred targets of variance 1, shape (N, T); a class gives its indicator over the root of its share."""
     if type_of_target(y) in ("binary", "multiclass") and y.ndim == 1:
         classes, numbers = np.unique(y, return_inverse=True)
         targets = np.eye(len(classes))[numbers]
@@ -147,7 +146,7 @@ def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _products(rows: NDArray[Any], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return columns' covariances, (D, D), and those with the targets, (D, T), of columns of variance at most 1."""
+    """Return the covariances of standardised columns, (D, D), and those with the targets, (D, T)."""
     mean = rows.mean(axis=0, dtype=np.float64)
     scale = rows.std(axis=0, dtype=np.float64)
     scale = np.where(scale > 0, scale, 1)
@@ -163,7 +162,7 @@ def _products(rows: NDArray[Any], targets: NDArray[np.float64]) -> tuple[NDArray
 def _forward(
     gram: NDArray[np.float64], cross: NDArray[np.float64], count: int, ridge: float
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Choose columns one by one; what is chosen is taken out of all others (a step of a Cholesky factorisation)."""
+    """Choose columns one by one, removing each from all others (a step of a Cholesky factorisation)."""
     gram = gram + ridge * np.diag(gram).mean() * np.eye(len(gram))
     variance = np.diag(gram).copy()
     left = variance.copy()
@@ -172,7 +171,7 @@ def _forward(
     for step in range(count):
         known = free & (left > _LEAST * variance)
         gain = np.where(known, (cross**2).sum(axis=1) / np.where(known, left, 1), np.where(free, 0.0, -1.0))
-        # Rounded, so that equal columns are equal in whatever order products were summed; the first wins.
+        # Rounded, so that the order of summation cannot break ties; the first of equal columns wins.
         best = int(gain.round(12).argmax())
         order[step], gains[step], free[best] = best, gain[best], False
         if left[best] > 0:
@@ -186,7 +185,7 @@ def _forward(
 def indicator_products(
     rows: NDArray[Any], targets: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[slice]]:
-    """Return covariances of the values' indicators, by the roots of their shares, and which are each latent's."""
+    """Return covariances of the values' indicators, over the roots of their shares, and each latent's slice."""
     found = [np.unique(column, return_inverse=True) for column in rows.T]
     ends = np.cumsum([0] + [len(values) for values, _ in found])
     numbers = np.stack([start + number for start, (_, number) in zip(ends, found, strict=False)], axis=1)
@@ -221,5 +220,5 @@ def _forward_groups(
         share = np.linalg.solve(gram[part, part], gram[part]).T
         cross = cross - share @ cross[part]
         gram = gram - share @ gram[part]
-        gram[part, part] = np.eye(part.stop - part.start)  # it is out, and must not be singular
+        gram[part, part] = np.eye(part.stop - part.start)  # removed, but must not be singular
     return order, gains

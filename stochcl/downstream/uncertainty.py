@@ -1,4 +1,4 @@
-"""How uncertain rows of codes are, whether what is uncertain is wrong or foreign, and what refusing it gains."""
+"""Uncertainty scores of codes, how well they flag errors and foreign rows, and the gain from refusing rows."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ SCORES = {
     NEIGHBOURS: "mean distance to the nearest codes that were trained on",
     CONFIDENCE: "1 - the probe's largest probability",
 }
-"""Higher is less certain."""
+"""Descriptions of the scores; higher is less certain."""
 
 NEEDS_LABELS = frozenset({CONFIDENCE})
 
 _NEIGHBOURS = 10
-_ROWS = 20_000  # among which neighbours are sought: a seeded sample of the rows trained on, where there are more
+_ROWS = 20_000  # rows searched for neighbours, at most: a seeded sample of the training rows
 
 
 @dataclass(frozen=True, eq=False)
 class CodeBatch:
-    """Rows of codes: what a probe reads, symbols, bits of each row, and the stored uncertainty, if there is one."""
+    """Rows of codes: the probe's input, symbols, bits per row, and the stored uncertainty, if any."""
 
     x: NDArray[Any]
     symbols: NDArray[Any]
@@ -54,19 +54,20 @@ class CodeBatch:
 
     @property
     def floats(self) -> NDArray[Any]:
-        """What a probe reads, as floats."""
+        """The probe's input as floats."""
         return self.x if self.x.dtype.kind == "f" else self.x.astype(np.float32)
 
     def take(self, rows: NDArray[Any]) -> CodeBatch:
-        """Return some of the rows."""
+        """Return a subset of the rows."""
         entropy = None if self.entropy is None else self.entropy[rows]
         return CodeBatch(self.x[rows], self.symbols[rows], self.lengths[rows], entropy)
 
 
 class UncertaintyScorer:
-    """A probe, and the rows that it was trained on, which give other rows their scores.
+    """Scores rows with a probe and the rows it was trained on.
 
-    ``binary`` says that symbols are 0 or 1: neighbours then go by Hamming distance, else by what the probe reads.
+    ``binary`` says that symbols are 0 or 1, which neighbours compare by Hamming distance; otherwise they compare the
+    probe's input.
     """
 
     def __init__(
@@ -84,15 +85,15 @@ class UncertaintyScorer:
             reason = str(exc).splitlines()[0].rstrip(".:")
             raise UsageError(f"{self.estimator} cannot be trained on these codes: {reason}.") from exc
         self._distance = DISTANCES["hamming" if binary else "symbols" if symbols else "cosine"]
-        # Images without detail have less entropy than usual, and what is usual is known without labels: a test of
-        # typicality, as Nalisnick et al. (arXiv 1906.02994) make it of likelihoods.
+        # A test of typicality, as Nalisnick et al. (arXiv 1906.02994) apply it to likelihoods: images without detail
+        # have less entropy than usual, and the usual entropy is known without labels.
         self._usual = None if rows.entropy is None else float(np.median(rows.entropy))
         self._binary = binary
         chosen = np.random.default_rng(seed).permutation(len(rows))[:_ROWS]
         self._known = (rows.symbols if binary else rows.x)[np.sort(chosen)]
 
     def answers(self, rows: CodeBatch) -> tuple[NDArray[Any], dict[str, NDArray[np.float64]]]:
-        """Return the probe's answers, and the scores that these rows have, each of shape (N,)."""
+        """Return the probe's answers and the available scores, each of shape (N,)."""
         shares = self.probe.predict_proba(rows.floats)
         near = Nearest(rows.symbols if self._binary else rows.x, self._distance, min(_NEIGHBOURS, len(self._known)))
         near.add(self._known)
@@ -110,24 +111,24 @@ class UncertaintyScorer:
 _Z = 1.959964  # 95 % of a normal distribution
 
 REFUSED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Shares of the images, the least certain, that are refused."""
+"""Shares of the least certain images to refuse."""
 
 
 @dataclass(frozen=True)
 class Auroc:
-    """How often positives have the higher score, ties by half, with its 95 % interval (DeLong et al., 1988)."""
+    """The probability that positives score higher (ties count half), and its 95 % interval (DeLong et al., 1988)."""
 
     value: float
     low: float
     high: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON types."""
+        """Return JSON types."""
         return {"auroc": round(self.value, 4), "interval": [round(self.low, 4), round(self.high, 4)]}
 
 
 def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Auroc | None:
-    """Return the AUROC of a score, shape (N,), that should be high for positives; None without two kinds of rows."""
+    """Return the AUROC of a score, shape (N,), that should be high for positives; None if either kind is missing."""
     if not positive.any() or positive.all():
         return None
     found, others = _placements(positive, score)
@@ -139,7 +140,7 @@ def auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Auroc | N
 def difference(
     positive: NDArray[np.bool_], first: NDArray[np.floating], second: NDArray[np.floating]
 ) -> tuple[float, float, float] | None:
-    """Return by how much the first score's AUROC exceeds the second's on the same rows, and its 95 % interval."""
+    """Return the first score's AUROC minus the second's on the same rows, and its 95 % interval."""
     if not positive.any() or positive.all():
         return None
     a, b = _placements(positive, first), _placements(positive, second)
@@ -148,7 +149,7 @@ def difference(
 
 
 def _placements(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
-    """Return for each positive the share of negatives below it, and for each negative that of positives above it."""
+    """Return the share of negatives below each positive, and the share of positives above each negative."""
     from scipy.stats import rankdata
 
     inside, outside = score[positive], score[~positive]
@@ -160,14 +161,14 @@ def _placements(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> tup
 
 
 def _half(found: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """Return half of the interval's width; a single row has no variance."""
+    """Return half the interval's width; 1 if a side has fewer than two rows, which have no variance."""
     if min(len(found), len(others)) < 2:
         return 1.0
     return float(_Z * np.sqrt(found.var(ddof=1) / len(found) + others.var(ddof=1) / len(others)))
 
 
 def _interval(value: float, found: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the interval, by Wilson where all rows are on one side."""
+    """Return the interval; Wilson's if the variance is zero."""
     half = _half(found, others)
     if half == 0:
         few = min(len(found), len(others))
@@ -177,7 +178,7 @@ def _interval(value: float, found: NDArray[np.float64], others: NDArray[np.float
 
 @dataclass(frozen=True)
 class Kept:
-    """The images left when a share is refused, the least certain: their accuracy with its 95 % interval (Wilson)."""
+    """The images kept when the least certain share is refused, and their accuracy with its 95 % interval (Wilson)."""
 
     refused: float
     images: int
@@ -186,7 +187,7 @@ class Kept:
     high: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON types."""
+        """Return JSON types."""
         return {
             "refused": self.refused,
             "images": self.images,
@@ -198,7 +199,7 @@ class Kept:
 def refuse(
     wrong: NDArray[np.bool_], score: NDArray[np.floating], *, seed: int = 0, shares: tuple[float, ...] = REFUSED
 ) -> tuple[Kept, ...]:
-    """Refuse the rows of the highest scores and say how accurate the rest is."""
+    """Refuse the rows with the highest scores, and return the accuracy of the rest for each share."""
     chance = np.random.default_rng(seed).permutation(len(wrong))
     order = np.lexsort((chance, score))
     right = np.cumsum(~wrong[order])
@@ -222,7 +223,7 @@ _LOOKS = (  # line, mark, grey
 
 
 def check_plot(path: PathLike) -> None:
-    """Raise UsageError unless a picture of this name can be drawn."""
+    """Raise UsageError unless a plot of this file type can be drawn."""
     require("matplotlib", "a plot", "plots")
     if Path(path).suffix.lower() not in ENDINGS:
         raise UsageError(f"{escape_name(path)}: a plot is drawn as {', '.join(ENDINGS)}; give it such an ending.")

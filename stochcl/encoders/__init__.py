@@ -1,1 +1,1 @@
-"""Encoders: image to posterior over discrete latents; the objective, the training loop, the model file."""
+"""Encoders: from images to posteriors over discrete latents, and the model file."""

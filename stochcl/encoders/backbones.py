@@ -1,4 +1,4 @@
-"""Backbones: networks from images to features, ResNet, EfficientNet-Lite and those of timm."""
+"""Networks from images to features: ResNet, EfficientNet-Lite and those of timm and open_clip."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stochcl.encoders.config import EFFICIENTNETS, POOLINGS, STEMS, TIMM_PREFIX, check_backbone, feature_width
+from stochcl.encoders.config import (
+    EFFICIENTNETS,
+    OPEN_CLIP_PREFIX,
+    POOLINGS,
+    STEMS,
+    TIMM_PREFIX,
+    check_backbone,
+    feature_width,
+)
 from stochcl.encoders.graph import LITE_HEAD, LITE_STEM, NOTHING, RESNET_DEPTHS, lite_blocks
 from stochcl.errors import UsageError, require
 
 
 class TimmBackbone(nn.Module):
-    """A network of timm without its classifier: images to pooled features; its weights begin random.
+    """A randomly initialised timm network without its classifier: images to pooled features.
 
-    ``name`` is what ``timm.create_model`` takes. Published weights come from a safetensors file, see
+    ``name`` is that of ``timm.create_model``. Published weights come from a safetensors file, see
     :func:`stochcl.encoders.pretrained.init_backbone`; nothing is downloaded.
     """
 
@@ -29,15 +37,39 @@ class TimmBackbone(nn.Module):
         except (RuntimeError, TypeError, ValueError) as exc:
             reason = str(exc).partition("\n")[0]
             raise UsageError(f"timm cannot make a model {name!r} ({reason}); timm.list_models() has names.") from exc
-        # Some networks (MobileNetV3, for one) widen their features after pooling, and say so under another name.
+        # Networks such as MobileNetV3 widen their features after pooling, under another attribute.
         features = getattr(self.network, "head_hidden_size", None) or getattr(self.network, "num_features", None)
         if not isinstance(features, int) or features < 1:
             raise UsageError(f"timm's {name!r} does not say how wide its features are; take another model.")
         self.features: int = features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
+        """Return pooled features, float, shape (B, features), from images, float, shape (B, 3, S, S)."""
         out: Tensor = self.network(images)
+        return out
+
+
+class OpenClipBackbone(nn.Module):
+    """An image tower of open_clip: images to embeddings, not scaled to unit length; its weights begin random.
+
+    ``name`` is one of ``open_clip.list_models()``. Published weights come from a safetensors file; nothing is
+    downloaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        open_clip = require("open_clip", "a backbone called open_clip:NAME", "open-clip")
+        if name not in open_clip.list_models():
+            raise UsageError(f"open_clip has no model {name!r}; open_clip.list_models() has names.")
+        self.visual: Any = open_clip.create_model(name, pretrained=None).visual
+        features = getattr(self.visual, "output_dim", None)
+        if not isinstance(features, int) or features < 1:
+            raise UsageError(f"open_clip's {name!r} does not say how wide its embeddings are; take another model.")
+        self.features: int = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return embeddings, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
+        out: Tensor = self.visual(images)
         return out
 
 
@@ -45,7 +77,7 @@ _NARROW = 8  # channels
 
 
 class _Block(nn.Module):
-    """Convolutions around a shortcut; children are named as torchvision's are."""
+    """Convolutions with a shortcut; children are named as in torchvision."""
 
     expansion: int
 
@@ -77,7 +109,7 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """1 x 1, 3 x 3 (it strides, as in torchvision), 1 x 1 convolutions (figure 5 right)."""
+    """1 x 1, 3 x 3 (with the stride, as in torchvision) and 1 x 1 convolutions (figure 5 right)."""
 
     expansion = 4
 
@@ -87,10 +119,10 @@ class Bottleneck(_Block):
 
 
 class _NarrowShortcut(nn.Conv2d):
-    """A 1 x 1 convolution that drops places first and strides by 1: the same numbers.
+    """A 1 x 1 convolution that subsamples first and then strides by 1, with the same result.
 
-    On a processor without AVX-512, oneDNN 3.12 (PyTorch 2.13) writes past its memory where it computes the gradient
-    of a strided one over 4 to 6 channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    On CPUs without AVX-512, oneDNN 3.12 (PyTorch 2.13) writes out of bounds when computing the gradient of a strided
+    one over 4 to 6 channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -107,19 +139,18 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 BACKBONES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     name: (Bottleneck if name == "resnet50" else BasicBlock, depths) for name, depths in RESNET_DEPTHS.items()
 }
-"""Residual networks by name: the block and how many of it each of the four stages has."""
+"""Residual networks by name: the block type and the number of blocks in each of the four stages."""
 
 MOMENTS = 6
-"""Numbers that a channel of a stage gives: see :func:`moments`."""
+"""Numbers per channel of a stage, see :func:`moments`."""
 
 
 def moments(responses: Tensor) -> Tensor:
-    """Return how much each channel answers, where, and how widely, float32, shape (B, 6 C).
+    """Return the spatial moments of each channel, float32, shape (B, 6 C).
 
-    With what a channel answers taken for mass: its mean, the centre of mass from the middle, and the variances and
-    the covariance of places around it (across, down, both), in units of half the image. A channel that is silent has
-    its mass in the middle. The centre is what a spatial soft argmax is after (Finn et al., arXiv 1509.06113), without
-    its softmax.
+    Responses count as mass: the mean, the centre of mass relative to the middle, and the variances (across, down) and
+    covariance around it, in units of half the image. A silent channel is centred. The centre is a spatial soft argmax
+    (Finn et al., arXiv 1509.06113) without the softmax.
 
     Examples
     --------
@@ -132,7 +163,7 @@ def moments(responses: Tensor) -> Tensor:
     down, across = (torch.arange(n, device=responses.device).add(0.5).mul(2 / n).sub(1) for n in (height, width))
     x, y = across.expand(height, width), down[:, None].expand(height, width)
     basis = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=-1).flatten(0, 1)
-    with torch.autocast(responses.device.type, enabled=False):  # differences of squares
+    with torch.autocast(responses.device.type, enabled=False):  # computes differences of squares
         mass, *sums = (responses.float().flatten(2) @ basis).unbind(-1)
     x, y, xx, yy, xy = (part / (mass + NOTHING) for part in sums)
     return torch.cat([mass / (height * width), x, y, xx - x * x, yy - y * y, xy - x * y], dim=1)
@@ -141,10 +172,9 @@ def moments(responses: Tensor) -> Tensor:
 class ResNet(nn.Module):
     """A residual network without its classifier: images to pooled features.
 
-    ``width`` is the channels of the first stage (64 is torchvision's), which each later stage doubles. What training
-    without labels makes invariant is the last stage; earlier stages still tell apart what it has given up, so all
-    four together suit tasks that nobody has thought of yet. A mean knows where something is by what the edges'
-    padding lets through only; moments say it.
+    ``width`` is the number of channels of the first stage (64 in torchvision), which each later stage doubles.
+    Training without labels makes the last stage invariant; earlier stages keep what it gives up, so all four together
+    suit unknown tasks. A mean knows positions only through the padding at the edges; moments state them.
     """
 
     def __init__(self, name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean") -> None:
@@ -171,14 +201,14 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             widths.append(inputs)
         self.pooling = pooling
-        early = {"mean": 0, "stages": 1, "moments": MOMENTS}[pooling]  # numbers that a channel of theirs gives
+        early = {"mean": 0, "stages": 1, "moments": MOMENTS}[pooling]  # numbers per channel of the earlier stages
         self.features = early * sum(widths[:-1]) + widths[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
+        """Return pooled features, float, shape (B, features), from images, float, shape (B, 3, S, S)."""
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         pooled = []
         for stage in range(1, 5):
@@ -190,7 +220,7 @@ class ResNet(nn.Module):
         return torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
 
     def first_stages(self, count: int) -> list[nn.Module]:
-        """Return what runs before and in the first stages."""
+        """Return the stem and the first ``count`` stages."""
         return [self.conv1, self.bn1, *(self.get_submodule(f"layer{i + 1}") for i in range(count))]
 
 
@@ -224,7 +254,7 @@ class EfficientNetLite(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return pooled features, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
+        """Return pooled features, float, shape (B, features), from images, float, shape (B, 3, S, S)."""
         x: Tensor = functional.relu6(self._conv_stem(images, self._bn0), inplace=True)
         pooled = []
         for i, block in enumerate(self._blocks):
@@ -236,12 +266,12 @@ class EfficientNetLite(nn.Module):
         return torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
 
     def first_stages(self, count: int) -> list[nn.Module]:
-        """Return what runs before and in the first stages."""
+        """Return the stem and the first ``count`` stages."""
         return [self._conv_stem, self._bn0, *self._blocks[: self._ends[count - 1] + 1]]
 
 
 class _InvertedBlock(nn.Module):
-    """A 1 x 1 convolution that widens, one over places, and a 1 x 1 that narrows, around a shortcut."""
+    """An inverted residual block: widening 1 x 1, depthwise and narrowing 1 x 1 convolutions with a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -265,7 +295,7 @@ class _InvertedBlock(nn.Module):
 
 
 class _Convolution(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding, and the batch normalisation behind it."""
+    """A convolution with TensorFlow's "same" padding, followed by batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         padding = kernel // 2 if stride == 1 else 0
@@ -279,7 +309,7 @@ class _Convolution(nn.Conv2d):
             depthwise = self.groups > 1 and x.device.type == "cpu"
             normalised: Tensor = norm(self._depthwise(x) if depthwise else super().forward(x))
             return normalised
-        # Folded into the weights at every batch: a hundredth of the work, half of the time, and nothing to go stale.
+        # Folded into the weights in every batch: 1 % of the work, half the time, and nothing to go stale.
         mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         weight, bias = self.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
@@ -292,18 +322,18 @@ class _Convolution(nn.Conv2d):
         return out
 
     def _around(self, n: int) -> tuple[int, int]:
-        """Return the padding before and after n places; the wider one is after."""
+        """Return the padding before and after n pixels; the larger part goes after."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         total = max(0, (math.ceil(n / stride) - 1) * stride + kernel - n)
         return total // 2, total - total // 2
 
 
 class Depthwise(torch.autograd.Function):
-    """A depthwise convolution, 3 x 3 or 5 x 5, whose gradients a processor computes fast.
+    """A depthwise convolution, 3 x 3 or 5 x 5, whose gradients are fast on CPUs.
 
-    oneDNN 3.12 (PyTorch 2.13) has no fast code for the gradient of 5 x 5 weights, and in bfloat16 none for that of
-    the input of a strided one: together four fifths of a training step's time. Here the former are those of four
-    overlapping 3 x 3 windows, and the latter is a convolution of gradients with zeros between them.
+    oneDNN 3.12 (PyTorch 2.13) has no fast code for the gradient of 5 x 5 weights nor, in bfloat16, for the input
+    gradient of a strided convolution: together four fifths of a training step. Here the former is computed from four
+    overlapping 3 x 3 windows, and the latter is a convolution of the gradients with zeros in between.
     """
 
     @staticmethod
@@ -355,7 +385,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Features(nn.Module):
-    """The backbone of vectors that are features already: it hands them on."""
+    """The identity backbone, for vectors that are features already."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -368,8 +398,8 @@ class Features(nn.Module):
 
 def make_backbone(
     name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean"
-) -> ResNet | EfficientNetLite | TimmBackbone | Features:
-    """Return a fresh backbone; its ``features`` says how wide its features are."""
+) -> ResNet | EfficientNetLite | TimmBackbone | OpenClipBackbone | Features:
+    """Return a new backbone; its ``features`` is their width."""
     check_backbone(name)
     if name in BACKBONES:
         return ResNet(name, width=width, stem=stem, pooling=pooling)
@@ -379,4 +409,6 @@ def make_backbone(
         raise UsageError(f"the backbone {name} has no stages to pool; {pooling} is for {', '.join(BACKBONES)}.")
     if columns := feature_width(name):
         return Features(columns)
+    if name.startswith(OPEN_CLIP_PREFIX):
+        return OpenClipBackbone(name.removeprefix(OPEN_CLIP_PREFIX))
     return TimmBackbone(name.removeprefix(TIMM_PREFIX))

@@ -1,4 +1,4 @@
-"""The configuration of an encoder: what it is, apart from its weights. Nothing here needs PyTorch."""
+"""The configuration of an encoder, without its weights and without PyTorch."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from stochcl.errors import UsageError
 from stochcl.options import Options, option
 
 FAMILIES = {"bernoulli": (2, 2), "categorical": (2, MAX_ALPHABET), "gaussian": (3, MAX_ALPHABET), "residual": (2, 2)}
-"""Families of posteriors by the name that a model file holds: the least and the most values of a latent."""
+"""Families of posteriors by their name in a model file: the fewest and the most values of a latent."""
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50")
 
 EFFICIENTNETS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}
-"""EfficientNet-Lite by name: how many times wider and deeper than the smallest it is."""
+"""EfficientNet-Lite by name: its width and depth relative to the smallest."""
 
-TIMM_PREFIX, FEATURES_PREFIX = "timm:", "features:"
-"""What a configuration writes before the name of a timm model, and before the width of vectors."""
+TIMM_PREFIX, OPEN_CLIP_PREFIX, FEATURES_PREFIX = "timm:", "open_clip:", "features:"
+"""Prefixes of the names of models of timm and open_clip, and of the width of vectors."""
+FOREIGN = (TIMM_PREFIX, OPEN_CLIP_PREFIX)
 
 STEMS = ("imagenet", "small")
-"""First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's); 3 x 3 by 1 for images of 32 to 64 pixels."""
+"""First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's), or 3 x 3 by 1 for images of 32 to 64 pixels."""
 
 POOLINGS = ("mean", "stages", "moments")
-"""What features are: the last stage's mean over places; those of all stages side by side; or the moments of the
-earlier stages beside the last's mean."""
+"""Features: the last stage's mean; the means of all stages; or the earlier stages' moments and the last's mean."""
 
 MAX_LATENTS = 4096
-"""Most latents of a Bernoulli encoder: the most binary decisions that a row of an archive may have."""
+"""Most latents of a Bernoulli encoder, which is the most binary decisions of a row in an archive."""
 
 ENTROPY = ("autoregressive", "independent")
-"""Kinds of entropy model that an encoder can bring along."""
+"""Kinds of entropy model in a model file."""
 
 _MAX_CODEBOOK_NUMBERS = 1 << 25  # in the codebooks of a categorical code: 64 MB of decoding tables
 _MAX_CLASSES = 100_000
 _EMBEDDING = 8
-# Bits of the stages: 16, 32 and 64 bits end one. On embeddings of text four stages of 256 words are worth half a
-# point at 32 bits, and a point at 64.
+# Bits of the stages; stages end at 16, 32 and 64 bits. On text embeddings, four stages of 256 words gain half a point
+# at 32 bits and a point at 64.
 _WORDS = {"images": (8, 8, *(6, 5, 5) * 3), "vectors": (*(8,) * 4, *(6, 5, 5) * 2)}
-_REDUCED = {"images": 128, "vectors": 320}  # numbers of the reduced space, where nobody says how many
-_SIGN_RUNGS = (16, 128, 32)  # bits between rungs of sign stages, up to where, and from there on
+_REDUCED = {"images": 128, "vectors": 320}  # default dimensions of the reduced space
+_SIGN_RUNGS = (16, 128, 32)  # bits between rungs of sign stages, up to which bit, and beyond it
 
 
 def feature_width(name: str) -> int | None:
@@ -64,14 +64,15 @@ def feature_width(name: str) -> int | None:
 
 
 def check_backbone(name: str) -> None:
-    """Refuse what cannot be the name of a backbone; timm's own names are timm's to know."""
+    """Refuse an unknown backbone; names of timm and open_clip are left to them."""
     known = (*RESNETS, *EFFICIENTNETS)
-    if not (name in known or feature_width(name) or name.removeprefix(TIMM_PREFIX) not in (name, "")):
-        raise UsageError(f"there is no backbone {name!r}; there are {', '.join(known)}, timm:NAME and features:W.")
+    if not (name in known or feature_width(name) or (name.startswith(FOREIGN) and not name.endswith(":"))):
+        shown = ", ".join((*known, "timm:NAME", "open_clip:NAME"))
+        raise UsageError(f"there is no backbone {name!r}; there are {shown} and features:W.")
 
 
 def input_size(backbone: str) -> int:
-    """Return the side, in pixels, that images are brought to where nobody says otherwise.
+    """Return the default side of input images, in pixels.
 
     128 takes a third of the time of 224, and enlarged small images gain nothing from more.
     """
@@ -79,7 +80,7 @@ def input_size(backbone: str) -> int:
 
 
 def input_colours(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of each colour channel, of values in 0..1, that a backbone expects."""
+    """Return mean and deviation of each colour channel, for values in 0..1, that a backbone expects."""
     if backbone in EFFICIENTNETS:  # these networks take (pixel - 127) / 128
         return (127 / 255,) * 3, (128 / 255,) * 3
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,7 +89,7 @@ def input_colours(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def residual_stages(latents: int, most: int = 8, kind: str = "images") -> tuple[int, ...]:
     """Return the bits of the stages of a residual code: words first, then signs; ``most`` bounds a word's bits.
 
-    ``kind`` is what is coded, images or vectors.
+    ``kind`` is ``images`` or ``vectors``.
 
     Examples
     --------
@@ -106,7 +107,7 @@ def residual_stages(latents: int, most: int = 8, kind: str = "images") -> tuple[
 
 
 def residual_ladder(stages: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the prefixes of a residual code that are codes in themselves: ends of words, and some of the signs.
+    """Return the usable prefixes of a residual code: ends of words, and some of the signs.
 
     Examples
     --------
@@ -122,7 +123,7 @@ def residual_ladder(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def default_ladder(latents: int) -> tuple[int, ...]:
-    """Return the prefixes that a nested code is trained at: powers of two from 8, and the full width.
+    """Return the prefixes at which a nested code is trained: powers of two from 8, and the full width.
 
     Examples
     --------
@@ -134,35 +135,37 @@ def default_ladder(latents: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class EncoderConfig(Options):
-    """What an encoder is, apart from its weights.
+    """The configuration of an encoder, without its weights.
 
-    Fields that a user is asked for say so themselves. ``backbone`` may be ``features:W``, for an encoder of vectors
-    of W numbers, to which ``width``, ``stem``, ``size``, ``fit``, ``mean`` and ``std`` mean nothing.
+    Options of the command line carry their help in the field. ``backbone`` may be ``features:W``, for an encoder of
+    vectors of W numbers, which ignores ``width``, ``stem``, ``size``, ``fit``, ``mean`` and ``std``.
 
     Parameters
     ----------
     ladder : tuple of int
-        Prefixes that are codes in themselves, ascending, the last of them ``latents``.
+        Usable prefixes of the code, ascending; the last is ``latents``.
     mean, std : tuple of float
-        Of each colour channel, of values in 0..1; by default what the backbone expects.
+        Of each colour channel, for values in 0..1; by default those that the backbone expects.
     entropy, entropy_hidden
         Kind of the entropy model, and the hidden units of its network (0: linear, or none).
     temperature : float
-        What the posterior's logits are divided by where its uncertainty is asked for.
+        Divides the posterior's logits in computing its uncertainty.
     classes : tuple of str
-        What the classifier of a fine-tuned encoder tells apart, in the order of its rows.
+        Classes of a fine-tuned encoder's classifier, in the order of its rows.
     classifies : str
-        What that classifier reads: the ``vectors`` that codes decode to, or the ``features`` before the latents.
+        The classifier's input: decoded ``vectors``, or the ``features`` before the latents.
     stages : tuple of int
-        Bits of the stages of residual latents, those of two bits and more first; together they are ``latents``.
+        Bits of the stages of residual latents, those of two or more bits first; they add up to ``latents``.
 
     Raises
     ------
     UsageError
-        If it makes no sense.
+        If the configuration is invalid.
     """
 
-    backbone: str = option("resnet10", "resnet10, 18, 34, 50, efficientnet-lite0, -lite2 or timm:NAME.", unit="NAME")
+    backbone: str = option(
+        "resnet10", "resnet10, 18, 34, 50, efficientnet-lite0, -lite2, timm:NAME or open_clip:NAME.", unit="NAME"
+    )
     width: int = option(64, "Channels of a ResNet's first stage.", at_least=1)
     stem: str = option("imagenet", "small: for images of 32 pixels.", choices=STEMS)
     posterior: str = option(
@@ -210,16 +213,16 @@ class EncoderConfig(Options):
 
     @property
     def columns(self) -> int | None:
-        """W, the width of the vectors that the encoder takes; None where it takes images."""
+        """W, the width of input vectors; None for an encoder of images."""
         return feature_width(self.backbone)
 
     @property
     def decoder_inputs(self) -> int:
-        """How many numbers the vector decoder's first layer takes."""
+        """The number of inputs of the vector decoder's first layer."""
         return self.latents * max(1, self.embedding)
 
     def _fill(self, **values: object) -> None:
-        """Set fields that are left open."""
+        """Set fields that are left at their empty default."""
         for name, value in values.items():
             object.__setattr__(self, name, getattr(self, name) or value)
 

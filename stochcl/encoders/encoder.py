@@ -1,4 +1,4 @@
-"""The encoder: image or vector to features to a posterior over latents, and the decoder from a code to features."""
+"""The encoder: from images or vectors to features to a posterior over latents, and from codes back to features."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ if TYPE_CHECKING:
     from stochcl.entropy.vectors import ResidualDecoder, VectorDecoder
 
 
-_ROWS = 8192  # of vectors at a time
+_ROWS = 8192  # vectors at a time
 _LEAST_SCALE, _MOST_SCALE = 1e-4, 5e3
-_FARTHEST = 200  # deviations: float16 rounds a number of that many to a tenth of one
+_FARTHEST = 200  # deviations: float16 rounds such a number to a tenth of a deviation
 
 
 class Standardise(nn.Module):
-    """Brings vectors to zero mean in every column and to unit variance on average.
+    """Standardises vectors to zero mean per column and unit variance on average.
 
-    One scale for all columns keeps distances in proportion.
-
-    Buffers are float32: ``centre``, shape (W,), and ``scale``, shape (1,).
+    One scale for all columns preserves distances. Buffers are float32: ``centre``, shape (W,), and ``scale``, shape
+    (1,).
     """
 
     centre: Tensor
@@ -52,7 +51,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: NDArray[np.floating]) -> None:
-        """Measure vectors, finite, shape (N, W), N at least 1; if all are equal, the scale is 1."""
+        """Fit to vectors, finite, shape (N, W), N at least 1; the scale is 1 if all are equal."""
         centre = vectors.mean(axis=0, dtype=np.float64)
         parts = (vectors[i : i + _ROWS] - centre for i in range(0, len(vectors), _ROWS))
         power = sum(float(np.square(part).sum()) for part in parts) / vectors.size
@@ -79,8 +78,8 @@ class Standardise(nn.Module):
 class ReducedHead(nn.Module):
     """Parameters of the map from features to the reduced space of residual latents.
 
-    The points are u = weight t(features + shift) - mean, shape (m,); t is a signed square root where there is a
-    shift, and nothing otherwise. :class:`stochcl.encoders.latents.Residual` computes them.
+    Points are u = weight t(features + shift) - mean, shape (m,); t is a signed square root if there is a shift, and
+    the identity otherwise. :class:`stochcl.encoders.latents.Residual` computes them.
     """
 
     def __init__(self, features: int, config: EncoderConfig) -> None:
@@ -94,8 +93,8 @@ class ReducedHead(nn.Module):
 class Words(nn.Module):
     """Parameters of residual latents: the words of all stages, and the map from their sums to vectors.
 
-    ``books`` are the words of the stages of two bits and more, shape (2**bits, m) each; ``signs``, shape (S, m), are
-    the other stages': minus this for 0, plus this for 1. Codes of images have no map: points are their vectors.
+    ``books`` are the words of stages of two or more bits, shape (2**bits, m) each; ``signs``, shape (S, m), belong to
+    the one-bit stages: minus a row for 0, plus it for 1. Codes of images have no map: their vectors are the points.
     """
 
     def __init__(self, features: int, config: EncoderConfig) -> None:
@@ -115,15 +114,15 @@ class Encoder(nn.Module):
     Attributes
     ----------
     prior : Parameter, float32
-        Parameters of the factorised prior p(z), learned with the encoder, as the family has them (for Bernoulli
-        latents the log-odds of a one, shape (D,)); see :attr:`factorised`.
+        Parameters of the factorised prior p(z), learned with the encoder (for Bernoulli latents the log-odds of a
+        one, shape (D,)); see :attr:`factorised`.
     ones : Tensor, int32, shape (D, 2**bits - 1)
         Probability of a one at each node of each latent's tree of decisions, in units of 1/4096, among the codes of
-        the training images: what the coder's table is made of. Zero until it has been measured.
+        the training images, for the coder's table. Zero until measured.
     codebooks : Parameter, float32, shape (D, K, e), or None
         Embeddings of a categorical code's symbols in the decoder.
     classifier : Linear, from V to the number of classes, or None
-        Of a fine-tuned encoder; it reads decoded vectors or features, as the configuration says.
+        The classifier of a fine-tuned encoder, on decoded vectors or features as configured.
     """
 
     ones: Tensor
@@ -142,7 +141,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def _make_latents(self) -> None:
-        """Make what depends on the latents, fresh."""
+        """Create fresh modules for the latents."""
         config, features = self.config, self.feature_dim
         self.head = _head(features, config)
         self.prior = nn.Parameter(FACTORISED[config.posterior].initial(config))
@@ -164,32 +163,32 @@ class Encoder(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """V, the width of the features and of a decoded vector, but of images with residual latents."""
+        """V, the width of features and of decoded vectors, except for residual latents of images."""
         return int(self.backbone.features)
 
     @property
     def factorised(self) -> Factorised:
-        """The factorised prior, as its parameters are now."""
+        """The factorised prior with its current parameters."""
         return FACTORISED[self.config.posterior](self.prior, self.config)
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Bring pixels of 0..255, shape (B, 3, S, S), to zero mean and unit variance over natural images.
+        """Normalise pixels of 0..255, shape (B, 3, S, S), to zero mean and unit variance over natural images.
 
-        Vectors, shape (B, W), are returned as they are: :meth:`features` standardises them.
+        Vectors, shape (B, W), are returned unchanged; :meth:`features` standardises them.
         """
         return inputs if self.config.columns else (inputs - self.mean) / self.std
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return standardised features, float32, shape (B, V), of normalised inputs, shape (B, 3, S, S) or (B, W)."""
+        """Return standardised features, float32, shape (B, V), from inputs, shape (B, 3, S, S) or (B, W)."""
         features: Tensor = self.norm(self.backbone(inputs).float())
         return features
 
     def posterior(self, features: Tensor) -> Posterior:
-        """Return q(z|x) from standardised features, shape (B, V); residual latents have theirs in numpy alone."""
+        """Return q(z|x) from standardised features, shape (B, V); residual latents have a posterior only in numpy."""
         return POSTERIORS[self.config.posterior](self.head(features).float(), self.config)
 
     def embed(self, symbols: Tensor) -> Tensor:
-        """Return symbols, integers of shape (B, D), in the form that :meth:`decode` takes."""
+        """Convert symbols, integers of shape (B, D), to the input of :meth:`decode`."""
         return POSTERIORS[self.config.posterior].embed(symbols, self.config)
 
     def decode(self, symbols: Tensor, latents: int | None = None) -> Tensor:
@@ -205,14 +204,14 @@ class Encoder(nn.Module):
         return x.float()
 
     def classify(self, vectors: Tensor) -> Tensor:
-        """Return the classifier's scores, log-odds, float32, shape (B, C), of what it reads, shape (B, V)."""
+        """Return the classifier's scores, log-odds, float32, shape (B, C), for its inputs, shape (B, V)."""
         if self.classifier is None:
             raise UsageError("this encoder has no classifier; `stochcl finetune` makes one that has.")
         scores: Tensor = self.classifier(vectors).float()
         return scores
 
     def set_classes(self, classes: tuple[str, ...], classifies: str = "vectors") -> None:
-        """Replace the classifier by a fresh one of these classes, which gives all of them the same score."""
+        """Replace the classifier by a new one that scores all classes equally."""
         self.config = replace(self.config, classes=classes, classifies=classifies)
         self.classifier = nn.Linear(self.feature_dim, len(classes)).to(self.ones.device)
         nn.init.zeros_(self.classifier.weight)
@@ -220,11 +219,11 @@ class Encoder(nn.Module):
 
     @property
     def decoder_scale(self) -> float:
-        """Factor that brings centred numbers in decoder form to about -1..1 or unit variance."""
+        """The factor that scales centred numbers in decoder form to about -1..1 or unit variance."""
         return POSTERIORS[self.config.posterior].decoder_scale(self.config)
 
     def set_residual(self, stages: tuple[int, ...], reduced: int, transform: str) -> None:
-        """Replace the latents by fresh residual ones of these stages; their width follows."""
+        """Replace the latents by fresh residual ones; the stages set their width."""
         self.config = replace(
             self.config, posterior="residual", latents=sum(stages), stages=stages, ladder=(), reduced=reduced,
             transform=transform, alphabet=2, embedding=0, entropy="independent", entropy_hidden=0, temperature=1.0,
@@ -233,7 +232,7 @@ class Encoder(nn.Module):
         self.to(self.mean.device)
 
     def set_entropy(self, network: AutoregressiveModel | None) -> None:
-        """Set the entropy network, or remove it, in the configuration, too."""
+        """Set or remove the entropy network, and update the configuration."""
         if network is None:
             self.entropy = None
             self.config = replace(self.config, entropy="independent", entropy_hidden=0)
@@ -244,24 +243,24 @@ class Encoder(nn.Module):
         self.entropy = _buffers(stored).to(self.ones.device)
 
     def entropy_network(self) -> AutoregressiveModel | None:
-        """Return the entropy network that the encoder holds, if it does."""
+        """Return the encoder's entropy network, or None."""
         return layout.entropy_network(self.config, self.arrays())
 
     def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
-        """Return what each latent of these codes costs on average under the encoder's entropy model, shape (D,)."""
+        """Return the average bits of each latent of the codes under the encoder's entropy model, shape (D,)."""
         table = IndependentModel(self.ones.cpu().numpy().astype(np.uint16), self.config.alphabet)
         return latent_lengths(codes, self.entropy_network() or table)
 
     def tables(self) -> Tables:
-        """Return the decoding tables: a function of the tensors alone."""
+        """Return the decoding tables, which depend only on the tensors."""
         return layout.tables(self.config, self.arrays())
 
     def vector_decoder(self) -> VectorDecoder | ResidualDecoder:
-        """Return the decoder of decoding tables, from symbols to vectors in the units of the input."""
+        """Return the tables' decoder from symbols to vectors in the units of the input."""
         return layout.vector_decoder(self.config, self.arrays())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the tensors, without step counters, as arrays that share a processor's memory."""
+        """Return the tensors, without step counters, as arrays that share memory with tensors on the CPU."""
         state = self.state_dict().items()
         return {name: t.detach().cpu().numpy() for name, t in state if not name.endswith("num_batches_tracked")}
 
@@ -269,8 +268,8 @@ class Encoder(nn.Module):
 def _head(features: int, config: EncoderConfig) -> nn.Module:
     """Return a linear layer from features to the posterior's parameters, or a perceptron that ends with one.
 
-    Outputs of a ReLU have a mean, with 1/pi of their power. Rows of weights that sum to zero ignore it; otherwise
-    some latents would start with a value that no input changes.
+    ReLU outputs have a nonzero mean, with 1/pi of their power. Rows of weights that sum to zero ignore it; otherwise
+    some latents would start out constant.
     """
     if config.posterior == "residual":
         return ReducedHead(features, config)
@@ -291,7 +290,7 @@ def _head(features: int, config: EncoderConfig) -> nn.Module:
 
 
 def _stored(dtype: DTypeLike) -> torch.dtype:
-    """Return the type in which a model file holds integers of a type; torch has little that is unsigned."""
+    """Return the type of integers in a model file; torch supports few unsigned types."""
     return torch.int8 if dtype == np.int8 else torch.int32
 
 

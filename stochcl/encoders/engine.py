@@ -1,4 +1,4 @@
-"""Encoding images or vectors: a network in ONNX Runtime or PyTorch gives features, and numpy the codes."""
+"""Encode images or vectors: ONNX Runtime or PyTorch computes features, numpy the codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders import layout
-from stochcl.encoders.config import EFFICIENTNETS, TIMM_PREFIX
+from stochcl.encoders.config import EFFICIENTNETS, FOREIGN
 from stochcl.encoders.graph import Network as Graph
 from stochcl.errors import UsageError
 
@@ -27,24 +27,23 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 PRECISIONS = ("fp32", "bf16", "int8")
-"""Precisions of an image's network; bf16 is autocast, latents and decoder stay fp32.
+"""Precisions of an image network; bf16 uses autocast, and latents and decoder stay fp32.
 
-int8 is of EfficientNet-Lites on a processor, see :class:`stochcl.encoders.integer.IntegerNetwork`.
+int8 is for EfficientNet-Lites on a CPU, see :class:`stochcl.encoders.integer.IntegerNetwork`.
 """
 
 RUNTIMES = ("onnx", "torch", "numpy")
-"""What computes features, as archives name it: ONNX Runtime on a processor, PyTorch elsewhere; of vectors numpy."""
+"""Runtimes of features, as archives name them: ONNX Runtime on a CPU, PyTorch elsewhere, numpy for vectors."""
 
-_ROWS = 1024  # of vectors at a time
-_MOST = 8  # chunks side by side
+_ROWS = 1024  # vectors at a time
+_MOST = 8  # chunks in parallel
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """An encoder's output for B images or vectors.
 
-    Codes are modes of the posterior, with its uncertainty in bits; features, float32, shape (B, V), are
-    standardised.
+    Codes are the posterior's modes, with its uncertainty in bits; features, float32, shape (B, V), are standardised.
     """
 
     codes: Codes
@@ -52,21 +51,21 @@ class Encoded:
 
 
 class Network(Protocol):
-    """What gives standardised features in one runtime.
+    """Computes standardised features in one runtime.
 
-    It takes ``chunk`` rows at a time, the last ones padded: of one shape, so that codes do not depend on a batch's
-    size, on which images were skipped, or on where a run was interrupted. Another order of summation would flip bits
-    whose posterior is near one half.
+    It takes ``chunk`` rows at a time and pads the last chunk. With one shape, codes do not depend on the batch size,
+    on skipped images or on where a run was interrupted: another order of summation would flip bits whose posterior is
+    near one half.
     """
 
     chunk: int
 
     def features(self, inputs: NDArray[Any], rows: int) -> Floats:
-        """Return features, shape (chunk, V), of images, uint8, (chunk, S, S, 3), or vectors; the first ``rows``."""
+        """Return features, shape (chunk, V), of the first ``rows`` images, uint8, (chunk, S, S, 3), or vectors."""
         ...
 
     def side_by_side(self, run: Callable[[range], None], starts: range) -> None:
-        """Run chunks in threads, as many as suit the runtime."""
+        """Run chunks in as many threads as suit the runtime."""
         ...
 
 
@@ -74,7 +73,7 @@ def encode(
     network: Network, latents: Latents, inputs: NDArray[np.uint8] | NDArray[np.floating], *,
     uncertainty: bool = True, width: int | None = None,
 ) -> Encoded:  # fmt: skip
-    """Encode images or vectors, whichever the network takes, as codes of all latents or of the first."""
+    """Encode the network's inputs, images or vectors, as codes of all or the first latents."""
     config, chunk = latents.config, network.chunk
     check_inputs(config, inputs)
     dtype = np.uint8 if config.columns is None else np.float32
@@ -96,8 +95,8 @@ def encode(
                 doubt[rows] = latents.uncertainty(parameters)[:count]
             features[rows] = found[:count]
 
-    # Chunks run side by side already, and a matrix library has threads that wait for each other by turning:
-    # with one of two cores busy, compressing took more than twice the processor time.
+    # Chunks run in parallel already, and threads of a matrix library busy-wait for each other: with one of two cores
+    # busy, compressing took more than twice the processor time.
     with threadpool_limits(1, user_api="blas"):
         network.side_by_side(run, range(0, len(inputs), chunk))
     codes = Codes.from_symbols(symbols, alphabet=config.alphabet, uncertainty=doubt if uncertainty else None)
@@ -105,10 +104,10 @@ def encode(
 
 
 class OnnxNetwork:
-    """A network of images in ONNX Runtime, on the processor.
+    """A network of images in ONNX Runtime on the CPU.
 
-    Eight images at a time: their responses stay in the cache, and take 30 MB. On one core of a machine with AVX-512,
-    1, 8 and 64 at a time of the packaged model ran at 495, 603 and 446 images a second, and gave the same numbers.
+    Eight images at a time keep their activations, 30 MB, in the cache. On one core with AVX-512, the packaged model
+    ran at 495, 603 and 446 images a second with 1, 8 and 64 at a time, with equal results.
     """
 
     chunk = 32
@@ -120,7 +119,7 @@ class OnnxNetwork:
         from stochcl.encoders.integer import IntegerNetwork
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # chunks run side by side
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # chunks run in parallel
         options.log_severity_level = 3
         graph = (IntegerNetwork if precision == "int8" else Graph)(config, tensors)
         data = graph.to_bytes(self._batch)
@@ -128,7 +127,7 @@ class OnnxNetwork:
         self._width = layout.feature_dim(config, tensors)
 
     def features(self, inputs: NDArray[Any], rows: int) -> Floats:
-        """Return the features of the first rows; those of the others are 0."""
+        """Return the features of the first rows, and zeros for the others."""
         out = np.zeros((len(inputs), self._width), np.float32)
         for start in range(0, rows, self._batch):
             part = slice(start, start + self._batch)
@@ -136,12 +135,12 @@ class OnnxNetwork:
         return out
 
     def side_by_side(self, run: Callable[[range], None], starts: range) -> None:
-        """Run chunks in threads, one a core."""
+        """Run chunks in threads, one per core."""
         _in_threads(run, starts)
 
 
 class Vectors:
-    """The network of vectors, which are standardised only, in numpy."""
+    """The network of vectors, which only standardises them, in numpy."""
 
     chunk = _ROWS
 
@@ -154,7 +153,7 @@ class Vectors:
         return standardised
 
     def side_by_side(self, run: Callable[[range], None], starts: range) -> None:
-        """Run chunks in threads, one a core."""
+        """Run chunks in threads, one per core."""
         _in_threads(run, starts)
 
 
@@ -168,7 +167,7 @@ def _in_threads(run: Callable[[range], None], starts: range) -> None:
 
 
 def cores() -> int:
-    """Return how many threads a process may keep busy: its cores, or as many as OMP_NUM_THREADS says."""
+    """Return the number of threads to use: OMP_NUM_THREADS, or the number of available cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked):
         return int(asked)
@@ -176,24 +175,24 @@ def cores() -> int:
 
 
 def precision_of(config: EncoderConfig, device: str) -> str:
-    """Return the precision that such a model computes in by default."""
-    # Of a fine-tuned network, whose classifier reads features as they were, it has not been measured.
+    """Return a model's default precision."""
+    # int8 has not been measured with a fine-tuned classifier on features.
     whole = config.backbone in EFFICIENTNETS and not config.classes and device == "cpu"
     return "int8" if whole else "fp32"
 
 
 def runtime_of(config: EncoderConfig, device: str, precision: str) -> str:
-    """Return what computes the features of such a model by default."""
+    """Return a model's default runtime."""
     if config.columns:
         return "numpy"
     if precision == "int8":
         return "onnx"
-    elsewhere = config.backbone.startswith(TIMM_PREFIX) or device != "cpu" or precision != "fp32"
+    elsewhere = config.backbone.startswith(FOREIGN) or device != "cpu" or precision != "fp32"
     return "torch" if elsewhere else "onnx"
 
 
 def check_inputs(config: EncoderConfig, inputs: NDArray[np.generic]) -> None:
-    """Raise UsageError where an encoder of this configuration does not take such inputs."""
+    """Raise UsageError if an encoder of this configuration does not take such inputs."""
     size, columns = config.size, config.columns
     found = f"{inputs.dtype} {inputs.shape}"
     if columns is None:

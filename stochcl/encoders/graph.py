@@ -1,4 +1,4 @@
-"""Networks of images as ONNX graphs: the layers that PyTorch runs, from configuration and weights alone."""
+"""ONNX graphs of image networks, equal to the PyTorch layers, from configuration and weights alone."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ LITE_STAGES = (
 """Stages of an EfficientNet-Lite: blocks, kernel, stride, expansion, channels."""
 
 RESNET_DEPTHS = dict(zip(RESNETS, ((1, 1, 1, 1), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3)), strict=True))
-"""Blocks of the four stages of a residual network."""
+"""Blocks in each of the four stages of a residual network."""
 
 NOTHING = 1e-4
-"""Mass of a whole stage that is as good as none."""
+"""A channel's mass over an image that counts as zero."""
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_ROUND = 8  # channels come in such multiples
-_EPS = 1e-5  # PyTorch's, of normalisations
+_ROUND = 8  # channels are multiples of this
+_EPS = 1e-5  # PyTorch's epsilon of normalisations
 
 
 def lite_blocks(name: str) -> list[tuple[int, int, int, int, int, bool]]:
-    """Return an EfficientNet-Lite's blocks: channels in and out, kernel, stride, expansion, whether a stage ends."""
+    """Return the blocks of an EfficientNet-Lite: channels in and out, kernel, stride, expansion, end of a stage."""
     width, depth = EFFICIENTNETS[name]
     blocks, inputs = [], LITE_STEM
     for stage, (count, kernel, stride, expansion, channels) in enumerate(LITE_STAGES):
         outputs = _rounded(channels * width)
-        inner = 0 < stage < len(LITE_STAGES) - 1  # the first and the last stage are not deepened
+        inner = 0 < stage < len(LITE_STAGES) - 1  # only inner stages are deepened
         deep = math.ceil(count * depth) if inner else count
         for i in range(deep):
             blocks.append((inputs, outputs, kernel, stride if i == 0 else 1, expansion, i == deep - 1))
@@ -57,13 +57,13 @@ def lite_blocks(name: str) -> list[tuple[int, int, int, int, int, bool]]:
 
 
 def _rounded(channels: float) -> int:
-    """Round to the next multiple of 8, and never down by more than a tenth."""
+    """Round to the nearest multiple of 8, but never down by more than a tenth."""
     rounded = max(_ROUND, int(channels + _ROUND / 2) // _ROUND * _ROUND)
     return rounded + _ROUND if rounded < 0.9 * channels else rounded
 
 
 class Network:
-    """The backbone of a configuration, layer by layer: which tensors it has, and, given those, its graph.
+    """The backbone of a configuration, layer by layer: its tensors' shapes and, given the tensors, its graph.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Network:
         self._nodes: list[bytes] = []
         self._constants: list[bytes] = []
         self._pooled: list[str] = []
-        self._side = config.size  # of the responses at hand
+        self._side = config.size  # of the current activations
         if config.backbone in EFFICIENTNETS:
             self._efficientnet(self._normalised())
         else:
@@ -102,7 +102,7 @@ class Network:
         )
 
     def _normalised(self) -> str:
-        """Add what brings pixels to zero mean and unit variance, shape (rows, 3, S, S)."""
+        """Add nodes that normalise pixels to zero mean and unit variance, shape (rows, 3, S, S)."""
         config = self.config
         mean, std = (np.float32(np.reshape(colours, (1, 3, 1, 1))) * 255 for colours in (config.mean, config.std))
         x = self._node("Transpose", ["pixels"], perm=[0, 3, 1, 2])
@@ -114,7 +114,7 @@ class Network:
         return self._pooled[0] if len(self._pooled) == 1 else self._node("Concat", self._pooled, axis=1)
 
     def _efficientnet(self, x: str) -> None:
-        """Build what :class:`stochcl.encoders.efficientnet.EfficientNetLite` runs."""
+        """Build the graph of :class:`stochcl.encoders.backbones.EfficientNetLite`."""
         at, norm = "backbone.", dict[str, Any](eps=1e-3, same=True)
         x = self._conv(x, f"{at}_conv_stem", f"{at}_bn0", (LITE_STEM, 3, 3), 2, most=6.0, **norm)
         for i, (inputs, outputs, kernel, stride, expansion, ends) in enumerate(lite_blocks(self.config.backbone)):
@@ -131,7 +131,7 @@ class Network:
         self._pool(x, LITE_HEAD)
 
     def _resnet(self, x: str) -> None:
-        """Build what :class:`stochcl.encoders.backbones.ResNet` runs."""
+        """Build the graph of :class:`stochcl.encoders.backbones.ResNet`."""
         config, at = self.config, "backbone."
         large, bottleneck = config.stem == "imagenet", config.backbone == "resnet50"
         kernel, stride = (7, 2) if large else (3, 1)
@@ -153,7 +153,7 @@ class Network:
 
     def _block(self, x: str, block: str, channels: tuple[int, int, int], stride: int) -> str:
         inputs, width, outputs = channels
-        if outputs > width:  # a bottleneck, whose middle convolution strides
+        if outputs > width:  # a bottleneck strides in its middle convolution
             layers = [(width, inputs, 1, 1), (width, width, 3, stride), (outputs, width, 1, 1)]
         else:
             layers = [(width, inputs, 3, stride), (outputs, width, 3, 1)]
@@ -171,7 +171,7 @@ class Network:
         self, x: str, name: str, norm: str, shape: tuple[int, int, int], stride: int = 1, *, groups: int = 1,
         eps: float = _EPS, same: bool = False, most: float | None = None,
     ) -> str:  # fmt: skip
-        """Add a square convolution with the normalisation behind it folded in; ``most`` bounds what passes.
+        """Add a square convolution with its normalisation folded in; ``most`` is the activation's upper bound.
 
         Padding is PyTorch's, kernel // 2 on all sides, or TensorFlow's ``same``.
         """
@@ -203,7 +203,7 @@ class Network:
         return self._node("Relu", [x]) if most == math.inf else self._node("Clip", [x, *bounds])
 
     def _folded(self, name: str, norm: str, eps: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return a convolution's weight and bias with the normalisation behind it."""
+        """Return a convolution's weight and bias with the following normalisation folded in."""
         assert self.tensors is not None
         weight = self.tensors[f"{name}.weight"].astype(np.float64)
         gain, bias, mean, variance = (self.tensors[f"{norm}.{part}"].astype(np.float64) for part in _NORM)
@@ -218,7 +218,7 @@ class Network:
         self._pooled.append(self._node("ReduceMean", [x], axes=[2, 3], keepdims=0))
 
     def _moments(self, x: str, channels: int) -> None:
-        """Build :func:`stochcl.encoders.backbones.moments`."""
+        """Build the graph of :func:`stochcl.encoders.backbones.moments`."""
         self.features += 6 * channels
         side = self._side
         places = (np.arange(side, dtype=np.float32) + 0.5) * np.float32(2 / side) - 1

@@ -23,18 +23,17 @@ if TYPE_CHECKING:
     from stochcl.encoders.engine import Encoded
 
 
-_MOST = 4  # at a time: as many as a batch of 256 has, and each holds a network's activations
+_MOST = 4  # parallel chunks, each with a network's activations; a batch of 256 has four chunks
 
 _lock = threading.Lock()
 _inside, _before = 0, 1
 
 
 def side_by_side(run: Callable[[range], None], starts: range, cores: int) -> None:
-    """Run chunks in threads, each with its share of the cores, rather than every operation on all of them.
+    """Run chunks in parallel threads with a share of the cores each, instead of each operation on all cores.
 
-    An operation that is split over threads waits for the slowest, dozens of times a chunk: with one of two cores
-    busy, compressing took four times as long as on one thread. Chunks wait for nothing, and their results do not
-    depend on each other.
+    An operation split over threads waits for the slowest, dozens of times per chunk: with one of two cores busy,
+    compressing took four times as long as on one thread. Chunks do not wait for each other.
     """
     threads = max(n for n in (1, 2, _MOST) if n <= max(1, min(cores, len(starts))))
     if threads == 1:
@@ -46,8 +45,8 @@ def side_by_side(run: Callable[[range], None], starts: range, cores: int) -> Non
 
 @contextmanager
 def _threads_of_operations(count: int) -> Iterator[None]:
-    """Set PyTorch's threads per operation; the last of several contexts to leave restores the setting."""
-    global _inside, _before  # noqa: PLW0603 - it is PyTorch's setting that is one for the process
+    """Set PyTorch's threads per operation; the last context to leave restores the setting."""
+    global _inside, _before  # noqa: PLW0603 - PyTorch's setting is global
     with _lock:
         if not _inside:
             _before = torch.get_num_threads()
@@ -63,17 +62,17 @@ def _threads_of_operations(count: int) -> Iterator[None]:
 
 
 _NATIVE = ("avx512_bf16", "amx_bf16", "_is_avx512_bf16_supported", "_is_amx_tile_supported")
-"""Instructions for bfloat16, as PyTorch names them, and functions of PyTorch without a table of capabilities."""
+"""bfloat16 instructions as PyTorch names them, and the functions of versions without a table of capabilities."""
 
 
 def computes_in_bf16(precision: str, device_type: str) -> bool:
-    """Tell whether a network on such a device of this machine computes in bfloat16.
+    """Tell whether a network computes in bfloat16 on this machine's device of this type.
 
-    ``bf16`` and ``fp32`` are obeyed. ``auto`` is bf16 if the device has instructions for it: NVIDIA and AMD
-    GPUs that do, other accelerators, and CPUs with AVX-512 BF16 or AMX. Other CPUs emulate it slowly: with AVX2
-    alone, 33 images of 64 pixels a second went through a ResNet-10 in bf16, and 250 in fp32.
+    ``bf16`` and ``fp32`` are obeyed. ``auto`` is bf16 if the device has instructions for it: NVIDIA and AMD GPUs that
+    do, other accelerators, and CPUs with AVX-512 BF16 or AMX. Other CPUs emulate it slowly: with only AVX2, a
+    ResNet-10 ran at 33 images of 64 pixels a second in bf16, and at 250 in fp32.
 
-    Every stage of training asks for its own device: a network may be trained on a GPU, its latents on the CPU.
+    Each training stage asks for its own device: a network may be trained on a GPU, its latents on the CPU.
 
     Examples
     --------
@@ -93,13 +92,13 @@ def computes_in_bf16(precision: str, device_type: str) -> bool:
 
 
 def precision_used(precision: str, device_type: str) -> str:
-    """Return what a precision comes to on such a device, bf16 or fp32, for records and checkpoints."""
+    """Return the precision used on such a device, bf16 or fp32, for records and checkpoints."""
     return "bf16" if computes_in_bf16(precision, device_type) else "fp32"
 
 
 @contextmanager
 def own_state() -> Iterator[None]:
-    """Compute in float32, without autocast, on the devices that are named, whatever the caller has set."""
+    """Compute in float32 without autocast or a default device, regardless of the caller's settings."""
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         for kind in ("cpu", "cuda"):
@@ -114,7 +113,7 @@ def own_state() -> Iterator[None]:
 
 
 _CHUNK = {"cpu": 64, "cuda": 512, "mps": 128}  # images
-_ROWS = 1024  # of vectors
+_ROWS = 1024  # vectors
 
 
 class TorchNetwork:
@@ -125,9 +124,9 @@ class TorchNetwork:
         self.chunk = _CHUNK.get(device.type, 64) if encoder.config.columns is None else _ROWS
         self._bf16 = computes_in_bf16(precision, device.type)
 
-    @torch.inference_mode()  # which holds for one thread, as autocast does
+    @torch.inference_mode()  # inference mode is per thread, like autocast
     def features(self, inputs: NDArray[Any], rows: int) -> NDArray[np.float32]:
-        """Return standardised features of normalised pixels, or of vectors."""
+        """Return standardised features of images or vectors."""
         encoder, given = self.encoder, torch.from_numpy(inputs).to(self.device)
         if encoder.config.columns is None:
             pixels = given.permute(0, 3, 1, 2).float()
@@ -138,20 +137,20 @@ class TorchNetwork:
         return features
 
     def side_by_side(self, run: Callable[[range], None], starts: range) -> None:
-        """Run chunks in threads on a processor, one after the other elsewhere."""
+        """Run chunks in parallel threads on a CPU, one after the other elsewhere."""
         splits = self.device.type == "cpu" and self.encoder.config.columns is None
         with own_state():
             side_by_side(run, starts, torch.get_num_threads() if splits else 1)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of this name; "auto" takes a GPU where there is one."""
+    """Return the device of this name; "auto" prefers a GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # the way back, too: "meta" holds no numbers
-    except (RuntimeError, AssertionError, ImportError) as exc:  # some devices are modules of their own
+        torch.zeros(1, device=device).cpu()  # also copies back, because "meta" holds no numbers
+    except (RuntimeError, AssertionError, ImportError) as exc:  # some devices are separate modules
         reason = str(exc).partition("\n")[0]
         raise UsageError(f"there is no device {name!r} here ({reason}); try --device cpu.") from exc
     return device
@@ -161,7 +160,7 @@ def encode(
     encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device,
     precision: str = "fp32", *, uncertainty: bool = True, latents: int | None = None,
 ) -> Encoded:  # fmt: skip
-    """Encode images or vectors, whichever the encoder takes, as codes of all latents or of the first."""
+    """Encode the encoder's inputs, images or vectors, as codes of all or the first latents."""
     network = TorchNetwork(encoder, device, precision)
     found = Latents.of(encoder.config, encoder.arrays())
     return engine.encode(network, found, inputs, uncertainty=uncertainty, width=latents)

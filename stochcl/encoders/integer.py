@@ -1,4 +1,4 @@
-"""EfficientNet-Lites in 8-bit integers, from the weights alone: the same features on every processor."""
+"""EfficientNet-Lites in 8-bit integers, from the weights alone, with the same features on every CPU."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
     Channels = NDArray[np.float64]
 
 DEVIATIONS = 4.0
-"""How far from a channel's mean a response reaches; beyond, it is clipped.
+"""Deviations from a channel's mean at which a response is clipped.
 
-Of 3, 4, 5 and 6, measured on training images of Tiny-ImageNet, it gave features nearest those in fp32.
+Among 3, 4, 5 and 6, it gave the features nearest to fp32 on training images of Tiny-ImageNet.
 """
 
-_MOST = 127  # of a signed byte; of two weights of a channel together, but for rounding
+_MOST = 127  # the largest signed byte; also the bound of two weights of a channel together, before rounding
 _MOST_BIAS = 1 << 29  # leaves room for the products in 32 bits
 
 
 class IntegerNetwork(Network):
-    """A network whose weights and responses are bytes, with a scale for each channel of weights.
+    """A network with 8-bit weights and responses, and a scale per channel of weights.
 
-    Nothing is measured on images, and nothing is stored: the normalisations say what mean and deviation each channel
-    of a response has, and so which range it takes, and what rounding the weights adds to it on average.
+    It needs no measurement on images and stores nothing more: the normalisations give each response channel's mean
+    and deviation, and so its range and the average effect of rounding the weights.
 
-    Every processor gets the same numbers, as no sum depends on its order or on its instructions:
+    Every CPU gets the same numbers, because no sum depends on its order or instructions:
 
-    - products of bytes add up in 32 bits, and where a processor adds two of them in 16 bits first, which is AVX2 and
-      AVX-512 without VNNI, no two weights are so large that they do not fit;
+    - products of bytes add up in 32 bits; for CPUs that first add pairs in 16 bits (AVX2, and AVX-512 without VNNI),
+    no
+      two weights are large enough to overflow;
     - the terms of a residual sum share one scale, so that the runtime, which adds floats, adds whole numbers;
-    - means over places are of whole numbers below 2**24, which float32 holds.
+    - spatial means are of sums of integers below 2**24, which float32 holds exactly.
     """
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -54,7 +55,7 @@ class IntegerNetwork(Network):
         low, high = np.divide(-mean, std), np.divide(1 - mean, std)
         response = _Response.of(low.min(), high.max(), np.zeros(3), np.ones(3))
         middle = 255 * mean[0]
-        if np.ptp(low) == np.ptp(high) == 0 and abs(middle - round(middle)) < 1e-6:  # pixels are such bytes
+        if np.ptp(low) == np.ptp(high) == 0 and abs(middle - round(middle)) < 1e-6:  # pixels already are such bytes
             return self._named(self._node("Transpose", ["pixels"], perm=[0, 3, 1, 2]), response)
         return self._named(self._node("QuantizeLinear", [super()._normalised(), *self._grid(response)]), response)
 
@@ -65,7 +66,7 @@ class IntegerNetwork(Network):
         weight, bias = self._folded(name, norm, eps)
         given, depthwise, stem = self._responses[x], attributes["group"] > 1, weight.shape[1] == 3
         steps = steps_of(weight, alone=depthwise or stem)
-        steps = np.maximum(steps, np.float32(abs(bias) / given.scale / _MOST_BIAS))  # of channels all but constant
+        steps = np.maximum(steps, np.float32(abs(bias) / given.scale / _MOST_BIAS))  # for almost constant channels
         whole = np.rint(weight / steps[:, None, None, None])
         shift = (whole * steps[:, None, None, None] - weight).sum(axis=(2, 3))
         bias = bias - (shift[:, 0] * given.mean if depthwise else shift @ given.mean)
@@ -75,7 +76,7 @@ class IntegerNetwork(Network):
         else:
             top = min(most, (mean + DEVIATIONS * abs(spread)).max())
             response = _Response.of(0, top, _clipped_mean(mean, abs(spread), most), spread**2)
-        # The few weights of the stem keep 8 bits: as unsigned bytes, which every processor multiplies in 16 bits.
+        # The stem's few weights keep 8 bits as unsigned bytes, which every CPU multiplies without overflow.
         dtype, zero = (np.uint8, _MOST + 1) if stem else (np.int8, 0)
         constants = [
             (whole + zero).astype(dtype), steps, np.full(len(steps), zero, dtype), response.scale, response.zero,
@@ -108,7 +109,7 @@ class IntegerNetwork(Network):
 
 
 class _Response(NamedTuple):
-    """Bytes that stand for ``scale * (byte - zero)``, and the mean and variance of each channel of those."""
+    """Bytes that mean ``scale * (byte - zero)``, and each channel's mean and variance."""
 
     scale: np.float32
     zero: np.uint8
@@ -117,13 +118,13 @@ class _Response(NamedTuple):
 
     @staticmethod
     def of(low: float, high: float, mean: Channels, variance: Channels) -> _Response:
-        """Return a response that reaches from low to high."""
+        """Return a response with the range from low to high."""
         scale = np.float32((high - low) / 255)
         return _Response(scale, np.uint8(round(-low / scale)), mean, variance)
 
     @staticmethod
     def on(scale: np.float32, mean: Channels, variance: Channels) -> _Response:
-        """Return a response of this scale that reaches as far down as it need."""
+        """Return a response with this scale whose range starts low enough."""
         low = min(_ends(mean, variance)[0], 0)
         return _Response(scale, np.uint8(np.clip(round(-low / scale), 0, 255)), mean, variance)
 
@@ -134,7 +135,7 @@ def _ends(mean: Channels, variance: Channels) -> tuple[float, float]:
 
 
 def _stage_scales(name: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, np.float32]:
-    """Return the scale of what a block ends with, by its normalisation's name: one for each stage, the widest."""
+    """Return the scale of each block's output, by its normalisation's name: one per stage, from the widest range."""
     scales: dict[str, np.float32] = {}
     norms: list[str] = []
     widest, total = 0.0, (np.zeros(1), np.zeros(1))
@@ -152,10 +153,10 @@ def _stage_scales(name: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, n
 
 
 def steps_of(weight: NDArray[np.float64], *, alone: bool) -> NDArray[np.float32]:
-    """Return what a unit of each channel's whole weights stands for.
+    """Return the step of each channel's integer weights.
 
-    The largest is 127, or, unless weights are multiplied ``alone``, the largest two of one sign add up to 127, and
-    to 128 after rounding: 128 * 255 is less than 2**15.
+    The largest weight is 127 or, unless weights are multiplied ``alone``, the two largest of one sign add up to 127,
+    and to 128 after rounding: 128 * 255 is less than 2**15.
     """
     flat = weight.reshape(len(weight), -1)
     if alone:
@@ -166,7 +167,7 @@ def steps_of(weight: NDArray[np.float64], *, alone: bool) -> NDArray[np.float32]
 
 
 def _clipped_mean(mean: Channels, deviation: Channels, most: float) -> Channels:
-    """Return the mean of normal numbers that are clipped to 0..most."""
+    """Return the mean of normal numbers clipped to 0..most."""
     deviation = np.maximum(deviation, 1e-9)
     low, high = -mean / deviation, (most - mean) / deviation
     below, up_to = (0.5 + 0.5 * np.vectorize(math.erf)(x / math.sqrt(2)) for x in (low, high))

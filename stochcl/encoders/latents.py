@@ -1,4 +1,4 @@
-"""From features to symbols in numpy: what encoding needs of the posteriors, the same numbers as those of PyTorch."""
+"""From features to symbols in numpy, with the same results as the posteriors in PyTorch."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 BEAM = 8
-"""Codes that the search for residual words keeps for a row at every stage."""
+"""Codes per row that the beam search for residual words keeps at each stage."""
 
 PARALLEL = 0.05
-"""Signs along axes that agree in less than this, of a sign's own square, are chosen together."""
+"""Signs whose axes' inner product is below this share of an axis's square are chosen together."""
 
-_BLOCK = 256  # rows that are searched at a time: what they need stays in a core's cache
+_BLOCK = 256  # rows searched at a time, so that their data stay in a core's cache
 _FAR = 1e12  # deviations: beyond the outermost edges
 
 
 class Latents:
     """q(z|x) of a model, from standardised features, float32, shape (B, V).
 
-    See :mod:`stochcl.encoders.posteriors`, whose families these are; ``features`` is V.
+    The families are those of :mod:`stochcl.encoders.posteriors`; ``features`` is V.
     """
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -49,28 +49,28 @@ class Latents:
         return FAMILIES[config.posterior](config, tensors)
 
     def parameters(self, features: Floats) -> Floats:
-        """Return what the head gives, float32, shape (B, P)."""
+        """Return the head's output, float32, shape (B, P)."""
         x = features
         for i, (weight, bias) in enumerate(self._layers):
             x = _product(np.maximum(x, 0) if i else x, weight) + bias
         return x
 
     def symbols(self, parameters: Floats, latents: int) -> NDArray[np.integer]:
-        """Return the symbols that a file holds, shape (B, latents): by default the first of all."""
+        """Return the symbols to store, shape (B, latents): by default a prefix of the full code."""
         return self._mode(parameters)[:, :latents].astype(symbol_dtype(self.config.alphabet))
 
     def uncertainty(self, parameters: Floats) -> Floats:
-        """Return how uncertain the calibrated posterior is, in bits, float32, shape (B,)."""
+        """Return the uncertainty of the calibrated posterior in bits, float32, shape (B,)."""
         nats = self._entropy(parameters).sum(axis=1)
-        found: Floats = np.maximum(nats, 0).astype(np.float32) / np.float32(math.log(2))  # less than 0 is rounding
+        found: Floats = np.maximum(nats, 0).astype(np.float32) / np.float32(math.log(2))  # rounding
         return found
 
     def points(self, features: Floats) -> Floats:
-        """Return what decoded vectors approximate, shape (N, V): the features, or points of the words' space."""
+        """Return the target of decoded vectors, shape (N, V): the features, or points of the words' space."""
         return features
 
     def narrowed(self, codes: Codes, features: Floats, latents: int) -> Codes:
-        """Return codes of the first latents, as encoding to so few gives them."""
+        """Return codes of the first latents, as encoding at that width gives them."""
         return codes.prefix(latents)
 
     def _mode(self, parameters: Floats) -> NDArray[Any]:
@@ -92,7 +92,7 @@ class Bernoulli(Latents):
 
 
 class Categorical(Latents):
-    """Symbols of 0..K-1; the parameters are their logits, latent after latent."""
+    """Symbols of 0..K-1; the parameters are their logits, latent by latent."""
 
     def _mode(self, parameters: Floats) -> NDArray[Any]:
         found: NDArray[Any] = self._logits(parameters).argmax(axis=2)
@@ -108,7 +108,7 @@ class Categorical(Latents):
 
 
 class Gaussian(Latents):
-    """Normal distributions in units of the quantiser's step: D means, then D logarithms of deviations."""
+    """Normal distributions in units of the quantiser's step: D means, then D log deviations."""
 
     def _mode(self, parameters: Floats) -> NDArray[Any]:
         mean, k = parameters[:, : self.config.latents], self.config.alphabet
@@ -123,7 +123,7 @@ class Gaussian(Latents):
         inner = (edges - mean[:, :, None]) / deviation[:, :, None]
         beyond = np.full_like(inner[:, :, :1], _FAR)
         lower, upper = np.concatenate([-beyond, inner], axis=2), np.concatenate([inner, beyond], axis=2)
-        # Both from the tail that is nearer: far above the mean, the distribution functions are all 1.
+        # Computed from the nearer tail: far above the mean, the distribution functions are all 1.
         above = lower + upper > 0
         lower, upper = np.where(above, -upper, lower), np.where(above, -lower, upper)
         below, up_to = log_ndtr(lower), log_ndtr(upper)
@@ -133,10 +133,10 @@ class Gaussian(Latents):
 
 
 class WordSearch:
-    """A beam search for the words, one of each stage, whose sum is nearest to a point.
+    """A beam search for the words, one per stage, whose sum is nearest to a point.
 
-    ``books`` are the words of each stage, float32, shape (2**bits, ``width``). A word is named by its place among
-    those of all stages, which begin and end at ``ends``.
+    ``books`` are the words of each stage, float32, shape (2**bits, ``width``). A word is identified by its place
+    among the words of all stages; the stages' bounds are ``ends``.
     """
 
     def __init__(self, books: Sequence[Floats], width: int) -> None:
@@ -146,24 +146,24 @@ class WordSearch:
         self._near = self.words[:, : used[-1] + 1 if len(used) else 0].astype(np.float64).T
         self._squares = np.square(self._near).sum(axis=0).astype(np.float32)
         gram = (2 * self._near.T @ self._near).astype(np.float32)
-        # What subtracting a word of an earlier stage adds to the distances of a stage's words: gathered row by row.
+        # The change of a stage's distances after subtracting an earlier stage's word, gathered by row.
         self._gram = [np.ascontiguousarray(gram[:a, a:b]) for a, b in pairwise(self.ends)]
 
     def distances(self, points: Floats, words: int | None = None) -> Floats:
-        """Return squared distances to words, all or the first, less the points' squares, shape (B, words)."""
+        """Return squared distances to all or the first words, minus the points' squares, shape (B, words)."""
         near = self._near[:, :words]
         found: Floats = self._squares[:words] - 2 * _product(points[:, : len(near)], near)
         return found
 
     def after(self, distances: Floats, paths: NDArray[np.intp], stage: int) -> Floats:
-        """Return the distances of a stage's words after each of P paths, places of words, shape (B, P, stage)."""
+        """Return the distances of a stage's words after each path of earlier words' places, (B, P, stage)."""
         scores = distances[:, None, self.ends[stage] : self.ends[stage + 1]]
         for j in range(stage):
             scores = scores + self._gram[stage][paths[:, :, j]]
         return scores
 
     def nearest(self, distances: Floats, stages: int, width: int = BEAM) -> NDArray[np.intp]:
-        """Return the words' places, shape (B, stages), of the nearest sum that a search of this width finds."""
+        """Return the words' places, shape (B, stages), of the nearest sum found by a search of this width."""
         paths = np.empty((len(distances), stages), np.intp)
         for start in range(0, len(distances), _BLOCK):
             paths[start : start + _BLOCK] = self._nearest(distances[start : start + _BLOCK], stages, width)
@@ -185,11 +185,11 @@ class WordSearch:
 
 
 class Residual(Latents):
-    """Words named stage by stage: the nearest sum that a beam search finds, and then signs in closed form.
+    """Words chosen stage by stage: a beam search for the nearest sum, then signs in closed form.
 
-    q(k_s | x, k_1 ... k_(s-1)) = softmax over k of -|r - c_k|^2 / T_s, where r is what the words before leave of the
-    point. Each bit of a name is a latent, most significant first. The parameters are points of the reduced space,
-    shape (B, m).
+    q(k_s | x, k_1 ... k_(s-1)) = softmax over k of -|r - c_k|^2 / T_s, where r is the residual of the point after the
+    earlier words. Each bit of a name is a latent, most significant first. The parameters are points of the reduced
+    space, shape (B, m).
     """
 
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -215,15 +215,16 @@ class Residual(Latents):
         return np.concatenate([np.empty((0, self.config.reduced), np.float32), *parts])
 
     def narrowed(self, codes: Codes, features: Floats, latents: int) -> Codes:
-        """Return codes that are searched for themselves, nearer than a prefix."""
+        """Return codes from their own search, which are nearer than a prefix."""
         starts = range(0, len(features), _BLOCK)
         parts = [self.symbols(self.parameters(features[i : i + _BLOCK]), latents) for i in starts]
         return Codes.from_symbols(np.concatenate([np.empty((0, latents), np.uint8), *parts]))
 
     def symbols(self, parameters: Floats, latents: int) -> NDArray[np.integer]:
-        """Return the code of the first latents: of words alone, it is searched for itself.
+        """Return the code of the first latents; one of words alone comes from its own search.
 
-        As a prefix, the first word only has to lead to a good sum; for itself, it is the nearest word.
+        In a prefix of a longer code the first word only leads to a good sum; in its own search it is the nearest
+        word.
         """
         named = list(accumulate(self._bits))
         stages = sum(end < latents for end in named) + 1
@@ -234,20 +235,20 @@ class Residual(Latents):
         return np.concatenate([self._written(paths), self._ones(self._left(parameters, paths))], axis=1)[:, :latents]
 
     def names(self, symbols: NDArray[np.integer]) -> NDArray[np.intp]:
-        """Return the number that each stage's bits write, shape (B, stages), of whole codes."""
+        """Return the number that each stage's bits encode, shape (B, stages), for whole codes."""
         ends = pairwise(accumulate(self.config.stages, initial=0))
         return np.stack([symbols[:, a:b] @ (1 << np.arange(b - a)[::-1]) for a, b in ends], axis=1)
 
     def word_distances(self, points: Floats, symbols: NDArray[np.integer]) -> list[Floats]:
-        """Return squared distances to each named stage's words, after the words before that whole codes name.
+        """Return squared distances to each named stage's words, after the earlier words of whole codes.
 
-        Shapes are (B, 2**bits); what is the same for all words of a stage is left out.
+        Shapes are (B, 2**bits); terms common to all words of a stage are left out.
         """
         paths, distances = self._paths(symbols), self._search.distances(points)
         return [self._search.after(distances, paths[:, None], stage)[:, 0] for stage in range(len(self._bits))]
 
     def sign_products(self, points: Floats, symbols: NDArray[np.integer]) -> Floats:
-        """Return the inner products of every sign's word with what those before it leave, shape (B, S)."""
+        """Return the inner products of each sign's word with the residual before it, shape (B, S)."""
         left = self._left(points, self._paths(symbols))
         return self._after_signs(left, symbols[:, sum(self._bits) :])
 
@@ -255,10 +256,10 @@ class Residual(Latents):
         return self.names(symbols)[:, : len(self._bits)] + np.array(self._search.ends[:-1], np.intp)
 
     def _entropy(self, parameters: Floats) -> Floats:
-        """Return that of the words of the first stage, shape (B, K); of all latents, where there are signs alone.
+        """Return the entropies of the first stage's words, shape (B, K), or of all latents if there are only signs.
 
-        The first words are clusters, which later ones only refine: on a held-out part of CIFAR-10's training split
-        the AUROC of a probe's errors is 0.61 by the first word of the default model, 0.55 by all latents.
+        The first words are clusters that later ones only refine: on a held-out part of CIFAR-10's training split, a
+        probe's errors have an AUROC of 0.61 by the default model's first word, and of 0.55 by all latents.
         """
         if self._bits:
             log_q = log_softmax(-self._search.distances(parameters, self._search.ends[1]) * self._inverse[0])
@@ -267,7 +268,7 @@ class Residual(Latents):
         return _bit_entropy(4 * self._after_signs(products, self._ones(products)) * self._inverse)
 
     def _written(self, paths: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """Return the bits that write the named stages' names."""
+        """Return the bits of the named stages' words."""
         parts = [np.empty((len(paths), 0), np.uint8)]
         for stage, bits in enumerate(self._bits[: paths.shape[1]]):
             name = paths[:, stage, None] - self._search.ends[stage]
@@ -275,20 +276,20 @@ class Residual(Latents):
         return np.concatenate(parts, axis=1)
 
     def _left(self, points: Floats, paths: NDArray[np.intp]) -> Floats:
-        """Return the inner products of what named words leave with every sign's word, shape (B, S)."""
+        """Return the inner products of the residual after named words with every sign's word, shape (B, S)."""
         left = points
         for place in paths.T:
             left = left - self._search.words[place]
         return _product(left, self._signs.T)
 
     def _after_signs(self, products: Floats, ones: NDArray[np.integer]) -> Floats:
-        """Return the inner products of what the signs before a sign leave with its word, shape (B, S)."""
+        """Return the inner products of each sign's word with the residual after earlier signs, shape (B, S)."""
         gram = self._signs @ self._signs.T
         found: Floats = products - _product(2 * ones.astype(np.float32) - 1, np.triu(gram, 1))
         return found
 
     def _ones(self, products: Floats) -> NDArray[np.uint8]:
-        """Return the bits of the sign stages, shape (B, S), each the sign of what those before it leave."""
+        """Return the bits of the sign stages, shape (B, S), each the sign of the residual before it."""
         gram = self._signs @ self._signs.T
         near = np.abs(gram) > PARALLEL * gram.diagonal()[:, None]
         bits = np.empty(products.shape, np.uint8)
@@ -309,25 +310,25 @@ FAMILIES: dict[str, type[Latents]] = {
     "gaussian": Gaussian,
     "residual": Residual,
 }
-"""Families by the name that a model file holds."""
+"""Families by their name in a model file."""
 
 
 def signed_root(numbers: NDArray[np.floating]) -> Floats:
-    """Return the square root of numbers' sizes, with their signs."""
+    """Return the square root of the absolute values, with the original signs."""
     found: Floats = np.sign(numbers) * np.sqrt(np.abs(numbers))
     return found
 
 
 def _product(rows: Floats, matrix: NDArray[np.floating]) -> Floats:
-    """Return a matrix product that is the same for a row wherever it stands.
+    """Return a matrix product in which a row's result does not depend on its position.
 
-    Libraries sum the last rows in another order than those before them; in float64 that is lost in rounding.
+    Libraries sum the last rows in another order; in float64, rounding to float32 hides that.
     """
     return (rows.astype(np.float64) @ matrix.astype(np.float64, copy=False)).astype(np.float32)
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Return logarithms of probabilities along the last axis."""
+    """Return log-probabilities along the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return found
@@ -342,9 +343,9 @@ def _bit_entropy(odds: Floats) -> Floats:
 
 
 def _least(scores: Floats, count: int) -> NDArray[np.intp]:
-    """Return the places of each row's least scores, shape (B, count), in any order.
+    """Return the places of each row's smallest scores, shape (B, count), unordered.
 
-    They are among the columns of a square whose own least are least: half the time of looking at all.
+    The search is limited to the columns with the smallest minima of a rectangle, which takes half the time.
     """
     if count == 1:
         result: NDArray[np.intp] = np.argmin(scores, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Which tensors an encoder of a configuration has, and the decoding tables' parts that follow from them, in numpy."""
+"""The tensors of an encoder by configuration, and the parts of decoding tables made from them, in numpy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.encoders.config import TIMM_PREFIX
+from stochcl.encoders.config import FOREIGN
 from stochcl.encoders.graph import Network
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel, nodes_per_symbol
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def first_level(alphabet: int) -> int:
-    """Return the value of a Gaussian latent, in steps, that its symbol 0 stands for; 0 itself is always a level.
+    """Return the value, in steps, of symbol 0 of a Gaussian latent; 0 is always a level.
 
     Examples
     --------
@@ -37,9 +37,9 @@ def first_level(alphabet: int) -> int:
 
 
 def shapes_of(config: EncoderConfig, tensors: Arrays | None = None) -> dict[str, Shape]:
-    """Return the shape of each tensor of a model file, by name; of a timm network's, those that it has."""
+    """Return the shape of each tensor of a model file by name; a timm network's are taken from its tensors."""
     norm = "norm.centre" if config.columns else "norm.running_mean"
-    if config.backbone.startswith(TIMM_PREFIX):
+    if config.backbone.startswith(FOREIGN):
         tensors = tensors or {}
         shapes = {name: array.shape for name, array in tensors.items() if name.startswith("backbone.")}
         features = int(tensors[norm].size)
@@ -93,11 +93,11 @@ def _decoder_shapes(config: EncoderConfig, features: int) -> dict[str, Shape]:
     return shapes
 
 
-_SIGNED = {"hidden_weights", "direct", "output"}  # of an entropy network: weights of 8 bits
+_SIGNED = {"hidden_weights", "direct", "output"}  # an entropy network's 8-bit weights
 
 
 def stored_type(name: str, dimensions: int, dtype: DTypeLike = np.float32) -> np.dtype[Any]:
-    """Return the type in which a model file holds a tensor: weights as float16, integers as int8 and int32."""
+    """Return a tensor's type in a model file: weights as float16, integers as int8 and int32."""
     if name == "codebooks" or (name.endswith(".weight") and dimensions > 1):
         return np.dtype(np.float16)
     group, _, part = name.partition(".")
@@ -107,7 +107,7 @@ def stored_type(name: str, dimensions: int, dtype: DTypeLike = np.float32) -> np
 
 
 def fault(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> str | None:
-    """Return what is wrong with a stored tensor, or None."""
+    """Return a sentence about a stored tensor's fault, or None."""
     if array.dtype != dtype:
         return f"{array.dtype}, not {dtype}"
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -122,7 +122,7 @@ def fault(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> str | None:
 
 
 def entropy_network(config: EncoderConfig, tensors: Arrays) -> AutoregressiveModel | None:
-    """Return the entropy network that an encoder holds, if it does."""
+    """Return an encoder's entropy network, or None."""
     if config.entropy != "autoregressive":
         return None
     arrays = {name.partition(".")[2]: array for name, array in tensors.items() if name.startswith("entropy.")}
@@ -130,21 +130,21 @@ def entropy_network(config: EncoderConfig, tensors: Arrays) -> AutoregressiveMod
 
 
 def tables(config: EncoderConfig, tensors: Arrays) -> Tables:
-    """Return the decoding tables: a function of the tensors alone."""
+    """Return the decoding tables, which depend only on the tensors."""
     entropy = IndependentModel.nearest(tensors["ones"] / DENOMINATOR, config.alphabet)
     decoder = vector_decoder(config, tensors)
     return Tables(config.ladder, entropy, decoder, autoregressive=entropy_network(config, tensors))
 
 
 def words(config: EncoderConfig, tensors: Arrays) -> list[NDArray[np.float32]]:
-    """Return the words of every stage of residual latents, shape (2**bits, m) each."""
+    """Return the words of every residual stage, shape (2**bits, m) each."""
     count = sum(bits > 1 for bits in config.stages)
     signs = tensors["decoder.signs"]
     return [tensors[f"decoder.books.{i}"] for i in range(count)] + [np.stack([-sign, sign]) for sign in signs]
 
 
 def vector_decoder(config: EncoderConfig, tensors: Arrays) -> VectorDecoder | ResidualDecoder:
-    """Return the decoder of decoding tables, from symbols to vectors in the units of the input."""
+    """Return the tables' decoder from symbols to vectors in the units of the input."""
     arrays = {name: a.astype(np.float32) for name, a in tensors.items() if a.dtype.kind == "f"}
     scale, centre = (arrays["norm.scale"], arrays["norm.centre"]) if config.columns else (np.float32(1), 0)
     if config.posterior == "residual":
@@ -159,7 +159,7 @@ def vector_decoder(config: EncoderConfig, tensors: Arrays) -> VectorDecoder | Re
         layers[-1] = (weight * scale, bias * scale + centre)
     mean, inputs = prior_mean(config, arrays["prior"]), config.decoder_inputs
     if not config.embedding:
-        # The tables' decoder takes symbols; the encoder's takes numbers, of which symbol 0 is the lowest.
+        # The tables' decoder takes symbols from 0; the encoder's takes numbers from the lowest level.
         gaussian = config.posterior == "gaussian"
         lowest, power = (first_level(config.alphabet), 8 / config.alphabet) if gaussian else (0, 2.0)
         return VectorDecoder.from_arrays(mean - lowest, np.full(inputs, power, np.float32), layers)
@@ -169,7 +169,7 @@ def vector_decoder(config: EncoderConfig, tensors: Arrays) -> VectorDecoder | Re
 
 
 def prior_mean(config: EncoderConfig, prior: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of each latent under the factorised prior, in the form that the decoder takes."""
+    """Return the mean of each latent under the factorised prior, in decoder form."""
     if config.posterior == "gaussian":
         return prior[:, 0]
     exact = prior.astype(np.float64)
@@ -187,11 +187,11 @@ def feature_dim(config: EncoderConfig, tensors: Arrays) -> int:
 
 
 def vector_dim(config: EncoderConfig, features: int) -> int:
-    """Return the width of a decoded vector: of residual latents of images, that of the space where words add up."""
+    """Return the width of a decoded vector; for residual latents of images, that of the words' space."""
     return config.reduced if config.posterior == "residual" and not config.columns else features
 
 
 def is_weight(name: str) -> bool:
-    """Tell whether a tensor is learned by gradients, rather than measured."""
+    """Tell whether gradients train a tensor, rather than measurement."""
     measured = name.startswith(("norm.", "entropy.")) or name in ("ones", "head.shift")
     return not measured and not name.endswith(("running_mean", "running_var"))

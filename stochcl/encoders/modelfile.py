@@ -1,4 +1,4 @@
-"""The model file: safetensors with the configuration and the training record beside the weights."""
+"""The model file: safetensors with the weights, the configuration and the training record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.encoders import layout
-from stochcl.encoders.config import TIMM_PREFIX, EncoderConfig
+from stochcl.encoders.config import FOREIGN, EncoderConfig
 from stochcl.encoders.packaged import (
     BASE,
     canonical,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
 
 KIND = "stochcl-encoder-0"
-"""What the metadata of a model file says that it is."""
+"""The kind in a model file's metadata."""
 
 _MAX_BYTES = 4 << 30
 _LATER = (  # fields that the first models lack
@@ -45,10 +45,10 @@ _LATER = (  # fields that the first models lack
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A configuration and the tensors that belong to it, by their names in PyTorch, as they are stored.
+    """A configuration and its tensors, by their PyTorch names, in their stored types.
 
-    ``sha256`` is over tensors and configuration, without the training record, which says how it was trained: data,
-    options, versions, hardware, time.
+    ``sha256`` covers tensors and configuration, but not the training record (data, options, versions, hardware,
+    time).
     """
 
     config: EncoderConfig
@@ -84,8 +84,8 @@ class ModelFile:
 
 
 def _tensors(encoder: Encoder) -> dict[str, NDArray[Any]]:
-    """Return what is stored: weights as fp16, statistics and the prior as they are, no step counters."""
-    with np.errstate(over="ignore"):  # what overflows is not finite, and refused
+    """Return the stored tensors: weights as fp16, statistics and the prior unchanged, no step counters."""
+    with np.errstate(over="ignore"):  # overflow becomes infinite and is refused
         return {
             name: np.ascontiguousarray(array.astype(layout.stored_type(name, array.ndim, array.dtype)))
             for name, array in sorted(encoder.arrays().items())
@@ -93,15 +93,14 @@ def _tensors(encoder: Encoder) -> dict[str, NDArray[Any]]:
 
 
 def model_hash(tensors: Mapping[str, ArrayLike], config: EncoderConfig) -> str:
-    """Hash tensors (names, types, shapes, bytes) and configuration, in hex; independent of the file's layout."""
+    """Return the hex hash of tensors (names, types, shapes, bytes) and configuration, not of the file's layout."""
     return hash_tensors(tensors, canonical(stored_config(config)))
 
 
 def stored_config(config: EncoderConfig) -> dict[str, Any]:
-    """Return the configuration as a file and the hash hold it.
+    """Return the configuration as stored and hashed.
 
-    Later fields are left out at their default value, so that older models keep their hash, which archives name them
-    by.
+    Later fields are left out at their default, so that older models keep the hash by which archives name them.
     """
     stored = asdict(config)
     if config.entropy == "independent":
@@ -111,9 +110,9 @@ def stored_config(config: EncoderConfig) -> dict[str, Any]:
 
 
 def save_model(encoder: Encoder, path: Path, record: dict[str, Any], *, share_backbone: bool = False) -> str:
-    """Write a model file, complete or not at all, and return the model's hash.
+    """Write a model file atomically, and return the model's hash.
 
-    With ``share_backbone``, the file leaves out a backbone that a packaged model has; the hash is the same.
+    With ``share_backbone``, the file omits a backbone that a packaged model has; the hash is the same.
     """
     tensors = _tensors(encoder)
     for name, tensor in tensors.items():
@@ -167,16 +166,16 @@ def _assemble(path: Path, tensors: dict[str, NDArray[Any]], metadata: dict[str, 
     shown = escape_name(path)
     try:
         config = _config(shown, json.loads(metadata["config"]))
-        # NaN is no JSON, and no figure.
+        # NaN is neither JSON nor a figure.
         record = dict(json.loads(metadata.get("record", "{}"), parse_constant=lambda name: None))
         if layout.shapes_of(config, tensors) != {name: array.shape for name, array in tensors.items()}:
             raise ModelError(f"{shown}: the model's tensors are not those that its configuration asks for.")
-        foreign = config.backbone.startswith(TIMM_PREFIX)
+        foreign = config.backbone.startswith(FOREIGN)
         for name, array in tensors.items():
             other = array.dtype if foreign and name.startswith("backbone.") else np.float32
             if wrong := layout.fault(name, array, layout.stored_type(name, array.ndim, other)):
                 raise ModelError(f"{shown}: {name} holds {wrong}; the model is damaged.")
-        layout.entropy_network(config, tensors)  # refuses arrays that no coder could be made of
+        layout.entropy_network(config, tensors)  # refuses arrays that no coder accepts
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError, StochclError) as exc:

@@ -1,4 +1,4 @@
-"""ONNX models as bytes: the fields of their protocol buffers that a runtime needs, with weights inside."""
+"""ONNX models as bytes: the protocol buffer fields that a runtime needs, with embedded weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # AttributeProto.AttributeType
 
 
 def node(operator: str, inputs: Iterable[str], output: str, *, domain: str = "", **attributes: Any) -> bytes:
-    """Return a NodeProto of one output; attributes are floats, integers, texts, or lists of integers."""
+    """Return a NodeProto with one output; attributes are floats, integers, texts, or lists of integers."""
     parts = [_bytes(1, name) for name in inputs]
     parts += [_bytes(2, output), _bytes(4, operator), _bytes(7, domain)]
     parts += [_bytes(5, _attribute(name, value)) for name, value in attributes.items()]
@@ -30,20 +30,20 @@ def node(operator: str, inputs: Iterable[str], output: str, *, domain: str = "",
 
 
 def tensor(name: str, array: NDArray[Any]) -> bytes:
-    """Return a TensorProto, which holds the numbers."""
+    """Return a TensorProto with its data."""
     dims = b"".join(_integer(1, n) for n in array.shape)
     data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
     return dims + _integer(2, _TYPES[array.dtype.name]) + _bytes(8, name) + _bytes(9, data)
 
 
 def value(name: str, dtype: str, shape: Iterable[int]) -> bytes:
-    """Return a ValueInfoProto: an input or output of a graph."""
+    """Return a ValueInfoProto, the input or output of a graph."""
     dims = b"".join(_bytes(1, _integer(1, n)) for n in shape)
     return _bytes(1, name) + _bytes(2, _bytes(1, _integer(1, _TYPES[dtype]) + _bytes(2, dims)))
 
 
 def model(nodes: Iterable[bytes], tensors: Iterable[bytes], given: bytes, result: bytes) -> bytes:
-    """Return a ModelProto of one input and one output."""
+    """Return a ModelProto with one input and one output."""
     parts = [*(_bytes(1, n) for n in nodes), _bytes(2, "encoder"), *(_bytes(5, t) for t in tensors)]
     graph = b"".join([*parts, _bytes(11, given), _bytes(12, result)])
     operators = [_bytes(8, _bytes(1, name) + _integer(2, n)) for name, n in (("", OPSET), (RUNTIME, 1))]
@@ -66,7 +66,7 @@ def _key(number: int, wire: int) -> bytes:
 
 
 def _integer(number: int, content: int) -> bytes:
-    return _key(number, 0) + _varint(content % (1 << 64))  # a negative one is written as 64 bits
+    return _key(number, 0) + _varint(content % (1 << 64))  # negative numbers take 64 bits
 
 
 def _bytes(number: int, content: bytes | str) -> bytes:

@@ -1,4 +1,4 @@
-"""Models that come with the package, and model files that leave their backbone to one of them."""
+"""Packaged models, and model files that take their backbone from one of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENDING = ".safetensors"
 BASE = "base"
-"""Key of a model file's metadata: the hash of the backbone that the file leaves to a packaged model."""
+"""Metadata key of a model file: the hash of the backbone taken from a packaged model."""
 
 _BACKBONE = "backbone."
 
@@ -28,17 +28,16 @@ _BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"
 
 
 def is_pickle(head: bytes) -> bool:
-    """Tell whether a file that begins with these bytes is a pickle, bare or in PyTorch's zip."""
+    """Tell whether the first bytes are those of a pickle, bare or in PyTorch's zip."""
     return head.startswith(_BEGINNINGS)
 
 
 def read_tensors(
     path: Path, prefix: str | None = "", *, framework: str = "np"
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors of a safetensors file whose names begin so (None: no tensors), and its metadata.
+    """Return the tensors of a safetensors file whose names start with ``prefix`` (None: none), and its metadata.
 
-    They are arrays of numpy, or what safetensors makes for another framework. The errors are those of safetensors
-    and of the system.
+    They are numpy arrays, or tensors of another ``framework``. Errors are those of safetensors and the system.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -51,18 +50,18 @@ def read_tensors(
 
 
 def embedded_models() -> tuple[Path, ...]:
-    """Return the model files that come with the package, by name."""
+    """Return the packaged model files, sorted by name."""
     folder = Path(str(resources.files("stochcl").joinpath("models")))
     return tuple(sorted(folder.glob(f"*{ENDING}")))
 
 
 def canonical(value: object) -> bytes:
-    """Return JSON as it is hashed."""
+    """Return canonical JSON for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
 
 
 def hash_tensors(tensors: Mapping[str, ArrayLike], head: bytes = b"") -> str:
-    """Return the hash of a head and of names, types, shapes and bytes of tensors, in hex."""
+    """Return the hash of a head and of tensors' names, types, shapes and bytes, in hex."""
     digest = hashlib.sha256(head)
     for name, array in sorted((name, np.asarray(tensor)) for name, tensor in tensors.items()):
         digest.update(canonical([name, str(array.dtype), list(array.shape)]))
@@ -71,7 +70,7 @@ def hash_tensors(tensors: Mapping[str, ArrayLike], head: bytes = b"") -> str:
 
 
 def without_packaged_backbone(tensors: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], str | None]:
-    """Return tensors without the backbone, and its hash; all of them and None if no packaged model has it."""
+    """Return tensors without the backbone, and its hash; all tensors and None if no packaged model has it."""
     sha256 = hash_tensors({name: tensor for name, tensor in tensors.items() if name.startswith(_BACKBONE)})
     if _packaged_backbone(sha256) is None:
         return tensors, None
@@ -79,7 +78,7 @@ def without_packaged_backbone(tensors: dict[str, NDArray[Any]]) -> tuple[dict[st
 
 
 def with_backbone(shown: str, tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a model file with those of the backbone that it leaves to a packaged model.
+    """Return a model file's tensors, with the backbone that it takes from a packaged model.
 
     Raises
     ------
@@ -99,11 +98,11 @@ def with_backbone(shown: str, tensors: dict[str, NDArray[Any]], metadata: dict[s
 
 
 def _packaged_backbone(sha256: str) -> dict[str, NDArray[Any]] | None:
-    """Return the tensors of the packaged backbone of this hash, which is checked."""
+    """Return the packaged backbone with this hash, after checking it."""
     for path in embedded_models():
         try:
             tensors, _ = read_tensors(path, _BACKBONE)
-        except (OSError, ValueError):  # damaged: it has no backbone to lend
+        except (OSError, ValueError):  # damaged
             continue
         if tensors and hash_tensors(tensors) == sha256:
             return tensors

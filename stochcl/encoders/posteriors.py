@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ESTIMATORS", "POSTERIORS", "Bernoulli", "Categorical", "Gaussian", "Posterior"]
 
 ESTIMATORS = ("straight-through", "relaxed")
-"""How gradients pass a draw of something discrete."""
+"""Gradient estimators of discrete draws."""
 
 BIT = math.log(2)
 """Nats in a bit."""
@@ -32,22 +32,21 @@ BIT = math.log(2)
 class Posterior(ABC):
     """A distribution q(z|x) over D latents of up to K values, for a batch of B images.
 
-    The contract:
+    Contract:
 
-    - A latent's value exists in two forms. A *symbol* is an integer of 0..K-1, shape (B, D): what a file holds.
-      The *decoder form* is what :meth:`stochcl.encoders.encoder.Encoder.decode` takes, floats of shape (B, D), or
-      (B, D, K) for one-hot vectors; :meth:`embed` brings symbols to it.
-    - :meth:`sample` draws in decoder form and lets gradients through to the parameters; :meth:`mode` is the symbol
-      that is stored. All randomness is the caller's: the same noise gives the same draw.
-    - Latents may differ: one of fewer than K values gives the others no probability, and draws none of them.
-    - Probabilities are those of symbols, for all families alike, so that entropy is never negative and the
-      divergence never more than the rate. :meth:`log_prob`, :meth:`entropy` and :meth:`kl` are in nats, as in
-      torch.distributions; :meth:`rate` is in bits. All have one value a latent, shape (B, D); the sum over a row is
-      the image's.
-    - The rate is what a coder with the prior's probabilities pays for a drawn code, in expectation: the cross-entropy
-      of posterior and prior, not their divergence, which only bits-back coding would reach.
-    - ``parameters`` are what the encoder's head says, float, shape (B, family.width(config)); a prior is given by its
-      parameters, the encoder's ``prior``, as the family's :class:`~stochcl.encoders.priors.Factorised` reads them.
+    - A latent's value has two forms. A *symbol* is an integer of 0..K-1, shape (B, D), as stored in files.
+      The *decoder form* is the input of :meth:`stochcl.encoders.encoder.Encoder.decode`, floats of shape (B, D), or
+      (B, D, K) for one-hot vectors; :meth:`embed` converts symbols to it.
+    - :meth:`sample` draws in decoder form and passes gradients to the parameters; :meth:`mode` is the stored symbol.
+      All randomness is the caller's: the same noise gives the same draw.
+    - A latent may have fewer than K values: the others have no probability and are never drawn.
+    - Probabilities are those of symbols in all families, so entropy is never negative and the divergence never
+      exceeds the rate. :meth:`log_prob`, :meth:`entropy` and :meth:`kl` are in nats, as in torch.distributions;
+      :meth:`rate` is in bits. All have one value per latent, shape (B, D), and add up to the image's.
+    - The rate is the expected length of a drawn code under the prior: the cross-entropy of posterior and prior, not
+      their divergence, which only bits-back coding would reach.
+    - ``parameters`` are the head's output, float, shape (B, family.width(config)); a prior is given by its
+      parameters, the encoder's ``prior``, for the family's :class:`~stochcl.encoders.priors.Factorised`.
     """
 
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
@@ -56,66 +55,65 @@ class Posterior(ABC):
 
     @staticmethod
     def decoder_scale(config: EncoderConfig) -> float:
-        """Return the factor that brings centred numbers in decoder form to about -1..1 or unit variance."""
+        """Return the factor that scales centred numbers in decoder form to about -1..1 or unit variance."""
         return 2.0
 
     @staticmethod
     def width(config: EncoderConfig) -> int:
-        """Return how many numbers the head gives an image."""
+        """Return the number of head outputs per image."""
         return config.latents
 
     @staticmethod
     def noise(config: EncoderConfig) -> int:
-        """Return how many uniform numbers a draw takes an image."""
+        """Return the number of uniform random numbers that a draw needs per image."""
         return config.latents
 
     @staticmethod
     def initialise(head: nn.Linear, config: EncoderConfig) -> None:
-        """Set the head's last layer to what training begins with.
+        """Initialise the head's last layer.
 
-        Features of unit variance give log-odds of deviation 3: latents that are mostly decided from the first step
-        on. With the usual initialisation they are coin tosses (52 of 1,024 bits), and nothing is learned through
-        them.
+        Features of unit variance give log-odds with a deviation of 3, so most latents are decided from the first
+        step. With the usual initialisation they are coin tosses (52 of 1,024 bits), through which nothing is learned.
         """
         nn.init.normal_(head.weight, std=3 / head.in_features**0.5)
         nn.init.zeros_(head.bias)
 
     @abstractmethod
     def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:
-        """Draw in decoder form from noise of [0, 1), float32, shape (B, family.noise(config)).
+        """Draw in decoder form from noise in [0, 1), float32, shape (B, family.noise(config)).
 
-        ``straight-through``: what a decoder will see, exactly; gradients are those of the probabilities (Bengio et
-        al., arXiv 1308.3432). ``relaxed``: a point near it, with the gradients of the point itself; the nearest
-        symbol to it is what ``straight-through`` draws from the same noise. Towards a temperature of 0 it becomes
-        hard, and its gradients noisy.
+        ``straight-through``: exactly the decoder's later input, with the gradients of the probabilities (Bengio et
+        al., arXiv 1308.3432). ``relaxed``: a nearby point with its own gradients, whose nearest symbol is the
+        ``straight-through`` draw of the same noise. Towards a temperature of 0 it becomes hard and its gradients
+        noisy.
         """
 
     @abstractmethod
     def mode(self) -> Tensor:
-        """Return the symbols that a file holds, shape (B, D), uint8, or int32 where K > 256."""
+        """Return the symbols to store, shape (B, D), uint8, or int32 if K > 256."""
 
     def tempered(self, temperature: float) -> Posterior:
-        """Return a posterior of the same mode, less sure of it where the temperature is above 1.
+        """Return a posterior with the same mode, less certain if the temperature is above 1.
 
-        Log-odds and logits are divided by it, the deviation of a Gaussian latent is multiplied by it.
+        It divides log-odds and logits, and multiplies the deviation of a Gaussian latent.
         """
         return type(self)(self.parameters / temperature, self.config)
 
     @staticmethod
     def embed(symbols: Tensor, config: EncoderConfig) -> Tensor:
-        """Return symbols, integers of shape (B, D), in decoder form, float32."""
+        """Convert symbols, integers of shape (B, D), to decoder form, float32."""
         return symbols.float()
 
     @abstractmethod
     def symbols(self, draw: Tensor) -> Tensor:
-        """Return the symbols, int64, shape (B, D), that a draw in decoder form is, or is nearest to."""
+        """Return the nearest symbols, int64, shape (B, D), of a draw in decoder form."""
 
     @abstractmethod
     def decisions(self, draw: Tensor) -> Tensor:
-        """Return the binary decisions that a draw is coded as, float32, shape (B, T), T = D * ceil(log2 K).
+        """Return the binary decisions of a draw, float32, shape (B, T), T = D * ceil(log2 K).
 
-        For :meth:`stochcl.encoders.priors.AutoregressivePrior.bits`; those of a hard draw are hard. Which gradients
-        they have, each family says.
+        For :meth:`stochcl.encoders.priors.AutoregressivePrior.bits`. A hard draw gives hard decisions; each family
+        documents their gradients.
         """
 
     @property
@@ -150,39 +148,39 @@ class Posterior(ABC):
 
 
 def symbol_type(alphabet: int) -> torch.dtype:
-    """Return the type of symbols: uint8, or int32 where there are more than 256."""
+    """Return the type of symbols: uint8, or int32 if K > 256."""
     return torch.uint8 if alphabet <= 256 else torch.int32
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """Return ``hard`` exactly, with the gradient of ``soft``."""
-    # In this order the sum is exactly hard: (1 + p) - p is off by a rounding for some p.
+    # In this order the sum is exactly ``hard``: (1 + p) - p is off by a rounding for some p.
     return hard + (soft - soft.detach())
 
 
 def inside(uniform: Tensor) -> Tensor:
-    """Return uniform noise of [0, 1) inside (0, 1), so that its logarithms are finite."""
+    """Clamp uniform noise of [0, 1) to (0, 1), so that its logarithms are finite."""
     return uniform.clamp(2.0**-25, 1 - 2.0**-24)
 
 
-_MOST = 5.0  # of a log deviation, either way: 1/148 to 148 steps
-_TINY = 1e-6  # a probability that is not divided by
+_MOST = 5.0  # bound of a log deviation: 1/148 to 148 steps
+_TINY = 1e-6  # smallest divisor of a probability
 _FAR = 1e12  # deviations: beyond the outermost edges
 
 
 class Gaussian(Posterior):
     """D independent normal distributions, in units of the quantiser's step.
 
-    The parameters, shape (B, 2 D), are the D means and then the D logarithms of deviations. The decoder form is the
-    number itself, shape (B, D). Its symbol is ``clip(round(number - offset), 0, K - 1)`` with the offset
-    :func:`~stochcl.encoders.priors.first_level`, so that 0 is the middle of a bin; probabilities are those of
-    symbols: the normal density integrated over their bins, the outermost of which reach to infinity. As bins narrow
-    beside the deviation, entropy and divergence become those of the densities (Cover and Thomas, Elements of
-    Information Theory, section 8.3).
+    The parameters, shape (B, 2 D), are D means, then D log deviations. The decoder form is the number itself, shape
+    (B, D). Its symbol is ``clip(round(number - offset), 0, K - 1)`` with the offset
+    :func:`~stochcl.encoders.priors.first_level`, so that 0 is the middle of a bin. A symbol's probability is the
+    normal density integrated over its bin; the outermost bins reach to infinity. For bins that are narrow relative to
+    the deviation, entropy and divergence approach those of the densities (Cover and Thomas, Elements of Information
+    Theory, section 8.3).
 
-    A ``relaxed`` draw is the reparameterised number (Kingma and Welling, arXiv 1312.6114), whatever the temperature;
-    a ``straight-through`` draw is that number quantised, as the decoder will see it, with the same gradient where
-    the quantiser does not clip, and none where it does.
+    A ``relaxed`` draw is the reparameterised number (Kingma and Welling, arXiv 1312.6114), at any temperature; a
+    ``straight-through`` draw is that number quantised, with the same gradient unless the quantiser clips it, and then
+    none.
     """
 
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
@@ -201,7 +199,7 @@ class Gaussian(Posterior):
 
     @staticmethod
     def initialise(head: nn.Linear, config: EncoderConfig) -> None:
-        """Let the means fill the quantiser's range, four deviations either way, with deviations of half a step."""
+        """Let the means fill the quantiser's range, four deviations on each side, with deviations of half a step."""
         mean, log_deviation = head.weight.chunk(2)
         nn.init.normal_(mean, std=config.alphabet / 8 / head.in_features**0.5)
         nn.init.normal_(log_deviation, std=0.1 / head.in_features**0.5)
@@ -239,16 +237,16 @@ class Gaussian(Posterior):
         return _log_between(torch.cat([-beyond, inner], dim=2), torch.cat([inner, beyond], dim=2))
 
     def decisions(self, draw: Tensor) -> Tensor:
-        """Return the bits of the symbols; gradients are those of the bits' probabilities at their nodes.
+        """Return the bits of the symbols; their gradients are those of the bits' probabilities at their nodes.
 
-        That is, of each bit given those before it in its symbol: with it, the gradient of what bits cost is that of
-        the expected cost of a decision, but not of where in the tree it is taken.
+        That is, of each bit given the earlier bits of its symbol. The gradient of the bits' cost is then that of a
+        decision's expected cost, without the effect of reaching another node.
         """
         k = self.config.alphabet
         count = bits_per_symbol(k)
         symbols = self.symbols(draw)
-        # A node is an interval of symbols, and each bit halves it: one value of the distribution function a bit,
-        # where the probabilities of all symbols (log_q) would be K.
+        # A node is an interval of symbols that each bit halves: one value of the distribution function per bit,
+        # instead of the K probabilities of log_q.
         begin, lower, upper = torch.zeros_like(symbols), torch.zeros_like(self.mean), torch.ones_like(self.mean)
         hard, soft = [], []
         for level in range(count - 1, -1, -1):
@@ -263,7 +261,7 @@ class Gaussian(Posterior):
         return straight_through(torch.stack(hard, dim=2), torch.stack(soft, dim=2)).flatten(1)
 
     def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
-        # Of these symbols alone: all K of each latent take K / 2 times as long.
+        # Only of these symbols: all K of each latent take K / 2 times as long.
         edge = (symbols + (self.offset - 0.5) - self.mean) / self.deviation
         beyond = torch.full_like(edge, _FAR)
         lower = torch.where(symbols == 0, -beyond, edge)
@@ -273,8 +271,8 @@ class Gaussian(Posterior):
 
 
 def _log_between(lower: Tensor, upper: Tensor) -> Tensor:
-    """Return log of the standard normal's probability between two numbers."""
-    # Both from the tail that is nearer: far above the mean, the distribution functions are all 1.
+    """Return the log of the standard normal's probability between two numbers."""
+    # Computed from the nearer tail: far above the mean, the distribution functions are all 1.
     above = lower + upper > 0
     lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
     below, up_to = _log_distribution(lower), _log_distribution(upper)
@@ -283,9 +281,9 @@ def _log_between(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _log_distribution(x: Tensor) -> Tensor:
-    """Return log of the standard normal's distribution function.
+    """Return the log of the standard normal's distribution function.
 
-    The gradient of torch's own, log_ndtr, is rounding noise beyond a few hundred deviations.
+    The gradient of torch's log_ndtr is rounding noise beyond a few hundred deviations.
     """
     negative, positive = x.clamp(max=0), x.clamp(min=0)
     left = torch.special.erfcx(negative * -(0.5**0.5)).log() - math.log(2) - negative.square() / 2
@@ -295,8 +293,7 @@ def _log_distribution(x: Tensor) -> Tensor:
 class Bernoulli(Posterior):
     """D independent bits; the parameters, shape (B, D), are log-odds of a one.
 
-    Relaxed draws are those of the binary concrete distribution (Maddison et al., arXiv 1611.00712, section 3.3),
-    numbers of 0..1.
+    Relaxed draws in 0..1 follow the binary concrete distribution (Maddison et al., arXiv 1611.00712, section 3.3).
     """
 
     def sample(self, uniform: Tensor, estimator: str = "straight-through", temperature: float = 1.0) -> Tensor:  # noqa: D102
@@ -313,7 +310,7 @@ class Bernoulli(Posterior):
         return (draw.detach() > 0.5).long()
 
     def decisions(self, draw: Tensor) -> Tensor:
-        """Return the draw itself: a bit is one decision, and its gradients are the draw's."""
+        """Return the draw: each bit is one decision."""
         return draw
 
     def log_prob(self, symbols: Tensor) -> Tensor:  # noqa: D102
@@ -332,7 +329,7 @@ class Bernoulli(Posterior):
 
 
 class Categorical(Posterior):
-    """D independent symbols of 0..K-1; the parameters, shape (B, D * K), are their logits, latent after latent.
+    """D independent symbols of 0..K-1; the parameters, shape (B, D * K), are their logits, latent by latent.
 
     The decoder form is one-hot, shape (B, D, K). Draws are Gumbel-max, relaxed ones Gumbel-softmax (Jang et al.,
     arXiv 1611.01144; Maddison et al., arXiv 1611.00712), points of the simplex.
@@ -373,12 +370,12 @@ class Categorical(Posterior):
         return draw.detach().argmax(dim=2)
 
     def decisions(self, draw: Tensor) -> Tensor:
-        """Return the bits of the symbols, a linear function of one-hot vectors: gradients are the draw's.
+        """Return the bits of the symbols, a linear function of one-hot vectors with the draw's gradients.
 
-        With a straight-through draw, a decision's gradient is that of its probability, over all symbols.
+        With a straight-through draw, a decision's gradient is that of its probability over all symbols.
         """
         return (draw @ symbol_bits(self.config.alphabet, draw.device).to(draw.dtype)).reshape(len(draw), -1)
 
 
 POSTERIORS: dict[str, type[Posterior]] = {"bernoulli": Bernoulli, "categorical": Categorical, "gaussian": Gaussian}
-"""Families that are trained by gradients, by the name that a model file holds; residual latents are fitted."""
+"""Families trained by gradients, by their name in a model file; residual latents are fitted instead."""

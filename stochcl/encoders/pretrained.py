@@ -1,4 +1,4 @@
-"""Pickles: recognised, never loaded, and how their owner can convert one."""
+"""Initial weights of a backbone from a file; pickles are recognised but not loaded, except known published ones."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _CONVERT = (
 
 
 def convert_command(path: PathLike) -> str:
-    """Return the shell command that makes a safetensors file of a PyTorch checkpoint of weights.
+    """Return the shell command that converts a PyTorch checkpoint of weights to a safetensors file.
 
-    It loads tensors only (``weights_only=True``), and clones them, as safetensors refuses those that share memory.
+    It loads tensors only (``weights_only=True``), and clones them, because safetensors refuses shared memory.
     """
     converted = Path(path).with_suffix(".safetensors")
     return f'python -c "{_CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(converted))}'
@@ -56,16 +56,16 @@ _PUBLISHED = {  # module, file and SHA-256 of the PyPI packages efficientnet-lit
 }
 _OF_THE_BACKBONE = ("backbone", "width", "stem", "pooling", "size", "fit", "mean", "std")  # fields of a configuration
 _STEM = ("conv1.", "bn1.")  # of a residual network
-_SHOWN = 4  # names that a message lists
+_SHOWN = 4  # names in a message
 
 
 @dataclass(frozen=True)
 class Initialisation:
-    """What was loaded into a backbone.
+    """The result of loading weights into a backbone.
 
-    ``tensors`` were loaded, which hold ``parameters`` numbers; ``fresh`` are those of a stem of another kind, which
-    stayed as they were, and the file's ``unused`` ones have no place in the backbone. ``statistics`` says whether
-    mean and variance of the features came along, as they do from a stochcl model with the same pooling.
+    ``tensors`` were loaded, with ``parameters`` numbers; ``fresh`` ones of another kind of stem kept their values;
+    ``unused`` ones of the file have no place in the backbone. ``statistics`` tells whether the features' mean and
+    variance were loaded too, as from a stochcl model with the same pooling.
     """
 
     path: str
@@ -77,21 +77,21 @@ class Initialisation:
     statistics: bool = False
 
     def line(self) -> str:
-        """Return the report for people."""
+        """Return the result as a sentence."""
         text = f"{self.path}: {self.tensors:,} tensors loaded ({self.parameters:,} numbers)"
         if self.fresh:
             text += f"; the stem stays fresh, its kernel has another size ({_listed(self.fresh)})"
         return f"{text}; not used: {_listed(self.unused)}" if self.unused else text
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON types; of the path only the file's name, for where it lay is no one's concern."""
+        """Return JSON types; the path is reduced to the file's name, to reveal no folder."""
         return asdict(self) | {"path": Path(self.path).name, "fresh": list(self.fresh), "unused": list(self.unused)}
 
 
 def find_weights(name: str) -> Path | None:
-    """Return the file of published weights that an installed package brings along; None where there are none such.
+    """Return the published weights' file of an installed package; None if there are none for this name.
 
-    Nothing is downloaded, and no code of the package is run.
+    Nothing is downloaded, and no code of the package runs.
     """
     if name not in _PUBLISHED:
         return None
@@ -107,10 +107,9 @@ def find_weights(name: str) -> Path | None:
 
 
 def backbone_options(path: Path) -> dict[str, Any]:
-    """Return what a file of weights says of its network: fields of a configuration.
+    """Return the configuration fields of the network in a file of weights: its backbone, pooling and image input.
 
-    That is what backbone it is, how its features are pooled, and which images it takes. It is empty for a file that
-    is neither a stochcl model nor one of published weights that this version knows, or that cannot be read.
+    Empty if the file is unreadable, or neither a stochcl model nor known published weights.
     """
     if name := _published_name(path):
         return {"backbone": name}
@@ -123,7 +122,7 @@ def backbone_options(path: Path) -> dict[str, Any]:
 
 
 def _published_name(path: Path) -> str | None:
-    """Return the backbone whose published weights this file is, by its hash."""
+    """Return the backbone that a file holds the published weights of, identified by hash."""
     try:
         with path.open("rb") as file:
             pickled = is_pickle(file.read(16))
@@ -134,12 +133,12 @@ def _published_name(path: Path) -> str | None:
 
 
 def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
-    """Load weights into the backbone of an encoder, in place.
+    """Load weights into an encoder's backbone, in place.
 
-    The file holds the names of the backbone's own state dict (those of torchvision for a residual network, those of
-    the published file for an EfficientNet-Lite), all behind one prefix or none: ``module.``, ``backbone.``,
-    ``encoder.``... A stochcl model file is such a file, and brings the statistics of its features along. Weights for
-    a stem with another kernel are left alone, with the normalisation behind them: it was learned for other channels.
+    The file has the names of the backbone's own state dict (torchvision's for a residual network, the published
+    file's for an EfficientNet-Lite), with a common prefix or none: ``module.``, ``backbone.``, ``encoder.``... A
+    stochcl model file qualifies, and brings its features' statistics. A stem with another kernel is skipped together
+    with its normalisation, which was learned for other channels.
     """
     network = _network(encoder)
     tensors = _read(path)
@@ -160,7 +159,7 @@ def init_backbone(encoder: Encoder, path: Path) -> Initialisation:
 
 
 def _network(encoder: Encoder) -> nn.Module:
-    """Return the module whose state-dict names a file of weights has."""
+    """Return the module whose state-dict names a file of weights uses."""
     backbone = encoder.backbone
     if isinstance(backbone, Features):
         raise UsageError("an encoder of vectors has no backbone to load weights into; omit --init.")
@@ -175,7 +174,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         refuse_pointer(path, head, "weights", ModelError)
         pickled = is_pickle(head)
         if pickled and _published_name(path):
-            # Its bytes are known, and still nothing in it is executed.
+            # A known file; even so, ``weights_only`` executes nothing in it.
             return dict(torch.load(path, map_location="cpu", weights_only=True))
         if pickled:
             raise ModelError(
@@ -193,7 +192,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
-    """Return what stands before the backbone's names in the file: the prefix that most of them have."""
+    """Return the prefix of the backbone's names in the file: the one that most of them share."""
     found: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
@@ -213,7 +212,7 @@ def _prefix(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor])
 
 
 def _other_stem(network: nn.Module, expected: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of a residual network's stem, if the file's has another kernel and is the same otherwise."""
+    """Return the stem's tensor names of a residual network if the file's stem differs only in its kernel."""
     stem = given.get("conv1.weight")
     if not isinstance(network, ResNet) or stem is None or stem.ndim != 4:
         return ()
@@ -224,11 +223,11 @@ def _other_stem(network: nn.Module, expected: dict[str, Tensor], given: dict[str
 
 
 def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Refuse weights of another network, naming the first tensor that is not as the backbone has it."""
+    """Refuse weights of another network, naming the first tensor that does not match."""
     shown, but = escape_name(path), "these weights are of another network"
     for name, tensor in wanted.items():
         if name not in given:
-            if name.endswith("num_batches_tracked"):  # files from before there was such a counter, and stochcl's own
+            if name.endswith("num_batches_tracked"):  # missing in files older than the counter, and in stochcl's own
                 continue
             raise ModelError(f"{shown}: {but}: the backbone's {name} {list(tensor.shape)} is not in the file.")
         if given[name].shape != tensor.shape:
@@ -247,7 +246,7 @@ def _check_layout(path: Path, network: nn.Module, wanted: dict[str, Tensor], giv
 
 
 def _metadata_of_ours(path: Path) -> dict[str, str]:
-    """Return what a stochcl model file says beside its tensors; nothing of any other file."""
+    """Return the metadata of a stochcl model file; empty for other files."""
     try:
         _, metadata = read_tensors(path, None)
     except (OSError, ValueError):
@@ -256,7 +255,7 @@ def _metadata_of_ours(path: Path) -> dict[str, str]:
 
 
 def _load_statistics(encoder: Encoder, tensors: dict[str, Tensor]) -> set[str]:
-    """Load the statistics of a stochcl model's features, and return their names in the file; none of others."""
+    """Load the feature statistics of a stochcl model, and return their names in the file."""
     state = encoder.norm.state_dict()
     names = {f"norm.{name}" for name in ("running_mean", "running_var")} & set(tensors)
     names = {name for name in names if tensors[name].shape == state[name.removeprefix("norm.")].shape}

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from stochcl.encoders.config import EncoderConfig
     from stochcl.entropy.autoregressive import AutoregressiveModel
 
-_LEAST = 1e-6  # probability that a prior starts from
-_REACHED = 1e-18  # a probability whose square, by which its gradient is divided, float32 still holds
+_LEAST = 1e-6  # the least initial probability of a prior
+_REACHED = 1e-18  # the gradient divides by its square, which float32 still holds
 
 
 def node_probabilities(probabilities: Tensor) -> Tensor:
-    """Return the probability of a one at every node, shape (..., 2**bits - 1), of symbols' own, shape (..., K).
+    """Return the probability of a one at every node, shape (..., 2**bits - 1), from those of symbols, shape (..., K).
 
-    It is 1/2 at a node that is hardly ever reached.
+    It is 1/2 at nodes that are almost never reached.
     """
     bits = bits_per_symbol(probabilities.shape[-1])
     leaves = functional.pad(probabilities, (0, (1 << bits) - probabilities.shape[-1]))
@@ -43,14 +43,14 @@ def node_probabilities(probabilities: Tensor) -> Tensor:
 
 
 def symbol_bits(alphabet: int, device: torch.device | None = None) -> Tensor:
-    """Return the decisions that each symbol is coded as, float32, shape (K, bits), most significant first."""
+    """Return the decisions of each symbol, float32, shape (K, bits), most significant first."""
     bits = bits_per_symbol(alphabet)
     symbols = torch.arange(alphabet, device=device)
     return (symbols[:, None] >> torch.arange(bits - 1, -1, -1, device=device) & 1).float()
 
 
 def decision_nodes(decisions: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
-    """Return latent, shape (T,), and node, shape (B, T), of every decision, given those before it in its symbol."""
+    """Return latent, shape (T,), and node, shape (B, T), of every decision, given the earlier ones of its symbol."""
     bits = bits_per_symbol(alphabet)
     latents = decisions.shape[1] // bits
     latent = torch.arange(latents, device=decisions.device).repeat_interleave(bits)
@@ -61,22 +61,22 @@ def decision_nodes(decisions: Tensor, alphabet: int) -> tuple[Tensor, Tensor]:
     return latent, torch.stack(nodes, dim=2).reshape(len(decisions), -1)
 
 
-_STRIDE = 8  # hidden units begin at multiples of this many decisions: a decoder computes them group by group
-_FIRST = 0.5  # deviation of a hidden unit's sum before training
+_STRIDE = 8  # hidden units start at multiples of this many decisions, because a decoder computes them in groups
+_FIRST = 0.5  # initial deviation of a hidden unit's sum
 
 
 class AutoregressivePrior(nn.Module):
-    """p(z) over the binary decisions d of a code, each given those before it, with s = 2 d - 1 (MADE):
+    """p(z) over the binary decisions d of a code, each given the earlier ones, with s = 2 d - 1 (MADE):
 
         logit_j = bias_j + direct_j s + output_j clamp(hidden s + hidden_bias, 0, 1)
 
-    Germain et al., arXiv 1502.03509, with one hidden layer, or none, and direct connections. As the rate of a
-    training loss, it charges what the coder's network will charge: :meth:`quantised` is that network.
+    Germain et al., arXiv 1502.03509, with one hidden layer, or none, and direct connections. As the rate of
+    a training loss it gives the coder's cost: :meth:`quantised` is the coder's network.
 
-    ``code`` has ``latents`` and ``alphabet``. The network starts from the probabilities of a one at ``nodes`` of
-    every latent's tree, shape (D, 2**bits - 1), 1/2 by default; ``bias`` has their log-odds.
-    Decisions from ``joint`` on, where it is given, depend on none, and none depends on them; hidden units then begin
-    at every decision, because what codes a word's last bits has to know its first.
+    ``code`` has ``latents`` and ``alphabet``. ``bias`` starts as the log-odds of ``nodes``, the probabilities of a
+    one in every latent's tree, shape (D, 2**bits - 1), 1/2 by default.
+    Decisions from ``joint`` on are independent of all others. With ``joint``, hidden units start at every decision,
+    because coding a word's last bits needs its first ones.
     """  # noqa: D400
 
     def __init__(
@@ -114,7 +114,7 @@ class AutoregressivePrior(nn.Module):
             getattr(self, name).mul_(self.get_buffer(f"{name}_mask"))
 
     def masked(self, name: str) -> Tensor:
-        """Return a weight whose masked part stays zero in what it computes and in its gradient."""
+        """Return a weight with its masked part zero in value and gradient."""
         weight: Tensor = getattr(self, name) * self.get_buffer(f"{name}_mask")
         return weight
 
@@ -129,14 +129,14 @@ class AutoregressivePrior(nn.Module):
         return logits.float() + bias
 
     def bits(self, decisions: Tensor) -> Tensor:
-        """Return what each decision costs given those before it, in bits, shape (B, T)."""
+        """Return the cost of each decision given the earlier ones, in bits, shape (B, T)."""
         logits = self(decisions)
         nats: Tensor = functional.softplus(logits) - decisions * logits
         return nats / math.log(2)
 
     @torch.no_grad()
     def quantised(self) -> AutoregressiveModel:
-        """Return the network in integers, for the coder."""
+        """Return the integer network for the coder."""
         named = [self.bias, self.masked("direct"), self.masked("hidden"), self.hidden_bias, self.masked("output")]
         bias, direct, hidden, hidden_bias, output = (t.double().cpu().numpy() for t in named)
         return rounded_model(
@@ -146,7 +146,7 @@ class AutoregressivePrior(nn.Module):
 
 
 def spread_degrees(decisions: int, hidden: int, stride: int = _STRIDE) -> NDArray[np.int32]:
-    """Return the number of decisions that each hidden unit sees, spread evenly over the multiples of the stride."""
+    """Return how many decisions each hidden unit sees, spread evenly over multiples of the stride."""
     stride = min(stride, decisions - 1)
     groups = max(1, (decisions - 1) // stride)
     return ((np.arange(hidden) * groups // max(1, hidden) + 1) * stride).astype(np.int32)
@@ -156,9 +156,9 @@ _LEAST_SCALE = 0.06  # steps: sigmoid(-0.5 / 0.06) is 1/4096
 
 
 class Factorised(ABC):
-    """p(z) of independent latents, one family's; its learned parameters are the encoder's ``prior``.
+    """A family's p(z) of independent latents; its learned parameters are the encoder's ``prior``.
 
-    Parameters are float32, shape (D, ...), as :meth:`initial` makes them.
+    Parameters are float32, shape (D, ...), as made by :meth:`initial`.
     """
 
     def __init__(self, parameters: Tensor, config: EncoderConfig) -> None:
@@ -168,7 +168,7 @@ class Factorised(ABC):
     @staticmethod
     @abstractmethod
     def initial(config: EncoderConfig) -> Tensor:
-        """Return parameters to begin with."""
+        """Return initial parameters."""
 
     @abstractmethod
     def log_prob(self) -> Tensor:
@@ -176,14 +176,14 @@ class Factorised(ABC):
 
     @abstractmethod
     def mean(self) -> Tensor:
-        """Return the mean in decoder form, which stands for a missing latent: shape (D,), or (D, K) of one-hots."""
+        """Return the mean in decoder form, for missing latents: shape (D,), or (D, K) for one-hot vectors."""
 
     def nodes(self) -> Tensor:
         """Return the probability of a one at every node of every latent's tree, shape (D, 2**bits - 1)."""
         return node_probabilities(self.log_prob().exp())
 
     def numerators(self) -> NDArray[np.int32]:
-        """Return those probabilities as the coder's table holds them, in units of 1/4096, of 1..4095."""
+        """Return the node probabilities for the coder's table, in units of 1/4096, in 1..4095."""
         return quantised(self.nodes().detach().cpu().numpy())
 
 
@@ -216,12 +216,12 @@ class CategoricalPrior(Factorised):
 
 
 class LogisticPrior(Factorised):
-    """Of Gaussian latents: a logistic density integrated over the quantiser's bins; parameters of shape (D, 2).
+    """A logistic density integrated over the quantiser's bins, for Gaussian latents; parameters of shape (D, 2).
 
-    They are the mean, and the logarithm of what the scale is more than the least that a table can express,
-    in units of quantisation steps. Its tails are heavier than a Gaussian's, so that a rare level costs bits in
-    proportion to its distance and not to the square of it (as in Salimans et al., arXiv 1701.05517). The outermost
-    bins reach to infinity, because the quantiser clips.
+    They are the mean and the log of the scale's excess over the least that a table can express, in quantisation
+    steps. Its tails are heavier than a Gaussian's, so a rare level costs bits in proportion to its distance, not to
+    the square (as in Salimans et al., arXiv 1701.05517). The outermost bins reach to infinity, because the quantiser
+    clips.
     """
 
     @staticmethod
@@ -233,7 +233,7 @@ class LogisticPrior(Factorised):
         mean, scale = self.parameters[:, :1], self.parameters[:, 1:].exp() + _LEAST_SCALE
         edges = torch.arange(1, self.alphabet, device=mean.device) + first_level(self.alphabet) - 0.5
         u = (edges - mean) / scale
-        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): nothing cancels.
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), without cancellation.
         inner = functional.logsigmoid(u[:, 1:]) + functional.logsigmoid(-u[:, :-1]) + (-(-1 / scale).expm1()).log()
         return torch.cat([functional.logsigmoid(u[:, :1]), inner, functional.logsigmoid(-u[:, -1:])], dim=1)
 

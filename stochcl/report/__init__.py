@@ -1,1 +1,1 @@
-"""Pages that explain an archive, or show what a search found."""
+"""HTML pages that explain an archive or show search results."""

@@ -1,4 +1,4 @@
-"""The numbers of a report: what is read from an archive, and what is computed from it."""
+"""The numbers of a report: read from an archive, or computed from it."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
     from stochcl.files import PathLike
 
 
-RUN = 64  # consecutive rows taken together, since rows are decoded in blocks
+RUN = 64  # consecutive rows per run, because rows are decoded in blocks
 READ_ROWS = 4096  # decoded at a time
-RATED_ROWS = 4096  # rows whose bits are measured latent by latent
+RATED_ROWS = 4096  # rows whose bits per latent are measured
 
 FLIPPED_ROWS = 200
-NEIGHBOR_ROWS = 10_000  # among which nearest rows are sought
+NEIGHBOR_ROWS = 10_000  # rows searched for neighbours
 MAPPED_ROWS = 3000
-COMPARED_VALUES = 2048  # of categories: the association table grows with its square
-EXTREMES = 12  # most and least certain rows
+COMPARED_VALUES = 2048  # total categories compared: the association table grows with the square
+EXTREMES = 12  # most and least certain rows shown
 TYPICAL, RANDOM = 8, 4  # rows shown for each side of a latent
 
-PROBE_ROWS = 10_000  # to cross-validate
-PROBE_CELLS = 1 << 18  # rows times classes; bounds the time of a fit with many classes
+PROBE_ROWS = 10_000  # rows to cross-validate
+PROBE_CELLS = 1 << 18  # rows times classes; limits the time of a fit with many classes
 PROBE_CLASSES = 100
 PROBE_LEAST = 10  # rows
-FOLDS, MIN_CLASS = 5, 2  # what `stochcl evaluate` does unless told otherwise
+FOLDS, MIN_CLASS = 5, 2  # the defaults of `stochcl evaluate`
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Labels of the sampled rows; an empty string or NaN is none."""
+    """Labels of the sampled rows; an empty string or NaN means none."""
 
     target: str
     task: Task
@@ -67,7 +67,7 @@ class Labels:
         return found
 
     def of_row(self, row: int) -> str:
-        """Return the label of a sampled row as text, empty where there is none."""
+        """Return the label of a sampled row as text, or an empty text."""
         if not self.known[row]:
             return ""
         return f"{self.y[row]:g}" if self.task == "regression" else escape_name(str(self.y[row]))
@@ -75,11 +75,11 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """What a report reads from an archive: facts of the whole, and a sample of its rows.
+    """Facts of an archive and a sample of its rows.
 
     ``rows`` are the sampled rows, ascending, ``sample`` their codes, and ``numbers`` the latents' numbers in their
-    model. ``lengths`` are the bits of each latent given those before it, under the entropy model that codes most
-    rows. ``names`` and ``uncertainty`` are of all rows.
+    model. ``lengths`` are the bits of each latent given the earlier ones, under the entropy model of most rows.
+    ``names`` and ``uncertainty`` cover all rows.
     """
 
     facts: Report
@@ -93,12 +93,12 @@ class ReportData:
     notes: tuple[str, ...]
 
     def name(self, row: int) -> str:
-        """Return the name of a row of the archive, or its number."""
+        """Return a row's name, or its number."""
         return f"{self.facts.unit} {row:,}" if self.names is None else escape_name(self.names[row])
 
 
 def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
-    """Choose rows to look at: all, or runs of 64 spread evenly, since rows of a class usually stand together.
+    """Return rows to sample: all, or evenly spread runs of 64, because rows of a class are usually adjacent.
 
     >>> rows = sampled_rows(1_000_000, 1280, seed=0)
     >>> len(rows), len(set((rows // 50_000).tolist()))
@@ -122,7 +122,7 @@ def read_data(
         raise UsageError(f"{escape_name(path)}: it holds no rows to report on.")
     header, notes = archive.header, list[str]()
     rows = sampled_rows(len(archive), most, seed)
-    given = _read_labels(archive, path, rows, labels, column, level, task, notes)  # before rows, which take longer
+    given = _read_labels(archive, path, rows, labels, column, level, task, notes)  # before the slower rows
     packed = []
     for start in range(0, len(rows), READ_ROWS):
         packed.append(archive[rows[start : start + READ_ROWS]].packed)
@@ -144,7 +144,7 @@ def _read_labels(
     archive: ArchiveBase, path: PathLike, rows: NDArray[np.integer], labels: PathLike | None, column: str | None,
     level: int | None, task: Task, notes: list[str],
 ) -> Labels | None:  # fmt: skip
-    """Return the sampled rows' labels; folder names that cannot serve as labels are left out with a note."""
+    """Return the sampled rows' labels; folder names that cannot be labels are left out with a note."""
     if labels is None and archive.labels is None:
         return None
     try:
@@ -174,10 +174,10 @@ def _read_labels(
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear probe of the sampled rows, scored as ``stochcl evaluate`` scores it.
+    """A linear probe of the sampled rows, scored like ``stochcl evaluate``.
 
-    ``scores`` are of a cross-validation. ``fitted`` is the probe of its first fold, ``held`` the rows that it has not
-    seen, and ``right`` which of them it answers rightly. ``classes`` is empty and ``right`` None for numbers.
+    ``scores`` come from a cross-validation. ``fitted`` is the probe of its first fold, ``held`` the rows it has not
+    seen, and ``right`` marks those it gets right. For regression ``classes`` is empty and ``right`` None.
     """
 
     scores: Evaluation
@@ -207,7 +207,7 @@ def train_probe(sample: of.Sample, labels: Labels, seed: int) -> tuple[Probe | N
         train, held = make_splits(y, labels.task, seed=seed, folds=FOLDS)[0][0]
         symbols = sample.decoder is None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the scores have them as notes
+            warnings.simplefilter("ignore")  # the scores note them
             fitted = fit(x[train], y[train], task=labels.task, seed=seed).probe
             right = fitted.predict(x[held].astype(np.float32)) == y[held] if labels.task == "classification" else None
     except (StochclError, ValueError) as exc:
@@ -218,7 +218,7 @@ def train_probe(sample: of.Sample, labels: Labels, seed: int) -> tuple[Probe | N
 
 
 def _probe_rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[str]]:
-    """Return rows to train and score on: those of the largest classes that have enough rows."""
+    """Return rows of the largest classes with enough rows, to train and score on."""
     rows, notes, most = np.random.default_rng(seed).permutation(np.flatnonzero(labels.known)), list[str](), PROBE_ROWS
     if labels.task == "classification":
         classes, numbers, sizes = np.unique(labels.y[rows], return_inverse=True, return_counts=True)
@@ -235,12 +235,12 @@ def _probe_rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[st
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """The figures of a report; columns count the archive's latents, rows the sampled rows.
+    """The figures of a report; columns are the archive's latents, rows the sampled rows.
 
-    ``counts`` (D, K) says how often a latent takes each value, ``alone`` its entropy in bits, ``weights`` its share
-    of the vectors' variance. ``associated`` is of the columns ``compared``. ``strongest`` are columns, the strongest
-    first, by ``strength``: information, weight or entropy; ``scores`` are those of all latents. ``certain`` and
-    ``uncertain`` are rows of the archive, empty where no uncertainty is stored.
+    ``counts`` (D, K) are each latent's value counts, ``alone`` its entropy in bits, ``weights`` its share of the
+    vectors' variance. ``associated`` covers the columns ``compared``. ``strongest`` are columns, strongest first, by
+    ``strength``: information, weight or entropy; ``scores`` are those of all latents. ``certain`` and ``uncertain``
+    are rows of the archive, empty without stored uncertainty.
     """
 
     counts: NDArray[np.int64]
@@ -265,7 +265,7 @@ class Findings:
 def compute_findings(
     data: ReportData, *, shown: int, seed: int, tell: Callable[[str], None] = lambda what: None
 ) -> Findings:
-    """Compute all figures, with a closer look at the ``shown`` strongest latents."""
+    """Compute all figures, with details of the ``shown`` strongest latents."""
     sample, labels = data.sample, data.labels
     rng = np.random.default_rng(seed)
     tell("counting")
@@ -312,7 +312,7 @@ def compute_findings(
 
 
 def _compared(counts: NDArray[np.int64], scores: NDArray[np.float64], kind: str) -> NDArray[np.integer]:
-    """Return the latents to compare with each other: all, or of categories the strongest that fit."""
+    """Return the latents to compare: all, or the strongest categories that fit."""
     if kind != "categories":
         return np.arange(len(counts))
     order = np.argsort(-scores, kind="stable")

@@ -1,4 +1,4 @@
-"""What pages of one HTML file are made of: templates that escape everything, thumbnails, and plots as SVG."""
+"""Building blocks of single-file HTML pages: escaping templates, thumbnails, and plots as SVG."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def size(count: float) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Write what is not Unicode or has no shape as an escape, since files may have any bytes as names."""
+    """Escape characters that are not printable Unicode, because file names may hold any bytes."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return escape_name(value)
@@ -86,12 +86,12 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in one of the templates beside this file; values are escaped."""
+    """Render a template beside this file, with values escaped."""
     return _environment().get_template(template).render(**values)
 
 
 def write_page(path: PathLike, text: str) -> None:
-    """Write a page, whole or not at all."""
+    """Write a page atomically."""
     with writing(path, "the page"), replacing(path) as file:
         file.write(text.encode("utf-8"))
 
@@ -106,7 +106,7 @@ def thumbnail(pixels: NDArray[Any]) -> str:
 
 
 class Thumbnails:
-    """Thumbnails of a source's images; counts which images were ``asked`` for and which are ``missing``."""
+    """Thumbnails of a source's images; records which were ``asked`` for and which are ``missing``."""
 
     def __init__(self, path: PathLike, *, size: int = 96) -> None:
         source = open_source(path)
@@ -119,7 +119,7 @@ class Thumbnails:
         self.missing: set[str | int] = set()
 
     def of(self, which: str | int) -> str | None:
-        """Return the image of a printable name, or at a place in the source; None if missing."""
+        """Return the image with a printable name or at a position in the source; None if missing."""
         row = self._rows.get(which) if isinstance(which, str) else which if which < len(self.source) else None
         shown = None if row is None else self._load(row)
         self.asked.add(which)
@@ -128,7 +128,7 @@ class Thumbnails:
         return shown
 
     def _load(self, row: int) -> str | None:
-        """Return the thumbnail at a place of the source."""
+        """Return the thumbnail at a position in the source."""
         if row not in self._made:
             try:
                 self._made[row] = thumbnail(self.source.load(row, self._preprocess))
@@ -143,7 +143,7 @@ VARIABLES = {
 }  # fmt: skip
 KEPT = {"viewBox", "d", "x", "y", "style", "transform"}  # attributes
 MAP = (6.4, 4.2)  # inches of a map; its plot fills it
-DOT = 2.6  # points across; a page may set --dot where a map is shown smaller
+DOT = 2.6  # diameter in points; a page may set --dot for smaller maps
 
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "stochcl", "path.simplify": False, "text.parse_math": False,
@@ -155,14 +155,14 @@ STYLE: Any = {
 
 
 def _draw(draw: Callable[[Axes], None], *, width: float = 4.6, height: float = 3, frame: bool = True) -> Markup:
-    """Return what a function draws on axes as an SVG element; without a frame the axes fill it."""
+    """Return an SVG element of axes drawn by a function; without a frame the axes fill it."""
     from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # no window, and no state of pyplot's
     from matplotlib.figure import Figure
 
     with rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fonts that lack a letter: the browser has its own
-        rcdefaults()  # whatever the user's own settings are
+        warnings.simplefilter("ignore")  # fonts that lack a character: the browser has its own
+        rcdefaults()  # ignores the user's settings
         rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), layout="constrained" if frame else None)
         FigureCanvasSVG(figure)
@@ -175,10 +175,10 @@ def _draw(draw: Callable[[Axes], None], *, width: float = 4.6, height: float = 3
 
 
 def _for_page(root: ET.Element) -> Markup:
-    """Return matplotlib's SVG without identifiers and namespaces, with short numbers, in the page's colours."""
+    """Return matplotlib's SVG in the page's colours, with short numbers and without identifiers and namespaces."""
     from markupsafe import Markup
 
-    for parent in reversed(list(root.iter())):  # children first, as groups become empty
+    for parent in reversed(list(root.iter())):  # children first, because groups become empty
         for child in list(parent):
             if child.tag.endswith(("metadata", "defs", "use")) or (child.tag.endswith("}g") and not len(child)):
                 parent.remove(child)
@@ -194,12 +194,12 @@ def _for_page(root: ET.Element) -> Markup:
         style = style.replace(f"stroke-width: {DOT}", f"stroke-width: var(--dot, {DOT})")
         element.attrib.clear()
         element.attrib |= kept | ({"style": style} if style else {})
-    root.set("aria-hidden", "true")  # what it shows is said beside it
+    root.set("aria-hidden", "true")  # the text beside it says the same
     return Markup(ET.tostring(root, encoding="unicode"))
 
 
 def line_plot(series: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], *, x_label: str, y_label: str) -> Markup:
-    """Draw two rising lines from the origin, each with its name beside it; the second is dashed."""
+    """Draw two rising lines from the origin, labelled in place; the second is dashed."""
 
     def draw(axes: Axes) -> None:
         lower = min(range(len(series)), key=lambda i: series[i][2][-1])
@@ -218,7 +218,7 @@ def line_plot(series: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], *, x_lab
 def scatter_plot(
     x: NDArray[Any], y: NDArray[Any], named: Sequence[tuple[float, float, str]], *, x_label: str, y_label: str
 ) -> Markup:
-    """Draw points, some of which are marked, and named where a name covers no other name or mark."""
+    """Draw points, some marked, and label marks where the name overlaps no other name or mark."""
     from matplotlib.transforms import Bbox
 
     def draw(axes: Axes) -> None:
@@ -244,7 +244,7 @@ def scatter_plot(
 
 
 def histogram(edges: NDArray[Any], counts: NDArray[Any], *, x_label: str, y_label: str) -> Markup:
-    """Draw counts over ranges of a number."""
+    """Draw a histogram from edges and counts."""
 
     def draw(axes: Axes) -> None:
         axes.stairs(counts, edges, fill=True, facecolor=ACCENT, edgecolor=PAPER, linewidth=0.5)
@@ -254,7 +254,7 @@ def histogram(edges: NDArray[Any], counts: NDArray[Any], *, x_label: str, y_labe
 
 
 def association_plot(names: Sequence[str], values: NDArray[Any]) -> Markup:
-    """Draw a table of numbers from -1 to 1 as squares: the size says how much, hollow ones are negative."""
+    """Draw a table of numbers from -1 to 1 as squares: size is magnitude, negative ones are hollow."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
     from matplotlib.transforms import Affine2D
@@ -295,7 +295,7 @@ def dot_map(
 
 
 def _dots(points: NDArray[Any], color: str, alpha: float, width: float = DOT) -> PathPatch:
-    """Return points as one path of round dots, which takes a quarter of the bytes of markers."""
+    """Return points as one path of round dots, a quarter of the bytes of markers."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 

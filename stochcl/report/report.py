@@ -1,4 +1,4 @@
-"""From an archive to the page that explains it, and from a search to its page."""
+"""The page that explains an archive, and the page of a search."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 SCHEMA = "stochcl.report/0"
 SAMPLE = 20_000
-"""Rows that latents are looked at in, by default."""
+"""Default number of rows in which latents are examined."""
 
 THUMBNAIL = 64  # pixels
-NAMED = 8  # latents that a plot names
-COMPARED = 20  # latents of the association plot
+NAMED = 8  # latents named in a plot
+COMPARED = 20  # latents in the association plot
 CURVE = 200  # points of a curve
-CLASS_MAPS = 12  # classes with a map of their own, the largest
-PATCHES = 12, 8  # of the map, each with one picture
+CLASS_MAPS = 12  # classes with their own map, largest first
+PATCHES = 12, 8  # grid of the map, with one picture per cell
 
 
 def write_report(
@@ -49,7 +49,7 @@ def write_report(
 ) -> dict[str, Any]:  # fmt: skip
     """Write one HTML page that explains an archive.
 
-    Latents are looked at in a sample of rows, so time and memory hardly grow with the archive.
+    Latents are examined in a sample of rows, so time and memory hardly grow with the archive.
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "a report", "plots")
@@ -76,7 +76,7 @@ def write_report(
 
 
 class View:
-    """Figures, plots and pictures as the template asks for them; a row is a sampled row unless said otherwise."""
+    """Figures, plots and pictures for the template; a row is a sampled row unless stated otherwise."""
 
     def __init__(self, data: ReportData, found: Findings, images: PathLike | None) -> None:
         self.data, self.found, self.images = data, found, images
@@ -84,11 +84,11 @@ class View:
         self.thumbnails, self._gone = None, ""
         try:
             self.thumbnails = None if images is None else page.Thumbnails(images, size=THUMBNAIL)
-        except SourceError as exc:  # the page goes without pictures
+        except SourceError as exc:  # the page has no pictures then
             self._gone = f"There are no pictures here: {exc}"
 
     def notices(self) -> list[str]:
-        """Return what a reader should know about the pictures; complete once all of them were asked for."""
+        """Return notices about the pictures; complete only after all were requested."""
         if self._gone:
             return [self._gone]
         if self.thumbnails is None:
@@ -119,23 +119,23 @@ class View:
         return f"{name} ({label})" if label else name
 
     def image(self, row: int) -> str | None:
-        """Return a row's thumbnail, None where there is none."""
+        """Return a row's thumbnail or None."""
         return self.archive_image(int(self.data.rows[row]))
 
     def archive_image(self, row: int) -> str | None:
-        """Return the thumbnail of a row of the archive; by its place where rows have no names."""
+        """Return the thumbnail of an archive row, by position if rows have no names."""
         if self.thumbnails is None:
             return None
         return self.thumbnails.of(row if self.data.names is None else self.data.name(row))
 
     def far(self, distance: float) -> str:
-        """Format a distance of codes: between vectors, 1 - cosine as the angle that it stands for."""
+        """Format a distance: 1 - cosine of vectors as an angle, others as a number."""
         if self.data.sample.decoder is None:
             return page.number(distance)
         return f"{np.degrees(np.arccos(np.clip(1 - distance, -1, 1))):.1f}\u00b0"
 
     def value(self, column: int) -> str:
-        """Return how often a bit is on, the mean of levels, or the most frequent category."""
+        """Return the share of ones of a bit, the mean of levels, or the most frequent category."""
         counts = self.found.counts[column]
         total = counts.sum()
         if self.kind == "bits":
@@ -147,7 +147,7 @@ class View:
         return f"{mean:.1f} ({np.sqrt(float(counts @ np.square(values - mean) / total)):.1f})"
 
     def partner(self, column: int) -> tuple[str, str]:
-        """Return the latent that one goes most with, and how closely."""
+        """Return the latent most associated with this one, and the association."""
         compared, associated = self.found.compared, self.found.associated
         at = int(np.searchsorted(compared, column))
         if len(compared) < 2 or at == len(compared) or compared[at] != column:
@@ -157,12 +157,12 @@ class View:
         return (self.latent(int(compared[best])), f"{values[best]:+.2f}") if values[best] else ("", "")
 
     def ranked(self) -> list[int]:
-        """Return all columns, the strongest first."""
+        """Return all columns, strongest first."""
         found: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
         return found
 
     def cost_plot(self) -> Markup:
-        """Draw the bits of the first latents."""
+        """Draw the cumulative bits of the first latents."""
         step = max(1, len(self.found.alone) // CURVE)
         ends = np.unique(np.r_[0 : len(self.found.alone) : step, len(self.found.alone)])
         given, alone = (np.r_[0, np.cumsum(bits)][ends] for bits in (self.data.lengths, self.found.alone))
@@ -172,7 +172,7 @@ class View:
         )  # fmt: skip
 
     def label_plot(self, bits: NDArray[np.float64]) -> Markup:
-        """Draw what each latent says about the label against its own bits."""
+        """Draw each latent's information about the label against its own bits."""
         alone, shown = self.found.alone, self.found.strongest[:NAMED].tolist()
         named = [(float(alone[c]), float(bits[c]), self.latent(c)) for c in shown]
         return page.scatter_plot(
@@ -180,7 +180,7 @@ class View:
         )
 
     def association_plot(self) -> Markup:
-        """Draw how the strongest latents go together."""
+        """Draw the associations of the strongest latents."""
         compared, associated = self.found.compared, self.found.associated
         places = np.searchsorted(compared, self.found.strongest)
         ranked = np.argsort(-self.found.scores[compared], kind="stable")
@@ -189,7 +189,7 @@ class View:
         return page.association_plot(names, associated[np.ix_(places, places)])
 
     def pairs(self, count: int = 10) -> tuple[float, int, list[tuple[str, str, str]]]:
-        """Return the median association of all pairs, how many pairs are close, and the closest pairs."""
+        """Return the median association of all pairs, the number of close pairs, and the closest pairs."""
         compared = self.found.compared
         first, second = np.triu_indices(len(compared), 1)
         values = self.found.associated[first, second]
@@ -199,7 +199,7 @@ class View:
         return float(np.median(np.abs(values))), int((np.abs(values) >= 0.7).sum()), closest
 
     def certainty_plot(self, values: NDArray[np.float32]) -> Markup:
-        """Draw how uncertain rows are."""
+        """Draw a histogram of uncertainty."""
         counts, edges = np.histogram(values, bins=min(40, max(1, len(np.unique(values)))))
         return page.histogram(edges, counts, x_label="bits of entropy", y_label=f"{self.unit}s")
 
@@ -213,7 +213,7 @@ class View:
         return len(order), float(fifths[0].mean()), float(fifths[-1].mean())
 
     def answers(self, shares: NDArray[np.float64]) -> str:
-        """Format a probe's answer to one row."""
+        """Format a probe's answer for one row."""
         classes = () if self.found.probe is None else self.found.probe.classes
         if not classes:
             return f"{shares[0]:.3g}"
@@ -222,7 +222,7 @@ class View:
         return ", ".join(f"{classes[i]} {page.percent(float(shares[i]))}" for i in order)
 
     def mean_change(self, flip: Intervention) -> str:
-        """Format how a probe's mean answer changes from a latent's one end to the other."""
+        """Format the change of a probe's mean answer from one end of a latent to the other."""
         if flip.means is None or self.found.probe is None:
             return ""
         change, classes = flip.means[1] - flip.means[0], self.found.probe.classes
@@ -233,11 +233,11 @@ class View:
 
     @cached_property
     def map(self) -> dict[str, Any]:
-        """The map: its plot, pictures with their places in percent, and a plot for each of the largest classes."""
+        """The map: its plot, pictures with positions in percent, and a plot for each of the largest classes."""
         points, labels = self.found.projection[0], self.data.labels
         low, high = np.quantile(points, [0.002, 0.998], axis=0)
         inside = ((points >= low) & (points <= high)).all(axis=1)
-        pad = np.maximum((0.04, 0.06) * (high - low), 1e-9)  # pictures stay inside
+        pad = np.maximum((0.04, 0.06) * (high - low), 1e-9)  # keeps pictures inside
         low, high = low - pad, high + pad
         drawn = self.found.mapped[inside[self.found.mapped]]
         classes, more = [], 0
@@ -253,7 +253,7 @@ class View:
         }  # fmt: skip
 
     def _map_pictures(self, rows: NDArray[np.integer], places: NDArray[np.float64]) -> list[tuple[int, float, float]]:
-        """Return rows to show as pictures, the one nearest to the middle of each patch, with places in percent."""
+        """Return rows to show as pictures, the one nearest to each cell's centre, with positions in percent."""
         if self.thumbnails is None:
             return []
         at = places[rows] * PATCHES
@@ -267,7 +267,7 @@ class View:
 
 
 def _to_json(view: View) -> dict[str, Any]:
-    """Return what the page says, as JSON values."""
+    """Return the page's content as JSON values."""
     data, found, facts, pictures = view.data, view.found, view.data.facts, view.thumbnails
     probe, missing = found.probe, 0 if pictures is None else len(pictures.missing)
     return {
@@ -310,7 +310,7 @@ def _to_json(view: View) -> dict[str, Any]:
 def write_search_page(
     result: dict[str, Any], output: PathLike, images: PathLike | None = None, queries: Sequence[PathLike] = ()
 ) -> None:
-    """Write what a search found as one HTML page."""
+    """Write a search result as one HTML page."""
     require("jinja2", "a page", "plots")
     thumbnails = None if images is None else page.Thumbnails(images)
     files = {escape_name(path): path for path in queries if Path(path).suffix.lower() != ".npy"}
