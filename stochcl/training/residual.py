@@ -278,7 +278,7 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
 
 
 def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
-    """Return a map, shape (m, V), rounded in steps of about ``step`` after multiplication by the coordinates' deviations.
+    """Round a map, shape (m, V), in steps of about ``step`` in units of the coordinates' deviations.
 
     Rows that matter less than the rounding are zero.
     """
