@@ -100,7 +100,7 @@ def test_other_codes_than_the_encoders_are_no_result(model, images, monkeypatch)
     [
         ({"model": "general", "backbone": "resnet18"}, "give one of them"),
         ({"size": 64}, "give backbone"),
-        ({"precision": "fp8"}, "must be fp32 or bf16"),
+        ({"precision": "fp8"}, "must be fp32, bf16 or int8"),
         ({"repeat": 0}, "at least 1"),
         ({"images": 10}, "this source has 42 images, and all of them would be compressed, not 10; pass images=42"),
         ({"image_size": 99}, "leave it out where a source is named"),
